@@ -1,0 +1,43 @@
+"""qagent-mlx: query recommendation by a search agent that learns from what it retrieves.
+
+An open implementation of QueryAgent-R1 (arXiv:2606.05671) on MLX-LM, DuckDB and usearch.
+Importing the package loads a fast BLAS on Linux (see `qagent_mlx.runtime`), so import it
+before ``mlx``. Everything else loads when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import QAgentError
+from .runtime import prepare as _prepare
+
+_prepare()
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Shop": "qagent_mlx.shop",
+    "Policy": "qagent_mlx.policy.model",
+    "recommend": "qagent_mlx.agent.recommend",
+    "evaluate": "qagent_mlx.evaluate.report",
+    "train_sft": "qagent_mlx.train.sft",
+    "train_grpo": "qagent_mlx.train.grpo",
+}
+
+__all__ = ["QAgentError", "__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .agent.recommend import recommend
+    from .evaluate.report import evaluate
+    from .policy.model import Policy
+    from .shop import Shop
+    from .train.grpo import train_grpo
+    from .train.sft import train_sft
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

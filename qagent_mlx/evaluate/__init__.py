@@ -1,0 +1,1 @@
+"""Metrics, baselines, reports, and the simulator behind the sample shop."""

@@ -1,0 +1,489 @@
+"""A simulated shop: who its shoppers are, what they need, and what they do.
+
+The sample shop's log comes from here, and so do the fresh shoppers of a simulated A/B test.
+Shoppers have hidden preferences (brand, price, specification, style), a way of wording
+queries, and needs that follow one another: a camera, then a memory card. A search shows
+them what the shop's engine returns; they look from the top, engage with what suits them,
+and word the query anew when nothing does. Well-known brands are tempting to type, and many
+who type them can't afford what comes up or find it sold out. That is the gap between a
+query that is tapped and a query that sells (arXiv:2606.05671).
+
+The log holds what a real shop would see. Preferences stay in the simulator: no policy,
+profile or demonstration is made from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+
+import numpy as np
+
+from ..text import words
+from .world import Brand, ProductType, brands, follow_ups, product_types
+
+START = datetime(2026, 1, 5)
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    """Everything that, with the code, determines a simulated shop."""
+
+    seed: int = 7
+    users: int = 1500
+    days: int = 90
+    products_per_pair: float = 6.6  # products of one type by one brand
+    out_of_stock: float = 0.06
+    out_of_stock_famous: float = 0.3
+    typo_rate: float = 0.03
+    patience: int = 3  # searches in a session before giving up
+    aspiration: float = 0.9  # how much fame, beside taste, decides which brand is typed
+
+
+@dataclass(frozen=True, slots=True)
+class SimProduct:
+    """A product and what the simulator knows of it."""
+
+    product_id: str
+    title: str
+    type_index: int
+    brand_index: int
+    price: float
+    in_stock: bool
+    spec: int
+    style: int
+    model: str
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """One way of wording a need."""
+
+    text: str
+    kind: str  # generic, brand, spec, style, model
+    brand: int = -1
+    option: int = -1
+
+
+class Engine:
+    """The simulated shop's search: BM25 over titles and categories, then quality.
+
+    It does not know the shopper, and it does not hide what is sold out, like many a
+    real one.
+    """
+
+    def __init__(self, documents: list[str], prior: np.ndarray, k1: float = 1.2, b: float = 0.4):
+        self.prior = prior
+        postings: dict[str, dict[int, int]] = {}
+        lengths = np.zeros(len(documents))
+        for i, text in enumerate(documents):
+            terms = words(text)
+            lengths[i] = len(terms)
+            for term in terms:
+                postings.setdefault(term, {}).setdefault(i, 0)
+                postings[term][i] += 1
+        norm = k1 * (1 - b + b * lengths / lengths.mean())
+        self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for term, counts in postings.items():
+            ids = np.fromiter(counts, dtype=np.int64)
+            tf = np.array([counts[i] for i in ids.tolist()], dtype=float)
+            idf = np.log(1 + (len(documents) - len(ids) + 0.5) / (len(ids) + 0.5))
+            self._weights[term] = (ids, idf * tf * (k1 + 1) / (tf + norm[ids]))
+        self._cache: dict[str, np.ndarray] = {}
+
+    def search(self, query: str, k: int = 10) -> np.ndarray:
+        """Indices of the top ``k`` products; fewer when fewer match any word."""
+        cached = self._cache.get(query)
+        if cached is None:
+            scores = np.zeros(len(self.prior))
+            for term in words(query):
+                if term in self._weights:
+                    ids, weight = self._weights[term]
+                    scores[ids] += weight
+            hit = np.flatnonzero(scores > 0)
+            # A page of results does not show what matches only one of several words.
+            if len(hit):
+                hit = hit[scores[hit] > 0.8 * scores[hit].max()]
+            total = np.round(scores[hit] + self.prior[hit], 6)
+            cached = hit[np.lexsort((hit, -total))][:20]
+            self._cache[query] = cached
+        return cached[:k]
+
+
+class World:
+    """The catalog, its engine, and what is in fashion when. Made from the seed alone."""
+
+    def __init__(self, config: SimulatorConfig | None = None) -> None:
+        self.config = config or SimulatorConfig()
+        self.types: list[ProductType] = product_types()
+        self.brands: list[Brand] = brands()
+        self.type_index = {t.name: i for i, t in enumerate(self.types)}
+        self.departments = sorted({t.department for t in self.types})
+        self.next_needs = [
+            [(self.type_index[n], p, d) for n, p, d in follow_ups().get(t.name, [])]
+            for t in self.types
+        ]
+        self.sellers = [
+            [i for i, b in enumerate(self.brands) if t.department in b.departments]
+            for t in self.types
+        ]
+        rng = np.random.default_rng([self.config.seed, 1])
+        self.products = self._make_products(rng)
+        weeks = self.config.days // 7 + 2
+        # Each week a few types and one brand are in fashion.
+        self.hot_types = [rng.choice(len(self.types), 4, replace=False) for _ in range(weeks)]
+        self.hot_brand = [int(rng.integers(len(self.brands))) for _ in range(weeks)]
+        self.by_type = [
+            np.array([i for i, p in enumerate(self.products) if p.type_index == t])
+            for t in range(len(self.types))
+        ]
+        fame = np.array([self.brands[p.brand_index].fame for p in self.products])
+        quality = np.array([p.quality for p in self.products])
+        self.engine = Engine(
+            [f"{p.title} {self.brands[p.brand_index].name}" for p in self.products],
+            0.25 * fame + 0.8 * quality,
+        )
+        self.phrases = [self._phrases(t) for t in range(len(self.types))]
+
+    def _make_products(self, rng: np.random.Generator) -> list[SimProduct]:
+        tier_price = (0.55, 1.0, 1.9)
+        made: list[SimProduct] = []
+        for t, kind in enumerate(self.types):
+            for b in self.sellers[t]:
+                brand = self.brands[b]
+                options = [(i, j) for i in range(len(kind.specs)) for j in range(len(kind.styles))]
+                count = min(len(options), int(rng.poisson(self.config.products_per_pair - 2)) + 2)
+                chosen = sorted(rng.permutation(len(options))[:count].tolist())
+                name = kind.other_name if rng.random() < 0.3 else kind.name
+                letters = (brand.name[0] + kind.name[0]).upper()
+                for c in chosen:
+                    spec, style = options[c]
+                    model = f"{letters}{int(rng.integers(100, 999))}"
+                    price = kind.price * tier_price[brand.tier] * (0.8 + 0.2 * spec)
+                    price *= float(rng.lognormal(0, 0.08))
+                    missing = self.config.out_of_stock
+                    if brand.tier == 2:
+                        missing = self.config.out_of_stock_famous
+                    made.append(
+                        SimProduct(
+                            product_id=f"p{len(made) + 1:04d}",
+                            title=f"{brand.name} {model} {kind.specs[spec]} {name.title()}, "
+                            f"{kind.styles[style]}",
+                            type_index=t, brand_index=b,
+                            price=round(max(round(price), 2) - 0.01, 2),
+                            in_stock=bool(rng.random() >= missing),
+                            spec=spec, style=style, model=model,
+                            quality=float(rng.random()),
+                        )
+                    )
+        return made
+
+    def _phrases(self, t: int) -> list[Phrase]:
+        kind = self.types[t]
+        made = [Phrase(kind.name, "generic"), Phrase(kind.other_name, "generic", option=1)]
+        made += [
+            Phrase(f"{self.brands[b].name.lower()} {kind.name}", "brand", brand=b)
+            for b in self.sellers[t]
+        ]
+        made += [Phrase(f"{s} {kind.name}", "spec", option=i) for i, s in enumerate(kind.specs)]
+        made += [Phrase(f"{s} {kind.name}", "style", option=i) for i, s in enumerate(kind.styles)]
+        return made
+
+    @cached_property
+    def attributes(self) -> list[dict[str, str]]:
+        """What the catalog says of each product beside title, brand and category."""
+        return [
+            {
+                "spec": self.types[p.type_index].specs[p.spec],
+                "style": self.types[p.type_index].styles[p.style],
+            }
+            for p in self.products
+        ]
+
+    def product_rows(self) -> Iterator[dict[str, object]]:
+        """The catalog as a shop would export it."""
+        for product, attributes in zip(self.products, self.attributes, strict=True):
+            kind = self.types[product.type_index]
+            yield {
+                "product_id": product.product_id,
+                "title": product.title,
+                "brand": self.brands[product.brand_index].name,
+                "category": f"{kind.department} > {kind.name.title()}",
+                "price": product.price,
+                "stock": product.in_stock,
+                "attributes": json.dumps(attributes),
+            }
+
+
+@dataclass
+class Need:
+    """Something that a shopper will look for from a day on."""
+
+    type_index: int
+    due: float
+    phrase: Phrase | None = None  # wording that worked before
+    product: int = -1  # what was looked at and not bought
+    visits: int = 0
+
+
+@dataclass
+class Outcome:
+    """What a shopper did with one search."""
+
+    query: str
+    clicks: list[int] = field(default_factory=list)
+    carts: list[int] = field(default_factory=list)
+    purchases: list[int] = field(default_factory=list)
+
+
+class Shopper:
+    """One person, with hidden preferences and a list of needs."""
+
+    def __init__(self, world: World, user_id: str, seed: tuple[int, ...]) -> None:
+        self.world = world
+        self.user_id = user_id
+        self.rng = np.random.default_rng(list(seed))
+        rng, config = self.rng, world.config
+        self.tier = int(rng.choice(3, p=(0.4, 0.38, 0.22)))
+        self.departments = rng.choice(len(world.departments), 4, replace=False)
+        self.start = float(rng.random() ** 1.3 * config.days * 0.6)
+        # One way of wording dominates.
+        kinds = ("generic", "brand", "spec", "style")
+        main = int(rng.choice(4, p=(0.2, 0.45, 0.2, 0.15)))
+        self.wording = {k: 0.72 if i == main else 0.28 / 3 for i, k in enumerate(kinds)}
+        self.other_names = bool(rng.random() < 0.3)
+        # Taste in brands: in each department one favourite of about the right price.
+        self.brand_taste = np.full(len(world.brands), 0.25)
+        for name in world.departments:
+            sellers = [i for i, b in enumerate(world.brands) if name in b.departments]
+            fit = np.array([3.0 if world.brands[b].tier == self.tier else 0.3 for b in sellers])
+            fit *= np.where([self.brand_taste[b] >= 1 for b in sellers], 4.0, 1.0)
+            favourite = sellers[int(rng.choice(len(sellers), p=fit / fit.sum()))]
+            self.brand_taste[favourite] = 1.0
+        self.loyalty = float(rng.beta(4, 2))
+        self.style_taste: dict[str, float] = {}
+        self.spec_lean = float(np.clip(0.5 * self.tier + rng.normal(0, 0.35), 0, 1))
+        self.suits = self._suits()
+        self.disappointed: dict[int, int] = {}  # brand -> searches that led nowhere
+        self.needs: list[Need] = []
+        self.owned: set[int] = set()
+
+    def _style(self, name: str) -> float:
+        if name not in self.style_taste:
+            # The first styles of each type sell best; beyond that it is a person's own taste.
+            self.style_taste[name] = float(self.rng.beta(0.6, 0.6))
+        return self.style_taste[name]
+
+    def _suits(self) -> np.ndarray:
+        """How well each product suits this shopper, in [0, 1]; 0 when it can't be bought."""
+        price_fit = ((1.0, 0.25, 0.02), (0.5, 1.0, 0.15), (0.12, 0.6, 1.0))[self.tier]
+        made = np.zeros(len(self.world.products))
+        for i, p in enumerate(self.world.products):
+            if not p.in_stock:
+                continue
+            kind = self.world.types[p.type_index]
+            brand = self.loyalty * self.brand_taste[p.brand_index] + (1 - self.loyalty) * 0.6
+            lean = 1 - abs(p.spec / max(len(kind.specs) - 1, 1) - self.spec_lean)
+            style = 0.6 + 0.4 * self._style(kind.styles[p.style])
+            tier = self.world.brands[p.brand_index].tier
+            made[i] = price_fit[tier] * brand * (0.6 + 0.4 * lean) * style
+        return np.clip(made * 1.35, 0, 1)
+
+    def choose_phrase(self, t: int, day: float, tried: list[Phrase]) -> Phrase:
+        """How the shopper words a need now, given what was tried in this session."""
+        world = self.world
+        hot = world.hot_brand[int(day // 7)]
+        weights = []
+        options = world.phrases[t]
+        for phrase in options:
+            weight = self.wording[phrase.kind]
+            if phrase.kind == "generic":
+                weight *= 0.9 if (phrase.option == 1) == self.other_names else 0.1
+            elif phrase.kind == "brand":
+                fame = world.brands[phrase.brand].fame * (1.8 if phrase.brand == hot else 1.0)
+                taste = 3.0 * self.loyalty * (self.brand_taste[phrase.brand] >= 1)
+                weight *= taste + world.config.aspiration * 0.15 * fame ** 2 * 0.6 ** (
+                    self.disappointed.get(phrase.brand, 0)
+                )
+            elif phrase.kind == "spec":
+                at = phrase.option / max(len(world.types[t].specs) - 1, 1)
+                weight *= np.exp(-4 * abs(at - self.spec_lean))
+            else:
+                weight *= 0.1 + self._style(world.types[t].styles[phrase.option]) ** 2
+            if phrase in tried:
+                weight = 0.0
+            elif any(phrase.kind == p.kind for p in tried) and phrase.kind != "brand":
+                weight *= 0.5
+            weights.append(weight)
+        total = np.array(weights)
+        return options[int(self.rng.choice(len(options), p=total / total.sum()))]
+
+    def respond(self, query: str, results: np.ndarray, t: int | None) -> Outcome:
+        """Look at a results page from the top; ``t`` is the type that is needed, if any."""
+        outcome = Outcome(query)
+        for position, i in enumerate(results.tolist()):
+            if self.rng.random() > 0.93**position:
+                break
+            product = self.world.products[i]
+            if t is None or product.type_index != t or i in self.owned:
+                continue
+            if self.rng.random() < self.suits[i]:
+                outcome.clicks.append(i)
+                wish = self.suits[i]
+                if self.rng.random() < 0.45 + 0.5 * wish:
+                    outcome.carts.append(i)
+                    if self.rng.random() < 0.85:
+                        outcome.purchases.append(i)
+                        break
+                if len(outcome.clicks) >= 2:
+                    break
+        return outcome
+
+    def typed(self, text: str) -> str:
+        """The text as it is typed: now and then with a slip."""
+        if self.rng.random() >= self.world.config.typo_rate or len(text) < 6:
+            return text
+        at = int(self.rng.integers(1, len(text) - 2))
+        if text[at] == " " or text[at + 1] == " ":
+            return text
+        slip = int(self.rng.integers(3))
+        if slip == 0:
+            return text[:at] + text[at + 1 :]
+        if slip == 1:
+            return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+        return text[:at] + text[at] + text[at:]
+
+    def spontaneous(self, day: float) -> int:
+        """A need that comes from nowhere: an interest, or what is in fashion."""
+        world = self.world
+        if self.rng.random() < 0.3:
+            return int(self.rng.choice(world.hot_types[int(day // 7)]))
+        department = world.departments[int(self.rng.choice(self.departments))]
+        # People begin with the thing itself, not with what belongs to it.
+        inside = [i for i, t in enumerate(world.types) if t.department == department]
+        weights = np.array([3.0 if len(world.next_needs[i]) > 2 else 0.7 for i in inside])
+        weights *= [0.1 if i in self.owned_types else 1.0 for i in inside]
+        return int(inside[int(self.rng.choice(len(inside), p=weights / weights.sum()))])
+
+    @property
+    def owned_types(self) -> set[int]:
+        """Types of which the shopper has bought something."""
+        return {self.world.products[i].type_index for i in self.owned}
+
+    def bought(self, i: int, day: float) -> None:
+        """Remember a purchase and the needs that it brings."""
+        self.owned.add(i)
+        product = self.world.products[i]
+        kind = self.world.types[product.type_index]
+        for t, probability, days in self.world.next_needs[product.type_index]:
+            if self.rng.random() < probability and t not in self.owned_types:
+                self.needs.append(Need(t, day + days * float(self.rng.lognormal(0, 0.25))))
+        if kind.lasts and self.rng.random() < 0.85:
+            self.owned.discard(i)  # it will be used up
+            due = day + kind.lasts * float(self.rng.lognormal(0, 0.12))
+            self.needs.append(Need(product.type_index, due, self._wording_of(i), i))
+
+    def _wording_of(self, i: int) -> Phrase | None:
+        product = self.world.products[i]
+        name = self.world.brands[product.brand_index].name.lower()
+        kind = self.world.types[product.type_index].name
+        return Phrase(f"{name} {kind}", "brand", brand=product.brand_index)
+
+    def live(self) -> Iterator[dict[str, object]]:
+        """The shopper's events, session by session, in order of time."""
+        days = self.world.config.days
+        day = self.start
+        self.needs.append(Need(self.spontaneous(day), day))
+        while day < days:
+            yield from self.session(day)
+            self.needs = [n for n in self.needs if n.visits < 4]
+            if not self.needs or self.rng.random() < 0.12:
+                wait = float(self.rng.exponential(9))
+                self.needs.append(Need(self.spontaneous(min(day + wait, days)), day + wait))
+            due = min(n.due for n in self.needs)
+            # People come back in the evening, a little after they first thought of it.
+            day = max(due, day + 0.2) + float(self.rng.exponential(0.6))
+            day = np.floor(day) + float(np.clip(self.rng.normal(0.75, 0.15), 0.02, 0.97))
+
+    def session(self, day: float) -> Iterator[dict[str, object]]:
+        """One visit: look for the most urgent need, and sometimes for another one."""
+        clock = day
+        ready = sorted((n for n in self.needs if n.due <= day + 1.0), key=lambda n: n.due)
+        for need in ready[: 2 if self.rng.random() < 0.25 else 1]:
+            self.needs.remove(need)
+            need.visits += 1
+            tried: list[Phrase] = []
+            for _ in range(self.world.config.patience):
+                if need.phrase is not None and not tried and self.rng.random() < 0.6:
+                    phrase = need.phrase
+                else:
+                    phrase = self.choose_phrase(need.type_index, day, tried)
+                tried.append(phrase)
+                query = self.typed(phrase.text)
+                yield self._event(clock, "search", query=query)
+                outcome = self.respond(query, self.world.engine.search(query), need.type_index)
+                for i in outcome.clicks:
+                    clock += self._seconds(25)
+                    yield self._event(clock, "click", query=query, product=i)
+                    if i in outcome.carts:
+                        clock += self._seconds(30)
+                        yield self._event(clock, "cart", product=i)
+                if outcome.purchases:
+                    clock += self._seconds(60)
+                    for i in outcome.purchases:
+                        yield self._event(clock, "purchase", product=i)
+                        self.bought(i, day)
+                    break
+                if outcome.clicks:
+                    # Liked it, did not buy it: often comes back.
+                    if self.rng.random() < 0.45:
+                        break
+                    again = day + 0.8 + float(self.rng.exponential(2.5))
+                    liked = outcome.clicks[0]
+                    phrase_again = phrase
+                    if self.rng.random() < 0.3:
+                        product = self.world.products[liked]
+                        name = self.world.brands[product.brand_index].name
+                        phrase_again = Phrase(f"{name} {product.model}".lower(), "model")
+                    self.needs.append(
+                        Need(need.type_index, again, phrase_again, liked, need.visits)
+                    )
+                    break
+                if phrase.brand >= 0:
+                    self.disappointed[phrase.brand] = self.disappointed.get(phrase.brand, 0) + 1
+                clock += self._seconds(20)
+            else:
+                if self.rng.random() < 0.5:
+                    self.needs.append(
+                        Need(need.type_index, day + 1 + float(self.rng.exponential(4)),
+                             visits=need.visits)
+                    )
+            clock += self._seconds(60)
+
+    def _seconds(self, mean: float) -> float:
+        return (3 + float(self.rng.exponential(mean))) / 86400
+
+    def _event(self, day: float, kind: str, *, query: str | None = None, product: int = -1):
+        return {
+            "user_id": self.user_id,
+            "time": START + timedelta(milliseconds=round(day * 86_400_000)),
+            "type": kind,
+            "query": query,
+            "product_id": self.world.products[product].product_id if product >= 0 else None,
+        }
+
+
+def simulate(config: SimulatorConfig | None = None) -> tuple[World, list[dict[str, object]]]:
+    """A world and the log that its shoppers left, in order of time."""
+    world = World(config)
+    log: list[dict[str, object]] = []
+    end = START + timedelta(days=world.config.days)
+    for number in range(world.config.users):
+        shopper = Shopper(world, f"u{number + 1:04d}", (world.config.seed, 2, number))
+        log += [e for e in shopper.live() if e["time"] < end]  # type: ignore[operator]
+    log.sort(key=lambda e: (e["time"], e["user_id"]))  # type: ignore[return-value, arg-type]
+    return world, log

@@ -1,0 +1,757 @@
+"""Files to typed products and events; rows that do not fit are kept, with reasons.
+
+A file goes in whole or not at all: it is staged as text, checked in SQL, and inserted in
+one transaction. Duplicates are skipped, so the same file may be ingested twice.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import duckdb
+
+from .errors import QAgentError
+from .memory import events as event_memory
+from .shop import Shop
+from .text import clean, query_key
+from .types import EVENT_TYPES
+
+MAX_LINE = 16 << 20
+MAX_ID = 256
+MAX_QUERY = 300
+MAX_TITLE = 2000
+
+ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "products": {
+        "product_id": ("product_id", "sku", "item_id", "parent_asin", "asin", "id"),
+        "title": ("title", "name", "product_name", "product_title"),
+        "brand": ("brand", "product_brand", "manufacturer", "store"),
+        "category": ("category", "category_path", "categories", "main_category"),
+        "price": ("price",),
+        "stock": ("stock", "in_stock", "availability"),
+        "attributes": ("attributes",),
+    },
+    "events": {
+        "user_id": ("user_id", "user", "customer_id", "visitor_id", "reviewer_id"),
+        "time": ("time", "timestamp", "ts", "event_time", "query_time", "datetime", "date"),
+        "type": ("type", "event_type", "event", "action"),
+        "query": ("query", "search_query", "search_term", "keywords"),
+        "product_id": ("product_id", "sku", "item_id", "parent_asin", "asin"),
+        "click_time": ("click_time",),
+    },
+}
+REQUIRED = {"products": ("product_id", "title"), "events": ("user_id", "time")}
+
+TYPE_NAMES = {
+    **{t: t for t in EVENT_TYPES},
+    "query": "search",
+    "pageview": "view",
+    "page_view": "view",
+    "detail": "view",
+    "addtocart": "cart",
+    "add_to_cart": "cart",
+    "atc": "cart",
+    "buy": "purchase",
+    "order": "purchase",
+    "transaction": "purchase",
+}
+
+REMEDIES = {
+    "unknown event type": f"use one of {', '.join(EVENT_TYPES)}",
+    "no event type": "map the column with --map type=COLUMN, or give all rows one with --type",
+    "unparseable time": "use ISO 8601 or epoch seconds, or give the format with --time-format",
+    "time out of range": "times must lie between 1990 and 2100",
+    "no time": "every event needs a time",
+    "no user": "every event needs a user",
+    "no title": "every product needs a title",
+    "no product id": "every product needs an id",
+    "no product": "this type of event needs a product",
+    "unknown product": "ingest its products first, then: qagent ingest retry",
+    "search without a query": "a search needs a query",
+    "query without letters or digits": "nothing to search for",
+    "query too long": f"queries may have {MAX_QUERY} characters",
+    "id too long": f"ids may have {MAX_ID} characters",
+    "bad price": "a price is a number from 0 on, without a currency",
+    "bad attributes": "attributes are a JSON object",
+    "bad stock": "stock is a number or true/false",
+    "malformed row": "the row does not have the file's columns",
+    "malformed JSON": "each line must be one JSON object",
+}
+
+
+@dataclass
+class IngestReport:
+    """What became of the rows of one or more files."""
+
+    accepted: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: IngestReport) -> None:
+        """Add another file's numbers to these."""
+        self.accepted += other.accepted
+        self.rejected += other.rejected
+        self.duplicates += other.duplicates
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.examples += other.examples
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read files whose columns, encoding or times are not the usual ones."""
+
+    mapping: tuple[tuple[str, str], ...] = ()
+    encoding: str = "utf-8"
+    time_format: str | None = None
+    event_type: str | None = None  # the type of all rows, for files without such a column
+
+
+def parse_mapping(pairs: Iterable[str], kind: str) -> tuple[tuple[str, str], ...]:
+    """``["title=name"]`` to pairs of field and column.
+
+    Raises:
+        QAgentError: a pair has no ``=``, or names a field that does not exist.
+    """
+    known = ALIASES[kind]
+    made = []
+    for pair in pairs:
+        name, sign, column = pair.partition("=")
+        if not sign or not column:
+            raise QAgentError(f"--map {pair}: write it as field=column")
+        attribute = kind == "products" and name.startswith("attributes.") and len(name) > 11
+        if name not in known and not attribute:
+            raise QAgentError(f"--map {pair}: {kind} have no field {name!r}, only {_list(known)}")
+        made.append((name, column))
+    return tuple(made)
+
+
+def ingest(
+    shop: Shop, kind: str, files: Sequence[str | Path], options: ReadOptions | None = None
+) -> IngestReport:
+    """Load ``products`` or ``events`` from CSV, TSV, JSON lines (all also .gz) or Parquet.
+
+    Each file is one transaction; a file that cannot be read stops the run, with the files
+    before it kept.
+
+    Raises:
+        QAgentError: a file is missing, empty, cut short, in another encoding, or lacks a
+            column. Nothing of that file is stored.
+    """
+    options = options or ReadOptions()
+    if options.event_type is not None and options.event_type not in EVENT_TYPES:
+        raise QAgentError(f"--type {options.event_type}: use one of {', '.join(EVENT_TYPES)}")
+    total = IngestReport()
+    for file in files:
+        path = Path(file)
+        try:
+            with shop.transaction() as connection:
+                _stage(connection, kind, path, options)
+                report = _store(shop, kind, path.name, options)
+        except duckdb.Error as error:
+            raise QAgentError(f"{path}: {str(error).splitlines()[0]}") from error
+        total.add(report)
+    return total
+
+
+def retry(shop: Shop) -> IngestReport:
+    """Try the rejected rows again, after what they lacked has come in."""
+    total = IngestReport()
+    for kind in ("products", "events"):
+        with shop.transaction() as connection:
+            texts = ", ".join(f"json_extract_string(raw, '$.{f}') AS {f}" for f in ALIASES[kind])
+            # Rows that could not even be split into fields stay where they are.
+            connection.execute(
+                f"""CREATE OR REPLACE TEMP TABLE stage AS
+                SELECT row_number() OVER () AS row, {texts}, NULL::VARCHAR AS broken FROM rejects
+                WHERE kind = ? AND raw IS NOT NULL AND reason NOT LIKE 'malformed%'""",
+                [kind],
+            )
+            connection.execute(
+                "DELETE FROM rejects WHERE kind = ? AND raw IS NOT NULL "
+                "AND reason NOT LIKE 'malformed%'",
+                [kind],
+            )
+            total.add(_store(shop, kind, "retry", ReadOptions()))
+    return total
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+# ---------------------------------------------------------------- reading files
+
+
+def _stage(
+    connection: duckdb.DuckDBPyConnection, kind: str, path: Path, options: ReadOptions
+) -> None:
+    """Make the temporary table ``stage``: row, one text column a field, and broken."""
+    suffixes = [s.lower() for s in path.suffixes]
+    zipped = bool(suffixes) and suffixes[-1] == ".gz"
+    form = suffixes[-2] if zipped and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
+    if not path.exists():
+        raise QAgentError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise QAgentError(f"{path} is a folder; name its files")
+    if form in {".csv", ".tsv", ".txt"}:
+        _stage_csv(connection, kind, path, zipped, options)
+    elif form in {".jsonl", ".ndjson", ".json"}:
+        _stage_jsonl(connection, kind, path, zipped, options)
+    elif form in {".parquet", ".pq"} and not zipped:
+        _stage_parquet(connection, kind, path, options)
+    else:
+        raise QAgentError(
+            f"{path}: cannot tell its form from its name; use .csv, .tsv, .jsonl (also .gz) "
+            "or .parquet"
+        )
+
+
+def _open(path: Path, zipped: bool) -> BinaryIO:
+    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _check_text(path: Path, zipped: bool, encoding: str) -> str:
+    """Read the file once for what the loader cannot explain; returns the first line.
+
+    Raises:
+        QAgentError: unreadable, empty, cut short, in another encoding, or a line too long.
+    """
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+    except LookupError:
+        raise QAgentError(
+            f"--encoding {encoding}: unknown; use utf-8, latin-1 or utf-16"
+        ) from None
+    first, line, since_newline, seen = b"", 1, 0, 0
+    try:
+        with _open(path, zipped) as file:
+            while chunk := file.read(1 << 20):
+                if not first:
+                    first = chunk
+                seen += len(chunk)
+                try:
+                    decoder.decode(chunk)
+                except UnicodeDecodeError as error:
+                    bad = line + chunk[: error.start].count(b"\n")
+                    raise QAgentError(
+                        f"{path} line {bad}: not {encoding} text (byte 0x{error.object[error.start]:02x}); "
+                        "if it is Latin-1, add --encoding latin-1"
+                    ) from None
+                line += chunk.count(b"\n")
+                last = chunk.rfind(b"\n")
+                head = chunk.find(b"\n")
+                longest = since_newline + (head if head >= 0 else len(chunk))
+                since_newline = len(chunk) - last - 1 if last >= 0 else longest
+                if max(longest, since_newline) > MAX_LINE:
+                    raise QAgentError(
+                        f"{path} line {line}: a line of over {MAX_LINE >> 20} MiB; "
+                        "is this the right file?"
+                    )
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise QAgentError(f"{path} line {line}: ends inside a character; is it cut short?") from None
+    except (EOFError, zlib.error) as error:
+        raise QAgentError(f"{path}: the gzip file is cut short or damaged; get it again") from error
+    except gzip.BadGzipFile as error:
+        raise QAgentError(f"{path}: not a gzip file; rename it without .gz") from error
+    except OSError as error:
+        raise QAgentError(f"{path}: {error.strerror or error}") from error
+    if not seen or not first.strip():
+        raise QAgentError(f"{path} is empty; nothing to ingest")
+    text = first.decode(encoding, errors="replace").removeprefix("\ufeff")
+    return text
+
+
+def _columns(
+    kind: str, path: Path, present: Sequence[str], options: ReadOptions
+) -> list[tuple[str, str]]:
+    """Which column feeds which field.
+
+    Raises:
+        QAgentError: a mapped or required column is missing.
+    """
+    mapping = dict(options.mapping)
+    lower = {}
+    for name in present:
+        lower.setdefault(name.strip().lower(), name)
+    chosen = []
+    for name in [*ALIASES[kind], *(m for m in mapping if m.startswith("attributes."))]:
+        if name in mapping:
+            column = mapping[name]
+            if column not in present:
+                raise QAgentError(
+                    f"{path} has no column {column!r} (for --map {name}={column}); "
+                    f"its columns are {_list(present)}"
+                )
+            chosen.append((name, column))
+            continue
+        found = [lower[a] for a in ALIASES[kind][name] if a in lower]
+        # A column that was mapped by hand to one field does not serve another one too.
+        found = [c for c in found if c not in mapping.values()]
+        if found:
+            chosen.append((name, found[0]))
+        elif name in REQUIRED[kind]:
+            raise QAgentError(
+                f"{path} has no column for {name}; its columns are {_list(present)}; "
+                f"name the right one with --map {name}=COLUMN"
+            )
+    return chosen
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _select(kind: str, chosen: Sequence[tuple[str, str]], source: str) -> str:
+    """One SQL column a field, from ``source`` (an expression with a {} for the column)."""
+    by_field = dict(chosen)
+    parts = [
+        f"{source.format(_quote(by_field[f]))} AS {f}" if f in by_field else f"NULL::VARCHAR AS {f}"
+        for f in ALIASES[kind]
+    ]
+    extra = [(f, c) for f, c in chosen if f.startswith("attributes.")]
+    if extra:
+        pairs = ", ".join(f"{_text(f[11:])}, {source.format(_quote(c))}" for f, c in extra)
+        at = list(ALIASES[kind]).index("attributes")
+        base = parts[at].rsplit(" AS ", 1)[0]
+        parts[at] = (
+            f"json_merge_patch(coalesce({base}, '{{}}')::JSON, json_object({pairs}))::VARCHAR"
+            " AS attributes"
+        )
+    return ", ".join(parts)
+
+
+def _stage_csv(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    path: Path,
+    zipped: bool,
+    options: ReadOptions,
+) -> None:
+    head = _check_text(path, zipped, options.encoding)
+    line = head.splitlines()[0]
+    delimiter = max(",\t;|", key=line.count)
+    try:
+        present = [c.strip() for c in next(csv.reader(io.StringIO(head), delimiter=delimiter))]
+    except csv.Error as error:
+        raise QAgentError(f"{path} line 1: {error}") from error
+    present = [c or f"column{i}" for i, c in enumerate(present)]
+    twice = sorted({c for c in present if present.count(c) > 1})
+    if twice:
+        raise QAgentError(f"{path} line 1: the column {_list(twice)} stands there twice")
+    chosen = _columns(kind, path, present, options)
+    columns = "{" + ", ".join(f"{_text(c)}: 'VARCHAR'" for c in present) + "}"
+    for table in ("reject_errors", "reject_scans"):
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    encoding = {"utf8": "utf-8", "latin1": "latin-1", "iso-8859-1": "latin-1"}.get(
+        options.encoding.lower(), options.encoding.lower()
+    )
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE stage AS
+        SELECT row_number() OVER () AS row, {_select(kind, chosen, "{}")}, NULL::VARCHAR AS broken
+        FROM read_csv(?, auto_detect=false, header=true, columns={columns}, delim=?, quote='"',
+             escape='"', encoding=?, compression=?, ignore_errors=true, store_rejects=true,
+             rejects_limit=0, max_line_size={MAX_LINE})""",
+        [str(path), delimiter, encoding, "gzip" if zipped else "none"],
+    )
+    broken = connection.execute(
+        """SELECT line, any_value(csv_line), any_value(error_message) FROM reject_errors
+        GROUP BY line ORDER BY line"""
+    ).fetchall()
+    if broken:
+        # Broken rows were not numbered: shift the rows behind each of them.
+        offsets = [line - 2 - i for i, (line, *_) in enumerate(broken)]
+        connection.execute(
+            """UPDATE stage SET row = row + k.n FROM (SELECT s.row AS r, count(*) AS n
+            FROM stage s JOIN (SELECT unnest(?::BIGINT[]) AS o) ON o < s.row GROUP BY s.row) k
+            WHERE stage.row = k.r""",
+            [offsets],
+        )
+        with connection.appender("stage", columns=["row", "broken"]) as appender:
+            for line, text, message in broken:
+                appender.append_row(line - 1, f"{message} | {(text or '')[:200]}")
+
+
+def _stage_jsonl(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    path: Path,
+    zipped: bool,
+    options: ReadOptions,
+) -> None:
+    _check_text(path, zipped, options.encoding)
+    # Read as one text column: 0x01 cannot occur inside JSON, so no line is ever split.
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE lines AS
+        SELECT row_number() OVER () AS row, line FROM read_csv(?, auto_detect=false,
+            header=false, columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='',
+            encoding=?, compression=?, max_line_size={MAX_LINE})""",
+        [str(path), options.encoding.lower(), "gzip" if zipped else "none"],
+    )
+    good = "(json_valid(line) AND json_type(line) = 'OBJECT')"
+    present = [
+        name
+        for (name,) in connection.execute(
+            f"""SELECT k FROM (SELECT row, unnest(json_keys(line)) AS k FROM lines
+            WHERE row <= 10000 AND CASE WHEN json_valid(line) THEN {good} ELSE false END)
+            GROUP BY k ORDER BY min(row), k"""
+        ).fetchall()
+    ]
+    if not present:
+        raise QAgentError(f"{path}: no line of it is a JSON object; is it one object a line?")
+    chosen = _columns(kind, path, present, options)
+    connection.execute("CREATE OR REPLACE TEMP TABLE parsed AS SELECT row, line, "
+                       f"CASE WHEN json_valid(line) THEN {good} ELSE false END AS good FROM lines "
+                       "WHERE trim(line) <> ''")
+    fields = [
+        (name, "json_extract_string(line, '$.' || {})".format(_text(json.dumps(column))))
+        for name, column in chosen
+    ]
+    # The expressions stand in for columns: `_select` quotes names, so go through a view.
+    inner = ", ".join(f"CASE WHEN good THEN {e} END AS {_quote(n)}" for n, e in fields)
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE stage AS
+        SELECT row, {_select(kind, [(n, n) for n, _ in fields], "{}")},
+               CASE WHEN NOT good THEN left(line, 200) END AS broken
+        FROM (SELECT row, line, good, {inner} FROM parsed)"""
+    )
+
+
+def _stage_parquet(
+    connection: duckdb.DuckDBPyConnection, kind: str, path: Path, options: ReadOptions
+) -> None:
+    try:
+        described = connection.execute(
+            "DESCRIBE SELECT * FROM read_parquet(?)", [str(path)]
+        ).fetchall()
+    except duckdb.Error as error:
+        raise QAgentError(f"{path}: not a readable Parquet file; write it again") from error
+    present = [row[0] for row in described]
+    nested = {row[0] for row in described if row[1].startswith(("STRUCT", "MAP"))}
+    lists = {row[0] for row in described if row[1].endswith("[]")}
+    chosen = _columns(kind, path, present, options)
+
+    def text(column: str) -> str:
+        if column in nested:
+            return f"to_json({_quote(column)})::VARCHAR"
+        if column in lists:
+            return f"array_to_string({_quote(column)}, ' > ')"
+        return f"{_quote(column)}::VARCHAR"
+
+    inner = ", ".join(f"{text(c)} AS {_quote(n)}" for n, c in chosen)
+    try:
+        connection.execute(
+            f"""CREATE OR REPLACE TEMP TABLE stage AS
+            SELECT row, {_select(kind, [(n, n) for n, _ in chosen], "{}")}, NULL::VARCHAR AS broken
+            FROM (SELECT row_number() OVER () AS row, {inner} FROM read_parquet(?))""",
+            [str(path)],
+        )
+    except duckdb.Error as error:
+        raise QAgentError(f"{path}: damaged Parquet file; write it again") from error
+
+
+# ---------------------------------------------------------------- checking and storing
+
+
+def _attributes(text: str | None) -> str | None:
+    """A JSON object of texts, from JSON or ``k=v; k=v``; raises ValueError on other text."""
+    if text is None or not text.strip() or text.strip() in {"{}", "null"}:
+        return None
+    text = text.strip()
+    try:
+        if text.startswith("{"):
+            loaded = json.loads(text)
+        else:
+            loaded = dict(pair.split("=", 1) for pair in text.split(";") if pair.strip())
+    except RecursionError:
+        raise ValueError("too deep") from None
+    made = {}
+    for name, value in loaded.items():
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        key, shown = clean(str(name))[:60], clean(str(value))[:120]
+        if key and shown:
+            made[key] = shown
+    return json.dumps(made, ensure_ascii=False, sort_keys=True) if made else None
+
+
+def _attributes_or_mark(text: str) -> str:
+    try:
+        return _attributes(text) or ""
+    except (ValueError, AttributeError):
+        return "\0bad"
+
+
+def _category(text: str) -> str:
+    text = text.strip()
+    if text.startswith("["):
+        try:
+            levels = [str(v) for v in json.loads(text)]
+        except (ValueError, RecursionError):
+            levels = [text]
+    else:
+        levels = text.replace("|", ">").split(">")
+    return " > ".join(kept for level in levels if (kept := clean(level)))[:MAX_TITLE]
+
+
+def _register(connection: duckdb.DuckDBPyConnection) -> None:
+    """Python functions that run once a distinct value, so that Python and SQL agree."""
+    for name, function in (
+        ("qa_clean", clean),
+        ("qa_key", query_key),
+        ("qa_attributes", _attributes_or_mark),
+        ("qa_category", _category),
+    ):
+        try:
+            connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
+        except duckdb.Error:
+            return  # registered by an earlier file
+
+
+def _store(shop: Shop, kind: str, name: str, options: ReadOptions) -> IngestReport:
+    connection = shop.connection
+    _register(connection)
+    if kind == "products":
+        accepted, duplicates = _store_products(shop)
+    else:
+        accepted, duplicates = _store_events(shop, options)
+    report = IngestReport(accepted=accepted, duplicates=duplicates)
+    raw = ", ".join(f"'{f}', {f}" for f in ALIASES[kind])
+    reasons = connection.execute(
+        """SELECT reason, count(*), min(row), arg_min(detail, row) FROM checked
+        WHERE reason IS NOT NULL GROUP BY reason ORDER BY count(*) DESC, reason"""
+    ).fetchall()
+    connection.execute(
+        f"""INSERT INTO rejects (file, row, kind, reason, raw)
+        SELECT ?, row, ?, reason, coalesce(broken, json_object({raw})::VARCHAR)
+        FROM checked WHERE reason IS NOT NULL""",
+        [name, kind],
+    )
+    for reason, count, row, detail in reasons:
+        report.reasons[reason] = count
+        report.rejected += count
+        shown = f" {clean(str(detail))[:60]!r}" if detail else ""
+        rows = f" ({count} rows)" if count > 1 else ""
+        report.examples.append(
+            f"{name} row {row}: {reason}{shown}{rows}; {REMEDIES.get(reason, '')}"
+        )
+    connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
+    return report
+
+
+_BLANK = "nullif(trim({0}), '')"
+
+
+def _store_products(shop: Shop) -> tuple[int, int]:
+    connection = shop.connection
+    version = shop.catalog_version + 1
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE checked AS
+        WITH texts AS (SELECT row, broken, product_id, title, brand, category, price, stock,
+                attributes, nullif(qa_clean(product_id), '') AS id,
+                left(nullif(qa_clean(title), ''), {MAX_TITLE}) AS title_,
+                left(nullif(qa_clean(brand), ''), 120) AS brand_,
+                nullif(qa_category(category), '') AS category_,
+                {_BLANK.format("price")} AS price_text,
+                try_cast(regexp_replace(price, '[ $€£,]', '', 'g') AS DOUBLE) AS price_,
+                lower({_BLANK.format("stock")}) AS stock_text,
+                qa_attributes(attributes) AS attributes_
+            FROM stage),
+        typed AS (SELECT *,
+                CASE WHEN stock_text IS NULL THEN true
+                     WHEN stock_text IN ('true', 't', 'yes', 'y', 'in stock', 'instock',
+                                         'available') THEN true
+                     WHEN stock_text IN ('false', 'f', 'no', 'n', 'out of stock', 'outofstock',
+                                         'unavailable', 'sold out') THEN false
+                     WHEN isfinite(try_cast(stock_text AS DOUBLE))
+                     THEN try_cast(stock_text AS DOUBLE) > 0 END AS stock_
+            FROM texts)
+        SELECT *,
+            CASE WHEN broken IS NOT NULL THEN 'malformed row'
+                 WHEN id IS NULL THEN 'no product id'
+                 WHEN length(id) > {MAX_ID} THEN 'id too long'
+                 WHEN title_ IS NULL THEN 'no title'
+                 WHEN price_text IS NOT NULL AND (price_ IS NULL OR NOT isfinite(price_)
+                      OR price_ < 0 OR price_ > 1e9) THEN 'bad price'
+                 WHEN stock_ IS NULL THEN 'bad stock'
+                 WHEN attributes_ = chr(0) || 'bad' THEN 'bad attributes' END AS reason,
+            CASE WHEN broken IS NOT NULL THEN broken
+                 WHEN price_text IS NOT NULL AND (price_ IS NULL OR NOT isfinite(price_)
+                      OR price_ < 0 OR price_ > 1e9) THEN price
+                 WHEN stock_ IS NULL THEN stock END AS detail
+        FROM typed"""
+    )
+    # The last row of an id wins, as a later row of an export is the newer one.
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE fresh AS
+        SELECT id AS product_id, title_ AS title, brand_ AS brand, category_ AS category,
+               price_ AS price, stock_ AS in_stock, nullif(attributes_, '') AS attributes
+        FROM checked WHERE reason IS NULL
+        QUALIFY row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1"""
+    )
+    row = connection.execute(
+        """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), count(*) FROM fresh f
+        ANTI JOIN products p ON f.product_id = p.product_id AND f.title = p.title
+            AND f.brand IS NOT DISTINCT FROM p.brand
+            AND f.category IS NOT DISTINCT FROM p.category
+            AND f.price IS NOT DISTINCT FROM p.price
+            AND f.in_stock = p.in_stock AND f.attributes IS NOT DISTINCT FROM p.attributes"""
+    ).fetchone()
+    assert row is not None
+    good, changed = row
+    if changed:
+        connection.execute(
+            f"""INSERT OR REPLACE INTO products
+            SELECT f.*, {version} FROM fresh f
+            ANTI JOIN products p ON f.product_id = p.product_id AND f.title = p.title
+                AND f.brand IS NOT DISTINCT FROM p.brand
+                AND f.category IS NOT DISTINCT FROM p.category
+                AND f.price IS NOT DISTINCT FROM p.price
+                AND f.in_stock = p.in_stock AND f.attributes IS NOT DISTINCT FROM p.attributes"""
+        )
+        shop.set_meta("catalog_version", str(version))
+    connection.execute("DROP TABLE fresh")
+    return changed, good - changed
+
+
+def _time(column: str, time_format: str | None) -> str:
+    """SQL that turns a text column into a UTC timestamp, or NULL."""
+    number = f"try_cast({column} AS DOUBLE)"
+    if time_format:
+        return f"try_strptime({column}, {_text(time_format)})::TIMESTAMP"
+    return f"""CASE WHEN NOT isfinite({number}) THEN NULL
+        WHEN {number} IS NULL THEN try_cast({column} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
+        WHEN abs({number}) < 1e11 THEN make_timestamp(({number} * 1000000)::BIGINT)
+        WHEN abs({number}) < 1e14 THEN make_timestamp(({number} * 1000)::BIGINT)
+        WHEN abs({number}) < 1e17 THEN make_timestamp({number}::BIGINT) END"""
+
+
+def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
+    connection = shop.connection
+    types = ", ".join(f"({_text(k)}, {_text(v)})" for k, v in TYPE_NAMES.items())
+    default = _text(options.event_type) if options.event_type else "NULL"
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE checked AS
+        WITH names AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
+                FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)),
+        texts AS (SELECT s.*, nullif(qa_clean(s.user_id), '') AS user_,
+                nullif(n.query_, '') AS query_, nullif(trim(s.product_id), '') AS product_,
+                {_BLANK.format("s.time")} AS time_text,
+                {_time("trim(s.time)", options.time_format)} AS ts,
+                {_time("trim(s.click_time)", options.time_format)} AS click_ts,
+                coalesce(nullif(replace(replace(lower(trim(s.type)), ' ', '_'), '-', '_'), ''),
+                         {default}) AS type_text
+            FROM stage s LEFT JOIN names n ON n.text = s.query),
+        typed AS (SELECT t.*, qa_key(t.query_) AS key, k.type AS known,
+                CASE WHEN k.type IS NOT NULL THEN k.type::VARCHAR
+                     WHEN type_text IS NOT NULL THEN NULL
+                     WHEN query_ IS NOT NULL AND product_ IS NOT NULL THEN 'search+click'
+                     WHEN query_ IS NOT NULL THEN 'search' END AS kind,
+                p.product_id IS NOT NULL AS in_catalog
+            FROM texts t LEFT JOIN (VALUES {types}) k(name, type) ON k.name = t.type_text
+            LEFT JOIN products p ON p.product_id = t.product_)
+        SELECT *,
+            CASE WHEN broken IS NOT NULL THEN 'malformed row'
+                 WHEN user_ IS NULL THEN 'no user'
+                 WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
+                 WHEN time_text IS NULL THEN 'no time'
+                 WHEN ts IS NULL OR (click_time IS NOT NULL AND trim(click_time) <> ''
+                      AND click_ts IS NULL) THEN 'unparseable time'
+                 WHEN ts < TIMESTAMP '1990-01-01' OR ts >= TIMESTAMP '2100-01-01'
+                 THEN 'time out of range'
+                 WHEN kind IS NULL AND type_text IS NOT NULL THEN 'unknown event type'
+                 WHEN kind IS NULL THEN 'no event type'
+                 WHEN kind = 'search' AND query_ IS NULL THEN 'search without a query'
+                 WHEN length(query_) > {MAX_QUERY} THEN 'query too long'
+                 WHEN query_ IS NOT NULL AND key = '' THEN 'query without letters or digits'
+                 WHEN kind IN ('view', 'click', 'cart', 'purchase') AND product_ IS NULL
+                 THEN 'no product'
+                 WHEN product_ IS NOT NULL AND kind <> 'search' AND NOT in_catalog
+                 THEN 'unknown product' END AS reason,
+            CASE reason WHEN 'unparseable time' THEN time WHEN 'time out of range' THEN time
+                 WHEN 'unknown event type' THEN type WHEN 'unknown product' THEN product_
+                 WHEN 'malformed row' THEN broken END AS detail
+        FROM typed"""
+    )
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE fresh AS
+        WITH split AS (
+            SELECT row, 0 AS part, user_ AS user_id, ts, 'search' AS type, query_ AS query,
+                   key AS query_key, NULL AS product_id
+            FROM checked WHERE reason IS NULL AND kind IN ('search', 'search+click')
+            UNION ALL
+            SELECT row, 1, user_, CASE WHEN kind = 'search+click'
+                   THEN greatest(coalesce(click_ts, ts), ts) ELSE ts END,
+                   CASE WHEN kind = 'search+click' THEN 'click' ELSE kind END, query_, key,
+                   product_
+            FROM checked WHERE reason IS NULL AND kind <> 'search'),
+        once AS (SELECT * FROM split QUALIFY row_number() OVER (
+            PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1)
+        SELECT o.* FROM once o ANTI JOIN events e
+            ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
+            AND e.query_key IS NOT DISTINCT FROM o.query_key
+            AND e.product_id IS NOT DISTINCT FROM o.product_id"""
+    )
+    connection.execute(
+        """INSERT INTO events
+        SELECT nextval('event_ids'), user_id, ts, type::event_type, query, query_key,
+               product_id, NULL, NULL
+        FROM (SELECT * FROM fresh ORDER BY ts, row, part)"""
+    )
+    row = connection.execute(
+        """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
+                  (SELECT count(DISTINCT row) FROM fresh)"""
+    ).fetchone()
+    assert row is not None
+    good, stored = row
+    if stored:
+        event_memory.refresh_sessions(
+            connection, shop.config.memory, "SELECT DISTINCT user_id FROM fresh"
+        )
+    connection.execute("DROP TABLE fresh")
+    return stored, good - stored
+
+
+def append_events(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
+    """Store events given as dicts with the fields of `ALIASES` (``time`` as a datetime or text).
+
+    All or nothing, as one file is.
+    """
+    fields = list(ALIASES["events"])
+    with shop.transaction() as connection:
+        columns = ", ".join(f"{f} VARCHAR" for f in fields)
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE stage (row BIGINT, {columns}, broken VARCHAR)"
+        )
+        with connection.appender("stage") as appender:
+            for number, values in enumerate(rows, 1):
+                appender.append_row(number, *_texts(values, fields), None)
+        return _store(shop, "events", "events", ReadOptions())
+
+
+def _texts(values: dict[str, Any], fields: Sequence[str]) -> Iterator[str | None]:
+    for name in fields:
+        value = values.get(name)
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            yield None
+        elif hasattr(value, "isoformat"):
+            yield value.isoformat()
+        else:
+            yield str(value)

@@ -1,0 +1,1 @@
+"""The inventory: product search that the agent looks into before it recommends."""

@@ -1,0 +1,89 @@
+"""What earlier users engaged with after a query: the third side of hybrid search.
+
+Point-in-time: `ClickLog.ranking` counts only engagements before the moment it is asked
+about, so a case never profits from what came after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import duckdb
+import numpy as np
+
+CLICKS_SQL = """
+SELECT s.query_key, e.product_id, epoch(e.ts) AS ts,
+       CASE e.type WHEN 'click' THEN 1.0 WHEN 'cart' THEN 2.0 ELSE 3.0 END AS weight
+FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
+WHERE e.type IN ('click', 'cart', 'purchase')
+ORDER BY s.query_key, e.ts, e.event_id
+"""
+
+
+class ClickLog:
+    """Engagements by query, sorted by time; answers for any moment."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        products: np.ndarray,
+        times: np.ndarray,
+        weights: np.ndarray,
+        half_life_days: float,
+    ) -> None:
+        self._products, self._times, self._weights = products, times, weights
+        self._rate = np.log(2) / (half_life_days * 86400)
+        self._span: dict[str, tuple[int, int]] = {}
+        start = 0
+        for i in range(1, len(keys) + 1):
+            if i == len(keys) or keys[i] != keys[start]:
+                self._span[keys[start]] = (start, i)
+                start = i
+
+    @classmethod
+    def from_rows(
+        cls, columns: dict[str, np.ndarray], rows_of: dict[str, int], half_life_days: float
+    ) -> ClickLog:
+        """From the columns of `CLICKS_SQL`; ``rows_of`` maps product ids to index rows."""
+        known = np.array([p in rows_of for p in columns["product_id"]], dtype=bool)
+        products = np.array(
+            [rows_of[p] for p in columns["product_id"][known].tolist()], dtype=np.int64
+        )
+        return cls(
+            columns["query_key"][known].tolist(),
+            products,
+            columns["ts"][known].astype(float),
+            columns["weight"][known].astype(float),
+            half_life_days,
+        )
+
+    def ranking(
+        self, key: str, as_of: datetime | None, limit: int = 50
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and decayed weights of what was engaged with for a query before ``as_of``.
+
+        The heaviest first, ties by row.
+        """
+        start, end = self._span.get(key, (0, 0))
+        if start < end and as_of is not None:
+            end = start + int(np.searchsorted(self._times[start:end], seconds(as_of), "left"))
+        if start >= end:
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        now = seconds(as_of) if as_of is not None else self._times[end - 1]
+        decay = np.exp(-self._rate * (now - self._times[start:end]))
+        rows, inverse = np.unique(self._products[start:end], return_inverse=True)
+        weight = np.bincount(inverse, self._weights[start:end] * decay)
+        order = np.lexsort((rows, -np.round(weight, 9)))[:limit]
+        return rows[order], weight[order]
+
+
+def seconds(moment: datetime) -> float:
+    """Seconds since 1970 of a naive UTC datetime."""
+    return (moment - datetime(1970, 1, 1)).total_seconds()
+
+
+def read_clicks(connection: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
+    """The columns of `CLICKS_SQL` as numpy arrays."""
+    rows = connection.execute(CLICKS_SQL).fetchnumpy()
+    return {name: np.asarray(values) for name, values in rows.items()}

@@ -1,0 +1,232 @@
+"""Device and a fast CPU BLAS, chosen before MLX loads.
+
+MLX's Linux wheel links the reference BLAS, whose matrix products are one to two orders
+of magnitude slower than OpenBLAS. The dynamic linker resolves ``cblas_*`` in the global
+scope first, so an OpenBLAS that is loaded there *before* ``mlx.core`` takes over every
+product with no rebuild. `prepare` does that; it runs when `qagent_mlx` is imported.
+
+macOS needs none of it: MLX uses Metal and Accelerate there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_sgemm
+
+
+@dataclass(slots=True)
+class BlasState:
+    """What `prepare` did: which library answers, and what went wrong if none does."""
+
+    name: str = "reference"
+    path: str | None = None
+    problem: str | None = None
+    handles: list[Any] = field(default_factory=list, repr=False)
+
+
+_blas = BlasState()
+_prepared = False
+
+
+def prepare() -> BlasState:
+    """Load a fast BLAS into the global symbol scope, once. Never raises.
+
+    Must run before ``mlx.core`` is imported: afterwards MLX's symbols are bound. What
+    happened is kept for `blas_state` and shown by ``qagent doctor``.
+    """
+    global _prepared
+    if _prepared:
+        return _blas
+    _prepared = True
+    if sys.platform == "darwin":
+        _blas.name = "Accelerate"
+        return _blas
+    if sys.platform != "linux":
+        _blas.problem = f"no fast BLAS is known for {sys.platform}"
+        return _blas
+    if shutil.which("g++") is None:
+        # MLX compiles fused CPU kernels with g++ at run time.
+        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+    wanted = os.environ.get(BLAS_ENV, "")
+    if wanted == "off":
+        _blas.problem = f"switched off by {BLAS_ENV}=off"
+        return _blas
+    if "mlx.core" in sys.modules:
+        _blas.problem = "mlx was imported before qagent_mlx; import qagent_mlx first"
+        return _blas
+    path = Path(wanted) if wanted else _find_openblas()
+    if path is None:
+        _blas.problem = "cmeel-openblas is not installed; pip install cmeel-openblas"
+        return _blas
+    try:
+        _load_global(path)
+    except (OSError, AttributeError) as error:
+        _blas.problem = f"{path.name} could not be loaded: {error}"
+        return _blas
+    _blas.name = "OpenBLAS" if "openblas" in path.name else path.name
+    _blas.path = str(path)
+    return _blas
+
+
+def blas_state() -> BlasState:
+    """The state that `prepare` left."""
+    return _blas
+
+
+def _find_openblas() -> Path | None:
+    spec = importlib.util.find_spec("cmeel")
+    roots = []
+    if spec is not None and spec.submodule_search_locations:
+        roots = [Path(p).parent for p in spec.submodule_search_locations]
+    roots += [Path(p) for p in sys.path if p.endswith("-packages")]
+    for root in roots:
+        path = root / "cmeel.prefix" / "lib" / "libopenblas.so"
+        if path.exists():
+            return path
+    return None
+
+
+def _load_global(path: Path) -> None:
+    try:
+        handle = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        # A machine without a Fortran compiler has no libgfortran.so.5 of its own, but
+        # MLX's CPU wheel carries one under a hashed name.
+        if "libgfortran" not in str(error):
+            raise
+        _lend_gfortran(error)
+        handle = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    handle.cblas_sgemm  # noqa: B018  (AttributeError here means that it is no BLAS)
+    _blas.handles.append(handle)
+
+
+def _lend_gfortran(error: OSError) -> None:
+    """Give the linker the wheel's libgfortran under the name that OpenBLAS asks for.
+
+    The loader matches by the SONAME inside the file, so a copy in memory gets its
+    (longer, hashed) SONAME overwritten with ``libgfortran.so.5``. Nothing on disk changes.
+    """
+    spec = importlib.util.find_spec("mlx")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        libs = Path(place).parent / "mlx_cpu.libs"
+        found = sorted(libs.glob("libgfortran*.so.5*"))
+        if not found:
+            continue
+        for helper in sorted(libs.glob("libquadmath*.so*")):
+            _blas.handles.append(ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL))
+        soname = found[0].name.encode() + b"\0"
+        wanted = b"libgfortran.so.5\0"
+        image = found[0].read_bytes()
+        if image.count(soname) != 1 or len(wanted) > len(soname):
+            continue
+        descriptor = os.memfd_create("libgfortran.so.5")
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(image.replace(soname, wanted.ljust(len(soname), b"\0")))
+        _blas.handles.append(
+            ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
+        )
+        os.close(descriptor)
+        return
+    raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")
+
+
+def device_name() -> str:
+    """``"gpu"`` where MLX computes on Metal or CUDA, else ``"cpu"``."""
+    import mlx.core as mx
+
+    return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+
+
+def gemm_gflops(seconds: float = 0.3) -> tuple[float, float]:
+    """Measured GFLOP/s of MLX and of numpy for a 512x576 by 576x1536 float32 product."""
+    import mlx.core as mx
+    import numpy as np
+
+    n, k, m = 512, 576, 1536
+    a, b = mx.random.normal((n, k)), mx.random.normal((k, m))
+    mx.eval(a, b)
+    left, right = np.array(a), np.array(b)
+    return (
+        2e-9 * n * k * m / _best(lambda: mx.eval(a @ b), seconds),
+        2e-9 * n * k * m / _best(lambda: left @ right, seconds),
+    )
+
+
+def _best(call: Any, seconds: float) -> float:
+    call()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use (the machine's, or its control group's)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def doctor() -> dict[str, Any]:
+    """What ``qagent doctor`` reports: device, BLAS and its measured speed, versions.
+
+    ``ok`` is false when the environment works but is far slower than it could be, or
+    when a needed package is missing; ``warnings`` says why.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    warnings: list[str] = []
+    versions: dict[str, str | None] = {}
+    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "bm25s", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+            warnings.append(f"{package} is not installed; run: pip install {package}")
+    mlx_speed, numpy_speed = gemm_gflops()
+    device = device_name()
+    if _blas.problem:
+        warnings.append(f"matrix products use MLX's reference BLAS: {_blas.problem}")
+    elif device == "cpu" and sys.platform == "linux" and mlx_speed < 0.15 * numpy_speed:
+        warnings.append(
+            f"{_blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
+            f"{numpy_speed:.0f}; import qagent_mlx before mlx"
+        )
+    compiler = shutil.which("g++")
+    if device == "cpu" and sys.platform == "linux" and compiler is None:
+        warnings.append("no g++: MLX's fused CPU kernels are off (slower); install g++")
+    return {
+        "device": device,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{total_memory() / 2**30:.0f} GiB",
+        "python": platform.python_version(),
+        "blas": _blas.name,
+        "blas_path": _blas.path,
+        "gemm_gflops": round(mlx_speed, 1),
+        "numpy_gemm_gflops": round(numpy_speed, 1),
+        "compiler": compiler,
+        "mlx": versions["mlx"],
+        "mlx_lm": versions["mlx-lm"],
+        "versions": versions,
+        "warnings": warnings,
+        "ok": not warnings,
+    }

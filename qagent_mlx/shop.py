@@ -1,0 +1,325 @@
+"""A shop: one folder with the data, index, policies and runs of one store.
+
+    shop.json             version and settings
+    shop.duckdb           products, events, rejects, memory
+    inventory/            the search index and its manifest
+    policies/<name>/      adapters
+    runs/<name>/          training runs
+
+DuckDB lets one process write or many read, so a shop is opened for writing only while
+something is written, and training works on copies in its run folder.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+
+from .errors import QAgentError
+from .files import read_json, write_json
+
+SHOP_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+INSERT INTO meta VALUES ('shop_version', '{version}'), ('catalog_version', '0');
+CREATE TYPE event_type AS ENUM ('search', 'view', 'click', 'cart', 'purchase');
+CREATE TABLE products (
+    product_id VARCHAR PRIMARY KEY,
+    title      VARCHAR NOT NULL,
+    brand      VARCHAR,
+    category   VARCHAR,
+    price      DOUBLE,
+    in_stock   BOOLEAN NOT NULL,
+    attributes VARCHAR,          -- a JSON object, NULL when there are none
+    changed    BIGINT NOT NULL   -- the catalog version of the last change
+);
+CREATE SEQUENCE event_ids;
+CREATE TABLE events (
+    event_id   BIGINT NOT NULL,
+    user_id    VARCHAR NOT NULL,
+    ts         TIMESTAMP NOT NULL, -- UTC
+    type       event_type NOT NULL,
+    query      VARCHAR,
+    query_key  VARCHAR,            -- text.query_key(query)
+    product_id VARCHAR,
+    session_id BIGINT,             -- event_id of the session's first event
+    search_id  BIGINT              -- event_id of the search that this event belongs to
+);
+CREATE TABLE rejects (
+    file VARCHAR, row BIGINT, kind VARCHAR, reason VARCHAR, raw VARCHAR,
+    rejected_at TIMESTAMP DEFAULT (current_timestamp AT TIME ZONE 'UTC')
+);
+"""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How events become memory. Saved with the shop, so that a profile can be made again."""
+
+    session_gap_minutes: float = 30.0
+    half_life_days: float = 14.0
+    weight_search: float = 1.0
+    weight_view: float = 0.3
+    weight_click: float = 1.0
+    weight_cart: float = 2.0
+    weight_purchase: float = 4.0
+    trend_days: float = 2.0
+    trend_long_days: float = 14.0
+    budget: int = 128
+    references: int = 16
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Weights of the rankings that hybrid search fuses, and their pool sizes."""
+
+    weight_lexical: float = 1.0
+    weight_dense: float = 0.6
+    weight_clicks: float = 3.0
+    click_half_life_days: float = 30.0
+    rrf_k: int = 60
+    pool: int = 50
+    dimensions: int = 128
+
+
+@dataclass(frozen=True)
+class ShopConfig:
+    """All settings of a shop, as saved in ``shop.json``."""
+
+    name: str = "shop"
+    currency: str = "$"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    simulated: dict[str, Any] | None = None  # the simulator's settings, for simulated shops
+    derived_queries: str | None = None  # how queries were made, where the log had none
+
+
+def from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
+    """A dataclass from a dict, with unknown keys and wrong types refused by name."""
+    known = {f.name: f for f in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise QAgentError(
+            f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    default = cls()
+    made = {}
+    for name, value in values.items():
+        now = getattr(default, name)
+        if isinstance(now, bool) or isinstance(value, bool):
+            fits = now is None or isinstance(now, bool) == isinstance(value, bool)
+        elif isinstance(now, float):
+            fits = isinstance(value, (int, float))
+        else:
+            fits = now is None or value is None or isinstance(value, type(now))
+        if not fits:
+            raise QAgentError(
+                f"{where}: {name} must be {type(now).__name__}, not {type(value).__name__}"
+            )
+        if isinstance(now, float):
+            value = float(value)
+        if isinstance(now, tuple) and isinstance(value, list):
+            value = tuple(value)
+        made[name] = value
+    return replace(default, **made)
+
+
+def config_from_dict(values: dict[str, Any], where: str) -> ShopConfig:
+    """A `ShopConfig` from the JSON in ``shop.json``."""
+    values = dict(values)
+    memory = from_dict(MemoryConfig, values.pop("memory", {}), f"{where}: memory")
+    search = from_dict(SearchConfig, values.pop("search", {}), f"{where}: search")
+    made: ShopConfig = from_dict(ShopConfig, values, where)
+    return replace(made, memory=memory, search=search)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it can be a folder's name inside the shop, else a `QAgentError`."""
+    if not _NAME.fullmatch(name):
+        raise QAgentError(
+            f"{name!r} cannot name a {what}; use letters, digits, dot, dash and underscore"
+        )
+    return name
+
+
+class Shop:
+    """The door to a shop's folder. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, config: ShopConfig, *, read_only: bool) -> None:
+        self.path = path
+        self.config = config
+        self.read_only = read_only
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: ShopConfig | None = None) -> Shop:
+        """Make an empty shop in a new or empty folder.
+
+        Raises:
+            QAgentError: the folder already holds something, or cannot be written.
+        """
+        path = Path(path)
+        if (path / "shop.json").exists():
+            raise QAgentError(f"{path} already holds a shop; choose another --shop folder")
+        if path.exists() and any(path.iterdir()):
+            raise QAgentError(f"{path} is not empty; choose a new folder for the shop")
+        config = config or ShopConfig(name=path.resolve().name)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QAgentError(f"cannot make {path}: {error.strerror}") from error
+        shop = cls(path, config, read_only=False)
+        with shop.transaction() as connection:
+            connection.execute(SCHEMA.format(version=SHOP_VERSION))
+        # The settings are written last: a folder without them is no shop yet.
+        shop.save_config()
+        return shop
+
+    @classmethod
+    def open(cls, path: str | Path, *, read_only: bool = True) -> Shop:
+        """Open an existing shop.
+
+        Raises:
+            QAgentError: there is no shop, it was made by another version, or it is damaged.
+        """
+        path = Path(path)
+        if not (path / "shop.json").exists():
+            raise QAgentError(
+                f"there is no shop in {path}; make one with: qagent init --shop {path}"
+            )
+        values = read_json(path / "shop.json", f"the shop {path}")
+        if not isinstance(values, dict):
+            raise QAgentError(f"the shop {path} is damaged: {path}/shop.json holds no object")
+        version = values.pop("version", None)
+        if version != SHOP_VERSION:
+            raise QAgentError(
+                f"{path} was made by shop version {version}, this program reads version "
+                f"{SHOP_VERSION}; make the shop again with qagent init and ingest, or install "
+                "the qagent-mlx that made it"
+            )
+        if not (path / "shop.duckdb").exists():
+            raise QAgentError(
+                f"the shop {path} has lost its shop.duckdb; make it again with qagent init"
+            )
+        return cls(path, config_from_dict(values, f"{path}/shop.json"), read_only=read_only)
+
+    def save_config(self) -> None:
+        """Write the settings to ``shop.json``."""
+        write_json(self.path / "shop.json", {"version": SHOP_VERSION, **asdict(self.config)})
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The database, opened when first asked for.
+
+        Raises:
+            QAgentError: another process writes to it, or the file is damaged.
+        """
+        if self._connection is None:
+            self._connection = connect(self.path / "shop.duckdb", read_only=self.read_only)
+        return self._connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """All or nothing: what the block does is kept only if it ends without an error."""
+        connection = self.connection
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except duckdb.Error as error:
+            raise QAgentError(f"{self.path}: the change could not be saved: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the database, so that another process may write."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Shop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def meta(self, key: str, default: str = "") -> str:
+        """A value from the ``meta`` table."""
+        row = self.connection.execute("SELECT value FROM meta WHERE key = ?", [key]).fetchone()
+        return row[0] if row else default
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Set a value in the ``meta`` table."""
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    @property
+    def catalog_version(self) -> int:
+        """Grows with every change of a product."""
+        return int(self.meta("catalog_version", "0"))
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of products, events, users, sessions and rejected rows."""
+        row = self.connection.execute(
+            """SELECT (SELECT count(*) FROM products), (SELECT count(*) FROM events),
+                      (SELECT count(DISTINCT user_id) FROM events),
+                      (SELECT count(DISTINCT session_id) FROM events),
+                      (SELECT count(*) FROM rejects)"""
+        ).fetchone()
+        assert row is not None
+        return dict(zip(("products", "events", "users", "sessions", "rejects"), row, strict=True))
+
+    def folder(self, kind: str, name: str) -> Path:
+        """``policies/<name>`` or ``runs/<name>``, with the name checked."""
+        return self.path / kind / check_name(name, {"policies": "policy", "runs": "run"}[kind])
+
+    def names(self, kind: str) -> list[str]:
+        """The policies or runs that the shop has, oldest first."""
+        folder = self.path / kind
+        if not folder.exists():
+            return []
+        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        return [p.name for p in sorted(found, key=lambda p: (p.stat().st_mtime, p.name))]
+
+    def remove(self) -> None:
+        """Delete the whole folder."""
+        self.close()
+        shutil.rmtree(self.path)
+
+
+def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection in UTC, with its errors turned into remedies."""
+    try:
+        connection = duckdb.connect(str(path), read_only=read_only)
+    except duckdb.IOException as error:
+        text = str(error)
+        holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", text)
+        if holder:
+            program, process = Path(holder[1]).name, holder[2]
+            raise QAgentError(
+                f"{path.parent} is being written to by process {process} ({program}); "
+                "wait until it ends, or stop it"
+            ) from error
+        raise QAgentError(f"cannot open {path}: {text.splitlines()[0]}") from error
+    except duckdb.Error as error:
+        raise QAgentError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection

@@ -1,0 +1,51 @@
+"""One normalisation of text, used wherever two texts are compared.
+
+`words` lower-cases (NFKC), keeps letters, digits and combining marks, and splits at
+everything else. `query_key` joins the words: two queries are *equal* when their keys are,
+so "Gears of War3" equals "gears of war 3". Display text keeps the user's own spelling.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
+_SPACE = re.compile(r"\s+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+
+
+def words(text: str) -> list[str]:
+    """The normalised words of ``text``: ``"Wi-Fi, 5GHz" -> ["wi", "fi", "5ghz"]``."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    text = unicodedata.normalize("NFKC", text).lower()
+    kept = [c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text]
+    return "".join(kept).split()
+
+
+@lru_cache(maxsize=1 << 16)
+def query_key(text: str) -> str:
+    """The identity of a query: its normalised words without the gaps between them."""
+    return "".join(words(text))
+
+
+def clean(text: str) -> str:
+    """One line of printable text: control and direction characters and runs of space go."""
+    return _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
+
+
+def rouge_l(candidate: str, reference: str) -> float:
+    """ROUGE-L F1 over normalised words, in [0, 1] (Lin, 2004)."""
+    a, b = words(candidate), words(reference)
+    if not a or not b:
+        return 0.0
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, 1):
+            above = row[j]
+            row[j] = diagonal + 1 if x == y else max(above, row[j - 1])
+            diagonal = above
+    return 2.0 * row[-1] / (len(a) + len(b))
