@@ -42,6 +42,12 @@ CREATE TABLE products (
     attributes VARCHAR,          -- a JSON object, NULL when there are none
     changed    BIGINT NOT NULL   -- the catalog version of the last change
 );
+CREATE TABLE product_history (   -- price and stock from a moment on; see Catalog.state
+    product_id VARCHAR NOT NULL,
+    ts         TIMESTAMP NOT NULL,
+    price      DOUBLE,
+    in_stock   BOOLEAN NOT NULL
+);
 CREATE SEQUENCE event_ids;
 CREATE TABLE events (
     event_id   BIGINT NOT NULL,

@@ -1,0 +1,1 @@
+"""The agent: its protocol, its tools, and chains of retrieval decoded in batches."""

@@ -15,17 +15,29 @@ profile or demonstration is made from them.
 from __future__ import annotations
 
 import json
+import sys
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 
+import duckdb
 import numpy as np
 
+from ..files import replacing, write_json
 from ..text import words
 from .world import Brand, ProductType, brands, follow_ups, product_types
 
 START = datetime(2026, 1, 5)
+# How a cheap, middling or dear price suits a thrifty, average or spending shopper.
+_PRICE_FIT = ((1.0, 0.2, 0.0), (0.55, 1.0, 0.1), (0.2, 0.6, 1.0))
+
+
+def moment(day: float) -> datetime:
+    """The time of a (fractional) day of the simulation, to the millisecond."""
+    return START + timedelta(milliseconds=round(day * 86_400_000))
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,13 @@ class SimulatorConfig:
     seed: int = 7
     users: int = 1500
     days: int = 90
-    products_per_pair: float = 6.6  # products of one type by one brand
-    out_of_stock: float = 0.06
-    out_of_stock_famous: float = 0.3
+    products_per_pair: float = 8.0  # products of one type by one brand
+    missing: float = 0.05  # single products that are never in stock
+    days_in_stock: float = 14.0  # a line sells out after about this long ...
+    days_sold_out: float = 10.0  # ... and comes back after about this long
+    days_between_sales: float = 30.0
+    days_on_sale: float = 6.0
+    sale_price: float = 0.55
     typo_rate: float = 0.03
     patience: int = 3  # searches in a session before giving up
     aspiration: float = 0.9  # how much fame, beside taste, decides which brand is typed
@@ -52,7 +68,7 @@ class SimProduct:
     type_index: int
     brand_index: int
     price: float
-    in_stock: bool
+    missing: bool
     spec: int
     style: int
     model: str
@@ -133,6 +149,8 @@ class World:
         ]
         rng = np.random.default_rng([self.config.seed, 1])
         self.products = self._make_products(rng)
+        # A line (one brand's products of one type) sells out, comes back, and is on sale.
+        self.sold_out, self.on_sale = self._make_lines(np.random.default_rng([self.config.seed, 3]))
         weeks = self.config.days // 7 + 2
         # Each week a few types and one brand are in fashion.
         self.hot_types = [rng.choice(len(self.types), 4, replace=False) for _ in range(weeks)]
@@ -165,9 +183,6 @@ class World:
                     model = f"{letters}{int(rng.integers(100, 999))}"
                     price = kind.price * tier_price[brand.tier] * (0.8 + 0.2 * spec)
                     price *= float(rng.lognormal(0, 0.08))
-                    missing = self.config.out_of_stock
-                    if brand.tier == 2:
-                        missing = self.config.out_of_stock_famous
                     made.append(
                         SimProduct(
                             product_id=f"p{len(made) + 1:04d}",
@@ -175,12 +190,48 @@ class World:
                             f"{kind.styles[style]}",
                             type_index=t, brand_index=b,
                             price=round(max(round(price), 2) - 0.01, 2),
-                            in_stock=bool(rng.random() >= missing),
+                            missing=bool(rng.random() < self.config.missing),
                             spec=spec, style=style, model=model,
                             quality=float(rng.random()),
                         )
                     )
         return made
+
+    def _make_lines(
+        self, rng: np.random.Generator
+    ) -> tuple[dict[tuple[int, int], list[float]], dict[tuple[int, int], list[float]]]:
+        """Days at which each line's state flips: sold out and back, on sale and off."""
+
+        def flips(off: float, on: float) -> list[float]:
+            # Begin somewhere in the cycle, so that the first day is like any other.
+            at = -float(rng.random()) * (off + on) * 2
+            made = []
+            while at < self.config.days:
+                at += float(rng.exponential(off))
+                made.append(at)
+                at += float(rng.exponential(on))
+                made.append(at)
+            return made
+
+        config = self.config
+        lines = sorted({(p.type_index, p.brand_index) for p in self.products})
+        out = {line: flips(config.days_in_stock, config.days_sold_out) for line in lines}
+        sale = {line: flips(config.days_between_sales, config.days_on_sale) for line in lines}
+        return out, sale
+
+    def in_stock(self, i: int, day: float) -> bool:
+        """Whether a product can be bought on a day."""
+        product = self.products[i]
+        line = (product.type_index, product.brand_index)
+        return not product.missing and bisect_right(self.sold_out[line], day) % 2 == 0
+
+    def price(self, i: int, day: float) -> float:
+        """What a product costs on a day."""
+        product = self.products[i]
+        line = (product.type_index, product.brand_index)
+        if bisect_right(self.on_sale[line], day) % 2 == 0:
+            return product.price
+        return round(product.price * self.config.sale_price, 2)
 
     def _phrases(self, t: int) -> list[Phrase]:
         kind = self.types[t]
@@ -205,18 +256,30 @@ class World:
         ]
 
     def product_rows(self) -> Iterator[dict[str, object]]:
-        """The catalog as a shop would export it."""
-        for product, attributes in zip(self.products, self.attributes, strict=True):
+        """The catalog as a shop would export it: a row a product, and one a change."""
+        for i, (product, attributes) in enumerate(
+            zip(self.products, self.attributes, strict=True)
+        ):
             kind = self.types[product.type_index]
-            yield {
-                "product_id": product.product_id,
-                "title": product.title,
-                "brand": self.brands[product.brand_index].name,
-                "category": f"{kind.department} > {kind.name.title()}",
-                "price": product.price,
-                "stock": product.in_stock,
-                "attributes": json.dumps(attributes),
-            }
+            line = (product.type_index, product.brand_index)
+            days = [0.0, *(d for d in self.sold_out[line] if 0 < d < self.config.days)]
+            days += [d for d in self.on_sale[line] if 0 < d < self.config.days]
+            last: tuple[float, bool] | None = None
+            for day in sorted(days):
+                state = (self.price(i, day), self.in_stock(i, day))
+                if state == last:
+                    continue
+                last = state
+                yield {
+                    "product_id": product.product_id,
+                    "time": moment(day),
+                    "title": product.title,
+                    "brand": self.brands[product.brand_index].name,
+                    "category": f"{kind.department} > {kind.name.title()}",
+                    "price": state[0],
+                    "stock": state[1],
+                    "attributes": json.dumps(attributes),
+                }
 
 
 @dataclass
@@ -249,12 +312,12 @@ class Shopper:
         self.rng = np.random.default_rng(list(seed))
         rng, config = self.rng, world.config
         self.tier = int(rng.choice(3, p=(0.4, 0.38, 0.22)))
-        self.departments = rng.choice(len(world.departments), 4, replace=False)
-        self.start = float(rng.random() ** 1.3 * config.days * 0.6)
+        self.departments = rng.choice(len(world.departments), 3, replace=False)
+        self.start = float(rng.random() ** 1.3 * config.days * 0.5)
         # One way of wording dominates.
         kinds = ("generic", "brand", "spec", "style")
-        main = int(rng.choice(4, p=(0.2, 0.45, 0.2, 0.15)))
-        self.wording = {k: 0.72 if i == main else 0.28 / 3 for i, k in enumerate(kinds)}
+        main = int(rng.choice(4, p=(0.15, 0.55, 0.17, 0.13)))
+        self.wording = {k: 0.85 if i == main else 0.05 for i, k in enumerate(kinds)}
         self.other_names = bool(rng.random() < 0.3)
         # Taste in brands: in each department one favourite of about the right price.
         self.brand_taste = np.full(len(world.brands), 0.25)
@@ -264,10 +327,10 @@ class Shopper:
             fit *= np.where([self.brand_taste[b] >= 1 for b in sellers], 4.0, 1.0)
             favourite = sellers[int(rng.choice(len(sellers), p=fit / fit.sum()))]
             self.brand_taste[favourite] = 1.0
-        self.loyalty = float(rng.beta(4, 2))
+        self.loyalty = float(rng.beta(6, 2))
         self.style_taste: dict[str, float] = {}
         self.spec_lean = float(np.clip(0.5 * self.tier + rng.normal(0, 0.35), 0, 1))
-        self.suits = self._suits()
+        self.taste = self._taste()
         self.disappointed: dict[int, int] = {}  # brand -> searches that led nowhere
         self.needs: list[Need] = []
         self.owned: set[int] = set()
@@ -278,20 +341,28 @@ class Shopper:
             self.style_taste[name] = float(self.rng.beta(0.6, 0.6))
         return self.style_taste[name]
 
-    def _suits(self) -> np.ndarray:
-        """How well each product suits this shopper, in [0, 1]; 0 when it can't be bought."""
-        price_fit = ((1.0, 0.25, 0.02), (0.5, 1.0, 0.15), (0.12, 0.6, 1.0))[self.tier]
+    def _taste(self) -> np.ndarray:
+        """How much each product is to this shopper's taste, price and stock aside: [0, 1]."""
         made = np.zeros(len(self.world.products))
         for i, p in enumerate(self.world.products):
-            if not p.in_stock:
-                continue
             kind = self.world.types[p.type_index]
             brand = self.loyalty * self.brand_taste[p.brand_index] + (1 - self.loyalty) * 0.6
             lean = 1 - abs(p.spec / max(len(kind.specs) - 1, 1) - self.spec_lean)
             style = 0.6 + 0.4 * self._style(kind.styles[p.style])
-            tier = self.world.brands[p.brand_index].tier
-            made[i] = price_fit[tier] * brand * (0.6 + 0.4 * lean) * style
-        return np.clip(made * 1.35, 0, 1)
+            made[i] = brand * (0.6 + 0.4 * lean) * style
+        return made
+
+    def suits(self, i: int, day: float) -> float:
+        """How well a product suits on a day, in [0, 1]; 0 when it is sold out."""
+        if not self.world.in_stock(i, day):
+            return 0.0
+        product = self.world.products[i]
+        # What it costs now against the usual price of such a thing decides whether it is dear.
+        level = self.world.price(i, day) / (
+            self.world.types[product.type_index].price * (0.8 + 0.2 * product.spec)
+        )
+        tier = 0 if level < 0.75 else (1 if level < 1.35 else 2)
+        return min(1.0, 1.4 * _PRICE_FIT[self.tier][tier] * float(self.taste[i]))
 
     def choose_phrase(self, t: int, day: float, tried: list[Phrase]) -> Phrase:
         """How the shopper words a need now, given what was tried in this session."""
@@ -322,21 +393,21 @@ class Shopper:
         total = np.array(weights)
         return options[int(self.rng.choice(len(options), p=total / total.sum()))]
 
-    def respond(self, query: str, results: np.ndarray, t: int | None) -> Outcome:
+    def respond(self, query: str, results: np.ndarray, t: int | None, day: float) -> Outcome:
         """Look at a results page from the top; ``t`` is the type that is needed, if any."""
         outcome = Outcome(query)
         for position, i in enumerate(results.tolist()):
-            if self.rng.random() > 0.93**position:
+            if self.rng.random() > 0.8**position:
                 break
             product = self.world.products[i]
             if t is None or product.type_index != t or i in self.owned:
                 continue
-            if self.rng.random() < self.suits[i]:
+            wish = self.suits(i, day)
+            if self.rng.random() < wish:
                 outcome.clicks.append(i)
-                wish = self.suits[i]
-                if self.rng.random() < 0.45 + 0.5 * wish:
+                if self.rng.random() < 0.6 + 0.4 * wish:
                     outcome.carts.append(i)
-                    if self.rng.random() < 0.85:
+                    if self.rng.random() < 0.9:
                         outcome.purchases.append(i)
                         break
                 if len(outcome.clicks) >= 2:
@@ -360,12 +431,12 @@ class Shopper:
     def spontaneous(self, day: float) -> int:
         """A need that comes from nowhere: an interest, or what is in fashion."""
         world = self.world
-        if self.rng.random() < 0.3:
+        if self.rng.random() < 0.2:
             return int(self.rng.choice(world.hot_types[int(day // 7)]))
         department = world.departments[int(self.rng.choice(self.departments))]
         # People begin with the thing itself, not with what belongs to it.
         inside = [i for i, t in enumerate(world.types) if t.department == department]
-        weights = np.array([3.0 if len(world.next_needs[i]) > 2 else 0.7 for i in inside])
+        weights = np.array([3.0 if len(world.next_needs[i]) > 2 else 0.3 for i in inside])
         weights *= [0.1 if i in self.owned_types else 1.0 for i in inside]
         return int(inside[int(self.rng.choice(len(inside), p=weights / weights.sum()))])
 
@@ -380,9 +451,9 @@ class Shopper:
         product = self.world.products[i]
         kind = self.world.types[product.type_index]
         for t, probability, days in self.world.next_needs[product.type_index]:
-            if self.rng.random() < probability and t not in self.owned_types:
-                self.needs.append(Need(t, day + days * float(self.rng.lognormal(0, 0.25))))
-        if kind.lasts and self.rng.random() < 0.85:
+            if self.rng.random() < 1.25 * probability and t not in self.owned_types:
+                self.needs.append(Need(t, day + days * 0.8 * float(self.rng.lognormal(0, 0.25))))
+        if kind.lasts and self.rng.random() < 0.95:
             self.owned.discard(i)  # it will be used up
             due = day + kind.lasts * float(self.rng.lognormal(0, 0.12))
             self.needs.append(Need(product.type_index, due, self._wording_of(i), i))
@@ -401,13 +472,21 @@ class Shopper:
         while day < days:
             yield from self.session(day)
             self.needs = [n for n in self.needs if n.visits < 4]
-            if not self.needs or self.rng.random() < 0.12:
-                wait = float(self.rng.exponential(9))
+            if not self.needs or self.rng.random() < 0.04:
+                wait = float(self.rng.exponential(8))
                 self.needs.append(Need(self.spontaneous(min(day + wait, days)), day + wait))
             due = min(n.due for n in self.needs)
             # People come back in the evening, a little after they first thought of it.
             day = max(due, day + 0.2) + float(self.rng.exponential(0.6))
             day = np.floor(day) + float(np.clip(self.rng.normal(0.75, 0.15), 0.02, 0.97))
+
+    def browse(self, clock: float) -> Iterator[dict[str, object]]:
+        """Look around among what is in fashion, without a query."""
+        hot = self.world.hot_types[min(int(clock // 7), len(self.world.hot_types) - 1)]
+        for _ in range(int(self.rng.integers(1, 4))):
+            clock += self._seconds(20)
+            i = int(self.rng.choice(self.world.by_type[int(self.rng.choice(hot))]))
+            yield self._event(clock, "view", product=i)
 
     def session(self, day: float) -> Iterator[dict[str, object]]:
         """One visit: look for the most urgent need, and sometimes for another one."""
@@ -425,7 +504,9 @@ class Shopper:
                 tried.append(phrase)
                 query = self.typed(phrase.text)
                 yield self._event(clock, "search", query=query)
-                outcome = self.respond(query, self.world.engine.search(query), need.type_index)
+                outcome = self.respond(
+                    query, self.world.engine.search(query), need.type_index, day
+                )
                 for i in outcome.clicks:
                     clock += self._seconds(25)
                     yield self._event(clock, "click", query=query, product=i)
@@ -457,20 +538,24 @@ class Shopper:
                     self.disappointed[phrase.brand] = self.disappointed.get(phrase.brand, 0) + 1
                 clock += self._seconds(20)
             else:
-                if self.rng.random() < 0.5:
+                if self.rng.random() < 0.35:
                     self.needs.append(
                         Need(need.type_index, day + 1 + float(self.rng.exponential(4)),
                              visits=need.visits)
                     )
             clock += self._seconds(60)
+        if self.rng.random() < 0.15:
+            yield from self.browse(clock)
 
     def _seconds(self, mean: float) -> float:
         return (3 + float(self.rng.exponential(mean))) / 86400
 
-    def _event(self, day: float, kind: str, *, query: str | None = None, product: int = -1):
+    def _event(
+        self, day: float, kind: str, *, query: str | None = None, product: int = -1
+    ) -> dict[str, object]:
         return {
             "user_id": self.user_id,
-            "time": START + timedelta(milliseconds=round(day * 86_400_000)),
+            "time": moment(day),
             "type": kind,
             "query": query,
             "product_id": self.world.products[product].product_id if product >= 0 else None,
@@ -487,3 +572,38 @@ def simulate(config: SimulatorConfig | None = None) -> tuple[World, list[dict[st
         log += [e for e in shopper.live() if e["time"] < end]  # type: ignore[operator]
     log.sort(key=lambda e: (e["time"], e["user_id"]))  # type: ignore[return-value, arg-type]
     return world, log
+
+
+def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[str, int]:
+    """Write ``products.parquet``, ``events.parquet`` and ``simulator.json`` to a folder."""
+    world, log = simulate(config)
+    connection = duckdb.connect()
+    columns = {
+        "products": {
+            "product_id": "VARCHAR", "title": "VARCHAR", "brand": "VARCHAR",
+            "time": "TIMESTAMP", "category": "VARCHAR", "price": "DOUBLE", "stock": "BOOLEAN", "attributes": "VARCHAR",
+        },
+        "events": {
+            "user_id": "VARCHAR", "time": "TIMESTAMP", "type": "VARCHAR", "query": "VARCHAR",
+            "product_id": "VARCHAR",
+        },
+    }
+    counts = {}
+    for name, rows in (("products", list(world.product_rows())), ("events", log)):
+        kinds = ", ".join(f"{c} {t}" for c, t in columns[name].items())
+        connection.execute(f"CREATE TABLE {name} ({kinds})")
+        with connection.appender(name) as appender:
+            for row in rows:
+                appender.append_row(*(row[c] for c in columns[name]))
+        with replacing(folder / f"{name}.parquet") as temporary:
+            connection.execute(
+                f"COPY {name} TO '{temporary}' (FORMAT parquet, COMPRESSION zstd, "
+                "COMPRESSION_LEVEL 19)"
+            )
+        counts[name] = len(rows)
+    write_json(folder / "simulator.json", asdict(world.config))
+    return counts
+
+
+if __name__ == "__main__":
+    print(write_sample(Path(sys.argv[1] if len(sys.argv) > 1 else "sample_data")))

@@ -72,7 +72,8 @@ class SubwordEncoder:
 
     def __init__(self, idf: np.ndarray, components: np.ndarray) -> None:
         self.idf = idf  # (BUCKETS,)
-        self.components = components  # (BUCKETS, dimensions), float32
+        # (BUCKETS, dimensions), float32; rows must be contiguous or each product copies it all
+        self.components = np.ascontiguousarray(components, dtype=np.float32)
         self.dimensions = components.shape[1]
 
     @classmethod

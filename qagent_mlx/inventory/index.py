@@ -14,18 +14,44 @@ from pathlib import Path
 from typing import Any
 
 import bm25s
+import duckdb
 import numpy as np
 from usearch.index import Index
 
 from ..errors import QAgentError
 from ..files import read_json, sync_folder, write_json
 from ..shop import Shop
+from .clicks import seconds
 from .encoder import Encoder, SubwordEncoder
 from .terms import product_terms
 
 FORMAT = 1
 EXACT_BELOW = 50_000  # products; below, exact search is as fast as HNSW and never misses
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build`
+
+
+class History:
+    """Prices and stock over time, for products that the shop knows more than one state of."""
+
+    def __init__(
+        self, rows: np.ndarray, times: np.ndarray, prices: np.ndarray, in_stock: np.ndarray
+    ) -> None:
+        order = np.lexsort((times, rows))
+        self._times, self._prices = times[order], prices[order]
+        self._in_stock = in_stock[order]
+        unique, starts = np.unique(rows[order], return_index=True)
+        ends = np.append(starts[1:], len(rows))
+        self._span = dict(
+            zip(unique.tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True)
+        )
+
+    def state(self, row: int, moment: float) -> tuple[float, bool] | None:
+        """(price, in stock) of a product at a time in seconds; the first known state before."""
+        if row not in self._span:
+            return None
+        start, end = self._span[row]
+        at = max(start, start + int(np.searchsorted(self._times[start:end], moment, "right")) - 1)
+        return float(self._prices[at]), bool(self._in_stock[at])
 
 
 @dataclass(slots=True)
@@ -39,6 +65,7 @@ class Catalog:
     prices: np.ndarray  # NaN where there is none
     in_stock: np.ndarray  # bool
     attributes: list[str | None]  # JSON
+    history: History | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +73,14 @@ class Catalog:
     def rows_of(self) -> dict[str, int]:
         """Product id to row."""
         return {product: row for row, product in enumerate(self.ids)}
+
+    def state(self, row: int, as_of: datetime | None = None) -> tuple[float, bool]:
+        """(price, in stock) of a product as it was at a moment; now when None."""
+        if as_of is not None and self.history is not None:
+            known = self.history.state(row, seconds(as_of))
+            if known is not None:
+                return known
+        return float(self.prices[row]), bool(self.in_stock[row])
 
 
 @dataclass(slots=True)
@@ -76,21 +111,44 @@ def product_text(title: str, brand: str | None, category: str | None, attributes
     return " ".join(parts)
 
 
-def read_catalog(shop: Shop) -> Catalog:
-    """All products of the shop, in a fixed order."""
-    columns = shop.connection.execute(
-        """SELECT product_id, title, brand, category, coalesce(price, 'nan'::DOUBLE) AS price,
-                  in_stock, attributes FROM products ORDER BY product_id"""
-    ).fetchall()
+_PRODUCTS = """SELECT product_id, title, brand, category, price, in_stock, attributes
+    FROM products ORDER BY product_id"""
+_HISTORY = """SELECT product_id, epoch(ts) AS ts, price, in_stock
+    FROM product_history ORDER BY product_id, ts"""
+
+
+def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str) -> Catalog:
+    columns = connection.execute(products).fetchall()
     if not columns:
-        raise QAgentError(f"{shop.path} has no products; run: qagent ingest products FILE")
+        return Catalog([], [], [], [], np.empty(0), np.empty(0, dtype=bool), [])
     ids, titles, brands, categories, prices, stock, attributes = map(
         list, zip(*columns, strict=True)
     )
-    return Catalog(
+    catalog = Catalog(
         ids, titles, brands, categories,
-        np.array(prices, dtype=np.float64), np.array(stock, dtype=bool), attributes,
+        np.array([np.nan if p is None else p for p in prices], dtype=np.float64),
+        np.array(stock, dtype=bool),
+        attributes,
     )
+    known = connection.execute(history).fetchnumpy()
+    if len(known["product_id"]):
+        rows_of = catalog.rows_of()
+        rows = np.array([rows_of[p] for p in known["product_id"].tolist()], dtype=np.int64)
+        catalog.history = History(
+            rows,
+            np.asarray(known["ts"], dtype=np.float64),
+            np.ma.filled(np.ma.asarray(known["price"], dtype=np.float64), np.nan),
+            np.asarray(known["in_stock"], dtype=bool),
+        )
+    return catalog
+
+
+def read_catalog(shop: Shop) -> Catalog:
+    """All products of the shop, in a fixed order, with what is known of their past states."""
+    catalog = _catalog(shop.connection, _PRODUCTS, _HISTORY)
+    if not len(catalog):
+        raise QAgentError(f"{shop.path} has no products; run: qagent ingest products FILE")
+    return catalog
 
 
 def default_clicks_until(shop: Shop) -> datetime | None:
@@ -153,11 +211,9 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
         encoder.save(working / "encoder.npz")
         lexical.save(working / "lexical", show_progress=False)
         vectors.save(str(working / "vectors.usearch"))
-        shop.connection.execute(
-            f"""COPY (SELECT product_id, title, brand, category, price, in_stock, attributes
-            FROM products ORDER BY product_id)
-            TO '{str(working / "catalog.parquet").replace("'", "''")}' (FORMAT parquet)"""
-        )
+        for name, query in (("catalog", _PRODUCTS), ("history", _HISTORY)):
+            target = str(working / f"{name}.parquet").replace("'", "''")
+            shop.connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet)")
         files = sorted(p for p in working.rglob("*") if p.is_file())
         manifest = {
             "format": FORMAT,
@@ -201,7 +257,7 @@ def load(folder: Path) -> InventoryIndex:
         if not path.exists() or path.stat().st_size != size:
             raise QAgentError(f"the index in {folder} is damaged ({name}); {remedy}")
     try:
-        catalog = _load_catalog(folder / "catalog.parquet")
+        catalog = _load_catalog(folder)
         lexical = bm25s.BM25.load(str(folder / "lexical"), show_progress=False)
         vectors = Index.restore(str(folder / "vectors.usearch"))
         encoder = SubwordEncoder.load(folder / "encoder.npz")
@@ -214,20 +270,13 @@ def load(folder: Path) -> InventoryIndex:
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)
 
 
-def _load_catalog(path: Path) -> Catalog:
-    import duckdb
+def _load_catalog(folder: Path) -> Catalog:
+    def stored(name: str) -> str:
+        path = str(folder / f"{name}.parquet").replace("'", "''")
+        return f"SELECT * FROM read_parquet('{path}')"
 
-    columns = duckdb.execute(
-        "SELECT * REPLACE (coalesce(price, 'nan'::DOUBLE) AS price) FROM read_parquet(?)",
-        [str(path)],
-    ).fetchall()
-    ids, titles, brands, categories, prices, stock, attributes = map(
-        list, zip(*columns, strict=True)
-    )
-    return Catalog(
-        ids, titles, brands, categories,
-        np.array(prices, dtype=np.float64), np.array(stock, dtype=bool), attributes,
-    )
+    with duckdb.connect() as connection:
+        return _catalog(connection, stored("catalog"), stored("history"))
 
 
 def ensure(shop: Shop) -> InventoryIndex:

@@ -1,0 +1,1 @@
+"""Policies: a language model (MLX-LM) with a LoRA adapter."""

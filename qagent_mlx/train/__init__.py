@@ -1,0 +1,1 @@
+"""Training: cases from the log, demonstrations, rewards, SFT and GRPO."""

@@ -1,0 +1,325 @@
+"""Profiles: a user's memory as a few lines that a small model can read.
+
+Each section turns rows into scored lines; `pack` fits the lines with the most worth a token
+into the budget. A line's worth is an estimate, made from the log before the moment, of the
+chance that its query is what the user wants next: a trending query is worth its share of
+searches, a neighbour its transition probability. So the same code shows a fast-moving shop
+its trends and a shop of regulars their habits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from ..shop import MemoryConfig
+from ..text import clean
+from ..types import Line, Profile
+from . import tables
+
+SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+AGES = ((0.1, "now"), (1.5, "1d"), (4.0, "3d"), (9.0, "1w"), (18.0, "2w"), (45.0, "1m"))
+OUTCOMES = ("unmet", "liked", "carted", "bought")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A user and a time; nothing at or after it is seen."""
+
+    user_id: str
+    as_of: datetime
+
+
+def age_word(days: float) -> str:
+    """A length of time as one word: ``now``, ``1d``, ``3d``, ``1w``, ``2w``, ``1m``, ``old``."""
+    return next((word for limit, word in AGES if days < limit), "old")
+
+
+def safe(text: str) -> str:
+    """Text from data that can never form a tag of the protocol."""
+    return clean(text).replace("<", "‹").replace(">", "›")
+
+
+class Memory:
+    """Makes profiles from a shop's database.
+
+    Args:
+        connection: The shop's database; read only is enough.
+        config: How events weigh and how long a profile may be.
+        count: Tokens of each of some texts, by the tokenizer of the model that will read them.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        config: MemoryConfig,
+        count: CountTokens,
+    ) -> None:
+        self.connection = connection
+        self.config = config
+        self._count = count
+        self._counted: dict[str, int] = {}
+        self._prepared = False
+
+    def profiles(
+        self,
+        moments: Sequence[Moment],
+        sections: Iterable[str] = SECTIONS,
+        budget: int | None = None,
+    ) -> list[Profile]:
+        """A profile for each moment, in one pass over the log.
+
+        Args:
+            moments: In any order; a user may come more than once.
+            sections: Which sections to write; leave some out for ablations.
+            budget: Tokens a profile may have; the shop's setting by default.
+        """
+        if not moments:
+            return []
+        if not self._prepared:
+            tables.prepare_shop(self.connection)
+            self._prepared = True
+        keep = self.config.references
+        tables.prepare_moments(
+            self.connection,
+            ((i, m.user_id, m.as_of) for i, m in enumerate(moments)),
+            self.config,
+            keep,
+        )
+        rows: dict[str, dict[int, list[tuple]]] = {}
+        for name, fetched in (
+            ("candidates", tables.candidate_rows(self.connection, keep)),
+            ("nodes", tables.node_rows(self.connection, 8)),
+            ("identity", tables.identity_rows(self.connection)),
+            ("wording", tables.wording_rows(self.connection)),
+            ("products", tables.product_rows(self.connection)),
+        ):
+            grouped: dict[int, list[tuple]] = defaultdict(list)
+            for row in fetched:
+                grouped[row[0]].append(row[1:])
+            rows[name] = grouped
+        wanted = set(sections)
+        made = []
+        for i, moment in enumerate(moments):
+            mine = {name: grouped.get(i, []) for name, grouped in rows.items()}
+            lines = [line for line in _all_lines(mine) if line.section in wanted]
+            context = _context(mine)
+            made.append(self._pack(moment, lines, context, budget or self.config.budget))
+        return made
+
+    def raw_tokens(self, moment: Moment) -> int:
+        """Tokens of the user's whole log before a moment, an event a line."""
+        return sum(self.count(raw_history(self.connection, moment)))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text; remembered, as lines come back often."""
+        fresh = [t for t in dict.fromkeys(texts) if t not in self._counted]
+        if fresh:
+            self._counted.update(zip(fresh, self._count(fresh), strict=True))
+        return [self._counted[t] for t in texts]
+
+    def _pack(
+        self, moment: Moment, lines: list[Line], context: dict[str, Any], budget: int
+    ) -> Profile:
+        """Choose lines by worth a token, then write them section by section."""
+        # A reference token and a line break go with each line.
+        costs = [c + 2 for c in self.count([line.text for line in lines])]
+        order = sorted(range(len(lines)), key=lambda i: (-lines[i].score / costs[i], i))
+        chosen, spent, references = [], 0, 0
+        for i in order:
+            if spent + costs[i] > budget:
+                continue
+            if lines[i].query is not None:
+                if references >= self.config.references:
+                    continue
+                references += 1
+            chosen.append(i)
+            spent += costs[i]
+        kept = [lines[i] for i in sorted(chosen)]
+        queries = [line.query for line in kept if line.query is not None]
+        return Profile(
+            user_id=moment.user_id,
+            as_of=moment.as_of,
+            text=render(kept),
+            lines=tuple(kept),
+            references=tuple(queries),
+            tokens=spent,
+            raw_tokens=0,
+            context=context,
+        )
+
+
+def render(lines: Sequence[Line]) -> str:
+    """The profile's text: one line each, lines with a query numbered by reference."""
+    written, number = [], 0
+    for line in lines:
+        if line.query is not None:
+            written.append(f"<r{number}>{line.text}")
+            number += 1
+        else:
+            written.append(line.text)
+    return "\n".join(written)
+
+
+def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[str]:
+    """The log itself as text, an event a line, oldest first: what a profile stands in for."""
+    return [
+        f"{ts:%Y-%m-%d %H:%M} {kind} {safe(text)}"
+        for ts, kind, text in connection.execute(
+            """SELECT e.ts, e.type, coalesce(CASE WHEN e.type = 'search' THEN e.query END,
+                      p.title, e.query, '')
+            FROM events e LEFT JOIN products p USING (product_id)
+            WHERE e.user_id = ? AND e.ts < ? ORDER BY e.ts, e.event_id""",
+            [moment.user_id, moment.as_of],
+        ).fetchall()
+    ]
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _all_lines(rows: dict[str, list[tuple]]) -> list[Line]:
+    return [
+        *_graph_lines(rows["nodes"]),
+        *_identity_lines(rows["identity"], rows["wording"], rows["nodes"]),
+        *_seen_lines(rows["products"]),
+        *_query_lines(rows["candidates"]),
+    ]
+
+
+def _query_lines(candidates: list[tuple]) -> list[Line]:
+    """Lines with a query: the user's own, neighbours, and trending ones.
+
+    A query that comes from several sides is one line, in the section that gives it most.
+    """
+    made: list[tuple[int, float, Line]] = []
+    for row in candidates:
+        (_, query, _times, _best, last, age, back, next_score, _place, source,
+         share, longer, trend_place, _recent, had, leaf, success) = row
+        worth = {
+            # How often people take up an old query again falls with how far back it is.
+            "latest": 0.08 * 0.75 ** (back - 1) * (0.4 if last == 3 else 1.0) if back else 0.0,
+            "neighbours": float(next_score or 0.0),
+            "trending": float(share or 0.0),
+        }
+        section = max(worth, key=lambda name: worth[name])
+        marks, why = [], ""
+        if back:
+            marks += [OUTCOMES[last], age_word(age)]
+            why = f"you searched it {_ago(age)}" + (
+                " and found nothing that suited" if last == 0 else ""
+            )
+        elif had is not None:
+            marks += ["had", age_word(had)]
+        if next_score:
+            strength = "likely" if next_score >= 0.05 else "maybe" if next_score >= 0.015 else "weak"
+            marks.append(strength)
+        if section == "neighbours":
+            why = _because(source) + (f"; {why}" if why else "")
+        if share and share >= 0.004:
+            marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
+            growth = share / max(longer, 1e-9)
+            if growth >= 1.5:
+                marks.append("rising")
+            elif growth <= 0.6:
+                marks.append("fading")
+        if section == "trending":
+            why = f"{share:.1%} of the shop's searches just now"
+        if success < 0.2:
+            marks.append("poor")
+        text = " ".join([safe(query), *marks])
+        order = (back or 0) if section == "latest" else -worth[section]
+        made.append(
+            (
+                SECTIONS.index(section),
+                float(order),
+                Line(section, text, sum(worth.values()), query=query, reason=why),
+            )
+        )
+    made.sort(key=lambda item: (item[0], item[1], item[2].text))
+    return [line for *_, line in made]
+
+
+def _graph_lines(nodes: list[tuple]) -> list[Line]:
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    limits = {"category": 3, "brand": 3, "price": 1, "attribute": 2}
+    for kind, node, _, share in nodes:
+        if kind in limits and len(by_kind[kind]) < limits[kind] and share >= 0.1:
+            by_kind[kind].append(safe(node))
+    parts = [" ".join(by_kind[kind]) for kind in limits if by_kind[kind]]
+    return [Line("graph", "likes " + ", ".join(parts).lower(), 0.35)] if parts else []
+
+
+def _identity_lines(
+    identity: list[tuple], wording: list[tuple], nodes: list[tuple]
+) -> list[Line]:
+    if not identity:
+        return [Line("identity", "new user", 0.2)]
+    events, _, purchases, away, gap, gaps = identity[0]
+    parts = ["heavy" if events >= 60 else "regular" if events >= 12 else "light"]
+    kind, share = max(((k, s) for k, s in wording), key=lambda item: item[1], default=("", 0))
+    if share >= 0.5:
+        names = {"brand": "names brands", "attribute": "names details", "plain": "short queries"}
+        parts.append(names[kind])
+    loyal = next((n for k, n, _, s in nodes if k == "brand" and s >= 0.6 and purchases >= 2), None)
+    if loyal:
+        parts.append(f"loyal {safe(loyal).lower()}")
+    if gaps >= 2:
+        parts.append(f"buys every {age_word(gap)}")
+    parts.append(f"away {age_word(away)}")
+    return [Line("identity", " ".join(parts), 0.25)]
+
+
+def _seen_lines(products: list[tuple]) -> list[Line]:
+    """What the last session looked at without searching for it."""
+    made = []
+    for _, bought, title, _leaf, age, in_last, engaged in products:
+        if in_last and not engaged and not bought and len(made) < 1:
+            shown = " ".join(safe(title).lower().split()[:6])
+            made.append(Line("latest", f"viewed {shown} {age_word(age)}", 0.06))
+    return made
+
+
+def _context(rows: dict[str, list[tuple]]) -> dict[str, Any]:
+    """What the search tool needs to mark products for this user, at this moment."""
+    shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
+    for kind, node, _, share in rows["nodes"]:
+        if kind in shares:
+            shares[kind][node.lower()] = round(share, 3)
+    return {
+        "brands": shares["brand"],
+        "prices": shares["price"],
+        "attributes": shares["attribute"],
+        "bought": [p[0] for p in rows["products"] if p[1]],
+        "seen": [p[0] for p in rows["products"] if not p[1]],
+    }
+
+
+def _ago(days: float) -> str:
+    if days < 1 / 24:
+        return "just now"
+    if days < 1.5:
+        return f"{days * 24:.0f} hours ago"
+    return f"{days:.0f} days ago"
+
+
+def _because(source: str | None) -> str:
+    kind, _, name = (source or "").partition(":")
+    return {
+        "c": f"what people look for after {name}",
+        "q": "what people search after your last query",
+        "p": "what people search after a product that you chose",
+        "r": "what worked for people whose search had led nowhere",
+    }.get(kind, "like you, others searched it")
+
+
+def with_raw_tokens(profile: Profile, tokens: int) -> Profile:
+    """The profile with the length of the log that it stands in for."""
+    return replace(profile, raw_tokens=tokens)

@@ -1,0 +1,402 @@
+"""The SQL that turns events into memory, for many moments at once.
+
+A *moment* is a user and a time, ``as_of``. Every table sees only what happened before it:
+a user's own history up to the very second, what the whole shop did up to the start of the
+day (neighbours, query facts) or of the hour (trends). One pass serves all the cases of a
+training run; a single moment is served by the same SQL, so both give the same profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import duckdb
+
+from ..shop import MemoryConfig
+from ..text import words
+
+SOURCES = 8  # how many of a user's last engagements lead to neighbours
+NEIGHBOURS = 60  # how many neighbours of one source are kept
+TRENDS = 40  # how many trending queries are kept an hour
+
+# ---------------------------------------------------------------- what the shop knows
+
+# Price bands come from each product's first known price, so a sale moves a product into a
+# lower band and a later price change moves no boundary.
+SHOP_TABLES = """
+CREATE OR REPLACE TEMP TABLE goods AS
+WITH first AS (SELECT product_id, arg_min(price, ts) AS price FROM product_history GROUP BY 1),
+priced AS (
+    SELECT p.product_id, p.title, p.brand, p.category, p.attributes,
+           trim(split_part(p.category, '>', 1)) AS top,
+           trim(split_part(p.category, '>', -1)) AS leaf,
+           coalesce(f.price, p.price) AS price
+    FROM products p LEFT JOIN first f USING (product_id))
+SELECT * EXCLUDE price, price,
+       quantile_cont(price, 1 / 3) OVER (PARTITION BY category) AS low,
+       quantile_cont(price, 2 / 3) OVER (PARTITION BY category) AS high
+FROM priced;
+
+CREATE OR REPLACE TEMP TABLE outcomes AS       -- searches that led to an engagement
+SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key,
+       min(e.ts) AS known,
+       arg_max(e.product_id, {level}) AS product_id,
+       max({level}) AS outcome
+FROM events s JOIN events e ON e.search_id = s.event_id
+WHERE s.type = 'search' AND e.type IN ('click', 'cart', 'purchase')
+GROUP BY ALL;
+
+-- having done `source`, a user searched `query_key` with success, one to three searches later
+CREATE OR REPLACE TEMP TABLE steps AS
+WITH numbered AS (
+    SELECT o.*, g.leaf, row_number() OVER (PARTITION BY user_id ORDER BY ts, event_id) AS n
+    FROM outcomes o LEFT JOIN goods g USING (product_id)),
+pairs AS (
+    SELECT a.user_id, a.query_key AS from_key, a.leaf, a.product_id, b.query_key, b.known,
+           1.0 / (b.n - a.n) AS closeness
+    FROM numbered a JOIN numbered b ON b.user_id = a.user_id AND b.n > a.n AND b.n <= a.n + 3
+        AND b.session_id <> a.session_id AND b.ts < a.ts + INTERVAL 45 DAYS)
+SELECT 'c:' || leaf AS source, query_key, known, closeness FROM pairs WHERE leaf <> ''
+UNION ALL
+SELECT 'q:' || from_key, query_key, known, closeness FROM pairs WHERE from_key <> query_key
+UNION ALL
+SELECT 'p:' || product_id, query_key, known, closeness FROM pairs WHERE from_key <> query_key
+UNION ALL      -- what led nowhere, and how the same session went on
+SELECT 'r:' || a.query_key, o.query_key, o.known, 1.0
+FROM events a JOIN outcomes o ON o.session_id = a.session_id AND o.event_id <> a.event_id
+    AND (o.ts, o.event_id) > (a.ts, a.event_id) AND o.query_key <> a.query_key
+WHERE a.type = 'search' AND a.event_id NOT IN (SELECT event_id FROM outcomes);
+
+CREATE OR REPLACE TEMP TABLE hourly AS
+SELECT date_trunc('hour', ts) AS hour, query_key, count(*) AS n
+FROM events WHERE type = 'search' GROUP BY ALL;
+
+CREATE OR REPLACE TEMP TABLE spellings AS      -- the first way that a query was typed
+SELECT query_key, arg_min(query, event_id) AS query FROM events
+WHERE type = 'search' GROUP BY query_key;
+"""
+
+_LEVEL = "CASE e.type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END"
+
+# ---------------------------------------------------------------- what a moment knows
+
+MOMENT_TABLES = """
+CREATE OR REPLACE TEMP TABLE history AS
+SELECT m.moment, m.as_of, e.event_id, e.ts, e.type, e.query, e.query_key, e.product_id,
+       e.session_id, e.search_id
+FROM moments m JOIN events e ON e.user_id = m.user_id AND e.ts < m.as_of;
+
+CREATE OR REPLACE TEMP TABLE searches AS
+WITH best AS (
+    SELECT moment, search_id, max({level}) AS outcome,
+           arg_max(product_id, ({level}) * 1e10 - epoch(ts)) AS product_id
+    FROM history e WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
+    GROUP BY moment, search_id)
+SELECT h.moment, h.as_of, h.event_id, h.ts, h.session_id, h.query, h.query_key,
+       coalesce(b.outcome, 0) AS outcome, b.product_id
+FROM history h LEFT JOIN best b ON b.moment = h.moment AND b.search_id = h.event_id
+WHERE h.type = 'search';
+
+-- the user's own queries: the last outcome, the best one, how long ago, how often
+CREATE OR REPLACE TEMP TABLE own AS
+SELECT moment, query_key, arg_max(query, event_id) AS query, count(*) AS times,
+       max(outcome) AS best, arg_max(outcome, (ts, event_id)) AS last,
+       min(epoch(as_of - ts)) / 86400 AS age,
+       row_number() OVER (PARTITION BY moment ORDER BY max(ts) DESC, max(event_id) DESC) AS back
+FROM searches GROUP BY moment, query_key;
+
+-- engagements with their weight now, and the price band that was paid
+CREATE OR REPLACE TEMP TABLE engaged AS
+WITH weighed AS (
+    SELECT h.moment, h.as_of, h.ts, h.event_id, h.type, h.session_id, h.product_id,
+           CASE h.type WHEN 'view' THEN {view} WHEN 'click' THEN {click} WHEN 'cart' THEN {cart}
+                ELSE {purchase} END * pow(2, -epoch(h.as_of - h.ts) / 86400 / {half_life}) AS weight
+    FROM history h WHERE h.product_id IS NOT NULL AND h.type <> 'search')
+SELECT w.*, g.title, g.brand, g.category, g.top, g.leaf, g.attributes,
+       CASE WHEN coalesce(p.price, g.price) IS NULL THEN NULL
+            WHEN coalesce(p.price, g.price) <= g.low THEN 1
+            WHEN coalesce(p.price, g.price) <= g.high THEN 2 ELSE 3 END AS band
+FROM weighed w JOIN goods g USING (product_id)
+ASOF LEFT JOIN product_history p ON p.product_id = w.product_id AND w.ts >= p.ts;
+
+CREATE OR REPLACE TEMP TABLE nodes AS
+SELECT moment, kind, node, sum(weight) AS weight FROM (
+    SELECT moment, 'category' AS kind, leaf AS node, weight FROM engaged WHERE leaf <> ''
+    UNION ALL SELECT moment, 'department', top, weight FROM engaged WHERE top <> ''
+    UNION ALL SELECT moment, 'brand', brand, weight FROM engaged WHERE brand IS NOT NULL
+    UNION ALL SELECT moment, 'price', repeat('$', band::INT), weight FROM engaged
+        WHERE band IS NOT NULL
+    UNION ALL SELECT moment, 'product', product_id, weight FROM engaged
+    UNION ALL SELECT moment, 'attribute', json_extract_string(attributes, '$."' || key || '"'),
+        weight FROM (SELECT moment, weight, attributes, unnest(json_keys(attributes)) AS key
+                     FROM engaged WHERE attributes IS NOT NULL)
+    UNION ALL SELECT s.moment, 'term', t.term,
+        {search} * (1 + s.outcome) * pow(2, -epoch(s.as_of - s.ts) / 86400 / {half_life})
+        FROM searches s JOIN query_terms t USING (query_key))
+WHERE node IS NOT NULL AND node <> '' GROUP BY moment, kind, node;
+
+-- how long ago the user bought something of a category
+CREATE OR REPLACE TEMP TABLE had AS
+SELECT moment, leaf, min(epoch(as_of - ts)) / 86400 AS age
+FROM engaged WHERE type = 'purchase' AND leaf <> '' GROUP BY moment, leaf;
+
+-- what of the user's past leads to neighbours, the last engagement weighing most
+CREATE OR REPLACE TEMP TABLE sources AS
+WITH last AS (
+    SELECT s.moment, s.as_of, s.query_key, s.product_id, s.outcome, g.leaf,
+           row_number() OVER (PARTITION BY s.moment ORDER BY s.ts DESC, s.event_id DESC) AS n
+    FROM searches s LEFT JOIN goods g USING (product_id) WHERE s.outcome > 0)
+SELECT moment, date_trunc('day', as_of) AS day, source, max(weight) AS weight FROM (
+    SELECT moment, as_of, 'c:' || leaf AS source,
+           pow(0.8, n) * (CASE WHEN outcome = 3 THEN 1 ELSE 0.4 END) AS weight, n
+    FROM last WHERE leaf <> ''
+    UNION ALL SELECT moment, as_of, 'q:' || query_key, 0.5 * pow(0.8, n), n FROM last
+    UNION ALL SELECT moment, as_of, 'p:' || product_id, 0.2 * pow(0.8, n), n FROM last)
+WHERE n <= {sources} GROUP BY ALL
+UNION ALL      -- and searches that led nowhere
+SELECT moment, date_trunc('day', as_of), 'r:' || query_key, max(0.6 * pow(0.8, n)) FROM (
+    SELECT moment, as_of, query_key,
+           row_number() OVER (PARTITION BY moment ORDER BY ts DESC, event_id DESC) AS n
+    FROM searches WHERE outcome = 0) WHERE n <= {sources} GROUP BY ALL;
+
+CREATE OR REPLACE TEMP TABLE transitions AS    -- P(query | source) at the start of the day
+WITH wanted AS (SELECT DISTINCT source, day FROM sources),
+counted AS (
+    SELECT w.source, w.day, s.query_key, sum(s.closeness) AS n
+    FROM wanted w JOIN steps s ON s.source = w.source AND s.known < w.day GROUP BY ALL)
+SELECT source, day, query_key, n / (sum(n) OVER (PARTITION BY source, day) + 5) AS p
+FROM counted
+QUALIFY row_number() OVER (PARTITION BY source, day ORDER BY n DESC, query_key) <= {neighbours};
+
+CREATE OR REPLACE TEMP TABLE led AS            -- neighbours before personal taste
+SELECT s.moment, t.query_key, 0.3 * sum(s.weight * t.p) AS score,
+       arg_max(s.source, s.weight * t.p) AS source
+FROM sources s JOIN transitions t USING (source, day) GROUP BY s.moment, t.query_key;
+
+-- how the user words queries: shares of kinds, and the words used with success
+CREATE OR REPLACE TEMP TABLE wording AS
+SELECT moment, k.kind, sum(o.times) / sum(sum(o.times)) OVER (PARTITION BY moment) AS share
+FROM own o JOIN query_kinds k USING (query_key) GROUP BY moment, k.kind;
+
+CREATE OR REPLACE TEMP TABLE taste AS
+SELECT moment, lower(node) AS word,
+       sum(weight) / sum(sum(weight)) OVER (PARTITION BY moment, kind) AS share
+FROM nodes WHERE kind IN ('brand', 'attribute') GROUP BY moment, kind, lower(node);
+
+CREATE OR REPLACE TEMP TABLE used AS
+SELECT moment, k.modifier AS word, sum(o.times * (1 + o.best))
+       / sum(sum(o.times * (1 + o.best))) OVER (PARTITION BY moment) AS share
+FROM own o JOIN query_kinds k USING (query_key) WHERE k.modifier IS NOT NULL
+GROUP BY moment, k.modifier;
+
+CREATE OR REPLACE TEMP TABLE neighbours AS
+WITH fitted AS (
+    SELECT l.moment, l.query_key, l.score, l.source,
+           (coalesce(w.share, 0) + 0.15) * CASE k.kind
+               WHEN 'plain' THEN 0.4
+               ELSE 0.07 + coalesce(t.share, 0) + coalesce(u.share, 0) END AS fit
+    FROM led l JOIN query_kinds k USING (query_key)
+    LEFT JOIN wording w ON w.moment = l.moment AND w.kind = k.kind
+    LEFT JOIN taste t ON t.moment = l.moment AND t.word = k.modifier
+    LEFT JOIN used u ON u.moment = l.moment AND u.word = k.modifier)
+SELECT moment, query_key, source,
+       score * fit * sum(score) OVER m / sum(score * fit) OVER m AS score,
+       row_number() OVER (PARTITION BY moment ORDER BY score * fit DESC, query_key) AS place
+FROM fitted WINDOW m AS (PARTITION BY moment)
+QUALIFY place <= {keep};
+
+CREATE OR REPLACE TEMP TABLE identity AS
+WITH bought AS (
+    SELECT moment, session_id, min(ts) AS ts FROM history WHERE type = 'purchase'
+    GROUP BY moment, session_id),
+gaps AS (
+    SELECT moment, epoch(ts - lag(ts) OVER (PARTITION BY moment ORDER BY ts)) / 86400 AS gap
+    FROM bought),
+rhythm AS (SELECT moment, median(gap) AS gap, count(gap) AS gaps FROM gaps GROUP BY moment),
+totals AS (
+    SELECT moment, count(*) AS events, count(DISTINCT session_id) AS sessions,
+           count(*) FILTER (type = 'purchase') AS purchases,
+           min(epoch(as_of - ts)) / 86400 AS away
+    FROM history GROUP BY moment)
+SELECT t.*, r.gap, coalesce(r.gaps, 0) AS gaps FROM totals t LEFT JOIN rhythm r USING (moment);
+
+CREATE OR REPLACE TEMP TABLE trends AS         -- by hour; growth against the longer window
+WITH hours AS (SELECT DISTINCT date_trunc('hour', as_of) AS hour FROM moments),
+counted AS (
+    SELECT h.hour, x.query_key,
+           sum(x.n) FILTER (x.hour >= h.hour - INTERVAL '{trend_hours} hours') AS recent,
+           sum(x.n) AS longer
+    FROM hours h JOIN hourly x ON x.hour < h.hour
+        AND x.hour >= h.hour - INTERVAL '{trend_long_hours} hours'
+    GROUP BY h.hour, x.query_key),
+shared AS (
+    SELECT hour, query_key, recent, recent / sum(recent) OVER (PARTITION BY hour) AS share,
+           longer / sum(longer) OVER (PARTITION BY hour) AS longer_share
+    FROM counted)
+SELECT *, row_number() OVER (PARTITION BY hour ORDER BY recent DESC, longer_share DESC, query_key)
+       AS place
+FROM shared WHERE recent > 0 QUALIFY place <= {trends};
+"""
+
+LINES = """
+WITH candidates AS (
+    SELECT moment, query_key FROM own WHERE back <= {keep}
+    UNION SELECT moment, query_key FROM neighbours
+    UNION SELECT m.moment, t.query_key FROM moments m
+        JOIN trends t ON t.hour = date_trunc('hour', m.as_of) AND t.place <= {keep}),
+-- what the shop knew of each candidate at the start of the day
+days AS (SELECT DISTINCT c.query_key, date_trunc('day', m.as_of) AS day
+         FROM candidates c JOIN moments m USING (moment)),
+leafs AS (
+    SELECT d.query_key, d.day, mode(g.leaf ORDER BY o.event_id) AS leaf
+    FROM days d JOIN outcomes o ON o.query_key = d.query_key AND o.known < d.day
+    JOIN goods g USING (product_id) WHERE g.leaf <> '' GROUP BY ALL),
+asked AS (
+    SELECT d.query_key, d.day, sum(h.n) AS n FROM days d JOIN hourly h
+        ON h.query_key = d.query_key AND h.hour < d.day GROUP BY ALL),
+met AS (
+    SELECT d.query_key, d.day, count(*) AS n FROM days d JOIN outcomes o
+        ON o.query_key = d.query_key AND o.known < d.day GROUP BY ALL)
+SELECT c.moment, c.query_key, coalesce(o.query, sp.query) AS query,
+       o.times, o.best, o.last, o.age, o.back,
+       n.score AS next_score, n.place AS next_place, n.source,
+       t.share, t.longer_share, t.place AS trend_place, t.recent,
+       h.age AS had_age, l.leaf,
+       (coalesce(me.n, 0) + 1.0) / (coalesce(a.n, 0) + 2.0) AS success
+FROM candidates c JOIN moments m USING (moment) JOIN spellings sp USING (query_key)
+LEFT JOIN own o ON o.moment = c.moment AND o.query_key = c.query_key
+LEFT JOIN neighbours n ON n.moment = c.moment AND n.query_key = c.query_key
+LEFT JOIN trends t ON t.hour = date_trunc('hour', m.as_of) AND t.query_key = c.query_key
+LEFT JOIN leafs l ON l.query_key = c.query_key AND l.day = date_trunc('day', m.as_of)
+LEFT JOIN had h ON h.moment = c.moment AND h.leaf = l.leaf
+LEFT JOIN asked a ON a.query_key = c.query_key AND a.day = date_trunc('day', m.as_of)
+LEFT JOIN met me ON me.query_key = c.query_key AND me.day = date_trunc('day', m.as_of)
+ORDER BY c.moment, c.query_key
+"""
+
+
+def prepare_shop(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables about the whole shop. Needs a connection with the shop's tables."""
+    connection.execute(SHOP_TABLES.format(level=_LEVEL))
+    vocabulary = {}
+    for kind, query in (
+        ("attribute", "SELECT DISTINCT attributes FROM goods WHERE attributes IS NOT NULL"),
+        ("brand", "SELECT DISTINCT brand FROM goods WHERE brand IS NOT NULL"),
+    ):
+        for (value,) in connection.execute(query).fetchall():
+            for text in _values(value) if kind == "attribute" else [value]:
+                vocabulary[tuple(words(text))] = (kind, text.lower())
+    vocabulary.pop((), None)
+    spellings = connection.execute("SELECT query_key, query FROM spellings").fetchall()
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE query_kinds (
+            query_key VARCHAR, kind VARCHAR, modifier VARCHAR);
+        CREATE OR REPLACE TEMP TABLE query_terms (query_key VARCHAR, term VARCHAR)"""
+    )
+    with (
+        connection.appender("query_kinds") as kinds,
+        connection.appender("query_terms") as terms,
+    ):
+        for key, text in spellings:
+            kinds.append_row(key, *query_kind(text, vocabulary))
+            for term in dict.fromkeys(words(text)):
+                terms.append_row(key, term)
+
+
+def _values(attributes: str) -> list[str]:
+    import json
+
+    return [str(v) for v in json.loads(attributes).values()]
+
+
+def query_kind(
+    text: str, vocabulary: dict[tuple[str, ...], tuple[str, str]]
+) -> tuple[str, str | None]:
+    """``brand`` or ``attribute`` with the name it contains, or ``plain``: how it is worded."""
+    found = words(text)
+    best: tuple[str, str] | None = None
+    for size in (3, 2, 1):
+        for start in range(len(found) - size + 1):
+            match = vocabulary.get(tuple(found[start : start + size]))
+            if match and (best is None or (best[0] != "brand" and match[0] == "brand")):
+                best = match
+    return best if best else ("plain", None)
+
+
+def prepare_moments(
+    connection: duckdb.DuckDBPyConnection,
+    moments: Iterable[tuple[int, str, datetime]],
+    config: MemoryConfig,
+    keep: int,
+) -> None:
+    """Make the tables about some moments: (number, user, as_of)."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE moments (moment INTEGER, user_id VARCHAR, as_of TIMESTAMP)"
+    )
+    with connection.appender("moments") as appender:
+        for row in moments:
+            appender.append_row(*row)
+    connection.execute(
+        MOMENT_TABLES.format(
+            level=_LEVEL,
+            view=config.weight_view,
+            click=config.weight_click,
+            cart=config.weight_cart,
+            purchase=config.weight_purchase,
+            search=config.weight_search,
+            half_life=config.half_life_days,
+            sources=SOURCES,
+            neighbours=NEIGHBOURS,
+            keep=keep,
+            trends=TRENDS,
+            trend_hours=round(config.trend_days * 24),
+            trend_long_hours=round(config.trend_long_days * 24),
+        )
+    )
+
+
+def candidate_rows(connection: duckdb.DuckDBPyConnection, keep: int) -> Sequence[tuple]:
+    """All candidate queries of the prepared moments, with what is known of each."""
+    return connection.execute(LINES.format(keep=keep)).fetchall()
+
+
+def node_rows(connection: duckdb.DuckDBPyConnection, keep: int) -> Sequence[tuple]:
+    """The heaviest nodes of each kind: (moment, kind, node, weight, share of the kind)."""
+    return connection.execute(
+        """SELECT moment, kind, node, weight,
+                  weight / sum(weight) OVER (PARTITION BY moment, kind) AS share
+        FROM nodes
+        QUALIFY row_number() OVER (
+            PARTITION BY moment, kind ORDER BY weight DESC, node) <= ?
+        ORDER BY moment, kind, weight DESC, node""",
+        [keep],
+    ).fetchall()
+
+
+def identity_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
+    """(moment, events, sessions, purchases, days away, median gap between purchases, gaps)."""
+    return connection.execute(
+        "SELECT moment, events, sessions, purchases, away, gap, gaps FROM identity"
+    ).fetchall()
+
+
+def wording_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
+    """(moment, kind of query, share of the user's queries)."""
+    return connection.execute("SELECT moment, kind, share FROM wording").fetchall()
+
+
+def product_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
+    """(moment, product, bought, title, leaf, days ago, in the last session, type), newest first."""
+    return connection.execute(
+        """WITH last AS (SELECT moment, arg_max(session_id, (ts, event_id)) AS session_id
+                         FROM history GROUP BY moment)
+        SELECT e.moment, e.product_id, bool_or(e.type = 'purchase') AS bought,
+               any_value(e.title), any_value(e.leaf), min(epoch(e.as_of - e.ts)) / 86400 AS age,
+               bool_or(e.session_id = l.session_id), bool_or(e.type <> 'view')
+        FROM engaged e JOIN last l USING (moment)
+        GROUP BY e.moment, e.product_id
+        QUALIFY row_number() OVER (
+            PARTITION BY e.moment ORDER BY max(e.ts) DESC, e.product_id) <= 40
+        ORDER BY e.moment, age, e.product_id"""
+    ).fetchall()
