@@ -25,7 +25,7 @@ from . import tables
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
-AGES = ((0.1, "now"), (1.5, "1d"), (4.0, "3d"), (9.0, "1w"), (18.0, "2w"), (45.0, "1m"))
+AGES = ((0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"))
 OUTCOMES = ("unmet", "liked", "carted", "bought")
 
 
@@ -38,7 +38,7 @@ class Moment:
 
 
 def age_word(days: float) -> str:
-    """A length of time as one word: ``now``, ``1d``, ``3d``, ``1w``, ``2w``, ``1m``, ``old``."""
+    """A length of time as one word: ``now``, ``today``, ``days``, ``week``, ``weeks``, ``month``, ``old``."""
     return next((word for limit, word in AGES if days < limit), "old")
 
 
@@ -157,11 +157,15 @@ class Memory:
 
 
 def render(lines: Sequence[Line]) -> str:
-    """The profile's text: one line each, lines with a query numbered by reference."""
+    """The profile's text: one line each; a line with a query ends in its reference.
+
+    The reference comes last so that, when a model reads left to right, the token that it
+    may copy is also the one that has seen the whole line.
+    """
     written, number = [], 0
     for line in lines:
         if line.query is not None:
-            written.append(f"<r{number}>{line.text}")
+            written.append(f"{line.text} <r{number}>")
             number += 1
         else:
             written.append(line.text)

@@ -1,0 +1,215 @@
+"""Batched decoding of many rows that stop, wait for a tool, and go on.
+
+Rows share what they have in common: a context that several rows hold (the task, a case's
+profile, a search that several rollouts of a group made) is computed once and forked. Rows
+that stop leave the batch with their cache, so a waiting row does not hold the others.
+
+This module sees token ids only. It builds on mlx-lm's caches rather than on its
+BatchGenerator, which keeps a full vocabulary row of log-probabilities a token and has no
+way to fork a batch (see tests/benchmarks for the measured difference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+if TYPE_CHECKING:
+    from ..policy.model import Policy
+    from .protocol import Stopper
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence that is being decoded.
+
+    ``tokens`` is everything so far, ``sampled`` marks the ids that the policy chose, and
+    ``logprobs`` holds their log-probabilities (0.0 for inserted ids).
+    """
+
+    tokens: list[int]
+    stopper: Stopper
+    uniforms: np.random.Generator | None  # None decodes greedily
+    turn_limit: int
+    sampled: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)  # inserted ids not yet in the cache
+    budget: int = 1 << 30  # tokens this row may still sample
+    tag: Any = None
+
+    def insert(self, ids: Sequence[int]) -> None:
+        """Put ids that the policy did not choose after the row's tokens."""
+        self.tokens += ids
+        self.sampled += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+        self.pending += ids
+
+    def take(self, token: int, logprob: float) -> None:
+        """Append a sampled id."""
+        self.tokens.append(token)
+        self.sampled.append(True)
+        self.logprobs.append(logprob)
+        self.turn.append(token)
+        self.budget -= 1
+
+
+class Batch:
+    """Rows that share one batched cache; ``logits`` predicts each row's next token."""
+
+    def __init__(self, rows: list[Row], cache: list[Any], logits: mx.array | None) -> None:
+        self.rows, self.cache, self.logits = rows, cache, logits
+
+    def take(self, indices: list[int]) -> Batch:
+        """A batch of some of the rows; an index may come more than once (a fork)."""
+        cache = [_select(c, indices) for c in self.cache]
+        logits = self.logits[mx.array(indices)] if self.logits is not None else None
+        return Batch([self.rows[i] for i in indices], cache, logits)
+
+    def extend(self, other: Batch) -> None:
+        """Add another batch's rows to this one."""
+        if not other.rows:
+            return
+        if not self.rows:
+            self.rows, self.cache, self.logits = other.rows, other.cache, other.logits
+            return
+        for mine, theirs in zip(self.cache, other.cache, strict=True):
+            mine.extend(theirs)
+        assert self.logits is not None and other.logits is not None
+        self.logits = mx.concatenate([self.logits, other.logits])
+        self.rows = self.rows + other.rows
+
+
+def _select(cache: Any, indices: list[int]) -> Any:
+    """A new cache with the given rows; the old one is left as it is."""
+    import copy
+
+    made = copy.copy(cache)
+    made.filter(mx.array(indices))
+    return made
+
+
+class Decoder:
+    """Decodes rows with one policy."""
+
+    def __init__(self, policy: Policy, max_rows: int = 256) -> None:
+        self.policy = policy
+        self.max_rows = max_rows
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.decode_steps = 0
+
+    def start(self, rows: Sequence[Row]) -> Batch:
+        """Compute the rows' contexts, each distinct one once."""
+        for row in rows:
+            row.pending = list(row.tokens)
+        return self.resume(Batch(list(rows), [], None))
+
+    def resume(self, batch: Batch) -> Batch:
+        """Compute the pending ids of waiting rows; rows with equal contexts share the work."""
+        first: dict[tuple[int, ...], int] = {}
+        owner = [first.setdefault(tuple(row.tokens), i) for i, row in enumerate(batch.rows)]
+        unique = list(first.values())
+        place = {index: at for at, index in enumerate(unique)}
+        rows = [batch.rows[i] for i in unique]
+        if batch.cache:
+            shared = batch.take(unique) if len(unique) < len(batch.rows) else batch
+            cache = shared.cache
+        else:
+            fresh = make_prompt_cache(self.policy.model)
+            cache = [type(c).merge([c] * len(unique)) for c in fresh]
+        logits = self._prefill([row.pending for row in rows], cache)
+        made = Batch(rows, cache, logits)
+        if len(unique) < len(batch.rows):
+            made = made.take([place[i] for i in owner])
+        made.rows = list(batch.rows)
+        for row in made.rows:
+            row.pending = []
+            row.turn = []
+            row.stopper.reset()
+        # A cache must be evaluated before its rows wait or it holds on to the whole graph.
+        mx.eval(made.logits, [c.state for c in made.cache])
+        return made
+
+    def _prefill(self, pending: list[list[int]], cache: list[Any]) -> mx.array:
+        lengths = [len(p) for p in pending]
+        longest = max(lengths)
+        padding = [longest - n for n in lengths]
+        tokens = mx.array([p + [0] * (longest - len(p)) for p in pending])
+        if max(padding):
+            for c in cache:
+                c.prepare(lengths=lengths, right_padding=padding)
+        hidden = self.policy.backbone(tokens, cache)
+        last = hidden[mx.arange(len(pending)), mx.array(lengths) - 1]
+        if max(padding):
+            for c in cache:
+                c.finalize()
+        self.prefill_tokens += sum(lengths)
+        return self.policy.head(last)
+
+    def draw(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Sample one token a row; returns (rows that go on, rows that stopped).
+
+        A row stops at the end of an action, at its turn's limit, or when its budget is
+        spent. Its last token is not in its cache yet: it becomes the first pending id.
+        """
+        assert batch.logits is not None
+        chosen, logprobs = sample(batch.logits, batch.rows)
+        going, stopped = [], []
+        for i, row in enumerate(batch.rows):
+            row.take(chosen[i], logprobs[i])
+            done = (
+                row.stopper.feed(chosen[i])
+                or len(row.turn) >= row.turn_limit
+                or row.budget <= 0
+            )
+            (stopped if done else going).append(i)
+        self.decode_tokens += len(batch.rows)
+        batch.logits = None
+        for i in stopped:
+            batch.rows[i].pending = [batch.rows[i].tokens[-1]]
+        if not stopped:
+            return batch, Batch([], [], None)
+        if not going:
+            return Batch([], [], None), batch
+        return batch.take(going), batch.take(stopped)
+
+    def advance(self, batch: Batch) -> None:
+        """Compute the logits after each row's last token."""
+        tokens = mx.array([row.tokens[-1] for row in batch.rows])[:, None]
+        hidden = self.policy.backbone(tokens, batch.cache)
+        batch.logits = self.policy.head(hidden[:, -1])
+        self.decode_steps += 1
+        mx.eval(batch.logits, [c.state for c in batch.cache])
+
+
+def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    """One token a row and its log-probability under the full distribution.
+
+    Each row has its own stream of uniform numbers and is sampled by inverting the
+    cumulative distribution, so what a row gets does not depend on the batch around it:
+    one worker or two, a resumed run or an unbroken one, the draw is the same. It also
+    needs one exponential a logit where Gumbel noise needs two logarithms more.
+    """
+    norm = mx.logsumexp(logits, axis=-1, keepdims=True)
+    best = mx.argmax(logits, axis=-1)
+    if any(row.uniforms is not None for row in rows):
+        uniform = np.array(
+            [2.0 if r.uniforms is None else r.uniforms.random() for r in rows], dtype=np.float32
+        )
+        cumulative = mx.cumsum(mx.exp(logits - norm), axis=-1)
+        # The last entry is 1 up to rounding; scaling by it keeps every draw inside.
+        target = mx.array(uniform)[:, None] * cumulative[:, -1:]
+        drawn = (cumulative <= target).sum(axis=-1)
+        drawn = mx.minimum(drawn, logits.shape[-1] - 1)
+        best = mx.where(mx.array(uniform) > 1.5, best, drawn)
+    logprob = mx.take_along_axis(logits, best[:, None], axis=-1) - norm
+    mx.eval(best, logprob)
+    ids: list[int] = best.tolist()  # type: ignore[assignment]
+    values: list[float] = logprob[:, 0].tolist()  # type: ignore[assignment]
+    return ids, values

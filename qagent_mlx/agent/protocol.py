@@ -1,0 +1,163 @@
+"""The agent's protocol: the only place that knows how a chain of retrieval is written.
+
+A chain is one growing token sequence. The policy writes actions, the environment inserts
+observations after them, and nothing is ever decoded and encoded again:
+
+    <task>
+    <fetch_memory/>  <profile>…</profile>
+    <search><r3></search>  <results>…</results>        refinement, up to max_searches
+    <recommend><r3></recommend>
+
+``<r3>`` stands for the query of the profile's line 3; free text may stand there instead.
+``<think>…</think>`` may come before any action. Text from data (titles, queries) is
+escaped, so it can never form a tag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..memory.profile import safe
+from ..types import Profile
+
+PROTOCOL_VERSION = 1
+MAX_REFERENCES = 32
+
+FETCH = "<fetch_memory/>"
+SEARCH, SEARCH_END = "<search>", "</search>"
+RECOMMEND, RECOMMEND_END = "<recommend>", "</recommend>"
+THINK, THINK_END = "<think>", "</think>"
+PROFILE, PROFILE_END = "<profile>", "</profile>"
+RESULTS, RESULTS_END = "<results>", "</results>"
+TASK = "<task>"
+REFERENCES = tuple(f"<r{i}>" for i in range(MAX_REFERENCES))
+
+ACTION_TAGS = (FETCH, SEARCH, SEARCH_END, RECOMMEND, RECOMMEND_END, THINK, THINK_END)
+OBSERVATION_TAGS = (TASK, PROFILE, PROFILE_END, RESULTS, RESULTS_END)
+STOPS = (FETCH, SEARCH_END, RECOMMEND_END)
+
+_ACTION = re.compile(
+    r"\s*(?:<think>(?P<think>[^<]*)</think>\s*)?"
+    r"(?:(?P<fetch><fetch_memory/>)"
+    r"|<search>(?P<search>[^<]*|\s*<r\d+>\s*)</search>"
+    r"|<recommend>(?P<recommend>[^<]*|\s*<r\d+>\s*)</recommend>)"
+    r"(?P<rest>.*)",
+    re.DOTALL,
+)
+_REFERENCE = re.compile(r"\s*<r(\d+)>\s*")
+
+INSTRUCTIONS = """\
+You suggest one search query to a shopper before they type. Work in steps; each step is exactly one tag.
+<fetch_memory/> reads the shopper's memory: lines, some numbered <r0>, <r1> and so on, each a query.
+<search>QUERY</search> looks into the shop's inventory. <recommend>QUERY</recommend> ends your work.
+QUERY is text, or a reference such as <r3>. First fetch the memory. Then search a query the shopper \
+is likely to want now, look at the products, search another one if they are sold out, too dear or \
+not wanted, and recommend a query that you searched."""
+
+
+class Codec(Protocol):
+    """What the protocol needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that may hold tags."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, tags included."""
+        ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        ...
+
+    def chat_prompt(self, instructions: str) -> list[int] | None:
+        """The ids that open an answer in the model's own chat template; None without one."""
+        ...
+
+
+Kind = Literal["fetch", "search", "recommend", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the policy did in one turn. ``reference`` is set when it pointed at a line."""
+
+    kind: Kind
+    text: str = ""
+    reference: int | None = None
+    think: str = ""
+
+
+def parse_action(text: str) -> Action:
+    """Read one turn; anything that is not exactly one action is ``invalid``."""
+    match = _ACTION.fullmatch(text)
+    if match is None or match["rest"].strip():
+        return Action("invalid", text)
+    think = (match["think"] or "").strip()
+    if match["fetch"]:
+        return Action("fetch", think=think)
+    kind: Kind = "search" if match["search"] is not None else "recommend"
+    body = match["search"] if kind == "search" else match["recommend"]
+    reference = _REFERENCE.fullmatch(body)
+    if reference:
+        return Action(kind, reference=int(reference[1]), think=think)
+    return Action(kind, text=body.strip(), think=think)
+
+
+def expand(action: Action, references: Sequence[str]) -> str | None:
+    """The query that a search or recommendation means; None when it means nothing."""
+    if action.reference is not None:
+        return references[action.reference] if action.reference < len(references) else None
+    text = action.text.replace("‹", "<").replace("›", ">").strip()
+    return text or None
+
+
+def profile_text(profile: Profile) -> str:
+    """The observation that answers ``<fetch_memory/>``."""
+    body = profile.text if profile.lines else "nothing known"
+    return f"{PROFILE}{body}\n{PROFILE_END}"
+
+
+def results_text(lines: Sequence[str]) -> str:
+    """The observation that answers a search: one product a line, or ``none``."""
+    body = "\n".join(lines) if lines else "none"
+    return f"{RESULTS}{body}\n{RESULTS_END}"
+
+
+def product_line(number: int, title: str, marks: Sequence[str]) -> str:
+    """One result as the agent sees it."""
+    return " ".join([str(number), safe(title), *marks])
+
+
+class Stopper:
+    """Watches one row's tokens for the end of an action, for any tokenizer.
+
+    A tag may span several tokens and a token may reach past a tag, so the tail of the
+    turn's text is what counts. For tokenizers with one token a tag, the ids alone decide.
+    """
+
+    def __init__(self, codec: Codec, single: frozenset[int] | None) -> None:
+        self._codec = codec
+        self._single = single
+        self._turn: list[int] = []
+
+    def feed(self, token: int) -> bool:
+        """Take one sampled token; true when it completes an action (or ends the answer)."""
+        self._turn.append(token)
+        if token in self._codec.eos_ids:
+            return True
+        if self._single is not None:
+            return token in self._single
+        # The longest tag has 15 characters: so many tokens always cover it.
+        tail = self._codec.decode(self._turn[-20:])
+        if ">" not in tail[-24:]:
+            return False
+        return any(stop in tail for stop in STOPS)
+
+    def reset(self) -> None:
+        """A new turn begins."""
+        self._turn.clear()

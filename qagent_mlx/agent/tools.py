@@ -1,0 +1,150 @@
+"""The agent's two tools: reading memory and searching the inventory."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from ..inventory.index import Catalog
+from ..inventory.search import Search
+from ..policy.model import AgentConfig
+from ..types import Profile
+from .protocol import product_line, profile_text, results_text
+
+_MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
+
+
+class FetchMemory:
+    """Answers ``<fetch_memory/>`` with the profile."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+
+    def run(self, profile: Profile) -> str:
+        """The observation's text; empty of content in the no-memory ablation."""
+        if not self._config.memory:
+            return profile_text(empty_profile(profile))
+        return profile_text(profile)
+
+
+def empty_profile(profile: Profile) -> Profile:
+    """The profile of somebody of whom nothing is known."""
+    return Profile(profile.user_id, profile.as_of, "", (), (), 0, profile.raw_tokens, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A search that a chain wants: a query at a moment, for somebody with this context."""
+
+    query: str
+    as_of: datetime | None
+    context: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search returned: product ids, the best first, and the text for the agent."""
+
+    products: tuple[str, ...]
+    text: str
+
+
+class SearchProducts:
+    """Answers ``<search>`` for all rows that wait, in one call of the search engine.
+
+    Each shown product says its price band within its category and, in marks, how it fits
+    the user at that moment: ``fits`` (the usual price band), ``brand`` (a brand that the
+    user chose before), ``bought``, ``seen``, ``out`` (sold out).
+    """
+
+    def __init__(self, search: Search, config: AgentConfig, keep: int = 10) -> None:
+        self._search = search
+        self._config = config
+        self._keep = keep
+        self._rows = search.catalog.rows_of()
+        self._bands = price_bands(search.catalog)
+
+    def run(self, requests: Sequence[Request]) -> list[Found]:
+        """One answer a request, in order."""
+        if not self._config.search:
+            return [Found((), results_text([])) for _ in requests]
+        # Rows of a group often ask the same: ask the engine once.
+        unique = list(dict.fromkeys((r.query, r.as_of) for r in requests))
+        hits = dict(
+            zip(
+                unique,
+                self._search.search(
+                    [q for q, _ in unique], self._keep, [moment for _, moment in unique]
+                ),
+                strict=True,
+            )
+        )
+        made = []
+        for request in requests:
+            products = tuple(h.product_id for h in hits[request.query, request.as_of])
+            shown = products[: self._config.results_shown]
+            lines = [self._line(i, p, request) for i, p in enumerate(shown, 1)]
+            made.append(Found(products, results_text(lines)))
+        return made
+
+    def _line(self, number: int, product: str, request: Request) -> str:
+        catalog = self._search.catalog
+        row = self._rows[product]
+        price, in_stock = catalog.state(row, request.as_of)
+        marks = []
+        band = self._bands.band(row, price)
+        if band:
+            marks.append(band)
+        if self._config.marks:
+            context = request.context
+            if band and context.get("prices", {}).get(band, 0.0) >= 0.25:
+                marks.append("fits")
+            brand = (catalog.brands[row] or "").lower()
+            if context.get("brands", {}).get(brand, 0.0) >= 0.15:
+                marks.append("brand")
+            if product in context.get("bought", ()):
+                marks.append("bought")
+            elif product in context.get("seen", ()):
+                marks.append("seen")
+        if not in_stock:
+            marks.append("out")
+        return product_line(number, short_title(catalog.titles[row], self._config), marks)
+
+
+def short_title(title: str, config: AgentConfig) -> str:
+    """The first words of a title, without model numbers: what an agent can use of it."""
+    found = [w for w in title.replace(",", " ").split() if not _MODEL_NUMBER.fullmatch(w)]
+    return " ".join(found[: config.title_words])
+
+
+class PriceBands:
+    """Cheap, middling or dear within a category: ``$``, ``$$``, ``$$$``."""
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self._low, self._high = low, high
+
+    def band(self, row: int, price: float) -> str:
+        """The band of a price for the product in ``row``; empty when it has none."""
+        if not (price == price and self._low[row] == self._low[row]):  # NaN: no price known
+            return ""
+        return "$" if price <= self._low[row] else "$$" if price <= self._high[row] else "$$$"
+
+
+def price_bands(catalog: Catalog) -> PriceBands:
+    """Thirds of each category by first known price, as the memory cuts them too."""
+    first = np.array([catalog.state(row, datetime(1970, 1, 2))[0] for row in range(len(catalog))])
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, category in enumerate(catalog.categories):
+        if category and first[row] == first[row]:
+            groups[category].append(row)
+    low = np.full(len(catalog), np.nan)
+    high = np.full(len(catalog), np.nan)
+    for rows in groups.values():
+        low[rows], high[rows] = np.quantile(first[rows], [1 / 3, 2 / 3])
+    return PriceBands(low, high)

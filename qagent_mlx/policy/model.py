@@ -1,0 +1,320 @@
+"""A policy: a language model with a LoRA adapter, its tokenizer, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..agent.protocol import PROTOCOL_VERSION, Stopper
+from ..errors import QAgentError
+from ..files import read_json, write_json, write_with
+from .tokenizer import AnyCodec, load_codec, prompt_ids
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which layers get an adapter, and how large it is."""
+
+    rank: int = 16
+    scale: float = 2.0
+    dropout: float = 0.0
+    blocks: int = -1  # the last so many blocks; -1 for all
+    keys: tuple[str, ...] = ()  # module names inside a block; empty for all linear ones
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How a policy's chains run. Saved with the policy, as it was trained that way."""
+
+    profile_budget: int = 128
+    sections: tuple[str, ...] = ("latest", "graph", "identity", "neighbours", "trending")
+    max_searches: int = 3
+    results_shown: int = 3
+    title_words: int = 5
+    turn_tokens: int = 24
+    memory: bool = True  # off: the profile is empty (ablation)
+    search: bool = True  # off: searches return nothing (ablation)
+    marks: bool = True  # off: results do not say how they fit this user
+
+
+@dataclass
+class PolicyInfo:
+    """``policy.json``: what a policy is and how it was made."""
+
+    name: str
+    base: str = ""  # the model folder that the adapter belongs to; empty when it is whole
+    base_fingerprint: str = ""
+    protocol: int = PROTOCOL_VERSION
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    trained: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Policy:
+    """A model ready to act and to be trained.
+
+    `model` is an mlx-lm model; `codec` turns text to ids and back. `backbone` and `head`
+    split the model so that the head can run on chosen positions only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: AnyCodec,
+        info: PolicyInfo,
+        folder: Path | None = None,
+        lora: LoraConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.codec = codec
+        self.info = info
+        self.folder = folder
+        self.lora = lora
+        self.prompt = prompt_ids(codec)
+
+    # ------------------------------------------------------------ computing
+
+    def backbone(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """Hidden states before the head: (rows, length, width) of (rows, length) ids."""
+        hidden: mx.array = self._inner()(tokens, cache=cache)
+        return hidden
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits, float32, of hidden states of any leading shape."""
+        inner = self._inner()
+        if hasattr(self._language(), "lm_head"):
+            logits = self._language().lm_head(hidden)
+        else:
+            logits = inner.embed_tokens.as_linear(hidden)
+        return logits.astype(mx.float32)
+
+    def _language(self) -> Any:
+        # Some mlx-lm models (vision, gemma3) wrap the language model once more.
+        return getattr(self.model, "language_model", self.model)
+
+    def _inner(self) -> Any:
+        return self._language().model
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer blocks."""
+        layers: Sequence[nn.Module] = self.model.layers
+        return layers
+
+    def stopper(self) -> Stopper:
+        """Something that notices the end of an action in one row's tokens."""
+        return Stopper(self.codec, self.codec.single_stops)
+
+    # ------------------------------------------------------------ training
+
+    def add_lora(self, config: LoraConfig) -> None:
+        """Put adapters on the model and freeze everything else."""
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        self.model.freeze()
+        blocks = len(self.layers) if config.blocks < 0 else min(config.blocks, len(self.layers))
+        parameters: dict[str, Any] = {
+            "rank": config.rank,
+            "scale": config.scale,
+            "dropout": config.dropout,
+        }
+        if config.keys:
+            parameters["keys"] = list(config.keys)
+        linear_to_lora_layers(self.model, blocks, parameters)
+        self.lora = config
+        self.info.base = self.info.base or str(self.folder or "")
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside the block the model is the reference: its adapters are switched off.
+
+        The scale is set to 0 and put back bit for bit; there is no second copy.
+        """
+        modules = [m for _, m in self.model.named_modules() if hasattr(m, "lora_a")]
+        scales = [m.scale for m in modules]
+        for module in modules:
+            module.scale = 0.0
+        try:
+            yield
+        finally:
+            for module, scale in zip(modules, scales, strict=True):
+                module.scale = scale
+
+    def adapter(self) -> dict[str, mx.array]:
+        """The trainable parameters by name."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    # ------------------------------------------------------------ files
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter (or the whole model when there is none) and ``policy.json``."""
+        if self.lora is None:
+            save_model(self, folder)
+        else:
+            weights = {k: v.astype(mx.float32) for k, v in self.adapter().items()}
+            write_with(
+                folder / "adapters.safetensors", lambda p: mx.save_safetensors(p, weights)
+            )
+            lora = asdict(self.lora)
+            parameters = {k: lora[k] for k in ("rank", "scale", "dropout")}
+            if self.lora.keys:
+                parameters["keys"] = list(self.lora.keys)
+            blocks = len(self.layers) if self.lora.blocks < 0 else self.lora.blocks
+            write_json(
+                folder / "adapter_config.json",
+                {"fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters},
+            )
+        # policy.json is last: a folder without it is no policy.
+        write_json(folder / "policy.json", {**asdict(self.info)})
+        self.folder = folder
+
+
+def save_model(policy: Policy, folder: Path) -> None:
+    """Write a whole model as an mlx-lm model folder (weights, config, tokenizer)."""
+    weights = dict(tree_flatten(policy.model.parameters()))
+    write_with(
+        folder / "model.safetensors",
+        lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Identifies a model folder's weights: hash of their first and last megabyte and size."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def read_info(folder: Path) -> PolicyInfo | None:
+    """The ``policy.json`` of a folder; None when it is a plain model folder.
+
+    Raises:
+        QAgentError: it is damaged, or the policy speaks another protocol.
+    """
+    path = folder / "policy.json"
+    if not path.exists():
+        return None
+    values = read_json(path, f"the policy {folder.name}")
+    try:
+        agent = dict(values.pop("agent"))
+        agent["sections"] = tuple(agent["sections"])
+        info = PolicyInfo(agent=AgentConfig(**agent), **values)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
+    if info.protocol != PROTOCOL_VERSION:
+        raise QAgentError(
+            f"the policy {info.name} was trained for protocol {info.protocol}, this program "
+            f"speaks {PROTOCOL_VERSION}; train it again with qagent train"
+        )
+    return info
+
+
+def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCodec]:
+    """An mlx-lm model and its codec.
+
+    Args:
+        folder: Holds config.json, tokenizer.json and model*.safetensors. No code in it is run.
+        dtype: ``float32``, ``bfloat16``, ``float16``; by default float32 on a CPU (others
+            are slow there) and the stored type on a GPU.
+
+    Raises:
+        QAgentError: something is missing or damaged.
+    """
+    from mlx_lm.utils import load_model
+
+    from ..runtime import device_name
+
+    if not (folder / "config.json").exists():
+        raise QAgentError(f"{folder} is no model folder: it has no config.json")
+    config = read_json(folder / "config.json", f"the model {folder}")
+    try:
+        model, config = load_model(folder)
+    except FileNotFoundError as error:
+        raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
+    wanted = dtype or ("float32" if device_name() == "cpu" else "")
+    if wanted:
+        model.set_dtype(getattr(mx, wanted))
+    model.eval()
+    mx.eval(model.parameters())
+    return model, load_codec(folder, config.get("eos_token_id"))
+
+
+def load_policy(folder: Path, dtype: str = "") -> Policy:
+    """A policy from its folder: an adapter with its base, a whole policy, or a plain model.
+
+    Raises:
+        QAgentError: files are missing, damaged, or the base is not the one it was trained on.
+    """
+    info = read_info(folder)
+    if not (folder / "adapters.safetensors").exists():
+        model, codec = load_model_folder(folder, dtype)
+        return Policy(model, codec, info or PolicyInfo(name=folder.name), folder)
+    if info is None:
+        raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
+    base = Path(info.base)
+    if not base.is_absolute():
+        base = folder.parent / base
+    if not base.exists():
+        raise QAgentError(
+            f"the policy {info.name} needs its base model {base}, which is gone; "
+            "put it back or train the policy again"
+        )
+    if info.base_fingerprint and fingerprint(base) != info.base_fingerprint:
+        raise QAgentError(
+            f"the policy {info.name} was trained on another version of {base.name}; "
+            "train it again"
+        )
+    model, codec = load_model_folder(base, dtype)
+    policy = Policy(model, codec, info, folder)
+    config = read_json(folder / "adapter_config.json", f"the policy {info.name}")
+    try:
+        parameters = config["lora_parameters"]
+        policy.add_lora(
+            LoraConfig(
+                rank=parameters["rank"],
+                scale=parameters["scale"],
+                dropout=parameters.get("dropout", 0.0),
+                blocks=config["num_layers"],
+                keys=tuple(parameters.get("keys", ())),
+            )
+        )
+        stored = mx.load(str(folder / "adapters.safetensors"))
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
+    load_adapter(policy, stored, str(folder))
+    return policy
+
+
+def load_adapter(policy: Policy, weights: dict[str, mx.array], where: str) -> None:
+    """Put stored adapter weights in place; every name and shape must fit.
+
+    Raises:
+        QAgentError: the weights belong to another model, listing what does not fit.
+    """
+    own = policy.adapter()
+    wrong = sorted(set(own) ^ set(weights))
+    wrong += [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if wrong:
+        raise QAgentError(
+            f"{where}: the adapter does not fit the model ({len(wrong)} tensors, first "
+            f"{wrong[0]}); train it again on this base"
+        )
+    policy.model.load_weights(list(weights.items()), strict=False)
+    mx.eval(policy.model.parameters())

@@ -1,0 +1,194 @@
+"""Tokenizers: one trained on a shop's own text, and adapters for ready-made ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+
+from ..agent.protocol import (
+    ACTION_TAGS,
+    FETCH,
+    INSTRUCTIONS,
+    OBSERVATION_TAGS,
+    RECOMMEND_END,
+    REFERENCES,
+    SEARCH_END,
+    TASK,
+)
+from ..errors import QAgentError
+from ..files import read_json, replacing, write_json
+
+PAD, EOS = "<pad>", "<eos>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE on a shop's text, with every tag and reference as one token.
+
+    Text is lower-cased: queries are compared that way, and the vocabulary stays small.
+    Tags swallow the white space around them, so a profile line costs no token for its end.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [
+        AddedToken(name, special=True, normalized=False, lstrip=True, rstrip=True)
+        for name in (PAD, EOS, *OBSERVATION_TAGS, *ACTION_TAGS, *REFERENCES)
+    ]
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write ``tokenizer.json`` and what mlx-lm's loader wants beside it."""
+    with replacing(folder / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+            "qagent_protocol": "tags",
+        },
+    )
+
+
+class ShopCodec:
+    """The codec of a tokenizer made by `train_tokenizer`: one token a tag."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        ids = {name: tokenizer.token_to_id(name) for name in (EOS, FETCH, SEARCH_END, RECOMMEND_END)}
+        missing = [name for name, number in ids.items() if number is None]
+        if missing:
+            raise QAgentError(
+                f"the tokenizer has no token {', '.join(missing)}; it was made for another "
+                "protocol: run qagent pretrain again"
+            )
+        self._eos = frozenset({ids.pop(EOS)})
+        self.single_stops: frozenset[int] | None = frozenset(ids.values())
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        return self._eos
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that may hold tags."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [len(e.ids) for e in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, tags included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def chat_prompt(self, instructions: str) -> list[int] | None:
+        """A policy made for the protocol needs no instructions."""
+        return None
+
+
+class ChatCodec:
+    """The codec of a ready-made tokenizer, as mlx-lm loads it."""
+
+    single_stops: frozenset[int] | None = None
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self._eos = frozenset(int(i) for i in wrapper.eos_token_ids)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        return self._eos
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        return len(self._wrapper)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that may hold tags."""
+        return list(self._wrapper.encode(text, add_special_tokens=False))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(self.encode(t)) for t in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, tags included."""
+        return str(self._wrapper.decode(list(ids)))
+
+    def chat_prompt(self, instructions: str) -> list[int] | None:
+        """The ids that open an answer in the model's own chat template; None without one."""
+        if not getattr(self._wrapper, "chat_template", None):
+            return None
+        messages = [
+            {"role": "system", "content": instructions},
+            {"role": "user", "content": "Suggest a query for this shopper."},
+        ]
+        return list(
+            self._wrapper.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, enable_thinking=False
+            )
+        )
+
+
+AnyCodec = ShopCodec | ChatCodec
+
+
+def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
+    """The codec of a model folder.
+
+    Raises:
+        QAgentError: the folder has no usable tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise QAgentError(f"{folder} has no tokenizer.json; is it an mlx-lm model folder?")
+    config = {}
+    if (folder / "tokenizer_config.json").exists():
+        config = read_json(folder / "tokenizer_config.json", f"the model {folder}")
+    if isinstance(config, dict) and config.get("qagent_protocol") == "tags":
+        try:
+            return ShopCodec(Tokenizer.from_file(str(path)))
+        except QAgentError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise QAgentError(f"{path} is damaged: {error}") from error
+    from mlx_lm.utils import load_tokenizer
+
+    try:
+        return ChatCodec(load_tokenizer(folder, eos_token_ids=eos_token_ids))
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise QAgentError(f"{folder}: its tokenizer cannot be read: {error}") from error
+
+
+def prompt_ids(codec: AnyCodec) -> list[int]:
+    """The tokens that every chain of a policy starts with."""
+    if isinstance(codec, ShopCodec):
+        return codec.encode(TASK)
+    chat = codec.chat_prompt(INSTRUCTIONS)
+    return chat if chat is not None else codec.encode(INSTRUCTIONS + "\n")

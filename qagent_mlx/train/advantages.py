@@ -1,0 +1,60 @@
+"""From the rewards of a group to advantages.
+
+All take rewards of shape (groups, G, components) and weights of shape (components,), and
+return (groups, G). A group in which every rollout scored the same says nothing; its
+advantages are 0 and `signal` says so, so that the trainer can drop and count it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+EPSILON = 1e-6
+Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def grpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """GRPO (arXiv:2402.03300): the weighted sum, normalised within its group."""
+    total = rewards @ weights
+    centred = total - total.mean(axis=1, keepdims=True)
+    spread = total.std(axis=1, keepdims=True)
+    return np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
+
+
+def dr_grpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Dr. GRPO (arXiv:2503.20783): centred only, so easy and hard cases keep their weight."""
+    total = rewards @ weights
+    return total - total.mean(axis=1, keepdims=True)
+
+
+def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """GDPO (arXiv:2601.05242): each component normalised in its group, summed, then whitened.
+
+    Decoupled, a dense component (format) cannot drown a sparse one (a hit). The batch
+    whitening covers the groups that carry a signal only: dropped ones are no part of it.
+    """
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    spread = rewards.std(axis=1, keepdims=True)
+    parts = np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
+    summed = parts @ weights
+    alive = signal(rewards, weights)
+    if not alive.any():
+        return np.zeros_like(summed)
+    chosen = summed[alive]
+    deviation = chosen.std()
+    if deviation <= EPSILON:
+        return np.zeros_like(summed)
+    white = (summed - chosen.mean()) / (deviation + EPSILON)
+    return np.where(alive[:, None], white, 0.0)
+
+
+def signal(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Which groups have any spread in a component that counts: bool (groups,)."""
+    counts = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
+    alive: np.ndarray = counts.any(axis=1)
+    return alive
+
+
+ESTIMATORS: dict[str, Estimator] = {"gdpo": gdpo, "grpo": grpo, "dr_grpo": dr_grpo}

@@ -1,0 +1,221 @@
+"""Sequences to padded batches, and the log-probabilities of their trained tokens.
+
+Rollouts of a group share their beginning (task, memory action, profile). `token_logprobs`
+computes that prefix once a group, forward and backward, and attends from each rollout's own
+part to it; this is exact. The head runs on trained positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..policy.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Token ids of one chain; ``trained[i]`` says that token i carries loss.
+
+    Chains with the same ``group`` number may share their first tokens.
+    """
+
+    tokens: list[int]
+    trained: list[bool]
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch of groups.
+
+    Shapes: ``prefix`` (groups, P); ``suffix`` (rows, S); ``owner`` (rows,) maps a row to its
+    group. Trained tokens are listed once each, row by row: token ``target[t]`` of row
+    ``row[t]`` is predicted at flat position ``position[t]`` of [prefix hidden; suffix hidden].
+    """
+
+    prefix: mx.array
+    prefix_length: mx.array
+    suffix: mx.array
+    owner: mx.array
+    position: mx.array
+    target: mx.array
+    row: np.ndarray
+    rows: int
+    tokens: int  # computed tokens, padding included
+
+
+def common_prefix(sequences: Sequence[list[int]]) -> int:
+    """How many first tokens all sequences share."""
+    shortest = min(len(s) for s in sequences)
+    first = sequences[0]
+    for i in range(shortest):
+        if any(s[i] != first[i] for s in sequences):
+            return i
+    return shortest
+
+
+def make_batch(sequences: Sequence[Chain]) -> Batch:
+    """Pad sequences into a batch; rows keep their order."""
+    groups: dict[int, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        groups.setdefault(sequence.group, []).append(i)
+    cut: dict[int, int] = {}
+    for number, members in groups.items():
+        shared = common_prefix([sequences[i].tokens for i in members])
+        # Every row keeps a token of its own, and a lone row is all suffix.
+        shortest = min(len(sequences[i].tokens) for i in members)
+        cut[number] = min(shared, shortest - 1) if len(members) > 1 else 0
+    order = {number: at for at, number in enumerate(groups)}
+    width = max(cut.values())
+    longest = max(len(s.tokens) - cut[s.group] for s in sequences)
+    prefix = np.zeros((len(groups), width), dtype=np.int32)
+    suffix = np.zeros((len(sequences), longest), dtype=np.int32)
+    position, target, row = [], [], []
+    base = len(groups) * width
+    for number, members in groups.items():
+        prefix[order[number], : cut[number]] = sequences[members[0]].tokens[: cut[number]]
+    for i, sequence in enumerate(sequences):
+        start = cut[sequence.group]
+        tokens = sequence.tokens
+        suffix[i, : len(tokens) - start] = tokens[start:]
+        for t, trained in enumerate(sequence.trained):
+            if not trained or t == 0:
+                continue
+            # Token t is predicted by the hidden state of token t - 1.
+            if t - 1 < start:
+                position.append(order[sequence.group] * width + t - 1)
+            else:
+                position.append(base + i * longest + t - 1 - start)
+            target.append(tokens[t])
+            row.append(i)
+    return Batch(
+        prefix=mx.array(prefix),
+        prefix_length=mx.array([cut[n] for n in groups]),
+        suffix=mx.array(suffix),
+        owner=mx.array([order[s.group] for s in sequences]),
+        position=mx.array(np.array(position, dtype=np.int32)),
+        target=mx.array(np.array(target, dtype=np.int32)),
+        row=np.array(row, dtype=np.int64),
+        rows=len(sequences),
+        tokens=prefix.size + suffix.size,
+    )
+
+
+class _PrefixCache:
+    """Keeps a layer's keys and values of the prefixes, for gradients to flow through."""
+
+    def __init__(self) -> None:
+        self.keys: Any = None
+        self.values: Any = None
+        self.offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: Any = None) -> Any:
+        # Padding is on the right, where causal attention never looks from a real token.
+        from mlx_lm.models.base import create_causal_mask
+
+        if return_array or (window_size and n > window_size):
+            return create_causal_mask(n, window_size=window_size)
+        return "causal"
+
+
+class _SuffixCache:
+    """Lets a row's own tokens attend to its group's prefix."""
+
+    def __init__(self, prefix: _PrefixCache, owner: mx.array, length: mx.array) -> None:
+        self._prefix, self._owner, self._length = prefix, owner, length
+        self.offset = length  # positions go on where the prefix ends, row by row
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        before_k = mx.take(self._prefix.keys, self._owner, axis=0)
+        before_v = mx.take(self._prefix.values, self._owner, axis=0)
+        return mx.concatenate([before_k, keys], axis=2), mx.concatenate([before_v, values], axis=2)
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: Any = None) -> mx.array:
+        width = self._prefix.keys.shape[2]
+        real = mx.arange(width)[None] < self._length[:, None]  # (rows, width)
+        query = mx.arange(n)
+        own = query[:, None] >= query[None]  # (n, n)
+        left = mx.broadcast_to(real[:, None, None], (real.shape[0], 1, n, width))
+        right = mx.broadcast_to(own[None, None], (real.shape[0], 1, n, n))
+        mask = mx.concatenate([left, right], axis=-1)
+        if window_size:
+            at = self._length[:, None] + query[None]  # (rows, n)
+            keys = mx.concatenate(
+                [mx.broadcast_to(mx.arange(width)[None], (real.shape[0], width)), at], axis=1
+            )
+            near = at[:, :, None] < keys[:, None, :] + window_size
+            mask = mask & near[:, None]
+        return mask
+
+
+def hidden_states(policy: Policy, batch: Batch) -> mx.array:
+    """Flat hidden states (groups * P + rows * S, width): prefixes first, then suffixes."""
+    layers = len(policy.layers)
+    if batch.prefix.shape[1] == 0:
+        own = policy.backbone(batch.suffix)
+        return own.reshape(-1, own.shape[-1])
+    prefixes = [_PrefixCache() for _ in range(layers)]
+    shared = policy.backbone(batch.prefix, prefixes)
+    length = mx.take(batch.prefix_length, batch.owner)
+    caches = [_SuffixCache(p, batch.owner, length) for p in prefixes]
+    own = policy.backbone(batch.suffix, caches)
+    return mx.concatenate(
+        [shared.reshape(-1, shared.shape[-1]), own.reshape(-1, own.shape[-1])]
+    )
+
+
+def token_logprobs(policy: Policy, batch: Batch) -> tuple[mx.array, mx.array]:
+    """Log-probability of each trained token, and the logits at its position.
+
+    Returns:
+        (T,) log-probabilities and (T, vocabulary) logits, float32.
+    """
+    hidden = hidden_states(policy, batch)
+    logits = policy.head(mx.take(hidden, batch.position, axis=0))
+    chosen = mx.take_along_axis(logits, batch.target[:, None], axis=-1)[:, 0]
+    return chosen - mx.logsumexp(logits, axis=-1), logits
+
+
+def entropy(logits: mx.array) -> mx.array:
+    """Entropy in nats of each row of logits."""
+    norm = mx.logsumexp(logits, axis=-1, keepdims=True)
+    return norm[:, 0] - (mx.exp(logits - norm) * logits).sum(axis=-1)
+
+
+def micro_batches(sequences: Sequence[Chain], budget: int) -> list[list[int]]:
+    """Split groups into batches of at most ``budget`` padded tokens, similar lengths together.
+
+    Groups are never torn. A group that is over the budget on its own is a batch on its own.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        groups.setdefault(sequence.group, []).append(i)
+    sized = []
+    for members in groups.values():
+        shared = common_prefix([sequences[i].tokens for i in members]) if len(members) > 1 else 0
+        longest = max(len(sequences[i].tokens) for i in members) - shared
+        sized.append((longest, shared, members))
+    sized.sort(key=lambda item: (-item[0], -item[1], item[2][0]))
+    made: list[list[int]] = []
+    rows = longest = width = count = 0
+    for size, shared, members in sized:
+        new = (
+            (rows + len(members)) * max(longest, size) + (count + 1) * max(width, shared)
+        )
+        if made and rows and new <= budget:
+            made[-1] += members
+        else:
+            made.append(list(members))
+            rows = longest = width = count = 0
+        rows += len(members)
+        longest, width, count = max(longest, size), max(width, shared), count + 1
+    return made

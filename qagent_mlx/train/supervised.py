@@ -1,0 +1,137 @@
+"""Maximum likelihood on the trained tokens of chains: what pretraining and SFT share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from ..policy.model import Policy
+from .batches import Batch, Chain, make_batch, token_logprobs
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast to learn."""
+
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """Linear warm-up, then cosine decay to a tenth."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done)))))
+
+
+def batch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which examples make up a step: a fresh shuffle each epoch, a function of the step alone."""
+    per_epoch = max(1, count // batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return [int(i) for i in order[place * batch_size : (place + 1) * batch_size]]
+
+
+def fit(
+    policy: Policy,
+    make_chain: Callable[[int, int], Chain],
+    lengths: Sequence[int],
+    config: FitConfig,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    optimizer: optim.Optimizer | None = None,
+    first_step: int = 0,
+) -> dict[str, float]:
+    """Train the policy's trainable parameters.
+
+    Args:
+        policy: Its model is changed.
+        make_chain: ``(example, step) -> Chain``; may vary with the step (augmentation).
+        lengths: One entry an example, about its number of tokens.
+        config: Steps, batch size, learning rate.
+        on_step: Called after each step with ``step``, ``loss``, ``tokens``, ``seconds``.
+        optimizer: To go on with; a new AdamW by default.
+        first_step: Where to go on.
+
+    Returns:
+        ``loss`` of the first and last tenth of the steps, ``seconds``, ``tokens``.
+    """
+    optimizer = optimizer or optim.AdamW(
+        learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+    def loss_of(model: nn.Module, batch: Batch) -> mx.array:
+        logprobs, _ = token_logprobs(policy, batch)
+        return -logprobs.mean()
+
+    value_and_grad = nn.value_and_grad(policy.model, loss_of)
+    policy.model.train()
+    losses, tokens, start = [], 0, time.perf_counter()
+    for step in range(first_step, config.steps):
+        began = time.perf_counter()
+        chosen = batch_order(len(lengths), config.batch_size, config.seed, step)
+        chains = [make_chain(i, step) for i in chosen]
+        loss, gradient = 0.0, None
+        pieces = _by_length(chains, 2)
+        total = sum(sum(c.trained[1:]) for c in chains)
+        for piece in pieces:
+            batch = make_batch([chains[i] for i in piece])
+            value, grad = value_and_grad(policy.model, batch)
+            share = len(batch.row) / total
+            grad = _scaled(grad, share)
+            gradient = grad if gradient is None else _added(gradient, grad)
+            mx.eval(gradient, value)
+            loss += float(value) * share
+            tokens += batch.tokens
+        gradient, norm = optim.clip_grad_norm(gradient, 1.0)
+        optimizer.learning_rate = learning_rate(config, step)
+        optimizer.update(policy.model, gradient)
+        mx.eval(policy.model.parameters(), optimizer.state)
+        losses.append(loss)
+        if on_step is not None:
+            on_step(
+                {
+                    "step": step + 1,
+                    "loss": loss,
+                    "grad_norm": float(norm),
+                    "tokens": tokens,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+    policy.model.eval()
+    tenth = max(1, len(losses) // 10)
+    return {
+        "loss_first": float(np.mean(losses[:tenth])) if losses else 0.0,
+        "loss_last": float(np.mean(losses[-tenth:])) if losses else 0.0,
+        "seconds": time.perf_counter() - start,
+        "tokens": tokens,
+    }
+
+
+def _by_length(chains: Sequence[Chain], parts: int) -> list[list[int]]:
+    order = sorted(range(len(chains)), key=lambda i: len(chains[i].tokens))
+    size = -(-len(order) // parts)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _scaled(tree: Any, factor: float) -> Any:
+    from mlx.utils import tree_map
+
+    return tree_map(lambda x: x * factor, tree)
+
+
+def _added(a: Any, b: Any) -> Any:
+    from mlx.utils import tree_map
+
+    return tree_map(lambda x, y: x + y, a, b)
