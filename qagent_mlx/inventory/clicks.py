@@ -32,7 +32,7 @@ class ClickLog:
         weights: np.ndarray,
         half_life_days: float,
     ) -> None:
-        self._products, self._times, self._weights = products, times, weights
+        self._keys, self._products, self._times, self._weights = keys, products, times, weights
         self._rate = np.log(2) / (half_life_days * 86400)
         self._span: dict[str, tuple[int, int]] = {}
         start = 0
@@ -57,6 +57,15 @@ class ClickLog:
             columns["weight"][known].astype(float),
             half_life_days,
         )
+
+    def columns(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The log as columns that `from_rows` takes; ``ids`` names the index rows."""
+        return {
+            "query_key": np.array(self._keys, dtype=object),
+            "product_id": np.array([ids[row] for row in self._products.tolist()], dtype=object),
+            "ts": self._times,
+            "weight": self._weights,
+        }
 
     def ranking(
         self, key: str, as_of: datetime | None, limit: int = 50

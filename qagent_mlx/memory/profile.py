@@ -1,10 +1,9 @@
 """Profiles: a user's memory as a few lines that a small model can read.
 
 Each section turns rows into scored lines; `pack` fits the lines with the most worth a token
-into the budget. A line's worth is an estimate, made from the log before the moment, of the
-chance that its query is what the user wants next: a trending query is worth its share of
-searches, a neighbour its transition probability. So the same code shows a fast-moving shop
-its trends and a shop of regulars their habits.
+into the budget. A line's worth is the chance that its query is what the user wants next (see
+`worth`), so the same code shows a fast-moving shop its trends and a shop of regulars their
+habits. Lines about the user come first, then the lines with a query, the likeliest first.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from datetime import datetime
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from ..shop import MemoryConfig
 from ..text import clean
 from ..types import Line, Profile
 from . import tables
+from .worth import OUTCOMES, Worth, age_word
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
-AGES = ((0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"))
-OUTCOMES = ("unmet", "liked", "carted", "bought")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,6 @@ class Moment:
 
     user_id: str
     as_of: datetime
-
-
-def age_word(days: float) -> str:
-    """A length of time as one word: ``now``, ``today``, ``days``, ``week``, ``weeks``, ``month``, ``old``."""
-    return next((word for limit, word in AGES if days < limit), "old")
 
 
 def safe(text: str) -> str:
@@ -54,6 +48,7 @@ class Memory:
         connection: The shop's database; read only is enough.
         config: How events weigh and how long a profile may be.
         count: Tokens of each of some texts, by the tokenizer of the model that will read them.
+        worth: How lines are valued; the defaults when None.
     """
 
     def __init__(
@@ -61,8 +56,10 @@ class Memory:
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
         count: CountTokens,
+        worth: Worth | None = None,
     ) -> None:
         self.connection = connection
+        self.worth = worth or Worth.default()
         self.config = config
         self._count = count
         self._counted: dict[str, int] = {}
@@ -109,7 +106,7 @@ class Memory:
         made = []
         for i, moment in enumerate(moments):
             mine = {name: grouped.get(i, []) for name, grouped in rows.items()}
-            lines = [line for line in _all_lines(mine) if line.section in wanted]
+            lines = [line for line in _all_lines(mine, self.worth) if line.section in wanted]
             context = _context(mine)
             made.append(self._pack(moment, lines, context, budget or self.config.budget))
         return made
@@ -128,9 +125,8 @@ class Memory:
     def _pack(
         self, moment: Moment, lines: list[Line], context: dict[str, Any], budget: int
     ) -> Profile:
-        """Choose lines by worth a token, then write them section by section."""
-        # A reference token and a line break go with each line.
-        costs = [c + 2 for c in self.count([line.text for line in lines])]
+        """Choose lines by worth a token."""
+        costs = self.count([_written(line, 0) + "\n" for line in lines])
         order = sorted(range(len(lines)), key=lambda i: (-lines[i].score / costs[i], i))
         chosen, spent, references = [], 0, 0
         for i in order:
@@ -164,12 +160,13 @@ def render(lines: Sequence[Line]) -> str:
     """
     written, number = [], 0
     for line in lines:
-        if line.query is not None:
-            written.append(f"{line.text} <r{number}>")
-            number += 1
-        else:
-            written.append(line.text)
+        written.append(_written(line, number))
+        number += line.query is not None
     return "\n".join(written)
+
+
+def _written(line: Line, number: int) -> str:
+    return line.text if line.query is None else f"{line.text} <r{number}>"
 
 
 def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[str]:
@@ -189,31 +186,30 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
 # ---------------------------------------------------------------- sections
 
 
-def _all_lines(rows: dict[str, list[tuple]]) -> list[Line]:
+def _all_lines(rows: dict[str, list[tuple]], worth: Worth) -> list[Line]:
     return [
         *_graph_lines(rows["nodes"]),
         *_identity_lines(rows["identity"], rows["wording"], rows["nodes"]),
         *_seen_lines(rows["products"]),
-        *_query_lines(rows["candidates"]),
+        *_query_lines(rows["candidates"], worth.score(rows["candidates"])),
     ]
 
 
-def _query_lines(candidates: list[tuple]) -> list[Line]:
-    """Lines with a query: the user's own, neighbours, and trending ones.
+def _query_lines(candidates: list[tuple], chances: np.ndarray) -> list[Line]:
+    """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
 
-    A query that comes from several sides is one line, in the section that gives it most.
+    A query that comes from several sides is one line, in the section that says most of it.
     """
-    made: list[tuple[int, float, Line]] = []
-    for row in candidates:
+    made: list[Line] = []
+    for row, chance in zip(candidates, chances.tolist(), strict=True):
         (_, query, _times, _best, last, age, back, next_score, _place, source,
-         share, longer, trend_place, _recent, had, leaf, success) = row
-        worth = {
-            # How often people take up an old query again falls with how far back it is.
-            "latest": 0.08 * 0.75 ** (back - 1) * (0.4 if last == 3 else 1.0) if back else 0.0,
+         share, longer, _trend_place, _recent, had, _leaf, success) = row  # fmt: skip
+        weight = {
+            "latest": 1.0 if back else 0.0,
             "neighbours": float(next_score or 0.0),
             "trending": float(share or 0.0),
         }
-        section = max(worth, key=lambda name: worth[name])
+        section = max(weight, key=lambda name: weight[name])
         marks, why = [], ""
         if back:
             marks += [OUTCOMES[last], age_word(age)]
@@ -239,16 +235,8 @@ def _query_lines(candidates: list[tuple]) -> list[Line]:
         if success < 0.2:
             marks.append("poor")
         text = " ".join([safe(query), *marks])
-        order = (back or 0) if section == "latest" else -worth[section]
-        made.append(
-            (
-                SECTIONS.index(section),
-                float(order),
-                Line(section, text, sum(worth.values()), query=query, reason=why),
-            )
-        )
-    made.sort(key=lambda item: (item[0], item[1], item[2].text))
-    return [line for *_, line in made]
+        made.append(Line(section, text, chance, query=query, reason=why))
+    return sorted(made, key=lambda line: (-line.score, line.text))
 
 
 def _graph_lines(nodes: list[tuple]) -> list[Line]:

@@ -38,8 +38,8 @@ class AgentConfig:
     profile_budget: int = 128
     sections: tuple[str, ...] = ("latest", "graph", "identity", "neighbours", "trending")
     max_searches: int = 3
-    results_shown: int = 3
-    title_words: int = 5
+    results_shown: int = 2
+    title_words: int = 4
     turn_tokens: int = 24
     memory: bool = True  # off: the profile is empty (ablation)
     search: bool = True  # off: searches return nothing (ablation)

@@ -14,34 +14,10 @@ from datetime import datetime
 import duckdb
 
 from ..errors import QAgentError
+from ..memory.events import successes
 from ..types import Case
 
 SPLITS = ("train", "validation", "test")
-
-CASES = """
-WITH engaged AS (
-    SELECT search_id, product_id, min(ts) AS ts,
-           max(CASE type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END) AS level
-    FROM events WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
-    GROUP BY search_id, product_id),
-ranked AS (
-    SELECT search_id, list(product_id ORDER BY level DESC, ts, product_id) AS products
-    FROM engaged GROUP BY search_id),
-started AS (SELECT session_id, any_value(user_id) AS user_id, min(ts) AS start
-            FROM events GROUP BY session_id),
-first AS (
-    SELECT s.session_id, arg_min(s.event_id, (s.ts, s.event_id)) AS event_id
-    FROM events s JOIN ranked r ON r.search_id = s.event_id GROUP BY s.session_id),
-earlier AS (
-    SELECT st.session_id, count(e.event_id) AS n
-    FROM started st LEFT JOIN events e ON e.user_id = st.user_id AND e.ts < st.start
-    GROUP BY st.session_id)
-SELECT st.user_id, st.start, s.query, s.query_key, r.products, h.n
-FROM first f JOIN started st USING (session_id) JOIN events s ON s.event_id = f.event_id
-JOIN ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
-WHERE st.start >= ? ORDER BY st.start, f.event_id
-"""
-
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -69,19 +45,18 @@ def build_cases(
         QAgentError: no search in the log led to an engagement, or a split would be empty.
     """
     config = config or SplitConfig()
-    rows = connection.execute(CASES, [after or datetime(1970, 1, 1)]).fetchall()
-    rows = [r for r in rows if r[5] >= config.min_history]
-    if not rows:
+    found = [s for s in successes(connection, after) if s.history >= config.min_history]
+    if not found:
         raise QAgentError(
             "the log holds no case: no search by a known user led to a click, cart or purchase; "
             "ingest events of both kinds with user ids"
         )
     cases = [
         Case(
-            case_id=i, user_id=user, as_of=start, query=query, query_key=key,
-            products=tuple(products), history=history,
+            case_id=i, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
+            products=s.products, history=s.history,
         )
-        for i, (user, start, query, key, products, history) in enumerate(rows)
+        for i, s in enumerate(found)
     ]
     if config.test_from:
         try:

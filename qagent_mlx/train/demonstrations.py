@@ -1,0 +1,119 @@
+"""Demonstration chains, made with hindsight from the log and from nothing else.
+
+A chain reads the memory, searches lines that look likely, sees what they retrieve, and ends
+with the line that the log says was right: the query that the user then typed or, failing
+that, one whose first product the user then engaged with. On the way it searches lines that
+turn out wrong, so the policy sees what a wrong result looks like and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..agent.protocol import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END, profile_text
+from ..agent.tools import Request, SearchProducts
+from ..memory.profile import render
+from ..policy.model import AgentConfig, Policy
+from ..text import query_key
+from ..types import Profile
+from .batches import Chain
+from .environment import Environment, Example
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How demonstrations are varied."""
+
+    direct: float = 0.25  # share of chains that search the right line at once and stop
+    drop_lines: float = 0.0  # chance of each other line to be left out
+    temperature: float = 1.0  # how sharply wrong searches follow the lines' worth
+
+
+class Demonstrator:
+    """Writes demonstrations for one policy's codec in one environment."""
+
+    def __init__(
+        self, environment: Environment, policy: Policy, agent: AgentConfig, config: DemoConfig
+    ) -> None:
+        self.environment, self.policy, self.agent, self.config = environment, policy, agent, config
+        self._tools = SearchProducts(environment.search, agent)
+        self._answers: dict[tuple[int, str], str] = {}
+
+    def right_lines(self, example: Example) -> list[int]:
+        """References that hindsight calls right, the best first; empty when there is none."""
+        case = example.case
+        exact, near = [], []
+        for i, query in enumerate(example.profile.references):
+            if query_key(query) == case.query_key:
+                exact.append(i)
+            elif self.environment.retrieve(query, case.as_of)[:1] and (
+                self.environment.retrieve(query, case.as_of)[0] in case.products
+            ):
+                near.append(i)
+        return exact or near
+
+    def usable(self, examples: Sequence[Example]) -> list[tuple[Example, int]]:
+        """The examples with a right line, and which it is."""
+        found = ((e, self.right_lines(e)) for e in examples)
+        return [(e, right[0]) for e, right in found if right]
+
+    def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
+        """One demonstration for an example whose right line is ``right``."""
+        profile, right = self._varied(example.profile, right, random)
+        searched = self._searches(profile, right, random)
+        encode = self.policy.codec.encode
+        tokens = list(self.policy.prompt)
+        trained = [False] * len(tokens)
+
+        def say(text: str, own: bool) -> None:
+            ids = encode(text)
+            tokens.extend(ids)
+            trained.extend([own] * len(ids))
+
+        say(FETCH, True)
+        say(profile_text(profile), False)
+        for line in searched:
+            say(f"{SEARCH}<r{line}>{SEARCH_END}", True)
+            say(self._results(example, profile.references[line]), False)
+        say(f"{RECOMMEND}<r{right}>{RECOMMEND_END}", True)
+        return Chain(tokens, trained, group)
+
+    def _varied(
+        self, profile: Profile, right: int, random: np.random.Generator
+    ) -> tuple[Profile, int]:
+        if not self.config.drop_lines:
+            return profile, right
+        kept, place, number = [], 0, 0
+        for line in profile.lines:
+            is_right = line.query is not None and number == right
+            number += line.query is not None
+            if is_right:
+                place = sum(k.query is not None for k in kept)
+            elif random.random() < self.config.drop_lines:
+                continue
+            kept.append(line)
+        references = tuple(line.query for line in kept if line.query is not None)
+        varied = replace(profile, lines=tuple(kept), references=references, text=render(kept))
+        return varied, place
+
+    def _searches(self, profile: Profile, right: int, random: np.random.Generator) -> list[int]:
+        """Which lines a chain searches, in order; the right one is among them."""
+        wanted = min(self.agent.max_searches, len(profile.references))
+        if random.random() < self.config.direct or wanted < 2:
+            return [right]
+        worth = np.array([line.score for line in profile.lines if line.query is not None])
+        noisy = np.log(worth + 1e-6) + self.config.temperature * random.gumbel(size=len(worth))
+        noisy[right] = np.inf
+        chosen = np.argsort(-noisy, kind="stable")[:wanted]
+        # A user's eye goes down the list: the likeliest line is looked at first.
+        return sorted(int(i) for i in chosen)
+
+    def _results(self, example: Example, query: str) -> str:
+        key = (example.case.case_id, query)
+        if key not in self._answers:
+            request = Request(query, example.case.as_of, example.profile.context)
+            self._answers[key] = self._tools.run([request])[0].text
+        return self._answers[key]

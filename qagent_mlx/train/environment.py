@@ -1,0 +1,225 @@
+"""What a policy is trained and measured in: cases with their profiles, and the inventory.
+
+A run copies all of it into its own folder and lets go of the shop's database, so that the
+shop can be written to while a policy trains, and a resumed run sees exactly what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from ..agent.rollout import Roller, Rollout, Task
+from ..agent.tools import SearchProducts
+from ..errors import QAgentError
+from ..files import replacing
+from ..inventory.clicks import ClickLog, read_clicks
+from ..inventory.index import InventoryIndex, ensure, load
+from ..inventory.search import HybridSearch
+from ..memory.profile import Memory, Moment
+from ..memory.worth import Worth
+from ..policy.model import AgentConfig, Policy
+from ..policy.tokenizer import AnyCodec
+from ..shop import SearchConfig, Shop
+from ..text import query_key
+from ..types import Case, Line, Profile
+from .cases import SplitConfig, build_cases
+from .rewards import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A case and the memory that the agent will find."""
+
+    case: Case
+    profile: Profile
+
+    @property
+    def task(self) -> Task:
+        """What a chain is told; the answer is no part of it."""
+        return Task(self.profile, self.case.as_of)
+
+
+class Environment:
+    """Cases, and the inventory as it was at each of their moments."""
+
+    def __init__(self, examples: Sequence[Example], search: HybridSearch) -> None:
+        self.examples = list(examples)
+        self.search = search
+        catalog = search.catalog
+        self._title = dict(zip(catalog.ids, catalog.titles, strict=True))
+        self._found: dict[tuple[str, Any], tuple[str, ...]] = {}
+
+    @classmethod
+    def of_shop(
+        cls,
+        shop: Shop,
+        codec: AnyCodec,
+        agent: AgentConfig | None = None,
+        split: SplitConfig | None = None,
+    ) -> Environment:
+        """All cases of a shop with their profiles, in one pass over its log.
+
+        Args:
+            shop: Its index is built when it is missing or stale.
+            codec: Counts the tokens of the profiles.
+            agent: Sections and budget of the profiles.
+            split: Which cases there are, and where they are cut.
+        """
+        agent = agent or AgentConfig()
+        index = ensure(shop)
+        cases = build_cases(shop.connection, split, after=index.clicks_until)
+        memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
+        profiles = memory.profiles(
+            [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
+        )
+        examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
+        return cls(examples, search_of(shop, index))
+
+    def of_split(self, split: str) -> list[Example]:
+        """The examples of ``train``, ``validation`` or ``test``, in order of time."""
+        return [e for e in self.examples if e.case.split == split]
+
+    def roller(self, policy: Policy, agent: AgentConfig) -> Roller:
+        """Runs chains of a policy in this environment."""
+        return Roller(policy, SearchProducts(self.search, agent), agent)
+
+    def retrieve(self, query: str, as_of: Any) -> tuple[str, ...]:
+        """The ten products that a query retrieves at a moment."""
+        key = (query, as_of)
+        if key not in self._found:
+            if len(self._found) > 200_000:
+                self._found.clear()
+            hits = self.search.search([query], 10, [as_of])[0]
+            self._found[key] = tuple(h.product_id for h in hits)
+        return self._found[key]
+
+    def outcome(self, rollout: Rollout, case: Case) -> Outcome:
+        """A chain beside what its user then did.
+
+        The products are looked up again where the chain did not search its own query, so
+        an unvalidated recommendation is judged by what it would have shown.
+        """
+        products = rollout.products
+        if not products and rollout.query and query_key(rollout.query):
+            products = self.retrieve(rollout.query, case.as_of)
+        return Outcome(
+            rollout=rollout,
+            case=case,
+            products=products,
+            top_title=self._title.get(products[0], "") if products else "",
+            engaged_titles=tuple(self._title[p] for p in case.products if p in self._title),
+        )
+
+    # ------------------------------------------------------------ files
+
+    def save(self, folder: Path) -> None:
+        """Write ``cases.parquet`` (profiles included) and ``clicks.parquet``."""
+        with duckdb.connect() as connection:
+            connection.execute(
+                """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP,
+                query VARCHAR, query_key VARCHAR, products VARCHAR[], history INTEGER,
+                split VARCHAR, profile VARCHAR, profile_json VARCHAR)"""
+            )
+            with connection.appender("cases") as appender:
+                for example in self.examples:
+                    c, p = example.case, example.profile
+                    appender.append_row(
+                        c.case_id, c.user_id, c.as_of, c.query, c.query_key, list(c.products),
+                        c.history, c.split, p.text, _profile_json(p),
+                    )
+            _copy(connection, "cases", folder / "cases.parquet")
+            clicks = self.search.clicks
+            if clicks is not None:
+                connection.register("clicks", clicks.columns(self.search.catalog.ids))
+                _copy(connection, "clicks", folder / "clicks.parquet")
+
+    @classmethod
+    def restore(cls, folder: Path, inventory: Path, config: SearchConfig) -> Environment:
+        """What `save` wrote.
+
+        Raises:
+            QAgentError: a file is missing or damaged.
+        """
+        try:
+            with duckdb.connect() as connection:
+                rows = connection.execute(
+                    f"SELECT * FROM read_parquet('{_quoted(folder / 'cases.parquet')}')"
+                ).fetchall()
+                clicks = connection.execute(
+                    f"SELECT * FROM read_parquet('{_quoted(folder / 'clicks.parquet')}')"
+                ).fetchnumpy()
+        except duckdb.Error as error:
+            raise QAgentError(
+                f"the run {folder.name} is damaged ({str(error).splitlines()[0]}); start a new one"
+            ) from error
+        examples = []
+        for number, user, as_of, query, key, products, history, split, text, packed in rows:
+            case = Case(number, user, as_of, query, key, tuple(products), history, split)
+            examples.append(Example(case, _profile(user, as_of, text, packed)))
+        index = load(inventory)
+        log = ClickLog.from_rows(
+            {name: np.asarray(values) for name, values in clicks.items()},
+            index.catalog.rows_of(),
+            config.click_half_life_days,
+        )
+        return cls(examples, HybridSearch(index, log, config))
+
+
+def search_of(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:
+    """The shop's hybrid search, with its click log."""
+    index = index or ensure(shop)
+    log = ClickLog.from_rows(
+        read_clicks(shop.connection), index.catalog.rows_of(),
+        shop.config.search.click_half_life_days,
+    )
+    return HybridSearch(index, log, shop.config.search)
+
+
+def _profile_json(profile: Profile) -> str:
+    return json.dumps(
+        {
+            "lines": [asdict(line) for line in profile.lines],
+            "tokens": profile.tokens,
+            "raw_tokens": profile.raw_tokens,
+            "context": profile.context,
+        }
+    )
+
+
+def _profile(user: str, as_of: Any, text: str, packed: str) -> Profile:
+    values = json.loads(packed)
+    lines = tuple(Line(**line) for line in values["lines"])
+    return Profile(
+        user, as_of, text, lines, tuple(line.query for line in lines if line.query is not None),
+        values["tokens"], values["raw_tokens"], values["context"],
+    )
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        connection.execute(f"COPY {table} TO '{_quoted(temporary)}' (FORMAT parquet)")
+
+
+def without(example: Example, sections: Sequence[str]) -> Example:
+    """The example with some sections of its profile removed (for ablations)."""
+    from ..memory.profile import render
+
+    lines = tuple(line for line in example.profile.lines if line.section not in sections)
+    profile = replace(
+        example.profile,
+        lines=lines,
+        text=render(lines),
+        references=tuple(line.query for line in lines if line.query is not None),
+    )
+    return Example(example.case, profile)
