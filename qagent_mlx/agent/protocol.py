@@ -5,10 +5,13 @@ observations after them, and nothing is ever decoded and encoded again:
 
     <task>
     <fetch_memory/>  <profile>…</profile>
-    <search><r3></search>  <results>…</results>        refinement, up to max_searches
-    <recommend><r3></recommend>
+    <search><r3></search>  <results><s1>…</results>    refinement, up to max_searches
+    <search><r5></search>  <results><s2>…</results>
+    <recommend><s1></recommend>
 
-``<r3>`` stands for the query of the profile's line 3; free text may stand there instead.
+``<r3>`` stands for the query of the profile's line 3, ``<s1>`` for the query of the chain's
+first search; free text may stand there instead. One-token references let a small model
+decide where copying a query token by token is beyond it.
 ``<think>…</think>`` may come before any action. Text from data (titles, queries) is
 escaped, so it can never form a tag.
 """
@@ -25,6 +28,7 @@ from ..types import Profile
 
 PROTOCOL_VERSION = 1
 MAX_REFERENCES = 32
+MAX_SEARCHES = 8
 
 FETCH = "<fetch_memory/>"
 SEARCH, SEARCH_END = "<search>", "</search>"
@@ -34,6 +38,7 @@ PROFILE, PROFILE_END = "<profile>", "</profile>"
 RESULTS, RESULTS_END = "<results>", "</results>"
 TASK = "<task>"
 REFERENCES = tuple(f"<r{i}>" for i in range(MAX_REFERENCES))
+SLOTS = tuple(f"<s{i}>" for i in range(1, MAX_SEARCHES + 1))
 
 ACTION_TAGS = (FETCH, SEARCH, SEARCH_END, RECOMMEND, RECOMMEND_END, THINK, THINK_END)
 OBSERVATION_TAGS = (TASK, PROFILE, PROFILE_END, RESULTS, RESULTS_END)
@@ -42,18 +47,19 @@ STOPS = (FETCH, SEARCH_END, RECOMMEND_END)
 _ACTION = re.compile(
     r"\s*(?:<think>(?P<think>[^<]*)</think>\s*)?"
     r"(?:(?P<fetch><fetch_memory/>)"
-    r"|<search>(?P<search>[^<]*|\s*<r\d+>\s*)</search>"
-    r"|<recommend>(?P<recommend>[^<]*|\s*<r\d+>\s*)</recommend>)"
+    r"|<search>(?P<search>[^<]*|\s*<[rs]\d{1,3}>\s*)</search>"
+    r"|<recommend>(?P<recommend>[^<]*|\s*<[rs]\d{1,3}>\s*)</recommend>)"
     r"(?P<rest>.*)",
     re.DOTALL,
 )
-_REFERENCE = re.compile(r"\s*<r(\d+)>\s*")
+_REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
 
 INSTRUCTIONS = """\
 You suggest one search query to a shopper before they type. Work in steps; each step is exactly one tag.
 <fetch_memory/> reads the shopper's memory: lines, some numbered <r0>, <r1> and so on, each a query.
 <search>QUERY</search> looks into the shop's inventory. <recommend>QUERY</recommend> ends your work.
-QUERY is text, or a reference such as <r3>. First fetch the memory. Then search a query the shopper \
+QUERY is text, or a reference: <r3> is the query of memory line 3, <s1> the query of your \
+first search. First fetch the memory. Then search a query the shopper \
 is likely to want now, look at the products, search another one if they are sold out, too dear or \
 not wanted, and recommend a query that you searched."""
 
@@ -84,11 +90,14 @@ Kind = Literal["fetch", "search", "recommend", "invalid"]
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the policy did in one turn. ``reference`` is set when it pointed at a line."""
+    """What the policy did in one turn.
+
+    ``reference`` is set when it pointed: ``r3`` at a line of memory, ``s1`` at a search.
+    """
 
     kind: Kind
     text: str = ""
-    reference: int | None = None
+    reference: str = ""
     think: str = ""
 
 
@@ -104,14 +113,23 @@ def parse_action(text: str) -> Action:
     body = match["search"] if kind == "search" else match["recommend"]
     reference = _REFERENCE.fullmatch(body)
     if reference:
-        return Action(kind, reference=int(reference[1]), think=think)
+        return Action(kind, reference=reference[1], think=think)
     return Action(kind, text=body.strip(), think=think)
 
 
-def expand(action: Action, references: Sequence[str]) -> str | None:
-    """The query that a search or recommendation means; None when it means nothing."""
-    if action.reference is not None:
-        return references[action.reference] if action.reference < len(references) else None
+def expand(action: Action, references: Sequence[str], searched: Sequence[str]) -> str | None:
+    """The query that a search or recommendation means; None when it means nothing.
+
+    Args:
+        action: A search or recommendation.
+        references: The queries of the profile's lines.
+        searched: The queries that the chain has searched, in order.
+    """
+    if action.reference:
+        number = int(action.reference[1:])
+        if action.reference[0] == "r":
+            return references[number] if number < len(references) else None
+        return searched[number - 1] if 1 <= number <= len(searched) else None
     text = action.text.replace("‹", "<").replace("›", ">").strip()
     return text or None
 
@@ -119,13 +137,18 @@ def expand(action: Action, references: Sequence[str]) -> str | None:
 def profile_text(profile: Profile) -> str:
     """The observation that answers ``<fetch_memory/>``."""
     body = profile.text if profile.lines else "nothing known"
-    return f"{PROFILE}{body}\n{PROFILE_END}"
+    return f"{PROFILE}{body}{PROFILE_END}"
 
 
-def results_text(lines: Sequence[str]) -> str:
-    """The observation that answers a search: one product a line, or ``none``."""
+def results_text(number: int, lines: Sequence[str]) -> str:
+    """The observation that answers a chain's search ``number``: a product a line, or ``none``."""
     body = "\n".join(lines) if lines else "none"
-    return f"{RESULTS}{body}\n{RESULTS_END}"
+    return f"{RESULTS}{SLOTS[number - 1]}{body}{RESULTS_END}"
+
+
+def refusal_text() -> str:
+    """The observation that answers a search beyond the limit."""
+    return f"{RESULTS}no more searches{RESULTS_END}"
 
 
 def product_line(number: int, title: str, marks: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from ..policy.model import AgentConfig, Policy
 from ..text import query_key
 from ..types import Profile
 from .decode import Batch, Decoder, Row
-from .protocol import expand, parse_action
+from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
@@ -29,7 +29,7 @@ class Turn:
 
     kind: str
     query: str = ""
-    reference: int | None = None
+    reference: str = ""
     products: tuple[str, ...] = ()
     think: str = ""
 
@@ -223,7 +223,8 @@ class _Chain:
                 self.refused += 1
             self.turns.append(Turn("fetch", think=action.think))
             return self._goes_on()
-        query = expand(action, self.profile.references)
+        earlier = [t.query for t in self.turns if t.kind == "search"]
+        query = expand(action, self.profile.references, earlier)
         if query is None or not query_key(query):
             self.finish = "invalid"
             return False
@@ -233,8 +234,7 @@ class _Chain:
                 Turn("recommend", query, action.reference, think=action.think)
             )
             return False
-        earlier = [t for t in self.turns if t.kind == "search"]
-        if any(query_key(t.query) == query_key(query) for t in earlier):
+        if any(query_key(q) == query_key(query) for q in earlier):
             self.repeated += 1
         if len(earlier) >= config.max_searches:
             self.refused += 1
@@ -260,9 +260,10 @@ class _Chain:
             self.turns[-1] = Turn(
                 last.kind, last.query, last.reference, found.products, last.think
             )
-            text = found.text
+            number = sum(t.kind == "search" for t in self.turns)
+            text = results_text(number, found.lines)
         else:
-            text = "<results>no more searches\n</results>"
+            text = refusal_text()
         self.row.insert(self.roller.policy.codec.encode(text))
 
     def rollout(self) -> Rollout:

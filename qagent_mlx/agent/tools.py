@@ -15,7 +15,7 @@ from ..inventory.index import Catalog
 from ..inventory.search import Search
 from ..policy.model import AgentConfig
 from ..types import Profile
-from .protocol import product_line, profile_text, results_text
+from .protocol import product_line, profile_text
 
 _MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
 
@@ -49,10 +49,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search returned: product ids, the best first, and the text for the agent."""
+    """What a search returned: product ids and the lines for the agent, the best first."""
 
     products: tuple[str, ...]
-    text: str
+    lines: tuple[str, ...]
 
 
 class SearchProducts:
@@ -73,7 +73,7 @@ class SearchProducts:
     def run(self, requests: Sequence[Request]) -> list[Found]:
         """One answer a request, in order."""
         if not self._config.search:
-            return [Found((), results_text([])) for _ in requests]
+            return [Found((), ()) for _ in requests]
         # Rows of a group often ask the same: ask the engine once.
         unique = list(dict.fromkeys((r.query, r.as_of) for r in requests))
         hits = dict(
@@ -89,8 +89,8 @@ class SearchProducts:
         for request in requests:
             products = tuple(h.product_id for h in hits[request.query, request.as_of])
             shown = products[: self._config.results_shown]
-            lines = [self._line(i, p, request) for i, p in enumerate(shown, 1)]
-            made.append(Found(products, results_text(lines)))
+            lines = tuple(self._line(i, p, request) for i, p in enumerate(shown, 1))
+            made.append(Found(products, lines))
         return made
 
     def _line(self, number: int, product: str, request: Request) -> str:

@@ -18,6 +18,7 @@ from ..agent.protocol import (
     RECOMMEND_END,
     REFERENCES,
     SEARCH_END,
+    SLOTS,
     TASK,
 )
 from ..errors import QAgentError
@@ -30,7 +31,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE on a shop's text, with every tag and reference as one token.
 
     Text is lower-cased: queries are compared that way, and the vocabulary stays small.
-    Tags swallow the white space around them, so a profile line costs no token for its end.
+    Tags and line breaks swallow the spaces around them, so that a word is the same token
+    wherever it stands.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -38,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     special = [
         AddedToken(name, special=True, normalized=False, lstrip=True, rstrip=True)
-        for name in (PAD, EOS, *OBSERVATION_TAGS, *ACTION_TAGS, *REFERENCES)
+        for name in (PAD, EOS, "\n", *OBSERVATION_TAGS, *ACTION_TAGS, *REFERENCES, *SLOTS)
     ]
     trainer = BpeTrainer(
         vocab_size=vocab_size,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..agent.protocol import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END, profile_text
+from ..agent.protocol import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END, profile_text, results_text
 from ..agent.tools import Request, SearchProducts
 from ..memory.profile import render
 from ..policy.model import AgentConfig, Policy
@@ -27,9 +27,10 @@ from .environment import Environment, Example
 class DemoConfig:
     """How demonstrations are varied."""
 
-    direct: float = 0.25  # share of chains that search the right line at once and stop
+    compare: float = 0.25  # share of chains that look on before they recommend
     drop_lines: float = 0.0  # chance of each other line to be left out
-    temperature: float = 1.0  # how sharply wrong searches follow the lines' worth
+    read: float = 0.0  # share of observation tokens to learn too; only a new model needs it
+    noise: float = 0.5  # how loosely the order of searches follows the lines' worth
 
 
 class Demonstrator:
@@ -40,7 +41,7 @@ class Demonstrator:
     ) -> None:
         self.environment, self.policy, self.agent, self.config = environment, policy, agent, config
         self._tools = SearchProducts(environment.search, agent)
-        self._answers: dict[tuple[int, str], str] = {}
+        self._answers: dict[tuple[int, str], tuple[str, ...]] = {}
 
     def right_lines(self, example: Example) -> list[int]:
         """References that hindsight calls right, the best first; empty when there is none."""
@@ -71,14 +72,16 @@ class Demonstrator:
         def say(text: str, own: bool) -> None:
             ids = encode(text)
             tokens.extend(ids)
-            trained.extend([own] * len(ids))
+            trained.extend(
+                [True] * len(ids) if own else (random.random(len(ids)) < self.config.read).tolist()
+            )
 
         say(FETCH, True)
         say(profile_text(profile), False)
-        for line in searched:
+        for number, line in enumerate(searched, 1):
             say(f"{SEARCH}<r{line}>{SEARCH_END}", True)
-            say(self._results(example, profile.references[line]), False)
-        say(f"{RECOMMEND}<r{right}>{RECOMMEND_END}", True)
+            say(results_text(number, self._results(example, profile.references[line])), False)
+        say(f"{RECOMMEND}<s{searched.index(right) + 1}>{RECOMMEND_END}", True)
         return Chain(tokens, trained, group)
 
     def _varied(
@@ -100,20 +103,24 @@ class Demonstrator:
         return varied, place
 
     def _searches(self, profile: Profile, right: int, random: np.random.Generator) -> list[int]:
-        """Which lines a chain searches, in order; the right one is among them."""
-        wanted = min(self.agent.max_searches, len(profile.references))
-        if random.random() < self.config.direct or wanted < 2:
-            return [right]
-        worth = np.array([line.score for line in profile.lines if line.query is not None])
-        noisy = np.log(worth + 1e-6) + self.config.temperature * random.gumbel(size=len(worth))
-        noisy[right] = np.inf
-        chosen = np.argsort(-noisy, kind="stable")[:wanted]
-        # A user's eye goes down the list: the likeliest line is looked at first.
-        return sorted(int(i) for i in chosen)
+        """Which lines a chain searches, in order; the right one is among them.
 
-    def _results(self, example: Example, query: str) -> str:
+        Lines are searched the likeliest first. Most chains stop at the right line: what
+        came before it was not what the user wanted. Others look on and compare.
+        """
+        worth = np.array([line.score for line in profile.lines if line.query is not None])
+        noisy = np.log(worth + 1e-6) + self.config.noise * random.gumbel(size=len(worth))
+        order = [int(i) for i in np.argsort(-noisy, kind="stable")]
+        place = order.index(right)
+        most = self.agent.max_searches
+        if random.random() < self.config.compare:
+            others = [i for i in order if i != right][: most - 1]
+            return sorted([*others, right], key=order.index)
+        return [*order[: min(place, most - 1)], right]
+
+    def _results(self, example: Example, query: str) -> tuple[str, ...]:
         key = (example.case.case_id, query)
         if key not in self._answers:
             request = Request(query, example.case.as_of, example.profile.context)
-            self._answers[key] = self._tools.run([request])[0].text
+            self._answers[key] = self._tools.run([request])[0].lines
         return self._answers[key]
