@@ -56,6 +56,16 @@ class Rollout:
     refused: int = 0  # actions that were understood but not allowed
 
     @property
+    def trained_mask(self) -> list[bool]:
+        """Which of all tokens the policy chose: they carry loss, nothing else does."""
+        return [False] * self.prompt_length + self.sampled
+
+    @property
+    def sampled_logprobs(self) -> list[float]:
+        """Log-probabilities of the chosen tokens, in order."""
+        return [v for s, v in zip(self.sampled, self.logprobs, strict=True) if s]
+
+    @property
     def key(self) -> str:
         """The identity of the recommended query; empty when there is none."""
         return query_key(self.query) if self.query else ""
@@ -83,8 +93,7 @@ class Rollout:
     @property
     def answer_logprob(self) -> float:
         """Log-probability of the chosen tokens of the recommendation."""
-        values = [v for s, v in zip(self.sampled, self.logprobs, strict=True) if s]
-        return float(sum(values[-3:]))
+        return float(sum(self.sampled_logprobs[-3:]))
 
 
 @dataclass(frozen=True, slots=True)

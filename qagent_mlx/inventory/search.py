@@ -16,11 +16,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ..shop import SearchConfig
+from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Hit
-from .clicks import ClickLog
-from .index import EXACT_BELOW, Catalog, InventoryIndex
+from .clicks import ClickLog, read_clicks
+from .index import EXACT_BELOW, Catalog, InventoryIndex, ensure
 from .terms import product_terms
 
 CACHED_QUERIES = 20_000
@@ -190,6 +190,16 @@ class HybridSearch:
                 add(rows, config.weight_clicks * total / (total + 2.0))
         best = sorted(scores.items(), key=lambda item: (-round(item[1], 12), item[0]))[:k]
         return [Hit(self.catalog.ids[row], score) for row, score in best]
+
+
+def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:
+    """The shop's hybrid search, with its click log."""
+    index = index or ensure(shop)
+    log = ClickLog.from_rows(
+        read_clicks(shop.connection), index.catalog.rows_of(),
+        shop.config.search.click_half_life_days,
+    )
+    return HybridSearch(index, log, shop.config.search)
 
 
 def _top(scores: np.ndarray, k: int, above: float) -> np.ndarray:

@@ -55,7 +55,7 @@ def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[P
     model = llama.Model(llama.ModelArgs.from_dict(config))
     scale = config["hidden_size"] ** -0.5
     depth = (2 * config["num_hidden_layers"]) ** -0.5
-    model.model.embed_tokens.weight = mx.random.normal((vocab, config["hidden_size"])) * 0.02
+    model.model.embed_tokens.weight = mx.random.normal((vocab, config["hidden_size"])) * scale
     for layer in model.layers:
         for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
                             (layer.mlp, ("gate_proj", "up_proj", "down_proj"))):

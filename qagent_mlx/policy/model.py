@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
@@ -80,6 +80,11 @@ class Policy:
         self.lora = lora
         self.prompt = prompt_ids(codec)
 
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has, adapters included."""
+        return sum(v.size for _, v in tree_flatten(self.model.parameters()))
+
     # ------------------------------------------------------------ computing
 
     def backbone(self, tokens: mx.array, cache: Any = None) -> mx.array:
@@ -130,7 +135,6 @@ class Policy:
             parameters["keys"] = list(config.keys)
         linear_to_lora_layers(self.model, blocks, parameters)
         self.lora = config
-        self.info.base = self.info.base or str(self.folder or "")
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -187,9 +191,9 @@ def save_model(policy: Policy, folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Identifies a model folder's weights: hash of their first and last megabyte and size."""
+    """Identifies a folder's weights: hash of their first and last megabyte and size."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("adapters.safetensors")]):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
@@ -281,8 +285,10 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
             f"the policy {info.name} was trained on another version of {base.name}; "
             "train it again"
         )
-    model, codec = load_model_folder(base, dtype)
-    policy = Policy(model, codec, info, folder)
+    # The base may itself be a policy with an adapter; it becomes part of the weights.
+    below = load_policy(base, dtype)
+    merge_adapters(below)
+    policy = Policy(below.model, below.codec, info, folder)
     config = read_json(folder / "adapter_config.json", f"the policy {info.name}")
     try:
         parameters = config["lora_parameters"]
@@ -300,6 +306,15 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))
     return policy
+
+
+def merge_adapters(policy: Policy) -> None:
+    """Add the adapters to the weights that they belong to; the model computes the same."""
+    fused = [(n, m.fuse()) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
+    if fused:
+        policy.model.update_modules(tree_unflatten(fused))
+        mx.eval(policy.model.parameters())
+    policy.lora = None
 
 
 def load_adapter(policy: Policy, weights: dict[str, mx.array], where: str) -> None:

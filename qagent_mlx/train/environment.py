@@ -7,7 +7,7 @@ shop can be written to while a policy trains, and a resumed run sees exactly wha
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from ..agent.rollout import Roller, Rollout, Task
 from ..agent.tools import SearchProducts
 from ..errors import QAgentError
 from ..files import replacing
-from ..inventory.clicks import ClickLog, read_clicks
-from ..inventory.index import InventoryIndex, ensure, load
-from ..inventory.search import HybridSearch
+from ..inventory.clicks import ClickLog
+from ..inventory.index import ensure, load
+from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory, Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
@@ -30,7 +30,7 @@ from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Case, Line, Profile
 from .cases import SplitConfig, build_cases
-from .rewards import Outcome
+from .rewards import Outcome, score, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Environment:
             [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
         )
         examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
-        return cls(examples, search_of(shop, index))
+        return cls(examples, open_search(shop, index))
 
     def of_split(self, split: str) -> list[Example]:
         """The examples of ``train``, ``validation`` or ``test``, in order of time."""
@@ -172,16 +172,6 @@ class Environment:
         return cls(examples, HybridSearch(index, log, config))
 
 
-def search_of(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:
-    """The shop's hybrid search, with its click log."""
-    index = index or ensure(shop)
-    log = ClickLog.from_rows(
-        read_clicks(shop.connection), index.catalog.rows_of(),
-        shop.config.search.click_half_life_days,
-    )
-    return HybridSearch(index, log, shop.config.search)
-
-
 def _profile_json(profile: Profile) -> str:
     return json.dumps(
         {
@@ -209,6 +199,21 @@ def _quoted(path: Path) -> str:
 def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
     with replacing(path) as temporary:
         connection.execute(f"COPY {table} TO '{_quoted(temporary)}' (FORMAT parquet)")
+
+
+def mean_reward(
+    environment: Environment,
+    policy: Policy,
+    examples: Sequence[Example],
+    weights: Mapping[str, float],
+) -> float:
+    """The mean weighted reward of one greedy chain for each example."""
+    roller = environment.roller(policy, policy.info.agent)
+    rollouts = roller.run([e.task for e in examples], 1, None)
+    outcomes = [
+        environment.outcome(r, e.case) for r, e in zip(rollouts, examples, strict=True)
+    ]
+    return float(np.mean([total(score(o), weights) for o in outcomes]))
 
 
 def without(example: Example, sections: Sequence[str]) -> Example:

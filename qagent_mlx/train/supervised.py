@@ -47,7 +47,7 @@ def batch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
 def fit(
     policy: Policy,
     make_chain: Callable[[int, int], Chain],
-    lengths: Sequence[int],
+    count: int,
     config: FitConfig,
     on_step: Callable[[dict[str, float]], None] | None = None,
     optimizer: optim.Optimizer | None = None,
@@ -58,7 +58,7 @@ def fit(
     Args:
         policy: Its model is changed.
         make_chain: ``(example, step) -> Chain``; may vary with the step (augmentation).
-        lengths: One entry an example, about its number of tokens.
+        count: How many examples there are.
         config: Steps, batch size, learning rate.
         on_step: Called after each step with ``step``, ``loss``, ``tokens``, ``seconds``.
         optimizer: To go on with; a new AdamW by default.
@@ -80,7 +80,7 @@ def fit(
     losses, tokens, start = [], 0, time.perf_counter()
     for step in range(first_step, config.steps):
         began = time.perf_counter()
-        chosen = batch_order(len(lengths), config.batch_size, config.seed, step)
+        chosen = batch_order(count, config.batch_size, config.seed, step)
         chains = [make_chain(i, step) for i in chosen]
         loss, gradient = 0.0, None
         pieces = _by_length(chains, 2)

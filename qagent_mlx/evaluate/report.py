@@ -1,0 +1,209 @@
+"""Systems measured on the cases of a split, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from ..errors import QAgentError
+from ..train.environment import Example
+from .baselines import System
+from .metrics import METRICS, Retrieval, bootstrap, holm, paired, score_case
+
+MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
+COMPARED = ("cons@1", "i_hit@1", "q_em")
+Report = dict[str, Any]
+
+
+class Cases(Retrieval, Protocol):
+    """The part of an `Environment` that an evaluation needs."""
+
+    def of_split(self, split: str) -> list[Example]:
+        """The examples of a split, in order of time."""
+        ...
+
+
+def evaluate(
+    environment: Cases,
+    systems: Sequence[System],
+    split: str = "test",
+    k: int = 5,
+    limit: int | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int], None] | None = None,
+    compare: Sequence[tuple[str, str]] = (),
+) -> Report:
+    """Rank every case with every system, and score what they recommend.
+
+    Args:
+        environment: Cases, and the inventory as it was at each of their moments.
+        systems: Each with a name of its own.
+        split: ``train``, ``validation`` or ``test``.
+        k: Queries to ask for; ``q_hit@5`` needs 5.
+        limit: Take this many cases, evenly spaced over the split.
+        seed: Draws the resamples of the intervals.
+        on_progress: Called with a system's name and how many cases it has done: none, then all.
+        compare: Names of systems (a, b) to compare, case by case.
+
+    Returns:
+        ``split``, ``cases``, ``systems`` (list of ``name``, ``metrics``: name -> ``mean``,
+        ``lo``, ``hi``, and ``latency_ms`` a case), ``comparisons`` (list of ``a``, ``b``,
+        ``metric``, ``diff``, ``lo``, ``hi``, ``p``, ``p_holm``, the last over all of them).
+
+    Raises:
+        QAgentError: no case, no system, two of one name, or a comparison of unknown ones.
+    """
+    names = [system.name for system in systems]
+    _check(names, compare)
+    examples = _spread(environment.of_split(split), split, limit)
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    measured = []
+    for system in systems:
+        if on_progress is not None:
+            on_progress(system.name, 0)
+        started = perf_counter()
+        rankings = system.rank(examples, k)
+        seconds = perf_counter() - started
+        rows = [
+            score_case(environment, example.case, ranking)
+            for example, ranking in zip(examples, rankings, strict=True)
+        ]
+        values = {name: np.array([row[name] for row in rows]) for name in METRICS}
+        scores[system.name] = values
+        metrics = {}
+        for name in METRICS:
+            mean, lo, hi = bootstrap(values[name], seed)
+            metrics[name] = {"mean": mean, "lo": lo, "hi": hi}
+        measured.append(
+            {
+                "name": system.name,
+                "metrics": metrics,
+                "latency_ms": 1000 * seconds / len(examples),
+            }
+        )
+        if on_progress is not None:
+            on_progress(system.name, len(examples))
+    comparisons: list[Report] = [
+        {"a": a, "b": b, "metric": name, **paired(scores[a][name], scores[b][name], seed)}
+        for a, b in compare
+        for name in COMPARED
+    ]
+    for row, p in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
+        row["p_holm"] = p
+    return {
+        "split": split,
+        "cases": len(examples),
+        "systems": measured,
+        "comparisons": comparisons,
+    }
+
+
+def _check(names: Sequence[str], compare: Sequence[tuple[str, str]]) -> None:
+    if not names:
+        raise QAgentError("there is nothing to evaluate; name a policy or ask for the baselines")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise QAgentError(f"two systems are called {twice[0]}; give each a name of its own")
+    unknown = sorted({name for pair in compare for name in pair} - set(names))
+    if unknown:
+        raise QAgentError(
+            f"cannot compare {', '.join(unknown)}; evaluated are {', '.join(names)}"
+        )
+
+
+def _spread(examples: Sequence[Example], split: str, limit: int | None) -> Sequence[Example]:
+    if not examples:
+        raise QAgentError(f"there is no case in the split {split!r}; use train, validation or test")
+    if limit is None or limit >= len(examples):
+        return examples
+    if limit < 1:
+        raise QAgentError(f"a limit of {limit} leaves no case; use 1 or more")
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
+# ---------------------------------------------------------------- for people
+
+
+def table(report: Report) -> Table:
+    """The main metrics in percent, with half of their 95 % interval; fits 80 columns."""
+    made = _table(
+        f"{report['split']}, {report['cases']:,} cases, percent ± half of the 95% interval"
+    )
+    made.add_column("system", overflow="fold")
+    for name in (*MAIN, "ms"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for system in report["systems"]:
+        made.add_row(*_system_cells(system))
+    return made
+
+
+def comparison_table(report: Report) -> Table:
+    """The comparisons in percentage points, with their 95 % interval; fits 80 columns."""
+    made = _table("a - b on the same cases, percentage points [95% interval]")
+    for name in ("a", "b"):
+        made.add_column(name, overflow="fold")
+    made.add_column("metric", no_wrap=True)
+    for name in ("diff", "p", "p Holm"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in report["comparisons"]:
+        made.add_row(*_comparison_cells(row))
+    return made
+
+
+def markdown(report: Report) -> str:
+    """Both tables for a README; the second only when something was compared."""
+    parts = [
+        f"Split `{report['split']}`, {report['cases']:,} cases; percent ± half of the 95 % "
+        "bootstrap interval.",
+        _markdown(
+            ("system", *MAIN, "ms a case"), map(_system_cells, report["systems"]), right_from=1
+        ),
+    ]
+    if report["comparisons"]:
+        parts += [
+            "a - b on the same cases, in percentage points with the 95 % bootstrap interval; "
+            "p by sign flips, and corrected for the number of comparisons (Holm).",
+            _markdown(
+                ("a", "b", "metric", "diff", "p", "p Holm"),
+                map(_comparison_cells, report["comparisons"]),
+                right_from=3,
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+
+
+def _system_cells(system: Report) -> list[str]:
+    cells = []
+    for name in MAIN:
+        value = system["metrics"][name]
+        half = (value["hi"] - value["lo"]) / 2
+        cells.append(f"{100 * value['mean']:.1f} ±{100 * half:.1f}")
+    ms = system["latency_ms"]
+    return [system["name"], *cells, f"{ms:.0f}" if ms >= 10 else f"{ms:.2f}"]
+
+
+def _comparison_cells(row: Report) -> list[str]:
+    diff, lo, hi = (100 * row[name] for name in ("diff", "lo", "hi"))
+    return [
+        row["a"], row["b"], row["metric"], f"{diff:+.1f} [{lo:+.1f}, {hi:+.1f}]",
+        _p(row["p"]), _p(row["p_holm"]),
+    ]  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _markdown(header: Sequence[str], rows: Any, right_from: int) -> str:
+    rule = ["---" if i < right_from else "---:" for i in range(len(header))]
+    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,56 @@
+"""Policies as systems that can be evaluated beside the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..agent.recommend import GROUP, pool
+from ..policy.model import AgentConfig, Policy
+from ..train.environment import Environment, Example
+from .metrics import Ranking
+
+CASES_AT_ONCE = 64
+
+
+class PolicySystem:
+    """A policy as it is served: a group of chains a case, pooled."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        environment: Environment,
+        agent: AgentConfig | None = None,
+        group: int = GROUP,
+        seed: int = 0,
+    ) -> None:
+        self.name = name
+        self._agent = agent or policy.info.agent
+        self._roller = environment.roller(policy, self._agent)
+        self._environment = environment
+        self._group, self._seed = group, seed
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """What the policy recommends for each example, the best first."""
+        made: list[Ranking] = []
+        for at in range(0, len(examples), CASES_AT_ONCE):
+            part = examples[at : at + CASES_AT_ONCE]
+            rollouts = self._roller.run(
+                [e.task for e in part], self._group, (self._seed, at)
+            )
+            for i, example in enumerate(part):
+                chains = rollouts[i * self._group : (i + 1) * self._group]
+                pooled = pool(chains, example.profile, k, validated=self._agent.search)
+                made.append(
+                    Ranking(
+                        tuple(r.query for r in pooled),
+                        valid=float(
+                            np.mean([c.validated and c.finish == "recommended" for c in chains])
+                        ),
+                        searches=float(np.mean([len(c.searched) for c in chains])),
+                        tokens=float(np.mean([len(c.tokens) for c in chains])),
+                    )
+                )
+        return made

@@ -1,0 +1,146 @@
+"""Pretraining: a tokenizer and a small decoder, made from nothing but a shop's own data.
+
+The new model learns whole demonstration chains, both what the agent says (all of it) and
+what it reads (a share of it). Reading matters: with a loss on its own actions only, a model
+from scratch does not learn to look at the results in any time that a CPU gives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..agent.protocol import profile_text, results_text
+from ..agent.tools import Request, SearchProducts
+from ..errors import QAgentError
+from ..memory.profile import words_cost
+from ..policy.build import new_policy, save_base
+from ..policy.model import AgentConfig, Policy
+from ..policy.tokenizer import ShopCodec, train_tokenizer
+from ..shop import Shop
+from .cases import SplitConfig
+from .demonstrations import DemoConfig, Demonstrator
+from .environment import Environment
+from .supervised import FitConfig, fit
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Size of the model and how long it learns."""
+
+    size: str = "tiny"
+    vocab_size: int = 2048
+    steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    read: float = 0.3
+    drop_lines: float = 0.15
+    seed: int = 0
+
+
+class _Words:
+    """Stands in for a tokenizer while there is none: a token a word."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return words_cost(texts)
+
+
+def shop_texts(shop: Shop, environment: Environment, agent: AgentConfig) -> list[str]:
+    """What a shop's tokenizer is trained on: memory and results as the agent sees them,
+    titles, categories, and the queries of the training time.
+    """
+    tools = SearchProducts(environment.search, agent)
+    train = environment.of_split("train")
+    texts = []
+    for example in train[:: max(1, len(train) // 1500)]:
+        texts.append(profile_text(example.profile))
+        requests = [
+            Request(q, example.case.as_of, example.profile.context)
+            for q in example.profile.references[:2]
+        ]
+        texts += [results_text(1, found.lines) for found in tools.run(requests)]
+    texts += environment.search.catalog.titles
+    texts += [c for c in environment.search.catalog.categories if c]
+    until = train[-1].case.as_of
+    rows = shop.connection.execute(
+        "SELECT query FROM events WHERE type = 'search' AND ts < ? ORDER BY event_id", [until]
+    ).fetchall()
+    return texts + [query for (query,) in rows]
+
+
+def pretrain(
+    shop: Shop,
+    name: str = "base",
+    config: PretrainConfig | None = None,
+    agent: AgentConfig | None = None,
+    split: SplitConfig | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train a new policy on a shop and save it as ``policies/<name>``.
+
+    Args:
+        shop: With products, events and an index.
+        name: What the policy is called.
+        config: Size and length of training.
+        agent: How its chains run.
+        split: Only cases of the training split are learned from.
+        on_step: Called after each step with its numbers.
+
+    Raises:
+        QAgentError: the shop's log holds too little to learn from, or a name is taken.
+    """
+    config, agent = config or PretrainConfig(), agent or AgentConfig()
+    folder = shop.folder("policies", name)
+    if folder.exists():
+        raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
+    start = time.perf_counter()
+    drafted = Environment.of_shop(shop, _Words(), agent, split)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(shop_texts(shop, drafted, agent), config.vocab_size)
+    environment = Environment.of_shop(shop, ShopCodec(tokenizer), agent, split)
+    policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
+    policy.info.agent = agent
+    report = fit_pretraining(policy, environment, config, on_step)
+    policy.info.trained.append(
+        {"stage": "pretrain", "config": asdict(config), "shop": shop.config.name,
+         "cases": len(environment.of_split("train")), **report}
+    )
+    save_base(policy, tokenizer, model_config, folder)
+    return {
+        "policy": name,
+        "steps": config.steps,
+        "parameters": policy.parameters,
+        "seconds": round(time.perf_counter() - start, 1),
+        **report,
+    }
+
+
+def fit_pretraining(
+    policy: Policy,
+    environment: Environment,
+    config: PretrainConfig,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Train all weights of a policy on demonstrations of the training split."""
+    demonstrator = Demonstrator(
+        environment, policy, policy.info.agent,
+        DemoConfig(drop_lines=config.drop_lines, read=config.read),
+    )
+    usable = demonstrator.usable(environment.of_split("train"))
+    if len(usable) < config.batch_size:
+        raise QAgentError(
+            f"only {len(usable)} training cases have a line in memory that was right; "
+            "ingest a longer log"
+        )
+    return fit(
+        policy,
+        lambda i, step: demonstrator.chain(
+            *usable[i], np.random.default_rng([config.seed, step, i]), i
+        ),
+        len(usable),
+        FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed),
+        on_step,
+    )

@@ -1,0 +1,75 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qagent_mlx.agent.protocol import (
+    ACTION_TAGS,
+    OBSERVATION_TAGS,
+    REFERENCES,
+    SLOTS,
+    Action,
+    expand,
+    parse_action,
+    product_line,
+    results_text,
+)
+from qagent_mlx.memory.profile import safe
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("<fetch_memory/>", Action("fetch")),
+        ("<search>usb cable</search>", Action("search", "usb cable")),
+        ("<search><r3></search>", Action("search", reference="r3")),
+        (" <search> <r12> </search>", Action("search", reference="r12")),
+        ("<recommend><s2></recommend>", Action("recommend", reference="s2")),
+        ("<think>hm</think><recommend>tv</recommend>", Action("recommend", "tv", think="hm")),
+    ],
+)
+def test_actions_are_read(text, action):
+    assert parse_action(text) == action
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "hello", "<search>a", "<search>a</recommend>", "<search>a</search> and more",
+        "<search>a</search><recommend>a</recommend>", "<search><profile></search>",
+        "<results>1 x</results>", "<search><r1><r2></search>", "<recommend>", "<fetch_memory>",
+    ],
+)
+def test_anything_else_is_invalid(text):
+    assert parse_action(text).kind == "invalid"
+
+
+def test_references_expand_to_lines_and_searches():
+    lines, searched = ("a", "b"), ("b",)
+    assert expand(Action("search", reference="r1"), lines, searched) == "b"
+    assert expand(Action("recommend", reference="s1"), lines, searched) == "b"
+    assert expand(Action("search", reference="r2"), lines, searched) is None
+    assert expand(Action("recommend", reference="s2"), lines, searched) is None
+    assert expand(Action("recommend", reference="s0"), lines, searched) is None
+    assert expand(Action("search", "  "), lines, searched) is None
+
+
+@given(st.text(max_size=200))
+def test_reading_any_text_ends_in_an_action(text):
+    assert parse_action(text).kind in ("fetch", "search", "recommend", "invalid")
+
+
+HOSTILE = st.lists(
+    st.one_of(
+        st.sampled_from([*ACTION_TAGS, *OBSERVATION_TAGS, *REFERENCES[:2], *SLOTS[:2], "\n", "<", ">"]),
+        st.text(max_size=5),
+    )
+).map("".join)
+
+
+@given(HOSTILE)
+def test_text_from_data_never_forms_a_tag(text):
+    written = results_text(1, [product_line(1, text, ["$"])])
+    inner = written[len("<results><s1>") : -len("</results>")]
+    assert "<" not in inner
+    assert ">" not in inner
+    assert "\n" not in safe(text)

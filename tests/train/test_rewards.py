@@ -1,0 +1,94 @@
+from datetime import datetime
+
+import pytest
+
+from qagent_mlx.agent.rollout import Rollout, Turn
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.train.rewards import (
+    COMPONENTS,
+    WEIGHTS,
+    Outcome,
+    load_component,
+    ndcg,
+    score,
+    total,
+)
+from qagent_mlx.types import Case
+
+CASE = Case(0, "u", datetime(2026, 1, 1), "gears of war 3", "gearsofwar3", ("p1",), 3)
+
+
+def outcome(turns, query="", finish="recommended", products=(), repeated=0, refused=0):
+    rollout = Rollout(
+        case=0, member=0, tokens=[], prompt_length=0, sampled=[], logprobs=[], turns=turns,
+        query=query, finish=finish, repeated=repeated, refused=refused,
+    )
+    return Outcome(rollout, CASE, products, "Gears of War 3", ("Gears of War 3",))
+
+
+PERFECT = [
+    Turn("fetch"), Turn("search", "Gears of War3", "r0", ("p1", "p2")),
+    Turn("recommend", "Gears of War3", "s1"),
+]
+
+
+def test_a_perfect_chain_gets_everything():
+    parts = score(outcome(PERFECT, "Gears of War3", products=("p1", "p2")))
+    for name in ("format", "tool", "item", "consistency"):
+        assert parts[name] == pytest.approx(1)
+    assert parts["query"] > 0.9
+    assert total(parts, WEIGHTS) > 0.97
+
+
+def test_consistency_is_both_or_nothing():
+    wrong_item = score(outcome(PERFECT, "Gears of War3", products=("p2", "p1")))
+    assert wrong_item["consistency"] == 0
+    assert 0 < wrong_item["item"] < 0.5
+    other = [Turn("fetch"), Turn("search", "xbox", "r1", ("p1",)), Turn("recommend", "xbox", "s1")]
+    wrong_query = score(outcome(other, "xbox", products=("p1",)))
+    assert wrong_query["consistency"] == 0
+    assert wrong_query["item"] == pytest.approx(1)
+
+
+def test_an_unsearched_recommendation_loses_a_third_of_the_tool_reward():
+    turns = [Turn("fetch"), Turn("recommend", "Gears of War 3", "r0")]
+    parts = score(outcome(turns, "Gears of War 3", products=("p1",)))
+    assert parts["tool"] == pytest.approx(2 / 3)
+    assert parts["format"] == 1
+
+
+def test_repeated_searches_lose_a_third_of_the_tool_reward():
+    parts = score(outcome(PERFECT, "Gears of War3", products=("p1",), repeated=1))
+    assert parts["tool"] == pytest.approx(2 / 3)
+
+
+def test_a_chain_that_breaks_off_gets_next_to_nothing():
+    parts = score(outcome([Turn("fetch")], finish="invalid"))
+    assert parts["format"] == parts["query"] == parts["consistency"] == 0
+    assert total(parts, WEIGHTS) < 0.15
+
+
+def test_ndcg_by_hand():
+    assert ndcg(["a", "b"], ["b"], 10) == pytest.approx(0.6309, abs=1e-4)
+    assert ndcg(["a"], ["b"], 10) == 0
+    assert ndcg(["a", "b"], ["a", "b"], 10) == 1
+
+
+def test_a_component_outside_0_and_1_is_refused():
+    with pytest.raises(QAgentError, match="between 0 and 1"):
+        score(outcome(PERFECT), {"mine": lambda _: 2.0})
+
+
+def test_a_reward_from_a_file_is_loaded_and_its_errors_are_shown(tmp_path):
+    good = tmp_path / "mine.py"
+    good.write_text("def short(outcome):\n    return float(len(outcome.rollout.turns) < 4)\n")
+    name, component = load_component(f"{good}:short")
+    assert score(outcome(PERFECT), {**COMPONENTS, name: component})["short"] == 1
+    bad = tmp_path / "bad.py"
+    bad.write_text("import nothing_of_that_name\n")
+    with pytest.raises(QAgentError, match="nothing_of_that_name"):
+        load_component(f"{bad}:short")
+    with pytest.raises(QAgentError, match="no function other"):
+        load_component(f"{good}:other")
+    with pytest.raises(QAgentError, match="FILE:NAME"):
+        load_component("short")
