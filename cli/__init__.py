@@ -1,0 +1,1 @@
+"""The ``qagent`` command line: thin commands over `qagent_mlx`."""

@@ -37,10 +37,12 @@ def clean(text: str) -> str:
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """ROUGE-L F1 over normalised words, in [0, 1] (Lin, 2004)."""
+    """ROUGE-L F1 over normalised words, in [0, 1] (Lin, 2004); 1 for texts with equal keys."""
     a, b = words(candidate), words(reference)
     if not a or not b:
         return 0.0
+    if "".join(a) == "".join(b):
+        return 1.0
     row = [0] * (len(b) + 1)
     for x in a:
         diagonal = 0

@@ -76,6 +76,11 @@ class Rollout:
         return {query_key(t.query): t.products for t in self.turns if t.kind == "search"}
 
     @property
+    def searches(self) -> int:
+        """How often the inventory was searched, repeats included."""
+        return sum(t.kind == "search" for t in self.turns)
+
+    @property
     def validated(self) -> bool:
         """Whether the recommended query was searched in this chain."""
         return bool(self.query) and self.key in self.searched

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import QAgentError
 from ..train.environment import Example
@@ -34,6 +35,7 @@ def evaluate(
     split: str = "test",
     k: int = 5,
     limit: int | None = None,
+    *,
     seed: int = 0,
     on_progress: Callable[[str, int], None] | None = None,
     compare: Sequence[tuple[str, str]] = (),
@@ -138,7 +140,7 @@ def table(report: Report) -> Table:
     for name in (*MAIN, "ms"):
         made.add_column(name, justify="right", no_wrap=True)
     for system in report["systems"]:
-        made.add_row(*_system_cells(system))
+        made.add_row(*map(Text, _system_cells(system)))
     return made
 
 
@@ -151,7 +153,7 @@ def comparison_table(report: Report) -> Table:
     for name in ("diff", "p", "p Holm"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in report["comparisons"]:
-        made.add_row(*_comparison_cells(row))
+        made.add_row(*map(Text, _comparison_cells(row)))
     return made
 
 
@@ -178,7 +180,13 @@ def markdown(report: Report) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def _system_cells(system: Report) -> list[str]:

@@ -49,7 +49,7 @@ class PolicySystem:
                         valid=float(
                             np.mean([c.validated and c.finish == "recommended" for c in chains])
                         ),
-                        searches=float(np.mean([len(c.searched) for c in chains])),
+                        searches=float(np.mean([c.searches for c in chains])),
                         tokens=float(np.mean([len(c.tokens) for c in chains])),
                     )
                 )

@@ -158,7 +158,7 @@ class Trainer:
             },
             "dropped_groups": int((~alive).sum()),
             "advantage_variance": float(advantages[alive].var()) if alive.any() else 0.0,
-            "searches": float(np.mean([len(r.searched) for r in rollouts])),
+            "searches": float(np.mean([r.searches for r in rollouts])),
             "sampled_tokens": sum(sum(r.sampled) for r in rollouts),
             "tokens": tokens,
             **update,

@@ -1,0 +1,226 @@
+"""What the commands share: options, consoles, and one JSON document on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from qagent_mlx.shop import Shop
+    from rich.console import Console
+    from rich.text import Text
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class MomentType(click.ParamType):
+    """A time as ISO 8601; one with a zone is turned to UTC."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """A naive UTC datetime."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+        except ValueError:
+            self.fail(f"{value!r}: write it as 2026-03-01 or 2026-03-01T12:00", param, ctx)
+        if moment.tzinfo is not None:
+            try:
+                moment = moment.astimezone(timezone.utc).replace(tzinfo=None)
+            except OverflowError:
+                self.fail(f"{value!r} is out of range", param, ctx)
+        return moment
+
+
+class PlainType(click.ParamType):
+    """Text without the half characters that a shell hands over for bytes that are no UTF-8."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Valid Unicode."""
+        return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+MOMENT = MomentType()
+PLAIN = PlainType()
+
+as_of_option = click.option(
+    "--as-of", type=MOMENT, metavar="T",
+    help="A moment (UTC); nothing at or after it is used. Default: after the log's last event.",
+)  # fmt: skip
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
+)
+
+
+def shop_option(function: F) -> F:
+    """``--shop PATH``, or QAGENT_SHOP, or ./shop."""
+    return click.option(
+        "--shop", "shop_path", type=click.Path(path_type=Path, file_okay=False),
+        envvar="QAGENT_SHOP", default=Path("shop"), show_default="./shop", show_envvar=True,
+        metavar="PATH", help="The shop's folder.",
+    )(function)  # fmt: skip
+
+
+def split_options(function: F) -> F:
+    """Options that say which moments of the log are cases, and where they are cut by time."""
+    for option in (
+        click.option(
+            "--validation-share", type=click.FloatRange(0, 0.9), default=None,
+            help="Share of the cases just before the test cases.  [default: 0.05]",
+        ),
+        click.option(
+            "--test-share", type=click.FloatRange(0, 0.9), default=None,
+            help="Share of the cases that are test cases, the last ones.  [default: 0.2]",
+        ),
+        click.option(
+            "--test-from", type=MOMENT, metavar="T",
+            help="Cases from this moment on are test cases, instead of a share.",
+        ),
+        click.option(
+            "--min-history", type=click.IntRange(min=0), default=None,
+            help="Events a user must have before a case; 0 lets new users in.  [default: 1]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def split_config(
+    test_from: datetime | None,
+    min_history: int | None,
+    test_share: float | None,
+    validation_share: float | None,
+) -> Any:
+    """The `SplitConfig` that `split_options` describe."""
+    from qagent_mlx.train.cases import SplitConfig
+
+    return SplitConfig(**given(
+        test_from=test_from.isoformat() if test_from else None,
+        min_history=min_history, test_share=test_share, validation_share=validation_share,
+    ))  # fmt: skip
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None. The others keep their defaults."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
+    """The shop in a folder, closed at the end."""
+    from qagent_mlx.shop import Shop
+
+    with Shop.open(path, read_only=not write) as shop:
+        yield shop
+
+
+def default_policy(shop: Shop, *wanted: str) -> str:
+    """The first of some policies that exists; else the shop's newest one, else the sample's."""
+    from qagent_mlx.policy.registry import SAMPLE, policy_names
+
+    names = policy_names(shop)
+    for name in wanted:
+        if name in names:
+            return name
+    return names[-1] if names else SAMPLE
+
+
+# ---------------------------------------------------------------- output
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    # Data is printed as it is: no markup, no emoji codes, no colouring of numbers.
+    return Console(file=stream, markup=False, highlight=False, emoji=False)
+
+
+def out() -> Console:
+    """For what was asked for."""
+    return _console(sys.stdout)
+
+
+def err() -> Console:
+    """For progress and notes."""
+    return _console(sys.stderr)
+
+
+def note(text: str) -> None:
+    """One line about what is going on, on stderr."""
+    err().print(shown(text), soft_wrap=True)
+
+
+def shown(value: Any, style: str = "") -> Text:
+    """Text that is safe on a terminal: control and direction characters are gone."""
+    from qagent_mlx.text import clean
+    from rich.text import Text
+
+    return Text(clean(str(value)), style=style)
+
+
+def short(text: str, width: int) -> str:
+    """The text, cut at a number of characters."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def plain_table(*columns: str, numbers: tuple[str, ...] = (), title: str = "") -> Any:
+    """A table without frames, which reads well at 80 columns and without colour."""
+    from rich.table import Table
+
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=shown(title, "bold") if title else None,
+        title_justify="left", header_style="bold",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr while something takes time; nothing where that is no terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(shown(text)):
+        yield
+
+
+def emit(document: Any) -> None:
+    """Print the one JSON document."""
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types; what is no number (NaN) becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, int)) or value is None:
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)

@@ -1,0 +1,110 @@
+"""The ``qagent`` command: subcommands load when they are called, so that help comes at once."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+# name -> where the command is, and its line in the help
+COMMANDS = {
+    "demo": ("demo", "Show the whole story on the sample shop, then a session."),
+    "init": ("shop_commands", "Make a shop, empty or with the sample data."),
+    "ingest": ("shop_commands", "Load products and events from files."),
+    "index": ("shop_commands", "Build or refresh the inventory index."),
+    "memory": ("shop_commands", "Show a user's profile and interest graph."),
+    "search": ("shop_commands", "Search the inventory."),
+    "models": ("models", "List and show base models and policies."),
+    "pretrain": ("train", "Train a small policy from scratch on this shop."),
+    "train": ("train", "Train a policy: SFT cold start, then GRPO."),
+    "recommend": ("recommend", "Recommend queries to users."),
+    "evaluate": ("evaluate", "Measure policies on what users did next."),
+    "runs": ("runs", "Look into training runs."),
+    "doctor": ("doctor", "Check the environment and its speed."),
+}
+
+
+class QAgentGroup(click.Group):
+    """Loads a command's module when the command is called, and ends errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of a first visit."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help's list, without importing what it lists."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; whatever a user can put right ends in one line and exit code 1."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                # A terminal that lacks a character shows a stand-in instead of an error.
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+            return value
+        except BrokenPipeError:
+            raise  # click leaves quietly, with exit code 1
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except _expected() as error:
+            if type(error).__name__ == "InterruptException":  # Ctrl-C inside a DuckDB query
+                click.echo("Interrupted.", err=True)
+                ctx.exit(130)
+            raise click.ClickException(_line(error)) from error
+
+
+def _expected() -> tuple[type[BaseException], ...]:
+    """The errors that a user can put right, of those modules that are loaded."""
+    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError]
+    for module, name in (("qagent_mlx.errors", "QAgentError"), ("duckdb", "Error")):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return tuple(kinds)
+
+
+def _line(error: BaseException) -> str:
+    from qagent_mlx.text import clean
+
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; run: pip install qagent-mlx"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")
+    text = str(error)
+    # DuckDB adds lines with the place in the SQL, which says nothing to a user.
+    return clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"qagent {version('qagent-mlx')}")
+        ctx.exit()
+
+
+@click.group(cls=QAgentGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Show the version and exit.",
+)  # fmt: skip
+def cli() -> None:
+    """Query recommendation by a search agent that learns from what its queries retrieve.
+
+    First steps: qagent demo, or qagent init --sample and then qagent recommend USER.
+    """

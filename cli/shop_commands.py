@@ -1,0 +1,312 @@
+"""``qagent init``, ``ingest``, ``index``, ``memory`` and ``search``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import (
+    PLAIN,
+    as_of_option,
+    emit,
+    json_option,
+    note,
+    opened,
+    out,
+    plain_table,
+    shop_option,
+    short,
+    shown,
+    waiting,
+)
+
+if TYPE_CHECKING:
+    from qagent_mlx.ingest import IngestReport
+
+
+@click.command()
+@click.option("--sample", is_flag=True, help="Fill it with the sample shop's data, ready to use.")
+@shop_option
+@json_option
+def init(sample: bool, shop_path: Path, as_json: bool) -> None:
+    """Make a shop: an empty one, or with --sample one that is ready to use."""
+    from qagent_mlx.sample import create_sample
+    from qagent_mlx.shop import Shop
+
+    if sample:
+        report = create_sample(shop_path, note)
+    else:
+        with Shop.create(shop_path) as shop:
+            report = {"shop": str(shop_path), **shop.counts()}
+    if as_json:
+        emit(report)
+        return
+    console = out()
+    if not sample:
+        console.print(shown(f"made an empty shop in {shop_path}"), soft_wrap=True)
+        console.print(shown(f"next: qagent ingest products FILE --shop {shop_path}"))
+        return
+    console.print(
+        shown(
+            f"made the sample shop in {shop_path}: {report['products']:,} products, "
+            f"{report['events']:,} events of {report['users']:,} users in "
+            f"{report['sessions']:,} sessions ({report['seconds']:.0f} s)"
+        )
+    )
+    console.print("next: qagent recommend USER, or qagent memory USER")
+
+
+# ---------------------------------------------------------------- ingest
+
+
+@click.group()
+def ingest() -> None:
+    """Load products and events from CSV, TSV, JSON lines (all also .gz) or Parquet.
+
+    A file goes in whole or not at all, and twice does no harm. Rows that do not fit are kept
+    with the reason; ``qagent ingest retry`` tries them again.
+    """
+
+
+def _file_options(function: Any) -> Any:
+    for option in (
+        json_option,
+        shop_option,
+        click.option(
+            "--time-format", metavar="FORMAT", help="Of times, as in strptime, e.g. %d.%m.%Y."
+        ),
+        click.option("--encoding", default="utf-8", show_default=True, help="Of text files."),
+        click.option(
+            "--map", "mapping", multiple=True, metavar="FIELD=COLUMN",
+            help="Which column holds a field; may be repeated.",
+        ),
+        click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    ):
+        function = option(function)
+    return function
+
+
+@ingest.command()
+@_file_options
+def products(
+    files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str, time_format: str | None,
+    shop_path: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Load products: product_id, title, brand, category, price, stock, attributes, time."""
+    report = _ingest("products", files, mapping, encoding, time_format, None, shop_path)
+    _show_ingest(report, as_json, "qagent ingest events FILE, or qagent index")
+
+
+@ingest.command()
+@click.option(
+    "--type", "event_type", help="The type of all rows, for files without such a column."
+)
+@_file_options
+def events(
+    files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str, time_format: str | None,
+    event_type: str | None, shop_path: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Load events: user_id, time, type, query, product_id, click_time."""
+    report = _ingest("events", files, mapping, encoding, time_format, event_type, shop_path)
+    _show_ingest(report, as_json, "qagent index")
+
+
+@ingest.command()
+@shop_option
+@json_option
+def retry(shop_path: Path, as_json: bool) -> None:
+    """Try rejected rows again, after what they lacked has come in."""
+    from qagent_mlx.ingest import retry as again
+
+    with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
+        report = again(shop)
+    _show_ingest(report, as_json, "qagent index")
+
+
+def _ingest(
+    kind: str, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
+    time_format: str | None, event_type: str | None, shop_path: Path,
+) -> IngestReport:  # fmt: skip
+    from qagent_mlx.ingest import IngestReport, ReadOptions, parse_mapping
+    from qagent_mlx.ingest import ingest as load
+
+    options = ReadOptions(parse_mapping(mapping, kind), encoding, time_format, event_type)
+    total = IngestReport()
+    with opened(shop_path, write=True) as shop:
+        for file in files:
+            with waiting(f"reading {file}"):
+                total.add(load(shop, kind, [file], options))
+    return total
+
+
+def _show_ingest(report: IngestReport, as_json: bool, then: str) -> None:
+    if as_json:
+        emit(
+            {
+                "accepted": report.accepted,
+                "rejected": report.rejected,
+                "duplicates": report.duplicates,
+                "reasons": report.reasons,
+                "examples": report.examples,
+            }
+        )
+        return
+    console = out()
+    console.print(
+        f"{report.accepted:,} accepted, {report.duplicates:,} known already, "
+        f"{report.rejected:,} rejected"
+    )
+    for example in report.examples:
+        console.print(shown("  " + example), soft_wrap=True)
+    if report.accepted:
+        console.print(f"next: {then}")
+
+
+# ---------------------------------------------------------------- index
+
+
+@click.command()
+@shop_option
+@json_option
+def index(shop_path: Path, as_json: bool) -> None:
+    """Build or refresh the inventory index, and learn what lines of memory are worth."""
+    from qagent_mlx.sample import refresh
+
+    with opened(shop_path, write=True) as shop:
+        report = refresh(shop, note)
+    if as_json:
+        emit(report)
+        return
+    console = out()
+    console.print(
+        f"{report['products']:,} products indexed with {report['clicked_pairs']:,} "
+        f"query-product pairs, in {report['seconds']:.1f} s"
+    )
+    if report["learned_from"]:
+        console.print(
+            f"memory learned the worth of its lines from {report['learned_from']:,} moments "
+            f"before {report['clicks_until'][:10]}"
+        )
+    else:
+        console.print("memory keeps its default weights: the log holds too little to learn from")
+
+
+# ---------------------------------------------------------------- memory
+
+
+@click.command()
+@click.argument("user", type=PLAIN)
+@as_of_option
+@shop_option
+@json_option
+def memory(user: str, as_of: datetime | None, shop_path: Path, as_json: bool) -> None:
+    """Show what is remembered of USER: the profile that the agent reads, and its graph.
+
+    A user without events gets what a new user gets: the shop's trends.
+    """
+    from qagent_mlx.inspection import inspect_memory
+
+    with opened(shop_path) as shop, waiting("remembering"):
+        view = inspect_memory(shop, user, as_of)
+    if as_json:
+        emit(view)
+    else:
+        draw_memory(view)
+
+
+def draw_memory(view: dict[str, Any]) -> None:
+    """Print a user's profile and interest graph."""
+    from rich.padding import Padding
+
+    console = out()
+    what = f"{view['events']:,} events" if view["events"] else "no events: a new user"
+    console.print(
+        shown(f"{view['user']} at {view['as_of'][:16].replace('T', ' ')} UTC, {what}", "bold")
+    )
+    console.print(
+        f"profile of {view['tokens']} tokens instead of {view['raw_tokens']:,} of raw log\n"
+    )
+    for line in view["text"].splitlines():
+        console.print(Padding(shown(line), (0, 0, 0, 2)))
+    if view["graph"]["nodes"]:
+        console.print()
+        console.print(_graph_tree(view["graph"]))
+
+
+def _graph_tree(graph: dict[str, Any]) -> Any:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text("interest graph", "bold"), guide_style="dim")
+    # Products go under "seen"; the other kinds keep the order of how much they say.
+    kinds = ("category", "department", "brand", "attribute", "price", "term", "product")
+    linked: dict[str, list[str]] = {}
+    for edge in graph["edges"]:
+        linked.setdefault(edge["from"], []).append(edge["to"])
+    for kind in kinds:
+        nodes = [n for n in graph["nodes"] if n["kind"] == kind][:5]
+        if not nodes:
+            continue
+        branch = tree.add(Text(kind, "bold"))
+        for node in nodes:
+            bar = "█" * max(1, round(node["share"] * 12))
+            name = node.get("title") or node["node"]
+            line = Text.assemble(
+                (f"{bar:<12} ", "cyan"), f"{node['share']:>4.0%}  ", shown(short(name, 48))
+            )
+            brands = linked.get(node["node"], []) if kind == "category" else []
+            leaf = branch.add(line)
+            if brands:
+                leaf.add(Text.assemble("with ", shown(", ".join(brands[:4]))))
+    return tree
+
+
+# ---------------------------------------------------------------- search
+
+
+@click.command()
+@click.argument("query", type=PLAIN)
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1000), help="How many.")
+@click.option("--in-stock", is_flag=True, help="Only products in stock.")
+@click.option("--min-price", type=click.FloatRange(min=0), help="The least price.")
+@click.option("--max-price", type=click.FloatRange(min=0), help="The highest price.")
+@click.option("--category", type=PLAIN, help="The beginning of the category's path.")
+@as_of_option
+@shop_option
+@json_option
+def search(
+    query: str, k: int, in_stock: bool, min_price: float | None, max_price: float | None,
+    category: str | None, as_of: datetime | None, shop_path: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Search the inventory for QUERY: words, vectors and past clicks, fused."""
+    from qagent_mlx.inspection import search_products
+    from qagent_mlx.inventory.search import Filters
+
+    filters = Filters(in_stock, min_price, max_price, category)
+    with opened(shop_path) as shop, waiting("searching"):
+        results = search_products(shop, query, k, filters, as_of)
+        currency = shop.config.currency
+    if as_json:
+        emit({"query": query, "results": results})
+    else:
+        draw_products(results, currency)
+
+
+def draw_products(results: list[dict[str, Any]], currency: str) -> None:
+    """Print products as a numbered table."""
+    if not results:
+        out().print("nothing found")
+        return
+    table = plain_table("#", "product", "title", "price", "stock", "score",
+                        numbers=("#", "price", "score"))  # fmt: skip
+    table.columns[2].ratio = 1
+    for number, product in enumerate(results, 1):
+        price = "-" if product["price"] is None else f"{currency}{product['price']:,.2f}"
+        table.add_row(
+            str(number), shown(product["product_id"]), shown(product["title"]), shown(price),
+            "yes" if product["in_stock"] else "no", f"{product['score']:.3f}",
+        )  # fmt: skip
+    out().print(table)

@@ -1,0 +1,129 @@
+"""A user's memory and the shop's search as plain values, for whatever shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from .errors import QAgentError
+from .inventory.search import Filters, HybridSearch, open_search
+from .memory.graph import graph
+from .memory.profile import SECTIONS, CountTokens, Memory, Moment, words_cost
+from .memory.worth import Worth
+from .shop import Shop
+from .text import query_key
+
+
+def token_counter(shop: Shop) -> CountTokens:
+    """Counts tokens as the shop's first policy does; by words where no policy can be read."""
+    from .policy.registry import SAMPLE, policy_names, resolve
+    from .policy.tokenizer import load_codec
+
+    for name in [*policy_names(shop), SAMPLE]:
+        try:
+            folder = resolve(shop, name)
+            if (folder / "tokenizer.json").exists():
+                return load_codec(folder).count
+        except QAgentError:
+            continue
+    return words_cost
+
+
+def inspect_memory(
+    shop: Shop, user: str, as_of: datetime | None = None, count: CountTokens | None = None
+) -> dict[str, Any]:
+    """A user's profile and interest graph at a moment.
+
+    Args:
+        shop: Read only is enough.
+        user: An id; somebody unknown has the memory of a new user.
+        as_of: Nothing at or after it is seen; by default the moment after the log.
+        count: Counts tokens; `token_counter` by default.
+
+    Returns:
+        user, as_of, events (before the moment), tokens, raw_tokens (of the log itself),
+        text, sections (name -> texts of its lines), graph.
+    """
+    from .agent.recommend import after_log
+
+    moment = Moment(user, as_of or after_log(shop))
+    memory = Memory(
+        shop.connection, shop.config.memory, count or token_counter(shop), Worth.of_shop(shop)
+    )
+    profile = memory.profiles([moment])[0]
+    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+    for line in profile.lines:
+        sections[line.section].append(line.text)
+    row = shop.connection.execute(
+        "SELECT count(*) FROM events WHERE user_id = ? AND ts < ?", [user, moment.as_of]
+    ).fetchone()
+    return {
+        "user": user,
+        "as_of": moment.as_of.isoformat(),
+        "events": row[0] if row else 0,
+        "tokens": profile.tokens,
+        "raw_tokens": memory.raw_tokens(moment),
+        "text": profile.text,
+        "sections": sections,
+        "graph": graph(memory, moment),
+    }
+
+
+def search_products(
+    shop: Shop,
+    query: str,
+    k: int = 10,
+    filters: Filters | None = None,
+    as_of: datetime | None = None,
+    search: HybridSearch | None = None,
+) -> list[dict[str, Any]]:
+    """At most ``k`` products for a query: product_id, title, score, price, in_stock, brand.
+
+    Args:
+        shop: Read only is enough.
+        query: What somebody would type.
+        k: How many products.
+        filters: Applied before ranking, to the catalog as it is now.
+        as_of: Clicks, prices and stock as they were then.
+        search: An open search of the shop; opened by default.
+
+    Raises:
+        QAgentError: the query has neither letters nor digits.
+    """
+    if not query_key(query):
+        raise QAgentError(f"{query!r} has no letters or digits; nothing to search for")
+    search = search or open_search(shop)
+    catalog = search.catalog
+    rows = catalog.rows_of()
+    found = []
+    for hit in search.search([query], k, [as_of], filters)[0]:
+        row = rows[hit.product_id]
+        price, in_stock = catalog.state(row, as_of)
+        found.append(
+            {
+                "product_id": hit.product_id,
+                "title": catalog.titles[row],
+                "score": round(hit.score, 6),
+                "price": price if price == price else None,
+                "in_stock": in_stock,
+                "brand": catalog.brands[row],
+            }
+        )
+    return found
+
+
+def with_titles(search: HybridSearch, products: Sequence[str]) -> list[dict[str, str]]:
+    """Product ids with their titles: product_id, title."""
+    rows = search.catalog.rows_of()
+    return [
+        {"product_id": p, "title": search.catalog.titles[rows[p]] if p in rows else ""}
+        for p in products
+    ]
+
+
+def user_known(shop: Shop, user: str) -> bool:
+    """Whether the log has an event of this user."""
+    return shop.connection.execute(
+        "SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user]
+    ).fetchone() is not None
