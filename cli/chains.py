@@ -13,6 +13,9 @@ _PART = re.compile(
     r"|<search>(?P<search>.*?)</search>|<recommend>(?P<recommend>.*?)</recommend>",
     re.DOTALL,
 )
+# Tokenizers drop line breaks beside the protocol's tags; a profile's line ends in <r0>, <r1> …,
+# results begin with <s1>, <s2> …
+_BREAK = re.compile(r"(?<=>)(?<!\n)\s*(?=[^\s<])")
 _STYLES = {"search": "bold cyan", "recommend": "bold green", "fetch": "bold"}
 _LABELS = {"profile": "", "results": "", "think": "think", "fetch": "fetch memory"}
 
@@ -35,6 +38,7 @@ def chain_lines(text: str, memory: bool = True) -> list[Any]:
         body = match[kind]
         if kind in ("profile", "results"):
             if kind == "results" or memory:
+                body = _BREAK.sub("\n", body)
                 lines += [shown_indented(line) for line in body.splitlines() if line.strip()]
             continue
         label = _LABELS.get(kind, kind)
@@ -51,4 +55,4 @@ def shown_indented(line: str) -> Any:
     """An answer's line, four columns in."""
     from rich.text import Text
 
-    return Text.assemble("    ", shown(line, "dim"))
+    return Text.assemble("    ", shown(line.replace("<r", " <r").replace("  <r", " <r"), "dim"))

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from qagent_mlx.shop import Shop
     from rich.console import Console
     from rich.text import Text
+
+    from qagent_mlx.shop import Shop
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -168,10 +169,12 @@ def note(text: str) -> None:
 
 def shown(value: Any, style: str = "") -> Text:
     """Text that is safe on a terminal: control and direction characters are gone."""
-    from qagent_mlx.text import clean
     from rich.text import Text
 
-    return Text(clean(str(value)), style=style)
+    from qagent_mlx.text import clean
+
+    # Two spaces are a gap between columns; `clean` alone would close it.
+    return Text("  ".join(clean(part) for part in str(value).split("  ")), style=style)
 
 
 def short(text: str, width: int) -> str:
@@ -179,14 +182,11 @@ def short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
-def plain_table(*columns: str, numbers: tuple[str, ...] = (), title: str = "") -> Any:
+def plain_table(*columns: str, numbers: tuple[str, ...] = ()) -> Any:
     """A table without frames, which reads well at 80 columns and without colour."""
     from rich.table import Table
 
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), title=shown(title, "bold") if title else None,
-        title_justify="left", header_style="bold",
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")
     return table
@@ -205,8 +205,15 @@ def waiting(text: str) -> Iterator[None]:
 
 def emit(document: Any) -> None:
     """Print the one JSON document."""
-    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=ascii_only, allow_nan=False))
+    text = json.dumps(
+        _plain(document), indent=2, ensure_ascii=not writes_unicode(), allow_nan=False
+    )
+    click.echo(text)
+
+
+def writes_unicode() -> bool:
+    """Whether stdout can write every character."""
+    return "utf" in (sys.stdout.encoding or "").lower()
 
 
 def _plain(value: Any) -> Any:

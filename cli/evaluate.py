@@ -49,7 +49,7 @@ from .common import (
 @shop_option
 @json_option
 def evaluate(
-    policies: tuple[str, ...], baselines: bool, no_search: bool, no_memory: bool, split: str,
+    *, policies: tuple[str, ...], baselines: bool, no_search: bool, no_memory: bool, split: str,
     limit: int | None, group: int, compare: tuple[str, ...], seed: int,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,

@@ -60,6 +60,11 @@ class TrainingProgress:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
+    @property
+    def started(self) -> bool:
+        """Whether a step has ended."""
+        return bool(self._row)
+
     def __call__(self, row: dict[str, Any]) -> None:
         """Take one step's metrics."""
         steps = int(row.get("steps", self._steps))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @shop_option
 @json_option
 def recommend(
-    users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
+    *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
     as_of: datetime | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.

@@ -30,10 +30,8 @@ def runs() -> None:
 @json_option
 def list_runs(shop_path: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from qagent_mlx.train.runs import Run, run_names
-
     with opened(shop_path) as shop:
-        found = [_overview(Run.open(shop, name)) for name in run_names(shop)]
+        found = [_overview(run) for run in all_runs(shop)]
     if as_json:
         emit({"runs": found})
         return
@@ -58,6 +56,8 @@ def list_runs(shop_path: Path, as_json: bool) -> None:
 @json_option
 def show(run: str | None, shop_path: Path, as_json: bool) -> None:
     """Show a run's settings and curves; the latest run by default."""
+    from rich.text import Text
+
     with opened(shop_path) as shop:
         record = _open(shop, run)
         rows = _rows(record, "metrics")
@@ -75,9 +75,9 @@ def show(run: str | None, shop_path: Path, as_json: bool) -> None:
     )
     settings = dict(record.config.get("train", {}))
     for name, value in settings.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        console.print(shown(f"  {name.replace('_', ' ')}: {value}"))
+        nested = value.items() if isinstance(value, dict) else ()
+        text = ", ".join(f"{k} {v}" for k, v in nested) or str(value)
+        console.print(Text.assemble("  ", shown(f"{name.replace('_', ' ')}: {text}")))
     if not rows:
         console.print("no steps yet")
         return
@@ -108,7 +108,7 @@ def show(run: str | None, shop_path: Path, as_json: bool) -> None:
 @shop_option
 @json_option
 def rollouts(
-    run: str | None, step: int | None, case: int | None, order: str | None, n: int,
+    *, run: str | None, step: int | None, case: int | None, order: str | None, n: int,
     shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
@@ -153,15 +153,22 @@ def rollouts(
 # ---------------------------------------------------------------- reading runs
 
 
+def all_runs(shop: Shop) -> list[Run]:
+    """The shop's runs, in the order in which they were started."""
+    from qagent_mlx.train.runs import Run, run_names
+
+    found = [Run.open(shop, name) for name in run_names(shop)]
+    return sorted(found, key=lambda run: str(run.config.get("created", "")))
+
+
 def _open(shop: Shop, name: str | None, kind: str | None = None) -> Run:
     """A run by name; without one the latest (of a kind)."""
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.train.runs import Run, run_names
+    from qagent_mlx.train.runs import Run
 
     if name:
         return Run.open(shop, name)
-    for found in reversed(run_names(shop)):
-        run = Run.open(shop, found)
+    for run in reversed(all_runs(shop)):
         if kind is None or run.config.get("kind") == kind:
             return run
     raise QAgentError(f"{shop.path} has no {kind or 'training'} run; train with: qagent train")
@@ -192,7 +199,7 @@ def _overview(run: Run) -> dict[str, Any]:
         "base": run.config.get("base", ""),
         "created": run.config.get("created", ""),
         "steps": len(rows),
-        "planned": run.config.get("train", {}).get("steps", len(rows)),
+        "planned": len(rows) if summary else run.config.get("train", {}).get("steps", len(rows)),
         "reward_first": values.get("reward_first", _mean(rewards[:tenth]) if rewards else None),
         "reward_last": values.get("reward_last", _mean(rewards[-tenth:]) if rewards else None),
         "seconds": values.get("seconds", sum(row.get("seconds", 0.0) for row in rows)),

@@ -21,6 +21,7 @@ from .common import (
     short,
     shown,
     waiting,
+    writes_unicode,
 )
 
 if TYPE_CHECKING:
@@ -92,11 +93,13 @@ def _file_options(function: Any) -> Any:
 @ingest.command()
 @_file_options
 def products(
-    files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str, time_format: str | None,
-    shop_path: Path, as_json: bool,
+    *, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
+    time_format: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Load products: product_id, title, brand, category, price, stock, attributes, time."""
-    report = _ingest("products", files, mapping, encoding, time_format, None, shop_path)
+    report = _ingest(
+        shop_path, files, "products", mapping, encoding=encoding, time_format=time_format
+    )
     _show_ingest(report, as_json, "qagent ingest events FILE, or qagent index")
 
 
@@ -106,11 +109,14 @@ def products(
 )
 @_file_options
 def events(
-    files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str, time_format: str | None,
-    event_type: str | None, shop_path: Path, as_json: bool,
+    *, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
+    time_format: str | None, event_type: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Load events: user_id, time, type, query, product_id, click_time."""
-    report = _ingest("events", files, mapping, encoding, time_format, event_type, shop_path)
+    report = _ingest(
+        shop_path, files, "events", mapping, encoding=encoding, time_format=time_format,
+        event_type=event_type,
+    )  # fmt: skip
     _show_ingest(report, as_json, "qagent index")
 
 
@@ -127,18 +133,17 @@ def retry(shop_path: Path, as_json: bool) -> None:
 
 
 def _ingest(
-    kind: str, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
-    time_format: str | None, event_type: str | None, shop_path: Path,
-) -> IngestReport:  # fmt: skip
+    shop_path: Path, files: tuple[Path, ...], kind: str, mapping: tuple[str, ...], **options: Any
+) -> IngestReport:
     from qagent_mlx.ingest import IngestReport, ReadOptions, parse_mapping
     from qagent_mlx.ingest import ingest as load
 
-    options = ReadOptions(parse_mapping(mapping, kind), encoding, time_format, event_type)
+    reading = ReadOptions(parse_mapping(mapping, kind), **options)
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
         for file in files:
             with waiting(f"reading {file}"):
-                total.add(load(shop, kind, [file], options))
+                total.add(load(shop, kind, [file], reading))
     return total
 
 
@@ -219,7 +224,7 @@ def memory(user: str, as_of: datetime | None, shop_path: Path, as_json: bool) ->
 
 def draw_memory(view: dict[str, Any]) -> None:
     """Print a user's profile and interest graph."""
-    from rich.padding import Padding
+    from rich.text import Text
 
     console = out()
     what = f"{view['events']:,} events" if view["events"] else "no events: a new user"
@@ -230,7 +235,7 @@ def draw_memory(view: dict[str, Any]) -> None:
         f"profile of {view['tokens']} tokens instead of {view['raw_tokens']:,} of raw log\n"
     )
     for line in view["text"].splitlines():
-        console.print(Padding(shown(line), (0, 0, 0, 2)))
+        console.print(Text.assemble("  ", shown(line)))
     if view["graph"]["nodes"]:
         console.print()
         console.print(_graph_tree(view["graph"]))
@@ -243,6 +248,7 @@ def _graph_tree(graph: dict[str, Any]) -> Any:
     tree = Tree(Text("interest graph", "bold"), guide_style="dim")
     # Products go under "seen"; the other kinds keep the order of how much they say.
     kinds = ("category", "department", "brand", "attribute", "price", "term", "product")
+    mark = "█" if writes_unicode() else "#"
     linked: dict[str, list[str]] = {}
     for edge in graph["edges"]:
         linked.setdefault(edge["from"], []).append(edge["to"])
@@ -252,7 +258,7 @@ def _graph_tree(graph: dict[str, Any]) -> Any:
             continue
         branch = tree.add(Text(kind, "bold"))
         for node in nodes:
-            bar = "█" * max(1, round(node["share"] * 12))
+            bar = mark * max(1, round(node["share"] * 12))
             name = node.get("title") or node["node"]
             line = Text.assemble(
                 (f"{bar:<12} ", "cyan"), f"{node['share']:>4.0%}  ", shown(short(name, 48))
@@ -278,7 +284,7 @@ def _graph_tree(graph: dict[str, Any]) -> Any:
 @shop_option
 @json_option
 def search(
-    query: str, k: int, in_stock: bool, min_price: float | None, max_price: float | None,
+    *, query: str, k: int, in_stock: bool, min_price: float | None, max_price: float | None,
     category: str | None, as_of: datetime | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Search the inventory for QUERY: words, vectors and past clicks, fused."""
@@ -287,7 +293,7 @@ def search(
 
     filters = Filters(in_stock, min_price, max_price, category)
     with opened(shop_path) as shop, waiting("searching"):
-        results = search_products(shop, query, k, filters, as_of)
+        results = search_products(shop, query, k, filters=filters, as_of=as_of)
         currency = shop.config.currency
     if as_json:
         emit({"query": query, "results": results})

@@ -24,6 +24,7 @@ from .common import (
     split_options,
 )
 from .progress import TrainingProgress
+from .runs import all_runs
 
 if TYPE_CHECKING:
     from qagent_mlx.shop import Shop
@@ -48,7 +49,7 @@ POSITIVE = click.IntRange(1)
 @shop_option
 @json_option
 def pretrain(
-    name: str, size: str, steps: int | None, batch_size: int | None,
+    *, name: str, size: str, steps: int | None, batch_size: int | None,
     learning_rate: float | None, vocab_size: int | None, seed: int,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,
@@ -100,7 +101,7 @@ def train() -> None:
 @shop_option
 @json_option
 def sft(
-    policy: str | None, name: str, run_name: str | None, steps: int | None,
+    *, policy: str | None, name: str, run_name: str | None, steps: int | None,
     batch_size: int | None, learning_rate: float | None, seed: int,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,
@@ -154,7 +155,7 @@ def sft(
 @json_option
 @click.pass_context
 def grpo(
-    ctx: click.Context, policy: str | None, name: str, run_name: str | None, resume: bool,
+    ctx: click.Context, *, policy: str | None, name: str, run_name: str | None, resume: bool,
     steps: int | None, advantage: str | None, group: int | None, cases_per_step: int | None,
     beta: float | None, learning_rate: float | None, weights: tuple[str, ...],
     rewards: tuple[str, ...], seed: int, test_from: datetime | None, min_history: int | None,
@@ -162,7 +163,10 @@ def grpo(
 ) -> None:  # fmt: skip
     """Train a policy by GRPO on its own chains, with rewards from the live inventory."""
     if resume:
-        _resume(ctx, run_name, steps, rewards, shop_path, as_json)
+        _resume(
+            ctx, run_name=run_name, steps=steps, rewards=rewards, shop_path=shop_path,
+            as_json=as_json,
+        )  # fmt: skip
         return
     from qagent_mlx.train.grpo import GrpoConfig, train_grpo
 
@@ -176,9 +180,8 @@ def grpo(
     with opened(shop_path) as shop:
         parent = policy or default_policy(shop, "sft", "base")
         _check_parent(parent, name)
-        with _resumable(shop_path), TrainingProgress(
-            config.steps, f"GRPO {parent} -> {name}"
-        ) as progress:
+        title = f"GRPO {parent} -> {name}"
+        with TrainingProgress(config.steps, title) as progress, Resumable(shop_path, progress):
             report = train_grpo(
                 shop, parent, name, config, split=split, run=run_name, components=components,
                 on_step=progress,
@@ -187,7 +190,7 @@ def grpo(
 
 
 def _resume(
-    ctx: click.Context, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
+    ctx: click.Context, *, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
     shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     from qagent_mlx.train.grpo import resume_grpo
@@ -206,36 +209,35 @@ def _resume(
         name = run_name or _unfinished(shop)
         planned = int(Run.open(shop, name).config.get("train", {}).get("steps", 0))
         note(f"going on with the run {name}")
-        with _resumable(shop_path), TrainingProgress(steps or planned, f"GRPO {name}") as progress:
+        progress = TrainingProgress(steps or planned, f"GRPO {name}")
+        with progress, Resumable(shop_path, progress):
             report = resume_grpo(shop, name, steps, components, progress)
     _show(report, as_json, f"qagent evaluate --policy {report['policy']}")
 
 
 def _unfinished(shop: Shop) -> str:
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.train.runs import Run, run_names
 
-    for name in reversed(run_names(shop)):
-        run = Run.open(shop, name)
+    for run in reversed(all_runs(shop)):
         if run.config.get("kind") == "grpo" and run.summary is None:
-            return name
+            return run.name
     raise QAgentError(
         "no GRPO run is unfinished; start one without --resume, or name a finished one with "
         "--run NAME --steps N to train it longer"
     )
 
 
-class _resumable:  # noqa: N801
+class Resumable:
     """Says how to go on, when a run is interrupted."""
 
-    def __init__(self, shop_path: Path) -> None:
-        self._shop = shop_path
+    def __init__(self, shop_path: Path, progress: TrainingProgress) -> None:
+        self._shop, self._progress = shop_path, progress
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is KeyboardInterrupt:
+        if kind is KeyboardInterrupt and self._progress.started:
             note(f"the run is kept; go on with: qagent train grpo --resume --shop {self._shop}")
 
 

@@ -26,6 +26,7 @@ from .shop import Shop
 from .text import clean, query_key
 from .types import EVENT_TYPES
 
+RETRY = "retry"
 MAX_LINE = 16 << 20
 MAX_ID = 256
 MAX_QUERY = 300
@@ -82,7 +83,7 @@ REMEDIES = {
     "query without letters or digits": "nothing to search for",
     "query too long": f"queries may have {MAX_QUERY} characters",
     "id too long": f"ids may have {MAX_ID} characters",
-    "bad price": "a price is a number from 0 on, without a currency",
+    "bad price": "a price is a number from 0 on, with a point before the cents",
     "bad attributes": "attributes are a JSON object",
     "bad stock": "stock is a number or true/false",
     "malformed row": "the row does not have the file's columns",
@@ -159,8 +160,8 @@ def ingest(
         path = Path(file)
         try:
             with shop.transaction() as connection:
-                _stage(connection, kind, path, options)
-                report = _store(shop, kind, path.name, options)
+                malformed = _stage(connection, kind, path, options)
+                report = _store(shop, kind, path.name, options, malformed)
         except duckdb.Error as error:
             raise QAgentError(f"{path}: {str(error).splitlines()[0]}") from error
         total.add(report)
@@ -175,17 +176,28 @@ def retry(shop: Shop) -> IngestReport:
             texts = ", ".join(f"json_extract_string(raw, '$.{f}') AS {f}" for f in ALIASES[kind])
             # Rows that could not even be split into fields stay where they are.
             connection.execute(
-                f"""CREATE OR REPLACE TEMP TABLE stage AS
-                SELECT row_number() OVER () AS row, {texts}, NULL::VARCHAR AS broken FROM rejects
+                """CREATE OR REPLACE TEMP TABLE tried AS
+                SELECT row_number() OVER (ORDER BY rowid) AS number, * FROM rejects
                 WHERE kind = ? AND raw IS NOT NULL AND reason NOT LIKE 'malformed%'""",
                 [kind],
+            )
+            connection.execute(
+                f"""CREATE OR REPLACE TEMP TABLE stage AS
+                SELECT number AS row, {texts}, NULL::VARCHAR AS broken FROM tried""",
             )
             connection.execute(
                 "DELETE FROM rejects WHERE kind = ? AND raw IS NOT NULL "
                 "AND reason NOT LIKE 'malformed%'",
                 [kind],
             )
-            total.add(_store(shop, kind, "retry", ReadOptions()))
+            total.add(_store(shop, kind, RETRY, ReadOptions()))
+            # What is rejected again is still a row of its own file.
+            connection.execute(
+                f"""UPDATE rejects SET file = t.file, row = t.row, rejected_at = t.rejected_at
+                FROM tried t WHERE rejects.file = '{RETRY}' AND rejects.kind = t.kind
+                AND rejects.row = t.number""",
+            )
+            connection.execute("DROP TABLE tried")
     return total
 
 
@@ -198,8 +210,11 @@ def _list(names: Iterable[str]) -> str:
 
 def _stage(
     connection: duckdb.DuckDBPyConnection, kind: str, path: Path, options: ReadOptions
-) -> None:
-    """Make the temporary table ``stage``: row, one text column a field, and broken."""
+) -> str:
+    """Make the temporary table ``stage``: row, one text column a field, and broken.
+
+    Returns the reason for the rows that are broken.
+    """
     suffixes = [s.lower() for s in path.suffixes]
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
     form = suffixes[-2] if zipped and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
@@ -218,10 +233,21 @@ def _stage(
             f"{path}: cannot tell its form from its name; use .csv, .tsv, .jsonl (also .gz) "
             "or .parquet"
         )
+    return "malformed JSON" if form in {".jsonl", ".ndjson", ".json"} else "malformed row"
 
 
 def _open(path: Path, zipped: bool) -> BinaryIO:
     return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _encoding(name: str) -> str:
+    """The encoding as DuckDB spells it."""
+    known = {"utf-8": "utf-8", "utf-8-sig": "utf-8", "ascii": "utf-8", "iso8859-1": "latin-1",
+             "utf-16": "utf-16"}  # fmt: skip
+    try:
+        return known[codecs.lookup(name).name]
+    except (LookupError, ValueError):
+        raise QAgentError(f"--encoding {name}: unknown; use utf-8, latin-1 or utf-16") from None
 
 
 def _check_text(path: Path, zipped: bool, encoding: str) -> str:
@@ -230,12 +256,7 @@ def _check_text(path: Path, zipped: bool, encoding: str) -> str:
     Raises:
         QAgentError: unreadable, empty, cut short, in another encoding, or a line too long.
     """
-    try:
-        decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError:
-        raise QAgentError(
-            f"--encoding {encoding}: unknown; use utf-8, latin-1 or utf-16"
-        ) from None
+    decoder = codecs.getincrementaldecoder(_encoding(encoding))()
     first, line, since_newline, seen = b"", 1, 0, 0
     try:
         with _open(path, zipped) as file:
@@ -247,9 +268,13 @@ def _check_text(path: Path, zipped: bool, encoding: str) -> str:
                     decoder.decode(chunk)
                 except UnicodeDecodeError as error:
                     bad = line + chunk[: error.start].count(b"\n")
+                    wide = first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                    guess = "UTF-16, add --encoding utf-16" if wide else (
+                        "Latin-1, add --encoding latin-1"
+                    )
                     raise QAgentError(
-                        f"{path} line {bad}: not {encoding} text (byte 0x{error.object[error.start]:02x}); "
-                        "if it is Latin-1, add --encoding latin-1"
+                        f"{path} line {bad}: not {encoding} text "
+                        f"(byte 0x{error.object[error.start]:02x}); if it is {guess}"
                     ) from None
                 line += chunk.count(b"\n")
                 last = chunk.rfind(b"\n")
@@ -331,10 +356,16 @@ def _select(kind: str, chosen: Sequence[tuple[str, str]], source: str) -> str:
     if extra:
         pairs = ", ".join(f"{_text(f[11:])}, {source.format(_quote(c))}" for f, c in extra)
         at = list(ALIASES[kind]).index("attributes")
-        base = parts[at].rsplit(" AS ", 1)[0]
+        base = f"coalesce(nullif(trim({parts[at].rsplit(' AS ', 1)[0]}), ''), '{{}}')"
+        # What is no JSON is k=v; k=v, or nothing that `_attributes` will take.
+        more = " || ".join(
+            f"coalesce({_text(f';{f[11:]}=')} || replace({source.format(_quote(c))}, ';', ','), '')"
+            for f, c in extra
+        )
+        patched = f"json_merge_patch(try_cast({base} AS JSON), json_object({pairs}))::VARCHAR"
         parts[at] = (
-            f"json_merge_patch(coalesce({base}, '{{}}')::JSON, json_object({pairs}))::VARCHAR"
-            " AS attributes"
+            f"CASE WHEN {base} NOT LIKE '{{%' THEN {base} || {more} "
+            f"WHEN json_valid({base}) THEN {patched} ELSE {base} END AS attributes"
         )
     return ", ".join(parts)
 
@@ -348,6 +379,8 @@ def _stage_csv(
 ) -> None:
     head = _check_text(path, zipped, options.encoding)
     line = head.splitlines()[0]
+    if not line.strip():
+        raise QAgentError(f"{path} line 1: it is blank; the first line must name the columns")
     delimiter = max(",\t;|", key=line.count)
     try:
         present = [c.strip() for c in next(csv.reader(io.StringIO(head), delimiter=delimiter))]
@@ -361,16 +394,13 @@ def _stage_csv(
     columns = "{" + ", ".join(f"{_text(c)}: 'VARCHAR'" for c in present) + "}"
     for table in ("reject_errors", "reject_scans"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
-    encoding = {"utf8": "utf-8", "latin1": "latin-1", "iso-8859-1": "latin-1"}.get(
-        options.encoding.lower(), options.encoding.lower()
-    )
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE stage AS
         SELECT row_number() OVER () AS row, {_select(kind, chosen, "{}")}, NULL::VARCHAR AS broken
         FROM read_csv(?, auto_detect=false, header=true, columns={columns}, delim=?, quote='"',
              escape='"', encoding=?, compression=?, ignore_errors=true, store_rejects=true,
              rejects_limit=0, max_line_size={MAX_LINE})""",
-        [str(path), delimiter, encoding, "gzip" if zipped else "none"],
+        [str(path), delimiter, _encoding(options.encoding), "gzip" if zipped else "none"],
     )
     broken = connection.execute(
         """SELECT line, any_value(csv_line), any_value(error_message) FROM reject_errors
@@ -404,7 +434,7 @@ def _stage_jsonl(
         SELECT row_number() OVER () AS row, line FROM read_csv(?, auto_detect=false,
             header=false, columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='',
             encoding=?, compression=?, max_line_size={MAX_LINE})""",
-        [str(path), options.encoding.lower(), "gzip" if zipped else "none"],
+        [str(path), _encoding(options.encoding), "gzip" if zipped else "none"],
     )
     good = "(json_valid(line) AND json_type(line) = 'OBJECT')"
     present = [
@@ -422,7 +452,7 @@ def _stage_jsonl(
                        f"CASE WHEN json_valid(line) THEN {good} ELSE false END AS good FROM lines "
                        "WHERE trim(line) <> ''")
     fields = [
-        (name, "json_extract_string(line, '$.' || {})".format(_text(json.dumps(column))))
+        (name, "json_extract_string(line, {})".format(_text(_json_path(column))))
         for name, column in chosen
     ]
     # The expressions stand in for columns: `_select` quotes names, so go through a view.
@@ -433,6 +463,11 @@ def _stage_jsonl(
                CASE WHEN NOT good THEN left(line, 200) END AS broken
         FROM (SELECT row, line, good, {inner} FROM parsed)"""
     )
+
+
+def _json_path(key: str) -> str:
+    # Letters beyond ASCII stay as they are: DuckDB's paths know no \\u escapes.
+    return "$." + json.dumps(key, ensure_ascii=False)
 
 
 def _stage_parquet(
@@ -526,7 +561,9 @@ def _register(connection: duckdb.DuckDBPyConnection) -> None:
             return  # registered by an earlier file
 
 
-def _store(shop: Shop, kind: str, name: str, options: ReadOptions) -> IngestReport:
+def _store(
+    shop: Shop, kind: str, name: str, options: ReadOptions, malformed: str = "malformed row"
+) -> IngestReport:
     connection = shop.connection
     _register(connection)
     if kind == "products":
@@ -534,7 +571,10 @@ def _store(shop: Shop, kind: str, name: str, options: ReadOptions) -> IngestRepo
     else:
         accepted, duplicates = _store_events(shop, options)
     report = IngestReport(accepted=accepted, duplicates=duplicates)
-    raw = ", ".join(f"'{f}', {f}" for f in ALIASES[kind])
+    connection.execute(
+        "UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed]
+    )
+    raw = ", ".join(f"'{f}', {_kept(f, options)}" for f in ALIASES[kind])
     reasons = connection.execute(
         """SELECT reason, count(*), min(row), arg_min(detail, row) FROM checked
         WHERE reason IS NOT NULL GROUP BY reason ORDER BY count(*) DESC, reason"""
@@ -553,14 +593,30 @@ def _store(shop: Shop, kind: str, name: str, options: ReadOptions) -> IngestRepo
         report.rejected += count
         shown = f" {clean(str(detail))[:60]!r}" if detail else ""
         rows = f" ({count} rows)" if count > 1 else ""
+        file = name
+        if name == RETRY:
+            ((file, row),) = connection.execute(
+                "SELECT file, row FROM tried WHERE number = ?", [row]
+            ).fetchall()
         report.examples.append(
-            f"{name} row {row}: {reason}{shown}{rows}; {REMEDIES.get(reason, '')}"
+            f"{file} row {row}: {reason}{shown}{rows}; {REMEDIES.get(reason, '')}"
         )
     connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
     return report
 
 
+def _kept(name: str, options: ReadOptions) -> str:
+    """A field of a rejected row as SQL: what `retry` can read without the file's options."""
+    if name == "type" and options.event_type:
+        return f"coalesce(nullif(trim(type), ''), {_text(options.event_type)})"
+    parsed = {"time": "ts", "click_time": "click_ts"}.get(name)
+    if parsed and options.time_format:
+        return f"coalesce({parsed}::VARCHAR, {name})"
+    return name
+
+
 _BLANK = "nullif(trim({0}), '')"
+_BARE_PRICE = "regexp_replace(price, '[ $€£]', '', 'g')"
 _SAME_PRODUCT = """fresh.product_id = p.product_id AND fresh.title = p.title
     AND fresh.brand IS NOT DISTINCT FROM p.brand
     AND fresh.category IS NOT DISTINCT FROM p.category
@@ -584,7 +640,8 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
                 left(nullif(qa_clean(brand), ''), 120) AS brand_,
                 nullif(qa_category(category), '') AS category_,
                 {_BLANK.format("price")} AS price_text,
-                try_cast(regexp_replace(price, '[ $€£,]', '', 'g') AS DOUBLE) AS price_,
+                try_cast(CASE WHEN regexp_full_match({_BARE_PRICE}, '-?\\d{{1,3}}(,\\d{{3}})+(\\.\\d*)?')
+                    THEN replace({_BARE_PRICE}, ',', '') ELSE {_BARE_PRICE} END AS DOUBLE) AS price_,
                 lower({_BLANK.format("stock")}) AS stock_text,
                 qa_attributes(attributes) AS attributes_,
                 {_BLANK.format("time")} AS time_text,
@@ -639,14 +696,14 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
         SELECT product_id, ts, price, in_stock FROM states WHERE ts IS NOT NULL
         EXCEPT SELECT product_id, ts, price, in_stock FROM product_history"""
     )
-    # What a timeless change replaces: known since ever, unless its history says more.
+    # What a change replaces: known since ever, unless its history says more.
     connection.execute(
         """INSERT INTO product_history
-        SELECT p.product_id, TIMESTAMP '1970-01-01', p.price, p.in_stock
-        FROM products p JOIN fresh f USING (product_id)
-        JOIN states s ON s.product_id = f.product_id AND s.ts IS NULL
-        WHERE (p.price IS DISTINCT FROM f.price OR p.in_stock <> f.in_stock)
-          AND p.product_id NOT IN (SELECT product_id FROM product_history);
+        SELECT p.product_id, TIMESTAMP '1970-01-01', p.price, p.in_stock FROM products p
+        WHERE p.product_id NOT IN (SELECT product_id FROM product_history) AND (
+            p.product_id IN (SELECT product_id FROM fresh_history)
+            OR EXISTS (FROM fresh f WHERE f.product_id = p.product_id
+                AND (p.price IS DISTINCT FROM f.price OR p.in_stock <> f.in_stock)));
         INSERT INTO product_history
         SELECT f.product_id, (current_timestamp AT TIME ZONE 'UTC'), f.price, f.in_stock
         FROM fresh f JOIN states s ON s.product_id = f.product_id AND s.ts IS NULL

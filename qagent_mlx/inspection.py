@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -74,6 +75,7 @@ def search_products(
     shop: Shop,
     query: str,
     k: int = 10,
+    *,
     filters: Filters | None = None,
     as_of: datetime | None = None,
     search: HybridSearch | None = None,
@@ -105,7 +107,7 @@ def search_products(
                 "product_id": hit.product_id,
                 "title": catalog.titles[row],
                 "score": round(hit.score, 6),
-                "price": price if price == price else None,
+                "price": None if math.isnan(price) else price,
                 "in_stock": in_stock,
                 "brand": catalog.brands[row],
             }

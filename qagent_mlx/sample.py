@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def sample_data() -> Path:
 
 
 def create_sample(
-    path: str | Path, on_stage: Callable[[str], None] | None = None
+    path: str | Path, on_stage: Callable[[str], None] | None = None, name: str = "sample"
 ) -> dict[str, Any]:
     """Make the sample shop in a new or empty folder, with its index: it is ready to use.
 
@@ -34,6 +34,7 @@ def create_sample(
     Args:
         path: The new shop's folder.
         on_stage: Called with what begins.
+        name: What the shop is called in its settings.
 
     Returns:
         shop, what `Shop.counts` says, ``learned_from`` (moments that memory learned the
@@ -46,7 +47,7 @@ def create_sample(
     source = sample_data()
     simulated = read_json(source / "simulator.json", "the sample data")
     start = time.perf_counter()
-    shop = Shop.create(path, ShopConfig(name="sample", simulated=simulated))
+    shop = Shop.create(path, ShopConfig(name=name, simulated=simulated))
     try:
         for kind in ("products", "events"):
             say(f"ingesting {kind}")
@@ -94,8 +95,8 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
     }
 
 
-def remove_sample(path: str | Path) -> None:
-    """Delete a shop if it is a simulated one.
+def remove_sample(path: str | Path, name: str) -> None:
+    """Delete a sample shop that was made under a name, its policies and runs included.
 
     Raises:
         QAgentError: the folder holds anything else.
@@ -103,14 +104,21 @@ def remove_sample(path: str | Path) -> None:
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    settings: Any = None
-    if (path / "shop.json").exists():
-        try:
-            settings = json.loads((path / "shop.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            settings = None
-    if not isinstance(settings, dict) or not settings.get("simulated"):
+    if not is_sample(path, name):
         raise QAgentError(
-            f"{path} holds something that the demo did not make; choose another --shop folder"
+            f"{path} holds something else than a {name} shop; choose another --shop folder"
         )
-    Shop(path, replace(ShopConfig(), name=path.name), read_only=True).remove()
+    shutil.rmtree(path)
+
+
+def is_sample(path: str | Path, name: str) -> bool:
+    """Whether a folder holds a simulated shop of that name."""
+    try:
+        settings = json.loads((Path(path) / "shop.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(settings, dict)
+        and bool(settings.get("simulated"))
+        and settings.get("name") == name
+    )

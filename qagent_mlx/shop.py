@@ -111,6 +111,8 @@ class ShopConfig:
 
 def from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
     """A dataclass from a dict, with unknown keys and wrong types refused by name."""
+    if not isinstance(values, dict):
+        raise QAgentError(f"{where} must be an object, not {type(values).__name__}")
     known = {f.name: f for f in fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -179,6 +181,8 @@ class Shop:
         path = Path(path)
         if (path / "shop.json").exists():
             raise QAgentError(f"{path} already holds a shop; choose another --shop folder")
+        if path.exists() and not path.is_dir():
+            raise QAgentError(f"{path} is a file; choose a new folder for the shop")
         if path.exists() and any(path.iterdir()):
             raise QAgentError(f"{path} is not empty; choose a new folder for the shop")
         config = config or ShopConfig(name=path.resolve().name)
@@ -320,12 +324,21 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", text)
         if holder:
             program, process = Path(holder[1]).name, holder[2]
+            # Only a writer can be in the way of a reader; in a writer's way are readers too.
+            doing = "being written to" if read_only else "in use"
             raise QAgentError(
-                f"{path.parent} is being written to by process {process} ({program}); "
+                f"{path.parent} is {doing} by process {process} ({program}); "
                 "wait until it ends, or stop it"
             ) from error
-        raise QAgentError(f"cannot open {path}: {text.splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
     except duckdb.Error as error:
-        raise QAgentError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
     connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+def _unreadable(path: Path, error: duckdb.Error) -> QAgentError:
+    return QAgentError(
+        f"cannot open {path}: {str(error).splitlines()[0]}; "
+        "bring back a copy, or make the shop again with qagent init and ingest"
+    )

@@ -1,6 +1,6 @@
 """One normalisation of text, used wherever two texts are compared.
 
-`words` lower-cases (NFKC), keeps letters, digits and combining marks, and splits at
+`words` folds case (NFKC), keeps letters, digits and combining marks, and splits at
 everything else. `query_key` joins the words: two queries are *equal* when their keys are,
 so "Gears of War3" equals "gears of war 3". Display text keeps the user's own spelling.
 """
@@ -20,7 +20,7 @@ def words(text: str) -> list[str]:
     """The normalised words of ``text``: ``"Wi-Fi, 5GHz" -> ["wi", "fi", "5ghz"]``."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = [c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text]
     return "".join(kept).split()
 
@@ -28,7 +28,9 @@ def words(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def query_key(text: str) -> str:
     """The identity of a query: its normalised words without the gaps between them."""
-    return "".join(words(text))
+    joined = "".join(words(text))
+    # Letters that meet in joining may compose, as an e and an accent do.
+    return joined if joined.isascii() else unicodedata.normalize("NFKC", joined)
 
 
 def clean(text: str) -> str:

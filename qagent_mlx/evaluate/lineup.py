@@ -19,7 +19,10 @@ from .baselines import System, baselines
 from .metrics import Ranking
 from .systems import PolicySystem
 
-ABLATIONS = {"no search": {"search": False}, "no memory": {"memory": False}}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no search": {"search": False},
+    "no memory": {"memory": False},
+}
 
 
 class _Counter:

@@ -9,6 +9,7 @@ and takes seconds for tens of thousands of products.
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -114,9 +115,13 @@ class SubwordEncoder:
             left, _ = np.linalg.qr(matrix @ basis)
             basis = matrix.T @ left
         _, strength, right = np.linalg.svd(basis.T, full_matrices=False)
+        # Directions that the products do not span hold noise: in a catalog of one product, or
+        # of many with the same title.
+        width = max(1, int(np.count_nonzero(strength[:width] > 1e-4 * strength[0])))
         # Between plain LSA (power 0 on both sides) and whitening: damp the strong directions.
-        scale = (strength[:width] / strength[0]) ** -0.35
-        return cls(idf, (right[:width].T * scale).astype(np.float32))
+        scale = (np.maximum(strength[:width], 1e-9) / max(strength[0], 1e-9)) ** -0.35
+        # As `save` keeps them, so that an index that was just built answers as a loaded one does.
+        return cls(idf, (right[:width].T * scale).astype(np.float16))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 (len(texts), dimensions)."""
@@ -140,7 +145,7 @@ class SubwordEncoder:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return cls(stored["idf"], stored["components"].astype(np.float32))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise QAgentError(f"{path} is damaged; run: qagent index") from error
 
 

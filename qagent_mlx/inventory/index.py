@@ -26,6 +26,7 @@ from .encoder import Encoder, SubwordEncoder
 from .terms import product_terms
 
 FORMAT = 1
+MANIFEST_KEYS = {"catalog_version", "products", "clicks_until", "files"}
 EXACT_BELOW = 50_000  # products; below, exact search is as fast as HNSW and never misses
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build`
 
@@ -183,6 +184,12 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
             catalog.titles, catalog.brands, catalog.categories, catalog.attributes, strict=True
         )
     ]
+    terms = [product_terms(text) for text in texts]
+    if not any(terms):
+        raise QAgentError(
+            f"no product of {shop.path} has a letter or digit in its title; "
+            "ingest products whose titles are words"
+        )
     rows_of = catalog.rows_of()
     clicked = []
     if until is not None:
@@ -199,7 +206,7 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
         ]
     encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
     lexical = bm25s.BM25(k1=1.2, b=0.4)
-    lexical.index([product_terms(t) for t in texts], show_progress=False)
+    lexical.index(terms, show_progress=False)
     vectors = Index(ndim=encoder.dimensions, metric="cos", dtype="f16")
     vectors.add(np.arange(len(texts), dtype=np.uint64), encoder.encode(texts))
 
@@ -233,8 +240,9 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
         working.rename(place)
         sync_folder(shop.path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise QAgentError(f"cannot write the index of {shop.path}: {error.strerror}") from error
+    except (OSError, duckdb.Error) as error:
+        line = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise QAgentError(f"cannot write the index of {shop.path}: {line}") from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return InventoryIndex(place, manifest, catalog, lexical, vectors, encoder)
@@ -249,9 +257,14 @@ def load(folder: Path) -> InventoryIndex:
     remedy = "run: qagent index"
     if not (folder / "manifest.json").exists():
         raise QAgentError(f"{folder} holds no index; {remedy}")
-    manifest = read_json(folder / "manifest.json", "the index manifest")
+    try:
+        manifest = read_json(folder / "manifest.json", "the index manifest")
+    except QAgentError as error:
+        raise QAgentError(f"{error}; {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise QAgentError(f"{folder} holds an index of another format; {remedy}")
+    if not isinstance(manifest.get("files"), dict) or not MANIFEST_KEYS <= manifest.keys():
+        raise QAgentError(f"the index in {folder} is damaged (manifest.json); {remedy}")
     for name, size in manifest["files"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != size:
@@ -263,8 +276,11 @@ def load(folder: Path) -> InventoryIndex:
         encoder = SubwordEncoder.load(folder / "encoder.npz")
     except QAgentError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise QAgentError(f"the index in {folder} is damaged ({error}); {remedy}") from error
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, duckdb.Error,
+    ) as error:  # fmt: skip
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QAgentError(f"the index in {folder} is damaged ({line}); {remedy}") from error
     if vectors is None or len(vectors) != len(catalog) or len(catalog) != manifest["products"]:
         raise QAgentError(f"the index in {folder} does not fit its catalog; {remedy}")
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)

@@ -69,27 +69,28 @@ class Success:
 
 
 _SUCCESSES = """
-WITH engaged AS (
+WITH log AS (SELECT * FROM events WHERE ts < $before),
+engaged AS (
     SELECT search_id, product_id, min(ts) AS ts,
            max(CASE type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END) AS level
-    FROM events WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
+    FROM log WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
     GROUP BY search_id, product_id),
 ranked AS (
     SELECT search_id, list(product_id ORDER BY level DESC, ts, product_id) AS products
     FROM engaged GROUP BY search_id),
-started AS (SELECT session_id, any_value(user_id) AS user_id, min(ts) AS start, max(ts) AS stop
-            FROM events GROUP BY session_id),
+started AS (SELECT session_id, any_value(user_id) AS user_id, min(ts) AS start
+            FROM log GROUP BY session_id),
 first AS (
     SELECT s.session_id, arg_min(s.event_id, (s.ts, s.event_id)) AS event_id
-    FROM events s JOIN ranked r ON r.search_id = s.event_id GROUP BY s.session_id),
+    FROM log s JOIN ranked r ON r.search_id = s.event_id GROUP BY s.session_id),
 earlier AS (
     SELECT st.session_id, count(e.event_id) AS n
-    FROM started st LEFT JOIN events e ON e.user_id = st.user_id AND e.ts < st.start
+    FROM started st LEFT JOIN log e ON e.user_id = st.user_id AND e.ts < st.start
     GROUP BY st.session_id)
 SELECT st.user_id, st.start, s.query, s.query_key, r.products, h.n
-FROM first f JOIN started st USING (session_id) JOIN events s ON s.event_id = f.event_id
+FROM first f JOIN started st USING (session_id) JOIN log s ON s.event_id = f.event_id
 JOIN ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
-WHERE st.start >= ? AND st.stop < ? ORDER BY st.start, f.event_id
+WHERE st.start >= $after ORDER BY st.start, f.event_id
 """
 
 
@@ -98,8 +99,12 @@ def successes(
     after: datetime | None = None,
     before: datetime | None = None,
 ) -> list[Success]:
-    """The sessions with success that began at ``after`` or later and ended before ``before``."""
-    limits = [after or datetime(1, 1, 1), before or datetime(9999, 12, 31)]
+    """The sessions with success that began at ``after`` or later, in the log before ``before``.
+
+    A session that goes on beyond ``before`` counts with its first part: what comes later
+    changes nothing.
+    """
+    limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
         Success(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(

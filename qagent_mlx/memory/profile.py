@@ -108,7 +108,8 @@ class Memory:
             mine = {name: grouped.get(i, []) for name, grouped in rows.items()}
             lines = [line for line in _all_lines(mine, self.worth) if line.section in wanted]
             context = _context(mine)
-            made.append(self._pack(moment, lines, context, budget or self.config.budget))
+            allowed = self.config.budget if budget is None else budget
+            made.append(self._pack(moment, lines, context, allowed))
         return made
 
     def raw_tokens(self, moment: Moment) -> int:
@@ -126,7 +127,9 @@ class Memory:
         self, moment: Moment, lines: list[Line], context: dict[str, Any], budget: int
     ) -> Profile:
         """Choose lines by worth a token."""
-        costs = self.count([_written(line, 0) + "\n" for line in lines])
+        # The last reference is the longest one, where a tokenizer spells them out.
+        last = self.config.references - 1
+        costs = self.count([_written(line, last) + "\n" for line in lines])
         order = sorted(range(len(lines)), key=lambda i: (-lines[i].score / costs[i], i))
         chosen, spent, references = [], 0, 0
         for i in order:

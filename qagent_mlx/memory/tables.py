@@ -26,13 +26,14 @@ TRENDS = 40  # how many trending queries are kept an hour
 # lower band and a later price change moves no boundary.
 SHOP_TABLES = """
 CREATE OR REPLACE TEMP TABLE goods AS
-WITH first AS (SELECT product_id, arg_min(price, ts) AS price FROM product_history GROUP BY 1),
+WITH first AS (
+    SELECT product_id, arg_min_null(price, ts) AS price FROM product_history GROUP BY 1),
 priced AS (
     SELECT p.product_id, p.title, p.brand, p.category, p.attributes,
            trim(split_part(p.category, '>', 1)) AS top,
            trim(split_part(p.category, '>', -1)) AS leaf,
-           coalesce(f.price, p.price) AS price
-    FROM products p LEFT JOIN first f USING (product_id))
+           CASE WHEN f.product_id IS NULL THEN p.price ELSE f.price END AS price
+    FROM products p LEFT JOIN first f ON f.product_id = p.product_id)
 SELECT * EXCLUDE price, price,
        quantile_cont(price, 1 / 3) OVER (PARTITION BY category) AS low,
        quantile_cont(price, 2 / 3) OVER (PARTITION BY category) AS high
@@ -41,8 +42,8 @@ FROM priced;
 CREATE OR REPLACE TEMP TABLE outcomes AS       -- searches that led to an engagement
 SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key,
        min(e.ts) AS known,
-       arg_max(e.product_id, {level}) AS product_id,
-       max({level}) AS outcome
+       arg_min(e.product_id, (e.ts, e.event_id)) AS first_product,  -- as soon as it is known
+       arg_max(e.product_id, ({level}, -epoch(e.ts), -e.event_id)) AS product_id
 FROM events s JOIN events e ON e.search_id = s.event_id
 WHERE s.type = 'search' AND e.type IN ('click', 'cart', 'purchase')
 GROUP BY ALL;
@@ -50,7 +51,8 @@ GROUP BY ALL;
 -- having done `source`, a user searched `query_key` with success, one to three searches later
 CREATE OR REPLACE TEMP TABLE steps AS
 WITH numbered AS (
-    SELECT o.*, g.leaf, row_number() OVER (PARTITION BY user_id ORDER BY ts, event_id) AS n
+    SELECT o.*, g.leaf,
+           row_number() OVER (PARTITION BY user_id ORDER BY known, ts, event_id) AS n
     FROM outcomes o LEFT JOIN goods g USING (product_id)),
 pairs AS (
     SELECT a.user_id, a.query_key AS from_key, a.leaf, a.product_id, b.query_key, b.known,
@@ -66,14 +68,15 @@ UNION ALL      -- what led nowhere, and how the same session went on
 SELECT 'r:' || a.query_key, o.query_key, o.known, 1.0
 FROM events a JOIN outcomes o ON o.session_id = a.session_id AND o.event_id <> a.event_id
     AND (o.ts, o.event_id) > (a.ts, a.event_id) AND o.query_key <> a.query_key
-WHERE a.type = 'search' AND a.event_id NOT IN (SELECT event_id FROM outcomes);
+LEFT JOIN outcomes x ON x.event_id = a.event_id
+WHERE a.type = 'search' AND (x.known IS NULL OR x.known > o.known);
 
 CREATE OR REPLACE TEMP TABLE hourly AS
 SELECT date_trunc('hour', ts) AS hour, query_key, count(*) AS n
 FROM events WHERE type = 'search' GROUP BY ALL;
 
 CREATE OR REPLACE TEMP TABLE spellings AS      -- the first way that a query was typed
-SELECT query_key, arg_min(query, event_id) AS query FROM events
+SELECT query_key, arg_min(query, (ts, event_id)) AS query FROM events
 WHERE type = 'search' GROUP BY query_key;
 """
 
@@ -90,7 +93,7 @@ FROM moments m JOIN events e ON e.user_id = m.user_id AND e.ts < m.as_of;
 CREATE OR REPLACE TEMP TABLE searches AS
 WITH best AS (
     SELECT moment, search_id, max({level}) AS outcome,
-           arg_max(product_id, ({level}) * 1e10 - epoch(ts)) AS product_id
+           arg_max(product_id, ({level}, -epoch(ts), -event_id)) AS product_id
     FROM history e WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
     GROUP BY moment, search_id)
 SELECT h.moment, h.as_of, h.event_id, h.ts, h.session_id, h.query, h.query_key,
@@ -100,7 +103,7 @@ WHERE h.type = 'search';
 
 -- the user's own queries: the last outcome, the best one, how long ago, how often
 CREATE OR REPLACE TEMP TABLE own AS
-SELECT moment, query_key, arg_max(query, event_id) AS query, count(*) AS times,
+SELECT moment, query_key, arg_max(query, (ts, event_id)) AS query, count(*) AS times,
        max(outcome) AS best, arg_max(outcome, (ts, event_id)) AS last,
        min(epoch(as_of - ts)) / 86400 AS age,
        row_number() OVER (PARTITION BY moment ORDER BY max(ts) DESC, max(event_id) DESC) AS back
@@ -128,9 +131,10 @@ SELECT moment, kind, node, sum(weight) AS weight FROM (
     UNION ALL SELECT moment, 'price', repeat('$', band::INT), weight FROM engaged
         WHERE band IS NOT NULL
     UNION ALL SELECT moment, 'product', product_id, weight FROM engaged
-    UNION ALL SELECT moment, 'attribute', json_extract_string(attributes, '$."' || key || '"'),
-        weight FROM (SELECT moment, weight, attributes, unnest(json_keys(attributes)) AS key
-                     FROM engaged WHERE attributes IS NOT NULL)
+    UNION ALL SELECT moment, 'attribute', pair.value, weight FROM (
+        SELECT moment, weight,
+               unnest(map_entries(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"'))) AS pair
+        FROM engaged WHERE attributes IS NOT NULL)
     UNION ALL SELECT s.moment, 'term', t.term,
         {search} * (1 + s.outcome) * pow(2, -epoch(s.as_of - s.ts) / 86400 / {half_life})
         FROM searches s JOIN query_terms t USING (query_key))
@@ -251,7 +255,7 @@ days AS (SELECT DISTINCT c.query_key, date_trunc('day', m.as_of) AS day
 leafs AS (
     SELECT d.query_key, d.day, mode(g.leaf ORDER BY o.event_id) AS leaf
     FROM days d JOIN outcomes o ON o.query_key = d.query_key AND o.known < d.day
-    JOIN goods g USING (product_id) WHERE g.leaf <> '' GROUP BY ALL),
+    JOIN goods g ON g.product_id = o.first_product WHERE g.leaf <> '' GROUP BY ALL),
 asked AS (
     SELECT d.query_key, d.day, sum(h.n) AS n FROM days d JOIN hourly h
         ON h.query_key = d.query_key AND h.hour < d.day GROUP BY ALL),
@@ -382,8 +386,10 @@ def identity_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
 
 
 def wording_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
-    """(moment, kind of query, share of the user's queries)."""
-    return connection.execute("SELECT moment, kind, share FROM wording").fetchall()
+    """(moment, kind of query, share of the user's queries), the most frequent kind first."""
+    return connection.execute(
+        "SELECT moment, kind, share FROM wording ORDER BY moment, share DESC, kind"
+    ).fetchall()
 
 
 def product_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:

@@ -19,6 +19,7 @@ adapters switched off.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -181,20 +182,25 @@ class Trainer:
     def update(self, kept: Sequence[tuple[Rollout, float]], number: int) -> dict[str, float]:
         """Gradient steps on chains with their advantages."""
         config = self.config
-        chains = [Chain(r.tokens, r.trained_mask, r.case) for r, _ in kept]
+        # Equal chains of a group have equal rewards and advantages: one is computed for all.
+        copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
+        distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
+        rollouts = list(distinct.values())
+        chains = [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
         pieces = micro_batches(chains, config.token_budget)
         batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
-        advantage = [
-            mx.array(np.array([kept[piece[row]][1] for row in batch.row], dtype=np.float32))
-            for piece, batch in zip(pieces, batches, strict=True)
-        ]
+        advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
+        weights = np.array([copies[key] for key in distinct], dtype=np.float32)
+        owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
+        advantage = [mx.array(advantages[owner]) for owner in owners]
+        weight = [mx.array(weights[owner]) for owner in owners]
         sampled = [
             mx.array(np.array(
-                [v for i in piece for v in kept[i][0].sampled_logprobs], dtype=np.float32
+                [v for i in piece for v in rollouts[i].sampled_logprobs], dtype=np.float32
             ))
             for piece in pieces
         ]
-        count = sum(len(batch.row) for batch in batches)
+        count = int(sum(weights[owner].sum() for owner in owners))
         reference: list[mx.array] = []
         if config.beta:
             with self.policy.reference():
@@ -210,7 +216,8 @@ class Trainer:
             gradient: Any = None
             for i, batch in enumerate(batches):
                 (loss, parts), grad = self._value_and_grad(
-                    batch, advantage[i], sampled[i], reference[i] if reference else None, count
+                    batch, advantage[i], weight[i] / count, sampled[i],
+                    reference[i] if reference else None,
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
@@ -233,11 +240,14 @@ class Trainer:
         self,
         batch: Batch,
         advantage: mx.array,
+        weight: mx.array,
         sampled: mx.array,
         reference: mx.array | None,
-        count: int,
     ) -> Any:
-        """((loss, parts), gradient) of one micro-batch; sums over tokens divided by ``count``."""
+        """((loss, parts), gradient) of one micro-batch; all but ``batch`` is (tokens,).
+
+        ``weight`` is a token's share in the average over all tokens of the step.
+        """
         config = self.config
 
         def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
@@ -250,12 +260,12 @@ class Trainer:
                 # k3: unbiased, never negative (Schulman, 2020).
                 kl = mx.exp(reference - logprob) - (reference - logprob) - 1
             parts = {
-                "kl": kl.sum() / count,
-                "entropy": entropy(mx.stop_gradient(logits)).sum() / count,
-                "clipped": (clipped != ratio).sum() / count,
+                "kl": (weight * kl).sum(),
+                "entropy": (weight * entropy(mx.stop_gradient(logits))).sum(),
+                "clipped": (weight * (clipped != ratio)).sum(),
                 "drift": mx.abs(logprob - sampled).max(),
             }
-            return -(gain - config.beta * kl).sum() / count, parts
+            return -(weight * (gain - config.beta * kl)).sum(), parts
 
         return nn.value_and_grad(self.policy.model, loss_of)(self.policy.model)
 

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import duckdb
+import pytest
+
+
+def tiny_sample(files, folder):
+    with duckdb.connect() as connection:
+        for name in ("products", "events"):
+            connection.execute(
+                f"COPY (SELECT * FROM '{files}/{name}.csv') TO '{folder}/{name}.parquet'"
+            )
+    (folder / "simulator.json").write_text('{"seed": 7}')
+    return folder
+
+
+def test_init_makes_an_empty_shop_once(cli):
+    assert cli.json("init", "--shop", "new")["products"] == 0
+    assert "already holds a shop" in cli.error("init", "--shop", "new")
+
+
+def test_init_sample_is_ready_to_use(cli, files, tmp_path, monkeypatch):
+    folder = tiny_sample(files, tmp_path)
+    monkeypatch.setattr("qagent_mlx.sample.sample_data", lambda: folder)
+    report = cli.json("init", "--sample", "--shop", "new")
+    assert (report["products"], report["users"]) == (4, 2)
+    assert cli.json("search", "stove", "--shop", "new")["results"][0]["product_id"] == "p3"
+    from qagent_mlx.shop import Shop
+
+    with Shop.open("new") as shop:
+        assert shop.config.simulated == {"seed": 7}
+        assert shop.meta("line_worth")
+
+
+def test_init_sample_leaves_nothing_behind_when_it_fails(cli, tmp_path, monkeypatch):
+    (tmp_path / "simulator.json").write_text("{}")
+    monkeypatch.setattr("qagent_mlx.sample.sample_data", lambda: tmp_path)
+    cli.error("init", "--sample", "--shop", "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("search", "tent"), ("memory", "ann"), ("index",), ("recommend", "ann"), ("runs", "list"),
+     ("evaluate",), ("train", "sft"), ("train", "grpo"), ("pretrain",), ("ingest", "retry"),
+     ("ingest", "products", "x.csv"), ("models", "show", "base", "--shop", "none")],
+)  # fmt: skip
+def test_without_a_shop_the_line_says_to_make_one(cli, arguments):
+    where = () if "--shop" in arguments else ("--shop", "none")
+    assert "qagent init" in cli.error(*arguments, *where)
+
+
+def test_the_shop_can_be_named_by_environment(cli, built, monkeypatch):
+    monkeypatch.setenv("QAGENT_SHOP", str(built))
+    assert cli.json("search", "stove")["query"] == "stove"
+
+
+def test_ingest_counts_and_explains(cli, tmp_path):
+    cli.run("init", "--shop", "new")
+    path = tmp_path / "some.csv"
+    path.write_text("sku,label,price\na,Tent,12\nb,,\nc,Mat,x\n")
+    arguments = ("ingest", "products", path, "--map", "title=label", "--shop", "new")
+    report = cli.json(*arguments)
+    assert report["accepted"] == 1 and report["rejected"] == 2 and report["duplicates"] == 0
+    assert report["reasons"] == {"no title": 1, "bad price": 1}
+    assert cli.json(*arguments)["duplicates"] == 1
+    shown = cli.run(*arguments).stdout
+    assert "some.csv row 2: no title; every product needs a title" in shown
+
+
+def test_ingest_errors_name_the_remedy(cli, files, tmp_path):
+    cli.run("init", "--shop", "new")
+    assert "no such file" in cli.error("ingest", "products", "gone.csv", "--shop", "new")
+    line = cli.error("ingest", "products", files / "events.csv", "--shop", "new")
+    assert "--map title=COLUMN" in line or "--map product_id=COLUMN" in line
+    line = cli.error("ingest", "products", files / "products.csv", "--map", "x", "--shop", "new")
+    assert "field=column" in line
+
+
+def test_rejected_events_come_in_after_their_products(cli, files):
+    cli.run("init", "--shop", "new")
+    report = cli.json("ingest", "events", files / "events.csv", "--shop", "new")
+    assert report["reasons"] == {"unknown product": 40}
+    cli.run("ingest", "products", files / "products.csv", "--shop", "new")
+    assert cli.json("ingest", "retry", "--shop", "new")["accepted"] == 40
+
+
+def test_index_reports(cli, built):
+    report = cli.json("index", "--shop", built)
+    assert report["products"] == 4 and "seconds" in report and "learned_from" in report
+
+
+def test_search_has_its_keys_and_filters(cli, built):
+    found = cli.json("search", "tent", "-k", "2", "--shop", built)
+    assert found["query"] == "tent"
+    assert {"product_id", "title", "score", "price", "in_stock"} <= set(found["results"][0])
+    only = cli.json("search", "tent", "--in-stock", "--max-price", "150", "--shop", built)
+    assert {p["product_id"] for p in only["results"]} <= {"p1", "p3", "p4"}
+    assert "no letters or digits" in cli.error("search", "?!", "--shop", built)
+
+
+def test_titles_are_printed_as_they_are(cli, built):
+    shown = cli.run("search", "tent", "--shop", built).stdout
+    assert "[red]Acme[/red]" in shown and ":smile:" in shown
+
+
+def test_memory_has_its_keys(cli, built):
+    view = cli.json("memory", "ann", "--shop", built)
+    assert {"user", "as_of", "tokens", "raw_tokens", "text", "sections", "graph"} <= set(view)
+    assert view["tokens"] < view["raw_tokens"]
+    assert {n["kind"] for n in view["graph"]["nodes"]} >= {"category", "brand", "term"}
+    shown = cli.run("memory", "ann", "--shop", built).stdout
+    assert "interest graph" in shown and "Tent" in shown
+
+
+def test_memory_of_nobody_is_that_of_a_new_user(cli, built):
+    view = cli.json("memory", "\x1b[31mnobody", "--shop", built)
+    assert view["events"] == 0 and "new user" in view["text"]
+    assert "\x1b" not in cli.run("memory", "\x1b[31mnobody", "--shop", built).stdout
+
+
+def test_memory_sees_nothing_at_or_after_its_moment(cli, built):
+    view = cli.json("memory", "ann", "--as-of", "2026-01-01T10:00:00", "--shop", built)
+    assert view["events"] == 0 and view["graph"]["nodes"] == []
+    zoned = cli.json("memory", "ann", "--as-of", "2026-01-01T12:00:00+02:00", "--shop", built)
+    assert zoned["as_of"] == "2026-01-01T10:00:00"
+
+
+def test_names_that_are_no_names(cli, built):
+    for arguments in (
+        ("recommend", "ann", "--policy", "nosuch"),
+        ("evaluate", "--policy", "nosuch"),
+        ("train", "sft", "--policy", "nosuch"),
+        ("models", "show", "nosuch"),
+    ):
+        assert "there is no policy nosuch" in cli.error(*arguments, "--shop", built)
+    assert "cannot replace" in cli.error(
+        "train", "sft", "--policy", "a", "--name", "a", "--shop", built
+    )
+
+
+def test_pull_says_what_is_not_there(cli):
+    assert "only local folders" in cli.error("models", "pull", "some/model")
+
+
+def test_rewards_and_weights_are_checked(cli, built, tmp_path):
+    (tmp_path / "mine.py").write_text("def brief(outcome):\n    return 1.0\n")
+    for options, expected in (
+        (("--weight", "nosuch=1"), "known are format"),
+        (("--weight", "query=nan"), "query=0.5"),
+        (("--reward", "gone.py:brief"), "no file"),
+        (("--reward", "mine.py:nosuch"), "no function nosuch"),
+        (tuple(x for n in ("format", "tool", "query", "item", "consistency")
+               for x in ("--weight", f"{n}=0")), "weight 0"),
+    ):  # fmt: skip
+        assert expected in cli.error("train", "grpo", *options, "--shop", built)
+
+
+def test_the_demo_removes_only_what_it_made(cli, built, tmp_path):
+    before = sorted(p.name for p in built.iterdir())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    line = cli.error("demo", "--shop", built, "--policy", folder, "--yes")
+    assert "choose another --shop" in line
+    assert sorted(p.name for p in built.iterdir()) == before

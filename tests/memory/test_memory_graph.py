@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.memory.graph import graph
+from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.shop import Shop
+
+
+@pytest.fixture
+def shop(tmp_path):
+    path = tmp_path / "products.csv"
+    path.write_text(
+        "product_id,title,brand,category,price\n"
+        "t,Acme Tent,Acme,Camping > Tent,100\n"
+        "s,Brio Stove,Brio,Camping > Stove,50\n"
+        "h,Cadence Helmet,Cadence,Cycling > Helmet,70\n"
+    )
+    with Shop.create(tmp_path / "shop") as shop:
+        ingest(shop, "products", [path])
+        append_events(
+            shop,
+            [
+                {"user_id": "ann", "time": time, "type": kind, "query": query, "product_id": item}
+                for time, kind, query, item in (
+                    ("2026-01-01T10:00", "search", "tent", None),
+                    ("2026-01-01T10:01", "purchase", "tent", "t"),
+                    ("2026-01-01T10:02", "click", None, "s"),
+                    ("2026-01-05T10:00", "click", None, "h"),
+                )
+            ],
+        )
+        yield shop
+
+
+def of(shop, *moment):
+    memory = Memory(shop.connection, shop.config.memory, words_cost)
+    return graph(memory, Moment("ann", datetime(*moment)))
+
+
+def test_brands_are_linked_to_categories_of_the_same_session_only(shop):
+    links = {(e["from"], e["to"]) for e in of(shop, 2026, 2, 1)["edges"]}
+    assert links == {
+        ("Tent", "Acme"), ("Tent", "Brio"), ("Stove", "Acme"), ("Stove", "Brio"),
+        ("Helmet", "Cadence"),
+    }  # fmt: skip
+
+
+def test_shares_of_a_kind_add_up_and_the_strongest_comes_first(shop):
+    nodes = [n for n in of(shop, 2026, 2, 1)["nodes"] if n["kind"] == "category"]
+    assert nodes[0]["node"] == "Tent"
+    assert sum(n["share"] for n in nodes) == pytest.approx(1, abs=1e-3)
+
+
+def test_nothing_at_or_after_the_moment_is_seen(shop):
+    assert of(shop, 2026, 1, 1, 10, 0) == {"nodes": [], "edges": []}
+    early = of(shop, 2026, 1, 5, 10, 0)
+    assert "Helmet" not in {n["node"] for n in early["nodes"]}
+    assert "Cadence" not in {e["to"] for e in early["edges"]}
+
+
+def test_products_have_their_titles(shop):
+    nodes = of(shop, 2026, 2, 1)["nodes"]
+    titles = {n["node"]: n["title"] for n in nodes if n["kind"] == "product"}
+    assert titles == {"t": "Acme Tent", "s": "Brio Stove", "h": "Cadence Helmet"}
