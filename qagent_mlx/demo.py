@@ -108,16 +108,16 @@ def story(
         yield Scene("search", "", {"query": query, "results": found})
 
         yield Scene("sft", f"SFT: the {_short(parent)} policy practises chains of retrieval")
+        environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
         report = train_sft(
             shop, parent, "sft",
             SftConfig(steps=config.sft_steps, measured=config.measured, seed=config.seed),
-            on_step=on_step,
+            environment=environment, on_step=on_step,
         )  # fmt: skip
         yield Scene("sft", "", report)
 
         yield Scene("before", "Evaluation before reinforcement learning")
         sft = load_policy(shop.path / "policies" / "sft")
-        environment = Environment.of_shop(shop, sft.codec, sft.info.agent)
         before = _Remembered(
             PolicySystem("sft", sft, environment, group=config.group, seed=config.seed)
         )
@@ -131,7 +131,7 @@ def story(
                 steps=config.grpo_steps, group=config.group, measured=config.measured,
                 seed=config.seed,
             ),
-            on_step=on_step,
+            environment=environment, on_step=on_step,
         )  # fmt: skip
         yield Scene("grpo", "", report)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -43,7 +43,8 @@ def pool(
 
     Validated recommendations come first, by votes, then by the best log-probability of the
     answer. Queries that some chain searched and that found products follow, in the order of
-    how many chains searched them. Near-duplicates and queries that find nothing are left out.
+    how many chains searched them, and last, to fill up to ``k``, the other lines of memory;
+    these have no products yet. Near-duplicates and queries that find nothing are left out.
 
     Args:
         rollouts: The chains of one user.
@@ -73,9 +74,14 @@ def pool(
         found,
         key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key),
     )
-    reasons = {
-        query_key(line.query): line.reason for line in profile.lines if line.query is not None
-    }
+    reasons = {}
+    for line in profile.lines:
+        if line.query is not None:
+            key = query_key(line.query)
+            reasons[key] = line.reason
+            if key not in found and not any(key in r.searched for r in rollouts):
+                found[key] = (line.query, ())
+                order.append(key)
     made: list[Recommendation] = []
     seen: set[frozenset[str]] = set()
     for key in order:
@@ -139,11 +145,23 @@ class Recommender:
         made = []
         for i, (user, profile) in enumerate(zip(users, profiles, strict=True)):
             chains = rollouts[i * self.group : (i + 1) * self.group]
+            pooled = self._with_products(pool(chains, profile, k), moment)
             made.append(
-                UserRecommendations(
-                    user, moment, tuple(pool(chains, profile, k)), each, tuple(chains), profile
-                )
+                UserRecommendations(user, moment, tuple(pooled), each, tuple(chains), profile)
             )
+        return made
+
+    def _with_products(
+        self, pooled: Sequence[Recommendation], moment: datetime
+    ) -> list[Recommendation]:
+        """Search what no chain has searched; what finds nothing is not shown."""
+        bare = [r.query for r in pooled if not r.products]
+        found = dict(zip(bare, self.search.search(bare, 10, [moment] * len(bare)), strict=True))
+        made = []
+        for item in pooled:
+            products = item.products or tuple(h.product_id for h in found[item.query])
+            if products:
+                made.append(replace(item, products=products))
         return made
 
 

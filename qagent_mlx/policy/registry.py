@@ -34,7 +34,8 @@ def resolve(shop: Shop | None, name: str) -> Path:
     path = Path(name).expanduser()
     if (path / "config.json").exists() or (path / "policy.json").exists():
         return path.resolve()
-    known = ", ".join([*(policy_names(shop) if shop else []), SAMPLE])
+    shipped = [SAMPLE] if (sample_folder() / "policy.json").exists() else []
+    known = ", ".join([*(policy_names(shop) if shop else []), *shipped]) or "none yet"
     raise QAgentError(
         f"there is no policy {name}; known are {known}, or give an mlx-lm model folder"
     )
@@ -51,19 +52,26 @@ def open_policy(shop: Shop | None, name: str, dtype: str = "") -> Policy:
     return load_policy(resolve(shop, name), dtype)
 
 
-def derive(shop: Shop, parent: str, name: str, lora: LoraConfig, dtype: str = "") -> Policy:
+def derive(
+    shop: Shop, parent: str, name: str, lora: LoraConfig, seed: int = 0, dtype: str = ""
+) -> Policy:
     """A new trainable policy on top of another.
 
     The parent's adapters are merged into the weights, so with the new adapter switched off
     the model *is* the parent: that is the reference, and there is no second copy.
     """
     folder = resolve(shop, parent)
+    if folder == shop.folder("policies", name):
+        raise QAgentError(f"--name {name} would overwrite the policy it starts from; choose another")
     policy = load_policy(folder, dtype)
     merge_adapters(policy)
     inside = folder.parent == shop.path / "policies"
     policy.info.name = name
     policy.info.base = folder.name if inside else str(folder)
     policy.info.base_fingerprint = fingerprint(folder)
+    import mlx.core as mx
+
+    mx.random.seed(seed)  # of the adapter's first values
     policy.add_lora(lora)
     policy.folder = shop.folder("policies", name)
     return policy

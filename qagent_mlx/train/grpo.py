@@ -332,6 +332,7 @@ def train_grpo(
     agent: AgentConfig | None = None,
     split: SplitConfig | None = None,
     run: str | None = None,
+    environment: Environment | None = None,
     components: dict[str, Component] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -346,6 +347,7 @@ def train_grpo(
         config: All settings.
         agent: How chains run; by default as the parent policy's.
         split: Which cases are trained on.
+        environment: Cases that are at hand already; made from the shop by default.
         run: Name of the run; ``name`` (with a number when taken) by default.
         components: Rewards by name; `rewards.COMPONENTS` by default.
         on_step: Called after each step with its metrics.
@@ -356,9 +358,11 @@ def train_grpo(
     """
     config = config or GrpoConfig()
     config.check()
-    trained = derive(shop, policy, name, config.lora)
+    trained = derive(shop, policy, name, config.lora, config.seed)
     trained.info.agent = agent or trained.info.agent
-    environment = Environment.of_shop(shop, trained.codec, trained.info.agent, split)
+    environment = environment or Environment.of_shop(
+        shop, trained.codec, trained.info.agent, split
+    )
     record = Run.create(
         shop, run or free_name(shop, name),
         {"kind": "grpo", "policy": name, "base": policy, "train": asdict(config),
@@ -404,7 +408,7 @@ def resume_grpo(
     if steps is not None:
         values["steps"] = steps
     config = GrpoConfig(**values, lora=LoraConfig(**lora))
-    trained = derive(shop, stored["base"], stored["policy"], config.lora)
+    trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
     agent = dict(stored["agent"])
     agent["sections"] = tuple(agent["sections"])
     trained.info.agent = AgentConfig(**agent)

@@ -114,7 +114,12 @@ def score(
     """
     made = {}
     for name, component in (components or COMPONENTS).items():
-        value = float(component(outcome))
+        try:
+            value = float(component(outcome))
+        except Exception as error:  # whatever a user's own reward raises is the answer
+            raise QAgentError(
+                f"the reward {name} failed: {type(error).__name__}: {error}"
+            ) from error
         if not 0.0 <= value <= 1.0:
             raise QAgentError(f"the reward {name} returned {value}; rewards lie between 0 and 1")
         made[name] = value

@@ -42,6 +42,7 @@ def train_sft(
     agent: AgentConfig | None = None,
     split: SplitConfig | None = None,
     run: str | None = None,
+    environment: Environment | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train an adapter on demonstrations and save it as ``policies/<name>``.
@@ -53,6 +54,7 @@ def train_sft(
         config: Length and speed of training.
         agent: How chains run; by default as the base policy's.
         split: Which cases are trained on.
+        environment: Cases that are at hand already; made from the shop by default.
         run: Name of the run; ``name`` by default.
         on_step: Called after each step with its numbers.
 
@@ -62,10 +64,10 @@ def train_sft(
     """
     config = config or SftConfig()
     start = time.perf_counter()
-    trained = derive(shop, policy, name, config.lora)
+    trained = derive(shop, policy, name, config.lora, config.seed)
     agent = agent or trained.info.agent
     trained.info.agent = agent
-    environment = Environment.of_shop(shop, trained.codec, agent, split)
+    environment = environment or Environment.of_shop(shop, trained.codec, agent, split)
     record = Run.create(
         shop, run or free_name(shop, name),
         {"kind": "sft", "policy": name, "base": policy, "train": asdict(config),

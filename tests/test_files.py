@@ -1,0 +1,87 @@
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.files import read_json, replacing, write_json, write_with
+
+
+@given(old=st.binary(max_size=50), new=st.binary(max_size=50), at=st.integers(0, 50))
+def test_a_block_that_raises_leaves_the_old_file(old, new, at):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "some.bin"
+        path.write_bytes(old)
+        with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+            temporary.write_bytes(new[:at])
+            raise ZeroDivisionError
+        assert path.read_bytes() == old
+        assert list(Path(folder).iterdir()) == [path]
+        with replacing(path) as temporary:
+            temporary.write_bytes(new)
+            assert path.read_bytes() == old
+        assert path.read_bytes() == new
+        assert list(Path(folder).iterdir()) == [path]
+
+
+def test_the_temporary_file_keeps_the_suffix_and_folders_are_made(tmp_path):
+    path = tmp_path / "deep" / "er" / "weights.safetensors"
+    write_with(path, lambda name: Path(name).write_text(Path(name).suffix))
+    assert path.read_text() == ".safetensors"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "x.json"
+    with pytest.raises(QAgentError, match="cannot write .*x.json.*choose a folder"):
+        write_json(path, {})
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+
+    def full(name):
+        Path(name).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(QAgentError, match="x.json: No space left on device; free some space"):
+        write_with(path, full)
+    assert read_json(path, "it") == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_in_any_script(tmp_path):
+    value = {"größe": ["ย", "😀", None, 1.5], "nested": {"a": True}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json", "it") == value
+    assert "größe" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+def test_files_do_not_depend_on_the_locale(tmp_path):
+    code = (
+        "import warnings; from pathlib import Path\n"
+        "from qagent_mlx.files import read_json, write_json\n"
+        "warnings.simplefilter('error', EncodingWarning)\n"
+        f"path = Path({str(tmp_path / 'x.json')!r})\n"
+        "write_json(path, ['ß']); assert read_json(path, 'it') == ['ß']"
+    )
+    subprocess.run([sys.executable, "-X", "warn_default_encoding", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json_is_named_in_one_line(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(QAgentError, match=r"the run is damaged: .*x\.json") as error:
+        read_json(path, "the run")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(QAgentError, match=r"the run has no x\.json"):
+        read_json(tmp_path / "x.json", "the run")

@@ -1,0 +1,634 @@
+import csv
+import gzip
+import io
+import json
+import shutil
+from datetime import datetime, timezone
+
+import duckdb
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest import (
+    REMEDIES,
+    ReadOptions,
+    append_events,
+    ingest,
+    parse_mapping,
+    retry,
+)
+from qagent_mlx.shop import Shop
+
+PRODUCTS = [
+    {"product_id": "p1", "title": 'Monitor 24", black', "brand": "Acme", "category": "A > B",
+     "price": "1299.5", "stock": "3", "attributes": '{"colour": "red"}',
+     "time": "2026-01-01T00:00:00"},
+    {"product_id": "p2", "title": "Käse; grün", "brand": None, "category": None, "price": None,
+     "stock": "false", "attributes": None, "time": "2026-01-02T00:00:00"},
+]  # fmt: skip
+EVENTS = [
+    {"user_id": "u1", "time": "2026-01-05T10:00:00", "type": "search", "query": "red, Monitor",
+     "product_id": None},
+    {"user_id": "u1", "time": "2026-01-05T10:00:20", "type": "click", "query": "red, Monitor",
+     "product_id": "p1"},
+    {"user_id": "u2", "time": "2026-01-05T11:00:00", "type": "view", "query": None,
+     "product_id": "p2"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    """An empty shop and a stocked one; copying is faster than making."""
+    folder = tmp_path_factory.mktemp("templates")
+    Shop.create(folder / "empty").close()
+    with Shop.create(folder / "stocked") as shop:
+        ingest(shop, "products", [write(folder / "p.csv", PRODUCTS)])
+        ingest(shop, "events", [write(folder / "e.csv", EVENTS)])
+    return folder
+
+
+@pytest.fixture
+def shop(templates, tmp_path):
+    shutil.copytree(templates / "empty", tmp_path / "shop")
+    with Shop.open(tmp_path / "shop", read_only=False) as shop:
+        yield shop
+
+
+@pytest.fixture
+def stocked(templates, tmp_path):
+    """A shop with two products and three events."""
+    shutil.copytree(templates / "stocked", tmp_path / "stocked")
+    with Shop.open(tmp_path / "stocked", read_only=False) as shop:
+        yield shop
+
+
+def as_text(rows, delimiter=","):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(path, rows):
+    """Rows in the form that the file's name says."""
+    suffixes = path.name.partition(".")[2]
+    plain = suffixes.removesuffix(".gz")
+    if plain == "parquet":
+        with duckdb.connect() as connection:
+            columns = ", ".join(f"{name} VARCHAR" for name in rows[0])
+            connection.execute(f"CREATE TABLE t ({columns})")
+            for row in rows:
+                connection.execute(
+                    f"INSERT INTO t VALUES ({', '.join('?' * len(row))})", list(row.values())
+                )
+            connection.execute(f"COPY t TO '{path}' (FORMAT parquet)")
+        return path
+    if plain == "jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        text = as_text(rows, "\t" if plain == "tsv" else ",")
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if suffixes.endswith(".gz") else data)
+    return path
+
+
+def put(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def stored(shop):
+    """All that a shop holds, times of rejection aside."""
+    return {
+        table: shop.connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
+        for table, columns in (
+            ("products", "*"), ("product_history", "*"), ("events", "*"), ("meta", "*"),
+            ("rejects", "file, row, kind, reason, raw"),
+        )
+    }  # fmt: skip
+
+
+def refused(shop, kind, path, options=None):
+    """The one line that says why a file does not go in; nothing of it may be stored."""
+    before = stored(shop)
+    with pytest.raises(QAgentError) as error:
+        ingest(shop, kind, [path], options)
+    line = str(error.value)
+    assert "\n" not in line
+    assert str(path) in line or line.startswith("--")
+    assert stored(shop) == before
+    return line
+
+
+# ---------------------------------------------------------------- forms of files
+
+FORMS = ("csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "parquet")
+
+
+def test_all_forms_of_file_give_the_same_shop(tmp_path):
+    found = []
+    for form in FORMS:
+        with Shop.create(tmp_path / form.replace(".", "-")) as shop:
+            products = ingest(shop, "products", [write(tmp_path / f"p.{form}", PRODUCTS)])
+            events = ingest(shop, "events", [write(tmp_path / f"e.{form}", EVENTS)])
+            assert (products.accepted, events.accepted) == (2, 3), form
+            assert not products.rejected and not events.rejected
+            found.append(stored(shop))
+    assert found[0]["products"] == [
+        ("p1", 'Monitor 24", black', "Acme", "A > B", 1299.5, True, '{"colour": "red"}', 1),
+        ("p2", "Käse; grün", None, None, None, False, None, 1),
+    ]
+    assert [row[1:7] for row in found[0]["events"]] == [
+        ("u1", datetime(2026, 1, 5, 10), "search", "red, Monitor", "redmonitor", None),
+        ("u1", datetime(2026, 1, 5, 10, 0, 20), "click", "red, Monitor", "redmonitor", "p1"),
+        ("u2", datetime(2026, 1, 5, 11), "view", None, None, "p2"),
+    ]
+    for form, other in zip(FORMS[1:], found[1:], strict=True):
+        assert other == found[0], form
+
+
+@pytest.mark.parametrize(
+    ("encoding", "option"),
+    [("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("latin-1", "latin-1"),
+     ("latin-1", "ISO-8859-1"), ("utf-8", "utf8")],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_other_encodings_can_be_named(stocked, tmp_path, encoding, option, form):
+    row = {"product_id": "p3", "title": "Größe"}
+    text = json.dumps(row, ensure_ascii=False) + "\n" if form == "jsonl" else as_text([row])
+    if form == "jsonl" and encoding == "utf-8-sig":
+        pytest.skip("JSON has no byte order mark")
+    path = put(tmp_path, f"x.{form}", text.encode(encoding))
+    assert ingest(stocked, "products", [path], ReadOptions(encoding=option)).accepted == 1
+    assert ("p3", "Größe") in [row[:2] for row in stored(stocked)["products"]]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_line_ends_and_quoted_line_breaks_do_not_matter(shop, tmp_path, ends):
+    lines = ["product_id;title;price", '1;"two', 'lines";3', "2;B;4", ""]
+    assert ingest(shop, "products", [put(tmp_path, "x.csv", ends.join(lines))]).accepted == 2
+    assert [row[1:5] for row in stored(shop)["products"]] == [
+        ("two lines", None, None, 3.0), ("B", None, None, 4.0),
+    ]  # fmt: skip
+
+
+def test_a_json_column_may_be_a_list_an_object_or_a_number(shop, tmp_path):
+    row = {"id": 7, "name": "Tent", "categories": ["Out", "Tents"], "price": 3, "in_stock": True,
+           "attributes": {"persons": 2, "none": None, "deep": {"a": 1}}}  # fmt: skip
+    assert ingest(shop, "products", [put(tmp_path, "x.jsonl", json.dumps(row))]).accepted == 1
+    assert stored(shop)["products"][0][:7] == (
+        "7", "Tent", None, "Out > Tents", 3.0, True, '{"persons": "2"}',
+    )  # fmt: skip
+
+
+def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(
+            f"""COPY (SELECT 5 AS id, 'Tent' AS title, ['Out', 'Tents'] AS category,
+            2.5::DECIMAL(9, 2) AS price, 0 AS stock, {{'persons': '2'}} AS attributes)
+            TO '{tmp_path}/p.parquet' (FORMAT parquet);
+            COPY (SELECT 1 AS user, TIMESTAMPTZ '2026-01-05 12:00+02' AS ts, 'view' AS event,
+            5 AS item_id) TO '{tmp_path}/e.parquet' (FORMAT parquet)"""
+        )
+    ingest(shop, "products", [tmp_path / "p.parquet"])
+    ingest(shop, "events", [tmp_path / "e.parquet"])
+    found = stored(shop)
+    assert found["products"][0][:7] == (
+        "5", "Tent", None, "Out > Tents", 2.5, False, '{"persons": "2"}',
+    )  # fmt: skip
+    assert found["events"][0][1:4] == ("1", datetime(2026, 1, 5, 10), "view")
+
+
+# ---------------------------------------------------------------- columns
+
+
+def test_columns_are_found_by_their_usual_names_whatever_their_case(shop, tmp_path):
+    path = put(tmp_path, "x.csv", " SKU ,Product_Name,Manufacturer\n1,Tent,Acme\n")
+    ingest(shop, "products", [path])
+    assert stored(shop)["products"][0][:3] == ("1", "Tent", "Acme")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_columns_can_be_mapped_by_hand(shop, tmp_path, form):
+    row = {"title": "no title", "Größe \"x\" 'y'": "Tent", "ref": "1", "colour": "red; or blue"}
+    path = write(tmp_path / f"x.{form}", [row]) if form != "parquet" else None
+    if path is None:
+        path = tmp_path / "x.parquet"
+        with duckdb.connect() as connection:
+            connection.execute(
+                f"""COPY (SELECT 'no title' AS title, 'Tent' AS "Größe ""x"" 'y'", '1' AS ref,
+                'red; or blue' AS colour) TO '{path}' (FORMAT parquet)"""
+            )
+    mapping = parse_mapping(
+        ["product_id=ref", "title=Größe \"x\" 'y'", "attributes.shade=colour"], "products"
+    )
+    assert ingest(shop, "products", [path], ReadOptions(mapping=mapping)).accepted == 1
+    assert stored(shop)["products"][0][:7] == (
+        "1", "Tent", None, None, None, True, '{"shade": "red; or blue"}',
+    )  # fmt: skip
+
+
+def test_mapped_attributes_join_those_of_the_file(shop, tmp_path):
+    path = put(
+        tmp_path, "x.tsv",
+        'id\ttitle\tattributes\tc\n1\tA\t{"a": "b"}\tred\n2\tB\ta=b\tblue\n3\tC\t\tgreen\n'
+        "4\tD\tnonsense\tred\n5\tE\t{nonsense\tred\n6\tF\ta=b\t\n",
+    )  # fmt: skip
+    report = ingest(shop, "products", [path], ReadOptions(mapping=(("attributes.colour", "c"),)))
+    assert report.reasons == {"bad attributes": 2}
+    assert [row[6] for row in stored(shop)["products"]] == [
+        '{"a": "b", "colour": "red"}', '{"a": "b", "colour": "blue"}', '{"colour": "green"}',
+        '{"a": "b"}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [("title", "write it as field=column"), ("title=", "write it as field=column"),
+     ("titel=x", "products have no field 'titel', only product_id, title,"),
+     ("attributes.=x", "no field")],
+)  # fmt: skip
+def test_a_mapping_that_means_nothing_is_refused(pair, says):
+    with pytest.raises(QAgentError, match=says):
+        parse_mapping([pair], "products")
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
+    path = put(tmp_path, "x.csv", "sku,label\n1,Tent\n")
+    line = refused(stocked, "products", path)
+    assert "no column for title; its columns are sku, label; " in line
+    assert "--map title=COLUMN" in line
+    line = refused(stocked, "products", path, ReadOptions(mapping=(("title", "lable"),)))
+    assert "no column 'lable'" in line and "sku, label" in line
+    jsonl = put(tmp_path, "x.jsonl", '{"user": "u"}')
+    assert "--map time=COLUMN" in refused(stocked, "events", jsonl)
+    parquet = write(tmp_path / "x.parquet", [{"user": "u"}])
+    assert "--map time=COLUMN" in refused(stocked, "events", parquet)
+
+
+# ---------------------------------------------------------------- files that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("x.csv", "", "is empty"),
+        ("x.csv", " \n\n", "is empty"),
+        ("x.jsonl", "", "is empty"),
+        ("x.csv.gz", gzip.compress(b""), "is empty"),
+        ("x.csv", "\nproduct_id,title\n1,A\n", "line 1: it is blank"),
+        ("x.csv", "product_id,title\n1,A\n2,K\xe4se\n".encode("latin-1"),
+         "line 3: not utf-8 text (byte 0xe4); if it is Latin-1, add --encoding latin-1"),
+        ("x.jsonl", '{"id": "1", "title": "K\xe4se"}\n'.encode("latin-1"), "line 1: not utf-8"),
+        ("x.csv", "product_id,title\n1,A\n".encode("utf-16"), "add --encoding utf-16"),
+        ("x.csv", b"product_id,title\n1,K\xc3", "ends inside a character"),
+        ("x.csv.gz", gzip.compress(b"product_id,title\n1,A\n" * 999)[:-20], "cut short"),
+        ("x.jsonl.gz", gzip.compress(b"{}")[:5], "cut short"),
+        ("x.csv.gz", "product_id,title\n1,A\n", "not a gzip file; rename it without .gz"),
+        ("x.csv", "id,title,title\n1,A,B\n", "the column title stands there twice"),
+        ("x.jsonl", '[1]\n"a"\nnonsense\n', "no line of it is a JSON object"),
+        ("x.parquet", "PAR1 but not really", "not a readable Parquet file"),
+        ("x.parquet", "", "not a readable Parquet file"),
+        ("x.xlsx", "PK", "use .csv, .tsv, .jsonl (also .gz) or .parquet"),
+        ("x", "id,title\n", "use .csv"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named_with_the_remedy(stocked, tmp_path, name, data, says):
+    assert says in refused(stocked, "products", put(tmp_path, name, data))
+
+
+def test_a_path_without_a_file_is_named(stocked, tmp_path):
+    assert "no such file" in refused(stocked, "products", tmp_path / "none.csv")
+    (tmp_path / "folder.csv").mkdir()
+    assert "is a folder" in refused(stocked, "products", tmp_path / "folder.csv")
+
+
+def test_a_parquet_file_cut_short_is_named(stocked, tmp_path):
+    path = write(tmp_path / "x.parquet", PRODUCTS)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "not a readable Parquet file" in refused(stocked, "products", path)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "klingon", "base64"])
+def test_an_encoding_that_cannot_be_read_is_refused(stocked, tmp_path, encoding):
+    path = put(tmp_path, "x.csv", "product_id,title\n1,A\n")
+    line = refused(stocked, "products", path, ReadOptions(encoding=encoding))
+    assert line == f"--encoding {encoding}: unknown; use utf-8, latin-1 or utf-16"
+
+
+def test_a_line_of_many_megabytes_is_refused(stocked, tmp_path, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.ingest.MAX_LINE", 1 << 20)
+    path = put(tmp_path, "x.csv", "product_id,title\n1," + "x" * (3 << 20))
+    assert "a line of over 1 MiB" in refused(stocked, "products", path)
+
+
+def test_a_failure_in_a_later_file_keeps_the_files_before_it(stocked, tmp_path):
+    good = put(tmp_path, "good.csv", "product_id,title\n8,Good\n")
+    with pytest.raises(QAgentError, match="bad.csv is empty"):
+        ingest(stocked, "products", [good, put(tmp_path, "bad.csv", "")])
+    assert "8" in [row[0] for row in stored(stocked)["products"]]
+
+
+def test_a_failure_while_storing_leaves_nothing_of_the_file(stocked, tmp_path, monkeypatch):
+    def fails(*_):
+        raise duckdb.Error("the disk is full\nand more")
+
+    monkeypatch.setattr("qagent_mlx.ingest.event_memory.refresh_sessions", fails)
+    path = write(tmp_path / "x.csv", [{**EVENTS[0], "user_id": "new"}])
+    assert refused(stocked, "events", path) == f"{path}: the disk is full"
+
+
+# ---------------------------------------------------------------- rows that do not fit
+
+BAD_EVENTS = [
+    ({"type": "clikc"}, "unknown event type", "'clikc'; use one of search, view, click,"),
+    ({"type": None, "query": None}, "no event type", "--map type=COLUMN"),
+    ({"time": "yesterday"}, "unparseable time", "'yesterday'; use ISO 8601"),
+    ({"time": "2026-02-30T10:00:00"}, "unparseable time", "--time-format"),
+    ({"time": "nan"}, "unparseable time", "--time-format"),
+    ({"time": None}, "no time", "every event needs a time"),
+    ({"time": "1970-01-02"}, "time out of range", "between 1990 and 2100"),
+    ({"time": "2100-01-01"}, "time out of range", "between 1990 and 2100"),
+    ({"user_id": " "}, "no user", "every event needs a user"),
+    ({"user_id": "x" * 257}, "id too long", "256 characters"),
+    ({"product_id": "p9"}, "unknown product", "'p9'; ingest its products first"),
+    ({"product_id": None}, "no product", "this type of event needs a product"),
+    ({"type": "search", "query": None}, "search without a query", "a search needs a query"),
+    ({"type": "search", "query": "!?"}, "query without letters or digits", "nothing to search"),
+    ({"type": "search", "query": "x" * 301}, "query too long", "300 characters"),
+]
+
+
+def test_bad_events_are_kept_with_their_reasons_and_the_others_go_in(stocked, tmp_path):
+    good = {**EVENTS[1], "time": "2026-02-01T10:00:00", "product_id": "p2"}
+    rows = [{**good, **change} for change, *_ in BAD_EVENTS]
+    report = ingest(stocked, "events", [write(tmp_path / "x.csv", [good, *rows])])
+    assert (report.accepted, report.rejected) == (1, len(rows))
+    assert len(stored(stocked)["events"]) == 4
+    rejects = {row: (file, kind, reason, json.loads(raw)) for file, row, kind, reason, raw
+               in stored(stocked)["rejects"]}  # fmt: skip
+    for number, (row, (_, reason, says)) in enumerate(zip(rows, BAD_EVENTS, strict=True), 2):
+        assert rejects[number][:3] == ("x.csv", "events", reason), row
+        assert rejects[number][3]["type"] == row["type"]
+        assert report.reasons[reason] == sum(r == reason for _, r, _ in BAD_EVENTS)
+        (line,) = (e for e in report.examples if f": {reason}" in e)
+        assert says in line or report.reasons[reason] > 1
+        assert REMEDIES[reason] in line and "\n" not in line
+    first = f"x.csv row 4: unparseable time 'yesterday' (3 rows); {REMEDIES['unparseable time']}"
+    assert first in report.examples
+
+
+BAD_PRODUCTS = [
+    ({"product_id": ""}, "no product id"),
+    ({"product_id": "x" * 257}, "id too long"),
+    ({"title": None}, "no title"),
+    ({"title": "\u200b \x07"}, "no title"),
+    ({"price": "cheap"}, "bad price"),
+    ({"price": "-1"}, "bad price"),
+    ({"price": "inf"}, "bad price"),
+    ({"price": "12,99"}, "bad price"),
+    ({"price": "1.299,00"}, "bad price"),
+    ({"stock": "maybe"}, "bad stock"),
+    ({"attributes": "red"}, "bad attributes"),
+    ({"attributes": '{"a": '}, "bad attributes"),
+    ({"attributes": "[" * 100_000}, "bad attributes"),
+    ({"time": "soon"}, "unparseable time"),
+    ({"time": "1066-10-14"}, "time out of range"),
+]
+
+
+def test_bad_products_are_kept_with_their_reasons_and_the_others_go_in(stocked, tmp_path):
+    good = {**PRODUCTS[0], "product_id": "p3"}
+    rows = [{**good, "product_id": f"x{i}", **c} for i, (c, _) in enumerate(BAD_PRODUCTS)]
+    report = ingest(stocked, "products", [write(tmp_path / "x.jsonl", [good, *rows])])
+    assert (report.accepted, report.rejected) == (1, len(rows))
+    assert [row[0] for row in stored(stocked)["products"]] == ["p1", "p2", "p3"]
+    rejects = {row[1]: row[3] for row in stored(stocked)["rejects"]}
+    assert rejects == {i: reason for i, (_, reason) in enumerate(BAD_PRODUCTS, 2)}
+    assert "x.jsonl row 6: bad price 'cheap' (5 rows); " + REMEDIES["bad price"] in (
+        report.examples
+    )
+
+
+def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
+    path = write(tmp_path / "x.csv", [{"id": "p3", "title": ""}, {"id": "p4", "title": "Tent"}])
+    report = ingest(stocked, "products", [path])
+    assert report.examples == ["x.csv row 1: no title; every product needs a title"]
+    assert [row[0] for row in stored(stocked)["products"]] == ["p1", "p2", "p4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [("$1,299.50", 1299.5), ("12.99 €", 12.99), ("£1,234,567", 1234567), ("0", 0), ("1e3", 1000)],
+)
+def test_prices_are_read_as_shops_write_them(shop, tmp_path, text, price):
+    path = write(tmp_path / "x.tsv", [{"id": "1", "title": "A", "price": text}])
+    assert ingest(shop, "products", [path]).rejected == 0
+    assert stored(shop)["products"][0][4] == price
+
+
+def test_rows_with_too_few_or_many_columns_are_counted_where_they_stand(shop, tmp_path):
+    text = "product_id,title,price\n1,A,1\n2,B\n3,C,3\n4,D,4,extra\n5,E,x\n"
+    report = ingest(shop, "products", [put(tmp_path, "x.csv", text)])
+    assert report.reasons == {"malformed row": 2, "bad price": 1}
+    rejects = {row[1]: row[3:] for row in stored(shop)["rejects"]}
+    assert {row: reason for row, (reason, _) in rejects.items()} == {
+        2: "malformed row", 4: "malformed row", 5: "bad price",
+    }  # fmt: skip
+    assert "4,D,4,extra" in rejects[4][1]
+
+
+def test_lines_that_are_no_json_objects_are_counted_where_they_stand(shop, tmp_path):
+    text = '{"id": "1", "title": "A"}\n\n[2]\n{"id": "3", "title": "C"\n{"id": "4", "title": "D"}\n'
+    report = ingest(shop, "products", [put(tmp_path, "x.jsonl", text)])
+    assert (report.accepted, report.reasons) == (2, {"malformed JSON": 2})
+    assert "each line must be one JSON object" in report.examples[0]
+    assert [row[1] for row in stored(shop)["rejects"]] == [3, 4]
+
+
+def test_many_bad_rows_make_one_line_a_reason(stocked, tmp_path):
+    rows = [{**EVENTS[1], "product_id": f"x{i}"} for i in range(50)]
+    report = ingest(stocked, "events", [write(tmp_path / "x.csv", rows)])
+    assert report.rejected == 50
+    assert report.examples == [
+        "x.csv row 1: unknown product 'x0' (50 rows); "
+        "ingest its products first, then: qagent ingest retry"
+    ]
+
+
+def test_a_bad_value_cannot_break_the_line(stocked, tmp_path):
+    row = {**EVENTS[1], "type": "a\nb\x1b[31m" + "c" * 500}
+    (line,) = ingest(stocked, "events", [write(tmp_path / "x.jsonl", [row])]).examples
+    assert "\n" not in line and "\x1b" not in line and len(line) < 200
+
+
+def test_the_same_rejects_are_kept_once(stocked, tmp_path):
+    path = write(tmp_path / "x.csv", [{**EVENTS[1], "product_id": "x0"}])
+    for _ in range(2):
+        assert ingest(stocked, "events", [path]).rejected == 1
+    assert stocked.counts()["rejects"] == 1
+
+
+# ---------------------------------------------------------------- duplicates, retry
+
+
+def test_a_file_may_be_ingested_twice(stocked, tmp_path):
+    before = stored(stocked)
+    products = ingest(stocked, "products", [write(tmp_path / "p.csv", PRODUCTS)])
+    events = ingest(stocked, "events", [write(tmp_path / "again.jsonl", EVENTS)])
+    assert (products.accepted, products.duplicates) == (0, 2)
+    assert (events.accepted, events.duplicates) == (0, 3)
+    assert stored(stocked) == before
+
+
+def test_a_row_that_comes_twice_in_a_file_is_stored_once(stocked, tmp_path):
+    new = {**EVENTS[0], "time": "2026-03-01"}
+    respelled = {**new, "query": "RED monitor"}
+    report = ingest(stocked, "events", [write(tmp_path / "x.csv", [new, new, respelled])])
+    assert (report.accepted, report.duplicates) == (1, 2)
+
+
+def test_rejected_rows_can_be_tried_again(stocked, tmp_path):
+    rows = [{**EVENTS[1], "product_id": f"new{i}"} for i in range(3)]
+    path = write(tmp_path / "late.csv", [EVENTS[0], *rows, {**EVENTS[1], "type": "bogus"}])
+    ingest(stocked, "events", [path])
+    before = stored(stocked)
+    nothing = retry(stocked)
+    assert (nothing.accepted, nothing.rejected) == (0, 4)
+    assert "late.csv row 2: unknown product" in nothing.examples[0]
+    assert stored(stocked) == before
+
+    catalog = [{"product_id": f"new{i}", "title": "New"} for i in range(2)]
+    ingest(stocked, "products", [write(tmp_path / "new.csv", catalog)])
+    report = retry(stocked)
+    assert (report.accepted, report.reasons) == (2, {"unknown event type": 1, "unknown product": 1})
+    assert [row[:4] for row in stored(stocked)["rejects"]] == [
+        ("late.csv", 4, "events", "unknown product"), ("late.csv", 5, "events", "unknown event type"),
+    ]  # fmt: skip
+    # They stand where they belong: in the session of their user, under their search.
+    ties = stocked.connection.execute(
+        "SELECT DISTINCT session_id, search_id FROM events WHERE user_id = 'u1'"
+    ).fetchall()
+    assert len(ties) == 1
+
+
+def test_a_row_tried_again_keeps_what_the_options_said_of_it(stocked, tmp_path):
+    path = write(tmp_path / "x.csv", [{"user": "u", "date": "31.12.2025 08:30", "sku": "new"}])
+    options = ReadOptions(event_type="cart", time_format="%d.%m.%Y %H:%M")
+    assert ingest(stocked, "events", [path], options).reasons == {"unknown product": 1}
+    ingest(stocked, "products", [write(tmp_path / "n.csv", [{"id": "new", "title": "New"}])])
+    assert retry(stocked).accepted == 1
+    assert (datetime(2025, 12, 31, 8, 30), "cart") in [r[2:4] for r in stored(stocked)["events"]]
+
+
+def test_rows_that_are_no_rows_stay_rejected(stocked, tmp_path):
+    ingest(stocked, "products", [put(tmp_path, "x.csv", "id,title\n1\n")])
+    assert retry(stocked).rejected == 0
+    assert [row[3] for row in stored(stocked)["rejects"]] == ["malformed row"]
+
+
+# ---------------------------------------------------------------- events
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2026-01-05T10:00:00Z", "2026-01-05 11:00:00+01:00", "1767607200", "1767607200000",
+     "1767607200000000", "2026-01-05 10:00", "1767607200.0"],
+)  # fmt: skip
+def test_times_are_read_as_logs_write_them(stocked, time):
+    append_events(stocked, [{"user_id": "t", "time": time, "type": "view", "product_id": "p1"}])
+    assert [r[2] for r in stored(stocked)["events"] if r[1] == "t"] == [datetime(2026, 1, 5, 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("Add to cart", "cart"), ("add-to-cart", "cart"), ("PageView", "view"), ("ORDER", "purchase")],
+)
+def test_types_are_read_as_logs_write_them(stocked, name, kind):
+    row = {"user_id": "t", "time": "2026-02-01", "type": name, "product_id": "p1"}
+    assert append_events(stocked, [row]).accepted == 1
+    assert [r[3] for r in stored(stocked)["events"] if r[1] == "t"] == [kind]
+
+
+def test_a_row_with_query_and_product_is_a_search_and_a_click(stocked, tmp_path):
+    row = {"user": "t", "query_time": "2026-02-01 10:00", "click_time": "2026-02-01 10:01",
+           "query": "red monitor", "sku": "p1"}  # fmt: skip
+    assert ingest(stocked, "events", [write(tmp_path / "x.csv", [row])]).accepted == 1
+    found = [r for r in stored(stocked)["events"] if r[1] == "t"]
+    assert [(r[2].minute, r[3], r[6]) for r in found] == [(0, "search", None), (1, "click", "p1")]
+    assert found[1][8] == found[0][0]
+
+
+def test_a_type_for_all_rows_must_be_one(stocked, tmp_path):
+    path = put(tmp_path, "x.csv", "user,time\n")
+    line = refused(stocked, "events", path, ReadOptions(event_type="buy"))
+    assert line == "--type buy: use one of search, view, click, cart, purchase"
+
+
+def test_appended_events_are_those_of_a_file(stocked, tmp_path):
+    rows = [{**EVENTS[0], "user_id": "a"}, {**EVENTS[1], "user_id": "a"}]
+    with Shop.create(tmp_path / "other") as other:
+        ingest(other, "products", [write(tmp_path / "p2.csv", PRODUCTS)])
+        ingest(other, "events", [write(tmp_path / "e2.csv", [*EVENTS, *rows])])
+        expected = [row[1:7] for row in stored(other)["events"]]
+    moments = [datetime.fromisoformat(row["time"]) for row in rows]
+    moments[1] = moments[1].replace(tzinfo=timezone.utc)
+    report = append_events(
+        stocked, [{**row, "time": moment} for row, moment in zip(rows, moments, strict=True)]
+    )
+    assert report.accepted == 2
+    assert sorted(row[1:7] for row in stored(stocked)["events"]) == sorted(expected)
+    bad = append_events(stocked, [{"user_id": "a", "type": "view", "product_id": "p1"}])
+    assert bad.reasons == {"no time": 1}
+
+
+# ---------------------------------------------------------------- products over time
+
+
+def history(shop, product="p"):
+    return shop.connection.execute(
+        "SELECT ts, price, in_stock FROM product_history WHERE product_id = ? ORDER BY ts",
+        [product],
+    ).fetchall()
+
+
+def states(shop, tmp_path, *rows):
+    """Ingest states of one product: (time, price), each in a file of its own."""
+    for i, (time, price) in enumerate(rows):
+        path = tmp_path / f"s{i}.csv"
+        write(path, [{"id": "p", "title": "A", "price": price, "time": time}])
+        ingest(shop, "products", [path])
+
+
+def now(shop):
+    return shop.connection.execute("SELECT price FROM products WHERE product_id = 'p'").fetchall()
+
+
+def test_states_with_times_are_kept_in_any_order(shop, tmp_path):
+    states(shop, tmp_path, ("2026-02-01", 2), ("2026-03-01", 3), ("2026-01-01", 1))
+    assert [(ts.month, price) for ts, price, _ in history(shop)] == [(1, 1), (2, 2), (3, 3)]
+    assert now(shop) == [(3.0,)]
+    assert shop.catalog_version == 3
+
+
+def test_a_correction_of_a_state_replaces_it(shop, tmp_path):
+    states(shop, tmp_path, ("2026-02-01", 2), ("2026-02-01", 5))
+    assert [price for _, price, _ in history(shop)] == [5]
+    assert now(shop) == [(5.0,)]
+
+
+@pytest.mark.parametrize("later", [None, "2026-02-01"])
+def test_what_a_change_replaces_stays_known_for_the_time_before_it(shop, tmp_path, later):
+    states(shop, tmp_path, (None, 1), (later, 2))
+    assert [price for _, price, _ in history(shop)] == [1, 2]
+    assert history(shop)[0][0] == datetime(1970, 1, 1)
+    assert now(shop) == [(2.0,)]
+
+
+def test_the_same_state_again_changes_no_version(shop, tmp_path):
+    states(shop, tmp_path, (None, 1), (None, 1))
+    assert shop.catalog_version == 1
+    assert history(shop) == []

@@ -1,0 +1,100 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from qagent_mlx import runtime
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs another BLAS")
+
+
+def run(code, **env):
+    """What a new process prints, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, check=True, capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+STATE = (
+    "import json; from qagent_mlx.runtime import blas_state as state; import mlx.core as mx\n"
+    "product = (mx.ones((64, 64)) @ mx.ones((64, 64))).tolist()[0][0]\n"
+    "print(json.dumps([state().name, state().path, state().problem, product]))"
+)
+
+
+@linux
+def test_without_a_fast_blas_all_works_and_the_doctor_says_why():
+    found = run(
+        "import json; from qagent_mlx import runtime; print(json.dumps(runtime.doctor()))",
+        QAGENT_BLAS="off",
+    )
+    assert found["ok"] is False
+    assert found["blas"] == "reference"
+    assert any("QAGENT_BLAS=off" in warning for warning in found["warnings"])
+    assert found["gemm_gflops"] > 0 and found["numpy_gemm_gflops"] > 0
+    keys = {"device", "blas", "gemm_gflops", "numpy_gemm_gflops", "mlx", "mlx_lm", "ok"}
+    assert keys <= found.keys()
+
+
+@linux
+def test_mlx_that_was_imported_first_is_noticed():
+    name, path, problem, product = run("import mlx.core\n" + STATE)
+    assert (name, path, product) == ("reference", None, 64)
+    assert "import qagent_mlx first" in problem
+
+
+@linux
+@pytest.mark.skipif(runtime._find_openblas() is None, reason="cmeel-openblas is not installed")
+def test_the_installed_blas_is_used():
+    name, path, problem, product = run(STATE)
+    assert (name, problem, product) == ("OpenBLAS", None, 64)
+    assert path.endswith("libopenblas.so")
+
+
+@linux
+@pytest.mark.parametrize("wanted", ["/none/libfast.so", sys.executable])
+def test_a_library_that_cannot_be_loaded_is_named_and_done_without(wanted):
+    name, path, problem, product = run(STATE, QAGENT_BLAS=wanted)
+    assert (name, path, product) == ("reference", None, 64)
+    assert wanted.rpartition("/")[2] in problem
+
+
+@linux
+def test_a_library_that_is_no_blas_is_named(tmp_path):
+    libm = next(
+        (line.split()[-1] for line in open("/proc/self/maps") if "/libm" in line and ".so" in line),
+        None,
+    )
+    if libm is None:
+        pytest.skip("no libm to try")
+    name, _, problem, product = run(STATE, QAGENT_BLAS=libm)
+    assert (name, product) == ("reference", 64)
+    assert "cblas_sgemm" in problem
+
+
+@linux
+def test_without_a_compiler_mlx_does_not_try_to_compile():
+    code = "import json, os, qagent_mlx; print(json.dumps(os.environ.get('MLX_DISABLE_COMPILE')))"
+    assert run(code, PATH="") == "1"
+
+
+def test_preparing_twice_changes_nothing():
+    state = runtime.blas_state()
+    handles = list(state.handles)
+    assert runtime.prepare() is state
+    assert state.handles == handles
+
+
+def test_importing_the_package_loads_no_model_library():
+    code = "import json, sys, qagent_mlx; print(json.dumps(sorted(sys.modules)))"
+    loaded = run(code)
+    assert not {"mlx.core", "duckdb", "numpy", "transformers"} & set(loaded)
+
+
+def test_memory_is_what_this_process_may_use():
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < runtime.total_memory() <= physical
