@@ -310,7 +310,7 @@ def _columns(
         QAgentError: a mapped or required column is missing.
     """
     mapping = dict(options.mapping)
-    lower = {}
+    lower: dict[str, str] = {}
     for name in present:
         lower.setdefault(name.strip().lower(), name)
     chosen = []
@@ -452,7 +452,7 @@ def _stage_jsonl(
                        f"CASE WHEN json_valid(line) THEN {good} ELSE false END AS good FROM lines "
                        "WHERE trim(line) <> ''")
     fields = [
-        (name, "json_extract_string(line, {})".format(_text(_json_path(column))))
+        (name, f"json_extract_string(line, {_text(_json_path(column))})")
         for name, column in chosen
     ]
     # The expressions stand in for columns: `_select` quotes names, so go through a view.

@@ -160,7 +160,8 @@ class Decoder:
         """
         assert batch.logits is not None
         chosen, logprobs = sample(batch.logits, batch.rows)
-        going, stopped = [], []
+        going: list[int] = []
+        stopped: list[int] = []
         for i, row in enumerate(batch.rows):
             row.take(chosen[i], logprobs[i])
             done = (

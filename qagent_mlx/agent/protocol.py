@@ -55,7 +55,7 @@ _ACTION = re.compile(
 _REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
 
 INSTRUCTIONS = """\
-You suggest one search query to a shopper before they type. Work in steps; each step is exactly one tag.
+You suggest one search query to a shopper before they type. Work in steps; each is exactly one tag.
 <fetch_memory/> reads the shopper's memory: lines, some numbered <r0>, <r1> and so on, each a query.
 <search>QUERY</search> looks into the shop's inventory. <recommend>QUERY</recommend> ends your work.
 QUERY is text, or a reference: <r3> is the query of memory line 3, <s1> the query of your \

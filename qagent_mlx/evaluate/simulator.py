@@ -570,7 +570,7 @@ def simulate(config: SimulatorConfig | None = None) -> tuple[World, list[dict[st
     for number in range(world.config.users):
         shopper = Shopper(world, f"u{number + 1:04d}", (world.config.seed, 2, number))
         log += [e for e in shopper.live() if e["time"] < end]  # type: ignore[operator]
-    log.sort(key=lambda e: (e["time"], e["user_id"]))  # type: ignore[return-value, arg-type]
+    log.sort(key=lambda e: (e["time"], e["user_id"]))  # type: ignore[arg-type, return-value, unused-ignore]
     return world, log
 
 
@@ -581,7 +581,8 @@ def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[st
     columns = {
         "products": {
             "product_id": "VARCHAR", "title": "VARCHAR", "brand": "VARCHAR",
-            "time": "TIMESTAMP", "category": "VARCHAR", "price": "DOUBLE", "stock": "BOOLEAN", "attributes": "VARCHAR",
+            "time": "TIMESTAMP", "category": "VARCHAR", "price": "DOUBLE", "stock": "BOOLEAN",
+            "attributes": "VARCHAR",
         },
         "events": {
             "user_id": "VARCHAR", "time": "TIMESTAMP", "type": "VARCHAR", "query": "VARCHAR",

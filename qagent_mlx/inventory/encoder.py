@@ -51,7 +51,8 @@ def _features(word: str) -> tuple[tuple[int, float], ...]:
 
 def sparse_rows(texts: Sequence[str]) -> sparse.csr_matrix:
     """Hashed feature counts, one row a text: (len(texts), BUCKETS)."""
-    indptr, indices, data = [0], [], []
+    indptr, indices = [0], list[int]()
+    data: list[float] = []
     for text in texts:
         row: dict[int, float] = {}
         for term in product_terms(text):

@@ -102,7 +102,9 @@ class InventoryIndex:
         return datetime.fromisoformat(text) if text else None
 
 
-def product_text(title: str, brand: str | None, category: str | None, attributes: str | None) -> str:
+def product_text(
+    title: str, brand: str | None, category: str | None, attributes: str | None
+) -> str:
     """The text of a product that both indexes see."""
     parts = [title]
     if brand and brand.lower() not in title.lower():
@@ -263,7 +265,7 @@ def load(folder: Path) -> InventoryIndex:
         raise QAgentError(f"{error}; {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise QAgentError(f"{folder} holds an index of another format; {remedy}")
-    if not isinstance(manifest.get("files"), dict) or not MANIFEST_KEYS <= manifest.keys():
+    if not isinstance(manifest.get("files"), dict) or not manifest.keys() >= MANIFEST_KEYS:
         raise QAgentError(f"the index in {folder} is damaged (manifest.json); {remedy}")
     for name, size in manifest["files"].items():
         path = folder / name

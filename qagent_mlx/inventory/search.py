@@ -100,7 +100,7 @@ class HybridSearch:
         if filters.category:
             wanted = filters.category.lower()
             kept &= np.array(
-                [bool(c) and c.lower().startswith(wanted) for c in self.catalog.categories]
+                [(c or "").lower().startswith(wanted) for c in self.catalog.categories]
             )
         return kept
 

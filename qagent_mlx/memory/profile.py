@@ -227,8 +227,9 @@ def _query_lines(candidates: list[tuple], chances: np.ndarray) -> list[Line]:
         elif had is not None:
             marks += ["had", age_word(had)]
         if next_score:
-            strength = "likely" if next_score >= 0.05 else "maybe" if next_score >= 0.015 else "weak"
-            marks.append(strength)
+            marks.append(
+                "likely" if next_score >= 0.05 else "maybe" if next_score >= 0.015 else "weak"
+            )
         if section == "neighbours":
             why = _because(source) + (f"; {why}" if why else "")
         if share and share >= 0.004:
@@ -243,7 +244,8 @@ def _query_lines(candidates: list[tuple], chances: np.ndarray) -> list[Line]:
         if success < 0.2:
             marks.append("poor")
         text = " ".join([safe(query), *marks])
-        made.append(Line(section, text, chance, query=query, reason=why))
+        # Sums differ in their last digits from run to run; what is equal must stay equal.
+        made.append(Line(section, text, round(chance, 12), query=query, reason=why))
     return sorted(made, key=lambda line: (-line.score, line.text))
 
 
@@ -279,7 +281,7 @@ def _identity_lines(
 
 def _seen_lines(products: list[tuple]) -> list[Line]:
     """What the last session looked at without searching for it."""
-    made = []
+    made: list[Line] = []
     for _, bought, title, _leaf, age, in_last, engaged in products:
         if in_last and not engaged and not bought and len(made) < 1:
             shown = " ".join(safe(title).lower().split()[:6])

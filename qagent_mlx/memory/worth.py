@@ -21,7 +21,9 @@ from ..shop import Shop
 from . import tables
 from .events import successes
 
-AGES = ((0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"))
+AGES = (
+    (0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"),
+)  # fmt: skip
 AGE_WORDS = (*(word for _, word in AGES), "old")
 OUTCOMES = ("unmet", "liked", "carted", "bought")
 

@@ -50,7 +50,9 @@ def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[P
 
     # Multiples of 64 suit the matrix kernels.
     vocab = -(-tokenizer.get_vocab_size() // 64) * 64
-    config = llama_config(size, vocab, tokenizer.token_to_id(EOS))
+    eos = tokenizer.token_to_id(EOS)
+    assert eos is not None
+    config = llama_config(size, vocab, eos)
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(config))
     scale = config["hidden_size"] ** -0.5

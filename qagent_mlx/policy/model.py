@@ -83,7 +83,8 @@ class Policy:
     @property
     def parameters(self) -> int:
         """How many weights the model has, adapters included."""
-        return sum(v.size for _, v in tree_flatten(self.model.parameters()))
+        weights = dict(tree_flatten(self.model.parameters()))
+        return sum(v.size for v in weights.values())
 
     # ------------------------------------------------------------ computing
 
@@ -301,7 +302,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
                 keys=tuple(parameters.get("keys", ())),
             )
         )
-        stored = mx.load(str(folder / "adapters.safetensors"))
+        stored: Any = mx.load(str(folder / "adapters.safetensors"))
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))

@@ -62,7 +62,9 @@ def derive(
     """
     folder = resolve(shop, parent)
     if folder == shop.folder("policies", name):
-        raise QAgentError(f"--name {name} would overwrite the policy it starts from; choose another")
+        raise QAgentError(
+            f"--name {name} would overwrite the policy it starts from; choose another"
+        )
     policy = load_policy(folder, dtype)
     merge_adapters(policy)
     inside = folder.parent == shop.path / "policies"

@@ -74,13 +74,15 @@ class ShopCodec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        ids = {name: tokenizer.token_to_id(name) for name in (EOS, FETCH, SEARCH_END, RECOMMEND_END)}
-        missing = [name for name, number in ids.items() if number is None]
+        wanted = (EOS, FETCH, SEARCH_END, RECOMMEND_END)
+        found = {name: tokenizer.token_to_id(name) for name in wanted}
+        missing = [name for name, number in found.items() if number is None]
         if missing:
             raise QAgentError(
                 f"the tokenizer has no token {', '.join(missing)}; it was made for another "
                 "protocol: run qagent pretrain again"
             )
+        ids = {name: number for name, number in found.items() if number is not None}
         self._eos = frozenset({ids.pop(EOS)})
         self.single_stops: frozenset[int] | None = frozenset(ids.values())
 

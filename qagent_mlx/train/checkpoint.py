@@ -75,8 +75,9 @@ def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[st
         return None
     place = found[-1]
     try:
-        load_adapter(policy, mx.load(str(place / "adapters.safetensors")), str(place))
-        stored = mx.load(str(place / "optimizer.safetensors"))
+        weights: Any = mx.load(str(place / "adapters.safetensors"))
+        load_adapter(policy, weights, str(place))
+        stored: Any = mx.load(str(place / "optimizer.safetensors"))
     except (RuntimeError, OSError, ValueError) as error:
         raise QAgentError(
             f"the checkpoint {place} is damaged ({error}); delete it to go on from the one before"

@@ -13,12 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..agent.protocol import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END, profile_text, results_text
+from ..agent.protocol import (
+    FETCH,
+    RECOMMEND,
+    RECOMMEND_END,
+    SEARCH,
+    SEARCH_END,
+    profile_text,
+    results_text,
+)
 from ..agent.tools import Request, SearchProducts
 from ..memory.profile import render
 from ..policy.model import AgentConfig, Policy
 from ..text import query_key
-from ..types import Profile
+from ..types import Line, Profile
 from .batches import Chain
 from .environment import Environment, Example
 
@@ -89,7 +97,8 @@ class Demonstrator:
     ) -> tuple[Profile, int]:
         if not self.config.drop_lines:
             return profile, right
-        kept, place, number = [], 0, 0
+        kept: list[Line] = []
+        place = number = 0
         for line in profile.lines:
             is_right = line.query is not None and number == right
             number += line.query is not None

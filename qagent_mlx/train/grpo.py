@@ -224,8 +224,8 @@ class Trainer:
                 if epoch == 0:
                     drift = max(drift, float(parts["drift"]))
                 for name in sums:
-                    value = float(loss) if name == "loss" else float(parts[name])
-                    sums[name] += value / config.epochs
+                    part = float(loss if name == "loss" else parts[name])
+                    sums[name] += part / config.epochs
             if epoch == 0 and number == 0:
                 self._check_first(drift, gradient)
             gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
@@ -276,7 +276,7 @@ class Trainer:
                 f"the policy scores its own samples differently (log-probability off by "
                 f"{drift:.3f}); use --dtype float32, or report this with the model's name"
             )
-        norms = [float(mx.abs(g).max()) for _, g in tree_flatten(gradient)]
+        norms = [float(mx.abs(g).max()) for g in dict(tree_flatten(gradient)).values()]
         if not norms or max(norms) == 0.0:
             raise QAgentError(
                 "the first gradient is zero: nothing would be learned; check the adapter's "
