@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     default=Path("demo-shop"), show_default="./demo-shop", metavar="PATH",
     help="The demo's own shop; one that the demo made earlier is made anew.",
 )  # fmt: skip
-@click.option("--steps", default=40, show_default=True, type=click.IntRange(1), help="Of GRPO.")
-@click.option("--sft-steps", default=30, show_default=True, type=click.IntRange(1), help="Of SFT.")
+@click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of GRPO.")
+@click.option("--sft-steps", default=20, show_default=True, type=click.IntRange(1), help="Of SFT.")
 @click.option(
-    "--cases", default=250, show_default=True, type=click.IntRange(2),
+    "--cases", default=150, show_default=True, type=click.IntRange(2),
     help="Test cases of the evaluations.",
 )  # fmt: skip
 @click.option("--policy", default="sample", show_default=True, type=PLAIN, help="The base model.")

@@ -134,7 +134,7 @@ def sft(
 )  # fmt: skip
 @steps_option
 @click.option(
-    "--advantage", type=click.Choice(["gdpo", "grpo", "dr_grpo"]), help="[default: gdpo]"
+    "--advantage", type=click.Choice(["gdpo", "grpo", "dr_grpo"]), help="[default: dr_grpo]"
 )
 @click.option("--group", type=click.IntRange(2), help="Chains a case (G).")
 @click.option("--cases-per-step", type=POSITIVE, help="Cases a step.")

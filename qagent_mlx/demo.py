@@ -34,9 +34,9 @@ class DemoConfig:
     """How long the story takes."""
 
     parent: str = SAMPLE
-    sft_steps: int = 30
-    grpo_steps: int = 40
-    cases: int = 250  # test cases of the evaluations
+    sft_steps: int = 20
+    grpo_steps: int = 25
+    cases: int = 150  # test cases of the evaluations
     group: int = 8
     measured: int = 50  # validation cases of the rewards that training reports
     seed: int = 0

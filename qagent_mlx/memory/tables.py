@@ -175,7 +175,7 @@ QUALIFY row_number() OVER (PARTITION BY source, day ORDER BY n DESC, query_key) 
 
 CREATE OR REPLACE TEMP TABLE led AS            -- neighbours before personal taste
 SELECT s.moment, t.query_key, 0.3 * sum(s.weight * t.p) AS score,
-       arg_max(s.source, s.weight * t.p) AS source
+       arg_max(s.source, (round(s.weight * t.p, 12), s.source)) AS source
 FROM sources s JOIN transitions t USING (source, day) GROUP BY s.moment, t.query_key;
 
 -- how the user words queries: shares of kinds, and the words used with success

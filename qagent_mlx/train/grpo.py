@@ -50,16 +50,16 @@ from .supervised import batch_order
 class GrpoConfig:
     """All settings of a run, with the defaults that measured best (see README)."""
 
-    steps: int = 200
+    steps: int = 100
     cases_per_step: int = 16
     group: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     warmup: int = 5
-    advantage: str = "gdpo"
+    advantage: str = "dr_grpo"
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     clip_low: float = 0.2
     clip_high: float = 0.28
-    beta: float = 0.01
+    beta: float = 0.02
     epochs: int = 1
     max_grad_norm: float = 1.0
     token_budget: int = 8192  # padded tokens of one micro-batch

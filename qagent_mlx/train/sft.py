@@ -25,7 +25,7 @@ from .supervised import FitConfig, fit
 class SftConfig:
     """How the cold start is done."""
 
-    steps: int = 100
+    steps: int = 40
     batch_size: int = 32
     learning_rate: float = 5e-4
     drop_lines: float = 0.1
