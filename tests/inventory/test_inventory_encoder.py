@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.inventory.encoder import SubwordEncoder
+
+# 3 and 7 are lamps; that people who type "office light" want them is known from clicks only.
+CLICKED = [(3, "office light", 3.0), (7, "office light", 3.0)]
+TEXTS = [f"{brand} {thing}" for brand in ("acme", "brio", "coda")
+         for thing in ("usb cable", "phone case", "coffee beans", "desk lamp")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SubwordEncoder.fit(TEXTS, CLICKED)
+
+
+def near(encoder, one, other):
+    a, b = encoder.encode([one, other])
+    return float(a @ b)
+
+
+def test_vectors_have_length_one_and_unknown_text_length_zero(encoder):
+    length = np.linalg.norm(encoder.encode([*TEXTS, "cofee", "", "!!"]), axis=1)
+    assert length == pytest.approx([1] * 13 + [0, 0], abs=1e-5)
+    assert encoder.encode([]).shape == (0, encoder.dimensions)
+
+
+def nearest(encoder, query, k=3):
+    order = np.argsort(-(encoder.encode(TEXTS) @ encoder.encode([query])[0]))
+    return {TEXTS[i].partition(" ")[2] for i in order[:k]}
+
+
+def test_typos_stay_near(encoder):
+    assert nearest(encoder, "cofee beens") == {"coffee beans"}
+    assert nearest(encoder, "fone caes") == {"phone case"}
+    assert near(encoder, "cofee beens", "coffee beans") > 0.3
+    assert abs(near(encoder, "cofee beens", "phone case")) < 0.2
+
+
+def test_queries_that_led_to_clicks_come_near_their_products(encoder):
+    assert nearest(encoder, "office light") == {"desk lamp"}
+    assert nearest(SubwordEncoder.fit(TEXTS), "office light") != {"desk lamp"}
+
+
+def test_fitting_again_gives_the_same(encoder):
+    again = SubwordEncoder.fit(TEXTS, CLICKED)
+    assert np.array_equal(again.components, encoder.components)
+    plain, other = SubwordEncoder.fit(TEXTS), SubwordEncoder.fit(TEXTS, seed=1)
+    same = [near(e, TEXTS[0], TEXTS[1]) for e in (plain, other)]
+    assert same[0] == pytest.approx(same[1], abs=0.05)
+
+
+def test_a_stored_encoder_is_the_same_to_the_bit(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder.npz")
+    loaded = SubwordEncoder.load(tmp_path / "encoder.npz")
+    assert loaded.dimensions == encoder.dimensions
+    assert np.array_equal(loaded.encode(TEXTS), encoder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "flipped", "empty", "other"])
+def test_a_damaged_file_is_named(encoder, tmp_path, damage):
+    path = tmp_path / "encoder.npz"
+    encoder.save(path)
+    content = path.read_bytes()
+    if damage == "other":
+        np.savez(path, something=np.zeros(3))
+    else:
+        path.write_bytes(
+            {"cut": content[:-40], "garbage": b"x" * 999, "empty": b"",
+             "flipped": content[:300] + bytes(b ^ 0xFF for b in content[300:400]) + content[400:],
+             }[damage]
+        )  # fmt: skip
+    with pytest.raises(QAgentError, match=r"encoder\.npz is damaged; run: qagent index"):
+        SubwordEncoder.load(path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "texts", [["lamp"], ["lamp", "lamp"], ["!!", "??"], ["lamp", "!!"], ["lamp"] * 30 + ["desk"]]
+)
+def test_small_and_repetitive_catalogs_have_no_bad_numbers(texts):
+    encoder = SubwordEncoder.fit(texts)
+    assert np.isfinite(encoder.components).all()
+    vectors = encoder.encode([*texts, "lamps", "zebra"])
+    assert np.isfinite(vectors).all()
+    assert (np.linalg.norm(vectors, axis=1) < 1.001).all()
+
+
+def test_directions_of_noise_are_left_out():
+    """Thirty products with three titles span three directions at most."""
+    encoder = SubwordEncoder.fit(["usb cable", "phone case", "desk lamp"] * 10)
+    assert encoder.dimensions <= 3

@@ -1,0 +1,119 @@
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest import append_events
+from qagent_mlx.inventory.index import build, ensure, load
+from qagent_mlx.inventory.search import Filters, open_search
+
+
+def ids(hits):
+    return [hit.product_id for hit in hits]
+
+
+def test_a_plain_query_finds_its_kind_of_product(tiny_search):
+    found = ids(tiny_search.search(["usb cable"], 5)[0])
+    assert found
+    assert all(product.startswith("p0") for product in found)
+
+
+@pytest.mark.parametrize("query", ["usb cabel", "USB-Cable", "usbcable", "usb cables"])
+def test_typos_case_and_plurals_still_find(tiny_search, query):
+    assert ids(tiny_search.search([query], 3)[0])[0].startswith("p0")
+
+
+def test_a_batch_gives_what_single_searches_give(tiny_search):
+    queries = ["phone case", "acme desk lamp", "coffee", "phone case", "???"]
+    together = tiny_search.search(queries, 5)
+    assert [ids(h) for h in together] == [ids(tiny_search.search([q], 5)[0]) for q in queries]
+    assert together[-1] == []
+
+
+def test_the_same_question_gets_the_same_answer(tiny_shop):
+    first, second = open_search(tiny_shop), open_search(tiny_shop)
+    for query in ("black", "acme", "red running shoes"):
+        assert first.search([query], 10) == second.search([query], 10)
+
+
+def test_filters_hold(tiny_search):
+    catalog = tiny_search.catalog
+    rows = catalog.rows_of()
+    filters = Filters(in_stock=True, min_price=10, max_price=30, category="Phones")
+    found = ids(tiny_search.search(["acme phone case"], 10, filters=filters)[0])
+    assert found
+    for product in found:
+        row = rows[product]
+        assert catalog.in_stock[row]
+        assert 10 <= catalog.prices[row] <= 30
+        assert catalog.categories[row].startswith("Phones")
+
+
+def test_clicks_after_the_moment_do_not_reach_search(own_shop):
+    """Invariant 8."""
+    moment = datetime(2026, 3, 20)
+    before = open_search(own_shop).search(["phone case", "acme phone case"], 10, [moment] * 2)
+    rows = []
+    for i in range(30):
+        at = (moment + timedelta(seconds=i)).isoformat()
+        rows.append({"user_id": "late", "time": at, "type": "search", "query": "phone case"})
+        rows.append(
+            {"user_id": "late", "time": at, "type": "click", "query": "phone case",
+             "product_id": "p400"}
+        )  # fmt: skip
+    append_events(own_shop, rows)
+    search = open_search(own_shop)
+    assert search.search(["phone case", "acme phone case"], 10, [moment] * 2) == before
+    later = search.search(["phone case"], 10, [moment + timedelta(days=1)])[0]
+    assert "p400" in ids(later)
+
+
+def test_price_and_stock_are_those_of_the_moment(tiny_search):
+    catalog = tiny_search.catalog
+    row = catalog.rows_of()["p000"]
+    price, in_stock = catalog.state(row, datetime(2026, 3, 2))
+    sale, still = catalog.state(row, datetime(2026, 3, 7))
+    assert (in_stock, still) == (True, True)
+    assert sale == pytest.approx(price / 2, abs=0.01)
+    assert not catalog.state(row, datetime(2026, 3, 11))[1]
+
+
+def test_a_stale_index_is_built_again(own_shop):
+    assert ensure(own_shop).manifest["products"] == 40
+    with own_shop.transaction() as connection:
+        connection.execute(
+            "INSERT INTO products SELECT 'new', 'Extra garden hose', brand, category, price, "
+            "in_stock, attributes, changed FROM products LIMIT 1"
+        )
+        own_shop.set_meta("catalog_version", str(own_shop.catalog_version + 1))
+    assert ensure(own_shop).manifest["products"] == 41
+    assert ids(open_search(own_shop).search(["garden hose"], 1)[0]) == ["new"]
+
+
+@pytest.mark.parametrize("name", ["vectors.usearch", "encoder.npz", "catalog.parquet"])
+def test_a_torn_index_is_noticed_and_built_again(own_shop, name):
+    path = own_shop.path / "inventory" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(QAgentError, match="damaged.*qagent index"):
+        load(own_shop.path / "inventory")
+    assert len(ensure(own_shop).catalog) == 40
+
+
+def test_a_missing_index_says_what_to_run(own_shop):
+    with pytest.raises(QAgentError, match="qagent index"):
+        load(own_shop.path / "nowhere")
+
+
+def test_the_encoder_sees_no_click_after_its_limit(own_shop):
+    until = datetime(2026, 3, 10)
+    first = build(own_shop, until)
+    vectors = first.encoder.encode(["acme usb cable", "phone case"])
+    append_events(
+        own_shop,
+        [{"user_id": "late", "time": "2026-03-10T00:00:00", "type": "search", "query": "zebra"},
+         {"user_id": "late", "time": "2026-03-10T00:00:00", "type": "click", "query": "zebra",
+          "product_id": "p000"}],
+    )  # fmt: skip
+    again = build(own_shop, until)
+    assert np.array_equal(vectors, again.encoder.encode(["acme usb cable", "phone case"]))
