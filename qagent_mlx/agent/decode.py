@@ -5,8 +5,8 @@ profile, a search that several rollouts of a group made) is computed once and fo
 that stop leave the batch with their cache, so a waiting row does not hold the others.
 
 This module sees token ids only. It builds on mlx-lm's caches rather than on its
-BatchGenerator, which keeps a full vocabulary row of log-probabilities a token and has no
-way to fork a batch (see tests/benchmarks for the measured difference).
+BatchGenerator, which keeps a full vocabulary row of log-probabilities a token, has no way to
+fork rows of a running batch, and draws from one random stream for all rows.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ..policy.model import AgentConfig, Policy
 from ..train.environment import Environment, Example
 from .metrics import Ranking
 
-CASES_AT_ONCE = 64
+CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
 
 
 class PolicySystem:

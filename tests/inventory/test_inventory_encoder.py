@@ -4,8 +4,8 @@ import pytest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.encoder import SubwordEncoder
 
-# 3 and 7 are lamps; that people who type "office light" want them is known from clicks only.
-CLICKED = [(3, "office light", 3.0), (7, "office light", 3.0)]
+# That people who type "office light" want a lamp is known from clicks only.
+CLICKED = [(row, "office light", 3.0) for row in (3, 7, 11)]
 TEXTS = [f"{brand} {thing}" for brand in ("acme", "brio", "coda")
          for thing in ("usb cable", "phone case", "coffee beans", "desk lamp")]  # fmt: skip
 

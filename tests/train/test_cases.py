@@ -1,0 +1,119 @@
+from datetime import datetime, timedelta
+
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest import append_events
+from qagent_mlx.inventory.index import load
+from qagent_mlx.shop import Shop
+from qagent_mlx.text import query_key
+from qagent_mlx.train.cases import SPLITS, SplitConfig, build_cases, of_split
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_shop):
+    return build_cases(tiny_shop.connection)
+
+
+def sessions_of(shop):
+    """(user, start) -> (history, its first search with an engagement, what was engaged with)."""
+    rows = shop.connection.execute(
+        "SELECT event_id, user_id, ts, type, query, product_id, session_id, search_id "
+        "FROM events ORDER BY ts, event_id"
+    ).fetchall()
+    level = {"click": 1, "cart": 2, "purchase": 3}
+    made = {}
+    for session in {row[6] for row in rows}:
+        mine = [row for row in rows if row[6] == session]
+        user, start = mine[0][1], mine[0][2]
+        led = [r for r in mine if r[3] == "search" and any(e[7] == r[0] and e[3] in level for e in mine)]
+        if led:
+            best = {}
+            for row in mine:
+                if row[7] == led[0][0] and row[3] in level:
+                    was, first = best.get(row[5], (0, row[2]))
+                    best[row[5]] = (max(was, level[row[3]]), first)
+            products = sorted(best, key=lambda p: (-best[p][0], best[p][1], p))
+            history = sum(row[1] == user and row[2] < start for row in rows)
+            made[user, start] = (history, led[0][4], tuple(products))
+    return made
+
+
+def test_cases_are_the_sessions_in_which_a_search_led_to_an_engagement(tiny_shop, cases):
+    expected = {k: v for k, v in sessions_of(tiny_shop).items() if v[0] >= 1}
+    found = {(c.user_id, c.as_of): (c.history, c.query, c.products) for c in cases}
+    assert found == expected
+    assert len(cases) == len(found) > 80
+    assert all(c.query_key == query_key(c.query) for c in cases)
+
+
+def test_splits_follow_time(cases):
+    assert [c.case_id for c in cases] == list(range(len(cases)))
+    assert [c.as_of for c in cases] == sorted(c.as_of for c in cases)
+    order = [SPLITS.index(c.split) for c in cases]
+    assert order == sorted(order)
+    assert len(of_split(cases, "test")) == round(len(cases) * 0.2)
+    assert len(of_split(cases, "validation")) == round(len(cases) * 0.05)
+    assert sum(len(of_split(cases, split)) for split in SPLITS) == len(cases)
+
+
+def test_the_test_split_may_begin_at_a_moment(tiny_shop, cases):
+    for moment in ("2026-03-20", "2026-03-20T12:30", cases[50].as_of.isoformat()):
+        found = build_cases(tiny_shop.connection, SplitConfig(test_from=moment))
+        cut = datetime.fromisoformat(moment)
+        assert all((c.split == "test") == (c.as_of >= cut) for c in found)
+        assert of_split(found, "validation") and of_split(found, "train")
+
+
+def test_new_users_are_let_in_on_request(tiny_shop, cases):
+    found = build_cases(tiny_shop.connection, SplitConfig(min_history=0))
+    assert {c.history for c in found} > {c.history for c in cases}
+    assert min(c.history for c in found) == 0 < min(c.history for c in cases)
+    veterans = build_cases(tiny_shop.connection, SplitConfig(min_history=10))
+    assert min(c.history for c in veterans) >= 10
+
+
+def test_no_case_lies_in_what_the_index_learned_from(tiny_shop, tiny_folder, cases):
+    cut = load(tiny_folder / "inventory").clicks_until
+    found = build_cases(tiny_shop.connection, after=cut)
+    assert [c.as_of for c in found] == [c.as_of for c in cases if c.as_of >= cut]
+    assert 0 < len(found) < len(cases)
+
+
+def test_what_comes_later_changes_no_case_but_its_split(own_shop):
+    """Invariant 8."""
+    before = build_cases(own_shop.connection)
+    last = own_shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+    rows = []
+    for i in range(20):
+        row = {"user_id": "u00", "time": last + timedelta(hours=1 + i), "query": f"new {i}"}
+        rows += [{**row, "type": "search"}, {**row, "type": "click", "product_id": "p000"}]
+    append_events(own_shop, rows)
+    after = build_cases(own_shop.connection)
+    assert [(c.user_id, c.as_of, c.query, c.products, c.history) for c in before] == [
+        (c.user_id, c.as_of, c.query, c.products, c.history) for c in after[: len(before)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (SplitConfig(min_history=10_000), "the log holds no case"),
+        (SplitConfig(test_from="soon"), "test_from 'soon': write it as 2011-10-12"),
+        (SplitConfig(test_from="2030-01-01"), "too few for a train, validation and test split"),
+        (SplitConfig(test_from="2020-01-01"), "too few"),
+        (SplitConfig(test_share=1.0), "too few"),
+        (SplitConfig(validation_share=0.9), "too few"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(tiny_shop, config, says):
+    with pytest.raises(QAgentError, match=says) as error:
+        build_cases(tiny_shop.connection, config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_log_without_success_says_what_is_missing(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        append_events(shop, [{"user_id": "u", "time": "2026-01-01", "query": "x"}])
+        with pytest.raises(QAgentError, match="no search by a known user led to a click"):
+            build_cases(shop.connection)
