@@ -55,6 +55,16 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_there_is_a_whole_file_up_to_the_last_moment(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_json(path, {"new": 2})
+    assert read_json(path, "it") == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_comes_back_in_any_script(tmp_path):
     value = {"größe": ["ย", "😀", None, 1.5], "nested": {"a": True}}
     write_json(tmp_path / "x.json", value)

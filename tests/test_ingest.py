@@ -628,6 +628,15 @@ def test_what_a_change_replaces_stays_known_for_the_time_before_it(shop, tmp_pat
     assert now(shop) == [(2.0,)]
 
 
+def test_what_was_known_without_a_time_holds_before_a_history_that_comes_later(shop, tmp_path):
+    states(shop, tmp_path, (None, 1))
+    rows = [{"id": "p", "title": "A", "price": price, "time": f"2026-0{month}-01"}
+            for month, price in ((2, 9), (3, 1))]  # fmt: skip
+    ingest(shop, "products", [write(tmp_path / "h.csv", rows)])
+    assert [price for _, price, _ in history(shop)] == [1, 9, 1]
+    assert now(shop) == [(1.0,)]
+
+
 def test_the_same_state_again_changes_no_version(shop, tmp_path):
     states(shop, tmp_path, (None, 1), (None, 1))
     assert shop.catalog_version == 1

@@ -155,7 +155,7 @@ class Roller:
         while fresh or going.rows or waiting:
             room = self._max_rows - len(going.rows) - sum(len(w.rows) for w in waiting)
             # Joining a running batch copies its cache, so rows come in by half batches.
-            if fresh and (2 * room >= self._max_rows or room == self._max_rows):
+            if fresh and 2 * room >= self._max_rows:
                 admitted, fresh = fresh[:room], fresh[room:]
                 going.extend(self.decoder.start([c.row for c in admitted]))
             parked_rows = sum(len(w.rows) for w in waiting)

@@ -66,9 +66,13 @@ def test_typos_still_find(search, query):
     assert set(found(search, query, 3)) == {"gow1", "gow2", "gow3"}
 
 
-def test_equal_products_come_in_the_order_of_the_catalog(search):
+def test_equal_products_come_in_the_order_of_the_catalog(search, only):
     assert found(search, "phone case", 3) == ["case", "case2", "case3"]
     assert found(search, "red phone case", 2) == ["case", "case2"]
+    for ranking in ("lexical", "dense"):
+        assert only(ranking, "phone case")[:3] == ["case", "case2", "case3"]
+    tied = only(None, "phone case")
+    assert len(tied) > 3 and tied == sorted(tied)
 
 
 def test_a_batch_with_moments_and_filters_equals_single_questions(shop):
@@ -107,13 +111,21 @@ def test_earlier_clicks_lead_and_later_ones_are_unknown(search):
     assert "tv" not in found(search, "red thing", category="Games")
 
 
-def test_each_ranking_has_its_weight(shop, search):
-    def only(name, query):
-        none = {"weight_lexical": 0.0, "weight_dense": 0.0, "weight_clicks": 0.0}
-        config = replace(shop.config.search, **{**none, f"weight_{name}": 1.0})
-        engine = HybridSearch(search.index, search.clicks, config)
-        return [hit.product_id for hit in engine.search([query], 10)[0] if hit.score > 0]
+@pytest.fixture
+def only(shop, search):
+    """What is found for a query by one ranking alone; by none, with scores of 0."""
+    none = {"weight_lexical": 0.0, "weight_dense": 0.0, "weight_clicks": 0.0}
 
+    def ids(name, query):
+        own = {f"weight_{name}": 1.0} if name else {}
+        config = replace(shop.config.search, **{**none, **own})
+        hits = HybridSearch(search.index, search.clicks, config).search([query], 10)[0]
+        return [hit.product_id for hit in hits if not name or hit.score > 0]
+
+    return ids
+
+
+def test_each_ranking_has_its_weight(only):
     assert only("lexical", "gearz") == only("clicks", "gearz") == []
     assert set(only("dense", "gearz")[:3]) == {"gow1", "gow2", "gow3"}
     assert only("lexical", "red thing") == ["case", "case2", "case3"]

@@ -4,7 +4,7 @@ import shutil
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.agent.protocol import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
@@ -61,6 +61,9 @@ def memories(tiny_shop):
 
 @settings(max_examples=15)
 @given(budget=st.integers(8, 300), count=st.sampled_from([words_cost, letters]))
+@example(budget=470, count=letters)
+@example(budget=570, count=letters)
+@example(budget=670, count=letters)
 def test_a_profile_holds_its_budget_in_whole_lines(memories, lines, moments, budget, count):
     """Invariant 10."""
     for profile, known in zip(memories[count].profiles(moments, budget=budget), lines, strict=True):
