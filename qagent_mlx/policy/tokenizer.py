@@ -185,9 +185,12 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     from mlx_lm.utils import load_tokenizer
 
     try:
-        return ChatCodec(load_tokenizer(folder, eos_token_ids=eos_token_ids))
+        # Code that a model folder brings is never run, nor is anybody asked whether to.
+        options = {"trust_remote_code": False}
+        return ChatCodec(load_tokenizer(folder, options, eos_token_ids=eos_token_ids))
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise QAgentError(f"{folder}: its tokenizer cannot be read: {error}") from error
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QAgentError(f"{folder}: its tokenizer cannot be read: {line}") from error
 
 
 def prompt_ids(codec: AnyCodec) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timezone
 
 import duckdb
 
@@ -65,6 +65,8 @@ def build_cases(
             raise QAgentError(
                 f"test_from {config.test_from!r}: write it as 2011-10-12 or 2011-10-12T00:00"
             ) from None
+        if cut.tzinfo is not None:
+            cut = cut.astimezone(timezone.utc).replace(tzinfo=None)
         first_test = next((i for i, c in enumerate(cases) if c.as_of >= cut), len(cases))
     else:
         first_test = len(cases) - max(1, round(len(cases) * config.test_share))

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.tokenizer import ShopCodec, load_codec, save_tokenizer
+
+
+def test_every_tag_and_reference_is_one_token(tiny_tokenizer):
+    codec = ShopCodec(tiny_tokenizer)
+    for text in ("<task>", "<fetch_memory/>", "<search>", "</results>", "<r0>", "<r31>", "<s8>"):
+        assert len(codec.encode(text)) == 1, text
+    chain = "<search><r3></search>"
+    assert codec.decode(codec.encode(chain)) == chain
+
+
+def test_a_saved_tokenizer_is_the_same(tiny_tokenizer, tmp_path):
+    save_tokenizer(tiny_tokenizer, tmp_path)
+    text = "<profile>Acme usb cable <r0></profile>"
+    assert load_codec(tmp_path).encode(text) == ShopCodec(tiny_tokenizer).encode(text)
+
+
+def test_a_damaged_tokenizer_is_one_clear_line(tiny_tokenizer, tmp_path):
+    save_tokenizer(tiny_tokenizer, tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3')
+    with pytest.raises(QAgentError, match="damaged"):
+        load_codec(tmp_path)
+
+
+def test_code_in_a_model_folder_is_never_run(tiny_tokenizer, tmp_path, monkeypatch):
+    save_tokenizer(tiny_tokenizer, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+        )
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    try:
+        load_codec(tmp_path)
+    except QAgentError as error:
+        assert "\n" not in str(error)
+    assert not (tmp_path / "ran").exists()
