@@ -39,6 +39,7 @@ class DemoConfig:
     drop_lines: float = 0.0  # chance of each other line to be left out
     read: float = 0.0  # share of observation tokens to learn too; only a new model needs it
     noise: float = 0.5  # how loosely the order of searches follows the lines' worth
+    reachable: bool = False  # only cases whose right line a chain meets within its searches
 
 
 class Demonstrator:
@@ -67,7 +68,11 @@ class Demonstrator:
     def usable(self, examples: Sequence[Example]) -> list[tuple[Example, int]]:
         """The examples with a right line, and which it is."""
         found = ((e, self.right_lines(e)) for e in examples)
-        return [(e, right[0]) for e, right in found if right]
+        usable = [(e, right[0]) for e, right in found if right]
+        if self.config.reachable:
+            # Jumping to a line further down is nothing that a policy could have known to do.
+            usable = [(e, right) for e, right in usable if right < self.agent.max_searches]
+        return usable
 
     def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
         """One demonstration for an example whose right line is ``right``."""

@@ -25,10 +25,10 @@ from .supervised import FitConfig, fit
 class SftConfig:
     """How the cold start is done."""
 
-    steps: int = 40
+    steps: int = 60
     batch_size: int = 32
     learning_rate: float = 5e-4
-    drop_lines: float = 0.1
+    compare: float = 0.1
     seed: int = 0
     measured: int = 100  # validation cases for the reward before and after
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -74,7 +74,8 @@ def train_sft(
          "agent": asdict(agent), "cases": len(environment.of_split("train"))},
     )
     demonstrator = Demonstrator(
-        environment, trained, agent, DemoConfig(drop_lines=config.drop_lines)
+        environment, trained, agent,
+        DemoConfig(compare=config.compare, noise=0.0, reachable=True),
     )
     usable = demonstrator.usable(environment.of_split("train"))
     if not usable:
