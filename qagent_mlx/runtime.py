@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Dispatches by processor at run time; cmeel's x86 build runs on AVX-512 machines only.
+BLAS_PACKAGE = "ngsolve-openblas" if platform.machine() == "x86_64" else "cmeel-openblas"
 BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_sgemm
 
 
@@ -66,7 +68,7 @@ def prepare() -> BlasState:
         return _blas
     path = Path(wanted) if wanted else _find_openblas()
     if path is None:
-        _blas.problem = "cmeel-openblas is not installed; pip install cmeel-openblas"
+        _blas.problem = f"{BLAS_PACKAGE} is not installed; pip install {BLAS_PACKAGE}"
         return _blas
     try:
         _load_global(path)
@@ -84,6 +86,10 @@ def blas_state() -> BlasState:
 
 
 def _find_openblas() -> Path | None:
+    spec = importlib.util.find_spec("ngsolve_openblas")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(place).glob("libopenblas*.so*")):
+            return path
     spec = importlib.util.find_spec("cmeel")
     roots = []
     if spec is not None and spec.submodule_search_locations:
@@ -98,16 +104,42 @@ def _find_openblas() -> Path | None:
 
 def _load_global(path: Path) -> None:
     try:
-        handle = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        handle = ctypes.CDLL(str(path))
     except OSError as error:
         # A machine without a Fortran compiler has no libgfortran.so.5 of its own, but
         # MLX's CPU wheel carries one under a hashed name.
         if "libgfortran" not in str(error):
             raise
         _lend_gfortran(error)
-        handle = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        handle = ctypes.CDLL(str(path))
     handle.cblas_sgemm  # noqa: B018  (AttributeError here means that it is no BLAS)
-    _blas.handles.append(handle)
+    missing = _missing_instructions(handle)
+    if missing:
+        raise OSError(f"it was built for processors with {missing}, which this one lacks")
+    _blas.handles.append(ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL))
+
+
+# What an OpenBLAS without runtime dispatch may use, by the processor it was built for.
+_NEEDS = {
+    "SKYLAKEX": "avx512f", "COOPERLAKE": "avx512f", "SAPPHIRERAPIDS": "avx512f",
+    "HASWELL": "avx2", "ZEN": "avx2", "SANDYBRIDGE": "avx",
+}  # fmt: skip
+
+
+def _missing_instructions(handle: ctypes.CDLL) -> str:
+    """The instruction set that a fixed OpenBLAS build needs and this processor lacks.
+
+    Such a build ends the process with an illegal instruction at its first product.
+    """
+    try:
+        handle.openblas_get_config.restype = ctypes.c_char_p
+        config = handle.openblas_get_config().decode(errors="replace").upper().split()
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except (AttributeError, OSError):
+        return ""
+    if "DYNAMIC_ARCH" in config or platform.machine() != "x86_64":
+        return ""
+    return next((_NEEDS[w] for w in config if w in _NEEDS and _NEEDS[w] not in flags), "")
 
 
 def _lend_gfortran(error: OSError) -> None:

@@ -48,11 +48,36 @@ def test_mlx_that_was_imported_first_is_noticed():
 
 
 @linux
-@pytest.mark.skipif(runtime._find_openblas() is None, reason="cmeel-openblas is not installed")
+@pytest.mark.skipif(runtime._find_openblas() is None, reason="no OpenBLAS package is installed")
 def test_the_installed_blas_is_used():
     name, path, problem, product = run(STATE)
     assert (name, problem, product) == ("OpenBLAS", None, 64)
-    assert path.endswith("libopenblas.so")
+    assert "openblas" in path.rpartition("/")[2]
+
+
+class FixedBuild:
+    """An OpenBLAS that was built for one kind of processor."""
+
+    def __init__(self, config):
+        self.openblas_get_config = lambda: config
+
+
+@linux
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 instruction sets")
+@pytest.mark.parametrize(
+    ("config", "flags", "missing"),
+    [
+        (b"OpenBLAS 0.3.31 NO_AFFINITY SKYLAKEX MAX_THREADS=4", "flags : fma avx avx2", "avx512f"),
+        (b"OpenBLAS 0.3.31 NO_AFFINITY SKYLAKEX MAX_THREADS=4", "flags : avx2 avx512f", ""),
+        (b"OpenBLAS 0.3.33 DYNAMIC_ARCH NO_AFFINITY SkylakeX", "flags : avx", ""),
+        (b"OpenBLAS 0.3.31 HASWELL", "flags : avx", "avx2"),
+    ],
+)
+def test_a_blas_built_for_other_processors_is_refused_before_it_can_crash(
+    config, flags, missing, monkeypatch
+):
+    monkeypatch.setattr(runtime.Path, "read_text", lambda _self: flags)
+    assert runtime._missing_instructions(FixedBuild(config)) == missing
 
 
 @linux
