@@ -9,7 +9,7 @@ habits. Lines about the user come first, then the lines with a query, the likeli
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ from ..shop import MemoryConfig
 from ..text import clean
 from ..types import Line, Profile
 from . import tables
-from .worth import OUTCOMES, Worth, age_word
+from .worth import OUTCOMES, Worth, age_word, features
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
@@ -83,16 +83,14 @@ class Memory:
         if not self._prepared:
             tables.prepare_shop(self.connection)
             self._prepared = True
-        keep = self.config.references
         tables.prepare_moments(
             self.connection,
             ((i, m.user_id, m.as_of) for i, m in enumerate(moments)),
             self.config,
-            keep,
         )
+        candidates = tables.candidate_rows(self.connection, len(moments))
         rows: dict[str, dict[int, list[tuple]]] = {}
         for name, fetched in (
-            ("candidates", tables.candidate_rows(self.connection, keep)),
             ("nodes", tables.node_rows(self.connection, 8)),
             ("identity", tables.identity_rows(self.connection)),
             ("wording", tables.wording_rows(self.connection)),
@@ -106,7 +104,15 @@ class Memory:
         made = []
         for i, moment in enumerate(moments):
             mine = {name: grouped.get(i, []) for name, grouped in rows.items()}
-            lines = [line for line in _all_lines(mine, self.worth) if line.section in wanted]
+            own = {n: v[candidates.of(i)] for n, v in candidates.columns.items()}
+            chances = self.worth.at(moment.as_of).chances(features(own))
+            lines = [
+                *_graph_lines(mine["nodes"]),
+                *_identity_lines(mine["identity"], mine["wording"], mine["nodes"]),
+                *_seen_lines(mine["products"]),
+                *_query_lines(own, chances),
+            ]
+            lines = [line for line in lines if line.section in wanted]
             context = _context(mine)
             allowed = self.config.budget if budget is None else budget
             made.append(self._pack(moment, lines, context, allowed))
@@ -194,59 +200,62 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
 # ---------------------------------------------------------------- sections
 
 
-def _all_lines(rows: dict[str, list[tuple]], worth: Worth) -> list[Line]:
-    return [
-        *_graph_lines(rows["nodes"]),
-        *_identity_lines(rows["identity"], rows["wording"], rows["nodes"]),
-        *_seen_lines(rows["products"]),
-        *_query_lines(rows["candidates"], worth.score(rows["candidates"])),
-    ]
-
-
-def _query_lines(candidates: list[tuple], chances: np.ndarray) -> list[Line]:
+def _query_lines(candidates: Mapping[str, np.ndarray], chances: np.ndarray) -> list[Line]:
     """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
 
     A query that comes from several sides is one line, in the section that says most of it.
+    The last mark, beside the reference, says how likely the query is wanted next.
     """
+    names = list(candidates)
     made: list[Line] = []
-    for row, chance in zip(candidates, chances.tolist(), strict=True):
-        (_, query, _times, _best, last, age, back, next_score, _place, source,
-         share, longer, _trend_place, _recent, had, _leaf, success) = row  # fmt: skip
+    for chance, *values in zip(
+        chances.tolist(), *(column.tolist() for column in candidates.values()), strict=True
+    ):
+        c = dict(zip(names, values, strict=True))
+        own, follows, trends = (
+            c[n] == c[n] for n in ("back", "next_score", "share")  # NaN: from no such side
+        )
         weight = {
-            "latest": 1.0 if back else 0.0,
-            "neighbours": float(next_score or 0.0),
-            "trending": float(share or 0.0),
+            "latest": 1.0 if own else 0.0,
+            "neighbours": c["next_score"] if follows else 0.0,
+            "trending": c["share"] if trends else 0.0,
         }
         section = max(weight, key=lambda name: weight[name])
-        marks, why = [], ""
-        if back:
-            marks += [OUTCOMES[last], age_word(age)]
-            why = f"you searched it {_ago(age)}" + (
-                " and found nothing that suited" if last == 0 else ""
+        marks, why = list[str](), ""
+        if own:
+            marks += [OUTCOMES[int(c["last"])], age_word(c["age"])]
+            why = f"you searched it {_ago(c['age'])}" + (
+                " and found nothing that suited" if c["last"] == 0 else ""
             )
-        elif had is not None:
-            marks += ["had", age_word(had)]
-        if next_score:
-            marks.append(
-                "likely" if next_score >= 0.05 else "maybe" if next_score >= 0.015 else "weak"
-            )
+        elif c["had_age"] == c["had_age"]:
+            marks += ["had", age_word(c["had_age"])]
         if section == "neighbours":
-            why = _because(source) + (f"; {why}" if why else "")
-        if share and share >= 0.004:
+            why = _because(c["source"]) + (f"; {why}" if why else "")
+        if trends and c["share"] >= 0.004:
+            share = c["share"]
             marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
-            growth = share / max(longer, 1e-9)
+            growth = share / max(c["longer_share"], 1e-9)
             if growth >= 1.5:
                 marks.append("rising")
             elif growth <= 0.6:
                 marks.append("fading")
         if section == "trending":
-            why = f"{share:.1%} of the shop's searches just now"
-        if success < 0.2:
+            why = f"{c['share']:.1%} of the shop's searches just now"
+        if c["success"] < 0.2:
             marks.append("poor")
-        text = " ".join([safe(query), *marks])
+        word = chance_word(chance)
+        text = " ".join([safe(c["query"]), *marks, *([word] if word else [])])
         # Sums differ in their last digits from run to run; what is equal must stay equal.
-        made.append(Line(section, text, round(chance, 12), query=query, reason=why))
+        made.append(Line(section, text, round(chance, 12), query=c["query"], reason=why))
     return sorted(made, key=lambda line: (-line.score, line.text))
+
+
+def chance_word(chance: float) -> str:
+    """How likely a query is wanted next, as one word; empty for the many that hardly are."""
+    return next(
+        (word for limit, word in ((0.3, "surely"), (0.15, "likely"), (0.07, "maybe"))
+         if chance >= limit), "",
+    )  # fmt: skip
 
 
 def _graph_lines(nodes: list[tuple]) -> list[Line]:

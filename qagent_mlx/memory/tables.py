@@ -9,16 +9,19 @@ training run; a single moment is served by the same SQL, so both give the same p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import duckdb
+import numpy as np
 
 from ..shop import MemoryConfig
 from ..text import words
 
 SOURCES = 8  # how many of a user's last engagements lead to neighbours
-NEIGHBOURS = 60  # how many neighbours of one source are kept
+NEIGHBOURS = 120  # how many neighbours of one source are kept
 TRENDS = 40  # how many trending queries are kept an hour
+CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
 
 # ---------------------------------------------------------------- what the shop knows
 
@@ -56,20 +59,31 @@ WITH numbered AS (
     FROM outcomes o LEFT JOIN goods g USING (product_id)),
 pairs AS (
     SELECT a.user_id, a.query_key AS from_key, a.leaf, a.product_id, b.query_key, b.known,
-           1.0 / (b.n - a.n) AS closeness
+           1.0 / (b.n - a.n) AS closeness, epoch(b.ts - a.ts) / 86400 AS delay
     FROM numbered a JOIN numbered b ON b.user_id = a.user_id AND b.n > a.n AND b.n <= a.n + 3
         AND b.session_id <> a.session_id AND b.ts < a.ts + INTERVAL 45 DAYS)
-SELECT 'c:' || leaf AS source, query_key, known, closeness FROM pairs WHERE leaf <> ''
+SELECT 'c:' || leaf AS source, query_key, known, closeness, delay FROM pairs WHERE leaf <> ''
 UNION ALL
-SELECT 'q:' || from_key, query_key, known, closeness FROM pairs WHERE from_key <> query_key
+SELECT 'q:' || from_key, query_key, known, closeness, delay FROM pairs WHERE from_key <> query_key
 UNION ALL
-SELECT 'p:' || product_id, query_key, known, closeness FROM pairs WHERE from_key <> query_key
+SELECT 'p:' || product_id, query_key, known, closeness, delay FROM pairs
+WHERE from_key <> query_key
 UNION ALL      -- what led nowhere, and how the same session went on
-SELECT 'r:' || a.query_key, o.query_key, o.known, 1.0
+SELECT 'r:' || a.query_key, o.query_key, o.known, 1.0, epoch(o.ts - a.ts) / 86400
 FROM events a JOIN outcomes o ON o.session_id = a.session_id AND o.event_id <> a.event_id
     AND (o.ts, o.event_id) > (a.ts, a.event_id) AND o.query_key <> a.query_key
 LEFT JOIN outcomes x ON x.event_id = a.event_id
 WHERE a.type = 'search' AND (x.known IS NULL OR x.known > o.known);
+
+-- how long after a purchase a user bought something of the same category again
+CREATE OR REPLACE TEMP TABLE cycles AS
+WITH visits AS (
+    SELECT e.user_id, e.session_id, g.leaf, min(e.ts) AS ts
+    FROM events e JOIN goods g USING (product_id)
+    WHERE e.type = 'purchase' AND g.leaf <> '' GROUP BY ALL)
+SELECT leaf, ts AS known,
+       epoch(ts - lag(ts) OVER (PARTITION BY user_id, leaf ORDER BY ts)) / 86400 AS gap
+FROM visits;
 
 CREATE OR REPLACE TEMP TABLE hourly AS
 SELECT date_trunc('hour', ts) AS hour, query_key, count(*) AS n
@@ -149,33 +163,39 @@ FROM engaged WHERE type = 'purchase' AND leaf <> '' GROUP BY moment, leaf;
 CREATE OR REPLACE TEMP TABLE sources AS
 WITH last AS (
     SELECT s.moment, s.as_of, s.query_key, s.product_id, s.outcome, g.leaf,
+           epoch(s.as_of - s.ts) / 86400 AS age,
            row_number() OVER (PARTITION BY s.moment ORDER BY s.ts DESC, s.event_id DESC) AS n
     FROM searches s LEFT JOIN goods g USING (product_id) WHERE s.outcome > 0)
-SELECT moment, date_trunc('day', as_of) AS day, source, max(weight) AS weight FROM (
+SELECT moment, date_trunc('day', as_of) AS day, source, max(weight) AS weight,
+       min(age) AS age FROM (
     SELECT moment, as_of, 'c:' || leaf AS source,
-           pow(0.8, n) * (CASE WHEN outcome = 3 THEN 1 ELSE 0.4 END) AS weight, n
+           pow(0.8, n) * (CASE WHEN outcome = 3 THEN 1 ELSE 0.4 END) AS weight, age, n
     FROM last WHERE leaf <> ''
-    UNION ALL SELECT moment, as_of, 'q:' || query_key, 0.5 * pow(0.8, n), n FROM last
-    UNION ALL SELECT moment, as_of, 'p:' || product_id, 0.2 * pow(0.8, n), n FROM last)
+    UNION ALL SELECT moment, as_of, 'q:' || query_key, 0.5 * pow(0.8, n), age, n FROM last
+    UNION ALL SELECT moment, as_of, 'p:' || product_id, 0.2 * pow(0.8, n), age, n FROM last)
 WHERE n <= {sources} GROUP BY ALL
 UNION ALL      -- and searches that led nowhere
-SELECT moment, date_trunc('day', as_of), 'r:' || query_key, max(0.6 * pow(0.8, n)) FROM (
-    SELECT moment, as_of, query_key,
+SELECT moment, date_trunc('day', as_of), 'r:' || query_key, max(0.6 * pow(0.8, n)), min(age)
+FROM (
+    SELECT moment, as_of, query_key, epoch(as_of - ts) / 86400 AS age,
            row_number() OVER (PARTITION BY moment ORDER BY ts DESC, event_id DESC) AS n
     FROM searches WHERE outcome = 0) WHERE n <= {sources} GROUP BY ALL;
 
 CREATE OR REPLACE TEMP TABLE transitions AS    -- P(query | source) at the start of the day
 WITH wanted AS (SELECT DISTINCT source, day FROM sources),
 counted AS (
-    SELECT w.source, w.day, s.query_key, sum(s.closeness) AS n
+    SELECT w.source, w.day, s.query_key, sum(s.closeness) AS n,
+           exp(avg(ln(greatest(s.delay, 0.02)))) AS delay
     FROM wanted w JOIN steps s ON s.source = w.source AND s.known < w.day GROUP BY ALL)
-SELECT source, day, query_key, n / (sum(n) OVER (PARTITION BY source, day) + 5) AS p
+SELECT source, day, query_key, n / (sum(n) OVER (PARTITION BY source, day) + 5) AS p, delay
 FROM counted
 QUALIFY row_number() OVER (PARTITION BY source, day ORDER BY n DESC, query_key) <= {neighbours};
 
 CREATE OR REPLACE TEMP TABLE led AS            -- neighbours before personal taste
 SELECT s.moment, t.query_key, 0.3 * sum(s.weight * t.p) AS score,
-       arg_max(s.source, (round(s.weight * t.p, 12), s.source)) AS source
+       arg_max(s.source, (round(s.weight * t.p, 12), s.source)) AS source,
+       arg_max(ln(greatest(s.age, 0.02) / t.delay), (round(s.weight * t.p, 12), s.source))
+           AS timing
 FROM sources s JOIN transitions t USING (source, day) GROUP BY s.moment, t.query_key;
 
 -- how the user words queries: shares of kinds, and the words used with success
@@ -184,9 +204,11 @@ SELECT moment, k.kind, sum(o.times) / sum(sum(o.times)) OVER (PARTITION BY momen
 FROM own o JOIN query_kinds k USING (query_key) GROUP BY moment, k.kind;
 
 CREATE OR REPLACE TEMP TABLE taste AS
-SELECT moment, lower(node) AS word,
-       sum(weight) / sum(sum(weight)) OVER (PARTITION BY moment, kind) AS share
-FROM nodes WHERE kind IN ('brand', 'attribute') GROUP BY moment, kind, lower(node);
+SELECT moment, word, max(share) AS share FROM (
+    SELECT moment, lower(node) AS word,
+           sum(weight) / sum(sum(weight)) OVER (PARTITION BY moment, kind) AS share
+    FROM nodes WHERE kind IN ('brand', 'attribute') GROUP BY moment, kind, lower(node))
+GROUP BY moment, word;
 
 CREATE OR REPLACE TEMP TABLE used AS
 SELECT moment, k.modifier AS word, sum(o.times * (1 + o.best))
@@ -196,7 +218,7 @@ GROUP BY moment, k.modifier;
 
 CREATE OR REPLACE TEMP TABLE neighbours AS
 WITH fitted AS (
-    SELECT l.moment, l.query_key, l.score, l.source,
+    SELECT l.moment, l.query_key, l.score, l.source, l.timing,
            (coalesce(w.share, 0) + 0.15) * CASE k.kind
                WHEN 'plain' THEN 0.4
                ELSE 0.07 + coalesce(t.share, 0) + coalesce(u.share, 0) END AS fit
@@ -204,7 +226,7 @@ WITH fitted AS (
     LEFT JOIN wording w ON w.moment = l.moment AND w.kind = k.kind
     LEFT JOIN taste t ON t.moment = l.moment AND t.word = k.modifier
     LEFT JOIN used u ON u.moment = l.moment AND u.word = k.modifier)
-SELECT moment, query_key, source,
+SELECT moment, query_key, source, timing,
        score * fit * sum(score) OVER m / sum(score * fit) OVER m AS score,
        row_number() OVER (PARTITION BY moment ORDER BY score * fit DESC, query_key) AS place
 FROM fitted WINDOW m AS (PARTITION BY moment)
@@ -230,13 +252,16 @@ WITH hours AS (SELECT DISTINCT date_trunc('hour', as_of) AS hour FROM moments),
 counted AS (
     SELECT h.hour, x.query_key,
            sum(x.n) FILTER (x.hour >= h.hour - INTERVAL '{trend_hours} hours') AS recent,
+           coalesce(sum(x.n) FILTER (
+               x.hour >= h.hour - INTERVAL '{trend_short_hours} hours'), 0) AS short,
            sum(x.n) AS longer
     FROM hours h JOIN hourly x ON x.hour < h.hour
         AND x.hour >= h.hour - INTERVAL '{trend_long_hours} hours'
     GROUP BY h.hour, x.query_key),
 shared AS (
     SELECT hour, query_key, recent, recent / sum(recent) OVER (PARTITION BY hour) AS share,
-           longer / sum(longer) OVER (PARTITION BY hour) AS longer_share
+           longer / sum(longer) OVER (PARTITION BY hour) AS longer_share,
+           short / greatest(sum(short) OVER (PARTITION BY hour), 1) AS short_share
     FROM counted)
 SELECT *, row_number() OVER (PARTITION BY hour ORDER BY recent DESC, longer_share DESC, query_key)
        AS place
@@ -259,15 +284,38 @@ leafs AS (
 asked AS (
     SELECT d.query_key, d.day, sum(h.n) AS n FROM days d JOIN hourly h
         ON h.query_key = d.query_key AND h.hour < d.day GROUP BY ALL),
+kinds AS (SELECT DISTINCT leaf, day FROM leafs),
+cycle AS (      -- how often a category is bought again, and after how long
+    SELECT k.leaf, k.day, count(c.gap) / (count(*) + 3.0) AS again,
+           CASE WHEN count(c.gap) >= 3 THEN median(c.gap) END AS gap
+    FROM kinds k JOIN cycles c ON c.leaf = k.leaf AND c.known < k.day GROUP BY ALL),
+touched AS (    -- when the user last searched in a category, and what came of it
+    SELECT s.moment, l.leaf, arg_max(s.outcome, (s.ts, s.event_id)) AS last,
+           min(epoch(s.as_of - s.ts)) / 86400 AS age, count(*) AS times
+    FROM searches s JOIN leafs l ON l.query_key = s.query_key
+        AND l.day = date_trunc('day', s.as_of) GROUP BY s.moment, l.leaf),
+picked AS (     -- what earlier searchers engaged with
+    SELECT d.query_key, d.day, o.product_id, count(*) AS n FROM days d JOIN outcomes o
+        ON o.query_key = d.query_key AND o.known < d.day GROUP BY ALL),
 met AS (
-    SELECT d.query_key, d.day, count(*) AS n FROM days d JOIN outcomes o
-        ON o.query_key = d.query_key AND o.known < d.day GROUP BY ALL)
+    SELECT query_key, day, sum(n) AS n, max(n) AS most,
+           arg_max(product_id, (n, product_id)) AS main
+    FROM picked GROUP BY ALL),
+knows AS (      -- whether the user engaged with a product before, and how
+    SELECT moment, product_id, bool_or(type = 'purchase') AS bought,
+           min(epoch(as_of - ts)) / 86400 AS age
+    FROM engaged WHERE type <> 'view' GROUP BY moment, product_id)
 SELECT c.moment, c.query_key, coalesce(o.query, sp.query) AS query,
        o.times, o.best, o.last, o.age, o.back,
        n.score AS next_score, n.place AS next_place, n.source,
        t.share, t.longer_share, t.place AS trend_place, t.recent,
        h.age AS had_age, l.leaf,
-       (coalesce(me.n, 0) + 1.0) / (coalesce(a.n, 0) + 2.0) AS success
+       (coalesce(me.n, 0) + 1.0) / (coalesce(a.n, 0) + 2.0) AS success,
+       n.timing, cy.again, h.age / cy.gap AS due, tc.last AS leaf_last, tc.age AS leaf_age,
+       tc.times AS leaf_times, k.kind, coalesce(w.share, 0) AS wording,
+       coalesce(ta.share, 0) AS taste, coalesce(u.share, 0) AS used,
+       t.short_share, (coalesce(me.most, 0) + 0.3) / (coalesce(me.n, 0) + 1.0) AS focus,
+       kn.bought AS main_bought, kn.age AS main_age
 FROM candidates c JOIN moments m USING (moment) JOIN spellings sp USING (query_key)
 LEFT JOIN own o ON o.moment = c.moment AND o.query_key = c.query_key
 LEFT JOIN neighbours n ON n.moment = c.moment AND n.query_key = c.query_key
@@ -276,6 +324,13 @@ LEFT JOIN leafs l ON l.query_key = c.query_key AND l.day = date_trunc('day', m.a
 LEFT JOIN had h ON h.moment = c.moment AND h.leaf = l.leaf
 LEFT JOIN asked a ON a.query_key = c.query_key AND a.day = date_trunc('day', m.as_of)
 LEFT JOIN met me ON me.query_key = c.query_key AND me.day = date_trunc('day', m.as_of)
+LEFT JOIN knows kn ON kn.moment = c.moment AND kn.product_id = me.main
+LEFT JOIN cycle cy ON cy.leaf = l.leaf AND cy.day = l.day
+LEFT JOIN touched tc ON tc.moment = c.moment AND tc.leaf = l.leaf
+LEFT JOIN query_kinds k ON k.query_key = c.query_key
+LEFT JOIN wording w ON w.moment = c.moment AND w.kind = k.kind
+LEFT JOIN taste ta ON ta.moment = c.moment AND ta.word = k.modifier
+LEFT JOIN used u ON u.moment = c.moment AND u.word = k.modifier
 ORDER BY c.moment, c.query_key
 """
 
@@ -332,7 +387,6 @@ def prepare_moments(
     connection: duckdb.DuckDBPyConnection,
     moments: Iterable[tuple[int, str, datetime]],
     config: MemoryConfig,
-    keep: int,
 ) -> None:
     """Make the tables about some moments: (number, user, as_of)."""
     connection.execute(
@@ -352,17 +406,50 @@ def prepare_moments(
             half_life=config.half_life_days,
             sources=SOURCES,
             neighbours=NEIGHBOURS,
-            keep=keep,
+            keep=CANDIDATES,
             trends=TRENDS,
             trend_hours=round(config.trend_days * 24),
+            trend_short_hours=max(1, round(config.trend_days * 6)),
             trend_long_hours=round(config.trend_long_days * 24),
         )
     )
 
 
-def candidate_rows(connection: duckdb.DuckDBPyConnection, keep: int) -> Sequence[tuple]:
-    """All candidate queries of the prepared moments, with what is known of each."""
-    return connection.execute(LINES.format(keep=keep)).fetchall()
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Candidate queries of some moments, a row each, ordered by moment and query.
+
+    ``columns`` maps the names that `LINES` selects to arrays: text is an object array with
+    None where there is nothing, all else is float64 with NaN. Rows ``start[m]:start[m + 1]``
+    belong to moment ``m``.
+    """
+
+    columns: dict[str, np.ndarray]
+    start: np.ndarray
+
+    def of(self, moment: int) -> slice:
+        """The rows of one moment."""
+        return slice(int(self.start[moment]), int(self.start[moment + 1]))
+
+
+def candidate_rows(connection: duckdb.DuckDBPyConnection, moments: int) -> Candidates:
+    """All candidate queries of the prepared moments, with what is known of each.
+
+    Args:
+        connection: After `prepare_moments`.
+        moments: How many moments were prepared, numbered from 0.
+    """
+    fetched = connection.execute(LINES.format(keep=CANDIDATES)).fetchnumpy()
+    owner = np.asarray(fetched.pop("moment"))
+    columns = {}
+    for name, values in fetched.items():
+        if values.dtype == object:
+            text = np.ma.getdata(values).copy()
+            text[np.ma.getmaskarray(values)] = None
+            columns[name] = text
+        else:
+            columns[name] = np.ma.filled(values.astype(np.float64), np.nan)
+    return Candidates(columns, np.searchsorted(owner, np.arange(moments + 1)))
 
 
 def node_rows(connection: duckdb.DuckDBPyConnection, keep: int) -> Sequence[tuple]:

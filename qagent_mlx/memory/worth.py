@@ -2,19 +2,22 @@
 
 A conditional logit over all candidate lines of a moment, with an outside option for "none
 of these". Its weights start from defaults that fit an average shop and move towards the
-shop's own log, as far as that log speaks: the first part of it, which lies before every
-case (see `inventory.index.default_clicks_until`), so nothing that is evaluated was seen.
+shop's own log, as far as that log speaks. They are learned again and again along the log,
+each time from what lay before, and a moment is served by the last weights that were learned
+before it: so nothing that is evaluated was seen, and the last cases profit from most of the log.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import minimize
 
 from ..shop import Shop
@@ -26,20 +29,24 @@ AGES = (
 )  # fmt: skip
 AGE_WORDS = (*(word for _, word in AGES), "old")
 OUTCOMES = ("unmet", "liked", "carted", "bought")
+# The time since a purchase against the usual time until such a thing is bought again.
+DUE = ((0.4, "early"), (0.7, "soon"), (0.9, "nearly"), (1.15, "due"), (1.6, "late"))
+DUE_WORDS = (*(word for _, word in DUE), "over")
+# The time since what led to a neighbour against the usual time until people follow it.
+TIMING = ((0.3, "much too early"), (0.6, "early"), (1.2, "in time"), (2.2, "late"))
+TIMING_WORDS = (*(word for _, word in TIMING), "much too late")
+SOURCE_KINDS = {"c": "category", "p": "product", "q": "query", "r": "retry"}
 
-FEATURES = (
-    "own", "back", "times", *OUTCOMES, *(f"own {a}" for a in AGE_WORDS), "bought long ago",
-    "had", *(f"had {a}" for a in AGE_WORDS), "next", "next score",
-    "trend", "trend share", "growth", "success",
-)  # fmt: skip
 _DEFAULTS = {
     "own": 0.8, "back": -0.3, "unmet": 0.2, "liked": 0.6, "carted": 0.6, "bought": -0.8,
     "own old": -0.5, "bought long ago": 0.3, "had": -0.5, "had now": -0.5, "next": 0.4,
     "next score": 0.8, "trend": 0.3, "trend share": 1.0, "success": 0.4,
 }  # fmt: skip
 OUTSIDE = 1.5  # the default logit of "none of these"
-PULL = 20.0  # how many moments' worth of evidence the defaults are
-MAX_MOMENTS = 4000
+PULL = 5.0  # how many moments' worth of evidence the defaults are
+MAX_MOMENTS = 3000  # the latest of the log that weights are learned from
+STEPS = 6  # how often, at most, they are learned along the log
+MIN_STEP = timedelta(days=7)
 
 
 def age_word(days: float) -> str:
@@ -47,131 +54,288 @@ def age_word(days: float) -> str:
     return next((word for limit, word in AGES if days < limit), "old")
 
 
-@dataclass(frozen=True)
-class Worth:
-    """Weights of `FEATURES`, and the logit of the outside option."""
+def _words(values: np.ndarray, scale: Sequence[tuple[float, str]]) -> np.ndarray:
+    """Which word of a scale each value is: 0 to len(scale), as `age_word` tells."""
+    return np.searchsorted([limit for limit, _ in scale], values, side="right")
 
-    weights: np.ndarray
+
+def _log(values: np.ndarray, add: float = 0.0) -> np.ndarray:
+    return np.log(np.maximum(values + add, 1e-9))
+
+
+def _named(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Features by name, each (rows,); what does not apply to a row is 0 there."""
+    c = columns
+    rows = len(c["back"])
+    made: dict[str, np.ndarray] = {}
+
+    def put(name: str, where: np.ndarray, values: np.ndarray | float = 1.0) -> None:
+        made[name] = np.where(where, values, 0.0)
+
+    own = ~np.isnan(c["back"])
+    last, age = np.where(own, c["last"], -1), _words(c["age"], AGES)
+    put("own", own)
+    put("back", own, _log(c["back"]))
+    put("times", own, _log(c["times"]))
+    for i, outcome in enumerate(OUTCOMES):
+        put(outcome, last == i)
+        for j, word in enumerate(AGE_WORDS):
+            put(f"{outcome} {word}", (last == i) & (age == j))
+    for j, word in enumerate(AGE_WORDS):
+        put(f"own {word}", own & (age == j))
+    put("bought long ago", last == 3, np.log1p(np.where(own, c["age"], 0.0)))
+
+    had = ~np.isnan(c["had_age"])
+    again = np.nan_to_num(c["again"])
+    put("had", had)
+    for j, word in enumerate(AGE_WORDS):
+        put(f"had {word}", had & (_words(c["had_age"], AGES) == j))
+    put("again", had, _log(again, 0.02))
+    due = had & ~np.isnan(c["due"])
+    for j, word in enumerate(DUE_WORDS):
+        here = due & (_words(c["due"], DUE) == j)
+        put(word, here)
+        put(f"{word} again", here, again)
+
+    follows = ~np.isnan(c["next_score"])
+    put("next", follows)
+    put("next score", follows, np.log10(np.maximum(c["next_score"], 1e-4)) + 2.0)
+    timing = _words(np.exp(c["timing"]), TIMING)
+    initial = np.array([s[0] if s else "" for s in c["source"].tolist()], dtype=object)
+    for kind, name in SOURCE_KINDS.items():
+        for j, word in enumerate(TIMING_WORDS):
+            put(f"{name} {word}", follows & (initial == kind) & (timing == j))
+
+    trends = ~np.isnan(c["share"])
+    put("trend", trends)
+    for name, column in (
+        ("trend share", "share"), ("short share", "short_share"), ("long share", "longer_share")
+    ):
+        put(name, trends, np.log10(np.maximum(c[column], 1e-4)) + 2.0)
+    put("trend weight", trends, 10.0 * c["share"])
+    put("short weight", trends, 10.0 * c["short_share"])
+    growth = _log(c["share"] / np.maximum(c["longer_share"], 1e-4))
+    put("growth", trends, np.clip(growth, -2.0, 2.0))
+
+    every = np.ones(rows, dtype=bool)
+    put("success", every, np.log(c["success"]))
+    put("focus", every, c["focus"])
+    state, since = np.where(np.isnan(c["leaf_last"]), -1, c["leaf_last"]), c["leaf_age"]
+    put("leaf", state >= 0)
+    put("leaf times", state >= 0, _log(c["leaf_times"]))
+    for i, outcome in enumerate(OUTCOMES):
+        put(f"leaf {outcome}", state == i)
+        for j, word in enumerate(AGE_WORDS):
+            put(f"leaf {outcome} {word}", (state == i) & (_words(since, AGES) == j))
+    known = ~np.isnan(c["main_age"])
+    put("main", known)
+    put("main unsearched", known & ~own)
+    put("main bought", known, np.nan_to_num(c["main_bought"]))
+    for j, word in enumerate(AGE_WORDS):
+        put(f"main {word}", known & (_words(c["main_age"], AGES) == j))
+
+    for kind in ("plain", "brand", "attribute"):
+        put(f"kind {kind}", c["kind"] == kind)
+    put("wording", every, _log(c["wording"], 0.1))
+    put("own wording", own, _log(c["wording"], 0.1))
+    put("taste", c["kind"] != "plain", _log(c["taste"], 0.05))
+    put("used", c["kind"] != "plain", _log(c["used"], 0.05))
+    return made
+
+
+TEXT = ("query_key", "query", "source", "leaf", "kind")
+NUMBERS = (
+    "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
+    "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
+    "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
+    "main_age",
+)  # fmt: skip
+
+
+def blank(rows: int) -> dict[str, np.ndarray]:
+    """Columns as `tables.candidate_rows` makes them, with nothing known of any row."""
+    made = {name: np.full(rows, np.nan) for name in NUMBERS}
+    return made | {name: np.full(rows, None, dtype=object) for name in TEXT}
+
+
+FEATURES = tuple(_named(blank(0)))
+
+
+def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the logit sees: (rows, len(FEATURES)), float32."""
+    made = _named(columns)
+    table = np.zeros((len(columns["back"]), len(FEATURES)), dtype=np.float32)
+    for i, name in enumerate(FEATURES):
+        table[:, i] = made[name]
+    return table
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of `FEATURES` and the logit of the outside option, learned before a moment."""
+
+    values: np.ndarray
     outside: float
     moments: int = 0  # how many moments of the log they were learned from
+    until: datetime = datetime.min
 
     @classmethod
-    def default(cls) -> Worth:
+    def default(cls) -> Weights:
         """What an average shop would say."""
         return cls(np.array([_DEFAULTS.get(name, 0.0) for name in FEATURES]), OUTSIDE)
 
-    @classmethod
-    def of_shop(cls, shop: Shop) -> Worth:
-        """The weights that the shop has learned; the defaults before that."""
-        stored = shop.meta("line_worth", "")
-        if not stored:
-            return cls.default()
-        values: dict[str, Any] = json.loads(stored)
-        if tuple(values["features"]) != FEATURES:
-            return cls.default()
-        return cls(np.array(values["weights"]), values["outside"], values["moments"])
-
-    def score(self, rows: Sequence[tuple]) -> np.ndarray:
-        """The chance of each of one moment's candidate rows (see `tables.candidate_rows`)."""
-        if not rows:
+    def chances(self, table: np.ndarray) -> np.ndarray:
+        """The chance of each of one moment's candidates: (rows,) of (rows, len(FEATURES))."""
+        if not len(table):
             return np.empty(0)
-        logits = features(rows) @ self.weights
+        logits = table @ self.values
         top = max(float(logits.max()), self.outside)
         weight = np.exp(logits - top)
         chances: np.ndarray = weight / (weight.sum() + np.exp(self.outside - top))
         return chances
 
 
-def features(rows: Sequence[tuple]) -> np.ndarray:
-    """Candidate rows without their moment -> (rows, len(FEATURES))."""
-    made = np.zeros((len(rows), len(FEATURES)))
-    at = {name: i for i, name in enumerate(FEATURES)}
-    for i, row in enumerate(rows):
-        (_, _, times, _, last, age, back, next_score, _, _,
-         share, longer, _, _, had, _, success) = row  # fmt: skip
-        x = made[i]
-        if back:
-            x[at["own"]] = 1.0
-            x[at["back"]] = np.log(back)
-            x[at["times"]] = np.log(times)
-            x[at[OUTCOMES[last]]] = 1.0
-            x[at[f"own {age_word(age)}"]] = 1.0
-            if last == 3:
-                x[at["bought long ago"]] = np.log1p(age)
-        if had is not None:
-            x[at["had"]] = 1.0
-            x[at[f"had {age_word(had)}"]] = 1.0
-        if next_score:
-            x[at["next"]] = 1.0
-            x[at["next score"]] = np.log10(max(next_score, 1e-4)) + 2.0
-        if share:
-            x[at["trend"]] = 1.0
-            x[at["trend share"]] = np.log10(max(share, 1e-4)) + 2.0
-            x[at["growth"]] = np.clip(np.log(share / max(longer, 1e-4)), -2.0, 2.0)
-        x[at["success"]] = np.log(success)
-    return made
+@dataclass(frozen=True)
+class Worth:
+    """The weights along the log, by the moment from which they serve."""
+
+    steps: tuple[Weights, ...]
+
+    @classmethod
+    def default(cls) -> Worth:
+        """What an average shop would say, at any time."""
+        return cls((Weights.default(),))
+
+    @classmethod
+    def of_shop(cls, shop: Shop) -> Worth:
+        """What the shop has learned; the defaults before that."""
+        stored = shop.meta("line_worth", "")
+        values: dict[str, Any] = json.loads(stored) if stored else {}
+        if tuple(values.get("features", ())) != FEATURES or "steps" not in values:
+            return cls.default()
+        learned = (
+            Weights(
+                np.array(step["weights"]), step["outside"], step["moments"],
+                datetime.fromisoformat(step["until"]),
+            )
+            for step in values["steps"]
+        )
+        return cls((Weights.default(), *learned))
+
+    def at(self, as_of: datetime) -> Weights:
+        """The last weights that were learned from before a moment."""
+        return self.steps[bisect_right([w.until for w in self.steps], as_of) - 1]
+
+    @property
+    def moments(self) -> int:
+        """How many moments of the log the last weights were learned from."""
+        return self.steps[-1].moments
 
 
-def learn(shop: Shop, until: datetime | None) -> Worth:
-    """Learn the weights from the log before ``until`` and keep them in the shop.
+def learn(shop: Shop, since: datetime | None) -> Worth:
+    """Learn the weights along the log and keep them in the shop.
 
     Args:
         shop: Open for writing.
-        until: Nothing at or after this moment is looked at; None keeps the defaults.
+        since: The first time that something is learned, from all before it; then again each
+            `MIN_STEP`, or less often in a long log. None keeps the defaults.
     """
-    if until is None:
+    if since is None:
         return Worth.default()
     connection = shop.connection
-    found = [s for s in successes(connection, before=until) if s.history > 0][-MAX_MOMENTS:]
-    if not found:
-        return Worth.default()
-    tables.prepare_shop(connection)
-    tables.prepare_moments(
-        connection,
-        ((i, s.user_id, s.start) for i, s in enumerate(found)),
-        shop.config.memory,
-        shop.config.memory.references,
-    )
-    grouped: list[list[tuple]] = [[] for _ in found]
-    for row in tables.candidate_rows(connection, shop.config.memory.references):
-        grouped[row[0]].append(row[1:])
-    worth = _fit(grouped, [s.query_key for s in found])
+    row = connection.execute("SELECT max(ts) FROM events").fetchone()
+    end = row[0] if row and row[0] else since
+    step = max(MIN_STEP, (end - since) / STEPS)
+    cuts = [since]
+    while cuts[-1] + step <= end:
+        cuts.append(cuts[-1] + step)
+    # A session that goes on beyond a cut counts with what it was by then.
+    known = [[s for s in successes(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
+             for cut in cuts]
+    moments = {(s.user_id, s.start): s for part in known for s in part}
+    place = {key: i for i, key in enumerate(moments)}
+    learned: list[Weights] = []
+    if moments:
+        tables.prepare_shop(connection)
+        tables.prepare_moments(
+            connection,
+            ((place[key], s.user_id, s.start) for key, s in moments.items()),
+            shop.config.memory,
+        )
+        candidates = tables.candidate_rows(connection, len(moments))
+        table = _sparse(candidates.columns)
+        keys = candidates.columns["query_key"]
+        before = Weights.default()
+        for cut, part in zip(cuts, known, strict=True):
+            numbers = [place[s.user_id, s.start] for s in part]
+            before = _fit(table, keys, candidates, numbers, [s.query_key for s in part], before)
+            learned.append(Weights(before.values, before.outside, before.moments, cut))
     stored = {
         "features": FEATURES,
-        "weights": worth.weights.tolist(),
-        "outside": worth.outside,
-        "moments": worth.moments,
-        "until": until.isoformat(),
+        "steps": [
+            {
+                "until": w.until.isoformat(),
+                "moments": w.moments,
+                "outside": w.outside,
+                "weights": w.values.tolist(),
+            }
+            for w in learned
+        ],
     }
     shop.set_meta("line_worth", json.dumps(stored))
-    return worth
+    return Worth((Weights.default(), *learned))
 
 
-def _fit(moments: Sequence[list[tuple]], targets: Sequence[str]) -> Worth:
-    """Maximum a posteriori weights of the conditional logit."""
-    filled = [(rows, key) for rows, key in zip(moments, targets, strict=True) if rows]
-    start = Worth.default()
+def _sparse(columns: Mapping[str, np.ndarray], block: int = 50_000) -> sparse.csr_matrix:
+    rows = len(columns["back"])
+    parts = [
+        sparse.csr_matrix(features({n: v[i : i + block] for n, v in columns.items()}))
+        for i in range(0, rows, block)
+    ]
+    return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, len(FEATURES)))
+
+
+def _fit(
+    table: sparse.csr_matrix,
+    keys: np.ndarray,
+    candidates: tables.Candidates,
+    moments: Sequence[int],
+    targets: Sequence[str],
+    start: Weights,
+) -> Weights:
+    """Maximum a posteriori weights of the conditional logit, found from ``start`` on."""
+    filled = [
+        (candidates.of(m), key) for m, key in zip(moments, targets, strict=True)
+        if candidates.of(m).stop > candidates.of(m).start
+    ]
+    prior = Weights.default()
     if not filled:
-        return start
-    x = np.concatenate([features(rows) for rows, _ in filled])
-    sizes = np.array([len(rows) for rows, _ in filled])
+        return prior
+    x = table[np.concatenate([np.arange(s.start, s.stop) for s, _ in filled])]
+    sizes = np.array([s.stop - s.start for s, _ in filled])
+    first = np.r_[0, np.cumsum(sizes)[:-1]]
     owner = np.repeat(np.arange(len(filled)), sizes)
-    hit = np.array([row[0] == key for rows, key in filled for row in rows])
+    hit = np.concatenate([keys[s] == key for s, key in filled])
     none = np.ones(len(filled))
     none[owner[hit]] = 0.0
-    prior = np.append(start.weights, start.outside)
+    centre = np.append(prior.values, prior.outside)
+    turned = x.T.tocsr()
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         logits, outside = x @ theta[:-1], theta[-1]
-        top = np.maximum(np.maximum.reduceat(logits, np.r_[0, np.cumsum(sizes)[:-1]]), outside)
+        top = np.maximum(np.maximum.reduceat(logits, first), outside)
         weight = np.exp(logits - top[owner])
         other = np.exp(outside - top)
         total = np.bincount(owner, weight, len(filled)) + other
         chance, missed = weight / total[owner], other / total
-        pull = theta - prior
-        value = -np.log(chance[hit]).sum() - (none * np.log(missed)).sum()
-        slope = np.append(x.T @ (chance - hit), (missed - none).sum())
+        pull = theta - centre
+        value = -np.log(np.maximum(chance[hit], 1e-300)).sum()
+        value -= (none * np.log(np.maximum(missed, 1e-300))).sum()
+        slope = np.append(turned @ (chance - hit), (missed - none).sum())
         return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
 
-    best = minimize(loss, prior, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return Worth(best.x[:-1], float(best.x[-1]), len(filled))
+    best = minimize(
+        loss, np.append(start.values, start.outside), jac=True, method="L-BFGS-B",
+        options={"maxiter": 100, "ftol": 1e-7},
+    )
+    return Weights(best.x[:-1], float(best.x[-1]), len(filled))

@@ -57,11 +57,14 @@ def known(shop, as_of):
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],
         "trends": shop.connection.execute(
-            "SELECT query_key, recent, share, longer_share FROM trends ORDER BY ALL"
+            "SELECT query_key, recent, share, longer_share, short_share FROM trends ORDER BY ALL"
         ).fetchall(),
         "states": [repr(catalog.state(row, just_before)) for row in range(len(catalog))],
         "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
-        "worth": (worth.moments, np.round(worth.weights, 6).tolist(), round(worth.outside, 6)),
+        "worth": [
+            (w.until, w.moments, np.round(w.values, 6).tolist(), round(w.outside, 6))
+            for w in worth.steps if w.until <= as_of
+        ],
     }
 
 

@@ -259,7 +259,7 @@ def test_trends_are_what_the_shop_searches_for_now(shop):
     users = [f"u{i}" for i in range(30)]
     log(shop, (1, "search", "stove", None), (10, "search", "axe", None), users=users)
     profile = profile_of(shop, "somebody")
-    assert line_of(profile, "stove").text == "stove top rising poor"
+    assert line_of(profile, "stove").text == "stove top rising poor surely"
     assert line_of(profile, "stove").section == "trending"
     assert not any(line.query == "axe" for line in profile.lines)
 

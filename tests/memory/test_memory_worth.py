@@ -6,26 +6,30 @@ import numpy as np
 import pytest
 
 from qagent_mlx.ingest import append_events
-from qagent_mlx.memory.worth import FEATURES, Worth, age_word, features, learn
+from qagent_mlx.memory.worth import (
+    FEATURES, Weights, Worth, age_word, blank, features, learn,
+)  # fmt: skip
 from qagent_mlx.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
 
-# As `tables.candidate_rows` gives them, without the moment.
-COLUMNS = (
-    "key", "query", "times", "best", "last", "age", "back", "next_score", "next_place", "source",
-    "share", "longer", "trend_place", "recent", "had", "leaf", "success",
-)  # fmt: skip
-NEUTRAL = dict.fromkeys(COLUMNS) | {"key": "a", "query": "a", "success": 0.5}
+
+def rows(*lines):
+    """Candidate columns of some lines, of which all that is not named is unknown."""
+    made = blank(len(lines))
+    made["success"][:] = 0.5
+    made["focus"][:] = made["wording"][:] = made["taste"][:] = made["used"][:] = 0.0
+    made["query_key"][:] = made["query"][:] = "a"
+    made["kind"][:] = "plain"
+    for i, line in enumerate(lines):
+        for name, value in line.items():
+            made[name][i] = value
+    return made
 
 
-def row(**values):
-    return tuple((NEUTRAL | values)[name] for name in COLUMNS)
-
-
-OWN = row(times=2, best=3, last=3, age=5.0, back=2)
-TREND = row(share=0.1, longer=0.05, trend_place=1, recent=9)
-NEXT = row(next_score=0.01, next_place=1, source="q:b", had=0.05)
+OWN = {"times": 2, "best": 3, "last": 3, "age": 5.0, "back": 2}
+TREND = {"share": 0.1, "longer_share": 0.05, "short_share": 0.01, "trend_place": 1, "recent": 9}
+NEXT = {"next_score": 0.01, "next_place": 1, "source": "q:b", "timing": 0.0, "had_age": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -38,39 +42,60 @@ def test_ages_are_words(days, word):
 
 
 def test_features_by_hand():
-    made = [dict(zip(FEATURES, x, strict=True)) for x in features([OWN, TREND, NEXT])]
-    own, trend, after = ({n: v for n, v in x.items() if v} for x in made)
-    half = pytest.approx(math.log(0.5))
+    made = [dict(zip(FEATURES, x, strict=True)) for x in features(rows(OWN, TREND, NEXT)).tolist()]
+    common = {n: v for n, v in made[0].items() if v and v == made[1][n] == made[2][n]}
+    own, trend, after = ({n: v for n, v in x.items() if v and n not in common} for x in made)
+    assert common == {
+        "success": pytest.approx(math.log(0.5)), "kind plain": 1,
+        "wording": pytest.approx(math.log(0.1)),
+    }  # fmt: skip
     assert own == {
         "own": 1, "back": pytest.approx(math.log(2)), "times": pytest.approx(math.log(2)),
-        "bought": 1, "own week": 1, "bought long ago": pytest.approx(math.log(6)), "success": half,
+        "bought": 1, "bought week": 1, "own week": 1, "bought long ago": pytest.approx(math.log(6)),
+        "own wording": pytest.approx(math.log(0.1)),
     }  # fmt: skip
     assert trend == {
-        "trend": 1, "trend share": pytest.approx(1.0), "growth": pytest.approx(math.log(2)),
-        "success": half,
+        "trend": 1, "trend share": pytest.approx(1),
+        "long share": pytest.approx(math.log10(0.05) + 2), "trend weight": pytest.approx(1),
+        "short weight": pytest.approx(0.1), "growth": pytest.approx(math.log(2)),
     }  # fmt: skip
     # A score of 0.01 is the middle of its scale.
-    assert after == {"next": 1, "had": 1, "had now": 1, "success": half}
+    assert after == {
+        "next": 1, "had": 1, "had now": 1, "again": pytest.approx(math.log(0.02)),
+        "query in time": 1,
+    }  # fmt: skip
+
+
+def test_a_purchase_that_comes_round_again_is_due_by_the_shops_own_rhythm():
+    early, due, late = features(
+        rows(*({"had_age": age, "due": age / 20, "again": 0.5} for age in (5.0, 20.0, 60.0)))
+    ).tolist()
+    word = {name: i for i, name in enumerate(FEATURES)}
+    assert (early[word["early"]], due[word["due"]], late[word["over"]]) == (1, 1, 1)
+    assert due[word["due again"]] == 0.5 and not due[word["early"]]
 
 
 def test_chances_are_a_softmax_beside_the_outside_option():
-    weights = np.zeros(len(FEATURES))
-    weights[FEATURES.index("own")] = 2.0
-    chances = Worth(weights, 1.0).score([OWN, TREND])
+    values = np.zeros(len(FEATURES))
+    values[FEATURES.index("own")] = 2.0
+    table = features(rows(OWN, TREND))
+    chances = Weights(values, 1.0).chances(table)
     total = math.exp(2) + 1 + math.exp(1)
     assert chances == pytest.approx([math.exp(2) / total, 1 / total])
-    assert Worth.default().score([]).shape == (0,)
-    huge = Worth(weights * 1e3, 1.0).score([OWN, TREND])
+    assert Weights.default().chances(table[:0]).shape == (0,)
+    huge = Weights(values * 1e3, 1.0).chances(table)
     assert huge == pytest.approx([1, 0])
 
 
 def test_nothing_to_learn_from_gives_the_defaults(tmp_path):
-    default = Worth.default()
+    default = Weights.default()
     with Shop.create(tmp_path / "shop") as shop:
-        for until in (None, START):
-            learned = learn(shop, until)
-            assert (learned.weights.tolist(), learned.moments) == (default.weights.tolist(), 0)
-        assert Worth.of_shop(shop).weights.tolist() == default.weights.tolist()
+        for since in (None, START):
+            learned = learn(shop, since)
+            assert (learned.steps[-1].values.tolist(), learned.moments) == (
+                default.values.tolist(), 0,
+            )  # fmt: skip
+        assert Worth.of_shop(shop).at(START).values.tolist() == default.values.tolist()
 
 
 def shop_of(path, repeats):
@@ -91,17 +116,36 @@ def shop_of(path, repeats):
 
 
 def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
-    until = START + timedelta(days=8)
+    since = START + timedelta(days=8)
     with shop_of(tmp_path / "same", True) as same, shop_of(tmp_path / "new", False) as new:
-        regulars, fashion = learn(same, until), learn(new, until)
+        regulars, fashion = learn(same, since), learn(new, since)
         assert regulars.moments == fashion.moments == 7 * 12  # all but each user's first
-        own = row(times=3, best=1, last=1, age=1.0, back=1)
-        assert regulars.score([own])[0] > 0.6
-        assert fashion.score([own])[0] < 0.3
-        assert Worth.of_shop(same).weights == pytest.approx(regulars.weights)
-        assert Worth.of_shop(same).outside == pytest.approx(regulars.outside)
+        own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
+        assert regulars.at(since).chances(own)[0] > 0.6
+        assert fashion.at(since).chances(own)[0] < 0.3
+        again = Worth.of_shop(same)
+        assert again.at(since).values == pytest.approx(regulars.at(since).values)
+        assert again.at(since).outside == pytest.approx(regulars.at(since).outside)
         stored = json.loads(same.meta("line_worth"))
-        assert (stored["moments"], stored["until"]) == (84, until.isoformat())
+        assert [(s["moments"], s["until"]) for s in stored["steps"]] == [(84, since.isoformat())]
 
         same.set_meta("line_worth", json.dumps({**stored, "features": ["of", "before"]}))
-        assert Worth.of_shop(same).weights.tolist() == Worth.default().weights.tolist()
+        assert Worth.of_shop(same).at(since).values.tolist() == Weights.default().values.tolist()
+
+
+def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.memory.worth.MIN_STEP", timedelta(days=2))
+    with shop_of(tmp_path / "shop", True) as shop:
+        whole = learn(shop, START + timedelta(days=3))
+        cuts = [w.until for w in whole.steps[1:]]
+        assert cuts == [START + timedelta(days=d) for d in (3, 5, 7, 9)]
+        assert whole.at(START).moments == 0
+        for cut in cuts:
+            assert whole.at(cut).until == cut
+            assert whole.at(cut - timedelta(seconds=1)).until < cut
+        # What came later changes nothing of what was learned before.
+        shop.connection.execute("DELETE FROM events WHERE ts >= ?", [cuts[1]])
+        part = learn(shop, START + timedelta(days=3))
+        first = whole.steps[1]
+        assert part.steps[1].values == pytest.approx(first.values, abs=1e-9)
+        assert part.steps[1].moments == first.moments
