@@ -14,9 +14,11 @@ import numpy as np
 from ..inventory.index import Catalog
 from ..inventory.search import Search
 from ..policy.model import AgentConfig
+from ..text import query_key
 from ..types import Profile
 from .protocol import product_line, profile_text
 
+ENOUGH_PICKS = 2.0  # engagements, of what weight a recent click has, before shares mean anything
 _MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
 
 
@@ -60,7 +62,8 @@ class SearchProducts:
 
     Each shown product says its price band within its category and, in marks, how it fits
     the user at that moment: ``fits`` (the usual price band), ``brand`` (a brand that the
-    user chose before), ``bought``, ``seen``, ``out`` (sold out).
+    user chose before), ``bought``, ``seen``, ``out`` (sold out). ``chosen`` and ``often`` say
+    that most, or many, of those who asked the same before went for this product.
     """
 
     def __init__(self, search: Search, config: AgentConfig, keep: int = 10) -> None:
@@ -89,11 +92,23 @@ class SearchProducts:
         for request in requests:
             products = tuple(h.product_id for h in hits[request.query, request.as_of])
             shown = products[: self._config.results_shown]
-            lines = tuple(self._line(i, p, request) for i, p in enumerate(shown, 1))
+            picks = self._picks(request)
+            lines = tuple(self._line(i, p, request, picks) for i, p in enumerate(shown, 1))
             made.append(Found(products, lines))
         return made
 
-    def _line(self, number: int, product: str, request: Request) -> str:
+    def _picks(self, request: Request) -> dict[int, float]:
+        """Catalog row -> share of what earlier searchers of the query engaged with."""
+        clicks = getattr(self._search, "clicks", None)  # a shop's own engine may keep none
+        if clicks is None or not self._config.marks:
+            return {}
+        rows, weight = clicks.ranking(query_key(request.query), request.as_of)
+        total = float(weight.sum())
+        if total < ENOUGH_PICKS:
+            return {}
+        return dict(zip(rows.tolist(), (weight / total).tolist(), strict=True))
+
+    def _line(self, number: int, product: str, request: Request, picks: dict[int, float]) -> str:
         catalog = self._search.catalog
         row = self._rows[product]
         price, in_stock = catalog.state(row, request.as_of)
@@ -112,6 +127,9 @@ class SearchProducts:
                 marks.append("bought")
             elif product in context.get("seen", ()):
                 marks.append("seen")
+        share = picks.get(row, 0.0)
+        if share >= 0.2:
+            marks.append("chosen" if share >= 0.5 else "often")
         if not in_stock:
             marks.append("out")
         return product_line(number, short_title(catalog.titles[row], self._config), marks)

@@ -37,7 +37,7 @@ class AgentConfig:
 
     profile_budget: int = 128
     sections: tuple[str, ...] = ("latest", "graph", "identity", "neighbours", "trending")
-    max_searches: int = 3
+    max_searches: int = 4
     results_shown: int = 2
     title_words: int = 4
     turn_tokens: int = 24

@@ -7,7 +7,13 @@ import pytest
 
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.worth import (
-    FEATURES, Weights, Worth, age_word, blank, features, learn,
+    FEATURES,
+    Weights,
+    Worth,
+    age_word,
+    blank,
+    features,
+    learn,
 )  # fmt: skip
 from qagent_mlx.shop import Shop
 
