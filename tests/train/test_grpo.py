@@ -67,7 +67,7 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
     assert any(
         not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
     )
-    assert len(chains) == SMALL.logged_groups * SMALL.group
+    assert len(chains) == SMALL.cases_per_step * SMALL.group  # every chain is kept
     assert "<profile>" in chains[0]["chain"]
 
 
