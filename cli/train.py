@@ -25,7 +25,6 @@ from .common import (
     split_options,
 )
 from .progress import TrainingProgress
-from .runs import all_runs
 
 if TYPE_CHECKING:
     from qagent_mlx.shop import Shop
@@ -343,6 +342,7 @@ def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
 def _to_resume(shop: Shop, name: str | None, kind: str) -> Run:
     """The named run, or the latest unfinished one of a kind."""
     from qagent_mlx.errors import QAgentError
+    from qagent_mlx.train.reading import all_runs
     from qagent_mlx.train.runs import Run
 
     if name:

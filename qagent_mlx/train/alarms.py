@@ -194,7 +194,7 @@ def with_actions(config: AlarmConfig, pairs: Iterable[str]) -> AlarmConfig:
             values[name] = text
             continue
         try:
-            values[name] = type(default)(text)  # type: ignore[call-overload]
+            values[name] = int(text) if isinstance(default, int) else float(text)
         except ValueError:
             raise QAgentError(f"--alarm {pair}: {name} must be a number") from None
     made = replace(config, **values)

@@ -53,11 +53,14 @@ def _installed(module: str, package: str) -> Any:
 def _tensorboard(folder: Path, run: str) -> Iterator[Log]:
     board = _installed("tensorboardX", "tensorboardX")
     writer = board.SummaryWriter(str(folder / run))
+
+    def log(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(row["step"]))
+
     try:
-        yield lambda row: [
-            writer.add_scalar(name, value, int(row["step"]))
-            for name, value in row.items() if name != "step"
-        ] and None
+        yield log
     finally:
         writer.close()
 

@@ -233,7 +233,7 @@ def measure(
     outcomes = [
         environment.outcome(r, e.case) for r, e in zip(rollouts, examples, strict=True)
     ]
-    values = {
+    values: dict[str, list[float]] = {
         "reward": [total(score(o, components), weights) for o in outcomes],
         "q_em": [o.query_hit for o in outcomes],
         "i_hit@1": [o.item_hit for o in outcomes],

@@ -60,10 +60,10 @@ def merged(default: T, values: Any, where: str) -> T:
     for name in values:
         if name not in known:
             raise QAgentError(f"{where}: {unknown(name, known)}")
-    made = {}
+    made: dict[str, Any] = {}
     for name, value in values.items():
-        now = getattr(default, name)
-        if is_dataclass(now):
+        now: Any = getattr(default, name)
+        if is_dataclass(now) and not isinstance(now, type):
             made[name] = merged(now, value, f"{where}: {name}")
             continue
         try:
