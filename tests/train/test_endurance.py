@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -157,7 +158,7 @@ with Shop.open({shop!r}) as shop:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(shop, unbroken):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED.format(tests=here, shop=str(shop.path))],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -244,9 +245,10 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(folder, unbroken, small_
     assert_same(place / "shop", unbroken, "grpo")
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(shop):
-    (shop.path / "runs").write_text("in the way")
-    with pytest.raises(QAgentError, match="cannot write"):
+def test_a_run_folder_that_cannot_be_made_is_a_clear_error(shop):
+    (shop.path / "runs").mkdir()
+    (shop.path / "runs" / "grpo").write_text("in the way")
+    with pytest.raises(QAgentError, match="cannot write the run's folder"):
         train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS)
 
 
