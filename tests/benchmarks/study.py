@@ -62,20 +62,26 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
 
 
 def run_arm(
-    path: Path, parent: str, arm: str, settings: Settings, limit: int | None
-) -> dict[str, Any]:
+    path: Path, parent: str, arm: str, settings: Settings, limit: int | None,
+    environments: dict[Any, Environment],
+) -> dict[str, Any]:  # fmt: skip
     """Train one arm with one seed and measure it on the test cases."""
     name = f"study-{arm}-{settings.train.seed}"
     with Shop.open(path) as shop:
-        agent = agent_of(shop, parent, settings.agent)
+        start = open_policy(shop, parent)
+        agent = agent_of(shop, parent, settings.agent) or start.info.agent
+        # Arms whose agents read the same memory share its profiles.
+        key = (agent.sections, agent.profile_budget)
+        if key not in environments:
+            environments[key] = Environment.of_shop(shop, start.codec, agent)
+        environment = environments[key]
         report = {}
         if name not in policy_names(shop):
             report = train_grpo(
-                shop, parent, name, settings.train, agent=agent,
+                shop, parent, name, settings.train, agent=agent, environment=environment,
                 about={"preset": settings.preset},
             )
         policy = open_policy(shop, name)
-        environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
         examples = environment.of_split("test")[:limit]
         rankings = PolicySystem(name, policy, environment).rank(examples, 5)
         scores = [
@@ -172,12 +178,15 @@ def main() -> None:
     given = parser.parse_args()
     results = json.loads(given.out.read_text()) if given.out.exists() else []
     done = {(r["arm"], r["seed"]) for r in results}
+    environments: dict[Any, Environment] = {}
     for seed in [] if given.report else given.seeds:
         for arm in given.arms:
             if (arm, seed) in done:
                 continue
             settings = settings_of(arm, given.set, given.steps, seed, 50)
-            found = run_arm(given.shop, given.policy, arm, settings, given.limit)
+            found = run_arm(
+                given.shop, given.policy, arm, settings, given.limit, environments
+            )
             if given.abtest and arm != given.arms[0]:
                 first = f"study-{given.arms[0]}-{seed}"
                 found["abtest"] = abtest(given.shop, found["policy"], first)

@@ -279,10 +279,12 @@ def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):
 def test_a_gradient_that_is_no_number_changes_nothing(shop, monkeypatch):
     trainer = trainer_of(shop)
     real = trainer._value_and_grad
-    monkeypatch.setattr(
-        trainer, "_value_and_grad",
-        lambda *a: (lambda v, g: (v, tree_map(lambda x: x * float("nan"), g)))(*real(*a)),
-    )
+
+    def broken(*arguments):
+        value, gradient = real(*arguments)
+        return value, tree_map(lambda x: x * float("nan"), gradient)
+
+    monkeypatch.setattr(trainer, "_value_and_grad", broken)
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
     with pytest.raises(QAgentError, match="not finite"):
         trainer.step(3)
