@@ -92,8 +92,8 @@ def train() -> None:
 
 config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Settings in TOML; flags win over it. Its names: python -c 'import "
-    "qagent_mlx.train.settings as s; help(s)'.",
+    help="Settings in TOML: policy, name, run, preset, rewards, and the tables train, "
+    "train.weights, train.curriculum, train.lora, train.alarms, agent, split. Flags win over it.",
 )  # fmt: skip
 resume_option = click.option(
     "--resume", is_flag=True,
