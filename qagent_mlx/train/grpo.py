@@ -128,8 +128,8 @@ class GrpoConfig:
                 f"the ratio cannot be clipped to [1 - {low:g}, 1 + {high:g}]; give --clip-low "
                 "from 0 to 1 and --clip-high from 0 on"
             )
-        if self.overlong_tokens and not 0 < self.overlong_cache <= self.overlong_tokens:
-            raise QAgentError("overlong_cache must lie between 1 and overlong_tokens")
+        if self.overlong_tokens < 0 or self.overlong_cache < 1:
+            raise QAgentError("overlong_tokens must be 0 or more, and overlong_cache 1 or more")
         for name, points in self.curriculum.items():
             steps = [step for step, _ in points]
             if not points or steps != sorted(set(steps)) or min(w for _, w in points) < 0:
@@ -281,7 +281,8 @@ class Trainer:
         if not config.overlong_tokens:
             return rewards, weights
         lengths = np.array([sum(r.sampled) for r in rollouts]).reshape(rewards.shape[:2])
-        penalty = overlong_penalty(lengths, config.overlong_tokens, config.overlong_cache)
+        cache = min(config.overlong_cache, config.overlong_tokens)
+        penalty = overlong_penalty(lengths, config.overlong_tokens, cache)
         return (
             np.concatenate([rewards, penalty[..., None]], axis=-1),
             np.append(weights, config.overlong_weight),
