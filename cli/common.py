@@ -107,11 +107,14 @@ def split_config(
     min_history: int | None,
     test_share: float | None,
     validation_share: float | None,
+    base: Any = None,
 ) -> Any:
-    """The `SplitConfig` that `split_options` describe."""
+    """The `SplitConfig` that `split_options` describe, on top of another one."""
+    from dataclasses import replace
+
     from qagent_mlx.train.cases import SplitConfig
 
-    return SplitConfig(**given(
+    return replace(base or SplitConfig(), **given(
         test_from=test_from.isoformat() if test_from else None,
         min_history=min_history, test_share=test_share, validation_share=validation_share,
     ))  # fmt: skip

@@ -10,7 +10,10 @@ from .common import err, shown
 
 EVERY = 10  # steps between lines where stderr is no terminal
 
-_NAMES = {"reward": "reward", "loss": "loss", "kl": "kl", "entropy": "entropy"}
+_NAMES = {
+    "reward": "reward", "loss": "loss", "kl": "kl", "entropy": "entropy",
+    "eval_reward": "validation", "eval_cons@1": "cons@1",
+}  # fmt: skip
 
 
 class TrainingProgress:
@@ -67,6 +70,9 @@ class TrainingProgress:
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Take one step's metrics."""
+        for reason in row.get("alarms", ()):
+            self._console.print(shown(f"alarm at step {row['step']}: {reason}", "bold red"),
+                                soft_wrap=True)
         steps = int(row.get("steps", self._steps))
         step = int(row["step"])
         now = time.perf_counter()

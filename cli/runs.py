@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +12,6 @@ from .chains import chain_lines
 from .common import PLAIN, emit, json_option, opened, out, plain_table, shop_option, shown
 
 if TYPE_CHECKING:
-    from qagent_mlx.shop import Shop
     from qagent_mlx.train.runs import Run
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -30,8 +28,10 @@ def runs() -> None:
 @json_option
 def list_runs(shop_path: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
+    from qagent_mlx.train.reading import all_runs, overview
+
     with opened(shop_path) as shop:
-        found = [_overview(run) for run in all_runs(shop)]
+        found = [overview(run) for run in all_runs(shop)]
     if as_json:
         emit({"runs": found})
         return
@@ -50,26 +50,47 @@ def list_runs(shop_path: Path, as_json: bool) -> None:
     out().print(table)
 
 
+sql_option = click.option(
+    "--sql", type=PLAIN, metavar="QUERY",
+    help="Ask the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
+)
+
+
 @runs.command()
 @click.argument("run", required=False, type=PLAIN)
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write a report with plots into one HTML file.",
+)
+@sql_option
 @shop_option
 @json_option
-def show(run: str | None, shop_path: Path, as_json: bool) -> None:
-    """Show a run's settings and curves; the latest run by default."""
+def show(
+    run: str | None, html: Path | None, sql: str | None, shop_path: Path, as_json: bool
+) -> None:
+    """Show a run's settings, alarms and curves; the latest run by default."""
     from rich.text import Text
 
+    from qagent_mlx.train.reading import curves, ends, open_run, overview, rows_of
+
     with opened(shop_path) as shop:
-        record = _open(shop, run)
-        rows = _rows(record, "metrics")
-        overview = _overview(record)
+        record = open_run(shop, run)
+    if html is not None:
+        _write_page(record, html, as_json)
+        return
+    if sql is not None:
+        _answer(record, sql, as_json)
+        return
+    rows, alarms, facts = rows_of(record, "metrics"), rows_of(record, "alarms"), overview(record)
     if as_json:
-        emit({**overview, "config": record.config, "summary": record.summary, "metrics": rows})
+        emit({**facts, "config": record.config, "summary": record.summary, "alarms": alarms,
+              "metrics": rows})  # fmt: skip
         return
     console = out()
     console.print(
         shown(
-            f"{overview['run']}: {overview['kind']}, {overview['base']} → {overview['policy']}, "
-            f"{overview['steps']}/{overview['planned']} steps, {overview['state']}",
+            f"{facts['run']}: {facts['kind']}, {facts['base']} → {facts['policy']}, "
+            f"{facts['steps']}/{facts['planned']} steps, {facts['state']}",
             "bold",
         )
     )
@@ -83,14 +104,25 @@ def show(run: str | None, shop_path: Path, as_json: bool) -> None:
         return
     console.print()
     table = plain_table("", "first", "last", "", numbers=("first", "last"))
-    for key in _curves(rows):
-        values = [float(row[key]) for row in rows if key in row]
-        tenth = max(1, len(values) // 10)
+    for key, points in curves(rows).items():
+        values = [value for _, value in points]
+        first, last = ends(values)
         table.add_row(
-            shown(key.replace("_", " ")), f"{_mean(values[:tenth]):.3f}",
-            f"{_mean(values[-tenth:]):.3f}", sparkline(values, WIDTH),
-        )  # fmt: skip
+            shown(key.replace("_", " ")), f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH)
+        )
     console.print(table)
+    for alarm in alarms:
+        console.print(
+            shown(f"alarm at step {alarm['step']} ({alarm['action']}): {alarm['reason']}", "red"),
+            soft_wrap=True,
+        )
+    if record.summary and record.summary.get("best_step"):
+        console.print(
+            shown(
+                f"kept: the policy after step {record.summary['best_step']}, best in "
+                f"{settings.get('best_by')} ({record.summary['best_value']:.3f})"
+            )
+        )
     if record.summary and "validation_reward" in record.summary:
         console.print(
             f"reward of greedy chains on validation cases: "
@@ -102,23 +134,33 @@ def show(run: str | None, shop_path: Path, as_json: bool) -> None:
 @click.argument("run", required=False, type=PLAIN)
 @click.option("--step", type=click.IntRange(1), help="Only of this step.")
 @click.option("--case", type=click.IntRange(0), help="Only of this case.")
+@click.option("--user", type=PLAIN, help="Only of this user.")
+@click.option("--min-reward", "least", type=float, help="Only with at least this reward.")
+@click.option("--max-reward", "most", type=float, help="Only with at most this reward.")
+@click.option("--finish", type=PLAIN, help="Only that ended so: recommended, invalid, length …")
 @click.option("--best", "order", flag_value="best", help="The highest reward first.")
 @click.option("--worst", "order", flag_value="worst", help="The lowest reward first.")
 @click.option("-n", default=4, show_default=True, type=click.IntRange(1), help="How many.")
+@sql_option
 @shop_option
 @json_option
 def rollouts(
-    *, run: str | None, step: int | None, case: int | None, order: str | None, n: int,
-    shop_path: Path, as_json: bool,
+    *, run: str | None, step: int | None, case: int | None, user: str | None,
+    least: float | None, most: float | None, finish: str | None, order: str | None, n: int,
+    sql: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
+    from qagent_mlx.train.reading import chosen, open_run, rows_of
+
     with opened(shop_path) as shop:
-        record = _open(shop, run, kind="grpo")
-        rows = _rows(record, "rollouts")
-    if step is not None:
-        rows = [row for row in rows if row["step"] == step]
-    if case is not None:
-        rows = [row for row in rows if row["case_id"] == case]
+        record = open_run(shop, run, kind="grpo")
+    if sql is not None:
+        _answer(record, sql, as_json)
+        return
+    rows = chosen(
+        rows_of(record, "rollouts"), step=step, case=case, user=user, least=least, most=most,
+        finish=finish,
+    )
     if order is not None:
         rows.sort(key=lambda row: row["reward"], reverse=order == "best")
         rows = rows[:n]
@@ -129,9 +171,7 @@ def rollouts(
         return
     console = out()
     if not rows:
-        console.print(
-            "no such chains were kept; each step keeps a few groups (see runs show: logged groups)"
-        )
+        console.print("no such chains were kept (see runs show: logged groups)")
     for row in rows:
         console.print(
             shown(
@@ -147,89 +187,81 @@ def rollouts(
         console.print(
             shown(f"reward {row['reward']:.3f}  ({parts})  advantage {row['advantage']:+.2f}")
         )
+        console.print(shown(f"tokens {row['tokens']}, of which sampled {row['sampled_tokens']}"))
         console.print()
 
 
-# ---------------------------------------------------------------- reading runs
-
-
-def all_runs(shop: Shop) -> list[Run]:
-    """The shop's runs, in the order in which they were started."""
-    from qagent_mlx.train.runs import Run, run_names
-
-    found = [Run.open(shop, name) for name in run_names(shop)]
-    return sorted(found, key=lambda run: str(run.config.get("created", "")))
-
-
-def _open(shop: Shop, name: str | None, kind: str | None = None) -> Run:
-    """A run by name; without one the latest (of a kind)."""
-    from qagent_mlx.errors import QAgentError
+@runs.command()
+@click.argument("first", type=PLAIN)
+@click.argument("second", type=PLAIN)
+@shop_option
+@json_option
+def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
+    """Compare two runs: settings that differ, and how either went."""
+    from qagent_mlx.train.reading import difference
     from qagent_mlx.train.runs import Run
 
-    if name:
-        return Run.open(shop, name)
-    for run in reversed(all_runs(shop)):
-        if kind is None or run.config.get("kind") == kind:
-            return run
-    raise QAgentError(f"{shop.path} has no {kind or 'training'} run; train with: qagent train")
+    with opened(shop_path) as shop:
+        found = difference(Run.open(shop, first), Run.open(shop, second))
+    if as_json:
+        emit(found)
+        return
+    console = out()
+    table = plain_table("setting", first, second)
+    for name, values in found["settings"].items():
+        table.add_row(shown(name), *(shown("-" if v is None else v) for v in values))
+    if found["settings"]:
+        console.print(table)
+    else:
+        console.print("the settings are the same")
+    console.print()
+    table = plain_table("first → last tenth", first, second, numbers=(first, second))
+    for name, pair in found["metrics"].items():
+        shares = [f"{p[0]:.3f} → {p[1]:.3f}" if p else "-" for p in pair]
+        table.add_row(shown(name.replace("_", " ")), *shares)
+    console.print(table)
+    console.print(
+        f"steps: {found['steps'][0]} and {found['steps'][1]}, the first {found['same_until']} "
+        "with the very same numbers"
+    )
 
 
-def _rows(run: Run, what: str) -> list[dict[str, Any]]:
-    from qagent_mlx.errors import QAgentError
+def _write_page(run: Run, path: Path, as_json: bool) -> None:
+    from qagent_mlx.files import replacing
+    from qagent_mlx.train.page import page
 
-    try:
-        return list(run.rows(what))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise QAgentError(
-            f"the run {run.name} is damaged: {run.folder / what}.jsonl: {error}; go on with "
-            "qagent train grpo --resume, or delete its folder"
-        ) from error
-
-
-def _overview(run: Run) -> dict[str, Any]:
-    summary = run.summary
-    rows = _rows(run, "metrics")
-    rewards = [row["reward"] for row in rows if "reward" in row]
-    tenth = max(1, len(rewards) // 10)
-    values = summary or {}
-    return {
-        "run": run.name,
-        "kind": run.config.get("kind", ""),
-        "policy": run.config.get("policy", ""),
-        "base": run.config.get("base", ""),
-        "created": run.config.get("created", ""),
-        "steps": len(rows),
-        "planned": len(rows) if summary else run.config.get("train", {}).get("steps", len(rows)),
-        "reward_first": values.get("reward_first", _mean(rewards[:tenth]) if rewards else None),
-        "reward_last": values.get("reward_last", _mean(rewards[-tenth:]) if rewards else None),
-        "seconds": values.get("seconds", sum(row.get("seconds", 0.0) for row in rows)),
-        "state": "finished" if summary else "unfinished",
-    }
+    text = page(run)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        emit({"run": run.name, "html": str(path)})
+    else:
+        out().print(shown(f"wrote {path}; open it in a browser"))
 
 
-def _curves(rows: list[dict[str, Any]]) -> list[str]:
-    """Which metrics to draw: reward and its components, then what tells of trouble."""
-    # A step without signal has no update, so the first row may lack some names.
-    present = {key for row in rows for key in row}
-    components = sorted(key for key in present if key.startswith("reward_"))
-    order = ["reward", *components, "loss", "kl", "entropy", "searches", "dropped_groups"]
-    if "reward" in present:
-        order.remove("loss")
-    return [key for key in order if key in present]
+def _answer(run: Run, sql: str, as_json: bool) -> None:
+    from qagent_mlx.train.reading import query
 
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    columns, rows = query(run, sql)
+    if as_json:
+        emit({"run": run.name, "columns": columns, "rows": rows})
+        return
+    table = plain_table(*(str(shown(column)) for column in columns))
+    for row in rows:
+        table.add_row(*(shown("-" if v is None else v) for v in row))
+    out().print(table)
 
 
 def sparkline(values: list[float], width: int) -> str:
     """A curve in one line, from its least to its greatest value."""
+    from qagent_mlx.train.reading import mean
+
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return ""
     count = min(width, len(finite))
     means = [
-        _mean(finite[i * len(finite) // count : (i + 1) * len(finite) // count])
+        mean(finite[i * len(finite) // count : (i + 1) * len(finite) // count])
         for i in range(count)
     ]
     low, high = min(means), max(means)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,10 @@ from .common import (
     split_options,
 )
 from .progress import TrainingProgress
-from .runs import all_runs
 
 if TYPE_CHECKING:
     from qagent_mlx.shop import Shop
+    from qagent_mlx.train.runs import Run
 
 steps_option = click.option("--steps", type=click.IntRange(1), help="How long to train.")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -89,114 +90,246 @@ def train() -> None:
     """Train a policy: an SFT cold start on demonstrations, then GRPO on its own chains."""
 
 
+config_option = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Settings in TOML: policy, name, run, preset, rewards, and the tables train, "
+    "train.weights, train.curriculum, train.lora, train.alarms, agent, split. Flags win over it.",
+)  # fmt: skip
+resume_option = click.option(
+    "--resume", is_flag=True,
+    help="Go on with --run, or with the latest unfinished run, exactly as if it had never "
+    "stopped.",
+)  # fmt: skip
+run_option = click.option("--run", "run_name", help="Of the run.  [default: the policy's name]")
+UNCHANGED = frozenset({"resume", "run_name", "shop_path", "as_json"})
+
+
 @train.command()
 @click.option("--policy", type=PLAIN, help="What to start from.  [default: base, else sample]")
-@click.option("--name", default="sft", show_default=True, help="Of the new policy.")
-@click.option("--run", "run_name", help="Of the run.  [default: the policy's name]")
+@click.option("--name", help="Of the new policy.  [default: sft]")
+@run_option
+@resume_option
+@config_option
 @steps_option
 @click.option("--batch-size", type=POSITIVE, help="Chains a step.")
 @rate_option
-@seed_option
+@click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.")
+@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
 @json_option
+@click.pass_context
 def sft(
-    *, policy: str | None, name: str, run_name: str | None, steps: int | None,
-    batch_size: int | None, learning_rate: float | None, seed: int,
-    test_from: datetime | None, min_history: int | None, test_share: float | None,
-    validation_share: float | None, shop_path: Path, as_json: bool,
+    ctx: click.Context, *, policy: str | None, name: str | None, run_name: str | None,
+    resume: bool, config_path: Path | None, shop_path: Path, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train an adapter on demonstration chains."""
-    from qagent_mlx.train.sft import SftConfig, train_sft
+    from qagent_mlx.train.settings import agent_of
+    from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
-    config = SftConfig(
-        seed=seed, **given(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
-    )
-    split = split_config(test_from, min_history, test_share, validation_share)
+    if resume:
+        _refuse_changes(ctx, UNCHANGED)
+        with opened(shop_path) as shop:
+            run = _to_resume(shop, run_name, "sft")
+            with TrainingProgress(_planned(run), f"SFT {run.name}") as progress, _stops(ctx):
+                report = resume_sft(shop, run.name, progress)
+        _show(report, as_json, f"qagent train grpo --policy {report['policy']}")
+        return
+    settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
     with opened(shop_path) as shop:
-        parent = policy or default_policy(shop, "base")
-        _check_parent(parent, name)
-        with TrainingProgress(config.steps, f"SFT {parent} -> {name}") as progress:
+        parent = settings.policy or default_policy(shop, "base")
+        _check_parent(parent, settings.name)
+        title = f"SFT {parent} -> {settings.name}"
+        with TrainingProgress(settings.train.steps, title) as progress, _stops(ctx):
             report = train_sft(
-                shop, parent, name, config, split=split, run=run_name, on_step=progress
-            )
-    _show(report, as_json, f"qagent train grpo --policy {name}")
+                shop, parent, settings.name, settings.train,
+                agent=agent_of(shop, parent, settings.agent), split=settings.split,
+                run=settings.run or None, on_step=progress,
+            )  # fmt: skip
+    _show(report, as_json, f"qagent train grpo --policy {settings.name}")
 
 
 @train.command()
 @click.option("--policy", type=PLAIN, help="What to start from.  [default: sft, base or sample]")
-@click.option("--name", default="grpo", show_default=True, help="Of the new policy.")
-@click.option("--run", "run_name", help="Of the run.  [default: the policy's name]")
+@click.option("--name", help="Of the new policy.  [default: grpo]")
+@run_option
+@resume_option
+@config_option
 @click.option(
-    "--resume", is_flag=True,
-    help="Go on with --run, or with the latest unfinished GRPO run, exactly as if it had "
-    "never stopped.",
-)  # fmt: skip
+    "--preset", metavar="NAME",
+    help="A kind of run: consistency, query-only, single-turn (no search), no-memory.",
+)
 @steps_option
 @click.option(
     "--advantage", type=click.Choice(["gdpo", "grpo", "dr_grpo"]), help="[default: dr_grpo]"
 )
+@click.option(
+    "--loss", type=click.Choice(["grpo", "dr_grpo", "dapo", "gspo"]),
+    help="Averages a chain's tokens (grpo), over a constant (dr_grpo), all tokens (dapo), or "
+    "takes the ratio of whole chains (gspo).  [default: dapo]",
+)  # fmt: skip
+@click.option("--clip-low", type=click.FloatRange(0, 1), help="[default: of the loss's paper]")
+@click.option("--clip-high", type=click.FloatRange(0), help="[default: of the loss's paper]")
+@click.option("--epochs", type=POSITIVE, help="Updates on the same chains.  [default: 1]")
+@click.option(
+    "--dynamic-sampling", type=click.IntRange(0), metavar="ROUNDS",
+    help="Sample more cases for groups whose chains all scored the same.  [default: 0]",
+)
+@click.option(
+    "--overlong", "overlong_tokens", type=click.IntRange(0), metavar="TOKENS",
+    help="Punish chains in which the policy writes about so many tokens or more.",
+)
 @click.option("--group", type=click.IntRange(2), help="Chains a case (G).")
 @click.option("--cases-per-step", type=POSITIVE, help="Cases a step.")
-@click.option("--beta", type=click.FloatRange(0), help="Weight of the KL to the parent policy.")
+@click.option("--token-budget", type=POSITIVE, help="Tokens computed at once in an update.")
+@click.option("--beta", type=click.FloatRange(0), help="Weight of the KL to the parent; 0: none.")
 @rate_option
 @click.option(
     "--weight", "weights", multiple=True, metavar="NAME=VALUE",
-    help="Of a reward component; may be repeated.",
+    help="Of a reward component; may be repeated. NAME=0@1,2@30 rises from 0 in step 1 to 2 in "
+    "step 30.",
 )  # fmt: skip
 @click.option(
     "--reward", "rewards", multiple=True, metavar="FILE:NAME",
     help="A component of your own: a Python function (Outcome) -> number in [0, 1]. Its weight "
     "is 1 unless --weight says otherwise.",
 )  # fmt: skip
-@seed_option
+@click.option(
+    "--alarm", "alarms", multiple=True, metavar="NAME=ACTION",
+    help="stop, warn or off for format, entropy, kl, dropped, ratio, memory; or a threshold, as "
+    "in kl_ceiling=2.",
+)  # fmt: skip
+@click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.  [default: 25]")
+@click.option("--keep", type=POSITIVE, help="Last checkpoints that stay.  [default: 2]")
+@click.option(
+    "--eval-every", type=click.IntRange(0), metavar="STEPS",
+    help="Evaluate on validation cases, and keep the best policy.",
+)
+@click.option(
+    "--best-by", type=click.Choice(["reward", "cons@1", "q_em", "i_hit@1"]),
+    help="What the best policy is best in.  [default: reward]",
+)
+@click.option(
+    "--stop-after", type=click.IntRange(0), metavar="N",
+    help="End after N evaluations without a better one.",
+)
+@click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]),
+              help="Also write metrics there (installed by yourself).")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
 @json_option
 @click.pass_context
 def grpo(
-    ctx: click.Context, *, policy: str | None, name: str, run_name: str | None, resume: bool,
-    steps: int | None, advantage: str | None, group: int | None, cases_per_step: int | None,
-    beta: float | None, learning_rate: float | None, weights: tuple[str, ...],
-    rewards: tuple[str, ...], seed: int, test_from: datetime | None, min_history: int | None,
-    test_share: float | None, validation_share: float | None, shop_path: Path, as_json: bool,
+    ctx: click.Context, *, policy: str | None, name: str | None, run_name: str | None,
+    resume: bool, config_path: Path | None, preset: str | None, weights: tuple[str, ...],
+    rewards: tuple[str, ...], alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path,
+    as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a policy by GRPO on its own chains, with rewards from the live inventory."""
     if resume:
-        _resume(
-            ctx, run_name=run_name, steps=steps, rewards=rewards, shop_path=shop_path,
-            as_json=as_json,
+        _resume_grpo(
+            ctx, run_name=run_name, steps=flags["steps"], rewards=rewards, alarms=alarms,
+            logs=logs, shop_path=shop_path, as_json=as_json,
         )  # fmt: skip
         return
-    from qagent_mlx.train.grpo import GrpoConfig, train_grpo
+    from dataclasses import replace
 
-    components, weight = _rewards(rewards, weights)
-    config = GrpoConfig(
-        seed=seed, weights=weight,
-        **given(steps=steps, advantage=advantage, group=group, cases_per_step=cases_per_step,
-                beta=beta, learning_rate=learning_rate),
-    )  # fmt: skip
-    split = split_config(test_from, min_history, test_share, validation_share)
+    from qagent_mlx.train.alarms import with_actions
+    from qagent_mlx.train.callbacks import logging_to
+    from qagent_mlx.train.grpo import GrpoConfig, train_grpo, weighed
+    from qagent_mlx.train.rewards import components_of, reward_files
+    from qagent_mlx.train.settings import agent_of
+
+    settings = _settings(
+        GrpoConfig(), flags, config_path, policy, name or "", run_name or "", "grpo", preset
+    )
+    specs = [*settings.rewards, *rewards]
+    components = components_of(specs)
+    config = weighed(settings.train, components, specs, weights)
+    config = replace(config, alarms=with_actions(config.alarms, alarms))
     with opened(shop_path) as shop:
-        parent = policy or default_policy(shop, "sft", "base")
-        _check_parent(parent, name)
-        title = f"GRPO {parent} -> {name}"
-        with TrainingProgress(config.steps, title) as progress, Resumable(shop_path, progress):
+        parent = settings.policy or default_policy(shop, "sft", "base")
+        _check_parent(parent, settings.name)
+        title = f"GRPO {parent} -> {settings.name}"
+        with (
+            TrainingProgress(config.steps, title) as progress,
+            logging_to(logs, shop_path / "logs", settings.run or settings.name) as log,
+            _stops(ctx),
+        ):
             report = train_grpo(
-                shop, parent, name, config, split=split, run=run_name, components=components,
-                on_step=progress,
+                shop, parent, settings.name, config,
+                agent=agent_of(shop, parent, settings.agent), split=settings.split,
+                run=settings.run or None, components=components, on_step=each(progress, log),
+                about={"preset": settings.preset, "reward_files": reward_files(specs)},
             )  # fmt: skip
-    _show(report, as_json, f"qagent evaluate --policy {parent} --policy {name} --baselines")
+    then = f"qagent evaluate --policy {parent} --policy {settings.name} --baselines"
+    _show(report, as_json, then)
 
 
-def _resume(
+def _settings(
+    train: Any, flags: dict[str, Any], path: Path | None, policy: str | None, name: str,
+    run: str, otherwise: str, preset: str | None = None,
+) -> Any:  # fmt: skip
+    """Defaults, then the preset, then the file, then the flags that were given."""
+    from dataclasses import replace
+
+    from qagent_mlx.train.settings import Settings, read_settings, with_preset
+
+    settings = Settings(train)
+    if path is not None:
+        settings = read_settings(path, settings, preset)
+    elif preset:
+        settings = with_preset(settings, preset)
+    split = split_config(
+        flags.pop("test_from"), flags.pop("min_history"), flags.pop("test_share"),
+        flags.pop("validation_share"), settings.split,
+    )
+    return replace(
+        settings, train=replace(settings.train, **given(**flags)), split=split,
+        policy=policy or settings.policy, name=name or settings.name or otherwise,
+        run=run or settings.run,
+    )  # fmt: skip
+
+
+def each(*callbacks: Any) -> Any:
+    """One callback that calls several."""
+
+    def on_step(row: dict[str, Any]) -> None:
+        for callback in callbacks:
+            callback(row)
+
+    return on_step
+
+
+def _resume_grpo(
     ctx: click.Context, *, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
-    shop_path: Path, as_json: bool,
+    alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
+    from qagent_mlx.train.alarms import AlarmConfig, with_actions
+    from qagent_mlx.train.callbacks import logging_to
     from qagent_mlx.train.grpo import resume_grpo
-    from qagent_mlx.train.runs import Run
+    from qagent_mlx.train.rewards import components_of, reward_specs
+    from qagent_mlx.train.settings import merged
 
-    kept = {"resume", "run_name", "steps", "rewards", "shop_path", "as_json"}
+    _refuse_changes(ctx, UNCHANGED | {"steps", "rewards", "alarms", "logs"})
+    with opened(shop_path) as shop:
+        run = _to_resume(shop, run_name, "grpo")
+        specs = list(rewards) or reward_specs(run.config.get("reward_files", []))
+        stored = run.config.get("train", {}).get("alarms", {})
+        changed = with_actions(merged(AlarmConfig(), stored, f"the run {run.name}"), alarms)
+        with (
+            TrainingProgress(steps or _planned(run), f"GRPO {run.name}") as progress,
+            logging_to(logs, shop_path / "logs", run.name) as log,
+            _stops(ctx),
+        ):
+            report = resume_grpo(
+                shop, run.name, steps, components_of(specs), each(progress, log), changed
+            )
+    _show(report, as_json, f"qagent evaluate --policy {report['policy']}")
+
+
+def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name not in kept and source and source.name == "COMMANDLINE":
@@ -204,70 +337,46 @@ def _resume(
                 f"{parameter.opts[0]} cannot change in a run that goes on; leave it out, or start "
                 "a new run without --resume", ctx,
             )  # fmt: skip
-    components, _ = _rewards(rewards, ())
-    with opened(shop_path) as shop:
-        name = run_name or _unfinished(shop)
-        planned = int(Run.open(shop, name).config.get("train", {}).get("steps", 0))
-        note(f"going on with the run {name}")
-        progress = TrainingProgress(steps or planned, f"GRPO {name}")
-        with progress, Resumable(shop_path, progress):
-            report = resume_grpo(shop, name, steps, components, progress)
-    _show(report, as_json, f"qagent evaluate --policy {report['policy']}")
 
 
-def _unfinished(shop: Shop) -> str:
+def _to_resume(shop: Shop, name: str | None, kind: str) -> Run:
+    """The named run, or the latest unfinished one of a kind."""
     from qagent_mlx.errors import QAgentError
+    from qagent_mlx.train.reading import all_runs
+    from qagent_mlx.train.runs import Run
 
-    for run in reversed(all_runs(shop)):
-        if run.config.get("kind") == "grpo" and run.summary is None:
-            return run.name
-    raise QAgentError(
-        "no GRPO run is unfinished; start one without --resume, or name a finished one with "
-        "--run NAME --steps N to train it longer"
-    )
-
-
-class Resumable:
-    """Says how to go on, when a run is interrupted."""
-
-    def __init__(self, shop_path: Path, progress: TrainingProgress) -> None:
-        self._shop, self._progress = shop_path, progress
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is KeyboardInterrupt and self._progress.started:
-            note(f"the run is kept; go on with: qagent train grpo --resume --shop {self._shop}")
-
-
-def _rewards(rewards: tuple[str, ...], weights: tuple[str, ...]) -> tuple[Any, dict[str, float]]:
-    """Components by name (None for the usual ones), and the weight of each."""
-    from qagent_mlx.errors import QAgentError
-    from qagent_mlx.train.rewards import COMPONENTS, WEIGHTS, load_component
-
-    components, weight = dict(COMPONENTS), dict(WEIGHTS)
-    for spec in rewards:
-        name, component = load_component(spec)
-        if name in COMPONENTS:
-            raise QAgentError(f"--reward {spec}: {name} is taken by a reward of the package")
-        components[name], weight[name] = component, 1.0
-    for pair in weights:
-        name, sign, text = pair.partition("=")
-        if name not in components:
+    if name:
+        run = Run.open(shop, name)
+    else:
+        open_runs = [
+            run for run in all_runs(shop)
+            if run.config.get("kind") == kind and run.summary is None
+        ]
+        if not open_runs:
+            longer = " or name a finished one with --run NAME --steps N to train it longer"
             raise QAgentError(
-                f"--weight {pair}: there is no reward {name!r}; known are {', '.join(components)}"
+                f"no {kind.upper()} run is unfinished; start one without --resume"
+                f"{',' + longer if kind == 'grpo' else ''}"
             )
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not sign or not math.isfinite(value) or value < 0:
-            raise QAgentError(f"--weight {pair}: write it as {name}=0.5, with a number from 0 on")
-        weight[name] = value
-    if not any(weight.values()):
-        raise QAgentError("all rewards have weight 0: nothing would be learned")
-    return (components if rewards else None), weight
+        run = open_runs[-1]
+    note(f"going on with the run {run.name}")
+    return run
+
+
+def _planned(run: Run) -> int:
+    return int(run.config.get("train", {}).get("steps", 0))
+
+
+@contextlib.contextmanager
+def _stops(ctx: click.Context) -> Iterator[None]:
+    """Ends in the exit code of the signal that stopped a run, after saying how to go on."""
+    from qagent_mlx.train.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        note(str(stopped))
+        ctx.exit(128 + stopped.number)
 
 
 def _check_parent(parent: str, name: str) -> None:

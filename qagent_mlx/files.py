@@ -73,7 +73,12 @@ def write_json(path: Path, value: Any) -> None:
 def write_with(path: Path, writer: Callable[[str], Any]) -> None:
     """Replace ``path`` with what ``writer(temporary_path)`` writes."""
     with replacing(path) as temporary:
-        writer(str(temporary))
+        try:
+            writer(str(temporary))
+        except RuntimeError as error:  # MLX's, for a full disk among others
+            raise QAgentError(
+                f"cannot write {path}: {error}; free some space or choose a folder you may write to"
+            ) from error
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -30,7 +30,7 @@ from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Case, Line, Profile
 from .cases import SplitConfig, build_cases
-from .rewards import Outcome, score, total
+from .rewards import Component, Outcome, score, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,21 @@ class Environment:
         )
         return cls(examples, HybridSearch(index, log, config))
 
+    @classmethod
+    def resume(cls, shop: Shop, folder: Path, catalog_version: int) -> Environment:
+        """What `save` wrote, for a run that goes on exactly.
+
+        Raises:
+            QAgentError: a file is damaged, or the shop's catalog has changed since.
+        """
+        environment = cls.restore(folder, shop.path / "inventory", shop.config.search)
+        if environment.search.index.manifest["catalog_version"] != catalog_version:
+            raise QAgentError(
+                f"the catalog has changed since the run {folder.name} began, so it cannot go on "
+                "exactly; start a new run"
+            )
+        return environment
+
 
 def _profile_json(profile: Profile) -> str:
     return json.dumps(
@@ -201,19 +216,30 @@ def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None
         connection.execute(f"COPY {table} TO '{_quoted(temporary)}' (FORMAT parquet)")
 
 
-def mean_reward(
+def measure(
     environment: Environment,
     policy: Policy,
     examples: Sequence[Example],
     weights: Mapping[str, float],
-) -> float:
-    """The mean weighted reward of one greedy chain for each example."""
+    components: Mapping[str, Component] | None = None,
+) -> dict[str, float]:
+    """One greedy chain for each example, judged.
+
+    Returns:
+        Means of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
+    """
     roller = environment.roller(policy, policy.info.agent)
     rollouts = roller.run([e.task for e in examples], 1, None)
     outcomes = [
         environment.outcome(r, e.case) for r, e in zip(rollouts, examples, strict=True)
     ]
-    return float(np.mean([total(score(o), weights) for o in outcomes]))
+    values: dict[str, list[float]] = {
+        "reward": [total(score(o, components), weights) for o in outcomes],
+        "q_em": [o.query_hit for o in outcomes],
+        "i_hit@1": [o.item_hit for o in outcomes],
+        "cons@1": [o.query_hit and o.item_hit for o in outcomes],
+    }
+    return {name: float(np.mean(row)) for name, row in values.items()}
 
 
 def without(example: Example, sections: Sequence[str]) -> Example:

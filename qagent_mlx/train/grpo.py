@@ -3,13 +3,14 @@
 One step of `Trainer.step`:
 
 1. take a batch of cases and roll out a group of G chains for each, all decoded together,
-   with every search answered by the inventory as it was at the case's moment;
-2. score each chain by component: format, tool, query, item, consistency;
-3. turn rewards into advantages within each group (GDPO, GRPO or Dr. GRPO); groups in which
-   all chains scored the same are dropped and counted;
+   with every search answered by the inventory as it was at the case's moment; with dynamic
+   sampling, more cases take the place of groups whose chains all scored the same;
+2. score each chain by component: format, tool, query, item, consistency, and your own;
+3. turn rewards into advantages within each group (GDPO, GRPO or Dr. GRPO, see `advantages`);
+   groups in which all chains scored the same are dropped and counted;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
-   over the tokens that the policy chose, averaged over tokens (arXiv:2402.03300,
-   clip-higher and token averaging from arXiv:2503.14476).
+   over the tokens that the policy chose, weighed as GRPO, Dr. GRPO, DAPO or GSPO do
+   (see `losses`), for one or several epochs over the same chains.
 
 Tokens that tools inserted carry no loss. Sampling is from the very distribution that is
 scored (temperature 1), so the first ratio is 1. The reference is the same model with its
@@ -20,8 +21,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -30,19 +31,25 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from ..agent.rollout import Rollout
+from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
 from ..shop import Shop
 from . import checkpoint
 from .advantages import ESTIMATORS, signal
+from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
 from .batches import Batch, Chain, entropy, make_batch, micro_batches, token_logprobs
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, Example, mean_reward
-from .rewards import COMPONENTS, WEIGHTS, Component, score, total
-from .runs import Run, free_name
+from .environment import Environment, Example, measure
+from .footprint import check_memory, grpo_bytes
+from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
+from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
+from .runs import Run, free_name, training
+from .selection import MEASURES, Best
+from .settings import merged
+from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import batch_order
 
 
@@ -56,20 +63,48 @@ class GrpoConfig:
     learning_rate: float = 2e-4
     warmup: int = 5
     advantage: str = "dr_grpo"
+    loss: str = "dapo"
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    beta: float = 0.02
-    epochs: int = 1
+    # Weights that change: name -> (step, weight) points, linear between them; steps count from 1.
+    curriculum: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    clip_low: float | None = None  # None: as in the loss's paper
+    clip_high: float | None = None
+    beta: float = 0.02  # weight of the KL to the reference; 0 for none
+    epochs: int = 1  # updates on the same chains; from the second on the clip bites
+    dynamic_sampling: int = 0  # rounds that may replace groups without signal (DAPO)
+    overlong_tokens: int = 0  # sampled tokens of a chain punished in full (DAPO); 0: off
+    overlong_cache: int = 8  # tokens before that over which the punishment grows
+    overlong_weight: float = 1.0
     max_grad_norm: float = 1.0
     token_budget: int = 8192  # padded tokens of one micro-batch
     solvable: bool = True  # train on cases in which some line of memory was right
     seed: int = 0
     save_every: int = 25
-    keep: int = 2
-    logged_groups: int = 2  # groups a step whose chains are written to rollouts.jsonl
-    measured: int = 100  # validation cases for the reward before and after
+    keep: int = 2  # the last checkpoints that stay; the best one stays as well
+    eval_every: int = 0  # steps between evaluations on validation cases; 0: none
+    best_by: str = "reward"  # what an evaluation is judged by; the best policy is kept
+    stop_after: int = 0  # evaluations without a better one that end the run; 0: never
+    logged_groups: int = 0  # groups a step whose chains are written to rollouts.jsonl; 0: all
+    measured: int = 100  # validation cases of an evaluation
     lora: LoraConfig = field(default_factory=LoraConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """How far the ratio may fall below and rise above 1."""
+        low, high = CLIPS[self.loss]
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
+
+    def weights_at(self, number: int) -> dict[str, float]:
+        """The reward weights in the step with this number (from 0)."""
+        changing = {
+            name: float(np.interp(number + 1, [s for s, _ in points], [w for _, w in points]))
+            for name, points in self.curriculum.items()
+        }
+        return {**self.weights, **changing}
 
     def check(self) -> None:
         """Refuse settings that cannot train anything.
@@ -81,13 +116,32 @@ class GrpoConfig:
             raise QAgentError(
                 f"--advantage {self.advantage}: choose one of {', '.join(ESTIMATORS)}"
             )
+        if self.loss not in CLIPS:
+            raise QAgentError(f"--loss {self.loss}: choose one of {', '.join(CLIPS)}")
+        if self.best_by not in MEASURES:
+            raise QAgentError(f"--best-by {self.best_by}: choose one of {', '.join(MEASURES)}")
+        if self.stop_after and not self.eval_every:
+            raise QAgentError("--stop-after needs --eval-every: it counts evaluations")
+        low, high = self.clip
+        if not (0 <= low < 1 and high >= 0):
+            raise QAgentError(
+                f"the ratio cannot be clipped to [1 - {low:g}, 1 + {high:g}]; give --clip-low "
+                "from 0 to 1 and --clip-high from 0 on"
+            )
+        if self.overlong_tokens < 0 or self.overlong_cache < 1:
+            raise QAgentError("overlong_tokens must be 0 or more, and overlong_cache 1 or more")
+        for name, points in self.curriculum.items():
+            steps = [step for step, _ in points]
+            if not points or steps != sorted(set(steps)) or min(w for _, w in points) < 0:
+                raise QAgentError(
+                    f"the curriculum of {name} must be points (step, weight) with rising steps "
+                    "and no negative weight"
+                )
+        self.alarms.check()
         if self.group < 2:
             raise QAgentError("--group must be at least 2: advantages compare chains in a group")
         if self.steps < 1 or self.cases_per_step < 1 or self.epochs < 1:
             raise QAgentError("steps, cases per step and epochs must be at least 1")
-        unknown = sorted(set(self.weights) - set(COMPONENTS))
-        if unknown and not any(self.weights.get(name) for name in COMPONENTS):
-            raise QAgentError(f"no known reward has a weight; known are {', '.join(COMPONENTS)}")
 
 
 class Trainer:
@@ -103,7 +157,9 @@ class Trainer:
         config.check()
         self.policy, self.environment, self.config = policy, environment, config
         self.components = components or COMPONENTS
+        _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
+        self.stop = StopSignal()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
         self.roller = environment.roller(policy, policy.info.agent)
@@ -125,19 +181,15 @@ class Trainer:
         """
         config = self.config
         began = time.perf_counter()
-        chosen = batch_order(
-            len(self.examples), min(config.cases_per_step, len(self.examples)),
-            config.seed, number,
-        )
-        examples = [self.examples[i] for i in chosen]
-
+        weights = self.weights_of(number)
         self.policy.model.eval()
-        rollouts = self.roller.run([e.task for e in examples], config.group, (config.seed, number))
+        rollouts, examples, rewards = self.sample(number, weights)
         rolled = time.perf_counter()
+        self.stop.check()
 
-        rewards = self.rewards(rollouts, examples)
-        advantages = ESTIMATORS[config.advantage](rewards, self.weights)
-        alive = signal(rewards, self.weights)
+        scores, counted = self.shaped(rewards, weights, rollouts)
+        advantages = ESTIMATORS[config.advantage](scores, counted)
+        alive = signal(scores, counted)
         kept = [
             (rollout, float(advantage))
             for rollout, advantage, group_alive in zip(
@@ -149,7 +201,7 @@ class Trainer:
 
         tokens = sum(len(r.tokens) for r in rollouts)
         seconds = time.perf_counter() - began
-        weighted = rewards @ self.weights / max(self.weights.sum(), 1e-9)
+        weighted = rewards @ weights / max(weights.sum(), 1e-9)
         metrics: dict[str, Any] = {
             "step": number + 1,
             "reward": float(weighted.mean()),
@@ -157,6 +209,13 @@ class Trainer:
                 f"reward_{name}": float(rewards[..., i].mean())
                 for i, name in enumerate(self.components)
             },
+            **{
+                f"weight_{name}": float(weight)
+                for name, weight in zip(self.components, weights, strict=True)
+                if name in config.curriculum
+            },
+            "recommended": float(np.mean([r.finish == "recommended" for r in rollouts])),
+            "groups": len(examples),
             "dropped_groups": int((~alive).sum()),
             "advantage_variance": float(advantages[alive].var()) if alive.any() else 0.0,
             "searches": float(np.mean([r.searches for r in rollouts])),
@@ -167,7 +226,67 @@ class Trainer:
             "seconds": seconds,
             "tokens_per_s": tokens / seconds,
         }
-        return metrics, self._described(number, rollouts, examples, rewards, advantages)
+        return metrics, self._described(number, rollouts, examples, rewards, advantages, weights)
+
+    def weights_of(self, number: int) -> np.ndarray:
+        """The weight of each component in a step: (components,)."""
+        now = self.config.weights_at(number) if self.config.curriculum else {}
+        changing = self.config.curriculum
+        return np.array([
+            now[name] if name in changing else weight
+            for name, weight in zip(self.components, self.weights, strict=True)
+        ])
+
+    def sample(
+        self, number: int, weights: np.ndarray
+    ) -> tuple[list[Rollout], list[Example], np.ndarray]:
+        """Roll out the step's cases; with dynamic sampling, more of them for groups that said
+        nothing (arXiv:2503.14476). Which ones is a function of the seed and the step alone.
+
+        Returns:
+            Rollouts by group, the case of each group, rewards (groups, G, components).
+        """
+        config = self.config
+        count = min(config.cases_per_step, len(self.examples))
+        order = batch_order(len(self.examples), count, config.seed, number)
+        rollouts, rewards = self._rolled(order, (config.seed, number), 0)
+        for again in range(1, config.dynamic_sampling + 1):
+            scores, counted = self.shaped(rewards, weights, rollouts)
+            missing = count - int(signal(scores, counted).sum())
+            rest = sorted(set(range(len(self.examples))) - set(order))
+            if not missing or not rest:
+                break
+            self.stop.check()
+            draw = np.random.default_rng([config.seed, number, again])
+            more = [int(i) for i in draw.permutation(rest)[:missing]]
+            rolled, scored = self._rolled(more, (config.seed, number, again), len(order))
+            rollouts, rewards = rollouts + rolled, np.concatenate([rewards, scored])
+            order += more
+        return rollouts, [self.examples[i] for i in order], rewards
+
+    def _rolled(
+        self, order: Sequence[int], seed: tuple[int, ...], before: int
+    ) -> tuple[list[Rollout], np.ndarray]:
+        examples = [self.examples[i] for i in order]
+        rollouts = self.roller.run([e.task for e in examples], self.config.group, seed)
+        for rollout in rollouts:
+            rollout.case += before  # groups are numbered through the rounds of a step
+        return rollouts, self.rewards(rollouts, examples)
+
+    def shaped(
+        self, rewards: np.ndarray, weights: np.ndarray, rollouts: Sequence[Rollout]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards and weights with DAPO's punishment of overlong chains as one more component."""
+        config = self.config
+        if not config.overlong_tokens:
+            return rewards, weights
+        lengths = np.array([sum(r.sampled) for r in rollouts]).reshape(rewards.shape[:2])
+        cache = min(config.overlong_cache, config.overlong_tokens)
+        penalty = overlong_penalty(lengths, config.overlong_tokens, cache)
+        return (
+            np.concatenate([rewards, penalty[..., None]], axis=-1),
+            np.append(weights, config.overlong_weight),
+        )
 
     def rewards(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> np.ndarray:
         """Rewards by component: (groups, G, components)."""
@@ -190,17 +309,21 @@ class Trainer:
         pieces = micro_batches(chains, config.token_budget)
         batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
-        weights = np.array([copies[key] for key in distinct], dtype=np.float32)
+        lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
+        counts = np.array([copies[key] for key in distinct], dtype=np.float32)
+        agent = self.policy.info.agent
+        most = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
+        share = shares(config.loss, np.maximum(lengths, 1), counts, most)
         owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
         advantage = [mx.array(advantages[owner]) for owner in owners]
-        weight = [mx.array(weights[owner]) for owner in owners]
+        weight = [mx.array(share[owner]) for owner in owners]
+        length = [mx.array(lengths[np.array(piece)]) for piece in pieces]
         sampled = [
             mx.array(np.array(
                 [v for i in piece for v in rollouts[i].sampled_logprobs], dtype=np.float32
             ))
             for piece in pieces
         ]
-        count = int(sum(weights[owner].sum() for owner in owners))
         reference: list[mx.array] = []
         if config.beta:
             with self.policy.reference():
@@ -215,9 +338,11 @@ class Trainer:
         for epoch in range(config.epochs):
             gradient: Any = None
             for i, batch in enumerate(batches):
+                if epoch == 0:
+                    self.stop.check()
                 (loss, parts), grad = self._value_and_grad(
-                    batch, advantage[i], weight[i] / count, sampled[i],
-                    reference[i] if reference else None,
+                    batch, advantage[i], weight[i], sampled[i],
+                    reference[i] if reference else None, length[i],
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
@@ -229,6 +354,11 @@ class Trainer:
             if epoch == 0 and number == 0:
                 self._check_first(drift, gradient)
             gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
+            if not np.isfinite(float(norm)):
+                raise QAgentError(
+                    f"the gradient of step {number + 1} is not finite; the weights are those of "
+                    "the step before; lower --learning-rate and start again"
+                )
             self.optimizer.learning_rate = config.learning_rate * min(
                 1.0, (number + 1) / max(1, config.warmup)
             )
@@ -243,26 +373,26 @@ class Trainer:
         weight: mx.array,
         sampled: mx.array,
         reference: mx.array | None,
+        length: mx.array,
     ) -> Any:
-        """((loss, parts), gradient) of one micro-batch; all but ``batch`` is (tokens,).
+        """((loss, parts), gradient) of one micro-batch.
 
-        ``weight`` is a token's share in the average over all tokens of the step.
+        ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
+        share in the objective of the step (`losses.shares`).
         """
         config = self.config
+        low, high = config.clip
+        row = mx.array(batch.row)
 
         def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
             logprob, logits = token_logprobs(self.policy, batch)
-            ratio = mx.exp(logprob - sampled)
-            clipped = mx.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-            gain = mx.minimum(ratio * advantage, clipped * advantage)
-            kl = mx.zeros_like(logprob)
-            if reference is not None:
-                # k3: unbiased, never negative (Schulman, 2020).
-                kl = mx.exp(reference - logprob) - (reference - logprob) - 1
+            ratio = ratios(config.loss, logprob, sampled, row, length)
+            gain, clipped = clipped_gain(ratio, advantage, low, high)
+            kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
                 "kl": (weight * kl).sum(),
                 "entropy": (weight * entropy(mx.stop_gradient(logits))).sum(),
-                "clipped": (weight * (clipped != ratio)).sum(),
+                "clipped": (weight * clipped).sum(),
                 "drift": mx.abs(logprob - sampled).max(),
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts
@@ -292,10 +422,12 @@ class Trainer:
         examples: Sequence[Example],
         rewards: np.ndarray,
         advantages: np.ndarray,
+        weights: np.ndarray,
     ) -> list[dict[str, Any]]:
         group = self.config.group
+        now = dict(zip(self.components, weights.tolist(), strict=True))
         rows = []
-        for i, rollout in enumerate(rollouts[: self.config.logged_groups * group]):
+        for i, rollout in enumerate(rollouts[: self.config.logged_groups * group or None]):
             case = examples[i // group].case
             parts = rewards[i // group, i % group]
             rows.append(
@@ -308,17 +440,61 @@ class Trainer:
                     "recommended": rollout.query,
                     "finish": rollout.finish,
                     "reward": total(
-                        dict(zip(self.components, parts.tolist(), strict=True)),
-                        self.config.weights,
+                        dict(zip(self.components, parts.tolist(), strict=True)), now
                     ),
                     "rewards": dict(zip(self.components, parts.tolist(), strict=True)),
                     "advantage": float(advantages[i // group, i % group]),
                     "tokens": len(rollout.tokens),
                     "sampled_tokens": sum(rollout.sampled),
+                    "searches": rollout.searches,
                     "chain": self.policy.codec.decode(rollout.tokens),
                 }
             )
         return rows
+
+    def evaluate(self) -> dict[str, float]:
+        """Greedy chains on validation cases: see `environment.measure`."""
+        config = self.config
+        cases = self.environment.of_split("validation")[: config.measured]
+        self.policy.model.eval()
+        weights = config.weights_at(config.steps - 1)
+        return measure(self.environment, self.policy, cases, weights, self.components)
+
+
+def weighed(
+    config: GrpoConfig,
+    components: Mapping[str, Component] | None,
+    own: Sequence[str] = (),
+    pairs: Sequence[str] = (),
+) -> GrpoConfig:
+    """The configuration with ``NAME=VALUE`` weights put in (`rewards.parse_weight`).
+
+    ``own`` are ``FILE:NAME`` specs; such a reward weighs 1 unless a weight says otherwise.
+    """
+    known = list(components or COMPONENTS)
+    weights = {spec.rpartition(":")[2]: 1.0 for spec in own} | config.weights
+    curriculum = dict(config.curriculum)
+    for pair in pairs:
+        name, value = parse_weight(pair, known)
+        curriculum.pop(name, None)
+        if isinstance(value, float):
+            weights[name] = value
+        else:
+            curriculum[name] = value
+    changed = replace(config, weights=weights, curriculum=curriculum)
+    _check_weights(changed, components or COMPONENTS)
+    return changed
+
+
+def _check_weights(config: GrpoConfig, components: Mapping[str, Component]) -> None:
+    for name in [*config.weights, *config.curriculum]:
+        if name not in components and name not in COMPONENTS:
+            raise QAgentError(
+                f"there is no reward {name!r} to weigh; known are {', '.join(components)}"
+            )
+    points = [weight for curve in config.curriculum.values() for _, weight in curve]
+    if not any([*points, *(config.weights.get(name, 0.0) for name in components)]):
+        raise QAgentError("all rewards have weight 0: nothing would be learned")
 
 
 # ---------------------------------------------------------------- a whole run
@@ -335,6 +511,7 @@ def train_grpo(
     environment: Environment | None = None,
     components: dict[str, Component] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a policy by GRPO and save it as ``policies/<name>``.
 
@@ -350,11 +527,18 @@ def train_grpo(
         environment: Cases that are at hand already; made from the shop by default.
         run: Name of the run; ``name`` (with a number when taken) by default.
         components: Rewards by name; `rewards.COMPONENTS` by default.
-        on_step: Called after each step with its metrics.
+        on_step: Called after each step with its metrics, the planned ``steps``, and the
+            texts of ``alarms`` that rang.
+        about: What else to keep in the run's config: a preset's name, reward files.
 
     Returns:
         run, policy, steps, reward_first, reward_last (mean weighted reward of sampled
-        chains over the first and last tenth of the steps), seconds, tokens_per_s.
+        chains over the first and last tenth of the steps), seconds, tokens_per_s,
+        validation_reward, best_step and best_value (None without evaluations).
+
+    Raises:
+        QAgentError: a setting or a check fails; `AlarmRang` when an alarm stopped the run and
+            `Stopped` when SIGTERM or Ctrl-C did, each after a checkpoint was written.
     """
     config = config or GrpoConfig()
     config.check()
@@ -363,18 +547,27 @@ def train_grpo(
     environment = environment or Environment.of_shop(
         shop, trained.codec, trained.info.agent, split
     )
-    record = Run.create(
-        shop, run or free_name(shop, name),
-        {"kind": "grpo", "policy": name, "base": policy, "train": asdict(config),
-         "agent": asdict(trained.info.agent), "catalog_version": shop.catalog_version,
-         "rewards": list(components or COMPONENTS)},
-    )
-    environment.save(record.folder)
-    shop.close()
     # The adapter's first values are random: a resumed run needs them too.
     trainer = Trainer(trained, environment, config, components)
-    checkpoint.save(record.folder / "checkpoints", 0, trained, trainer.optimizer, {}, config.keep)
-    return _run(shop, record, trainer, 0, on_step)
+    estimate = grpo_bytes(trained, config)
+    warning = check_memory(estimate, config.alarms)
+    run = run or free_name(shop, name)
+    with training(shop, run):
+        record = Run.prepare(
+            shop, run,
+            {"kind": "grpo", "policy": name, "base": policy, "train": asdict(config),
+             "agent": asdict(trained.info.agent), "split": asdict(split or SplitConfig()),
+             "catalog_version": shop.catalog_version,
+             "rewards": list(components or COMPONENTS), "memory_bytes": estimate,
+             **(about or {})},
+        )
+        environment.save(record.folder)
+        shop.close()
+        checkpoint.save(record.folder / "checkpoints", 0, trained, trainer.optimizer, {})
+        record.commit()
+        if warning:
+            record.append("alarms", [asdict(Alarm("memory", "warn", 0, warning))])
+        return _run(shop, record, trainer, 0, on_step)
 
 
 def resume_grpo(
@@ -383,6 +576,7 @@ def resume_grpo(
     steps: int | None = None,
     components: dict[str, Component] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    alarms: AlarmConfig | None = None,
 ) -> dict[str, Any]:
     """Go on with a run from its last checkpoint, exactly as if it had never stopped.
 
@@ -392,6 +586,7 @@ def resume_grpo(
         steps: Train up to this many steps instead of what the run was started with.
         components: Must be what the run was started with, when it used its own.
         on_step: Called after each step with its metrics.
+        alarms: Other alarms than the run was started with; they change no number.
     """
     record = Run.open(shop, run)
     stored = record.config
@@ -402,28 +597,18 @@ def resume_grpo(
             f"the run {run} was started with the rewards {', '.join(stored['rewards'])}; "
             "give the same --reward again"
         )
-    values = dict(stored["train"])
-    lora = dict(values.pop("lora"))
-    lora["keys"] = tuple(lora["keys"])
-    if steps is not None:
-        values["steps"] = steps
-    config = GrpoConfig(**values, lora=LoraConfig(**lora))
+    config: GrpoConfig = merged(GrpoConfig(), stored["train"], f"the run {run}")
+    config = replace(config, steps=steps or config.steps, alarms=alarms or config.alarms)
     trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
-    agent = dict(stored["agent"])
-    agent["sections"] = tuple(agent["sections"])
-    trained.info.agent = AgentConfig(**agent)
-    environment = Environment.restore(record.folder, shop.path / "inventory", shop.config.search)
-    if environment.search.index.manifest["catalog_version"] != stored["catalog_version"]:
-        raise QAgentError(
-            f"the catalog has changed since the run {run} began, so it cannot go on exactly; "
-            "start a new run"
-        )
+    trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
+    environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
-    state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
-    if state is None:
-        raise QAgentError(f"the run {run} has no checkpoint yet; start it again")
-    record.rewind(state["step"])
-    return _run(shop, record, trainer, state["step"], on_step)
+    with training(shop, run):
+        state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
+        if state is None:
+            raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
+        record.rewind(state["step"])
+        return _run(shop, record, trainer, state["step"], on_step)
 
 
 def _run(
@@ -435,43 +620,89 @@ def _run(
 ) -> dict[str, Any]:
     config, policy = trainer.config, trainer.policy
     start = time.perf_counter()
+    places = record.folder / "checkpoints"
+    checkpoint.clear(places)
+    watch, best = Watch(config.alarms), Best(config.best_by, config.stop_after)
+    earlier = list(record.rows("metrics"))
+    watch.replay(earlier)
+    best.replay(earlier)
     before = {k: mx.array(v) for k, v in policy.adapter().items()} if first == 0 else None
-    for number in range(first, config.steps):
-        metrics, chains = trainer.step(number)
-        if number == 0 and before is not None and metrics.get("grad_norm"):
-            _check_changed(before, policy)
-        record.append("metrics", [metrics])
-        record.append("rollouts", chains)
-        if (number + 1) % config.save_every == 0 or number + 1 == config.steps:
-            checkpoint.save(
-                record.folder / "checkpoints", number + 1, policy, trainer.optimizer, {},
-                config.keep,
-            )
-        if on_step is not None:
-            on_step({**metrics, "steps": config.steps})
+    done = first
+
+    def save(state: dict[str, Any]) -> None:
+        checkpoint.save(places, done, policy, trainer.optimizer, state, config.keep)
+
+    with StopSignal() as trainer.stop:
+        while done < config.steps and not best.exhausted:
+            try:
+                trainer.stop.check()
+                metrics, chains = trainer.step(done)
+            except StopRequested:
+                save({})
+                raise Stopped(
+                    f"stopped by {trainer.stop.name} after step {done}, which is saved; go on "
+                    f"with: qagent train grpo --resume --run {record.name} --shop {shop.path}",
+                    trainer.stop.number,
+                ) from None
+            if done == 0 and before is not None and metrics.get("grad_norm"):
+                _check_changed(before, policy)
+            done += 1
+            state: dict[str, Any] = {}
+            if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
+                found = trainer.evaluate()
+                metrics.update({f"eval_{name}": value for name, value in found.items()})
+                state = {"value": found[config.best_by]}
+            record.append("metrics", [metrics])
+            record.append("rollouts", chains)
+            rang = watch.look(metrics)
+            record.append("alarms", [asdict(alarm) for alarm in rang])
+            best.take(metrics)
+            stopping = [alarm for alarm in rang if alarm.action == "stop"]
+            due = done % config.save_every == 0 or done == config.steps
+            if due or state or stopping or best.exhausted:
+                save(state)
+            if on_step is not None:
+                on_step({**metrics, "steps": config.steps, "alarms": [a.reason for a in rang]})
+            if stopping:
+                raise _rang(stopping[0], record)
+    if best.step and best.step != done:
+        place = checkpoint.best(places)
+        if place is not None:
+            checkpoint.restore_weights(place, policy)
+    validation = trainer.evaluate()
     policy.info.trained.append(
-        {"stage": "grpo", "run": record.name, "config": asdict(config)}
+        {"stage": "grpo", "run": record.name, "config": asdict(config),
+         "step": best.step or done}
     )
     policy.model.eval()
     policy.save(shop.folder("policies", policy.info.name))
     rows = list(record.rows("metrics"))
     tenth = max(1, len(rows) // 10)
-    validation = trainer.environment.of_split("validation")[: config.measured]
     summary = {
         "run": record.name,
         "policy": policy.info.name,
         "steps": len(rows),
         "reward_first": float(np.mean([r["reward"] for r in rows[:tenth]])),
         "reward_last": float(np.mean([r["reward"] for r in rows[-tenth:]])),
-        "validation_reward": mean_reward(
-            trainer.environment, policy, validation, config.weights
-        ),
+        "validation_reward": validation["reward"],
+        "validation": validation,
+        "best_step": best.step or None,
+        "best_value": best.value if best.step else None,
+        "stopped_early": done < config.steps,
         "dropped_groups": sum(r["dropped_groups"] for r in rows),
         "seconds": round(time.perf_counter() - start, 1),
         "tokens_per_s": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows)),
     }
     record.finish(summary)
     return summary
+
+
+def _rang(alarm: Alarm, record: Run) -> AlarmRang:
+    return AlarmRang(
+        f"the run {record.name} was stopped at step {alarm.step} by its alarm {alarm.name}: "
+        f"{alarm.reason}. Step {alarm.step} is saved; to go on all the same: qagent train grpo "
+        f"--resume --run {record.name} --alarm {alarm.name}=warn"
+    )
 
 
 def _check_changed(before: dict[str, mx.array], policy: Policy) -> None:

@@ -8,6 +8,7 @@ each hard and soft (arXiv:2606.05671, reported).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,79 @@ def load_component(spec: str) -> tuple[str, Component]:
     if not callable(component):
         raise QAgentError(f"--reward {spec}: {path} has no function {name}")
     return name, component
+
+
+def components_of(specs: Sequence[str]) -> dict[str, Component] | None:
+    """The package's components and those of ``FILE:NAME`` specs; None without any spec.
+
+    Raises:
+        QAgentError: as `load_component`, or a name is taken.
+    """
+    made = dict(COMPONENTS)
+    for spec in specs:
+        name, component = load_component(spec)
+        if name in made:
+            raise QAgentError(f"--reward {spec}: {name} is taken by another reward; rename yours")
+        made[name] = component
+    return made if specs else None
+
+
+def reward_files(specs: Sequence[str]) -> list[dict[str, str]]:
+    """What a run keeps of its own rewards, so that it goes on with the very same ones."""
+    kept = []
+    for spec in specs:
+        place, _, name = spec.rpartition(":")
+        digest = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+        kept.append({"file": str(Path(place).resolve()), "name": name, "sha256": digest})
+    return kept
+
+
+def reward_specs(kept: Sequence[Mapping[str, str]]) -> list[str]:
+    """The ``FILE:NAME`` specs of a run that goes on.
+
+    Raises:
+        QAgentError: a file is gone or has changed.
+    """
+    for one in kept:
+        path = Path(one["file"])
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != one["sha256"]:
+            raise QAgentError(
+                f"the reward file {path} is gone or has changed since the run began, so it cannot "
+                "go on exactly; put it back, or give --reward again to go on with the new one"
+            )
+    return [f"{one['file']}:{one['name']}" for one in kept]
+
+
+Curve = tuple[tuple[float, float], ...]
+
+
+def parse_weight(pair: str, known: Sequence[str]) -> tuple[str, float | Curve]:
+    """``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes.
+
+    Raises:
+        QAgentError: the name is unknown or a value is no number from 0 on.
+    """
+    name, sign, text = pair.partition("=")
+    if name not in known:
+        raise QAgentError(
+            f"--weight {pair}: there is no reward {name!r}; known are {', '.join(known)}"
+        )
+    try:
+        if "@" not in text:
+            weight = float(text)
+            if sign and math.isfinite(weight) and weight >= 0:
+                return name, weight
+        else:
+            points = [tuple(float(v) for v in part.split("@")) for part in text.split(",")]
+            curve = tuple((step, weight) for weight, step in points)
+            if all(math.isfinite(v) and v >= 0 for point in curve for v in point):
+                return name, curve
+    except ValueError:
+        pass
+    raise QAgentError(
+        f"--weight {pair}: write it as {name}=0.5, with a number from 0 on, or as "
+        f"{name}=0@1,2@30 for a weight that changes from step 1 to step 30"
+    )
 
 
 def is_searchable(query: str) -> bool:

@@ -1,9 +1,10 @@
 """Runs as files: what was trained, how, and everything that happened on the way.
 
-    config.json       kind, policy names, all settings
+    config.json       kind, policy names, all settings; written last when a run is made
     cases.parquet     the cases with their profiles; clicks.parquet, the click log
     metrics.jsonl     one line a step
     rollouts.jsonl    sampled chains with rewards by component and advantage
+    alarms.jsonl      alarms that rang
     checkpoints/      see `checkpoint`
     summary.json      written when the run has ended
 
@@ -12,9 +13,12 @@ DuckDB reads the JSON lines and Parquet files back with SQL.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from ..files import read_json, replacing, write_json
 from ..shop import Shop
 
 RUN_FORMAT = 1
+LINES = ("metrics", "rollouts", "alarms")
 
 
 class Run:
@@ -45,6 +50,18 @@ class Run:
         Raises:
             QAgentError: a run of that name exists, or the folder cannot be written.
         """
+        run = cls.prepare(shop, name, config)
+        run.commit()
+        return run
+
+    @classmethod
+    def prepare(cls, shop: Shop, name: str, config: dict[str, Any]) -> Run:
+        """A new run in an empty folder. It is one from `commit` on, so that a run that exists
+        has everything that it needs to go on.
+
+        Raises:
+            QAgentError: a run of that name exists, or the folder cannot be written.
+        """
         folder = shop.folder("runs", name)
         if (folder / "config.json").exists():
             raise QAgentError(
@@ -56,8 +73,21 @@ class Run:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **config,
         }
-        write_json(folder / "config.json", config)
+        try:
+            # What a start that was killed left behind is no part of this run.
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise QAgentError(
+                f"cannot write the run's folder {folder}: {error.strerror}; choose a shop folder "
+                "you may write to, or free some space"
+            ) from error
         return cls(folder, config)
+
+    def commit(self) -> None:
+        """Write ``config.json``: from here on the run exists."""
+        write_json(self.folder / "config.json", self.config)
 
     @classmethod
     def open(cls, shop: Shop, name: str) -> Run:
@@ -78,7 +108,7 @@ class Run:
     # ------------------------------------------------------------ lines
 
     def append(self, what: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows to ``metrics`` or ``rollouts``, on disk when this returns."""
+        """Add rows to one of `LINES`, on disk when this returns."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = self.folder / f"{what}.jsonl"
         try:
@@ -92,7 +122,7 @@ class Run:
             ) from error
 
     def rows(self, what: str) -> Iterator[dict[str, Any]]:
-        """The rows of ``metrics`` or ``rollouts``; a torn last line is left out."""
+        """The rows of one of `LINES`; a torn last line is left out."""
         path = self.folder / f"{what}.jsonl"
         if not path.exists():
             return
@@ -103,7 +133,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget rows of steps after ``step``: a resumed run writes them again."""
-        for what in ("metrics", "rollouts"):
+        for what in LINES:
             path = self.folder / f"{what}.jsonl"
             if path.exists():
                 kept = [row for row in self.rows(what) if row["step"] <= step]
@@ -124,6 +154,33 @@ class Run:
             return None
         value: dict[str, Any] = read_json(self.folder / "summary.json", f"the run {self.name}")
         return value
+
+
+@contextmanager
+def training(shop: Shop, name: str) -> Iterator[None]:
+    """Inside the block no other process makes or trains the run of that name.
+
+    Raises:
+        QAgentError: another one does, or the folder of runs cannot be written.
+    """
+    folder = shop.folder("runs", name)
+    path = folder.parent / f".{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise QAgentError(
+            f"cannot write {path.parent}: {error.strerror}; choose a shop folder you may write to"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise QAgentError(
+                f"the run {name} is being trained by another process; wait for it, end it, or "
+                "choose another --run name"
+            ) from None
+        yield
 
 
 def run_names(shop: Shop) -> list[str]:

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import mlx.optimizers as optim
 import numpy as np
 
 from ..errors import QAgentError
-from ..policy.model import AgentConfig, LoraConfig
+from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
 from ..shop import Shop
+from . import checkpoint
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, mean_reward
+from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
-from .runs import Run, free_name
+from .runs import Run, free_name, training
+from .settings import merged
+from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit
 
 
@@ -30,8 +34,22 @@ class SftConfig:
     learning_rate: float = 5e-4
     compare: float = 0.1
     seed: int = 0
+    save_every: int = 25
+    keep: int = 2  # the last checkpoints that stay
     measured: int = 100  # validation cases for the reward before and after
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def check(self) -> None:
+        """Refuse settings that cannot train anything.
+
+        Raises:
+            QAgentError: names the setting and what it may be.
+        """
+        for name in ("steps", "batch_size", "save_every", "keep", "measured"):
+            if getattr(self, name) < 1:
+                raise QAgentError(f"{name} must be at least 1")
+        if not self.learning_rate > 0:
+            raise QAgentError("learning_rate must be above 0")
 
 
 def train_sft(
@@ -47,6 +65,8 @@ def train_sft(
 ) -> dict[str, Any]:
     """Train an adapter on demonstrations and save it as ``policies/<name>``.
 
+    The shop's database is only read at the start; afterwards it may be written to.
+
     Args:
         shop: With an index.
         policy: What to start from: a policy of the shop or a model folder.
@@ -61,20 +81,78 @@ def train_sft(
     Returns:
         run, policy, steps, reward_first, reward_last (mean greedy reward of validation
         cases before and after), seconds, tokens_per_s.
+
+    Raises:
+        QAgentError: a setting or the data do not serve; `Stopped` when SIGTERM or Ctrl-C
+            ended the run, after a checkpoint was written.
     """
     config = config or SftConfig()
-    start = time.perf_counter()
+    config.check()
     trained = derive(shop, policy, name, config.lora, config.seed)
     agent = agent or trained.info.agent
     trained.info.agent = agent
     environment = environment or Environment.of_shop(shop, trained.codec, agent, split)
-    record = Run.create(
-        shop, run or free_name(shop, name),
-        {"kind": "sft", "policy": name, "base": policy, "train": asdict(config),
-         "agent": asdict(agent), "cases": len(environment.of_split("train"))},
-    )
+    demonstrations = _demonstrations(environment, trained, config)
+    run = run or free_name(shop, name)
+    with training(shop, run):
+        record = Run.prepare(
+            shop, run,
+            {"kind": "sft", "policy": name, "base": policy, "train": asdict(config),
+             "agent": asdict(agent), "split": asdict(split or SplitConfig()),
+             "catalog_version": shop.catalog_version,
+             "cases": len(environment.of_split("train"))},
+        )
+        environment.save(record.folder)
+        shop.close()
+        optimizer = _optimizer(trained, config)
+        before = _reward(environment, trained, config)
+        state = {"reward_first": before}
+        checkpoint.save(record.folder / "checkpoints", 0, trained, optimizer, state)
+        record.commit()
+        return _run(
+            shop, record, trained, environment, demonstrations, config, optimizer, 0, before,
+            on_step,
+        )
+
+
+def resume_sft(
+    shop: Shop,
+    run: str,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Go on with a run from its last checkpoint, exactly as if it had never stopped.
+
+    Args:
+        shop: The run's shop; its database is not needed.
+        run: The run's name.
+        on_step: Called after each step with its numbers.
+    """
+    record = Run.open(shop, run)
+    stored = record.config
+    if stored.get("kind") != "sft" or "catalog_version" not in stored:
+        raise QAgentError(f"the run {run} is no SFT run that can go on; start a new one")
+    config: SftConfig = merged(SftConfig(), stored["train"], f"the run {run}")
+    trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
+    trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
+    environment = Environment.resume(shop, record.folder, stored["catalog_version"])
+    demonstrations = _demonstrations(environment, trained, config)
+    optimizer = _optimizer(trained, config)
+    with training(shop, run):
+        state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
+        if state is None:
+            raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
+        record.rewind(state["step"])
+        return _run(
+            shop, record, trained, environment, demonstrations, config, optimizer,
+            state["step"], state["reward_first"], on_step,
+        )
+
+
+def _demonstrations(
+    environment: Environment, policy: Policy, config: SftConfig
+) -> tuple[Demonstrator, list[tuple[Example, int]]]:
     demonstrator = Demonstrator(
-        environment, trained, agent,
+        environment, policy, policy.info.agent,
         DemoConfig(compare=config.compare, noise=0.0, reachable=True),
     )
     usable = demonstrator.usable(environment.of_split("train"))
@@ -82,39 +160,91 @@ def train_sft(
         raise QAgentError(
             "no training case has a line in memory that was right; ingest a longer log"
         )
+    return demonstrator, usable
+
+
+def _optimizer(policy: Policy, config: SftConfig) -> optim.Optimizer:
+    optimizer = optim.AdamW(
+        learning_rate=config.learning_rate, weight_decay=FitConfig.weight_decay
+    )
+    optimizer.init(policy.model.trainable_parameters())
+    return optimizer
+
+
+def _reward(environment: Environment, policy: Policy, config: SftConfig) -> float:
+    policy.model.eval()
     validation = environment.of_split("validation")[: config.measured]
-    before = mean_reward(environment, trained, validation, WEIGHTS)
+    return measure(environment, policy, validation, WEIGHTS)["reward"]
+
+
+def _run(
+    shop: Shop,
+    record: Run,
+    policy: Policy,
+    environment: Environment,
+    demonstrations: tuple[Demonstrator, list[tuple[Example, int]]],
+    config: SftConfig,
+    optimizer: optim.Optimizer,
+    first: int,
+    before: float,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    places = record.folder / "checkpoints"
+    checkpoint.clear(places)
+    demonstrator, usable = demonstrations
+    done = first
+    rows = list(record.rows("metrics"))
+
+    def save() -> None:
+        checkpoint.save(places, done, policy, optimizer, {"reward_first": before}, config.keep)
 
     def note(row: dict[str, float]) -> None:
+        nonlocal done
+        done += 1
+        rows.append(row)
         record.append("metrics", [row])
+        if done % config.save_every == 0 or done == config.steps:
+            save()
         if on_step is not None:
-            on_step(row)
+            on_step({**row, "steps": config.steps})
 
-    report = fit(
-        trained,
-        lambda i, step: demonstrator.chain(
-            *usable[i], np.random.default_rng([config.seed, step, i]), i
-        ),
-        len(usable),
-        FitConfig(
-            config.steps, min(config.batch_size, len(usable)), config.learning_rate,
-            warmup=10, seed=config.seed,
-        ),
-        note,
-    )
-    after = mean_reward(environment, trained, validation, WEIGHTS)
-    trained.info.trained.append({"stage": "sft", "run": record.name, "config": asdict(config)})
-    trained.save(shop.folder("policies", name))
+    with StopSignal() as stop:
+        try:
+            report = fit(
+                policy,
+                lambda i, step: demonstrator.chain(
+                    *usable[i], np.random.default_rng([config.seed, step, i]), i
+                ),
+                len(usable),
+                FitConfig(
+                    config.steps, min(config.batch_size, len(usable)), config.learning_rate,
+                    warmup=10, seed=config.seed,
+                ),
+                note, optimizer, first, stop.check, int(rows[-1]["tokens"]) if rows else 0,
+            )
+        except StopRequested:
+            save()
+            raise Stopped(
+                f"stopped by {stop.name} after step {done}, which is saved; go on with: qagent "
+                f"train sft --resume --run {record.name} --shop {shop.path}", stop.number,
+            ) from None
+    after = _reward(environment, policy, config)
+    policy.info.trained.append({"stage": "sft", "run": record.name, "config": asdict(config)})
+    policy.save(shop.folder("policies", policy.info.name))
+    losses = [row["loss"] for row in rows]
+    tenth = max(1, len(losses) // 10)
+    spent = sum(row["seconds"] for row in rows)
     summary = {
         "run": record.name,
-        "policy": name,
-        "steps": config.steps,
+        "policy": policy.info.name,
+        "steps": len(rows),
         "reward_first": before,
         "reward_last": after,
-        "loss_first": report["loss_first"],
-        "loss_last": report["loss_last"],
+        "loss_first": float(np.mean(losses[:tenth])),
+        "loss_last": float(np.mean(losses[-tenth:])),
         "seconds": round(time.perf_counter() - start, 1),
-        "tokens_per_s": round(report["tokens"] / max(report["seconds"], 1e-9)),
+        "tokens_per_s": round(report["tokens"] / max(spent, 1e-9)),
     }
     record.finish(summary)
     return summary

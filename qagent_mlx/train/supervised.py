@@ -12,6 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
+from ..errors import QAgentError
 from ..policy.model import Policy
 from .batches import Batch, Chain, make_batch, token_logprobs
 
@@ -52,6 +53,8 @@ def fit(
     on_step: Callable[[dict[str, float]], None] | None = None,
     optimizer: optim.Optimizer | None = None,
     first_step: int = 0,
+    stop: Callable[[], None] | None = None,
+    tokens: int = 0,
 ) -> dict[str, float]:
     """Train the policy's trainable parameters.
 
@@ -63,9 +66,12 @@ def fit(
         on_step: Called after each step with ``step``, ``loss``, ``tokens``, ``seconds``.
         optimizer: To go on with; a new AdamW by default.
         first_step: Where to go on.
+        stop: Called where weights and optimizer are those of a whole step; may raise.
+        tokens: How many were computed before ``first_step``.
 
     Returns:
-        ``loss`` of the first and last tenth of the steps, ``seconds``, ``tokens``.
+        ``loss_first`` and ``loss_last``, of the first and last tenth of the steps made here,
+        ``seconds``, ``tokens``.
     """
     optimizer = optimizer or optim.AdamW(
         learning_rate=config.learning_rate, weight_decay=config.weight_decay
@@ -77,15 +83,18 @@ def fit(
 
     value_and_grad = nn.value_and_grad(policy.model, loss_of)
     policy.model.train()
-    losses, tokens, start = [], 0, time.perf_counter()
+    losses, start = [], time.perf_counter()
     for step in range(first_step, config.steps):
         began = time.perf_counter()
+        mx.random.seed(config.seed * 1_000_003 + step)  # of dropout: a function of the step
         chosen = batch_order(count, config.batch_size, config.seed, step)
         chains = [make_chain(i, step) for i in chosen]
         loss, gradient = 0.0, None
         pieces = _by_length(chains, 2)
         total = sum(sum(c.trained[1:]) for c in chains)
         for piece in pieces:
+            if stop is not None:
+                stop()
             batch = make_batch([chains[i] for i in piece])
             value, grad = value_and_grad(policy.model, batch)
             share = len(batch.row) / total
@@ -95,6 +104,11 @@ def fit(
             loss += float(value) * share
             tokens += batch.tokens
         gradient, norm = optim.clip_grad_norm(gradient, 1.0)
+        if not np.isfinite(float(norm)):
+            raise QAgentError(
+                f"the gradient of step {step + 1} is not finite; lower --learning-rate and start "
+                "again"
+            )
         optimizer.learning_rate = learning_rate(config, step)
         optimizer.update(policy.model, gradient)
         mx.eval(policy.model.parameters(), optimizer.state)

@@ -79,3 +79,24 @@ def test_sparkline_spans_its_values():
     assert sparkline([2.0] * 3, 10) == "▄▄▄"
     assert sparkline([float("nan")], 10) == ""
     assert len(sparkline([float(i) for i in range(1000)], 50)) == 50
+
+
+def test_filters_sql_diff_and_page(cli, trained):
+    rows = cli.json("runs", "rollouts", "--min-reward", "0.15", "--shop", trained)["rollouts"]
+    assert [row["recommended"] for row in rows] == ["q0", "q1"]
+    answer = cli.json(
+        "runs", "rollouts", "--sql", "SELECT recommended, advantage FROM rollouts WHERE step = 2",
+        "--shop", trained,
+    )  # fmt: skip
+    assert answer["columns"] == ["recommended", "advantage"]
+    assert answer["rows"] == [["q1", 0.5]]
+    assert "0.75" in cli.run("runs", "show", "--sql", "FROM metrics", "--shop", trained).stdout
+    assert "--sql: " in cli.error("runs", "show", "--sql", "SELEC", "--shop", trained)
+    same = cli.run("runs", "diff", "grpo", "grpo", "--shop", trained).stdout
+    assert "the settings are the same" in same and "the first 4" in same
+    cli.run("runs", "show", "--html", "report.html", "--shop", trained)
+    with open("report.html", encoding="utf-8") as file:
+        assert "<svg" in file.read()
+    assert "cannot write" in cli.error(
+        "runs", "show", "--html", "report.html/inside.html", "--shop", trained
+    )

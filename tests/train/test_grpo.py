@@ -67,7 +67,7 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
     assert any(
         not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
     )
-    assert len(chains) == SMALL.logged_groups * SMALL.group
+    assert len(chains) == SMALL.cases_per_step * SMALL.group  # every chain is kept
     assert "<profile>" in chains[0]["chain"]
 
 
@@ -223,3 +223,80 @@ def test_a_run_name_is_not_taken_twice(shop):
     Run.create(shop, "mine", {"kind": "grpo"})
     with pytest.raises(QAgentError, match="exists"):
         train_grpo(shop, "base", "grpo", SMALL, split=SPLIT, run="mine")
+
+
+def test_dynamic_sampling_replaces_groups_without_signal(shop):
+    trainer = trainer_of(shop, dynamic_sampling=2, cases_per_step=3, group=2)
+    dull = {e.case.case_id for e in trainer.examples[::2]}
+    trainer.components = {
+        "some": lambda o: 0.0 if o.case.case_id in dull else float(o.rollout.tokens[-3] % 97) / 97
+    }
+    trainer.weights = np.array([1.0])
+    rollouts, examples, rewards = trainer.sample(0, trainer.weights)
+    again = trainer.sample(0, trainer.weights)
+    assert len({e.case.case_id for e in examples}) == len(examples) > 3
+    assert [r.case for r in rollouts] == [i // 2 for i in range(2 * len(examples))]
+    assert rewards.shape == (len(examples), 2, 1)
+    # A function of the seed and the step alone: a resumed run draws the same.
+    assert [r.tokens for r in again[0]] == [r.tokens for r in rollouts]
+    assert examples[:3] == trainer_of(shop, cases_per_step=3, group=2).sample(
+        0, trainer.weights
+    )[1]
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo"])
+def test_every_loss_starts_on_policy_and_moves_the_adapter(shop, loss):
+    trainer = trainer_of(shop, loss=loss, advantage="gdpo", beta=0.0)
+    before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
+    metrics, _ = trainer.step(0)
+    assert metrics["clipped"] == 0 and metrics["kl"] == 0 and metrics["ratio_drift"] < 1e-3
+    assert any(not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items())
+
+
+def test_later_epochs_on_the_same_chains_are_clipped(shop):
+    trainer = trainer_of(
+        shop, epochs=4, learning_rate=0.05, warmup=1, clip_low=0.01, clip_high=0.01, beta=0.0
+    )
+    metrics, _ = trainer.step(0)
+    assert 0 < metrics["clipped"] < 1
+    assert metrics["ratio_drift"] < 1e-3  # of the first epoch, which is on policy
+
+
+def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):
+    trainer = trainer_of(
+        shop, overlong_tokens=9, overlong_cache=9, overlong_weight=0.5,
+        curriculum={"item": ((1.0, 0.0), (3.0, 1.0))},
+    )
+    assert [trainer.weights_of(n)[3] for n in range(4)] == [0, 0.5, 1, 1]
+    metrics, _ = trainer.step(1)
+    assert metrics["weight_item"] == 0.5
+    rollouts, _, rewards = trainer.sample(0, trainer.weights)
+    scores, weights = trainer.shaped(rewards, trainer.weights, rollouts)
+    lengths = np.array([sum(r.sampled) for r in rollouts]).reshape(4, 4)
+    assert np.allclose(scores[..., -1], -np.minimum(lengths / 9, 1)) and weights[-1] == 0.5
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(shop, monkeypatch):
+    trainer = trainer_of(shop)
+    real = trainer._value_and_grad
+
+    def broken(*arguments):
+        value, gradient = real(*arguments)
+        return value, tree_map(lambda x: x * float("nan"), gradient)
+
+    monkeypatch.setattr(trainer, "_value_and_grad", broken)
+    before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
+    with pytest.raises(QAgentError, match="not finite"):
+        trainer.step(3)
+    assert all(np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items())
+
+
+def test_the_memory_estimate_covers_what_a_step_takes(shop):
+    from qagent_mlx.train.footprint import grpo_bytes
+
+    trainer = trainer_of(shop, cases_per_step=8, group=8, token_budget=1024)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    trainer.step(0)
+    estimate, peak = grpo_bytes(trainer.policy, trainer.config), mx.get_peak_memory()
+    assert 0.5 * peak < estimate < 8 * peak

@@ -1,0 +1,206 @@
+"""What the chain, the reward and the memory are worth: arms of one study, several seeds.
+
+    python tests/benchmarks/study.py SHOP --policy sft --seeds 0 1 2 --steps 50 \\
+        --arms consistency query-only single-turn no-memory --out study.json
+    python tests/benchmarks/study.py SHOP --out study.json --report     # the table again
+
+Every arm is a preset of ``qagent train grpo``, trained from the same SFT policy with the same
+steps, cases, group and seeds, and measured on the same test cases in the way that it was
+trained (its preset's agent). ``--set NAME:key=value`` makes further arms, for example
+``--arms gdpo --set gdpo:advantage=gdpo``. Each trained arm is written to ``--out`` at once, so
+a study that was ended goes on where it stopped.
+
+The table gives the mean over seeds with a 95 % t interval over seeds, and the paired difference
+from the first arm with a 95 % bootstrap interval over users' cases (each case's mean over seeds
+is what is paired). ``--abtest`` adds the simulated guided CTR and CVR of ``qagent abtest``
+against the first arm's policy of the same seed. No test runs this in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import qagent_mlx  # noqa: F401  (before mlx)
+from qagent_mlx.evaluate.metrics import paired, score_case
+from qagent_mlx.evaluate.systems import PolicySystem
+from qagent_mlx.files import write_json
+from qagent_mlx.policy.registry import open_policy, policy_names
+from qagent_mlx.shop import Shop
+from qagent_mlx.train.environment import Environment
+from qagent_mlx.train.grpo import GrpoConfig, train_grpo
+from qagent_mlx.train.settings import PRESETS, Settings, agent_of, merged, with_preset
+
+KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")
+SHOWN = ("cons@1", "q_em", "i_hit@1")
+# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: int) -> Settings:
+    """An arm's settings: its preset if it names one, then its ``--set`` changes."""
+    settings = Settings(GrpoConfig())
+    if arm in PRESETS:
+        settings = with_preset(settings, arm)
+    values: dict[str, Any] = {"steps": steps, "seed": seed, "measured": measured}
+    for change in changes:
+        owner, _, pair = change.partition(":")
+        if owner == arm:
+            key, _, text = pair.partition("=")
+            try:
+                values[key] = json.loads(text)
+            except json.JSONDecodeError:
+                values[key] = text
+    return Settings(
+        merged(settings.train, values, arm), agent=settings.agent, preset=settings.preset
+    )
+
+
+def run_arm(
+    path: Path, parent: str, arm: str, settings: Settings, limit: int | None,
+    environments: dict[Any, Environment],
+) -> dict[str, Any]:  # fmt: skip
+    """Train one arm with one seed and measure it on the test cases."""
+    name = f"study-{arm}-{settings.train.seed}"
+    with Shop.open(path) as shop:
+        start = open_policy(shop, parent)
+        agent = agent_of(shop, parent, settings.agent) or start.info.agent
+        # Arms whose agents read the same memory share its profiles.
+        key = (agent.sections, agent.profile_budget)
+        if key not in environments:
+            environments[key] = Environment.of_shop(shop, start.codec, agent)
+        environment = environments[key]
+        report = {}
+        if name not in policy_names(shop):
+            report = train_grpo(
+                shop, parent, name, settings.train, agent=agent, environment=environment,
+                about={"preset": settings.preset},
+            )
+        policy = open_policy(shop, name)
+        examples = environment.of_split("test")[:limit]
+        rankings = PolicySystem(name, policy, environment).rank(examples, 5)
+        scores = [
+            score_case(environment, e.case, r) for e, r in zip(examples, rankings, strict=True)
+        ]
+    return {
+        "arm": arm, "seed": settings.train.seed, "policy": name, "report": report,
+        "scores": {metric: [s[metric] for s in scores] for metric in KEPT},
+    }
+
+
+def abtest(path: Path, control: str, treatment: str) -> dict[str, Any]:
+    """What ``qagent abtest`` says of two policies: its ``ctr`` and ``cvr``."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "qagent", "abtest", "--control", control, "--treatment",
+         treatment, "--shop", path, "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"ctr": found["ctr"], "cvr": found["cvr"]}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % t interval over seeds, in percent."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return f"{100 * mean:.1f}"
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = T95[min(n - 2, len(T95) - 1)] * spread / math.sqrt(n)
+    return f"{100 * mean:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The study as a Markdown table."""
+    import numpy as np
+
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    cases = {len(r["scores"]["cons@1"]) for r in results}
+    if len(cases) != 1:
+        raise SystemExit("the arms were measured on different cases; use another --out")
+    first = arms[0]
+    lines = [
+        f"{cases.pop()} test cases; percent; mean over seeds [95 % t interval]; in brackets "
+        f"behind it the paired difference from {first} [95 % bootstrap over cases]",
+        "",
+        "| arm | seeds | " + " | ".join(SHOWN) + " | searches |",
+        "|---|--:|" + "--:|" * (len(SHOWN) + 1),
+    ]
+    for arm in arms:
+        mine = [r for r in results if r["arm"] == arm]
+        shared = {r["seed"] for r in mine} & {r["seed"] for r in results if r["arm"] == first}
+        cells = []
+        for metric in SHOWN:
+            cell = interval([float(np.mean(r["scores"][metric])) for r in mine])
+            if arm != first and shared:
+                sides = [
+                    np.mean([r["scores"][metric] for r in results
+                             if r["arm"] == one and r["seed"] in shared], axis=0)
+                    for one in (arm, first)
+                ]  # fmt: skip
+                d = paired(*sides)
+                cell += f" ({100 * d['diff']:+.1f} [{100 * d['lo']:+.1f}, {100 * d['hi']:+.1f}])"
+            cells.append(cell)
+        searches = np.mean([np.mean(r["scores"]["searches"]) for r in mine])
+        lines.append(f"| {arm} | {len(mine)} | " + " | ".join(cells) + f" | {searches:.2f} |")
+        for r in mine:
+            if "abtest" in r:
+                ab = r["abtest"]
+                lines.append(
+                    f"| {arm}, seed {r['seed']}: {first} against it | | "
+                    + ", ".join(
+                        f"{k} {100 * ab[k]['lift']:+.1f} % [{100 * ab[k]['lo']:+.1f}, "
+                        f"{100 * ab[k]['hi']:+.1f}], p {ab[k]['p']:.3f}" for k in ("ctr", "cvr")
+                    )
+                    + " |" * len(SHOWN)
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shop", type=Path)
+    parser.add_argument("--policy", default="sft")
+    parser.add_argument("--arms", nargs="+", default=list(PRESETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--limit", type=int, help="Only so many test cases.")
+    parser.add_argument("--set", action="append", default=[], metavar="ARM:KEY=VALUE")
+    parser.add_argument("--abtest", action="store_true")
+    parser.add_argument("--report", action="store_true", help="Train nothing, print the table.")
+    parser.add_argument("--out", type=Path, default=Path("study.json"))
+    given = parser.parse_args()
+    results = json.loads(given.out.read_text()) if given.out.exists() else []
+    done = {(r["arm"], r["seed"]) for r in results}
+    environments: dict[Any, Environment] = {}
+    for seed in [] if given.report else given.seeds:
+        for arm in given.arms:
+            if (arm, seed) in done:
+                continue
+            settings = settings_of(arm, given.set, given.steps, seed, 50)
+            found = run_arm(
+                given.shop, given.policy, arm, settings, given.limit, environments
+            )
+            if given.abtest and arm != given.arms[0]:
+                first = f"study-{given.arms[0]}-{seed}"
+                found["abtest"] = abtest(given.shop, found["policy"], first)
+            results.append(found)
+            write_json(given.out, results)
+            print(
+                f"{arm}, seed {seed}: cons@1 "
+                f"{100 * sum(found['scores']['cons@1']) / len(found['scores']['cons@1']):.1f}",
+                file=sys.stderr,
+            )
+    if results:
+        results.sort(key=lambda r: (given.arms.index(r["arm"]) if r["arm"] in given.arms else 99))
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()

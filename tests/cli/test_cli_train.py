@@ -1,0 +1,78 @@
+"""Training by the command line: settings files, a SIGTERM, and going on."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+REWARD = """
+import os, signal
+from pathlib import Path
+MARK = Path(__file__).with_name("stopped")
+
+def varied(outcome):
+    # Ends the first run in its first step, as a supervisor would.
+    if not MARK.exists():
+        MARK.write_text("")
+        os.kill(os.getpid(), signal.SIGTERM)
+    return (sum(outcome.rollout.tokens) % 7) / 7
+"""
+CONFIG = """
+policy = "sample"
+name = "mine"
+rewards = ["rewards.py:varied"]
+[train]
+steps = 2
+cases_per_step = 2
+group = 2
+measured = 2
+solvable = false
+[train.lora]
+rank = 2
+[train.alarms]
+dropped = "off"
+"""
+
+
+@pytest.fixture
+def shop(built, tmp_path):
+    shutil.copytree(built, tmp_path / "shop")
+    (tmp_path / "rewards.py").write_text(REWARD)
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path / "shop"
+
+
+def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
+    stopped = cli.run(
+        "train", "grpo", "--config", "run.toml", "--preset", "query-only", "--steps", "1",
+        "--shop", shop, code=143,
+    )  # fmt: skip
+    assert "go on with: qagent train grpo --resume --run mine" in stopped.stderr
+    config = cli.json("runs", "show", "mine", "--shop", shop)["config"]
+    # The flag wins over the file, the file over the preset, the preset over the defaults.
+    assert config["train"]["steps"] == 1 and config["train"]["cases_per_step"] == 2
+    assert config["train"]["weights"]["item"] == 0 and config["train"]["weights"]["varied"] == 1
+    assert config["preset"] == "query-only" and config["train"]["lora"]["rank"] == 2
+    # Its own reward file comes along by itself.
+    report = cli.json("train", "grpo", "--resume", "--alarm", "kl=warn", "--shop", shop)
+    assert (report["run"], report["policy"], report["steps"]) == ("mine", "mine", 1)
+    chains = cli.json("runs", "rollouts", "mine", "-n", "99", "--shop", shop)["rollouts"]
+    assert len(chains) == 4 and "varied" in chains[0]["rewards"]
+
+
+def test_wrong_settings_end_in_one_line(cli, shop):
+    (shop.parent / "bad.toml").write_text("[train]\nlearning_rat = 1")
+    for options, words in (
+        (("--config", "bad.toml"), "did you mean learning_rate?"),
+        (("--config", "none.toml"), "No such file"),
+        (("--preset", "single-trun"), "did you mean single-turn?"),
+        (("--alarm", "kl=loud"), "none of stop, warn, off"),
+        (("--stop-after", "2"), "needs --eval-every"),
+        (("--weight", "fun=1"), "no reward 'fun'"),
+    ):
+        assert words in cli.error("train", "grpo", "--policy", "sample", *options, "--shop", shop)
+
+
+def test_sft_resumes_only_what_is_there(cli, shop):
+    assert "no SFT run is unfinished" in cli.error("train", "sft", "--resume", "--shop", shop)

@@ -1,0 +1,318 @@
+"""Runs end, are ended, and go on: signals, full disks, alarms, best policies, early stopping."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.shop import Shop
+from qagent_mlx.train import checkpoint
+from qagent_mlx.train.alarms import AlarmConfig, AlarmRang
+from qagent_mlx.train.cases import SplitConfig
+from qagent_mlx.train.environment import measure
+from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.runs import Run, training
+from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
+from qagent_mlx.train.stopping import Stopped
+
+SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
+LORA = LoraConfig(rank=2)
+QUIET = AlarmConfig(format="off", dropped="off", entropy="off", kl="off")
+SMALL = GrpoConfig(
+    steps=3, cases_per_step=2, group=3, save_every=1, measured=2, lora=LORA, learning_rate=1e-3,
+    solvable=False, alarms=QUIET,
+)
+SFT = SftConfig(steps=4, batch_size=4, save_every=1, measured=2, lora=LORA)
+"""A policy with random weights, so chains break off at once and steps take milliseconds."""
+
+
+def lively(outcome):
+    """Spread that a policy which knows nothing gets: the parity of its first token."""
+    tokens = outcome.rollout.tokens[outcome.rollout.prompt_length :]
+    return float(tokens[0] % 2)
+
+
+COMPONENTS = {"lively": lively}
+
+
+def changed(**values):
+    return GrpoConfig(**{**SMALL.__dict__, "weights": {"lively": 1.0}, **values})
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, new_nano, tmp_path_factory):
+    from qagent_mlx.policy.build import save_base
+
+    path = tmp_path_factory.mktemp("endurance") / "shop"
+    shutil.copytree(tiny_folder, path)
+    policy, tokenizer, config = new_nano()
+    policy.info.name = "base"
+    save_base(policy, tokenizer, config, path / "policies" / "base")
+    return path
+
+
+@pytest.fixture
+def shop(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "shop")
+    with Shop.open(tmp_path / "shop") as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, tmp_path_factory):
+    """The shop after whole runs: GRPO and SFT."""
+    path = tmp_path_factory.mktemp("unbroken") / "shop"
+    shutil.copytree(folder, path)
+    with Shop.open(path) as shop:
+        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS)
+        train_sft(shop, "base", "sft", SFT, split=SPLIT)
+    return path
+
+
+def adapter(path, name):
+    stored = mx.load(str(path / "policies" / name / "adapters.safetensors"))
+    return {k: np.array(v) for k, v in stored.items()}
+
+
+def timeless(row):
+    return {k: v for k, v in row.items() if "seconds" not in k and not k.endswith("_per_s")}
+
+
+def assert_same(one, other, name):
+    """Weights and metrics to the bit, chains too."""
+    with Shop.open(one) as a, Shop.open(other) as b:
+        runs = Run.open(a, name), Run.open(b, name)
+        for what in ("metrics", "rollouts"):
+            left, right = ([timeless(row) for row in run.rows(what)] for run in runs)
+            assert left == right
+    left, right = adapter(one, name), adapter(other, name)
+    assert left.keys() == right.keys()
+    for key in left:
+        assert np.array_equal(left[key], right[key]), key
+
+
+def send(number, at):
+    def on_step(row):
+        if row["step"] == at:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, number):
+    config = changed(save_every=100)
+    with pytest.raises(Stopped, match="after step 2.*--resume --run grpo") as caught:
+        train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS,
+                   on_step=send(number, 2))  # fmt: skip
+    assert caught.value.number == number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    resume_grpo(shop, "grpo", components=COMPONENTS)
+    assert_same(shop.path, unbroken, "grpo")
+
+
+def test_a_signal_in_the_middle_of_a_step_leaves_the_step_out(shop, unbroken, monkeypatch):
+    real, calls = Trainer.rewards, []
+
+    def rewards(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "rewards", rewards)
+    with pytest.raises(Stopped, match="after step 1"):
+        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS)
+    resume_grpo(shop, "grpo", components=COMPONENTS)
+    assert_same(shop.path, unbroken, "grpo")
+
+
+def test_sft_goes_on_to_the_same_bits(shop, unbroken):
+    with pytest.raises(Stopped, match="train sft --resume"):
+        train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 2))
+    assert resume_sft(shop, "sft")["steps"] == SFT.steps
+    assert_same(shop.path, unbroken, "sft")
+
+
+KILLED = """
+import sys
+import qagent_mlx
+from qagent_mlx.shop import Shop
+sys.path.insert(0, {tests!r})
+from test_endurance import COMPONENTS, SPLIT, changed
+from qagent_mlx.train.grpo import train_grpo
+with Shop.open({shop!r}) as shop:
+    train_grpo(shop, "base", "grpo", changed(steps=100000, save_every=2), split=SPLIT,
+               components=COMPONENTS)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(shop, unbroken):
+    here = str(Path(__file__).parent)
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(tests=here, shop=str(shop.path))],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    metrics = shop.path / "runs" / "grpo" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < 1:
+        assert child.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    done = len(metrics.read_text().splitlines())
+    with metrics.open("a") as file:
+        file.write('{"step": 99, "torn')  # as a kill in the middle of a write leaves it
+    places = shop.path / "runs" / "grpo" / "checkpoints"
+    (places / ".writing.abc").mkdir()
+    longer = max(SMALL.steps, done)
+    resume_grpo(shop, "grpo", steps=longer, components=COMPONENTS)
+    assert not list(places.glob(".writing*"))
+    with Shop.open(unbroken) as other:
+        left = [timeless(r) for r in Run.open(shop, "grpo").rows("metrics")]
+        right = [timeless(r) for r in Run.open(other, "grpo").rows("metrics")]
+    assert len(left) == longer and left[: SMALL.steps] == right
+    if longer == SMALL.steps:
+        assert_same(shop.path, unbroken, "grpo")
+
+
+def test_a_run_that_was_killed_while_it_was_made_is_no_run(shop, monkeypatch):
+    def killed(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, run="r")
+    with pytest.raises(QAgentError, match="no run r"):
+        Run.open(shop, "r")
+    train_grpo(shop, "base", "grpo", changed(steps=1), split=SPLIT, components=COMPONENTS, run="r")
+
+
+def test_two_processes_never_train_one_run(shop):
+    with training(shop, "mine"), pytest.raises(QAgentError, match="by another process"):
+        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, run="mine")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own; yields it and a way to fill it up."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("mounting a small disk needs root")
+
+    def fill():
+        with (place / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                return
+
+    yield place, fill
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(folder, unbroken, small_disk):
+    place, fill = small_disk
+    shutil.copytree(folder, place / "shop")
+
+    def on_step(row):
+        if row["step"] == 2:
+            fill()
+
+    with Shop.open(place / "shop") as shop:
+        with pytest.raises(QAgentError, match="cannot write.*free some space"):
+            train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS,
+                       on_step=on_step)  # fmt: skip
+        (place / "filler").unlink()
+        resume_grpo(shop, "grpo", components=COMPONENTS)
+    assert_same(place / "shop", unbroken, "grpo")
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_clear_error(shop):
+    (shop.path / "runs").mkdir()
+    (shop.path / "runs" / "grpo").write_text("in the way")
+    with pytest.raises(QAgentError, match="cannot write the run's folder"):
+        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS)
+
+
+def test_a_damaged_checkpoint_is_named(shop, unbroken):
+    with pytest.raises(Stopped):
+        train_grpo(shop, "base", "grpo", changed(keep=3), split=SPLIT, components=COMPONENTS,
+                   on_step=send(signal.SIGTERM, 2))  # fmt: skip
+    last = checkpoint.saved(shop.path / "runs" / "grpo" / "checkpoints")[-1]
+    file = last / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(QAgentError, match="is damaged.*delete it"):
+        resume_grpo(shop, "grpo", components=COMPONENTS)
+    shutil.rmtree(last)
+    resume_grpo(shop, "grpo", components=COMPONENTS)
+    assert_same(shop.path, unbroken, "grpo")
+
+
+def test_an_alarm_stops_with_a_checkpoint_and_the_run_may_go_on(shop):
+    alarms = AlarmConfig(format="stop", dropped="off", entropy="off", patience=2)
+    # A policy of random weights never ends in a recommendation.
+    config = changed(alarms=alarms, save_every=100)
+    with pytest.raises(AlarmRang, match="step 2 by its alarm format.*--alarm format=warn"):
+        train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
+    record = Run.open(shop, "grpo")
+    assert [a["name"] for a in record.rows("alarms")] == ["format"]
+    assert checkpoint.saved(record.folder / "checkpoints")[-1].name == "step-000002"
+    seen = []
+    resume_grpo(shop, "grpo", components=COMPONENTS, alarms=AlarmConfig(format="warn", patience=2),
+                on_step=seen.append)  # fmt: skip
+    assert [row["step"] for row in seen] == [3]
+    assert record.summary["steps"] == 3
+
+
+def test_the_best_policy_is_kept_and_training_stops_when_it_gets_no_better(shop, monkeypatch):
+    values = iter([0.1, 0.7, 0.3, 0.2, 0.0, 0.0])
+    weights = {}
+    real = Trainer.evaluate
+
+    def evaluate(self):
+        value = next(values)
+        weights[value] = {k: np.array(v) for k, v in self.policy.adapter().items()}
+        return {**real(self), "cons@1": value}
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    config = changed(
+        steps=9, eval_every=1, stop_after=2, best_by="cons@1", keep=1, save_every=100
+    )
+    summary = train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
+    assert (summary["best_step"], summary["best_value"]) == (2, 0.7)
+    assert (summary["steps"], summary["stopped_early"]) == (4, True)
+    names = [p.name for p in checkpoint.saved(shop.path / "runs" / "grpo" / "checkpoints")]
+    assert names == ["step-000002", "step-000004"]
+    for key, value in adapter(shop.path, "grpo").items():
+        assert np.array_equal(value, weights[0.7][key])
+    assert open_policy(shop, "grpo").info.trained[-1]["step"] == 2
+
+
+def test_evaluation_uses_the_rewards_of_the_run(shop):
+    from qagent_mlx.train.environment import Environment
+
+    policy = open_policy(shop, "base")
+    environment = Environment.of_shop(shop, policy.codec, policy.info.agent, SPLIT)
+    found = measure(
+        environment, policy, environment.of_split("validation")[:2], {"one": 1.0},
+        {"one": lambda outcome: 1.0},
+    )
+    assert found["reward"] == 1.0 and set(found) == {"reward", "q_em", "i_hit@1", "cons@1"}
