@@ -2,7 +2,7 @@
 
 A vector has a *slot*, which never changes, and its product a *row*, which does when products
 come and go. Shards hold ranges of slots: graphs (usearch, memory-mapped) and one matrix at the
-end (float16) for what was added since the graphs were built. All are searched as one. When the
+end for what was added since the graphs were built. All are searched as one. When the
 matrix has grown to `EXACT_BELOW` it becomes a graph of its own, and when a quarter of the slots
 has no row any more, all shards are built anew.
 """
@@ -15,13 +15,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from usearch.index import Index
-from usearch.index import search as exact_search
+from usearch.index import BatchMatches, Index
 
 EXACT_BELOW = 50_000  # vectors; below, exact search is as fast as HNSW and never misses
-SHARD = 1_000_000  # vectors in a graph
+SHARD = 250_000  # vectors in a graph
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 128
+_SCORES = 1 << 23  # scores that an exact search holds at once
 DEAD_SHARE = 0.25  # of slots without a row, from which on everything is built anew
+
+
+Found = list[tuple[np.ndarray, np.ndarray]]  # (slots or rows, distances) for each query
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +34,31 @@ class Shard:
     start: int
     size: int
     graph: Index | None = None
-    matrix: np.ndarray | None = None  # float16, (size, dimensions)
+    matrix: np.ndarray | None = None  # float32 of length 1, (size, dimensions)
     file: str | None = None  # its name in the index folder, once it is there
 
     def get(self, slots: np.ndarray) -> np.ndarray:
-        """Vectors of slots, float16 (len(slots), dimensions)."""
+        """Vectors of slots, float32 (len(slots), dimensions)."""
         if self.matrix is not None:
             return np.asarray(self.matrix[slots - self.start])
         assert self.graph is not None
-        return np.asarray(self.graph.get(slots.astype(np.uint64)), dtype=np.float16)
+        return np.asarray(self.graph.get(slots.astype(np.uint64)), dtype=np.float32)
 
-    def search(self, queries: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(slots, distances), each (len(queries), up to ``fetch``), the nearest first."""
+    def search(self, queries: np.ndarray, fetch: int) -> Found:
+        """Slots and distances of at least ``fetch`` vectors a query, where there are so many."""
         fetch = min(fetch, self.size)
         if self.matrix is not None:
-            found = exact_search(self.matrix, queries.astype(np.float16), fetch, exact=True)
-            slots = np.atleast_2d(found.keys).astype(np.int64) + self.start
-            return slots, np.atleast_2d(found.distances)
+            return [(s + self.start, d) for s, d in _nearest(self.matrix, queries, fetch)]
         assert self.graph is not None
         # usearch looks at as many as it returns, and at `EXPANSION_SEARCH` at least.
         found = self.graph.search(queries, fetch)
         slots = np.atleast_2d(found.keys).astype(np.int64)
         distances = np.atleast_2d(found.distances)
-        if len(queries) > 1:  # places beyond a query's count hold nothing
-            unused = np.arange(slots.shape[1]) >= np.asarray(found.counts).reshape(-1, 1)
-            slots[unused], distances[unused] = self.start, np.inf
-        return slots, distances
+        if isinstance(found, BatchMatches):  # places beyond a query's count hold nothing
+            counts = np.asarray(found.counts).tolist()
+        else:
+            counts = [slots.shape[1]]
+        return [(s[:n], d[:n]) for s, d, n in zip(slots, distances, counts, strict=True)]
 
 
 class Vectors:
@@ -82,7 +84,7 @@ class Vectors:
     def build(cls, vectors: np.ndarray) -> Vectors:
         """Of one vector a row, (rows, dimensions)."""
         size, dimensions = vectors.shape
-        vectors = vectors.astype(np.float16)
+        vectors = rounded(vectors)
         if size <= EXACT_BELOW:
             shards = [Shard(0, size, matrix=vectors)]
         else:
@@ -106,13 +108,13 @@ class Vectors:
         slots[source < 0] = total + np.arange(len(fresh))
         dead = 1 - len(slots) / max(total + len(fresh), 1)
         if self.exact or dead > DEAD_SHARE:
-            merged = np.empty((len(source), self.dimensions), dtype=np.float16)
+            merged = np.empty((len(source), self.dimensions), dtype=np.float32)
             merged[source < 0] = fresh
             merged[source >= 0] = self.get(source[source >= 0])
             return Vectors.build(merged)
         shards = list(self.shards)
         tail = shards.pop() if shards[-1].matrix is not None else None
-        added = fresh.astype(np.float16)
+        added = rounded(fresh)
         if tail is not None:
             assert tail.matrix is not None
             added = np.concatenate([tail.matrix, added])
@@ -126,8 +128,8 @@ class Vectors:
         return Vectors(self.dimensions, shards, slots)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of rows, float16 (len(rows), dimensions)."""
-        made = np.empty((len(rows), self.dimensions), dtype=np.float16)
+        """Vectors of rows, float32 (len(rows), dimensions)."""
+        made = np.empty((len(rows), self.dimensions), dtype=np.float32)
         slots = self.slots[rows]
         for shard in self.shards:
             own = (slots >= shard.start) & (slots < shard.start + shard.size)
@@ -137,27 +139,27 @@ class Vectors:
 
     def _approximate(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None, share: float
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> Found:
         # Slots without a row and rows that are not allowed are dropped after the search, so
         # it fetches more; and again more where they crowd around a query.
         wanted = int(k / share * 1.2) + min(len(self._row) - len(self), k)
         while True:
             parts = [shard.search(queries, wanted) for shard in self.shards]
-            slots = np.concatenate([s for s, _ in parts], axis=1)
-            distances = np.concatenate([d for _, d in parts], axis=1)
-            rows = np.where(np.isfinite(distances), self._row[slots], -1)
-            kept = rows >= 0
-            if allowed is not None:
-                kept &= allowed[rows]
-            if wanted >= len(self._row) or kept.sum(axis=1).min() >= k:
-                return [
-                    (r[keep], d[keep]) for r, d, keep in zip(rows, distances, kept, strict=True)
-                ]
+            found = []
+            for pieces in zip(*parts, strict=True):
+                rows = self._row[np.concatenate([slots for slots, _ in pieces])]
+                distances = np.concatenate([near for _, near in pieces])
+                kept = rows >= 0
+                if allowed is not None:
+                    kept &= allowed[rows]
+                found.append((rows[kept], distances[kept]))
+            if wanted >= len(self._row) or min(len(rows) for rows, _ in found) >= k:
+                return found
             wanted *= 4
 
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> Found:
         """The nearest rows of each query.
 
         Args:
@@ -178,9 +180,7 @@ class Vectors:
         if allowed is not None and (self.exact or share * size <= EXACT_BELOW):
             # Few rows may be found: comparing with each is exact, and no slower.
             rows = np.flatnonzero(allowed)
-            part = Shard(0, len(rows), matrix=self.get(rows))
-            slots, distances = part.search(queries, k)
-            found = [(rows[s], d) for s, d in zip(slots, distances, strict=True)]
+            found = [(rows[at], near) for at, near in _nearest(self.get(rows), queries, k)]
         else:
             found = self._approximate(queries, k, allowed, share)
         made = []
@@ -192,6 +192,35 @@ class Vectors:
             order = np.lexsort((rows, near))[:k]
             made.append((rows[order], near[order]))
         return made
+
+
+def rounded(vectors: np.ndarray) -> np.ndarray:
+    """As graphs keep them: rounded to float16, and then of length 1 in float32."""
+    vectors = vectors.astype(np.float16).astype(np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    made: np.ndarray = vectors / np.maximum(length, 1e-9)
+    return made
+
+
+def _nearest(matrix: np.ndarray, queries: np.ndarray, k: int) -> Found:
+    """Rows and cosine distances of at least the ``k`` nearest vectors, in any order.
+
+    The matrix product finds the candidates. Their distances are then computed one by one,
+    since the last bits of a product depend on how many queries are asked at once.
+    """
+    made: list[tuple[np.ndarray, np.ndarray]] = []
+    k = min(k, len(matrix))
+    step = max(1, _SCORES // max(len(matrix), 1))
+    for first in range(0, len(queries), step):
+        part = queries[first : first + step]
+        for query, scores in zip(part, part @ matrix.T, strict=True):
+            rows = np.arange(len(matrix))
+            if k < len(matrix):
+                least = np.partition(scores, len(scores) - k)[len(scores) - k]
+                rows = np.flatnonzero(scores >= least - 2e-5)
+            near: np.ndarray = (matrix[rows].astype(np.float64) * query).sum(axis=1)
+            made.append((rows, 1 - near))
+    return made
 
 
 def _graph(vectors: np.ndarray, start: int) -> Index:
