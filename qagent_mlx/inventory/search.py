@@ -82,6 +82,35 @@ class Clicked:
     keys: tuple[str, ...]  # of the similar queries that stood in; empty for the query's own
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one ranking says of a hit."""
+
+    rank: int
+    score: float  # BM25, cosine similarity, or decayed weight of clicks
+    adds: float  # to the fused score
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A term of the query and the term of the product that it met."""
+
+    typed: str
+    matched: str
+    how: str  # word, initials, spelling
+    score: float  # its part of the BM25 score
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a product was found."""
+
+    hit: Hit
+    sides: dict[str, Side]  # words, vectors, clicks: those that found it
+    words: tuple[Word, ...]  # the one that counts most first
+    borrowed: tuple[str, ...]  # similar queries whose clicks stood in
+
+
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -148,6 +177,47 @@ class HybridSearch:
         if clicks is not None:
             clicks = clicks.moved(self.catalog.ids, index.catalog.rows_of())
         return HybridSearch(index, clicks, self.config, self.reranker)
+
+    def explain(
+        self,
+        query: str,
+        k: int = 10,
+        as_of: datetime | None = None,
+        filters: Filters | None = None,
+    ) -> list[Explanation]:
+        """The hits of `search` with what each side says of them, the best first."""
+        (mask,) = self._masks(filters, [as_of])
+        (sides,) = self._sides([query], [mask])
+        clicked = self.clicked(query, sides, as_of)
+        parts = self.parts(sides, clicked, mask)
+        groups = self.index.lexical.groups(query)
+        made = []
+        for hit in self.search([query], k, [as_of], filters)[0]:
+            row = self._rows_of[hit.product_id]
+            found: dict[str, Side] = {}
+            for name, (rows, weight) in parts.items():
+                at = np.flatnonzero(rows == row)
+                if len(at):
+                    rank = int(at[0]) + 1
+                    share = weight / (self.config.rrf_k + rank)
+                    found[name] = Side(rank, self._raw(name, row, sides, clicked), share)
+            words = tuple(
+                Word(group.typed, term, group.how, value)
+                for group, term, value in self.index.lexical.why(groups, row)
+            )
+            borrowed = clicked.keys if "clicks" in found else ()
+            made.append(Explanation(hit, found, words, borrowed))
+        return made
+
+    @staticmethod
+    def _raw(name: str, row: int, sides: Sides, clicked: Clicked) -> float:
+        """A side's own score of a row: BM25, cosine similarity, or decayed weight of clicks."""
+        rows, values = {
+            "words": (sides.lexical, sides.bm25),
+            "vectors": (sides.dense, 1 - sides.distances),
+            "clicks": (clicked.rows, clicked.evidence),
+        }[name]
+        return float(values[np.flatnonzero(rows == row)[0]])
 
     # ------------------------------------------------------------ filters
 

@@ -183,12 +183,12 @@ class Vectors:
             found = [(rows[at], near) for at, near in _nearest(self.get(rows), queries, k)]
         else:
             found = self._approximate(queries, k, allowed, share)
-        made = []
+        made: Found = []
         for query, (rows, distances) in zip(queries, found, strict=True):
             if not query.any():
                 made.append(nothing)
                 continue
-            near = np.round(distances, 5)
+            near: np.ndarray = np.round(distances, 5)
             order = np.lexsort((rows, near))[:k]
             made.append((rows[order], near[order]))
         return made
@@ -198,8 +198,8 @@ def rounded(vectors: np.ndarray) -> np.ndarray:
     """As graphs keep them: rounded to float16, and then of length 1 in float32."""
     vectors = vectors.astype(np.float16).astype(np.float32)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    made: np.ndarray = vectors / np.maximum(length, 1e-9)
-    return made
+    scaled: np.ndarray = vectors / np.maximum(length, 1e-9)
+    return scaled
 
 
 def _nearest(matrix: np.ndarray, queries: np.ndarray, k: int) -> Found:
@@ -214,12 +214,13 @@ def _nearest(matrix: np.ndarray, queries: np.ndarray, k: int) -> Found:
     for first in range(0, len(queries), step):
         part = queries[first : first + step]
         for query, scores in zip(part, part @ matrix.T, strict=True):
-            rows = np.arange(len(matrix))
+            rows: np.ndarray = np.arange(len(matrix))
             if k < len(matrix):
                 least = np.partition(scores, len(scores) - k)[len(scores) - k]
                 rows = np.flatnonzero(scores >= least - 2e-5)
-            near: np.ndarray = (matrix[rows].astype(np.float64) * query).sum(axis=1)
-            made.append((rows, 1 - near))
+            near = (matrix[rows].astype(np.float64) * query).sum(axis=1)
+            distances: np.ndarray = 1 - near
+            made.append((rows, distances))
     return made
 
 
