@@ -3,7 +3,7 @@
 A copy of the shop is made. Each round starts a process that adds, changes, reprices and removes
 products and updates the index, over and over; kills it with SIGKILL at a random moment; and then
 opens the index and compares it with the catalog, scores of all words included. By default there
-are 50 rounds. No test runs this; the tests run four rounds.
+are 50 rounds. No test runs this; the tests run three rounds.
 """
 
 from __future__ import annotations
