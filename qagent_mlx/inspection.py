@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from .errors import QAgentError
-from .inventory.search import Explanation, Filters, HybridSearch, Search, open_search
+from .inventory.engines import shop_search
+from .inventory.search import Explanation, Filters, HybridSearch, Search
 from .memory.graph import graph
 from .memory.profile import SECTIONS, CountTokens, Memory, Moment, words_cost
 from .memory.worth import Worth
@@ -90,7 +91,7 @@ def search_products(
         k: How many products.
         filters: Applied before ranking, to prices and stock of the moment.
         as_of: Clicks, prices and stock as they were then.
-        search: An open search of the shop; opened by default.
+        search: An open search of the shop; its own engine or the built-in one by default.
         explain: Add ``why``: ``sides`` (words, vectors, clicks: rank, score, adds), ``words``
             (typed, matched, how, score) and ``borrowed`` (similar queries).
 
@@ -100,7 +101,7 @@ def search_products(
     """
     if not query_key(query):
         raise QAgentError(f"{query!r} has no letters or digits; nothing to search for")
-    search = search or open_search(shop)
+    search = search or shop_search(shop)
     catalog = search.catalog
     rows = catalog.rows_of()
     found = []
@@ -139,7 +140,7 @@ def _why(reason: Explanation) -> dict[str, Any]:
     return {"sides": sides, "words": words, "borrowed": list(reason.borrowed)}
 
 
-def with_titles(search: HybridSearch, products: Sequence[str]) -> list[dict[str, str]]:
+def with_titles(search: Search, products: Sequence[str]) -> list[dict[str, str]]:
     """Product ids with their titles: product_id, title."""
     rows = search.catalog.rows_of()
     return [
