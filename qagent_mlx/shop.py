@@ -89,7 +89,7 @@ class SearchConfig:
     """Weights of the rankings that hybrid search fuses, and their pool sizes."""
 
     weight_lexical: float = 1.0
-    weight_dense: float = 0.6
+    weight_dense: float = 0.3
     weight_clicks: float = 3.0
     click_half_life_days: float = 30.0
     rrf_k: int = 60
