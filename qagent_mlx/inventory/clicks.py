@@ -118,14 +118,24 @@ class SimilarQueries:
         self._keys = [key for key, _ in found]
         self._vectors = encoder.encode([text for _, text in found], queries=True)
 
-    def find(self, vector: np.ndarray, least: float) -> list[tuple[str, float]]:
-        """(key, cosine similarity) of all that are at least so similar, the most similar first."""
-        if not self._keys:
-            return []
-        near = np.round(self._vectors @ vector, 5)
-        rows = np.flatnonzero(near >= least)
-        rows = rows[np.lexsort((rows, -near[rows]))]
-        return [(self._keys[row], float(near[row])) for row in rows.tolist()]
+    def find(self, vectors: np.ndarray, least: float) -> list[list[tuple[str, float]]]:
+        """For each vector the (key, cosine similarity) of all queries at least so similar.
+
+        The most similar come first, ties in the order of the log's keys.
+        """
+        made = []
+        for vector, near in zip(vectors, vectors @ self._vectors.T, strict=True):
+            rows = np.flatnonzero(near >= least - 1e-4)
+            # Computed again, one by one: a product's last bits depend on the batch.
+            exact = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1)
+            value = np.round(exact, 5)
+            order = np.lexsort((rows, -value))
+            made.append([
+                (self._keys[row], score)
+                for row, score in zip(rows[order].tolist(), value[order].tolist(), strict=True)
+                if score >= least
+            ])  # fmt: skip
+        return made
 
 
 def similar_ranking(

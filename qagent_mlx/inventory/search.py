@@ -285,14 +285,14 @@ class HybridSearch:
     def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[Sides]:
         vectors = self.index.encoder.encode(queries, queries=True)
         dense = self.index.vectors.search(vectors, self.config.pool, allowed)
+        alike: list[list[tuple[str, float]]] = [[] for _ in queries]
+        if self._alike is not None and len(queries):
+            alike = self._alike.find(vectors, self.config.similar_clicks)
         made = []
-        for query, vector, (rows, distances) in zip(queries, vectors, dense, strict=True):
+        for query, near, (rows, distances) in zip(queries, alike, dense, strict=True):
             words, bm25 = self._lexical(query, allowed)
-            similar: tuple[tuple[str, float], ...] = ()
-            if self._alike is not None and vector.any():
-                key = query_key(query)
-                near = self._alike.find(vector, self.config.similar_clicks)
-                similar = tuple(item for item in near if item[0] != key)
+            key = query_key(query)
+            similar = tuple(item for item in near if item[0] != key)
             made.append(Sides(words, bm25, rows, distances, similar))
         return made
 
