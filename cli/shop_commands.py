@@ -1,4 +1,4 @@
-"""``qagent init``, ``ingest``, ``index``, ``memory`` and ``search``."""
+"""``qagent init``, ``ingest`` and ``memory``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from .common import (
     note,
     opened,
     out,
-    plain_table,
     shop_option,
     short,
     shown,
@@ -170,35 +169,6 @@ def _show_ingest(report: IngestReport, as_json: bool, then: str) -> None:
         console.print(f"next: {then}")
 
 
-# ---------------------------------------------------------------- index
-
-
-@click.command()
-@shop_option
-@json_option
-def index(shop_path: Path, as_json: bool) -> None:
-    """Build or refresh the inventory index, and learn what lines of memory are worth."""
-    from qagent_mlx.sample import refresh
-
-    with opened(shop_path, write=True) as shop:
-        report = refresh(shop, note)
-    if as_json:
-        emit(report)
-        return
-    console = out()
-    console.print(
-        f"{report['products']:,} products indexed with {report['clicked_pairs']:,} "
-        f"query-product pairs, in {report['seconds']:.1f} s"
-    )
-    if report["learned_from"]:
-        console.print(
-            f"memory learned the worth of its lines from {report['learned_from']:,} moments "
-            f"before {report['clicks_until'][:10]}"
-        )
-    else:
-        console.print("memory keeps its default weights: the log holds too little to learn from")
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -268,51 +238,3 @@ def _graph_tree(graph: dict[str, Any]) -> Any:
             if brands:
                 leaf.add(Text.assemble("with ", shown(", ".join(brands[:4]))))
     return tree
-
-
-# ---------------------------------------------------------------- search
-
-
-@click.command()
-@click.argument("query", type=PLAIN)
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1000), help="How many.")
-@click.option("--in-stock", is_flag=True, help="Only products in stock.")
-@click.option("--min-price", type=click.FloatRange(min=0), help="The least price.")
-@click.option("--max-price", type=click.FloatRange(min=0), help="The highest price.")
-@click.option("--category", type=PLAIN, help="The beginning of the category's path.")
-@as_of_option
-@shop_option
-@json_option
-def search(
-    *, query: str, k: int, in_stock: bool, min_price: float | None, max_price: float | None,
-    category: str | None, as_of: datetime | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
-    """Search the inventory for QUERY: words, vectors and past clicks, fused."""
-    from qagent_mlx.inspection import search_products
-    from qagent_mlx.inventory.search import Filters
-
-    filters = Filters(in_stock, min_price, max_price, category)
-    with opened(shop_path) as shop, waiting("searching"):
-        results = search_products(shop, query, k, filters=filters, as_of=as_of)
-        currency = shop.config.currency
-    if as_json:
-        emit({"query": query, "results": results})
-    else:
-        draw_products(results, currency)
-
-
-def draw_products(results: list[dict[str, Any]], currency: str) -> None:
-    """Print products as a numbered table."""
-    if not results:
-        out().print("nothing found")
-        return
-    table = plain_table("#", "product", "title", "price", "stock", "score",
-                        numbers=("#", "price", "score"))  # fmt: skip
-    table.columns[2].ratio = 1
-    for number, product in enumerate(results, 1):
-        price = "-" if product["price"] is None else f"{currency}{product['price']:,.2f}"
-        table.add_row(
-            str(number), shown(product["product_id"]), shown(product["title"]), shown(price),
-            "yes" if product["in_stock"] else "no", f"{product['score']:.3f}",
-        )  # fmt: skip
-    out().print(table)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from .errors import QAgentError
-from .inventory.search import Filters, HybridSearch, open_search
+from .inventory.engines import shop_search
+from .inventory.search import Explanation, Filters, HybridSearch, Search
 from .memory.graph import graph
 from .memory.profile import SECTIONS, CountTokens, Memory, Moment, words_cost
 from .memory.worth import Worth
@@ -78,7 +80,8 @@ def search_products(
     *,
     filters: Filters | None = None,
     as_of: datetime | None = None,
-    search: HybridSearch | None = None,
+    search: Search | None = None,
+    explain: bool = False,
 ) -> list[dict[str, Any]]:
     """At most ``k`` products for a query: product_id, title, score, price, in_stock, brand.
 
@@ -86,20 +89,32 @@ def search_products(
         shop: Read only is enough.
         query: What somebody would type.
         k: How many products.
-        filters: Applied before ranking, to the catalog as it is now.
+        filters: Applied before ranking, to prices and stock of the moment.
         as_of: Clicks, prices and stock as they were then.
-        search: An open search of the shop; opened by default.
+        search: An open search of the shop; its own engine or the built-in one by default.
+        explain: Add ``why``: ``sides`` (words, vectors, clicks: rank, score, adds), ``words``
+            (typed, matched, how, score) and ``borrowed`` (similar queries).
 
     Raises:
-        QAgentError: the query has neither letters nor digits.
+        QAgentError: the query has neither letters nor digits, or the shop's own engine was
+            asked to explain.
     """
     if not query_key(query):
         raise QAgentError(f"{query!r} has no letters or digits; nothing to search for")
-    search = search or open_search(shop)
+    search = search or shop_search(shop)
     catalog = search.catalog
     rows = catalog.rows_of()
     found = []
-    for hit in search.search([query], k, [as_of], filters)[0]:
+    reasons: dict[str, dict[str, Any]] = {}
+    if explain:
+        if not isinstance(search, HybridSearch):
+            raise QAgentError("the shop's own search engine can't say why; leave out --explain")
+        explained = search.explain(query, k, as_of, filters)
+        hits = [reason.hit for reason in explained]
+        reasons = {r.hit.product_id: _why(r) for r in explained}
+    else:
+        hits = search.search([query], k, [as_of], filters)[0]
+    for hit in hits:
         row = rows[hit.product_id]
         price, in_stock = catalog.state(row, as_of)
         found.append(
@@ -110,12 +125,22 @@ def search_products(
                 "price": None if math.isnan(price) else price,
                 "in_stock": in_stock,
                 "brand": catalog.brands[row],
+                **({"why": reasons[hit.product_id]} if explain else {}),
             }
         )
     return found
 
 
-def with_titles(search: HybridSearch, products: Sequence[str]) -> list[dict[str, str]]:
+def _why(reason: Explanation) -> dict[str, Any]:
+    sides = {
+        name: {"rank": s.rank, "score": round(s.score, 4), "adds": round(s.adds, 6)}
+        for name, s in reason.sides.items()
+    }
+    words = [{**asdict(word), "score": round(word.score, 4)} for word in reason.words]
+    return {"sides": sides, "words": words, "borrowed": list(reason.borrowed)}
+
+
+def with_titles(search: Search, products: Sequence[str]) -> list[dict[str, str]]:
     """Product ids with their titles: product_id, title."""
     rows = search.catalog.rows_of()
     return [

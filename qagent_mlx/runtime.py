@@ -228,7 +228,7 @@ def doctor() -> dict[str, Any]:
 
     warnings: list[str] = []
     versions: dict[str, str | None] = {}
-    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "bm25s", "numpy"):
+    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "scipy", "numpy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

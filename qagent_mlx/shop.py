@@ -89,12 +89,18 @@ class SearchConfig:
     """Weights of the rankings that hybrid search fuses, and their pool sizes."""
 
     weight_lexical: float = 1.0
-    weight_dense: float = 0.6
+    weight_dense: float = 0.3
     weight_clicks: float = 3.0
     click_half_life_days: float = 30.0
     rrf_k: int = 60
     pool: int = 50
     dimensions: int = 128
+    similar_clicks: float = 0.8  # clicks of queries at least so similar stand in; above 1: none
+    encoder: str = "subword"  # or a model folder, or FILE.py:FUNCTION; see inventory/encoders.py
+    encoder_instruction: str = "Given a shop's search query, retrieve the products it asks for"
+    reranker: str | None = None  # a model folder; see inventory/rerank.py
+    rerank_depth: int = 20  # how many of the best hits it reads
+    engine: dict[str, Any] | None = None  # the shop's own search; see inventory/engines.py
 
 
 @dataclass(frozen=True)

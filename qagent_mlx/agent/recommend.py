@@ -110,12 +110,11 @@ class Recommender:
     def __init__(
         self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int = GROUP
     ) -> None:
-        from ..inventory.index import ensure
-        from ..inventory.search import open_search
+        from ..inventory.engines import shop_search
 
         self.shop, self.policy, self.group = shop, policy, group
         self.agent = agent or policy.info.agent
-        self.search = open_search(shop, ensure(shop))
+        self.search = shop_search(shop)
         self.memory = Memory(
             shop.connection, shop.config.memory, policy.codec.count, Worth.of_shop(shop)
         )

@@ -30,11 +30,23 @@ FIT_SAMPLE = 100_000
 class Encoder(Protocol):
     """Turns texts into unit vectors."""
 
-    name: str
-    dimensions: int
+    cheap: bool  # whether hundreds of texts a second cost nothing to speak of
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 array (len(texts), dimensions), each row of length 1 (or 0 for no text)."""
+    @property
+    def name(self) -> str:
+        """What it is called in the manifest."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
+        """Float32 array (len(texts), dimensions), each row of length 1 (or 0 for no text).
+
+        ``queries`` says that the texts are queries, which some encoders read differently.
+        """
         ...
 
 
@@ -71,6 +83,7 @@ class SubwordEncoder:
     """See the module's text. Make with `fit`, keep with `save`, get back with `load`."""
 
     name = "subword"
+    cheap = True
 
     def __init__(self, idf: np.ndarray, components: np.ndarray) -> None:
         self.idf = idf  # (BUCKETS,)
@@ -124,7 +137,7 @@ class SubwordEncoder:
         # As `save` keeps them, so that an index that was just built answers as a loaded one does.
         return cls(idf, (right[:width].T * scale).astype(np.float16))
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
         """Unit vectors, float32 (len(texts), dimensions)."""
         weighted = _weighted(sparse_rows(texts), self.idf)
         vectors = np.asarray(weighted @ self.components, dtype=np.float32)

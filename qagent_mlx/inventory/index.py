@@ -1,87 +1,47 @@
-"""The inventory index on disk: products, lexical index, vectors, and a manifest.
+"""The inventory index: catalog, words, vectors and encoder, built, updated and opened as one.
 
-The manifest is written last and names the catalog version and the size of every file, so
-an index that is torn or older than its catalog is noticed when it is opened.
+`build` makes all of it; `update` brings it in line with the shop's catalog by adding, changing
+and removing what differs; `ensure` opens it and does whichever is needed. An index in memory
+never changes: an update makes a new one that shares what is the same, so searches under way go
+on undisturbed. How the files are kept is told in `store`.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import duckdb
 import numpy as np
-from usearch.index import Index
 
 from ..errors import QAgentError
-from ..files import read_json, sync_folder, write_json
 from ..shop import Shop
-from .clicks import seconds
+from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
 from .encoder import Encoder, SubwordEncoder
+from .encoders import EncoderSpec, open_encoder
+from .lexical import ARRAYS, Lexical
+from .store import (
+    REMEDY,
+    Writer,
+    check_files,
+    clear_if_idle,
+    leftovers,
+    read_manifest,
+    writing,
+)
 from .terms import product_terms
+from .vectors import Vectors, open_shard, save_shard
 
-FORMAT = 1
-MANIFEST_KEYS = {"catalog_version", "products", "clicks_until", "files"}
-EXACT_BELOW = 50_000  # products; below, exact search is as fast as HNSW and never misses
+__all__ = [
+    "CLICK_SHARE", "Catalog", "Changes", "InventoryIndex", "build", "default_clicks_until",
+    "ensure", "load", "product_text", "read_catalog", "update",
+]  # fmt: skip
+
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build`
-
-
-class History:
-    """Prices and stock over time, for products that the shop knows more than one state of."""
-
-    def __init__(
-        self, rows: np.ndarray, times: np.ndarray, prices: np.ndarray, in_stock: np.ndarray
-    ) -> None:
-        order = np.lexsort((times, rows))
-        self._times, self._prices = times[order], prices[order]
-        self._in_stock = in_stock[order]
-        unique, starts = np.unique(rows[order], return_index=True)
-        ends = np.append(starts[1:], len(rows))
-        self._span = dict(
-            zip(unique.tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True)
-        )
-
-    def state(self, row: int, moment: float) -> tuple[float, bool] | None:
-        """(price, in stock) of a product at a time in seconds; the first known state before."""
-        if row not in self._span:
-            return None
-        start, end = self._span[row]
-        at = max(start, start + int(np.searchsorted(self._times[start:end], moment, "right")) - 1)
-        return float(self._prices[at]), bool(self._in_stock[at])
-
-
-@dataclass(slots=True)
-class Catalog:
-    """The products of the index as columns; a row number stands for a product."""
-
-    ids: list[str]
-    titles: list[str]
-    brands: list[str | None]
-    categories: list[str | None]
-    prices: np.ndarray  # NaN where there is none
-    in_stock: np.ndarray  # bool
-    attributes: list[str | None]  # JSON
-    history: History | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def rows_of(self) -> dict[str, int]:
-        """Product id to row."""
-        return {product: row for row, product in enumerate(self.ids)}
-
-    def state(self, row: int, as_of: datetime | None = None) -> tuple[float, bool]:
-        """(price, in stock) of a product as it was at a moment; now when None."""
-        if as_of is not None and self.history is not None:
-            known = self.history.state(row, seconds(as_of))
-            if known is not None:
-                return known
-        return float(self.prices[row]), bool(self.in_stock[row])
+REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned anew
 
 
 @dataclass(slots=True)
@@ -91,8 +51,8 @@ class InventoryIndex:
     folder: Path
     manifest: dict[str, Any]
     catalog: Catalog
-    lexical: bm25s.BM25
-    vectors: Index
+    lexical: Lexical
+    vectors: Vectors
     encoder: Encoder
 
     @property
@@ -102,56 +62,14 @@ class InventoryIndex:
         return datetime.fromisoformat(text) if text else None
 
 
-def product_text(
-    title: str, brand: str | None, category: str | None, attributes: str | None
-) -> str:
-    """The text of a product that both indexes see."""
-    parts = [title]
-    if brand and brand.lower() not in title.lower():
-        parts.append(brand)
-    if category:
-        parts.append(category.replace(">", " "))
-    return " ".join(parts)
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an update found: numbers of products."""
 
-
-_PRODUCTS = """SELECT product_id, title, brand, category, price, in_stock, attributes
-    FROM products ORDER BY product_id"""
-_HISTORY = """SELECT product_id, epoch(ts) AS ts, price, in_stock
-    FROM product_history ORDER BY product_id, ts"""
-
-
-def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str) -> Catalog:
-    columns = connection.execute(products).fetchall()
-    if not columns:
-        return Catalog([], [], [], [], np.empty(0), np.empty(0, dtype=bool), [])
-    ids, titles, brands, categories, prices, stock, attributes = map(
-        list, zip(*columns, strict=True)
-    )
-    catalog = Catalog(
-        ids, titles, brands, categories,
-        np.array([np.nan if p is None else p for p in prices], dtype=np.float64),
-        np.array(stock, dtype=bool),
-        attributes,
-    )
-    known = connection.execute(history).fetchnumpy()
-    if len(known["product_id"]):
-        rows_of = catalog.rows_of()
-        rows = np.array([rows_of[p] for p in known["product_id"].tolist()], dtype=np.int64)
-        catalog.history = History(
-            rows,
-            np.asarray(known["ts"], dtype=np.float64),
-            np.ma.filled(np.ma.asarray(known["price"], dtype=np.float64), np.nan),
-            np.asarray(known["in_stock"], dtype=bool),
-        )
-    return catalog
-
-
-def read_catalog(shop: Shop) -> Catalog:
-    """All products of the shop, in a fixed order, with what is known of their past states."""
-    catalog = _catalog(shop.connection, _PRODUCTS, _HISTORY)
-    if not len(catalog):
-        raise QAgentError(f"{shop.path} has no products; run: qagent ingest products FILE")
-    return catalog
+    added: int
+    changed: int  # of which the text changed
+    restated: int  # of which only price, stock or other facts changed
+    removed: int
 
 
 def default_clicks_until(shop: Shop) -> datetime | None:
@@ -176,134 +94,264 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
             the first part of the log (see `default_clicks_until`).
 
     Raises:
-        QAgentError: the shop has no products, or its folder cannot be written.
+        QAgentError: the shop has no products, its encoder cannot be opened, or its folder
+            cannot be written.
     """
+    with writing(shop.path / "inventory") as writer:
+        return _build(shop, clicks_until, writer)
+
+
+def _build(shop: Shop, clicks_until: datetime | None, writer: Writer) -> InventoryIndex:
     catalog = read_catalog(shop)
     until = clicks_until or default_clicks_until(shop)
-    texts = [
-        product_text(t, b, c, a)
-        for t, b, c, a in zip(
-            catalog.titles, catalog.brands, catalog.categories, catalog.attributes, strict=True
-        )
-    ]
-    terms = [product_terms(text) for text in texts]
-    if not any(terms):
+    texts = catalog.texts()
+    if not any(product_terms(text) for text in texts):
         raise QAgentError(
             f"no product of {shop.path} has a letter or digit in its title; "
             "ingest products whose titles are words"
         )
-    rows_of = catalog.rows_of()
-    clicked = []
-    if until is not None:
-        clicked = [
-            (rows_of[product], query, float(np.log1p(count)))
-            for product, query, count in shop.connection.execute(
-                """SELECT e.product_id, arg_min(s.query, s.event_id), count(*)
-                FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
-                WHERE e.type IN ('click', 'cart', 'purchase') AND e.ts < ?
-                GROUP BY e.product_id, s.query_key ORDER BY e.product_id, s.query_key""",
-                [until],
-            ).fetchall()
-            if product in rows_of
-        ]
-    encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
-    lexical = bm25s.BM25(k1=1.2, b=0.4)
-    lexical.index(terms, show_progress=False)
-    vectors = Index(ndim=encoder.dimensions, metric="cos", dtype="f16")
-    vectors.add(np.arange(len(texts), dtype=np.uint64), encoder.encode(texts))
+    spec = EncoderSpec.of(shop.config.search)
+    clicked = _clicked(shop, catalog, until) if spec.learned else []
+    encoder: Encoder
+    if spec.learned:
+        encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
+    else:
+        encoder = open_encoder(spec)
+    lexical = Lexical.build(texts, catalog.titles)
+    vectors = Vectors.build(encoder.encode(texts))
+    values = {
+        "encoder": spec.stored(encoder),
+        "clicks_until": until.isoformat() if until else None,
+        "clicked_pairs": len(clicked),
+    }
+    kept: dict[str, list[int]] = {}
+    return _write(shop, writer, InventoryIndex(
+        writer.folder, values, catalog, lexical, vectors, encoder
+    ), kept)  # fmt: skip
 
-    try:
-        working = Path(tempfile.mkdtemp(dir=shop.path, prefix=".inventory."))
-    except OSError as error:
-        raise QAgentError(f"cannot write in {shop.path}: {error.strerror}") from error
-    try:
-        encoder.save(working / "encoder.npz")
-        lexical.save(working / "lexical", show_progress=False)
-        vectors.save(str(working / "vectors.usearch"))
-        for name, query in (("catalog", _PRODUCTS), ("history", _HISTORY)):
-            target = str(working / f"{name}.parquet").replace("'", "''")
-            shop.connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet)")
-        files = sorted(p for p in working.rglob("*") if p.is_file())
-        manifest = {
-            "format": FORMAT,
+
+def _clicked(
+    shop: Shop, catalog: Catalog, until: datetime | None
+) -> list[tuple[int, str, float]]:
+    """(row, query, weight) of what was engaged with under a query before a moment."""
+    if until is None:
+        return []
+    rows_of = catalog.rows_of()
+    return [
+        (rows_of[product], query, float(np.log1p(count)))
+        for product, query, count in shop.connection.execute(
+            """SELECT e.product_id, arg_min(s.query, s.event_id), count(*)
+            FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
+            WHERE e.type IN ('click', 'cart', 'purchase') AND e.ts < ?
+            GROUP BY e.product_id, s.query_key ORDER BY e.product_id, s.query_key""",
+            [until],
+        ).fetchall()
+        if product in rows_of
+    ]
+
+
+def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, Changes]:
+    """Bring an index in line with the shop's catalog: products that came, changed or went.
+
+    The encoder stays as it is; words and vectors of unchanged texts are used again. Where much
+    of the catalog is new text and the encoder is learned from it, all is built anew.
+
+    Args:
+        shop: Read only is enough.
+        index: The shop's index as it was opened; it stays usable.
+
+    Raises:
+        QAgentError: the shop has no products, or its folder cannot be written.
+    """
+    with writing(shop.path / "inventory") as writer:
+        return _update(shop, index, writer)
+
+
+def _update(
+    shop: Shop, index: InventoryIndex, writer: Writer
+) -> tuple[InventoryIndex, Changes]:
+    old, catalog = index.catalog, read_catalog(shop)
+    rows_of = old.rows_of()
+    before, texts = old.texts(), catalog.texts()
+    source = np.full(len(catalog), -1, dtype=np.int64)
+    added = changed = restated = 0
+    for row, product in enumerate(catalog.ids):
+        at = rows_of.get(product, -1)
+        if at < 0:
+            added += 1
+        elif before[at] != texts[row] or old.titles[at] != catalog.titles[row]:
+            changed += 1
+        else:
+            source[row] = at
+            restated += _facts(old, at) != _facts(catalog, row)
+    removed = len(old) - (len(catalog) - added)
+    changes = Changes(added, changed, restated, removed)
+    spec = EncoderSpec.of(shop.config.search)
+    if spec.learned and added + changed > REFIT_SHARE * len(catalog):
+        return _build(shop, index.clicks_until, writer), changes
+    fresh = np.flatnonzero(source < 0)
+    same = len(source) == len(old) and bool((source == np.arange(len(source))).all())
+    new_texts = [texts[row] for row in fresh.tolist()]
+    made = InventoryIndex(
+        writer.folder,
+        {key: index.manifest[key] for key in ("encoder", "clicks_until", "clicked_pairs")},
+        catalog,
+        index.lexical if same else index.lexical.rearranged(
+            source, new_texts, [catalog.titles[row] for row in fresh.tolist()]
+        ),
+        index.vectors if same else index.vectors.rearranged(
+            source, index.encoder.encode(new_texts)
+        ),
+        index.encoder,
+    )  # fmt: skip
+    # Files whose content stays are named by the new generation too, if they are still there.
+    kept = {
+        name: stored
+        for name, stored in index.manifest["files"].items()
+        if (writer.folder / name).exists()
+        and (
+            name.startswith("encoder-")
+            or (same and name.startswith(("lexical_", "slots-")))
+            or name in {shard.file for shard in made.vectors.shards}
+        )
+    }
+    return _write(shop, writer, made, kept), changes
+
+
+def _facts(catalog: Catalog, row: int) -> tuple[Any, ...]:
+    return (
+        repr(catalog.prices[row]), catalog.in_stock[row], catalog.brands[row],
+        catalog.categories[row], catalog.attributes[row],
+    )  # fmt: skip
+
+
+def _write(
+    shop: Shop, writer: Writer, index: InventoryIndex, kept: dict[str, list[int]]
+) -> InventoryIndex:
+    """Write what is not ``kept``, and return the index with its manifest and mapped shards."""
+
+    def has(stem: str) -> bool:
+        return any(name.startswith(f"{stem}-") for name in kept)
+
+    def copy(query: str, path: Path) -> None:
+        target = str(path).replace("'", "''")
+        shop.connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet)")
+
+    writer.add("catalog.parquet", partial(copy, PRODUCTS_SQL))
+    writer.add("history.parquet", partial(copy, HISTORY_SQL))
+    arrays = {f"lexical_{name}": array for name, array in index.lexical.arrays().items()}
+    for name, array in {**arrays, "slots": index.vectors.slots}.items():
+        if not has(name):
+            writer.add(f"{name}.npy", partial(_save_array, array))
+    if isinstance(index.encoder, SubwordEncoder) and not has("encoder"):
+        writer.add("encoder.npz", index.encoder.save)
+    shards: list[list[Any]] = []
+    for number, shard in enumerate(index.vectors.shards):
+        file = shard.file
+        if file is None or file not in kept:
+            suffix = "npy" if shard.graph is None else "usearch"
+            file = writer.add(f"vectors{number}.{suffix}", partial(save_shard, shard))
+        shards.append([file, shard.start, shard.size])
+    index.manifest = writer.commit(
+        {
             "catalog_version": shop.catalog_version,
-            "products": len(catalog),
-            "encoder": {"name": encoder.name, "dimensions": encoder.dimensions},
-            "clicks_until": until.isoformat() if until else None,
-            "clicked_pairs": len(clicked),
-            "files": {str(p.relative_to(working)): p.stat().st_size for p in files},
-        }
-        write_json(working / "manifest.json", manifest)
-        place = shop.path / "inventory"
-        old = shop.path / ".inventory.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.rename(old)
-        working.rename(place)
-        sync_folder(shop.path)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, duckdb.Error) as error:
-        line = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise QAgentError(f"cannot write the index of {shop.path}: {line}") from error
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    return InventoryIndex(place, manifest, catalog, lexical, vectors, encoder)
+            "products": len(index.catalog),
+            **index.manifest,
+            "dimensions": index.vectors.dimensions,
+            "shards": shards,
+        },
+        kept,
+    )
+    index.vectors = _open_vectors(index.folder, index.manifest, index.vectors.slots)
+    return index
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    np.save(path, array)
+
+
+def _open_vectors(folder: Path, manifest: dict[str, Any], slots: np.ndarray) -> Vectors:
+    shards = [open_shard(folder, *shard) for shard in manifest["shards"]]
+    return Vectors(manifest["dimensions"], shards, slots)
 
 
 def load(folder: Path) -> InventoryIndex:
-    """Open the index in ``folder``.
+    """Open the index in ``folder``; vectors are mapped into memory.
 
     Raises:
         QAgentError: there is none, or it is torn, damaged or of another format.
     """
-    remedy = "run: qagent index"
-    if not (folder / "manifest.json").exists():
-        raise QAgentError(f"{folder} holds no index; {remedy}")
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return _load(folder, manifest)
+        except QAgentError:
+            # A writer may have replaced it meanwhile and removed these files.
+            if read_manifest(folder) == manifest:
+                raise
+
+
+def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
+    check_files(folder, manifest)
     try:
-        manifest = read_json(folder / "manifest.json", "the index manifest")
-    except QAgentError as error:
-        raise QAgentError(f"{error}; {remedy}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise QAgentError(f"{folder} holds an index of another format; {remedy}")
-    if not isinstance(manifest.get("files"), dict) or not manifest.keys() >= MANIFEST_KEYS:
-        raise QAgentError(f"the index in {folder} is damaged (manifest.json); {remedy}")
-    for name, size in manifest["files"].items():
-        path = folder / name
-        if not path.exists() or path.stat().st_size != size:
-            raise QAgentError(f"the index in {folder} is damaged ({name}); {remedy}")
-    try:
-        catalog = _load_catalog(folder)
-        lexical = bm25s.BM25.load(str(folder / "lexical"), show_progress=False)
-        vectors = Index.restore(str(folder / "vectors.usearch"))
-        encoder = SubwordEncoder.load(folder / "encoder.npz")
+        files = {name.rpartition("-")[0]: folder / name for name in manifest["files"]}
+        catalog = read_stored(files["catalog"], files["history"])
+        lexical = Lexical.from_arrays(
+            {name: np.load(files[f"lexical_{name}"], mmap_mode="r") for name in ARRAYS}
+        )
+        vectors = _open_vectors(folder, manifest, np.load(files["slots"]))
+        spec = EncoderSpec.from_stored(manifest["encoder"])
+        encoder: Encoder = (
+            SubwordEncoder.load(files["encoder"]) if spec.learned else open_encoder(spec)
+        )
+        fits = len(catalog) == len(lexical) == len(vectors) == manifest["products"]
     except QAgentError:
         raise
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, duckdb.Error,
+        OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
+        duckdb.Error,
     ) as error:  # fmt: skip
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise QAgentError(f"the index in {folder} is damaged ({line}); {remedy}") from error
-    if vectors is None or len(vectors) != len(catalog) or len(catalog) != manifest["products"]:
-        raise QAgentError(f"the index in {folder} does not fit its catalog; {remedy}")
+        raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error
+    if not fits:
+        raise QAgentError(f"the index in {folder} does not fit its catalog; {REMEDY}")
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)
 
 
-def _load_catalog(folder: Path) -> Catalog:
-    def stored(name: str) -> str:
-        path = str(folder / f"{name}.parquet").replace("'", "''")
-        return f"SELECT * FROM read_parquet('{path}')"
-
-    with duckdb.connect() as connection:
-        return _catalog(connection, stored("catalog"), stored("history"))
-
-
 def ensure(shop: Shop) -> InventoryIndex:
-    """The shop's index; built when there is none, and built again when it is stale or torn."""
-    folder = shop.path / "inventory"
+    """The shop's index; built when there is none or it is torn, updated when it is stale.
+
+    It is built anew, too, when the shop names another encoder than it was built with.
+    """
+    index = _opened(shop)
+    if index is not None and index.manifest["catalog_version"] == shop.catalog_version:
+        if leftovers(index.folder, index.manifest):
+            clear_if_idle(index.folder)
+        return index
+    with writing(shop.path / "inventory") as writer:
+        # Another process may have done it while this one waited.
+        index = _opened(shop)
+        if index is None:
+            return _build(shop, _last_cut(shop), writer)
+        if index.manifest["catalog_version"] != shop.catalog_version:
+            return _update(shop, index, writer)[0]
+        return index
+
+
+def _opened(shop: Shop) -> InventoryIndex | None:
+    """The index on disk, if it is whole and made with the shop's encoder."""
     try:
-        index = load(folder)
+        index = load(shop.path / "inventory")
     except QAgentError:
-        return build(shop)
-    if index.manifest["catalog_version"] != shop.catalog_version:
-        return build(shop, index.clicks_until)
-    return index
+        return None
+    wanted = EncoderSpec.of(shop.config.search)
+    return index if EncoderSpec.from_stored(index.manifest["encoder"]) == wanted else None
+
+
+def _last_cut(shop: Shop) -> datetime | None:
+    """The moment that the last index's encoder learned until, if that can still be read."""
+    try:
+        text = read_manifest(shop.path / "inventory")["clicks_until"]
+        return datetime.fromisoformat(text) if text else None
+    except (QAgentError, ValueError, TypeError):
+        return None

@@ -8,27 +8,37 @@ catalog row, so the same question always gets the same answer.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ..errors import QAgentError
 from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Hit
-from .clicks import ClickLog, read_clicks
-from .index import EXACT_BELOW, Catalog, InventoryIndex, ensure
-from .terms import product_terms
+from .catalog import Catalog
+from .clicks import ClickLog, SimilarQueries, read_clicks, similar_ranking
+from .index import InventoryIndex, ensure, load
+from .rerank import Reranker
+from .store import read_manifest
 
 CACHED_QUERIES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a search may return. A category matches by prefix of its path."""
+    """What a search may return, by price and stock at its moment, and by category.
+
+    A category matches by the beginning of its path; a product without a price has none that
+    fits a range.
+    """
 
     in_stock: bool = False
     min_price: float | None = None
@@ -52,17 +62,75 @@ class Search(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What words and vectors find for a query, whenever it is asked: rows, the best first."""
+
+    lexical: np.ndarray
+    bm25: np.ndarray
+    dense: np.ndarray
+    distances: np.ndarray
+    similar: tuple[tuple[str, float], ...]  # (key, similarity) of queries that are written alike
+
+
+@dataclass(frozen=True, slots=True)
+class Clicked:
+    """What past clicks say at a moment: rows, the best first, and whose clicks they were."""
+
+    rows: np.ndarray
+    evidence: np.ndarray
+    keys: tuple[str, ...]  # of the similar queries that stood in; empty for the query's own
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one ranking says of a hit."""
+
+    rank: int
+    score: float  # BM25, cosine similarity, or decayed weight of clicks
+    adds: float  # to the fused score
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A term of the query and the term of the product that it met."""
+
+    typed: str
+    matched: str
+    how: str  # word, initials, spelling
+    score: float  # its part of the BM25 score
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a product was found."""
+
+    hit: Hit
+    sides: dict[str, Side]  # words, vectors, clicks: those that found it
+    words: tuple[Word, ...]  # the one that counts most first
+    borrowed: tuple[str, ...]  # similar queries whose clicks stood in
+
+
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
 class HybridSearch:
-    """Searches an `InventoryIndex` together with a `ClickLog`."""
+    """Searches an `InventoryIndex` together with a `ClickLog`. Threads may share it."""
 
     def __init__(
-        self, index: InventoryIndex, clicks: ClickLog | None, config: SearchConfig
+        self,
+        index: InventoryIndex,
+        clicks: ClickLog | None,
+        config: SearchConfig,
+        reranker: Reranker | None = None,
     ) -> None:
         self.index = index
         self.catalog = index.catalog
         self.clicks = clicks
         self.config = config
-        self._static: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self.reranker = reranker
+        self._static: OrderedDict[str, Sides] = OrderedDict()
+        self._lock = threading.Lock()
 
     def search(
         self,
@@ -76,138 +144,281 @@ class HybridSearch:
         Args:
             queries: Texts; one without letters or digits finds nothing.
             k: How many hits.
-            as_of: A moment a query; only clicks before it count. None counts all.
+            as_of: A moment a query; only clicks before it count, and filters see prices and
+                stock as they were then. None counts all, and sees them as they are now.
             filters: Applied before ranking.
         """
-        allowed = self._allowed(filters)
-        static = self._static_rankings(queries, allowed)
-        moments = as_of if as_of is not None else [None] * len(queries)
-        return [
-            self._fuse(query, ranks, moment, k, allowed)
-            for query, ranks, moment in zip(queries, static, moments, strict=True)
-        ]
-
-    def _allowed(self, filters: Filters | None) -> np.ndarray | None:
-        if filters is None or filters == Filters():
-            return None
-        kept = np.ones(len(self.catalog), dtype=bool)
-        if filters.in_stock:
-            kept &= self.catalog.in_stock
-        if filters.min_price is not None:
-            kept &= self.catalog.prices >= filters.min_price
-        if filters.max_price is not None:
-            kept &= self.catalog.prices <= filters.max_price
-        if filters.category:
-            wanted = filters.category.lower()
-            kept &= np.array(
-                [(c or "").lower().startswith(wanted) for c in self.catalog.categories]
-            )
-        return kept
-
-    def _static_rankings(
-        self, queries: Sequence[str], allowed: np.ndarray | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(lexical rows, dense rows) for each query, the best first."""
-        if allowed is not None:
-            unique = list(dict.fromkeys(queries))
-            found = dict(zip(unique, self._rank(unique, allowed), strict=True))
-            return [found[q] for q in queries]
-        fresh = [q for q in dict.fromkeys(queries) if q not in self._static]
-        for query, ranks in zip(fresh, self._rank(fresh, None), strict=True):
-            self._static[query] = ranks
+        moments = list(as_of) if as_of is not None else [None] * len(queries)
+        masks = self._masks(filters, moments)
+        sides = self._sides(queries, masks)
+        depth = max(k, self.config.rerank_depth) if self.reranker is not None else k
         made = []
-        for query in queries:
-            self._static.move_to_end(query)
-            made.append(self._static[query])
-        while len(self._static) > CACHED_QUERIES:
-            self._static.popitem(last=False)
-        return made
+        for query, side, moment, mask in zip(queries, sides, moments, masks, strict=True):
+            found = self._best(self._fuse(side, self.clicked(query, side, moment), mask), depth)
+            made.append([Hit(self.catalog.ids[row], score) for row, score in found])
+        if self.reranker is not None:
+            made = self._rerank(queries, made)
+        return [hits[:k] for hits in made]
 
-    def _rank(
-        self, queries: Sequence[str], allowed: np.ndarray | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        if not queries:
-            return []
-        dense = self._dense(queries, allowed)
-        return [(self._lexical(q, allowed), d) for q, d in zip(queries, dense, strict=True)]
+    def refreshed(self) -> HybridSearch:
+        """A search of the index as it is on disk now; this one while nothing has changed.
 
-    def _lexical(self, query: str, allowed: np.ndarray | None) -> np.ndarray:
-        ids = self.index.lexical.get_tokens_ids(product_terms(query))
-        if not ids:
-            return np.empty(0, dtype=np.int64)
-        scores = self.index.lexical.get_scores_from_ids(ids)
-        if allowed is not None:
-            scores = scores * allowed
-        return _top(np.round(scores, 5), self.config.pool, 0.0)
+        Replace a search that is being served with it after the catalog was updated. It reads
+        no database; the click log stays the one that was read.
 
-    def _dense(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[np.ndarray]:
-        vectors = self.index.encoder.encode(queries)
-        empty = np.abs(vectors).sum(axis=1) == 0
-        size = len(self.catalog)
-        exact = size <= EXACT_BELOW
-        pool = self.config.pool
-        # Filters act after the vector search, so a filtered one fetches more.
-        fetch = min(size, pool if allowed is None else (size if exact else pool * 20))
-        found = self.index.vectors.search(vectors, fetch, exact=exact)
-        keys = np.atleast_2d(found.keys).astype(np.int64)
-        distances = np.atleast_2d(found.distances)
-        made = []
-        for i in range(len(queries)):
-            if empty[i]:
-                made.append(np.empty(0, dtype=np.int64))
-                continue
-            rows, near = keys[i], np.round(distances[i], 5)
-            if allowed is not None:
-                kept = allowed[rows]
-                rows, near = rows[kept], near[kept]
-            made.append(rows[np.lexsort((rows, near))][:pool])
-        return made
+        Raises:
+            QAgentError: the index on disk is gone or damaged; this search goes on working.
+        """
+        folder = self.index.folder
+        if read_manifest(folder)["generation"] == self.index.manifest["generation"]:
+            return self
+        index = load(folder)
+        clicks = self.clicks
+        if clicks is not None:
+            clicks = clicks.moved(self.catalog.ids, index.catalog.rows_of())
+        return HybridSearch(index, clicks, self.config, self.reranker)
 
-    def _fuse(
+    def explain(
         self,
         query: str,
-        ranks: tuple[np.ndarray, np.ndarray],
-        moment: datetime | None,
-        k: int,
-        allowed: np.ndarray | None,
-    ) -> list[Hit]:
+        k: int = 10,
+        as_of: datetime | None = None,
+        filters: Filters | None = None,
+    ) -> list[Explanation]:
+        """The hits of `search` with what each side says of them, the best first."""
+        (mask,) = self._masks(filters, [as_of])
+        (sides,) = self._sides([query], [mask])
+        clicked = self.clicked(query, sides, as_of)
+        parts = self.parts(sides, clicked, mask)
+        groups = self.index.lexical.groups(query)
+        made = []
+        for hit in self.search([query], k, [as_of], filters)[0]:
+            row = self._rows_of[hit.product_id]
+            found: dict[str, Side] = {}
+            for name, (rows, weight) in parts.items():
+                at = np.flatnonzero(rows == row)
+                if len(at):
+                    rank = int(at[0]) + 1
+                    share = weight / (self.config.rrf_k + rank)
+                    found[name] = Side(rank, self._raw(name, row, sides, clicked), share)
+            words = tuple(
+                Word(group.typed, term, group.how, value)
+                for group, term, value in self.index.lexical.why(groups, row)
+            )
+            borrowed = clicked.keys if "clicks" in found else ()
+            made.append(Explanation(hit, found, words, borrowed))
+        return made
+
+    @staticmethod
+    def _raw(name: str, row: int, sides: Sides, clicked: Clicked) -> float:
+        """A side's own score of a row: BM25, cosine similarity, or decayed weight of clicks."""
+        rows, values = {
+            "words": (sides.lexical, sides.bm25),
+            "vectors": (sides.dense, 1 - sides.distances),
+            "clicks": (clicked.rows, clicked.evidence),
+        }[name]
+        return float(values[np.flatnonzero(rows == row)[0]])
+
+    # ------------------------------------------------------------ filters
+
+    def _masks(
+        self, filters: Filters | None, moments: Sequence[datetime | None]
+    ) -> list[np.ndarray | None]:
+        """Which rows may be found, for each moment; None where all may."""
+        if filters is None or filters == Filters():
+            return [None] * len(moments)
+        made = {moment: self._allowed(filters, moment) for moment in dict.fromkeys(moments)}
+        return [made[moment] for moment in moments]
+
+    def _allowed(self, filters: Filters, moment: datetime | None) -> np.ndarray:
+        prices, in_stock = self.catalog.states(moment)
+        kept = np.ones(len(self.catalog), dtype=bool)
+        if filters.in_stock:
+            kept &= in_stock
+        if filters.min_price is not None:
+            kept &= prices >= filters.min_price
+        if filters.max_price is not None:
+            kept &= prices <= filters.max_price
+        if filters.category:
+            kept &= self.catalog.within(filters.category)
+        return kept
+
+    # ------------------------------------------------------------ words and vectors
+
+    def _sides(
+        self, queries: Sequence[str], masks: Sequence[np.ndarray | None]
+    ) -> list[Sides]:
+        """What words and vectors find for each query; remembered where nothing is filtered."""
+        made: dict[tuple[str, int], Sides] = {}
+        groups: dict[int, list[str]] = {}
+        of_group = {id(mask): mask for mask in masks}
+        for query, mask in zip(queries, masks, strict=True):
+            key = (query, id(mask))
+            if key in made:
+                continue
+            known = self._remembered(query) if mask is None else None
+            if known is not None:
+                made[key] = known
+            elif query not in groups.setdefault(id(mask), []):
+                groups[id(mask)].append(query)
+        for group, fresh in groups.items():
+            mask = of_group[group]
+            for query, found in zip(fresh, self._rank(fresh, mask), strict=True):
+                made[query, group] = found
+                if mask is None:
+                    self._remember(query, found)
+        return [made[query, id(mask)] for query, mask in zip(queries, masks, strict=True)]
+
+    def _remembered(self, query: str) -> Sides | None:
+        with self._lock:
+            found = self._static.get(query)
+            if found is not None:
+                self._static.move_to_end(query)
+            return found
+
+    def _remember(self, query: str, found: Sides) -> None:
+        with self._lock:
+            self._static[query] = found
+            while len(self._static) > CACHED_QUERIES:
+                self._static.popitem(last=False)
+
+    def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[Sides]:
+        vectors = self.index.encoder.encode(queries, queries=True)
+        dense = self.index.vectors.search(vectors, self.config.pool, allowed)
+        alike: list[list[tuple[str, float]]] = [[] for _ in queries]
+        if self._alike is not None and len(queries):
+            alike = self._alike.find(vectors, self.config.similar_clicks)
+        made = []
+        for query, near, (rows, distances) in zip(queries, alike, dense, strict=True):
+            words, bm25 = self._lexical(query, allowed)
+            key = query_key(query)
+            similar = tuple(item for item in near if item[0] != key)
+            made.append(Sides(words, bm25, rows, distances, similar))
+        return made
+
+    @cached_property
+    def _alike(self) -> SimilarQueries | None:
+        """The log's queries by likeness; None where that is off or encoding them costs much."""
+        if (
+            self.clicks is None
+            or not self.index.encoder.cheap
+            or self.config.similar_clicks > 1
+            or self.config.weight_clicks == 0
+        ):
+            return None
+        return SimilarQueries(self.clicks, self.index.encoder)
+
+    def _lexical(
+        self, query: str, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        groups = self.index.lexical.groups(query)
+        if not groups:
+            return _NOTHING, np.empty(0, dtype=np.float32)
+        scores = self.index.lexical.scores(groups)
+        if allowed is not None:
+            scores = scores * allowed
+        rows = _top(scores, self.config.pool, 0.0)
+        return rows, scores[rows]
+
+    # ------------------------------------------------------------ clicks and fusion
+
+    def clicked(self, query: str, sides: Sides, moment: datetime | None) -> Clicked:
+        """The ranking of past clicks at a moment; similar queries stand in for a new one."""
+        if self.clicks is None:
+            return Clicked(_NOTHING, np.empty(0), ())
+        rows, evidence = self.clicks.ranking(query_key(query), moment)
+        if len(rows) or not sides.similar:
+            return Clicked(rows, evidence, ())
+        rows, evidence, keys = similar_ranking(self.clicks, sides.similar, moment)
+        return Clicked(rows, evidence, tuple(keys))
+
+    def parts(
+        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None
+    ) -> dict[str, tuple[np.ndarray, float]]:
+        """Each ranking's rows, the best first, and its weight."""
         config = self.config
+        rows, evidence = clicked.rows, clicked.evidence
+        if allowed is not None:
+            kept = allowed[rows]
+            rows, evidence = rows[kept], evidence[kept]
+        total = float(evidence.sum())
+        return {
+            "words": (sides.lexical, config.weight_lexical),
+            "vectors": (sides.dense, config.weight_dense),
+            "clicks": (rows, config.weight_clicks * total / (total + 2.0)),
+        }
+
+    def _fuse(
+        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None
+    ) -> dict[int, float]:
         scores: dict[int, float] = {}
-
-        def add(rows: np.ndarray, weight: float) -> None:
+        for rows, weight in self.parts(sides, clicked, allowed).values():
             for rank, row in enumerate(rows.tolist(), 1):
-                scores[row] = scores.get(row, 0.0) + weight / (config.rrf_k + rank)
+                scores[row] = scores.get(row, 0.0) + weight / (self.config.rrf_k + rank)
+        return scores
 
-        add(ranks[0], config.weight_lexical)
-        add(ranks[1], config.weight_dense)
-        if self.clicks is not None:
-            rows, evidence = self.clicks.ranking(query_key(query), moment)
-            if allowed is not None:
-                kept = allowed[rows]
-                rows, evidence = rows[kept], evidence[kept]
-            if len(rows):
-                total = float(evidence.sum())
-                add(rows, config.weight_clicks * total / (total + 2.0))
-        best = sorted(scores.items(), key=lambda item: (-round(item[1], 12), item[0]))[:k]
-        return [Hit(self.catalog.ids[row], score) for row, score in best]
+    @staticmethod
+    def _best(scores: dict[int, float], k: int) -> list[tuple[int, float]]:
+        return sorted(scores.items(), key=lambda item: (-round(item[1], 12), item[0]))[:k]
+
+    # ------------------------------------------------------------ reranking
+
+    def _rerank(self, queries: Sequence[str], found: list[list[Hit]]) -> list[list[Hit]]:
+        """The best hits by P(yes), each with a score of 1 + P(yes); then the others."""
+        assert self.reranker is not None
+        depth = self.config.rerank_depth
+        rows_of = self._rows_of
+        pairs = [
+            (query, self._text(rows_of[hit.product_id]))
+            for query, hits in zip(queries, found, strict=True)
+            for hit in hits[:depth]
+        ]
+        answers = iter(self.reranker.score(pairs).tolist())
+        made = []
+        for hits in found:
+            read = [Hit(hit.product_id, 1 + next(answers)) for hit in hits[:depth]]
+            # A stable sort: equal answers keep the order of the fused score.
+            read.sort(key=lambda hit: -round(hit.score, 6))
+            made.append(read + hits[depth:])
+        return made
+
+    @cached_property
+    def _rows_of(self) -> dict[str, int]:
+        return self.catalog.rows_of()
+
+    def _text(self, row: int) -> str:
+        return self.catalog.text(row)
 
 
 def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:
-    """The shop's hybrid search, with its click log."""
+    """The shop's hybrid search, with its click log and its reranker.
+
+    Raises:
+        QAgentError: the shop names a reranker that is not there.
+    """
     index = index or ensure(shop)
+    config = shop.config.search
     log = ClickLog.from_rows(
-        read_clicks(shop.connection), index.catalog.rows_of(),
-        shop.config.search.click_half_life_days,
+        read_clicks(shop.connection), index.catalog.rows_of(), config.click_half_life_days
     )
-    return HybridSearch(index, log, shop.config.search)
+    reranker = None
+    if config.reranker is not None:
+        folder = Path(config.reranker)
+        if not (folder / "config.json").exists():
+            raise QAgentError(
+                f"the reranker {folder} is no model folder; correct search.reranker in shop.json"
+            )
+        reranker = Reranker(folder, config.encoder_instruction)
+    return HybridSearch(index, log, config, reranker)
 
 
 def _top(scores: np.ndarray, k: int, above: float) -> np.ndarray:
-    """Rows of the ``k`` best scores over ``above``, ties by row."""
+    """Rows of the ``k`` best scores over ``above``, to five decimals; ties by row."""
     rows = np.flatnonzero(scores > above)
+    near = np.round(scores[rows], 5)
+    rows, near = rows[near > above], near[near > above]
     if len(rows) > k:
-        threshold = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
-        rows = rows[scores[rows] >= threshold]
-    return rows[np.lexsort((rows, -scores[rows]))][:k]
-
-
+        threshold = np.partition(near, len(rows) - k)[len(rows) - k]
+        kept = near >= threshold
+        rows, near = rows[kept], near[kept]
+    return rows[np.lexsort((rows, -near))][:k]

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from ..text import words
 
+_BREAK = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
 _PARTS = re.compile(r"\d+|[^\W\d_]+")
 
 
@@ -43,3 +44,36 @@ def product_terms(text: str) -> list[str]:
         if i and (word[0].isdigit() or found[i - 1][-1].isdigit()) and word != found[i - 1]:
             terms.append(found[i - 1] + word)
     return terms
+
+
+ALIAS = "~"  # marks index terms that are no word of the text; words never hold it
+_LONGEST = 5  # words whose initials are taken
+
+
+def is_word(term: str) -> bool:
+    """Whether an index term is a word of letters, as opposed to a number or an alias."""
+    return term.isalpha()
+
+
+def aliases(title: str) -> list[str]:
+    """Index terms for the ways people shorten a title, each once.
+
+    The initials of the two to five words that a title, or a part of it after a colon, comma,
+    bracket or dash, begins with, and those before a number with it: "Call of Duty: Modern
+    Warfare 3" is found by ``cod``, ``mw`` and ``mw3``.
+    """
+    made: dict[str, None] = {}
+    for segment in _BREAK.split(title):
+        initials = ""
+        for part in (p for word in words(segment) for p in _PARTS.findall(word)):
+            if part.isdigit():
+                if len(initials) > 1:
+                    made[f"{ALIAS}{initials}{part}"] = None
+                break
+            if len(initials) == _LONGEST:
+                break
+            if part != "s":  # of a genitive
+                initials += part[0]
+                if len(initials) > 1:
+                    made[ALIAS + initials] = None
+    return list(made)

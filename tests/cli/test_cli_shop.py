@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import duckdb
 import pytest
 
@@ -97,6 +99,31 @@ def test_search_has_its_keys_and_filters(cli, built):
     only = cli.json("search", "tent", "--in-stock", "--max-price", "150", "--shop", built)
     assert {p["product_id"] for p in only["results"]} <= {"p1", "p3", "p4"}
     assert "no letters or digits" in cli.error("search", "?!", "--shop", built)
+
+
+def test_search_says_why(cli, built):
+    found = cli.json("search", "tents", "--explain", "--shop", built)["results"]
+    why = found[0]["why"]
+    assert {"words", "vectors"} <= set(why["sides"]) and why["words"][0]["matched"] == "tent"
+    adds = sum(side["adds"] for side in why["sides"].values())
+    assert adds == pytest.approx(found[0]["score"], abs=1e-5)
+    shown = cli.run("search", "tents", "--explain", "--shop", built).stdout
+    assert "BM25" in shown and "cosine" in shown and "matched" in shown
+    assert "why" not in cli.json("search", "tents", "--shop", built)["results"][0]
+
+
+def test_index_follows_the_catalog(cli, built, tmp_path):
+    built = shutil.copytree(built, tmp_path / "own")
+    (tmp_path / "more.csv").write_text("product_id,title\nz9,Zebra Carpet\n")
+    cli.run("ingest", "products", tmp_path / "more.csv", "--shop", built)
+    report = cli.json("index", "--update", "--shop", built)
+    assert (report["added"], report["changed"], report["removed"]) == (1, 0, 0)
+    assert cli.json("search", "zebra", "--shop", built)["results"][0]["product_id"] == "z9"
+    assert cli.json("index", "--remove", "z9", "--shop", built)["removed"] == 1
+    found = cli.json("search", "zebra", "--shop", built)["results"]
+    assert "z9" not in {product["product_id"] for product in found}
+    assert "has no product z9" in cli.error("index", "--remove", "z9", "--shop", built)
+    assert "neither 'subword'" in cli.error("index", "--encoder", "nosuch", "--shop", built)
 
 
 def test_titles_are_printed_as_they_are(cli, built):

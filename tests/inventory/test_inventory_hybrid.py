@@ -9,6 +9,7 @@ import pytest
 
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
+from qagent_mlx.inventory.vectors import Vectors
 from qagent_mlx.shop import Shop
 
 PRODUCTS = (
@@ -126,8 +127,8 @@ def only(shop, search):
 
 
 def test_each_ranking_has_its_weight(only):
-    assert only("lexical", "gearz") == only("clicks", "gearz") == []
-    assert set(only("dense", "gearz")[:3]) == {"gow1", "gow2", "gow3"}
+    assert only("lexical", "gearzz") == only("clicks", "gearzz") == []
+    assert set(only("dense", "gearzz")[:3]) == {"gow1", "gow2", "gow3"}
     assert only("lexical", "red thing") == ["case", "case2", "case3"]
     assert only("clicks", "red thing") == ["halo", "tv"]
 
@@ -136,8 +137,11 @@ def test_approximate_search_agrees_with_exact_search(tiny_search, monkeypatch):
     queries = ["acme usb cable", "cofee", "red running shoe", "lamp", "dune phone"]
     filters = Filters(category="Sports")
     exact = [tiny_search.search(queries, 5, None, kept) for kept in (None, filters)]
-    monkeypatch.setattr("qagent_mlx.inventory.search.EXACT_BELOW", 0)
-    fresh = HybridSearch(tiny_search.index, tiny_search.clicks, tiny_search.config)
+    monkeypatch.setattr("qagent_mlx.inventory.vectors.EXACT_BELOW", 0)
+    index = tiny_search.index
+    graph = Vectors.build(index.vectors.get(np.arange(len(index.catalog))))
+    assert index.vectors.exact and not graph.exact
+    fresh = HybridSearch(replace(index, vectors=graph), tiny_search.clicks, tiny_search.config)
     assert [fresh.search(queries, 5, None, kept) for kept in (None, filters)] == exact
 
 

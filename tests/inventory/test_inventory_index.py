@@ -17,13 +17,20 @@ from qagent_mlx.inventory.index import (
     read_catalog,
 )
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.store import leftovers
 from qagent_mlx.shop import Shop
 
-FILES = (
-    "catalog.parquet", "history.parquet", "encoder.npz", "vectors.usearch", "manifest.json",
-    "lexical/data.csc.index.npy", "lexical/indices.csc.index.npy",
-    "lexical/indptr.csc.index.npy", "lexical/params.index.json", "lexical/vocab.index.json",
+STEMS = (
+    "catalog", "history", "encoder", "vectors0", "slots", "lexical_counts", "lexical_rows",
+    "lexical_starts", "lexical_lengths", "lexical_impacts", "lexical_vocabulary",
 )  # fmt: skip
+
+
+def file_of(folder, stem):
+    if stem == "manifest":
+        return folder / "manifest.json"
+    (path,) = folder.glob(f"{stem}-*")
+    return path
 
 
 def put(shop, tmp_path, text):
@@ -39,7 +46,9 @@ def inventory(tiny_folder, tmp_path):
 
 def test_the_manifest_names_every_file(tiny_folder):
     manifest = json.loads((tiny_folder / "inventory" / "manifest.json").read_text())
-    assert {*manifest["files"], "manifest.json"} == set(FILES)
+    assert {name.partition("-")[0] for name in manifest["files"]} == set(STEMS)
+    here = {path.name for path in (tiny_folder / "inventory").iterdir()}
+    assert here == {*manifest["files"], "manifest.json", ".lock"}
     assert (manifest["products"], manifest["catalog_version"]) == (40, 1)
 
 
@@ -57,9 +66,9 @@ def says_damaged(folder):
     assert "\n" not in line and str(folder) in line and line.endswith("run: qagent index")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*STEMS, "manifest"])
 def test_a_missing_cut_or_overwritten_file_is_noticed(inventory, name):
-    path = inventory / name
+    path = file_of(inventory, name)
     content = path.read_bytes()
     for damage in (None, content[: len(content) // 2], bytes(b ^ 0x5A for b in content), b""):
         if damage is None:
@@ -99,9 +108,9 @@ def test_a_good_index_is_not_built_again(own_shop):
     assert stamp(own_shop) == before
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "encoder.npz", "vectors.usearch"])
+@pytest.mark.parametrize("name", ["manifest", "encoder", "vectors0"])
 def test_a_torn_index_is_built_again(own_shop, name):
-    path = own_shop.path / "inventory" / name
+    path = file_of(own_shop.path / "inventory", name)
     path.write_bytes(path.read_bytes()[:50])
     assert len(ensure(own_shop).catalog) == 40
     assert len(load(own_shop.path / "inventory").catalog) == 40
@@ -136,10 +145,12 @@ def test_the_index_in_place_survives_a_failed_build(own_shop, monkeypatch):
     def fails(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qagent_mlx.inventory.index.bm25s.BM25.save", fails)
-    with pytest.raises(QAgentError, match="cannot write the index of .*No space left"):
+    monkeypatch.setattr("qagent_mlx.inventory.index.np.save", fails)
+    with pytest.raises(QAgentError, match="cannot write the index in .*No space left"):
         build(own_shop)
-    assert len(load(own_shop.path / "inventory").catalog) == 40
+    index = load(own_shop.path / "inventory")
+    assert len(index.catalog) == 40
+    assert leftovers(index.folder, index.manifest) == []
     assert not [p for p in own_shop.path.iterdir() if p.name.startswith(".")]
 
 
