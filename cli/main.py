@@ -22,6 +22,7 @@ COMMANDS = {
     "recommend": ("recommend", "Recommend queries to users."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "runs": ("runs", "Look into training runs."),
+    "bench": ("bench", "Measure speed, alone or beside other trainers."),
     "doctor": ("doctor", "Check the environment and its speed."),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -101,7 +102,11 @@ resume_option = click.option(
     "stopped.",
 )  # fmt: skip
 run_option = click.option("--run", "run_name", help="Of the run.  [default: the policy's name]")
-UNCHANGED = frozenset({"resume", "run_name", "shop_path", "as_json"})
+UNCHANGED = frozenset({"resume", "run_name", "workers", "shop_path", "as_json"})
+workers_option = click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Processes that share each step's cases, one core each; the step stays the same.",
+)  # fmt: skip
 
 
 @train.command()
@@ -114,6 +119,7 @@ UNCHANGED = frozenset({"resume", "run_name", "shop_path", "as_json"})
 @click.option("--batch-size", type=POSITIVE, help="Chains a step.")
 @rate_option
 @click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.")
+@workers_option
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -127,7 +133,9 @@ def sft(
     from qagent_mlx.train.settings import agent_of
     from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
+    workers = flags.pop("workers")
     if resume:
+        _share_out(ctx, workers, workers, shop_path, "sft")
         _refuse_changes(ctx, UNCHANGED)
         with opened(shop_path) as shop:
             run = _to_resume(shop, run_name, "sft")
@@ -136,6 +144,7 @@ def sft(
         _show(report, as_json, f"qagent train grpo --policy {report['policy']}")
         return
     settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
+    _share_out(ctx, workers, settings.train.batch_size, shop_path, "sft")
     with opened(shop_path) as shop:
         parent = settings.policy or default_policy(shop, "base")
         _check_parent(parent, settings.name)
@@ -215,6 +224,7 @@ def sft(
 )
 @click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]),
               help="Also write metrics there (installed by yourself).")  # fmt: skip
+@workers_option
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -227,7 +237,9 @@ def grpo(
     as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a policy by GRPO on its own chains, with rewards from the live inventory."""
+    workers = flags.pop("workers")
     if resume:
+        _share_out(ctx, workers, workers, shop_path, "grpo")
         _resume_grpo(
             ctx, run_name=run_name, steps=flags["steps"], rewards=rewards, alarms=alarms,
             logs=logs, shop_path=shop_path, as_json=as_json,
@@ -248,6 +260,7 @@ def grpo(
     components = components_of(specs)
     config = weighed(settings.train, components, specs, weights)
     config = replace(config, alarms=with_actions(config.alarms, alarms))
+    _share_out(ctx, workers, config.cases_per_step, shop_path, "grpo")
     with opened(shop_path) as shop:
         parent = settings.policy or default_policy(shop, "sft", "base")
         _check_parent(parent, settings.name)
@@ -379,6 +392,25 @@ def _stops(ctx: click.Context) -> Iterator[None]:
         ctx.exit(128 + stopped.number)
 
 
+def _share_out(
+    ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str
+) -> None:
+    """Run this command in several workers and end; return at once in one of them, or alone."""
+    if workers == 1:
+        return
+    from qagent_mlx.inventory.index import ensure
+    from qagent_mlx.train import distributed
+
+    if distributed.inside():
+        distributed.world()  # before the long preparations, while the others are there too
+        return
+    distributed.check(workers, cases)
+    with opened(shop_path) as shop:
+        ensure(shop)  # one builds it for all
+    then = f"; go on with: qagent train {kind} --resume --shop {shop_path}"
+    ctx.exit(distributed.launch(workers, sys.argv[1:], then))
+
+
 def _check_parent(parent: str, name: str) -> None:
     from qagent_mlx.errors import QAgentError
 
@@ -389,6 +421,8 @@ def _check_parent(parent: str, name: str) -> None:
 
 
 def _show(report: dict[str, Any], as_json: bool, then: str) -> None:
+    if not report:  # another worker shows it
+        return
     if as_json:
         emit(report)
         return

@@ -17,6 +17,8 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,25 @@ def _lend_gfortran(error: OSError) -> None:
         os.close(descriptor)
         return
     raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")
+
+
+@contextmanager
+def one_blas_thread(when: bool = True) -> Iterator[None]:
+    """Products inside the block use one thread, where OpenBLAS is what answers.
+
+    Thin products gain nothing from a second thread, and on a busy machine its waiting costs
+    many times the product.
+    """
+    library = _blas.handles[-1] if _blas.path and _blas.handles else None
+    if not when or not hasattr(library, "openblas_set_num_threads"):
+        yield
+        return
+    before = library.openblas_get_num_threads()
+    library.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        library.openblas_set_num_threads(before)
 
 
 def device_name() -> str:

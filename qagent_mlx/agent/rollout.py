@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..policy.model import AgentConfig, Policy
+from ..runtime import total_memory
 from ..text import query_key
 from ..types import Profile
 from .decode import Batch, Decoder, Row
@@ -118,9 +119,21 @@ class Roller:
         tools: SearchProducts,
         config: AgentConfig,
         max_rows: int = 256,
+        memory: int | None = None,
     ) -> None:
+        """Chains that are decoded together are bounded by ``max_rows`` and by memory.
+
+        Args:
+            policy: Whose chains.
+            tools: What answers searches.
+            config: How chains run.
+            max_rows: Rows that decode or wait at the same time.
+            memory: Bytes for their keys and values; an eighth of the machine's by default.
+        """
         self.policy = policy
         self.config = config
+        self.memory = total_memory() // 8 if memory is None else memory
+        self._longest = len(policy.prompt) + config.profile_budget
         self._tools = tools
         self._memory = FetchMemory(config)
         self.decoder = Decoder(policy)
@@ -132,6 +145,7 @@ class Roller:
         group: int,
         seed: Sequence[int] | None,
         progress: Callable[[int], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """``group`` chains for each task, in order of task and member.
 
@@ -142,10 +156,13 @@ class Roller:
                 which depends only on the seed, the task's place and the member. None decodes
                 greedily.
             progress: Called with the number of chains that have ended.
+            numbers: The tasks' places, where these are some of a larger list.
         """
         chains = [
             _Chain(self, task, number, member, seed)
-            for number, task in enumerate(tasks)
+            for number, task in zip(
+                range(len(tasks)) if numbers is None else numbers, tasks, strict=True
+            )
             for member in range(group)
         ]
         done = 0
@@ -153,9 +170,11 @@ class Roller:
         going = Batch([], [], None)
         waiting: list[Batch] = []
         while fresh or going.rows or waiting:
-            room = self._max_rows - len(going.rows) - sum(len(w.rows) for w in waiting)
+            most = self._rows_that_fit()
+            held = len(going.rows) + sum(len(w.rows) for w in waiting)
+            room = most - held
             # Joining a running batch copies its cache, so rows come in by half batches.
-            if fresh and 2 * room >= self._max_rows:
+            if fresh and (2 * room >= most or not held):
                 admitted, fresh = fresh[:room], fresh[room:]
                 going.extend(self.decoder.start([c.row for c in admitted]))
             parked_rows = sum(len(w.rows) for w in waiting)
@@ -178,6 +197,15 @@ class Roller:
                 self.decoder.advance(going)
         return [chain.rollout() for chain in chains]
 
+    def _rows_that_fit(self) -> int:
+        """How many rows may be held: as many as memory has room for at the length seen so far.
+
+        Caches grow in steps of 256 tokens, and while one grows or a row leaves there are two.
+        """
+        length = -(-self._longest // 256) * 256
+        fitting = self.memory // max(1, 2 * length * self.policy.cache_bytes)
+        return int(max(1, min(self._max_rows, fitting)))
+
     def _answer(self, batch: Batch) -> Batch:
         """Run the tools of all rows that wait, in one call, and put the answers in."""
         chains: list[_Chain] = [row.tag for row in batch.rows]
@@ -186,6 +214,7 @@ class Roller:
         answers = dict(zip((id(c) for c in asking), found, strict=True))
         for chain in chains:
             chain.answer(answers.get(id(chain)), self._memory)
+            self._longest = max(self._longest, len(chain.row.tokens))
         return self.decoder.resume(batch)
 
 

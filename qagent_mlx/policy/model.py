@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
 from ..files import read_json, write_json, write_with
+from ..runtime import device_name
+from . import blocks
 from .tokenizer import AnyCodec, load_codec, prompt_ids
 
 
@@ -90,8 +93,57 @@ class Policy:
 
     def backbone(self, tokens: mx.array, cache: Any = None) -> mx.array:
         """Hidden states before the head: (rows, length, width) of (rows, length) ids."""
+        if self.by_blocks and device_name() == "cpu":
+            length = tokens.shape[1]
+            if cache is None:
+                return blocks.run(self.model, self.embed(tokens), blocks.Causal(length))
+            if blocks.Cached.serves(cache):
+                return blocks.run(self.model, self.embed(tokens), blocks.Cached(cache, length))
         hidden: mx.array = self._inner()(tokens, cache=cache)
         return hidden
+
+    @cached_property
+    def by_blocks(self) -> bool:
+        """Whether `blocks` can run this model block by block."""
+        return blocks.supported(self.model)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """What goes into the first block; only where the model runs `by_blocks`."""
+        hidden: mx.array = self.model.model.embed_tokens(tokens)
+        return hidden
+
+    @property
+    def first_trained(self) -> int:
+        """The first block with trainable weights; all below compute the same as the reference."""
+        inner = self._inner()
+        if inner.embed_tokens.trainable_parameters():
+            return 0
+        for index, layer in enumerate(self.layers):
+            if tree_flatten(layer.trainable_parameters()):
+                return index
+        return len(self.layers)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that one token of one row takes while decoding."""
+        args = getattr(self.model, "args", None)
+        heads = int(getattr(args, "num_attention_heads", 0) or 1)
+        kept = int(getattr(args, "num_key_value_heads", 0) or heads)
+        width = int(getattr(args, "hidden_size", 0) or 1024)
+        each = int(getattr(args, "head_dim", 0) or width // heads)
+        kind = dict(tree_flatten(self.layers[0].parameters()))
+        size = max((v.itemsize for v in kind.values() if v.dtype != mx.uint32), default=4)
+        return 2 * len(self.layers) * kept * each * size
+
+    def head_weight(self) -> mx.array | None:
+        """The head's (vocabulary, width) weights where it is plain, float32 and not trained."""
+        language = self._language()
+        module = getattr(language, "lm_head", None) or self._inner().embed_tokens
+        plain = type(module) in (nn.Linear, nn.Embedding) and "bias" not in module
+        if not (self.by_blocks and plain) or module.trainable_parameters():
+            return None
+        weight: mx.array = module.weight
+        return weight if weight.dtype == mx.float32 else None
 
     def head(self, hidden: mx.array) -> mx.array:
         """Logits, float32, of hidden states of any leading shape."""
@@ -240,8 +292,6 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
         QAgentError: something is missing or damaged.
     """
     from mlx_lm.utils import load_model
-
-    from ..runtime import device_name
 
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")

@@ -14,7 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..policy import blocks, kernels
 from ..policy.model import Policy
+from ..runtime import device_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +159,96 @@ class _SuffixCache:
         return mask
 
 
-def hidden_states(policy: Policy, batch: Batch) -> mx.array:
-    """Flat hidden states (groups * P + rows * S, width): prefixes first, then suffixes."""
-    layers = len(policy.layers)
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """Hidden states of a batch below the first block with an adapter.
+
+    Policy and reference agree up to there, and no gradient goes further down: they are
+    computed once for both and for all epochs.
+    """
+
+    prefix: mx.array
+    suffix: mx.array
+    block: int  # the first one that is still to run
+
+
+def lower_states(policy: Policy, batch: Batch) -> Lower | None:
+    """The part of a batch's forward pass that training does not change; None if there is none."""
+    first = policy.first_trained
+    if not policy.by_blocks or first == 0:
+        return None
+    prefix, suffix = _run(policy, batch, None, first)
+    mx.eval(prefix, suffix)
+    return Lower(prefix, suffix, first)
+
+
+def _run(
+    policy: Policy, batch: Batch, lower: Lower | None, last: int | None, gradient: bool = False
+) -> tuple[mx.array, mx.array]:
+    """Hidden states of prefixes and suffixes from ``lower`` (or the ids) up to a block."""
+    first = lower.block if lower else 0
+    prefix = lower.prefix if lower else policy.embed(batch.prefix)
+    suffix = lower.suffix if lower else policy.embed(batch.suffix)
+    norm = last is None
+    attention: blocks.Attention
     if batch.prefix.shape[1] == 0:
+        attention = blocks.Causal(suffix.shape[1])
+    else:
+        causal = blocks.Causal(prefix.shape[1])
+        prefix = blocks.run(policy.model, prefix, causal, first, last, norm, gradient)
+        attention = blocks.Shared(
+            causal, np.array(batch.owner), np.array(batch.prefix_length), suffix.shape[1]
+        )
+    own = blocks.run(policy.model, suffix, attention, first, last, norm, gradient)
+    return prefix, own
+
+
+def hidden_states(
+    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True
+) -> mx.array:
+    """Flat hidden states (groups * P + rows * S, width): prefixes first, then suffixes."""
+    shared: mx.array | None = None
+    if policy.by_blocks:
+        shared, own = _run(policy, batch, lower, None, gradient)
+    elif batch.prefix.shape[1] == 0:
         own = policy.backbone(batch.suffix)
-        return own.reshape(-1, own.shape[-1])
-    prefixes = [_PrefixCache() for _ in range(layers)]
-    shared = policy.backbone(batch.prefix, prefixes)
-    length = mx.take(batch.prefix_length, batch.owner)
-    caches = [_SuffixCache(p, batch.owner, length) for p in prefixes]
-    own = policy.backbone(batch.suffix, caches)
-    return mx.concatenate(
-        [shared.reshape(-1, shared.shape[-1]), own.reshape(-1, own.shape[-1])]
-    )
+    else:
+        prefixes = [_PrefixCache() for _ in policy.layers]
+        shared = policy.backbone(batch.prefix, prefixes)
+        length = mx.take(batch.prefix_length, batch.owner)
+        own = policy.backbone(
+            batch.suffix, [_SuffixCache(p, batch.owner, length) for p in prefixes]
+        )
+    flat = own.reshape(-1, own.shape[-1])
+    if shared is None or batch.prefix.shape[1] == 0:
+        return flat
+    return mx.concatenate([shared.reshape(-1, shared.shape[-1]), flat])
 
 
-def token_logprobs(policy: Policy, batch: Batch) -> tuple[mx.array, mx.array]:
-    """Log-probability of each trained token, and the logits at its position.
+def token_logprobs(
+    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True
+) -> tuple[mx.array, mx.array]:
+    """Log-probability of each trained token, and the entropy at its position.
+
+    Args:
+        policy: The model.
+        batch: What to score.
+        lower: What `lower_states` gave, to start from.
+        gradient: Whether there will be one.
 
     Returns:
-        (T,) log-probabilities and (T, vocabulary) logits, float32.
+        (T,) log-probabilities, and (T,) entropies in nats that carry no gradient; float32.
     """
-    hidden = hidden_states(policy, batch)
-    logits = policy.head(mx.take(hidden, batch.position, axis=0))
+    hidden = hidden_states(policy, batch, lower, gradient)
+    hidden = mx.take(hidden, batch.position, axis=0)
+    if device_name() == "cpu":
+        weight = policy.head_weight()
+        if weight is not None:
+            return kernels.head_logprobs(hidden, weight, batch.target, gradient)
+        return kernels.token_logprobs(policy.head(hidden), batch.target)
+    logits = policy.head(hidden)
     chosen = mx.take_along_axis(logits, batch.target[:, None], axis=-1)[:, 0]
-    return chosen - mx.logsumexp(logits, axis=-1), logits
+    return chosen - mx.logsumexp(logits, axis=-1), mx.stop_gradient(entropy(logits))
 
 
 def entropy(logits: mx.array) -> mx.array:

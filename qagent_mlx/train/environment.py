@@ -7,7 +7,7 @@ shop can be written to while a policy trains, and a resumed run sees exactly wha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Case, Line, Profile
 from .cases import SplitConfig, build_cases
+from .distributed import world
 from .rewards import Component, Outcome, score, total
 
 
@@ -81,6 +82,23 @@ class Environment:
         )
         examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
         return cls(examples, open_search(shop, index))
+
+    @classmethod
+    def shared(cls, shop: Shop, make: Callable[[], Environment]) -> Environment:
+        """What ``make`` gives, made once for all workers: profiles take longest to compute."""
+        workers = world()
+        if workers.size == 1:
+            return make()
+        place = workers.folder / "environment"
+        if workers.first:
+            environment = make()
+            making = workers.folder / "making"
+            making.mkdir()
+            environment.save(making)
+            making.rename(place)
+            return environment
+        workers.wait_for(place)
+        return cls.restore(place, shop.path / "inventory", shop.config.search)
 
     def of_split(self, split: str) -> list[Example]:
         """The examples of ``train``, ``validation`` or ``test``, in order of time."""
@@ -228,18 +246,20 @@ def measure(
     Returns:
         Means of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
     """
+    workers = world()
+    own = [examples[i] for i in workers.share(len(examples))]
     roller = environment.roller(policy, policy.info.agent)
-    rollouts = roller.run([e.task for e in examples], 1, None)
-    outcomes = [
-        environment.outcome(r, e.case) for r, e in zip(rollouts, examples, strict=True)
-    ]
+    rollouts = roller.run([e.task for e in own], 1, None)
+    outcomes = [environment.outcome(r, e.case) for r, e in zip(rollouts, own, strict=True)]
     values: dict[str, list[float]] = {
         "reward": [total(score(o, components), weights) for o in outcomes],
         "q_em": [o.query_hit for o in outcomes],
         "i_hit@1": [o.item_hit for o in outcomes],
         "cons@1": [o.query_hit and o.item_hit for o in outcomes],
     }
-    return {name: float(np.mean(row)) for name, row in values.items()}
+    sums = workers.total(*(float(sum(row)) for row in values.values()))
+    count = len(examples) or float("nan")
+    return {name: value / count for name, value in zip(values, sums, strict=True)}
 
 
 def without(example: Example, sections: Sequence[str]) -> Example:

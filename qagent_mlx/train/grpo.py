@@ -36,10 +36,18 @@ from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
 from ..shop import Shop
-from . import checkpoint
+from . import checkpoint, distributed
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
-from .batches import Batch, Chain, entropy, make_batch, micro_batches, token_logprobs
+from .batches import (
+    Batch,
+    Chain,
+    Lower,
+    lower_states,
+    make_batch,
+    micro_batches,
+    token_logprobs,
+)
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
@@ -160,6 +168,7 @@ class Trainer:
         _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
         self.stop = StopSignal()
+        self.world = distributed.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
         self.roller = environment.roller(policy, policy.info.agent)
@@ -185,7 +194,7 @@ class Trainer:
         self.policy.model.eval()
         rollouts, examples, rewards = self.sample(number, weights)
         rolled = time.perf_counter()
-        self.stop.check()
+        self.stop.check(None if self.world.size > 1 else self.world)
 
         scores, counted = self.shaped(rewards, weights, rollouts)
         advantages = ESTIMATORS[config.advantage](scores, counted)
@@ -256,7 +265,7 @@ class Trainer:
             rest = sorted(set(range(len(self.examples))) - set(order))
             if not missing or not rest:
                 break
-            self.stop.check()
+            self.stop.check(None if self.world.size > 1 else self.world)
             draw = np.random.default_rng([config.seed, number, again])
             more = [int(i) for i in draw.permutation(rest)[:missing]]
             rolled, scored = self._rolled(more, (config.seed, number, again), len(order))
@@ -267,11 +276,17 @@ class Trainer:
     def _rolled(
         self, order: Sequence[int], seed: tuple[int, ...], before: int
     ) -> tuple[list[Rollout], np.ndarray]:
-        examples = [self.examples[i] for i in order]
-        rollouts = self.roller.run([e.task for e in examples], self.config.group, seed)
+        # Every worker rolls out some of the cases; then all know all chains.
+        mine = self.world.share(len(order))
+        examples = [self.examples[order[i]] for i in mine]
+        rollouts = self.roller.run(
+            [e.task for e in examples], self.config.group, seed, None, mine
+        )
+        rewards = self.world.rows(self.rewards(rollouts, examples), mine, len(order))
+        rollouts = distributed.all_rollouts(self.world, rollouts)
         for rollout in rollouts:
             rollout.case += before  # groups are numbered through the rounds of a step
-        return rollouts, self.rewards(rollouts, examples)
+        return rollouts, rewards
 
     def shaped(
         self, rewards: np.ndarray, weights: np.ndarray, rollouts: Sequence[Rollout]
@@ -290,7 +305,7 @@ class Trainer:
 
     def rewards(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> np.ndarray:
         """Rewards by component: (groups, G, components)."""
-        group = len(rollouts) // len(examples)
+        group = self.config.group
         scored = [
             score(self.environment.outcome(rollout, examples[i // group].case), self.components)
             for i, rollout in enumerate(rollouts)
@@ -306,14 +321,18 @@ class Trainer:
         distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
         rollouts = list(distinct.values())
         chains = [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
-        pieces = micro_batches(chains, config.token_budget)
-        batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
         lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
         counts = np.array([copies[key] for key in distinct], dtype=np.float32)
         agent = self.policy.info.agent
         most = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
         share = shares(config.loss, np.maximum(lengths, 1), counts, most)
+        # Shares are of the whole step; from here on each worker computes its own groups.
+        own = self.world.own([chain.group for chain in chains])
+        rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
+        advantages, lengths, share = advantages[own], lengths[own], share[own]
+        pieces = micro_batches(chains, config.token_budget)
+        batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
         advantage = [mx.array(advantages[owner]) for owner in owners]
         weight = [mx.array(share[owner]) for owner in owners]
@@ -324,11 +343,12 @@ class Trainer:
             ))
             for piece in pieces
         ]
+        lower = [lower_states(self.policy, batch) for batch in batches]
         reference: list[mx.array] = []
         if config.beta:
             with self.policy.reference():
-                for batch in batches:
-                    value, _ = token_logprobs(self.policy, batch)
+                for batch, below in zip(batches, lower, strict=True):
+                    value, _ = token_logprobs(self.policy, batch, below, gradient=False)
                     mx.eval(value)
                     reference.append(value)
 
@@ -339,10 +359,10 @@ class Trainer:
             gradient: Any = None
             for i, batch in enumerate(batches):
                 if epoch == 0:
-                    self.stop.check()
+                    self.stop.check(None if self.world.size > 1 else self.world)
                 (loss, parts), grad = self._value_and_grad(
                     batch, advantage[i], weight[i], sampled[i],
-                    reference[i] if reference else None, length[i],
+                    reference[i] if reference else None, length[i], lower[i],
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
@@ -351,6 +371,10 @@ class Trainer:
                 for name in sums:
                     part = float(loss if name == "loss" else parts[name])
                     sums[name] += part / config.epochs
+            if gradient is None:  # all of the step's groups went to other workers
+                gradient = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
+            gradient = self.world.sum(gradient)
+            drift = self.world.highest(drift)
             if epoch == 0 and number == 0:
                 self._check_first(drift, gradient)
             gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
@@ -364,7 +388,8 @@ class Trainer:
             )
             self.optimizer.update(self.policy.model, gradient)
             mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
-        return {**sums, "grad_norm": float(norm), "ratio_drift": drift}
+        totals = dict(zip(sums, self.world.total(*sums.values()), strict=True))
+        return {**totals, "grad_norm": float(norm), "ratio_drift": drift}
 
     def _value_and_grad(
         self,
@@ -374,6 +399,7 @@ class Trainer:
         sampled: mx.array,
         reference: mx.array | None,
         length: mx.array,
+        lower: Lower | None = None,
     ) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
@@ -385,13 +411,13 @@ class Trainer:
         row = mx.array(batch.row)
 
         def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
-            logprob, logits = token_logprobs(self.policy, batch)
+            logprob, entropy = token_logprobs(self.policy, batch, lower)
             ratio = ratios(config.loss, logprob, sampled, row, length)
             gain, clipped = clipped_gain(ratio, advantage, low, high)
             kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
                 "kl": (weight * kl).sum(),
-                "entropy": (weight * entropy(mx.stop_gradient(logits))).sum(),
+                "entropy": (weight * entropy).sum(),
                 "clipped": (weight * clipped).sum(),
                 "drift": mx.abs(logprob - sampled).max(),
             }
@@ -544,13 +570,15 @@ def train_grpo(
     config.check()
     trained = derive(shop, policy, name, config.lora, config.seed)
     trained.info.agent = agent or trained.info.agent
-    environment = environment or Environment.of_shop(
-        shop, trained.codec, trained.info.agent, split
+    environment = environment or Environment.shared(
+        shop, lambda: Environment.of_shop(shop, trained.codec, trained.info.agent, split)
     )
     # The adapter's first values are random: a resumed run needs them too.
     trainer = Trainer(trained, environment, config, components)
     estimate = grpo_bytes(trained, config)
-    warning = check_memory(estimate, config.alarms)
+    warning = check_memory(estimate * trainer.world.size, config.alarms)
+    if not trainer.world.first:
+        return _run(shop, trainer.world.silent_run(), trainer, 0, on_step)
     run = run or free_name(shop, name)
     with training(shop, run):
         record = Run.prepare(
@@ -565,6 +593,7 @@ def train_grpo(
         shop.close()
         checkpoint.save(record.folder / "checkpoints", 0, trained, trainer.optimizer, {})
         record.commit()
+        trainer.world.announce(record)
         if warning:
             record.append("alarms", [asdict(Alarm("memory", "warn", 0, warning))])
         return _run(shop, record, trainer, 0, on_step)
@@ -603,17 +632,22 @@ def resume_grpo(
     trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
+    if not trainer.world.first:
+        silent = trainer.world.silent_run()
+        state = checkpoint.restore(silent.folder / "checkpoints", trained, trainer.optimizer)
+        return _run(shop, silent, trainer, state["step"] if state else 0, on_step)
     with training(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
         record.rewind(state["step"])
+        trainer.world.announce(record)
         return _run(shop, record, trainer, state["step"], on_step)
 
 
 def _run(
     shop: Shop,
-    record: Run,
+    record: Run | distributed.SilentRun,
     trainer: Trainer,
     first: int,
     on_step: Callable[[dict[str, Any]], None] | None,
@@ -621,7 +655,8 @@ def _run(
     config, policy = trainer.config, trainer.policy
     start = time.perf_counter()
     places = record.folder / "checkpoints"
-    checkpoint.clear(places)
+    if trainer.world.first:
+        checkpoint.clear(places)
     watch, best = Watch(config.alarms), Best(config.best_by, config.stop_after)
     earlier = list(record.rows("metrics"))
     watch.replay(earlier)
@@ -629,13 +664,16 @@ def _run(
     before = {k: mx.array(v) for k, v in policy.adapter().items()} if first == 0 else None
     done = first
 
+    trainer.world.meet()  # from here on the first worker adds rows and checkpoints
+
     def save(state: dict[str, Any]) -> None:
-        checkpoint.save(places, done, policy, trainer.optimizer, state, config.keep)
+        if trainer.world.first:
+            checkpoint.save(places, done, policy, trainer.optimizer, state, config.keep)
 
     with StopSignal() as trainer.stop:
         while done < config.steps and not best.exhausted:
             try:
-                trainer.stop.check()
+                trainer.stop.check(trainer.world)
                 metrics, chains = trainer.step(done)
             except StopRequested:
                 save({})
@@ -675,6 +713,8 @@ def _run(
          "step": best.step or done}
     )
     policy.model.eval()
+    if not trainer.world.first:
+        return {}
     policy.save(shop.folder("policies", policy.info.name))
     rows = list(record.rows("metrics"))
     tenth = max(1, len(rows) // 10)
@@ -697,7 +737,7 @@ def _run(
     return summary
 
 
-def _rang(alarm: Alarm, record: Run) -> AlarmRang:
+def _rang(alarm: Alarm, record: Run | distributed.SilentRun) -> AlarmRang:
     return AlarmRang(
         f"the run {record.name} was stopped at step {alarm.step} by its alarm {alarm.name}: "
         f"{alarm.reason}. Step {alarm.step} is saved; to go on all the same: qagent train grpo "

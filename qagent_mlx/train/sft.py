@@ -14,7 +14,7 @@ from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
 from ..shop import Shop
-from . import checkpoint
+from . import checkpoint, distributed
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
@@ -91,8 +91,18 @@ def train_sft(
     trained = derive(shop, policy, name, config.lora, config.seed)
     agent = agent or trained.info.agent
     trained.info.agent = agent
-    environment = environment or Environment.of_shop(shop, trained.codec, agent, split)
+    environment = environment or Environment.shared(
+        shop, lambda: Environment.of_shop(shop, trained.codec, agent, split)
+    )
     demonstrations = _demonstrations(environment, trained, config)
+    workers = distributed.world()
+    if not workers.first:
+        silent, optimizer = workers.silent_run(), _optimizer(trained, config)
+        before = _reward(environment, trained, config)
+        return _run(
+            shop, silent, trained, environment, demonstrations, config, optimizer, 0, before,
+            on_step,
+        )  # fmt: skip
     run = run or free_name(shop, name)
     with training(shop, run):
         record = Run.prepare(
@@ -104,6 +114,7 @@ def train_sft(
         )
         environment.save(record.folder)
         shop.close()
+        workers.announce(record)
         optimizer = _optimizer(trained, config)
         before = _reward(environment, trained, config)
         state = {"reward_first": before}
@@ -137,11 +148,21 @@ def resume_sft(
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     demonstrations = _demonstrations(environment, trained, config)
     optimizer = _optimizer(trained, config)
+    workers = distributed.world()
+    if not workers.first:
+        silent = workers.silent_run()
+        state = checkpoint.restore(silent.folder / "checkpoints", trained, optimizer)
+        assert state is not None
+        return _run(
+            shop, silent, trained, environment, demonstrations, config, optimizer,
+            state["step"], state["reward_first"], on_step,
+        )  # fmt: skip
     with training(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
         record.rewind(state["step"])
+        workers.announce(record)
         return _run(
             shop, record, trained, environment, demonstrations, config, optimizer,
             state["step"], state["reward_first"], on_step,
@@ -179,7 +200,7 @@ def _reward(environment: Environment, policy: Policy, config: SftConfig) -> floa
 
 def _run(
     shop: Shop,
-    record: Run,
+    record: Run | distributed.SilentRun,
     policy: Policy,
     environment: Environment,
     demonstrations: tuple[Demonstrator, list[tuple[Example, int]]],
@@ -191,13 +212,18 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     places = record.folder / "checkpoints"
-    checkpoint.clear(places)
+    workers = distributed.world()
+    if workers.first:
+        checkpoint.clear(places)
     demonstrator, usable = demonstrations
     done = first
     rows = list(record.rows("metrics"))
+    workers.meet()  # from here on the first worker adds rows and checkpoints
 
     def save() -> None:
-        checkpoint.save(places, done, policy, optimizer, {"reward_first": before}, config.keep)
+        if workers.first:
+            state = {"reward_first": before}
+            checkpoint.save(places, done, policy, optimizer, state, config.keep)
 
     def note(row: dict[str, float]) -> None:
         nonlocal done
@@ -221,7 +247,8 @@ def _run(
                     config.steps, min(config.batch_size, len(usable)), config.learning_rate,
                     warmup=10, seed=config.seed,
                 ),
-                note, optimizer, first, stop.check, int(rows[-1]["tokens"]) if rows else 0,
+                note, optimizer, first, lambda: stop.check(workers),
+                int(rows[-1]["tokens"]) if rows else 0,
             )
         except StopRequested:
             save()
@@ -230,6 +257,8 @@ def _run(
                 f"train sft --resume --run {record.name} --shop {shop.path}", stop.number,
             ) from None
     after = _reward(environment, policy, config)
+    if not workers.first:
+        return {}
     policy.info.trained.append({"stage": "sft", "run": record.name, "config": asdict(config)})
     policy.save(shop.folder("policies", policy.info.name))
     losses = [row["loss"] for row in rows]

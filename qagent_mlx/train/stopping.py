@@ -10,9 +10,12 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
+
+if TYPE_CHECKING:
+    from .distributed import World
 
 
 class Stopped(QAgentError):
@@ -58,12 +61,18 @@ class StopSignal:
             signal.signal(number, handler)
         self._before = {}
 
-    def check(self) -> None:
-        """Leave the step if a signal came.
+    def check(self, world: World | None) -> None:
+        """Leave the step if a signal came to any worker.
+
+        Args:
+            world: All workers, which ask at the same place; None where they cannot agree.
 
         Raises:
             StopRequested: it did.
         """
+        if world is None:
+            return
+        self.number = int(world.highest(self.number))
         if self.number:
             raise StopRequested
 

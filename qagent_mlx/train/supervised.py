@@ -11,10 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 
 from ..errors import QAgentError
 from ..policy.model import Policy
 from .batches import Batch, Chain, make_batch, token_logprobs
+from .distributed import world
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,20 @@ def fit(
 
     value_and_grad = nn.value_and_grad(policy.model, loss_of)
     policy.model.train()
+    workers = world()
     losses, start = [], time.perf_counter()
     for step in range(first_step, config.steps):
         began = time.perf_counter()
         mx.random.seed(config.seed * 1_000_003 + step)  # of dropout: a function of the step
         chosen = batch_order(count, config.batch_size, config.seed, step)
-        chains = [make_chain(i, step) for i in chosen]
-        loss, gradient = 0.0, None
+        if stop is not None and workers.size > 1:
+            stop()  # all together, between steps
+        chains = [make_chain(chosen[i], step) for i in workers.share(len(chosen))]
+        loss, gradient, computed = 0.0, None, 0
         pieces = _by_length(chains, 2)
-        total = sum(sum(c.trained[1:]) for c in chains)
+        (total,) = workers.total(sum(sum(c.trained[1:]) for c in chains))
         for piece in pieces:
-            if stop is not None:
+            if stop is not None and workers.size == 1:
                 stop()
             batch = make_batch([chains[i] for i in piece])
             value, grad = value_and_grad(policy.model, batch)
@@ -102,7 +107,12 @@ def fit(
             gradient = grad if gradient is None else _added(gradient, grad)
             mx.eval(gradient, value)
             loss += float(value) * share
-            tokens += batch.tokens
+            computed += batch.tokens
+        if gradient is None:
+            gradient = tree_map(mx.zeros_like, policy.model.trainable_parameters())
+        gradient = workers.sum(gradient)
+        loss, all_computed = workers.total(loss, computed)
+        tokens += int(all_computed)
         gradient, norm = optim.clip_grad_norm(gradient, 1.0)
         if not np.isfinite(float(norm)):
             raise QAgentError(
@@ -140,12 +150,8 @@ def _by_length(chains: Sequence[Chain], parts: int) -> list[list[int]]:
 
 
 def _scaled(tree: Any, factor: float) -> Any:
-    from mlx.utils import tree_map
-
     return tree_map(lambda x: x * factor, tree)
 
 
 def _added(a: Any, b: Any) -> Any:
-    from mlx.utils import tree_map
-
     return tree_map(lambda x, y: x + y, a, b)

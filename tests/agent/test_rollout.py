@@ -200,3 +200,15 @@ def test_samples_follow_the_distribution():
     seen = np.bincount(ids, minlength=4) / 4000
     assert np.allclose(seen, chances, atol=0.03)
     assert np.allclose(logprobs, np.log(chances)[ids], atol=1e-5)
+
+
+def test_little_memory_means_fewer_rows_and_the_same_chains(roller, nano_policy, tiny_search):
+    whole = sampled(roller)
+    tools = SearchProducts(tiny_search, AGENT)
+    poor = Roller(nano_policy, tools, AGENT, memory=2 * 512 * nano_policy.cache_bytes * 4)
+    held = []
+    start = poor.decoder.start
+    poor.decoder.start = lambda rows: held.append(len(rows)) or start(rows)
+    assert [c.tokens for c in sampled(poor)] == [c.tokens for c in whole]
+    assert max(held) <= 8
+    assert Roller(nano_policy, tools, AGENT, memory=1)._rows_that_fit() == 1

@@ -1,0 +1,95 @@
+"""``qagent bench``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .common import emit, json_option, note, out, plain_table, shown
+
+POSITIVE = click.IntRange(1)
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Choice(["tiny", "small", "smol"]), default="tiny", show_default=True,
+    help="The shipped policy, a random llama of 5.8 M, or one of SmolLM2-135M's shape.",
+)
+@click.option(
+    "--workload", type=click.Choice(["standard", "agentic"]), default="standard",
+    show_default=True, help="A plain GRPO step, or rollouts with two searches a chain.",
+)
+@click.option(
+    "--against", type=click.Choice(["mlx-lm-lora", "trl"]),
+    help="Run this trainer beside ours, in an environment of its own under the user's cache.",
+)
+@click.option(
+    "--own-blas", is_flag=True, help="Leave an MLX peer the BLAS that its wheel comes with."
+)
+@click.option("--steps", type=POSITIVE, default=3, show_default=True, help="After one warm-up.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--prompts", type=POSITIVE, default=4, show_default=True)
+@click.option("--prompt-tokens", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--group", type=click.IntRange(2), default=8, show_default=True)
+@click.option("--new-tokens", type=POSITIVE, default=48, show_default=True)
+@json_option
+def bench(
+    *, model: str, workload: str, against: str | None, own_blas: bool, steps: int, warmup: int,
+    prompts: int, prompt_tokens: int, group: int, new_tokens: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure rollouts and updates, alone or beside another trainer."""
+    from qagent_mlx.bench import measure, peers
+    from qagent_mlx.bench.workloads import Agentic, Workload
+
+    work = Workload(prompts, prompt_tokens, group, new_tokens)
+    if against:
+        report = peers.against(against, model, work, steps, warmup, not own_blas, note)
+    elif workload == "agentic":
+        report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
+    else:
+        report = measure.standard(model, work, steps, warmup)
+    report = {**measure.environment(), **report}
+    if as_json:
+        emit(report)
+        return
+    _show(report)
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = out()
+    console.print(shown(f"{report['machine']}; {report['device']}, {report['blas']}"))
+    table = plain_table("", "", numbers=("",))
+    table.show_header = False
+    if "against" in report:
+        table = plain_table("", "rollout s", "update s", "step s", "peak MB")
+        times = ("rollout_seconds", "update_seconds", "seconds")
+        for who, prefix in (("qagent", ""), (report["against"], "peer_")):
+            table.add_row(
+                who, *(f"{report[prefix + name]:.2f}" for name in times),
+                f"{report[prefix + 'peak_memory_mb']:.0f}",
+            )  # fmt: skip
+        console.print(table)
+        ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in report["pairs"])
+        console.print(shown(f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; "
+                            f"processor time: {report['cpu_ratio']:.2f})"))
+        return
+    if report["workload"] == "agentic":
+        table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
+        table.add_row("the same chains re-prefilled", f"{report['reprefill_seconds']:.2f} s")
+        table.add_row("ratio", f"{report['ratio']:.2f}")
+        table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
+        table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
+        console.print(table)
+        return
+    table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
+    table.add_row("update", f"{report['update_seconds']:.2f} s")
+    table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
+    table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
+    table.add_row(
+        "matrix products",
+        f"{report['product_share']:.0%} of the step at {report['gemm_gflops']:.0f} GFLOP/s",
+    )
+    for name, seconds in report["profile"].items():
+        table.add_row(f"  {name}", f"{seconds:.2f} s  {seconds / report['seconds']:.0%}")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Speed, measured: the standard and the agentic workload, alone and beside other trainers."""

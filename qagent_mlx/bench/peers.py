@@ -1,0 +1,154 @@
+"""Other trainers, each in an environment of its own, beside ours on the same prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import runtime
+from ..errors import QAgentError
+from ..files import read_json, write_json
+from .measure import cache_folder, peak_memory
+from .workloads import Standard, Workload, model_folder, open_policy, prompts, vocabulary
+
+PACKAGES = {
+    "mlx-lm-lora": ("mlx-lm-lora==5.10.2", "mlx[cpu]" if sys.platform == "linux" else "mlx"),
+    # The plain torch package of Linux brings a CUDA build of several gigabytes.
+    "trl": ("torch==2.13.0", "trl==1.16.0", "peft"),
+}
+
+
+def installed(name: str, note: Callable[[str], None]) -> Path:
+    """The Python of a peer's environment, which is made at the first call.
+
+    Raises:
+        QAgentError: it cannot be made.
+    """
+    if name not in PACKAGES:
+        raise QAgentError(f"--against {name}: choose one of {', '.join(PACKAGES)}")
+    folder = cache_folder() / "peers" / name
+    python, ready = folder / "bin" / "python", folder / "ready.json"
+    wanted = list(PACKAGES[name])
+    if ready.exists() and read_json(ready, f"the environment {folder}") == wanted:
+        return python
+    note(f"installing {' '.join(wanted)} in {folder}, once")
+    for command in (
+        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        [str(python), "-m", "pip", "install", "--quiet", *wanted],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise QAgentError(
+                f"{name} cannot be installed ({said}); check the network and the disk, then run "
+                "qagent bench again"
+            )
+    write_json(ready, wanted)
+    return python
+
+
+class Peer:
+    """A peer's trainer in its own process, which takes one step when it is asked to."""
+
+    def __init__(
+        self, name: str, python: Path, folder: Path, work: Workload,
+        all_prompts: list[list[list[int]]], blas: bool,
+    ) -> None:
+        self.name = name
+        script = Path(__file__).with_name(f"peer_{name.replace('-', '_')}.py")
+        settings = {**asdict(work), "folder": str(folder), "runtime": runtime.__file__,
+                    "all_prompts": all_prompts if name == "trl" else []}  # fmt: skip
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.pop("PYTHONPATH", None)
+        path = runtime.blas_state().path
+        environment["QAGENT_BLAS"] = path if blas and path else "off"
+        log = cache_folder() / "peers" / f"{name}.log"
+        self._log = log.open("w")
+        self._process = subprocess.Popen(
+            [str(python), str(script), json.dumps(settings)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+        )  # fmt: skip
+        self.ready = self._answer()
+
+    def step(self, ids: list[list[int]]) -> dict[str, float]:
+        """One step on these prompts: ``rollout`` and ``update`` seconds, ``peak_memory``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(ids) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise QAgentError(f"{self.name} ended; it said why in {self._log.name}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def against(
+    name: str, model: str, work: Workload, steps: int, warmup: int = 1, blas: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Ours and a peer's steps in turn, on the same prompts and the same weights.
+
+    Args:
+        name: ``mlx-lm-lora`` or ``trl``.
+        model: ``tiny``, ``small`` or ``smol``.
+        work: What a step is.
+        steps: Pairs of steps.
+        warmup: Pairs before them that do not count.
+        blas: Whether an MLX peer gets our fast BLAS, or the one that it comes with.
+        note: Told what is going on.
+    """
+    python = installed(name, note)
+    folder = model_folder(model, cache_folder() / "models")
+    ours = Standard(open_policy(folder, work), work)
+    known = vocabulary(ours.policy)
+    all_prompts = [prompts(work, known, number) for number in range(warmup + steps)]
+    peer = Peer(name, python, folder, work, all_prompts, blas)
+    pairs: list[dict[str, float]] = []
+    memory = 0.0
+    try:
+        for number, ids in enumerate(all_prompts):
+            own = ours.step(number)
+            other = peer.step(ids)
+            memory = other["peak_memory"]
+            pair = {
+                "rollout_seconds": own.rollout, "update_seconds": own.update,
+                "seconds": own.seconds, "cpu_seconds": own.cpu,
+                "peer_rollout_seconds": other["rollout"], "peer_update_seconds": other["update"],
+                "peer_seconds": other["rollout"] + other["update"],
+                "peer_cpu_seconds": other["cpu"],
+            }  # fmt: skip
+            pair["ratio"] = pair["peer_seconds"] / pair["seconds"]
+            pair["cpu_ratio"] = pair["peer_cpu_seconds"] / pair["cpu_seconds"]
+            note(
+                f"{name} {pair['peer_seconds']:.2f} s, ours {pair['seconds']:.2f} s, "
+                f"ratio {pair['ratio']:.2f}" + (" (warm-up)" if number < warmup else "")
+            )
+            if number >= warmup:
+                pairs.append(pair)
+    finally:
+        peer.close()
+    return {
+        "workload": "standard", "model": model, "against": name, "peer": peer.ready,
+        "peer_fast_blas": blas, "sizes": asdict(replace(work)), "pairs": pairs,
+        **{k: median(p[k] for p in pairs) for k in pairs[0]},
+        "peak_memory_mb": peak_memory() / 2**20, "peer_peak_memory_mb": memory / 2**20,
+    }  # fmt: skip

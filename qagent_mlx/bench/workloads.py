@@ -1,0 +1,375 @@
+"""The workloads that are measured, and the policies that they are measured on.
+
+Standard: 4 prompts of 256 tokens, G = 8, exactly 48 new tokens at temperature 1, LoRA of rank
+8 on the last 16 blocks, a KL term to the reference, float32, one update. Agentic: chains that
+read a profile, search twice and recommend, with texts of fixed lengths.
+
+Prompts are random ids, so that a run needs no shop and every trainer can be given the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..agent.decode import Batch, Decoder, Row
+from ..agent.rollout import Rollout
+from ..errors import QAgentError
+from ..files import write_json
+from ..policy.model import LoraConfig, Policy, load_policy
+from ..policy.registry import sample_folder
+from ..train import grpo
+from ..train.batches import Chain
+
+FIRST_ID = 16  # ids below may be special
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sizes of the standard workload."""
+
+    prompts: int = 4
+    prompt_tokens: int = 256
+    group: int = 8
+    new_tokens: int = 48
+    rank: int = 8
+    blocks: int = 16
+    beta: float = 0.04
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all chains of a step, prompts included."""
+        return self.prompts * self.group * (self.prompt_tokens + self.new_tokens)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 688,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
+    },
+    "smol": {  # SmolLM2-135M
+        "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+        "rope_theta": 100000.0, "rms_norm_eps": 1e-5,
+    },
+}  # fmt: skip
+
+
+def model_folder(name: str, place: Path) -> Path:
+    """A model that mlx-lm and transformers both load: ``tiny``, ``small`` or ``smol``.
+
+    ``tiny`` is the shipped sample policy; the others get random weights of that shape and
+    are written once. All get a tokenizer of plain words ``w0 w1 …``, one a token.
+
+    Raises:
+        QAgentError: there is no such model.
+    """
+    if name not in ("tiny", *SHAPES):
+        raise QAgentError(f"--model {name}: choose tiny, {' or '.join(SHAPES)}")
+    folder = place / name
+    if (folder / "tokenizer.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "tiny":
+        from ..files import read_json
+
+        config = read_json(sample_folder() / "config.json", "the sample policy")
+        config["max_position_embeddings"] = 2048
+        weights = (sample_folder() / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights)
+    else:
+        config = {
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], **SHAPES[name],
+            "max_position_embeddings": 2048, "tie_word_embeddings": True, "hidden_act": "silu",
+            "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "float32",
+        }  # fmt: skip
+        _random_weights(config, folder / "model.safetensors")
+    write_json(folder / "config.json", config)
+    _write_tokenizer(config["vocab_size"], folder)
+    return folder
+
+
+def _random_weights(config: dict[str, Any], path: Path) -> None:
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import llama
+
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    key = mx.random.key(0)
+    weights = {}
+    for name, value in dict(tree_flatten(model.parameters())).items():
+        key, part = mx.random.split(key)
+        norm = "norm" in name
+        weights[name] = value if norm else mx.random.normal(value.shape, key=part) * 0.02
+    mx.save_safetensors(str(path), weights, metadata={"format": "pt"})
+
+
+def _write_tokenizer(size: int, folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{i}": i for i in range(size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w0", "eos_token": "w1",
+         "unk_token": "w2", "pad_token": "w3", "model_max_length": 4096},
+    )  # fmt: skip
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def open_policy(folder: Path, work: Workload) -> Policy:
+    """The model with a fresh adapter, ready to train."""
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    # Its ids are never turned into text; any codec will do.
+    codec, info = (sample := load_policy(sample_folder())).codec, sample.info
+    model.set_dtype(mx.float32)
+    policy = Policy(model, codec, info)
+    mx.random.seed(0)
+    policy.add_lora(LoraConfig(rank=work.rank, blocks=work.blocks))
+    mx.eval(model.parameters())
+    return policy
+
+
+def prompts(work: Workload, vocabulary: int, seed: int) -> list[list[int]]:
+    """Random prompts; the same for every trainer."""
+    random = np.random.default_rng([seed, 7])
+    shape = (work.prompts, work.prompt_tokens)
+    return [row.tolist() for row in random.integers(FIRST_ID, vocabulary, shape)]
+
+
+def vocabulary(policy: Policy) -> int:
+    """How many ids the model knows."""
+    return int(policy.model.args.vocab_size)
+
+
+class Never:
+    """Stops at no token, so that every chain has the same length."""
+
+    def feed(self, token: int) -> bool:
+        """False: go on."""
+        return False
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
+class _NoShop:
+    """Stands where `Trainer` expects an environment; the benchmark makes its own chains."""
+
+    def roller(self, policy: Policy, agent: Any) -> None:
+        return None
+
+    def of_split(self, split: str) -> list[str]:
+        return ["random prompts"]
+
+
+@dataclass
+class Step:
+    """Times of one step, in seconds, and what was computed in it."""
+
+    rollout: float = 0.0
+    update: float = 0.0
+    cpu: float = 0.0  # of all threads: what a busy machine changes least
+    parts: dict[str, float] = field(default_factory=dict)
+    prefilled: int = 0
+    decoded: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return self.rollout + self.update
+
+
+class Standard:
+    """The standard workload on one policy: the very decoder and update that training uses."""
+
+    def __init__(self, policy: Policy, work: Workload) -> None:
+        self.policy, self.work = policy, work
+        config = grpo.GrpoConfig(
+            group=work.group, cases_per_step=work.prompts, beta=work.beta, solvable=False
+        )
+        environment: Any = _NoShop()
+        self.trainer = grpo.Trainer(policy, environment, config)
+
+    def step(self, number: int) -> Step:
+        """One rollout and one update."""
+        made = Step()
+        start, spent = time.perf_counter(), time.process_time()
+        with _watched(made.parts):
+            rollouts = self.rollout(number, made)
+            rolled = time.perf_counter()
+            advantages = np.random.default_rng([number, 9]).normal(size=len(rollouts)).tolist()
+            scored = list(zip(rollouts, advantages, strict=True))
+            made.metrics = self.trainer.update(scored, number)
+        made.rollout, made.update = rolled - start, time.perf_counter() - rolled
+        made.cpu = time.process_time() - spent
+        known = sum(made.parts.values())
+        made.parts["other"] = made.seconds - known
+        return made
+
+    def rollout(self, number: int, made: Step) -> list[Rollout]:
+        """All chains of a step."""
+        work = self.work
+        decoder = Decoder(self.policy)
+        rows = [
+            Row(tokens=list(prompt), stopper=Never(), turn_limit=work.new_tokens,  # type: ignore[arg-type]
+                uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])))
+            for i, prompt in enumerate(prompts(work, vocabulary(self.policy), number))
+            for member in range(work.group)
+        ]  # fmt: skip
+        self.policy.model.eval()
+        batch = decoder.start(rows)
+        while batch.rows:
+            batch, _ = decoder.draw(batch)
+            if batch.rows:
+                decoder.advance(batch)
+        made.prefilled, made.decoded = decoder.prefill_tokens, decoder.decode_tokens
+        return [
+            Rollout(i // work.group, i % work.group, row.tokens, work.prompt_tokens, row.sampled,
+                    row.logprobs)
+            for i, row in enumerate(rows)
+        ]  # fmt: skip
+
+
+@contextmanager
+def _watched(parts: dict[str, float]) -> Iterator[None]:
+    """Add up the seconds of a step's parts while the block runs."""
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*values: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            made = call(*values, **named)
+            arrays = made if name in ("reference",) else None
+            if arrays is not None:
+                mx.eval(arrays)
+            parts[name] = parts.get(name, 0.0) + time.perf_counter() - start
+            return made
+
+        return run
+
+    def scored(*values: Any, **named: Any) -> Any:
+        if named.get("gradient", True):
+            return kept["token_logprobs"](*values, **named)
+        return timed("reference", kept["token_logprobs"])(*values, **named)
+
+    def slope(self: Any, *values: Any) -> Any:
+        start = time.perf_counter()
+        made = kept["_value_and_grad"](self, *values)
+        mx.eval(made)
+        parts["forward and backward"] = (
+            parts.get("forward and backward", 0.0) + time.perf_counter() - start
+        )
+        return made
+
+    kept: dict[str, Any] = {
+        "token_logprobs": grpo.token_logprobs, "lower_states": grpo.lower_states,
+        "_value_and_grad": grpo.Trainer._value_and_grad,
+        "start": Decoder.start, "draw": Decoder.draw, "advance": Decoder.advance,
+    }  # fmt: skip
+    try:
+        grpo.token_logprobs = scored
+        grpo.lower_states = timed("blocks below the adapter", kept["lower_states"])
+        grpo.Trainer._value_and_grad = slope  # type: ignore[method-assign, assignment]
+        Decoder.start = timed("prefill", kept["start"])  # type: ignore[method-assign]
+        Decoder.draw = timed("sampling", kept["draw"])  # type: ignore[method-assign]
+        Decoder.advance = timed("decoding", kept["advance"])  # type: ignore[method-assign]
+        yield
+    finally:
+        for name in ("token_logprobs", "lower_states"):
+            setattr(grpo, name, kept[name])
+        grpo.Trainer._value_and_grad = kept["_value_and_grad"]  # type: ignore[method-assign]
+        for name in ("start", "draw", "advance"):
+            setattr(Decoder, name, kept[name])
+
+
+# ---------------------------------------------------------------- agentic
+
+
+@dataclass(frozen=True)
+class Agentic:
+    """Chains of retrieval with texts of fixed length: (said by the policy, then inserted)."""
+
+    cases: int = 4
+    group: int = 8
+    task: int = 48
+    turns: tuple[tuple[int, int], ...] = ((6, 128), (10, 64), (10, 64), (10, 0))
+
+
+def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool) -> list[Row]:
+    """Roll out chains with two searches.
+
+    Args:
+        policy: The model.
+        shape: How many chains, and the lengths of their texts.
+        number: Of the step; the same number gives the same chains either way.
+        reprefill: Compute every row's whole conversation again at every turn, as a loop
+            around a plain generator does, instead of going on from the rows' caches.
+    """
+    random = np.random.default_rng([number, 11])
+    known = vocabulary(policy)
+
+    def text(count: int) -> list[int]:
+        made: list[int] = random.integers(FIRST_ID, known, count).tolist()
+        return made
+
+    task = text(shape.task)
+    rows = [
+        Row(tokens=list(task), stopper=Never(), turn_limit=0, tag=case,  # type: ignore[arg-type]
+            uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * case + member])))
+        for case in range(shape.cases)
+        for member in range(shape.group)
+    ]  # fmt: skip
+    policy.model.eval()
+    decoder = Decoder(policy)
+    batch = Batch([], [], None)
+    for index, (said, inserted) in enumerate(shape.turns):
+        for row in rows:
+            row.turn_limit = said
+        if index == 0 and not reprefill:
+            batch = decoder.start(rows)
+        elif reprefill:
+            batch = _computed_again(decoder, rows)
+        else:
+            batch = decoder.resume(batch)
+        halted = Batch([], [], None)
+        while batch.rows:
+            batch, halted = decoder.draw(batch)
+            if batch.rows:
+                decoder.advance(batch)
+        batch = halted
+        answers = {case: text(inserted) for case in range(shape.cases)}
+        for row in rows:
+            # The profile is one a case; results depend on the query that a row chose.
+            row.insert(answers[row.tag] if index == 0 else text(inserted))
+    return rows
+
+
+def _computed_again(decoder: Decoder, rows: Sequence[Row]) -> Batch:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    fresh = make_prompt_cache(decoder.policy.model)
+    cache = [type(c).merge([c] * len(rows)) for c in fresh]
+    logits = decoder._prefill([row.tokens for row in rows], cache)
+    for row in rows:
+        row.pending, row.turn = [], []
+    mx.eval(logits, [c.state for c in cache])
+    return Batch(list(rows), cache, logits)
+
+
+def chains_of(rows: Sequence[Row]) -> list[Chain]:
+    """The rows as chains to train on."""
+    return [
+        Chain(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag)
+        for r in rows
+    ]

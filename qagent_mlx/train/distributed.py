@@ -1,0 +1,328 @@
+"""Data-parallel workers on one machine: each takes a share of a step's cases.
+
+``qagent train … --workers N`` starts N processes of itself with one BLAS thread each, which
+talk over MLX's ring on the loopback address. (``mlx.launch`` is for several machines; on one
+its launcher polls and takes a core of its own.) Every worker draws the same cases from the
+seed and keeps its share; rewards and gradients are added up over all, so that all take the
+same step, and it is the step that one worker alone would take, within float error. The first
+worker alone writes files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..errors import QAgentError
+
+if TYPE_CHECKING:
+    from ..agent.rollout import Rollout
+    from .runs import Run
+
+WORKERS_ENV = "QAGENT_WORKER"  # "rank/size" in the processes that `launch` starts
+MOST = 64
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+class World:
+    """The workers of a run, seen from one of them. Alone, every method gives back its input."""
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.rank: int = group.rank() if group is not None else 0
+        self.size: int = group.size() if group is not None else 1
+
+    @property
+    def folder(self) -> Path:
+        """A folder that all workers see and that is gone when they have ended."""
+        return Path(os.environ["MLX_HOSTFILE"]).parent
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker writes the files and shows the progress."""
+        return self.rank == 0
+
+    def share(self, count: int) -> list[int]:
+        """Which of ``count`` things this worker does; every thing is done by one worker."""
+        return list(range(self.rank, count, self.size))
+
+    def sum(self, tree: Any) -> Any:
+        """The sum over all workers of each array in a tree, in one message."""
+        if self._group is None:
+            return tree
+        flat: Any = tree_flatten(tree)
+        joined = mx.concatenate([v.reshape(-1).astype(mx.float32) for _, v in flat])
+        joined = mx.distributed.all_sum(joined, group=self._group)
+        mx.eval(joined)
+        made, start = [], 0
+        for name, value in flat:
+            part = joined[start : start + value.size].reshape(value.shape)
+            made.append((name, part.astype(value.dtype)))
+            start += value.size
+        return tree_unflatten(made)
+
+    def total(self, *values: float) -> list[float]:
+        """The sums over all workers of some numbers, exact for counts up to 2^53."""
+        if self._group is None:
+            return list(values)
+        # The ring adds float32; the two halves of a double keep counts exact.
+        high = np.array(values, dtype=np.float32)
+        low = (np.array(values) - high).astype(np.float32)
+        parts = mx.distributed.all_gather(mx.array(np.stack([high, low])[None]), group=self._group)
+        found: list[float] = np.array(parts).astype(np.float64).sum(axis=(0, 1)).tolist()
+        return found
+
+    def highest(self, value: float) -> float:
+        """The highest of all workers' numbers."""
+        if self._group is None:
+            return value
+        return float(mx.distributed.all_gather(mx.array([value]), group=self._group).max())
+
+    def rows(self, own: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:
+        """All workers' rows put together: ``own[i]`` is row ``places[i]`` of ``count``."""
+        if self._group is None:
+            return own
+        whole = np.zeros((count, *own.shape[1:]), dtype=np.float32)
+        if len(places):
+            whole[list(places)] = own
+        # Each row comes from one worker, so the sum is exact.
+        return np.array(mx.distributed.all_sum(mx.array(whole), group=self._group))
+
+    def wait_for(self, path: Path) -> None:
+        """Sleep until the first worker has made a file or folder. It never comes late for
+        good: when that worker dies, `launch` ends the others.
+        """
+        while not path.exists():
+            time.sleep(0.05)
+
+    def own(self, groups: Sequence[int]) -> list[int]:
+        """Places of the chains whose groups this worker computes; groups are not torn."""
+        order = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+        return [i for i, group in enumerate(groups) if order[group] % self.size == self.rank]
+
+    def texts(self, text: str) -> list[str]:
+        """Every worker's text, by rank."""
+        if self._group is None:
+            return [text]
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        longest = int(self.highest(len(data)))
+        padded = np.full(longest, ord(" "), dtype=np.uint8)  # JSON does not mind
+        padded[: len(data)] = data
+        parts = mx.distributed.all_gather(mx.array(padded[None]), group=self._group)
+        return [bytes(row).decode() for row in np.array(parts)]
+
+    def meet(self) -> None:
+        """Return when all workers have come here."""
+        self.highest(0.0)
+
+    def announce(self, record: Run) -> None:
+        """Tell the other workers where the run is, once it is theirs to read."""
+        if self.size > 1:
+            place = self.folder / "run"
+            place.with_suffix(".new").write_text(str(record.folder))
+            place.with_suffix(".new").rename(place)
+
+    def silent_run(self) -> SilentRun:
+        """The run that the first worker announces, for one that writes nothing."""
+        place = self.folder / "run"
+        self.wait_for(place)
+        return SilentRun(Path(place.read_text()))
+
+
+class SilentRun:
+    """Stands for `runs.Run` on workers that write nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+
+    def append(self, what: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Nothing is written."""
+
+    def rows(self, what: str) -> Iterator[dict[str, Any]]:
+        """What the first worker has written."""
+        from ..agent.rollout import Rollout
+    from .runs import Run
+
+        return Run(self.folder, {}).rows(what)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Nothing is written."""
+
+
+def all_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of all workers, in order of case and member."""
+    if world.size == 1:
+        return list(own)
+    from ..agent.rollout import Rollout, Turn
+
+    made = []
+    for text in world.texts(json.dumps([asdict(rollout) for rollout in own])):
+        for values in json.loads(text):
+            turns = [
+                Turn(**{**turn, "products": tuple(turn["products"])}) for turn in values["turns"]
+            ]
+            made.append(Rollout(**{**values, "turns": turns}))
+    return sorted(made, key=lambda rollout: (rollout.case, rollout.member))
+
+
+def inside() -> bool:
+    """Whether this process is a worker that `launch` started."""
+    return WORKERS_ENV in os.environ
+
+
+@cache
+def world() -> World:
+    """The workers that this process belongs to; itself alone outside of `launch`.
+
+    Raises:
+        QAgentError: the workers cannot reach each other.
+    """
+    if not inside():
+        return World()
+    try:
+        return World(mx.distributed.init(strict=True, backend="ring"))
+    except RuntimeError as error:
+        raise QAgentError(
+            f"the workers cannot reach each other over the loopback address ({error}); "
+            "train without --workers"
+        ) from error
+
+
+def check(workers: int, cases: int) -> None:
+    """Refuse a number of workers that cannot share the work.
+
+    Raises:
+        QAgentError: says how many there may be.
+    """
+    if workers > min(cases, MOST):
+        raise QAgentError(
+            f"--workers {workers}: a step has {cases} cases to share; use at most "
+            f"{min(cases, MOST)}"
+        )
+
+
+def launch(workers: int, arguments: Sequence[str], then: str = "") -> int:
+    """Run a ``qagent`` command line in several processes and wait for them.
+
+    Args:
+        workers: How many.
+        arguments: Of the command, without the program's name.
+        then: How to go on after a worker died; ends the error's line.
+
+    Returns:
+        The first worker's exit code; it has said why itself.
+
+    Raises:
+        QAgentError: a worker died; the others have been ended.
+    """
+    program = "from qagent_cli.main import cli; cli()"
+    with tempfile.TemporaryDirectory(prefix="qagent-workers-") as name:
+        folder = Path(name)
+        hosts = folder / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(workers)]))
+        started: list[subprocess.Popen[bytes]] = []
+
+        def terminated(number: int, _frame: Any) -> None:
+            # A terminated command lets its workers save what they have.
+            for process in started:
+                process.send_signal(number)
+
+        before = signal.signal(signal.SIGTERM, terminated)
+        ended: queue.Queue[int] = queue.Queue()
+        try:
+            for rank in range(workers):
+                started.append(
+                    _start([sys.executable, "-c", program, *arguments], rank, workers, hosts)
+                )
+
+            def watch(rank: int) -> None:
+                started[rank].wait()
+                ended.put(rank)
+
+            for rank in range(workers):
+                threading.Thread(target=watch, args=(rank,), daemon=True).start()
+            for _ in started:
+                rank = ended.get()
+                code = started[rank].returncode
+                if code in STOPPED:  # by a signal, after the checkpoint: the first says so
+                    return started[0].wait()
+                if code == 0:
+                    continue
+                if rank == 0 and code > 0:
+                    return code
+                raise QAgentError(_obituary(rank, workers, code, folder) + then)
+            return 0
+        except KeyboardInterrupt:
+            # The terminal has interrupted the workers too: the first says what is kept.
+            return started[0].wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def _start(command: list[str], rank: int, size: int, hosts: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        WORKERS_ENV: f"{rank}/{size}",
+        "MLX_RANK": str(rank),
+        "MLX_HOSTFILE": str(hosts),
+        # One core each: threads of several workers would only wait for each other.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    if rank == 0:
+        return subprocess.Popen(command, env=environment)
+    with (hosts.parent / f"worker-{rank}.txt").open("wb") as said:
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=said,
+        )  # fmt: skip
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _obituary(rank: int, size: int, code: int, folder: Path) -> str:
+    if code < 0:
+        try:
+            how = f"was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"was ended by signal {-code}"
+        if -code == signal.SIGKILL:
+            how += " (is the machine out of memory?)"
+    else:
+        how = f"ended with exit code {code}"
+        path = folder / f"worker-{rank}.txt"
+        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        how += f" ({said.removeprefix('Error: ').strip()})" if said else ""
+    return f"worker {rank + 1} of {size} {how}; the run has stopped"

@@ -1,0 +1,113 @@
+"""Several workers take the step that one takes. They are real processes on this machine."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.build import save_base
+from qagent_mlx.train import distributed
+from qagent_mlx.train.runs import Run
+
+REWARD = """
+import os, signal
+
+def even(outcome):
+    said = outcome.rollout.tokens[outcome.rollout.prompt_length:]
+    return sum(t % 2 == 0 for t in said) / max(1, len(said))
+
+def deadly(outcome):
+    if os.environ.get("QAGENT_WORKER", "").startswith("1/"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return even(outcome)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, new_nano, tmp_path_factory):
+    place = tmp_path_factory.mktemp("workers")
+    shutil.copytree(tiny_folder, place / "shop")
+    save_base(*new_nano(), place / "shop" / "policies" / "base")
+    (place / "reward.py").write_text(REWARD)
+    return place
+
+
+def qagent(*arguments):
+    program = "from qagent_cli.main import cli; cli()"
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], env=environment,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def train(folder, name, workers, reward="even"):
+    return qagent(
+        "train", "grpo", "--shop", folder / "shop", "--policy", "base", "--name", name,
+        "--reward", f"{folder / 'reward.py'}:{reward}", "--steps", 2, "--cases-per-step", 4,
+        "--group", 3, "--workers", workers, "--learning-rate", "0.001", "--json",
+    )  # fmt: skip
+
+
+def test_two_workers_take_the_step_of_one(folder):
+    for workers in (1, 2):
+        done = train(folder, f"by{workers}", workers)
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        mx.load(str(folder / "shop" / "policies" / f"by{n}" / "adapters.safetensors"))
+        for n in (1, 2)
+    )
+    start = mx.load(
+        str(folder / "shop/runs/by1/checkpoints/step-000000/adapters.safetensors")
+        if (folder / "shop/runs/by1/checkpoints/step-000000").exists()
+        else str(folder / "shop/policies/by1/adapters.safetensors")
+    )
+    moved = 0.0
+    for name, value in one.items():
+        assert np.allclose(np.array(value), np.array(two[name]), atol=2e-5), name
+        moved = max(moved, float(mx.abs(value - start[name]).max()))
+    assert moved > 1e-4
+    rows = [
+        list(Run(folder / "shop" / "runs" / f"by{n}", {}).rows("metrics")) for n in (1, 2)
+    ]
+    for alone, shared in zip(*rows, strict=True):
+        for key in ("reward", "tokens", "sampled_tokens", "dropped_groups"):
+            assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
+        assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_name(folder):
+    done = train(folder, "dead", 2, "deadly")
+    assert done.returncode == 1
+    assert "worker 2 of 2 was ended by SIGKILL" in done.stderr
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_workers_than_cases_are_refused():
+    with pytest.raises(QAgentError, match="at most 4"):
+        distributed.check(8, 4)
+
+
+def test_every_case_is_done_by_exactly_one_worker():
+    worlds = []
+    for rank in range(3):
+        world = distributed.World()
+        world.rank, world.size = rank, 3
+        worlds.append(world)
+    for count in (0, 1, 7, 9):
+        shares = [i for world in worlds for i in world.share(count)]
+        assert sorted(shares) == list(range(count))
+
+
+def test_alone_nothing_is_changed():
+    world = distributed.World()
+    assert world.total(1.5, 2) == [1.5, 2]
+    assert world.highest(0.25) == 0.25
+    rows = np.ones((2, 3))
+    assert world.rows(rows, [0, 1], 2) is rows
