@@ -182,7 +182,7 @@ def one_blas_thread(when: bool = True) -> Iterator[None]:
     Thin products gain nothing from a second thread, and on a busy machine its waiting costs
     many times the product.
     """
-    library = _blas.handles[-1] if _blas.path and _blas.handles else None
+    library: Any = _blas.handles[-1] if _blas.path and _blas.handles else None
     if not when or not hasattr(library, "openblas_set_num_threads"):
         yield
         return

@@ -158,8 +158,7 @@ class SilentRun:
 
     def rows(self, what: str) -> Iterator[dict[str, Any]]:
         """What the first worker has written."""
-        from ..agent.rollout import Rollout
-    from .runs import Run
+        from .runs import Run
 
         return Run(self.folder, {}).rows(what)
 
