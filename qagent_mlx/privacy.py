@@ -22,7 +22,7 @@ from .memory import tables as memory_tables
 from .memory.summarizer import kept
 from .policy.registry import policy_names
 from .shop import Shop
-from .train.runs import Run, run_names
+from .train.runs import Run, run_names, training
 
 
 def export(shop: Shop, user: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def forget(shop: Shop, user: str) -> dict[str, Any]:
     Runs come first and the log last, so that it can be called again if it is interrupted.
 
     Args:
-        shop: Open for writing, and no run is training.
+        shop: Open for writing.
         user: An id.
 
     Returns:
@@ -80,14 +80,16 @@ def forget(shop: Shop, user: str) -> dict[str, Any]:
         `policies_that_saw`; as it was before).
 
     Raises:
-        QAgentError: nothing is held of this user, or a file cannot be written.
+        QAgentError: nothing is held of this user, a run is being trained, or a file cannot
+            be written.
     """
     held = _held(shop, user)
     policies = policies_that_saw(shop, user)
     if not any(held.values()):
         raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
-        _forget_in_run(run, user)
+        with training(shop, run.name):
+            _forget_in_run(run, user)
     for path in kept(shop.path / SUMMARIES, user):
         path.unlink()
     with shop.transaction() as connection:
