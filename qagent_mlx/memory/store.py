@@ -329,9 +329,9 @@ def catalog_changed(
         return
     tables.drop_temporary(connection)
     row = connection.execute(
-        f"""SELECT count(*) FROM (
-            (FROM goods EXCEPT {tables.select("goods")})
-            UNION ALL ({tables.select("goods")} EXCEPT FROM goods))"""
+        f"""WITH fresh AS ({tables.select("goods")})
+        SELECT count(*) FROM ((FROM goods EXCEPT FROM fresh) UNION ALL
+                              (FROM fresh EXCEPT FROM goods))"""
     ).fetchone()
     if row and row[0]:
         discard(connection)  # titles, categories or price bands: everything hangs on them

@@ -149,3 +149,49 @@ def test_users_of_todays_events_are_read_and_not_computed(own_shop, monkeypatch)
                 tuple(pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for v in row)
                 for row in getattr(theirs, name)
             ], name
+
+
+def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp_path):
+    """Also a price that was known only later reaches the bands of what was bought under it."""
+    for name in ("grown", "plain"):
+        shutil.copytree(empty, tmp_path / name)
+    log = [event("u0", 60, "search", "thing", None), event("u0", 61, "purchase", "thing", "p1"),
+           event("u1", 70, "search", "thing", None), event("u1", 71, "click", "thing", "p2")]  # fmt: skip
+    with (
+        Shop.open(tmp_path / "grown", read_only=False) as grown,
+        Shop.open(tmp_path / "plain", read_only=False) as plain,
+    ):
+        for shop in (grown, plain):
+            append_events(shop, log)
+        store.build(grown.connection, grown.config.memory)
+        as_of = end_of(plain) + timedelta(hours=1)
+        for minutes, price in ((61, 1), (500, 99), (None, 3)):
+            time = None if minutes is None else DAY + timedelta(minutes=minutes)
+            for shop in (grown, plain):
+                load_products(shop, tmp_path, [{**PRODUCTS[1], "time": time, "price": price, "stock": 0}])
+            assert store.is_current(grown.connection, grown.config.memory)
+            assert profiles(grown, as_of) == profiles(plain, as_of)
+        for shop in (grown, plain):
+            load_products(shop, tmp_path, [{**PRODUCTS[1], "time": None, "brand": "new"}])
+        assert not store.is_current(grown.connection, grown.config.memory)
+        assert profiles(grown, as_of) == profiles(plain, as_of)
+
+
+def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
+    for name in ("grown", "plain"):
+        shutil.copytree(empty, tmp_path / name)
+    with (
+        Shop.open(tmp_path / "grown", read_only=False) as grown,
+        Shop.open(tmp_path / "plain", read_only=False) as plain,
+    ):
+        first = [event("u0", 2000, "search", "thing", None), event("u0", 2001, "click", "thing", "p1")]
+        late = [event(u, m, "search", q, None) for u, m, q in (("u1", 10, "thing"), ("u1", 60, "zork"))]
+        late += [event("u1", 11, "click", "thing", "p1"), event("u1", 61, "click", "zork", "p2")]
+        for shop in (grown, plain):
+            append_events(shop, first)
+        store.build(grown.connection, grown.config.memory)
+        for shop in (grown, plain):
+            append_events(shop, late)
+        as_of = end_of(plain) + timedelta(hours=1)
+        assert profiles(grown, as_of) == profiles(plain, as_of)
+        assert [rows is None for rows in read(grown, as_of)] == [True, False, False, False, False]
