@@ -13,9 +13,9 @@ from .chains import chain_lines
 from .common import PLAIN, note, opened, out, plain_table, shown, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
+from .memory import draw_memory
 from .progress import TrainingProgress
 from .recommend import document, draw_recommendations
-from .shop_commands import draw_memory
 
 if TYPE_CHECKING:
     from qagent_mlx.demo import DemoConfig, Scene

@@ -14,7 +14,7 @@ COMMANDS = {
     "init": ("shop_commands", "Make a shop, empty or with the sample data."),
     "ingest": ("shop_commands", "Load products and events from files."),
     "index": ("inventory", "Build or refresh the inventory index."),
-    "memory": ("shop_commands", "Show a user's profile and interest graph."),
+    "memory": ("memory", "Show, export or forget what is known of a user."),
     "search": ("inventory", "Search the inventory."),
     "models": ("models", "List and show base models and policies."),
     "pretrain": ("train", "Train a small policy from scratch on this shop."),

@@ -1,26 +1,21 @@
-"""``qagent init``, ``ingest`` and ``memory``."""
+"""``qagent init`` and ``ingest``."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import (
-    PLAIN,
-    as_of_option,
     emit,
     json_option,
     note,
     opened,
     out,
     shop_option,
-    short,
     shown,
     waiting,
-    writes_unicode,
 )
 
 if TYPE_CHECKING:
@@ -167,74 +162,3 @@ def _show_ingest(report: IngestReport, as_json: bool, then: str) -> None:
         console.print(shown("  " + example), soft_wrap=True)
     if report.accepted:
         console.print(f"next: {then}")
-
-
-# ---------------------------------------------------------------- memory
-
-
-@click.command()
-@click.argument("user", type=PLAIN)
-@as_of_option
-@shop_option
-@json_option
-def memory(user: str, as_of: datetime | None, shop_path: Path, as_json: bool) -> None:
-    """Show what is remembered of USER: the profile that the agent reads, and its graph.
-
-    A user without events gets what a new user gets: the shop's trends.
-    """
-    from qagent_mlx.inspection import inspect_memory
-
-    with opened(shop_path) as shop, waiting("remembering"):
-        view = inspect_memory(shop, user, as_of)
-    if as_json:
-        emit(view)
-    else:
-        draw_memory(view)
-
-
-def draw_memory(view: dict[str, Any]) -> None:
-    """Print a user's profile and interest graph."""
-    from rich.text import Text
-
-    console = out()
-    what = f"{view['events']:,} events" if view["events"] else "no events: a new user"
-    console.print(
-        shown(f"{view['user']} at {view['as_of'][:16].replace('T', ' ')} UTC, {what}", "bold")
-    )
-    console.print(
-        f"profile of {view['tokens']} tokens instead of {view['raw_tokens']:,} of raw log\n"
-    )
-    for line in view["text"].splitlines():
-        console.print(Text.assemble("  ", shown(line)))
-    if view["graph"]["nodes"]:
-        console.print()
-        console.print(_graph_tree(view["graph"]))
-
-
-def _graph_tree(graph: dict[str, Any]) -> Any:
-    from rich.text import Text
-    from rich.tree import Tree
-
-    tree = Tree(Text("interest graph", "bold"), guide_style="dim")
-    # Products go under "seen"; the other kinds keep the order of how much they say.
-    kinds = ("category", "department", "brand", "attribute", "price", "term", "product")
-    mark = "█" if writes_unicode() else "#"
-    linked: dict[str, list[str]] = {}
-    for edge in graph["edges"]:
-        linked.setdefault(edge["from"], []).append(edge["to"])
-    for kind in kinds:
-        nodes = [n for n in graph["nodes"] if n["kind"] == kind][:5]
-        if not nodes:
-            continue
-        branch = tree.add(Text(kind, "bold"))
-        for node in nodes:
-            bar = mark * max(1, round(node["share"] * 12))
-            name = node.get("title") or node["node"]
-            line = Text.assemble(
-                (f"{bar:<12} ", "cyan"), f"{node['share']:>4.0%}  ", shown(short(name, 48))
-            )
-            brands = linked.get(node["node"], []) if kind == "category" else []
-            leaf = branch.add(line)
-            if brands:
-                leaf.add(Text.assemble("with ", shown(", ".join(brands[:4]))))
-    return tree

@@ -22,6 +22,7 @@ import duckdb
 
 from .errors import QAgentError
 from .memory import events as event_memory
+from .memory import store as memory_store
 from .shop import Shop
 from .text import clean, query_key
 from .types import EVENT_TYPES
@@ -725,6 +726,9 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     good, stored = row
     if stored:
         shop.set_meta("catalog_version", str(version))
+        memory_store.catalog_changed(
+            connection, shop.config.memory, "SELECT product_id, ts FROM fresh_history"
+        )
     connection.execute("DROP TABLE states; DROP TABLE fresh; DROP TABLE fresh_history")
     return stored, good - stored
 
@@ -807,6 +811,7 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
             AND e.query_key IS NOT DISTINCT FROM o.query_key
             AND e.product_id IS NOT DISTINCT FROM o.product_id"""
     )
+    last_id = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()[0][0]
     connection.execute(
         """INSERT INTO events
         SELECT nextval('event_ids'), user_id, ts, type::event_type, query, query_key,
@@ -822,6 +827,10 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     if stored:
         event_memory.refresh_sessions(
             connection, shop.config.memory, "SELECT DISTINCT user_id FROM fresh"
+        )
+        users = connection.execute("SELECT DISTINCT user_id FROM fresh").fetchall()
+        memory_store.update(
+            connection, shop.config.memory, [user for (user,) in users], last_id
         )
     connection.execute("DROP TABLE fresh")
     return stored, good - stored

@@ -6,16 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
 from .inventory.engines import shop_search
 from .inventory.search import Explanation, Filters, HybridSearch, Search
 from .memory.graph import graph
 from .memory.profile import SECTIONS, CountTokens, Memory, Moment, words_cost
+from .memory.summarizer import Summarizer
 from .memory.worth import Worth
 from .shop import Shop
 from .text import query_key
+
+if TYPE_CHECKING:
+    from .policy.model import Policy
+
+SUMMARIES = "summaries"  # the folder of lines that a summarizer wrote
 
 
 def token_counter(shop: Shop) -> CountTokens:
@@ -33,8 +39,44 @@ def token_counter(shop: Shop) -> CountTokens:
     return words_cost
 
 
+def open_summarizer(shop: Shop, name: str) -> Summarizer:
+    """A model that writes identity lines, greedily; its lines are kept in the shop's folder.
+
+    Raises:
+        QAgentError: there is no such model, or it cannot be loaded.
+    """
+    from .policy.model import fingerprint, load_policy
+    from .policy.registry import resolve
+
+    folder = resolve(shop, name)
+    loaded: list[Policy] = []
+
+    def write(prompt: str) -> str:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        if not loaded:  # only when no line is kept
+            loaded.append(load_policy(folder))
+        policy = loaded[0]
+        ids = policy.codec.encode(prompt)
+        made: list[int] = []
+        for token, _ in generate_step(mx.array(ids), policy.model, max_tokens=32):
+            if int(token) in policy.codec.eos_ids:
+                break
+            made.append(int(token))
+            if "\n" in policy.codec.decode(made).strip():
+                break
+        return policy.codec.decode(made)
+
+    return Summarizer(write, fingerprint(folder), shop.path / SUMMARIES)
+
+
 def inspect_memory(
-    shop: Shop, user: str, as_of: datetime | None = None, count: CountTokens | None = None
+    shop: Shop,
+    user: str,
+    as_of: datetime | None = None,
+    count: CountTokens | None = None,
+    summarizer: str | None = None,
 ) -> dict[str, Any]:
     """A user's profile and interest graph at a moment.
 
@@ -43,6 +85,7 @@ def inspect_memory(
         user: An id; somebody unknown has the memory of a new user.
         as_of: Nothing at or after it is seen; by default the moment after the log.
         count: Counts tokens; `token_counter` by default.
+        summarizer: A model folder or policy that writes the identity line; off by default.
 
     Returns:
         user, as_of, events (before the moment), tokens, raw_tokens (of the log itself),
@@ -52,8 +95,9 @@ def inspect_memory(
 
     moment = Moment(user, as_of or after_log(shop))
     memory = Memory(
-        shop.connection, shop.config.memory, count or token_counter(shop), Worth.of_shop(shop)
-    )
+        shop.connection, shop.config.memory, count or token_counter(shop), Worth.of_shop(shop),
+        open_summarizer(shop, summarizer) if summarizer else None,
+    )  # fmt: skip
     profile = memory.profiles([moment])[0]
     sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
     for line in profile.lines:

@@ -13,6 +13,7 @@ from .errors import QAgentError
 from .files import read_json
 from .ingest import ingest
 from .inventory.index import build
+from .memory import store
 from .memory.worth import learn
 from .shop import Shop, ShopConfig
 
@@ -84,6 +85,9 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
     start = time.perf_counter()
     say("building the index")
     index = build(shop)
+    say("storing what is remembered of each user")
+    with shop.transaction() as connection:
+        store.build(connection, shop.config.memory)
     say("learning what lines of memory are worth")
     worth = learn(shop, index.clicks_until)
     return {

@@ -82,6 +82,7 @@ class MemoryConfig:
     trend_long_days: float = 14.0
     budget: int = 128
     references: int = 16
+    swing: float = 0.0  # how much pairs of users who made the same step add to its count
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import duckdb
 import numpy as np
 
+from ..errors import QAgentError
 from ..shop import MemoryConfig
 from ..text import clean
 from ..types import Line, Profile
-from . import tables
+from . import store, tables
+from .raw import RAW, raw_lines
+from .summarizer import Summarizer
 from .worth import OUTCOMES, Worth, age_word, features
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
+
+@dataclass(slots=True)
+class Rows:
+    """What a profile is made of: columns of candidates, and rows of the rest (see `tables`)."""
+
+    candidates: dict[str, np.ndarray]
+    nodes: list[tuple] = field(default_factory=list)
+    identity: list[tuple] = field(default_factory=list)
+    wording: list[tuple] = field(default_factory=list)
+    products: list[tuple] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,7 @@ class Memory:
         config: How events weigh and how long a profile may be.
         count: Tokens of each of some texts, by the tokenizer of the model that will read them.
         worth: How lines are valued; the defaults when None.
+        summarizer: Writes the identity line instead of marks; none by default.
     """
 
     def __init__(
@@ -57,13 +71,16 @@ class Memory:
         config: MemoryConfig,
         count: CountTokens,
         worth: Worth | None = None,
+        summarizer: Summarizer | None = None,
     ) -> None:
+        self.summarizer = summarizer
         self.connection = connection
         self.worth = worth or Worth.default()
         self.config = config
         self._count = count
         self._counted: dict[str, int] = {}
         self._prepared = False
+        self._shelf = store.Shelf(self)
 
     def profiles(
         self,
@@ -75,48 +92,73 @@ class Memory:
 
         Args:
             moments: In any order; a user may come more than once.
-            sections: Which sections to write; leave some out for ablations.
+            sections: Which sections to write; leave some out for ablations. ``("raw",)``
+                writes the newest events themselves instead of an abstraction of them.
             budget: Tokens a profile may have; the shop's setting by default.
+
+        Raises:
+            QAgentError: there is no such section.
         """
+        wanted = check_sections(sections)
         if not moments:
             return []
-        if not self._prepared:
-            tables.prepare_shop(self.connection)
-            self._prepared = True
+        if wanted == {RAW}:
+            allowed = self.config.budget if budget is None else budget
+            return [
+                self._cut(moment, lines, allowed)
+                for moment, lines in zip(moments, raw_lines(self, moments, allowed), strict=True)
+            ]
+        rows = self._rows(moments)
+        made = []
+        for moment, mine in zip(moments, rows, strict=True):
+            chances = self.worth.at(moment.as_of).chances(features(mine.candidates))
+            lines = [
+                *_graph_lines(mine.nodes),
+                *_identity_lines(mine.identity, mine.wording, mine.nodes),
+                *_seen_lines(mine.products),
+                *_query_lines(mine.candidates, chances),
+            ]
+            lines = [line for line in lines if line.section in wanted]
+            if self.summarizer and "identity" in wanted:
+                lines = self._summarized(moment, mine, lines)
+            context = _context(mine)
+            allowed = self.config.budget if budget is None else budget
+            made.append(self._pack(moment, lines, context, allowed))
+        return made
+
+    def prepare(self, moments: Sequence[Moment]) -> None:
+        """Make the tables of some moments (see `tables`), numbered in their order."""
+        # Tables of this connection only are made once, so a Memory sees one state of the log.
+        if not self._prepared or not tables.has_temporary(self.connection):
+            self._prepared = not store.ready(self.connection, self.config)
         tables.prepare_moments(
             self.connection,
             ((i, m.user_id, m.as_of) for i, m in enumerate(moments)),
             self.config,
         )
-        candidates = tables.candidate_rows(self.connection, len(moments))
-        rows: dict[str, dict[int, list[tuple]]] = {}
-        for name, fetched in (
-            ("nodes", tables.node_rows(self.connection, 8)),
-            ("identity", tables.identity_rows(self.connection)),
-            ("wording", tables.wording_rows(self.connection)),
-            ("products", tables.product_rows(self.connection)),
-        ):
-            grouped: dict[int, list[tuple]] = defaultdict(list)
-            for row in fetched:
-                grouped[row[0]].append(row[1:])
-            rows[name] = grouped
-        wanted = set(sections)
-        made = []
-        for i, moment in enumerate(moments):
-            mine = {name: grouped.get(i, []) for name, grouped in rows.items()}
-            own = {n: v[candidates.of(i)] for n, v in candidates.columns.items()}
-            chances = self.worth.at(moment.as_of).chances(features(own))
-            lines = [
-                *_graph_lines(mine["nodes"]),
-                *_identity_lines(mine["identity"], mine["wording"], mine["nodes"]),
-                *_seen_lines(mine["products"]),
-                *_query_lines(own, chances),
-            ]
-            lines = [line for line in lines if line.section in wanted]
-            context = _context(mine)
-            allowed = self.config.budget if budget is None else budget
-            made.append(self._pack(moment, lines, context, allowed))
+
+    def computed(self, moments: Sequence[Moment]) -> list[Rows]:
+        """What each moment's profile is made of, from the log itself."""
+        self.prepare(moments)
+        found = tables.candidate_rows(self.connection, len(moments))
+        made = [
+            Rows({name: values[found.of(i)] for name, values in found.columns.items()})
+            for i in range(len(moments))
+        ]
+        for name, query in tables.moment_queries().items():
+            for fetched in self.connection.execute(query).fetchall():
+                getattr(made[fetched[0]], name).append(fetched[1:])
         return made
+
+    def _rows(self, moments: Sequence[Moment]) -> list[Rows]:
+        """Stored rows where they say the same, computed ones for the rest."""
+        found = self._shelf.rows(moments)
+        missing = [i for i, rows in enumerate(found) if rows is None]
+        if missing:
+            computed = self.computed([moments[i] for i in missing])
+            for i, rows in zip(missing, computed, strict=True):
+                found[i] = rows
+        return [rows for rows in found if rows is not None]
 
     def raw_tokens(self, moment: Moment) -> int:
         """Tokens of the user's whole log before a moment, an event a line."""
@@ -147,7 +189,36 @@ class Memory:
                 references += 1
             chosen.append(i)
             spent += costs[i]
-        kept = [lines[i] for i in sorted(chosen)]
+        return self._made(moment, [lines[i] for i in sorted(chosen)], spent, context)
+
+    def _summarized(self, moment: Moment, rows: Rows, lines: list[Line]) -> list[Line]:
+        """The lines with the model's line of identity, where it wrote one."""
+        assert self.summarizer is not None
+        text = self.summarizer.line(moment.user_id, rows)
+        return [
+            replace(line, text=text) if text and line.section == "identity" else line
+            for line in lines
+        ]
+
+    def _cut(self, moment: Moment, lines: list[Line], budget: int) -> Profile:
+        """The first lines, as many as fit; beyond the last reference queries have none."""
+        last = self.config.references - 1
+        kept: list[Line] = []
+        spent = references = 0
+        for line in lines:
+            if line.query is not None and references > last:
+                line = replace(line, query=None, reason="")
+            cost = self.count([_written(line, last) + "\n"])[0]
+            if spent + cost > budget:
+                break
+            kept.append(line)
+            spent += cost
+            references += line.query is not None
+        return self._made(moment, kept, spent, _context(Rows({})))
+
+    def _made(
+        self, moment: Moment, kept: list[Line], spent: int, context: dict[str, Any]
+    ) -> Profile:
         queries = [line.query for line in kept if line.query is not None]
         return Profile(
             user_id=moment.user_id,
@@ -159,6 +230,22 @@ class Memory:
             raw_tokens=0,
             context=context,
         )
+
+
+def check_sections(sections: Iterable[str]) -> set[str]:
+    """The names as a set.
+
+    Raises:
+        QAgentError: there is no such section, or ``raw`` is not alone.
+    """
+    wanted = set(sections)
+    if unknown := sorted(wanted - {*SECTIONS, RAW}):
+        raise QAgentError(
+            f"no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}, or raw alone"
+        )
+    if RAW in wanted and len(wanted) > 1:
+        raise QAgentError("the section raw is the whole profile; leave the other sections out")
+    return wanted
 
 
 def words_cost(texts: Sequence[str]) -> list[int]:
@@ -298,18 +385,18 @@ def _seen_lines(products: list[tuple]) -> list[Line]:
     return made
 
 
-def _context(rows: dict[str, list[tuple]]) -> dict[str, Any]:
+def _context(rows: Rows) -> dict[str, Any]:
     """What the search tool needs to mark products for this user, at this moment."""
     shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
-    for kind, node, _, share in rows["nodes"]:
+    for kind, node, _, share in rows.nodes:
         if kind in shares:
             shares[kind][node.lower()] = round(share, 3)
     return {
         "brands": shares["brand"],
         "prices": shares["price"],
         "attributes": shares["attribute"],
-        "bought": [p[0] for p in rows["products"] if p[1]],
-        "seen": [p[0] for p in rows["products"] if not p[1]],
+        "bought": [p[0] for p in rows.products if p[1]],
+        "seen": [p[0] for p in rows.products if not p[1]],
     }
 
 

@@ -22,13 +22,14 @@ SOURCES = 8  # how many of a user's last engagements lead to neighbours
 NEIGHBOURS = 120  # how many neighbours of one source are kept
 TRENDS = 40  # how many trending queries are kept an hour
 CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
+KNOWN = 200  # how many of a user's last products are looked up among what queries lead to
+FURTHER = 12  # how many searches after one that led nowhere may show how its session went on
 
 # ---------------------------------------------------------------- what the shop knows
 
 # Price bands come from each product's first known price, so a sale moves a product into a
 # lower band and a later price change moves no boundary.
-SHOP_TABLES = """
-CREATE OR REPLACE TEMP TABLE goods AS
+_GOODS = """
 WITH first AS (
     SELECT product_id, arg_min_null(price, ts) AS price FROM product_history GROUP BY 1),
 priced AS (
@@ -40,63 +41,132 @@ priced AS (
 SELECT * EXCLUDE price, price,
        quantile_cont(price, 1 / 3) OVER (PARTITION BY category) AS low,
        quantile_cont(price, 2 / 3) OVER (PARTITION BY category) AS high
-FROM priced;
+FROM priced"""
 
-CREATE OR REPLACE TEMP TABLE outcomes AS       -- searches that led to an engagement
+# searches that led to an engagement
+_OUTCOMES = """
 SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key,
        min(e.ts) AS known,
        arg_min(e.product_id, (e.ts, e.event_id)) AS first_product,  -- as soon as it is known
        arg_max(e.product_id, ({level}, -epoch(e.ts), -e.event_id)) AS product_id
-FROM events s JOIN events e ON e.search_id = s.event_id
+FROM {events} s JOIN {events} e ON e.search_id = s.event_id
 WHERE s.type = 'search' AND e.type IN ('click', 'cart', 'purchase')
-GROUP BY ALL;
+GROUP BY ALL"""
 
--- having done `source`, a user searched `query_key` with success, one to three searches later
-CREATE OR REPLACE TEMP TABLE steps AS
+# having done `source`, a user searched `query_key` with success, one to three searches later;
+# `closeness` is in sixths, so that sums are exact in any order. Joins are on numbers and not
+# on ranges, so that the work grows with a user's events and not with their square.
+_STEPS = """
 WITH numbered AS (
     SELECT o.*, g.leaf,
            row_number() OVER (PARTITION BY user_id ORDER BY known, ts, event_id) AS n
-    FROM outcomes o LEFT JOIN goods g USING (product_id)),
+    FROM {outcomes} o LEFT JOIN goods g USING (product_id)),
 pairs AS (
     SELECT a.user_id, a.query_key AS from_key, a.leaf, a.product_id, b.query_key, b.known,
-           1.0 / (b.n - a.n) AS closeness, epoch(b.ts - a.ts) / 86400 AS delay
-    FROM numbered a JOIN numbered b ON b.user_id = a.user_id AND b.n > a.n AND b.n <= a.n + 3
-        AND b.session_id <> a.session_id AND b.ts < a.ts + INTERVAL 45 DAYS)
-SELECT 'c:' || leaf AS source, query_key, known, closeness, delay FROM pairs WHERE leaf <> ''
+           6 // a.apart AS closeness, epoch(b.ts - a.ts) / 86400 AS delay
+    FROM (SELECT *, unnest([1, 2, 3]) AS apart FROM numbered) a
+    JOIN numbered b ON b.user_id = a.user_id AND b.n = a.n + a.apart
+    WHERE b.session_id <> a.session_id AND b.ts < a.ts + INTERVAL 45 DAYS),
+asked AS (
+    SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key, x.known,
+           row_number() OVER (PARTITION BY s.session_id ORDER BY s.ts, s.event_id) AS n
+    FROM {events} s LEFT JOIN {outcomes} x ON x.event_id = s.event_id WHERE s.type = 'search')
+SELECT user_id, 'c:' || leaf AS source, query_key, known, closeness, delay FROM pairs
+WHERE leaf <> ''
 UNION ALL
-SELECT 'q:' || from_key, query_key, known, closeness, delay FROM pairs WHERE from_key <> query_key
+SELECT user_id, 'q:' || from_key, query_key, known, closeness, delay FROM pairs
+WHERE from_key <> query_key
 UNION ALL
-SELECT 'p:' || product_id, query_key, known, closeness, delay FROM pairs
+SELECT user_id, 'p:' || product_id, query_key, known, closeness, delay FROM pairs
 WHERE from_key <> query_key
 UNION ALL      -- what led nowhere, and how the same session went on
-SELECT 'r:' || a.query_key, o.query_key, o.known, 1.0, epoch(o.ts - a.ts) / 86400
-FROM events a JOIN outcomes o ON o.session_id = a.session_id AND o.event_id <> a.event_id
-    AND (o.ts, o.event_id) > (a.ts, a.event_id) AND o.query_key <> a.query_key
-LEFT JOIN outcomes x ON x.event_id = a.event_id
-WHERE a.type = 'search' AND (x.known IS NULL OR x.known > o.known);
+SELECT a.user_id, 'r:' || a.query_key, o.query_key, o.known, 6, epoch(o.ts - a.ts) / 86400
+FROM (SELECT *, unnest(range(1, {further})) AS apart FROM asked) a
+JOIN asked o ON o.session_id = a.session_id AND o.n = a.n + a.apart
+WHERE o.known IS NOT NULL AND o.query_key <> a.query_key
+  AND (a.known IS NULL OR a.known > o.known)"""
 
--- how long after a purchase a user bought something of the same category again
-CREATE OR REPLACE TEMP TABLE cycles AS
+# how long after a purchase a user bought something of the same category again
+_CYCLES = """
 WITH visits AS (
     SELECT e.user_id, e.session_id, g.leaf, min(e.ts) AS ts
-    FROM events e JOIN goods g USING (product_id)
+    FROM {events} e JOIN goods g USING (product_id)
     WHERE e.type = 'purchase' AND g.leaf <> '' GROUP BY ALL)
-SELECT leaf, ts AS known,
+SELECT user_id, leaf, ts AS known,
        epoch(ts - lag(ts) OVER (PARTITION BY user_id, leaf ORDER BY ts)) / 86400 AS gap
-FROM visits;
+FROM visits"""
 
-CREATE OR REPLACE TEMP TABLE hourly AS
+# Swing (arXiv:2010.05525): two users who both made a step from `source` to `query_key` vouch
+# for it, the more the less they have in common otherwise. What a pair says is known when the
+# later of the two made the step, and their overlap is counted as of then: point-in-time.
+_SWING = """
+WITH firsts AS (
+    SELECT user_id, source, query_key, min(known) AS known FROM steps GROUP BY ALL),
+ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY source, query_key ORDER BY known, user_id) AS n
+    FROM firsts),
+pairs AS (
+    SELECT least(a.user_id, b.user_id) AS one, greatest(a.user_id, b.user_id) AS other,
+           b.source, b.query_key, b.known
+    FROM (SELECT *, unnest(range(1, {partners})) AS apart FROM ranked) a
+    JOIN ranked b ON b.source = a.source AND b.query_key = a.query_key AND b.n = a.n + a.apart),
+shared AS (
+    SELECT *, count(*) FILTER (source[1] <> 'c') OVER (
+        PARTITION BY one, other ORDER BY known
+        RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS overlap FROM pairs)
+SELECT source, query_key, known, 1.0 / (1 + overlap) AS vouched FROM shared"""
+PARTNERS = 20  # how many earlier users a user is paired with for one step
+
+_HOURLY = """
 SELECT date_trunc('hour', ts) AS hour, query_key, count(*) AS n
-FROM events WHERE type = 'search' GROUP BY ALL;
+FROM {events} WHERE type = 'search' GROUP BY ALL"""
 
-CREATE OR REPLACE TEMP TABLE spellings AS      -- the first way that a query was typed
-SELECT query_key, arg_min(query, (ts, event_id)) AS query FROM events
-WHERE type = 'search' GROUP BY query_key;
-"""
+# the first way that a query was typed
+_SPELLINGS = """
+SELECT query_key, arg_min(query, (ts, event_id)) AS query, min((ts, event_id)) AS first
+FROM {events} WHERE type = 'search' GROUP BY query_key"""
+
+DERIVED = ("goods", "outcomes", "steps", "cycles", "hourly", "spellings")
+SHOP_TABLES = (*DERIVED, "query_kinds", "query_terms")
+
+
+def select(table: str, events: str = "events", outcomes: str = "outcomes") -> str:
+    """The SQL of a table about the shop, or about those of its events that are in ``events``."""
+    sql = {
+        "goods": _GOODS, "outcomes": _OUTCOMES, "steps": _STEPS, "hourly": _HOURLY,
+        "spellings": _SPELLINGS, "swing": _SWING, "cycles": _CYCLES,
+    }[table]  # fmt: skip
+    return sql.format(
+        level=_LEVEL, events=events, outcomes=outcomes, further=FURTHER + 1,
+        partners=PARTNERS + 1,
+    )  # fmt: skip
+
 
 _LEVEL = "CASE e.type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END"
 
 # ---------------------------------------------------------------- what a moment knows
+
+# every touch of a node of the interest graph, by session
+_TOUCHES = """
+SELECT moment, session_id, 'category' AS kind, leaf AS node, weight FROM engaged WHERE leaf <> ''
+UNION ALL SELECT moment, session_id, 'department', top, weight FROM engaged WHERE top <> ''
+UNION ALL SELECT moment, session_id, 'brand', brand, weight FROM engaged WHERE brand IS NOT NULL
+UNION ALL SELECT moment, session_id, 'price', repeat('$', band::INT), weight FROM engaged
+    WHERE band IS NOT NULL
+UNION ALL SELECT moment, session_id, 'product', product_id, weight FROM engaged
+UNION ALL SELECT moment, session_id, 'attribute', pair.value, weight FROM (
+    SELECT moment, session_id, weight,
+           unnest(map_entries(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"'))) AS pair
+    FROM engaged WHERE attributes IS NOT NULL)
+UNION ALL SELECT s.moment, s.session_id, 'term', t.term,
+    {search} * (1 + s.outcome) * pow(2, -epoch(s.as_of - s.ts) / 86400 / {half_life})
+    FROM searches s JOIN query_terms t USING (query_key)"""
+
+
+def touches(config: MemoryConfig) -> str:
+    """SQL of (moment, session_id, kind, node, weight) for the prepared moments."""
+    return _TOUCHES.format(search=config.weight_search, half_life=config.half_life_days)
+
 
 MOMENT_TABLES = """
 CREATE OR REPLACE TEMP TABLE history AS
@@ -138,20 +208,7 @@ FROM weighed w JOIN goods g USING (product_id)
 ASOF LEFT JOIN product_history p ON p.product_id = w.product_id AND w.ts >= p.ts;
 
 CREATE OR REPLACE TEMP TABLE nodes AS
-SELECT moment, kind, node, sum(weight) AS weight FROM (
-    SELECT moment, 'category' AS kind, leaf AS node, weight FROM engaged WHERE leaf <> ''
-    UNION ALL SELECT moment, 'department', top, weight FROM engaged WHERE top <> ''
-    UNION ALL SELECT moment, 'brand', brand, weight FROM engaged WHERE brand IS NOT NULL
-    UNION ALL SELECT moment, 'price', repeat('$', band::INT), weight FROM engaged
-        WHERE band IS NOT NULL
-    UNION ALL SELECT moment, 'product', product_id, weight FROM engaged
-    UNION ALL SELECT moment, 'attribute', pair.value, weight FROM (
-        SELECT moment, weight,
-               unnest(map_entries(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"'))) AS pair
-        FROM engaged WHERE attributes IS NOT NULL)
-    UNION ALL SELECT s.moment, 'term', t.term,
-        {search} * (1 + s.outcome) * pow(2, -epoch(s.as_of - s.ts) / 86400 / {half_life})
-        FROM searches s JOIN query_terms t USING (query_key))
+SELECT moment, kind, node, sum(weight) AS weight FROM ({touches})
 WHERE node IS NOT NULL AND node <> '' GROUP BY moment, kind, node;
 
 -- how long ago the user bought something of a category
@@ -181,21 +238,10 @@ FROM (
            row_number() OVER (PARTITION BY moment ORDER BY ts DESC, event_id DESC) AS n
     FROM searches WHERE outcome = 0) WHERE n <= {sources} GROUP BY ALL;
 
-CREATE OR REPLACE TEMP TABLE transitions AS    -- P(query | source) at the start of the day
-WITH wanted AS (SELECT DISTINCT source, day FROM sources),
-counted AS (
-    SELECT w.source, w.day, s.query_key, sum(s.closeness) AS n,
-           exp(avg(ln(greatest(s.delay, 0.02)))) AS delay
-    FROM wanted w JOIN steps s ON s.source = w.source AND s.known < w.day GROUP BY ALL)
-SELECT source, day, query_key, n / (sum(n) OVER (PARTITION BY source, day) + 5) AS p, delay
-FROM counted
-QUALIFY row_number() OVER (PARTITION BY source, day ORDER BY n DESC, query_key) <= {neighbours};
+CREATE OR REPLACE TEMP TABLE transitions AS {transitions};
 
 CREATE OR REPLACE TEMP TABLE led AS            -- neighbours before personal taste
-SELECT s.moment, t.query_key, 0.3 * sum(s.weight * t.p) AS score,
-       arg_max(s.source, (round(s.weight * t.p, 12), s.source)) AS source,
-       arg_max(ln(greatest(s.age, 0.02) / t.delay), (round(s.weight * t.p, 12), s.source))
-           AS timing
+SELECT s.moment, t.query_key, round(0.3 * sum(s.weight * t.p), 12) AS score
 FROM sources s JOIN transitions t USING (source, day) GROUP BY s.moment, t.query_key;
 
 -- how the user words queries: shares of kinds, and the words used with success
@@ -216,21 +262,34 @@ SELECT moment, k.modifier AS word, sum(o.times * (1 + o.best))
 FROM own o JOIN query_kinds k USING (query_key) WHERE k.modifier IS NOT NULL
 GROUP BY moment, k.modifier;
 
+CREATE OR REPLACE TEMP TABLE fitted AS
+SELECT l.moment, l.query_key, l.score,
+       (coalesce(w.share, 0) + 0.15) * CASE k.kind
+           WHEN 'plain' THEN 0.4
+           ELSE 0.07 + coalesce(t.share, 0) + coalesce(u.share, 0) END AS fit
+FROM led l JOIN query_kinds k USING (query_key)
+LEFT JOIN wording w ON w.moment = l.moment AND w.kind = k.kind
+LEFT JOIN taste t ON t.moment = l.moment AND t.word = k.modifier
+LEFT JOIN used u ON u.moment = l.moment AND u.word = k.modifier;
+
 CREATE OR REPLACE TEMP TABLE neighbours AS
-WITH fitted AS (
-    SELECT l.moment, l.query_key, l.score, l.source, l.timing,
-           (coalesce(w.share, 0) + 0.15) * CASE k.kind
-               WHEN 'plain' THEN 0.4
-               ELSE 0.07 + coalesce(t.share, 0) + coalesce(u.share, 0) END AS fit
-    FROM led l JOIN query_kinds k USING (query_key)
-    LEFT JOIN wording w ON w.moment = l.moment AND w.kind = k.kind
-    LEFT JOIN taste t ON t.moment = l.moment AND t.word = k.modifier
-    LEFT JOIN used u ON u.moment = l.moment AND u.word = k.modifier)
-SELECT moment, query_key, source, timing,
-       score * fit * sum(score) OVER m / sum(score * fit) OVER m AS score,
-       row_number() OVER (PARTITION BY moment ORDER BY score * fit DESC, query_key) AS place
-FROM fitted WINDOW m AS (PARTITION BY moment)
-QUALIFY place <= {keep};
+WITH placed AS (
+    SELECT *, row_number() OVER (
+        PARTITION BY moment ORDER BY round(score * fit, 12) DESC, query_key) AS place
+    FROM fitted QUALIFY place <= {keep}),
+totals AS (
+    SELECT moment, sum(score) AS whole, sum(score * fit) AS fitting FROM fitted GROUP BY moment),
+because AS (         -- the source that says most for a query
+    SELECT s.moment, t.query_key,
+           arg_max(s.source, (round(s.weight * t.p, 12), s.source)) AS source,
+           arg_max(s.age, (round(s.weight * t.p, 12), s.source)) AS source_age,
+           arg_max(t.delay, (round(s.weight * t.p, 12), s.source)) AS delay
+    FROM sources s JOIN transitions t USING (source, day)
+    JOIN placed p ON p.moment = s.moment AND p.query_key = t.query_key GROUP BY ALL)
+SELECT p.moment, p.query_key, b.source, b.source_age,
+       ln(greatest(b.source_age, 0.02) / b.delay) AS timing,
+       p.score * p.fit * w.whole / w.fitting AS score, p.place
+FROM placed p JOIN totals w USING (moment) JOIN because b USING (moment, query_key);
 
 CREATE OR REPLACE TEMP TABLE identity AS
 WITH bought AS (
@@ -268,7 +327,35 @@ SELECT *, row_number() OVER (PARTITION BY hour ORDER BY recent DESC, longer_shar
 FROM shared WHERE recent > 0 QUALIFY place <= {trends};
 """
 
-LINES = """
+# P(query | source) at the start of the day, for the sources and days in `wanted`
+_TRANSITIONS = """
+WITH wanted AS ({wanted}),
+counted AS (
+    SELECT w.source, w.day, s.query_key, {sum} AS n,
+           round(exp(avg(ln(greatest(s.delay, 0.02)))), 9) AS delay
+    FROM wanted w JOIN {steps} s ON s.source = w.source AND s.known < w.day GROUP BY ALL),
+most AS (
+    SELECT *, row_number() OVER (PARTITION BY source, day ORDER BY n DESC, query_key) AS place
+    FROM counted QUALIFY place <= {neighbours}),
+totals AS (SELECT source, day, sum(n) AS n FROM counted GROUP BY source, day)
+SELECT source, day, m.query_key, m.n / (t.n + 5) AS p, m.delay
+FROM most m JOIN totals t USING (source, day)
+"""
+
+
+def transitions(
+    swing: float = 0.0, wanted: str = "SELECT DISTINCT source, day FROM sources"
+) -> str:
+    """SQL of (source, day, query_key, p); ``wanted`` selects sources and days."""
+    steps, total = "steps", "sum(s.closeness) / 6"
+    if swing:
+        steps = f"""(SELECT source, query_key, known, closeness / 6 AS says, delay FROM steps
+            UNION ALL SELECT source, query_key, known, {swing} * vouched, NULL FROM swing)"""
+        total = "round(sum(s.says), 9)"
+    return _TRANSITIONS.format(wanted=wanted, neighbours=NEIGHBOURS, steps=steps, sum=total)
+
+
+_KNOWN_OF = """
 WITH candidates AS (
     SELECT moment, query_key FROM own WHERE back <= {keep}
     UNION SELECT moment, query_key FROM neighbours
@@ -277,9 +364,10 @@ WITH candidates AS (
 -- what the shop knew of each candidate at the start of the day
 days AS (SELECT DISTINCT c.query_key, date_trunc('day', m.as_of) AS day
          FROM candidates c JOIN moments m USING (moment)),
-leafs AS (
+leafs AS (      -- also of what the user searched, whatever the other moments are
     SELECT d.query_key, d.day, mode(g.leaf ORDER BY o.event_id) AS leaf
-    FROM days d JOIN outcomes o ON o.query_key = d.query_key AND o.known < d.day
+    FROM (FROM days UNION SELECT query_key, date_trunc('day', as_of) FROM searches) d
+    JOIN outcomes o ON o.query_key = d.query_key AND o.known < d.day
     JOIN goods g ON g.product_id = o.first_product WHERE g.leaf <> '' GROUP BY ALL),
 asked AS (
     SELECT d.query_key, d.day, sum(h.n) AS n FROM days d JOIN hourly h
@@ -304,18 +392,24 @@ met AS (
 knows AS (      -- whether the user engaged with a product before, and how
     SELECT moment, product_id, bool_or(type = 'purchase') AS bought,
            min(epoch(as_of - ts)) / 86400 AS age
-    FROM engaged WHERE type <> 'view' GROUP BY moment, product_id)
-SELECT c.moment, c.query_key, coalesce(o.query, sp.query) AS query,
+    FROM engaged WHERE type <> 'view' GROUP BY moment, product_id
+    QUALIFY row_number() OVER (PARTITION BY moment ORDER BY age, product_id) <= {known})
+"""
+
+LINES = (
+    _KNOWN_OF
+    + """SELECT c.moment, c.query_key, coalesce(o.query, sp.query) AS query,
        o.times, o.best, o.last, o.age, o.back,
        n.score AS next_score, n.place AS next_place, n.source,
        t.share, t.longer_share, t.place AS trend_place, t.recent,
        h.age AS had_age, l.leaf,
        (coalesce(me.n, 0) + 1.0) / (coalesce(a.n, 0) + 2.0) AS success,
-       n.timing, cy.again, h.age / cy.gap AS due, tc.last AS leaf_last, tc.age AS leaf_age,
+       n.timing, n.source_age, cy.again, cy.gap AS cycle_gap, h.age / cy.gap AS due,
+       tc.last AS leaf_last, tc.age AS leaf_age,
        tc.times AS leaf_times, k.kind, coalesce(w.share, 0) AS wording,
        coalesce(ta.share, 0) AS taste, coalesce(u.share, 0) AS used,
        t.short_share, (coalesce(me.most, 0) + 0.3) / (coalesce(me.n, 0) + 1.0) AS focus,
-       kn.bought AS main_bought, kn.age AS main_age
+       kn.bought AS main_bought, kn.age AS main_age, me.main, k.modifier
 FROM candidates c JOIN moments m USING (moment) JOIN spellings sp USING (query_key)
 LEFT JOIN own o ON o.moment = c.moment AND o.query_key = c.query_key
 LEFT JOIN neighbours n ON n.moment = c.moment AND n.query_key = c.query_key
@@ -333,11 +427,56 @@ LEFT JOIN taste ta ON ta.moment = c.moment AND ta.word = k.modifier
 LEFT JOIN used u ON u.moment = c.moment AND u.word = k.modifier
 ORDER BY c.moment, c.query_key
 """
+)
 
 
-def prepare_shop(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables about the whole shop. Needs a connection with the shop's tables."""
-    connection.execute(SHOP_TABLES.format(level=_LEVEL))
+def prepare_shop(connection: duckdb.DuckDBPyConnection, swing: bool = False) -> None:
+    """Make the tables about the whole shop, for this connection only.
+
+    A shop whose memory is stored has them already (see `store`).
+    """
+    make_shop_tables(connection, "TEMP TABLE", swing)
+
+
+def drop_temporary(connection: duckdb.DuckDBPyConnection) -> None:
+    """Forget what `prepare_shop` made, so that the names mean the stored tables again."""
+    for name in (*SHOP_TABLES, "swing"):
+        connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
+
+
+def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether this connection has the tables that `prepare_shop` makes."""
+    return connection.execute(
+        "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_terms'"
+    ).fetchone() is not None
+
+
+def make_shop_tables(
+    connection: duckdb.DuckDBPyConnection, kind: str, swing: bool = False
+) -> None:
+    """Make `SHOP_TABLES` from the log and the catalog; ``kind`` is TABLE or TEMP TABLE."""
+    for name in DERIVED:
+        connection.execute(f"CREATE OR REPLACE {kind} {name} AS {select(name)}")
+    if swing:
+        connection.execute(f"CREATE OR REPLACE {kind} swing AS {select('swing')}")
+    make_wordings(connection, kind)
+
+
+def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Make the tables of how queries are worded, from ``goods`` and ``spellings``."""
+    connection.execute(
+        f"""CREATE OR REPLACE {kind} query_kinds (
+            query_key VARCHAR, kind VARCHAR, modifier VARCHAR);
+        CREATE OR REPLACE {kind} query_terms (query_key VARCHAR, term VARCHAR)"""
+    )
+    add_wordings(connection, "SELECT query_key, query FROM spellings")
+
+
+def add_wordings(connection: duckdb.DuckDBPyConnection, spellings: str) -> None:
+    """Add how queries are worded, and their terms; ``spellings`` selects key and query."""
+    found = connection.execute(spellings).fetchall()
+    if not found:
+        return
     vocabulary = {}
     for kind, query in (
         ("attribute", "SELECT DISTINCT attributes FROM goods WHERE attributes IS NOT NULL"),
@@ -347,17 +486,11 @@ def prepare_shop(connection: duckdb.DuckDBPyConnection) -> None:
             for text in _values(value) if kind == "attribute" else [value]:
                 vocabulary[tuple(words(text))] = (kind, text.lower())
     vocabulary.pop((), None)
-    spellings = connection.execute("SELECT query_key, query FROM spellings").fetchall()
-    connection.execute(
-        """CREATE OR REPLACE TEMP TABLE query_kinds (
-            query_key VARCHAR, kind VARCHAR, modifier VARCHAR);
-        CREATE OR REPLACE TEMP TABLE query_terms (query_key VARCHAR, term VARCHAR)"""
-    )
     with (
         connection.appender("query_kinds") as kinds,
         connection.appender("query_terms") as terms,
     ):
-        for key, text in spellings:
+        for key, text in found:
             kinds.append_row(key, *query_kind(text, vocabulary))
             for term in dict.fromkeys(words(text)):
                 terms.append_row(key, term)
@@ -383,18 +516,29 @@ def query_kind(
     return best if best else ("plain", None)
 
 
-def prepare_moments(
-    connection: duckdb.DuckDBPyConnection,
-    moments: Iterable[tuple[int, str, datetime]],
-    config: MemoryConfig,
+def name_moments(
+    connection: duckdb.DuckDBPyConnection, moments: Iterable[tuple[int, str, datetime]]
 ) -> None:
-    """Make the tables about some moments: (number, user, as_of)."""
+    """Make the table ``moments``: (number, user, as_of)."""
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE moments (moment INTEGER, user_id VARCHAR, as_of TIMESTAMP)"
     )
     with connection.appender("moments") as appender:
         for row in moments:
             appender.append_row(*row)
+
+
+def prepare_moments(
+    connection: duckdb.DuckDBPyConnection,
+    moments: Iterable[tuple[int, str, datetime]],
+    config: MemoryConfig,
+    known: str = "",
+) -> None:
+    """Make the tables about some moments: (number, user, as_of).
+
+    ``known`` may select the transitions of their days, where they are known already.
+    """
+    name_moments(connection, moments)
     connection.execute(
         MOMENT_TABLES.format(
             level=_LEVEL,
@@ -402,10 +546,10 @@ def prepare_moments(
             click=config.weight_click,
             cart=config.weight_cart,
             purchase=config.weight_purchase,
-            search=config.weight_search,
+            touches=touches(config),
             half_life=config.half_life_days,
             sources=SOURCES,
-            neighbours=NEIGHBOURS,
+            transitions=known or transitions(config.swing),
             keep=CANDIDATES,
             trends=TRENDS,
             trend_hours=round(config.trend_days * 24),
@@ -413,6 +557,31 @@ def prepare_moments(
             trend_long_hours=round(config.trend_long_days * 24),
         )
     )
+
+
+TEXTS = ("query_key", "query", "source", "leaf", "kind", "main", "modifier")  # the others: numbers
+
+
+def lines() -> str:
+    """SQL of the candidate queries of the prepared moments, with what is known of each."""
+    return LINES.format(keep=CANDIDATES, known=KNOWN)
+
+
+def known_of() -> dict[str, str]:
+    """SQL of what a moment's user knows of categories and products, by name.
+
+    A query that only trends brings up is judged by it, whenever it comes.
+    """
+    known = _KNOWN_OF.format(keep=CANDIDATES, known=KNOWN)
+    return {
+        "had": "SELECT moment, leaf, age FROM had ORDER BY moment, leaf",
+        "touched": f"{known} SELECT moment, leaf, last, age, times FROM touched "
+        "ORDER BY moment, leaf",
+        "knows": f"{known} SELECT moment, product_id, bought, age FROM knows "
+        "ORDER BY moment, product_id",
+        "taste": "SELECT moment, word, share FROM taste ORDER BY moment, word",
+        "used": "SELECT moment, word, share FROM used ORDER BY moment, word",
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,57 +608,56 @@ def candidate_rows(connection: duckdb.DuckDBPyConnection, moments: int) -> Candi
         connection: After `prepare_moments`.
         moments: How many moments were prepared, numbered from 0.
     """
-    fetched = connection.execute(LINES.format(keep=CANDIDATES)).fetchnumpy()
+    fetched = connection.execute(lines()).fetchnumpy()
     owner = np.asarray(fetched.pop("moment"))
     columns = {}
     for name, values in fetched.items():
-        if values.dtype == object:
-            text = np.ma.getdata(values).copy()
+        if name in TEXTS:
+            text = np.ma.getdata(values).astype(object)
             text[np.ma.getmaskarray(values)] = None
             columns[name] = text
         else:
-            columns[name] = np.ma.filled(values.astype(np.float64), np.nan)
+            columns[name] = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
     return Candidates(columns, np.searchsorted(owner, np.arange(moments + 1)))
 
 
 def node_rows(connection: duckdb.DuckDBPyConnection, keep: int) -> Sequence[tuple]:
     """The heaviest nodes of each kind: (moment, kind, node, weight, share of the kind)."""
-    return connection.execute(
-        """SELECT moment, kind, node, weight,
-                  weight / sum(weight) OVER (PARTITION BY moment, kind) AS share
-        FROM nodes
-        QUALIFY row_number() OVER (
-            PARTITION BY moment, kind ORDER BY weight DESC, node) <= ?
-        ORDER BY moment, kind, weight DESC, node""",
-        [keep],
-    ).fetchall()
+    return connection.execute(NODES.format(keep=keep)).fetchall()
 
 
-def identity_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
-    """(moment, events, sessions, purchases, days away, median gap between purchases, gaps)."""
-    return connection.execute(
-        "SELECT moment, events, sessions, purchases, away, gap, gaps FROM identity"
-    ).fetchall()
+# How profiles read the prepared tables; the first column is the moment's number.
+NODES = """
+WITH shared AS (
+    SELECT moment, kind, node, weight,
+           weight / sum(weight) OVER (PARTITION BY moment, kind) AS share FROM nodes)
+SELECT moment, kind, node, weight, share FROM shared
+QUALIFY row_number() OVER (PARTITION BY moment, kind ORDER BY round(share, 12) DESC, node) <= {keep}
+ORDER BY moment, kind, round(share, 12) DESC, node"""
+
+IDENTITY = "SELECT moment, events, sessions, purchases, away, gap, gaps FROM identity"
+
+WORDING = "SELECT moment, kind, share FROM wording ORDER BY moment, share DESC, kind"
+
+PRODUCTS = """
+WITH last AS (SELECT moment, arg_max(session_id, (ts, event_id)) AS session_id
+              FROM history GROUP BY moment)
+SELECT e.moment, e.product_id, bool_or(e.type = 'purchase') AS bought,
+       any_value(e.title) AS title, any_value(e.leaf) AS leaf,
+       min(epoch(e.as_of - e.ts)) / 86400 AS age,
+       bool_or(e.session_id = l.session_id) AS in_last, bool_or(e.type <> 'view') AS engaged
+FROM engaged e JOIN last l USING (moment)
+GROUP BY e.moment, e.product_id
+QUALIFY row_number() OVER (
+    PARTITION BY e.moment ORDER BY max(e.ts) DESC, e.product_id) <= 40
+ORDER BY e.moment, age, e.product_id"""
 
 
-def wording_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
-    """(moment, kind of query, share of the user's queries), the most frequent kind first."""
-    return connection.execute(
-        "SELECT moment, kind, share FROM wording ORDER BY moment, share DESC, kind"
-    ).fetchall()
-
-
-def product_rows(connection: duckdb.DuckDBPyConnection) -> Sequence[tuple]:
-    """(moment, product, bought, title, leaf, days ago, in the last session, type), newest first."""
-    return connection.execute(
-        """WITH last AS (SELECT moment, arg_max(session_id, (ts, event_id)) AS session_id
-                         FROM history GROUP BY moment)
-        SELECT e.moment, e.product_id, bool_or(e.type = 'purchase') AS bought,
-               any_value(e.title), any_value(e.leaf), min(epoch(e.as_of - e.ts)) / 86400 AS age,
-               bool_or(e.session_id = l.session_id), bool_or(e.type <> 'view')
-        FROM engaged e JOIN last l USING (moment)
-        GROUP BY e.moment, e.product_id
-        QUALIFY row_number() OVER (
-            PARTITION BY e.moment ORDER BY max(e.ts) DESC, e.product_id) <= 40
-        ORDER BY e.moment, age, e.product_id"""
-    ).fetchall()
+def moment_queries() -> dict[str, str]:
+    """SQL of what a profile is made of beside its candidates, by name: nodes, identity, …"""
+    return {
+        "nodes": NODES.format(keep=8),
+        "identity": IDENTITY,
+        "wording": WORDING,
+        "products": PRODUCTS,
+    }

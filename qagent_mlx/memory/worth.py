@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from ..shop import Shop
-from . import tables
+from . import store, tables
 from .events import successes
 
 AGES = (
@@ -209,7 +209,11 @@ class Worth:
     @classmethod
     def of_shop(cls, shop: Shop) -> Worth:
         """What the shop has learned; the defaults before that."""
-        stored = shop.meta("line_worth", "")
+        return cls.of_text(shop.meta("line_worth", ""))
+
+    @classmethod
+    def of_text(cls, stored: str) -> Worth:
+        """The weights as `learn` keeps them; the defaults for an empty text."""
         values: dict[str, Any] = json.loads(stored) if stored else {}
         if tuple(values.get("features", ())) != FEATURES or "steps" not in values:
             return cls.default()
@@ -256,7 +260,7 @@ def learn(shop: Shop, since: datetime | None) -> Worth:
     place = {key: i for i, key in enumerate(moments)}
     learned: list[Weights] = []
     if moments:
-        tables.prepare_shop(connection)
+        store.ready(connection, shop.config.memory)
         tables.prepare_moments(
             connection,
             ((place[key], s.user_id, s.start) for key, s in moments.items()),

@@ -42,7 +42,8 @@ def of(shop, *moment):
 
 
 def test_brands_are_linked_to_categories_of_the_same_session_only(shop):
-    links = {(e["from"], e["to"]) for e in of(shop, 2026, 2, 1)["edges"]}
+    links = {(e["from"], e["to"]) for e in of(shop, 2026, 2, 1)["edges"]
+             if e["kind"] == "category-brand" and e["relation"] == "session"}  # fmt: skip
     assert links == {
         ("Tent", "Acme"), ("Tent", "Brio"), ("Stove", "Acme"), ("Stove", "Brio"),
         ("Helmet", "Cadence"),
@@ -66,3 +67,22 @@ def test_products_have_their_titles(shop):
     nodes = of(shop, 2026, 2, 1)["nodes"]
     titles = {n["node"]: n["title"] for n in nodes if n["kind"] == "product"}
     assert titles == {"t": "Acme Tent", "s": "Brio Stove", "h": "Cadence Helmet"}
+
+
+def test_an_edge_leads_to_what_the_next_session_touched(shop):
+    edges = of(shop, 2026, 2, 1)["edges"]
+    steps = {(e["from"], e["to"]) for e in edges if e["relation"] == "next" and e["kind"] == "category-category"}
+    assert steps == {("Tent", "Helmet"), ("Stove", "Helmet")}
+
+
+def test_query_terms_and_price_bands_are_linked_to_what_was_engaged(shop):
+    kinds = {e["kind"] for e in of(shop, 2026, 2, 1)["edges"] if e["relation"] == "session"}
+    assert {"category-term", "category-product", "brand-product", "brand-price"} <= kinds
+
+
+def test_both_ends_of_an_edge_are_nodes(shop):
+    found = of(shop, 2026, 2, 1)
+    nodes = {(n["kind"], n["node"]) for n in found["nodes"]}
+    for e in found["edges"]:
+        assert {(e["from_kind"], e["from"]), (e["to_kind"], e["to"])} <= nodes
+        assert e["weight"] > 0

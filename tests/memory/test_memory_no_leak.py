@@ -6,6 +6,7 @@ Each test looks at a shop, adds what comes at the moment or later, and looks aga
 import csv
 import random
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inventory.clicks import ClickLog, read_clicks
 from qagent_mlx.inventory.index import read_catalog
+from qagent_mlx.memory import tables
 from qagent_mlx.memory.profile import Memory, Moment, raw_history, words_cost
 from qagent_mlx.memory.worth import learn
 from qagent_mlx.shop import Shop
@@ -37,9 +39,9 @@ def events(shop, rows):
     assert append_events(shop, rows).rejected == 0
 
 
-def known(shop, as_of):
+def known(shop, as_of, swing=0.0):
     """All that anything may know at a moment."""
-    memory = Memory(shop.connection, shop.config.memory, words_cost)
+    memory = Memory(shop.connection, replace(shop.config.memory, swing=swing), words_cost)
     moments = [Moment(user, as_of) for user in USERS]
     profiles = [
         (p.text, p.references, p.tokens, p.context,
@@ -139,15 +141,38 @@ def test_nothing_at_or_after_a_moment_is_seen(seed, empty, tmp_path):
             products(shop, tmp_path, [*start, *(c for c in changes if c["time"] < as_of)])
             events(shop, order[0])
             if name == "late":
-                found.append(known(shop, as_of))
+                found.append((known(shop, as_of), known(shop, as_of, swing=1.0)))
             products(shop, tmp_path, [c for c in changes if c["time"] >= as_of] or start)
             events(shop, order[1])
-            found.append(known(shop, as_of))
+            found.append((known(shop, as_of), known(shop, as_of, swing=1.0)))
         # The log may also come in the wrong order.
-    before, after, mixed = found
-    for what, value in before.items():
-        assert after[what] == value, what
-        assert mixed[what] == value, what
+    for before, after, mixed in zip(*found, strict=True):
+        for what, value in before.items():
+            assert after[what] == value, what
+            assert mixed[what] == value, what
+
+
+def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_path):
+    shutil.copytree(empty, tmp_path / "shop")
+    with Shop.open(tmp_path / "shop", read_only=False) as shop:
+        products(shop, tmp_path, STOCK)
+        rows = []
+        for user, queries in (
+            ("a", ("thing", "zork")), ("b", ("thing", "zork")),
+            ("c", ("red", "blue", "green")), ("d", ("red", "blue", "green")),
+        ):  # fmt: skip
+            for i, query in enumerate(queries):
+                start = 100 * i - 9000
+                rows += [event(start, user, "search", query), event(start + 1, user, "click", query, "mat")]
+        events(shop, rows)
+        tables.prepare_shop(shop.connection, swing=True)
+        found = dict(
+            shop.connection.execute(
+                "SELECT source || '>' || query_key, sum(vouched) FROM swing GROUP BY 1"
+            ).fetchall()
+        )
+    assert found["q:thing>zork"] > found["q:blue>green"] > 0
+    assert "q:zork>thing" not in found
 
 
 def test_what_comes_just_before_the_moment_is_seen(empty, tmp_path):

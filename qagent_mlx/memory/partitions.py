@@ -1,0 +1,286 @@
+"""Memory of a shop that is too big for one machine: users in partitions, one built by each.
+
+    events/part=K/*.parquet   the log of the users whose hash falls on K, read in place
+    products.parquet, product_history.parquet, manifest.json
+    shared/part=K/            what partition K tells the others: its searches that led to
+                              something, its steps, hourly counts and first spellings
+    memory/part=K.duckdb      the profiles of partition K's users, ready to be served
+
+A user's sessions and steps come from that user's events alone, and counts add up. So each
+partition makes its share (`contribute`), reads what the others made (`build`), and knows of
+the whole shop what one machine would: the union of the partitions is the one big shop.
+`events` in the manifest may be any pattern that DuckDB reads, with ``{part}`` for the number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+
+from ..errors import QAgentError
+from ..files import read_json, replacing, write_json
+from ..shop import MemoryConfig, Shop, from_dict
+from ..types import Profile
+from . import store, tables
+from .profile import SECTIONS, CountTokens, Memory, Moment
+from .worth import Worth
+
+FORMAT = 1
+_SHARED = ("outcomes", "steps", "cycles", "hourly", "spellings")
+
+
+def part_of(user: str, parts: int) -> int:
+    """Which partition a user is in: the same on every machine and with every DuckDB."""
+    return int(hashlib.md5(user.encode()).hexdigest()[:8], 16) % parts
+
+
+def _text(path: Path | str) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
+    """Write a shop's log in partitions, with what else building needs.
+
+    Args:
+        shop: Read only is enough.
+        folder: A new or empty folder.
+        parts: How many partitions.
+
+    Returns:
+        folder, parts, and events (how many in each partition).
+
+    Raises:
+        QAgentError: the folder holds something or cannot be written; there are no parts.
+    """
+    if parts < 1:
+        raise QAgentError("choose at least one partition")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise QAgentError(f"{folder} is not empty; choose a new folder for the partitions")
+    connection = shop.connection
+    counts = []
+    connection.execute("CREATE OR REPLACE TEMP TABLE placed (user_id VARCHAR, part INTEGER)")
+    users = connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
+    with connection.appender("placed") as appender:
+        for (user,) in users:
+            appender.append_row(user, part_of(user, parts))
+    for part in range(parts):
+        with replacing(folder / "events" / f"part={part}" / "events.parquet") as path:
+            connection.execute(
+                f"""COPY (
+                    SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
+                    USING (user_id) ORDER BY user_id, ts, event_id)
+                TO {_text(path)} (FORMAT parquet)"""
+            )
+        counts.append(
+            connection.execute(f"SELECT count(*) FROM {_events(folder, part)}").fetchall()[0][0]
+        )
+    for name in ("products", "product_history"):
+        with replacing(folder / f"{name}.parquet") as path:
+            connection.execute(f"COPY (FROM {name}) TO {_text(path)} (FORMAT parquet)")
+    # The manifest comes last: a folder without it is no set of partitions yet.
+    write_json(
+        folder / "manifest.json",
+        {
+            "format": FORMAT, "parts": parts, "events": "events/part={part}/*.parquet",
+            "config": asdict(shop.config.memory), "line_worth": shop.meta("line_worth", ""),
+        },
+    )  # fmt: skip
+    return {"folder": str(folder), "parts": parts, "events": counts}
+
+
+def _events(folder: Path, part: int, pattern: str = "events/part={part}/*.parquet") -> str:
+    place = pattern.format(part=part)
+    return f"read_parquet({_text(place if '://' in place else folder / place)})"
+
+
+class Partitions:
+    """Builds partitions, and serves those that are built. A context manager.
+
+    Raises:
+        QAgentError: the folder holds no partitions, or those of another version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "manifest.json").exists():
+            raise QAgentError(
+                f"there are no partitions in {folder}; make them with: "
+                f"qagent memory split {folder} --parts N"
+            )
+        manifest = read_json(self.folder / "manifest.json", f"the partitions {folder}")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise QAgentError(f"the partitions {folder} are of another version; split again")
+        self.parts: int = manifest["parts"]
+        self.config: MemoryConfig = from_dict(MemoryConfig, manifest["config"], "manifest")
+        self.worth = Worth.of_text(manifest["line_worth"])
+        self._pattern: str = manifest["events"]
+        self._open: dict[int, duckdb.DuckDBPyConnection] = {}
+        self._memories: dict[int, Memory] = {}
+
+    # ------------------------------------------------------------ building
+
+    def contribute(self, part: int) -> None:
+        """Make what one partition tells the others; needs its own events only."""
+        with duckdb.connect() as connection:
+            self._view(connection, part)
+            self._catalog(connection)
+            for name in _SHARED:
+                connection.execute(f"CREATE TABLE {name} AS {tables.select(name)}")
+                with replacing(self._shared(part, name)) as path:
+                    connection.execute(f"COPY {name} TO {_text(path)} (FORMAT parquet)")
+            ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
+        write_json(self._shared(part, "end", "json"), {"end": end.isoformat() if end else ""})
+
+    def build(self, part: int) -> int:
+        """Store the profiles of one partition's users; every partition has contributed.
+
+        Returns:
+            How many users have a profile.
+
+        Raises:
+            QAgentError: a partition has not contributed yet.
+        """
+        missing = [
+            str(p) for p in range(self.parts) if not self._shared(p, "end", "json").exists()
+        ]
+        if missing:
+            raise QAgentError(
+                f"partition {', '.join(missing)} of {self.folder} has not contributed; "
+                "run qagent memory build on every machine"
+            )
+        ends = [
+            read_json(self._shared(p, "end", "json"), "a partition")["end"]
+            for p in range(self.parts)
+        ]
+        end = max((datetime.fromisoformat(e) for e in ends if e), default=None)
+        target = self._database(part)
+        self.close()
+        with replacing(target) as path:
+            path.unlink()  # DuckDB makes its files itself
+            with duckdb.connect(str(path)) as connection:
+                connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
+                self._view(connection, part)
+                self._catalog(connection)
+                for name in ("outcomes", "steps", "cycles", "hourly"):
+                    connection.execute(f"CREATE TABLE {name} AS FROM {self._all(name)}")
+                connection.execute(
+                    f"""CREATE TABLE spellings AS
+                    SELECT query_key, arg_min(query, first) AS query, min(first) AS first
+                    FROM {self._all("spellings")} GROUP BY query_key"""
+                )
+                if self.config.swing:
+                    connection.execute(f"CREATE TABLE swing AS {tables.select('swing')}")
+                tables.make_wordings(connection, "TABLE")
+                return store.build_profiles(connection, self.config, end)
+
+    def _shared(self, part: int, name: str, suffix: str = "parquet") -> Path:
+        return self.folder / "shared" / f"part={part}" / f"{name}.{suffix}"
+
+    def _all(self, name: str) -> str:
+        # In order of the partitions, without a column for them.
+        paths = ", ".join(_text(self._shared(p, name)) for p in range(self.parts))
+        return f"read_parquet([{paths}], hive_partitioning = false)"
+
+    def _database(self, part: int) -> Path:
+        return self.folder / "memory" / f"part={part}.duckdb"
+
+    def _view(self, connection: duckdb.DuckDBPyConnection, part: int) -> None:
+        """``events`` and the catalog, read in place."""
+        connection.execute(
+            f"""CREATE OR REPLACE TEMP VIEW events AS
+            SELECT event_id, user_id, ts, type, query, query_key, product_id, session_id, search_id
+            FROM {_events(self.folder, part, self._pattern)};
+            CREATE OR REPLACE TEMP VIEW products AS
+            FROM read_parquet({_text(self.folder / "products.parquet")});
+            CREATE OR REPLACE TEMP VIEW product_history AS
+            FROM read_parquet({_text(self.folder / "product_history.parquet")})"""
+        )
+
+    def _catalog(self, connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(f"CREATE TABLE goods AS {tables.select('goods')}")
+
+    # ------------------------------------------------------------ serving
+
+    def memory(self, part: int, count: CountTokens) -> Memory:
+        """The memory of one partition's users.
+
+        Raises:
+            QAgentError: it has not been built.
+        """
+        if part not in self._memories:
+            path = self._database(part)
+            if not path.exists():
+                raise QAgentError(
+                    f"partition {part} of {self.folder} is not built; run: "
+                    f"qagent memory build {self.folder}"
+                )
+            connection = duckdb.connect(str(path), read_only=True)
+            self._view(connection, part)
+            self._open[part] = connection
+            self._memories[part] = Memory(connection, self.config, count, self.worth)
+        return self._memories[part]
+
+    def profiles(
+        self,
+        moments: Sequence[Moment],
+        count: CountTokens,
+        sections: Sequence[str] = SECTIONS,
+        budget: int | None = None,
+    ) -> list[Profile]:
+        """As `Memory.profiles`, each user's from the partition that has the user."""
+        made: dict[int, Profile] = {}
+        for part in range(self.parts):
+            mine = [i for i, m in enumerate(moments) if part_of(m.user_id, self.parts) == part]
+            if mine:
+                memory = self.memory(part, count)
+                found = memory.profiles([moments[i] for i in mine], sections, budget)
+                made.update(zip(mine, found, strict=True))
+        return [made[i] for i in range(len(moments))]
+
+    def close(self) -> None:
+        """Let go of the databases."""
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+        self._memories.clear()
+
+    def __enter__(self) -> Partitions:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def build_all(folder: Path) -> dict[str, Any]:
+    """Build every partition: alone, or as one rank of ``mlx.launch``, which builds its share.
+
+    Returns:
+        rank, size, parts (those built here), users (with a profile here).
+    """
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    rank, size = group.rank(), group.size()
+    users = 0
+    with Partitions(folder) as partitions:
+        mine = range(rank, partitions.parts, size)
+        for part in mine:
+            partitions.contribute(part)
+        # Nobody reads before all have written.
+        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
+        for part in mine:
+            users += partitions.build(part)
+        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
+    return {"rank": rank, "size": size, "parts": list(mine), "users": users}

@@ -1,0 +1,41 @@
+import shutil
+
+
+def test_a_user_comes_first_and_commands_are_words(cli, built):
+    assert cli.json("memory", "ann", "--shop", built) == cli.json("memory", "show", "ann", "--shop", built)
+    assert cli.json("memory", "--shop", built, "ann")["user"] == "ann"
+    assert "export" in cli.run("memory", "--help").stdout
+
+
+def test_a_user_may_be_called_like_a_command(cli, built):
+    assert cli.json("memory", "show", "forget", "--shop", built)["user"] == "forget"
+
+
+def test_the_graph_can_be_written_as_a_page(cli, built, tmp_path):
+    page = tmp_path / "ann.html"
+    result = cli.run("memory", "ann", "--html", page, "--shop", built)
+    assert "wrote" in result.stderr
+    assert "ann" in page.read_text()
+    assert cli.json("memory", "ann", "--html", page, "--as-of", "2026-01-05", "--shop", built)["events"] == 8
+
+
+def test_export_and_forget(cli, built, tmp_path):
+    path = tmp_path / "own"
+    shutil.copytree(built, path)
+    assert len(cli.json("memory", "export", "ann", "--shop", path)["events"]) == 40
+    report = cli.json("memory", "forget", "ann", "--shop", path)
+    assert (report["user"], report["events"], report["policies"]) == ("ann", 40, [])
+    assert cli.json("memory", "ann", "--shop", path)["events"] == 0
+    assert cli.json("memory", "export", "ann", "--shop", path)["events"] == []
+    assert "nothing is held of ann" in cli.error("memory", "forget", "ann", "--shop", path)
+    assert "40 events" in cli.run("memory", "forget", "bob", "--shop", path).stdout
+
+
+def test_partitions_are_written_and_built(cli, built, tmp_path):
+    assert sum(cli.json("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)["events"]) == 80
+    assert cli.json("memory", "build", tmp_path / "big")["users"] == 2
+    assert "is not empty" in cli.error("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)
+
+
+def test_two_users_are_wrong_usage(cli, built):
+    cli.run("memory", "ann", "bob", "--shop", built, code=2)

@@ -1,0 +1,24 @@
+import json
+import re
+
+from qagent_mlx.inspection import inspect_memory
+from qagent_mlx.memory.page import page, write_page
+
+
+def test_the_page_holds_the_view_and_asks_no_network(tiny_shop, tmp_path):
+    view = inspect_memory(tiny_shop, "u01")
+    write_page(view, tmp_path / "u01.html")
+    text = (tmp_path / "u01.html").read_text(encoding="utf-8")
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
+    assert json.loads(data) == json.loads(json.dumps(view))
+    assert re.findall(r"(?:src|href|url)\s*[=(]", text.replace("url(#tip)", "")) == []
+    assert [u for u in re.findall(r"https?://[^\"'\s]+", text) if "www.w3.org" not in u] == []
+    assert "default-src 'none'" in text
+
+
+def test_text_from_data_closes_no_tag():
+    view = {"user": "</script><img onerror=alert(1)>", "as_of": "2026-01-01T00:00", "events": 0,
+            "tokens": 1, "raw_tokens": 1, "text": "<!-- <script>", "graph": {"nodes": [], "edges": []}}  # fmt: skip
+    assert page(view).count("<script") == page({**view, "user": "", "text": ""}).count("<script")
+    assert "onerror" in page(view)
+    assert "</script><img" not in page(view)

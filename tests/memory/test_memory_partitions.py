@@ -1,0 +1,61 @@
+from datetime import timedelta
+
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.memory import store
+from qagent_mlx.memory.partitions import Partitions, build_all, part_of, split
+from qagent_mlx.memory.profile import Memory, Moment, words_cost
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts") / "big"
+    report = split(tiny_shop, folder, 2)
+    assert sum(report["events"]) == tiny_shop.counts()["events"]
+    assert min(report["events"]) > 0
+    built = build_all(folder)
+    assert (built["parts"], built["users"]) == ([0, 1], tiny_shop.counts()["users"])
+    return folder
+
+
+def test_the_union_of_two_partitions_is_the_one_shop(folder, tiny_shop):
+    connection = tiny_shop.connection
+    users = [u for (u,) in connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
+    end = connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+    memory = Memory(connection, tiny_shop.config.memory, words_cost)
+    with Partitions(folder) as partitions:
+        # Now, later, another day, and in the past.
+        for as_of in (end + timedelta(seconds=1), end + timedelta(hours=30), end - timedelta(days=9)):
+            moments = [Moment(user, as_of) for user in [*users, "nobody"]]
+            assert partitions.profiles(moments, words_cost) == memory.profiles(moments)
+
+
+def test_a_partition_holds_its_own_users_only_and_serves_them_from_store(folder, monkeypatch):
+    with Partitions(folder) as partitions:
+        held = []
+        for part in range(2):
+            memory = partitions.memory(part, words_cost)
+            assert store.is_current(memory.connection, memory.config)
+            rows = memory.connection.execute("SELECT user_id FROM profiles").fetchall()
+            assert {part_of(u, 2) for (u,) in rows} == {part}
+            held += [u for (u,) in rows]
+        assert len(held) == len(set(held))
+
+
+def test_building_waits_for_what_every_partition_tells(tiny_shop, tmp_path):
+    split(tiny_shop, tmp_path / "big", 2)
+    with Partitions(tmp_path / "big") as partitions:
+        partitions.contribute(0)
+        with pytest.raises(QAgentError, match="partition 1 .* has not contributed"):
+            partitions.build(0)
+        with pytest.raises(QAgentError, match="partition 0 .* is not built"):
+            partitions.memory(0, words_cost)
+
+
+def test_a_folder_without_partitions_is_an_error(tmp_path, tiny_shop):
+    with pytest.raises(QAgentError, match="there are no partitions"):
+        Partitions(tmp_path)
+    (tmp_path / "something").touch()
+    with pytest.raises(QAgentError, match="is not empty"):
+        split(tiny_shop, tmp_path, 2)

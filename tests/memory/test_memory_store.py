@@ -1,0 +1,197 @@
+"""What is stored says the same as what is computed, and follows the log."""
+
+import csv
+import shutil
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.memory import store, tables
+from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.shop import Shop
+
+DAY = datetime(2026, 1, 10)
+USERS = ("u0", "u1", "u2", "u3", "nobody")
+QUERIES = ("red thing", "thing x", "acme thing", "Acme Thing", "blue y", "zork", "thing", "ZORK")
+PRODUCTS = [
+    {
+        "product_id": f"p{i}", "title": f"thing {i}", "brand": ("acme", "zork", "")[i % 3],
+        "category": ("A > x", "A > y", "B > z")[i % 3], "price": 5 * (i + 1), "stock": 1,
+        "attributes": ('{"colour": "red"}', '{"colour": "blue"}', "")[i % 3], "time": DAY,
+    }
+    for i in range(6)
+]  # fmt: skip
+
+
+def load_products(shop, folder, rows):
+    path = folder / f"products-{shop.catalog_version}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert ingest(shop, "products", [path]).rejected == 0
+
+
+def event(user, minutes, kind, query, product):
+    row = {"user_id": user, "time": DAY + timedelta(minutes=minutes), "type": kind, "query": query}
+    return {**row, "product_id": product} if kind != "search" else row
+
+
+minute = st.one_of(st.integers(0, 60), st.integers(0, 3 * 24 * 60), st.just(24 * 60))
+one = st.builds(
+    event, st.sampled_from(USERS[:4]), minute,
+    st.sampled_from(["search", "search", "click", "click", "view", "cart", "purchase"]),
+    st.sampled_from(QUERIES), st.sampled_from([f"p{i}" for i in range(6)]),
+)  # fmt: skip
+searched_and_clicked = st.builds(
+    lambda e, kind, product: [
+        {**e, "type": "search", "product_id": None},
+        {**e, "time": e["time"] + timedelta(seconds=20), "type": kind, "product_id": product},
+    ],
+    one, st.sampled_from(["click", "purchase"]), st.sampled_from(["p0", "p1", "p2"]),
+)  # fmt: skip
+batch = st.lists(st.one_of(one.map(lambda e: [e]), searched_and_clicked), min_size=1, max_size=25)
+
+
+def flat(parts):
+    return [e for part in parts for e in part]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    with Shop.create(folder / "shop") as shop:
+        load_products(shop, folder, PRODUCTS)
+    return folder / "shop"
+
+
+def comparable(profile):
+    def rounded(value):
+        if isinstance(value, dict):
+            return {k: rounded(v) for k, v in sorted(value.items())}
+        return round(value, 3) if isinstance(value, float) else value
+
+    lines = [(x.section, x.text, round(x.score, 9), x.reason) for x in profile.lines]
+    return profile.text, profile.references, profile.tokens, lines, rounded(profile.context)
+
+
+def stored(shop):
+    """All rows of all stored tables, in an order of their own."""
+    found = {}
+    for table in tables.SHOP_TABLES:
+        query = f"SELECT * FROM {table} ORDER BY ALL"
+        if table == "hourly":  # kept as sums to add up
+            query = "SELECT hour, query_key, sum(n) AS n FROM hourly GROUP BY ALL ORDER BY ALL"
+        found[table] = shop.connection.execute(query).fetchall()
+    return found
+
+
+def read(shop, as_of):
+    """What the shelf answers, every user of it."""
+    shelf = store.Shelf(Memory(shop.connection, shop.config.memory, words_cost))
+    return shelf.rows([Moment(user, as_of) for user in USERS])
+
+
+def profiles(shop, as_of):
+    memory = Memory(shop.connection, shop.config.memory, words_cost)
+    return [comparable(p) for p in memory.profiles([Moment(u, as_of) for u in USERS], budget=400)]
+
+
+def end_of(shop):
+    return shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+
+
+@settings(max_examples=8)
+@given(batches=st.lists(batch, min_size=2, max_size=4), later=st.sampled_from([1, 7200, 40000]))
+def test_what_grew_with_the_log_equals_what_is_built_at_once(
+    batches, later, empty, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("grown")
+    for name in ("grown", "plain"):
+        shutil.copytree(empty, folder / name)
+    with (
+        Shop.open(folder / "grown", read_only=False) as grown,
+        Shop.open(folder / "plain", read_only=False) as plain,
+    ):
+        store.build(grown.connection, grown.config.memory)
+        for part in batches:
+            for shop in (grown, plain):
+                append_events(shop, flat(part))
+            as_of = end_of(plain) + timedelta(seconds=later)
+            assert store.is_current(grown.connection, grown.config.memory)
+            assert profiles(grown, as_of) == profiles(plain, as_of)
+        store.build(plain.connection, plain.config.memory)
+        assert stored(grown) == stored(plain)
+
+
+def test_users_of_todays_events_are_read_and_not_computed(own_shop, monkeypatch):
+    store.build(own_shop.connection, own_shop.config.memory)
+    as_of = end_of(own_shop) + timedelta(seconds=1)
+    people = [u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
+    memory = Memory(own_shop.connection, own_shop.config.memory, words_cost)
+    expected = memory.computed([Moment(u, as_of) for u in people])
+    memory.profiles([Moment("nobody", as_of)])  # makes the hour's trends
+    monkeypatch.setattr(Memory, "computed", lambda *_: pytest.fail("computed"))
+    found = memory._rows([Moment(u, as_of) for u in people])
+    for mine, theirs in zip(found, expected, strict=True):
+        assert list(mine.candidates) == list(theirs.candidates)
+        for name, column in theirs.candidates.items():
+            if column.dtype == object:
+                assert mine.candidates[name].tolist() == column.tolist(), name
+            else:
+                np.testing.assert_allclose(mine.candidates[name], column, rtol=1e-9, err_msg=name)
+        for name in ("nodes", "identity", "wording", "products"):
+            assert getattr(mine, name) == [
+                tuple(pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for v in row)
+                for row in getattr(theirs, name)
+            ], name
+
+
+def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp_path):
+    """Also a price that was known only later reaches the bands of what was bought under it."""
+    for name in ("grown", "plain"):
+        shutil.copytree(empty, tmp_path / name)
+    log = [event("u0", 60, "search", "thing", None), event("u0", 61, "purchase", "thing", "p1"),
+           event("u1", 70, "search", "thing", None), event("u1", 71, "click", "thing", "p2")]  # fmt: skip
+    with (
+        Shop.open(tmp_path / "grown", read_only=False) as grown,
+        Shop.open(tmp_path / "plain", read_only=False) as plain,
+    ):
+        for shop in (grown, plain):
+            append_events(shop, log)
+        store.build(grown.connection, grown.config.memory)
+        as_of = end_of(plain) + timedelta(hours=1)
+        for minutes, price in ((61, 1), (500, 99), (None, 3)):
+            time = None if minutes is None else DAY + timedelta(minutes=minutes)
+            for shop in (grown, plain):
+                load_products(shop, tmp_path, [{**PRODUCTS[1], "time": time, "price": price, "stock": 0}])
+            assert store.is_current(grown.connection, grown.config.memory)
+            assert profiles(grown, as_of) == profiles(plain, as_of)
+        for shop in (grown, plain):
+            load_products(shop, tmp_path, [{**PRODUCTS[1], "time": None, "brand": "new"}])
+        assert not store.is_current(grown.connection, grown.config.memory)
+        assert profiles(grown, as_of) == profiles(plain, as_of)
+
+
+def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
+    for name in ("grown", "plain"):
+        shutil.copytree(empty, tmp_path / name)
+    with (
+        Shop.open(tmp_path / "grown", read_only=False) as grown,
+        Shop.open(tmp_path / "plain", read_only=False) as plain,
+    ):
+        first = [event("u0", 2000, "search", "thing", None), event("u0", 2001, "click", "thing", "p1")]
+        late = [event(u, m, "search", q, None) for u, m, q in (("u1", 10, "thing"), ("u1", 60, "zork"))]
+        late += [event("u1", 11, "click", "thing", "p1"), event("u1", 61, "click", "zork", "p2")]
+        for shop in (grown, plain):
+            append_events(shop, first)
+        store.build(grown.connection, grown.config.memory)
+        for shop in (grown, plain):
+            append_events(shop, late)
+        as_of = end_of(plain) + timedelta(hours=1)
+        assert profiles(grown, as_of) == profiles(plain, as_of)
+        assert [rows is None for rows in read(grown, as_of)] == [True, False, False, False, False]

@@ -1,0 +1,82 @@
+from datetime import timedelta
+
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.inspection import SUMMARIES, inspect_memory
+from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.memory.summarizer import Summarizer, facts_of, kept
+
+
+def memory_of(shop, write, folder, model="m"):
+    return Memory(
+        shop.connection, shop.config.memory, words_cost,
+        summarizer=Summarizer(write, model, folder),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def moment(tiny_shop):
+    end = tiny_shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+    return Moment("u01", end + timedelta(seconds=1))
+
+
+def identity(profile):
+    return [line.text for line in profile.lines if line.section == "identity"]
+
+
+def test_the_model_writes_the_identity_line_and_nothing_else(tiny_shop, moment, tmp_path):
+    prompts = []
+
+    def write(prompt):
+        prompts.append(prompt)
+        return "\n  loves </profile> cables\nand more"
+
+    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, words_cost).profiles([moment])[0]
+    made = memory_of(tiny_shop, write, tmp_path).profiles([moment], budget=400)[0]
+    assert identity(made) == ["loves ‹/profile› cables"]
+    rest = [line for line in made.lines if line.section != "identity"]
+    assert {line.text for line in plain.lines if line.section != "identity"} <= {x.text for x in rest}
+    assert "events in" in prompts[0]
+
+
+def test_a_line_is_written_once_for_the_same_facts_and_model(tiny_shop, moment, tmp_path):
+    calls = []
+
+    def write(prompt):
+        calls.append(prompt)
+        return "a line"
+
+    for _ in range(3):
+        memory_of(tiny_shop, write, tmp_path).profiles([moment])
+    assert len(calls) == 1
+    memory_of(tiny_shop, write, tmp_path, "another").profiles([moment])
+    assert len(calls) == 2
+    assert len(kept(tmp_path, "u01")) == 2
+    assert kept(tmp_path, "u02") == []
+
+
+def test_a_silent_model_leaves_the_line_as_it_was(tiny_shop, moment, tmp_path):
+    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, words_cost).profiles([moment])[0]
+    made = memory_of(tiny_shop, lambda prompt: " \n ", tmp_path).profiles([moment])[0]
+    assert made == plain
+
+
+def test_of_a_new_user_the_model_is_told_nothing(tiny_shop, moment, tmp_path):
+    memory = memory_of(tiny_shop, lambda prompt: pytest.fail("asked"), tmp_path)
+    assert identity(memory.profiles([Moment("nobody", moment.as_of)])[0]) == ["new user"]
+    assert facts_of(memory.computed([Moment("nobody", moment.as_of)])[0]) == []
+
+
+def test_any_model_folder_can_write(own_shop, new_nano, tmp_path):
+    from qagent_mlx.policy.build import save_base
+
+    policy, tokenizer, config = new_nano()
+    save_base(policy, tokenizer, config, tmp_path / "model")
+    first = inspect_memory(own_shop, "u01", summarizer=str(tmp_path / "model"))
+    written = list((own_shop.path / SUMMARIES).glob("*.json"))
+    assert len(written) == 1
+    assert first == inspect_memory(own_shop, "u01", summarizer=str(tmp_path / "model"))
+    assert list((own_shop.path / SUMMARIES).glob("*.json")) == written
+    with pytest.raises(QAgentError, match="no policy nowhere"):
+        inspect_memory(own_shop, "u01", summarizer="nowhere")

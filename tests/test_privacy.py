@@ -1,0 +1,126 @@
+import json
+from datetime import timedelta
+
+import duckdb
+import pytest
+
+from qagent_mlx.agent.recommend import after_log
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.files import write_json
+from qagent_mlx.ingest import append_events
+from qagent_mlx.inspection import inspect_memory
+from qagent_mlx.memory import store, tables
+from qagent_mlx.privacy import export, forget
+from qagent_mlx.shop import Shop
+from qagent_mlx.train.runs import Run
+
+WHO = "Zaphod-Beeblebrox-42"
+
+
+@pytest.fixture
+def shop(own_shop):
+    """The small shop with one more user, a rejected row of theirs, a run and two policies."""
+    store.build(own_shop.connection, own_shop.config.memory)
+    start = after_log(own_shop) - timedelta(days=1)
+    rows = [
+        {"user_id": WHO, "time": start + timedelta(minutes=i), "type": kind, "query": "usb cable",
+         "product_id": "p001" if kind == "click" else None}
+        for i, kind in enumerate(["search", "click"] * 3)
+    ]  # fmt: skip
+    append_events(own_shop, [*rows, {"user_id": WHO, "time": start, "type": "dance"}])
+    for name, user in (("saw", WHO), ("other", "u01")):
+        run = Run.create(own_shop, name, {"kind": "grpo"})
+        with duckdb.connect() as connection:
+            connection.execute(
+                f"""COPY (SELECT 1 AS case_id, '{user}' AS user_id, 'train' AS split
+                UNION ALL SELECT 2, 'u02', 'train' UNION ALL SELECT 3, '{user}', 'test')
+                TO '{run.folder}/cases.parquet' (FORMAT parquet)"""
+            )
+        run.append("rollouts", [{"step": 1, "user": user}, {"step": 1, "user": "u02"}])
+        info = {"name": name, "base": "", "trained": [{"stage": "grpo", "run": name}]}
+        write_json(own_shop.path / "policies" / name / "policy.json", info)
+    child = {"name": "child", "base": "saw", "trained": []}
+    write_json(own_shop.path / "policies" / "child" / "policy.json", child)
+    return own_shop
+
+
+def test_an_export_holds_all_that_is_known(shop):
+    held = export(shop, WHO)
+    json.dumps(held, default=str)
+    assert len(held["events"]) == 6
+    assert len(held["rejects"]) == 1
+    assert held["memory"]["events"] == 6
+    assert held["stored"]["user_id"] == WHO
+    assert [c["case_id"] for c in held["cases"]["saw"]] == [1, 3]
+    assert len(held["rollouts"]["saw"]) == 1
+    assert "other" not in held["cases"]
+
+
+def test_forgetting_names_the_policies_that_saw_the_user(shop):
+    policies = forget(shop, WHO)["policies"]
+    assert [(p["policy"], p["cases"], p["certain"], p["through"]) for p in policies] == [
+        ("saw", 1, True, ""), ("child", 1, True, "saw"),
+    ]  # fmt: skip
+
+
+def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
+    path = shop.path
+    holding = [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()]
+    shop.connection.execute("CHECKPOINT")
+    assert holding
+    report = forget(shop, WHO)
+    assert (report["events"], report["rejects"]) == (6, 1)
+    assert (report["cases"], report["rollouts"]) == ({"saw": 2}, {"saw": 1})
+    shop.close()
+    assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
+
+
+def test_the_shop_is_as_if_the_user_had_never_come(shop):
+    append_events(shop, [{"user_id": "last", "time": after_log(shop), "type": "search", "query": "x"}])
+    forget(shop, WHO)
+    kept = {
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in tables.SHOP_TABLES
+    }
+    users = {u for (u,) in shop.connection.execute("SELECT user_id FROM profiles").fetchall()}
+    assert WHO not in users
+    assert len(users) == shop.counts()["users"]
+    views = [inspect_memory(shop, user) for user in ("u01", WHO)]
+    store.build(shop.connection, shop.config.memory)
+    again = {
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in tables.SHOP_TABLES
+    }
+    assert kept == again
+    assert views == [inspect_memory(shop, user) for user in ("u01", WHO)]
+    assert views[1]["events"] == 0
+
+
+def test_the_shop_can_be_used_and_written_after_forgetting(shop):
+    forget(shop, WHO)
+    report = append_events(
+        shop, [{"user_id": WHO, "time": after_log(shop), "type": "search", "query": "desk lamp"}]
+    )
+    assert report.accepted == 1
+    assert inspect_memory(shop, WHO)["events"] == 1
+    ids = shop.connection.execute("SELECT count(*), count(DISTINCT event_id) FROM events").fetchone()
+    assert ids[0] == ids[1]
+
+
+def test_other_users_keep_their_cases_and_chains(shop):
+    forget(shop, WHO)
+    assert len(list(Run.open(shop, "saw").rows("rollouts"))) == 1
+    assert export(shop, "u02")["cases"].keys() == {"saw", "other"}
+
+
+def test_a_user_of_whom_nothing_is_held_is_an_error(shop):
+    with pytest.raises(QAgentError, match="nothing is held of nobody"):
+        forget(shop, "nobody")
+
+
+def test_a_shop_whose_memory_is_not_stored_forgets_too(shop):
+    store.discard(shop.connection)
+    forget(shop, WHO)
+    path = shop.path
+    shop.close()
+    assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
+    with Shop.open(path) as again:
+        assert inspect_memory(again, "u01")["events"] > 0
