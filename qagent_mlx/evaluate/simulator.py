@@ -85,6 +85,16 @@ class Phrase:
     option: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Products as columns: brand, specification in [0, 1], and style as a place in the names."""
+
+    brands: np.ndarray
+    spec: np.ndarray
+    styles: np.ndarray
+    style_names: list[str]  # in the order in which the products first have them
+
+
 class Engine:
     """The simulated shop's search: BM25 over titles and categories, then quality.
 
@@ -245,6 +255,23 @@ class World:
         return made
 
     @cached_property
+    def facts(self) -> Facts:
+        """What of each product decides whether it is to somebody's taste."""
+        names: dict[str, int] = {}
+        styles = [
+            names.setdefault(self.types[p.type_index].styles[p.style], len(names))
+            for p in self.products
+        ]
+        return Facts(
+            np.array([p.brand_index for p in self.products]),
+            np.array(
+                [p.spec / max(len(self.types[p.type_index].specs) - 1, 1) for p in self.products]
+            ),
+            np.array(styles),
+            list(names),
+        )
+
+    @cached_property
     def attributes(self) -> list[dict[str, str]]:
         """What the catalog says of each product beside title, brand and category."""
         return [
@@ -335,7 +362,8 @@ class Shopper:
         self.needs: list[Need] = []
         self.owned: set[int] = set()
 
-    def _style(self, name: str) -> float:
+    def style(self, name: str) -> float:
+        """How much the shopper likes a style, in [0, 1]."""
         if name not in self.style_taste:
             # The first styles of each type sell best; beyond that it is a person's own taste.
             self.style_taste[name] = float(self.rng.beta(0.6, 0.6))
@@ -343,13 +371,11 @@ class Shopper:
 
     def _taste(self) -> np.ndarray:
         """How much each product is to this shopper's taste, price and stock aside: [0, 1]."""
-        made = np.zeros(len(self.world.products))
-        for i, p in enumerate(self.world.products):
-            kind = self.world.types[p.type_index]
-            brand = self.loyalty * self.brand_taste[p.brand_index] + (1 - self.loyalty) * 0.6
-            lean = 1 - abs(p.spec / max(len(kind.specs) - 1, 1) - self.spec_lean)
-            style = 0.6 + 0.4 * self._style(kind.styles[p.style])
-            made[i] = brand * (0.6 + 0.4 * lean) * style
+        facts = self.world.facts
+        brand = self.loyalty * self.brand_taste[facts.brands] + (1 - self.loyalty) * 0.6
+        lean = 1 - np.abs(facts.spec - self.spec_lean)
+        style = 0.6 + 0.4 * np.array([self.style(name) for name in facts.style_names])
+        made: np.ndarray = brand * (0.6 + 0.4 * lean) * style[facts.styles]
         return made
 
     def suits(self, i: int, day: float) -> float:
@@ -383,7 +409,7 @@ class Shopper:
                 at = phrase.option / max(len(world.types[t].specs) - 1, 1)
                 weight *= np.exp(-4 * abs(at - self.spec_lean))
             else:
-                weight *= 0.1 + self._style(world.types[t].styles[phrase.option]) ** 2
+                weight *= 0.1 + self.style(world.types[t].styles[phrase.option]) ** 2
             if phrase in tried:
                 weight = 0.0
             elif any(phrase.kind == p.kind for p in tried) and phrase.kind != "brand":
