@@ -71,7 +71,7 @@ def evaluate(
         with waiting("reading cases"):
             environment, systems = lineup(
                 shop, policies, ablations=ablations, with_baselines=baselines, split=config,
-                group=group, seed=seed,
+                only=split, group=group, seed=seed,
             )  # fmt: skip
     report = measure(
         environment, systems, split, 5, limit, seed=seed, on_progress=Progress(), compare=pairs

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "recommend": ("recommend", "Recommend queries to users."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
+    "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
     "runs": ("runs", "Look into training runs."),
     "doctor": ("doctor", "Check the environment and its speed."),
 }
