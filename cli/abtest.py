@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from .common import MOMENT, PLAIN, emit, json_option, note, opened, out, plain_table, shop_option, shown
+from .common import (
+    MOMENT,
+    PLAIN,
+    emit,
+    json_option,
+    note,
+    opened,
+    out,
+    plain_table,
+    shop_option,
+    shown,
+)
 
 NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue": "revenue a row"}
 
@@ -21,6 +32,10 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
     "--visits", default=3, show_default=True, type=click.IntRange(1), help="Of one at most."
 )
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 20), help="Queries a row.")
+@click.option(
+    "--draws", default=10, show_default=True, type=click.IntRange(1, 1000),
+    help="How often each visit is lived through, each time with other luck.",
+)  # fmt: skip
 @click.option(
     "--detect", default=0.03, show_default=True, type=click.FloatRange(0, 10, min_open=True),
     help="The lift that the sample sizes are for.",
@@ -38,7 +53,7 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
 @shop_option
 @json_option
 def abtest(
-    *, control: str, treatment: str, users: int, visits: int, k: int, detect: float,
+    *, control: str, treatment: str, users: int, visits: int, k: int, draws: int, detect: float,
     test_from: datetime | None, group: int, seed: int, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Ask fresh simulated shoppers: do they tap B's queries more than A's, and buy more?
@@ -51,7 +66,9 @@ def abtest(
     from qagent_mlx.evaluate.abtest import AbConfig
     from qagent_mlx.evaluate.abtest import abtest as run
 
-    config = AbConfig(users=users, visits=visits, k=k, seed=seed, detect=detect)
+    config = AbConfig(
+        users=users, visits=visits, k=k, draws=draws, seed=seed, detect=detect
+    )
     with opened(shop_path) as shop:
         currency = shop.config.currency
         report = run(
@@ -72,7 +89,7 @@ def _draw(report: dict[str, Any], currency: str) -> None:
             f"at {report['same']:.0%} of them both lead to the same"
         )
     )
-    needed = f"needed for {detect:+.0%}"
+    needed = f"needed, {detect:+.0%}"
     table = plain_table(
         "", "control", "treatment", "lift [95%]", "p", needed,
         numbers=("control", "treatment", "lift [95%]", "p", needed),

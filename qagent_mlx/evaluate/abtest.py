@@ -56,6 +56,7 @@ class AbConfig:
     users: int = 500
     visits: int = 3  # of one shopper at most, the first ones of the test's time
     k: int = 5
+    draws: int = 10  # how often each visit is lived through, each time with other luck
     seed: int = 0
     detect: float = 0.03  # the lift that the sample sizes are for
 
@@ -120,9 +121,10 @@ def fresh_shoppers(world: World, config: AbConfig, since: datetime) -> Populatio
                 f"after {since:%Y-%m-%d %H:%M}; let the test begin earlier with --test-from"
             )
         mine: list[dict[str, Any]] = []
-        asked = 0
+        asked = before = 0
         for day, events in shopper.visits():
-            if day >= first and mine:
+            # Now and then a visit begins before the last one has ended: nobody is asked then.
+            if day >= first and mine and moment(day) > max(e["time"] for e in mine):
                 visits.append(Visit.of(shopper, day, (*seed, asked)))
                 cases.append(
                     Case(
@@ -130,12 +132,11 @@ def fresh_shoppers(world: World, config: AbConfig, since: datetime) -> Populatio
                         query_key="", products=(), history=len(mine), split="test",
                     )  # fmt: skip
                 )
-                asked += 1
+                asked, before = asked + 1, len(mine)
                 if asked == config.visits:
                     break
             mine += list(events)
-        if asked:
-            log += mine
+        log += mine[:before]
     return Population(sorted(log, key=lambda e: (e["time"], e["user_id"])), visits, cases)
 
 
@@ -182,20 +183,20 @@ def abtest(
     say(f"simulating {config.users:,} fresh shoppers")
     people = fresh_shoppers(world, config, since)
     shop.connection.execute("SELECT 1")  # a shop that somebody writes to is not copied
-    with tempfile.TemporaryDirectory(prefix="qagent-ab-") as folder:
-        with _copy(shop, Path(folder) / "shop") as own:
-            if append_events(own, people.log).rejected:
-                raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
-            answers = _answers(
-                own, shop, world, people, (control, treatment), config, group, say
-            )
+    with (
+        tempfile.TemporaryDirectory(prefix="qagent-ab-") as folder,
+        _copy(shop, Path(folder) / "shop") as own,
+    ):
+        if append_events(own, people.log).rejected:
+            raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
+        answers = _answers(own, shop, world, people, (control, treatment), config, group, say)
     report = measured(people.cases, answers, config)
-    shown = [[a.query for a in arm] for arm in answers]
+    flat = [[a for visit in arm for a in visit] for arm in answers]
     return {
         "arms": {"control": control, "treatment": treatment},
         **report,
-        "same": float(np.mean([a == b for a, b in zip(*answers, strict=True)])),
-        "tapped": [_most(queries) for queries in shown],
+        "same": float(np.mean([a == b for a, b in zip(*flat, strict=True)])),
+        "tapped": [_most([a.query for a in arm]) for arm in flat],
         "since": since.isoformat(),
         "settings": asdict(config),
     }
@@ -214,8 +215,8 @@ def _copy(shop: Shop, path: Path) -> Shop:
 def _answers(
     own: Shop, shop: Shop, world: World, people: Population, names: Sequence[str],
     config: AbConfig, group: int, say: Callable[[str], None],
-) -> list[list[Answer]]:  # fmt: skip
-    """For each system, what every visit led to."""
+) -> list[list[list[Answer]]]:  # fmt: skip
+    """For each system, what every visit led to, a draw at a time."""
 
     def make(codec: Any, agent: AgentConfig) -> Environment:
         return environment_of(own, people.cases, codec, agent)
@@ -235,7 +236,8 @@ def _answers(
             def retrieve(query: str, as_of: datetime = case.as_of) -> np.ndarray:
                 return np.array([place[p] for p in environment.retrieve(query, as_of)], dtype=int)
 
-            answers.append(visit.answer(meanings, ranking.queries[: config.k], retrieve))
+            shown = ranking.queries[: config.k]
+            answers.append(visit.answers(meanings, shown, retrieve, config.draws))
         made.append(answers)
     return made
 
@@ -251,49 +253,51 @@ def _most(queries: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def measured(
-    cases: Sequence[Case], answers: Sequence[Sequence[Answer]], config: AbConfig
+    cases: Sequence[Case], answers: Sequence[Sequence[Sequence[Answer]]], config: AbConfig
 ) -> dict[str, Any]:
     """Rates of both arms with lift, interval, p and the sample size for a lift.
 
     Args:
         cases: One a visit; their users are the clusters.
-        answers: Of control and of treatment, one a visit each.
+        answers: Of control and of treatment: for each visit, one answer a draw.
         config: Seed, and the lift to detect.
     """
     users = sorted({c.user_id for c in cases})
     number = {user: i for i, user in enumerate(users)}
     owner = np.array([number[c.user_id] for c in cases])
 
-    def per_user(values: Sequence[float]) -> np.ndarray:
-        return np.bincount(owner, np.array(values, dtype=float), len(users))
+    def per_user(value: Callable[[Answer], float]) -> np.ndarray:
+        """(draws, 2, users)"""
+        values = np.array([[[value(a) for a in v] for v in arm] for arm in answers], dtype=float)
+        made = np.zeros((values.shape[2], 2, len(users)))
+        for draw in range(len(made)):
+            for arm in (0, 1):
+                made[draw, arm] = np.bincount(owner, values[arm, :, draw], len(users))
+        return made
 
-    # counts[what] is (2, users): control and treatment.
     counts = {
-        "rows": np.stack([per_user([1.0] * len(arm)) for arm in answers]),
-        "taps": np.stack([per_user([a.tapped for a in arm]) for arm in answers]),
-        "purchases": np.stack([per_user([a.bought for a in arm]) for arm in answers]),
-        "revenue": np.stack([per_user([a.revenue for a in arm]) for arm in answers]),
+        "rows": per_user(lambda a: 1.0),
+        "taps": per_user(lambda a: float(a.tapped)),
+        "purchases": per_user(lambda a: float(a.bought)),
+        "revenue": per_user(lambda a: a.revenue),
     }
-    report: dict[str, Any] = {
-        name: compared(counts[top], counts[bottom], config.seed, config.detect)
-        for name, (top, bottom) in RATES.items()
-    }
+    report: dict[str, Any] = {}
+    for name, (top, bottom) in RATES.items():
+        row = compared(counts[top].mean(axis=0), counts[bottom].mean(axis=0), config.seed)
+        report[name] = {**row, "needed": needed(counts[top], counts[bottom], config.detect)}
     return {**report, "users": len(users), "rows": len(cases)}
 
 
-def compared(
-    top: np.ndarray, bottom: np.ndarray, seed: int = 0, detect: float = 0.03
-) -> dict[str, float | None]:
+def compared(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> dict[str, float | None]:
     """A ratio of sums in two paired arms.
 
     Args:
         top: What is counted, (2, users), control first.
         bottom: Over what, (2, users).
         seed: Of the resamples and the swaps.
-        detect: The relative lift that ``needed`` is for.
 
     Returns:
-        ``control``, ``treatment``, ``lift``, ``lo``, ``hi``, ``p``, ``needed``.
+        ``control``, ``treatment``, ``lift``, ``lo``, ``hi``, ``p``.
     """
     users = top.shape[1]
     control, treatment = (_ratio(top[i].sum(), bottom[i].sum()) for i in (0, 1))
@@ -313,7 +317,6 @@ def compared(
         "lo": None if lo is None else float(lo),
         "hi": None if hi is None else float(hi),
         "p": swapped(top, bottom, seed),
-        "needed": _needed(top, bottom, control, detect),
     }
 
 
@@ -341,19 +344,24 @@ def swapped(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
     return (1 + extreme) / (1 + FLIPS)
 
 
-def _needed(
-    top: np.ndarray, bottom: np.ndarray, control: float, detect: float
-) -> int | None:
-    """Users an arm of an unpaired test: delta method on the ratio, from the control's users."""
-    if not control > 0 or detect <= 0:
+def needed(top: np.ndarray, bottom: np.ndarray, detect: float) -> int | None:
+    """Users an arm of an unpaired test with a power of 80 % at a two-sided 5 %.
+
+    The variance of the control's ratio between users, by the delta method, once a draw: in a
+    real test everybody lives through a moment once.
+
+    Args:
+        top: What is counted, (draws, 2, users), control first.
+        bottom: Over what, (draws, 2, users).
+        detect: The relative lift to find.
+    """
+    control = _ratio(top[:, 0].sum(), bottom[:, 0].sum())
+    if not control or detect <= 0:
         return None
-    mean = bottom[0].mean()
-    residual = (top[0] - control * bottom[0]) / mean
-    variance = float(residual.var())
-    if not variance:
-        return None
-    z = norm.ppf(0.975) + norm.ppf(POWER)
-    return int(np.ceil(2 * variance * (z / (detect * control)) ** 2))
+    residual = (top[:, 0] - control * bottom[:, 0]) / bottom[:, 0].mean()
+    variance = float(residual.var(axis=1).mean())
+    z = norm.ppf((1 + 0.95) / 2) + norm.ppf(POWER)
+    return int(np.ceil(2 * variance * (z / (detect * control)) ** 2)) if variance else None
 
 
 def _ratio(top: float, bottom: float) -> float:

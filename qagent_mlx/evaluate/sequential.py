@@ -61,7 +61,7 @@ class _Model(nn.Module):
 
     def __init__(self, queries: int, config: SasRecConfig) -> None:
         super().__init__()
-        self.items = nn.Embedding(queries + 1, config.width)
+        self.queries = nn.Embedding(queries + 1, config.width)
         self.places = nn.Embedding(config.length, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = [_Block(config) for _ in range(config.blocks)]
@@ -73,7 +73,7 @@ class _Model(nn.Module):
         padding = mx.where(x == 0, -1e9, 0.0)[:, None, None, :]
         # A row sees itself even where it is padding, or its attention would be over nothing.
         mask = mx.maximum(causal + padding, mx.where(mx.eye(length) > 0, 0.0, -2e9))
-        h = self.dropout(self.items(x) + self.places(mx.arange(length)))
+        h = self.dropout(self.queries(x) + self.places(mx.arange(length)))
         for block in self.blocks:
             h = block(h, mask)
         made: mx.array = self.last(h)
@@ -81,7 +81,7 @@ class _Model(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Scores of all queries, those of the embedding of nothing included."""
-        return self.items.as_linear(hidden)
+        return self.queries.as_linear(hidden)
 
 
 class SasRec:

@@ -123,9 +123,9 @@ class Visit:
 
     def appeal(self, t: int, phrase: Phrase | None, need: Need | None) -> float:
         """How much a wording is this shopper's own, in [0, 1]."""
-        if phrase is not None and need is not None and need.phrase is not None:
-            if query_key(phrase.text) == query_key(need.phrase.text):
-                return 1.0  # it worked before
+        before = need.phrase if need is not None else None
+        if phrase and before and query_key(phrase.text) == query_key(before.text):
+            return 1.0  # it worked before
         weights = self.shopper.phrase_weights(t, self.day)
         phrases = self.shopper.world.phrases[t]
         share = np.sqrt(weights / weights.max())
@@ -145,26 +145,39 @@ class Visit:
         want, need = self.need(t)
         return want * self.appeal(t, phrase, need) if want else 0.0
 
-    def answer(
+    def answers(
         self,
         meanings: Meanings,
         queries: Sequence[str],
         retrieve: Callable[[str], np.ndarray],
-    ) -> Answer:
-        """What the shopper does with a row of queries.
+        draws: int = 1,
+    ) -> list[Answer]:
+        """What the shopper does with a row of queries, each time with other luck.
 
         Args:
             meanings: Of the shopper's world.
             queries: As shown, the first one first.
             retrieve: The shop's search: a query to rows of ``world.products``, best first.
+            draws: How many times the same moment is lived through.
         """
-        looks = np.random.default_rng([*self.seed, 1]).random(max(1, len(queries)))
-        for position, query in enumerate(queries):
+        chances = [self.chance(meanings, query) for query in queries]
+        return [
+            self._answer(meanings, queries, chances, retrieve, draw) for draw in range(draws)
+        ]
+
+    def _answer(
+        self, meanings: Meanings, queries: Sequence[str], chances: Sequence[float],
+        retrieve: Callable[[str], np.ndarray], draw: int,
+    ) -> Answer:  # fmt: skip
+        looks = np.random.default_rng([*self.seed, draw, 1]).random(max(1, len(queries)))
+        for position, (query, chance) in enumerate(zip(queries, chances, strict=True)):
             if position and looks[position] > EXAMINE:
                 break
-            key = query_key(query)
-            own = np.random.default_rng([*self.seed, 2, zlib.crc32(key.encode())])
-            if own.random() >= self.chance(meanings, query):
+            if not chance:
+                continue
+            key = zlib.crc32(query_key(query).encode())
+            own = np.random.default_rng([*self.seed, draw, 2, key])
+            if own.random() >= chance:
                 continue
             t, _ = meanings.of(query)
             assert t is not None
