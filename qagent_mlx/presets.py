@@ -4,13 +4,16 @@ A preset reads a folder of raw files and turns them into products and events, wh
 through the same checks as any other file. Where a log has no queries they are *derived*, from
 category paths or from titles, and the shop says so: every report on it carries the mark.
 
-| preset      | files in the folder                                              | queries |
-|-------------|------------------------------------------------------------------|---------|
-| `bestbuy`   | products.csv (sku, name), events.csv (user_id, query, sku, …)    | typed   |
-| `amazon`    | Amazon Reviews 2023: *meta*.jsonl[.gz], reviews *.jsonl[.gz] or .csv; and ESCI: *examples*.parquet or .csv | ESCI's, joined by product id; else derived |
-| `amazon-office` | products.csv (item_id, title, brand), purchases.csv (user_id, position, item_id) | derived from titles |
-| `instacart` | products.csv[.gz] (with aisle and department, or aisles.csv and departments.csv), order_items.csv[.gz] (or orders.csv and order_products__*.csv) | derived from aisles |
-| `generic`   | products.*, events.*                                             | as they are; derived when events have none |
+- ``bestbuy``: products.csv (sku, name), events.csv (user_id, query, sku, query_time,
+  click_time). Typed queries.
+- ``amazon``: Amazon Reviews 2023 (``*meta*.jsonl[.gz]`` and one file of reviews, .jsonl or
+  .csv, also .gz) and, where it is there, ESCI (``*examples*.parquet`` or .csv): a product's
+  query is the one that ESCI marks Exact for it, else one derived from its category path.
+- ``amazon-office``: products.csv (item_id, title, brand), purchases.csv (user_id, position,
+  item_id). Queries derived from titles.
+- ``instacart``: products.csv with aisle and department, order_items.csv; or the release's own
+  files (aisles, departments, orders, order_products__prior). Queries derived from aisles.
+- ``generic``: products.* and events.*; queries are derived when the events have none.
 
 What stands for a search under derived queries: a purchase makes a search of the derived query
 just before it, as Ai et al. (SIGIR 2017, arXiv:1708.08123) do with category paths. Such a query
@@ -37,8 +40,8 @@ from .text import words
 START = "2017-01-02"  # where a clock begins that a log does not have
 FIRST_ONLY = "a product's first purchase by a user"
 _STOP = frozenset(
-    "a an and the of for with by in on to from or at as per new pack set inch inches count ct oz "
-    "lb lbs pcs pc piece pieces box size x w h".split()
+    """a an and the of for with by in on to from or at as per new pack set inch inches count ct oz
+    lb lbs pcs pc piece pieces box size x w h""".split()  # noqa: SIM905
 )
 
 
@@ -220,7 +223,7 @@ def title_queries(titles: dict[str, str], brands: dict[str, str | None]) -> dict
 
 
 def _singular(word: str) -> str:
-    if len(word) > 4 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         return word[:-1]
     return word
 
@@ -313,7 +316,7 @@ def derive(shop: Shop) -> IngestReport:
 
 
 def _amazon_office(shop: Shop, folder: Path) -> dict[str, IngestReport]:
-    """Purchases in order, without times: the clock gives each position a day."""
+    """Purchases in order, without times: the clock puts a week between a user's."""
     with _Reader() as reader:
         reader.table(
             "p", _need(folder, "products", "products.csv*"), "item_id", "title", "brand"
@@ -332,7 +335,7 @@ def _amazon_office(shop: Shop, folder: Path) -> dict[str, IngestReport]:
                        max(place) OVER (PARTITION BY user_id) AS last, max(place) OVER () AS ends,
                        dense_rank() OVER (ORDER BY user_id) AS number FROM e),
             placed AS (
-                SELECT *, TIMESTAMP '{START}' + INTERVAL 1 DAY * (ends - last + place)
+                SELECT *, TIMESTAMP '{START}' + INTERVAL 7 DAY * (ends - last + place)
                     + INTERVAL 1 SECOND * (number * 7919 % 80000)::INT AS time FROM places)
             SELECT user_id, product_id, time, time + INTERVAL 20 SECOND AS after
             FROM placed ORDER BY time, user_id"""

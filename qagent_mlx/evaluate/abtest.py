@@ -130,8 +130,8 @@ def fresh_shoppers(world: World, config: AbConfig, since: datetime) -> Populatio
                     Case(
                         case_id=len(cases), user_id=shopper.user_id, as_of=moment(day), query="",
                         query_key="", products=(), history=len(mine), split="test",
-                    )  # fmt: skip
-                )
+                    )
+                )  # fmt: skip
                 asked, before = asked + 1, len(mine)
                 if asked == config.visits:
                     break

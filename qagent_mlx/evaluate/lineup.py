@@ -22,6 +22,7 @@ from ..train.environment import Environment, Example
 from ..types import Case
 from .baselines import BASELINES, System, baseline, baselines
 from .metrics import Ranking
+from .prompted import PromptedModel
 from .systems import PolicySystem
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -70,13 +71,15 @@ class Lineup:
         group: Chains a case.
         seed: Of the sampling.
         policies: Where policies are looked up; the shop by default.
+        keep: Policies keep the chains of so many cases.
     """
 
     def __init__(
         self, shop: Shop, make: Make, *, group: int = GROUP, seed: int = 0,
-        policies: Shop | None = None,
+        policies: Shop | None = None, keep: int = 0,
     ) -> None:  # fmt: skip
         self._shop, self._make, self._group, self._seed = shop, make, group, seed
+        self._keep = keep
         self._policies = policies or shop
         self._environments: dict[Any, Environment] = {}
         self._loaded: dict[str, Policy] = {}
@@ -103,7 +106,9 @@ class Lineup:
             self._environments[kind] = self._make(policy.codec, agent)
         mine = self._environments[kind]
         title = f"{name} ({ablation})" if ablation else name
-        system: System = PolicySystem(title, policy, mine, agent, self._group, self._seed)
+        system: System = PolicySystem(
+            title, policy, mine, agent, self._group, self._seed, self._keep
+        )
         return OwnMemory(system, mine) if mine is not self.environment else system
 
     def named(self, name: str) -> System:
@@ -137,8 +142,10 @@ def lineup(
     extra: Sequence[str] = (),
     split: SplitConfig | None = None,
     only: str = "",
+    prompted: Sequence[str] = (),
     group: int = GROUP,
     seed: int = 0,
+    keep: int = 0,
 ) -> tuple[Environment, list[System]]:
     """The environment of an evaluation, and its systems in order.
 
@@ -150,8 +157,10 @@ def lineup(
         extra: Baselines by name, beside or instead of all.
         split: Which cases there are, and where they are cut.
         only: Of one split, ``train``, ``validation`` or ``test``; all by default.
+        prompted: Folders of chat models that are asked in a single prompt.
         group: Chains a case.
         seed: Of the sampling.
+        keep: Policies keep the chains of so many cases (``PolicySystem.kept``).
 
     Raises:
         QAgentError: there is no policy, baseline or ablation of a name.
@@ -170,7 +179,7 @@ def lineup(
     def make(codec: Any, agent: AgentConfig) -> Environment:
         return environment_of(shop, cases, codec, agent)
 
-    line = Lineup(shop, make, group=group, seed=seed)
+    line = Lineup(shop, make, group=group, seed=seed, keep=keep)
     systems = [
         line.policy(name, ablation)
         for name in dict.fromkeys(policies)
@@ -181,6 +190,7 @@ def lineup(
         systems += baselines(shop, environment)
     here = {system.name for system in systems}
     systems += [baseline(shop, name, environment) for name in extra if name not in here]
+    systems += [PromptedModel(folder) for folder in dict.fromkeys(prompted)]
     return environment, systems
 
 

@@ -122,12 +122,12 @@ def test_p_is_uniform_where_nothing_differs_and_small_where_much_does():
 def test_the_interval_covers_the_true_lift_about_as_often_as_it_says():
     random = np.random.default_rng(1)
     covered = 0
-    for seed in range(60):
-        bottom = random.integers(1, 4, (2, 300)).astype(float)
+    for seed in range(40):
+        bottom = random.integers(1, 4, (2, 200)).astype(float)
         top = random.binomial(bottom.astype(int), [[0.2], [0.24]]).astype(float)
         row = compared(top, bottom, seed)
         covered += row["lo"] <= 0.2 <= row["hi"]
-    assert covered >= 51
+    assert covered >= 33
 
 
 def test_the_sample_size_is_the_textbook_one_for_a_plain_rate():

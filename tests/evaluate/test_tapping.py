@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_the_first_place_is_looked_at_most(world, meanings, visits):
             found = visit.answers(meanings, row, world.engine.search, 40)
             taps[position] += sum(a.tapped for a in found)
             assert {a.position for a in found} <= {-1, position}
-    assert all(a > b for a, b in zip(taps[:-1], taps[1:], strict=True))
+    assert all(a > b for a, b in pairwise(taps))
 
 
 def test_a_row_that_differs_only_behind_the_tapped_query_has_the_same_answer(
