@@ -142,13 +142,13 @@ class Progress:
 
 def draw_report(report: dict[str, Any]) -> None:
     """Print the metrics, and the comparisons when there are some."""
-    from qagent_mlx.evaluate.report import comparison_table, slice_table, table
+    from qagent_mlx.evaluate.report import comparison_table, slice_tables, table
 
     console = out()
     console.print(table(report))
-    if report.get("slices"):
+    for one in slice_tables(report):
         console.print()
-        console.print(slice_table(report))
+        console.print(one)
     if report["comparisons"]:
         console.print()
         console.print(comparison_table(report))

@@ -22,6 +22,7 @@ COMMANDS = {
     "recommend": ("recommend", "Recommend queries to users."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
+    "reproduce": ("reproduce", "From raw data to the full table, in one command."),
     "runs": ("runs", "Look into training runs."),
     "doctor": ("doctor", "Check the environment and its speed."),
 }

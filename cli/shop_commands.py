@@ -87,9 +87,8 @@ def ingest(
     handed out. Where it has no queries they are derived, and every report says so.
     """
     if ctx.invoked_subcommand is not None:
-        given = [n for n in ("preset", "folder", "shop_path", "as_json")
-                 if str(getattr(ctx.get_parameter_source(n), "name", "")) == "COMMANDLINE"]  # fmt: skip
-        if given:
+        sources = [ctx.get_parameter_source(name) for name in ctx.params]
+        if any(source is not None and source.name == "COMMANDLINE" for source in sources):
             raise click.UsageError("write the options behind the command", ctx)
         return
     if preset is None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from datetime import timedelta
+from itertools import pairwise
 
 import duckdb
 import pytest
@@ -76,7 +77,7 @@ def test_amazon_office_gets_a_clock_and_derived_queries(shop, raw):
     last = {u: t for u, t, *_ in found}
     assert abs(last["a"] - last["b"]) < timedelta(days=7)
     mine = [t for u, t, *_ in found if u == "a"]
-    assert all(b - a >= timedelta(days=1) for a, b in zip(mine, mine[1:], strict=False))
+    assert all(b - a >= timedelta(days=1) for a, b in pairwise(mine))
     cases = build_cases(shop.connection)
     assert len(cases) == 3 and all(c.history > 0 for c in cases)
 

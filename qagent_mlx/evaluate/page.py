@@ -95,7 +95,7 @@ def page(
     runs: Sequence[Report] = (),
 ) -> str:
     """The whole page; all text from data is escaped."""
-    own = set(chains)
+    own = {s["name"] for s in report["systems"] if s.get("calibration")}
     title = f"Evaluation of {report.get('shop') or 'a shop'}"
     parts = [f"<h1>{escape(title)}</h1>", _about(report)]
     parts += ["<h2>Metrics</h2>", _legend(), '<div class="plots">']

@@ -50,7 +50,7 @@ class PromptedModel:
         made = []
         for example in examples:
             text = PROMPT.format(profile=_plain(example.profile.text), k=k)
-            prompt: object = text
+            prompt: Any = text
             if getattr(tokenizer, "chat_template", None):
                 prompt = tokenizer.apply_chat_template(
                     [{"role": "user", "content": text}], add_generation_prompt=True

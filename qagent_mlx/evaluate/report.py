@@ -219,16 +219,19 @@ def table(report: Report) -> Table:
     return made
 
 
-def slice_table(report: Report) -> Table:
-    """``cons@1`` of each system in each slice, in percent; fits 80 columns with few systems."""
-    made = _table("cons@1 by slice, percent")
-    made.add_column("slice", overflow="fold")
-    made.add_column("cases", justify="right")
-    for system in report["systems"]:
-        made.add_column(system["name"], justify="right", overflow="fold")
-    for row in report["slices"]:
-        cells = [f"{100 * s['metrics']['cons@1']['mean']:.1f}" for s in row["systems"]]
-        made.add_row(*map(Text, [f"{row['by']}: {row['slice']}", f"{row['cases']:,}", *cells]))
+def slice_tables(report: Report) -> list[Table]:
+    """``cons@1`` in percent: a table a cut, a row a system, a column a slice."""
+    made = []
+    for cut in dict.fromkeys(row["by"] for row in report["slices"]):
+        rows = [row for row in report["slices"] if row["by"] == cut]
+        one = _table(f"cons@1 by {cut}, percent (cases)")
+        one.add_column("system", overflow="fold")
+        for row in rows:
+            one.add_column(f"{row['slice']} ({row['cases']:,})", justify="right", overflow="fold")
+        for i, system in enumerate(report["systems"]):
+            values = [row["systems"][i]["metrics"]["cons@1"]["mean"] for row in rows]
+            one.add_row(*map(Text, [system["name"], *(f"{100 * v:.1f}" for v in values)]))
+        made.append(one)
     return made
 
 
