@@ -1,10 +1,7 @@
 import csv
-import shutil
 from pathlib import Path
 
 import pytest
-
-from qagent_mlx.shop import Shop
 
 
 def write(path: Path, header: tuple, rows: list) -> None:
@@ -78,41 +75,16 @@ def test_abtest_refuses_a_shop_that_is_not_simulated(cli, built):
     assert "--control" in cli.run("abtest", "--shop", built, code=2).output
 
 
-def test_abtest_gives_the_documented_keys(cli, simulated_for_cli):
+def test_abtest_gives_the_documented_keys(cli, simulated_folder):
     report = cli.json(
-        "abtest", "--shop", simulated_for_cli, "--control", "popular", "--treatment",
+        "abtest", "--shop", simulated_folder, "--control", "popular", "--treatment",
         "repeat-last", "--users", 4, "--draws", 2,
     )  # fmt: skip
     assert report["users"] == 4
     for name in ("ctr", "cvr"):
         assert {"control", "treatment", "lift", "lo", "hi", "p"} <= set(report[name])
     text = cli.run(
-        "abtest", "--shop", simulated_for_cli, "--control", "popular", "--treatment",
+        "abtest", "--shop", simulated_folder, "--control", "popular", "--treatment",
         "repeat-last", "--users", 4, "--draws", 2,
     ).stdout  # fmt: skip
     assert "guided CVR" in text and "4 simulated shoppers" in text
-
-
-@pytest.fixture
-def simulated_for_cli(tmp_path):
-    from dataclasses import replace
-
-    from qagent_mlx.evaluate.simulator import SimulatorConfig, World, simulate
-    from qagent_mlx.ingest import append_events, ingest
-    from qagent_mlx.inventory.index import build
-
-    config = SimulatorConfig(users=15, days=40, products_per_pair=2.0)
-    world, log = simulate(config)
-    write(tmp_path / "products.csv", ("product_id", "title", "brand", "category", "price"),
-          [(p.product_id, p.title, world.brands[p.brand_index].name,
-            world.types[p.type_index].name, p.price) for p in world.products])  # fmt: skip
-    path = tmp_path / "simulated"
-    with Shop.create(path) as shop:
-        shop.config = replace(shop.config, simulated=config.__dict__)
-        shop.save_config()
-        ingest(shop, "products", [tmp_path / "products.csv"])
-        append_events(shop, log)
-        build(shop)
-    assert World(config).products == world.products
-    yield path
-    shutil.rmtree(path)

@@ -1,6 +1,8 @@
 """Systems by name, slices and the HTML page, on the small shop."""
 
+import copy
 import re
+import shutil
 from datetime import datetime
 from html.parser import HTMLParser
 
@@ -16,17 +18,34 @@ from qagent_mlx.evaluate.report import evaluate, slice_tables
 from qagent_mlx.evaluate.slices import CUTS, groups
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.build import save_base
+from qagent_mlx.shop import Shop
 
 
 @pytest.fixture
-def shop(own_shop, new_nano):
+def shop(module_shop):
+    return module_shop
+
+
+@pytest.fixture
+def measured(made):
+    environment, systems, report = made
+    return environment, systems, copy.deepcopy(report)
+
+
+@pytest.fixture(scope="module")
+def module_shop(tiny_folder, new_nano, tmp_path_factory):
+    """The small shop with a policy of random weights; nobody changes it."""
+    path = tmp_path_factory.mktemp("lineup") / "shop"
+    shutil.copytree(tiny_folder, path)
     policy, tokenizer, config = new_nano()
-    save_base(policy, tokenizer, config, own_shop.path / "policies" / "nano")
-    return own_shop
+    save_base(policy, tokenizer, config, path / "policies" / "nano")
+    with Shop.open(path) as shop:
+        yield shop
 
 
-@pytest.fixture
-def measured(shop):
+@pytest.fixture(scope="module")
+def made(module_shop):
+    shop = module_shop
     environment, systems = lineup(
         shop, ["nano"], ablations=["no refinement"], extra=["popular", "repeat-last"],
         only="test", group=2, keep=3,
@@ -41,7 +60,7 @@ def measured(shop):
 def test_each_section_can_be_switched_off_alone(shop):
     parts = [f"no {section}" for section in SECTIONS]
     assert set(parts) < set(ABLATIONS)
-    _, systems = lineup(shop, ["nano"], ablations=parts, only="test", group=1)
+    _, systems = lineup(shop, ["nano"], ablations=parts, only="validation", group=1)
     assert [s.name for s in systems] == ["nano", *(f"nano ({part})" for part in parts)]
     whole = {line.section for e in systems[0]._environment.examples for line in e.profile.lines}
     assert whole == set(SECTIONS)
@@ -57,8 +76,8 @@ def test_no_refinement_searches_once_at_most(measured):
 
 
 def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
-    part, _ = lineup(shop, ["nano"], only="test", group=1)
-    whole, _ = lineup(shop, ["nano"], group=1)
+    part, _ = lineup(shop, [], only="test")
+    whole, _ = lineup(shop, [])
     assert {e.case.split for e in part.examples} == {"test"}
     assert part.examples == whole.of_split("test") != whole.examples
 

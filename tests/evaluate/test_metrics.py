@@ -207,7 +207,7 @@ def test_evaluate_reports_means_intervals_and_comparisons():
         compare=[("good", "poor"), ("poor", "mute")],
         on_progress=lambda name, done: calls.append((name, done)),
     )
-    assert set(report) == {"split", "cases", "systems", "comparisons"}
+    assert set(report) == {"split", "cases", "systems", "comparisons", "slices", "details"}
     assert report["split"] == "test" and report["cases"] == 100
     assert [s["name"] for s in report["systems"]] == ["good", "poor", "mute"]
     good, poor, mute = (s["metrics"] for s in report["systems"])
