@@ -38,6 +38,7 @@ from ..train.rewards import WEIGHTS
 from ..train.runs import Run, run_names
 from ..train.sft import SftConfig, train_sft
 from .abtest import AbConfig, abtest
+from .baselines import SLOW
 from .lineup import lineup
 from .logs import SearchLog
 from .page import curves, write_page
@@ -247,12 +248,12 @@ class Reproduction:
         return {"policy": name, "weights": fingerprint(shop.folder("policies", name))}
 
     def _evaluate(self) -> dict[str, Any]:
-        first = self.config.seeds[0]
+        first, quick = self.config.seeds[0], self.config.quick
         policies = [f"{kind}-{s}" for s in self.config.seeds for kind in ("sft", "grpo")]
         with self._opened_shop() as shop:
             environment, systems = lineup(
-                shop, [f"grpo-{first}"], ablations=ABLATIONS, with_baselines=True,
-                extra=("sasrec",), split=self._split, only="test", group=self.config.group,
+                shop, [f"grpo-{first}"], ablations=ABLATIONS[:2] if quick else ABLATIONS,
+                with_baselines=True, extra=() if quick else SLOW, split=self._split, only="test", group=self.config.group,
                 seed=first, keep=EXAMPLES,
             )  # fmt: skip
             others, more = lineup(
@@ -269,7 +270,7 @@ class Reproduction:
                   and hasattr(s, "kept")}  # fmt: skip
         systems = [*more, *systems]
         mine = f"grpo-{first}"
-        limit = self.config.cases or (12 if self.config.quick else None)
+        limit = self.config.cases or (12 if quick else None)
         report = evaluate(
             environment, systems, "test", 5, limit, seed=first,
             compare=[(mine, s.name) for s in systems if s.name != mine], log=log,

@@ -42,8 +42,8 @@ def test_the_table_has_seeds_baselines_and_ablations(done):
     out, _, _, manifest = done
     report = json.loads((out / "report.json").read_text())
     names = [s["name"] for s in report["systems"]]
-    wanted = {"sft-0", "grpo-0", "query-only-0", "grpo-0 (no search)", "grpo-0 (no trending)",
-              "popular", "swing", "sasrec", "dense", "top-line"}  # fmt: skip
+    wanted = {"sft-0", "grpo-0", "query-only-0", "grpo-0 (no search)", "grpo-0 (no memory)",
+              "popular", "swing", "dense", "top-line"}  # fmt: skip
     assert wanted <= set(names) and len(names) == len(set(names))
     table = (out / "table.md").read_text()
     assert all(f"| {name} |" in table for name in names)
