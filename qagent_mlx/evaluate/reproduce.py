@@ -253,8 +253,8 @@ class Reproduction:
         with self._opened_shop() as shop:
             environment, systems = lineup(
                 shop, [f"grpo-{first}"], ablations=ABLATIONS[:2] if quick else ABLATIONS,
-                with_baselines=True, extra=() if quick else SLOW, split=self._split, only="test", group=self.config.group,
-                seed=first, keep=EXAMPLES,
+                with_baselines=True, extra=() if quick else SLOW, split=self._split,
+                only="test", group=self.config.group, seed=first, keep=EXAMPLES,
             )  # fmt: skip
             others, more = lineup(
                 shop, [*(p for p in policies if p != f"grpo-{first}"), f"query-only-{first}"],
