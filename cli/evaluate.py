@@ -23,6 +23,8 @@ from .common import (
     waiting,
 )
 
+EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
+
 
 @click.command()
 @click.option(
@@ -30,6 +32,18 @@ from .common import (
     help="A policy; may be repeated.  [default: grpo, else the newest]",
 )  # fmt: skip
 @click.option("--baselines", is_flag=True, help="Also the recommenders without a model.")
+@click.option(
+    "--baseline", "named", multiple=True, type=PLAIN, metavar="NAME",
+    help="One of the baselines, also sasrec, which trains a model first; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--prompted", multiple=True, type=PLAIN, metavar="FOLDER",
+    help="A chat model that is asked for queries in one prompt: any mlx-lm model folder.",
+)  # fmt: skip
+@click.option(
+    "--ablation", "ablations", multiple=True, type=PLAIN, metavar="NAME",
+    help='Also each policy with a part switched off, e.g. "no refinement", "no trending".',
+)  # fmt: skip
 @click.option("--no-search", is_flag=True, help="Also each policy with search switched off.")
 @click.option("--no-memory", is_flag=True, help="Also each policy with memory switched off.")
 @click.option(
@@ -44,13 +58,23 @@ from .common import (
     "--compare", multiple=True, type=PLAIN, metavar="A:B",
     help="Compare two systems case by case; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--by", multiple=True, type=click.Choice(["history", "tail", "own"]),
+    help="Also slices: how much history, how common the query, whether it is the user's own.",
+)  # fmt: skip
+@click.option(
+    "--html", "html_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Also write a report with plots, slices, examples and failures: one file.",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @split_options
 @shop_option
 @json_option
 def evaluate(
-    *, policies: tuple[str, ...], baselines: bool, no_search: bool, no_memory: bool, split: str,
-    limit: int | None, group: int, compare: tuple[str, ...], seed: int,
+    *, policies: tuple[str, ...], baselines: bool, named: tuple[str, ...],
+    prompted: tuple[str, ...], ablations: tuple[str, ...], no_search: bool, no_memory: bool,
+    split: str, limit: int | None, group: int, compare: tuple[str, ...], by: tuple[str, ...],
+    html_path: Path | None, seed: int,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -60,24 +84,45 @@ def evaluate(
     the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
     """
     from qagent_mlx.evaluate.lineup import lineup
+    from qagent_mlx.evaluate.logs import SearchLog
     from qagent_mlx.evaluate.report import evaluate as measure
 
     pairs = _pairs(compare)
     config = split_config(test_from, min_history, test_share, validation_share)
-    ablations = [name for name, on in (("no search", no_search), ("no memory", no_memory)) if on]
+    switched = [name for name, on in (("no search", no_search), ("no memory", no_memory)) if on]
+    parts = list(dict.fromkeys([*switched, *ablations]))
     with opened(shop_path) as shop:
-        if not policies and not baselines:
+        if not (policies or baselines or named or prompted):
             policies = (default_policy(shop, "grpo"),)
         with waiting("reading cases"):
             environment, systems = lineup(
-                shop, policies, ablations=ablations, with_baselines=baselines, split=config,
-                group=group, seed=seed,
+                shop, policies, ablations=parts, with_baselines=baselines, extra=named,
+                prompted=prompted, split=config, only=split, group=group, seed=seed,
+                keep=EXAMPLES if html_path else 0,
             )  # fmt: skip
+            log = SearchLog.of_shop(shop)
+            if html_path is not None:
+                from qagent_mlx.evaluate.page import curves
+
+                runs = curves(shop)
+        derived, title = shop.config.derived_queries, shop.config.name
+        simulated = bool(shop.config.simulated)
+    names = [system.name for system in systems]
+    pairs = [(a, b) for a, c in pairs for b in (names if c == "*" else [c]) if a != b]
     report = measure(
-        environment, systems, split, 5, limit, seed=seed, on_progress=Progress(), compare=pairs
-    )
+        environment, systems, split, 5, limit, seed=seed, on_progress=Progress(), compare=pairs,
+        log=log, by=by or (("history", "tail", "own") if html_path else ()),
+        details=EXAMPLES if html_path else 0,
+    )  # fmt: skip
+    report |= {"derived": derived, "simulated": simulated, "shop": title}
+    if html_path is not None:
+        from qagent_mlx.evaluate.page import write_page
+
+        chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
+        write_page(html_path, report, environment.search.catalog, chains, runs)
+        note(f"wrote {html_path}")
     if as_json:
-        emit(report)
+        emit({k: v for k, v in report.items() if k != "details"})
     else:
         draw_report(report)
 
@@ -97,10 +142,13 @@ class Progress:
 
 def draw_report(report: dict[str, Any]) -> None:
     """Print the metrics, and the comparisons when there are some."""
-    from qagent_mlx.evaluate.report import comparison_table, table
+    from qagent_mlx.evaluate.report import comparison_table, slice_tables, table
 
     console = out()
     console.print(table(report))
+    for one in slice_tables(report):
+        console.print()
+        console.print(one)
     if report["comparisons"]:
         console.print()
         console.print(comparison_table(report))

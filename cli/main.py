@@ -21,6 +21,8 @@ COMMANDS = {
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "recommend": ("recommend", "Recommend queries to users."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
+    "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
+    "reproduce": ("reproduce", "From raw data to the full table, in one command."),
     "runs": ("runs", "Look into training runs."),
     "bench": ("bench", "Measure speed, alone or beside other trainers."),
     "doctor": ("doctor", "Check the environment and its speed."),

@@ -57,13 +57,69 @@ def init(sample: bool, shop_path: Path, as_json: bool) -> None:
 # ---------------------------------------------------------------- ingest
 
 
-@click.group()
-def ingest() -> None:
+@click.group(invoke_without_command=True)
+@click.option(
+    "--preset", metavar="NAME",
+    help="Read a public data set's raw files: bestbuy, amazon (Reviews 2023 and ESCI), "
+    "amazon-office, instacart, or generic (products.*, events.*).",
+)  # fmt: skip
+@click.option(
+    "--from", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where the preset's raw files are.",
+)  # fmt: skip
+@shop_option
+@json_option
+@click.pass_context
+def ingest(
+    ctx: click.Context, preset: str | None, folder: Path | None, shop_path: Path, as_json: bool
+) -> None:
     """Load products and events from CSV, TSV, JSON lines (all also .gz) or Parquet.
 
     A file goes in whole or not at all, and twice does no harm. Rows that do not fit are kept
     with the reason; ``qagent ingest retry`` tries them again.
+
+    With --preset NAME --from FOLDER a new shop is filled from a public data set as it is
+    handed out. Where it has no queries they are derived, and every report says so.
     """
+    if ctx.invoked_subcommand is not None:
+        sources = [ctx.get_parameter_source(name) for name in ctx.params]
+        if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+            raise click.UsageError("write the options behind the command", ctx)
+        return
+    if preset is None:
+        if folder is not None:
+            raise click.UsageError("--from needs a --preset", ctx)
+        click.echo(ctx.get_help())
+        ctx.exit(2)
+    if folder is None:
+        raise click.UsageError("--preset needs --from FOLDER, where its raw files are", ctx)
+    from qagent_mlx.presets import load_preset
+
+    with opened(shop_path, write=True) as shop, waiting(f"reading {folder}"):
+        report = load_preset(shop, preset, folder)
+    totals = {
+        key: sum(report[kind][key] for kind in ("products", "events"))
+        for key in ("accepted", "rejected", "duplicates")
+    }
+    if as_json:
+        reasons: dict[str, int] = {}
+        for kind in ("products", "events"):
+            for reason, count in report[kind]["reasons"].items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        emit({**totals, "reasons": reasons, **report})
+        return
+    console = out()
+    for kind in ("products", "events"):
+        row = report[kind]
+        why = ", ".join(f"{count:,} {reason}" for reason, count in row["reasons"].items())
+        console.print(
+            shown(f"{kind}: {row['accepted']:,} accepted, {row['duplicates']:,} known already, "
+                  f"{row['rejected']:,} rejected" + (f" ({why})" if why else "")),
+            soft_wrap=True,
+        )  # fmt: skip
+    if report["derived"]:
+        console.print(shown(f"queries are derived {report['derived']}; nobody typed them"))
+    console.print("next: qagent index")
 
 
 def _file_options(function: Any) -> Any:

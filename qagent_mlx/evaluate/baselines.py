@@ -7,19 +7,24 @@ of what was searched so far grow along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..inventory.encoder import Encoder
+from ..inventory.index import ensure
 from ..shop import Shop
 from ..text import query_key
+from .collaborative import CategoryPopular, ItemCF, Markov, Swing
+from .logs import EngagementLog, SearchLog, best, ranking
 from .metrics import Ranking
+from .sequential import SasRec
+from .similar import Dense, Lexical
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..train.environment import Environment, Example
 
 NEXT = 3  # how many of a user's following searches are counted as next
 SOURCES = 5  # how many of a user's last queries lead to next ones
@@ -40,93 +45,6 @@ class System(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SearchLog:
-    """All searches of a shop, by time: n of them, by any user, of K distinct queries.
-
-    Queries and users are numbered in order of their text, so that searches which come later
-    never change how two earlier queries compare.
-    """
-
-    times: np.ndarray  # (n,) datetime64[us]
-    queries: np.ndarray  # (n,) number of the query
-    users: np.ndarray  # (n,) number of the user
-    sessions: np.ndarray  # (n,) the session's id
-    texts: np.ndarray  # (n,) the query as it was typed
-    spellings: np.ndarray  # (K,) each query as it was first typed
-    user_numbers: dict[str, int]
-    own: np.ndarray  # (n,) places in the arrays above, by user and then by time
-    spans: np.ndarray  # (users + 1,) where each user's part of `own` starts
-
-    @classmethod
-    def of_shop(cls, shop: Shop) -> SearchLog:
-        """A copy of the shop's searches; the database is not needed again."""
-        connection = shop.connection
-        columns = connection.execute(
-            """SELECT ts, session_id AS session, query AS text,
-                   dense_rank() OVER (ORDER BY query_key) - 1 AS query,
-                   dense_rank() OVER (ORDER BY user_id) - 1 AS "user"
-            FROM events WHERE type = 'search' ORDER BY ts, event_id"""
-        ).fetchnumpy()
-        spellings = connection.execute(
-            """SELECT arg_min(query, (ts, event_id)) AS text FROM events
-            WHERE type = 'search' GROUP BY query_key ORDER BY query_key"""
-        ).fetchnumpy()["text"]
-        users = connection.execute(
-            "SELECT DISTINCT user_id FROM events WHERE type = 'search' ORDER BY user_id"
-        ).fetchall()
-        numbers = columns["user"].astype(np.int64)
-        own = np.argsort(numbers, kind="stable")
-        return cls(
-            times=columns["ts"].astype("datetime64[us]"),
-            queries=columns["query"].astype(np.int64),
-            users=numbers,
-            sessions=columns["session"].astype(np.int64),
-            texts=columns["text"],
-            spellings=spellings,
-            user_numbers={user: i for i, (user,) in enumerate(users)},
-            own=own,
-            spans=np.searchsorted(numbers[own], np.arange(len(users) + 1)),
-        )
-
-    def before(self, moment: np.datetime64) -> int:
-        """How many searches came before a moment."""
-        return int(np.searchsorted(self.times, moment, "left"))
-
-    def last_of(self, user_id: str, moment: np.datetime64, k: int) -> dict[int, str]:
-        """The last ``k`` distinct queries of a user before a moment, the latest first.
-
-        Number of the query -> how the user typed it the last time.
-        """
-        user = self.user_numbers.get(user_id)
-        if user is None:
-            return {}
-        mine = self.own[self.spans[user] : self.spans[user + 1]]
-        mine = mine[: np.searchsorted(self.times[mine], moment, "left")]
-        found: dict[int, str] = {}
-        for place in mine[::-1].tolist():
-            if len(found) == k:
-                break
-            found.setdefault(int(self.queries[place]), self.texts[place])
-        return found
-
-    def sweep(
-        self, examples: Sequence[Example]
-    ) -> Iterator[tuple[int, np.datetime64, np.ndarray]]:
-        """The examples in order of time: place, moment, and counts so far (K,).
-
-        The counts are one array that grows; it holds only until the next example.
-        """
-        moments = np.array([_moment(e.case.as_of) for e in examples], dtype="datetime64[us]")
-        counts = np.zeros(len(self.spellings), dtype=np.int64)
-        done = 0
-        for i in np.argsort(moments, kind="stable").tolist():
-            end = self.before(moments[i])
-            np.add.at(counts, self.queries[done:end], 1)
-            done = end
-            yield i, moments[i], counts
-
-
 class Popular:
     """What was searched most, ever."""
 
@@ -139,7 +57,7 @@ class Popular:
         """At most ``k`` queries for each example, the best first."""
         made = [Ranking(())] * len(examples)
         for i, _, counts in self._log.sweep(examples):
-            made[i] = _ranking(self._log, _best(k, counts))
+            made[i] = ranking(self._log, best(k, counts))
         return made
 
 
@@ -163,7 +81,7 @@ class Trending:
             np.add.at(recent, log.queries[last:end], 1)
             np.subtract.at(recent, log.queries[first:start], 1)
             first, last = start, end
-            made[i] = _ranking(log, _best(k, counts, recent))
+            made[i] = ranking(log, best(k, counts, recent))
         return made
 
 
@@ -181,8 +99,8 @@ class RepeatLast:
         made = [Ranking(())] * len(examples)
         for i, moment, counts in log.sweep(examples):
             own = log.last_of(examples[i].case.user_id, moment, k)
-            fill = [q for q in _best(k, counts) if q not in own]
-            made[i] = _ranking(log, [*own, *fill][:k], own)
+            fill = [q for q in best(k, counts) if q not in own]
+            made[i] = ranking(log, [*own, *fill][:k], own)
         return made
 
 
@@ -227,7 +145,7 @@ class CoOccurrence:
             scores = np.zeros(len(log.spellings))
             for place, query in enumerate(log.last_of(user_id, moment, SOURCES)):
                 scores += FADE**place * self._next(query, moment, user)
-            made[i] = _ranking(log, _best(k, counts, np.round(scores, 12)))
+            made[i] = ranking(log, best(k, counts, np.round(scores, 12)))
         return made
 
     def _next(self, query: int, moment: np.datetime64, user: int) -> np.ndarray:
@@ -259,29 +177,63 @@ class TopLine:
         return made
 
 
-def baselines(shop: Shop) -> list[System]:
-    """All of them, on one copy of the shop's searches as they are now."""
-    log = SearchLog.of_shop(shop)
-    return [Popular(log), Trending(log), RepeatLast(log), CoOccurrence(log), TopLine()]
+class Sources:
+    """What baselines are made from, each read when one first asks for it.
+
+    Args:
+        shop: Its log as it is now.
+        environment: Gives the encoder of the shop's index; without one there is no `Dense`.
+    """
+
+    def __init__(self, shop: Shop, environment: Environment | None = None) -> None:
+        self._shop = shop
+        self._environment = environment
+
+    @cached_property
+    def log(self) -> SearchLog:
+        """The shop's searches."""
+        return SearchLog.of_shop(self._shop)
+
+    @cached_property
+    def engaged(self) -> EngagementLog:
+        """The shop's clicks, carts and purchases."""
+        return EngagementLog.of_shop(self._shop, self.log)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the shop's index, which learned from nothing after the first case."""
+        if self._environment is None:
+            return ensure(self._shop).encoder
+        return self._environment.search.index.encoder
 
 
-def _moment(as_of: datetime) -> np.datetime64:
-    return np.datetime64(as_of, "us")
+BASELINES: dict[str, Callable[[Sources], System]] = {
+    "popular": lambda s: Popular(s.log),
+    "trending": lambda s: Trending(s.log),
+    "repeat-last": lambda s: RepeatLast(s.log),
+    "category-popular": lambda s: CategoryPopular(s.log, s.engaged),
+    "markov": lambda s: Markov(s.log),
+    "co-occurrence": lambda s: CoOccurrence(s.log),
+    "item-cf": lambda s: ItemCF(s.log, s.engaged),
+    "swing": lambda s: Swing(s.log, s.engaged),
+    "bm25": lambda s: Lexical(s.log, s.engaged),
+    "dense": lambda s: Dense(s.log, s.engaged, s.encoder),
+    "sasrec": lambda s: SasRec(s.log),
+    "top-line": lambda s: TopLine(),
+}
+SLOW = ("sasrec",)  # those that train a model: only when asked for by name
 
 
-def _best(k: int, counts: np.ndarray, scores: np.ndarray | None = None) -> list[int]:
-    """The ``k`` best queries of those searched so far: by score, then count, then number."""
-    seen = np.flatnonzero(counts)
-    first = counts if scores is None else scores
-    if len(seen) > k:
-        threshold = np.partition(first[seen], len(seen) - k)[len(seen) - k]
-        seen = seen[first[seen] >= threshold]
-    order = np.lexsort((seen, -counts[seen], -first[seen]))
-    return [int(q) for q in seen[order[:k]]]
+def baselines(shop: Shop, environment: Environment | None = None) -> list[System]:
+    """All that answer at once, on one copy of the shop's log as it is now.
+
+    Without an environment the dense one is left out, as it needs the shop's index.
+    """
+    sources = Sources(shop, environment)
+    left_out = {*SLOW, *(() if environment is not None else ("dense",))}
+    return [make(sources) for name, make in BASELINES.items() if name not in left_out]
 
 
-def _ranking(
-    log: SearchLog, queries: Sequence[int], typed: dict[int, str] | None = None
-) -> Ranking:
-    typed = typed or {}
-    return Ranking(tuple(typed.get(q) or log.spellings[q] for q in queries))
+def baseline(shop: Shop, name: str, environment: Environment | None = None) -> System:
+    """One of `BASELINES`."""
+    return BASELINES[name](Sources(shop, environment))

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..agent.recommend import GROUP
+from ..errors import QAgentError
 from ..inspection import token_counter
-from ..memory.profile import CountTokens
-from ..policy.model import AgentConfig, load_policy, read_info
-from ..policy.registry import resolve
+from ..inventory.index import ensure
+from ..inventory.search import open_search
+from ..memory.profile import SECTIONS, CountTokens, Memory, Moment
+from ..memory.worth import Worth
+from ..policy.model import AgentConfig, Policy, load_policy, read_info
+from ..policy.registry import policy_names, resolve
 from ..shop import Shop
-from ..train.cases import SplitConfig
+from ..train.cases import SplitConfig, build_cases
 from ..train.environment import Environment, Example
-from .baselines import System, baselines
+from ..types import Case
+from .baselines import BASELINES, System, baseline, baselines
 from .metrics import Ranking
+from .prompted import PromptedModel
 from .systems import PolicySystem
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no search": {"search": False},
     "no memory": {"memory": False},
+    "no refinement": {"max_searches": 1},
+    "no marks": {"marks": False},
+    **{
+        f"no {section}": {"sections": tuple(s for s in SECTIONS if s != section)}
+        for section in SECTIONS
+    },
 }
+Make = Callable[[Any, AgentConfig], Environment]
 
 
 class _Counter:
@@ -45,54 +58,161 @@ class OwnMemory:
         return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
 
 
+class Lineup:
+    """Makes systems by name on one set of cases.
+
+    The cases and their profiles are made once for all systems that read profiles of one kind
+    (the same tokenizer, budget and sections). The first system's profiles are those that the
+    baselines and the report see.
+
+    Args:
+        shop: Its index is built when it is missing or stale.
+        make: The environment of a kind of profile: (codec, agent) -> `Environment`.
+        group: Chains a case.
+        seed: Of the sampling.
+        policies: Where policies are looked up; the shop by default.
+        keep: Policies keep the chains of so many cases.
+    """
+
+    def __init__(
+        self, shop: Shop, make: Make, *, group: int = GROUP, seed: int = 0,
+        policies: Shop | None = None, keep: int = 0,
+    ) -> None:  # fmt: skip
+        self._shop, self._make, self._group, self._seed = shop, make, group, seed
+        self._keep = keep
+        self._policies = policies or shop
+        self._environments: dict[Any, Environment] = {}
+        self._loaded: dict[str, Policy] = {}
+
+    @property
+    def environment(self) -> Environment:
+        """The cases with the profiles of the first system; plain ones when there is no policy."""
+        if not self._environments:
+            counter: Any = _Counter(token_counter(self._policies))
+            self._environments[None] = self._make(counter, AgentConfig())
+        return next(iter(self._environments.values()))
+
+    def policy(self, name: str, ablation: str = "") -> System:
+        """A policy, or with an ablation the system ``NAME (ablation)``."""
+        folder = resolve(self._policies, name)
+        if name not in self._loaded:
+            self._loaded[name] = load_policy(folder)
+        policy = self._loaded[name]
+        agent = policy.info.agent
+        if ablation:
+            agent = replace(agent, **ABLATIONS[ablation])
+        kind = (_tokenizer(folder), agent.profile_budget, agent.sections)
+        if kind not in self._environments:
+            self._environments[kind] = self._make(policy.codec, agent)
+        mine = self._environments[kind]
+        title = f"{name} ({ablation})" if ablation else name
+        system: System = PolicySystem(
+            title, policy, mine, agent, self._group, self._seed, self._keep
+        )
+        return OwnMemory(system, mine) if mine is not self.environment else system
+
+    def named(self, name: str) -> System:
+        """A system by the name that reports give it: a baseline, a policy, or its ablation.
+
+        Raises:
+            QAgentError: nothing is called so; says what there is.
+        """
+        if name in BASELINES and name not in policy_names(self._policies):
+            return baseline(self._shop, name, self.environment)
+        base, sign, ablation = name.rpartition(" (")
+        if sign and ablation.endswith(")") and ablation[:-1] in ABLATIONS:
+            return self.policy(base, ablation[:-1])
+        try:
+            return self.policy(name)
+        except QAgentError as error:
+            if "there is no policy" not in str(error):
+                raise
+            raise QAgentError(
+                f"{error}; or a baseline: {', '.join(BASELINES)}; or an ablation: "
+                f'"NAME (no search)"'
+            ) from error
+
+
 def lineup(
     shop: Shop,
     policies: Sequence[str],
     *,
     ablations: Sequence[str] = (),
     with_baselines: bool = False,
+    extra: Sequence[str] = (),
     split: SplitConfig | None = None,
+    only: str = "",
+    prompted: Sequence[str] = (),
     group: int = GROUP,
     seed: int = 0,
+    keep: int = 0,
 ) -> tuple[Environment, list[System]]:
     """The environment of an evaluation, and its systems in order.
-
-    The cases and their profiles are made once for all policies that read profiles of one kind
-    (the same tokenizer, budget and sections).
 
     Args:
         shop: Its index is built when it is missing or stale.
         policies: Names; a name given twice counts once.
         ablations: Of `ABLATIONS`; each adds one more system a policy, ``NAME (ablation)``.
         with_baselines: Add the recommenders without a language model.
+        extra: Baselines by name, beside or instead of all.
         split: Which cases there are, and where they are cut.
+        only: Of one split, ``train``, ``validation`` or ``test``; all by default.
+        prompted: Folders of chat models that are asked in a single prompt.
         group: Chains a case.
         seed: Of the sampling.
+        keep: Policies keep the chains of so many cases (``PolicySystem.kept``).
+
+    Raises:
+        QAgentError: there is no policy, baseline or ablation of a name.
     """
-    environments: dict[Any, Environment] = {}
-    systems: list[System] = []
-    for name in dict.fromkeys(policies):
-        folder = resolve(shop, name)
-        policy = load_policy(folder)
-        agent = policy.info.agent
-        kind = (_tokenizer(folder), agent.profile_budget, agent.sections)
-        if kind not in environments:
-            environments[kind] = Environment.of_shop(shop, policy.codec, agent, split)
-        mine = environments[kind]
-        variants = {name: agent} | {
-            f"{name} ({what})": replace(agent, **ABLATIONS[what]) for what in ablations
-        }
-        for title, config in variants.items():
-            system: System = PolicySystem(title, policy, mine, config, group, seed)
-            if len(environments) > 1:
-                system = OwnMemory(system, mine)
-            systems.append(system)
-    if not environments:
-        counter: Any = _Counter(token_counter(shop))
-        environments[None] = Environment.of_shop(shop, counter, AgentConfig(), split)
+    unknown = [name for name in ablations if name not in ABLATIONS]
+    unknown_baselines = [name for name in extra if name not in BASELINES]
+    if unknown:
+        raise QAgentError(f"there is no ablation {unknown[0]!r}; known are {_list(ABLATIONS)}")
+    if unknown_baselines:
+        raise QAgentError(
+            f"there is no baseline {unknown_baselines[0]!r}; known are {_list(BASELINES)}"
+        )
+
+    cases = [c for c in cases_of(shop, split) if only in ("", c.split)]
+
+    def make(codec: Any, agent: AgentConfig) -> Environment:
+        return environment_of(shop, cases, codec, agent)
+
+    line = Lineup(shop, make, group=group, seed=seed, keep=keep)
+    systems = [
+        line.policy(name, ablation)
+        for name in dict.fromkeys(policies)
+        for ablation in ("", *ablations)
+    ]
+    environment = line.environment
     if with_baselines:
-        systems += baselines(shop)
-    return next(iter(environments.values())), systems
+        systems += baselines(shop, environment)
+    here = {system.name for system in systems}
+    systems += [baseline(shop, name, environment) for name in extra if name not in here]
+    systems += [PromptedModel(folder) for folder in dict.fromkeys(prompted)]
+    return environment, systems
+
+
+def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
+    """The cases of a shop, as an evaluation of it takes them."""
+    return build_cases(shop.connection, split, after=ensure(shop).clicks_until)
+
+
+def environment_of(
+    shop: Shop, cases: Sequence[Case], codec: Any, agent: AgentConfig
+) -> Environment:
+    """Given cases with their profiles, and the shop's search."""
+    memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
+    profiles = memory.profiles(
+        [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
+    )
+    examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
+    return Environment(examples, open_search(shop))
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names)
 
 
 def _tokenizer(folder: Path) -> bytes:

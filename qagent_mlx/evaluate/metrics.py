@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from itertools import combinations
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..text import query_key, rouge_l
+from ..text import query_key, rouge_l, words
 from ..train.rewards import ndcg
 from ..types import Case
 
 METRICS = (
     "q_em", "q_rouge", "q_hit@5", "i_hit@1", "i_hit@10", "i_ndcg@10", "cons@1", "mrr",
-    "valid", "coverage", "searches", "tokens",
+    "valid", "coverage", "searches", "tokens", "zero_result", "diversity",
 )  # fmt: skip
 FLIPS = 10_000  # sign flips of a paired test: no p below 0.0001
 _CHUNK = 1 << 20  # how many resampled cases are held at once
@@ -40,17 +41,23 @@ class Ranking:
 
     ``valid`` is the share of its chains that were well formed and searched the query that
     they recommend, ``searches`` and ``tokens`` their mean cost; a system without chains
-    keeps the defaults.
+    keeps the defaults. ``scores`` says how sure it is of each query, in [0, 1]; empty where a
+    system does not know.
     """
 
     queries: tuple[str, ...]
     valid: float = 1.0
     searches: float = 0.0
     tokens: float = 0.0
+    scores: tuple[float, ...] = ()
 
 
 def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str, float]:
-    """Every one of `METRICS` for one case; the means over cases are what is reported."""
+    """Every one of `METRICS` for one case; the means over cases are what is reported.
+
+    ``zero_result``: the first query retrieves nothing. ``diversity``: 1 minus the words that
+    two of the queries share (Jaccard), averaged over all pairs.
+    """
     top = ranking.queries[0] if ranking.queries else ""
     place = next(
         (i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key), 0
@@ -72,6 +79,42 @@ def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str
         "coverage": float(bool(query_key(top))),
         "searches": ranking.searches,
         "tokens": ranking.tokens,
+        "zero_result": float(bool(query_key(top)) and not products),
+        "diversity": diversity(ranking.queries),
+    }
+
+
+def diversity(queries: Sequence[str]) -> float:
+    """1 - mean Jaccard likeness of the words of all pairs; 0 where there is no pair."""
+    bags = [frozenset(words(q)) for q in queries]
+    pairs = [(a, b) for a, b in combinations(bags, 2) if a or b]
+    return float(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs])) if pairs else 0.0
+
+
+def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Whether what a system says of its first query comes true as often as it says.
+
+    Args:
+        scores: What it said, (cases,), each in [0, 1].
+        hits: Whether the query was the one, (cases,).
+        bins: Equal parts of [0, 1].
+
+    Returns:
+        ``ece`` (expected calibration error: the mean gap of a bin, weighted by its cases),
+        ``brier`` (mean squared error), ``bins`` (list of ``said``, ``true``, ``cases``).
+    """
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    made = [
+        {"said": float(scores[mine].mean()), "true": float(hits[mine].mean()),
+         "cases": int(mine.sum())}
+        for mine in (place == i for i in range(bins))
+        if mine.any()
+    ]  # fmt: skip
+    gap = sum(b["cases"] * abs(b["said"] - b["true"]) for b in made)
+    return {
+        "ece": gap / len(scores),
+        "brier": float(np.mean((scores - hits) ** 2)),
+        "bins": made,
     }
 
 

@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import QAgentError
+from ..text import query_key
 from ..train.environment import Example
 from .baselines import System
-from .metrics import METRICS, Retrieval, bootstrap, holm, paired, score_case
+from .logs import SearchLog, moment_of
+from .metrics import METRICS, Ranking, Retrieval, bootstrap, calibration, holm, paired, score_case
+from .slices import CUTS, groups
 
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
 COMPARED = ("cons@1", "i_hit@1", "q_em", "q_hit@5")
@@ -39,6 +42,9 @@ def evaluate(
     seed: int = 0,
     on_progress: Callable[[str, int], None] | None = None,
     compare: Sequence[tuple[str, str]] = (),
+    log: SearchLog | None = None,
+    by: Sequence[str] = (),
+    details: int = 0,
 ) -> Report:
     """Rank every case with every system, and score what they recommend.
 
@@ -51,18 +57,25 @@ def evaluate(
         seed: Draws the resamples of the intervals.
         on_progress: Called with a system's name and how many cases it has done: none, then all.
         compare: Names of systems (a, b) to compare, case by case.
+        log: The shop's searches; gives the metric ``popularity`` (the share of all earlier
+            searches that were the first query) and is needed for slices.
+        by: Of `slices.CUTS`: also the main metrics of each slice.
+        details: Keep what each system answered for the first so many cases.
 
     Returns:
         ``split``, ``cases``, ``systems`` (list of ``name``, ``metrics``: name -> ``mean``,
-        ``lo``, ``hi``, and ``latency_ms`` a case), ``comparisons`` (list of ``a``, ``b``,
-        ``metric``, ``diff``, ``lo``, ``hi``, ``p``, ``p_holm``, the last over all of them).
+        ``lo``, ``hi``, ``latency_ms`` a case, ``distinct``: different first queries,
+        ``calibration`` of the score where there is one), ``comparisons`` (list of ``a``, ``b``,
+        ``metric``, ``diff``, ``lo``, ``hi``, ``p``, ``p_holm``, the last over all of them),
+        ``slices`` (list of ``by``, ``slice``, ``cases``, ``systems``), ``details``.
 
     Raises:
         QAgentError: no case, no system, two of one name, or a comparison of unknown ones.
     """
     names = [system.name for system in systems]
-    _check(names, compare)
+    _check(names, compare, by, log)
     examples = _spread(environment.of_split(split), split, limit)
+    kept: list[Report] = [_described(e) for e in examples[:details]]
     scores: dict[str, dict[str, np.ndarray]] = {}
     measured = []
     for system in systems:
@@ -76,18 +89,23 @@ def evaluate(
             for example, ranking in zip(examples, rankings, strict=True)
         ]
         values = {name: np.array([row[name] for row in rows]) for name in METRICS}
+        if log is not None:
+            values["popularity"] = _popularity(log, examples, rankings)
         scores[system.name] = values
-        metrics = {}
-        for name in METRICS:
-            mean, lo, hi = bootstrap(values[name], seed)
-            metrics[name] = {"mean": mean, "lo": lo, "hi": hi}
         measured.append(
             {
                 "name": system.name,
-                "metrics": metrics,
+                "metrics": _intervals(values, seed),
                 "latency_ms": 1000 * seconds / len(examples),
+                "distinct": len({query_key(r.queries[0]) for r in rankings if r.queries}),
+                "calibration": _calibration(rankings, values["q_em"]),
             }
         )
+        for number, (ranking, row) in enumerate(zip(rankings[:details], rows, strict=False)):
+            kept[number]["systems"][system.name] = {
+                "queries": list(ranking.queries),
+                "q_em": row["q_em"], "i_hit@1": row["i_hit@1"], "cons@1": row["cons@1"],
+            }  # fmt: skip
         if on_progress is not None:
             on_progress(system.name, len(examples))
     comparisons: list[Report] = [
@@ -102,10 +120,66 @@ def evaluate(
         "cases": len(examples),
         "systems": measured,
         "comparisons": comparisons,
-    }
+        "slices": [
+            {
+                "by": cut, "slice": name, "cases": len(places),
+                "systems": [
+                    {"name": system,
+                     "metrics": _intervals({m: scores[system][m][places] for m in MAIN}, seed)}
+                    for system in names
+                ],
+            }
+            for cut in by
+            for name, places in groups(cut, examples, log).items()  # type: ignore[arg-type]
+        ],
+        "details": kept,
+    }  # fmt: skip
 
 
-def _check(names: Sequence[str], compare: Sequence[tuple[str, str]]) -> None:
+def _intervals(values: dict[str, np.ndarray], seed: int) -> Report:
+    made = {}
+    for name, row in values.items():
+        mean, lo, hi = bootstrap(row, seed)
+        made[name] = {"mean": mean, "lo": lo, "hi": hi}
+    return made
+
+
+def _popularity(
+    log: SearchLog, examples: Sequence[Example], rankings: Sequence[Ranking]
+) -> np.ndarray:
+    made = np.zeros(len(examples))
+    for i, (example, ranking) in enumerate(zip(examples, rankings, strict=True)):
+        if ranking.queries:
+            moment = moment_of(example.case.as_of)
+            made[i] = log.count(ranking.queries[0], moment) / max(log.before(moment), 1)
+    return made
+
+
+def _calibration(rankings: Sequence[Ranking], hits: np.ndarray) -> Report | None:
+    known = [i for i, r in enumerate(rankings) if r.scores]
+    if not known:
+        return None
+    return calibration(np.array([rankings[i].scores[0] for i in known]), hits[known])
+
+
+def _described(example: Example) -> Report:
+    case = example.case
+    return {
+        "case": case.case_id, "user": case.user_id, "as_of": case.as_of.isoformat(),
+        "query": case.query, "products": list(case.products),
+        "profile": example.profile.text, "systems": {},
+    }  # fmt: skip
+
+
+def _check(
+    names: Sequence[str], compare: Sequence[tuple[str, str]], by: Sequence[str],
+    log: SearchLog | None,
+) -> None:  # fmt: skip
+    wrong = [cut for cut in by if cut not in CUTS]
+    if wrong:
+        raise QAgentError(f"cases cannot be cut by {wrong[0]!r}; use {', '.join(CUTS)}")
+    if by and log is None:
+        raise ValueError("slices need the shop's searches")
     if not names:
         raise QAgentError("there is nothing to evaluate; name a policy or ask for the baselines")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -135,12 +209,29 @@ def table(report: Report) -> Table:
     """The main metrics in percent, with half of their 95 % interval; fits 80 columns."""
     made = _table(
         f"{report['split']}, {report['cases']:,} cases, percent ± half of the 95% interval"
+        + _mark(report)
     )
     made.add_column("system", overflow="fold")
     for name in (*MAIN, "ms"):
         made.add_column(name, justify="right", no_wrap=True)
     for system in report["systems"]:
         made.add_row(*map(Text, _system_cells(system)))
+    return made
+
+
+def slice_tables(report: Report) -> list[Table]:
+    """``cons@1`` in percent: a table a cut, a row a system, a column a slice."""
+    made = []
+    for cut in dict.fromkeys(row["by"] for row in report["slices"]):
+        rows = [row for row in report["slices"] if row["by"] == cut]
+        one = _table(f"cons@1 by {cut}, percent (cases)")
+        one.add_column("system", overflow="fold")
+        for row in rows:
+            one.add_column(f"{row['slice']} ({row['cases']:,})", justify="right", overflow="fold")
+        for i, system in enumerate(report["systems"]):
+            values = [row["systems"][i]["metrics"]["cons@1"]["mean"] for row in rows]
+            one.add_row(*map(Text, [system["name"], *(f"{100 * v:.1f}" for v in values)]))
+        made.append(one)
     return made
 
 
@@ -161,7 +252,7 @@ def markdown(report: Report) -> str:
     """Both tables for a README; the second only when something was compared."""
     parts = [
         f"Split `{report['split']}`, {report['cases']:,} cases; percent ± half of the 95 % "
-        "bootstrap interval.",
+        f"bootstrap interval{_mark(report)}.",
         _markdown(
             ("system", *MAIN, "ms a case"), map(_system_cells, report["systems"]), right_from=1
         ),
@@ -177,6 +268,11 @@ def markdown(report: Report) -> str:
             ),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _mark(report: Report) -> str:
+    """Says so where nobody typed the queries."""
+    return f"; derived queries ({report['derived']})" if report.get("derived") else ""
 
 
 def _table(title: str) -> Table:

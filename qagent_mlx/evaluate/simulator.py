@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -83,6 +83,16 @@ class Phrase:
     kind: str  # generic, brand, spec, style, model
     brand: int = -1
     option: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Products as columns: brand, specification in [0, 1], and style as a place in the names."""
+
+    brands: np.ndarray
+    spec: np.ndarray
+    styles: np.ndarray
+    style_names: list[str]  # in the order in which the products first have them
 
 
 class Engine:
@@ -245,6 +255,23 @@ class World:
         return made
 
     @cached_property
+    def facts(self) -> Facts:
+        """What of each product decides whether it is to somebody's taste."""
+        names: dict[str, int] = {}
+        styles = [
+            names.setdefault(self.types[p.type_index].styles[p.style], len(names))
+            for p in self.products
+        ]
+        return Facts(
+            np.array([p.brand_index for p in self.products]),
+            np.array(
+                [p.spec / max(len(self.types[p.type_index].specs) - 1, 1) for p in self.products]
+            ),
+            np.array(styles),
+            list(names),
+        )
+
+    @cached_property
     def attributes(self) -> list[dict[str, str]]:
         """What the catalog says of each product beside title, brand and category."""
         return [
@@ -335,7 +362,8 @@ class Shopper:
         self.needs: list[Need] = []
         self.owned: set[int] = set()
 
-    def _style(self, name: str) -> float:
+    def style(self, name: str) -> float:
+        """How much the shopper likes a style, in [0, 1]."""
         if name not in self.style_taste:
             # The first styles of each type sell best; beyond that it is a person's own taste.
             self.style_taste[name] = float(self.rng.beta(0.6, 0.6))
@@ -343,13 +371,11 @@ class Shopper:
 
     def _taste(self) -> np.ndarray:
         """How much each product is to this shopper's taste, price and stock aside: [0, 1]."""
-        made = np.zeros(len(self.world.products))
-        for i, p in enumerate(self.world.products):
-            kind = self.world.types[p.type_index]
-            brand = self.loyalty * self.brand_taste[p.brand_index] + (1 - self.loyalty) * 0.6
-            lean = 1 - abs(p.spec / max(len(kind.specs) - 1, 1) - self.spec_lean)
-            style = 0.6 + 0.4 * self._style(kind.styles[p.style])
-            made[i] = brand * (0.6 + 0.4 * lean) * style
+        facts = self.world.facts
+        brand = self.loyalty * self.brand_taste[facts.brands] + (1 - self.loyalty) * 0.6
+        lean = 1 - np.abs(facts.spec - self.spec_lean)
+        style = 0.6 + 0.4 * np.array([self.style(name) for name in facts.style_names])
+        made: np.ndarray = brand * (0.6 + 0.4 * lean) * style[facts.styles]
         return made
 
     def suits(self, i: int, day: float) -> float:
@@ -364,13 +390,12 @@ class Shopper:
         tier = 0 if level < 0.75 else (1 if level < 1.35 else 2)
         return min(1.0, 1.4 * _PRICE_FIT[self.tier][tier] * float(self.taste[i]))
 
-    def choose_phrase(self, t: int, day: float, tried: list[Phrase]) -> Phrase:
-        """How the shopper words a need now, given what was tried in this session."""
+    def phrase_weights(self, t: int, day: float, tried: Sequence[Phrase] = ()) -> np.ndarray:
+        """How much each of the world's phrases for a type is this shopper's way of wording it."""
         world = self.world
         hot = world.hot_brand[int(day // 7)]
         weights = []
-        options = world.phrases[t]
-        for phrase in options:
+        for phrase in world.phrases[t]:
             weight = self.wording[phrase.kind]
             if phrase.kind == "generic":
                 weight *= 0.9 if (phrase.option == 1) == self.other_names else 0.1
@@ -384,14 +409,18 @@ class Shopper:
                 at = phrase.option / max(len(world.types[t].specs) - 1, 1)
                 weight *= np.exp(-4 * abs(at - self.spec_lean))
             else:
-                weight *= 0.1 + self._style(world.types[t].styles[phrase.option]) ** 2
+                weight *= 0.1 + self.style(world.types[t].styles[phrase.option]) ** 2
             if phrase in tried:
                 weight = 0.0
             elif any(phrase.kind == p.kind for p in tried) and phrase.kind != "brand":
                 weight *= 0.5
             weights.append(weight)
-        total = np.array(weights)
-        return options[int(self.rng.choice(len(options), p=total / total.sum()))]
+        return np.array(weights)
+
+    def choose_phrase(self, t: int, day: float, tried: Sequence[Phrase]) -> Phrase:
+        """How the shopper words a need now, given what was tried in this session."""
+        total = self.phrase_weights(t, day, tried)
+        return self.world.phrases[t][int(self.rng.choice(len(total), p=total / total.sum()))]
 
     def respond(self, query: str, results: np.ndarray, t: int | None, day: float) -> Outcome:
         """Look at a results page from the top; ``t`` is the type that is needed, if any."""
@@ -466,11 +495,20 @@ class Shopper:
 
     def live(self) -> Iterator[dict[str, object]]:
         """The shopper's events, session by session, in order of time."""
+        for _, events in self.visits():
+            yield from events
+
+    def visits(self) -> Iterator[tuple[float, Iterator[dict[str, object]]]]:
+        """Each visit as its day and its events.
+
+        A visit is yielded before it happens: it does when its events are taken, which must
+        be all of them before the next visit is asked for.
+        """
         days = self.world.config.days
         day = self.start
         self.needs.append(Need(self.spontaneous(day), day))
         while day < days:
-            yield from self.session(day)
+            yield day, self.session(day)
             self.needs = [n for n in self.needs if n.visits < 4]
             if not self.needs or self.rng.random() < 0.04:
                 wait = float(self.rng.exponential(8))
@@ -479,6 +517,10 @@ class Shopper:
             # People come back in the evening, a little after they first thought of it.
             day = max(due, day + 0.2) + float(self.rng.exponential(0.6))
             day = np.floor(day) + float(np.clip(self.rng.normal(0.75, 0.15), 0.02, 0.97))
+
+    def ready(self, day: float) -> list[Need]:
+        """The needs that a visit on a day is for, the most urgent first."""
+        return sorted((n for n in self.needs if n.due <= day + 1.0), key=lambda n: n.due)
 
     def browse(self, clock: float) -> Iterator[dict[str, object]]:
         """Look around among what is in fashion, without a query."""
@@ -491,8 +533,7 @@ class Shopper:
     def session(self, day: float) -> Iterator[dict[str, object]]:
         """One visit: look for the most urgent need, and sometimes for another one."""
         clock = day
-        ready = sorted((n for n in self.needs if n.due <= day + 1.0), key=lambda n: n.due)
-        for need in ready[: 2 if self.rng.random() < 0.25 else 1]:
+        for need in self.ready(day)[: 2 if self.rng.random() < 0.25 else 1]:
             self.needs.remove(need)
             need.visits += 1
             tried: list[Phrase] = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..agent.recommend import GROUP, pool
+from ..agent.rollout import Rollout
 from ..policy.model import AgentConfig, Policy
 from ..train.environment import Environment, Example
 from .metrics import Ranking
@@ -25,8 +26,11 @@ class PolicySystem:
         agent: AgentConfig | None = None,
         group: int = GROUP,
         seed: int = 0,
+        keep: int = 0,
     ) -> None:
         self.name = name
+        self.kept: dict[int, list[Rollout]] = {}  # case id -> chains, of the first ``keep``
+        self._keep = keep
         self._agent = agent or policy.info.agent
         self._roller = environment.roller(policy, self._agent)
         self._environment = environment
@@ -42,6 +46,8 @@ class PolicySystem:
             )
             for i, example in enumerate(part):
                 chains = rollouts[i * self._group : (i + 1) * self._group]
+                if len(self.kept) < self._keep:
+                    self.kept[example.case.case_id] = chains
                 pooled = pool(chains, example.profile, k, validated=self._agent.search)
                 made.append(
                     Ranking(
@@ -51,6 +57,7 @@ class PolicySystem:
                         ),
                         searches=float(np.mean([c.searches for c in chains])),
                         tokens=float(np.mean([len(c.tokens) for c in chains])),
+                        scores=tuple(r.score for r in pooled),
                     )
                 )
         return made

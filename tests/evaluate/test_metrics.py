@@ -10,6 +10,8 @@ from qagent_mlx.evaluate.metrics import (
     METRICS,
     Ranking,
     bootstrap,
+    calibration,
+    diversity,
     holm,
     paired,
     score_case,
@@ -205,7 +207,7 @@ def test_evaluate_reports_means_intervals_and_comparisons():
         compare=[("good", "poor"), ("poor", "mute")],
         on_progress=lambda name, done: calls.append((name, done)),
     )
-    assert set(report) == {"split", "cases", "systems", "comparisons"}
+    assert set(report) == {"split", "cases", "systems", "comparisons", "slices", "details"}
     assert report["split"] == "test" and report["cases"] == 100
     assert [s["name"] for s in report["systems"]] == ["good", "poor", "mute"]
     good, poor, mute = (s["metrics"] for s in report["systems"])
@@ -279,3 +281,46 @@ def test_markdown_has_a_row_for_each_system_and_comparison():
     assert rows[2].startswith("| a | 60.0 ±")
     alone = evaluate(shelf_of(10), [Fixed("a", right_for(6))])
     assert markdown(alone).count("| --- |") == 1
+
+
+def test_diversity_is_one_minus_shared_words():
+    assert diversity(("red shoe", "blue boot")) == 1.0
+    assert diversity(("red shoe", "shoe RED")) == 0.0
+    assert diversity(("red shoe", "red boot", "hat")) == pytest.approx((2 / 3 + 1 + 1) / 3)
+    assert diversity(("hat",)) == diversity(()) == 0.0
+
+
+def test_a_first_query_that_finds_nothing_is_a_zero_result():
+    assert score_case(Shelf({}), a_case(), Ranking(("hat",)))["zero_result"] == 1.0
+    assert score_case(Shelf({"hat": ("p9",)}), a_case(), Ranking(("hat",)))["zero_result"] == 0.0
+    assert score_case(Shelf({}), a_case(), Ranking(()))["zero_result"] == 0.0
+
+
+def test_calibration_is_the_gap_between_said_and_true():
+    scores = np.array([0.95] * 10 + [0.25] * 10)
+    hits = np.array([1.0] * 9 + [0.0] + [0.0] * 10)
+    found = calibration(scores, hits)
+    assert found["ece"] == pytest.approx((0.05 + 0.25) / 2)
+    assert found["brier"] == pytest.approx(np.mean((scores - hits) ** 2))
+    assert [b["cases"] for b in found["bins"]] == [10, 10]
+    assert calibration(np.array([1.0, 0.0]), np.array([1.0, 0.0]))["ece"] == 0.0
+
+
+class Sure(Fixed):
+    """Says how sure it is."""
+
+    def rank(self, examples, k):
+        return [Ranking(r.queries, scores=(0.5,)) for r in super().rank(examples, k)]
+
+
+def test_the_report_counts_distinct_queries_and_calibrates_where_it_can():
+    systems = [Fixed("same", lambda c: ["hat"]), Sure("right", lambda c: [c.query])]
+    report = evaluate(shelf_of(6), systems)
+    same, right = report["systems"]
+    assert (same["distinct"], same["calibration"]) == (1, None)
+    assert right["distinct"] == 6 and right["calibration"]["ece"] == pytest.approx(0.5)
+
+
+def test_slices_need_a_known_cut():
+    with pytest.raises(QAgentError, match="history, tail, own"):
+        evaluate(shelf_of(3), [Fixed("a", lambda c: ["x"])], by=("age",))

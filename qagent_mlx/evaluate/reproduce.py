@@ -1,0 +1,330 @@
+"""From raw data to the full table in one go, stage by stage, each done once.
+
+    OUT/manifest.json   settings, versions, seeds, hashes, and what each stage made
+    OUT/shop/           the shop with its policies and runs
+    OUT/report.json     every metric of every system
+    OUT/report.html     the same to look at
+    OUT/table.md        the main table
+    OUT/abtest.json     the simulated A/B test (simulated shops only)
+
+A stage that the manifest calls done is not done again; a GRPO run that was cut off goes on from
+its last checkpoint to the same weights. So the same command after a crash goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..errors import QAgentError
+from ..files import read_json, replacing, write_json
+from ..policy.model import LoraConfig, fingerprint
+from ..policy.registry import SAMPLE, policy_names, resolve
+from ..presets import load_preset
+from ..sample import create_sample, refresh, sample_data
+from ..shop import Shop, ShopConfig
+from ..train.cases import SplitConfig
+from ..train.grpo import GrpoConfig, resume_grpo, train_grpo
+from ..train.pretrain import PretrainConfig, pretrain
+from ..train.rewards import WEIGHTS
+from ..train.runs import Run, run_names
+from ..train.sft import SftConfig, train_sft
+from .abtest import AbConfig, abtest
+from .baselines import SLOW
+from .lineup import lineup
+from .logs import SearchLog
+from .page import curves, write_page
+from .report import evaluate, markdown
+
+FORMAT = 1
+PACKAGES = ("qagent-mlx", "mlx", "mlx-lm", "numpy", "duckdb", "usearch", "bm25s", "scipy",
+            "tokenizers")  # fmt: skip
+ABLATIONS = (
+    "no search", "no memory", "no refinement", "no latest", "no graph", "no identity",
+    "no neighbours", "no trending",
+)  # fmt: skip
+QUERY_ONLY = {**WEIGHTS, "item": 0.0, "consistency": 0.0}
+EXAMPLES = 200
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """What is trained and measured; None means the default of the stage."""
+
+    preset: str = "generic"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    pretrain_steps: int | None = None
+    size: str = "tiny"
+    sft_steps: int | None = None
+    grpo_steps: int | None = None
+    cases: int | None = None  # test cases; all by default
+    users: int = 500  # of the A/B test
+    group: int = 8
+    quick: bool = False  # everything very small: shows that it runs, nothing else
+    min_history: int = 1
+    test_from: str = ""
+
+
+class Reproduction:
+    """Runs the stages that are left.
+
+    Args:
+        source: ``sample``, or the folder of raw files that the preset reads.
+        out: Where everything goes; an earlier reproduction there goes on.
+        config: Settings; those of an earlier reproduction must be the same.
+        on_stage: Called with what begins.
+        on_step: Called after each training step with its numbers.
+    """
+
+    def __init__(
+        self, source: str, out: str | Path, config: ReproduceConfig | None = None,
+        on_stage: Callable[[str], None] | None = None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.out = source, Path(out)
+        self.config = config or ReproduceConfig()
+        self._say = on_stage or (lambda stage: None)
+        self._on_step = on_step
+        if not self.config.seeds or len(set(self.config.seeds)) < len(self.config.seeds):
+            raise QAgentError("give at least one seed, and each once")
+        self._split = SplitConfig(
+            min_history=self.config.min_history, test_from=self.config.test_from
+        )
+        self._manifest = self._opened()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What ``manifest.json`` holds."""
+        return self._manifest
+
+    def run(self) -> dict[str, Any]:
+        """Do the stages that are left, and return the manifest.
+
+        Raises:
+            QAgentError: raw files are missing or have changed, or training has no signal.
+        """
+        first = self.config.seeds[0]
+        self._stage("shop", "reading the raw data", self._shop)
+        self._stage("base", "making the base policy", self._base)
+        for seed in self.config.seeds:
+            self._stage(f"sft-{seed}", f"SFT, seed {seed}", partial(self._sft, seed))
+            self._stage(f"grpo-{seed}", f"GRPO, seed {seed}", partial(self._grpo, seed))
+        self._stage(
+            f"query-only-{first}", "GRPO with the query reward only (ablation)",
+            partial(self._grpo, first, "query-only", QUERY_ONLY),
+        )  # fmt: skip
+        self._stage("evaluate", "evaluating", self._evaluate)
+        with self._opened_shop() as shop:
+            simulated = bool(shop.config.simulated)
+        if simulated:
+            self._stage("abtest", "simulated A/B test", self._abtest)
+        return self._manifest
+
+    # ------------------------------------------------------------ the manifest
+
+    def _opened(self) -> dict[str, Any]:
+        path = self.out / "manifest.json"
+        fresh = {
+            "format": FORMAT,
+            "source": self.source if self.source == SAMPLE else str(Path(self.source).resolve()),
+            "inputs": _inputs(self.source),
+            "settings": {**asdict(self.config), "seeds": list(self.config.seeds)},
+            "versions": _versions(),
+            "stages": {},
+        }
+        if not path.exists():
+            if self.out.exists() and any(self.out.iterdir()):
+                raise QAgentError(
+                    f"{self.out} holds something else; choose a new or empty folder for --out"
+                )
+            write_json(path, fresh)
+            return fresh
+        known: dict[str, Any] = read_json(path, f"the reproduction {self.out}")
+        if not isinstance(known, dict) or known.get("format") != FORMAT:
+            raise QAgentError(f"{path} is of another format; choose a new folder for --out")
+        for key in ("source", "inputs", "settings", "versions"):
+            if known.get(key) != fresh[key]:
+                raise QAgentError(
+                    f"{self.out} was begun with other {key}, so its numbers would not belong "
+                    "together; choose a new folder for --out"
+                )
+        return known
+
+    def _stage(self, name: str, title: str, do: Callable[[], dict[str, Any]]) -> None:
+        if name in self._manifest["stages"]:
+            self._say(f"{title}: done before")
+            return
+        self._say(title)
+        start = time.perf_counter()
+        made = do()
+        self._manifest["stages"][name] = {
+            **made, "seconds": round(time.perf_counter() - start, 1)
+        }  # fmt: skip
+        write_json(self.out / "manifest.json", self._manifest)
+
+    # ------------------------------------------------------------ the stages
+
+    def _opened_shop(self, *, write: bool = False) -> Shop:
+        return Shop.open(self.out / "shop", read_only=not write)
+
+    def _shop(self) -> dict[str, Any]:
+        path = self.out / "shop"
+        shutil.rmtree(path, ignore_errors=True)  # a stage that was cut off
+        if self.source == SAMPLE:
+            create_sample(path)
+        else:
+            with Shop.create(path, ShopConfig(name=Path(self.source).resolve().name)) as shop:
+                load_preset(shop, self.config.preset, self.source)
+                refresh(shop)
+        with self._opened_shop() as shop:
+            return {**shop.counts(), "derived": shop.config.derived_queries}
+
+    def _base(self) -> dict[str, Any]:
+        if self.source == SAMPLE:
+            return {"policy": SAMPLE, "weights": fingerprint(resolve(None, SAMPLE))}
+        with self._opened_shop() as shop:
+            if "base" not in policy_names(shop):
+                shutil.rmtree(shop.folder("policies", "base"), ignore_errors=True)
+                small = {"size": "nano", "vocab_size": 512, "steps": 60, "batch_size": 16,
+                         "learning_rate": 3e-3} if self.config.quick else {}  # fmt: skip
+                settings: dict[str, Any] = {"size": self.config.size, **small}
+                if self.config.pretrain_steps is not None:
+                    settings["steps"] = self.config.pretrain_steps
+                pretrain(
+                    shop, "base", PretrainConfig(**settings), split=self._split,
+                    on_step=self._on_step,
+                )  # fmt: skip
+            return self._weights(shop, "base")
+
+    def _sft(self, seed: int) -> dict[str, Any]:
+        name = f"sft-{seed}"
+        settings: dict[str, Any] = {"seed": seed}
+        if self.config.quick:
+            settings |= {"steps": 3, "batch_size": 8, "measured": 4, "lora": LoraConfig(rank=4)}
+        if self.config.sft_steps is not None:
+            settings["steps"] = self.config.sft_steps
+        with self._opened_shop() as shop:
+            if name not in policy_names(shop):
+                train_sft(
+                    shop, self._manifest["stages"]["base"]["policy"], name, SftConfig(**settings),
+                    split=self._split, on_step=self._on_step,
+                )  # fmt: skip
+            return self._weights(shop, name)
+
+    def _grpo(
+        self, seed: int, kind: str = "grpo", weights: dict[str, float] | None = None
+    ) -> dict[str, Any]:
+        name = f"{kind}-{seed}"
+        settings: dict[str, Any] = {"seed": seed, "weights": dict(weights or WEIGHTS)}
+        if self.config.quick:
+            settings |= {"steps": 2, "cases_per_step": 8, "group": 4, "save_every": 1,
+                         "measured": 4, "lora": LoraConfig(rank=4)}  # fmt: skip
+        if self.config.grpo_steps is not None:
+            settings["steps"] = self.config.grpo_steps
+        with self._opened_shop() as shop:
+            if name not in policy_names(shop):
+                if name in run_names(shop) and any(
+                    (Run.open(shop, name).folder / "checkpoints").glob("*")
+                ):
+                    self._say(f"going on with the run {name}")
+                    resume_grpo(shop, name, on_step=self._on_step)
+                else:
+                    shutil.rmtree(shop.folder("runs", name), ignore_errors=True)
+                    train_grpo(
+                        shop, f"sft-{seed}", name, GrpoConfig(**settings), split=self._split,
+                        run=name, on_step=self._on_step,
+                    )  # fmt: skip
+            return self._weights(shop, name)
+
+    def _weights(self, shop: Shop, name: str) -> dict[str, Any]:
+        return {"policy": name, "weights": fingerprint(shop.folder("policies", name))}
+
+    def _evaluate(self) -> dict[str, Any]:
+        first, quick = self.config.seeds[0], self.config.quick
+        policies = [f"{kind}-{s}" for s in self.config.seeds for kind in ("sft", "grpo")]
+        with self._opened_shop() as shop:
+            environment, systems = lineup(
+                shop, [f"grpo-{first}"], ablations=ABLATIONS[:2] if quick else ABLATIONS,
+                with_baselines=True, extra=() if quick else SLOW, split=self._split,
+                only="test", group=self.config.group, seed=first, keep=EXAMPLES,
+            )  # fmt: skip
+            others, more = lineup(
+                shop, [*(p for p in policies if p != f"grpo-{first}"), f"query-only-{first}"],
+                split=self._split, only="test", group=self.config.group, seed=first,
+            )  # fmt: skip
+            del others  # the same cases and, as all come from one base, the same profiles
+            log, runs = SearchLog.of_shop(shop), curves(shop)
+            about = {
+                "derived": shop.config.derived_queries, "shop": shop.config.name,
+                "simulated": bool(shop.config.simulated),
+            }  # fmt: skip
+        chains = {s.name: s.kept for s in systems if getattr(s, "name", "") == f"grpo-{first}"
+                  and hasattr(s, "kept")}  # fmt: skip
+        systems = [*more, *systems]
+        mine = f"grpo-{first}"
+        limit = self.config.cases or (12 if quick else None)
+        report = evaluate(
+            environment, systems, "test", 5, limit, seed=first,
+            compare=[(mine, s.name) for s in systems if s.name != mine], log=log,
+            by=("history", "tail", "own"), details=EXAMPLES,
+            on_progress=lambda name, done: None if done else self._say(f"evaluating {name}"),
+        )  # fmt: skip
+        report |= about
+        write_page(self.out / "report.html", report, environment.search.catalog, chains, runs)
+        details = report.pop("details")
+        write_json(self.out / "report.json", report)
+        with replacing(self.out / "table.md") as path:
+            path.write_text(markdown(report), encoding="utf-8")
+        return {"cases": report["cases"], "systems": len(systems), "examples": len(details),
+                "report": _hash(self.out / "report.json")}  # fmt: skip
+
+    def _abtest(self) -> dict[str, Any]:
+        first = self.config.seeds[0]
+        settings = AbConfig(
+            users=6 if self.config.quick else self.config.users,
+            draws=2 if self.config.quick else AbConfig.draws, seed=first,
+        )  # fmt: skip
+        with self._opened_shop() as shop:
+            report = abtest(
+                shop, f"query-only-{first}", f"grpo-{first}", settings, group=self.config.group,
+                on_stage=self._say,
+            )  # fmt: skip
+        write_json(self.out / "abtest.json", report)
+        return {"users": report["users"], "ctr": report["ctr"], "cvr": report["cvr"]}
+
+
+def _inputs(source: str) -> dict[str, str]:
+    """Name -> hash of every raw file."""
+    folder = sample_data() if source == SAMPLE else Path(source)
+    if not folder.is_dir():
+        raise QAgentError(f"{folder} is no folder; name one with raw files, or: sample")
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    if source == SAMPLE:
+        files = [p for p in files if p.suffix in {".parquet", ".json"}]
+    return {path.name: _hash(path) for path in files}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(
+            hashlib, "file_digest"
+        ) else hashlib.sha256(file.read()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    made = {"python": platform.python_version(), "system": platform.system(),
+            "machine": platform.machine()}  # fmt: skip
+    for name in PACKAGES:
+        try:
+            made[name] = version(name)
+        except PackageNotFoundError:
+            made[name] = "unknown"
+    return made

@@ -1,0 +1,198 @@
+"""Systems by name, slices and the HTML page, on the small shop."""
+
+import copy
+import re
+import shutil
+from datetime import datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.evaluate.lineup import ABLATIONS, lineup
+from qagent_mlx.evaluate.logs import SearchLog
+from qagent_mlx.evaluate.page import page, write_page
+from qagent_mlx.evaluate.prompted import PromptedModel, parse
+from qagent_mlx.evaluate.report import evaluate, slice_tables
+from qagent_mlx.evaluate.slices import CUTS, groups
+from qagent_mlx.memory.profile import SECTIONS
+from qagent_mlx.policy.build import save_base
+from qagent_mlx.shop import Shop
+
+
+@pytest.fixture
+def shop(module_shop):
+    return module_shop
+
+
+@pytest.fixture
+def measured(made):
+    environment, systems, report = made
+    return environment, systems, copy.deepcopy(report)
+
+
+@pytest.fixture(scope="module")
+def module_shop(tiny_folder, new_nano, tmp_path_factory):
+    """The small shop with a policy of random weights; nobody changes it."""
+    path = tmp_path_factory.mktemp("lineup") / "shop"
+    shutil.copytree(tiny_folder, path)
+    policy, tokenizer, config = new_nano()
+    save_base(policy, tokenizer, config, path / "policies" / "nano")
+    with Shop.open(path) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def made(module_shop):
+    shop = module_shop
+    environment, systems = lineup(
+        shop, ["nano"], ablations=["no refinement"], extra=["popular", "repeat-last"],
+        only="test", group=2, keep=3,
+    )  # fmt: skip
+    report = evaluate(
+        environment, systems, log=SearchLog.of_shop(shop), by=list(CUTS), details=3,
+        compare=[("nano", "popular")],
+    )  # fmt: skip
+    return environment, systems, report | {"shop": "tiny <shop>", "derived": "from titles"}
+
+
+def test_each_section_can_be_switched_off_alone(shop):
+    parts = [f"no {section}" for section in SECTIONS]
+    assert set(parts) < set(ABLATIONS)
+    _, systems = lineup(shop, ["nano"], ablations=parts, only="validation", group=1)
+    assert [s.name for s in systems] == ["nano", *(f"nano ({part})" for part in parts)]
+    whole = {line.section for e in systems[0]._environment.examples for line in e.profile.lines}
+    assert whole == set(SECTIONS)
+    for section, system in zip(SECTIONS, systems[1:], strict=True):
+        examples = system._examples.values()
+        assert {line.section for e in examples for line in e.profile.lines} == whole - {section}
+
+
+def test_no_refinement_searches_once_at_most(measured):
+    report = measured[2]
+    searches = {s["name"]: s["metrics"]["searches"]["mean"] for s in report["systems"]}
+    assert searches["nano (no refinement)"] <= 1.0
+
+
+def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
+    part, _ = lineup(shop, [], only="test")
+    whole, _ = lineup(shop, [])
+    assert {e.case.split for e in part.examples} == {"test"}
+    assert part.examples == whole.of_split("test") != whole.examples
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"ablations": ["no luck"]}, "no ablation 'no luck'.*no search"),
+     ({"extra": ["magic"]}, "no baseline 'magic'.*popular"),
+     ({"prompted": ["nowhere"]}, "no mlx-lm model folder")],
+)  # fmt: skip
+def test_unknown_names_are_refused(shop, options, message):
+    with pytest.raises(QAgentError, match=message):
+        lineup(shop, ["nano"], **options)
+
+
+def test_every_case_is_in_one_slice_of_each_cut(measured):
+    environment, _, report = measured
+    for cut in CUTS:
+        rows = [r for r in report["slices"] if r["by"] == cut]
+        assert sum(r["cases"] for r in rows) == report["cases"] == len(environment.examples)
+    assert len(slice_tables(report)) == len(CUTS)
+
+
+def test_slices_know_only_what_came_before(shop, measured):
+    environment, _, _ = measured
+    log = SearchLog.of_shop(shop)
+    searched = shop.connection.execute(
+        "SELECT user_id, ts, query_key FROM events WHERE type = 'search'"
+    ).fetchall()
+    own, tail = groups("own", environment.examples, log), groups("tail", environment.examples, log)
+    for i, example in enumerate(environment.examples):
+        case = example.case
+        before = [(u, q) for u, ts, q in searched if ts < case.as_of]
+        mine = (case.user_id, case.query_key) in before
+        assert (i in own.get("searched before", [])) == mine
+        count = sum(q == case.query_key for _, q in before)
+        assert log.count(case.query, np.datetime64(case.as_of, "us")) == count
+        assert (i in tail.get("unseen", [])) == (count == 0)
+        assert (i in tail.get("tail", [])) == (0 < count <= 5)
+
+
+class Watch(HTMLParser):
+    """Notes what a browser would run or load, and what is open at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.loads += [k for k, _ in attrs if k.startswith("on")]
+        if tag in ("script", "img", "iframe", "b-evil"):
+            self.loads.append(tag)
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_loads_nothing(measured, tmp_path):
+    environment, systems, report = measured
+    chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
+    assert len(chains["nano"]) == 3
+    runs = [{"run": "grpo", "steps": [1, 2, 3], "reward": [0.1, 0.1, 0.1]}]
+    write_page(tmp_path / "r.html", report, environment.search.catalog, chains, runs)
+    text = (tmp_path / "r.html").read_text()
+    watch = Watch()
+    watch.feed(text)
+    assert watch.loads == ["data:,"] and watch.open == []
+    assert not re.search(r"https?:|url\(|@import", text)
+    for wanted in ("tiny <shop>", "derived", "cons@1", "repeat-last", "history", "Calibration"):
+        assert wanted in watch.text
+    assert "nan" not in re.sub(r"nano", "", text)
+
+
+def test_text_from_data_cannot_become_markup(measured):
+    environment, systems, report = measured
+    evil = "<b-evil onload=x>\"'&"
+    for detail in report["details"]:
+        detail.update(user=evil, query=evil, profile=evil)
+        for answer in detail["systems"].values():
+            answer["queries"] = [evil]
+    watch = Watch()
+    watch.feed(
+        page(report, dict.fromkeys(environment.search.catalog.ids, evil),
+             {"nano": systems[0].kept})
+    )  # fmt: skip
+    assert watch.loads == ["data:,"] and evil in watch.text
+
+
+def test_a_prompted_models_lines_become_queries():
+    said = '1. "Red shoes"\n- red-shoes\n\n2) usb cable\n!!\n* ' + "x" * 90 + "\nlamp"
+    assert parse(said, 5) == ("Red shoes", "usb cable", "lamp")
+    assert parse(said, 1) == ("Red shoes",)
+
+
+def test_any_model_folder_can_be_prompted(shop):
+    environment, _ = lineup(shop, [], only="test")
+    system = PromptedModel(str(shop.path / "policies" / "nano"))
+    assert system.name == "prompted nano"
+    found = system.rank(environment.examples[:2], 3)
+    assert len(found) == 2 and all(len(r.queries) <= 3 for r in found)
+    assert [r.queries for r in system.rank(environment.examples[:2], 3)] == [
+        r.queries for r in found
+    ]
+
+
+def test_counting_before_the_log_is_nothing(shop):
+    log = SearchLog.of_shop(shop)
+    assert log.count("usb cable", np.datetime64(datetime(2020, 1, 1), "us")) == 0
+    assert log.count("never searched", np.datetime64(datetime(2030, 1, 1), "us")) == 0

@@ -1,0 +1,194 @@
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from qagent_mlx.evaluate.simulator import Need, Shopper, SimulatorConfig, World
+from qagent_mlx.evaluate.tapping import IDLE, LATER, SECOND, Meanings, Visit
+
+CONFIG = SimulatorConfig(users=12, days=40, products_per_pair=2.0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def meanings(world):
+    return Meanings(world)
+
+
+@pytest.fixture(scope="module")
+def visits(world):
+    """The third visit of 25 shoppers."""
+    made = []
+    for number in range(25):
+        shopper = Shopper(world, f"u{number}", (7, 5, 0, number))
+        for count, (day, events) in enumerate(shopper.visits()):
+            if count == 2:
+                made.append(Visit.of(shopper, day, (7, number)))
+                break
+            list(events)
+    return made
+
+
+def top_type(visit):
+    return visit.shopper.ready(visit.day)[0].type_index
+
+
+def test_stopping_before_a_visit_changes_nothing_of_what_comes_later(world):
+    plain = list(Shopper(world, "u", (7, 2, 3)).live())
+    watched, shopper = [], Shopper(world, "u", (7, 2, 3))
+    for day, events in shopper.visits():
+        visit = Visit.of(shopper, day, (1, 2))
+        visit.answers(Meanings(world), ["laptop", "tent"], world.engine.search, 3)
+        watched += list(events)
+    assert watched == plain
+
+
+def test_what_a_shopper_does_later_does_not_change_the_visit(world, meanings):
+    shopper = Shopper(world, "u", (7, 2, 3))
+    visits = shopper.visits()
+    day, events = next(visits)
+    visit = Visit.of(shopper, day, (1, 2))
+    queries = [p.text for p in world.phrases[top_type(visit)]][:5]
+    before = visit.answers(meanings, queries, world.engine.search, 20)
+    list(events)
+    next(visits)
+    shopper.disappointed[0] = 9
+    assert visit.answers(meanings, queries, world.engine.search, 20) == before
+
+
+def test_every_phrase_of_the_world_means_its_type(world, meanings):
+    for t, phrases in enumerate(world.phrases):
+        for phrase in phrases:
+            assert meanings.of(phrase.text.upper())[0] == t
+    assert meanings.of("qwertz uiop") == (None, None)
+    slip = world.phrases[3][0].text + "s"
+    assert meanings.of(slip)[1] is None  # a free wording
+
+
+def test_what_the_visit_is_for_is_wanted_most(world, visits):
+    for visit in visits:
+        first, *rest = visit.shopper.ready(visit.day)
+        assert visit.need(first.type_index) == (1.0, first)
+        kinds = {n.type_index for n in visit.shopper.needs}
+        for need in rest:
+            if need.type_index != first.type_index:
+                assert visit.need(need.type_index)[0] == SECOND
+        for t in set(range(len(world.types))) - kinds:
+            want, need = visit.need(t)
+            assert need is None and want in (0.0, IDLE)
+
+
+def test_a_need_that_comes_later_is_wanted_less_the_later_it_comes(visits):
+    visit = visits[0]
+    shopper = copy.copy(visit.shopper)
+    t = next(t for t in range(80) if t not in {n.type_index for n in shopper.needs})
+    wants = []
+    for days in (2, 6, 20):
+        shopper.needs = [*visit.shopper.needs, Need(t, visit.day + days)]
+        wants.append(Visit(shopper, visit.day, visit.seed).need(t)[0])
+    assert LATER > wants[0] > wants[1] > wants[2] > 0
+
+
+def test_own_wording_appeals_most_and_other_things_do_not(world, meanings, visits):
+    for visit in visits:
+        t = top_type(visit)
+        chances = [visit.chance(meanings, p.text) for p in world.phrases[t]]
+        assert max(chances) == pytest.approx(1.0) and min(chances) >= 0
+        weights = visit.shopper.phrase_weights(t, visit.day)
+        need = visit.shopper.ready(visit.day)[0]
+        if need.phrase is None:
+            assert np.argmax(chances) == np.argmax(weights)
+        assert visit.chance(meanings, "qwertz uiop") == 0.0
+
+
+def test_taps_come_as_often_as_their_chance(world, meanings, visits):
+    visit = visits[1]
+    phrases = world.phrases[top_type(visit)]
+    chances = [visit.chance(meanings, p.text) for p in phrases]
+    query = phrases[int(np.argmin(np.abs(np.array(chances) - 0.5)))].text
+    answers = visit.answers(meanings, [query], world.engine.search, 2000)
+    rate = np.mean([a.tapped for a in answers])
+    assert rate == pytest.approx(visit.chance(meanings, query), abs=0.04)
+
+
+def test_the_first_place_is_looked_at_most(world, meanings, visits):
+    taps = np.zeros(5)
+    for visit in visits:
+        phrase = world.phrases[top_type(visit)][0].text
+        for position in range(5):
+            row = ["qwertz uiop"] * 5
+            row[position] = phrase
+            found = visit.answers(meanings, row, world.engine.search, 40)
+            taps[position] += sum(a.tapped for a in found)
+            assert {a.position for a in found} <= {-1, position}
+    assert all(a > b for a, b in pairwise(taps))
+
+
+def test_a_row_that_differs_only_behind_the_tapped_query_has_the_same_answer(
+    world, meanings, visits
+):
+    same = 0
+    for visit in visits:
+        phrases = [p.text for p in world.phrases[top_type(visit)]]
+        a = visit.answers(meanings, phrases[:4], world.engine.search, 20)
+        b = visit.answers(meanings, [*phrases[:2], *phrases[6:8]], world.engine.search, 20)
+        for one, two in zip(a, b, strict=True):
+            if one.position in (0, 1) or two.position in (0, 1):
+                assert one == two
+                same += 1
+    assert same > 50
+
+
+def test_nothing_sold_out_owned_or_of_another_type_is_bought(world, meanings, visits):
+    bought = 0
+    for visit in visits:
+        t = top_type(visit)
+        query = world.phrases[t][0].text
+        wrong = np.array([
+            i for i, p in enumerate(world.products)
+            if p.type_index != t or not world.in_stock(i, visit.day) or i in visit.shopper.owned
+        ])  # fmt: skip
+        answers = visit.answers(meanings, [query], lambda q, w=wrong: w[:200], 20)
+        assert not any(a.bought or a.clicks for a in answers)
+        good = np.argsort(-visit.shopper.taste)[:400]
+        good = good[[world.products[i].type_index == t for i in good]]
+        answers = visit.answers(meanings, [query], lambda q, g=good: g, 20)
+        bought += sum(a.bought for a in answers)
+        assert all(a.tapped and a.revenue > 0 for a in answers if a.bought)
+    assert bought > 20
+
+
+def test_the_better_the_products_the_more_is_bought(world, meanings, visits):
+    sold = {"best": 0, "worst": 0}
+    for visit in visits:
+        t = top_type(visit)
+        mine = sorted(
+            world.by_type[t].tolist(), key=lambda i: -visit.shopper.suits(i, visit.day)
+        )
+        for name, rows in (("best", mine[:10]), ("worst", mine[::-1][:10])):
+            found = visit.answers(
+                meanings, [world.phrases[t][0].text], lambda q, r=rows: np.array(r), 20
+            )
+            sold[name] += sum(a.bought for a in found)
+    assert sold["best"] > 2 * sold["worst"]
+
+
+def test_curiosity_looks_and_does_not_buy(world, meanings, visits):
+    for visit in visits:
+        kinds = {n.type_index for n in visit.shopper.needs}
+        idle = [t for t in range(len(world.types)) if t not in kinds and visit.need(t)[0]]
+        for t in idle[:3]:
+            found = visit.answers(
+                meanings, [world.phrases[t][0].text], world.engine.search, 100
+            )
+            assert not any(a.bought for a in found)
+
+
+def test_nothing_shown_is_nothing_tapped(world, meanings, visits):
+    answers = visits[0].answers(meanings, [], world.engine.search, 3)
+    assert [a.tapped for a in answers] == [False] * 3
