@@ -279,7 +279,7 @@ class _Chain:
             text = results_text(number, found.lines)
         else:
             text = refusal_text()
-        self.row.insert(self.roller.policy.codec.encode(text))
+        self.row.insert(self.roller.policy.codec.observation(text))
 
     def rollout(self) -> Rollout:
         """The finished chain."""

@@ -65,8 +65,9 @@ def derive(
         raise QAgentError(
             f"--name {name} would overwrite the policy it starts from; choose another"
         )
-    policy = load_policy(folder, dtype)
+    policy = load_policy(folder, dtype or lora.dtype)
     merge_adapters(policy)
+    policy.info.dtype = dtype or lora.dtype or policy.info.dtype
     inside = folder.parent == shop.path / "policies"
     policy.info.name = name
     policy.info.base = folder.name if inside else str(folder)

@@ -78,12 +78,12 @@ class Demonstrator:
         """One demonstration for an example whose right line is ``right``."""
         profile, right = self._varied(example.profile, right, random)
         searched = self._searches(profile, right, random)
-        encode = self.policy.codec.encode
+        codec = self.policy.codec
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
 
         def say(text: str, own: bool) -> None:
-            ids = encode(text)
+            ids = codec.encode(text) if own else codec.observation(text)
             tokens.extend(ids)
             trained.extend(
                 [True] * len(ids) if own else (random.random(len(ids)) < self.config.read).tolist()
