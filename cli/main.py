@@ -16,7 +16,7 @@ COMMANDS = {
     "index": ("inventory", "Build or refresh the inventory index."),
     "memory": ("shop_commands", "Show a user's profile and interest graph."),
     "search": ("inventory", "Search the inventory."),
-    "models": ("models", "List and show base models and policies."),
+    "models": ("models", "List, fetch, show and export base models and policies."),
     "pretrain": ("train", "Train a small policy from scratch on this shop."),
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "recommend": ("recommend", "Recommend queries to users."),
