@@ -127,6 +127,47 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
     out().print(shown(f"next: qagent recommend USER --policy {name}"), soft_wrap=True)
 
 
+@models.command()
+@click.argument("policy", type=PLAIN)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "4bit"]),
+    help="Of the weights.  [default: as the base is stored; bfloat16 for a quantised one]",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
+@shop_option
+@json_option
+@click.pass_context
+def fuse(
+    ctx: click.Context, policy: str, folder: Path, dtype: str | None, overwrite: bool,
+    shop_path: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Write POLICY into FOLDER as a standalone model, adapters fused, with a model card.
+
+    mlx_lm.generate and mlx_lm.server load it, and so does --policy FOLDER.
+    """
+    from qagent_mlx.policy.export import fuse as export
+    from qagent_mlx.policy.registry import resolve
+
+    if _asked(ctx) or (shop_path / "shop.json").exists():
+        with opened(shop_path) as shop:
+            source = resolve(shop, policy)
+    else:
+        source = resolve(None, policy)
+    report = export(source, folder, dtype or "", overwrite)
+    if as_json:
+        emit(report)
+        return
+    out().print(
+        shown(
+            f"{folder}: {report['parameters'] / 1e6:,.1f} M parameters, {report['dtype']}, "
+            f"{report['bytes'] / 1e6:,.0f} MB"
+        ),
+        soft_wrap=True,
+    )
+    out().print(shown(f"next: mlx_lm.generate --model {folder} --prompt TEXT"), soft_wrap=True)
+
+
 class PullProgress:
     """Shows on stderr what a pull is doing: a bar on a terminal, a line a stage elsewhere."""
 

@@ -77,7 +77,23 @@ class Demonstrator:
     def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
         """One demonstration for an example whose right line is ``right``."""
         profile, right = self._varied(example.profile, right, random)
-        searched = self._searches(profile, right, random)
+        return self.tell(
+            example, profile, self._searches(profile, right, random), right, random, group
+        )
+
+    def tell(
+        self,
+        example: Example,
+        profile: Profile,
+        searched: Sequence[int],
+        right: int,
+        random: np.random.Generator,
+        group: int,
+    ) -> Chain:
+        """The chain that searches some lines of a profile, in order, and recommends one of them.
+
+        What the policy says carries loss; of what it reads, a random share does.
+        """
         codec = self.policy.codec
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
