@@ -57,38 +57,32 @@ _REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
 
 INSTRUCTIONS = """\
 You suggest one search query to a shopper before they type. Answer with one action at a time:
-<fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries.
+<fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
+likeliest first.
 <search>QUERY</search> looks a query up in the shop.
 <recommend>QUERY</recommend> recommends a query that you searched, and ends your work.
-QUERY is a reference (<r0> is the query of that memory line, <s1> the query of your first \
-search) or words.
-Fetch the memory, search the query that the shopper wants most likely, and recommend it if its \
-products fit. If they are out or too dear, search another one first."""
+QUERY is <r0> for the query of that memory line, <s1> for that of your first search, or words.
+If a search finds only products that are out or too dear, search another query."""
 
 REQUEST = "A shopper is here. What should they search for?"
 
 # A whole chain, shown to chat models before their own: (who, text), of another kind of shop.
+# It is the shortest one: small models copy what they are shown, and this is the safest habit.
 WORKED_EXAMPLE: tuple[tuple[Literal["user", "assistant"], str], ...] = (
     ("user", REQUEST),
     ("assistant", FETCH),
     (
         "user",
         f"{PROFILE}likes espresso cup, northmill, $$\nground coffee now likely <r0>\n"
-        f"northmill espresso cup maybe <r1>\nmilk frother unmet week poor <r2>{PROFILE_END}",
+        f"northmill espresso cup maybe <r1>{PROFILE_END}",
     ),
     ("assistant", f"{SEARCH}<r0>{SEARCH_END}"),
     (
         "user",
-        f"{RESULTS}<s1>1 castelo ground coffee dark $$ fits out\n"
+        f"{RESULTS}<s1>1 castelo ground coffee dark $$ fits\n"
         f"2 arbor ground coffee mild $$$ out{RESULTS_END}",
     ),
-    ("assistant", f"{SEARCH}<r1>{SEARCH_END}"),
-    (
-        "user",
-        f"{RESULTS}<s2>1 northmill espresso cup white $$ fits brand\n"
-        f"2 northmill espresso cup set $$$ brand{RESULTS_END}",
-    ),
-    ("assistant", f"{RECOMMEND}<s2>{RECOMMEND_END}"),
+    ("assistant", f"{RECOMMEND}<s1>{RECOMMEND_END}"),
 )
 
 

@@ -17,6 +17,7 @@ from ..policy.model import AgentConfig, Policy
 from ..text import query_key
 from ..types import Profile
 from .decode import Batch, Decoder, Row
+from .grammar import Moves
 from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
 
@@ -118,8 +119,11 @@ class Roller:
         tools: SearchProducts,
         config: AgentConfig,
         max_rows: int = 256,
+        guided: bool = False,
     ) -> None:
         self.policy = policy
+        # Guided chains draw only what is allowed; training must not be (see grammar.py).
+        self.grammar = policy.codec.grammar() if guided and config.guided else None
         self.config = config
         self._tools = tools
         self._memory = FetchMemory(config)
@@ -216,6 +220,7 @@ class _Chain:
             uniforms=uniforms,
             turn_limit=config.turn_tokens,
             tag=self,
+            allowed=self._allowed if roller.grammar is not None else None,
         )
         self.turns: list[Turn] = []
         self.request: Request | None = None
@@ -223,6 +228,23 @@ class _Chain:
         self.query = ""
         self.finish = ""
         self.repeated = self.refused = 0
+
+    def _allowed(self) -> np.ndarray:
+        """The ids that may come next in this turn."""
+        grammar, policy = self.roller.grammar, self.roller.policy
+        assert grammar is not None
+        searched = {query_key(t.query) for t in self.turns if t.kind == "search"}
+        count = sum(t.kind == "search" for t in self.turns)
+        fetched = any(t.kind == "fetch" for t in self.turns)
+        left = fetched and count < self.roller.config.max_searches
+        fresh = [i for i, q in enumerate(self.profile.references) if query_key(q) not in searched]
+        moves = Moves(
+            fetch=not fetched,
+            lines=tuple(fresh) if left else (),
+            words=left,
+            searched=count if fetched else 0,
+        )
+        return grammar.mask(policy.codec.decode(self.row.turn), len(self.row.turn), moves)
 
     def acted(self) -> bool:
         """Read what the row just said; true when it waits for an answer."""

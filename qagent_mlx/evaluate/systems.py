@@ -28,7 +28,7 @@ class PolicySystem:
     ) -> None:
         self.name = name
         self._agent = agent or policy.info.agent
-        self._roller = environment.roller(policy, self._agent)
+        self._roller = environment.roller(policy, self._agent, guided=True)
         self._environment = environment
         self._group, self._seed = group, seed
 

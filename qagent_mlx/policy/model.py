@@ -22,6 +22,7 @@ from .tokenizer import AnyCodec, ShopCodec, load_codec
 
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
+CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
 QLORA_GROUP = 64  # weights that share a scale, where a model is quantised at loading
 
 
@@ -50,6 +51,7 @@ class AgentConfig:
     memory: bool = True  # off: the profile is empty (ablation)
     search: bool = True  # off: searches return nothing (ablation)
     marks: bool = True  # off: results do not say how they fit this user
+    guided: bool = True  # off: a served chat model may write what is no action, and fail
 
 
 @dataclass
@@ -365,8 +367,9 @@ def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:
     """What a model folder without ``policy.json`` starts with."""
     if isinstance(codec, ShopCodec):
         return PolicyInfo(name=name)
-    # Tags are several tokens in a ready-made vocabulary.
-    return PolicyInfo(name=name, agent=AgentConfig(turn_tokens=CHAT_TURN_TOKENS))
+    # In a ready-made vocabulary a tag is several tokens, and so is a word of a shop's language.
+    agent = AgentConfig(turn_tokens=CHAT_TURN_TOKENS, profile_budget=CHAT_PROFILE_BUDGET)
+    return PolicyInfo(name=name, agent=agent)
 
 
 def merge_adapters(policy: Policy) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from ..agent.grammar import Grammar
 from ..agent.protocol import (
     ACTION_TAGS,
     FETCH,
@@ -115,6 +116,10 @@ class ShopCodec:
         """Token ids of a tool's answer, up to where the next action begins."""
         return self.encode(text)
 
+    def grammar(self) -> Grammar | None:
+        """A policy made for the protocol is never guided."""
+        return None
+
     def prompt(self) -> list[int]:
         """What every chain starts with; a policy made for the protocol needs no words."""
         return self.encode(TASK)
@@ -135,6 +140,7 @@ class ChatCodec:
         self._wrapper = wrapper
         self._eos = frozenset(int(i) for i in wrapper.eos_token_ids)
         self._template = bool(getattr(wrapper, "has_chat_template", False))
+        self._grammar: Grammar | None = None
         self._before, self._after = self._between_turns()
 
     @property
@@ -163,6 +169,14 @@ class ChatCodec:
     def observation(self, text: str) -> list[int]:
         """Token ids of a tool's answer as the user's turn, up to where the next action begins."""
         return [*self._before, *self.encode(text), *self._after]
+
+    def grammar(self) -> Grammar | None:
+        """Which tokens may come next where chains are served."""
+        if self._grammar is None:
+            special = set(self._wrapper.all_special_ids) | self._eos
+            texts = self._wrapper.batch_decode([[i] for i in range(self.vocab_size)])
+            self._grammar = Grammar(["" if i in special else t for i, t in enumerate(texts)])
+        return self._grammar
 
     def prompt(self) -> list[int]:
         """What every chain starts with: the instructions, a worked example, and the request."""
