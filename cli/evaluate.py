@@ -12,6 +12,7 @@ import click
 from .common import (
     PLAIN,
     default_policy,
+    dtype_option,
     emit,
     json_option,
     note,
@@ -45,12 +46,13 @@ from .common import (
     help="Compare two systems case by case; may be repeated.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
+@dtype_option
 @split_options
 @shop_option
 @json_option
 def evaluate(
     *, policies: tuple[str, ...], baselines: bool, no_search: bool, no_memory: bool, split: str,
-    limit: int | None, group: int, compare: tuple[str, ...], seed: int,
+    limit: int | None, group: int, compare: tuple[str, ...], seed: int, dtype: str | None,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -71,7 +73,7 @@ def evaluate(
         with waiting("reading cases"):
             environment, systems = lineup(
                 shop, policies, ablations=ablations, with_baselines=baselines, split=config,
-                group=group, seed=seed,
+                group=group, seed=seed, dtype=dtype or "",
             )  # fmt: skip
     report = measure(
         environment, systems, split, 5, limit, seed=seed, on_progress=Progress(), compare=pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,9 +19,6 @@ from .common import (
     shop_option,
     shown,
 )
-
-if TYPE_CHECKING:
-    from qagent_mlx.shop import Shop
 
 
 @click.group()

@@ -12,7 +12,9 @@ import click
 
 from .common import (
     PLAIN,
+    F,
     default_policy,
+    dtype_option,
     emit,
     given,
     json_option,
@@ -36,6 +38,22 @@ rate_option = click.option(
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="The highest one."
 )
 POSITIVE = click.IntRange(1)
+
+
+def model_options(function: F) -> F:
+    """Options that matter where the model is a large one."""
+    for option in (
+        click.option(
+            "--measured", type=POSITIVE, help="Validation cases for the reward.  [default: 100]"
+        ),
+        click.option("--lora-rank", type=POSITIVE, help="Of the adapter.  [default: 16]"),
+        click.option(
+            "--lora-blocks", type=POSITIVE, help="Only the last so many blocks.  [default: all]"
+        ),
+        dtype_option,
+    ):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -114,6 +132,7 @@ UNCHANGED = frozenset({"resume", "run_name", "shop_path", "as_json"})
 @click.option("--batch-size", type=POSITIVE, help="Chains a step.")
 @rate_option
 @click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.")
+@model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -215,6 +234,7 @@ def sft(
 )
 @click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]),
               help="Also write metrics there (installed by yourself).")  # fmt: skip
+@model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -285,8 +305,11 @@ def _settings(
         flags.pop("test_from"), flags.pop("min_history"), flags.pop("test_share"),
         flags.pop("validation_share"), settings.split,
     )
+    lora = replace(settings.train.lora, **given(
+        rank=flags.pop("lora_rank"), blocks=flags.pop("lora_blocks"), dtype=flags.pop("dtype"),
+    ))  # fmt: skip
     return replace(
-        settings, train=replace(settings.train, **given(**flags)), split=split,
+        settings, train=replace(settings.train, lora=lora, **given(**flags)), split=split,
         policy=policy or settings.policy, name=name or settings.name or otherwise,
         run=run or settings.run,
     )  # fmt: skip

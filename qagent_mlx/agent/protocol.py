@@ -59,10 +59,10 @@ INSTRUCTIONS = """\
 You suggest one search query to a shopper before they type. Answer with one action at a time:
 <fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
 likeliest first.
-<search>QUERY</search> looks a query up in the shop.
-<recommend>QUERY</recommend> recommends a query that you searched, and ends your work.
-QUERY is <r0> for the query of that memory line, <s1> for that of your first search, or words.
-If a search finds only products that are out or too dear, search another query."""
+<search><r0></search> looks up the query of memory line 0; <search>running shoes</search> \
+looks up these words.
+<recommend><s1></recommend> recommends the query of your first search and ends your work.
+If a search finds only products that are out or too dear, search another line."""
 
 REQUEST = "A shopper is here. What should they search for?"
 

@@ -54,6 +54,7 @@ def lineup(
     split: SplitConfig | None = None,
     group: int = GROUP,
     seed: int = 0,
+    dtype: str = "",
 ) -> tuple[Environment, list[System]]:
     """The environment of an evaluation, and its systems in order.
 
@@ -68,12 +69,13 @@ def lineup(
         split: Which cases there are, and where they are cut.
         group: Chains a case.
         seed: Of the sampling.
+        dtype: Of the policies' weights, see `policy.model.set_precision`.
     """
     environments: dict[Any, Environment] = {}
     systems: list[System] = []
     for name in dict.fromkeys(policies):
         folder = resolve(shop, name)
-        policy = load_policy(folder)
+        policy = load_policy(folder, dtype)
         agent = policy.info.agent
         kind = (_tokenizer(folder), agent.profile_budget, agent.sections)
         if kind not in environments:

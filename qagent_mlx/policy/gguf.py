@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import QAgentError
 from ..files import write_json, write_with
@@ -31,9 +31,6 @@ _BLOCK = {
 }
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _CONTROL, _USER_DEFINED = 3, 4  # token types: special ones, and whole ones that are plain text
-_CONTRACTIONS = Regex(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -46,8 +43,10 @@ def convert(path: Path, folder: Path) -> None:
     Raises:
         QAgentError: the file is damaged, or of a kind that is not read here.
     """
+    weights: Any
+    metadata: Any
     try:
-        weights, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
+        weights, metadata = mx.load(str(path), return_metadata=True)
     except (RuntimeError, ValueError) as error:
         raise QAgentError(f"{path} is no readable GGUF file: {error}") from error
     try:
@@ -164,11 +163,9 @@ def build_tokenizer(metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-    split = [pre_tokenizers.Split(_CONTRACTIONS, "isolated")]
-    if style == "smollm":
-        split.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if style == "smollm" else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"].tolist()

@@ -19,7 +19,6 @@ from ..errors import QAgentError
 from ..files import read_json, write_json, write_with
 from .tokenizer import AnyCodec, ShopCodec, load_codec
 
-
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
 CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
@@ -378,7 +377,8 @@ def merge_adapters(policy: Policy) -> None:
     Quantised layers with an adapter come out unquantised: rounding the sum again would make
     another model than the one that was trained.
     """
-    fused = [(n, m.fuse(dequantize=True)) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
+    adapted = [(n, m) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
+    fused = [(n, m.fuse(dequantize=True)) for n, m in adapted]
     if fused:
         policy.model.update_modules(tree_unflatten(fused))
         mx.eval(policy.model.parameters())

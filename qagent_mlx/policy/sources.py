@@ -277,7 +277,7 @@ def _from_hub(hub_id: str, progress: Progress) -> Path:
     except HfHubHTTPError as error:
         line = str(error).strip().splitlines()[0]
         raise QAgentError(f"the model hub refuses {hub_id}: {line}") from error
-    except (OSError, ValueError, *_transport_errors()) as error:
+    except (OSError, ValueError) + _transport_errors() as error:  # noqa: RUF005
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"the model hub cannot be reached ({line})") from error
     for path in sorted(folder.glob("*.safetensors")):
@@ -291,9 +291,9 @@ def _from_hub(hub_id: str, progress: Progress) -> Path:
     return check_folder(folder)
 
 
-def _transport_errors() -> list[type[BaseException]]:
+def _transport_errors() -> tuple[type[BaseException], ...]:
     """The base error of the HTTP library that huggingface_hub was built on."""
-    return [sys.modules[n].HTTPError for n in ("httpx2", "httpx") if n in sys.modules]
+    return tuple(sys.modules[n].HTTPError for n in ("httpx2", "httpx") if n in sys.modules)
 
 
 def _in_hub_cache(hub_id: str) -> Path | None:
