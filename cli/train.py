@@ -87,7 +87,9 @@ def pretrain(
         opened(shop_path) as shop,
         TrainingProgress(config.steps, f"pretraining {name}") as progress,
     ):
-        report = run(shop, name, config, split=split, on_step=progress)
+        report = run(
+            shop, name, config, split=split, on_step=progress, on_cost=_announce(config)
+        )
     rate = report["tokens"] / max(report["seconds"], 1e-9)
     if as_json:
         emit({"run": None, **report, "tokens_per_s": round(rate)})
@@ -101,6 +103,20 @@ def pretrain(
         )
     )
     console.print(shown(f"next: qagent train sft --policy {name}"))
+
+
+def _announce(config: Any) -> Any:
+    """Says on stderr what a training will cost, before it starts."""
+
+    def announce(cost: dict[str, float]) -> None:
+        minutes = cost["seconds"] / 60
+        note(
+            f"{cost['parameters'] / 1e6:.1f} M parameters, {config.steps} steps, "
+            f"{cost['tokens'] / 1e6:.1f} M tokens: about {minutes:.0f} min on this machine, "
+            f"{cost['memory_bytes'] / 1e9:.1f} GB of memory"
+        )
+
+    return announce
 
 
 @click.group()

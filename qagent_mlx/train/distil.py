@@ -111,7 +111,7 @@ def distil(
         lines = retold(example, rollout)
         if lines is not None:
             lessons.append((example, lines))
-    if len(lessons) < min(config.batch_size, 8):
+    if len(lessons) < min(config.batch_size, 4):
         raise QAgentError(
             f"of {len(rollouts)} chains of {teacher} only {len(lessons)} can be learned from "
             f"({len(validated)} were validated); train the teacher longer or raise --cases"
