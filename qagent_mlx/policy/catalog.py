@@ -140,7 +140,7 @@ def memory_needed(parameters: int, shape: Shape, weight_bytes: float, wide: int 
     cache = 2 * shape.layers * keys * wide * ROWS * CONTEXT
     serving = weights + cache + 4 * ROWS * shape.vocab * 4
     # Two norms, projections and residuals; gate, up, their activation and product.
-    token = shape.layers * wide * (6 * shape.hidden + 3 * query + 4 * keys + 5 * shape.feed_forward)
+    token = shape.layers * wide * (8 * shape.hidden + 3 * query + 4 * keys + 6 * shape.feed_forward)
     attention = 2 * shape.heads * CONTEXT * wide  # one layer's scores at a time
     adapter = LORA_RANK * shape.layers * (
         4 * shape.hidden + 2 * query + 2 * keys + 3 * shape.feed_forward + 3 * shape.hidden

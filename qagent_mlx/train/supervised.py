@@ -158,8 +158,8 @@ def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[
     for batch in batches:
         mx.eval(value_and_grad(policy.model, batch))
     seconds = time.perf_counter() - start
-    trained = tree_flatten(policy.model.trainable_parameters())
-    count = sum(value.size for _, value in trained)
+    trained = dict(tree_flatten(policy.model.trainable_parameters()))
+    count = sum(value.size for value in trained.values())
     return {
         "parameters": count,
         "tokens": steps * sum(batch.tokens for batch in batches),

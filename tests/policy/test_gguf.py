@@ -34,7 +34,7 @@ def test_weights_are_the_files_own_to_the_last_bit(converted):
 
 
 def test_the_stored_weights_stay_quantised(converted):
-    folder, wanted = converted
+    folder, _ = converted
     model, _ = load_model_folder(folder, "stored")
     layer = model.layers[0].self_attn.q_proj
     assert (layer.bits, layer.group_size) == (4, 32)
