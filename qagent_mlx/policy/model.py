@@ -371,6 +371,12 @@ def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:
     return PolicyInfo(name=name, agent=agent)
 
 
+def agent_below(folder: Path) -> AgentConfig:
+    """How a policy's or a plain model folder's chains run, without loading its weights."""
+    info = read_info(folder)
+    return info.agent if info else fresh_info(folder.name, load_codec(folder)).agent
+
+
 def merge_adapters(policy: Policy) -> None:
     """Add the adapters to the weights that they belong to; the model computes the same.
 

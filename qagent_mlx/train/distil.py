@@ -26,7 +26,7 @@ from ..text import query_key
 from .batches import Chain
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, Example, mean_reward
+from .environment import Environment, Example, measure
 from .pretrain import shop_texts
 from .rewards import WEIGHTS
 from .supervised import FitConfig, fit
@@ -146,7 +146,7 @@ def distil(
     for who, place, them in (("teacher", theirs, master), ("student", own, policy)):
         cases = _spread(place.of_split("validation"), config.measured)
         began = time.perf_counter()
-        timed[f"reward_{who}"] = mean_reward(place, them, cases, WEIGHTS) if cases else 0.0
+        timed[f"reward_{who}"] = measure(place, them, cases, WEIGHTS)["reward"] if cases else 0.0
         timed[f"ms_{who}"] = 1000 * (time.perf_counter() - began) / max(1, len(cases))
     return {
         "policy": name,
