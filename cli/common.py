@@ -68,6 +68,12 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
 )
 
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"]),
+    help="Of the model's weights; 4bit keeps or makes a quantised one.  [default: float32 on "
+    "a CPU, as stored on a GPU]",
+)  # fmt: skip
+
 
 def shop_option(function: F) -> F:
     """``--shop PATH``, or QAGENT_SHOP, or ./shop."""

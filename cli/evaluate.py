@@ -12,6 +12,7 @@ import click
 from .common import (
     PLAIN,
     default_policy,
+    dtype_option,
     emit,
     json_option,
     note,
@@ -67,6 +68,7 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     help="Also write a report with plots, slices, examples and failures: one file.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
+@dtype_option
 @split_options
 @shop_option
 @json_option
@@ -74,7 +76,7 @@ def evaluate(
     *, policies: tuple[str, ...], baselines: bool, named: tuple[str, ...],
     prompted: tuple[str, ...], ablations: tuple[str, ...], no_search: bool, no_memory: bool,
     split: str, limit: int | None, group: int, compare: tuple[str, ...], by: tuple[str, ...],
-    html_path: Path | None, seed: int,
+    html_path: Path | None, seed: int, dtype: str | None,
     test_from: datetime | None, min_history: int | None, test_share: float | None,
     validation_share: float | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -98,7 +100,7 @@ def evaluate(
             environment, systems = lineup(
                 shop, policies, ablations=parts, with_baselines=baselines, extra=named,
                 prompted=prompted, split=config, only=split, group=group, seed=seed,
-                keep=EXAMPLES if html_path else 0,
+                keep=EXAMPLES if html_path else 0, dtype=dtype or "",
             )  # fmt: skip
             log = SearchLog.of_shop(shop)
             if html_path is not None:

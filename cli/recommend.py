@@ -13,6 +13,7 @@ from .common import (
     PLAIN,
     as_of_option,
     default_policy,
+    dtype_option,
     emit,
     json_option,
     opened,
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
 @as_of_option
+@dtype_option
 @shop_option
 @json_option
 def recommend(
     *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
-    as_of: datetime | None, shop_path: Path, as_json: bool,
+    as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
 
@@ -55,7 +57,7 @@ def recommend(
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
         with waiting("recommending"):
-            recommender = Recommender(shop, open_policy(shop, name), group=group)
+            recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
             found = recommender.recommend(users, k, as_of, seed)
     documents = [document(recommender, one, chains) for one in found]
     if as_json:

@@ -13,7 +13,9 @@ import click
 
 from .common import (
     PLAIN,
+    F,
     default_policy,
+    dtype_option,
     emit,
     given,
     json_option,
@@ -37,6 +39,22 @@ rate_option = click.option(
     "--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="The highest one."
 )
 POSITIVE = click.IntRange(1)
+
+
+def model_options(function: F) -> F:
+    """Options that matter where the model is a large one."""
+    for option in (
+        click.option(
+            "--measured", type=POSITIVE, help="Validation cases for the reward.  [default: 100]"
+        ),
+        click.option("--lora-rank", type=POSITIVE, help="Of the adapter.  [default: 16]"),
+        click.option(
+            "--lora-blocks", type=POSITIVE, help="Only the last so many blocks.  [default: all]"
+        ),
+        dtype_option,
+    ):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -70,7 +88,9 @@ def pretrain(
         opened(shop_path) as shop,
         TrainingProgress(config.steps, f"pretraining {name}") as progress,
     ):
-        report = run(shop, name, config, split=split, on_step=progress)
+        report = run(
+            shop, name, config, split=split, on_step=progress, on_cost=_announce(config)
+        )
     rate = report["tokens"] / max(report["seconds"], 1e-9)
     if as_json:
         emit({"run": None, **report, "tokens_per_s": round(rate)})
@@ -84,6 +104,20 @@ def pretrain(
         )
     )
     console.print(shown(f"next: qagent train sft --policy {name}"))
+
+
+def _announce(config: Any) -> Any:
+    """Says on stderr what a training will cost, before it starts."""
+
+    def announce(cost: dict[str, float]) -> None:
+        minutes = cost["seconds"] / 60
+        note(
+            f"{cost['parameters'] / 1e6:.1f} M parameters, {config.steps} steps, "
+            f"{cost['tokens'] / 1e6:.1f} M tokens: about {minutes:.0f} min on this machine, "
+            f"{cost['memory_bytes'] / 1e9:.1f} GB of memory"
+        )
+
+    return announce
 
 
 @click.group()
@@ -120,6 +154,7 @@ workers_option = click.option(
 @rate_option
 @click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.")
 @workers_option
+@model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -225,6 +260,7 @@ def sft(
 @click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]),
               help="Also write metrics there (installed by yourself).")  # fmt: skip
 @workers_option
+@model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @split_options
 @shop_option
@@ -298,8 +334,11 @@ def _settings(
         flags.pop("test_from"), flags.pop("min_history"), flags.pop("test_share"),
         flags.pop("validation_share"), settings.split,
     )
+    lora = replace(settings.train.lora, **given(
+        rank=flags.pop("lora_rank"), blocks=flags.pop("lora_blocks"), dtype=flags.pop("dtype"),
+    ))  # fmt: skip
     return replace(
-        settings, train=replace(settings.train, **given(**flags)), split=split,
+        settings, train=replace(settings.train, lora=lora, **given(**flags)), split=split,
         policy=policy or settings.policy, name=name or settings.name or otherwise,
         run=run or settings.run,
     )  # fmt: skip

@@ -12,7 +12,7 @@ fork rows of a running batch, and draws from one random stream for all rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..runtime import device_name, one_blas_thread
+from .grammar import constrained
 
 if TYPE_CHECKING:
     from ..policy.model import Policy
@@ -48,6 +49,7 @@ class Row:
     pending: list[int] = field(default_factory=list)  # inserted ids not yet in the cache
     budget: int = 1 << 30  # tokens this row may still sample
     tag: Any = None
+    allowed: Callable[[], np.ndarray] | None = None  # which ids may come next; None: all
 
     def insert(self, ids: Sequence[int]) -> None:
         """Put ids that the policy did not choose after the row's tokens."""
@@ -166,6 +168,9 @@ class Decoder:
         spent. Its last token is not in its cache yet: it becomes the first pending id.
         """
         assert batch.logits is not None
+        if any(row.allowed is not None for row in batch.rows):
+            masks = [row.allowed() if row.allowed is not None else None for row in batch.rows]
+            batch.logits = constrained(batch.logits, masks)
         chosen, logprobs = sample(batch.logits, batch.rows)
         going: list[int] = []
         stopped: list[int] = []

@@ -43,6 +43,7 @@ SLOTS = tuple(f"<s{i}>" for i in range(1, MAX_SEARCHES + 1))
 ACTION_TAGS = (FETCH, SEARCH, SEARCH_END, RECOMMEND, RECOMMEND_END, THINK, THINK_END)
 OBSERVATION_TAGS = (TASK, PROFILE, PROFILE_END, RESULTS, RESULTS_END)
 STOPS = (FETCH, SEARCH_END, RECOMMEND_END)
+_LONGEST = max(map(len, (*STOPS, *OBSERVATION_TAGS)))
 
 _ACTION = re.compile(
     r"\s*(?:<think>(?P<think>[^<]*)</think>\s*)?"
@@ -55,13 +56,34 @@ _ACTION = re.compile(
 _REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
 
 INSTRUCTIONS = """\
-You suggest one search query to a shopper before they type. Work in steps; each is exactly one tag.
-<fetch_memory/> reads the shopper's memory: lines, some numbered <r0>, <r1> and so on, each a query.
-<search>QUERY</search> looks into the shop's inventory. <recommend>QUERY</recommend> ends your work.
-QUERY is text, or a reference: <r3> is the query of memory line 3, <s1> the query of your \
-first search. First fetch the memory. Then search a query the shopper \
-is likely to want now, look at the products, search another one if they are sold out, too dear or \
-not wanted, and recommend a query that you searched."""
+You suggest one search query to a shopper before they type. Answer with one action at a time:
+<fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
+likeliest first.
+<search><r0></search> looks up the query of memory line 0; <search>running shoes</search> \
+looks up these words.
+<recommend><s1></recommend> recommends the query of your first search and ends your work.
+If a search finds only products that are out or too dear, search another line."""
+
+REQUEST = "A shopper is here. What should they search for?"
+
+# A whole chain, shown to chat models before their own: (who, text), of another kind of shop.
+# It is the shortest one: small models copy what they are shown, and this is the safest habit.
+WORKED_EXAMPLE: tuple[tuple[Literal["user", "assistant"], str], ...] = (
+    ("user", REQUEST),
+    ("assistant", FETCH),
+    (
+        "user",
+        f"{PROFILE}likes espresso cup, northmill, $$\nground coffee now likely <r0>\n"
+        f"northmill espresso cup maybe <r1>{PROFILE_END}",
+    ),
+    ("assistant", f"{SEARCH}<r0>{SEARCH_END}"),
+    (
+        "user",
+        f"{RESULTS}<s1>1 castelo ground coffee dark $$ fits\n"
+        f"2 arbor ground coffee mild $$$ out{RESULTS_END}",
+    ),
+    ("assistant", f"{RECOMMEND}<s1>{RECOMMEND_END}"),
+)
 
 
 class Codec(Protocol):
@@ -71,6 +93,10 @@ class Codec(Protocol):
         """Token ids of a text that may hold tags."""
         ...
 
+    def observation(self, text: str) -> list[int]:
+        """Token ids of a tool's answer, up to where the next action begins."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, tags included."""
         ...
@@ -78,10 +104,6 @@ class Codec(Protocol):
     @property
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a generation."""
-        ...
-
-    def chat_prompt(self, instructions: str) -> list[int] | None:
-        """The ids that open an answer in the model's own chat template; None without one."""
         ...
 
 
@@ -175,11 +197,13 @@ class Stopper:
             return True
         if self._single is not None:
             return token in self._single
-        # The longest tag has 15 characters: so many tokens always cover it.
-        tail = self._codec.decode(self._turn[-20:])
-        if ">" not in tail[-24:]:
+        # A token is at least a character, so these cover the longest tag and what follows it.
+        tail = self._codec.decode(self._turn[-(_LONGEST + 8) :])
+        if ">" not in tail:
             return False
-        return any(stop in tail for stop in STOPS)
+        # Only a tool may write its tags: a policy that begins one is stopped there, and what
+        # it said is no action.
+        return any(stop in tail for stop in (*STOPS, *OBSERVATION_TAGS))
 
     def reset(self) -> None:
         """A new turn begins."""

@@ -118,7 +118,9 @@ class Recommender:
         self.memory = Memory(
             shop.connection, shop.config.memory, policy.codec.count, Worth.of_shop(shop)
         )
-        self.roller = Roller(policy, SearchProducts(self.search, self.agent), self.agent)
+        self.roller = Roller(
+            policy, SearchProducts(self.search, self.agent), self.agent, guided=True
+        )
 
     def recommend(
         self, users: Sequence[str], k: int = 5, as_of: datetime | None = None, seed: int = 0

@@ -18,6 +18,7 @@ from ..runtime import total_memory
 from ..text import query_key
 from ..types import Profile
 from .decode import Batch, Decoder, Row
+from .grammar import Moves
 from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
 
@@ -120,6 +121,7 @@ class Roller:
         config: AgentConfig,
         max_rows: int = 256,
         memory: int | None = None,
+        guided: bool = False,
     ) -> None:
         """Chains that are decoded together are bounded by ``max_rows`` and by memory.
 
@@ -129,8 +131,11 @@ class Roller:
             config: How chains run.
             max_rows: Rows that decode or wait at the same time.
             memory: Bytes for their keys and values; an eighth of the machine's by default.
+            guided: Draw only what is an action where the policy's chains are so (serving).
         """
         self.policy = policy
+        # Guided chains draw only what is allowed; training must not be (see grammar.py).
+        self.grammar = policy.codec.grammar() if guided and config.guided else None
         self.config = config
         self.memory = total_memory() // 8 if memory is None else memory
         self._longest = len(policy.prompt) + config.profile_budget
@@ -245,6 +250,7 @@ class _Chain:
             uniforms=uniforms,
             turn_limit=config.turn_tokens,
             tag=self,
+            allowed=self._allowed if roller.grammar is not None else None,
         )
         self.turns: list[Turn] = []
         self.request: Request | None = None
@@ -252,6 +258,23 @@ class _Chain:
         self.query = ""
         self.finish = ""
         self.repeated = self.refused = 0
+
+    def _allowed(self) -> np.ndarray:
+        """The ids that may come next in this turn."""
+        grammar, policy = self.roller.grammar, self.roller.policy
+        assert grammar is not None
+        searched = {query_key(t.query) for t in self.turns if t.kind == "search"}
+        count = sum(t.kind == "search" for t in self.turns)
+        fetched = any(t.kind == "fetch" for t in self.turns)
+        left = fetched and count < self.roller.config.max_searches
+        fresh = [i for i, q in enumerate(self.profile.references) if query_key(q) not in searched]
+        moves = Moves(
+            fetch=not fetched,
+            lines=tuple(fresh) if left else (),
+            words=left,
+            searched=count if fetched else 0,
+        )
+        return grammar.mask(policy.codec.decode(self.row.turn), len(self.row.turn), moves)
 
     def acted(self) -> bool:
         """Read what the row just said; true when it waits for an answer."""
@@ -308,7 +331,7 @@ class _Chain:
             text = results_text(number, found.lines)
         else:
             text = refusal_text()
-        self.row.insert(self.roller.policy.codec.encode(text))
+        self.row.insert(self.roller.policy.codec.observation(text))
 
     def rollout(self) -> Rollout:
         """The finished chain."""

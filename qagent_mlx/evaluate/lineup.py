@@ -72,14 +72,15 @@ class Lineup:
         seed: Of the sampling.
         policies: Where policies are looked up; the shop by default.
         keep: Policies keep the chains of so many cases.
+        dtype: Of the policies' weights.
     """
 
     def __init__(
         self, shop: Shop, make: Make, *, group: int = GROUP, seed: int = 0,
-        policies: Shop | None = None, keep: int = 0,
+        policies: Shop | None = None, keep: int = 0, dtype: str = "",
     ) -> None:  # fmt: skip
         self._shop, self._make, self._group, self._seed = shop, make, group, seed
-        self._keep = keep
+        self._keep, self._dtype = keep, dtype
         self._policies = policies or shop
         self._environments: dict[Any, Environment] = {}
         self._loaded: dict[str, Policy] = {}
@@ -96,7 +97,7 @@ class Lineup:
         """A policy, or with an ablation the system ``NAME (ablation)``."""
         folder = resolve(self._policies, name)
         if name not in self._loaded:
-            self._loaded[name] = load_policy(folder)
+            self._loaded[name] = load_policy(folder, self._dtype)
         policy = self._loaded[name]
         agent = policy.info.agent
         if ablation:
@@ -146,6 +147,7 @@ def lineup(
     group: int = GROUP,
     seed: int = 0,
     keep: int = 0,
+    dtype: str = "",
 ) -> tuple[Environment, list[System]]:
     """The environment of an evaluation, and its systems in order.
 
@@ -161,6 +163,7 @@ def lineup(
         group: Chains a case.
         seed: Of the sampling.
         keep: Policies keep the chains of so many cases (``PolicySystem.kept``).
+        dtype: Of the policies' weights, see `policy.model.set_precision`.
 
     Raises:
         QAgentError: there is no policy, baseline or ablation of a name.
@@ -179,7 +182,7 @@ def lineup(
     def make(codec: Any, agent: AgentConfig) -> Environment:
         return environment_of(shop, cases, codec, agent)
 
-    line = Lineup(shop, make, group=group, seed=seed, keep=keep)
+    line = Lineup(shop, make, group=group, seed=seed, keep=keep, dtype=dtype)
     systems = [
         line.policy(name, ablation)
         for name in dict.fromkeys(policies)

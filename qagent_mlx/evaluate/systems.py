@@ -32,7 +32,7 @@ class PolicySystem:
         self.kept: dict[int, list[Rollout]] = {}  # case id -> chains, of the first ``keep``
         self._keep = keep
         self._agent = agent or policy.info.agent
-        self._roller = environment.roller(policy, self._agent)
+        self._roller = environment.roller(policy, self._agent, guided=True)
         self._environment = environment
         self._group, self._seed = group, seed
 

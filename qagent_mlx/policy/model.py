@@ -20,7 +20,12 @@ from ..errors import QAgentError
 from ..files import read_json, write_json, write_with
 from ..runtime import device_name
 from . import blocks
-from .tokenizer import AnyCodec, load_codec, prompt_ids
+from .tokenizer import AnyCodec, ShopCodec, load_codec
+
+DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
+CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
+CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
+QLORA_GROUP = 64  # weights that share a scale, where a model is quantised at loading
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class LoraConfig:
     dropout: float = 0.0
     blocks: int = -1  # the last so many blocks; -1 for all
     keys: tuple[str, ...] = ()  # module names inside a block; empty for all linear ones
+    dtype: str = ""  # of the weights below the adapter, one of DTYPES; 4bit makes it QLoRA
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class AgentConfig:
     memory: bool = True  # off: the profile is empty (ablation)
     search: bool = True  # off: searches return nothing (ablation)
     marks: bool = True  # off: results do not say how they fit this user
+    guided: bool = True  # off: a served chat model may write what is no action, and fail
 
 
 @dataclass
@@ -59,6 +66,7 @@ class PolicyInfo:
     protocol: int = PROTOCOL_VERSION
     agent: AgentConfig = field(default_factory=AgentConfig)
     trained: list[dict[str, Any]] = field(default_factory=list)
+    dtype: str = ""  # the precision that it was trained in, where that was chosen
 
 
 class Policy:
@@ -81,13 +89,22 @@ class Policy:
         self.info = info
         self.folder = folder
         self.lora = lora
-        self.prompt = prompt_ids(codec)
+        self.prompt = codec.prompt()
 
     @property
     def parameters(self) -> int:
         """How many weights the model has, adapters included."""
         weights = dict(tree_flatten(self.model.parameters()))
-        return sum(v.size for v in weights.values())
+        packed = {n for n, m in self.model.named_modules() if hasattr(m, "scales")}
+        bits = {n: m.bits for n, m in self.model.named_modules() if n in packed}
+        count = 0
+        for name, value in weights.items():
+            module, _, part = name.rpartition(".")
+            if module not in packed or part not in ("weight", "scales", "biases"):
+                count += value.size
+            elif part == "weight":
+                count += value.size * 32 // bits[module]
+        return count
 
     # ------------------------------------------------------------ computing
 
@@ -285,8 +302,7 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
 
     Args:
         folder: Holds config.json, tokenizer.json and model*.safetensors. No code in it is run.
-        dtype: ``float32``, ``bfloat16``, ``float16``; by default float32 on a CPU (others
-            are slow there) and the stored type on a GPU.
+        dtype: One of `DTYPES`; see `set_precision`.
 
     Raises:
         QAgentError: something is missing or damaged.
@@ -296,6 +312,8 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")
     config = read_json(folder / "config.json", f"the model {folder}")
+    if isinstance(config, dict) and config.get("model_file"):
+        raise QAgentError(f"{folder} brings its own model code, which is never run")
     try:
         model, config = load_model(folder)
     except FileNotFoundError as error:
@@ -303,12 +321,48 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         line = str(error).splitlines()[0]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
-    wanted = dtype or ("float32" if device_name() == "cpu" else "")
-    if wanted:
-        model.set_dtype(getattr(mx, wanted))
+    model = set_precision(model, dtype)
     model.eval()
     mx.eval(model.parameters())
     return model, load_codec(folder, config.get("eos_token_id"))
+
+
+def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
+    """The model with its weights in a precision that suits the device, or the one asked for.
+
+    Args:
+        model: As it was stored, quantised or not.
+        dtype: ``float32``, ``bfloat16`` and ``float16`` undo a quantisation; ``4bit`` keeps
+            one or makes one; ``stored`` changes nothing. By default float32 on a CPU, whose
+            matrix products are slow in all others, and what is stored on a GPU.
+
+    Raises:
+        QAgentError: there is no such precision.
+    """
+    from mlx_lm.utils import dequantize_model
+
+    from ..runtime import device_name
+
+    cpu = device_name() == "cpu"
+    wanted = dtype or ("float32" if cpu else "stored")
+    if wanted not in DTYPES:
+        raise QAgentError(f"--dtype {wanted}: choose one of {', '.join(DTYPES)}")
+    if wanted == "stored":
+        return model
+    quantized = any(hasattr(m, "scales") for _, m in model.named_modules())
+    if wanted == "4bit":
+        # Scales and what is not quantised stay in a type that the device computes well in.
+        model.set_dtype(mx.float32 if cpu else mx.bfloat16)
+        if not quantized:
+            nn.quantize(model, QLORA_GROUP, 4, class_predicate=_quantizable)
+        return model
+    # Scales change type first: so a float32 weight is the stored one exactly.
+    model.set_dtype(getattr(mx, wanted))
+    return dequantize_model(model) if quantized else model
+
+
+def _quantizable(_name: str, module: nn.Module) -> bool:
+    return hasattr(module, "to_quantized") and module.weight.shape[-1] % QLORA_GROUP == 0
 
 
 def load_policy(folder: Path, dtype: str = "") -> Policy:
@@ -318,9 +372,10 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         QAgentError: files are missing, damaged, or the base is not the one it was trained on.
     """
     info = read_info(folder)
+    dtype = dtype or (info.dtype if info else "")
     if not (folder / "adapters.safetensors").exists():
         model, codec = load_model_folder(folder, dtype)
-        return Policy(model, codec, info or PolicyInfo(name=folder.name), folder)
+        return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
     if info is None:
         raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
     base = Path(info.base)
@@ -359,9 +414,29 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     return policy
 
 
+def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:
+    """What a model folder without ``policy.json`` starts with."""
+    if isinstance(codec, ShopCodec):
+        return PolicyInfo(name=name)
+    # In a ready-made vocabulary a tag is several tokens, and so is a word of a shop's language.
+    agent = AgentConfig(turn_tokens=CHAT_TURN_TOKENS, profile_budget=CHAT_PROFILE_BUDGET)
+    return PolicyInfo(name=name, agent=agent)
+
+
+def agent_below(folder: Path) -> AgentConfig:
+    """How a policy's or a plain model folder's chains run, without loading its weights."""
+    info = read_info(folder)
+    return info.agent if info else fresh_info(folder.name, load_codec(folder)).agent
+
+
 def merge_adapters(policy: Policy) -> None:
-    """Add the adapters to the weights that they belong to; the model computes the same."""
-    fused = [(n, m.fuse()) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
+    """Add the adapters to the weights that they belong to; the model computes the same.
+
+    Quantised layers with an adapter come out unquantised: rounding the sum again would make
+    another model than the one that was trained.
+    """
+    adapted = [(n, m) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
+    fused = [(n, m.fuse(dequantize=True)) for n, m in adapted]
     if fused:
         policy.model.update_modules(tree_unflatten(fused))
         mx.eval(policy.model.parameters())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import QAgentError
 from ..files import read_json
 from ..shop import Shop
+from .catalog import CATALOG, Entry, memory_needed, shape_of, stored_size
 from .model import LoraConfig, Policy, fingerprint, load_policy, merge_adapters
+from .sources import cached
 
 SAMPLE = "sample"  # the small base model that is shipped for the sample shop
+SHIPPED = (SAMPLE, "tiny")  # its names
 
 
 def sample_folder() -> Path:
@@ -20,7 +24,7 @@ def sample_folder() -> Path:
 
 
 def resolve(shop: Shop | None, name: str) -> Path:
-    """The folder of a policy: one of the shop, the shipped one, or any mlx-lm model folder.
+    """The folder of a policy: one of the shop, the shipped one, a model folder, a pulled model.
 
     Raises:
         QAgentError: nothing of that name exists; says which names do.
@@ -29,15 +33,20 @@ def resolve(shop: Shop | None, name: str) -> Path:
         folder = shop.path / "policies" / name
         if (folder / "policy.json").exists():
             return folder
-    if name == SAMPLE and (sample_folder() / "policy.json").exists():
+    if name in SHIPPED and (sample_folder() / "policy.json").exists():
         return sample_folder()
     path = Path(name).expanduser()
     if (path / "config.json").exists() or (path / "policy.json").exists():
         return path.resolve()
+    if found := cached(name):
+        return found
+    if name in CATALOG:
+        raise QAgentError(f"the model {name} is not here yet; run: qagent models pull {name}")
     shipped = [SAMPLE] if (sample_folder() / "policy.json").exists() else []
     known = ", ".join([*(policy_names(shop) if shop else []), *shipped]) or "none yet"
     raise QAgentError(
-        f"there is no policy {name}; known are {known}, or give an mlx-lm model folder"
+        f"there is no policy {name}; known are {known}, or give an mlx-lm model folder, or the "
+        "name of a model that you pulled (qagent models list)"
     )
 
 
@@ -65,8 +74,9 @@ def derive(
         raise QAgentError(
             f"--name {name} would overwrite the policy it starts from; choose another"
         )
-    policy = load_policy(folder, dtype)
+    policy = load_policy(folder, dtype or lora.dtype)
     merge_adapters(policy)
+    policy.info.dtype = dtype or lora.dtype or policy.info.dtype
     inside = folder.parent == shop.path / "policies"
     policy.info.name = name
     policy.info.base = folder.name if inside else str(folder)
@@ -80,7 +90,7 @@ def derive(
 
 
 def describe(folder: Path) -> dict[str, object]:
-    """What `qagent models show` tells of a policy or model folder."""
+    """What `qagent models list` tells of a policy or model folder."""
     info = read_json(folder / "policy.json", "the policy") if (
         folder / "policy.json"
     ).exists() else {}
@@ -91,4 +101,93 @@ def describe(folder: Path) -> dict[str, object]:
         "base": info.get("base", ""),
         "megabytes": round(size / 1e6, 1),
         "trained": [stage["stage"] for stage in info.get("trained", [])],
+    }
+
+
+def describe_named(entry: Entry) -> dict[str, Any]:
+    """What `qagent models list` tells of a model of the catalog."""
+    folder = cached(entry.name)
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "parameters": entry.parameters,
+        "licence": entry.licence,
+        "hub": entry.hub,
+        "package": entry.wheel.requirement if entry.wheel else "",
+        "folder": str(folder) if folder else "",
+        **memory_here(entry.parameters, entry, None),
+    }
+
+
+def details(shop: Shop | None, name: str) -> dict[str, Any]:
+    """What `qagent models show` tells: where it is, how large, its licence, what it needs here.
+
+    Args:
+        shop: For the shop's own policies.
+        name: Of a policy, a catalog entry (pulled or not), or a model folder.
+    """
+    entry = CATALOG.get(name)
+    if entry is not None and cached(name) is None:
+        return describe_named(entry)
+    folder = resolve(shop, name)
+    report: dict[str, Any] = describe(folder)
+    policy = read_json(folder / "policy.json", f"the policy {name}") if (
+        folder / "policy.json"
+    ).exists() else {}
+    base = base_folder(folder)
+    config = read_json(base / "config.json", f"the model {base}")
+    parameters, size = stored_size(base)
+    report |= {
+        "kind": entry.kind if entry else "policy",
+        "parameters": parameters,
+        "licence": licence_of(base) or (entry.licence if entry else "unknown"),
+        "stored_bytes": size,
+    }
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "quantization"):
+        if key in config:
+            report[key] = config[key]
+    report |= {key: policy[key] for key in ("protocol", "agent", "dtype") if policy.get(key)}
+    return report | memory_here(parameters, entry, config)
+
+
+def base_folder(folder: Path) -> Path:
+    """The model folder below a policy's adapters."""
+    while not (folder / "config.json").exists():
+        info = read_json(folder / "policy.json", f"the policy {folder.name}")
+        if not info.get("base"):
+            raise QAgentError(f"the policy {folder.name} names no base model; train it again")
+        base = Path(info["base"])
+        folder = base if base.is_absolute() else folder.parent / base
+    return folder
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model folder states; empty when it states none."""
+    if (folder / "source.json").exists():
+        return str(read_json(folder / "source.json", f"the model {folder}").get("licence", ""))
+    if folder == sample_folder():
+        return "Apache-2.0"
+    return ""
+
+
+def memory_here(parameters: int, entry: Entry | None, config: Any) -> dict[str, Any]:
+    """Bytes to serve and to train a model on this machine, and whether that fits."""
+    from ..runtime import device_name, total_memory
+
+    shape = shape_of(config) if config is not None else entry.shape if entry else None
+    if shape is None:
+        return {}
+    cpu = device_name() == "cpu"
+    quantized = not cpu and bool(config and config.get("quantization"))
+    each = 4.0 if cpu else 0.5625 if quantized else 2.0
+    needed = memory_needed(parameters, shape, each, 4 if cpu else 2)
+    have = total_memory()
+    return {
+        "precision": "float32" if cpu else "4bit" if quantized else "bfloat16",
+        "serving_bytes": needed.serving,
+        "training_bytes": needed.training,
+        "memory_bytes": have,
+        # A tenth stays for the system and the shop.
+        "serving_fits": needed.serving < 0.9 * have,
+        "training_fits": needed.training < 0.9 * have,
     }

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from ..agent.grammar import Grammar
 from ..agent.protocol import (
     ACTION_TAGS,
     FETCH,
@@ -17,9 +18,11 @@ from ..agent.protocol import (
     OBSERVATION_TAGS,
     RECOMMEND_END,
     REFERENCES,
+    REQUEST,
     SEARCH_END,
     SLOTS,
     TASK,
+    WORKED_EXAMPLE,
 )
 from ..errors import QAgentError
 from ..files import read_json, replacing, write_json
@@ -109,19 +112,36 @@ class ShopCodec:
         """The text of token ids, tags included."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def chat_prompt(self, instructions: str) -> list[int] | None:
-        """A policy made for the protocol needs no instructions."""
+    def observation(self, text: str) -> list[int]:
+        """Token ids of a tool's answer, up to where the next action begins."""
+        return self.encode(text)
+
+    def grammar(self) -> Grammar | None:
+        """A policy made for the protocol is never guided."""
         return None
+
+    def prompt(self) -> list[int]:
+        """What every chain starts with; a policy made for the protocol needs no words."""
+        return self.encode(TASK)
 
 
 class ChatCodec:
-    """The codec of a ready-made tokenizer, as mlx-lm loads it."""
+    """The codec of a ready-made tokenizer, as mlx-lm loads it.
+
+    A chain is a conversation in the model's own template: its actions are the assistant's
+    turns, what tools answer are the user's. The text between turns comes from the template
+    itself; so does the system message's place. Thinking is off where the template knows it.
+    A model without a template reads the same conversation as plain lines.
+    """
 
     single_stops: frozenset[int] | None = None
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         self._eos = frozenset(int(i) for i in wrapper.eos_token_ids)
+        self._template = bool(getattr(wrapper, "has_chat_template", False))
+        self._grammar: Grammar | None = None
+        self._before, self._after = self._between_turns()
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -134,8 +154,9 @@ class ChatCodec:
         return len(self._wrapper)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text that may hold tags."""
-        return list(self._wrapper.encode(text, add_special_tokens=False))
+        """Token ids of a text that may hold tags, and in which nothing is special."""
+        ids = self._wrapper.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return list(ids)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
@@ -145,19 +166,55 @@ class ChatCodec:
         """The text of token ids, tags included."""
         return str(self._wrapper.decode(list(ids)))
 
-    def chat_prompt(self, instructions: str) -> list[int] | None:
-        """The ids that open an answer in the model's own chat template; None without one."""
-        if not getattr(self._wrapper, "chat_template", None):
-            return None
-        messages = [
-            {"role": "system", "content": instructions},
-            {"role": "user", "content": "Suggest a query for this shopper."},
-        ]
-        return list(
-            self._wrapper.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, enable_thinking=False
+    def observation(self, text: str) -> list[int]:
+        """Token ids of a tool's answer as the user's turn, up to where the next action begins."""
+        return [*self._before, *self.encode(text), *self._after]
+
+    def grammar(self) -> Grammar | None:
+        """Which tokens may come next where chains are served."""
+        if self._grammar is None:
+            special = set(self._wrapper.all_special_ids) | self._eos
+            texts = self._wrapper.batch_decode([[i] for i in range(self.vocab_size)])
+            self._grammar = Grammar(["" if i in special else t for i, t in enumerate(texts)])
+        return self._grammar
+
+    def prompt(self) -> list[int]:
+        """What every chain starts with: the instructions, a worked example, and the request."""
+        turns = [*WORKED_EXAMPLE, ("user", REQUEST)]
+        if not self._template:
+            return self.encode("\n".join([INSTRUCTIONS, "", *(t for _, t in turns), ""]))
+        return self._special(self._render(INSTRUCTIONS, turns))
+
+    def _special(self, text: str) -> list[int]:
+        """Token ids of a rendered template, whose control tokens are meant."""
+        return list(self._wrapper.encode(text, add_special_tokens=False))
+
+    def _render(self, system: str, turns: Sequence[tuple[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": who, "content": text} for who, text in turns]
+        whole = [{"role": "system", "content": system}, *messages]
+        options = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        try:
+            return str(self._wrapper.apply_chat_template(whole, **options))
+        except TemplateError:
+            # Templates without a system role raise; the first user turn takes its words.
+            first = {"role": "user", "content": f"{system}\n\n{turns[0][1]}"}
+            return str(self._wrapper.apply_chat_template([first, *messages[1:]], **options))
+
+    def _between_turns(self) -> tuple[list[int], list[int]]:
+        """What the template puts before a user's turn that follows an answer, and after it."""
+        if not self._template:
+            return self.encode("\n"), self.encode("\n")
+        said, answered = "qa0said", "qa1answered"
+        text = self._render("s", [("user", "u"), ("assistant", said), ("user", answered)])
+        _, found, rest = text.partition(said)
+        before, again, after = rest.partition(answered)
+        if not found or not again:
+            raise QAgentError(
+                "the model's chat template drops turns of a conversation; use another model"
             )
-        )
+        return self._special(before), self._special(after)
 
 
 AnyCodec = ShopCodec | ChatCodec
@@ -191,11 +248,3 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"{folder}: its tokenizer cannot be read: {line}") from error
-
-
-def prompt_ids(codec: AnyCodec) -> list[int]:
-    """The tokens that every chain of a policy starts with."""
-    if isinstance(codec, ShopCodec):
-        return codec.encode(TASK)
-    chat = codec.chat_prompt(INSTRUCTIONS)
-    return chat if chat is not None else codec.encode(INSTRUCTIONS + "\n")

@@ -77,13 +77,29 @@ class Demonstrator:
     def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
         """One demonstration for an example whose right line is ``right``."""
         profile, right = self._varied(example.profile, right, random)
-        searched = self._searches(profile, right, random)
-        encode = self.policy.codec.encode
+        return self.tell(
+            example, profile, self._searches(profile, right, random), right, random, group
+        )
+
+    def tell(
+        self,
+        example: Example,
+        profile: Profile,
+        searched: Sequence[int],
+        right: int,
+        random: np.random.Generator,
+        group: int,
+    ) -> Chain:
+        """The chain that searches some lines of a profile, in order, and recommends one of them.
+
+        What the policy says carries loss; of what it reads, a random share does.
+        """
+        codec = self.policy.codec
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
 
         def say(text: str, own: bool) -> None:
-            ids = encode(text)
+            ids = codec.encode(text) if own else codec.observation(text)
             tokens.extend(ids)
             trained.extend(
                 [True] * len(ids) if own else (random.random(len(ids)) < self.config.read).tolist()

@@ -104,9 +104,9 @@ class Environment:
         """The examples of ``train``, ``validation`` or ``test``, in order of time."""
         return [e for e in self.examples if e.case.split == split]
 
-    def roller(self, policy: Policy, agent: AgentConfig) -> Roller:
-        """Runs chains of a policy in this environment."""
-        return Roller(policy, SearchProducts(self.search, agent), agent)
+    def roller(self, policy: Policy, agent: AgentConfig, guided: bool = False) -> Roller:
+        """Runs chains of a policy in this environment; ``guided`` as they are served."""
+        return Roller(policy, SearchProducts(self.search, agent), agent, guided=guided)
 
     def retrieve(self, query: str, as_of: Any) -> tuple[str, ...]:
         """The ten products that a query retrieves at a moment."""

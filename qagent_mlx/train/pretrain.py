@@ -22,10 +22,11 @@ from ..policy.build import new_policy, save_base
 from ..policy.model import AgentConfig, Policy
 from ..policy.tokenizer import ShopCodec, train_tokenizer
 from ..shop import Shop
+from .batches import Chain
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment
-from .supervised import FitConfig, fit
+from .supervised import FitConfig, batch_order, fit, predicted_cost
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def pretrain(
     agent: AgentConfig | None = None,
     split: SplitConfig | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    on_cost: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a new policy on a shop and save it as ``policies/<name>``.
 
@@ -89,6 +91,8 @@ def pretrain(
         agent: How its chains run.
         split: Only cases of the training split are learned from.
         on_step: Called after each step with its numbers.
+        on_cost: Called before the first step with what it will cost, measured on one batch
+            (see `supervised.predicted_cost`).
 
     Raises:
         QAgentError: the shop's log holds too little to learn from, or a name is taken.
@@ -103,7 +107,7 @@ def pretrain(
     environment = Environment.of_shop(shop, ShopCodec(tokenizer), agent, split)
     policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
     policy.info.agent = agent
-    report = fit_pretraining(policy, environment, config, on_step)
+    report = fit_pretraining(policy, environment, config, on_step, on_cost)
     policy.info.trained.append(
         {"stage": "pretrain", "config": asdict(config), "shop": shop.config.name,
          "cases": len(environment.of_split("train")), **report}
@@ -124,6 +128,7 @@ def fit_pretraining(
     environment: Environment,
     config: PretrainConfig,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    on_cost: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Train all weights of a policy on demonstrations of the training split."""
     demonstrator = Demonstrator(
@@ -136,11 +141,16 @@ def fit_pretraining(
             f"only {len(usable)} training cases have a line in memory that was right; "
             "ingest a longer log"
         )
+
+    def make(i: int, step: int) -> Chain:
+        return demonstrator.chain(*usable[i], np.random.default_rng([config.seed, step, i]), i)
+
+    if on_cost is not None:
+        first = batch_order(len(usable), config.batch_size, config.seed, 0)
+        on_cost(predicted_cost(policy, [make(i, 0) for i in first], config.steps))
     return fit(
         policy,
-        lambda i, step: demonstrator.chain(
-            *usable[i], np.random.default_rng([config.seed, step, i]), i
-        ),
+        make,
         len(usable),
         FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed),
         on_step,

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import QAgentError
-from ..policy.model import AgentConfig, read_info
+from ..policy.model import AgentConfig, agent_below
 from ..policy.registry import resolve
 from ..shop import Shop
 from .cases import SplitConfig
@@ -175,8 +175,7 @@ def agent_of(shop: Shop, policy: str, changes: Mapping[str, Any]) -> AgentConfig
     """
     if not changes:
         return None
-    info = read_info(resolve(shop, policy))
-    return merged(info.agent if info else AgentConfig(), changes, "agent")
+    return merged(agent_below(resolve(shop, policy)), changes, "agent")
 
 
 # ---------------------------------------------------------------- presets

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
+from ..policy.tokenizer import ChatCodec
 from ..shop import Shop
 from . import checkpoint, distributed
 from .cases import SplitConfig
@@ -235,12 +236,15 @@ def _run(
         if on_step is not None:
             on_step({**row, "steps": config.steps})
 
+    # A chat model's instructions are long and the same for all: one group computes them once.
+    together = isinstance(policy.codec, ChatCodec)
     with StopSignal() as stop:
         try:
             report = fit(
                 policy,
                 lambda i, step: demonstrator.chain(
-                    *usable[i], np.random.default_rng([config.seed, step, i]), i
+                    *usable[i], np.random.default_rng([config.seed, step, i]),
+                    0 if together else i,
                 ),
                 len(usable),
                 FitConfig(

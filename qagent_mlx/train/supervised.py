@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from ..errors import QAgentError
 from ..policy.model import Policy
@@ -140,6 +140,41 @@ def fit(
         "loss_last": float(np.mean(losses[-tenth:])) if losses else 0.0,
         "seconds": time.perf_counter() - start,
         "tokens": tokens,
+    }
+
+
+def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[str, float]:
+    """What training will cost, from one step's gradient measured on real chains.
+
+    Args:
+        policy: Its weights are not changed.
+        chains: One step's batch.
+        steps: How many steps there will be.
+
+    Returns:
+        parameters (trained ones), tokens, seconds, memory_bytes (the peak while measuring).
+    """
+
+    def loss_of(model: nn.Module, batch: Batch) -> mx.array:
+        logprobs, _ = token_logprobs(policy, batch)
+        return -logprobs.mean()
+
+    value_and_grad = nn.value_and_grad(policy.model, loss_of)
+    batches = [make_batch([chains[i] for i in piece]) for piece in _by_length(chains, 2)]
+    mx.eval(value_and_grad(policy.model, batches[0]))  # kernels are compiled on first use
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    for batch in batches:
+        mx.eval(value_and_grad(policy.model, batch))
+    seconds = time.perf_counter() - start
+    trained = dict(tree_flatten(policy.model.trainable_parameters()))
+    count = sum(value.size for value in trained.values())
+    return {
+        "parameters": count,
+        "tokens": steps * sum(batch.tokens for batch in batches),
+        "seconds": steps * seconds,
+        # The optimizer keeps two moments of each trained weight.
+        "memory_bytes": mx.get_peak_memory() + 8 * count,
     }
 
 

@@ -1,0 +1,101 @@
+"""``qagent distil``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import (
+    PLAIN,
+    default_policy,
+    emit,
+    given,
+    json_option,
+    note,
+    opened,
+    out,
+    shop_option,
+    shown,
+)
+from .progress import TrainingProgress
+
+
+@click.command()
+@click.option("--teacher", type=PLAIN, help="A trained policy.  [default: grpo, else the newest]")
+@click.option(
+    "--student", default="tiny", show_default=True, type=PLAIN,
+    help="nano, tiny or small for a new model; or a policy to put an adapter on.",
+)  # fmt: skip
+@click.option("--name", default="distilled", show_default=True, help="Of the student.")
+@click.option("--cases", type=click.IntRange(1), help="Training cases.  [default: 1000]")
+@click.option("--group", type=click.IntRange(1), help="Teacher's chains a case.  [default: 4]")
+@click.option("--steps", type=click.IntRange(1), help="Of the student.  [default: 350]")
+@click.option("--batch-size", type=click.IntRange(1), help="Chains a step.  [default: 32]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@shop_option
+@json_option
+def distil(
+    *, teacher: str | None, student: str, name: str, cases: int | None, group: int | None,
+    steps: int | None, batch_size: int | None, seed: int, shop_path: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a small policy on the validated chains of a large one, for serving fast."""
+    from qagent_mlx.train.distil import DistilConfig
+    from qagent_mlx.train.distil import distil as run
+
+    config = DistilConfig(
+        seed=seed, **given(cases=cases, group=group, steps=steps, batch_size=batch_size)
+    )
+    with opened(shop_path) as shop:
+        master = teacher or default_policy(shop, "grpo")
+        with TrainingProgress(config.steps, f"distilling {master} -> {name}") as progress:
+            report = run(
+                shop, master, student, name, config, on_chain=Sampled(), on_step=progress
+            )
+    if as_json:
+        emit(report)
+        return
+    draw(report)
+
+
+class Sampled:
+    """Says on stderr how far the teacher is, a tenth at a time."""
+
+    def __init__(self) -> None:
+        self._said = 0
+
+    def __call__(self, done: int, whole: int) -> None:
+        """So many of the teacher's chains have ended."""
+        tenth = 10 * done // max(1, whole)
+        if tenth > self._said:
+            self._said = tenth
+            note(f"the teacher has sampled {done:,} of {whole:,} chains")
+
+
+def draw(report: dict[str, Any]) -> None:
+    """Print what came of it."""
+    console = out()
+    console.print(
+        shown(
+            f"{report['chains']:,} chains of {report['teacher']}, {report['validated']:,} "
+            f"validated, {report['kept']:,} learned from"
+        ),
+        soft_wrap=True,
+    )
+    for who, name in (("teacher", report["teacher"]), ("student", report["policy"])):
+        size = report["parameters" if who == "student" else "parameters_teacher"]
+        console.print(
+            shown(
+                f"{name}: {size / 1e6:,.1f} M parameters, reward {report[f'reward_{who}']:.3f}, "
+                f"{report[f'ms_{who}']:.0f} ms a chain"
+            ),
+            soft_wrap=True,
+        )
+    console.print(
+        shown(
+            f"{report['speedup']:.1f} times as fast; next: qagent evaluate --policy "
+            f"{report['teacher']} --policy {report['policy']}"
+        ),
+        soft_wrap=True,
+    )

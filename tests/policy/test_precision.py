@@ -1,0 +1,91 @@
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from chat_model import GEMMA, QWEN, chat_folder, other_folder
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
+from qagent_mlx.policy.registry import derive, open_policy
+from qagent_mlx.shop import Shop
+
+TOKENS = mx.array([[10, 20, 30, 40, 50]])
+
+
+def logits(policy):
+    return np.array(policy.head(policy.backbone(TOKENS)))
+
+
+@pytest.fixture
+def shop(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        yield shop
+
+
+@pytest.fixture(params=["llama", "gemma3", "qwen3"])
+def folder(request, tmp_path):
+    """Tied and untied embeddings; gemma3 wraps its language model; the llama is quantised."""
+    if request.param == "llama":
+        return chat_folder(tmp_path / "model")
+    return other_folder(tmp_path / "model", {"gemma3": GEMMA, "qwen3": QWEN}[request.param])
+
+
+def learned(policy, steps=2):
+    """The adapter after some gradient steps towards one next token."""
+
+    def loss(model):
+        return nn.losses.cross_entropy(
+            policy.head(policy.backbone(TOKENS))[0], mx.array([20, 30, 40, 50, 60])
+        ).mean()
+
+    optimizer = optim.SGD(0.5)
+    losses = []
+    for _ in range(steps):
+        value, gradient = nn.value_and_grad(policy.model, loss)(policy.model)
+        optimizer.update(policy.model, gradient)
+        losses.append(value.item())
+    return losses
+
+
+def test_backbone_and_head_are_the_model(folder):
+    policy = load_policy(folder)
+    assert np.allclose(logits(policy), np.array(policy.model(TOKENS)), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "4bit"])
+def test_an_adapter_learns_comes_back_and_merges_at_any_precision(folder, shop, dtype):
+    """QLoRA among them: the weights below the adapter stay packed, and only it changes."""
+    policy = derive(shop, str(folder), "tuned", LoraConfig(rank=4, dtype=dtype), seed=1)
+    packed = {n for n, m in policy.model.named_modules() if hasattr(m, "scales")}
+    assert bool(packed) == (dtype == "4bit")
+    assert all(n.rpartition(".")[2] in ("lora_a", "lora_b") for n in policy.adapter())
+    before = logits(policy)
+    losses = learned(policy, 6)
+    assert losses[-1] < losses[0]
+    after = logits(policy)
+    assert not np.allclose(before, after, atol=1e-3)
+    with policy.reference():
+        assert np.allclose(logits(policy), before, atol=1e-5)
+    policy.save(shop.folder("policies", "tuned"))
+
+    again = open_policy(shop, "tuned")
+    assert again.info.dtype == dtype
+    assert np.allclose(logits(again), after, atol=1e-4)
+    merge_adapters(again)
+    assert np.allclose(logits(again), after, atol=1e-3)
+
+
+def test_parameters_are_counted_alike_packed_or_not(folder):
+    assert load_policy(folder, "4bit").parameters == load_policy(folder, "float32").parameters
+
+
+def test_a_cpu_computes_in_float32(folder):
+    policy = load_policy(folder)
+    types = {v.dtype for v in [policy.layers[0].self_attn.q_proj.weight]}
+    assert types == {mx.float32}
+
+
+def test_an_unknown_precision_is_refused(folder):
+    with pytest.raises(QAgentError, match="--dtype int8: choose one of"):
+        load_policy(folder, "int8")

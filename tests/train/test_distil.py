@@ -1,0 +1,106 @@
+from datetime import datetime
+
+import pytest
+
+from qagent_mlx.agent.rollout import Roller, Rollout, Turn
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.build import save_base
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.train.cases import SplitConfig
+from qagent_mlx.train.distil import DistilConfig, distil, retold, student_agent
+from qagent_mlx.train.environment import Example
+from qagent_mlx.types import Case, Line, Profile
+
+NOW = datetime(2026, 2, 1)
+SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
+SMALL = DistilConfig(cases=10, group=2, steps=2, batch_size=4, vocab_size=512, measured=2)
+
+
+def example(*queries):
+    lines = tuple(Line("latest", q, 0.1, query=q) for q in queries)
+    profile = Profile("u", NOW, "", lines, tuple(queries), 0, 0, {})
+    return Example(Case(0, "u", NOW, "", "", (), 1, "train"), profile)
+
+
+def rollout(*searched, query, **changes):
+    turns = [Turn("fetch"), *(Turn("search", q) for q in searched), Turn("recommend", query)]
+    made = Rollout(0, 0, [], 0, [], [], turns=turns, query=query, finish="recommended")
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
+    own = example("phone case", "USB cable", "desk lamp")
+    assert retold(own, rollout("usb-cable", "desk lamp", query="usb cable")) == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        rollout("coffee", query="coffee"),  # not in the student's memory
+        rollout("usb cable", query="usb cable", repeated=1),
+        rollout("usb cable", query="usb cable", refused=1),
+        rollout("usb cable", query="usb cable", turns=[Turn("search", "usb cable")]),
+    ],
+)
+def test_what_a_student_could_not_do_is_not_told(chain):
+    assert retold(example("usb cable"), chain) is None
+
+
+@pytest.fixture
+def shop(own_shop, new_nano):
+    policy, tokenizer, config = new_nano()
+    save_base(policy, tokenizer, config, own_shop.folder("policies", "big"))
+    return own_shop
+
+
+@pytest.fixture
+def scripted_teacher(monkeypatch):
+    """A teacher that searches its first line and then its second, and recommends that one."""
+    run = Roller.run
+
+    def play(self, tasks, group, seed, progress=None):
+        if seed is None:  # the measuring at the end is real
+            return run(self, tasks, group, seed, progress)
+        chains = []
+        for number, task in enumerate(tasks):
+            for member in range(group):
+                chosen = list(task.profile.references[:2])
+                made = rollout(*chosen, query=chosen[-1] if chosen else "")
+                made.case, made.member = number, member
+                chains.append(made)
+        return chains
+
+    monkeypatch.setattr(Roller, "run", play)
+
+
+@pytest.mark.usefixtures("scripted_teacher")
+def test_a_student_learns_the_teachers_chains_and_is_a_policy(shop):
+    steps = []
+    report = distil(shop, "big", "nano", "own", SMALL, SPLIT, on_step=steps.append)
+    assert report["chains"] == 20
+    assert 0 < report["kept"] <= report["validated"] <= 20
+    assert len(steps) == 2
+    assert report["ms_teacher"] > 0
+    policy = open_policy(shop, "own")
+    assert policy.info.trained[-1]["teacher"] == "big"
+    assert policy.info.agent == student_agent(open_policy(shop, "big").info.agent)
+
+
+@pytest.mark.usefixtures("scripted_teacher")
+def test_a_student_that_exists_gets_an_adapter(shop):
+    distil(shop, "big", "big", "own", SMALL, SPLIT)
+    assert (shop.folder("policies", "own") / "adapters.safetensors").exists()
+    assert open_policy(shop, "own").lora is not None
+
+
+def test_a_teacher_without_a_valid_chain_is_told(shop):
+    with pytest.raises(QAgentError, match="only 0 can be learned from"):
+        distil(shop, "big", "nano", "own", SMALL, SPLIT)
+    assert not (shop.folder("policies", "own")).exists()
+
+
+def test_a_name_that_is_taken_is_refused(shop):
+    with pytest.raises(QAgentError, match="the policy big exists"):
+        distil(shop, "big", "nano", "big", SMALL, SPLIT)

@@ -1,0 +1,40 @@
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from qagent_mlx.train.batches import Chain
+from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.supervised import predicted_cost
+
+
+def chains(count, length):
+    return [Chain(list(range(20, 20 + length)), [True] * length, i) for i in range(count)]
+
+
+def test_a_predicted_cost_grows_with_steps_and_changes_no_weight(new_nano):
+    policy, _, _ = new_nano()
+    before = {k: np.array(v) for k, v in tree_flatten(policy.model.parameters())}
+    one, ten = (predicted_cost(policy, chains(4, 30), steps) for steps in (1, 10))
+    assert ten["tokens"] == 10 * one["tokens"] == 10 * 4 * 30
+    assert ten["seconds"] > one["seconds"] > 0
+    assert one["parameters"] == policy.parameters
+    assert one["memory_bytes"] > 4 * policy.parameters
+    for name, value in tree_flatten(policy.model.parameters()):
+        assert np.array_equal(before[name], np.array(value))
+
+
+def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
+    config = PretrainConfig(size="nano", vocab_size=512, steps=1, batch_size=4)
+    losses, norms = [], []
+    for name, told in (("a", True), ("b", False)):
+        said = []
+        report = pretrain(
+            own_shop, name, config, on_step=lambda row, said=said: said.append("step"),
+            on_cost=(lambda cost, said=said: said.append("cost")) if told else None,
+        )  # fmt: skip
+        assert said == (["cost", "step"] if told else ["step"])
+        losses.append(report["loss_first"])
+        weights = mx.load(str(own_shop.folder("policies", name) / "model.safetensors"))
+        norms.append(np.array(weights["model.norm.weight"]))
+    assert losses[0] == losses[1]
+    assert np.array_equal(*norms)
