@@ -26,7 +26,7 @@ from typing import Literal, Protocol
 from ..memory.profile import safe
 from ..types import Profile
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_REFERENCES = 32
 MAX_SEARCHES = 8
 

@@ -516,7 +516,8 @@ class Shopper:
             due = min(n.due for n in self.needs)
             # People come back in the evening, a little after they first thought of it.
             day = max(due, day + 0.2) + float(self.rng.exponential(0.6))
-            day = np.floor(day) + float(np.clip(self.rng.normal(0.75, 0.15), 0.02, 0.97))
+            at = 0.97 - abs(0.97 - float(self.rng.normal(0.75, 0.15)))  # nobody late at night
+            day = np.floor(day) + max(at, 0.02)
 
     def ready(self, day: float) -> list[Need]:
         """The needs that a visit on a day is for, the most urgent first."""

@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from .. import trust
 from ..errors import QAgentError
 from ..shop import Shop
-from .encoders import SUBWORD, EncoderSpec
+from .encoders import SUBWORD, EncoderSpec, python_file
 from .index import Changes, build, ensure, load, update
 
 
@@ -68,6 +69,9 @@ def choose_encoder(shop: Shop, encoder: str | None, dimensions: int | None = Non
     if dimensions is not None:
         search = replace(search, dimensions=dimensions)
     EncoderSpec.of(search)
+    source = python_file(search.encoder) if encoder is not None else None
+    if source is not None:
+        trust.remember(source)
     shop.config = replace(shop.config, search=search)
     shop.save_config()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import trust
 from ..errors import QAgentError
 from ..shop import SearchConfig
 from .encoder import Encoder
@@ -51,7 +52,7 @@ class EncoderSpec:
         place = config.encoder
         if place == SUBWORD:
             return cls(place, config.dimensions, "", "")
-        source = _python_file(place)
+        source = python_file(place)
         if source is not None:
             return cls(place, config.dimensions, "", _file_mark(source))
         folder = Path(place)
@@ -77,8 +78,12 @@ class EncoderSpec:
 
 def open_encoder(spec: EncoderSpec) -> Encoder:
     """The encoder of a spec that is not learned; a model is loaded when it is first needed."""
-    source = _python_file(spec.place)
+    source = python_file(spec.place)
     if source is not None:
+        trust.require(
+            source, "the shop's encoder",
+            f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
+        )
         return PythonEncoder(spec.place)
     return ModelEncoder(Path(spec.place), spec.dimensions, spec.instruction)
 
@@ -169,7 +174,7 @@ def load_function(place: str, what: str) -> Callable[..., Any]:
     Raises:
         QAgentError: there is no such file or function, or the file cannot be run.
     """
-    source = _python_file(place)
+    source = python_file(place)
     name = place.rpartition(":")[2]
     if source is None or not source.exists():
         raise QAgentError(f"the {what} {place} is not there; write it as FILE.py:FUNCTION")
@@ -187,7 +192,7 @@ def load_function(place: str, what: str) -> Callable[..., Any]:
     return found
 
 
-def _python_file(place: str) -> Path | None:
+def python_file(place: str) -> Path | None:
     """FILE of ``FILE.py:NAME``; None where it is not written so."""
     file, colon, name = place.rpartition(":")
     return Path(file) if colon and file.endswith(".py") and name.isidentifier() else None

@@ -116,7 +116,8 @@ class Memory:
                 *_graph_lines(mine.nodes),
                 *_identity_lines(mine.identity, mine.wording, mine.nodes),
                 *_seen_lines(mine.products),
-                *_query_lines(mine.candidates, chances),
+                # Far more than fit, so that what a short line gains by its price is not lost.
+                *_query_lines(mine.candidates, chances, 3 * self.config.references),
             ]
             lines = [line for line in lines if line.section in wanted]
             if self.summarizer and "identity" in wanted:
@@ -287,7 +288,9 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
 # ---------------------------------------------------------------- sections
 
 
-def _query_lines(candidates: Mapping[str, np.ndarray], chances: np.ndarray) -> list[Line]:
+def _query_lines(
+    candidates: Mapping[str, np.ndarray], chances: np.ndarray, keep: int
+) -> list[Line]:
     """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
 
     A query that comes from several sides is one line, in the section that says most of it.
@@ -295,6 +298,10 @@ def _query_lines(candidates: Mapping[str, np.ndarray], chances: np.ndarray) -> l
     """
     names = list(candidates)
     made: list[Line] = []
+    if len(chances) > keep:
+        best = np.argsort(-chances, kind="stable")[:keep]
+        candidates = {name: column[best] for name, column in candidates.items()}
+        chances = chances[best]
     for chance, *values in zip(
         chances.tolist(), *(column.tolist() for column in candidates.values()), strict=True
     ):

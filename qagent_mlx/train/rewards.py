@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import trust
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
 from ..text import query_key, rouge_l
@@ -181,6 +182,7 @@ def reward_files(specs: Sequence[str]) -> list[dict[str, str]]:
     for spec in specs:
         place, _, name = spec.rpartition(":")
         digest = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+        trust.remember(Path(place))
         kept.append({"file": str(Path(place).resolve()), "name": name, "sha256": digest})
     return kept
 
@@ -189,7 +191,7 @@ def reward_specs(kept: Sequence[Mapping[str, str]]) -> list[str]:
     """The ``FILE:NAME`` specs of a run that goes on.
 
     Raises:
-        QAgentError: a file is gone or has changed.
+        QAgentError: a file is gone, has changed, or was never named by this user.
     """
     for one in kept:
         path = Path(one["file"])
@@ -198,6 +200,7 @@ def reward_specs(kept: Sequence[Mapping[str, str]]) -> list[str]:
                 f"the reward file {path} is gone or has changed since the run began, so it cannot "
                 "go on exactly; put it back, or give --reward again to go on with the new one"
             )
+        trust.require(path, "the run's reward", f"give --reward {path}:{one['name']} again")
     return [f"{one['file']}:{one['name']}" for one in kept]
 
 

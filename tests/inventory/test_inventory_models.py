@@ -133,6 +133,8 @@ def test_an_own_function_is_an_encoder(own_shop, tmp_path):
     assert updated(own_shop)["added"] == 40 and open_search(own_shop).search(["usb"], 1)[0]
     source.write_text(source.read_text() + "\n# another version\n")
     assert EncoderSpec.of(own_shop.config.search) != spec
+    with pytest.raises(QAgentError, match="named as it is now"):  # nobody said that this may run
+        updated(own_shop)
     for name, says in (("broken", "returned an array"), ("nosuch", "no function nosuch")):
         with pytest.raises(QAgentError, match=says):
             PythonEncoder(f"{source}:{name}").encode(["a", "b"])
