@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -33,15 +34,28 @@ POSITIVE = click.IntRange(1)
 @click.option("--prompt-tokens", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--group", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--new-tokens", type=POSITIVE, default=48, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    help="Processes that share the standard workload's prompts.",
+)
 @json_option
+@click.pass_context
 def bench(
-    *, model: str, workload: str, against: str | None, own_blas: bool, steps: int, warmup: int,
-    prompts: int, prompt_tokens: int, group: int, new_tokens: int, as_json: bool,
+    ctx: click.Context, *, model: str, workload: str, against: str | None, own_blas: bool,
+    steps: int, warmup: int,
+    prompts: int, prompt_tokens: int, group: int, new_tokens: int, workers: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
+    from qagent_mlx.train import distributed
 
+    if workers > 1 and not distributed.inside():
+        if against or workload != "standard":
+            raise click.UsageError("--workers is for the standard workload alone", ctx)
+        distributed.check(workers, prompts)
+        measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
+        ctx.exit(distributed.launch(workers, sys.argv[1:]))
     work = Workload(prompts, prompt_tokens, group, new_tokens)
     if against:
         report = peers.against(against, model, work, steps, warmup, not own_blas, note)
@@ -49,6 +63,8 @@ def bench(
         report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
     else:
         report = measure.standard(model, work, steps, warmup)
+    if not distributed.world().first:
+        return
     report = {**measure.environment(), **report}
     if as_json:
         emit(report)

@@ -170,6 +170,8 @@ class Roller:
             )
             for member in range(group)
         ]
+        # Each call starts anew, so that a resumed run makes the batches of an unbroken one.
+        self._longest = len(self.policy.prompt) + self.config.profile_budget
         done = 0
         fresh = list(chains)
         going = Batch([], [], None)

@@ -27,6 +27,7 @@ from ..policy.model import LoraConfig, Policy, load_policy
 from ..policy.registry import sample_folder
 from ..train import grpo
 from ..train.batches import Chain
+from ..train.distributed import all_rollouts
 
 FIRST_ID = 16  # ids below may be special
 
@@ -222,10 +223,12 @@ class Standard:
         """All chains of a step."""
         work = self.work
         decoder = Decoder(self.policy)
+        mine = self.trainer.world.share(work.prompts)
         rows = [
             Row(tokens=list(prompt), stopper=Never(), turn_limit=work.new_tokens,  # type: ignore[arg-type]
                 uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])))
             for i, prompt in enumerate(prompts(work, vocabulary(self.policy), number))
+            if i in mine
             for member in range(work.group)
         ]  # fmt: skip
         self.policy.model.eval()
@@ -235,11 +238,14 @@ class Standard:
             if batch.rows:
                 decoder.advance(batch)
         made.prefilled, made.decoded = decoder.prefill_tokens, decoder.decode_tokens
-        return [
-            Rollout(i // work.group, i % work.group, row.tokens, work.prompt_tokens, row.sampled,
-                    row.logprobs)
+        made.prefilled *= self.trainer.world.size
+        made.decoded *= self.trainer.world.size
+        own = [
+            Rollout(mine[i // work.group], i % work.group, row.tokens, work.prompt_tokens,
+                    row.sampled, row.logprobs)
             for i, row in enumerate(rows)
         ]  # fmt: skip
+        return all_rollouts(self.trainer.world, own)
 
 
 @contextmanager
