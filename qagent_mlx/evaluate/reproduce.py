@@ -193,7 +193,7 @@ class Reproduction:
         with self._opened_shop() as shop:
             if "base" not in policy_names(shop):
                 shutil.rmtree(shop.folder("policies", "base"), ignore_errors=True)
-                small = {"size": "nano", "vocab_size": 512, "steps": 60, "batch_size": 16,
+                small = {"size": "nano", "vocab_size": 512, "steps": 12, "batch_size": 8,
                          "learning_rate": 3e-3} if self.config.quick else {}  # fmt: skip
                 settings: dict[str, Any] = {"size": self.config.size, **small}
                 if self.config.pretrain_steps is not None:
