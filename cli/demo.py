@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of GRPO.")
 @click.option("--sft-steps", default=20, show_default=True, type=click.IntRange(1), help="Of SFT.")
 @click.option(
-    "--cases", default=150, show_default=True, type=click.IntRange(2),
+    "--cases", default=500, show_default=True, type=click.IntRange(2),
     help="Test cases of the evaluations.",
 )  # fmt: skip
 @click.option("--policy", default="sample", show_default=True, type=PLAIN, help="The base model.")

@@ -36,7 +36,8 @@ class DemoConfig:
     parent: str = SAMPLE
     sft_steps: int = 20
     grpo_steps: int = 25
-    cases: int = 150  # test cases of the evaluations
+    cases: int = 500  # test cases of the evaluations
+    chains: int = 1  # a case in the evaluations: what one chain learns is not hidden by a vote
     group: int = 8
     measured: int = 50  # validation cases of the rewards that training reports
     seed: int = 0
@@ -119,7 +120,7 @@ def story(
         yield Scene("before", "Evaluation before reinforcement learning")
         sft = load_policy(shop.path / "policies" / "sft")
         before = _Remembered(
-            PolicySystem("sft", sft, environment, group=config.group, seed=config.seed)
+            PolicySystem("sft", sft, environment, group=config.chains, seed=config.seed)
         )
         first = evaluate(environment, [before], "test", 5, config.cases, seed=config.seed)
         yield Scene("before", "", first)
@@ -138,7 +139,7 @@ def story(
         yield Scene("after", "Evaluation after: against SFT and recommenders without a model")
         grpo = load_policy(shop.path / "policies" / "grpo")
         systems: list[System] = [
-            PolicySystem("grpo", grpo, environment, group=config.group, seed=config.seed),
+            PolicySystem("grpo", grpo, environment, group=config.chains, seed=config.seed),
             before,
             *(b for b in baselines(shop) if b.name in SHOWN_BASELINES),
         ]

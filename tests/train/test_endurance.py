@@ -112,11 +112,12 @@ def send(number, at):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, number):
     config = changed(save_every=100)
+    before = signal.getsignal(number)  # a background job starts with SIGINT ignored
     with pytest.raises(Stopped, match="after step 2.*--resume --run grpo") as caught:
         train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS,
                    on_step=send(number, 2))  # fmt: skip
     assert caught.value.number == number
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) == before
     resume_grpo(shop, "grpo", components=COMPONENTS)
     assert_same(shop.path, unbroken, "grpo")
 
@@ -225,7 +226,8 @@ def small_disk(tmp_path):
                 return
 
     yield place, fill
-    subprocess.run(["umount", str(place)], check=True)
+    # Weights that are still mapped into memory keep it busy for a while.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(folder, unbroken, small_disk):
