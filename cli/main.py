@@ -21,6 +21,7 @@ COMMANDS = {
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "distil": ("distil", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
+    "serve": ("serve", "Serve recommendations over HTTP."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
     "reproduce": ("reproduce", "From raw data to the full table, in one command."),

@@ -105,10 +105,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a chain is for: a user's profile at a moment."""
+    """What a chain is for: a user's profile at a moment.
+
+    A task with a ``stream`` is sampled from it instead of from its place among the tasks, so
+    that its chains do not depend on who else is in the batch.
+    """
 
     profile: Profile
     as_of: datetime | None
+    stream: int | None = None
 
 
 class Roller:
@@ -158,8 +163,8 @@ class Roller:
             tasks: One a case.
             group: Rollouts a task (G).
             seed: With a seed every chain is sampled at temperature 1 from its own stream,
-                which depends only on the seed, the task's place and the member. None decodes
-                greedily.
+                which depends only on the seed, the task's place (or stream) and the member.
+                None decodes greedily.
             progress: Called with the number of chains that have ended.
             numbers: The tasks' places, where these are some of a larger list.
         """
@@ -245,7 +250,8 @@ class _Chain:
         self.profile = task.profile if config.memory else empty_profile(task.profile)
         uniforms = None
         if seed is not None:
-            uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, number, member))))
+            place = number if task.stream is None else task.stream
+            uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, place, member))))
         self.row = Row(
             tokens=list(policy.prompt),
             stopper=policy.stopper(),
