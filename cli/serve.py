@@ -58,15 +58,6 @@ def serve(
     POST /recommend and /events, GET /search, /users/ID/memory, /healthz, /metrics and
     /openapi.json; POST /policy changes the policy, and so does a HUP signal after it was
     trained again. While it runs no other process can open the shop, unless it is read only.
-
-    \b
-    Examples:
-      qagent serve --shop shop
-      curl -s localhost:8800/recommend -H 'content-type: application/json' \\
-        -d '{"user": "u00001", "k": 5, "deadline_ms": 300}'
-      curl -s localhost:8800/events -H 'content-type: application/json' \\
-        -d '{"user_id": "u00001", "type": "search", "query": "usb cable"}'
-      QAGENT_TOKEN=$(openssl rand -hex 24) qagent serve --host 0.0.0.0
     """
     from qagent_mlx.errors import QAgentError
 

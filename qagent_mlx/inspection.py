@@ -184,15 +184,6 @@ def _why(reason: Explanation) -> dict[str, Any]:
     return {"sides": sides, "words": words, "borrowed": list(reason.borrowed)}
 
 
-def with_titles(search: Search, products: Sequence[str]) -> list[dict[str, str]]:
-    """Product ids with their titles: product_id, title."""
-    rows = search.catalog.rows_of()
-    return [
-        {"product_id": p, "title": search.catalog.titles[rows[p]] if p in rows else ""}
-        for p in products
-    ]
-
-
 def user_known(shop: Shop, user: str) -> bool:
     """Whether the log has an event of this user."""
     return shop.connection.execute(

@@ -20,7 +20,7 @@ from ..policy.registry import open_policy
 from ..shop import Shop
 from ..text import query_key, words
 from ..types import Profile, Recommendation
-from .rollout import Roller, Rollout, Task
+from .rollout import Roller, Rollout, Task, Turn
 from .tools import SearchProducts
 
 GROUP = 8  # chains a user
@@ -187,6 +187,7 @@ class Recommender:
         asks: Sequence[Ask],
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
+        watch: Callable[[int, Turn], None] | None = None,
     ) -> list[UserRecommendations]:
         """Run all chains of some users in one batch, and pool them.
 
@@ -198,6 +199,7 @@ class Recommender:
             seed: Of the sampling.
             progress: Called with the number of chains that have ended; what it raises ends
                 the batch.
+            watch: Called with a chain's place and its turn, as soon as that has its answer.
         """
         start = time.perf_counter()
         tasks = [
@@ -205,7 +207,7 @@ class Recommender:
             for ask in asks
             for member in range(ask.group)
         ]
-        rollouts = iter(self.roller.run(tasks, 1, (seed,), progress))
+        rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
         chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
         shown = self._with_products(
             [pool(c, ask.profile, ask.k) for c, ask in zip(chains, asks, strict=True)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -156,6 +157,7 @@ class Roller:
         seed: Sequence[int] | None,
         progress: Callable[[int], None] | None = None,
         numbers: Sequence[int] | None = None,
+        watch: Callable[[int, Turn], None] | None = None,
     ) -> list[Rollout]:
         """``group`` chains for each task, in order of task and member.
 
@@ -167,6 +169,7 @@ class Roller:
                 None decodes greedily.
             progress: Called with the number of chains that have ended.
             numbers: The tasks' places, where these are some of a larger list.
+            watch: Called with a chain's place and its turn, as soon as that has its answer.
         """
         chains = [
             _Chain(self, task, number, member, seed)
@@ -177,6 +180,9 @@ class Roller:
         ]
         # Each call starts anew, so that a resumed run makes the batches of an unbroken one.
         self._longest = len(self.policy.prompt) + self.config.profile_budget
+        if watch is not None:
+            for place, chain in enumerate(chains):
+                chain.watch = partial(watch, place)
         done = 0
         fresh = list(chains)
         going = Batch([], [], None)
@@ -261,6 +267,7 @@ class _Chain:
             allowed=self._allowed if roller.grammar is not None else None,
         )
         self.turns: list[Turn] = []
+        self.watch: Callable[[Turn], None] = _unwatched
         self.request: Request | None = None
         self.note = ""
         self.query = ""
@@ -308,6 +315,7 @@ class _Chain:
             self.turns.append(
                 Turn("recommend", query, action.reference, think=action.think)
             )
+            self.watch(self.turns[-1])
             return False
         if any(query_key(q) == query_key(query) for q in earlier):
             self.repeated += 1
@@ -340,6 +348,7 @@ class _Chain:
         else:
             text = refusal_text()
         self.row.insert(self.roller.policy.codec.observation(text))
+        self.watch(self.turns[-1])
 
     def rollout(self) -> Rollout:
         """The finished chain."""
@@ -349,6 +358,10 @@ class _Chain:
             sampled=self.row.sampled, logprobs=self.row.logprobs, turns=self.turns,
             query=self.query, finish=self.finish, repeated=self.repeated, refused=self.refused,
         )
+
+
+def _unwatched(_turn: Turn) -> None:
+    """Nobody looks on."""
 
 
 def _key(parts: Sequence[int]) -> int:
