@@ -17,7 +17,10 @@ EXAMPLES = {
         "qagent ingest products products.csv --map product_id=sku",
         "qagent ingest events events.jsonl.gz",
     ),
-    "ingest products": ("qagent ingest products products.csv --map product_id=sku --map title=name",),
+    "ingest products": (
+        "qagent ingest products products.csv --map product_id=sku --map title=name",
+        "qagent ingest products catalog.parquet",
+    ),
     "ingest events": (
         "qagent ingest events events.csv.gz",
         "qagent ingest events clicks.csv --type click --map user_id=visitor",
@@ -57,6 +60,7 @@ EXAMPLES = {
         "qagent recommend --all --out all.parquet",
         "qagent recommend --users ids.txt --out some.parquet --policy sft",
         "qagent recommend --all --out all-1.parquet --shard 1/2",
+        "mlx.launch -n 2 qagent recommend --all --out all.parquet",
     ),
     "serve": (
         "qagent serve --shop shop",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
 @click.option(
     "--users", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE", help="Users from a file, an id a line or a Parquet column user_id; needs --out.",
+    metavar="FILE", help="Users: an id a line, or a Parquet column user_id; needs --out.",
 )  # fmt: skip
 @click.option(
     "--out", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
@@ -51,15 +51,17 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--shard", type=ShardType(), metavar="I/N",
-    help="Only the I-th of N shares of the users, for N processes or machines at once.",
+    help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
+    "each rank takes its own and writes FILE-I-of-N.parquet.",
 )  # fmt: skip
 @as_of_option
+@dtype_option
 @shop_option
 @json_option
 def recommend(
     *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
     everybody: bool, file: Path | None, path: Path | None, shard: tuple[int, int] | None,
-    as_of: datetime | None, shop_path: Path, as_json: bool,
+    as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
 
@@ -81,7 +83,7 @@ def recommend(
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
         with waiting("opening the shop"):
-            recommender = Recommender(shop, open_policy(shop, name), group=group)
+            recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
         if path is not None:
             _bulk(recommender, file, path, shard, k, as_of, seed, as_json)
             return
@@ -99,8 +101,18 @@ def _bulk(
     recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
     k: int, as_of: datetime | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    from qagent_mlx.bulk import all_users, bulk_recommend, read_users, shard_of
+    from qagent_mlx.bulk import (
+        all_users,
+        bulk_recommend,
+        launched_shard,
+        read_users,
+        shard_of,
+        shard_path,
+    )
 
+    launched = launched_shard() if shard is None else None
+    if launched:
+        shard, path = launched, shard_path(path, *launched)
     users = read_users(file) if file else all_users(recommender.shop, as_of)
     if shard:
         users = shard_of(users, *shard)

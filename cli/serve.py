@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .common import PLAIN, note, shop_option
+from .common import PLAIN, dtype_option, note, shop_option
 
 
 @click.command()
@@ -47,11 +47,12 @@ from .common import PLAIN, note, shop_option
 )  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Refuse events; others may read the shop.")
 @click.option("--no-watch", is_flag=True, help="Do not take up a policy that is trained anew.")
+@dtype_option
 @shop_option
 def serve(
     *, host: str, port: int, token_file: Path | None, policy: str | None, k: int, chains: int,
     deadline: float, batch: int, cache: float, rate: float, read_only: bool, no_watch: bool,
-    shop_path: Path,
+    dtype: str | None, shop_path: Path,
 ) -> None:  # fmt: skip
     """Serve recommendations over HTTP.
 
@@ -72,7 +73,8 @@ def serve(
             f"{error.name} is not installed; run: pip install 'qagent-mlx[serve]'"
         ) from error
     values: dict[str, Any] = {
-        "host": host, "port": port, "token": token, "policy": policy or "", "k": k,
+        "host": host, "port": port, "token": token, "policy": policy or "",
+        "dtype": dtype or "", "k": k,
         "chains": chains, "deadline_ms": deadline, "batch": batch, "cache_seconds": cache,
         "rate": rate, "burst": 2 * rate, "read_only": read_only, "watch": not no_watch,
     }  # fmt: skip

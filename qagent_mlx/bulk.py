@@ -9,6 +9,7 @@ the file is the same as that of a run that was never stopped.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -89,6 +90,21 @@ def all_users(shop: Shop, as_of: datetime | None = None) -> list[str]:
 def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
     """The users of one of several processes, numbered from 1; together they have all."""
     return list(users[number - 1 :: shards])
+
+
+def launched_shard() -> tuple[int, int] | None:
+    """Which of how many processes this is, where ``mlx.launch`` started it."""
+    if "MLX_RANK" not in os.environ:
+        return None
+    import mlx.core as mx
+
+    world = mx.distributed.init()
+    return (world.rank() + 1, world.size()) if world.size() > 1 else None
+
+
+def shard_path(path: Path, number: int, shards: int) -> Path:
+    """The file of one of several processes that were given the same name."""
+    return path.with_name(f"{path.stem}-{number}-of-{shards}{path.suffix}")
 
 
 def bulk_recommend(

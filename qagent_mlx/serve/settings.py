@@ -17,6 +17,7 @@ class ServeConfig:
     port: int = 8800
     token: str = ""  # what clients must bring; needed to listen beyond this machine
     policy: str = ""  # empty: grpo, else the newest
+    dtype: str = ""  # of its weights; empty: what suits the device
     k: int = 5
     chains: int = GROUP  # the most that a request may ask for, and what it gets by default
     seed: int = 0

@@ -171,7 +171,9 @@ class Worker:
         name = self.config.policy or ("grpo" if "grpo" in names else newest)
         folder = resolve(self.shop, name)
         self._stamp = _stamp(folder)
-        self.recommender = Recommender(self.shop, load_policy(folder), group=self.config.chains)
+        self.recommender = Recommender(
+            self.shop, load_policy(folder, self.config.dtype), group=self.config.chains
+        )
         self.policy, self._folder = name, folder
         catalog = self.recommender.search.catalog
         self.titles = dict(zip(catalog.ids, catalog.titles, strict=True))
@@ -373,7 +375,7 @@ class Worker:
         folder = resolve(self.shop, name)
         stamp = _stamp(folder)
         try:
-            policy = load_policy(folder)
+            policy = load_policy(folder, self.config.dtype)
         except QAgentError:
             self._stamp = stamp  # it is not tried again until it changes
             self.metrics.policies.labels("refused").inc()

@@ -104,7 +104,8 @@ def test_the_shell_is_offered_commands():
         "COMP_CWORD": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "qagent_mlx"], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "qagent_mlx"], env=environment, capture_output=True, text=True,
+        check=False,
     )
     assert done.stdout.split() == ["plain,search", "plain,serve"]
 
