@@ -57,6 +57,23 @@ class PlainType(click.ParamType):
         return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
+class ShardType(click.ParamType):
+    """One of several shares: ``2/4`` is the second of four."""
+
+    name = "shard"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """(number from 1, how many)."""
+        if isinstance(value, tuple):
+            return value
+        number, _, shards = value.partition("/")
+        if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
+            self.fail(f"{value!r}: write it as 1/4, 2/4, 3/4 and 4/4", param, ctx)
+        return int(number), int(shards)
+
+
 MOMENT = MomentType()
 PLAIN = PlainType()
 

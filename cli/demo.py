@@ -1,4 +1,4 @@
-"""``qagent demo``: draws the story of `qagent_mlx.demo`, then plays a session."""
+"""``qagent demo``: draws the story of `qagent_mlx.demo`, then plays a session (see `play`)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .chains import chain_lines
-from .common import PLAIN, note, opened, out, plain_table, shown, waiting
+from .common import PLAIN, default_policy, note, opened, out, plain_table, shown, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
 from .progress import TrainingProgress
-from .recommend import document, draw_recommendations
 
 if TYPE_CHECKING:
     from qagent_mlx.demo import DemoConfig, Scene
-    from qagent_mlx.session import Session
+    from qagent_mlx.shop import Shop
 
 
 @click.command()
 @click.option(
     "--shop", "shop_path", type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo-shop"), show_default="./demo-shop", metavar="PATH",
-    help="The demo's own shop; one that the demo made earlier is made anew.",
+    help="The demo's own shop; or one of yours, to play a user of it.",
 )  # fmt: skip
 @click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of GRPO.")
 @click.option("--sft-steps", default=20, show_default=True, type=click.IntRange(1), help="Of SFT.")
@@ -34,36 +32,61 @@ if TYPE_CHECKING:
     "--cases", default=500, show_default=True, type=click.IntRange(2),
     help="Test cases of the evaluations.",
 )  # fmt: skip
-@click.option("--policy", default="sample", show_default=True, type=PLAIN, help="The base model.")
+@click.option(
+    "--policy", type=PLAIN,
+    help="The story's base model [default: sample], or who recommends in a session "
+    "[default: grpo, else the newest].",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--yes", is_flag=True, help="Make an earlier demo shop anew without asking.")
 @click.option("--session", "only_session", is_flag=True, help="Only the session.")
+@click.option("--keep", is_flag=True, help="Keep in a shop of yours what you do in the session.")
 def demo(
-    *, shop_path: Path, steps: int, sft_steps: int, cases: int, policy: str, seed: int, yes: bool,
-    only_session: bool,
+    *, shop_path: Path, steps: int, sft_steps: int, cases: int, policy: str | None, seed: int,
+    yes: bool, only_session: bool, keep: bool,
 ) -> None:  # fmt: skip
     """Show the whole story on the sample shop, then play a user.
 
     Ingest, memory, search, an SFT cold start, GRPO with rewards from the live inventory, and
     an evaluation before and after. It takes some minutes on a laptop. The session at the end
     is skipped when stdin is no terminal.
+
+    With --shop PATH of a shop of your own there is only the session, on a copy of it that is
+    thrown away at the end, unless you say --keep. Commands may also be piped in.
     """
     from qagent_mlx.demo import NAME, DemoConfig
     from qagent_mlx.sample import is_sample
+    from qagent_mlx.session import borrowed
 
-    if not only_session:
-        exists = is_sample(shop_path, NAME)
-        if exists and not yes and sys.stdin.isatty():
+    mine = is_sample(shop_path, NAME)
+    yours = not mine and (shop_path / "shop.json").exists()
+    if not only_session and not yours:
+        if mine and not yes and sys.stdin.isatty():
             click.confirm(f"Make the demo shop {shop_path} anew?", abort=True, err=True)
-        _tell(shop_path, DemoConfig(policy, sft_steps, steps, cases, seed=seed))
-    if only_session or sys.stdin.isatty():
+        _tell(shop_path, DemoConfig(policy or "sample", sft_steps, steps, cases, seed=seed))
+        if not sys.stdin.isatty():
+            return
+        policy = None
+    if not yours or keep:
         with opened(shop_path, write=True) as shop:
-            from qagent_mlx.policy.registry import open_policy
-            from qagent_mlx.session import Session
+            _play(shop, policy, seed)
+        return
+    note("playing on a copy of the shop; --keep plays on the shop itself")
+    with borrowed(shop_path) as shop:
+        _play(shop, policy, seed)
 
-            with waiting("opening the shop"):
-                session = Session(shop, open_policy(shop, "grpo"), seed=seed)
-            play(session)
+
+def _play(shop: Shop, policy: str | None, seed: int) -> None:
+    from qagent_mlx.policy.registry import open_policy
+    from qagent_mlx.session import Session
+
+    from .play import play
+
+    with waiting("opening the shop"):
+        name = policy or default_policy(shop, "grpo")
+        session = Session(shop, open_policy(shop, name), seed=seed, name=name)
+        _ = session.recommender
+    play(session)
 
 
 # ---------------------------------------------------------------- the story
@@ -161,102 +184,3 @@ _DRAW: dict[str, Callable[[dict[str, Any]], None]] = {
     "after": draw_report,
     "user": _draw_user,
 }
-
-
-# ---------------------------------------------------------------- the session
-
-HELP = """\
-user ID | next | random   be another user
-new                       be somebody of whom nothing is known
-memory                    what is remembered of the user
-recommend                 recommend queries to the user
-search TEXT               search as the user
-click N                   follow query N, or click product N
-buy N                     buy product N
-why                       where the recommendations came from
-help, quit"""
-
-
-def play(session: Session) -> None:
-    """Read commands until the end."""
-    from qagent_mlx.errors import QAgentError
-
-    console = out()
-    console.print()
-    console.print(shown("You play a user of the shop. What you do is remembered.", "bold"))
-    console.print(HELP)
-    console.print(shown(f"you are {session.user}"))
-    while True:
-        try:
-            line = input(f"{session.user}> ")
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        name, _, rest = line.strip().partition(" ")
-        rest = PLAIN.convert(rest.strip(), None, None)
-        if name in ("quit", "exit", "q"):
-            return
-        try:
-            _obey(session, name.lower(), rest)
-        except QAgentError as error:
-            console.print(shown(error), soft_wrap=True)
-
-
-def _obey(session: Session, name: str, rest: str) -> None:
-    console = out()
-    if not name:
-        return
-    if name == "help":
-        console.print(HELP)
-    elif name in ("user", "next", "random", "new"):
-        if name == "user" and not rest:
-            console.print("which user? user ID")
-            return
-        change = {"next": session.next_user, "random": session.random_user, "new": session.new_user}
-        user = change[name]() if name in change else session.use(rest)
-        console.print(shown(f"you are {user}"))
-    elif name == "memory":
-        draw_memory(session.memory())
-    elif name == "recommend":
-        _recommend(session)
-    elif name == "search":
-        _search(session, rest)
-    elif name in ("click", "buy"):
-        chosen = session.choose(int(rest) if rest.isdecimal() else 0)
-        if name == "click" and not chosen.product_id:
-            _search(session, chosen.query)
-            return
-        session.engage(chosen, "purchase" if name == "buy" else "click")
-        done = "bought" if name == "buy" else "clicked"
-        console.print(shown(f"{done} {chosen.title}; now try memory or recommend"))
-    elif name == "why":
-        _why(session)
-    else:
-        console.print(shown(f"unknown command {name!r}; try help"))
-
-
-def _recommend(session: Session) -> None:
-    with waiting("recommending"):
-        found = session.recommend()
-    draw_recommendations(document(session.recommender, found), "click N to follow one")
-
-
-def _search(session: Session, query: str) -> None:
-    draw_products(session.search(query), session.shop.config.currency)
-
-
-def _why(session: Session) -> None:
-    console = out()
-    if session.last is None:
-        console.print("nothing was recommended yet; try recommend")
-        return
-    for r in session.last.recommendations:
-        votes = f"{r.votes} of {len(session.last.chains)} chains"
-        console.print(shown(f"{r.query}: {r.reason}; {votes}"))
-    best = session.last.recommendations[0].query if session.last.recommendations else ""
-    chain = next((c for c in session.last.chains if c.query == best), None)
-    if chain is not None:
-        console.print(shown(f"a chain that led to {best}", "bold"))
-        text = session.policy.codec.decode(chain.tokens[chain.prompt_length :])
-        for line in chain_lines(text):
-            console.print(line)

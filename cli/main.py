@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .examples import with_examples
+
 # name -> where the command is, and its line in the help
 COMMANDS = {
     "demo": ("demo", "Show the whole story on the sample shop, then a session."),
@@ -21,11 +23,13 @@ COMMANDS = {
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "distil": ("distil", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
+    "serve": ("serve", "Serve recommendations over HTTP."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
     "reproduce": ("reproduce", "From raw data to the full table, in one command."),
     "runs": ("runs", "Look into training runs."),
     "bench": ("bench", "Measure speed, alone or beside other trainers."),
+    "completion": ("completion", "Print a shell's completion of commands."),
     "doctor": ("doctor", "Check the environment and its speed."),
 }
 
@@ -42,8 +46,7 @@ class QAgentGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
+        return with_examples(cmd_name, getattr(module, cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help's list, without importing what it lists."""

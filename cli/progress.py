@@ -103,6 +103,51 @@ class TrainingProgress:
         return self._group(self._bar, Text("  ".join(parts), no_wrap=False))
 
 
+class CountProgress:
+    """How many of something are done: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+        title: What is being done.
+        total: How many there are.
+    """
+
+    def __init__(self, title: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._title, self._total = title, total
+        self._console = err()
+        self._said = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            MofNCompleteColumn(), TextColumn("{task.fields[left]}", markup=False),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task(title, total=total, left="")
+
+    def __enter__(self) -> CountProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, fresh: int, seconds: float, left: float) -> None:
+        """So many are done, ``fresh`` of them in this run's ``seconds``."""
+        text = f"{fresh / seconds:.1f}/s, {_clock(left)} left" if fresh else ""
+        self._bar.update(self._task, completed=done, left=text)
+        now = time.perf_counter()
+        if not self._console.is_terminal and (now - self._said >= 10 or done == self._total):
+            self._said = now
+            self._console.print(
+                shown(f"{self._title}: {done:,} of {self._total:,}  {text}"), soft_wrap=True
+            )
+
+
 def describe(row: dict[str, Any]) -> list[str]:
     """A step's metrics as short texts: reward or loss first, then what explains it."""
     parts = [f"{name} {row[key]:.3f}" for key, name in _NAMES.items() if key in row]

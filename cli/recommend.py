@@ -11,6 +11,7 @@ import click
 from .chains import chain_lines
 from .common import (
     PLAIN,
+    ShardType,
     as_of_option,
     default_policy,
     dtype_option,
@@ -24,13 +25,14 @@ from .common import (
     shown,
     waiting,
 )
+from .progress import CountProgress
 
 if TYPE_CHECKING:
     from qagent_mlx.agent.recommend import Recommender, UserRecommendations
 
 
 @click.command()
-@click.argument("users", nargs=-1, required=True, type=PLAIN, metavar="USER...")
+@click.argument("users", nargs=-1, type=PLAIN, metavar="[USER...]")
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
 @click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
 @click.option(
@@ -38,12 +40,27 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
+@click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
+@click.option(
+    "--users", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE", help="Users: an id a line, or a Parquet column user_id; needs --out.",
+)  # fmt: skip
+@click.option(
+    "--out", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
+    help="Where many users' recommendations go; a run that stopped goes on from its parts.",
+)  # fmt: skip
+@click.option(
+    "--shard", type=ShardType(), metavar="I/N",
+    help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
+    "each rank takes its own and writes FILE-I-of-N.parquet.",
+)  # fmt: skip
 @as_of_option
 @dtype_option
 @shop_option
 @json_option
 def recommend(
     *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
+    everybody: bool, file: Path | None, path: Path | None, shard: tuple[int, int] | None,
     as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
@@ -54,10 +71,23 @@ def recommend(
     from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.policy.registry import open_policy
 
+    many = everybody or file is not None
+    if sum((bool(users), everybody, file is not None)) != 1:
+        raise click.UsageError("name one or more users, or give --all or --users FILE")
+    if many != (path is not None):
+        raise click.UsageError("--all and --users go with --out FILE.parquet")
+    if many and chains:
+        raise click.UsageError("--chains is for users that are named one by one")
+    if shard and not many:
+        raise click.UsageError("--shard goes with --all or --users")
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
-        with waiting("recommending"):
+        with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
+        if path is not None:
+            _bulk(recommender, file, path, shard, k, as_of, seed, as_json)
+            return
+        with waiting("recommending"):
             found = recommender.recommend(users, k, as_of, seed)
     documents = [document(recommender, one, chains) for one in found]
     if as_json:
@@ -67,25 +97,55 @@ def recommend(
         draw_recommendations(one, f"policy {name}")
 
 
+def _bulk(
+    recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
+    k: int, as_of: datetime | None, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    from qagent_mlx.bulk import (
+        all_users,
+        bulk_recommend,
+        launched_shard,
+        read_users,
+        shard_of,
+        shard_path,
+    )
+
+    launched = launched_shard() if shard is None else None
+    if launched:
+        shard, path = launched, shard_path(path, *launched)
+    users = read_users(file) if file else all_users(recommender.shop, as_of)
+    if shard:
+        users = shard_of(users, *shard)
+    with CountProgress("recommending", len(users)) as progress:
+        report = bulk_recommend(
+            recommender, users, path, k, as_of, seed,
+            lambda now: progress(now.done, now.fresh, now.seconds, now.left),
+        )  # fmt: skip
+    if as_json:
+        emit(report)
+        return
+    again = f" ({report['resumed']:,} were there already)" if report["resumed"] else ""
+    out().print(
+        shown(
+            f"{report['recommendations']:,} recommendations for {report['users']:,} users{again} "
+            f"in {report['seconds']:.0f} s, {report['users_per_s']:.1f} users/s: {path}"
+        ),
+        soft_wrap=True,
+    )
+
+
 def document(
     recommender: Recommender, found: UserRecommendations, chains: bool = False
 ) -> dict[str, Any]:
     """One user's recommendations with DESIGN's keys."""
-    from qagent_mlx.inspection import with_titles
+    from qagent_mlx.agent.recommend import described
 
+    catalog = recommender.search.catalog
+    titles = dict(zip(catalog.ids, catalog.titles, strict=True))
     made: dict[str, Any] = {
         "user": found.user_id,
         "as_of": found.as_of.isoformat(),
-        "recommendations": [
-            {
-                "query": r.query,
-                "score": r.score,
-                "products": with_titles(recommender.search, r.products),
-                "reason": r.reason,
-                "votes": r.votes,
-            }
-            for r in found.recommendations
-        ],
+        "recommendations": described(found.recommendations, titles),
         "latency_ms": round(found.latency_ms, 1),
     }
     if chains:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -182,15 +181,6 @@ def _why(reason: Explanation) -> dict[str, Any]:
     }
     words = [{**asdict(word), "score": round(word.score, 4)} for word in reason.words]
     return {"sides": sides, "words": words, "borrowed": list(reason.borrowed)}
-
-
-def with_titles(search: Search, products: Sequence[str]) -> list[dict[str, str]]:
-    """Product ids with their titles: product_id, title."""
-    rows = search.catalog.rows_of()
-    return [
-        {"product_id": p, "title": search.catalog.titles[rows[p]] if p in rows else ""}
-        for p in products
-    ]
 
 
 def user_known(shop: Shop, user: str) -> bool:

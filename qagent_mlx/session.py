@@ -7,19 +7,31 @@ and the next recommendation already know it.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .agent.recommend import GROUP, Recommender, UserRecommendations, after_log
+from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations, after_log
+from .agent.rollout import Turn
 from .errors import QAgentError
 from .ingest import append_events
 from .inspection import inspect_memory, search_products
 from .policy.model import Policy
+from .policy.registry import open_policy, policy_names
 from .shop import Shop
+from .types import Profile
+
+if TYPE_CHECKING:
+    from .train.environment import Environment
 
 PAUSE = timedelta(seconds=20)  # between what a user does
+TRAINED = "session"  # what a policy is called that was trained here
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,21 @@ class Shown:
     query: str
     product_id: str = ""
     title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A turn of a chain as it happened: ``seconds`` since the user asked.
+
+    ``chain`` numbers the chains of the answer; ``profile`` comes with the turn that fetched
+    it, ``products`` (title, price, in_stock) with a search.
+    """
+
+    seconds: float
+    chain: int
+    turn: Turn
+    profile: Profile | None = None
+    products: tuple[dict[str, Any], ...] = ()
 
 
 class Session:
@@ -41,16 +68,19 @@ class Session:
         group: Chains a recommendation.
         k: Queries a recommendation.
         seed: Of the sampling and of `random_user`.
+        name: What the policy is called in the shop.
     """
 
     def __init__(
         self, shop: Shop, policy: Policy, user: str = "", *, group: int = GROUP, k: int = 5,
-        seed: int = 0,
+        seed: int = 0, name: str = "",
     ) -> None:  # fmt: skip
         self.shop, self.policy = shop, policy
+        self.policy_name = name or getattr(getattr(policy, "info", None), "name", "")
         self._group, self._k, self._seed = group, k, seed
         self._random = random.Random(seed)
         self._recommender: Recommender | None = None
+        self._environment: Environment | None = None
         self.users: Sequence[str] = [
             name
             for (name,) in shop.connection.execute(
@@ -59,10 +89,11 @@ class Session:
             ).fetchall()
         ]
         self.user = user or (self.users[0] if self.users else "guest-1")
+        self.moment: datetime | None = None  # a moment of the past; None: after the log
         self.shown: list[Shown] = []
         self.last: UserRecommendations | None = None
 
-    # ------------------------------------------------------------ who
+    # ------------------------------------------------------------ who and when
 
     def use(self, user: str) -> str:
         """Be this user from now on; somebody unknown is a new user."""
@@ -85,6 +116,29 @@ class Session:
             number += 1
         return self.use(f"guest-{number}")
 
+    def find_users(self, text: str = "", most: int = 12) -> list[dict[str, Any]]:
+        """Users whose id, or one of whose queries, holds a text; the most recent first.
+
+        Returns:
+            user, events, last (the moment of the last event), query (the last one).
+        """
+        rows = self.shop.connection.execute(
+            """SELECT user_id, count(*), max(ts), arg_max(query, ts) FILTER (query IS NOT NULL)
+            FROM events WHERE $text = '' OR user_id IN (
+                SELECT user_id FROM events
+                WHERE contains(lower(user_id), $text) OR contains(lower(query), $text))
+            GROUP BY user_id ORDER BY max(ts) DESC, user_id LIMIT $most""",
+            {"text": text.lower(), "most": most},
+        ).fetchall()
+        return [
+            {"user": user, "events": events, "last": last, "query": query or ""}
+            for user, events, last, query in rows
+        ]
+
+    def travel(self, moment: datetime | None) -> None:
+        """See memory, search and recommendations as they were at a moment; None comes back."""
+        self.moment, self.shown, self.last = moment, [], None
+
     # ------------------------------------------------------------ looking
 
     @property
@@ -96,23 +150,81 @@ class Session:
 
     def memory(self) -> dict[str, Any]:
         """See `inspection.inspect_memory`."""
-        return inspect_memory(self.shop, self.user, count=self.policy.codec.count)
+        return inspect_memory(self.shop, self.user, self.moment, self.policy.codec.count)
 
-    def recommend(self) -> UserRecommendations:
-        """Recommend to the user now; the queries get the numbers on the screen."""
-        self.last = self.recommender.recommend([self.user], self._k, seed=self._seed)[0]
+    def recommend(self, watch: Callable[[Seen], None] | None = None) -> UserRecommendations:
+        """Recommend to the user; the queries get the numbers on the screen.
+
+        Args:
+            watch: Called with each turn of each chain as soon as it has its answer.
+        """
+        self.last = self._ask(self.recommender, watch)
         self.shown = [Shown(r.query) for r in self.last.recommendations]
         return self.last
 
+    def _ask(
+        self, recommender: Recommender, watch: Callable[[Seen], None] | None = None
+    ) -> UserRecommendations:
+        moment = self.moment or after_log(self.shop)
+        began = time.perf_counter()
+        profile = recommender.profiles([self.user], moment)[0]
+
+        def on_turn(chain: int, turn: Turn) -> None:
+            if watch is not None:
+                read = profile if turn.kind == "fetch" else None
+                products = self.products(turn.products, moment)
+                watch(Seen(time.perf_counter() - began, chain, turn, read, tuple(products)))
+
+        found = recommender.answer(
+            [Ask(profile, moment, self._k, self._group)], self._seed,
+            watch=on_turn if watch is not None else None,
+        )[0]  # fmt: skip
+        return replace(found, latency_ms=(time.perf_counter() - began) * 1000)
+
+    def products(self, ids: Sequence[str], moment: datetime | None) -> list[dict[str, Any]]:
+        """Title, price (None when unknown) and in_stock of products at a moment."""
+        catalog = self.recommender.search.catalog
+        rows = catalog.rows_of()
+        made = []
+        for product in ids:
+            price, in_stock = catalog.state(rows[product], moment)
+            made.append(
+                {
+                    "title": catalog.titles[rows[product]],
+                    "price": price if price == price else None,
+                    "in_stock": in_stock,
+                }
+            )
+        return made
+
     def search(self, query: str) -> list[dict[str, Any]]:
-        """The user searches; the products get the numbers on the screen."""
-        moment = after_log(self.shop)
+        """The user searches; the products get the numbers on the screen.
+
+        In the past nobody can act, so a search there leaves no trace.
+        """
+        moment = self.moment or after_log(self.shop)
         found = search_products(
             self.shop, query, self._k, as_of=moment, search=self.recommender.search
         )
-        self._write([{"type": "search", "query": query}])
+        if self.moment is None:
+            self._write([{"type": "search", "query": query}])
         self.shown = [Shown(query, p["product_id"], p["title"]) for p in found]
         return found
+
+    def compare(self, name: str) -> dict[str, UserRecommendations]:
+        """What this and another policy of the shop recommend to the same user.
+
+        Raises:
+            QAgentError: there is no such policy.
+        """
+        other = Recommender(self.shop, open_policy(self.shop, name), group=self._group)
+        title = name if name != self.policy_name else f"{name} (again)"
+        return {self.policy_name: self._ask(self.recommender), title: self._ask(other)}
+
+    @property
+    def policies(self) -> list[str]:
+        """The names that `compare` knows."""
+        return policy_names(self.shop)
 
     # ------------------------------------------------------------ acting
 
@@ -129,7 +241,11 @@ class Session:
         return self.shown[number - 1]
 
     def engage(self, product: Shown, kind: str) -> None:
-        """The user clicks or buys a product that a search has shown."""
+        """The user clicks or buys a product that a search has shown.
+
+        Raises:
+            QAgentError: it is a query, or the session looks at the past.
+        """
         if not product.product_id:
             raise QAgentError(f"{product.query!r} is a query; click it to see its products")
         rows = [{"type": "click", "query": product.query, "product_id": product.product_id}]
@@ -138,6 +254,8 @@ class Session:
         self._write(rows)
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        if self.moment is not None:
+            raise QAgentError("the past cannot be changed; come back with: as-of now")
         moment = after_log(self.shop)
         made = [
             {"user_id": self.user, "time": moment + PAUSE * (i + 1), **row}
@@ -146,7 +264,57 @@ class Session:
         report = append_events(self.shop, made)
         if report.rejected:
             raise QAgentError(report.examples[0])
-        self._recommender = None
+        if self._recommender is not None:
+            self._recommender.refresh()
+
+    def train(
+        self,
+        steps: int,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """Some steps of GRPO on this shop; the session goes on with what came of them.
+
+        Args:
+            steps: How many.
+            on_step: As in `train_grpo`.
+            on_stage: Called with what begins.
+
+        Returns:
+            report (of `train_grpo`), before and after (`UserRecommendations` of the user).
+        """
+        from .train.environment import Environment
+        from .train.grpo import GrpoConfig, train_grpo
+
+        say = on_stage or (lambda stage: None)
+        before = self._ask(self.recommender)
+        agent = self.policy.info.agent
+        if self._environment is None:
+            say("preparing the shop's cases")
+            self._environment = Environment.of_shop(self.shop, self.policy.codec, agent)
+        name = self._free(TRAINED)
+        config = GrpoConfig(
+            steps=steps, cases_per_step=8, group=self._group, measured=20, seed=self._seed,
+            save_every=max(steps, 1),
+        )  # fmt: skip
+        try:
+            report = train_grpo(
+                self.shop, self.policy_name, name, config, environment=self._environment,
+                on_step=on_step,
+            )
+        finally:
+            self.recommender.refresh()  # training lets go of the database
+        self.policy, self.policy_name = open_policy(self.shop, name), name
+        self.recommender.use(self.policy)
+        return {"report": report, "before": before, "after": self.recommend()}
+
+    def _free(self, wanted: str) -> str:
+        taken = set(self.policies)
+        return next(
+            name
+            for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000)))
+            if name not in taken
+        )
 
     def _events(self, user: str) -> int:
         row = self.shop.connection.execute(
@@ -158,3 +326,19 @@ class Session:
     def now(self) -> datetime:
         """The moment after the log's last event."""
         return after_log(self.shop)
+
+
+@contextmanager
+def borrowed(path: Path) -> Iterator[Shop]:
+    """A copy of a shop, without its runs, that may be played with; it is gone afterwards.
+
+    Raises:
+        QAgentError: there is no shop, or somebody writes to it.
+    """
+    with Shop.open(path) as shop, tempfile.TemporaryDirectory(prefix="qagent-") as folder:
+        _ = shop.connection  # nobody writes while it is copied
+        place = Path(folder) / path.resolve().name
+        shutil.copytree(path, place, ignore=shutil.ignore_patterns("runs", ".*"))
+        shop.close()
+        with Shop.open(place, read_only=False) as copy:
+            yield copy

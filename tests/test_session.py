@@ -1,53 +1,41 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+from datetime import timedelta
 
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inspection import user_known
-from qagent_mlx.inventory.search import open_search
-from qagent_mlx.memory.profile import words_cost
-from qagent_mlx.session import Session
+from qagent_mlx.policy.build import save_base
+from qagent_mlx.session import Session, borrowed
 from qagent_mlx.shop import Shop
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch):
-    (tmp_path / "products.csv").write_text(
-        "product_id,title,category,price\nt,Acme Tent,Tent,100\ns,Brio Stove,Stove,50\n"
-    )
-    monkeypatch.setattr(
-        "qagent_mlx.session.Recommender",
-        lambda shop, policy, group: SimpleNamespace(search=open_search(shop)),
-    )
-    policy = SimpleNamespace(codec=SimpleNamespace(count=words_cost))
-    with Shop.create(tmp_path / "shop") as shop:
-        ingest(shop, "products", [tmp_path / "products.csv"])
-        append_events(
-            shop, [{"user_id": "ann", "time": "2026-01-01", "type": "search", "query": "tent"}]
-        )
-        yield Session(shop, policy, "ann")
+def session(own_shop, nano_policy):
+    return Session(own_shop, nano_policy, "u01", group=2)
 
 
-def test_what_the_user_does_is_in_the_next_memory(session):
+def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     user = session.new_user()
     assert not user_known(session.shop, user)
     assert "new user" in session.memory()["text"]
-    found = session.search("stove")
-    assert found[0]["product_id"] == "s"
+    session.recommend()
+    found = session.search("Dune Desk Lamp")
+    assert "Desk Lamp" in found[0]["title"]
     before = session.now
     session.engage(session.choose(1), "purchase")
     assert session.now > before
     view = session.memory()
     assert view["events"] == 3
-    assert {n["node"] for n in view["graph"]["nodes"] if n["kind"] == "category"} == {"Stove"}
+    assert {n["node"] for n in view["graph"]["nodes"] if n["kind"] == "category"} == {"Lamps"}
     # The purchase belongs to the search, so it counts as a success of that query.
     assert session.shop.connection.execute(
         "SELECT count(*) FROM events e JOIN events s ON s.event_id = e.search_id "
-        "WHERE e.type = 'purchase' AND s.query = 'stove'"
+        "WHERE e.type = 'purchase' AND s.query = 'Dune Desk Lamp' AND e.user_id = ?", [user]
     ).fetchone() == (1,)
+    lines = {line.query for line in session.recommend().profile.lines}
+    assert "Dune Desk Lamp" in lines
 
 
 def test_a_search_that_fails_leaves_nothing_in_the_log(session):
@@ -60,15 +48,94 @@ def test_a_search_that_fails_leaves_nothing_in_the_log(session):
 def test_only_what_is_on_the_screen_can_be_chosen(session):
     with pytest.raises(QAgentError, match="nothing is on the screen"):
         session.choose(1)
-    session.search("tent")
+    session.search("usb cable")
     with pytest.raises(QAgentError, match="from 1 to"):
         session.choose(9)
-    session.use("bob")
+    session.use("u02")
     with pytest.raises(QAgentError, match="nothing is on the screen"):
         session.choose(1)
 
 
 def test_new_users_are_new(session):
     assert session.new_user() == "guest-1"
-    session.search("tent")
+    session.search("usb cable")
     assert session.new_user() == "guest-2"
+
+
+def test_users_are_found_by_id_and_by_what_they_searched(session):
+    assert [one["user"] for one in session.find_users("u07")] == ["u07"]
+    for one in session.find_users("coffee beans"):
+        assert session.shop.connection.execute(
+            "SELECT count(*) FROM events WHERE user_id = ? AND lower(query) LIKE '%coffee beans%'",
+            [one["user"]],
+        ).fetchone()[0]
+    assert len(session.find_users()) == 12
+    assert session.find_users("' OR 1=1 --") == []
+
+
+def test_the_past_knows_nothing_of_the_future_and_cannot_be_changed(session):
+    start = session.shop.connection.execute("SELECT min(ts) FROM events").fetchone()[0]
+    now = session.memory()["events"]
+    session.travel(start)
+    assert session.memory()["events"] == 0 < now
+    assert session.recommend().as_of == start
+    before = session.shop.counts()["events"]
+    session.search("usb cable")
+    assert session.shop.counts()["events"] == before
+    with pytest.raises(QAgentError, match="as-of now"):
+        session.engage(session.choose(1), "click")
+    session.travel(None)
+    assert session.memory()["events"] == now
+
+
+def test_a_chain_is_told_turn_by_turn_as_it_happens(session):
+    seen = []
+    found = session.recommend(seen.append)
+    times = [one.seconds for one in seen]
+    assert times == sorted(times) and times[-1] * 1000 <= found.latency_ms
+    for number, chain in enumerate(found.chains):
+        # What has ended without an answer is told by nobody.
+        told = [one.turn for one in seen if one.chain == number]
+        assert told == list(chain.turns)[: len(told)] and len(chain.turns) - len(told) <= 1
+    fetched = [one for one in seen if one.turn.kind == "fetch"]
+    assert fetched and all(one.profile is not None for one in fetched)
+    for one in seen:
+        assert len(one.products) == len(one.turn.products)
+
+
+def test_another_policy_is_asked_about_the_same_user_at_the_same_moment(session, new_nano):
+    policy, tokenizer, config = new_nano(1)
+    save_base(policy, tokenizer, config, session.shop.path / "policies" / "other")
+    found = session.compare("other")
+    assert list(found) == ["nano", "other"]
+    assert {(one.user_id, one.as_of) for one in found.values()} == {("u01", session.now)}
+    with pytest.raises(QAgentError, match="no policy"):
+        session.compare("nobody")
+
+
+def test_training_goes_on_with_what_it_made(own_shop, new_nano):
+    policy, tokenizer, config = new_nano()
+    save_base(policy, tokenizer, config, own_shop.path / "policies" / "nano")
+    session = Session(own_shop, policy, "u01", group=2, name="nano")
+    steps = []
+    found = session.train(1, steps.append)
+    assert len(steps) == 1 and "reward" in steps[0]
+    assert session.policy_name == "session" and session.policy.lora is not None
+    assert found["before"].user_id == found["after"].user_id == "u01"
+    session.search("usb cable")  # the shop can be written to again
+    assert session.recommend().as_of == session.now
+
+
+def test_a_borrowed_shop_is_gone_and_the_shop_is_as_it_was(own_shop, nano_policy):
+    before = own_shop.counts()
+    path = own_shop.path
+    own_shop.close()
+    with borrowed(path) as copy:
+        place = copy.path
+        session = Session(copy, nano_policy, "u01", group=2)
+        session.search("usb cable")
+        assert copy.counts()["events"] == before["events"] + 1
+        assert session.now - timedelta(days=1) < session.now
+    assert not place.exists()
+    with Shop.open(path) as shop:
+        assert shop.counts() == before

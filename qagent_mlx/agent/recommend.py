@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from ..policy.registry import open_policy
 from ..shop import Shop
 from ..text import query_key, words
 from ..types import Profile, Recommendation
-from .rollout import Roller, Rollout, Task
+from .rollout import Roller, Rollout, Task, Turn
 from .tools import SearchProducts
 
 GROUP = 8  # chains a user
@@ -47,7 +49,7 @@ def pool(
     these have no products yet. Near-duplicates and queries that find nothing are left out.
 
     Args:
-        rollouts: The chains of one user.
+        rollouts: The chains of one user; without any, the lines of memory in their order.
         profile: What they read; says why a query was in reach.
         k: How many queries at most.
         validated: Only queries that found products count; off where search is switched off.
@@ -93,7 +95,7 @@ def pool(
         made.append(
             Recommendation(
                 query=query,
-                score=round(votes.get(key, 0) / len(rollouts), 4),
+                score=round(votes.get(key, 0) / max(1, len(rollouts)), 4),
                 products=products,
                 reason=reasons.get(key, "") or "composed from your memory",
                 votes=votes.get(key, 0),
@@ -102,6 +104,20 @@ def pool(
         if len(made) == k:
             break
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A user who waits for recommendations: their memory at a moment, and how much to give."""
+
+    profile: Profile
+    as_of: datetime
+    k: int = 5
+    group: int = GROUP  # chains: the budget of this answer
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.group < 1:
+            raise QAgentError("ask for at least one query and one chain")
 
 
 class Recommender:
@@ -115,11 +131,36 @@ class Recommender:
         self.shop, self.policy, self.group = shop, policy, group
         self.agent = agent or policy.info.agent
         self.search = shop_search(shop)
-        self.memory = Memory(
-            shop.connection, shop.config.memory, policy.codec.count, Worth.of_shop(shop)
+        self.memory = self._open_memory()
+        self.roller = self._open_roller()
+
+    def _open_roller(self) -> Roller:
+        return Roller(
+            self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
         )
-        self.roller = Roller(
-            policy, SearchProducts(self.search, self.agent), self.agent, guided=True
+
+    def _open_memory(self) -> Memory:
+        return Memory(
+            self.shop.connection, self.shop.config.memory, self.policy.codec.count,
+            Worth.of_shop(self.shop),
+        )
+
+    def refresh(self) -> None:
+        """See events that were stored since; the policy and the search stay as they are."""
+        self.memory = self._open_memory()
+
+    def use(self, policy: Policy) -> None:
+        """Recommend with another policy from now on."""
+        self.policy, self.agent = policy, policy.info.agent
+        self.roller = self._open_roller()
+        self.refresh()
+
+    def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
+        """The users' memory as the policy reads it; by default at the moment after the log."""
+        moment = as_of or after_log(self.shop)
+        return self.memory.profiles(
+            [Moment(user, moment) for user in users], self.agent.sections,
+            self.agent.profile_budget,
         )
 
     def recommend(
@@ -136,34 +177,99 @@ class Recommender:
         """
         moment = as_of or after_log(self.shop)
         start = time.perf_counter()
-        profiles = self.memory.profiles(
-            [Moment(user, moment) for user in users], self.agent.sections,
-            self.agent.profile_budget,
+        profiles = self.profiles(users, moment)
+        spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
+        made = self.answer([Ask(p, moment, k, self.group) for p in profiles], seed)
+        return [replace(one, latency_ms=one.latency_ms + spent) for one in made]
+
+    def answer(
+        self,
+        asks: Sequence[Ask],
+        seed: int = 0,
+        progress: Callable[[int], None] | None = None,
+        watch: Callable[[int, Turn], None] | None = None,
+    ) -> list[UserRecommendations]:
+        """Run all chains of some users in one batch, and pool them.
+
+        A user's chains are sampled from a stream of their own (of the seed and the id), so
+        nobody's answer depends on who else is in the batch.
+
+        Args:
+            asks: Each with its own number of queries and chains.
+            seed: Of the sampling.
+            progress: Called with the number of chains that have ended; what it raises ends
+                the batch.
+            watch: Called with a chain's place and its turn, as soon as that has its answer.
+        """
+        start = time.perf_counter()
+        tasks = [
+            Task(ask.profile, ask.as_of, _stream(ask.profile.user_id, member))
+            for ask in asks
+            for member in range(ask.group)
+        ]
+        rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
+        chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
+        shown = self._with_products(
+            [pool(c, ask.profile, ask.k) for c, ask in zip(chains, asks, strict=True)],
+            [ask.as_of for ask in asks],
         )
-        tasks = [Task(profile, moment) for profile in profiles]
-        rollouts = self.roller.run(tasks, self.group, (seed,))
-        each = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        made = []
-        for i, (user, profile) in enumerate(zip(users, profiles, strict=True)):
-            chains = rollouts[i * self.group : (i + 1) * self.group]
-            pooled = self._with_products(pool(chains, profile, k), moment)
-            made.append(
-                UserRecommendations(user, moment, tuple(pooled), each, tuple(chains), profile)
-            )
-        return made
+        each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
+        return [
+            UserRecommendations(ask.profile.user_id, ask.as_of, one, each, own, ask.profile)
+            for ask, one, own in zip(asks, shown, chains, strict=True)
+        ]
+
+    def top_lines(self, asks: Sequence[Ask]) -> list[tuple[Recommendation, ...]]:
+        """What the memory alone recommends, without a chain: the best baseline, at once."""
+        return self._with_products(
+            [pool((), ask.profile, ask.k) for ask in asks], [ask.as_of for ask in asks]
+        )
 
     def _with_products(
-        self, pooled: Sequence[Recommendation], moment: datetime
-    ) -> list[Recommendation]:
+        self, pooled: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
+    ) -> list[tuple[Recommendation, ...]]:
         """Search what no chain has searched; what finds nothing is not shown."""
-        bare = [r.query for r in pooled if not r.products]
-        found = dict(zip(bare, self.search.search(bare, 10, [moment] * len(bare)), strict=True))
+        bare = [
+            (r.query, moment)
+            for one, moment in zip(pooled, moments, strict=True)
+            for r in one
+            if not r.products
+        ]
+        bare = list(dict.fromkeys(bare))
+        hits = self.search.search([q for q, _ in bare], 10, [m for _, m in bare]) if bare else []
+        found = dict(zip(bare, hits, strict=True))
         made = []
-        for item in pooled:
-            products = item.products or tuple(h.product_id for h in found[item.query])
-            if products:
-                made.append(replace(item, products=products))
+        for one, moment in zip(pooled, moments, strict=True):
+            kept = []
+            for item in one:
+                products = item.products or tuple(
+                    h.product_id for h in found[item.query, moment]
+                )
+                if products:
+                    kept.append(replace(item, products=products))
+            made.append(tuple(kept))
         return made
+
+
+def _stream(user: str, member: int) -> int:
+    """A number for a user's chain, the same in every process."""
+    return zlib.crc32(f"{member}:{user}".encode("utf-8", "surrogatepass"))
+
+
+def described(
+    recommendations: Sequence[Recommendation], titles: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Recommendations as plain values: query, score, products (id and title), reason, votes."""
+    return [
+        {
+            "query": r.query,
+            "score": r.score,
+            "products": [{"product_id": p, "title": titles.get(p, "")} for p in r.products],
+            "reason": r.reason,
+            "votes": r.votes,
+        }
+        for r in recommendations
+    ]
 
 
 def after_log(shop: Shop) -> datetime:

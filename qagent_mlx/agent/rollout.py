@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -105,10 +106,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a chain is for: a user's profile at a moment."""
+    """What a chain is for: a user's profile at a moment.
+
+    A task with a ``stream`` is sampled from it instead of from its place among the tasks, so
+    that its chains do not depend on who else is in the batch.
+    """
 
     profile: Profile
     as_of: datetime | None
+    stream: int | None = None
 
 
 class Roller:
@@ -151,6 +157,7 @@ class Roller:
         seed: Sequence[int] | None,
         progress: Callable[[int], None] | None = None,
         numbers: Sequence[int] | None = None,
+        watch: Callable[[int, Turn], None] | None = None,
     ) -> list[Rollout]:
         """``group`` chains for each task, in order of task and member.
 
@@ -158,10 +165,11 @@ class Roller:
             tasks: One a case.
             group: Rollouts a task (G).
             seed: With a seed every chain is sampled at temperature 1 from its own stream,
-                which depends only on the seed, the task's place and the member. None decodes
-                greedily.
+                which depends only on the seed, the task's place (or stream) and the member.
+                None decodes greedily.
             progress: Called with the number of chains that have ended.
             numbers: The tasks' places, where these are some of a larger list.
+            watch: Called with a chain's place and its turn, as soon as that has its answer.
         """
         chains = [
             _Chain(self, task, number, member, seed)
@@ -172,6 +180,9 @@ class Roller:
         ]
         # Each call starts anew, so that a resumed run makes the batches of an unbroken one.
         self._longest = len(self.policy.prompt) + self.config.profile_budget
+        if watch is not None:
+            for place, chain in enumerate(chains):
+                chain.watch = partial(watch, place)
         done = 0
         fresh = list(chains)
         going = Batch([], [], None)
@@ -245,7 +256,8 @@ class _Chain:
         self.profile = task.profile if config.memory else empty_profile(task.profile)
         uniforms = None
         if seed is not None:
-            uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, number, member))))
+            place = number if task.stream is None else task.stream
+            uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, place, member))))
         self.row = Row(
             tokens=list(policy.prompt),
             stopper=policy.stopper(),
@@ -255,6 +267,7 @@ class _Chain:
             allowed=self._allowed if roller.grammar is not None else None,
         )
         self.turns: list[Turn] = []
+        self.watch: Callable[[Turn], None] = _unwatched
         self.request: Request | None = None
         self.note = ""
         self.query = ""
@@ -302,6 +315,7 @@ class _Chain:
             self.turns.append(
                 Turn("recommend", query, action.reference, think=action.think)
             )
+            self.watch(self.turns[-1])
             return False
         if any(query_key(q) == query_key(query) for q in earlier):
             self.repeated += 1
@@ -334,6 +348,7 @@ class _Chain:
         else:
             text = refusal_text()
         self.row.insert(self.roller.policy.codec.observation(text))
+        self.watch(self.turns[-1])
 
     def rollout(self) -> Rollout:
         """The finished chain."""
@@ -343,6 +358,10 @@ class _Chain:
             sampled=self.row.sampled, logprobs=self.row.logprobs, turns=self.turns,
             query=self.query, finish=self.finish, repeated=self.repeated, refused=self.refused,
         )
+
+
+def _unwatched(_turn: Turn) -> None:
+    """Nobody looks on."""
 
 
 def _key(parts: Sequence[int]) -> int:

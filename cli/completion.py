@@ -1,0 +1,20 @@
+"""``qagent completion``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what a shell needs to complete qagent's commands and options on Tab.
+    """
+    from click.shell_completion import get_completion_class
+
+    from .main import cli
+
+    found = get_completion_class(shell)
+    assert found is not None
+    made = found(cli, {}, "qagent", "_QAGENT_COMPLETE")
+    click.echo(made.source_template % made.source_vars())

@@ -1,0 +1,81 @@
+"""``qagent serve``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import PLAIN, dtype_option, note, shop_option
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, type=PLAIN,
+    help="Where to listen; beyond this machine a token is needed.",
+)  # fmt: skip
+@click.option(
+    "--port", default=8800, show_default=True, type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)  # fmt: skip
+@click.option(
+    "--token-file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A file that holds the token which clients send; or put it into QAGENT_TOKEN.",
+)  # fmt: skip
+@click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="Queries.")
+@click.option(
+    "--chains", default=8, show_default=True, type=click.IntRange(1, 256),
+    help="Chains a user: the most that a request may ask for.",
+)  # fmt: skip
+@click.option(
+    "--deadline", default=1000.0, show_default=True, type=click.FloatRange(1.0, 60_000.0),
+    metavar="MS", help="Of a request that names none; then it gets a fallback.",
+)  # fmt: skip
+@click.option(
+    "--batch", default=32, show_default=True, type=click.IntRange(1), help="Users in one decode."
+)
+@click.option(
+    "--cache", default=60.0, show_default=True, type=click.FloatRange(0.0), metavar="SECONDS",
+    help="How long an answer is good when its user does nothing; 0 for never.",
+)  # fmt: skip
+@click.option(
+    "--rate", default=200.0, show_default=True, type=click.FloatRange(0.0),
+    help="Requests a second of one client; 0 for no limit.",
+)  # fmt: skip
+@click.option("--read-only", is_flag=True, help="Refuse events; others may read the shop.")
+@click.option("--no-watch", is_flag=True, help="Do not take up a policy that is trained anew.")
+@dtype_option
+@shop_option
+def serve(
+    *, host: str, port: int, token_file: Path | None, policy: str | None, k: int, chains: int,
+    deadline: float, batch: int, cache: float, rate: float, read_only: bool, no_watch: bool,
+    dtype: str | None, shop_path: Path,
+) -> None:  # fmt: skip
+    """Serve recommendations over HTTP.
+
+    POST /recommend and /events, GET /search, /users/ID/memory, /healthz, /metrics and
+    /openapi.json; POST /policy changes the policy, and so does a HUP signal after it was
+    trained again. While it runs no other process can open the shop, unless it is read only.
+    """
+    from qagent_mlx.errors import QAgentError
+
+    token = os.environ.get("QAGENT_TOKEN", "")
+    if token_file is not None:
+        token = token_file.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        from qagent_mlx.serve.run import run
+        from qagent_mlx.serve.settings import ServeConfig
+    except ModuleNotFoundError as error:
+        raise QAgentError(
+            f"{error.name} is not installed; run: pip install 'qagent-mlx[serve]'"
+        ) from error
+    values: dict[str, Any] = {
+        "host": host, "port": port, "token": token, "policy": policy or "",
+        "dtype": dtype or "", "k": k,
+        "chains": chains, "deadline_ms": deadline, "batch": batch, "cache_seconds": cache,
+        "rate": rate, "burst": 2 * rate, "read_only": read_only, "watch": not no_watch,
+    }  # fmt: skip
+    run(shop_path, ServeConfig(**values), note)

@@ -1,0 +1,1 @@
+"""Recommendations over HTTP: one worker thread computes, an asyncio loop answers."""

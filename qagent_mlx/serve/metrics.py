@@ -1,0 +1,44 @@
+"""What a server counts, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 2.5, 5.0, 10.0)
+USERS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """Counters of one server; they carry no user id and no query."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"qagent_{name}", text, labels, registry=self.registry)
+
+        self.requests = counter("requests", "Requests by route and status.", "route", "status")
+        self.seconds = Histogram(
+            "qagent_request_seconds", "Time of a request.", ("route",), buckets=SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.answers = counter("answers", "Recommendations by where they came from.", "source")
+        self.fallbacks = counter("fallbacks", "Answers without a chain, by reason.", "reason")
+        self.cache = counter("cache", "Look-ups of answers.", "outcome")
+        self.batch = Histogram(
+            "qagent_batch_users", "Users in one decode.", buckets=USERS, registry=self.registry
+        )
+        self.decode = Histogram(
+            "qagent_decode_seconds", "Time of one decode.", buckets=SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.chains = counter("chains", "Chains that were decoded.")
+        self.events = counter("events", "Events posted, by outcome.", "outcome")
+        self.policies = counter("policy_loads", "Policies taken up.", "outcome")
+        self.queue = Gauge("qagent_queue", "Requests that wait.", registry=self.registry)
+
+    def text(self) -> bytes:
+        """The exposition format 0.0.4."""
+        return generate_latest(self.registry)

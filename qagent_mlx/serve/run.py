@@ -1,0 +1,67 @@
+"""Running a server until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from ..errors import QAgentError
+from .http import create_app
+from .settings import ServeConfig
+from .worker import Worker
+
+
+def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
+    """Serve a shop until SIGINT or SIGTERM; requests that have come are answered first.
+
+    Args:
+        path: The shop's folder.
+        config: How.
+        say: Gets a line when the server answers.
+
+    Raises:
+        QAgentError: the settings are unsafe, the port is taken, or the shop cannot be served.
+    """
+    app = create_app(path, config)
+    service = app.state.service
+    worker: Worker = service.worker
+    worker.start()  # its errors are the user's, so they come before the server's own words
+    _log_to_stderr()
+    settings = uvicorn.Config(
+        app, host=config.host, port=config.port, log_config=None, access_log=False,
+        server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=32 * 1024,
+        timeout_graceful_shutdown=10,
+    )  # fmt: skip
+    try:
+        listening = settings.bind_socket()
+    except (OSError, SystemExit) as error:
+        worker.stop()
+        raise QAgentError(
+            f"cannot listen on {config.host}:{config.port}; choose another --port or --host"
+        ) from error
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(
+            signal.SIGHUP, lambda *_: worker.call(lambda: worker.use_policy(worker.policy))
+        )
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"{worker.policy} serves {path} on http://{shown}:{port}  (Ctrl-C stops)")
+    try:
+        uvicorn.Server(settings).run(sockets=[listening])
+    finally:
+        worker.stop()
+
+
+def _log_to_stderr() -> None:
+    """A line a request and a line an error; uvicorn's own errors too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("qagent.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

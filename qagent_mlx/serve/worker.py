@@ -1,0 +1,423 @@
+"""The one thread that computes: it owns the policy (MLX) and the shop's database (DuckDB).
+
+Everything that needs either is put into its queue. It takes what has come together, stores
+events first, then answers all recommendations in one decode. So an event that was
+acknowledged is in every later answer, and nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..agent.recommend import Ask, Recommender, UserRecommendations, after_log
+from ..errors import QAgentError
+from ..ingest import IngestReport, append_events
+from ..policy.model import load_policy
+from ..policy.registry import SAMPLE, policy_names, resolve
+from ..shop import Shop
+from ..types import Profile, Recommendation
+from .cache import UserCache
+from .metrics import Metrics
+from .settings import ServeConfig
+
+log = logging.getLogger("qagent.serve")
+T = TypeVar("T")
+
+LOOK_EVERY = 1.0  # seconds between looks at the policy's folder
+TRENDING_EVERY = 60.0  # seconds that the answer for everybody is good
+TRENDING = 20  # queries of that answer
+OVERHEAD_ROWS = 16  # a decode of n chains takes about as long as n + so many cost each
+AHEAD = timedelta(minutes=5)  # how far a client's clock may be ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets.
+
+    ``source`` is ``agent``, ``top-line`` (the user's memory without a chain) or ``trending``
+    (what the shop searches for now); the last two are fallbacks and ``reason`` says why.
+    """
+
+    recommendations: tuple[Recommendation, ...]
+    source: str
+    as_of: datetime | None
+    policy: str
+    chains: int = 0
+    reason: str = ""
+    cached: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Somebody who waits for recommendations.
+
+    ``deadline`` is a time of `time.monotonic`. ``fallback`` is there as soon as the user's
+    memory was read; ``given_up`` is set by a client who took it.
+    """
+
+    user: str
+    k: int
+    chains: int
+    deadline: float
+    as_of: datetime | None = None
+    future: Future[Answer] = field(default_factory=Future)
+    fallback: Answer | None = None
+    given_up: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the answer depends on, apart from the user."""
+        return (self.k, self.chains, self.as_of)
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    run: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class _Abandoned(Exception):
+    """Nobody waits for this decode any more."""
+
+
+class Worker:
+    """Computes for a server, in a thread of its own.
+
+    Args:
+        path: The shop's folder.
+        config: Policy, batch, cache and clock.
+        metrics: Where it counts.
+    """
+
+    def __init__(self, path: Path, config: ServeConfig, metrics: Metrics | None = None) -> None:
+        self.path, self.config = path, config
+        self.metrics = metrics or Metrics()
+        self.cache: UserCache[Answer] = UserCache(config.cache_seconds, config.cache_users)
+        self.policy = ""  # the name of the one that answers
+        self.trending: Answer | None = None
+        self.titles: dict[str, str] = {}
+        self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
+        self._queue: queue.SimpleQueue[Request | _Call | None] = queue.SimpleQueue()
+        self._pace = 0.02  # seconds a chain of a decode, learned
+        self._looked = self._trended = 0.0
+        self._stamp: int | None = None
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="qagent-worker", daemon=True)
+
+    # ------------------------------------------------------------ from any thread
+
+    def start(self) -> None:
+        """Open the shop and the policy; returns when requests can be answered.
+
+        Raises:
+            QAgentError: what `Shop.open` or the policy has to say.
+        """
+        if self._thread.ident is None:
+            self._thread.start()
+        self._ready.result()
+
+    def stop(self) -> None:
+        """Answer what is waiting, then close the shop."""
+        if self._thread.ident is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests and calls are in the queue."""
+        return self._queue.qsize()
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue; its future gets the answer."""
+        self._queue.put(request)
+
+    def call(self, run: Callable[[], T]) -> Future[T]:
+        """Run something that needs the shop or the policy, in the worker's thread."""
+        made = _Call(run)
+        self._queue.put(made)
+        return made.future
+
+    # ------------------------------------------------------------ in the worker's thread
+
+    def _run(self) -> None:
+        try:
+            self.shop = Shop.open(self.path, read_only=self.config.read_only)
+            self._open()
+        except BaseException as error:  # it belongs to whoever starts the worker
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        with self.shop:
+            while (jobs := self._collect()) is not None:
+                self._serve(jobs)
+
+    def _open(self) -> None:
+        names = policy_names(self.shop)
+        newest = names[-1] if names else SAMPLE
+        name = self.config.policy or ("grpo" if "grpo" in names else newest)
+        folder = resolve(self.shop, name)
+        self._stamp = _stamp(folder)
+        self.recommender = Recommender(
+            self.shop, load_policy(folder, self.config.dtype), group=self.config.chains
+        )
+        self.policy, self._folder = name, folder
+        catalog = self.recommender.search.catalog
+        self.titles = dict(zip(catalog.ids, catalog.titles, strict=True))
+        self._look_at_trends()
+
+    def _collect(self) -> list[Request | _Call] | None:
+        """What has come together; None when the server stops."""
+        try:
+            first = self._queue.get(timeout=LOOK_EVERY)
+        except queue.Empty:
+            return []
+        if first is None:
+            return None
+        jobs = [first]
+        until = time.monotonic() + self.config.collect_ms / 1000
+        while len(jobs) < self.config.batch:
+            try:
+                job = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if job is None:
+                self._queue.put(None)
+                break
+            jobs.append(job)
+        self.metrics.queue.set(self._queue.qsize())
+        return jobs
+
+    def _serve(self, jobs: Sequence[Request | _Call]) -> None:
+        for job in jobs:
+            if isinstance(job, _Call):
+                _settle([job.future], job.run)
+        requests = [job for job in jobs if isinstance(job, Request) and not job.given_up]
+        if requests:
+            _settle([r.future for r in requests], lambda: self._answer(requests))
+        now = time.monotonic()
+        if self.config.watch and now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            if _stamp(self._folder) not in (None, self._stamp):
+                _settle([], lambda: self.use_policy(self.policy))
+        if now - self._trended >= TRENDING_EVERY:
+            _settle([], self._look_at_trends)
+
+    def _answer(self, requests: Sequence[Request]) -> None:
+        """All of them in one decode, each set as soon as it is known."""
+        moment = after_log(self.shop)
+        profiles = self._read(requests, moment)
+        asks = [
+            Ask(profile, r.as_of or moment, r.k, r.chains)
+            for r, profile in zip(requests, profiles, strict=True)
+        ]
+        lines = self.recommender.top_lines(asks)
+        for request, ask, line in zip(requests, asks, lines, strict=True):
+            request.fallback = Answer(line, "top-line", ask.as_of, self.policy)
+        kept = [
+            (r, a) for r, a in zip(self._within_deadline(requests, asks), asks, strict=True)
+            if r is not None
+        ]  # fmt: skip
+        if not kept:
+            return
+        # Who asks the same at the same time gets the same: it is computed once.
+        once: dict[tuple[Any, ...], tuple[Ask, list[Request]]] = {}
+        share = self._share([r for r, _ in kept])
+        for request, ask in kept:
+            ask = replace(ask, group=max(1, int(ask.group * share)))
+            once.setdefault((request.user, request.key), (ask, []))[1].append(request)
+        waiting = [r for _, rs in once.values() for r in rs]
+
+        def progress(_done: int) -> None:
+            if all(r.given_up for r in waiting):
+                raise _Abandoned
+
+        started = time.monotonic()
+        asked = [ask for ask, _ in once.values()]
+        try:
+            answers = self.recommender.answer(asked, self.config.seed, progress)
+        except _Abandoned:
+            self._pace *= 1.2  # it was slower than was thought
+            for request in waiting:
+                self._fall_back(request)
+            return
+        rows = sum(ask.group for ask in asked)
+        seconds = time.monotonic() - started
+        self._pace += 0.2 * (seconds / (rows + OVERHEAD_ROWS) - self._pace)
+        self.metrics.batch.observe(len(asked))
+        self.metrics.decode.observe(seconds)
+        self.metrics.chains.inc(rows)
+        for answer, (ask, rs) in zip(answers, once.values(), strict=True):
+            self._give(answer, ask, rs)
+
+    def _give(
+        self, found: UserRecommendations, ask: Ask, requests: Sequence[Request]
+    ) -> None:
+        answer = Answer(
+            found.recommendations, "agent", found.as_of, self.policy, chains=ask.group
+        )
+        for request in requests:
+            if ask.group == request.chains:
+                self.cache.put(request.user, request.key, answer)
+            if not request.future.done():
+                request.future.set_result(answer)
+
+    def _read(self, requests: Sequence[Request], moment: datetime) -> list[Profile]:
+        """The users' profiles; those of users who did nothing since are still good."""
+        found = {r.user: self._profiles.get(r.user, None) for r in requests if r.as_of is None}
+        missing = [user for user, profile in found.items() if profile is None]
+        if missing:
+            for user, profile in zip(
+                missing, self.recommender.profiles(missing, moment), strict=True
+            ):
+                found[user] = profile
+                self._profiles.put(user, None, profile)
+        made = []
+        for r in requests:
+            mine = found.get(r.user) if r.as_of is None else None
+            made.append(mine or self.recommender.profiles([r.user], r.as_of)[0])
+        return made
+
+    def _within_deadline(
+        self, requests: Sequence[Request], asks: Sequence[Ask]
+    ) -> list[Request | None]:
+        """None for those who cannot get an answer in time, even with one chain each."""
+        left = self._pace * (OVERHEAD_ROWS + len(requests))
+        now = time.monotonic()
+        kept: list[Request | None] = []
+        for request in requests:
+            if request.deadline - now >= left:
+                kept.append(request)
+                continue
+            kept.append(None)
+            self._fall_back(request)
+        return kept
+
+    def _fall_back(self, request: Request) -> None:
+        assert request.fallback is not None
+        if not request.future.done():
+            request.future.set_result(replace(request.fallback, reason="deadline"))
+
+    def _share(self, requests: Sequence[Request]) -> float:
+        """The share of the chains asked for that can be run before the first deadline."""
+        left = min(r.deadline for r in requests) - time.monotonic()
+        rows = left / self._pace - OVERHEAD_ROWS
+        return min(1.0, max(0.0, rows / sum(r.chains for r in requests)))
+
+    def _look_at_trends(self) -> None:
+        """The answer for everybody: what a user of whom nothing is known would get."""
+        self._trended = time.monotonic()
+        moment = after_log(self.shop)
+        if self.trending is not None and self.trending.as_of == moment:
+            return
+        profile = self.recommender.profiles([""], moment)[0]
+        lines = self.recommender.top_lines([Ask(profile, moment, TRENDING)])[0]
+        self.trending = Answer(lines, "trending", moment, self.policy)
+
+    # ------------------------------------------------------------ calls
+
+    def store(self, rows: Sequence[dict[str, Any]]) -> IngestReport:
+        """Store events; their users' next answers know them. To be used in `call`.
+
+        An event without a time happened now; in a simulated shop, whose log lives in a time
+        of its own, just after the log's last event.
+
+        Args:
+            rows: Fields as in `ingest.ALIASES`; ``time`` is a naive UTC datetime or None.
+
+        Raises:
+            QAgentError: the shop is served read only, or a time lies in the future.
+        """
+        if self.config.read_only:
+            raise QAgentError("this server is read only; start it without --read-only")
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        last = after_log(self.shop)
+        start = last if self.shop.config.simulated is not None else now
+        given = [
+            {**row, "time": row.get("time") or start + timedelta(seconds=i)}
+            for i, row in enumerate(rows)
+        ]
+        limit = max(now, last) + AHEAD + timedelta(seconds=len(rows))
+        for number, row in enumerate(given, 1):
+            if row["time"] > limit:
+                raise QAgentError(f"event {number}: its time lies in the future; send UTC times")
+        try:
+            report = append_events(self.shop, given)
+        finally:
+            for user in {str(row.get("user_id", "")) for row in rows}:
+                self.cache.forget(user)
+                self._profiles.forget(user)
+            self.recommender.refresh()
+        for outcome in ("accepted", "rejected", "duplicates"):
+            if count := getattr(report, outcome):
+                self.metrics.events.labels(outcome).inc(count)
+        return report
+
+    def use_policy(self, name: str) -> str:
+        """Answer with another policy, or with the same one as it is now. To be used in `call`.
+
+        Raises:
+            QAgentError: there is none of that name, or it cannot be loaded; the old one stays.
+        """
+        folder = resolve(self.shop, name)
+        stamp = _stamp(folder)
+        try:
+            policy = load_policy(folder, self.config.dtype)
+        except QAgentError:
+            self._stamp = stamp  # it is not tried again until it changes
+            self.metrics.policies.labels("refused").inc()
+            raise
+        self.recommender.use(policy)
+        self.policy, self._folder, self._stamp = name, folder, stamp
+        self.cache.clear()
+        self._profiles.clear()
+        self.trending = None
+        self._look_at_trends()
+        self.metrics.policies.labels("taken").inc()
+        log.info("policy %s taken up", name)
+        return name
+
+
+def _settle(futures: Sequence[Future[Any]], run: Callable[[], Any]) -> None:
+    """Run something; its result or its error belongs to those who wait for it.
+
+    As an executor's thread, the worker outlives whatever goes wrong in a job.
+    """
+    try:
+        result = run()
+    except BaseException as error:
+        if not isinstance(error, QAgentError):
+            log.error("the worker met an error", exc_info=error)
+        elif not futures:
+            log.warning("%s", error)
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+        return
+    for future in futures:
+        if not future.done():
+            future.set_result(result)
+
+
+def _stamp(folder: Path) -> int | None:
+    """Changes when a policy is saved: ``policy.json`` is written last."""
+    for name in ("policy.json", "config.json"):
+        try:
+            return (folder / name).stat().st_mtime_ns
+        except OSError:
+            continue
+    return None
+

@@ -1,0 +1,52 @@
+"""Users a second of bulk recommendation, beside asking for one user after another.
+
+    python tests/benchmarks/bulk.py --shop shop --users 200 --single 20
+
+Alternates between the two, takes medians, and prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import qagent_mlx.bulk as bulk
+from qagent_mlx.agent.recommend import Recommender
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.shop import Shop
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shop", type=Path, required=True)
+    parser.add_argument("--policy", default="grpo")
+    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--single", type=int, default=20)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[bulk.AT_ONCE])
+    given = parser.parse_args()
+    with Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder:
+        recommender = Recommender(shop, open_policy(shop, given.policy), group=given.group)
+        users = bulk.all_users(shop)[: given.users]
+        recommender.recommend(users[:2])  # compiles
+        rates: dict[str, list[float]] = {}
+        for _ in range(given.rounds):
+            began = time.perf_counter()
+            for user in users[: given.single]:
+                recommender.recommend([user])
+            rates.setdefault("one by one", []).append(given.single / (time.perf_counter() - began))
+            for size in given.at_once:
+                bulk.AT_ONCE = size
+                report = bulk.bulk_recommend(recommender, users, Path(folder) / "out.parquet")
+                rates.setdefault(f"bulk {size}", []).append(report["users_per_s"])
+    print(json.dumps({name: round(statistics.median(r), 2) for name, r in rates.items()}))
+
+
+if __name__ == "__main__":
+    main()

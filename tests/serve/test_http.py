@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from datetime import datetime, timedelta
+
+import pytest
+
+from qagent_mlx.agent.recommend import Recommender
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.serve.guard import Rates
+from qagent_mlx.serve.http import create_app
+from qagent_mlx.serve.settings import ServeConfig
+from qagent_mlx.serve.worker import Worker
+from qagent_mlx.shop import Shop
+
+
+def ask(client, user="u01", **more):
+    return client.post("/recommend", json={"user": user, **more})
+
+
+def metric(client, name, **labels):
+    """The value of one sample; 0 when it was never counted."""
+    wanted = ",".join(f'{k}="{v}"' for k, v in sorted(labels.items()))
+    text = client.get("/metrics").text
+    line = f"{name}{{{wanted}}} " if wanted else f"{name} "
+    found = [row for row in text.splitlines() if row.startswith(line)]
+    return float(found[0].split()[-1]) if found else 0.0
+
+
+def test_an_answer_is_what_the_recommender_says(serving, served_folder):
+    client = serving()
+    got = ask(client, k=3).json()
+    with Shop.open(served_folder) as shop:
+        expected = Recommender(shop, open_policy(shop, "a"), group=2).recommend(["u01"], 3)[0]
+    assert [r["query"] for r in got["recommendations"]] == [
+        r.query for r in expected.recommendations
+    ]
+    assert got["recommendations"][0]["products"][0]["title"]
+    assert (got["source"], got["fallback"], got["policy"], got["chains"]) == ("agent", False, "a", 2)
+
+
+def test_requests_that_come_together_share_a_decode_and_change_no_answer(serving):
+    client = serving(collect_ms=300.0, cache_seconds=0.0)
+    users = ["u01", "u02", "u03", "nobody"]
+    alone = {user: ask(client, user).json()["recommendations"] for user in users}
+    decodes = metric(client, "qagent_batch_users_count")
+    assert decodes == 4
+    together = {}
+
+    def go(user):
+        together[user] = ask(client, user).json()["recommendations"]
+
+    threads = [threading.Thread(target=go, args=(user,)) for user in users]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert metric(client, "qagent_batch_users_count") < decodes + 4
+
+
+def test_an_event_is_in_the_next_recommendation_and_nobody_elses_cache_suffers(serving):
+    client = serving()
+    first = ask(client, "newcomer").json()
+    ask(client, "u02")
+    assert ask(client, "newcomer").json()["cached"]
+    for query, product in (("Dune Desk Lamp", "p430"), ("Dune Desk Lamp", "p431")):
+        event = {"user_id": "newcomer", "query": query}
+        rows = [{**event, "type": "search"}, {**event, "type": "click", "product_id": product}]
+        assert client.post("/events", json={"events": rows}).json()["accepted"] == 2
+    second = ask(client, "newcomer").json()
+    assert not second["cached"]
+    assert second["as_of"] > first["as_of"]
+    queries = [r["query"] for r in second["recommendations"]]
+    assert "Dune Desk Lamp" in queries
+    assert queries != [r["query"] for r in first["recommendations"]]
+    assert ask(client, "u02").json()["cached"]
+
+
+def test_a_deadline_gets_the_memorys_lines_or_the_trends_and_says_so(serving):
+    client = serving(cache_seconds=0.0)
+    full = ask(client, deadline_ms=30_000).json()
+    assert not full["fallback"]
+    late = ask(client, deadline_ms=1).json()
+    assert late["fallback"] and late["reason"] == "deadline"
+    assert late["source"] in ("top-line", "trending") and late["chains"] == 0
+    assert late["recommendations"]
+    assert metric(client, "qagent_fallbacks_total", reason="deadline") == 1
+
+
+def test_whoever_cannot_be_answered_in_time_gets_the_memorys_top_line(serving):
+    client = serving(cache_seconds=0.0)
+    service = client.app.state.service
+    service.worker._pace = 1000.0  # as if decoding took minutes
+    got = ask(client).json()
+    assert (got["source"], got["reason"]) == ("top-line", "deadline")
+    worker = service.worker
+    profile = worker.call(lambda: worker.recommender.profiles(["u01"])[0]).result()
+    assert got["recommendations"][0]["query"] == profile.references[0]
+
+
+def test_too_long_a_queue_answers_at_once(serving):
+    client = serving(queue=1)
+    worker = client.app.state.service.worker
+    gate, busy = threading.Event(), threading.Event()
+    calls = [worker.call(lambda: (busy.set(), gate.wait(20))), worker.call(lambda: None)]
+    busy.wait(20)
+    calls += [worker.call(lambda: None) for _ in range(3)]
+    try:
+        got = ask(client).json()
+        assert (got["source"], got["reason"]) == ("trending", "overload")
+        assert got["recommendations"]
+    finally:
+        gate.set()
+    for call in calls:
+        call.result(20)
+
+
+def test_an_error_in_a_decode_is_a_fallback_and_the_worker_lives_on(serving, monkeypatch, caplog):
+    client = serving(cache_seconds=0.0)
+    recommender = client.app.state.service.worker.recommender
+    with monkeypatch.context() as patch:
+        patch.setattr(recommender.roller, "run", lambda *_, **__: 1 / 0)
+        got = ask(client).json()
+    assert (got["fallback"], got["reason"]) == (True, "error")
+    assert "ZeroDivisionError" in caplog.text
+    assert not ask(client).json()["fallback"]
+
+
+def test_the_budget_of_chains_bounds_the_work(serving):
+    client = serving(chains=4)
+    ask(client, "u01", chains=1)
+    assert metric(client, "qagent_chains_total") == 1
+    assert ask(client, "u01", chains=5).status_code == 422
+
+
+def test_a_changed_policy_is_taken_up_and_no_request_is_lost(serving, own_folder):
+    client = serving(watch=True, cache_seconds=0.0)
+    statuses, policies, stop = [], [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            answer = ask(client)
+            statuses.append(answer.status_code)
+            policies.append(answer.json()["policy"])
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    try:
+        assert client.post("/policy", json={"policy": "b"}).json() == {"policy": "b"}
+        assert ask(client).json()["policy"] == "b"
+    finally:
+        stop.set()
+        thread.join()
+    assert set(statuses) == {200} and set(policies) <= {"a", "b"}
+    loads = metric(client, "qagent_policy_loads_total", outcome="taken")
+    # The same policy, saved again, is loaded again.
+    path = own_folder / "policies" / "b" / "policy.json"
+    path.write_text(path.read_text())
+    worker = client.app.state.service.worker
+    worker._looked = 0.0
+    ask(client)
+    ask(client)
+    assert metric(client, "qagent_policy_loads_total", outcome="taken") == loads + 1
+
+
+def test_a_policy_that_cannot_be_loaded_leaves_the_old_one(serving, own_folder):
+    client = serving()
+    (own_folder / "policies" / "b" / "model.safetensors").write_bytes(b"broken")
+    refused = client.post("/policy", json={"policy": "b"})
+    assert refused.status_code == 400 and "b" in refused.json()["error"]
+    assert client.post("/policy", json={"policy": str(own_folder / "policies" / "b")}).status_code == 400
+    assert ask(client).json()["policy"] == "a"
+
+
+def test_search_and_memory_answer_with_the_commands_keys(serving):
+    client = serving()
+    found = client.get("/search", params={"q": "usb cable", "k": 2}).json()
+    assert found["query"] == "usb cable" and len(found["results"]) == 2
+    assert {"product_id", "title", "score"} <= set(found["results"][0])
+    cheap = client.get("/search", params={"q": "usb cable", "max_price": 10}).json()["results"]
+    assert cheap and all(p["price"] <= 10 for p in cheap)
+    view = client.get("/users/u01/memory").json()
+    assert {"user", "as_of", "tokens", "raw_tokens", "text", "sections", "graph"} <= set(view)
+    early = client.get("/users/u01/memory", params={"as_of": "2026-02-01T00:00:00Z"}).json()
+    assert early["events"] == 0 < view["events"]
+    assert client.get("/users/a%2Fb/memory").json()["user"] == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "word"),
+    [
+        ("/recommend", {"k": 3}, 422, "user"),
+        ("/recommend", {"user": "u", "k": 0}, 422, "k must be"),
+        ("/recommend", {"user": "u", "k": 2.5}, 422, "whole"),
+        ("/recommend", {"user": "u", "k": True}, 422, "k must be"),
+        ("/recommend", {"user": "u", "deadline_ms": "soon"}, 422, "deadline_ms"),
+        ("/recommend", {"user": "u", "as_of": "yesterday"}, 422, "as_of"),
+        ("/recommend", {"user": "u", "K": 3}, 422, "unknown field 'K'"),
+        ("/recommend", {"user": "\ud800"}, 422, "user"),
+        ("/recommend", [1], 422, "object"),
+        ("/events", {"events": []}, 422, "1 to"),
+        ("/events", {"events": [{"user_id": 7}]}, 422, "event 1: user_id"),
+        ("/events", {"user_id": "u", "type": "search", "query": "x", "time": "2099-01-01"}, 400,
+         "future"),
+        ("/events", {"user_id": "u", "type": "click", "product_id": "none"}, 422, None),
+        ("/policy", {"policy": "../a"}, 400, "no policy"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_told_what_is_wrong(serving, path, body, status, word):
+    answer = serving().post(path, json=body)
+    assert answer.status_code == status
+    if word:
+        assert word in answer.json()["error"]
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    else:
+        assert answer.json()["reasons"] == {"unknown product": 1}
+
+
+def test_bodies_are_json_and_short(serving):
+    client = serving(body_bytes=200)
+    headers = {"content-type": "application/json"}
+    assert client.post("/recommend", content="{", headers=headers).status_code == 400
+    assert client.post("/recommend", content='{"user": "u"}').status_code == 415
+    assert client.post("/recommend", content=b"x" * 500, headers=headers).status_code == 413
+    chunks = (b"x" * 100 for _ in range(5))  # no content-length says that it is too long
+    assert client.post("/recommend", content=chunks, headers=headers).status_code == 413
+    assert client.get("/nowhere").status_code == 404
+    assert client.get("/recommend").status_code == 405
+
+
+def test_a_token_is_needed_where_there_is_one_and_it_is_never_logged(serving, caplog):
+    token = "correct-horse-battery"
+    caplog.set_level(logging.DEBUG, "qagent.serve")
+    client = serving(token=token)
+    assert client.get("/healthz").status_code == 200
+    for value in (None, "Bearer wrong", f"Basic {token}", "Bearer ", f"Bearer {token}x"):
+        headers = {"authorization": value} if value else {}
+        for path in ("/metrics", "/users/u01/memory", "/openapi.json", "/nowhere"):
+            assert client.get(path, headers=headers).status_code == 401
+        refused = client.post("/recommend", json={"user": "u01"}, headers=headers)
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+    assert client.get("/metrics", headers={"authorization": f"Bearer {token}"}).status_code == 200
+    assert token not in caplog.text
+
+
+def test_to_listen_beyond_this_machine_takes_a_token(tmp_path):
+    with pytest.raises(QAgentError, match="token"):
+        create_app(tmp_path, ServeConfig(host="0.0.0.0"))
+    with pytest.raises(QAgentError, match="token"):
+        create_app(tmp_path, ServeConfig(host="shop.example", token="short"))
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        ServeConfig(host=host).check()
+    ServeConfig(host="0.0.0.0", token="x" * 16).check()
+
+
+def test_another_host_name_cannot_reach_a_server_without_a_token(serving):
+    client = serving()
+    assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_client_that_asks_too_often_is_told_to_wait(serving):
+    client = serving(rate=0.001, burst=3.0)
+    statuses = [client.get("/healthz").status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    assert int(client.get("/healthz").headers["retry-after"]) >= 1
+
+
+def test_a_rate_lets_through_what_it_says():
+    now = [0.0]
+    rates = Rates(2.0, 4.0, clock=lambda: now[0])
+    assert [rates.wait("a") for _ in range(4)] == [0.0] * 4
+    assert rates.wait("a") == pytest.approx(0.5)
+    assert rates.wait("b") == 0.0
+    passed = 0
+    for tick in range(100):  # ten seconds
+        now[0] = tick / 10
+        passed += rates.wait("a") == 0.0
+    assert passed == pytest.approx(20, abs=1)
+
+
+def test_logs_have_the_requests_id_and_no_user(serving, caplog):
+    caplog.set_level(logging.INFO, "qagent.serve")
+    client = serving()
+    answer = client.get("/users/secret-person/memory", headers={"x-request-id": "abc-1"})
+    assert answer.headers["x-request-id"] == "abc-1"
+    forged = client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{16}", forged)
+    assert "id=abc-1 method=GET route=/users/{user:path}/memory status=200" in caplog.text
+    assert "secret-person" not in caplog.text
+
+
+def test_the_description_has_every_route_and_no_other(serving):
+    client = serving()
+    described = client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.")
+    routes = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in client.app.routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert routes == {(p, m) for p, item in described["paths"].items() for m in item}
+    names = set(re.findall(r"#/components/schemas/(\w+)", str(described)))
+    assert names <= set(described["components"]["schemas"])
+    answer = ask(client).json()
+    assert set(answer) == set(described["components"]["schemas"]["Answer"]["properties"])
+
+
+def test_a_read_only_server_refuses_events_and_shares_the_shop(serving, own_folder):
+    client = serving(read_only=True)
+    event = {"user_id": "u01", "type": "search", "query": "usb cable"}
+    refused = client.post("/events", json=event)
+    assert refused.status_code == 400 and "read only" in refused.json()["error"]
+    assert ask(client).status_code == 200
+    with Shop.open(own_folder) as shop:
+        assert shop.counts()["users"]
+
+
+def test_an_event_without_a_time_happened_now(serving, own_folder):
+    client = serving()
+    client.post("/events", json={"user_id": "u01", "type": "search", "query": "usb cable"})
+    as_of = datetime.fromisoformat(ask(client).json()["as_of"])
+    assert abs(as_of - datetime.utcnow()) < timedelta(minutes=2)
+
+
+def test_a_shop_that_cannot_be_served_says_why_at_the_start(own_folder, tmp_path):
+    with pytest.raises(QAgentError, match="no shop"):
+        Worker(tmp_path / "none", ServeConfig()).start()
+    with pytest.raises(QAgentError, match="no policy"):
+        Worker(own_folder, ServeConfig(policy="none")).start()

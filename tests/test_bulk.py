@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import duckdb
+import pytest
+
+from qagent_mlx.agent.recommend import Recommender
+from qagent_mlx.bulk import Progress, all_users, bulk_recommend, read_users, shard_of
+from qagent_mlx.errors import QAgentError
+
+
+@pytest.fixture(scope="module")
+def recommender(tiny_shop, nano_policy):
+    return Recommender(tiny_shop, nano_policy, group=2)
+
+
+def rows(path):
+    return duckdb.sql(f"SELECT * FROM read_parquet('{path}')").fetchall()
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_the_file_says_what_one_by_one_recommending_says(recommender, tiny_shop, tmp_path):
+    users = all_users(tiny_shop)[:5]
+    report = bulk_recommend(recommender, users, tmp_path / "all.parquet", k=3, part=2)
+    expected = [
+        (user, rank, r.query, r.score, list(r.products))
+        for user in users
+        for rank, r in enumerate(recommender.recommend([user], 3)[0].recommendations, 1)
+    ]
+    got = [(u, rank, q, s, p) for u, _, rank, q, s, _, p, _ in rows(tmp_path / "all.parquet")]
+    assert got == expected
+    assert (report["users"], report["recommendations"]) == (5, len(expected))
+    assert [p.name for p in tmp_path.iterdir()] == ["all.parquet"]
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_file(
+    recommender, tiny_shop, tmp_path
+):
+    users = all_users(tiny_shop)[:6]
+    whole, out = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
+    bulk_recommend(recommender, users, whole, part=2)
+
+    def stop(progress):
+        if progress.done >= 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        bulk_recommend(recommender, users, out, part=2, on_progress=stop)
+    assert not out.exists()
+    seen = []
+    report = bulk_recommend(recommender, users, out, part=2, on_progress=seen.append)
+    assert report["resumed"] in (2, 4) and seen[0].done == report["resumed"]
+    assert seen[-1].done == 6
+    assert rows(out) == rows(whole)
+
+
+def test_parts_of_another_question_are_not_used(recommender, tiny_shop, tmp_path):
+    users = all_users(tiny_shop)[:4]
+    out = tmp_path / "x.parquet"
+
+    def stop(progress):
+        if progress.done >= 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        bulk_recommend(recommender, users, out, k=5, part=2, on_progress=stop)
+    report = bulk_recommend(recommender, users, out, k=1, part=2)
+    assert report["resumed"] == 0
+    assert {row[2] for row in rows(out)} == {1}
+
+
+def test_shards_have_everybody_once(tiny_shop):
+    users = all_users(tiny_shop)
+    shards = [shard_of(users, i, 4) for i in range(1, 5)]
+    assert sorted(user for shard in shards for user in shard) == users
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_time_left_is_the_rest_at_this_runs_pace():
+    assert Progress(done=60, users=100, fresh=10, seconds=5.0).left == 20.0
+    assert Progress(done=50, users=100, fresh=0, seconds=1.0).left == 0.0
+
+
+def test_users_come_from_lines_or_a_column(tmp_path):
+    lines = tmp_path / "ids.txt"
+    lines.write_text("u1\r\n\nu2 \nu1\n")
+    assert read_users(lines) == ["u1", "u2"]
+    path = tmp_path / "ids.parquet"
+    duckdb.sql(f"COPY (SELECT unnest([7, 8, 7]) AS user_id) TO '{path}' (FORMAT parquet)")
+    assert sorted(read_users(path)) == ["7", "8"]
+    lines.write_text("\n")
+    with pytest.raises(QAgentError, match="names no user"):
+        read_users(lines)
+    duckdb.sql(f"COPY (SELECT 1 AS other) TO '{path}' (FORMAT parquet)")
+    with pytest.raises(QAgentError, match="user_id"):
+        read_users(path)
