@@ -95,7 +95,8 @@ def test_in_a_terminal_tab_completes_and_the_arrow_brings_back_the_last_line(
     own_shop.close()
     tmux = ["tmux", "-S", str(tmp_path / "socket")]
     command = f"{sys.executable} -m qagent_mlx demo --shop {path} --policy sample"
-    environment = {**os.environ, "TERM": "screen", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "TERM": "screen", "OPENBLAS_NUM_THREADS": "1",
+                   "TMPDIR": str(tmp_path)}
     subprocess.run(
         [*tmux, "new-session", "-d", "-x", "80", "-y", "50", command], check=True, env=environment
     )
@@ -126,5 +127,10 @@ def test_in_a_terminal_tab_completes_and_the_arrow_brings_back_the_last_line(
         text = wait_for("this was the first")
         assert "fetch memory" in text
         send("quit", "Enter")
+        until = time.monotonic() + 30
+        while subprocess.run([*tmux, "has-session"], check=False, capture_output=True).returncode == 0:
+            assert time.monotonic() < until, screen()
+            time.sleep(0.2)
+        assert not list(tmp_path.glob("qagent-*"))  # the copy of the shop is gone
     finally:
         subprocess.run([*tmux, "kill-server"], check=False, capture_output=True)
