@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,9 @@ def demo(
         with opened(shop_path, write=True) as shop:
             _play(shop, policy, seed)
         return
+    for name in ("SIGHUP", "SIGTERM"):  # a terminal that is closed leaves no copy behind
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     note("playing on a copy of the shop; --keep plays on the shop itself")
     with borrowed(shop_path) as shop:
         _play(shop, policy, seed)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .train.environment import Environment
 
 PAUSE = timedelta(seconds=20)  # between what a user does
+RECENT = {"train": 400, "validation": 40}  # cases that a short training here looks at
 TRAINED = "session"  # what a policy is called that was trained here
 
 
@@ -291,7 +292,9 @@ class Session:
         agent = self.policy.info.agent
         if self._environment is None:
             say("preparing the shop's cases")
-            self._environment = Environment.of_shop(self.shop, self.policy.codec, agent)
+            self._environment = Environment.of_shop(
+                self.shop, self.policy.codec, agent, last=RECENT
+            )
         name = self._free(TRAINED)
         config = GrpoConfig(
             steps=steps, cases_per_step=8, group=self._group, measured=20, seed=self._seed,

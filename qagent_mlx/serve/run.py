@@ -39,6 +39,7 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     )  # fmt: skip
     try:
         listening = settings.bind_socket()
+        listening.listen(settings.backlog)  # whoever comes after the line below is let in
     except (OSError, SystemExit) as error:
         worker.stop()
         raise QAgentError(

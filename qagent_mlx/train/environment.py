@@ -29,7 +29,7 @@ from ..policy.tokenizer import AnyCodec
 from ..shop import SearchConfig, Shop
 from ..text import query_key
 from ..types import Case, Line, Profile
-from .cases import SplitConfig, build_cases
+from .cases import SplitConfig, build_cases, of_split
 from .distributed import world
 from .rewards import Component, Outcome, score, total
 
@@ -64,6 +64,7 @@ class Environment:
         codec: AnyCodec,
         agent: AgentConfig | None = None,
         split: SplitConfig | None = None,
+        last: dict[str, int] | None = None,
     ) -> Environment:
         """All cases of a shop with their profiles, in one pass over its log.
 
@@ -72,10 +73,14 @@ class Environment:
             codec: Counts the tokens of the profiles.
             agent: Sections and budget of the profiles.
             split: Which cases there are, and where they are cut.
+            last: Split -> only its last so many cases, and none of the other splits; profiles
+                take long where there are thousands.
         """
         agent = agent or AgentConfig()
         index = ensure(shop)
         cases = build_cases(shop.connection, split, after=index.clicks_until)
+        if last is not None:
+            cases = [c for name, most in last.items() for c in of_split(cases, name)[-most:]]
         memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
         profiles = memory.profiles(
             [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget

@@ -32,7 +32,7 @@ def test_bulk_writes_a_file_and_reports_it(cli, folder, tmp_path):
     options = ("--shop", folder, "--group", 1, "-k", 2)
     report = cli.json("recommend", "--all", "--out", out, *options)
     assert report["users"] == 30 and report["users_per_s"] > 0
-    counted = duckdb.sql(f"SELECT count(*), count(DISTINCT user_id) FROM '{out}'").fetchone()
+    counted = duckdb.sql(f"SELECT count(*), count(DISTINCT user_id) FROM '{out}'").fetchall()[0]
     assert counted == (report["recommendations"], 30 - report["empty"])
     ids = tmp_path / "ids.txt"
     ids.write_text("u01\nsomebody new\n")

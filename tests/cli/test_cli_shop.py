@@ -180,10 +180,20 @@ def test_rewards_and_weights_are_checked(cli, built, tmp_path):
 
 
 def test_the_demo_removes_only_what_it_made(cli, built, tmp_path):
-    before = sorted(p.name for p in built.iterdir())
-    folder = tmp_path / "model"
+    folder = tmp_path / "things"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    line = cli.error("demo", "--shop", built, "--policy", folder, "--yes")
-    assert "choose another --shop" in line
-    assert sorted(p.name for p in built.iterdir()) == before
+    (folder / "thing").write_text("mine")
+    assert "choose another --shop" in cli.error("demo", "--shop", folder, "--yes")
+    assert (folder / "thing").read_text() == "mine"
+
+
+def test_the_demo_plays_on_a_copy_of_somebody_elses_shop(cli, built, monkeypatch):
+    before = {p.name: p.stat().st_size for p in built.iterdir()}
+    played = []
+    monkeypatch.setattr("qagent_cli.demo._play", lambda shop, *_: played.append(shop.path))
+    result = cli.run("demo", "--shop", built, "--yes")
+    assert "copy" in result.stderr
+    assert played and played[0] != built and not played[0].exists()
+    assert {p.name: p.stat().st_size for p in built.iterdir()} == before
+    cli.run("demo", "--shop", built, "--keep")
+    assert played[1] == built

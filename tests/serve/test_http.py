@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -211,7 +212,8 @@ def test_search_and_memory_answer_with_the_commands_keys(serving):
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_told_what_is_wrong(serving, path, body, status, word):
-    answer = serving().post(path, json=body)
+    headers = {"content-type": "application/json"}
+    answer = serving().post(path, content=json.dumps(body), headers=headers)
     assert answer.status_code == status
     if word:
         assert word in answer.json()["error"]
