@@ -68,16 +68,50 @@ class Row:
 
 
 class Batch:
-    """Rows that share one batched cache; ``logits`` predicts each row's next token."""
+    """Rows that are decoded together; rows with the same tokens so far share one context.
 
-    def __init__(self, rows: list[Row], cache: list[Any], logits: mx.array | None) -> None:
+    ``owner[i]`` is the place of row i's context in the batched cache and in ``logits``, which
+    predicts the next token after each context. Rows part when they draw different tokens.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        cache: list[Any],
+        logits: mx.array | None,
+        owner: list[int] | None = None,
+    ) -> None:
         self.rows, self.cache, self.logits = rows, cache, logits
+        self.owner = list(range(len(rows))) if owner is None else owner
 
-    def take(self, indices: list[int]) -> Batch:
-        """A batch of some of the rows; an index may come more than once (a fork)."""
-        cache = [_select(c, indices) for c in self.cache]
-        logits = self.logits[mx.array(indices)] if self.logits is not None else None
-        return Batch([self.rows[i] for i in indices], cache, logits)
+    @property
+    def contexts(self) -> int:
+        """How many contexts are computed."""
+        return max(self.owner, default=-1) + 1
+
+    def take(
+        self, indices: Sequence[int], keys: Sequence[Any] | None = None, *, alone: bool = False
+    ) -> Batch:
+        """A batch of some of the rows; it may go on with this batch's cache.
+
+        Args:
+            indices: Which.
+            keys: One a taken row; rows whose keys differ share no context any more.
+            alone: With a cache of its own in any case, as this one's is written to elsewhere.
+        """
+        first: dict[tuple[int, Any], int] = {}
+        marks = keys if keys is not None else [None] * len(indices)
+        owner = [
+            first.setdefault((self.owner[i], mark), len(first))
+            for i, mark in zip(indices, marks, strict=True)
+        ]
+        contexts = [place for place, _ in first]
+        rows = [self.rows[i] for i in indices]
+        if not alone and contexts == list(range(self.contexts)):
+            return Batch(rows, self.cache, self.logits, owner)
+        cache = [_select(c, contexts) for c in self.cache]
+        logits = self.logits[mx.array(contexts)] if self.logits is not None else None
+        return Batch(rows, cache, logits, owner)
 
     def extend(self, other: Batch) -> None:
         """Add another batch's rows to this one."""
@@ -85,12 +119,15 @@ class Batch:
             return
         if not self.rows:
             self.rows, self.cache, self.logits = other.rows, other.cache, other.logits
+            self.owner = other.owner
             return
+        before = self.contexts
         for mine, theirs in zip(self.cache, other.cache, strict=True):
             mine.extend(theirs)
-        assert self.logits is not None and other.logits is not None
-        self.logits = mx.concatenate([self.logits, other.logits])
+        if self.logits is not None and other.logits is not None:
+            self.logits = mx.concatenate([self.logits, other.logits])
         self.rows = self.rows + other.rows
+        self.owner = self.owner + [before + place for place in other.owner]
 
 
 def _select(cache: Any, indices: list[int]) -> Any:
@@ -127,16 +164,13 @@ class Decoder:
         place = {index: at for at, index in enumerate(unique)}
         rows = [batch.rows[i] for i in unique]
         if batch.cache:
-            shared = batch.take(unique) if len(unique) < len(batch.rows) else batch
-            cache = shared.cache
+            # Of rows that shared a context some may have got other answers than the rest.
+            cache = batch.take(unique, unique).cache
         else:
             fresh = make_prompt_cache(self.policy.model)
             cache = [type(c).merge([c] * len(unique)) for c in fresh]
         logits = self._prefill([row.pending for row in rows], cache)
-        made = Batch(rows, cache, logits)
-        if len(unique) < len(batch.rows):
-            made = made.take([place[i] for i in owner])
-        made.rows = list(batch.rows)
+        made = Batch(list(batch.rows), cache, logits, [place[i] for i in owner])
         for row in made.rows:
             row.pending = []
             row.turn = []
@@ -168,10 +202,13 @@ class Decoder:
         spent. Its last token is not in its cache yet: it becomes the first pending id.
         """
         assert batch.logits is not None
+        logits = batch.logits
+        if batch.owner != list(range(batch.contexts)):
+            logits = logits[mx.array(batch.owner)]
         if any(row.allowed is not None for row in batch.rows):
             masks = [row.allowed() if row.allowed is not None else None for row in batch.rows]
-            batch.logits = constrained(batch.logits, masks)
-        chosen, logprobs = sample(batch.logits, batch.rows)
+            logits = constrained(logits, masks)
+        chosen, logprobs = sample(logits, batch.rows)
         going: list[int] = []
         stopped: list[int] = []
         for i, row in enumerate(batch.rows):
@@ -186,15 +223,15 @@ class Decoder:
         batch.logits = None
         for i in stopped:
             batch.rows[i].pending = [batch.rows[i].tokens[-1]]
-        if not stopped:
-            return batch, Batch([], [], None)
         if not going:
             return Batch([], [], None), batch
-        return batch.take(going), batch.take(stopped)
+        parted = batch.take(going, [chosen[i] for i in going])
+        return parted, batch.take(stopped, alone=True) if stopped else Batch([], [], None)
 
     def advance(self, batch: Batch) -> None:
-        """Compute the logits after each row's last token."""
-        tokens = mx.array([row.tokens[-1] for row in batch.rows])[:, None]
+        """Compute the logits after each context's last token."""
+        last = {place: row.tokens[-1] for place, row in zip(batch.owner, batch.rows, strict=True)}
+        tokens = mx.array([last[place] for place in range(len(last))])[:, None]
         with one_blas_thread(self._small):
             hidden = self.policy.backbone(tokens, batch.cache)
             batch.logits = self.policy.head(hidden[:, -1])

@@ -239,9 +239,7 @@ class Roller:
 def _join(parts: list[Batch]) -> Batch:
     joined = parts[0]
     for part in parts[1:]:
-        for mine, theirs in zip(joined.cache, part.cache, strict=True):
-            mine.extend(theirs)
-        joined.rows = joined.rows + part.rows
+        joined.extend(part)
     return joined
 
 

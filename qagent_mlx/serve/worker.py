@@ -23,6 +23,7 @@ from ..errors import QAgentError
 from ..ingest import IngestReport, append_events
 from ..policy.model import load_policy
 from ..policy.registry import SAMPLE, policy_names, resolve
+from ..runtime import one_blas_thread
 from ..shop import Shop
 from ..types import Profile, Recommendation
 from .cache import UserCache
@@ -161,7 +162,9 @@ class Worker:
             self._ready.set_exception(error)
             return
         self._ready.set_result(None)
-        with self.shop:
+        # Its products are thin: a second thread of BLAS would mostly wait, and take the core
+        # that the answers need.
+        with self.shop, one_blas_thread():
             while (jobs := self._collect()) is not None:
                 self._serve(jobs)
 
