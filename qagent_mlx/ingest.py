@@ -15,6 +15,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -841,16 +842,44 @@ def append_events(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
 
     All or nothing, as one file is.
     """
+    _register(shop.connection)  # before the transaction: one that fails would take them away
+    with shop.transaction():
+        return _append(shop, rows)
+
+
+def append_batches(
+    shop: Shop, batches: Sequence[Sequence[dict[str, Any]]]
+) -> list[IngestReport]:
+    """Store several lists of events as `append_events` does, with a report for each.
+
+    Most of the time goes into what a call costs once, so all go in together; only where some
+    event is refused or known already is each list stored by itself.
+    """
+    _register(shop.connection)
+    try:
+        with shop.transaction():
+            report = _append(shop, chain.from_iterable(batches))
+            if report.rejected or report.duplicates:
+                raise _NotAllNew
+    except _NotAllNew:
+        return [append_events(shop, rows) for rows in batches]
+    return [IngestReport(accepted=len(rows)) for rows in batches]
+
+
+class _NotAllNew(Exception):
+    """Some event of several lists was refused or is a duplicate; nothing is stored."""
+
+
+def _append(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
     fields = list(ALIASES["events"])
-    with shop.transaction() as connection:
-        columns = ", ".join(f"{f} VARCHAR" for f in fields)
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE stage (row BIGINT, {columns}, broken VARCHAR)"
-        )
-        with connection.appender("stage") as appender:
-            for number, values in enumerate(rows, 1):
-                appender.append_row(number, *_texts(values, fields), None)
-        return _store(shop, "events", "events", ReadOptions())
+    columns = ", ".join(f"{f} VARCHAR" for f in fields)
+    shop.connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE stage (row BIGINT, {columns}, broken VARCHAR)"
+    )
+    with shop.connection.appender("stage") as appender:
+        for number, values in enumerate(rows, 1):
+            appender.append_row(number, *_texts(values, fields), None)
+    return _store(shop, "events", "events", ReadOptions())
 
 
 def _texts(values: dict[str, Any], fields: Sequence[str]) -> Iterator[str | None]:

@@ -12,6 +12,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import (
     REMEDIES,
     ReadOptions,
+    append_batches,
     append_events,
     ingest,
     parse_mapping,
@@ -641,3 +642,26 @@ def test_the_same_state_again_changes_no_version(shop, tmp_path):
     states(shop, tmp_path, (None, 1), (None, 1))
     assert shop.catalog_version == 1
     assert history(shop) == []
+
+
+def test_lists_that_are_stored_together_are_each_told_their_own(own_shop):
+    event = {"user_id": "ann", "time": "2026-05-01T10:00:00", "type": "search", "query": "lamp"}
+    later = {**event, "time": "2026-05-01T11:00:00"}
+    before = own_shop.counts()["events"]
+    reports = append_batches(own_shop, [[event], [later, {**later, "query": "cable"}]])
+    assert [r.accepted for r in reports] == [1, 2]
+    # Now something is known already and something is refused: nothing is stored twice.
+    new = {**event, "user_id": "bob"}
+    wrong = {**event, "type": "click", "product_id": "none"}
+    reports = append_batches(own_shop, [[event, new], [wrong], [{**new, "query": "usb"}]])
+    assert [(r.accepted, r.duplicates, r.rejected) for r in reports] == [
+        (1, 1, 0), (0, 0, 1), (1, 0, 0)
+    ]  # fmt: skip
+    assert own_shop.counts()["events"] == before + 5
+
+
+def test_a_first_call_that_is_undone_does_not_spoil_the_next(own_shop):
+    wrong = {"user_id": "a", "time": "2026-05-01", "type": "click", "product_id": "none"}
+    right = {"user_id": "a", "time": "2026-05-01", "type": "search", "query": "lamp"}
+    reports = append_batches(own_shop, [[wrong], [right]])
+    assert [(r.accepted, r.rejected) for r in reports] == [(0, 1), (1, 0)]

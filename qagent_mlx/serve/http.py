@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ async def events(service: Service, request: Request) -> Response:
             if row.get(name) is not None and not _valid(row[name]):
                 raise HTTPException(422, f"event {number}: {name} must be text")
         row["time"] = _moment(row.get("time"), f"event {number}: time")
-    report = await _called(service, partial(service.worker.store, rows))
+    report = await _awaited(service.worker.post(rows))
     answer = {
         "accepted": report.accepted, "rejected": report.rejected,
         "duplicates": report.duplicates, "reasons": report.reasons, "examples": report.examples,
@@ -213,9 +214,12 @@ async def openapi(service: Service, _request: Request) -> Response:
 
 async def _called(service: Service, run: Callable[[], Any]) -> Any:
     """What a call in the worker's thread returns."""
+    return await _awaited(service.worker.call(run))
+
+
+async def _awaited(future: Future[Any]) -> Any:
     try:
-        future = asyncio.wrap_future(service.worker.call(run))
-        return await asyncio.wait_for(future, CALL_SECONDS)
+        return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
     except asyncio.TimeoutError:
         raise HTTPException(503, "the server is busy; try again") from None
 

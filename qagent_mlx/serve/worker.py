@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ..agent.recommend import Ask, Recommender, UserRecommendations, after_log
 from ..errors import QAgentError
-from ..ingest import IngestReport, append_events
+from ..ingest import IngestReport, append_batches
 from ..policy.model import load_policy
 from ..policy.registry import SAMPLE, policy_names, resolve
 from ..runtime import one_blas_thread
@@ -38,6 +38,7 @@ TRENDING_EVERY = 60.0  # seconds that the answer for everybody is good
 TRENDING = 20  # queries of that answer
 OVERHEAD_ROWS = 16  # a decode of n chains takes about as long as n + so many cost each
 AHEAD = timedelta(minutes=5)  # how far a client's clock may be ahead
+TICK = timedelta(milliseconds=1)  # between events that came without a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,15 @@ class _Call:
     future: Future[Any] = field(default_factory=Future)
 
 
+@dataclass(slots=True, eq=False)
+class _Post:
+    rows: Sequence[dict[str, Any]]
+    future: Future[IngestReport] = field(default_factory=Future)
+
+
+Job = Request | _Post | _Call
+
+
 class _Abandoned(Exception):
     """Nobody waits for this decode any more."""
 
@@ -107,7 +117,7 @@ class Worker:
         self.trending: Answer | None = None
         self.titles: dict[str, str] = {}
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
-        self._queue: queue.SimpleQueue[Request | _Call | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pace = 0.02  # seconds a chain of a decode, learned
         self._looked = self._trended = 0.0
         self._stamp: int | None = None
@@ -152,6 +162,23 @@ class Worker:
         self._queue.put(made)
         return made.future
 
+    def post(self, rows: Sequence[dict[str, Any]]) -> Future[IngestReport]:
+        """Store events; their users' next answers know them.
+
+        An event without a time happened now; in a simulated shop, whose log lives in a time
+        of its own, just after the log's last event.
+
+        Args:
+            rows: Fields as in `ingest.ALIASES`; ``time`` is a naive UTC datetime or None.
+
+        Returns:
+            The report; or a `QAgentError`: the shop is served read only, or a time lies in
+            the future.
+        """
+        made = _Post(rows)
+        self._queue.put(made)
+        return made.future
+
     # ------------------------------------------------------------ in the worker's thread
 
     def _run(self) -> None:
@@ -182,7 +209,7 @@ class Worker:
         self.titles = dict(zip(catalog.ids, catalog.titles, strict=True))
         self._look_at_trends()
 
-    def _collect(self) -> list[Request | _Call] | None:
+    def _collect(self) -> list[Job] | None:
         """What has come together; None when the server stops."""
         try:
             first = self._queue.get(timeout=LOOK_EVERY)
@@ -204,7 +231,10 @@ class Worker:
         self.metrics.queue.set(self._queue.qsize())
         return jobs
 
-    def _serve(self, jobs: Sequence[Request | _Call]) -> None:
+    def _serve(self, jobs: Sequence[Job]) -> None:
+        posts = [job for job in jobs if isinstance(job, _Post)]
+        if posts:
+            _settle([post.future for post in posts], lambda: self._store(posts))
         for job in jobs:
             if isinstance(job, _Call):
                 _settle([job.future], job.run)
@@ -330,44 +360,43 @@ class Worker:
         lines = self.recommender.top_lines([Ask(profile, moment, TRENDING)])[0]
         self.trending = Answer(lines, "trending", moment, self.policy)
 
-    # ------------------------------------------------------------ calls
-
-    def store(self, rows: Sequence[dict[str, Any]]) -> IngestReport:
-        """Store events; their users' next answers know them. To be used in `call`.
-
-        An event without a time happened now; in a simulated shop, whose log lives in a time
-        of its own, just after the log's last event.
-
-        Args:
-            rows: Fields as in `ingest.ALIASES`; ``time`` is a naive UTC datetime or None.
-
-        Raises:
-            QAgentError: the shop is served read only, or a time lies in the future.
-        """
+    def _store(self, posts: Sequence[_Post]) -> None:
+        """Store what several clients posted, in one pass."""
         if self.config.read_only:
             raise QAgentError("this server is read only; start it without --read-only")
         now = datetime.now(timezone.utc).replace(tzinfo=None)
         last = after_log(self.shop)
-        start = last if self.shop.config.simulated is not None else now
-        given = [
-            {**row, "time": row.get("time") or start + timedelta(seconds=i)}
-            for i, row in enumerate(rows)
-        ]
-        limit = max(now, last) + AHEAD + timedelta(seconds=len(rows))
-        for number, row in enumerate(given, 1):
-            if row["time"] > limit:
-                raise QAgentError(f"event {number}: its time lies in the future; send UTC times")
+        limit = max(now, last) + AHEAD
+        clock = last if self.shop.config.simulated is not None else now
+        kept: list[tuple[_Post, list[dict[str, Any]]]] = []
+        for post in posts:
+            late = [n for n, row in enumerate(post.rows, 1) if (row.get("time") or now) > limit]
+            if late:
+                text = f"event {late[0]}: its time lies in the future; send UTC times"
+                post.future.set_exception(QAgentError(text))
+                continue
+            timed = []
+            for row in post.rows:
+                timed.append({**row, "time": row.get("time") or clock})
+                clock += TICK
+            kept.append((post, timed))
+        if not kept:
+            return
         try:
-            report = append_events(self.shop, given)
+            reports = append_batches(self.shop, [rows for _, rows in kept])
         finally:
-            for user in {str(row.get("user_id", "")) for row in rows}:
+            for user in {str(row.get("user_id", "")) for _, rows in kept for row in rows}:
                 self.cache.forget(user)
                 self._profiles.forget(user)
             self.recommender.refresh()
-        for outcome in ("accepted", "rejected", "duplicates"):
-            if count := getattr(report, outcome):
-                self.metrics.events.labels(outcome).inc(count)
-        return report
+        for (post, _), report in zip(kept, reports, strict=True):
+            for outcome in ("accepted", "rejected", "duplicates"):
+                if count := getattr(report, outcome):
+                    self.metrics.events.labels(outcome).inc(count)
+            if not post.future.done():  # whoever waited too long is gone
+                post.future.set_result(report)
+
+    # ------------------------------------------------------------ calls
 
     def use_policy(self, name: str) -> str:
         """Answer with another policy, or with the same one as it is now. To be used in `call`.

@@ -81,6 +81,24 @@ def test_an_event_is_in_the_next_recommendation_and_nobody_elses_cache_suffers(s
     assert ask(client, "u02").json()["cached"]
 
 
+def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(serving, monkeypatch):
+    client = serving()
+    worker = client.app.state.service.worker
+    gate, busy = threading.Event(), threading.Event()
+    worker.call(lambda: (busy.set(), gate.wait(20)))
+    busy.wait(20)
+    found = [
+        worker.post([{"user_id": "a", "type": "search", "query": "usb cable"}]),
+        worker.post([{"user_id": "b", "type": "search", "query": "usb cable"}] * 2),
+        worker.post([{"user_id": "c", "type": "search", "query": "x", "time": datetime(2199, 1, 1)}]),
+    ]
+    gate.set()
+    assert [f.result(20).accepted for f in found[:2]] == [1, 2]
+    with pytest.raises(QAgentError, match="future"):
+        found[2].result(20)
+    assert metric(client, "qagent_events_total", outcome="accepted") == 3
+
+
 def test_a_deadline_gets_the_memorys_lines_or_the_trends_and_says_so(serving):
     client = serving(cache_seconds=0.0)
     full = ask(client, deadline_ms=30_000).json()
