@@ -32,7 +32,7 @@ from ..policy.model import AgentConfig
 from ..shop import Shop
 from ..train.environment import Environment
 from ..types import Case
-from .lineup import Lineup, cases_of, environment_of
+from .lineup import Lineup, cases_of
 from .metrics import FLIPS
 from .simulator import START, Shopper, SimulatorConfig, World, moment
 from .tapping import Answer, Meanings, Visit
@@ -219,7 +219,7 @@ def _answers(
     """For each system, what every visit led to, a draw at a time."""
 
     def make(codec: Any, agent: AgentConfig) -> Environment:
-        return environment_of(own, people.cases, codec, agent)
+        return Environment.of_cases(own, people.cases, codec, agent)
 
     line = Lineup(own, make, group=group, seed=config.seed, policies=shop)
     systems = [line.named(name) for name in names]

@@ -11,9 +11,7 @@ from ..agent.recommend import GROUP
 from ..errors import QAgentError
 from ..inspection import token_counter
 from ..inventory.index import ensure
-from ..inventory.search import open_search
-from ..memory.profile import SECTIONS, CountTokens, Memory, Moment
-from ..memory.worth import Worth
+from ..memory.profile import SECTIONS, CountTokens
 from ..policy.model import AgentConfig, Policy, load_policy, read_info
 from ..policy.registry import policy_names, resolve
 from ..shop import Shop
@@ -180,7 +178,7 @@ def lineup(
     cases = [c for c in cases_of(shop, split) if only in ("", c.split)]
 
     def make(codec: Any, agent: AgentConfig) -> Environment:
-        return environment_of(shop, cases, codec, agent)
+        return Environment.of_cases(shop, cases, codec, agent)
 
     line = Lineup(shop, make, group=group, seed=seed, keep=keep, dtype=dtype)
     systems = [
@@ -200,18 +198,6 @@ def lineup(
 def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
     """The cases of a shop, as an evaluation of it takes them."""
     return build_cases(shop.connection, split, after=ensure(shop).clicks_until)
-
-
-def environment_of(
-    shop: Shop, cases: Sequence[Case], codec: Any, agent: AgentConfig
-) -> Environment:
-    """Given cases with their profiles, and the shop's search."""
-    memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
-    profiles = memory.profiles(
-        [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
-    )
-    examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
-    return Environment(examples, open_search(shop))
 
 
 def _list(names: Any) -> str:

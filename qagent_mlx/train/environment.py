@@ -20,7 +20,7 @@ from ..agent.tools import SearchProducts
 from ..errors import QAgentError
 from ..files import replacing
 from ..inventory.clicks import ClickLog
-from ..inventory.index import ensure, load
+from ..inventory.index import InventoryIndex, ensure, load
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory, Moment
 from ..memory.worth import Worth
@@ -81,6 +81,17 @@ class Environment:
         cases = build_cases(shop.connection, split, after=index.clicks_until)
         if last is not None:
             cases = [c for name, most in last.items() for c in of_split(cases, name)[-most:]]
+        return cls.of_cases(shop, cases, codec, agent, index)
+
+    @classmethod
+    def of_cases(
+        cls, shop: Shop, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig,
+        index: InventoryIndex | None = None,
+    ) -> Environment:  # fmt: skip
+        """Given cases of a shop with their profiles, and the shop's search.
+
+        ``index`` is the shop's where it is at hand; it is opened otherwise.
+        """
         memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
         profiles = memory.profiles(
             [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget

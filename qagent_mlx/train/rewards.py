@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import trust
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..text import query_key, rouge_l
+from ..text import rouge_l
 from ..types import Case
 
 
@@ -234,8 +234,3 @@ def parse_weight(pair: str, known: Sequence[str]) -> tuple[str, float | Curve]:
         f"--weight {pair}: write it as {name}=0.5, with a number from 0 on, or as "
         f"{name}=0@1,2@30 for a weight that changes from step 1 to step 30"
     )
-
-
-def is_searchable(query: str) -> bool:
-    """Whether a recommended text can be searched at all."""
-    return bool(query_key(query))
