@@ -40,6 +40,7 @@ class PretrainConfig:
     learning_rate: float = 1e-3  # at 3e-3 a tiny model does not learn to read results
     read: float = 0.3
     drop_lines: float = 0.15
+    disguise: float = 0.5  # share of chains in other words, see `disguise`
     seed: int = 0
 
 
@@ -133,25 +134,26 @@ def fit_pretraining(
     """Train all weights of a policy on demonstrations of the training split."""
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(drop_lines=config.drop_lines, read=config.read),
+        DemoConfig(drop_lines=config.drop_lines, read=config.read, disguise=config.disguise),
     )
-    usable = demonstrator.usable(environment.of_split("train"))
-    if len(usable) < config.batch_size:
+    lessons = demonstrator.lessons(environment.of_split("train"))
+    if len(lessons) < config.batch_size:
         raise QAgentError(
-            f"only {len(usable)} training cases have a line in memory that was right; "
+            f"the training cases give only {len(lessons)} demonstrations, with a line of memory "
+            "that was right; "
             "ingest a longer log"
         )
 
     def make(i: int, step: int) -> Chain:
-        return demonstrator.chain(*usable[i], np.random.default_rng([config.seed, step, i]), i)
+        return demonstrator.chain(lessons[i], np.random.default_rng([config.seed, step, i]), i)
 
     if on_cost is not None:
-        first = batch_order(len(usable), config.batch_size, config.seed, 0)
+        first = batch_order(len(lessons), config.batch_size, config.seed, 0)
         on_cost(predicted_cost(policy, [make(i, 0) for i in first], config.steps))
     return fit(
         policy,
         make,
-        len(usable),
+        len(lessons),
         FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed),
         on_step,
     )
