@@ -85,7 +85,7 @@ class GrpoConfig:
     overlong_weight: float = 1.0
     max_grad_norm: float = 1.0
     token_budget: int = 8192  # padded tokens of one micro-batch
-    solvable: bool = True  # train on cases in which some line of memory was right
+    solvable: bool = True  # train on cases whose right line of memory is within a chain's reach
     seed: int = 0
     save_every: int = 25
     keep: int = 2  # the last checkpoints that stay; the best one stays as well
@@ -174,9 +174,13 @@ class Trainer:
         self.roller = environment.roller(policy, policy.info.agent)
         self.examples = environment.of_split("train")
         if config.solvable:
-            # A case whose answer stands nowhere in memory gives every chain the same reward.
-            demonstrator = Demonstrator(environment, policy, policy.info.agent, DemoConfig())
-            self.examples = [example for example, _ in demonstrator.usable(self.examples)]
+            # A case whose answer no chain meets gives every chain the same reward.
+            agent = policy.info.agent
+            found = Demonstrator(environment, policy, agent, DemoConfig()).usable(self.examples)
+            self.examples = [
+                example for example, right in found
+                if not agent.search or right < agent.max_searches
+            ]
         if not self.examples:
             raise QAgentError("there is no training case to learn from; ingest a longer log")
 

@@ -62,7 +62,7 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
 
 
 def run_arm(
-    path: Path, parent: str, arm: str, settings: Settings, limit: int | None,
+    path: Path, parent: str, arm: str, settings: Settings, limit: int | None, group: int,
     environments: dict[Any, Environment],
 ) -> dict[str, Any]:  # fmt: skip
     """Train one arm with one seed and measure it on the test cases."""
@@ -83,7 +83,7 @@ def run_arm(
             )
         policy = open_policy(shop, name)
         examples = environment.of_split("test")[:limit]
-        rankings = PolicySystem(name, policy, environment).rank(examples, 5)
+        rankings = PolicySystem(name, policy, environment, group=group).rank(examples, 5)
         scores = [
             score_case(environment, e.case, r) for e, r in zip(examples, rankings, strict=True)
         ]
@@ -93,11 +93,11 @@ def run_arm(
     }
 
 
-def abtest(path: Path, control: str, treatment: str) -> dict[str, Any]:
+def abtest(path: Path, control: str, treatment: str, group: int, k: int) -> dict[str, Any]:
     """What ``qagent abtest`` says of two policies: its ``ctr`` and ``cvr``."""
     done = subprocess.run(
         [Path(sys.executable).parent / "qagent", "abtest", "--control", control, "--treatment",
-         treatment, "--shop", path, "--json"],
+         treatment, "--shop", path, "--group", str(group), "-k", str(k), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--limit", type=int, help="Only so many test cases.")
     parser.add_argument("--set", action="append", default=[], metavar="ARM:KEY=VALUE")
+    parser.add_argument("--group", type=int, default=1, help="Chains a case when measured.")
+    parser.add_argument("--shown", type=int, default=1, help="Queries a row of the A/B test.")
     parser.add_argument("--abtest", action="store_true")
     parser.add_argument("--report", action="store_true", help="Train nothing, print the table.")
     parser.add_argument("--out", type=Path, default=Path("study.json"))
@@ -185,11 +187,13 @@ def main() -> None:
                 continue
             settings = settings_of(arm, given.set, given.steps, seed, 50)
             found = run_arm(
-                given.shop, given.policy, arm, settings, given.limit, environments
+                given.shop, given.policy, arm, settings, given.limit, given.group, environments
             )
             if given.abtest and arm != given.arms[0]:
                 first = f"study-{given.arms[0]}-{seed}"
-                found["abtest"] = abtest(given.shop, found["policy"], first)
+                found["abtest"] = abtest(
+                    given.shop, found["policy"], first, given.group, given.shown
+                )
             results.append(found)
             write_json(given.out, results)
             print(
