@@ -1,14 +1,9 @@
 """Demonstration chains, made with hindsight from the log and from nothing else.
 
-A chain reads the memory, searches its first lines, the likeliest first, sees what they
-retrieve, and ends with the one that the log says was right: the query that the user then typed
-or, failing that, one whose first product the user then engaged with.
-
-How many lines a chain searches does not depend on which one is right. So a policy that learns
-these chains does not learn when to stop (nothing that it reads could tell it), but learns to
-choose once among all that it has seen, and its likeliest choice is its best guess. Chains that
-stop at the right line teach a hazard instead: that none of the first lines is likelier than
-"go on", so that the likeliest chain ends at the last one.
+A chain reads the memory, searches lines that look likely, sees what they retrieve, and ends
+with the line that the log says was right: the query that the user then typed or, failing
+that, one whose first product the user then engaged with. On the way it searches lines that
+turn out wrong, so the policy sees what a wrong result looks like and goes on.
 """
 
 from __future__ import annotations
@@ -41,19 +36,12 @@ from .environment import Environment, Example
 class DemoConfig:
     """How demonstrations are varied."""
 
-    looks: tuple[int, ...] = (1, 3, 3, 3)  # how often chains search one line, two, three, four
+    compare: float = 0.25  # share of chains that look on before they recommend
     drop_lines: float = 0.0  # chance of each other line to be left out
     read: float = 0.0  # share of observation tokens to learn too; only a new model needs it
+    noise: float = 0.5  # how loosely the order of searches follows the lines' worth
     disguise: float = 0.0  # share of chains told in other words of the shop
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A case to demonstrate: its right line, and how many lines the chain searches."""
-
-    example: Example
-    right: int
-    looks: int
+    reachable: bool = False  # only cases whose right line a chain meets within its searches
 
 
 class Demonstrator:
@@ -90,27 +78,18 @@ class Demonstrator:
     def usable(self, examples: Sequence[Example]) -> list[tuple[Example, int]]:
         """The examples with a right line, and which it is."""
         found = ((e, self.right_lines(e)) for e in examples)
-        return [(e, right[0]) for e, right in found if right]
+        usable = [(e, right[0]) for e, right in found if right]
+        if self.config.reachable:
+            # Jumping to a line further down is nothing that a policy could have known to do.
+            usable = [(e, right) for e, right in usable if right < self.agent.max_searches]
+        return usable
 
-    def lessons(self, examples: Sequence[Example]) -> list[Lesson]:
-        """All that can be demonstrated, each as often as ``looks`` says.
-
-        A right line beyond those that a chain searches is nothing that a policy could have
-        known to jump to, so there is no such lesson.
-        """
-        made = []
-        for example, right in self.usable(examples):
-            most = min(self.agent.max_searches, len(example.profile.references))
-            for number, often in enumerate(self.config.looks, 1):
-                looks = min(number, most)
-                made += [Lesson(example, right, looks)] * (often if right < looks else 0)
-        return made
-
-    def chain(self, lesson: Lesson, random: np.random.Generator, group: int) -> Chain:
-        """One demonstration of a lesson."""
-        profile, right = self._varied(lesson.example.profile, lesson.right, random)
-        looks = range(min(lesson.looks, len(profile.references)))
-        return self.tell(lesson.example, profile, looks, right, random, group)
+    def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
+        """One demonstration for an example whose right line is ``right``."""
+        profile, right = self._varied(example.profile, right, random)
+        return self.tell(
+            example, profile, self._searches(profile, right, random), right, random, group
+        )
 
     def tell(
         self,
@@ -165,6 +144,22 @@ class Demonstrator:
         references = tuple(line.query for line in kept if line.query is not None)
         varied = replace(profile, lines=tuple(kept), references=references, text=render(kept))
         return varied, place
+
+    def _searches(self, profile: Profile, right: int, random: np.random.Generator) -> list[int]:
+        """Which lines a chain searches, in order; the right one is among them.
+
+        Lines are searched the likeliest first. Most chains stop at the right line: what
+        came before it was not what the user wanted. Others look on and compare.
+        """
+        worth = np.array([line.score for line in profile.lines if line.query is not None])
+        noisy = np.log(worth + 1e-6) + self.config.noise * random.gumbel(size=len(worth))
+        order = [int(i) for i in np.argsort(-noisy, kind="stable")]
+        place = order.index(right)
+        most = self.agent.max_searches
+        if random.random() < self.config.compare:
+            others = [i for i in order if i != right][: most - 1]
+            return sorted([*others, right], key=order.index)
+        return [*order[: min(place, most - 1)], right]
 
     def _results(self, example: Example, query: str) -> tuple[str, ...]:
         key = (example.case.case_id, query)

@@ -176,11 +176,9 @@ class Trainer:
         if config.solvable:
             # A case whose answer no chain meets gives every chain the same reward.
             agent = policy.info.agent
-            found = Demonstrator(environment, policy, agent, DemoConfig()).usable(self.examples)
-            self.examples = [
-                example for example, right in found
-                if not agent.search or right < agent.max_searches
-            ]
+            demo = DemoConfig(reachable=agent.search)
+            found = Demonstrator(environment, policy, agent, demo).usable(self.examples)
+            self.examples = [example for example, _ in found]
         if not self.examples:
             raise QAgentError("there is no training case to learn from; ingest a longer log")
 

@@ -136,24 +136,23 @@ def fit_pretraining(
         environment, policy, policy.info.agent,
         DemoConfig(drop_lines=config.drop_lines, read=config.read, disguise=config.disguise),
     )
-    lessons = demonstrator.lessons(environment.of_split("train"))
-    if len(lessons) < config.batch_size:
+    usable = demonstrator.usable(environment.of_split("train"))
+    if len(usable) < config.batch_size:
         raise QAgentError(
-            f"the training cases give only {len(lessons)} demonstrations, with a line of memory "
-            "that was right; "
+            f"only {len(usable)} training cases have a line in memory that was right; "
             "ingest a longer log"
         )
 
     def make(i: int, step: int) -> Chain:
-        return demonstrator.chain(lessons[i], np.random.default_rng([config.seed, step, i]), i)
+        return demonstrator.chain(*usable[i], np.random.default_rng([config.seed, step, i]), i)
 
     if on_cost is not None:
-        first = batch_order(len(lessons), config.batch_size, config.seed, 0)
+        first = batch_order(len(usable), config.batch_size, config.seed, 0)
         on_cost(predicted_cost(policy, [make(i, 0) for i in first], config.steps))
     return fit(
         policy,
         make,
-        len(lessons),
+        len(usable),
         FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed),
         on_step,
     )

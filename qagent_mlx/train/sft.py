@@ -17,8 +17,8 @@ from ..policy.tokenizer import ChatCodec
 from ..shop import Shop
 from . import checkpoint, distributed
 from .cases import SplitConfig
-from .demonstrations import DemoConfig, Demonstrator, Lesson
-from .environment import Environment, measure
+from .demonstrations import DemoConfig, Demonstrator
+from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
 from .runs import Run, free_name, training
 from .settings import merged
@@ -33,7 +33,8 @@ class SftConfig:
     steps: int = 60
     batch_size: int = 32
     learning_rate: float = 5e-4
-    disguise: float = 0.5  # share of chains in other words, see `disguise`
+    compare: float = 0.1
+    disguise: float = 0.0  # share of chains in other words, see `disguise`
     seed: int = 0
     save_every: int = 25
     keep: int = 2  # the last checkpoints that stay
@@ -172,17 +173,19 @@ def resume_sft(
 
 def _demonstrations(
     environment: Environment, policy: Policy, config: SftConfig
-) -> tuple[Demonstrator, list[Lesson]]:
+) -> tuple[Demonstrator, list[tuple[Example, int]]]:
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(disguise=config.disguise),
+        DemoConfig(
+            compare=config.compare, noise=0.0, reachable=True, disguise=config.disguise
+        ),
     )
-    lessons = demonstrator.lessons(environment.of_split("train"))
-    if not lessons:
+    usable = demonstrator.usable(environment.of_split("train"))
+    if not usable:
         raise QAgentError(
             "no training case has a line in memory that was right; ingest a longer log"
         )
-    return demonstrator, lessons
+    return demonstrator, usable
 
 
 def _optimizer(policy: Policy, config: SftConfig) -> optim.Optimizer:
@@ -204,7 +207,7 @@ def _run(
     record: Run | distributed.SilentRun,
     policy: Policy,
     environment: Environment,
-    demonstrations: tuple[Demonstrator, list[Lesson]],
+    demonstrations: tuple[Demonstrator, list[tuple[Example, int]]],
     config: SftConfig,
     optimizer: optim.Optimizer,
     first: int,
@@ -216,7 +219,7 @@ def _run(
     workers = distributed.world()
     if workers.first:
         checkpoint.clear(places)
-    demonstrator, lessons = demonstrations
+    demonstrator, usable = demonstrations
     done = first
     rows = list(record.rows("metrics"))
     workers.meet()  # from here on the first worker adds rows and checkpoints
@@ -243,12 +246,12 @@ def _run(
             report = fit(
                 policy,
                 lambda i, step: demonstrator.chain(
-                    lessons[i], np.random.default_rng([config.seed, step, i]),
+                    *usable[i], np.random.default_rng([config.seed, step, i]),
                     0 if together else i,
                 ),
-                len(lessons),
+                len(usable),
                 FitConfig(
-                    config.steps, min(config.batch_size, len(lessons)), config.learning_rate,
+                    config.steps, min(config.batch_size, len(usable)), config.learning_rate,
                     warmup=10, seed=config.seed,
                 ),
                 note, optimizer, first, lambda: stop.check(workers),
