@@ -11,9 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
+from .lazily import put_off as _put_off
 from .runtime import prepare as _prepare
 
 _prepare()
+_put_off()
 
 __version__ = "0.1.0"
 

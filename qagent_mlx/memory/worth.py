@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import minimize
 
 from ..shop import Shop
 from . import store, tables
@@ -324,6 +323,7 @@ def _fit(
     none[owner[hit]] = 0.0
     centre = np.append(prior.values, prior.outside)
     turned = x.T.tocsr()
+    from scipy.optimize import minimize  # half a second that only learning needs
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         logits, outside = x @ theta[:-1], theta[-1]

@@ -20,7 +20,8 @@ from ..errors import QAgentError
 from ..files import read_json, write_json, write_with
 from ..runtime import device_name
 from . import blocks
-from .tokenizer import AnyCodec, ShopCodec, load_codec
+from .light import adapt, load_plain
+from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
@@ -192,8 +193,6 @@ class Policy:
 
     def add_lora(self, config: LoraConfig) -> None:
         """Put adapters on the model and freeze everything else."""
-        from mlx_lm.tuner.utils import linear_to_lora_layers
-
         self.model.freeze()
         blocks = len(self.layers) if config.blocks < 0 else min(config.blocks, len(self.layers))
         parameters: dict[str, Any] = {
@@ -203,7 +202,10 @@ class Policy:
         }
         if config.keys:
             parameters["keys"] = list(config.keys)
-        linear_to_lora_layers(self.model, blocks, parameters)
+        if config.keys or not adapt(self.model, blocks, **parameters):
+            from mlx_lm.tuner.utils import linear_to_lora_layers
+
+            linear_to_lora_layers(self.model, blocks, parameters)
         self.lora = config
 
     @contextmanager
@@ -307,15 +309,18 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     Raises:
         QAgentError: something is missing or damaged.
     """
-    from mlx_lm.utils import load_model
-
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")
     config = read_json(folder / "config.json", f"the model {folder}")
     if isinstance(config, dict) and config.get("model_file"):
         raise QAgentError(f"{folder} brings its own model code, which is never run")
     try:
-        model, config = load_model(folder)
+        own = isinstance(config, dict) and speaks_tags(folder)
+        model = load_plain(folder, config) if own else None
+        if model is None:
+            from mlx_lm.utils import load_model
+
+            model, config = load_model(folder)
     except FileNotFoundError as error:
         raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
     except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
@@ -339,10 +344,6 @@ def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
     Raises:
         QAgentError: there is no such precision.
     """
-    from mlx_lm.utils import dequantize_model
-
-    from ..runtime import device_name
-
     cpu = device_name() == "cpu"
     wanted = dtype or ("float32" if cpu else "stored")
     if wanted not in DTYPES:
@@ -358,7 +359,11 @@ def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
         return model
     # Scales change type first: so a float32 weight is the stored one exactly.
     model.set_dtype(getattr(mx, wanted))
-    return dequantize_model(model) if quantized else model
+    if not quantized:
+        return model
+    from mlx_lm.utils import dequantize_model
+
+    return dequantize_model(model)
 
 
 def _quantizable(_name: str, module: nn.Module) -> bool:

@@ -220,6 +220,13 @@ class ChatCodec:
 AnyCodec = ShopCodec | ChatCodec
 
 
+def speaks_tags(folder: Path) -> bool:
+    """Whether a model folder's tokenizer was made by `train_tokenizer`."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, f"the model {folder}") if path.exists() else {}
+    return isinstance(config, dict) and config.get("qagent_protocol") == "tags"
+
+
 def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     """The codec of a model folder.
 
@@ -229,10 +236,7 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise QAgentError(f"{folder} has no tokenizer.json; is it an mlx-lm model folder?")
-    config = {}
-    if (folder / "tokenizer_config.json").exists():
-        config = read_json(folder / "tokenizer_config.json", f"the model {folder}")
-    if isinstance(config, dict) and config.get("qagent_protocol") == "tags":
+    if speaks_tags(folder):
         try:
             return ShopCodec(Tokenizer.from_file(str(path)))
         except QAgentError:

@@ -1,0 +1,83 @@
+"""mlx-lm's packages, whose heavy beginnings run when something of them is first asked for.
+
+``import mlx_lm`` imports transformers and the model hub's client, which take longer than the
+rest of ``qagent recommend``. A shop's own small policy needs neither: only mlx-lm's model and
+cache modules, which import nothing but MLX. Python runs a package's ``__init__`` before any of
+its submodules, so `put_off` registers packages that know their path alone; the first attribute
+that they have not got runs the ``__init__`` as Python would have.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from threading import RLock
+from types import ModuleType
+from typing import Any
+
+# What the __init__ defines under the name of a submodule: it has to run once that is imported,
+# or the name would stay the module's.
+DEFINED = {
+    "mlx_lm": frozenset({"batch_generate", "convert", "generate", "load", "stream_generate"}),
+    "mlx_lm.tuner": frozenset({"evaluate", "linear_to_lora_layers", "train"}),
+}
+
+
+class PutOff(ModuleType):
+    """A package whose ``__init__`` has not run yet; afterwards an ordinary module."""
+
+    def __init__(self, spec: ModuleSpec, defined: frozenset[str]) -> None:
+        super().__init__(spec.name)
+        assert spec.submodule_search_locations is not None
+        self.__dict__.update(
+            __spec__=spec, __loader__=spec.loader, __package__=spec.name, __file__=spec.origin,
+            __path__=spec.submodule_search_locations,
+            _defined=defined, _lock=RLock(), _running=False,
+        )  # fmt: skip
+
+    def _run(self) -> None:
+        """Run the ``__init__``, once; one that fails is run again by the next access."""
+        values = self.__dict__
+        with values["_lock"]:
+            if values["_running"] or type(self) is not PutOff:
+                return
+            values["_running"] = True
+            try:
+                values["__loader__"].exec_module(self)
+            finally:
+                values["_running"] = False
+            self.__class__ = ModuleType  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        # What Python's import machinery asks of a module that has not got it.
+        if name.startswith("__") and name not in ("__all__", "__version__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        self._run()
+        if name not in self.__dict__:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return self.__dict__[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, ModuleType) and name in self.__dict__["_defined"]:
+            self._run()
+
+    def __dir__(self) -> list[str]:
+        self._run()
+        return dir(self)
+
+
+def put_off() -> None:
+    """Register the packages of `DEFINED` that are installed and not imported yet."""
+    if "mlx_lm" in sys.modules:
+        return
+    for name, defined in DEFINED.items():
+        spec = find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            return
+        module = PutOff(spec, defined)
+        sys.modules[name] = module
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], last, module)
