@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,28 @@ def one_blas_thread(when: bool = True) -> Iterator[None]:
         yield
     finally:
         library.openblas_set_num_threads(before)
+
+
+def give_back() -> None:
+    """Return memory that is free inside of this process to the system.
+
+    MLX keeps freed buffers for later, and glibc keeps what lies between arrays still in use.
+    Training's phases (decoding, update) want buffers of other sizes, so that without this a
+    process grows to the sum of what each takes.
+    """
+    import mlx.core as mx
+
+    mx.clear_cache()
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """glibc's function of that name; None where the C library has none."""
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def device_name() -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .protocol import Stopper
 
 
+GROWTH = 64  # tokens by which a full cache grows; mlx-lm's 256 are mostly air in short chains
 SMALL = 20_000_000  # weights below which a step's products are too thin to be shared out
 
 
@@ -169,6 +170,8 @@ class Decoder:
         else:
             fresh = make_prompt_cache(self.policy.model)
             cache = [type(c).merge([c] * len(unique)) for c in fresh]
+            for c in cache:
+                c.step = GROWTH
         logits = self._prefill([row.pending for row in rows], cache)
         made = Batch(list(batch.rows), cache, logits, [place[i] for i in owner])
         for row in made.rows:

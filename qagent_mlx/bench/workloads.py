@@ -22,7 +22,8 @@ import numpy as np
 from ..agent.decode import Batch, Decoder, Row
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..files import write_json
+from ..files import read_json, write_json
+from ..policy.light import load_plain
 from ..policy.model import LoraConfig, Policy, load_policy
 from ..policy.registry import sample_folder
 from ..train import grpo
@@ -80,8 +81,6 @@ def model_folder(name: str, place: Path) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     if name == "tiny":
-        from ..files import read_json
-
         config = read_json(sample_folder() / "config.json", "the sample policy")
         config["max_position_embeddings"] = 2048
         weights = (sample_folder() / "model.safetensors").read_bytes()
@@ -128,9 +127,14 @@ def _write_tokenizer(size: int, folder: Path) -> None:
 
 def open_policy(folder: Path, work: Workload) -> Policy:
     """The model with a fresh adapter, ready to train."""
-    from mlx_lm.utils import load_model
+    # As `load_policy` would: a shop's own model without what only chat models need.
+    model = None
+    if folder.name == "tiny":
+        model = load_plain(folder, read_json(folder / "config.json", "the model"))
+    if model is None:
+        from mlx_lm.utils import load_model
 
-    model, _ = load_model(folder)
+        model, _ = load_model(folder)
     # Its ids are never turned into text; any codec will do.
     codec, info = (sample := load_policy(sample_folder())).codec, sample.info
     model.set_dtype(mx.float32)

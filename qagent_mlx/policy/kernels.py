@@ -97,7 +97,9 @@ def recomputed(call: Callable[..., Any], *inputs: mx.array) -> Any:
         given = [primals] if len(inputs) == 1 else primals
         _, made = mx.vjp(call, list(map(apart, given)), list(map(apart, cotangents)))
         mx.eval(made)
-        return made[0] if len(inputs) == 1 else tuple(made)
+        # Without the copies each slope would hold on to all that it was computed from.
+        cut = tuple(map(apart, made))
+        return cut[0] if len(inputs) == 1 else cut
 
     return run(*inputs)
 
@@ -129,7 +131,7 @@ def lora_linear(
         to_a = rows.T @ inner.reshape(-1, inner.shape[-1])
         to_b = scale * ((rows @ a).T @ flat)
         mx.eval(to_x, to_a, to_b)
-        return to_x, to_a, to_b
+        return apart(to_x), apart(to_a), apart(to_b)
 
     made: mx.array = run(x, a, b)
     return made
@@ -455,8 +457,7 @@ def head_logprobs(
             _in_blocks(view.shape[0], view.shape[1], work)
             if sloped:
                 slope = weight[mx.array(ids)] - mx.array(chances) @ weight
-                mx.eval(slope)
-                slopes.append(slope)
+                slopes.append(apart(slope))
         made = mx.concatenate(slopes) if sloped else None
         return mx.array(logprob), mx.array(entropy), made
 
@@ -466,8 +467,7 @@ def head_logprobs(
 
     @custom
     def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
-        mx.eval(hidden)
-        logprob, entropy, slope = blocks(hidden, True)
+        logprob, entropy, slope = blocks(apart(hidden), True)
         assert slope is not None
         kept.append(slope)
         return logprob, entropy

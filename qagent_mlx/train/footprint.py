@@ -13,8 +13,9 @@ from typing import Protocol
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
+from ..policy.kernels import HEAD_BLOCK
 from ..policy.model import AgentConfig, Policy
-from ..runtime import total_memory
+from ..runtime import device_name, total_memory
 from .alarms import AlarmConfig
 
 ROWS = 256  # chains that decode together at most (Roller)
@@ -22,6 +23,11 @@ KEPT_HIDDEN = 14  # tensors of the hidden width that a block keeps for its backw
 KEPT_INNER = 6  # and of the feed-forward width
 KEPT_SCORES = 3  # and of attention weights
 KEPT_LOGITS = 6  # tensors of the logits' size
+# What `blocks` keeps on a CPU, where it computes attention again: norms, queries, sums, outputs;
+# gate, up and their product; keys and values before and after their rotation.
+SPARING_HIDDEN, SPARING_INNER, SPARING_KEYS = 8, 3, 4
+ATTENTION = 12  # tensors of one block's attention weights while its gradient is computed
+ACTIVATIONS = 96 << 20  # bytes that one micro-batch may keep on a CPU
 
 
 class Sizes(Protocol):
@@ -61,11 +67,38 @@ def grpo_bytes(policy: Policy, sizes: Sizes) -> int:
     logits = 2 * rows * shape["vocabulary"] * 4
     decoding = cache + logits
 
-    tokens = max(sizes.token_budget, sizes.group * length)
-    block = KEPT_HIDDEN * hidden + KEPT_INNER * inner + KEPT_SCORES * shape["heads"] * length
+    tokens = max(micro_tokens(policy, sizes.token_budget), sizes.group * length)
     positions = tokens * own // length
+    if sparing(policy):
+        kept = tokens * (kept_bytes(policy) + ATTENTION * shape["heads"] * length * 4)
+        # The head works on a block of logits at a time.
+        heads = 3 * min(positions * shape["vocabulary"], HEAD_BLOCK) * 4
+        return int(weights + trained + max(decoding, kept + heads))
+    block = KEPT_HIDDEN * hidden + KEPT_INNER * inner + KEPT_SCORES * shape["heads"] * length
     updating = tokens * layers * block * width + positions * shape["vocabulary"] * 4 * KEPT_LOGITS
     return int(weights + trained + max(decoding, updating))
+
+
+def sparing(policy: Policy) -> bool:
+    """Whether an update of this policy keeps no more than it must (`blocks.run` on a CPU)."""
+    return policy.by_blocks and device_name() == "cpu" and policy.head_weight() is not None
+
+
+def kept_bytes(policy: Policy) -> int:
+    """Bytes that a `sparing` update keeps of each token from its forward to its backward pass."""
+    shape = _shape(policy)
+    block = SPARING_HIDDEN * shape["hidden"] + SPARING_INNER * shape["inner"]
+    block += SPARING_KEYS * shape["keys"]
+    return 4 * block * max(1, len(policy.layers) - policy.first_trained)
+
+
+def micro_tokens(policy: Policy, budget: int) -> int:
+    """Padded tokens of one micro-batch: the budget, or on a CPU what `ACTIVATIONS` allows.
+
+    A CPU gains nothing from larger products than those of a thousand rows or so, and an
+    update's memory is what a run needs most of. A GPU wants its batches large.
+    """
+    return min(budget, ACTIVATIONS // kept_bytes(policy)) if sparing(policy) else budget
 
 
 def _shape(policy: Policy) -> dict[str, int]:

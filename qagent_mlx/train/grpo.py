@@ -35,6 +35,7 @@ from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
+from ..runtime import give_back
 from ..shop import Shop
 from . import checkpoint, distributed
 from .advantages import ESTIMATORS, signal
@@ -51,7 +52,7 @@ from .batches import (
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
-from .footprint import check_memory, grpo_bytes
+from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from .runs import Run, free_name, training
@@ -84,7 +85,7 @@ class GrpoConfig:
     overlong_cache: int = 8  # tokens before that over which the punishment grows
     overlong_weight: float = 1.0
     max_grad_norm: float = 1.0
-    token_budget: int = 8192  # padded tokens of one micro-batch
+    token_budget: int = 8192  # padded tokens of one micro-batch, at most
     solvable: bool = True  # train on cases whose right line of memory is within a chain's reach
     seed: int = 0
     save_every: int = 25
@@ -318,6 +319,7 @@ class Trainer:
     def update(self, kept: Sequence[tuple[Rollout, float]], number: int) -> dict[str, float]:
         """Gradient steps on chains with their advantages."""
         config = self.config
+        give_back()  # what the rollouts' caches took
         # Equal chains of a group have equal rewards and advantages: one is computed for all.
         copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
         distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
@@ -333,7 +335,7 @@ class Trainer:
         own = self.world.own([chain.group for chain in chains])
         rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
         advantages, lengths, share = advantages[own], lengths[own], share[own]
-        pieces = micro_batches(chains, config.token_budget)
+        pieces = micro_batches(chains, micro_tokens(self.policy, config.token_budget))
         batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
         advantage = [mx.array(advantages[owner]) for owner in owners]
@@ -390,6 +392,8 @@ class Trainer:
             )
             self.optimizer.update(self.policy.model, gradient)
             mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
+        del lower, batches, gradient
+        give_back()
         totals = dict(zip(sums, self.world.total(*sums.values()), strict=True))
         return {**totals, "grad_norm": float(norm), "ratio_drift": drift}
 
