@@ -1,5 +1,6 @@
 """Several workers take the step that one takes. They are real processes on this machine."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -79,6 +80,29 @@ def test_two_workers_take_the_step_of_one(folder):
         for key in ("reward", "tokens", "sampled_tokens", "dropped_groups"):
             assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_two_workers_make_the_sft_steps_of_one(folder):
+    for workers in (1, 2):
+        done = qagent(
+            "train", "sft", "--shop", folder / "shop", "--policy", "base", "--name",
+            f"taught{workers}", "--steps", 3, "--batch-size", 6, "--workers", workers, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] == 3
+    one, two = (
+        mx.load(str(folder / "shop" / "policies" / f"taught{n}" / "adapters.safetensors"))
+        for n in (1, 2)
+    )
+    assert max(float(mx.abs(v).max()) for k, v in one.items() if k.endswith("lora_b")) > 1e-4
+    for name, value in one.items():
+        assert np.allclose(np.array(value), np.array(two[name]), atol=2e-5), name
+    rows = [
+        list(Run(folder / "shop" / "runs" / f"taught{n}", {}).rows("metrics")) for n in (1, 2)
+    ]
+    assert len(rows[0]) == len(rows[1]) == 3
+    for alone, shared in zip(*rows, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_name(folder):
