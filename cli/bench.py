@@ -93,7 +93,10 @@ def _show(report: dict[str, Any]) -> None:
     if report["workload"] == "agentic":
         table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
         table.add_row("the same chains re-prefilled", f"{report['reprefill_seconds']:.2f} s")
-        table.add_row("ratio", f"{report['ratio']:.2f}")
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
+        table.add_row("ratio", f"{report['ratio']:.2f} ({ratios})")
+        table.add_row("same chains", f"{report['same_chains']:.0%}, log-probabilities within "
+                      f"{report['logprob_difference']:.0e} until they part")
         table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
         table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
         console.print(table)

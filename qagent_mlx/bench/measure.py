@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..agent.decode import Row
 from ..policy.model import Policy
 from ..runtime import blas_state, device_name, gemm_gflops
 from .workloads import (
@@ -128,18 +129,21 @@ def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, A
     shape = shape or Agentic()
     policy = open_policy(model_folder(model, cache_folder() / "models"), Workload())
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    same = []
+    same: list[bool] = []
+    apart = 0.0
     tokens = 0
     for number in range(steps + 1):
-        chains = {}
+        chains: dict[bool, list[Row]] = {}
         for again in (False, True):
             start = time.perf_counter()
             rows = agentic_rollout(policy, shape, number, again)
             if number:  # the first is a warm-up
                 seconds[again].append(time.perf_counter() - start)
-            chains[again] = [r.tokens for r in rows]
-        same += [a == b for a, b in zip(chains[False], chains[True], strict=True)]
-        tokens = sum(len(t) for t in chains[False])
+            chains[again] = rows
+        for one, other in zip(chains[False], chains[True], strict=True):
+            same.append(one.tokens == other.tokens)
+            apart = max(apart, difference(one, other))
+        tokens = sum(len(row.tokens) for row in chains[False])
     ratios = [b / a for a, b in zip(seconds[False], seconds[True], strict=True)]
     return {
         "workload": "agentic",
@@ -151,11 +155,22 @@ def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, A
         "reprefill_seconds": median(seconds[True]),
         "ratio": median(ratios),
         "ratios": ratios,
-        # Rounding differs between the two, and now and then it decides a draw.
+        # Rounding differs between the two, and now and then it decides a draw; the chains part
+        # there. Up to there their log-probabilities are equal but for this much.
         "same_chains": sum(same) / len(same),
+        "logprob_difference": apart,
         "tokens_per_s": tokens / median(seconds[False]),
         "peak_memory_mb": peak_memory() / 2**20,
     }
+
+
+def difference(one: Row, other: Row) -> float:
+    """The largest difference of two rows' log-probabilities while their tokens are the same."""
+    start = len(one.tokens) - len(one.logprobs)
+    pairs = zip(one.tokens[start:], other.tokens[start:], strict=True)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one.logprobs))
+    values = zip(one.logprobs[:same], other.logprobs[:same], strict=True)
+    return max((abs(a - b) for a, b in values), default=0.0)
 
 
 def environment() -> dict[str, Any]:
