@@ -23,8 +23,8 @@ from ..agent.decode import Batch, Decoder, Row
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
 from ..files import read_json, write_json
-from ..policy.light import load_plain
 from ..policy.model import LoraConfig, Policy, load_policy
+from ..policy.plain import load_plain
 from ..policy.registry import sample_folder
 from ..train import grpo
 from ..train.batches import Chain

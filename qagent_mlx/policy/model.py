@@ -20,7 +20,7 @@ from ..errors import QAgentError
 from ..files import read_json, write_json, write_with
 from ..runtime import device_name
 from . import blocks
-from .light import adapt, load_plain
+from .plain import adapt, load_plain
 from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")

@@ -5,7 +5,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from qagent_mlx.files import read_json
-from qagent_mlx.policy.light import adapt, load_plain
+from qagent_mlx.policy.plain import adapt, load_plain
 from qagent_mlx.policy.registry import sample_folder
 
 
