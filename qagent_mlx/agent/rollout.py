@@ -18,7 +18,7 @@ from ..policy.model import AgentConfig, Policy
 from ..runtime import total_memory
 from ..text import query_key
 from ..types import Profile
-from .decode import GROWTH, Batch, Decoder, Row
+from .decode import Batch, Decoder, Row
 from .grammar import Moves
 from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
@@ -218,9 +218,9 @@ class Roller:
     def _rows_that_fit(self) -> int:
         """How many rows may be held: as many as memory has room for at the length seen so far.
 
-        Caches grow in steps, and while one grows or a row leaves there are two.
+        Caches grow in steps of 256 tokens, and while one grows or a row leaves there are two.
         """
-        length = -(-self._longest // GROWTH) * GROWTH
+        length = -(-self._longest // 256) * 256
         fitting = self.memory // max(1, 2 * length * self.policy.cache_bytes)
         return int(max(1, min(self._max_rows, fitting)))
 

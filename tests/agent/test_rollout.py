@@ -205,9 +205,7 @@ def test_samples_follow_the_distribution():
 def test_little_memory_means_fewer_rows_and_the_same_chains(roller, nano_policy, tiny_search):
     whole = sampled(roller)
     tools = SearchProducts(tiny_search, AGENT)
-    # Of the shortest rows that there are at first, eight; of the longest, four.
-    longest = max(len(c.tokens) for c in whole)
-    poor = Roller(nano_policy, tools, AGENT, memory=2 * longest * nano_policy.cache_bytes * 4)
+    poor = Roller(nano_policy, tools, AGENT, memory=2 * 512 * nano_policy.cache_bytes * 4)
     held = []
     start = poor.decoder.start
     poor.decoder.start = lambda rows: held.append(len(rows)) or start(rows)
