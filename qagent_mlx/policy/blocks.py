@@ -12,6 +12,7 @@ Models that are composed otherwise (see `supported`) run as mlx-lm wrote them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -68,6 +69,14 @@ class Attention(Protocol):
         ...
 
 
+class Choosing(Attention, Protocol):
+    """An attention that can also answer for some of its tokens."""
+
+    def only(self, wanted: np.ndarray) -> Attention:
+        """The same for queries at places ``wanted`` (rows, m) alone; its positions are theirs."""
+        ...
+
+
 def run(
     model: nn.Module, hidden: mx.array, attention: Attention, first: int = 0,
     last: int | None = None, norm: bool = True, gradient: bool = False,
@@ -88,21 +97,71 @@ def run(
     if not layers:
         return model.model.norm(hidden) if norm else hidden
     rotation = Rotation(layers[0].self_attn.rope, attention.positions)
-    multiply = swiglu()
-    sparing = gradient and device_name() == "cpu" and hidden.dtype == mx.float32
-    linear = _sparing_linear if sparing else _linear
-    scaled = _sparing_norm if sparing else _linear
+    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
     for index, layer in enumerate(layers, first):
         inner = layer.self_attn
-        x = scaled(layer.input_layernorm, hidden)
-        projected = [linear(m, x) for m in (inner.q_proj, inner.k_proj, inner.v_proj)]
-        found = _meet(inner, index, projected, rotation, attention, sparing)
-        hidden = hidden + linear(inner.o_proj, found)
-        x = scaled(layer.post_attention_layernorm, hidden)
-        mlp = layer.mlp
-        up = multiply(linear(mlp.gate_proj, x), linear(mlp.up_proj, x))
-        hidden = hidden + linear(mlp.down_proj, up)
+        x = step.norm(layer.input_layernorm, hidden)
+        projected = [step.linear(m, x) for m in (inner.q_proj, inner.k_proj, inner.v_proj)]
+        found = _meet(inner, index, projected, rotation, rotation, attention, step.sparing)
+        hidden = step.rest(layer, hidden, found)
     return model.model.norm(hidden) if norm else hidden
+
+
+def run_last(
+    model: nn.Module, hidden: mx.array, attention: Choosing, wanted: np.ndarray,
+    gradient: bool = False,
+) -> mx.array:
+    """The last block and the norm, at a few tokens of each row; all are attended to.
+
+    Args:
+        model: As in `run`.
+        hidden: (rows, n, width) states below the last block.
+        attention: As in `run`; it keeps the keys and values of all tokens.
+        wanted: (rows, m) places in a row; m may be 0.
+        gradient: As in `run`.
+
+    Returns:
+        (rows, m, width).
+    """
+    index, layer = len(model.layers) - 1, model.layers[-1]
+    inner = layer.self_attn
+    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
+    x = step.norm(layer.input_layernorm, hidden)
+    keys, values = step.linear(inner.k_proj, x), step.linear(inner.v_proj, x)
+    rotation = Rotation(inner.rope, attention.positions)
+    rows, n, width = hidden.shape
+    if not wanted.size:
+        attention.keep(index, *_keys_and_values(inner, keys, values, rotation))
+        return mx.zeros((rows, 0, width), hidden.dtype)
+    flat = mx.array((np.arange(rows)[:, None] * n + wanted).reshape(-1))
+
+    def chosen(states: mx.array) -> mx.array:
+        return mx.take(states.reshape(-1, width), flat, axis=0).reshape(rows, -1, width)
+
+    some = attention.only(wanted)
+    projected = [step.linear(inner.q_proj, chosen(x)), keys, values]
+    asked = Rotation(inner.rope, some.positions)
+    found = _meet(inner, index, projected, asked, rotation, some, step.sparing)
+    made: mx.array = model.model.norm(step.rest(layer, chosen(hidden), found))
+    return made
+
+
+class _Step:
+    """The parts of a block besides attention; `sparing` ones keep little for the gradient."""
+
+    def __init__(self, sparing: bool) -> None:
+        self.sparing = sparing
+        self.linear = _sparing_linear if sparing else _linear
+        self.norm = _sparing_norm if sparing else _linear
+        self._multiply = swiglu()
+
+    def rest(self, layer: Any, hidden: mx.array, found: mx.array) -> mx.array:
+        """What follows attention: its projection, the feed-forward part, and both sums."""
+        hidden = hidden + self.linear(layer.self_attn.o_proj, found)
+        x = self.norm(layer.post_attention_layernorm, hidden)
+        mlp = layer.mlp
+        up = self._multiply(self.linear(mlp.gate_proj, x), self.linear(mlp.up_proj, x))
+        return hidden + self.linear(mlp.down_proj, up)
 
 
 def _linear(module: Any, x: mx.array) -> mx.array:
@@ -131,21 +190,34 @@ def _sparing_linear(module: Any, x: mx.array) -> mx.array:
     )  # fmt: skip
 
 
+def _keys_and_values(
+    inner: Any, keys: mx.array, values: mx.array, rotation: Rotation
+) -> tuple[mx.array, mx.array]:
+    """Heads and rotary positions: (rows, key heads, n, head_dim) each."""
+    rows, n, _ = keys.shape
+    keys = keys.reshape(rows, n, inner.n_kv_heads, -1)
+    values = values.reshape(rows, n, inner.n_kv_heads, -1)
+    if hasattr(inner, "k_norm"):
+        keys = inner.k_norm(keys)
+    return rotation(keys.transpose(0, 2, 1, 3)), values.transpose(0, 2, 1, 3)
+
+
 def _meet(
-    inner: Any, index: int, projected: list[mx.array], rotation: Rotation,
+    inner: Any, index: int, projected: list[mx.array], asked: Rotation, rotation: Rotation,
     attention: Attention, sparing: bool,
 ) -> mx.array:
-    """Heads, rotary positions and attention; (rows, n, heads * width)."""
+    """Heads, rotary positions and attention; (rows, queries, heads * width).
+
+    ``asked`` rotates the queries and ``rotation`` the keys.
+    """
 
     def heads(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
         rows, n, _ = queries.shape
         queries = queries.reshape(rows, n, inner.n_heads, -1)
-        keys = keys.reshape(rows, n, inner.n_kv_heads, -1)
-        values = values.reshape(rows, n, inner.n_kv_heads, -1)
         if hasattr(inner, "q_norm"):
-            queries, keys = inner.q_norm(queries), inner.k_norm(keys)
-        queries = rotation(queries.transpose(0, 2, 1, 3))
-        return queries, rotation(keys.transpose(0, 2, 1, 3)), values.transpose(0, 2, 1, 3)
+            queries = inner.q_norm(queries)
+        queries = asked(queries.transpose(0, 2, 1, 3))
+        return queries, *_keys_and_values(inner, keys, values, rotation)
 
     def joined(found: mx.array) -> mx.array:
         rows, _, n, _ = found.shape
@@ -231,6 +303,12 @@ class Causal:
         self.positions = np.arange(length)
         self._bias = _causal(length)
         self.kept: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def only(self, wanted: np.ndarray) -> Causal:
+        """For queries at ``wanted`` (rows, m); what it keeps is kept here as well."""
+        made = copy.copy(self)
+        made.positions, made._bias = wanted, self._bias[wanted][:, None]
+        return made
 
     def attend(
         self, block: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
@@ -337,11 +415,20 @@ class Shared:
         self._slots, self._place = mx.array(slots.reshape(-1)), mx.array(place)
         self.positions = prefix_length[owner][:, None] + np.arange(length)
         width = len(prefix.positions)
-        self._own = _causal(length)
+        self._own = np.broadcast_to(_causal(length), (groups, self._members, length, length))
         self._left: np.ndarray | None = None
         if (prefix_length < width).any():
             real = np.arange(width) < prefix_length[:, None]
             self._left = np.where(real, np.float32(0), np.float32(-np.inf))
+
+    def only(self, wanted: np.ndarray) -> Shared:
+        """For queries at ``wanted`` (rows, m)."""
+        made = copy.copy(self)
+        made.positions = np.take_along_axis(self.positions, wanted, axis=1)
+        length = self._own.shape[-1]
+        bias = _causal(length)[wanted[np.array(self._slots)]]
+        made._own = bias.reshape(self._groups, self._members, -1, length)
+        return made
 
     def attend(
         self, block: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
@@ -376,13 +463,13 @@ class Shared:
         right = own @ keys.swapaxes(-1, -2)
         a, b = _joint_softmax(
             left.reshape(groups, shared, members, repeat * n, -1),
-            right.reshape(groups, members, shared, repeat * n, n),
-            self._left, np.tile(self._own, (repeat, 1)), scale,
+            right.reshape(groups, members, shared, repeat * n, -1),
+            self._left, np.tile(self._own, (1, 1, repeat, 1)) if repeat > 1 else self._own, scale,
         )  # fmt: skip
         found = a.reshape(groups, shared, members * repeat * n, -1) @ before_values
         found = found.reshape(groups, shared, members, repeat * n, width).swapaxes(1, 2)
         found = found.reshape(groups * members, shared, repeat * n, width)
-        found = found + b.reshape(groups * members, shared, repeat * n, n) @ values
+        found = found + b.reshape(groups * members, shared, repeat * n, -1) @ values
         found = found.reshape(groups * members, heads, n, width)
         return found if self._uniform else mx.take(found, self._place, axis=0)
 
@@ -396,7 +483,7 @@ def _joint_softmax(
     width = left.shape[-1]
     if left_bias is not None:
         left = left + mx.array(left_bias)[:, None, None, None].astype(left.dtype)
-    right = right + mx.array(right_bias).astype(right.dtype)
+    right = right + mx.array(right_bias)[:, :, None].astype(right.dtype)
     joined = mx.concatenate([left, right.swapaxes(1, 2)], axis=-1)
     chance = mx.softmax(joined * scale, axis=-1, precise=True)
     return chance[..., :width], chance[..., width:].swapaxes(1, 2)

@@ -221,7 +221,7 @@ def joint_softmax(
         left: (groups, heads, members, queries, prefix) scores.
         right: (groups, members, heads, queries, own) scores.
         left_bias: (groups, prefix), or None where all of it counts.
-        right_bias: (queries, own).
+        right_bias: (groups, members, queries, own).
         scale: Of both scores.
 
     Returns:
@@ -260,7 +260,7 @@ def joint_softmax(
                 block *= scale
                 if left_bias is not None:
                     block[..., :width] += left_bias[i // heads]
-                block[..., width:] += right_bias
+                block[..., width:] += right_bias[i // heads]
                 _normalise(block)
 
         _in_blocks(len(joined), joined[0].size, work)

@@ -183,34 +183,46 @@ def lower_states(policy: Policy, batch: Batch) -> Lower | None:
 
 
 def _run(
-    policy: Policy, batch: Batch, lower: Lower | None, last: int | None, gradient: bool = False
+    policy: Policy, batch: Batch, lower: Lower | None, last: int | None, gradient: bool = False,
+    wanted: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Hidden states of prefixes and suffixes from ``lower`` (or the ids) up to a block."""
+    """Hidden states of prefixes and suffixes from ``lower`` (or the ids) up to a block.
+
+    With ``wanted`` (places in each prefix, and in each suffix) through all blocks, of these only.
+    """
     first = lower.block if lower else 0
     prefix = lower.prefix if lower else policy.embed(batch.prefix)
     suffix = lower.suffix if lower else policy.embed(batch.suffix)
-    norm = last is None
-    attention: blocks.Attention
+    model, norm = policy.model, last is None
+    final = len(policy.layers) - 1
+
+    def states(hidden: mx.array, attention: blocks.Choosing, places: int) -> mx.array:
+        if wanted is None:
+            return blocks.run(model, hidden, attention, first, last, norm, gradient)
+        hidden = blocks.run(model, hidden, attention, first, final, False, gradient)
+        return blocks.run_last(model, hidden, attention, wanted[places], gradient)
+
+    attention: blocks.Choosing
     if batch.prefix.shape[1] == 0:
         attention = blocks.Causal(suffix.shape[1])
+        prefix = prefix[:, :0]
     else:
         causal = blocks.Causal(prefix.shape[1])
-        prefix = blocks.run(policy.model, prefix, causal, first, last, norm, gradient)
+        prefix = states(prefix, causal, 0)
         attention = blocks.Shared(
             causal, np.array(batch.owner), np.array(batch.prefix_length), suffix.shape[1]
         )
-    own = blocks.run(policy.model, suffix, attention, first, last, norm, gradient)
-    return prefix, own
+    return prefix, states(suffix, attention, 1)
 
 
 def hidden_states(
     policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True
 ) -> mx.array:
-    """Flat hidden states (groups * P + rows * S, width): prefixes first, then suffixes."""
-    shared: mx.array | None = None
+    """(T, width) hidden states that predict the batch's trained tokens."""
     if policy.by_blocks:
-        shared, own = _run(policy, batch, lower, None, gradient)
-    elif batch.prefix.shape[1] == 0:
+        return _predicting(policy, batch, lower, gradient)
+    shared: mx.array | None = None
+    if batch.prefix.shape[1] == 0:
         own = policy.backbone(batch.suffix)
     else:
         prefixes = [_PrefixCache() for _ in policy.layers]
@@ -219,10 +231,50 @@ def hidden_states(
         own = policy.backbone(
             batch.suffix, [_SuffixCache(p, batch.owner, length) for p in prefixes]
         )
-    flat = own.reshape(-1, own.shape[-1])
-    if shared is None or batch.prefix.shape[1] == 0:
-        return flat
-    return mx.concatenate([shared.reshape(-1, shared.shape[-1]), flat])
+    flat = _flat(own) if shared is None else _flat(shared, own)
+    return mx.take(flat, batch.position, axis=0)
+
+
+def _predicting(policy: Policy, batch: Batch, lower: Lower | None, gradient: bool) -> mx.array:
+    """`hidden_states` whose last block computes nothing else.
+
+    The other tokens' states after the last block predict nothing that is asked for: there
+    only their keys and values count.
+    """
+    final = len(policy.layers) - 1
+    if lower is not None and lower.block > final:
+        return mx.take(_flat(*_run(policy, batch, lower, None)), batch.position, axis=0)
+    groups, width = batch.prefix.shape
+    position = np.array(batch.position)
+    inside = position < groups * width
+    first, place = _by_row(position[inside], groups, width)
+    rows, length = batch.suffix.shape
+    second, own_place = _by_row(position[~inside] - groups * width, rows, length)
+    at = np.empty(len(position), dtype=np.int32)
+    at[inside], at[~inside] = place, own_place + first.size
+    flat = _flat(*_run(policy, batch, lower, None, gradient, (first, second)))
+    return mx.take(flat, mx.array(at), axis=0)
+
+
+def _flat(*states: mx.array) -> mx.array:
+    """(rows, n, width) states as (tokens, width), one after the other."""
+    return mx.concatenate([x.reshape(x.shape[0] * x.shape[1], x.shape[2]) for x in states])
+
+
+def _by_row(position: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions of (rows, length) as places in each row.
+
+    Returns:
+        (rows, m) places, filled up with 0, and where in them each position stands, flat.
+    """
+    row, place = (position // length, position % length) if length else (position, position)
+    count = np.bincount(row, minlength=rows)
+    order = np.argsort(row, kind="stable")
+    within = np.empty(len(row), dtype=np.int64)
+    within[order] = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    wanted = np.zeros((rows, int(count.max(initial=0))), dtype=np.int64)
+    wanted[row, within] = place
+    return wanted, row * wanted.shape[1] + within
 
 
 def token_logprobs(
@@ -240,7 +292,6 @@ def token_logprobs(
         (T,) log-probabilities, and (T,) entropies in nats that carry no gradient; float32.
     """
     hidden = hidden_states(policy, batch, lower, gradient)
-    hidden = mx.take(hidden, batch.position, axis=0)
     if device_name() == "cpu":
         weight = policy.head_weight()
         if weight is not None:

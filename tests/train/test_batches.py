@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from qagent_mlx.policy import blocks, kernels
 from qagent_mlx.train.batches import (
     Chain,
     entropy,
@@ -97,4 +98,34 @@ def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size():
 def test_hidden_states_of_a_lone_row_need_no_prefix(nano_policy):
     batch = make_batch([Chain([60, 61, 62], [False, True, True], 0)])
     assert batch.prefix.shape[1] == 0
-    assert hidden_states(nano_policy, batch).shape[0] == 3
+    assert hidden_states(nano_policy, batch).shape[0] == 2
+
+
+def test_tokens_predicted_inside_a_prefix_count_in_groups_of_any_size(nano_policy):
+    random = np.random.default_rng(4)
+    chains = []
+    for group, members in enumerate((3, 1, 4)):
+        prefix = random.integers(50, 300, 9 + group).tolist()
+        inside = [False, True, *[False] * (len(prefix) - 3), True]
+        for member in range(members):
+            own = random.integers(50, 300, 3 + member).tolist()
+            chains.append(Chain(prefix + own, inside + [member > 0] * len(own), group))
+    batch = make_batch(chains)
+    states = hidden_states(nano_policy, batch)
+    assert states.shape[0] == sum(sum(c.trained) for c in chains)
+    expected = [v for chain in chains for v in plain_logprobs(nano_policy, chain)]
+    assert np.allclose(np.array(token_logprobs(nano_policy, batch)[0]), expected, atol=2e-5)
+
+
+def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkeypatch):
+    seen = []
+    real = kernels.swiglu
+    watched = lambda gate, up: seen.append(gate.shape) or real(gate, up)  # noqa: E731
+    monkeypatch.setattr(blocks, "swiglu", lambda: watched)
+    chains = chains_of(nano_policy)
+    batch = make_batch(chains)
+    token_logprobs(nano_policy, batch)
+    # The first token that a row may differ in is predicted by its prefix's last one.
+    inside = np.array(batch.position) >= batch.prefix.size
+    assert seen[-1][:2] == (len(chains), max(np.bincount(batch.row[inside])))
+    assert seen[-2][:2] == tuple(batch.suffix.shape) != seen[-1][:2]
