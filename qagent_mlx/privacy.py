@@ -224,7 +224,7 @@ def _forget_in_run(run: Run, user: str) -> None:
 def _drop_stored(connection: duckdb.DuckDBPyConnection) -> None:
     """Stored memory that no longer follows the log would keep what is to be forgotten."""
     memory_tables.drop_temporary(connection)
-    for name in (*memory_tables.SHOP_TABLES, "followers", "profiles"):
+    for name in (*memory_tables.SHOP_TABLES, "swing", "profiles"):
         connection.execute(f"DROP TABLE IF EXISTS {name}")
     store.discard(connection)
 

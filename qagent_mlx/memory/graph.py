@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
-from . import tables
 from .profile import Memory, Moment
+from .state import NODES, heaviest
 
-NODES = 8  # of each kind
 EDGES = 72  # of each relation
 
 # From what is wide to what is narrow: an edge within a session points that way.
 KINDS = ("category", "department", "brand", "attribute", "price", "term", "product")
+LEADING = ("category", "brand", "term")  # of these, edges lead from a session to the next
 
-# What two sessions have in common, or two ends in one session: the weaker end's weight.
-_EDGES = """
-WITH kept AS (SELECT kind, node FROM shown),
-touched AS (
-    SELECT session_id, kind, node, sum(weight) AS weight, list_position({kinds}, kind) AS rank
-    FROM ({touches}) SEMI JOIN kept USING (kind, node)
-    WHERE moment = 0 GROUP BY session_id, kind, node),
-numbered AS (
-    SELECT session_id, row_number() OVER (ORDER BY min(ts), session_id) AS n
-    FROM history WHERE moment = 0 GROUP BY session_id),
-placed AS (SELECT t.*, s.n FROM touched t JOIN numbered s USING (session_id)),
-linked AS (
-    SELECT 'session' AS relation, a.kind AS from_kind, a.node AS from_node, b.kind AS to_kind,
-           b.node AS to_node, sum(least(a.weight, b.weight)) AS weight
-    FROM placed a JOIN placed b ON a.n = b.n
-    WHERE a.rank < b.rank AND a.kind <> 'department' AND b.kind <> 'department' GROUP BY ALL
-    UNION ALL
-    SELECT 'next', a.kind, a.node, b.kind, b.node, sum(least(a.weight, b.weight))
-    FROM placed a JOIN placed b ON b.n = a.n + 1
-    WHERE a.kind = b.kind AND a.kind IN ('category', 'brand', 'term') AND a.node <> b.node
-    GROUP BY ALL)
-SELECT relation, from_kind, from_node, to_kind, to_node, weight FROM linked
-QUALIFY row_number() OVER (
-    PARTITION BY relation, from_kind = 'category' AND to_kind = 'brand'
-    ORDER BY round(weight, 9) DESC, from_kind, from_node, to_kind, to_node) <= {edges}
-ORDER BY relation DESC, round(weight, 9) DESC, from_kind, from_node, to_kind, to_node
-"""
+Node = tuple[str, str]  # kind and name
+Edge = tuple[str, Node, Node]  # relation, from, to
 
 
 def graph(memory: Memory, moment: Moment) -> dict[str, list[dict[str, Any]]]:
@@ -56,31 +34,61 @@ def graph(memory: Memory, moment: Moment) -> dict[str, list[dict[str, Any]]]:
         ``session`` joins what was touched in the same sessions, one of ``next`` leads from
         what a session touched to what the following session did. Both ends are among the nodes.
     """
-    memory.prepare([moment])
-    connection = memory.connection
-    rows = tables.node_rows(connection, NODES)
+    touches, events, log = memory.reader.touches(moment)
+    weights: dict[Node, float] = defaultdict(float)
+    for _, kind, node, weight in touches:
+        weights[kind, node] += weight
+    rows = heaviest(weights, NODES)
     nodes = [
         {"kind": kind, "node": node, "weight": round(weight, 4), "share": round(share, 4)}
-        for _, kind, node, weight, share in rows
+        for kind, node, weight, share in rows
     ]
-    titles = dict(connection.execute("SELECT DISTINCT product_id, title FROM engaged").fetchall())
     for node in nodes:
         if node["kind"] == "product":
-            node["title"] = titles.get(node["node"], "")
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE shown AS {tables.NODES.format(keep=NODES)}"
-    )
-    query = _EDGES.format(
-        kinds=list(KINDS), touches=tables.touches(memory.config), edges=EDGES
-    )
-    edges = [
-        {
-            "from": source, "from_kind": source_kind, "to": target, "to_kind": target_kind,
-            "kind": f"{source_kind}-{target_kind}", "relation": relation,
-            "weight": round(weight, 4),
-        }
-        for relation, source_kind, source, target_kind, target, weight in connection.execute(
-            query
-        ).fetchall()
-    ]  # fmt: skip
-    return {"nodes": nodes, "edges": edges}
+            node["title"] = log.goods[node["node"]].title
+    shown = {(kind, node) for kind, node, _, _ in rows}
+    sessions: dict[int, dict[Node, float]] = {e.session_id: {} for e in events}  # in their order
+    for session, kind, name, weight in touches:
+        if (kind, name) in shown:
+            here = sessions[session]
+            here[kind, name] = here.get((kind, name), 0.0) + weight
+    linked: dict[Edge, float] = defaultdict(float)
+    for edge, weight in _links(list(sessions.values())):
+        linked[edge] += weight
+    return {"nodes": nodes, "edges": [_shown(edge, linked[edge]) for edge in _strongest(linked)]}
+
+
+def _links(sessions: list[dict[Node, float]]) -> Iterator[tuple[Edge, float]]:
+    """What two sessions have in common, or two ends in one: the weaker end's weight."""
+    for touched in sessions:
+        ends = [end for end in touched if end[0] != "department"]
+        for one, other in combinations(sorted(ends, key=lambda end: KINDS.index(end[0])), 2):
+            if one[0] != other[0]:
+                yield ("session", one, other), min(touched[one], touched[other])
+    for before, after in zip(sessions, sessions[1:], strict=False):
+        for one, weight in before.items():
+            if one[0] in LEADING:
+                for other, later in after.items():
+                    if other[0] == one[0] and other != one:
+                        yield ("next", one, other), min(weight, later)
+
+
+def _strongest(linked: Mapping[Edge, float]) -> list[Edge]:
+    """At most `EDGES` of a relation; those of categories and brands are counted apart."""
+    order = sorted(linked, key=lambda edge: (-round(linked[edge], 9), *edge[1], *edge[2]))
+    counts: dict[tuple[str, bool], int] = defaultdict(int)
+    kept = []
+    for edge in order:
+        group = edge[0], (edge[1][0], edge[2][0]) == ("category", "brand")
+        counts[group] += 1
+        if counts[group] <= EDGES:
+            kept.append(edge)
+    return sorted(kept, key=lambda edge: edge[0] == "next")
+
+
+def _shown(edge: Edge, weight: float) -> dict[str, Any]:
+    relation, (source_kind, source), (target_kind, target) = edge
+    return {
+        "from": source, "from_kind": source_kind, "to": target, "to_kind": target_kind,
+        "kind": f"{source_kind}-{target_kind}", "relation": relation, "weight": round(weight, 4),
+    }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,32 +21,15 @@ from ..errors import QAgentError
 from ..shop import MemoryConfig
 from ..text import clean
 from ..types import Line, Profile
-from . import store, tables
+from .knowledge import Knowledge
 from .raw import RAW, raw_lines
+from .reader import Moment, Reader, Rows
+from .state import State
 from .summarizer import Summarizer
 from .worth import OUTCOMES, Worth, age_word, features
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
-
-
-@dataclass(slots=True)
-class Rows:
-    """What a profile is made of: columns of candidates, and rows of the rest (see `tables`)."""
-
-    candidates: dict[str, np.ndarray]
-    nodes: list[tuple] = field(default_factory=list)
-    identity: list[tuple] = field(default_factory=list)
-    wording: list[tuple] = field(default_factory=list)
-    products: list[tuple] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A user and a time; nothing at or after it is seen."""
-
-    user_id: str
-    as_of: datetime
 
 
 def safe(text: str) -> str:
@@ -63,6 +46,7 @@ class Memory:
         count: Tokens of each of some texts, by the tokenizer of the model that will read them.
         worth: How lines are valued; the defaults when None.
         summarizer: Writes the identity line instead of marks; none by default.
+        knowledge: What another memory of the same database has read already.
     """
 
     def __init__(
@@ -72,6 +56,7 @@ class Memory:
         count: CountTokens,
         worth: Worth | None = None,
         summarizer: Summarizer | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
         self.summarizer = summarizer
         self.connection = connection
@@ -79,8 +64,7 @@ class Memory:
         self.config = config
         self._count = count
         self._counted: dict[str, int] = {}
-        self._prepared = False
-        self._shelf = store.Shelf(self)
+        self.reader = Reader(connection, config, knowledge)
 
     def profiles(
         self,
@@ -108,58 +92,28 @@ class Memory:
                 self._cut(moment, lines, allowed)
                 for moment, lines in zip(moments, raw_lines(self, moments, allowed), strict=True)
             ]
-        rows = self._rows(moments)
+        rows = self.reader.rows(moments)
         made = []
         for moment, mine in zip(moments, rows, strict=True):
             chances = self.worth.at(moment.as_of).chances(features(mine.candidates))
             lines = [
-                *_graph_lines(mine.nodes),
-                *_identity_lines(mine.identity, mine.wording, mine.nodes),
-                *_seen_lines(mine.products),
+                *_graph_lines(mine.state.nodes),
+                *_identity_lines(mine.state),
+                *_seen_lines(mine.state.products),
                 # Far more than fit, so that what a short line gains by its price is not lost.
                 *_query_lines(mine.candidates, chances, 3 * self.config.references),
             ]
             lines = [line for line in lines if line.section in wanted]
             if self.summarizer and "identity" in wanted:
                 lines = self._summarized(moment, mine, lines)
-            context = _context(mine)
+            context = _context(mine.state)
             allowed = self.config.budget if budget is None else budget
             made.append(self._pack(moment, lines, context, allowed))
         return made
 
-    def prepare(self, moments: Sequence[Moment]) -> None:
-        """Make the tables of some moments (see `tables`), numbered in their order."""
-        # Tables of this connection only are made once, so a Memory sees one state of the log.
-        if not self._prepared or not tables.has_temporary(self.connection):
-            self._prepared = not store.ready(self.connection, self.config)
-        tables.prepare_moments(
-            self.connection,
-            ((i, m.user_id, m.as_of) for i, m in enumerate(moments)),
-            self.config,
-        )
-
-    def computed(self, moments: Sequence[Moment]) -> list[Rows]:
-        """What each moment's profile is made of, from the log itself."""
-        self.prepare(moments)
-        found = tables.candidate_rows(self.connection, len(moments))
-        made = [
-            Rows({name: values[found.of(i)] for name, values in found.columns.items()})
-            for i in range(len(moments))
-        ]
-        for name, query in tables.moment_queries().items():
-            for fetched in self.connection.execute(query).fetchall():
-                getattr(made[fetched[0]], name).append(fetched[1:])
-        return made
-
-    def _rows(self, moments: Sequence[Moment]) -> list[Rows]:
-        """Stored rows where they say the same, computed ones for the rest."""
-        found = self._shelf.rows(moments)
-        missing = [i for i, rows in enumerate(found) if rows is None]
-        if missing:
-            computed = self.computed([moments[i] for i in missing])
-            for i, rows in zip(missing, computed, strict=True):
-                found[i] = rows
-        return [rows for rows in found if rows is not None]
+    def read_all(self, as_of: datetime) -> None:
+        """Read what the shop knew on the day, so that nobody who asks then has to wait."""
+        self.reader.read_all(as_of)
 
     def raw_tokens(self, moment: Moment) -> int:
         """Tokens of the user's whole log before a moment, an event a line."""
@@ -215,7 +169,7 @@ class Memory:
             kept.append(line)
             spent += cost
             references += line.query is not None
-        return self._made(moment, kept, spent, _context(Rows({})))
+        return self._made(moment, kept, spent, _context(State()))
 
     def _made(
         self, moment: Moment, kept: list[Line], spent: int, context: dict[str, Any]
@@ -352,7 +306,7 @@ def chance_word(chance: float) -> str:
     )  # fmt: skip
 
 
-def _graph_lines(nodes: list[tuple]) -> list[Line]:
+def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
     by_kind: dict[str, list[str]] = defaultdict(list)
     limits = {"category": 3, "brand": 3, "price": 1, "attribute": 2}
     for kind, node, _, share in nodes:
@@ -362,18 +316,16 @@ def _graph_lines(nodes: list[tuple]) -> list[Line]:
     return [Line("graph", "likes " + ", ".join(parts).lower(), 0.35)] if parts else []
 
 
-def _identity_lines(
-    identity: list[tuple], wording: list[tuple], nodes: list[tuple]
-) -> list[Line]:
-    if not identity:
+def _identity_lines(state: State) -> list[Line]:
+    if not state.identity:
         return [Line("identity", "new user", 0.2)]
-    events, _, purchases, away, gap, gaps = identity[0]
+    events, _, purchases, away, gap, gaps = state.identity[0]
     parts = ["heavy" if events >= 60 else "regular" if events >= 12 else "light"]
-    kind, share = max(((k, s) for k, s in wording), key=lambda item: item[1], default=("", 0))
+    kind, share = max(((k, s) for k, s in state.wording), key=lambda item: item[1], default=("", 0))
     if share >= 0.5:
         names = {"brand": "names brands", "attribute": "names details", "plain": "short queries"}
         parts.append(names[kind])
-    loyal = next((n for k, n, _, s in nodes if k == "brand" and s >= 0.6 and purchases >= 2), None)
+    loyal = next((n for k, n, _, s in state.nodes if k == "brand" and s >= 0.6 and purchases >= 2), None)
     if loyal:
         parts.append(f"loyal {safe(loyal).lower()}")
     if gaps >= 2:
@@ -382,7 +334,7 @@ def _identity_lines(
     return [Line("identity", " ".join(parts), 0.25)]
 
 
-def _seen_lines(products: list[tuple]) -> list[Line]:
+def _seen_lines(products: Sequence[Sequence[Any]]) -> list[Line]:
     """What the last session looked at without searching for it."""
     made: list[Line] = []
     for _, bought, title, _leaf, age, in_last, engaged in products:
@@ -392,18 +344,18 @@ def _seen_lines(products: list[tuple]) -> list[Line]:
     return made
 
 
-def _context(rows: Rows) -> dict[str, Any]:
+def _context(state: State) -> dict[str, Any]:
     """What the search tool needs to mark products for this user, at this moment."""
     shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
-    for kind, node, _, share in rows.nodes:
+    for kind, node, _, share in state.nodes:
         if kind in shares:
             shares[kind][node.lower()] = round(share, 3)
     return {
         "brands": shares["brand"],
         "prices": shares["price"],
         "attributes": shares["attribute"],
-        "bought": [p[0] for p in rows.products if p[1]],
-        "seen": [p[0] for p in rows.products if not p[1]],
+        "bought": [p[0] for p in state.products if p[1]],
+        "seen": [p[0] for p in state.products if not p[1]],
     }
 
 

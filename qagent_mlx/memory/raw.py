@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..types import Line
-from . import tables
 from .worth import age_word
 
 if TYPE_CHECKING:
@@ -23,7 +22,9 @@ _NEWEST = """
 SELECT m.moment, e.type, e.query_key,
        coalesce(CASE WHEN e.type = 'search' THEN e.query END, p.title, e.query, '') AS text,
        epoch(m.as_of - e.ts) / 86400 AS age
-FROM moments m JOIN events e ON e.user_id = m.user_id AND e.ts < m.as_of
+FROM (SELECT unnest($numbers) AS moment, unnest($users) AS user_id,
+             unnest($times)::TIMESTAMP AS as_of) m
+JOIN events e ON e.user_id = m.user_id AND e.ts < m.as_of
 LEFT JOIN products p USING (product_id)
 QUALIFY row_number() OVER (PARTITION BY m.moment ORDER BY e.ts DESC, e.event_id DESC) <= {most}
 ORDER BY m.moment, e.ts DESC, e.event_id DESC
@@ -40,13 +41,14 @@ def raw_lines(memory: Memory, moments: Sequence[Moment], budget: int) -> list[li
     """
     from .profile import safe
 
-    tables.name_moments(
-        memory.connection, ((i, m.user_id, m.as_of) for i, m in enumerate(moments))
-    )
     made: list[list[Line]] = [[] for _ in moments]
     seen: list[set[str]] = [set() for _ in moments]
     query = _NEWEST.format(most=max(0, budget))
-    for number, kind, key, text, age in memory.connection.execute(query).fetchall():
+    values = {
+        "numbers": list(range(len(moments))), "users": [m.user_id for m in moments],
+        "times": [m.as_of for m in moments],
+    }  # fmt: skip
+    for number, kind, key, text, age in memory.connection.execute(query, values).fetchall():
         lines = made[number]
         # One reference a query: the same query searched again is a line without one.
         named = kind == "search" and key not in seen[number]

@@ -1,96 +1,78 @@
 """Memory kept in the shop's database, so that a profile is read and not made.
 
-`build` stores the tables about the whole shop and, for each user, the rows that a profile is
-made of, as they stood just after the log's last event. `update` brings both up to date after
-new events and touches only what those affect. `Shelf` reads the rows and moves them on to a
-later moment: ages grow, weights halve, trends are those of the hour. All of it comes from
-the SQL in `tables`, so a profile is the same wherever its rows come from.
-
-What neighbours did and how often a query succeeds is known up to the start of a day. So a
-stored row answers for its own day; on a later day, for an earlier moment, and after late
-events of an earlier day, rows are computed from the log as ever, until the next `build`.
+`build` stores the tables about the whole shop and each user's state as of their last event
+(see `state`). `update` brings both up to date after new events and touches only what those
+affect: a user's state hangs on nobody else. What others did comes in when a profile is read,
+from the tables about the shop as they stood at the start of the day (see `knowledge`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from functools import lru_cache
 
 import duckdb
-import numpy as np
 
 from ..shop import MemoryConfig
-from . import tables
+from . import history, tables
+from . import state as states
+from .history import Log
+from .state import SETS, state_of
 
-if TYPE_CHECKING:
-    from .profile import Memory, Moment, Rows
-
-CHUNK = 4000  # users whose rows are made in one pass: bounds memory
-NOBODY = "\x01"  # a user without events; no id holds a control character
-_AGED = ("age", "had_age", "leaf_age", "main_age")  # columns of candidates that grow with time
-_TREND = ("share", "longer_share", "short_share", "trend_place", "recent")
-
-# Sets of rows: what a profile is made of, and what is asked about queries that trend.
-_MADE_OF = ("candidates", "nodes", "identity", "wording", "products")
-_KNOWN = ("had", "touched", "knows", "taste", "used")
-_SETS = (*_MADE_OF, *_KNOWN)
+CHUNK = 4000  # users whose states are made in one pass: bounds memory
 
 _PROFILES = f"""
 CREATE OR REPLACE TABLE profiles (
     user_id VARCHAR PRIMARY KEY,
-    made    TIMESTAMP NOT NULL, -- the moment that the rows are of
-    epoch   INTEGER NOT NULL,   -- grows when late events change what was known before
+    made    TIMESTAMP NOT NULL, -- the user's last event
     events  BIGINT NOT NULL,
-    {", ".join(f"{name} VARCHAR USING COMPRESSION dict_fsst" for name in _SETS)})"""
+    {", ".join(f"{name} VARCHAR USING COMPRESSION dict_fsst" for name in SETS)})"""
 # The rows are JSON arrays. Zstandard, which DuckDB takes for long texts, must unpack some
 # thousand rows to read one: 25 ms instead of 1.
 
-_AFTER = timedelta(seconds=1)  # rows are of the moment after the log
+# The store's state, in the table `meta`. `memory` is the fingerprint; `memory_end` the end of
+# the log; `memory_epoch` and `memory_hours` grow when late events, or the lack of some, change
+# what was known at the start of the day, and of the hour, that the log had reached.
+_KEYS = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 
-def _day(moment: datetime) -> datetime:
-    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _queries() -> dict[str, str]:
-    return {"candidates": tables.lines(), **tables.moment_queries(), **tables.known_of()}
+@lru_cache(maxsize=1)
+def _code() -> str:
+    return "".join(inspect.getsource(module) for module in (history, states))
 
 
 def fingerprint(config: MemoryConfig) -> str:
     """Changes whenever stored rows would mean something else."""
     settings = {k: v for k, v in asdict(config).items() if k != "budget"}
-    code = [tables.MOMENT_TABLES, tables.touches(config), _PROFILES]
-    code += [tables.transitions(1.0), tables.select("swing"), *_queries().values()]
+    code = [_PROFILES, _code(), tables.select("swing")]
     code += [tables.select(name) for name in tables.DERIVED]
     text = json.dumps([settings, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _state(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+def state(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """What the store says of itself (see `_KEYS`)."""
     return dict(
         connection.execute(
-            """SELECT key, value FROM meta
-            WHERE key IN ('memory', 'memory_epoch', 'memory_end', 'memory_day')"""
+            f"SELECT key, value FROM meta WHERE key IN {_KEYS}"
         ).fetchall()
     )
 
 
+def ended(state: Mapping[str, str]) -> datetime | None:
+    """When the log of a stored memory ends; None without events, or where nothing is stored."""
+    end = state.get("memory_end")
+    return datetime.fromisoformat(end) if end else None
+
+
 def is_current(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> bool:
     """Whether the stored tables follow the log, under these settings."""
-    return _state(connection).get("memory") == fingerprint(config)
-
-
-def ready(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> bool:
-    """Make the tables about the whole shop readable; True where they were stored already."""
-    if is_current(connection, config):
-        tables.drop_temporary(connection)
-        return True
-    tables.prepare_shop(connection, bool(config.swing))
-    return False
+    return state(connection).get("memory") == fingerprint(config)
 
 
 def _set(connection: duckdb.DuckDBPyConnection, **values: str) -> None:
@@ -120,7 +102,7 @@ def build(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> int:
 def build_profiles(
     connection: duckdb.DuckDBPyConnection, config: MemoryConfig, end: datetime | None
 ) -> int:
-    """Store the rows of all users of ``events``; the tables about the whole shop are there.
+    """Store the states of all users of ``events``; the tables about the whole shop are there.
 
     Args:
         connection: Open for writing, without tables that only it can see.
@@ -130,18 +112,21 @@ def build_profiles(
     Returns:
         How many users have a profile.
     """
-    connection.execute(_PROFILES)
-    day = _day(end + _AFTER) if end else datetime(1970, 1, 1)
-    # What follows what at the start of the day, once for all users.
-    wanted = f"SELECT DISTINCT source, TIMESTAMP '{day}' AS day FROM steps"
-    connection.execute(
-        f"""CREATE OR REPLACE TABLE followers AS
-        FROM ({tables.transitions(config.swing, wanted)}) ORDER BY source, query_key"""
+    connection.execute(f"DROP TABLE IF EXISTS followers; {_PROFILES}")  # of older versions
+    _set(
+        connection,
+        memory=fingerprint(config),
+        memory_epoch=_next(connection, "memory_epoch"),
+        memory_hours=_next(connection, "memory_hours"),
+        memory_end=end.isoformat() if end else "",
     )
-    _set(connection, memory=fingerprint(config), memory_epoch="0", memory_day=day.isoformat())
     users = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
-    _fill(connection, config, [user for (user,) in users], end)
+    _fill(connection, config, Log(connection), [user for (user,) in users])
     return len(users)
+
+
+def _next(connection: duckdb.DuckDBPyConnection, key: str) -> str:
+    return str(int(state(connection).get(key) or 0) + 1)
 
 
 def discard(connection: duckdb.DuckDBPyConnection) -> None:
@@ -149,60 +134,28 @@ def discard(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DELETE FROM meta WHERE key = 'memory'")
 
 
+_packed = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _fill(
-    connection: duckdb.DuckDBPyConnection,
-    config: MemoryConfig,
-    users: Sequence[str],
-    end: datetime | None,
+    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, log: Log, users: Sequence[str]
 ) -> None:
-    """Store the rows of some users as of the moment after the log."""
-    _set(connection, memory_end=end.isoformat() if end else "")
-    if end is None:
-        return
-    made = end + _AFTER
-    state = _state(connection)
-    epoch = int(state["memory_epoch"])
-    known = ""
-    if state["memory_day"] == _day(made).isoformat():
-        known = "SELECT f.* FROM followers f SEMI JOIN sources s USING (source, day)"
-    queries = _queries()
+    """Store the states of some users; those who have no events get no row."""
+    names = ", ".join(SETS)
     for start in range(0, len(users), CHUNK):
-        part = users[start : start + CHUNK]
-        tables.prepare_moments(
-            connection, ((i, user, made) for i, user in enumerate(part)), config, known
-        )
-        # Trends are added when rows are read: they are the hour's, not the user's.
-        connection.execute("DELETE FROM trends")
-        for name in _SETS:
-            query = queries[name]
-            values = ", ".join(f'"{c}"' for c in _columns(connection, query))
-            connection.execute(
-                f"""CREATE OR REPLACE TEMP TABLE packed_{name} AS
-                SELECT moment, to_json(list(json_array({values}) ORDER BY place_)) AS packed
-                FROM (SELECT *, row_number() OVER () AS place_ FROM ({query}))
-                GROUP BY moment"""
-            )
-        joins = " ".join(f"LEFT JOIN packed_{n} USING (moment)" for n in _SETS)
-        packed = ", ".join(f"coalesce(packed_{n}.packed, '[]')" for n in _SETS)
+        columns: list[list[object]] = [[] for _ in range(3 + len(SETS))]
+        for user, events in log.of(users[start : start + CHUNK]).items():
+            at = events[-1].at
+            made = state_of(events, at, log.goods, log.wordings, config)
+            sets = [_packed(getattr(made, name)) for name in SETS]
+            for column, value in zip(columns, (user, at, len(events), *sets), strict=True):
+                column.append(value)
         connection.execute(
-            f"""INSERT OR REPLACE INTO profiles
-            SELECT m.user_id, ?, {epoch}, t.events, {packed}
-            FROM moments m JOIN identity t USING (moment) {joins}""",
-            [made],
+            f"""INSERT OR REPLACE INTO profiles (user_id, made, events, {names})
+            SELECT unnest($1), make_timestamp(unnest($2)), {
+                ", ".join(f"unnest(${i})" for i in range(3, 4 + len(SETS)))}""",
+            columns,
         )
-    for name in _SETS:
-        connection.execute(f"DROP TABLE IF EXISTS packed_{name}")
-
-
-_described: dict[str, list[str]] = {}
-
-
-def _columns(connection: duckdb.DuckDBPyConnection, query: str) -> list[str]:
-    """The names of a query's columns but the first; asked once a query."""
-    if query not in _described:
-        rows = connection.execute(f"DESCRIBE {query}").fetchall()
-        _described[query] = [row[0] for row in rows][1:]
-    return _described[query]
 
 
 # ---------------------------------------------------------------- new events
@@ -231,10 +184,9 @@ def update(
         return
     tables.drop_temporary(connection)
     touched = sorted(set(users))
-    connection.execute("CREATE OR REPLACE TEMP TABLE touched (user_id VARCHAR)")
-    with connection.appender("touched") as appender:
-        for user in touched:
-            appender.append_row(user)
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE touched AS SELECT unnest($1) AS user_id", [touched]
+    )
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE their_events AS
         SELECT e.* FROM events e SEMI JOIN touched USING (user_id);
@@ -248,44 +200,50 @@ def update(
     )
     if after_id is None:
         _count_again(connection)
+        connection.execute(
+            """DELETE FROM profiles WHERE user_id IN (FROM touched)
+            AND user_id NOT IN (SELECT user_id FROM their_events)"""
+        )
     else:
         _count_new(connection, after_id)
-    if after_id is None or _reaches_back(connection, after_id):
-        # What others' neighbours and the queries' chances were at the start of their day.
-        epoch = int(_state(connection)["memory_epoch"]) + 1
-        _set(connection, memory_epoch=str(epoch), memory_day="")
-    kept = connection.execute("SELECT DISTINCT user_id FROM their_events ORDER BY 1").fetchall()
-    connection.execute(
-        """DELETE FROM profiles WHERE user_id IN (FROM touched)
-        AND user_id NOT IN (SELECT user_id FROM their_events)"""
-    )
-    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-    _fill(connection, config, [user for (user,) in kept], end)
+    others = _respell(connection)
+    _follow(connection, after_id, bool(others))
+    _fill(connection, config, Log(connection, "their_events"), touched)
+    _fill(connection, config, Log(connection), sorted(others - set(touched)))
     connection.execute("DROP TABLE touched; DROP TABLE their_events; DROP TABLE their_outcomes")
 
 
-def _reaches_back(connection: duckdb.DuckDBPyConnection, after_id: int) -> bool:
-    """Whether a new event lies before the day of some stored row."""
-    row = connection.execute(
-        """SELECT (SELECT min(ts) FROM their_events WHERE event_id > ?)
-                  < (SELECT date_trunc('day', max(made)) FROM profiles)""",
-        [after_id],
-    ).fetchone()
-    return bool(row and row[0])
+def _follow(
+    connection: duckdb.DuckDBPyConnection, after_id: int | None, respelled: bool
+) -> None:
+    """Say up to when the log goes, and whether what was known of the past has changed."""
+    ((end, first),) = connection.execute(
+        """SELECT (SELECT max(ts) FROM events),
+                  (SELECT min(ts) FROM their_events WHERE event_id > ?)""",
+        [after_id or 0],
+    ).fetchall()
+    before = ended(state(connection))
+    changed = {"memory_end": end.isoformat() if end else ""}
+    if before is not None:
+        hour = before.replace(minute=0, second=0, microsecond=0)
+        if after_id is None or respelled or (first and first < hour.replace(hour=0)):
+            changed["memory_epoch"] = _next(connection, "memory_epoch")
+        elif first and first < hour:
+            changed["memory_hours"] = _next(connection, "memory_hours")
+    _set(connection, **changed)
 
 
 def _count_new(connection: duckdb.DuckDBPyConnection, after_id: int) -> None:
-    """Add new searches to the hourly counts, and spellings that come first."""
+    """Add new searches to the hourly counts, and find spellings that come first."""
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE new_events AS
         FROM their_events WHERE event_id > {after_id};
         INSERT INTO hourly {tables.select("hourly", "new_events")};
         CREATE OR REPLACE TEMP TABLE respelled AS
         SELECT n.*, s.query AS before FROM ({tables.select("spellings", "new_events")}) n
-        LEFT JOIN spellings s USING (query_key) WHERE s.first IS NULL OR n.first < s.first"""
+        LEFT JOIN spellings s USING (query_key) WHERE s.first IS NULL OR n.first < s.first;
+        DROP TABLE new_events"""
     )
-    _respell(connection)
-    connection.execute("DROP TABLE new_events")
 
 
 def _count_again(connection: duckdb.DuckDBPyConnection) -> None:
@@ -297,24 +255,36 @@ def _count_again(connection: duckdb.DuckDBPyConnection) -> None:
         FROM ({tables.select("spellings")}) n FULL JOIN spellings s USING (query_key)
         WHERE s.first IS DISTINCT FROM n.first"""
     )
-    _respell(connection)
 
 
-def _respell(connection: duckdb.DuckDBPyConnection) -> None:
-    changed = "SELECT query_key FROM respelled WHERE query IS DISTINCT FROM before"
-    connection.execute(
-        f"""DELETE FROM query_kinds WHERE query_key IN ({changed});
-        DELETE FROM query_terms WHERE query_key IN ({changed});
-        DELETE FROM spellings WHERE query_key IN (SELECT query_key FROM respelled);
-        INSERT INTO spellings SELECT query_key, query, first FROM respelled
-        WHERE query IS NOT NULL"""
-    )
-    tables.add_wordings(
-        connection,
-        """SELECT query_key, query FROM respelled
-        WHERE query IS NOT NULL AND query IS DISTINCT FROM before""",
-    )
+def _respell(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Follow what is in ``respelled``; who searched a query that is worded differently now."""
+    found = connection.execute("SELECT query_key, query, before FROM respelled").fetchall()
+    others: set[str] = set()
+    if found:
+        connection.execute(
+            """DELETE FROM spellings WHERE query_key IN (SELECT query_key FROM respelled);
+            INSERT INTO spellings SELECT query_key, query, first FROM respelled
+            WHERE query IS NOT NULL"""
+        )
+    changed = [(key, query, before) for key, query, before in found if query != before]
+    known = [key for key, _, before in changed if before is not None]
+    if known:
+        connection.execute(
+            "DELETE FROM query_kinds WHERE query_key IN (SELECT unnest($1))", [known]
+        )
+        connection.execute(
+            "DELETE FROM query_terms WHERE query_key IN (SELECT unnest($1))", [known]
+        )
+        others = {
+            user for (user,) in connection.execute(
+                "SELECT DISTINCT user_id FROM events WHERE query_key IN (SELECT unnest($1))",
+                [known],
+            ).fetchall()
+        }  # fmt: skip
+    tables.add_wordings(connection, [(k, query) for k, query, _ in changed if query is not None])
     connection.execute("DROP TABLE respelled")
+    return others
 
 
 def catalog_changed(
@@ -344,159 +314,3 @@ def catalog_changed(
     ).fetchall()
     if users:
         update(connection, config, [user for (user,) in users], 2**62)
-
-
-# ---------------------------------------------------------------- reading
-
-
-class Shelf:
-    """Reads stored rows for a `Memory`."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._fingerprint = fingerprint(memory.config)
-        self._guests: dict[datetime, _Guest] = {}
-        self._fixed: dict[str, str] | None = None
-
-    def _known(self) -> dict[str, str]:
-        """The store's state; asked once where nobody can change it under this connection."""
-        if self._fixed is not None:
-            return self._fixed
-        connection = self._memory.connection
-        state = _state(connection)
-        readonly = connection.execute(
-            "SELECT readonly FROM duckdb_databases() WHERE database_name = current_database()"
-        ).fetchone()
-        if readonly and readonly[0]:
-            self._fixed = state
-        return state
-
-    def rows(self, moments: Sequence[Moment]) -> list[Rows | None]:
-        """The rows of each moment that can be answered from what is stored, else None."""
-        connection = self._memory.connection
-        made: list[Rows | None] = [None] * len(moments)
-        state = self._known()
-        if state.get("memory") != self._fingerprint or not state.get("memory_end"):
-            return made
-        end, epoch = datetime.fromisoformat(state["memory_end"]), int(state["memory_epoch"])
-        wanted = [i for i, m in enumerate(moments) if m.as_of > end]
-        if not wanted:
-            return made
-        names = ", ".join(("user_id", "made", "epoch", *_SETS))
-        if len(wanted) == 1:
-            found = connection.execute(
-                f"SELECT {names} FROM profiles WHERE user_id = ?", [moments[wanted[0]].user_id]
-            ).fetchall()
-        else:
-            found = connection.execute(
-                f"SELECT {names} FROM profiles WHERE user_id IN (SELECT unnest(?))",
-                [list({moments[i].user_id for i in wanted})],
-            ).fetchall()
-        stored = {row[0]: row[1:] for row in found}
-        for i in wanted:
-            as_of = moments[i].as_of
-            row = stored.get(moments[i].user_id)
-            if row is None:
-                made[i] = self._guest(as_of).rows()
-            elif row[1] == epoch and row[0].date() == as_of.date():
-                unpacked = {n: json.loads(v) for n, v in zip(_SETS, row[2:], strict=True)}
-                days = (as_of - row[0]).total_seconds() / 86400
-                made[i] = self._moved(unpacked, days, self._guest(as_of))
-        return made
-
-    def _moved(self, sets: dict[str, list[list[Any]]], days: float, guest: _Guest) -> Rows:
-        """Rows as they are some days after they were made."""
-        from .profile import Rows
-
-        decay = 2.0 ** (-days / self._memory.config.half_life_days)
-        for row in sets["nodes"]:
-            row[2] *= decay
-        for row in sets["identity"]:
-            row[3] += days
-        for row in sets["products"]:
-            row[4] += days
-        others = {name: [tuple(row) for row in sets[name]] for name in _MADE_OF[1:]}
-        return Rows(guest.joined(sets, days), **others)
-
-    def _guest(self, as_of: datetime) -> _Guest:
-        hour = as_of.replace(minute=0, second=0, microsecond=0)
-        if hour not in self._guests:
-            if len(self._guests) > 100:
-                self._guests.clear()
-            self._guests[hour] = _Guest(self._memory, as_of)
-        return self._guests[hour]
-
-
-class _Guest:
-    """What somebody without events is shown in an hour: the shop's trends, for all to share."""
-
-    def __init__(self, memory: Memory, as_of: datetime) -> None:
-        from .profile import Moment
-
-        memory.prepare([Moment(NOBODY, as_of)])
-        connection = memory.connection
-        self._columns = tables.candidate_rows(connection, 1).columns
-        self._lists = {name: values.tolist() for name, values in self._columns.items()}
-        names = ", ".join(n.replace("trend_place", "place") for n in _TREND)
-        rows = connection.execute(f"SELECT query_key, {names} FROM trends").fetchall()
-        self._trends = {key: rest for key, *rest in rows}
-
-    def rows(self) -> Rows:
-        """All that a new user's profile is made of."""
-        from .profile import Rows
-
-        return Rows(dict(self._columns))
-
-    def joined(self, sets: dict[str, list[list[Any]]], days: float) -> dict[str, np.ndarray]:
-        """A user's stored candidates and the hour's trends, as columns in order of the keys."""
-        mine = sets["candidates"]
-        values = zip(*mine, strict=True) if mine else ([] for _ in self._lists)
-        columns = {name: list(column) for name, column in zip(self._lists, values, strict=True)}
-        known = set(columns["query_key"])
-        for i, key in enumerate(columns["query_key"]):
-            if key in self._trends:
-                for name, value in zip(_TREND, self._trends[key], strict=True):
-                    columns[name][i] = value
-        new = [i for i, key in enumerate(self._lists["query_key"]) if key not in known]
-        for name, column in columns.items():
-            column += [self._lists[name][i] for i in new]
-        made = {
-            name: np.array(column, dtype=object if name in tables.TEXTS else np.float64)
-            for name, column in columns.items()
-        }
-        self._age(made, slice(0, len(mine)), days)
-        self._ask(made, range(len(mine), len(mine) + len(new)), sets, days)
-        order = sorted(range(len(columns["query_key"])), key=columns["query_key"].__getitem__)
-        return {name: column[order] for name, column in made.items()}
-
-    def _age(self, columns: dict[str, np.ndarray], here: slice, days: float) -> None:
-        """The user's own candidates, some days later."""
-        before = columns["source_age"][here].copy()
-        columns["source_age"][here] += days
-        later = np.maximum(columns["source_age"][here], 0.02)
-        columns["timing"][here] += np.log(later / np.maximum(before, 0.02))
-        for name in _AGED:
-            columns[name][here] += days
-        columns["due"][here] = columns["had_age"][here] / columns["cycle_gap"][here]
-
-    def _ask(
-        self, columns: dict[str, np.ndarray], places: range, sets: dict[str, Any], days: float
-    ) -> None:
-        """What the user knows of the queries that only trends brought up."""
-        had = {leaf: age + days for leaf, age in sets["had"]}
-        touched = {leaf: (last, age + days, times) for leaf, last, age, times in sets["touched"]}
-        knows = {product: (bought, age + days) for product, bought, age in sets["knows"]}
-        wording, taste, used = (dict(sets[name]) for name in ("wording", "taste", "used"))
-        nothing = (np.nan, np.nan, np.nan)
-        for i in places:
-            leaf, modifier = columns["leaf"][i], columns["modifier"][i]
-            columns["had_age"][i] = had.get(leaf, np.nan)
-            columns["due"][i] = columns["had_age"][i] / columns["cycle_gap"][i]
-            last, age, times = touched.get(leaf, nothing)
-            columns["leaf_last"][i], columns["leaf_age"][i] = last, age
-            columns["leaf_times"][i] = times
-            bought, age = knows.get(columns["main"][i], nothing[:2])
-            columns["main_bought"][i], columns["main_age"][i] = bought, age
-            columns["wording"][i] = wording.get(columns["kind"][i], 0.0)
-            columns["taste"][i] = taste.get(modifier, 0.0)
-            columns["used"][i] = used.get(modifier, 0.0)

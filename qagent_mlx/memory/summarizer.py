@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..files import read_json, write_json
 from .worth import OUTCOMES, age_word
 
 if TYPE_CHECKING:
-    from .profile import Rows
+    from .reader import Rows
 
 WORDS = 16  # a line is cut after so many
 PROMPT = """\
@@ -67,22 +65,20 @@ def facts_of(rows: Rows) -> list[str]:
     """What the model is told: coarse, so that it does not change from hour to hour."""
     from .profile import safe
 
-    if not rows.identity:
+    if not rows.state.identity:
         return []
-    events, sessions, purchases, away, gap, gaps = rows.identity[0]
+    events, sessions, purchases, away, gap, gaps = rows.state.identity[0]
     facts = [f"{_about(events)} events in {_about(sessions)} visits, {_about(purchases)} purchases"]
     if gaps >= 2:
         facts.append(f"buys every {age_word(gap)}")
     facts.append(f"last seen: {age_word(away)}")
     for kind in ("category", "brand", "attribute", "price"):
-        liked = [(n, s) for k, n, _, s in rows.nodes if k == kind and s >= 0.2][:3]
+        liked = [(n, s) for k, n, _, s in rows.state.nodes if k == kind and s >= 0.2][:3]
         if liked:
             shares = ", ".join(f"{safe(node)} {round(share, 1):.0%}" for node, share in liked)
             facts.append(f"{kind}: {shares}")
-    own = rows.candidates
-    for i in np.argsort(own["back"])[:4]:
-        if not np.isnan(own["back"][i]):
-            facts.append(f"searched {safe(own['query'][i])}: {OUTCOMES[int(own['last'][i])]}")
+    for _, query, _, _, last, _ in rows.state.own[:4]:
+        facts.append(f"searched {safe(query)}: {OUTCOMES[last]}")
     return facts
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from ..shop import Shop
-from . import store, tables
+from .candidates import blank
 from .events import successes
 
 AGES = (
@@ -142,21 +142,6 @@ def _named(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return made
 
 
-TEXT = ("query_key", "query", "source", "leaf", "kind")
-NUMBERS = (
-    "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
-    "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
-    "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
-    "main_age",
-)  # fmt: skip
-
-
-def blank(rows: int) -> dict[str, np.ndarray]:
-    """Columns as `tables.candidate_rows` makes them, with nothing known of any row."""
-    made = {name: np.full(rows, np.nan) for name in NUMBERS}
-    return made | {name: np.full(rows, None, dtype=object) for name in TEXT}
-
-
 FEATURES = tuple(_named(blank(0)))
 
 
@@ -245,6 +230,8 @@ def learn(shop: Shop, since: datetime | None) -> Worth:
     """
     if since is None:
         return Worth.default()
+    from .reader import Moment, Reader, joined
+
     connection = shop.connection
     row = connection.execute("SELECT max(ts) FROM events").fetchone()
     end = row[0] if row and row[0] else since
@@ -259,19 +246,15 @@ def learn(shop: Shop, since: datetime | None) -> Worth:
     place = {key: i for i, key in enumerate(moments)}
     learned: list[Weights] = []
     if moments:
-        store.ready(connection, shop.config.memory)
-        tables.prepare_moments(
-            connection,
-            ((place[key], s.user_id, s.start) for key, s in moments.items()),
-            shop.config.memory,
-        )
-        candidates = tables.candidate_rows(connection, len(moments))
-        table = _sparse(candidates.columns)
-        keys = candidates.columns["query_key"]
+        rows = Reader(connection, shop.config.memory).computed([Moment(*key) for key in moments])
+        columns = joined(rows)
+        start = np.r_[0, np.cumsum([len(r.candidates["back"]) for r in rows])]
+        table = _sparse(columns)
+        keys = columns["query_key"]
         before = Weights.default()
         for cut, part in zip(cuts, known, strict=True):
             numbers = [place[s.user_id, s.start] for s in part]
-            before = _fit(table, keys, candidates, numbers, [s.query_key for s in part], before)
+            before = _fit(table, keys, start, numbers, [s.query_key for s in part], before)
             learned.append(Weights(before.values, before.outside, before.moments, cut))
     stored = {
         "features": FEATURES,
@@ -301,15 +284,18 @@ def _sparse(columns: Mapping[str, np.ndarray], block: int = 50_000) -> sparse.cs
 def _fit(
     table: sparse.csr_matrix,
     keys: np.ndarray,
-    candidates: tables.Candidates,
+    starts: np.ndarray,
     moments: Sequence[int],
     targets: Sequence[str],
     start: Weights,
 ) -> Weights:
-    """Maximum a posteriori weights of the conditional logit, found from ``start`` on."""
+    """Maximum a posteriori weights of the conditional logit, found from ``start`` on.
+
+    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``.
+    """
     filled = [
-        (candidates.of(m), key) for m, key in zip(moments, targets, strict=True)
-        if candidates.of(m).stop > candidates.of(m).start
+        (slice(int(starts[m]), int(starts[m + 1])), key)
+        for m, key in zip(moments, targets, strict=True) if starts[m + 1] > starts[m]
     ]
     prior = Weights.default()
     if not filled:

@@ -58,9 +58,7 @@ def known(shop, as_of, swing=0.0):
     return {
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],
-        "trends": shop.connection.execute(
-            "SELECT query_key, recent, share, longer_share, short_share FROM trends ORDER BY ALL"
-        ).fetchall(),
+        "trends": memory.reader.knowledge.trends([as_of]),
         "states": [repr(catalog.state(row, just_before)) for row in range(len(catalog))],
         "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
         "worth": [

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.memory import store, tables
+from qagent_mlx.memory import reader as reader_module
+from qagent_mlx.memory import state, store, tables
 from qagent_mlx.memory.profile import Memory, Moment, words_cost
 from qagent_mlx.shop import Shop
 
@@ -91,9 +92,9 @@ def stored(shop):
 
 
 def read(shop, as_of):
-    """What the shelf answers, every user of it."""
-    shelf = store.Shelf(Memory(shop.connection, shop.config.memory, words_cost))
-    return shelf.rows([Moment(user, as_of) for user in USERS])
+    """The states that are stored for the moment, every user's; None where none stands."""
+    reader = Memory(shop.connection, shop.config.memory, words_cost).reader
+    return reader._stored([Moment(user, as_of) for user in USERS])
 
 
 def profiles(shop, as_of):
@@ -128,15 +129,16 @@ def test_what_grew_with_the_log_equals_what_is_built_at_once(
         assert stored(grown) == stored(plain)
 
 
-def test_users_of_todays_events_are_read_and_not_computed(own_shop, monkeypatch):
+@pytest.mark.parametrize("later", [timedelta(seconds=1), timedelta(hours=30), timedelta(days=9)])
+def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop, monkeypatch):
     store.build(own_shop.connection, own_shop.config.memory)
-    as_of = end_of(own_shop) + timedelta(seconds=1)
+    as_of = end_of(own_shop) + later
     people = [u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
-    memory = Memory(own_shop.connection, own_shop.config.memory, words_cost)
-    expected = memory.computed([Moment(u, as_of) for u in people])
-    memory.profiles([Moment("nobody", as_of)])  # makes the hour's trends
-    monkeypatch.setattr(Memory, "computed", lambda *_: pytest.fail("computed"))
-    found = memory._rows([Moment(u, as_of) for u in people])
+    reader = Memory(own_shop.connection, own_shop.config.memory, words_cost).reader
+    expected = reader.computed([Moment(u, as_of) for u in people])
+    monkeypatch.setattr(state, "state_of", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(reader_module, "state_of", lambda *_: pytest.fail("computed"))
+    found = reader.rows([Moment(u, as_of) for u in people])
     for mine, theirs in zip(found, expected, strict=True):
         assert list(mine.candidates) == list(theirs.candidates)
         for name, column in theirs.candidates.items():
@@ -144,10 +146,10 @@ def test_users_of_todays_events_are_read_and_not_computed(own_shop, monkeypatch)
                 assert mine.candidates[name].tolist() == column.tolist(), name
             else:
                 np.testing.assert_allclose(mine.candidates[name], column, rtol=1e-9, err_msg=name)
-        for name in ("nodes", "identity", "wording", "products"):
-            assert getattr(mine, name) == [
-                tuple(pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for v in row)
-                for row in getattr(theirs, name)
+        for name in state.SETS:
+            assert getattr(mine.state, name) == [
+                [pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for v in row]
+                for row in getattr(theirs.state, name)
             ], name
 
 
@@ -194,4 +196,4 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
             append_events(shop, late)
         as_of = end_of(plain) + timedelta(hours=1)
         assert profiles(grown, as_of) == profiles(plain, as_of)
-        assert [rows is None for rows in read(grown, as_of)] == [True, False, False, False, False]
+        assert None not in read(grown, as_of)  # a state hangs on nobody else

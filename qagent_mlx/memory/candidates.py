@@ -1,0 +1,168 @@
+"""The queries that a user may want next, with all that is known of each: what worth weighs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .knowledge import KINDS, NOBODY, NOTHING, Day, Trend, Vocabulary
+from .state import State
+
+CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
+
+TEXT = ("query_key", "query", "source", "leaf", "kind")
+NUMBERS = (
+    "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
+    "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
+    "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
+    "main_age",
+)  # fmt: skip
+
+
+def blank(rows: int) -> dict[str, np.ndarray]:
+    """Columns as `candidates` makes them, with nothing known of any row.
+
+    Text is an object array with None where there is nothing, all else float64 with NaN.
+    """
+    made = {name: np.full(rows, np.nan) for name in NUMBERS}
+    return made | {name: np.full(rows, None, dtype=object) for name in TEXT}
+
+
+class Neighbour(NamedTuple):
+    """A query that others went on to, and the source that says most for it."""
+
+    score: float
+    place: int
+    source: str
+    timing: float | None
+
+
+def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neighbour]:
+    """What people with the user's past went on to search, fitted to the user's taste."""
+    found = [
+        (row, day.followers.get(row[0], NOBODY)) for row in state.sources
+    ]
+    found = [(row, f) for row, f in found if len(f.ids)]
+    if not found:
+        return {}
+    sizes = [len(f.ids) for _, f in found]
+    value = np.concatenate([f.chance for _, f in found])
+    value *= np.repeat([weight for (_, weight, _), _ in found], sizes)
+    ids, place = np.unique(np.concatenate([f.ids for _, f in found]), return_inverse=True)
+    # Sums differ in their last digits from order to order; what is equal must stay equal.
+    score = np.round(0.3 * np.bincount(place, value), 12)
+    fit = _fit(state, ids, vocabulary)
+    fitting = score * fit
+    ranked = np.round(fitting, 12)
+    if len(ids) > CANDIDATES:
+        least = np.partition(ranked, -CANDIDATES)[-CANDIDATES]
+        top = np.flatnonzero(ranked >= least).tolist()
+    else:
+        top = list(range(len(ids)))
+    keys = {i: vocabulary.keys[ids[i]] for i in top}
+    top = sorted(top, key=lambda i: (-ranked[i], keys[i]))[:CANDIDATES]
+    says: dict[int, tuple[float, str, float]] = {}
+    delays: dict[int, tuple[float, str, float]] = {}
+    chosen = np.zeros(len(ids), bool)
+    chosen[top] = True
+    owner = np.repeat(np.arange(len(found)), sizes)
+    delay = np.concatenate([f.delay for _, f in found])
+    here = np.flatnonzero(chosen[place])
+    for i, o, v, d in zip(
+        place[here].tolist(), owner[here].tolist(), np.round(value[here], 12).tolist(),
+        delay[here].tolist(), strict=True,
+    ):  # fmt: skip
+        source, _, age = found[o][0]
+        if i not in says or (v, source) > says[i][:2]:
+            says[i] = (v, source, age)
+        if d == d and (i not in delays or (v, source) > delays[i][:2]):
+            delays[i] = (v, source, d)
+    scale = float(score.sum() / fitting.sum())
+    made = {}
+    for number, i in enumerate(top, 1):
+        _, source, age = says[i]
+        timing = float(np.log(max(age, 0.02) / delays[i][2])) if i in delays else None
+        made[keys[i]] = Neighbour(float(fitting[i]) * scale, number, source, timing)
+    return made
+
+
+def _fit(state: State, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """How well the wording of queries fits the user: (ids,)."""
+    kinds, modifiers = vocabulary.worded()
+    share = dict(state.wording)
+    worded = np.array([share.get(kind, 0.0) + 0.15 for kind in KINDS])
+    liked = np.full(len(vocabulary.modifiers) + 1, 0.07)
+    for rows in (state.taste, state.used):
+        for word, amount in rows:
+            number = vocabulary.modifiers.get(word)
+            if number is not None:
+                liked[number] += amount
+    kind = kinds[ids]
+    return np.asarray(worded[kind] * np.where(kind == 0, 0.4, liked[modifiers[ids]]))
+
+
+def candidates(
+    state: State,
+    near: dict[str, Neighbour],
+    day: Day,
+    trends: dict[str, Trend],
+    vocabulary: Vocabulary,
+) -> dict[str, np.ndarray]:
+    """Columns of `TEXT` and `NUMBERS`, a row a query, in order of the keys.
+
+    Args:
+        state: The user's, at the moment.
+        near: What `neighbours` says.
+        day: With the facts of all the queries read, and the cycles of their categories.
+        trends: Of the moment's hour.
+        vocabulary: Knows all the queries.
+    """
+    own = {row[0]: (back, *row[1:]) for back, row in enumerate(state.own, 1)}
+    touched: dict[str, list[float]] = {}  # when the user last searched in a category
+    for key, _, times, _, last, age in state.own:
+        leaf = day.facts.get(key, NOTHING).leaf
+        if leaf is None:
+            continue
+        row = touched.get(leaf)
+        if row is None:
+            touched[leaf] = [last, age, times]
+        else:
+            row[2] += times
+    had, wording = dict(state.had), dict(state.wording)
+    taste, used = dict(state.taste), dict(state.used)
+    knows = {product: (float(bought), age) for product, bought, age in state.knows}
+    keys = sorted(wanted(state, near, trends))
+    text: list[tuple[str | None, ...]] = []
+    numbers: list[tuple[float | None, ...]] = []
+    nothing = (None,) * 5
+    for key in keys:
+        back, query, times, best, last, age = own.get(key, (None, *nothing))
+        known = vocabulary.wordings[vocabulary.number[key]]
+        fact = day.facts.get(key, NOTHING)
+        next_score, next_place, source, timing = near.get(key, nothing[:4])
+        share, longer, short, place, recent = trends.get(key, nothing)
+        had_age = had.get(fact.leaf)
+        again, gap = day.cycles.get(fact.leaf, (None, None)) if fact.leaf else (None, None)
+        leaf_last, leaf_age, leaf_times = touched.get(fact.leaf or "", nothing[:3])
+        main_bought, main_age = knows.get(fact.main or "", (None, None))
+        text.append((key, query or known.query, source, fact.leaf, known.kind))
+        numbers.append(
+            (times, best, last, age, back, next_score, next_place, timing, share, longer, short,
+             place, recent, had_age, again,
+             had_age / gap if had_age is not None and gap else None,
+             (fact.met + 1.0) / (fact.asked + 2.0), (fact.most + 0.3) / (fact.met + 1.0),
+             leaf_last, leaf_age, leaf_times, wording.get(known.kind, 0.0),
+             taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age)
+        )  # fmt: skip
+    if not keys:
+        return blank(0)
+    table = np.ascontiguousarray(np.array(numbers, dtype=np.float64).T)
+    words = np.array(text, dtype=object).T
+    return dict(zip(NUMBERS, table, strict=True)) | dict(zip(TEXT, words, strict=True))
+
+
+def wanted(state: State, near: dict[str, Neighbour], trends: dict[str, Trend]) -> set[str]:
+    """The keys of the queries that are weighed."""
+    made = {row[0] for row in state.own[:CANDIDATES]} | near.keys()
+    return made | {key for key, trend in trends.items() if trend.place <= CANDIDATES}
