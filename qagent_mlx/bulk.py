@@ -21,6 +21,7 @@ from typing import Any
 import duckdb
 
 from .agent.recommend import Ask, Recommender, UserRecommendations, after_log
+from .duck import open_duckdb
 from .errors import QAgentError
 from .files import read_json, replacing, write_json
 from .policy.model import fingerprint
@@ -56,7 +57,7 @@ def read_users(path: Path) -> list[str]:
         QAgentError: the file cannot be read, or names nobody.
     """
     if path.suffix == ".parquet":
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             try:
                 rows = connection.execute(
                     f"SELECT user_id::VARCHAR FROM read_parquet({_text(path)})"
@@ -214,7 +215,7 @@ def _begin(folder: Path, question: dict[str, Any], moment: datetime) -> datetime
 
 
 def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
-    with replacing(path) as temporary, duckdb.connect() as connection:
+    with replacing(path) as temporary, open_duckdb() as connection:
         connection.execute(_SCHEMA)
         with connection.appender("part") as appender:
             for one in found:
@@ -229,7 +230,7 @@ def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
 def _join(folder: Path, paths: Sequence[Path], out: Path) -> tuple[int, int]:
     """Write the parts as one file; returns its rows and users."""
     files = "[" + ", ".join(_text(p) for p in paths) + "]"
-    with replacing(out) as temporary, duckdb.connect() as connection:
+    with replacing(out) as temporary, open_duckdb() as connection:
         try:
             connection.execute(f"CREATE VIEW joined AS SELECT * FROM read_parquet({files})")
             _copy(connection, "joined", temporary)

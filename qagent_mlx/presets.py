@@ -32,6 +32,7 @@ from typing import Any
 
 import duckdb
 
+from .duck import open_duckdb
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
 from .shop import Shop
@@ -116,7 +117,7 @@ class _Reader:
     """Raw files as DuckDB tables, all columns as text; the database is in memory."""
 
     def __init__(self) -> None:
-        self._connection = duckdb.connect()
+        self._connection = open_duckdb()
 
     def __enter__(self) -> _Reader:
         return self

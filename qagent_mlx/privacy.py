@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 
+from .duck import open_duckdb
 from .errors import QAgentError
 from .files import read_json, replacing, sync_folder
 from .inspection import SUMMARIES, inspect_memory
@@ -188,7 +189,7 @@ def _cases(folder: Path, user: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             found = connection.execute(
                 "SELECT * FROM read_parquet(?) WHERE user_id = ? ORDER BY case_id",
                 [str(path), user],
@@ -204,7 +205,7 @@ def _cases(folder: Path, user: str) -> list[dict[str, Any]]:
 def _forget_in_run(run: Run, user: str) -> None:
     path = run.folder / "cases.parquet"
     if _cases(run.folder, user):
-        with replacing(path) as temporary, duckdb.connect() as connection:
+        with replacing(path) as temporary, open_duckdb() as connection:
             source, target = (str(p).replace("'", "''") for p in (path, temporary))
             connection.execute(
                 f"""COPY (SELECT * FROM read_parquet('{source}') WHERE user_id <> ?)

@@ -23,6 +23,7 @@ from typing import Any
 
 import duckdb
 
+from .duck import open_duckdb
 from .errors import QAgentError
 from .files import read_json, write_json
 
@@ -325,7 +326,7 @@ class Shop:
 def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in UTC, with its errors turned into remedies."""
     try:
-        connection = duckdb.connect(str(path), read_only=read_only)
+        connection = open_duckdb(path, read_only=read_only)
     except duckdb.IOException as error:
         text = str(error)
         holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", text)

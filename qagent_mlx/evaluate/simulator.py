@@ -23,9 +23,9 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
-import duckdb
 import numpy as np
 
+from ..duck import open_duckdb
 from ..files import replacing, write_json
 from ..text import words
 from .world import Brand, ProductType, brands, follow_ups, product_types
@@ -619,7 +619,7 @@ def simulate(config: SimulatorConfig | None = None) -> tuple[World, list[dict[st
 def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[str, int]:
     """Write ``products.parquet``, ``events.parquet`` and ``simulator.json`` to a folder."""
     world, log = simulate(config)
-    connection = duckdb.connect()
+    connection = open_duckdb()
     columns = {
         "products": {
             "product_id": "VARCHAR", "title": "VARCHAR", "brand": "VARCHAR",

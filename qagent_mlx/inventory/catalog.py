@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
 from .clicks import seconds
@@ -174,5 +175,5 @@ def read_stored(products: Path, history: Path) -> Catalog:
     def stored(path: Path) -> str:
         return "SELECT * FROM read_parquet('{}')".format(str(path).replace("'", "''"))
 
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         return _catalog(connection, stored(products), stored(history))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,17 +87,20 @@ def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neig
     return made
 
 
+def _named(rows: list[list[Any]]) -> dict[str | None, float]:
+    return dict(rows)  # type: ignore[arg-type]
+
+
 def _fit(state: State, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """How well the wording of queries fits the user: (ids,)."""
     kinds, modifiers = vocabulary.worded()
-    share = dict(state.wording)
+    share = _named(state.wording)
     worded = np.array([share.get(kind, 0.0) + 0.15 for kind in KINDS])
     liked = np.full(len(vocabulary.modifiers) + 1, 0.07)
     for rows in (state.taste, state.used):
         for word, amount in rows:
-            number = vocabulary.modifiers.get(word)
-            if number is not None:
-                liked[number] += amount
+            if word in vocabulary.modifiers:
+                liked[vocabulary.modifiers[word]] += amount
     kind = kinds[ids]
     return np.asarray(worded[kind] * np.where(kind == 0, 0.4, liked[modifiers[ids]]))
 
@@ -129,13 +132,14 @@ def candidates(
             touched[leaf] = [last, age, times]
         else:
             row[2] += times
-    had, wording = dict(state.had), dict(state.wording)
-    taste, used = dict(state.taste), dict(state.used)
+    had, wording, taste, used = (
+        _named(rows) for rows in (state.had, state.wording, state.taste, state.used)
+    )
     knows = {product: (float(bought), age) for product, bought, age in state.knows}
-    keys = sorted(wanted(state, near, trends))
+    keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
     text: list[tuple[str | None, ...]] = []
-    numbers: list[tuple[float | None, ...]] = []
-    nothing = (None,) * 5
+    numbers: list[tuple[Any, ...]] = []
+    nothing: tuple[Any, ...] = (None,) * 5
     for key in keys:
         back, query, times, best, last, age = own.get(key, (None, *nothing))
         known = vocabulary.wordings[vocabulary.number[key]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from .profile import Memory, Moment
@@ -39,13 +39,13 @@ def graph(memory: Memory, moment: Moment) -> dict[str, list[dict[str, Any]]]:
     for _, kind, node, weight in touches:
         weights[kind, node] += weight
     rows = heaviest(weights, NODES)
-    nodes = [
+    nodes: list[dict[str, Any]] = [
         {"kind": kind, "node": node, "weight": round(weight, 4), "share": round(share, 4)}
         for kind, node, weight, share in rows
     ]
-    for node in nodes:
-        if node["kind"] == "product":
-            node["title"] = log.goods[node["node"]].title
+    for shown_node in nodes:
+        if shown_node["kind"] == "product":
+            shown_node["title"] = log.goods[shown_node["node"]].title
     shown = {(kind, node) for kind, node, _, _ in rows}
     sessions: dict[int, dict[Node, float]] = {e.session_id: {} for e in events}  # in their order
     for session, kind, name, weight in touches:
@@ -65,7 +65,7 @@ def _links(sessions: list[dict[Node, float]]) -> Iterator[tuple[Edge, float]]:
         for one, other in combinations(sorted(ends, key=lambda end: KINDS.index(end[0])), 2):
             if one[0] != other[0]:
                 yield ("session", one, other), min(touched[one], touched[other])
-    for before, after in zip(sessions, sessions[1:], strict=False):
+    for before, after in pairwise(sessions):
         for one, weight in before.items():
             if one[0] in LEADING:
                 for other, later in after.items():

@@ -1,17 +1,35 @@
-"""Reads users' events, with what is needed to make a state of them (see `state`)."""
+"""Reads users' events, with what is known of their products and queries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import duckdb
 
-SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # the order of `event_type` in the schema
+from ..text import words
+
+TYPES = ("search", "view", "click", "cart", "purchase")
+SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # places in `TYPES`
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1), timedelta(microseconds=1)
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def time_of(at: int) -> datetime:
+    """The moment that is so many microseconds after 1970."""
+    return _EPOCH + at * _MICROSECOND
 
 
 class Event(NamedTuple):
-    """One row of the log; ``at`` in microseconds since 1970, ``band`` 1 to 3 or None."""
+    """One row of the log; ``at`` in microseconds since 1970, ``type`` a place in `TYPES`."""
 
     user_id: str
     event_id: int
@@ -22,17 +40,34 @@ class Event(NamedTuple):
     product_id: str | None
     session_id: int
     search_id: int | None
-    band: int | None
 
 
 class Good(NamedTuple):
-    """What a product adds to the interest graph."""
+    """What a product adds to the interest graph.
+
+    A price counts as low up to ``low`` and as middling up to ``high``, among the products of
+    its category; ``times`` and ``prices`` are its history, the oldest first.
+    """
 
     title: str
     brand: str | None
     top: str
     leaf: str
     attributes: Sequence[str | None]
+    price: float | None
+    low: float | None
+    high: float | None
+    times: Sequence[int] = ()
+    prices: Sequence[float | None] = ()
+
+    def band(self, at: int) -> str:
+        """The price band of a moment, ``$`` to ``$$$``: what was paid, not what it costs now."""
+        place = bisect_right(self.times, at) - 1
+        price = self.prices[place] if place >= 0 else None
+        price = self.price if price is None else price
+        if price is None or self.low is None or self.high is None:
+            return ""
+        return "$" if price <= self.low else "$$" if price <= self.high else "$$$"
 
 
 class Wording(NamedTuple):
@@ -44,70 +79,83 @@ class Wording(NamedTuple):
     terms: Sequence[str]
 
 
-# The price band is that of the moment: what was paid, not what it costs now.
+# One user, or many: a plain comparison is planned in a fraction of the time.
 _EVENTS = """
-SELECT e.user_id, e.event_id, epoch_us(e.ts), enum_code(e.type::event_type), e.query, e.query_key,
-       e.product_id, e.session_id, e.search_id,
-       CASE WHEN coalesce(p.price, g.price) IS NULL THEN NULL
-            WHEN coalesce(p.price, g.price) <= g.low THEN 1
-            WHEN coalesce(p.price, g.price) <= g.high THEN 2 ELSE 3 END AS band
-FROM (SELECT * FROM {events} WHERE user_id IN (SELECT unnest($users))) e
-LEFT JOIN goods g USING (product_id)
-ASOF LEFT JOIN product_history p ON p.product_id = e.product_id AND e.ts >= p.ts
-ORDER BY e.user_id, e.ts, e.event_id"""
+SELECT user_id, event_id, epoch_us(ts), list_position({types}, type::VARCHAR) - 1, query,
+       query_key, product_id, session_id, search_id
+FROM events WHERE {where} ORDER BY user_id, ts, event_id"""
 
 _GOODS = """
 SELECT product_id, title, brand, top, leaf,
-       coalesce(map_values(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"')), [])
-FROM goods WHERE product_id IN (SELECT unnest($keys))"""
+       coalesce(map_values(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"')), []), price, low, high
+FROM goods WHERE product_id IN (SELECT unnest($1))"""
 
-WORDINGS = """
-WITH wanted AS (SELECT DISTINCT unnest($keys) AS query_key),
-terms AS (SELECT query_key, list(term) AS terms FROM query_terms SEMI JOIN wanted USING (query_key)
-          GROUP BY query_key)
-SELECT query_key, s.query, k.kind, k.modifier, coalesce(t.terms, [])
-FROM wanted JOIN spellings s USING (query_key) JOIN query_kinds k USING (query_key)
-LEFT JOIN terms t USING (query_key)"""
+_PRICES = """
+SELECT product_id, epoch_us(ts), price FROM product_history
+WHERE product_id IN (SELECT unnest($1)) ORDER BY product_id, ts"""
+
+_WORDINGS = """
+SELECT query_key, query, kind, modifier FROM query_kinds WHERE query_key IN (SELECT unnest($1))"""
+
+
+def of_users(users: Sequence[str]) -> tuple[str, list[object]]:
+    """A condition on ``user_id``, and its values."""
+    if len(users) == 1:
+        return "user_id = $1", [users[0]]
+    return "user_id IN (SELECT unnest($1))", [list(users)]
+
+
+def read_wordings(
+    connection: duckdb.DuckDBPyConnection, keys: Collection[str]
+) -> Iterator[tuple[str, Wording]]:
+    """How queries are worded, those of which a search is known."""
+    for key, query, kind, modifier in connection.execute(_WORDINGS, [list(keys)]).fetchall():
+        yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(words(query))))
 
 
 class Log:
     """The events of some users, and what is known of their products and queries.
 
     Args:
-        connection: With the tables about the whole shop (see `tables`).
-        events: The table to read.
+        connection: With the catalog (``goods``; see `tables`).
+        worded: Also read how the users' queries are worded.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, events: str = "events") -> None:
-        self._connection, self._events = connection, events
+    def __init__(self, connection: duckdb.DuckDBPyConnection, *, worded: bool = True) -> None:
+        self._connection, self._worded = connection, worded
         self.goods: dict[str, Good] = {}
         self.wordings: dict[str, Wording] = {}
 
     def of(self, users: Iterable[str]) -> dict[str, list[Event]]:
         """The events of each user that has any, the oldest first."""
+        where, values = of_users(list(users))
         rows = self._connection.execute(
-            _EVENTS.format(events=self._events), {"users": list(users)}
+            _EVENTS.format(types=list(TYPES), where=where), values
         ).fetchall()
         found: dict[str, list[Event]] = {}
-        products: set[str] = set()
-        keys: set[str] = set()
         for event in map(Event._make, rows):
             if event.user_id not in found:
                 found[event.user_id] = []
             found[event.user_id].append(event)
-            if event.type == SEARCH:
-                keys.add(event.query_key or "")
-            elif event.product_id is not None:
-                products.add(event.product_id)
-        self._read(products - self.goods.keys(), keys - self.wordings.keys())
+        products = {row[6] for row in rows if row[3] != SEARCH and row[6] is not None}
+        self._read_goods(products - self.goods.keys())
+        if self._worded:
+            self.read_wordings({row[5] for row in rows if row[3] == SEARCH})
         return found
 
-    def _read(self, products: set[str], keys: set[str]) -> None:
-        if products:
-            for product, *rest in self._connection.execute(
-                _GOODS, {"keys": list(products)}
-            ).fetchall():
-                self.goods[product] = Good._make(rest)
-        if keys:
-            for key, *rest in self._connection.execute(WORDINGS, {"keys": list(keys)}).fetchall():
-                self.wordings[key] = Wording._make(rest)
+    def read_wordings(self, keys: set[str]) -> None:
+        """Know how these queries are worded."""
+        fresh = keys - self.wordings.keys()
+        if fresh:
+            self.wordings |= read_wordings(self._connection, fresh)
+
+    def _read_goods(self, products: set[str]) -> None:
+        if not products:
+            return
+        values = [list(products)]
+        prices: dict[str, tuple[list[int], list[float | None]]] = defaultdict(lambda: ([], []))
+        for product, at, price in self._connection.execute(_PRICES, values).fetchall():
+            prices[product][0].append(at)
+            prices[product][1].append(price)
+        for product, *rest in self._connection.execute(_GOODS, values).fetchall():
+            self.goods[product] = Good(*rest, *prices.get(product, ((), ())))

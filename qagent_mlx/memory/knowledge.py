@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..shop import MemoryConfig
 from . import tables
-from .history import WORDINGS, Wording
+from .history import Wording, read_wordings
 
 PIECES = 24  # how often parts of a day are read before all of it is
 KEPT = 40  # days, and hours, that are kept
@@ -73,11 +74,10 @@ class Vocabulary:
 
     def learn(self, keys: Iterable[str]) -> None:
         """Know these queries; those of which no search is known stay unknown."""
-        fresh = list(set(keys) - self.number.keys())
+        fresh = set(keys) - self.number.keys()
         if not fresh:
             return
-        for key, *rest in self._connection.execute(WORDINGS, {"keys": fresh}).fetchall():
-            wording = Wording._make(rest)
+        for key, wording in read_wordings(self._connection, fresh):
             self.number[key] = len(self.keys)
             self.keys.append(key)
             self.wordings.append(wording)
@@ -129,6 +129,10 @@ class Knowledge:
 
     def follow(self, state: Mapping[str, str]) -> None:
         """Let go of what is no longer so, by the store's state (see `store.update`)."""
+        if len(self._days) > KEPT:
+            self._days.clear()
+        if len(self._hours) > KEPT:
+            self._hours.clear()
         if state == self._state:
             return
         before, self._state = self._state, dict(state)
@@ -148,8 +152,6 @@ class Knowledge:
         start = start_of_day(moment)
         known = self._days.get(start)
         if known is None or not self._stands(known.end, start):
-            if len(self._days) >= KEPT:
-                self._days.clear()
             known = self._days[start] = Day(self._end)
         return known
 
@@ -215,7 +217,9 @@ class Knowledge:
 
     def _read_followers(self, wanted: str, values: dict[str, Any]) -> None:
         query = tables.transitions(self._config.swing, wanted)
-        found = self._connection.execute(f"FROM ({query}) ORDER BY day, source", values).fetchnumpy()
+        found = self._connection.execute(
+            f"FROM ({query}) ORDER BY day, source", values
+        ).fetchnumpy()
         keys = np.ma.getdata(found["query_key"])
         if not len(keys):
             return
@@ -227,7 +231,7 @@ class Knowledge:
         sources, days = np.ma.getdata(found["source"]), np.ma.getdata(found["day"])
         new = np.flatnonzero((sources[1:] != sources[:-1]) | (days[1:] != days[:-1])) + 1
         starts = [0, *new.tolist(), len(keys)]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             moment: datetime = days[start].astype("datetime64[us]").item()
             self._days[moment].followers[sources[start]] = Followers(
                 ids[start:stop], chance[start:stop], delay[start:stop]
@@ -253,9 +257,6 @@ class Knowledge:
             if hour not in self._hours or not self._stands(self._hours[hour][0], hour)
         }  # fmt: skip
         if missing:
-            if len(self._hours) >= KEPT:
-                self._hours.clear()
-                missing = set(hours)
             self._hours |= {hour: (self._end, {}) for hour in missing}
             for hour, key, *rest in self._connection.execute(
                 tables.trends(self._config), {"hours": sorted(missing)}
@@ -271,8 +272,3 @@ _WANTED = "SELECT unnest($keys) AS {}, unnest($days)::TIMESTAMP AS day"
 def start_of_day(moment: datetime) -> datetime:
     """Midnight before a moment."""
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def next_day(moment: datetime) -> datetime:
-    """Midnight after a moment."""
-    return start_of_day(moment) + timedelta(days=1)

@@ -24,6 +24,7 @@ from typing import Any
 
 import duckdb
 
+from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..files import read_json, replacing, write_json
 from ..shop import MemoryConfig, Shop, from_dict
@@ -128,11 +129,13 @@ class Partitions:
 
     def contribute(self, part: int) -> None:
         """Make what one partition tells the others; needs its own events only."""
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             self._view(connection, part)
             self._catalog(connection)
-            for name in _SHARED:
+            tables.make_traces(connection, "TABLE")
+            for name in ("hourly", "spellings"):
                 connection.execute(f"CREATE TABLE {name} AS {tables.select(name)}")
+            for name in _SHARED:
                 with replacing(self._shared(part, name)) as path:
                     connection.execute(f"COPY {name} TO {_text(path)} (FORMAT parquet)")
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
@@ -164,7 +167,7 @@ class Partitions:
         self.close()
         with replacing(target) as path:
             path.unlink()  # DuckDB makes its files itself
-            with duckdb.connect(str(path)) as connection:
+            with open_duckdb(path) as connection:
                 connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
                 self._view(connection, part)
                 self._catalog(connection)
@@ -172,7 +175,8 @@ class Partitions:
                     connection.execute(f"CREATE TABLE {name} AS FROM {self._all(name)}")
                 connection.execute(
                     f"""CREATE TABLE spellings AS
-                    SELECT query_key, arg_min(query, first) AS query, min(first) AS first
+                    SELECT query_key, arg_min(query, (ts, event_id)) AS query, min(ts) AS ts,
+                           arg_min(event_id, (ts, event_id)) AS event_id
                     FROM {self._all("spellings")} GROUP BY query_key"""
                 )
                 if self.config.swing:
@@ -221,7 +225,7 @@ class Partitions:
                     f"partition {part} of {self.folder} is not built; run: "
                     f"qagent memory build {self.folder}"
                 )
-            connection = duckdb.connect(str(path), read_only=True)
+            connection = open_duckdb(path, read_only=True)
             self._view(connection, part)
             self._open[part] = connection
             self._memories[part] = Memory(connection, self.config, count, self.worth)

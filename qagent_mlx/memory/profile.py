@@ -325,7 +325,8 @@ def _identity_lines(state: State) -> list[Line]:
     if share >= 0.5:
         names = {"brand": "names brands", "attribute": "names details", "plain": "short queries"}
         parts.append(names[kind])
-    loyal = next((n for k, n, _, s in state.nodes if k == "brand" and s >= 0.6 and purchases >= 2), None)
+    brands = [(node, share) for kind, node, _, share in state.nodes if kind == "brand"]
+    loyal = next((node for node, share in brands if share >= 0.6 and purchases >= 2), None)
     if loyal:
         parts.append(f"loyal {safe(loyal).lower()}")
     if gaps >= 2:

@@ -6,7 +6,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import duckdb
 import numpy as np
@@ -14,12 +14,9 @@ import numpy as np
 from ..shop import MemoryConfig
 from . import store, tables
 from .candidates import blank, candidates, neighbours, wanted
-from .history import Event, Log
+from .history import Event, Log, microseconds
 from .knowledge import NOTHING, Knowledge, start_of_day
 from .state import SETS, Search, State, searches, state_of, touches
-
-_EPOCH = datetime(1970, 1, 1)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Moment:
     @property
     def at(self) -> int:
         """The time in microseconds since 1970."""
-        return (self.as_of - _EPOCH) // _MICROSECOND
+        return microseconds(self.as_of)
 
 
 @dataclass(slots=True)
@@ -67,7 +64,9 @@ class Reader:
     def rows(self, moments: Sequence[Moment]) -> list[Rows]:
         """What each moment's profile is made of."""
         state = self.ready()
-        states = self._stored(moments) if store.ended(state) else [None] * len(moments)
+        states: list[State | None] = [None] * len(moments)
+        if store.ended(state):
+            states = self._stored(moments)
         missing = [i for i, found in enumerate(states) if found is None]
         for i, made in zip(missing, self._made_states([moments[i] for i in missing]), strict=True):
             states[i] = made
@@ -78,7 +77,9 @@ class Reader:
         self.ready()
         return self._assembled(moments, list(self._made_states(moments)))
 
-    def touches(self, moment: Moment) -> tuple[list[tuple[int, str, str, float]], list[Event], Log]:
+    def touches(
+        self, moment: Moment
+    ) -> tuple[list[tuple[int, str, str, float]], Sequence[Event], Log]:
         """Every touch of the user's interest graph, the events, and what is known of them."""
         self.ready()
         log = Log(self.connection)

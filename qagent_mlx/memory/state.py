@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -30,7 +31,8 @@ Rows = list[list[Any]]
 class State:
     """Rows of plain values, so that they can be kept as JSON; ages are in days."""
 
-    own: Rows = field(default_factory=list)  # query_key, query, times, best, last, age: newest first
+    # query_key, query, times, best, last, age: the last searched first
+    own: Rows = field(default_factory=list)
     sources: Rows = field(default_factory=list)  # source, weight, age
     had: Rows = field(default_factory=list)  # leaf, age: bought of a category
     knows: Rows = field(default_factory=list)  # product_id, bought, age: engaged with
@@ -60,28 +62,28 @@ class State:
 SETS = tuple(f.name for f in fields(State))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Search:
     """A search of the user, and what came of it: 0 nothing, 1 click, 2 cart, 3 purchase."""
 
     event: Event
-    outcome: int
-    product_id: str | None
+    outcome: int = 0
+    product_id: str | None = None  # the one that came of it
+    known: int | None = None  # since when it is known that something came of it
+    first_product: str | None = None  # what came first
 
 
 def searches(events: Sequence[Event]) -> list[Search]:
     """The searches among a user's events, the oldest first."""
-    best: dict[int, tuple[int, str | None]] = {}
+    made = {event.event_id: Search(event) for event in events if event.type == SEARCH}
     for event in events:
-        if event.type >= CLICK and event.search_id is not None:
-            level = event.type - CLICK + 1
-            if level > best.get(event.search_id, (0, None))[0]:  # the earliest of the strongest
-                best[event.search_id] = (level, event.product_id)
-    return [
-        Search(event, *best.get(event.event_id, (0, None)))
-        for event in events
-        if event.type == SEARCH
-    ]
+        if event.type >= CLICK and event.search_id in made:
+            search, level = made[event.search_id], event.type - CLICK + 1
+            if search.known is None:
+                search.known, search.first_product = event.at, event.product_id
+            if level > search.outcome:  # the earliest of the strongest
+                search.outcome, search.product_id = level, event.product_id
+    return list(made.values())
 
 
 def touches(
@@ -110,8 +112,8 @@ def touches(
             yield session, "department", good.top, weight
         if good.brand:
             yield session, "brand", good.brand, weight
-        if event.band is not None:
-            yield session, "price", "$" * event.band, weight
+        if band := good.band(event.at):
+            yield session, "price", band, weight
         yield session, "product", event.product_id, weight
         for value in good.attributes:
             if value:
@@ -119,7 +121,8 @@ def touches(
     for search in asked:
         weight = config.weight_search * (1 + search.outcome)
         weight *= 2.0 ** ((at - search.event.at) / half)
-        for term in wordings[search.event.query_key or ""].terms:
+        wording = wordings.get(search.event.query_key or "")
+        for term in wording.terms if wording else ():
             yield search.event.session_id, "term", term, weight
 
 
@@ -165,7 +168,9 @@ def state_of(
     kinds: dict[str, float] = defaultdict(float)
     modifiers: dict[str, float] = defaultdict(float)
     for key, _, times, best, *_ in own:
-        wording = wordings[key]
+        wording = wordings.get(key)
+        if wording is None:  # the tables about the shop were made before it was searched
+            continue
         kinds[wording.kind] += times
         if wording.modifier is not None:
             modifiers[wording.modifier] += times * (1 + best)
@@ -236,10 +241,11 @@ def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Row
 
 def _taste(weights: Mapping[tuple[str, str], float]) -> Rows:
     """Words of brands and attributes, with their share of what the user touched."""
-    words: dict[str, dict[str, float]] = {"brand": defaultdict(float), "attribute": defaultdict(float)}
+    words: dict[str, dict[str, float]] = {"brand": {}, "attribute": {}}
     for (kind, node), weight in weights.items():
         if kind in words:
-            words[kind][node.lower()] += weight
+            word = node.lower()
+            words[kind][word] = words[kind].get(word, 0.0) + weight
     best: dict[str, float] = {}
     for amounts in words.values():
         for word, share in _shares(amounts):
@@ -253,7 +259,7 @@ def _identity(events: Sequence[Event], at: int) -> list[Any]:
         if event.type == PURCHASE:
             bought.setdefault(event.session_id, event.at)
     visits = sorted(bought.values())
-    gaps = [(b - a) / _DAY for a, b in zip(visits, visits[1:], strict=False)]
+    gaps = [(b - a) / _DAY for a, b in pairwise(visits)]
     return [
         len(events),
         len({event.session_id for event in events}),

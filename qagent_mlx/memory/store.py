@@ -11,20 +11,21 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 import duckdb
 
 from ..shop import MemoryConfig
-from . import history, tables
+from . import history, tables, traces
 from . import state as states
-from .history import Log
+from .history import SEARCH, Event, Log, microseconds, of_users, time_of
 from .state import SETS, state_of
-
-CHUNK = 4000  # users whose states are made in one pass: bounds memory
+from .traces import traces_of
 
 _PROFILES = f"""
 CREATE OR REPLACE TABLE profiles (
@@ -35,6 +36,8 @@ CREATE OR REPLACE TABLE profiles (
 # The rows are JSON arrays. Zstandard, which DuckDB takes for long texts, must unpack some
 # thousand rows to read one: 25 ms instead of 1.
 
+_HOUR = 3600_000_000  # microseconds
+
 # The store's state, in the table `meta`. `memory` is the fingerprint; `memory_end` the end of
 # the log; `memory_epoch` and `memory_hours` grow when late events, or the lack of some, change
 # what was known at the start of the day, and of the hour, that the log had reached.
@@ -43,7 +46,7 @@ _KEYS = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    return "".join(inspect.getsource(module) for module in (history, states))
+    return "".join(inspect.getsource(module) for module in (history, states, traces))
 
 
 def fingerprint(config: MemoryConfig) -> str:
@@ -76,8 +79,9 @@ def is_current(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> b
 
 
 def _set(connection: duckdb.DuckDBPyConnection, **values: str) -> None:
-    for key, value in values.items():
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+    connection.execute(
+        "INSERT OR REPLACE INTO meta SELECT unnest($1), unnest($2)", [[*values], [*values.values()]]
+    )
 
 
 # ---------------------------------------------------------------- building
@@ -116,17 +120,20 @@ def build_profiles(
     _set(
         connection,
         memory=fingerprint(config),
-        memory_epoch=_next(connection, "memory_epoch"),
-        memory_hours=_next(connection, "memory_hours"),
+        memory_epoch=_after(state(connection), "memory_epoch"),
+        memory_hours=_after(state(connection), "memory_hours"),
         memory_end=end.isoformat() if end else "",
     )
-    users = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
-    _fill(connection, config, Log(connection), [user for (user,) in users])
+    found = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
+    users = [user for (user,) in found]
+    log = Log(connection, worded=False)
+    for start in range(0, len(users), tables.CHUNK):
+        _fill(connection, config, log, log.of(users[start : start + tables.CHUNK]))
     return len(users)
 
 
-def _next(connection: duckdb.DuckDBPyConnection, key: str) -> str:
-    return str(int(state(connection).get(key) or 0) + 1)
+def _after(state: Mapping[str, str], key: str) -> str:
+    return str(int(state.get(key) or 0) + 1)
 
 
 def discard(connection: duckdb.DuckDBPyConnection) -> None:
@@ -138,24 +145,21 @@ _packed = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _fill(
-    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, log: Log, users: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    config: MemoryConfig,
+    log: Log,
+    histories: Mapping[str, Sequence[Event]],
 ) -> None:
-    """Store the states of some users; those who have no events get no row."""
-    names = ", ".join(SETS)
-    for start in range(0, len(users), CHUNK):
-        columns: list[list[object]] = [[] for _ in range(3 + len(SETS))]
-        for user, events in log.of(users[start : start + CHUNK]).items():
+    """Store the states of some users, of whom none is stored."""
+    log.read_wordings(
+        {e.query_key or "" for events in histories.values() for e in events if e.type == SEARCH}
+    )
+    with connection.appender("profiles") as appender:
+        for user, events in histories.items():
             at = events[-1].at
             made = state_of(events, at, log.goods, log.wordings, config)
-            sets = [_packed(getattr(made, name)) for name in SETS]
-            for column, value in zip(columns, (user, at, len(events), *sets), strict=True):
-                column.append(value)
-        connection.execute(
-            f"""INSERT OR REPLACE INTO profiles (user_id, made, events, {names})
-            SELECT unnest($1), make_timestamp(unnest($2)), {
-                ", ".join(f"unnest(${i})" for i in range(3, 4 + len(SETS)))}""",
-            columns,
-        )
+            sets = (_packed(getattr(made, name)) for name in SETS)
+            appender.append_row(user, time_of(at), len(events), *sets)
 
 
 # ---------------------------------------------------------------- new events
@@ -177,114 +181,130 @@ def update(
         users: Whose events changed.
         after_id: The new events have greater ids; None when events were taken away.
     """
-    if not is_current(connection, config):
+    known = state(connection)
+    if known.get("memory") != fingerprint(config):
         return
     if config.swing:
         discard(connection)  # new steps change what others' pairs say: `build` counts them anew
         return
     tables.drop_temporary(connection)
     touched = sorted(set(users))
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE touched AS SELECT unnest($1) AS user_id", [touched]
-    )
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE their_events AS
-        SELECT e.* FROM events e SEMI JOIN touched USING (user_id);
-        CREATE OR REPLACE TEMP TABLE their_outcomes AS {tables.select("outcomes", "their_events")};
-        DELETE FROM outcomes WHERE user_id IN (FROM touched);
-        INSERT INTO outcomes FROM their_outcomes;
-        DELETE FROM steps WHERE user_id IN (FROM touched);
-        INSERT INTO steps {tables.select("steps", "their_events", "their_outcomes")};
-        DELETE FROM cycles WHERE user_id IN (FROM touched);
-        INSERT INTO cycles {tables.select("cycles", "their_events")}"""
-    )
+    log = Log(connection, worded=False)
+    histories = log.of(touched)
+    for name in tables.TRACES:
+        _delete(connection, name, touched)
+    tables.add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+    first = None
     if after_id is None:
-        _count_again(connection)
-        connection.execute(
-            """DELETE FROM profiles WHERE user_id IN (FROM touched)
-            AND user_id NOT IN (SELECT user_id FROM their_events)"""
-        )
+        others = _count_again(connection)
     else:
-        _count_new(connection, after_id)
-    others = _respell(connection)
-    _follow(connection, after_id, bool(others))
-    _fill(connection, config, Log(connection, "their_events"), touched)
-    _fill(connection, config, Log(connection), sorted(others - set(touched)))
-    connection.execute("DROP TABLE touched; DROP TABLE their_events; DROP TABLE their_outcomes")
+        new = [e for events in histories.values() for e in events if e.event_id > after_id]
+        first = min((event.at for event in new), default=None)
+        others = _count_new(connection, [event for event in new if event.type == SEARCH])
+    _follow(connection, known, first, changed=bool(others) or after_id is None)
+    others -= set(touched)
+    histories |= log.of(sorted(others)) if others else {}
+    _delete(connection, "profiles", [*touched, *sorted(others)])
+    _fill(connection, config, log, histories)
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, table: str, users: Sequence[str]) -> None:
+    where, values = of_users(users)
+    connection.execute(f"DELETE FROM {table} WHERE {where}", values)
 
 
 def _follow(
-    connection: duckdb.DuckDBPyConnection, after_id: int | None, respelled: bool
+    connection: duckdb.DuckDBPyConnection,
+    known: Mapping[str, str],
+    first: int | None,
+    changed: bool,
 ) -> None:
-    """Say up to when the log goes, and whether what was known of the past has changed."""
-    ((end, first),) = connection.execute(
-        """SELECT (SELECT max(ts) FROM events),
-                  (SELECT min(ts) FROM their_events WHERE event_id > ?)""",
-        [after_id or 0],
-    ).fetchall()
-    before = ended(state(connection))
-    changed = {"memory_end": end.isoformat() if end else ""}
+    """Say up to when the log goes, and whether what was known of the past has changed.
+
+    Args:
+        connection: With the events stored.
+        known: The store's state before them.
+        first: The time of the earliest new event.
+        changed: It has, whatever the events' times are.
+    """
+    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
+    before = ended(known)
+    values = {"memory_end": end.isoformat() if end else ""}
     if before is not None:
         hour = before.replace(minute=0, second=0, microsecond=0)
-        if after_id is None or respelled or (first and first < hour.replace(hour=0)):
-            changed["memory_epoch"] = _next(connection, "memory_epoch")
-        elif first and first < hour:
-            changed["memory_hours"] = _next(connection, "memory_hours")
-    _set(connection, **changed)
+        if changed or (first is not None and first < microseconds(hour.replace(hour=0))):
+            values["memory_epoch"] = _after(known, "memory_epoch")
+        elif first is not None and first < microseconds(hour):
+            values["memory_hours"] = _after(known, "memory_hours")
+    _set(connection, **values)
 
 
-def _count_new(connection: duckdb.DuckDBPyConnection, after_id: int) -> None:
-    """Add new searches to the hourly counts, and find spellings that come first."""
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE new_events AS
-        FROM their_events WHERE event_id > {after_id};
-        INSERT INTO hourly {tables.select("hourly", "new_events")};
-        CREATE OR REPLACE TEMP TABLE respelled AS
-        SELECT n.*, s.query AS before FROM ({tables.select("spellings", "new_events")}) n
-        LEFT JOIN spellings s USING (query_key) WHERE s.first IS NULL OR n.first < s.first;
-        DROP TABLE new_events"""
-    )
+def _count_new(connection: duckdb.DuckDBPyConnection, new: Sequence[Event]) -> set[str]:
+    """Count new searches by the hour, and follow spellings that come first; see `_respell`."""
+    if not new:
+        return set()
+    counts = Counter((e.at - e.at % _HOUR, e.query_key) for e in new)
+    with connection.appender("hourly") as appender:
+        for (hour, key), n in counts.items():
+            appender.append_row(time_of(hour), key, n)
+    firsts: dict[str, Event] = {}
+    for event in sorted(new, key=lambda e: (e.at, e.event_id)):
+        firsts.setdefault(event.query_key or "", event)
+    known = {
+        key: ((microseconds(ts), number), query)
+        for key, query, ts, number in connection.execute(
+            "SELECT * FROM spellings WHERE query_key IN (SELECT unnest($1))", [list(firsts)]
+        ).fetchall()
+    }
+    rows = []
+    for key, event in firsts.items():
+        first, before = known.get(key, (None, None))
+        if first is None or (event.at, event.event_id) < first:
+            rows.append((key, event.query, time_of(event.at), event.event_id, before))
+    return _respell(connection, rows)
 
 
-def _count_again(connection: duckdb.DuckDBPyConnection) -> None:
-    """Count all searches again, after some were taken away."""
-    connection.execute(
-        f"""CREATE OR REPLACE TABLE hourly AS {tables.select("hourly")};
-        CREATE OR REPLACE TEMP TABLE respelled AS
-        SELECT query_key, n.query, n.first, s.query AS before
+def _count_again(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Count all searches again, after some were taken away; see `_respell`."""
+    connection.execute(f"CREATE OR REPLACE TABLE hourly AS {tables.select('hourly')}")
+    rows = connection.execute(
+        f"""SELECT query_key, n.query, n.ts, n.event_id, s.query
         FROM ({tables.select("spellings")}) n FULL JOIN spellings s USING (query_key)
-        WHERE s.first IS DISTINCT FROM n.first"""
-    )
+        WHERE s.event_id IS DISTINCT FROM n.event_id"""
+    ).fetchall()
+    return _respell(connection, rows)
 
 
-def _respell(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Follow what is in ``respelled``; who searched a query that is worded differently now."""
-    found = connection.execute("SELECT query_key, query, before FROM respelled").fetchall()
-    others: set[str] = set()
-    if found:
-        connection.execute(
-            """DELETE FROM spellings WHERE query_key IN (SELECT query_key FROM respelled);
-            INSERT INTO spellings SELECT query_key, query, first FROM respelled
-            WHERE query IS NOT NULL"""
-        )
-    changed = [(key, query, before) for key, query, before in found if query != before]
-    known = [key for key, _, before in changed if before is not None]
-    if known:
-        connection.execute(
-            "DELETE FROM query_kinds WHERE query_key IN (SELECT unnest($1))", [known]
-        )
-        connection.execute(
-            "DELETE FROM query_terms WHERE query_key IN (SELECT unnest($1))", [known]
-        )
-        others = {
-            user for (user,) in connection.execute(
-                "SELECT DISTINCT user_id FROM events WHERE query_key IN (SELECT unnest($1))",
-                [known],
-            ).fetchall()
-        }  # fmt: skip
+def _respell(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[Any, ...]]) -> set[str]:
+    """Follow how queries are spelled now.
+
+    Args:
+        connection: Open for writing.
+        rows: The key, the query (None: nobody searched it), its first search's time and
+            event_id, and the query before (None: it is new).
+
+    Returns:
+        Who searched a query that is worded differently now.
+    """
+    if not rows:
+        return set()
+    keys = [row[0] for row in rows]
+    connection.execute("DELETE FROM spellings WHERE query_key IN (SELECT unnest($1))", [keys])
+    with connection.appender("spellings") as appender:
+        for key, query, ts, number, _ in rows:
+            if query is not None:
+                appender.append_row(key, query, ts, number)
+    changed = [(key, query, before) for key, query, _, _, before in rows if query != before]
     tables.add_wordings(connection, [(k, query) for k, query, _ in changed if query is not None])
-    connection.execute("DROP TABLE respelled")
-    return others
+    known = [key for key, _, before in changed if before is not None]
+    if not known:
+        return set()
+    return {
+        user
+        for (user,) in connection.execute(
+            "SELECT DISTINCT user_id FROM events WHERE query_key IN (SELECT unnest($1))", [known]
+        ).fetchall()
+    }
 
 
 def catalog_changed(

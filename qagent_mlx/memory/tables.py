@@ -7,16 +7,17 @@ own history, up to the very second, is in `state`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import duckdb
 
 from ..shop import MemoryConfig
 from ..text import words
+from .history import Log
+from .traces import Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
 TRENDS = 40  # how many trending queries are kept an hour
-FURTHER = 12  # how many searches after one that led nowhere may show how its session went on
 
 # ---------------------------------------------------------------- what the shop knows
 
@@ -36,58 +37,17 @@ SELECT * EXCLUDE price, price,
        quantile_cont(price, 2 / 3) OVER (PARTITION BY category) AS high
 FROM priced"""
 
-# searches that led to an engagement
-_OUTCOMES = """
-SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key,
-       min(e.ts) AS known,
-       arg_min(e.product_id, (e.ts, e.event_id)) AS first_product,  -- as soon as it is known
-       arg_max(e.product_id, ({level}, -epoch(e.ts), -e.event_id)) AS product_id
-FROM {events} s JOIN {events} e ON e.search_id = s.event_id
-WHERE s.type = 'search' AND e.type IN ('click', 'cart', 'purchase')
-GROUP BY ALL"""
-
-# having done `source`, a user searched `query_key` with success, one to three searches later;
-# `closeness` is in sixths, so that sums are exact in any order. Joins are on numbers and not
-# on ranges, so that the work grows with a user's events and not with their square.
-_STEPS = """
-WITH numbered AS (
-    SELECT o.*, g.leaf,
-           row_number() OVER (PARTITION BY user_id ORDER BY known, ts, event_id) AS n
-    FROM {outcomes} o LEFT JOIN goods g USING (product_id)),
-pairs AS (
-    SELECT a.user_id, a.query_key AS from_key, a.leaf, a.product_id, b.query_key, b.known,
-           6 // a.apart AS closeness, epoch(b.ts - a.ts) / 86400 AS delay
-    FROM (SELECT *, unnest([1, 2, 3]) AS apart FROM numbered) a
-    JOIN numbered b ON b.user_id = a.user_id AND b.n = a.n + a.apart
-    WHERE b.session_id <> a.session_id AND b.ts < a.ts + INTERVAL 45 DAYS),
-asked AS (
-    SELECT s.event_id, s.user_id, s.session_id, s.ts, s.query_key, x.known,
-           row_number() OVER (PARTITION BY s.session_id ORDER BY s.ts, s.event_id) AS n
-    FROM {events} s LEFT JOIN {outcomes} x ON x.event_id = s.event_id WHERE s.type = 'search')
-SELECT user_id, 'c:' || leaf AS source, query_key, known, closeness, delay FROM pairs
-WHERE leaf <> ''
-UNION ALL
-SELECT user_id, 'q:' || from_key, query_key, known, closeness, delay FROM pairs
-WHERE from_key <> query_key
-UNION ALL
-SELECT user_id, 'p:' || product_id, query_key, known, closeness, delay FROM pairs
-WHERE from_key <> query_key
-UNION ALL      -- what led nowhere, and how the same session went on
-SELECT a.user_id, 'r:' || a.query_key, o.query_key, o.known, 6, epoch(o.ts - a.ts) / 86400
-FROM (SELECT *, unnest(range(1, {further})) AS apart FROM asked) a
-JOIN asked o ON o.session_id = a.session_id AND o.n = a.n + a.apart
-WHERE o.known IS NOT NULL AND o.query_key <> a.query_key
-  AND (a.known IS NULL OR a.known > o.known)"""
-
-# how long after a purchase a user bought something of the same category again
-_CYCLES = """
-WITH visits AS (
-    SELECT e.user_id, e.session_id, g.leaf, min(e.ts) AS ts
-    FROM {events} e JOIN goods g USING (product_id)
-    WHERE e.type = 'purchase' AND g.leaf <> '' GROUP BY ALL)
-SELECT user_id, leaf, ts AS known,
-       epoch(ts - lag(ts) OVER (PARTITION BY user_id, leaf ORDER BY ts)) / 86400 AS gap
-FROM visits"""
+# What each user's events tell (see `traces`). outcomes: searches that led to an engagement, known
+# since the first one; product_id is the strongest. steps: having done `source`, a user searched
+# `query_key` with success. cycles: how long after a purchase a user bought of a category again.
+TRACES = {
+    "outcomes": """event_id BIGINT, user_id VARCHAR, session_id BIGINT, ts TIMESTAMP,
+        query_key VARCHAR, known TIMESTAMP, first_product VARCHAR, product_id VARCHAR""",
+    "steps": """user_id VARCHAR, source VARCHAR, query_key VARCHAR, known TIMESTAMP,
+        closeness INTEGER, delay DOUBLE""",
+    "cycles": "user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE",
+}
+CHUNK = 4000  # users whose events are read in one pass: bounds memory
 
 # Swing (arXiv:2010.05525): two users who both made a step from `source` to `query_key` vouch
 # for it, the more the less they have in common otherwise. What a pair says is known when the
@@ -112,30 +72,23 @@ PARTNERS = 20  # how many earlier users a user is paired with for one step
 
 _HOURLY = """
 SELECT date_trunc('hour', ts) AS hour, query_key, count(*) AS n
-FROM {events} WHERE type = 'search' GROUP BY ALL"""
+FROM events WHERE type = 'search' GROUP BY ALL"""
 
 # the first way that a query was typed
 _SPELLINGS = """
-SELECT query_key, arg_min(query, (ts, event_id)) AS query, min((ts, event_id)) AS first
-FROM {events} WHERE type = 'search' GROUP BY query_key"""
+SELECT query_key, arg_min(query, (ts, event_id)) AS query, min(ts) AS ts,
+       arg_min(event_id, (ts, event_id)) AS event_id
+FROM events WHERE type = 'search' GROUP BY query_key"""
 
-DERIVED = ("goods", "outcomes", "steps", "cycles", "hourly", "spellings")
-SHOP_TABLES = (*DERIVED, "modifiers", "query_kinds", "query_terms")
-
-
-def select(table: str, events: str = "events", outcomes: str = "outcomes") -> str:
-    """The SQL of a table about the shop, or about those of its events that are in ``events``."""
-    sql = {
-        "goods": _GOODS, "outcomes": _OUTCOMES, "steps": _STEPS, "hourly": _HOURLY,
-        "spellings": _SPELLINGS, "swing": _SWING, "cycles": _CYCLES,
-    }[table]  # fmt: skip
-    return sql.format(
-        level=_LEVEL, events=events, outcomes=outcomes, further=FURTHER + 1,
-        partners=PARTNERS + 1,
-    )  # fmt: skip
+DERIVED = ("goods", "hourly", "spellings")
+SHOP_TABLES = (*DERIVED, *TRACES, "modifiers", "query_kinds")
 
 
-_LEVEL = "CASE e.type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END"
+def select(table: str) -> str:
+    """The SQL of a table about the shop."""
+    sql = {"goods": _GOODS, "hourly": _HOURLY, "spellings": _SPELLINGS, "swing": _SWING}[table]
+    return sql.format(partners=PARTNERS + 1)
+
 
 # ---------------------------------------------------------------- what is asked of it
 
@@ -236,6 +189,8 @@ def prepare_shop(connection: duckdb.DuckDBPyConnection, swing: bool = False) -> 
 
 def drop_temporary(connection: duckdb.DuckDBPyConnection) -> None:
     """Forget what `prepare_shop` made, so that the names mean the stored tables again."""
+    if not has_temporary(connection):
+        return
     for name in (*SHOP_TABLES, "swing"):
         connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
 
@@ -243,7 +198,7 @@ def drop_temporary(connection: duckdb.DuckDBPyConnection) -> None:
 def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether this connection has the tables that `prepare_shop` makes."""
     return connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_terms'"
+        "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_kinds'"
     ).fetchone() is not None
 
 
@@ -253,9 +208,38 @@ def make_shop_tables(
     """Make `SHOP_TABLES` from the log and the catalog; ``kind`` is TABLE or TEMP TABLE."""
     for name in DERIVED:
         connection.execute(f"CREATE OR REPLACE {kind} {name} AS {select(name)}")
+    make_traces(connection, kind)
     if swing:
         connection.execute(f"CREATE OR REPLACE {kind} swing AS {select('swing')}")
     make_wordings(connection, kind)
+
+
+def make_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Make the tables of what users' events tell, from ``events`` and ``goods``."""
+    for name, columns in TRACES.items():
+        connection.execute(f"CREATE OR REPLACE {kind} {name} ({columns})")
+    found = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
+    users = [user for (user,) in found]
+    log = Log(connection, worded=False)
+    for start in range(0, len(users), CHUNK):
+        histories = log.of(users[start : start + CHUNK])
+        add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+
+
+def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) -> None:
+    """Add what some users' events tell."""
+    with (
+        connection.appender("outcomes") as outcomes,
+        connection.appender("steps") as steps,
+        connection.appender("cycles") as cycles,
+    ):
+        for made in traces:
+            for row in made.outcomes:
+                outcomes.append_row(*row)
+            for row in made.steps:
+                steps.append_row(*row)
+            for row in made.cycles:
+                cycles.append_row(*row)
 
 
 def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
@@ -263,8 +247,7 @@ def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
     connection.execute(
         f"""CREATE OR REPLACE {kind} modifiers (kind VARCHAR, text VARCHAR);
         CREATE OR REPLACE {kind} query_kinds (
-            query_key VARCHAR, kind VARCHAR, modifier VARCHAR);
-        CREATE OR REPLACE {kind} query_terms (query_key VARCHAR, term VARCHAR)"""
+            query_key VARCHAR, query VARCHAR, kind VARCHAR, modifier VARCHAR)"""
     )
     found: dict[tuple[str, str], None] = {}
     for name, query in (
@@ -285,7 +268,7 @@ def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
 def add_wordings(
     connection: duckdb.DuckDBPyConnection, spellings: Sequence[tuple[str, str]]
 ) -> None:
-    """Add how queries are worded, and their terms.
+    """Add how queries are worded, in place of what was known of them.
 
     Args:
         connection: With the tables of `make_wordings`.
@@ -293,18 +276,17 @@ def add_wordings(
     """
     if not spellings:
         return
+    connection.execute(
+        "DELETE FROM query_kinds WHERE query_key IN (SELECT unnest($1))",
+        [[key for key, _ in spellings]],
+    )
     # Brands come last: they win over attributes of the same words.
     known = connection.execute("SELECT kind, text FROM modifiers ORDER BY kind, text").fetchall()
     vocabulary = {tuple(words(text)): (kind, text) for kind, text in known}
     vocabulary.pop((), None)
-    with (
-        connection.appender("query_kinds") as kinds,
-        connection.appender("query_terms") as terms,
-    ):
+    with connection.appender("query_kinds") as appender:
         for key, text in spellings:
-            kinds.append_row(key, *query_kind(text, vocabulary))
-            for term in dict.fromkeys(words(text)):
-                terms.append_row(key, term)
+            appender.append_row(key, text, *query_kind(text, vocabulary))
 
 
 def _values(attributes: str) -> list[str]:

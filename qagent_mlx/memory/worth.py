@@ -20,7 +20,6 @@ import numpy as np
 from scipy import sparse
 
 from ..shop import Shop
-from .candidates import blank
 from .events import successes
 
 AGES = (
@@ -62,95 +61,104 @@ def _log(values: np.ndarray, add: float = 0.0) -> np.ndarray:
     return np.log(np.maximum(values + add, 1e-9))
 
 
-def _named(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Features by name, each (rows,); what does not apply to a row is 0 there."""
-    c = columns
-    rows = len(c["back"])
-    made: dict[str, np.ndarray] = {}
-
-    def put(name: str, where: np.ndarray, values: np.ndarray | float = 1.0) -> None:
-        made[name] = np.where(where, values, 0.0)
-
-    own = ~np.isnan(c["back"])
-    last, age = np.where(own, c["last"], -1), _words(c["age"], AGES)
-    put("own", own)
-    put("back", own, _log(c["back"]))
-    put("times", own, _log(c["times"]))
-    for i, outcome in enumerate(OUTCOMES):
-        put(outcome, last == i)
-        for j, word in enumerate(AGE_WORDS):
-            put(f"{outcome} {word}", (last == i) & (age == j))
-    for j, word in enumerate(AGE_WORDS):
-        put(f"own {word}", own & (age == j))
-    put("bought long ago", last == 3, np.log1p(np.where(own, c["age"], 0.0)))
-
-    had = ~np.isnan(c["had_age"])
-    again = np.nan_to_num(c["again"])
-    put("had", had)
-    for j, word in enumerate(AGE_WORDS):
-        put(f"had {word}", had & (_words(c["had_age"], AGES) == j))
-    put("again", had, _log(again, 0.02))
-    due = had & ~np.isnan(c["due"])
-    for j, word in enumerate(DUE_WORDS):
-        here = due & (_words(c["due"], DUE) == j)
-        put(word, here)
-        put(f"{word} again", here, again)
-
-    follows = ~np.isnan(c["next_score"])
-    put("next", follows)
-    put("next score", follows, np.log10(np.maximum(c["next_score"], 1e-4)) + 2.0)
-    timing = _words(np.exp(c["timing"]), TIMING)
-    initial = np.array([s[0] if s else "" for s in c["source"].tolist()], dtype=object)
-    for kind, name in SOURCE_KINDS.items():
-        for j, word in enumerate(TIMING_WORDS):
-            put(f"{name} {word}", follows & (initial == kind) & (timing == j))
-
-    trends = ~np.isnan(c["share"])
-    put("trend", trends)
-    for name, column in (
-        ("trend share", "share"), ("short share", "short_share"), ("long share", "longer_share")
-    ):
-        put(name, trends, np.log10(np.maximum(c[column], 1e-4)) + 2.0)
-    put("trend weight", trends, 10.0 * c["share"])
-    put("short weight", trends, 10.0 * c["short_share"])
-    growth = _log(c["share"] / np.maximum(c["longer_share"], 1e-4))
-    put("growth", trends, np.clip(growth, -2.0, 2.0))
-
-    every = np.ones(rows, dtype=bool)
-    put("success", every, np.log(c["success"]))
-    put("focus", every, c["focus"])
-    state, since = np.where(np.isnan(c["leaf_last"]), -1, c["leaf_last"]), c["leaf_age"]
-    put("leaf", state >= 0)
-    put("leaf times", state >= 0, _log(c["leaf_times"]))
-    for i, outcome in enumerate(OUTCOMES):
-        put(f"leaf {outcome}", state == i)
-        for j, word in enumerate(AGE_WORDS):
-            put(f"leaf {outcome} {word}", (state == i) & (_words(since, AGES) == j))
-    known = ~np.isnan(c["main_age"])
-    put("main", known)
-    put("main unsearched", known & ~own)
-    put("main bought", known, np.nan_to_num(c["main_bought"]))
-    for j, word in enumerate(AGE_WORDS):
-        put(f"main {word}", known & (_words(c["main_age"], AGES) == j))
-
-    for kind in ("plain", "brand", "attribute"):
-        put(f"kind {kind}", c["kind"] == kind)
-    put("wording", every, _log(c["wording"], 0.1))
-    put("own wording", own, _log(c["wording"], 0.1))
-    put("taste", c["kind"] != "plain", _log(c["taste"], 0.05))
-    put("used", c["kind"] != "plain", _log(c["used"], 0.05))
-    return made
+def _with_ages(name: str) -> list[str]:
+    return [f"{name} {word}" for word in AGE_WORDS]
 
 
-FEATURES = tuple(_named(blank(0)))
+FEATURES = (
+    "own", "back", "times",
+    *(name for outcome in OUTCOMES for name in (outcome, *_with_ages(outcome))),
+    *_with_ages("own"), "bought long ago",
+    "had", *_with_ages("had"), "again", *(n for word in DUE_WORDS for n in (word, f"{word} again")),
+    "next", "next score",
+    *(f"{name} {word}" for name in SOURCE_KINDS.values() for word in TIMING_WORDS),
+    "trend", "trend share", "short share", "long share", "trend weight", "short weight", "growth",
+    "success", "focus", "leaf", "leaf times",
+    *(n for outcome in OUTCOMES for n in (f"leaf {outcome}", *_with_ages(f"leaf {outcome}"))),
+    "main", "main unsearched", "main bought", *_with_ages("main"),
+    "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
+)  # fmt: skip
+_PLACE = {name: place for place, name in enumerate(FEATURES)}
 
 
 def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the logit sees: (rows, len(FEATURES)), float32."""
-    made = _named(columns)
-    table = np.zeros((len(columns["back"]), len(FEATURES)), dtype=np.float32)
-    for i, name in enumerate(FEATURES):
-        table[:, i] = made[name]
+    """What the logit sees: (rows, len(FEATURES)), float32; what does not apply to a row is 0."""
+    c = columns
+    rows = len(c["back"])
+    table = np.zeros((rows, len(FEATURES)), dtype=np.float32)
+    every = np.arange(rows)
+
+    def put(name: str, at: np.ndarray, values: np.ndarray | float = 1.0) -> None:
+        table[at, _PLACE[name]] = values
+
+    def put_word(
+        name: str, at: np.ndarray, word: np.ndarray, values: np.ndarray | float = 1.0, step: int = 1
+    ) -> None:
+        """In the feature that comes ``word`` times ``step`` places after the named one."""
+        table[at, _PLACE[name] + word * step] = values
+
+    own = np.flatnonzero(~np.isnan(c["back"]))
+    last, age = c["last"][own].astype(int), _words(c["age"][own], AGES)
+    put("own", own)
+    put("back", own, _log(c["back"][own]))
+    put("times", own, _log(c["times"][own]))
+    outcome = last * (1 + len(AGE_WORDS))
+    put_word(OUTCOMES[0], own, outcome)
+    put_word(OUTCOMES[0], own, outcome + 1 + age)
+    put_word("own now", own, age)
+    bought = own[last == 3]
+    put("bought long ago", bought, np.log1p(c["age"][bought]))
+
+    had = np.flatnonzero(~np.isnan(c["had_age"]))
+    again = np.nan_to_num(c["again"])
+    put("had", had)
+    put_word("had now", had, _words(c["had_age"][had], AGES))
+    put("again", had, _log(again[had], 0.02))
+    due = had[~np.isnan(c["due"][had])]
+    word = _words(c["due"][due], DUE)
+    put_word(DUE_WORDS[0], due, word, step=2)
+    put_word(f"{DUE_WORDS[0]} again", due, word, again[due], step=2)
+
+    follows = np.flatnonzero(~np.isnan(c["next_score"]))
+    put("next", follows)
+    put("next score", follows, np.log10(np.maximum(c["next_score"][follows], 1e-4)) + 2.0)
+    kinds = list(SOURCE_KINDS)
+    source = np.array([kinds.index(s[0]) for s in c["source"][follows].tolist()], dtype=int)
+    timing = _words(np.exp(c["timing"][follows]), TIMING)
+    first = f"{SOURCE_KINDS[kinds[0]]} {TIMING_WORDS[0]}"
+    put_word(first, follows, source * len(TIMING_WORDS) + timing)
+
+    trends = np.flatnonzero(~np.isnan(c["share"]))
+    share, short, longer = (c[n][trends] for n in ("share", "short_share", "longer_share"))
+    put("trend", trends)
+    for name, values in (("trend share", share), ("short share", short), ("long share", longer)):
+        put(name, trends, np.log10(np.maximum(values, 1e-4)) + 2.0)
+    put("trend weight", trends, 10.0 * share)
+    put("short weight", trends, 10.0 * short)
+    put("growth", trends, np.clip(_log(share / np.maximum(longer, 1e-4)), -2.0, 2.0))
+
+    put("success", every, np.log(c["success"]))
+    put("focus", every, c["focus"])
+    leaf = np.flatnonzero(~np.isnan(c["leaf_last"]))
+    outcome = c["leaf_last"][leaf].astype(int) * (1 + len(AGE_WORDS))
+    put("leaf", leaf)
+    put("leaf times", leaf, _log(c["leaf_times"][leaf]))
+    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome)
+    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome + 1 + _words(c["leaf_age"][leaf], AGES))
+    known = np.flatnonzero(~np.isnan(c["main_age"]))
+    put("main", known)
+    put("main unsearched", known[np.isnan(c["back"][known])])
+    put("main bought", known, np.nan_to_num(c["main_bought"][known]))
+    put_word("main now", known, _words(c["main_age"][known], AGES))
+
+    named = c["kind"]
+    put("wording", every, _log(c["wording"], 0.1))
+    put("own wording", own, _log(c["wording"][own], 0.1))
+    for kind in ("plain", "brand", "attribute"):
+        put(f"kind {kind}", np.flatnonzero(named == kind))
+    worded = np.flatnonzero(named != "plain")
+    put("taste", worded, _log(c["taste"][worded], 0.05))
+    put("used", worded, _log(c["used"][worded], 0.05))
     return table
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..agent.rollout import Roller, Rollout, Task
 from ..agent.tools import SearchProducts
+from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..files import replacing
 from ..inventory.clicks import ClickLog
@@ -155,7 +156,7 @@ class Environment:
 
     def save(self, folder: Path) -> None:
         """Write ``cases.parquet`` (profiles included) and ``clicks.parquet``."""
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             connection.execute(
                 """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP,
                 query VARCHAR, query_key VARCHAR, products VARCHAR[], history INTEGER,
@@ -182,7 +183,7 @@ class Environment:
             QAgentError: a file is missing or damaged.
         """
         try:
-            with duckdb.connect() as connection:
+            with open_duckdb() as connection:
                 rows = connection.execute(
                     f"SELECT * FROM read_parquet('{_quoted(folder / 'cases.parquet')}')"
                 ).fetchall()

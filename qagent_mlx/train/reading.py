@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 
+from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
 from .runs import LINES, Run, run_names
@@ -184,7 +185,7 @@ def query(run: Run, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     Raises:
         QAgentError: the SQL is wrong or a file is damaged; says what DuckDB said.
     """
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         try:
             for name in LINES:
                 path = run.folder / f"{name}.jsonl"

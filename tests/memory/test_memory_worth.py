@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from qagent_mlx.ingest import append_events
+from qagent_mlx.memory.candidates import blank
 from qagent_mlx.memory.worth import (
     FEATURES,
     Weights,
     Worth,
     age_word,
-    blank,
     features,
     learn,
 )  # fmt: skip

@@ -1,0 +1,20 @@
+"""The one place where DuckDB connections are opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+
+
+def open_duckdb(
+    path: Path | str = ":memory:", *, read_only: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """A connection, in memory by default.
+
+    DuckDB draws a progress bar on stdout while a query takes long; that is where `--json`
+    prints its one document, so it is off.
+    """
+    connection = duckdb.connect(str(path), read_only=read_only)
+    connection.execute("SET enable_progress_bar = false")
+    return connection
