@@ -139,15 +139,17 @@ class Recommender:
             self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
         )
 
-    def _open_memory(self) -> Memory:
+    def _open_memory(self, before: Memory | None = None) -> Memory:
         return Memory(
             self.shop.connection, self.shop.config.memory, self.policy.codec.count,
             Worth.of_shop(self.shop),
+            # What the shop knew at the start of the day is the same for the next memory.
+            knowledge=before.reader.knowledge if before else None,
         )
 
     def refresh(self) -> None:
         """See events that were stored since; the policy and the search stay as they are."""
-        self.memory = self._open_memory()
+        self.memory = self._open_memory(self.memory)
 
     def use(self, policy: Policy) -> None:
         """Recommend with another policy from now on."""

@@ -88,7 +88,7 @@ def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neig
 
 
 def _named(rows: list[list[Any]]) -> dict[str | None, float]:
-    return dict(rows)  # type: ignore[arg-type]
+    return dict(rows)
 
 
 def _fit(state: State, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

@@ -354,6 +354,8 @@ class Worker:
         """The answer for everybody: what a user of whom nothing is known would get."""
         self._trended = time.monotonic()
         moment = after_log(self.shop)
+        # Once a day this takes a while; here nobody waits for it.
+        self.recommender.memory.read_all(moment)
         if self.trending is not None and self.trending.as_of == moment:
             return
         profile = self.recommender.profiles([""], moment)[0]

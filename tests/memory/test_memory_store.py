@@ -97,8 +97,8 @@ def read(shop, as_of):
     return reader._stored([Moment(user, as_of) for user in USERS])
 
 
-def profiles(shop, as_of):
-    memory = Memory(shop.connection, shop.config.memory, words_cost)
+def profiles(shop, as_of, memory=None):
+    memory = memory or Memory(shop.connection, shop.config.memory, words_cost)
     return [comparable(p) for p in memory.profiles([Moment(u, as_of) for u in USERS], budget=400)]
 
 
@@ -107,10 +107,15 @@ def end_of(shop):
 
 
 @settings(max_examples=8)
-@given(batches=st.lists(batch, min_size=2, max_size=4), later=st.sampled_from([1, 7200, 40000]))
+@given(
+    batches=st.lists(batch, min_size=2, max_size=4),
+    later=st.sampled_from([1, 7200, 40000, 90000]),
+    whole=st.booleans(),
+)
 def test_what_grew_with_the_log_equals_what_is_built_at_once(
-    batches, later, empty, tmp_path_factory
+    batches, later, whole, empty, tmp_path_factory
 ):
+    """Also as a server sees it, which keeps what it has read while events come in."""
     folder = tmp_path_factory.mktemp("grown")
     for name in ("grown", "plain"):
         shutil.copytree(empty, folder / name)
@@ -119,12 +124,15 @@ def test_what_grew_with_the_log_equals_what_is_built_at_once(
         Shop.open(folder / "plain", read_only=False) as plain,
     ):
         store.build(grown.connection, grown.config.memory)
+        memory = Memory(grown.connection, grown.config.memory, words_cost)  # of a server
         for part in batches:
             for shop in (grown, plain):
                 append_events(shop, flat(part))
             as_of = end_of(plain) + timedelta(seconds=later)
             assert store.is_current(grown.connection, grown.config.memory)
-            assert profiles(grown, as_of) == profiles(plain, as_of)
+            if whole:
+                memory.read_all(as_of)
+            assert profiles(grown, as_of, memory) == profiles(plain, as_of)
         store.build(plain.connection, plain.config.memory)
         assert stored(grown) == stored(plain)
 
