@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -59,3 +63,37 @@ def test_a_folder_without_partitions_is_an_error(tmp_path, tiny_shop):
     (tmp_path / "something").touch()
     with pytest.raises(QAgentError, match="is not empty"):
         split(tiny_shop, tmp_path, 2)
+
+
+def test_two_ranks_under_mlx_launch_build_what_one_process_builds(folder, tiny_shop, tmp_path):
+    split(tiny_shop, tmp_path / "big", 2)
+    script = tmp_path / "run.py"
+    script.write_text("from qagent_cli.main import cli\ncli()\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = "from mlx._distributed_utils.launch import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", launch, "-n", "2", "--backend", "ring", "--starting-port", str(port),
+         "--python", sys.executable, "--", str(script), "memory", "build", str(tmp_path / "big"),
+         "--json"],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '"rank": 0' in done.stdout and '"rank": 1' in done.stdout
+    with Partitions(folder) as alone, Partitions(tmp_path / "big") as together:
+        users = 0
+        for part in range(2):
+            rows = [
+                p.memory(part, words_cost).connection.execute(
+                    "FROM profiles ORDER BY user_id"
+                ).fetchall()
+                for p in (alone, together)
+            ]
+            assert rows[0] == rows[1]
+            users += len(rows[0])
+        assert users == tiny_shop.counts()["users"]
+        end = tiny_shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+        moments = [Moment(f"u{i:02}", end + timedelta(hours=1)) for i in range(12)]
+        assert together.profiles(moments, words_cost) == alone.profiles(moments, words_cost)
