@@ -23,6 +23,7 @@ from .history import Wording, read_wordings
 
 PIECES = 24  # how often parts of a day are read before all of it is
 KEPT = 40  # days, and hours, that are kept
+WHOLE = 2  # of these, days that were read whole: some 50 MB each for a million events
 
 KINDS = ("plain", "brand", "attribute")
 
@@ -129,8 +130,11 @@ class Knowledge:
 
     def follow(self, state: Mapping[str, str]) -> None:
         """Let go of what is no longer so, by the store's state (see `store.update`)."""
+        # Here and not when a day is read: whoever is answered may need several of them.
         if len(self._days) > KEPT:
             self._days.clear()
+        for start in sorted(s for s, day in self._days.items() if day.whole)[:-WHOLE]:
+            del self._days[start]
         if len(self._hours) > KEPT:
             self._hours.clear()
         if state == self._state:

@@ -205,3 +205,22 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
         as_of = end_of(plain) + timedelta(hours=1)
         assert profiles(grown, as_of) == profiles(plain, as_of)
         assert None not in read(grown, as_of)  # a state hangs on nobody else
+
+
+def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
+    """Stored states stand on any day; what the shop knew is read when the day begins."""
+    store.build(own_shop.connection, own_shop.config.memory)
+    memory = Memory(own_shop.connection, own_shop.config.memory, words_cost)
+    people = [Moment(user, end_of(own_shop) + timedelta(seconds=1)) for user in ("u00", "u01", "x")]
+    for days in range(6):
+        moments = [Moment(m.user_id, m.as_of + timedelta(days=days)) for m in people]
+        fresh = Memory(own_shop.connection, own_shop.config.memory, words_cost)
+        expected = fresh.profiles(moments)
+        memory.read_all(moments[0].as_of)
+        with monkeypatch.context() as nothing_more:
+            knowledge = memory.reader.knowledge
+            for name in ("_read_followers", "_read_facts", "_read_cycles"):
+                nothing_more.setattr(knowledge, name, lambda *_: pytest.fail("read again"))
+            nothing_more.setattr(reader_module, "state_of", lambda *_: pytest.fail("computed"))
+            assert memory.profiles(moments) == expected
+    assert sum(day.whole for day in memory.reader.knowledge._days.values()) <= 3
