@@ -35,6 +35,8 @@ def query_key(text: str) -> str:
 
 def clean(text: str) -> str:
     """One line of printable text: control and direction characters and runs of space go."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()  # most texts are clean already
     return _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
 
 

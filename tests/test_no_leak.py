@@ -29,8 +29,8 @@ def used(shop, case):
     known = memory.reader.knowledge
     sources = [source for source, *_ in rows.state.sources]
     day = start_of_day(case.as_of)
-    known.followers((day, source) for source in sources)
-    known.facts([(day, query_key(ANSWER)), (day, query_key(case.query))])
+    known.followers({day: set(sources)})
+    known.facts({day: {query_key(ANSWER), query_key(case.query)}})
     day = known.day(day)
     texts = [ANSWER, case.query, *index.catalog.titles[:20]]
     weights = Worth.of_shop(shop).at(case.as_of)

@@ -7,7 +7,6 @@ A day is read piece by piece for the few that ask, and whole once many have aske
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,6 +54,8 @@ class Followers(NamedTuple):
     chance: np.ndarray
     delay: np.ndarray
 
+
+Wanted = Mapping[datetime, set[str]]  # keys, by the start of the day
 
 NOBODY = Followers(np.empty(0, np.int64), np.empty(0), np.empty(0))
 NOTHING = Fact()
@@ -175,36 +176,31 @@ class Knowledge:
         self._read_cycles("SELECT DISTINCT leaf, $day::TIMESTAMP AS day FROM cycles", values)
         day.whole = True
 
-    def followers(self, wanted: Iterable[tuple[datetime, str]]) -> None:
+    def followers(self, wanted: Wanted) -> None:
         """Read what follows sources at the start of days, into `Day.followers`."""
         for values in self._missing(wanted, "followers"):
             self._read_followers(_WANTED.format("source"), values)
             self._default(values, "followers", NOBODY)
 
-    def facts(self, wanted: Iterable[tuple[datetime, str]]) -> None:
+    def facts(self, wanted: Wanted) -> None:
         """Read what was known of queries, into `Day.facts`."""
         for values in self._missing(wanted, "facts"):
             self._read_facts(_WANTED.format("query_key"), values)
             self._default(values, "facts", NOTHING)
 
-    def cycles(self, wanted: Iterable[tuple[datetime, str]]) -> None:
+    def cycles(self, wanted: Wanted) -> None:
         """Read how often categories are bought again, into `Day.cycles`."""
         for values in self._missing(wanted, "cycles"):
             self._read_cycles(_WANTED.format("leaf"), values)
             self._default(values, "cycles", (None, None))
 
-    def _missing(
-        self, wanted: Iterable[tuple[datetime, str]], what: str
-    ) -> list[dict[str, Any]]:
+    def _missing(self, wanted: Wanted, what: str) -> list[dict[str, Any]]:
         """Keys that were not read yet and their days, as values of a query; none or one."""
-        by_day: dict[datetime, set[str]] = defaultdict(set)
-        for moment, key in wanted:
-            by_day[moment].add(key)
         keys: list[str] = []
         days: list[datetime] = []
-        for start, asked in by_day.items():
+        for start, asked in wanted.items():
             day = self.day(start)
-            missing = [] if day.whole else [k for k in asked if k not in getattr(day, what)]
+            missing = set() if day.whole else asked - getattr(day, what).keys()
             if not missing:
                 continue
             day.asked += 1

@@ -250,52 +250,52 @@ def _query_lines(
     A query that comes from several sides is one line, in the section that says most of it.
     The last mark, beside the reference, says how likely the query is wanted next.
     """
-    names = list(candidates)
+    order = np.argsort(-chances, kind="stable")[:keep]
     made: list[Line] = []
-    if len(chances) > keep:
-        best = np.argsort(-chances, kind="stable")[:keep]
-        candidates = {name: column[best] for name, column in candidates.items()}
-        chances = chances[best]
-    for chance, *values in zip(
-        chances.tolist(), *(column.tolist() for column in candidates.values()), strict=True
+    for chance, query, back, last, age, had_age, next_score, source, share, longer, success in zip(
+        chances[order].tolist(),
+        *(candidates[name][order].tolist() for name in _SHOWN),
+        strict=True,
     ):
-        c = dict(zip(names, values, strict=True))
-        own, follows, trends = (
-            c[n] == c[n] for n in ("back", "next_score", "share")  # NaN: from no such side
-        )
-        weight = {
-            "latest": 1.0 if own else 0.0,
-            "neighbours": c["next_score"] if follows else 0.0,
-            "trending": c["share"] if trends else 0.0,
-        }
-        section = max(weight, key=lambda name: weight[name])
+        own, follows, trends = back == back, next_score == next_score, share == share  # or NaN
+        section, most = "latest", 1.0 if own else 0.0
+        if follows and next_score > most:
+            section, most = "neighbours", next_score
+        if trends and share > most:
+            section, most = "trending", share
         marks, why = list[str](), ""
         if own:
-            marks += [OUTCOMES[int(c["last"])], age_word(c["age"])]
-            why = f"you searched it {_ago(c['age'])}" + (
-                " and found nothing that suited" if c["last"] == 0 else ""
+            marks += [OUTCOMES[int(last)], age_word(age)]
+            why = f"you searched it {_ago(age)}" + (
+                " and found nothing that suited" if last == 0 else ""
             )
-        elif c["had_age"] == c["had_age"]:
-            marks += ["had", age_word(c["had_age"])]
+        elif had_age == had_age:
+            marks += ["had", age_word(had_age)]
         if section == "neighbours":
-            why = _because(c["source"]) + (f"; {why}" if why else "")
-        if trends and c["share"] >= 0.004:
-            share = c["share"]
+            why = _because(source) + (f"; {why}" if why else "")
+        if trends and share >= 0.004:
             marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
-            growth = share / max(c["longer_share"], 1e-9)
+            growth = share / max(longer, 1e-9)
             if growth >= 1.5:
                 marks.append("rising")
             elif growth <= 0.6:
                 marks.append("fading")
         if section == "trending":
-            why = f"{c['share']:.1%} of the shop's searches just now"
-        if c["success"] < 0.2:
+            why = f"{share:.1%} of the shop's searches just now"
+        if success < 0.2:
             marks.append("poor")
         word = chance_word(chance)
-        text = " ".join([safe(c["query"]), *marks, *([word] if word else [])])
+        text = " ".join([safe(query), *marks, *([word] if word else [])])
         # Sums differ in their last digits from run to run; what is equal must stay equal.
-        made.append(Line(section, text, round(chance, 12), query=c["query"], reason=why))
+        made.append(Line(section, text, round(chance, 12), query=query, reason=why))
     return sorted(made, key=lambda line: (-line.score, line.text))
+
+
+# What a line tells of a candidate.
+_SHOWN = (
+    "query", "back", "last", "age", "had_age", "next_score", "source", "share", "longer_share",
+    "success",
+)  # fmt: skip
 
 
 def chance_word(chance: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,9 +15,9 @@ import numpy as np
 from ..shop import MemoryConfig
 from . import store, tables
 from .candidates import blank, candidates, neighbours, wanted
-from .history import Event, Log, microseconds
+from .history import Event, Log, microseconds, of_users
 from .knowledge import NOTHING, Knowledge, start_of_day
-from .state import SETS, Search, State, searches, state_of, touches
+from .state import Search, State, searches, state_of, touches
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +124,19 @@ class Reader:
 
     def _stored(self, moments: Sequence[Moment]) -> list[State | None]:
         """The state of each moment after the user's last event, else None."""
-        names = ", ".join(("user_id", "made", *SETS))
         users = list({m.user_id for m in moments})
-        where = "user_id = $user" if len(users) == 1 else "user_id IN (SELECT unnest($users))"
-        values = {"user": users[0]} if len(users) == 1 else {"users": users}
+        where, values = of_users(users)
         found = self.connection.execute(
-            f"SELECT {names} FROM profiles WHERE {where}", values
+            f"SELECT user_id, made, state FROM profiles WHERE {where}", values
         ).fetchall()
-        rows = {row[0]: row[1:] for row in found}
+        rows = {user: (made, packed) for user, made, packed in found}
         states: list[State | None] = []
         for moment in moments:
             row = rows.get(moment.user_id)
             if row is None:
                 states.append(State())  # nobody without a row has events
             elif moment.as_of > row[0]:
-                kept = State(*map(json.loads, row[1:]))
+                kept = State(**json.loads(row[1]))
                 days = (moment.as_of - row[0]).total_seconds() / 86400
                 states.append(kept.moved(days, self.config.half_life_days))
             else:
@@ -160,29 +159,32 @@ class Reader:
         """Add what the shop knew at the start of each moment's day and hour."""
         known = self.knowledge
         days = [start_of_day(m.as_of) for m in moments]
-        known.vocabulary.learn(row[0] for state in states for row in state.own)
-        known.followers(
-            (day, row[0]) for day, state in zip(days, states, strict=True) for row in state.sources
-        )
+        sources: dict[datetime, set[str]] = defaultdict(set)
+        for start, state in zip(days, states, strict=True):
+            sources[start].update(row[0] for row in state.sources)
+            known.vocabulary.learn(row[0] for row in state.own)
+        known.followers(sources)
+        day_of = {start: known.day(start) for start in sources}
         near = [
-            neighbours(state, known.day(day), known.vocabulary)
-            for day, state in zip(days, states, strict=True)
+            neighbours(state, day_of[start], known.vocabulary)
+            for start, state in zip(days, states, strict=True)
         ]
         trends = known.trends(m.as_of for m in moments)
-        asked = [
-            wanted(state, mine, hour) | {row[0] for row in state.own}
-            for state, mine, hour in zip(states, near, trends, strict=True)
-        ]
-        known.facts((day, key) for day, keys in zip(days, asked, strict=True) for key in keys)
+        queries: dict[datetime, set[str]] = defaultdict(set)
+        for start, state, mine, hour in zip(days, states, near, trends, strict=True):
+            queries[start] |= wanted(state, mine, hour)
+            queries[start].update(row[0] for row in state.own)
+        known.facts(queries)
         known.cycles(
-            (day, leaf)
-            for day, keys in zip(days, asked, strict=True)
-            for leaf in {known.day(day).facts.get(key, NOTHING).leaf for key in keys}
-            if leaf is not None
+            {
+                start: {leaf for key in keys if (leaf := day.facts.get(key, NOTHING).leaf)}
+                for start, keys in queries.items()
+                if not (day := day_of[start]).whole
+            }
         )
         return [
-            Rows(candidates(state, mine, known.day(day), hour, known.vocabulary), state)
-            for state, mine, day, hour in zip(states, near, days, trends, strict=True)
+            Rows(candidates(state, mine, day_of[start], hour, known.vocabulary), state)
+            for state, mine, start, hour in zip(states, near, days, trends, strict=True)
         ]
 
 
