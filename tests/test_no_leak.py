@@ -1,5 +1,6 @@
 """A planted event that gives the answer of a case away must change nothing that the case uses."""
 
+import re
 from datetime import timedelta
 
 import numpy as np
@@ -67,9 +68,14 @@ def planted(case, time, people):
     return rows
 
 
+def rounded(text):
+    """Sums differ in their last digits from run to run, and the fit of weights a little more."""
+    return re.sub(r"-?\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.5f}", text)
+
+
 def same(a, b):
-    """Equal, also where a number is missing on both sides."""
-    return repr(a) == repr(b)
+    """Equal but for the last digits, also where a number is missing on both sides."""
+    return rounded(repr(a)) == rounded(repr(b))
 
 
 @pytest.fixture
