@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,12 +17,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
-from ..files import read_json, write_json, write_with
+from ..files import json_text, read_json, replacing_together
 from ..runtime import device_name
 from . import blocks
 from .plain import adapt, load_plain
 from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
+ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
 CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
@@ -68,6 +69,7 @@ class PolicyInfo:
     agent: AgentConfig = field(default_factory=AgentConfig)
     trained: list[dict[str, Any]] = field(default_factory=list)
     dtype: str = ""  # the precision that it was trained in, where that was chosen
+    weights: str = ""  # identifies the file with its weights; empty in older ones
 
 
 class Policy:
@@ -230,44 +232,63 @@ class Policy:
 
     # ------------------------------------------------------------ files
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter (or the whole model when there is none) and ``policy.json``."""
+    def save(
+        self, folder: Path, beside: Mapping[str, Callable[[Path], Any]] | None = None
+    ) -> None:
+        """Write the adapter (or the whole model when there is none) and ``policy.json``.
+
+        A kill leaves the old policy or the new one. Only between the renames can it leave some
+        of both, and then ``policy.json`` does not know the weights: `load_policy` says so.
+
+        Args:
+            folder: Is made where it is missing.
+            beside: Other files of the policy by name, and what writes each.
+        """
+        writers = dict(beside or {})
+        name = MODEL if self.lora is None else ADAPTER
+        metadata = None if self.lora else {"format": "mlx"}
         if self.lora is None:
-            save_model(self, folder)
+            weights = dict(tree_flatten(self.model.parameters()))
         else:
             weights = {k: v.astype(mx.float32) for k, v in self.adapter().items()}
-            write_with(
-                folder / "adapters.safetensors", lambda p: mx.save_safetensors(p, weights)
-            )
             lora = asdict(self.lora)
             parameters = {k: lora[k] for k in ("rank", "scale", "dropout")}
             if self.lora.keys:
                 parameters["keys"] = list(self.lora.keys)
             blocks = len(self.layers) if self.lora.blocks < 0 else self.lora.blocks
-            write_json(
-                folder / "adapter_config.json",
-                {"fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters},
-            )
-        # policy.json is last: a folder without it is no policy.
-        write_json(folder / "policy.json", {**asdict(self.info)})
+            config = {
+                "fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters,
+            }  # fmt: skip
+            writers["adapter_config.json"] = lambda p: p.write_text(json_text(config), "utf-8")
+        # policy.json is last: a folder without it is no policy. The weights are first: whatever
+        # a kill leaves, an old policy.json does not know new weights.
+        names = [name, *writers, "policy.json"]
+        with replacing_together([folder / n for n in names]) as places:
+            try:
+                mx.save_safetensors(str(places[0]), weights, metadata=metadata)
+                for place, write in zip(places[1:-1], writers.values(), strict=True):
+                    write(place)
+            except RuntimeError as error:  # MLX's, for a full disk among others
+                raise QAgentError(
+                    f"cannot write {folder}: {error}; free some space or choose a folder you "
+                    "may write to"
+                ) from error
+            self.info.weights = _fingerprint([(name, places[0])])
+            places[-1].write_text(json_text(asdict(self.info)), encoding="utf-8")
         self.folder = folder
-
-
-def save_model(policy: Policy, folder: Path) -> None:
-    """Write a whole model as an mlx-lm model folder (weights, config, tokenizer)."""
-    weights = dict(tree_flatten(policy.model.parameters()))
-    write_with(
-        folder / "model.safetensors",
-        lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
-    )
 
 
 def fingerprint(folder: Path) -> str:
     """Identifies a folder's weights: hash of their first and last megabyte and size."""
+    paths = sorted([*folder.glob("model*.safetensors"), *folder.glob(ADAPTER)])
+    return _fingerprint([(path.name, path) for path in paths])
+
+
+def _fingerprint(files: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("adapters.safetensors")]):
+    for name, path in files:
         size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
+        digest.update(f"{name}:{size}:".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))
@@ -378,7 +399,9 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     """
     info = read_info(folder)
     dtype = dtype or (info.dtype if info else "")
-    if not (folder / "adapters.safetensors").exists():
+    if info is not None and info.weights:
+        _check_weights(folder, info)
+    if not (folder / ADAPTER).exists():
         model, codec = load_model_folder(folder, dtype)
         return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
     if info is None:
@@ -412,11 +435,21 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
                 keys=tuple(parameters.get("keys", ())),
             )
         )
-        stored: Any = mx.load(str(folder / "adapters.safetensors"))
+        stored: Any = mx.load(str(folder / ADAPTER))
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))
     return policy
+
+
+def _check_weights(folder: Path, info: PolicyInfo) -> None:
+    name = ADAPTER if (folder / ADAPTER).exists() else MODEL
+    if not (folder / name).exists() or _fingerprint([(name, folder / name)]) != info.weights:
+        raise QAgentError(
+            f"{folder / name} is not what its policy.json was written for: a training was killed "
+            "while it saved, or the file was changed; go on with its run (qagent train sft|grpo "
+            "--resume), or train the policy again"
+        )
 
 
 def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:
