@@ -77,7 +77,7 @@ class QAgentGroup(click.Group):
 
 def _expected() -> tuple[type[BaseException], ...]:
     """The errors that a user can put right, of those modules that are loaded."""
-    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError]
+    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError, MemoryError]
     for module, name in (("qagent_mlx.errors", "QAgentError"), ("duckdb", "Error")):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
@@ -89,6 +89,8 @@ def _line(error: BaseException) -> str:
 
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; run: pip install qagent-mlx"
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or give smaller batches, groups or files"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")

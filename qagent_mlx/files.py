@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +66,41 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
+    """Inside the block no other process holds the lock ``path``, which names its holder.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: A file for the lock alone; stays there.
+        refusal: What to say where somebody else holds it, with a ``{}`` for who.
+        wait: Seconds to wait for that somebody.
+
+    Raises:
+        QAgentError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.05)
+                    continue
+                file.seek(0)
+                held = file.read(20).strip()
+                who = f"process {held}" if held.isdecimal() else "another process"
+                raise QAgentError(refusal.replace("{}", who)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in ``folder`` durable, where the system can."""
     try:
@@ -106,5 +143,5 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QAgentError(f"{what} has no {path.name} ({path})") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also of numbers that are too long
         raise QAgentError(f"{what} is damaged: {path}: {error}") from error

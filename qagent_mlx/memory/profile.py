@@ -23,6 +23,7 @@ from ..text import clean
 from ..types import Line, Profile
 from . import store, tables
 from .raw import RAW, raw_lines
+from .shared import without_private
 from .summarizer import Summarizer
 from .worth import OUTCOMES, Worth, age_word, features
 
@@ -109,6 +110,8 @@ class Memory:
                 for moment, lines in zip(moments, raw_lines(self, moments, allowed), strict=True)
             ]
         rows = self._rows(moments)
+        if self.config.least_users > 1:
+            without_private(self.connection, moments, rows, self.config.least_users)
         made = []
         for moment, mine in zip(moments, rows, strict=True):
             chances = self.worth.at(moment.as_of).chances(features(mine.candidates))

@@ -62,7 +62,8 @@ def _queries() -> dict[str, str]:
 
 def fingerprint(config: MemoryConfig) -> str:
     """Changes whenever stored rows would mean something else."""
-    settings = {k: v for k, v in asdict(config).items() if k != "budget"}
+    read = ("budget", "least_users")  # what matters only when rows are read
+    settings = {k: v for k, v in asdict(config).items() if k not in read}
     code = [tables.MOMENT_TABLES, tables.touches(config), _PROFILES]
     code += [tables.transitions(1.0), tables.select("swing"), *_queries().values()]
     code += [tables.select(name) for name in tables.DERIVED]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,11 +18,13 @@ from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
 from ..files import json_text, read_json, replacing_together
 from ..runtime import device_name
+from ..shop import from_dict
 from . import blocks
 from .plain import adapt, load_plain
 from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
 ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
+MOST_BLOCKS = 1000
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
 CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
@@ -307,10 +308,16 @@ def read_info(folder: Path) -> PolicyInfo | None:
         return None
     values = read_json(path, f"the policy {folder.name}")
     try:
-        agent = dict(values.pop("agent"))
-        agent["sections"] = tuple(agent["sections"])
-        info = PolicyInfo(agent=AgentConfig(**agent), **values)
-    except (TypeError, KeyError, AttributeError) as error:
+        agent = from_dict(AgentConfig, values.pop("agent"), "agent")
+        info = PolicyInfo(agent=agent, **values)
+        for name in ("name", "base", "base_fingerprint", "dtype", "weights"):
+            if not isinstance(getattr(info, name), str):
+                raise TypeError(f"{name} is no text")
+        if not isinstance(info.trained, list) or not all(isinstance(t, dict) for t in info.trained):
+            raise TypeError("trained is no list of stages")
+        if not all(isinstance(section, str) for section in info.agent.sections):
+            raise TypeError("agent: sections are no names")
+    except (TypeError, KeyError, AttributeError, QAgentError) as error:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
         raise QAgentError(
@@ -333,8 +340,11 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")
     config = read_json(folder / "config.json", f"the model {folder}")
-    if isinstance(config, dict) and config.get("model_file"):
+    if not isinstance(config, dict):
+        raise QAgentError(f"{folder}: config.json holds no object; pull the model again")
+    if config.get("model_file"):
         raise QAgentError(f"{folder} brings its own model code, which is never run")
+    _check_depth(folder, config)
     try:
         own = isinstance(config, dict) and speaks_tags(folder)
         model = load_plain(folder, config) if own else None
@@ -344,13 +354,28 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
             model, config = load_model(folder)
     except FileNotFoundError as error:
         raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
-    except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        line = str(error).splitlines()[0]
+    except (
+        ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError,
+        IndexError, AssertionError, RecursionError, OSError,
+    ) as error:  # fmt: skip
+        line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
     model = set_precision(model, dtype)
     model.eval()
     mx.eval(model.parameters())
     return model, load_codec(folder, config.get("eos_token_id"))
+
+
+def _check_depth(folder: Path, config: dict[str, Any]) -> None:
+    """Weights of a wrong size are refused by name; blocks are made one by one, so count first."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for key, value in part.items():
+            counted = "layers" in str(key) and isinstance(value, (int, float))
+            if counted and not value <= MOST_BLOCKS:
+                raise QAgentError(
+                    f"{folder}: config.json says {key} {str(value)[:20]}, which no model has"
+                )
 
 
 def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
@@ -436,7 +461,9 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
             )
         )
         stored: Any = mx.load(str(folder / ADAPTER))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (
+        KeyError, TypeError, RuntimeError, ValueError, ArithmeticError, AttributeError,
+    ) as error:  # fmt: skip
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))
     return policy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,6 +247,6 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
         # Code that a model folder brings is never run, nor is anybody asked whether to.
         options = {"trust_remote_code": False}
         return ChatCodec(load_tokenizer(folder, options, eos_token_ids=eos_token_ids))
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:  # transformers and tokenizers raise anything at all
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"{folder}: its tokenizer cannot be read: {line}") from error

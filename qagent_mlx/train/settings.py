@@ -102,7 +102,10 @@ def _fitted(value: Any, wanted: Any) -> Any:
             raise TypeError("a table")
         return {str(k): _fitted(v, arguments[1]) for k, v in value.items()}
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError("a number of bearable size") from None
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if wanted in names and (
         not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
@@ -163,7 +166,7 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise QAgentError(f"--config {path}: {error.strerror}; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers that are too long
         raise QAgentError(f"--config {path} is no TOML: {error}") from error
 
 

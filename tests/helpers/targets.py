@@ -348,8 +348,8 @@ def runs(draw: random.Random, place: Place) -> None:
              and "checkpoints" not in n and "_" not in n.rpartition("/")[2]]  # fmt: skip
     name = draw.choice(names)
     place.spoil(draw, name)
-    if name.endswith("jsonl") and draw.random() < 0.7:
-        lines = place.good[name].splitlines()
+    lines = place.good[name].splitlines()
+    if name.endswith("jsonl") and lines and draw.random() < 0.7:
         at = draw.randrange(len(lines))
         lines[at] = hostile.document(draw, json.loads(lines[at])).replace(b"\n", b" ")
         (place.own / name).write_bytes(b"\n".join(lines) + b"\n")
