@@ -96,7 +96,8 @@ def _line(error: BaseException) -> str:
         return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")
     text = str(error)
     # DuckDB adds lines with the place in the SQL, which says nothing to a user.
-    return clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+    line = clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+    return line if len(line) < 2000 else f"{line[:2000]} …"
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

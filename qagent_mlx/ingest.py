@@ -903,4 +903,6 @@ def _texts(values: dict[str, Any], fields: Sequence[str]) -> Iterator[str | None
         elif hasattr(value, "isoformat"):
             yield value.isoformat()
         else:
-            yield str(value)
+            text = str(value)
+            # Half characters, as JSON's escapes can make them, are no text to a database.
+            yield text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

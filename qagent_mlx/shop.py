@@ -124,7 +124,7 @@ def from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
     if not isinstance(values, dict):
         raise QAgentError(f"{where} must be an object, not {type(values).__name__}")
     known = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(name[:40] for name in set(values) - set(known))[:5]
     if unknown:
         raise QAgentError(
             f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"

@@ -84,7 +84,7 @@ def _check_row(what: str, row: Any, number: int) -> None:
         if not isinstance(rewards, dict) or not all(map(numeric, rewards.values())):
             wrong.append("rewards")
     if wrong:
-        raise ValueError(f"line {number} has no fitting {', '.join(map(str, wrong[:3]))}")
+        raise ValueError(f"line {number} has no fitting {', '.join(wrong[:3])[:100]}")
 
 
 def overview(run: Run) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def overview(run: Run) -> dict[str, Any]:
         "planned": len(rows) if summary else run.config.get("train", {}).get("steps", len(rows)),
         "reward_first": values.get("reward_first", mean(rewards[:tenth]) if rewards else None),
         "reward_last": values.get("reward_last", mean(rewards[-tenth:]) if rewards else None),
-        "seconds": values.get("seconds", sum(row.get("seconds", 0.0) for row in rows)),
+        "seconds": values.get("seconds") or sum(row.get("seconds") or 0.0 for row in rows),
         "state": "finished" if summary else f"alarm {alarms[-1]['name']}" if alarms
         and alarms[-1]["step"] == len(rows) else "unfinished",
     }

@@ -169,8 +169,8 @@ class Run:
         if not (self.folder / "summary.json").exists():
             return None
         value: Any = read_json(self.folder / "summary.json", f"the run {self.name}")
-        numbers = [value.get(k) or 0 for k in _NUMBERS] if isinstance(value, dict) else [""]
-        if not all(map(numeric, numbers)):
+        numbers = [value.get(k) for k in _NUMBERS] if isinstance(value, dict) else [""]
+        if not all(number is None or numeric(number) for number in numbers):
             raise QAgentError(
                 f"the run {self.name} is damaged: {self.folder}/summary.json; delete that file, "
                 "then go on with --resume"

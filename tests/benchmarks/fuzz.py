@@ -4,7 +4,8 @@
 
 The inputs are shared out among the targets of tests/helpers/targets.py by what they cost. Each
 target runs in a process of its own, which is watched: an exception, a dead process, an input
-that takes over 20 seconds, or memory beyond 3 GB more is a fault; its number is printed, and
+that computes for over 20 seconds (or waits for ten minutes), or memory beyond 3 GB more is a
+fault; its number is printed, and
 ``--only TARGET --from NUMBER --inputs 1`` repeats it. tests/reliability does some hundred of each.
 """
 
@@ -28,7 +29,8 @@ from targets import TARGETS, Place  # noqa: E402
 
 import qagent_mlx  # noqa: E402, F401  (before mlx)
 
-HANG = 20.0  # seconds
+HANG = 20.0  # seconds of processor time, so that a busy machine hangs nothing
+WAITED = 600.0  # seconds
 MEMORY = 3 << 30  # bytes more than at the start
 FAULTS = 5  # of a target, after which it ends
 
@@ -54,6 +56,15 @@ def work(name, shop, scratch, seed, first, inputs, at, out):
     out.send((first + -(-inputs // each), None))
 
 
+def used(process):
+    """Seconds of processor time of a process."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def run(name, shop, folder, seed, first, inputs):
     """All inputs of a target, over as many processes as it takes: (inputs, faults, MB, seconds)."""
     each = TARGETS[name][1]
@@ -68,11 +79,12 @@ def run(name, shop, folder, seed, first, inputs):
         )
         process.start()
         writer.close()
-        last, since = -1, time.monotonic()
+        last, since, spent = -1, time.monotonic(), 0.0
         while process.is_alive() and not reader.poll(0.5):
             if at.value != last:
-                last, since = at.value, time.monotonic()
-            elif time.monotonic() - since > HANG + 60 * (last == number):  # the first sets things up
+                last, since, spent = at.value, time.monotonic(), used(process)
+            # The first input sets things up.
+            elif used(process) - spent > HANG * (3 if last == number else 1) or time.monotonic() - since > WAITED:
                 process.kill()
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()

