@@ -70,8 +70,10 @@ def folder(base_folder, tmp_path):
 
 def refused(folder, *words):
     result = CliRunner().invoke(cli, [*words, "--shop", str(folder)])
-    assert result.exit_code == 1 and result.output.count("\n") == 1, result.output
-    return result.output
+    assert result.exit_code == 1 and result.output.count("Error") == 1, result.output
+    line = result.output.splitlines()[-1]
+    assert line.startswith("Error: ")
+    return line
 
 
 def events_file(path, stem, count=20):
@@ -89,7 +91,7 @@ def test_whoever_is_in_the_way_is_named_by_every_command(folder, tmp_path):
             ("evaluate", "--baselines"), ("train", "sft", "--policy", "base"), ("serve",),
             ("memory", "split", str(tmp_path / "parts"), "--parts", "2"),
         ):  # fmt: skip
-            line = refused(folder, *words).splitlines()[-1]
+            line = refused(folder, *words)
             assert f"by process {process.pid} (" in line and "wait until it ends" in line, words
     with Shop.open(folder) as shop:
         assert shop.counts()["events"] > 0
@@ -98,7 +100,7 @@ def test_whoever_is_in_the_way_is_named_by_every_command(folder, tmp_path):
 def test_a_run_and_an_index_name_the_process_that_works_on_them(folder):
     with other(_train, folder) as (process, _), Shop.open(folder) as shop:
         line = refused(folder, "train", "sft", "--policy", "base", "--run", "mine", "--name", "mine")
-        assert f"process {process.pid}" in line.splitlines()[-1]
+        assert f"process {process.pid}" in line
         lock = shop.path / "runs" / ".mine.lock"
         with pytest.raises(QAgentError, match=f"held by process {process.pid}"), locked(lock, "held by {}"):
             pass
