@@ -2,8 +2,8 @@
 
     python tests/benchmarks/long_run.py --minutes 60 [--shop SHOP --policy NAME]
 
-Each round ingests a file of events and one of products, updates the index, trains two steps
-(the same run goes on), and serves for a while: clients ask for recommendations, search, read
+Each round ingests a file of events and one of products, updates the index, trains two steps,
+and serves for a while: clients ask for recommendations, search, read
 memories and post events. Without --shop it is the tests' small shop with a random policy.
 Prints a line every few rounds, and at the end how memory went and whether anything failed:
 an answer that is no answer, an event that is lost or there twice, an index that differs.
@@ -43,7 +43,7 @@ from qagent_mlx.inventory.index import ensure  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402
 from qagent_mlx.serve.settings import ServeConfig  # noqa: E402
 from qagent_mlx.shop import Shop  # noqa: E402
-from qagent_mlx.train.grpo import resume_grpo, train_grpo  # noqa: E402
+from qagent_mlx.train.grpo import train_grpo  # noqa: E402
 
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case", "gift")
 
@@ -99,14 +99,13 @@ class Load:
         self.events += len(rows)
 
     def train(self) -> None:
-        """Two steps more of the same run."""
+        """A run of two steps: the catalog has changed, so no earlier one could go on exactly."""
         with Shop.open(self.path) as shop:
+            config = type(GRPO)(**{**GRPO.__dict__, "steps": 2})
+            name = f"long-{self.rounds}"
+            train_grpo(shop, self.policy, "long", config, split=SPLIT, components=COMPONENTS, run=name)
             self.steps += 2
-            if (self.path / "runs" / "long" / "config.json").exists():
-                resume_grpo(shop, "long", self.steps, COMPONENTS)
-            else:
-                config = type(GRPO)(**{**GRPO.__dict__, "steps": self.steps})
-                train_grpo(shop, self.policy, "long", config, split=SPLIT, components=COMPONENTS)
+        shutil.rmtree(self.path / "runs" / name)
 
     def serve(self) -> None:
         """Four clients for a while."""
