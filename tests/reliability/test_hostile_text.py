@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from crashes import small_shop
 from fuzzing import trained
 from hostile import CANARIES, TERMINAL
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qagent_cli.main import cli
 from targets import Place, protocol, texts
@@ -126,6 +126,7 @@ def test_no_token_of_data_is_special_in_a_shops_or_a_chat_models_tokenizer(
         assert not special & set(chat.encode(text))
 
 
+@settings(max_examples=40)
 @given(st.randoms())
 def test_reading_and_writing_any_text_keeps_the_protocol(base_folder, tmp_path_factory, draw):
     place = _place(base_folder, tmp_path_factory)
