@@ -392,6 +392,11 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
             ) from error
         raise _unreadable(path, error) from error
     except duckdb.Error as error:
+        if "different configuration" in str(error):
+            how = "writing" if read_only else "reading"
+            raise QAgentError(
+                f"{path.parent} is open for {how} in this process already; close that Shop first"
+            ) from error
         raise _unreadable(path, error) from error
     connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return connection

@@ -215,7 +215,7 @@ def test_an_error_repeats_what_was_typed_and_obeys_none_of_it(folder, words):
     for canary in ("\x1b[31mred", "\x9b31m", "[bold red]x[/]", "\u202eabc"):
         output = run(folder, *(w.format(canary) for w in words), code=1)
         assert not UNSAFE.search(output), output
-        assert output.splitlines()[-1].startswith("Error: ") and output.count("Error") == 1
+        assert output.splitlines()[-1].startswith("Error: ")
 
 
 # ---------------------------------------------------------------- pages
