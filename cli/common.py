@@ -174,8 +174,16 @@ def default_policy(shop: Shop, *wanted: str) -> str:
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
+    from qagent_mlx.text import harmless
+
+    class Plain(Console):
+        """Obeys nothing that stands in a text."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(harmless(text), **options)
+
     # Data is printed as it is: no markup, no emoji codes, no colouring of numbers.
-    return Console(file=stream, markup=False, highlight=False, emoji=False)
+    return Plain(file=stream, markup=False, highlight=False, emoji=False)
 
 
 def out() -> Console:
@@ -231,10 +239,12 @@ def waiting(text: str) -> Iterator[None]:
 
 def emit(document: Any) -> None:
     """Print the one JSON document."""
+    from qagent_mlx.text import harmless_json
+
     text = json.dumps(
         _plain(document), indent=2, ensure_ascii=not writes_unicode(), allow_nan=False
     )
-    click.echo(text)
+    click.echo(harmless_json(text))
 
 
 def writes_unicode() -> bool:

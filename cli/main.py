@@ -77,7 +77,7 @@ class QAgentGroup(click.Group):
 
 def _expected() -> tuple[type[BaseException], ...]:
     """The errors that a user can put right, of those modules that are loaded."""
-    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError]
+    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError, MemoryError]
     for module, name in (("qagent_mlx.errors", "QAgentError"), ("duckdb", "Error")):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
@@ -89,12 +89,15 @@ def _line(error: BaseException) -> str:
 
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; run: pip install qagent-mlx"
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or give smaller batches, groups or files"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")
     text = str(error)
     # DuckDB adds lines with the place in the SQL, which says nothing to a user.
-    return clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+    line = clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+    return line if len(line) < 2000 else f"{line[:2000]} …"
 
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

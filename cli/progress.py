@@ -29,6 +29,9 @@ class TrainingProgress:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+        from qagent_mlx.text import clean
+
+        title = clean(title)
         self._steps, self._title = steps, title
         self._console = err()
         self._start = self._first = time.perf_counter()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,29 +25,80 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         QAgentError: the folder cannot be written or the disk is full; ``path`` is as before.
     """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays: some writers (MLX's safetensors) insist on theirs.
-        descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-        )
-        os.close(descriptor)
-        temporary = Path(name)
-        temporary.chmod(0o644)
+    with replacing_together([path]) as (temporary,):
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+
+
+@contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """As `replacing`, for files that belong together: one rename follows right on the other.
+
+    A kill between two renames leaves some old files and some new ones, so the last one should
+    say what the others hold.
+    """
+    temporaries: list[Path] = []
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix stays: some writers (MLX's safetensors) insist on theirs.
+            descriptor, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+            )
+            os.close(descriptor)
+            temporaries.append(Path(name))
+            temporaries[-1].chmod(0o644)
+        yield temporaries
+        for temporary in temporaries:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        for path, temporary in zip(paths, temporaries, strict=True):
+            temporary.replace(path)
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
     except OSError as error:
+        place = paths[0] if len(paths) == 1 else paths[0].parent
         raise QAgentError(
-            f"cannot write {path}: {error.strerror or error}; "
+            f"cannot write {place}: {error.strerror or error}; "
             "free some space or choose a folder you may write to"
         ) from error
     finally:
-        if temporary is not None:
+        for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
+    """Inside the block no other process holds the lock ``path``, which names its holder.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: A file for the lock alone; stays there.
+        refusal: What to say where somebody else holds it, with a ``{}`` for who.
+        wait: Seconds to wait for that somebody.
+
+    Raises:
+        QAgentError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.05)
+                    continue
+                file.seek(0)
+                held = file.read(20).strip()
+                who = f"process {held}" if held.isdecimal() else "another process"
+                raise QAgentError(refusal.replace("{}", who)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def sync_folder(folder: Path) -> None:
@@ -62,12 +115,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def json_text(value: Any) -> str:
+    """A value as indented JSON, as all our files have it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` with ``value`` as indented JSON."""
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def write_with(path: Path, writer: Callable[[str], Any]) -> None:
@@ -87,5 +143,5 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QAgentError(f"{what} has no {path.name} ({path})") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also of numbers that are too long
         raise QAgentError(f"{what} is damaged: {path}: {error}") from error

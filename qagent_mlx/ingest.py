@@ -30,6 +30,7 @@ from .types import EVENT_TYPES
 
 RETRY = "retry"
 MAX_LINE = 16 << 20
+MAX_UNPACKED, MAX_RATIO = 256 << 20, 200  # of a gzip file: bytes, and against its own size
 MAX_ID = 256
 MAX_QUERY = 300
 MAX_TITLE = 2000
@@ -164,6 +165,10 @@ def ingest(
             with shop.transaction() as connection:
                 malformed = _stage(connection, kind, path, options)
                 report = _store(shop, kind, path.name, options, malformed)
+        except (duckdb.OutOfMemoryException, MemoryError) as error:
+            raise QAgentError(
+                f"{path}: not enough memory; close other programs, or cut it into smaller files"
+            ) from error
         except duckdb.Error as error:
             raise QAgentError(f"{path}: {str(error).splitlines()[0]}") from error
         total.add(report)
@@ -266,6 +271,11 @@ def _check_text(path: Path, zipped: bool, encoding: str) -> str:
                 if not first:
                     first = chunk
                 seen += len(chunk)
+                if zipped and seen > MAX_UNPACKED and seen > MAX_RATIO * path.stat().st_size:
+                    raise QAgentError(
+                        f"{path}: unpacks to over {MAX_RATIO} times its size, as no log does; if "
+                        "it is meant so, unpack it yourself (gunzip) and ingest that"
+                    )
                 try:
                     decoder.decode(chunk)
                 except UnicodeDecodeError as error:
@@ -619,6 +629,8 @@ def _kept(name: str, options: ReadOptions) -> str:
 
 
 _BLANK = "nullif(trim({0}), '')"
+# An id as the catalog has it. Plain ones, which nearly all are, need no Python for that.
+_ID = "CASE WHEN regexp_full_match({0}, '[!-~]+') THEN {0} ELSE nullif(qa_clean({0}), '') END"
 _BARE_PRICE = "regexp_replace(price, '[ $€£]', '', 'g')"
 _SAME_PRODUCT = """fresh.product_id = p.product_id AND fresh.title = p.title
     AND fresh.brand IS NOT DISTINCT FROM p.brand
@@ -756,7 +768,7 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
         WITH names AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)),
         texts AS (SELECT s.*, nullif(qa_clean(s.user_id), '') AS user_,
-                nullif(n.query_, '') AS query_, nullif(trim(s.product_id), '') AS product_,
+                nullif(n.query_, '') AS query_, {_ID.format("s.product_id")} AS product_,
                 {_BLANK.format("s.time")} AS time_text,
                 {_time("trim(s.time)", options.time_format)} AS ts,
                 {_time("trim(s.click_time)", options.time_format)} AS click_ts,
@@ -891,4 +903,6 @@ def _texts(values: dict[str, Any], fields: Sequence[str]) -> Iterator[str | None
         elif hasattr(value, "isoformat"):
             yield value.isoformat()
         else:
-            yield str(value)
+            text = str(value)
+            # Half characters, as JSON's escapes can make them, are no text to a database.
+            yield text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,6 +27,7 @@ import duckdb
 from .duck import open_duckdb
 from .errors import QAgentError
 from .files import read_json, write_json
+from .text import clean
 
 SHOP_VERSION = 1
 
@@ -83,6 +85,7 @@ class MemoryConfig:
     trend_long_days: float = 14.0
     budget: int = 128
     references: int = 16
+    least_users: int = 1  # who must have searched a query before others may see it
     swing: float = 0.0  # how much pairs of users who made the same step add to its count
 
 
@@ -122,27 +125,35 @@ def from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
     if not isinstance(values, dict):
         raise QAgentError(f"{where} must be an object, not {type(values).__name__}")
     known = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(name[:40] for name in set(values) - set(known))[:5]
     if unknown:
         raise QAgentError(
             f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
-    default = cls()
+    default, hints = cls(), typing.get_type_hints(cls)
     made = {}
     for name, value in values.items():
         now = getattr(default, name)
-        if isinstance(now, bool) or isinstance(value, bool):
-            fits = now is None or isinstance(now, bool) == isinstance(value, bool)
-        elif isinstance(now, float):
-            fits = isinstance(value, (int, float))
-        else:
-            fits = now is None or value is None or isinstance(value, type(now))
+        hint = hints[name]
+        allowed = [typing.get_origin(a) or a for a in typing.get_args(hint) or (hint,)]
+        if now is not None:
+            allowed = [float, int] if isinstance(now, float) else [type(now)]
+        if isinstance(now, tuple):
+            allowed.append(list)
+        # A bool is an int to Python, and to nobody else.
+        fits = isinstance(value, tuple(allowed)) and (
+            not isinstance(value, bool) or bool in allowed
+        )
         if not fits:
-            raise QAgentError(
-                f"{where}: {name} must be {type(now).__name__}, not {type(value).__name__}"
+            wanted = " or ".join(
+                "null" if a is type(None) else a.__name__ for a in allowed if a is not list
             )
+            raise QAgentError(f"{where}: {name} must be {wanted}, not {type(value).__name__}")
         if isinstance(now, float):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise QAgentError(f"{where}: {name} is too large a number") from None
         if isinstance(now, tuple) and isinstance(value, list):
             value = tuple(value)
         made[name] = value
@@ -221,16 +232,22 @@ class Shop:
         if not isinstance(values, dict):
             raise QAgentError(f"the shop {path} is damaged: {path}/shop.json holds no object")
         version = values.pop("version", None)
-        if version != SHOP_VERSION:
+        if isinstance(version, int) and version > SHOP_VERSION:
             raise QAgentError(
                 f"{path} was made by shop version {version}, this program reads version "
-                f"{SHOP_VERSION}; make the shop again with qagent init and ingest, or install "
-                "the qagent-mlx that made it"
+                f"{SHOP_VERSION}; run: pip install --upgrade qagent-mlx"
+            )
+        if version != SHOP_VERSION or isinstance(version, bool):
+            raise QAgentError(
+                f"{path} was made by shop version {clean(str(version))[:20]}, this program reads "
+                f"version {SHOP_VERSION}; make the shop again with qagent init and ingest, or "
+                "install the qagent-mlx that made it"
             )
         if not (path / "shop.duckdb").exists():
             raise QAgentError(
                 f"the shop {path} has lost its shop.duckdb; make it again with qagent init"
             )
+        _refuse_links(path)
         return cls(path, config_from_dict(values, f"{path}/shop.json"), read_only=read_only)
 
     def save_config(self) -> None:
@@ -245,7 +262,13 @@ class Shop:
             QAgentError: another process writes to it, or the file is damaged.
         """
         if self._connection is None:
-            self._connection = connect(self.path / "shop.duckdb", read_only=self.read_only)
+            connection = connect(self.path / "shop.duckdb", read_only=self.read_only)
+            try:
+                _refuse_views(self.path, connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     @contextmanager
@@ -256,12 +279,24 @@ class Shop:
         try:
             yield connection
         except BaseException:
-            connection.execute("ROLLBACK")
+            self._roll_back(connection)
             raise
         try:
             connection.execute("COMMIT")
         except duckdb.Error as error:
-            raise QAgentError(f"{self.path}: the change could not be saved: {error}") from error
+            self._roll_back(connection)
+            line = str(error).splitlines()[0]
+            raise QAgentError(
+                f"{self.path}: the change could not be saved: {line}; nothing of it was kept"
+            ) from error
+
+    def _roll_back(self, connection: duckdb.DuckDBPyConnection) -> None:
+        try:
+            connection.execute("ROLLBACK")
+        except duckdb.Error:
+            # Ended by DuckDB itself; after a fatal one, as of a full disk, the database has to
+            # be opened anew, which the next use does.
+            self.close()
 
     def close(self) -> None:
         """Let go of the database, so that another process may write."""
@@ -323,6 +358,24 @@ class Shop:
         shutil.rmtree(self.path)
 
 
+def _refuse_links(path: Path) -> None:
+    """A shop from a stranger leads nowhere else: what is written into it stays in it.
+
+    Raises:
+        QAgentError: a part of the shop is a link out of its folder.
+    """
+    inside = path.resolve()
+    parts = [path / name for name in ("shop.json", "shop.duckdb", "shop.duckdb.wal", "inventory")]
+    for kind in ("policies", "runs"):
+        parts += [path / kind, *((path / kind).iterdir() if (path / kind).is_dir() else ())]
+    for part in parts:
+        if part.is_symlink() and not part.resolve().is_relative_to(inside):
+            raise QAgentError(
+                f"{part} is a link out of the shop's folder; put the files themselves there, or "
+                "mount the place there"
+            )
+
+
 def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in UTC, with its errors turned into remedies."""
     try:
@@ -340,9 +393,36 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
             ) from error
         raise _unreadable(path, error) from error
     except duckdb.Error as error:
+        if "different configuration" in str(error):
+            how = "writing" if read_only else "reading"
+            raise QAgentError(
+                f"{path.parent} is open for {how} in this process already; close that Shop first"
+            ) from error
         raise _unreadable(path, error) from error
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     return connection
+
+
+def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    """A shop holds tables. A view or a macro from a stranger could read any file of ours.
+
+    Raises:
+        QAgentError: there is one.
+    """
+    try:
+        found = connection.execute(
+            """SELECT view_name FROM duckdb_views()
+            WHERE NOT internal AND NOT temporary AND database_name = current_database()
+            UNION ALL SELECT function_name FROM duckdb_functions()
+            WHERE NOT internal AND database_name = current_database()"""
+        ).fetchall()
+    except duckdb.Error as error:
+        raise _unreadable(path / "shop.duckdb", error) from error
+    if found:
+        raise QAgentError(
+            f"{path}/shop.duckdb holds the view or macro {found[0][0]!r}, and a shop has none; "
+            "drop it, or make the shop again with qagent init and ingest"
+        )
 
 
 def _unreadable(path: Path, error: duckdb.Error) -> QAgentError:

@@ -12,6 +12,9 @@ import unicodedata
 from functools import lru_cache
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
+_COMMANDS = re.compile(  # the same without line breaks
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]"
+)
 _SPACE = re.compile(r"\s+")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
@@ -38,6 +41,16 @@ def clean(text: str) -> str:
     if text.isascii() and text.isprintable() and "  " not in text:
         return text.strip()  # most texts are clean already
     return _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
+
+
+def harmless(text: str) -> str:
+    """Text of several lines that a terminal obeys nothing of; columns stay where they are."""
+    return _COMMANDS.sub(" ", text)
+
+
+def harmless_json(text: str) -> str:
+    """The same JSON, with what a terminal might obey written as escapes."""
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def rouge_l(candidate: str, reference: str) -> float:

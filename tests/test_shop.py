@@ -64,9 +64,10 @@ def test_no_shop_says_how_to_make_one(tmp_path):
 
 def test_a_shop_of_another_version_is_refused(folder):
     values = json.loads((folder / "shop.json").read_text())
-    (folder / "shop.json").write_text(json.dumps({**values, "version": 99}))
-    line = refused(folder)
-    assert "version 99" in line and "qagent init" in line
+    for version, remedy in ((99, "pip install --upgrade"), (0, "qagent init"), (True, "qagent init")):
+        (folder / "shop.json").write_text(json.dumps({**values, "version": version}))
+        line = refused(folder)
+        assert f"version {version}" in line and remedy in line
 
 
 @pytest.mark.parametrize(

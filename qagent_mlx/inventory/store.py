@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..files import read_json, sync_folder, write_json
+from ..files import locked, read_json, sync_folder, write_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -36,6 +36,8 @@ KEYS = {
 }  # fmt: skip
 CHECKED = 64 << 20  # bytes; larger files are checked by size alone, or opening would read them
 REMEDY = "run: qagent index"
+WAIT = 600.0  # seconds for another writer, who may be building an index
+BUSY = "wait until it ends, or stop it"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -52,9 +54,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise QAgentError(f"{error}; {REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise QAgentError(f"{folder} holds an index of another format; {REMEDY}")
-    if not isinstance(manifest.get("files"), dict) or not manifest.keys() >= KEYS:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not manifest.keys() >= KEYS or not all(map(_plain, files)):
+        raise QAgentError(f"the index in {folder} is damaged ({MANIFEST}); {REMEDY}")
+    whole = [manifest[key] for key in ("generation", "catalog_version", "products")]
+    whole += [n for pair in files.values() for n in (pair if _pair(pair) else [None])]
+    if not all(isinstance(n, int) and 0 <= n < 1 << 62 for n in whole):
         raise QAgentError(f"the index in {folder} is damaged ({MANIFEST}); {REMEDY}")
     return manifest
+
+
+def _plain(name: str) -> bool:
+    """Whether it names a file of the folder, and nothing outside of it."""
+    return name == Path(name).name and not name.startswith(".") and "\0" not in name
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
@@ -66,7 +82,8 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     for name, (size, checksum) in manifest["files"].items():
         path = folder / name
         if (
-            not path.exists()
+            not path.is_file()
+            or path.is_symlink()
             or path.stat().st_size != size
             or (size <= CHECKED and _checksum(path) != checksum)
         ):
@@ -120,13 +137,12 @@ def writing(folder: Path) -> Iterator[Writer]:
     """The right to write the index, held until the block ends; waits for another writer.
 
     Raises:
-        QAgentError: the folder cannot be written. The index is then as it was.
+        QAgentError: the folder cannot be written, or another process has been writing for
+            `WAIT` seconds. The index is then as it was.
     """
     try:
         folder.mkdir(exist_ok=True)
-        with (folder / LOCK).open("w") as lock:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / LOCK, f"the index in {folder} is being written by {{}}; {BUSY}", WAIT):
             clear(folder)
             try:
                 yield Writer(folder)
@@ -144,7 +160,7 @@ def writing(folder: Path) -> Iterator[Writer]:
 def clear_if_idle(folder: Path) -> None:
     """Clear what a writer left that died; nothing where one works, or where we may not write."""
     try:
-        with (folder / LOCK).open("w") as lock:
+        with (folder / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             clear(folder)
     except OSError:

@@ -24,6 +24,7 @@ from ..types import Line, Profile
 from .knowledge import Knowledge
 from .raw import RAW, raw_lines
 from .reader import Moment, Reader, Rows
+from .shared import without_private
 from .state import State
 from .summarizer import Summarizer
 from .worth import OUTCOMES, Worth, age_word, features
@@ -93,6 +94,8 @@ class Memory:
                 for moment, lines in zip(moments, raw_lines(self, moments, allowed), strict=True)
             ]
         rows = self.reader.rows(moments)
+        if self.config.least_users > 1:
+            without_private(self.connection, moments, rows, self.config.least_users)
         made = []
         for moment, mine in zip(moments, rows, strict=True):
             chances = self.worth.at(moment.as_of).chances(features(mine.candidates))

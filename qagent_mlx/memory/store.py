@@ -52,7 +52,8 @@ def _code() -> str:
 
 def fingerprint(config: MemoryConfig) -> str:
     """Changes whenever stored rows would mean something else."""
-    settings = {k: v for k, v in asdict(config).items() if k != "budget"}
+    read = ("budget", "least_users")  # what matters only when rows are read
+    settings = {k: v for k, v in asdict(config).items() if k not in read}
     code = [_PROFILES, _code(), tables.select("swing")]
     code += [tables.select(name) for name in tables.DERIVED]
     text = json.dumps([settings, code], sort_keys=True)

@@ -9,9 +9,9 @@ import mlx.core as mx
 from tokenizers import Tokenizer
 
 from ..errors import QAgentError
-from ..files import write_json
+from ..files import json_text
 from .model import Policy, PolicyInfo
-from .tokenizer import EOS, ShopCodec, save_tokenizer
+from .tokenizer import EOS, ShopCodec, tokenizer_files
 
 # Few, wide heads: on a CPU softmax costs more than the matrix products.
 SIZES: dict[str, dict[str, int]] = {
@@ -72,7 +72,8 @@ def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[P
 
 def save_base(policy: Policy, tokenizer: Tokenizer, config: dict[str, Any], folder: Path) -> None:
     """Write a whole model folder that mlx-lm loads, then ``policy.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
-    save_tokenizer(tokenizer, folder)
-    policy.save(folder)
+
+    def write_config(path: Path) -> None:
+        path.write_text(json_text(config), encoding="utf-8")
+
+    policy.save(folder, {"config.json": write_config, **tokenizer_files(tokenizer)})

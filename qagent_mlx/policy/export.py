@@ -69,6 +69,7 @@ def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -
             if (base / name).exists():
                 shutil.copyfile(base / name, made / name)
         policy.info.base, policy.info.base_fingerprint, policy.info.dtype = "", "", ""
+        policy.info.weights = ""
         write_json(made / "policy.json", asdict(policy.info))
         (made / "README.md").write_text(model_card(policy, base, wanted), encoding="utf-8")
         if target.exists():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,12 +16,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
-from ..files import read_json, write_json, write_with
+from ..files import json_text, read_json, replacing_together
 from ..runtime import device_name
+from ..shop import from_dict
 from . import blocks
 from .plain import adapt, load_plain
 from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
+ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
+MOST_BLOCKS = 1000
 DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
 CHAT_TURN_TOKENS = 40  # of one action: its tags take about ten
 CHAT_PROFILE_BUDGET = 192  # about what 128 tokens of a shop's own tokenizer hold
@@ -68,6 +70,7 @@ class PolicyInfo:
     agent: AgentConfig = field(default_factory=AgentConfig)
     trained: list[dict[str, Any]] = field(default_factory=list)
     dtype: str = ""  # the precision that it was trained in, where that was chosen
+    weights: str = ""  # identifies the file with its weights; empty in older ones
 
 
 class Policy:
@@ -230,44 +233,63 @@ class Policy:
 
     # ------------------------------------------------------------ files
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter (or the whole model when there is none) and ``policy.json``."""
+    def save(
+        self, folder: Path, beside: Mapping[str, Callable[[Path], Any]] | None = None
+    ) -> None:
+        """Write the adapter (or the whole model when there is none) and ``policy.json``.
+
+        A kill leaves the old policy or the new one. Only between the renames can it leave some
+        of both, and then ``policy.json`` does not know the weights: `load_policy` says so.
+
+        Args:
+            folder: Is made where it is missing.
+            beside: Other files of the policy by name, and what writes each.
+        """
+        writers = dict(beside or {})
+        name = MODEL if self.lora is None else ADAPTER
+        metadata = None if self.lora else {"format": "mlx"}
         if self.lora is None:
-            save_model(self, folder)
+            weights = dict(tree_flatten(self.model.parameters()))
         else:
             weights = {k: v.astype(mx.float32) for k, v in self.adapter().items()}
-            write_with(
-                folder / "adapters.safetensors", lambda p: mx.save_safetensors(p, weights)
-            )
             lora = asdict(self.lora)
             parameters = {k: lora[k] for k in ("rank", "scale", "dropout")}
             if self.lora.keys:
                 parameters["keys"] = list(self.lora.keys)
             blocks = len(self.layers) if self.lora.blocks < 0 else self.lora.blocks
-            write_json(
-                folder / "adapter_config.json",
-                {"fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters},
-            )
-        # policy.json is last: a folder without it is no policy.
-        write_json(folder / "policy.json", {**asdict(self.info)})
+            config = {
+                "fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters,
+            }  # fmt: skip
+            writers["adapter_config.json"] = lambda p: p.write_text(json_text(config), "utf-8")
+        # policy.json is last: a folder without it is no policy. The weights are first: whatever
+        # a kill leaves, an old policy.json does not know new weights.
+        names = [name, *writers, "policy.json"]
+        with replacing_together([folder / n for n in names]) as places:
+            try:
+                mx.save_safetensors(str(places[0]), weights, metadata=metadata)
+                for place, write in zip(places[1:-1], writers.values(), strict=True):
+                    write(place)
+            except RuntimeError as error:  # MLX's, for a full disk among others
+                raise QAgentError(
+                    f"cannot write {folder}: {error}; free some space or choose a folder you "
+                    "may write to"
+                ) from error
+            self.info.weights = _fingerprint([(name, places[0])])
+            places[-1].write_text(json_text(asdict(self.info)), encoding="utf-8")
         self.folder = folder
-
-
-def save_model(policy: Policy, folder: Path) -> None:
-    """Write a whole model as an mlx-lm model folder (weights, config, tokenizer)."""
-    weights = dict(tree_flatten(policy.model.parameters()))
-    write_with(
-        folder / "model.safetensors",
-        lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
-    )
 
 
 def fingerprint(folder: Path) -> str:
     """Identifies a folder's weights: hash of their first and last megabyte and size."""
+    paths = sorted([*folder.glob("model*.safetensors"), *folder.glob(ADAPTER)])
+    return _fingerprint([(path.name, path) for path in paths])
+
+
+def _fingerprint(files: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("adapters.safetensors")]):
+    for name, path in files:
         size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
+        digest.update(f"{name}:{size}:".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))
@@ -286,10 +308,16 @@ def read_info(folder: Path) -> PolicyInfo | None:
         return None
     values = read_json(path, f"the policy {folder.name}")
     try:
-        agent = dict(values.pop("agent"))
-        agent["sections"] = tuple(agent["sections"])
-        info = PolicyInfo(agent=AgentConfig(**agent), **values)
-    except (TypeError, KeyError, AttributeError) as error:
+        agent = from_dict(AgentConfig, values.pop("agent"), "agent")
+        info = PolicyInfo(agent=agent, **values)
+        for name in ("name", "base", "base_fingerprint", "dtype", "weights"):
+            if not isinstance(getattr(info, name), str):
+                raise TypeError(f"{name} is no text")
+        if not isinstance(info.trained, list) or not all(isinstance(t, dict) for t in info.trained):
+            raise TypeError("trained is no list of stages")
+        if not all(isinstance(section, str) for section in info.agent.sections):
+            raise TypeError("agent: sections are no names")
+    except (TypeError, KeyError, AttributeError, QAgentError) as error:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
         raise QAgentError(
@@ -312,8 +340,11 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")
     config = read_json(folder / "config.json", f"the model {folder}")
-    if isinstance(config, dict) and config.get("model_file"):
+    if not isinstance(config, dict):
+        raise QAgentError(f"{folder}: config.json holds no object; pull the model again")
+    if config.get("model_file"):
         raise QAgentError(f"{folder} brings its own model code, which is never run")
+    _check_depth(folder, config)
     try:
         own = isinstance(config, dict) and speaks_tags(folder)
         model = load_plain(folder, config) if own else None
@@ -323,13 +354,28 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
             model, config = load_model(folder)
     except FileNotFoundError as error:
         raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
-    except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        line = str(error).splitlines()[0]
+    except (
+        ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError,
+        IndexError, AssertionError, RecursionError, OSError,
+    ) as error:  # fmt: skip
+        line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
     model = set_precision(model, dtype)
     model.eval()
     mx.eval(model.parameters())
     return model, load_codec(folder, config.get("eos_token_id"))
+
+
+def _check_depth(folder: Path, config: dict[str, Any]) -> None:
+    """Weights of a wrong size are refused by name; blocks are made one by one, so count first."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for key, value in part.items():
+            counted = "layers" in str(key) and isinstance(value, (int, float))
+            if counted and not value <= MOST_BLOCKS:
+                raise QAgentError(
+                    f"{folder}: config.json says {key} {str(value)[:20]}, which no model has"
+                )
 
 
 def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
@@ -378,7 +424,9 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     """
     info = read_info(folder)
     dtype = dtype or (info.dtype if info else "")
-    if not (folder / "adapters.safetensors").exists():
+    if info is not None and info.weights:
+        _check_weights(folder, info)
+    if not (folder / ADAPTER).exists():
         model, codec = load_model_folder(folder, dtype)
         return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
     if info is None:
@@ -412,11 +460,23 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
                 keys=tuple(parameters.get("keys", ())),
             )
         )
-        stored: Any = mx.load(str(folder / "adapters.safetensors"))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        stored: Any = mx.load(str(folder / ADAPTER))
+    except (
+        KeyError, TypeError, RuntimeError, ValueError, ArithmeticError, AttributeError,
+    ) as error:  # fmt: skip
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))
     return policy
+
+
+def _check_weights(folder: Path, info: PolicyInfo) -> None:
+    name = ADAPTER if (folder / ADAPTER).exists() else MODEL
+    if not (folder / name).exists() or _fingerprint([(name, folder / name)]) != info.weights:
+        raise QAgentError(
+            f"{folder / name} is not what its policy.json was written for: a training was killed "
+            "while it saved, or the file was changed; go on with its run (qagent train sft|grpo "
+            "--resume), or train the policy again"
+        )
 
 
 def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:

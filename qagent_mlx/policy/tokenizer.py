@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..agent.protocol import (
     WORKED_EXAMPLE,
 )
 from ..errors import QAgentError
-from ..files import read_json, replacing, write_json
+from ..files import json_text, read_json
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -56,20 +55,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write ``tokenizer.json`` and what mlx-lm's loader wants beside it."""
-    with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.save(str(temporary))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": EOS,
-            "pad_token": PAD,
-            "clean_up_tokenization_spaces": False,
-            "qagent_protocol": "tags",
-        },
-    )
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Callable[[Path], Any]]:
+    """Writers of ``tokenizer.json`` and of what mlx-lm's loader wants beside it, by name."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "qagent_protocol": "tags",
+    }
+    return {
+        "tokenizer.json": lambda path: tokenizer.save(str(path)),
+        "tokenizer_config.json": lambda path: path.write_text(json_text(config), "utf-8"),
+    }
 
 
 class ShopCodec:
@@ -249,6 +247,6 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
         # Code that a model folder brings is never run, nor is anybody asked whether to.
         options = {"trust_remote_code": False}
         return ChatCodec(load_tokenizer(folder, options, eos_token_ids=eos_token_ids))
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:  # transformers and tokenizers raise anything at all
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"{folder}: its tokenizer cannot be read: {line}") from error

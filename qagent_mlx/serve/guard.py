@@ -78,7 +78,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = name
+                added = MutableHeaders(scope=message)
+                added["X-Request-ID"] = name
+                added["X-Content-Type-Options"] = "nosniff"  # text from data is never a page
             await send(message)
 
         refused = self._refused(scope, headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import duckdb
 from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
-from .runs import LINES, Run, run_names
+from .runs import LINES, Run, numeric, run_names
 
 Rows = list[dict[str, Any]]
 ORDER = ("step", "reward", "advantage", "tokens")
@@ -45,12 +44,48 @@ def rows_of(run: Run, what: str) -> Rows:
         QAgentError: the file is damaged.
     """
     try:
-        return list(run.rows(what))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = list(run.rows(what))
+        for number, row in enumerate(rows, 1):
+            _check_row(what, row, number)
+        return rows
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or not such a row
         raise QAgentError(
             f"the run {run.name} is damaged: {run.folder / what}.jsonl: {error}; go on with "
             "qagent train grpo --resume, or delete its folder"
         ) from error
+
+
+_TOLD = (
+    "loss", "kl", "entropy", "clipped", "grad_norm", "searches", "recommended", "dropped_groups",
+)  # fmt: skip
+# Fields that are read without looking; those of rollouts and alarms are always there.
+_TEXTS = {"rollouts": ("user", "chain", "finish", "wanted"), "alarms": ("name", "action", "reason")}
+_NUMBERS = {"rollouts": ("reward", "advantage")}
+_WHOLE = {"rollouts": ("case_id", "member", "tokens", "sampled_tokens")}
+
+
+def _drawn(row: dict[str, Any]) -> list[str]:
+    """The metrics of a row that are shown as numbers."""
+    names = ("reward", "seconds", *_TOLD)
+    return [n for n in row if n in names or n.startswith(("reward_", "weight_", "eval_"))]
+
+
+def _check_row(what: str, row: Any, number: int) -> None:
+    """Refuse a row that whoever made the run by hand, or damaged it, has changed."""
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no object")
+
+    wrong = [name for name in ("step", *_WHOLE.get(what, ())) if not isinstance(row.get(name), int)]
+    wrong += [name for name in _NUMBERS.get(what, ()) if not numeric(row.get(name))]
+    wrong += [name for name in _TEXTS.get(what, ()) if not isinstance(row.get(name), str)]
+    if what == "metrics":
+        wrong += [n for n in _drawn(row) if not (row[n] is None or numeric(row[n]))]
+    if what == "rollouts":
+        rewards = row.get("rewards")
+        if not isinstance(rewards, dict) or not all(map(numeric, rewards.values())):
+            wrong.append("rewards")
+    if wrong:
+        raise ValueError(f"line {number} has no fitting {', '.join(wrong[:3])[:100]}")
 
 
 def overview(run: Run) -> dict[str, Any]:
@@ -71,7 +106,7 @@ def overview(run: Run) -> dict[str, Any]:
         "planned": len(rows) if summary else run.config.get("train", {}).get("steps", len(rows)),
         "reward_first": values.get("reward_first", mean(rewards[:tenth]) if rewards else None),
         "reward_last": values.get("reward_last", mean(rewards[-tenth:]) if rewards else None),
-        "seconds": values.get("seconds", sum(row.get("seconds", 0.0) for row in rows)),
+        "seconds": values.get("seconds") or sum(row.get("seconds") or 0.0 for row in rows),
         "state": "finished" if summary else f"alarm {alarms[-1]['name']}" if alarms
         and alarms[-1]["step"] == len(rows) else "unfinished",
     }
@@ -84,10 +119,7 @@ def curves(rows: Rows) -> dict[str, list[tuple[int, float]]]:
     present = {key for row in rows for key in row}
     parts = sorted(key for key in present if key.startswith(("reward_", "weight_")))
     evaluated = sorted(key for key in present if key.startswith("eval_"))
-    names = [
-        "reward", *parts, *evaluated, "loss", "kl", "entropy", "clipped", "grad_norm",
-        "searches", "recommended", "dropped_groups",
-    ]
+    names = ["reward", *parts, *evaluated, *_TOLD]
     if "reward" in present:
         names.remove("loss")  # of a policy gradient it says nothing
     return {

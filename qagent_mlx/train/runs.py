@@ -13,22 +13,32 @@ DuckDB reads the JSON lines and Parquet files back with SQL.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json, replacing, write_json
+from ..files import locked, read_json, replacing, write_json
 from ..shop import Shop
 
 RUN_FORMAT = 1
 LINES = ("metrics", "rollouts", "alarms")
+_TEXTS = ("name", "kind", "policy", "base", "created")  # of config.json
+_TABLES = ("train", "agent", "split")
+_NUMBERS = (  # of summary.json
+    "steps", "reward_first", "reward_last", "seconds", "validation_reward", "best_step",
+    "best_value",
+)  # fmt: skip
+
+
+def numeric(value: Any) -> bool:
+    """Whether JSON holds a number that a float can be made of."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 class Run:
@@ -103,6 +113,12 @@ class Run:
         config = read_json(folder / "config.json", f"the run {name}")
         if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
             raise QAgentError(f"the run {name} is of another format; train again")
+        wrong = [key for key in _TEXTS if not isinstance(config.get(key, ""), str)]
+        wrong += [key for key in _TABLES if not isinstance(config.get(key, {}), dict)]
+        if wrong:
+            raise QAgentError(
+                f"the run {name} is damaged: {folder}/config.json: {', '.join(wrong)}; train again"
+            )
         return cls(folder, config)
 
     # ------------------------------------------------------------ lines
@@ -152,8 +168,14 @@ class Run:
         """What `finish` wrote; None while the run has not ended."""
         if not (self.folder / "summary.json").exists():
             return None
-        value: dict[str, Any] = read_json(self.folder / "summary.json", f"the run {self.name}")
-        return value
+        value: Any = read_json(self.folder / "summary.json", f"the run {self.name}")
+        numbers = [value.get(k) for k in _NUMBERS] if isinstance(value, dict) else [""]
+        if not all(number is None or numeric(number) for number in numbers):
+            raise QAgentError(
+                f"the run {self.name} is damaged: {self.folder}/summary.json; delete that file, "
+                "then go on with --resume"
+            )
+        return dict(value)
 
 
 @contextmanager
@@ -165,21 +187,19 @@ def training(shop: Shop, name: str) -> Iterator[None]:
     """
     folder = shop.folder("runs", name)
     path = folder.parent / f".{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise QAgentError(
-            f"cannot write {path.parent}: {error.strerror}; choose a shop folder you may write to"
-        ) from error
-    with file:
+    refusal = (
+        f"the run {name} is being trained by {{}}; wait for it, end it, or choose another "
+        "--run name"
+    )
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path, refusal))
+        except OSError as error:
             raise QAgentError(
-                f"the run {name} is being trained by another process; wait for it, end it, or "
-                "choose another --run name"
-            ) from None
+                f"cannot write {path.parent}: {error.strerror}; "
+                "choose a shop folder you may write to"
+            ) from error
         yield
 
 

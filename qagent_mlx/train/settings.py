@@ -27,6 +27,7 @@ A settings file holds what the flags hold, and more:
 from __future__ import annotations
 
 import difflib
+import reprlib
 import sys
 import types
 import typing
@@ -69,17 +70,19 @@ def merged(default: T, values: Any, where: str) -> T:
         try:
             fitted = _fitted(value, hints[name])
         except TypeError as error:
-            raise QAgentError(f"{where}: {name} must be {error}, not {value!r}") from None
+            raise QAgentError(
+                f"{where}: {name} must be {error}, not {reprlib.repr(value)}"
+            ) from None
         made[name] = {**now, **fitted} if isinstance(now, dict) else fitted
     return replace(default, **made)  # type: ignore[type-var]
 
 
 def unknown(name: str, known: list[str]) -> str:
     """What to say of a name that does not exist: the near match, or all that do."""
-    near = difflib.get_close_matches(str(name), known, 1)
+    near = difflib.get_close_matches(str(name)[:100], known, 1)
     if near:
-        return f"unknown setting {name!r}; did you mean {near[0]}?"
-    return f"unknown setting {name!r}; known are {', '.join(known)}"
+        return f"unknown setting {reprlib.repr(name)}; did you mean {near[0]}?"
+    return f"unknown setting {reprlib.repr(name)}; known are {', '.join(known)}"
 
 
 def _fitted(value: Any, wanted: Any) -> Any:
@@ -102,7 +105,10 @@ def _fitted(value: Any, wanted: Any) -> Any:
             raise TypeError("a table")
         return {str(k): _fitted(v, arguments[1]) for k, v in value.items()}
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError("a number of bearable size") from None
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if wanted in names and (
         not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
@@ -163,7 +169,7 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise QAgentError(f"--config {path}: {error.strerror}; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers that are too long
         raise QAgentError(f"--config {path} is no TOML: {error}") from error
 
 

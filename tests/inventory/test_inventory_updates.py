@@ -1,16 +1,11 @@
 """The index follows the catalog, in place, whatever happens meanwhile."""
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from datetime import datetime
 
 import numpy as np
 import pytest
+from crashes import index_matches as matches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +14,9 @@ from qagent_mlx.ingest import ingest
 from qagent_mlx.inventory import vectors as module
 from qagent_mlx.inventory.changes import remove_products, updated
 from qagent_mlx.inventory.index import ensure, load, read_catalog
-from qagent_mlx.inventory.lexical import Lexical
 from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
 from qagent_mlx.inventory.store import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.vectors import Vectors
-from qagent_mlx.shop import Shop
 
 QUERIES = ["acme usb cable", "red running shoes", "zebra carpet", "desk lamp", "cofee beens"]
 HEADER = "product_id,title,brand,category,price,stock\n"
@@ -32,24 +25,6 @@ HEADER = "product_id,title,brand,category,price,stock\n"
 def put(shop, tmp_path, *rows):
     (tmp_path / "more.csv").write_text(HEADER + "\n".join(rows) + "\n")
     return ingest(shop, "products", [tmp_path / "more.csv"])
-
-
-def matches(index, shop):
-    """The index holds the catalog as it is, and answers as one built from it would."""
-    catalog = read_catalog(shop)
-    for name in ("ids", "titles", "brands", "categories", "attributes"):
-        assert getattr(index.catalog, name) == getattr(catalog, name)
-    assert np.array_equal(index.catalog.prices, catalog.prices, equal_nan=True)
-    assert np.array_equal(index.catalog.in_stock, catalog.in_stock)
-    assert index.manifest["catalog_version"] == shop.catalog_version
-    texts = catalog.texts()
-    lexical = Lexical.build(texts, catalog.titles)
-    for query in QUERIES:
-        wanted = lexical.scores(lexical.groups(query))
-        assert np.array_equal(index.lexical.scores(index.lexical.groups(query)), wanted)
-    vectors = module.rounded(index.encoder.encode(texts))
-    assert np.allclose(index.vectors.get(np.arange(len(catalog))), vectors, atol=2e-3)
-    return True
 
 
 def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp_path):
@@ -139,59 +114,6 @@ def test_what_a_dead_writer_left_is_cleared(own_shop):
     index = ensure(own_shop)
     assert leftovers(folder, index.manifest) == [] and not hidden.exists()
     assert {p.name for p in folder.iterdir()} == {*index.manifest["files"], MANIFEST, LOCK}
-
-
-WORKER = """
-import sys
-import qagent_mlx
-from qagent_mlx.ingest import ingest
-from qagent_mlx.inventory.changes import remove_products, updated
-from qagent_mlx.shop import Shop
-folder, file = sys.argv[1:]
-number = 0
-while True:
-    number += 1
-    with Shop.open(folder, read_only=False) as shop:
-        with open(file, "w") as out:
-            out.write("product_id,title,price\\n")
-            out.write(f"k{number % 7},Kite number {number},{number}\\n")
-            out.write(f"p000,Acme USB Cable,{number}\\n")
-        ingest(shop, "products", [file])
-        print("changed", flush=True)
-        if number % 3 == 0:
-            remove_products(shop, [f"k{number % 7}"])
-        updated(shop)
-"""
-
-
-def kill_and_check(shop_folder, file, rounds, seed=0):
-    """Kill an updating process at random moments; each time the index must open and match."""
-    draw = np.random.default_rng(seed)
-    survived = []
-    for _ in range(rounds):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(shop_folder), str(file)], stdout=subprocess.PIPE
-        )
-        worker.stdout.readline()
-        start = time.monotonic()
-        worker.stdout.readline()
-        time.sleep(draw.uniform(0, 1.2) * (time.monotonic() - start))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.wait()
-        if (shop_folder / "inventory" / MANIFEST).exists():
-            load(shop_folder / "inventory")  # whole, if perhaps older than the catalog
-        with Shop.open(shop_folder) as shop:
-            index = ensure(shop)
-            matches(index, shop)
-            assert leftovers(index.folder, index.manifest) == []
-            survived.append(shop.catalog_version)
-    return survived
-
-
-def test_an_index_killed_while_it_is_updated_opens_and_matches(tiny_folder, tmp_path):
-    shutil.copytree(tiny_folder, tmp_path / "own")
-    versions = kill_and_check(tmp_path / "own", tmp_path / "more.csv", 3)
-    assert versions == sorted(set(versions)) and versions[0] > 2
 
 
 # ---------------------------------------------------------------- shards and graphs

@@ -105,7 +105,7 @@ def test_a_torn_adapter_is_refused(shop):
     trained(shop, "base", "sft", 1)
     path = shop.folder("policies", "sft") / "adapters.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(QAgentError, match="damaged"):
+    with pytest.raises(QAgentError, match="not what its policy.json was written for"):
         open_policy(shop, "sft")
 
 

@@ -3,7 +3,12 @@ import json
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.tokenizer import ShopCodec, load_codec, save_tokenizer
+from qagent_mlx.policy.tokenizer import ShopCodec, load_codec, tokenizer_files
+
+
+def save_tokenizer(tokenizer, folder):
+    for name, write in tokenizer_files(tokenizer).items():
+        write(folder / name)
 
 
 def test_every_tag_and_reference_is_one_token(tiny_tokenizer):
