@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..policy.light import Light
 from ..runtime import device_name, one_blas_thread
 from .grammar import constrained
 
@@ -141,11 +142,17 @@ def _select(cache: Any, indices: list[int]) -> Any:
 
 
 class Decoder:
-    """Decodes rows with one policy."""
+    """Decodes rows with one policy.
 
-    def __init__(self, policy: Policy, max_rows: int = 256) -> None:
+    Args:
+        policy: Whose rows.
+        light: Compute a small model on a CPU with a copy of its weights that is laid out for
+            decoding (see `policy.light`); the policy must not be trained meanwhile.
+    """
+
+    def __init__(self, policy: Policy, light: bool = False) -> None:
         self.policy = policy
-        self.max_rows = max_rows
+        self._light = Light.of(policy) if light else None
         self._small = policy.parameters < SMALL
         self.prefill_tokens = 0
         self.decode_tokens = 0
@@ -167,6 +174,8 @@ class Decoder:
         if batch.cache:
             # Of rows that shared a context some may have got other answers than the rest.
             cache = batch.take(unique, unique).cache
+        elif self._light is not None:
+            cache = [self._light.cache(len(unique))]
         else:
             fresh = make_prompt_cache(self.policy.model)
             cache = [type(c).merge([c] * len(unique)) for c in fresh]
@@ -184,6 +193,10 @@ class Decoder:
 
     def _prefill(self, pending: list[list[int]], cache: list[Any]) -> mx.array:
         lengths = [len(p) for p in pending]
+        if self._light is not None:
+            self.prefill_tokens += sum(lengths)
+            with one_blas_thread():
+                return mx.array(self._light.logits(pending, cache[0]))
         longest = max(lengths)
         padding = [longest - n for n in lengths]
         tokens = mx.array([p + [0] * (longest - len(p)) for p in pending])
@@ -234,12 +247,19 @@ class Decoder:
     def advance(self, batch: Batch) -> None:
         """Compute the logits after each context's last token."""
         last = {place: row.tokens[-1] for place, row in zip(batch.owner, batch.rows, strict=True)}
-        tokens = mx.array([last[place] for place in range(len(last))])[:, None]
+        ids = [last[place] for place in range(len(last))]
+        self.decode_steps += 1
+        if self._light is not None:
+            with one_blas_thread():
+                batch.logits = mx.array(
+                    self._light.logits([[token] for token in ids], batch.cache[0])
+                )
+            return
+        tokens = mx.array(ids)[:, None]
         with one_blas_thread(self._small):
             hidden = self.policy.backbone(tokens, batch.cache)
             batch.logits = self.policy.head(hidden[:, -1])
             mx.eval(batch.logits, [c.state for c in batch.cache])
-        self.decode_steps += 1
 
 
 def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:

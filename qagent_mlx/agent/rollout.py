@@ -137,7 +137,8 @@ class Roller:
             config: How chains run.
             max_rows: Rows that decode or wait at the same time.
             memory: Bytes for their keys and values; an eighth of the machine's by default.
-            guided: Draw only what is an action where the policy's chains are so (serving).
+            guided: For serving, with a policy that stays as it is: draw only what is an action
+                where the policy's chains are so, and decode with a copy of small policies.
         """
         self.policy = policy
         # Guided chains draw only what is allowed; training must not be (see grammar.py).
@@ -147,7 +148,7 @@ class Roller:
         self._longest = len(policy.prompt) + config.profile_budget
         self._tools = tools
         self._memory = FetchMemory(config)
-        self.decoder = Decoder(policy)
+        self.decoder = Decoder(policy, light=guided)
         self._max_rows = max_rows
 
     def run(
