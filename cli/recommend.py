@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
     "each rank takes its own and writes FILE-I-of-N.parquet.",
 )  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N",
+    help="Processes for many users, on this machine.  [default: one a core, at most 4]",
+)  # fmt: skip
 @as_of_option
 @dtype_option
 @shop_option
@@ -61,7 +65,7 @@ if TYPE_CHECKING:
 def recommend(
     *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
     everybody: bool, file: Path | None, path: Path | None, shard: tuple[int, int] | None,
-    as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
+    workers: int | None, as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
 
@@ -80,12 +84,16 @@ def recommend(
         raise click.UsageError("--chains is for users that are named one by one")
     if shard and not many:
         raise click.UsageError("--shard goes with --all or --users")
+    if workers and not many:
+        raise click.UsageError("--workers goes with --all or --users")
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
         if path is not None:
-            _bulk(recommender, file, path, shard, k, as_of, seed, as_json)
+            _bulk(
+                recommender, file, path, shard, workers, k, as_of, seed, dtype or "", as_json
+            )
             return
         with waiting("recommending"):
             found = recommender.recommend(users, k, as_of, seed)
@@ -99,11 +107,13 @@ def recommend(
 
 def _bulk(
     recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
-    k: int, as_of: datetime | None, seed: int, as_json: bool,
+    workers: int | None, k: int, as_of: datetime | None, seed: int, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
     from qagent_mlx.bulk import (
+        FEW,
         all_users,
         bulk_recommend,
+        default_workers,
         launched_shard,
         read_users,
         shard_of,
@@ -116,10 +126,14 @@ def _bulk(
     users = read_users(file) if file else all_users(recommender.shop, as_of)
     if shard:
         users = shard_of(users, *shard)
+    if workers is None:
+        # A launched rank has its own core already; a few users are done before others start.
+        workers = 1 if shard or len(users) < FEW else default_workers()
     with CountProgress("recommending", len(users)) as progress:
         report = bulk_recommend(
             recommender, users, path, k, as_of, seed,
             lambda now: progress(now.done, now.fresh, now.seconds, now.left),
+            workers=workers, dtype=dtype,
         )  # fmt: skip
     if as_json:
         emit(report)

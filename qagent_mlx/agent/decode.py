@@ -218,13 +218,12 @@ class Decoder:
         spent. Its last token is not in its cache yet: it becomes the first pending id.
         """
         assert batch.logits is not None
-        logits = batch.logits
-        if batch.owner != list(range(batch.contexts)):
-            logits = logits[mx.array(batch.owner)]
+        logits, owner = batch.logits, batch.owner
         if any(row.allowed is not None for row in batch.rows):
             masks = [row.allowed() if row.allowed is not None else None for row in batch.rows]
-            logits = constrained(logits, masks)
-        chosen, logprobs = sample(logits, batch.rows)
+            logits = constrained(logits[mx.array(owner)], masks)
+            owner = list(range(len(batch.rows)))
+        chosen, logprobs = sample(logits, batch.rows, owner)
         going: list[int] = []
         stopped: list[int] = []
         for i, row in enumerate(batch.rows):
@@ -262,8 +261,12 @@ class Decoder:
             mx.eval(batch.logits, [c.state for c in batch.cache])
 
 
-def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+def sample(
+    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+) -> tuple[list[int], list[float]]:
     """One token a row and its log-probability under the full distribution.
+
+    Row ``i`` draws from ``logits[owner[i]]``.
 
     Each row has its own stream of uniform numbers and is sampled by inverting the
     cumulative distribution, so what a row gets does not depend on the batch around it:
@@ -271,7 +274,9 @@ def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float
     needs one exponential a logit where Gumbel noise needs two logarithms more.
     """
     if device_name() == "cpu":
-        return _sample_by_numpy(logits, rows)
+        return _sample_by_numpy(logits, rows, owner)
+    if list(owner) != list(range(logits.shape[0])):
+        logits = logits[mx.array(list(owner))]
     norm = mx.logsumexp(logits, axis=-1, keepdims=True)
     best = mx.argmax(logits, axis=-1)
     if any(row.uniforms is not None for row in rows):
@@ -291,21 +296,24 @@ def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float
     return ids, values
 
 
-def _sample_by_numpy(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+def _sample_by_numpy(
+    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+) -> tuple[list[int], list[float]]:
     """`sample` on a CPU, where numpy's exponential is many times faster than MLX's."""
     mx.eval(logits)
+    scores = np.asarray(logits)
+    highest = scores.max(axis=-1, keepdims=True)
+    cumulative = np.exp(scores - highest).cumsum(axis=-1, dtype=np.float64)
     ids, logprobs = [], []
-    for scores, row in zip(np.asarray(logits), rows, strict=True):
-        highest = scores.max()
+    for row, at in zip(rows, owner, strict=True):
+        total = float(cumulative[at, -1])
         if row.uniforms is None:
-            token = int(scores.argmax())
-            total = float(np.exp(scores - highest).sum())
+            token = int(scores[at].argmax())
         else:
-            cumulative = np.exp(scores - highest).cumsum(dtype=np.float64)
-            total = float(cumulative[-1])
             # Of entries that are equal the first adds something: the others are impossible.
-            token = int(cumulative.searchsorted(row.uniforms.random() * total, side="right"))
-            token = min(token, len(scores) - 1)
+            drawn = row.uniforms.random() * total
+            token = int(cumulative[at].searchsorted(drawn, side="right"))
+            token = min(token, scores.shape[-1] - 1)
         ids.append(token)
-        logprobs.append(float(scores[token] - highest) - math.log(total))
+        logprobs.append(float(scores[at, token] - highest[at, 0]) - math.log(total))
     return ids, logprobs

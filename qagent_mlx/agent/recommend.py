@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import QAgentError
+from ..inventory.search import Search
 from ..memory.profile import Memory, Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
@@ -120,18 +121,12 @@ class Ask:
             raise QAgentError("ask for at least one query and one chain")
 
 
-class Recommender:
-    """A policy, a shop's memory and its search, ready to recommend."""
+class Answerer:
+    """A policy and a shop's search, ready to answer those whose memory was read."""
 
-    def __init__(
-        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int = GROUP
-    ) -> None:
-        from ..inventory.engines import shop_search
-
-        self.shop, self.policy, self.group = shop, policy, group
+    def __init__(self, search: Search, policy: Policy, agent: AgentConfig | None = None) -> None:
+        self.search, self.policy = search, policy
         self.agent = agent or policy.info.agent
-        self.search = shop_search(shop)
-        self.memory = self._open_memory()
         self.roller = self._open_roller()
 
     def _open_roller(self) -> Roller:
@@ -139,48 +134,10 @@ class Recommender:
             self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
         )
 
-    def _open_memory(self) -> Memory:
-        return Memory(
-            self.shop.connection, self.shop.config.memory, self.policy.codec.count,
-            Worth.of_shop(self.shop),
-        )
-
-    def refresh(self) -> None:
-        """See events that were stored since; the policy and the search stay as they are."""
-        self.memory = self._open_memory()
-
     def use(self, policy: Policy) -> None:
-        """Recommend with another policy from now on."""
+        """Answer with another policy from now on."""
         self.policy, self.agent = policy, policy.info.agent
         self.roller = self._open_roller()
-        self.refresh()
-
-    def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
-        """The users' memory as the policy reads it; by default at the moment after the log."""
-        moment = as_of or after_log(self.shop)
-        return self.memory.profiles(
-            [Moment(user, moment) for user in users], self.agent.sections,
-            self.agent.profile_budget,
-        )
-
-    def recommend(
-        self, users: Sequence[str], k: int = 5, as_of: datetime | None = None, seed: int = 0
-    ) -> list[UserRecommendations]:
-        """Recommend ``k`` queries to each user; all chains run in one batch.
-
-        Args:
-            users: Ids; somebody unknown is treated as a new user.
-            k: Queries a user.
-            as_of: Nothing at or after this moment is used; by default the moment after the
-                log's last event, so that a log of last year gives last year's answer.
-            seed: Of the sampling.
-        """
-        moment = as_of or after_log(self.shop)
-        start = time.perf_counter()
-        profiles = self.profiles(users, moment)
-        spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        made = self.answer([Ask(p, moment, k, self.group) for p in profiles], seed)
-        return [replace(one, latency_ms=one.latency_ms + spent) for one in made]
 
     def answer(
         self,
@@ -249,6 +206,61 @@ class Recommender:
                     kept.append(replace(item, products=products))
             made.append(tuple(kept))
         return made
+
+
+class Recommender(Answerer):
+    """A policy, a shop's memory and its search, ready to recommend."""
+
+    def __init__(
+        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int = GROUP
+    ) -> None:
+        from ..inventory.engines import shop_search
+
+        self.shop, self.group = shop, group
+        super().__init__(shop_search(shop), policy, agent)
+        self.memory = self._open_memory()
+
+    def _open_memory(self) -> Memory:
+        return Memory(
+            self.shop.connection, self.shop.config.memory, self.policy.codec.count,
+            Worth.of_shop(self.shop),
+        )
+
+    def refresh(self) -> None:
+        """See events that were stored since; the policy and the search stay as they are."""
+        self.memory = self._open_memory()
+
+    def use(self, policy: Policy) -> None:
+        """Recommend with another policy from now on."""
+        super().use(policy)
+        self.refresh()
+
+    def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
+        """The users' memory as the policy reads it; by default at the moment after the log."""
+        moment = as_of or after_log(self.shop)
+        return self.memory.profiles(
+            [Moment(user, moment) for user in users], self.agent.sections,
+            self.agent.profile_budget,
+        )
+
+    def recommend(
+        self, users: Sequence[str], k: int = 5, as_of: datetime | None = None, seed: int = 0
+    ) -> list[UserRecommendations]:
+        """Recommend ``k`` queries to each user; all chains run in one batch.
+
+        Args:
+            users: Ids; somebody unknown is treated as a new user.
+            k: Queries a user.
+            as_of: Nothing at or after this moment is used; by default the moment after the
+                log's last event, so that a log of last year gives last year's answer.
+            seed: Of the sampling.
+        """
+        moment = as_of or after_log(self.shop)
+        start = time.perf_counter()
+        profiles = self.profiles(users, moment)
+        spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
+        made = self.answer([Ask(p, moment, k, self.group) for p in profiles], seed)
+        return [replace(one, latency_ms=one.latency_ms + spent) for one in made]
 
 
 def _stream(user: str, member: int) -> int:

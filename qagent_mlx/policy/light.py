@@ -20,7 +20,6 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..runtime import device_name
-from . import blocks
 
 if TYPE_CHECKING:
     from .model import Policy
@@ -117,14 +116,14 @@ class Light:
 
     @classmethod
     def of(cls, policy: Policy) -> Light | None:
-        """A policy's light form; None where MLX is the better way (a GPU, a large or other model)."""
+        """A policy's light form; None on a GPU and for models that are large or of another kind."""
         if device_name() != "cpu" or not policy.by_blocks or policy.parameters > MOST:
             return None
         for name, module in policy.model.named_modules():
             # Whatever has weights must be of a kind that is known here.
             kind = type(module)
             known = kind in (nn.Linear, nn.Embedding, nn.RMSNorm, LoRALinear)
-            own = [v for v in module.children().values() if isinstance(v, mx.array)]
+            own = [v for v in module.values() if isinstance(v, mx.array)]
             if own and not known:
                 return None
             if any(v.dtype != mx.float32 for v in own):
