@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
 @click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
 @click.option(
-    "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a user."
-)
+    "--group", type=click.IntRange(1, 256), metavar="N",
+    help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
 @click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
@@ -63,9 +64,10 @@ if TYPE_CHECKING:
 @shop_option
 @json_option
 def recommend(
-    *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
-    everybody: bool, file: Path | None, path: Path | None, shard: tuple[int, int] | None,
-    workers: int | None, as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
+    *, users: tuple[str, ...], k: int, policy: str | None, group: int | None, seed: int,
+    chains: bool, everybody: bool, file: Path | None, path: Path | None,
+    shard: tuple[int, int] | None, workers: int | None, as_of: datetime | None,
+    dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
 

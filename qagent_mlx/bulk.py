@@ -183,7 +183,6 @@ def bulk_recommend(
                 yield [Ask(profile, moment, k, recommender.group) for profile in profiles]
 
     with _pool(recommender, workers, dtype) as pool:
-        began = time.perf_counter()
         answers = pool.answer_units(recommender, units(), seed)
         for mine, path in missing:
             rows: list[UserRecommendations] = []

@@ -25,6 +25,9 @@ from .rollout import Roller, Rollout, Task, Turn
 from .tools import SearchProducts
 
 GROUP = 8  # chains a user
+# Of a policy trained by GRPO, whose chains mostly agree: on the sample shop's test cases it reached
+# cons@1 13.1, 13.5, 13.3 and 13.3 % with 1, 2, 4 and 8 chains; SFT 10.6, 12.3, 12.9 and 13.3 %.
+SURE_GROUP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,12 @@ class Ask:
             raise QAgentError("ask for at least one query and one chain")
 
 
+def chains_of(policy: Policy) -> int:
+    """How many chains a user a policy needs."""
+    trained = policy.info.trained
+    return SURE_GROUP if trained and trained[-1].get("stage") == "grpo" else GROUP
+
+
 class Answerer:
     """A policy and a shop's search, ready to answer those whose memory was read."""
 
@@ -209,14 +218,22 @@ class Answerer:
 
 
 class Recommender(Answerer):
-    """A policy, a shop's memory and its search, ready to recommend."""
+    """A policy, a shop's memory and its search, ready to recommend.
+
+    Args:
+        shop: Read only is enough.
+        policy: Recommends.
+        agent: How its chains run; as it was trained by default.
+        group: Chains a user; as many as the policy needs by default.
+    """
 
     def __init__(
-        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int = GROUP
-    ) -> None:
+        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None,
+        group: int | None = None,
+    ) -> None:  # fmt: skip
         from ..inventory.engines import shop_search
 
-        self.shop, self.group = shop, group
+        self.shop, self.group = shop, group or chains_of(policy)
         super().__init__(shop_search(shop), policy, agent)
         self.memory = self._open_memory()
 
