@@ -29,7 +29,7 @@ from .common import PLAIN, dtype_option, note, shop_option
 @click.option(
     "--group", "--chains", "chains", type=click.IntRange(1, 256), metavar="N",
     help="Chains a user, and the most that a request may ask for.  [default: 2 of a policy "
-    "trained by GRPO, else 8; at most 8]",
+    "trained by GRPO, else 8; a request may ask for 8]",
 )  # fmt: skip
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 64), metavar="N",

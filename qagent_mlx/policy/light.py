@@ -162,12 +162,13 @@ class Light:
                 np.arange(longest) <= query[:, :, None], np.float32(0), np.float32(-np.inf)
             )
         hidden = self._embed[np.concatenate([np.asarray(p, dtype=np.int64) for p in pending])]
+        turn = self._cos[places], self._sin[places]
         last = len(self._blocks) - 1
         for number, block in enumerate(self._blocks):
             final = number == last
             hidden = self._block(
-                block, cache.data[number], hidden, rows, within, places, longest, most, bias,
-                ends - 1 if final else None,
+                block, cache.data[number], hidden, rows, within, places, turn, longest, most,
+                bias, ends - 1 if final else None,
             )
         cache.lengths = totals
         made: np.ndarray = _scaled(hidden, self._norm) @ self._head
@@ -175,8 +176,8 @@ class Light:
 
     def _block(
         self, block: _Block, kept: np.ndarray, hidden: np.ndarray, rows: np.ndarray,
-        within: np.ndarray, places: np.ndarray, longest: int, most: int,
-        bias: np.ndarray | None, only: np.ndarray | None,
+        within: np.ndarray, places: np.ndarray, turn: tuple[np.ndarray, np.ndarray],
+        longest: int, most: int, bias: np.ndarray | None, only: np.ndarray | None,
     ) -> np.ndarray:  # fmt: skip
         """(tokens, width) hidden states of one block; of the tokens ``only`` where given."""
         heads, shared, width = self._heads, self._shared, self._width
@@ -187,15 +188,16 @@ class Light:
         if block.q_norm is not None and block.k_norm is not None:
             queries = _scaled(queries, block.q_norm[1]) * block.q_norm[0]
             keys = _scaled(keys, block.k_norm[1]) * block.k_norm[0]
-        kept[0][rows, :, places] = self._rotated(keys, places)
+        kept[0][rows, :, places] = _rotated(keys, *turn)
         kept[1][rows, :, places] = x[:, heads + shared :]
         if only is not None:
             # Nobody asks what the earlier tokens lead to.
             if bias is not None:
                 bias = bias[np.arange(len(bias)), within[only]][:, None]
-            rows, places, queries, hidden = rows[only], places[only], queries[only], hidden[only]
+            rows, queries, hidden = rows[only], queries[only], hidden[only]
+            turn = turn[0][only], turn[1][only]
             within, most = np.zeros_like(within[only]), 1
-        queries = self._rotated(queries, places)
+        queries = _rotated(queries, *turn)
         count, repeat = len(kept[0]), heads // shared
         if most == 1:
             asked = queries
@@ -237,16 +239,16 @@ class Light:
         angle = positions[:, None, None] * frequency
         self._cos, self._sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
-    def _rotated(self, x: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """(tokens, heads, width) with rotary positions."""
-        cos, sin = self._cos[places], self._sin[places]
-        half = cos.shape[-1]
-        a, b = x[..., :half], x[..., half : 2 * half]
-        made = np.empty(x.shape, dtype=np.float32)
-        np.subtract(a * cos, b * sin, out=made[..., :half])
-        np.add(a * sin, b * cos, out=made[..., half : 2 * half])
-        made[..., 2 * half :] = x[..., 2 * half :]
-        return made
+
+def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """(tokens, heads, width) with rotary positions."""
+    half = cos.shape[-1]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    made = np.empty(x.shape, dtype=np.float32)
+    np.subtract(a * cos, b * sin, out=made[..., :half])
+    np.add(a * sin, b * cos, out=made[..., half : 2 * half])
+    made[..., 2 * half :] = x[..., 2 * half :]
+    return made
 
 
 def _scaled(x: np.ndarray, epsilon: float) -> np.ndarray:
