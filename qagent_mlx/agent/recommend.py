@@ -314,6 +314,14 @@ def after_log(shop: Shop) -> datetime:
     return moment
 
 
+def has_events(shop: Shop, user: str) -> bool:
+    """Whether the log knows the user."""
+    row = shop.connection.execute(
+        "SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user]
+    ).fetchone()
+    return row is not None
+
+
 def recommend(
     shop: Shop, users: Sequence[str], k: int = 5, policy: str = "grpo", **options: Any
 ) -> list[UserRecommendations]:
