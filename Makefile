@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check notebooks install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,15 @@ test: install
 	$(BIN)/python -m pytest
 
 check: install
-	$(BIN)/ruff check qagent_mlx cli tests
+	$(BIN)/ruff check qagent_mlx cli tests notebooks
 	$(BIN)/mypy
+
+# Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
+notebooks: install
+	rm -rf notebooks/shop notebooks/mine notebooks/export
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[notebooks]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
 	rm -rf $(VENV) demo-shop .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,6 +96,8 @@ def evaluate(
     with opened(shop_path) as shop:
         if not (policies or baselines or named or prompted):
             policies = (default_policy(shop, "grpo"),)
+        if not prompted:
+            _check_names(pairs, policies, parts, named, baselines)
         with waiting("reading cases"):
             environment, systems = lineup(
                 shop, policies, ablations=parts, with_baselines=baselines, extra=named,
@@ -154,6 +156,24 @@ def draw_report(report: dict[str, Any]) -> None:
     if report["comparisons"]:
         console.print()
         console.print(comparison_table(report))
+
+
+def _check_names(
+    pairs: list[tuple[str, str]], policies: tuple[str, ...], parts: list[str],
+    named: tuple[str, ...], baselines: bool,
+) -> None:  # fmt: skip
+    """Say at once, not after the cases were read, that a compared system is not evaluated."""
+    from qagent_mlx.errors import QAgentError
+    from qagent_mlx.evaluate.baselines import BASELINES
+
+    known = {"*", *policies, *named, *(f"{p} ({part})" for p in policies for part in parts)}
+    known |= set(BASELINES) if baselines else set()
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        if name not in known:
+            option = "--baseline" if name in BASELINES else "--policy"
+            raise QAgentError(
+                f"--compare: {name} is not among the evaluated systems; add {option} {name}"
+            )
 
 
 def _pairs(compare: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from .common import (
     dtype_option,
     emit,
     json_option,
+    note,
     opened,
     out,
     plain_table,
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
 @click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
 @click.option(
-    "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a user."
-)
+    "--group", type=click.IntRange(1, 256), metavar="N",
+    help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
 @click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
@@ -54,21 +56,26 @@ if TYPE_CHECKING:
     help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
     "each rank takes its own and writes FILE-I-of-N.parquet.",
 )  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N",
+    help="Processes for many users, on this machine.  [default: one a core, at most 4]",
+)  # fmt: skip
 @as_of_option
 @dtype_option
 @shop_option
 @json_option
 def recommend(
-    *, users: tuple[str, ...], k: int, policy: str | None, group: int, seed: int, chains: bool,
-    everybody: bool, file: Path | None, path: Path | None, shard: tuple[int, int] | None,
-    as_of: datetime | None, dtype: str | None, shop_path: Path, as_json: bool,
+    *, users: tuple[str, ...], k: int, policy: str | None, group: int | None, seed: int,
+    chains: bool, everybody: bool, file: Path | None, path: Path | None,
+    shard: tuple[int, int] | None, workers: int | None, as_of: datetime | None,
+    dtype: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Recommend queries to each USER, with the products they retrieve and why.
 
     With --json one user gives one object (user, recommendations, latency_ms); several users
     give {"users": [...]} with such an object for each. A user without events is a new user.
     """
-    from qagent_mlx.agent.recommend import Recommender
+    from qagent_mlx.agent.recommend import Recommender, has_events
     from qagent_mlx.policy.registry import open_policy
 
     many = everybody or file is not None
@@ -80,15 +87,22 @@ def recommend(
         raise click.UsageError("--chains is for users that are named one by one")
     if shard and not many:
         raise click.UsageError("--shard goes with --all or --users")
+    if workers and not many:
+        raise click.UsageError("--workers goes with --all or --users")
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
         if path is not None:
-            _bulk(recommender, file, path, shard, k, as_of, seed, as_json)
+            _bulk(
+                recommender, file, path, shard, workers, k, as_of, seed, dtype or "", as_json
+            )
             return
         with waiting("recommending"):
             found = recommender.recommend(users, k, as_of, seed)
+        strangers = [user for user in dict.fromkeys(users) if not has_events(shop, user)]
+    if strangers:  # perhaps a slip of the pen
+        note(f"no events yet, so recommended to as a new user: {', '.join(strangers[:5])}")
     documents = [document(recommender, one, chains) for one in found]
     if as_json:
         emit(documents[0] if len(documents) == 1 else {"users": documents})
@@ -99,11 +113,13 @@ def recommend(
 
 def _bulk(
     recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
-    k: int, as_of: datetime | None, seed: int, as_json: bool,
+    workers: int | None, k: int, as_of: datetime | None, seed: int, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
     from qagent_mlx.bulk import (
+        FEW,
         all_users,
         bulk_recommend,
+        default_workers,
         launched_shard,
         read_users,
         shard_of,
@@ -116,10 +132,14 @@ def _bulk(
     users = read_users(file) if file else all_users(recommender.shop, as_of)
     if shard:
         users = shard_of(users, *shard)
+    if workers is None:
+        # A launched rank has its own core already; a few users are done before others start.
+        workers = 1 if shard or len(users) < FEW else default_workers()
     with CountProgress("recommending", len(users)) as progress:
         report = bulk_recommend(
             recommender, users, path, k, as_of, seed,
             lambda now: progress(now.done, now.fresh, now.seconds, now.left),
+            workers=workers, dtype=dtype,
         )  # fmt: skip
     if as_json:
         emit(report)

@@ -27,8 +27,13 @@ from .common import PLAIN, dtype_option, note, shop_option
 @click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="Queries.")
 @click.option(
-    "--chains", default=8, show_default=True, type=click.IntRange(1, 256),
-    help="Chains a user: the most that a request may ask for.",
+    "--group", "--chains", "chains", type=click.IntRange(1, 256), metavar="N",
+    help="Chains a user, and the most that a request may ask for.  [default: 2 of a policy "
+    "trained by GRPO, else 8; a request may ask for 8]",
+)  # fmt: skip
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), metavar="N",
+    help="Processes that decode; one a core is most. Each takes about 300 MB.",
 )  # fmt: skip
 @click.option(
     "--deadline", default=1000.0, show_default=True, type=click.FloatRange(1.0, 60_000.0),
@@ -50,9 +55,9 @@ from .common import PLAIN, dtype_option, note, shop_option
 @dtype_option
 @shop_option
 def serve(
-    *, host: str, port: int, token_file: Path | None, policy: str | None, k: int, chains: int,
-    deadline: float, batch: int, cache: float, rate: float, read_only: bool, no_watch: bool,
-    dtype: str | None, shop_path: Path,
+    *, host: str, port: int, token_file: Path | None, policy: str | None, k: int,
+    chains: int | None, workers: int, deadline: float, batch: int, cache: float, rate: float,
+    read_only: bool, no_watch: bool, dtype: str | None, shop_path: Path,
 ) -> None:  # fmt: skip
     """Serve recommendations over HTTP.
 
@@ -75,7 +80,8 @@ def serve(
     values: dict[str, Any] = {
         "host": host, "port": port, "token": token, "policy": policy or "",
         "dtype": dtype or "", "k": k,
-        "chains": chains, "deadline_ms": deadline, "batch": batch, "cache_seconds": cache,
-        "rate": rate, "burst": 2 * rate, "read_only": read_only, "watch": not no_watch,
+        "chains": chains or 0, "workers": workers, "deadline_ms": deadline, "batch": batch,
+        "cache_seconds": cache, "rate": rate, "burst": 2 * rate, "read_only": read_only,
+        "watch": not no_watch,
     }  # fmt: skip
     run(shop_path, ServeConfig(**values), note)

@@ -22,20 +22,31 @@ __version__ = "0.1.0"
 _HOMES = {
     "Shop": "qagent_mlx.shop",
     "Policy": "qagent_mlx.policy.model",
+    "sample_shop": "qagent_mlx.sample",
+    "inspect_memory": "qagent_mlx.inspection",
+    "search_products": "qagent_mlx.inspection",
     "recommend": "qagent_mlx.agent.recommend",
-    "evaluate": "qagent_mlx.evaluate.report",
+    "pretrain": "qagent_mlx.train.pretrain",
     "train_sft": "qagent_mlx.train.sft",
     "train_grpo": "qagent_mlx.train.grpo",
-}
+    "open_run": "qagent_mlx.train.reading",
+    "evaluate_policies": "qagent_mlx.evaluate.lineup",
+    "abtest": "qagent_mlx.evaluate.abtest",
+}  # no name of a module here: importing that would put it in the place of the function
 
 __all__ = ["QAgentError", "__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .agent.recommend import recommend
-    from .evaluate.report import evaluate
+    from .evaluate.abtest import abtest
+    from .evaluate.lineup import evaluate_policies
+    from .inspection import inspect_memory, search_products
     from .policy.model import Policy
+    from .sample import sample_shop
     from .shop import Shop
     from .train.grpo import train_grpo
+    from .train.pretrain import pretrain
+    from .train.reading import open_run
     from .train.sft import train_sft
 
 

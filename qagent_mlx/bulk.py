@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import duckdb
 
+from .agent.pool import Pool
 from .agent.recommend import Ask, Recommender, UserRecommendations, after_log
 from .duck import open_duckdb
 from .errors import QAgentError
@@ -30,6 +31,7 @@ from .text import clean
 
 PART = 128  # users a part: what a stop can cost
 AT_ONCE = 32  # users whose chains decode together; larger batches copy more than they save
+FEW = 300  # users that are done about as soon as another process has started
 
 _SCHEMA = """CREATE TABLE part (user_id VARCHAR, as_of TIMESTAMP, rank INTEGER, query VARCHAR,
 score DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
@@ -93,6 +95,16 @@ def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
     return list(users[number - 1 :: shards])
 
 
+def default_workers() -> int:
+    """Processes for this machine: one a core that this process may use, at most 4; 1 on a GPU."""
+    from .runtime import device_name
+
+    if device_name() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(4, cores or 1))
+
+
 def launched_shard() -> tuple[int, int] | None:
     """Which of how many processes this is, where ``mlx.launch`` started it."""
     if "MLX_RANK" not in os.environ:
@@ -117,6 +129,8 @@ def bulk_recommend(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     part: int = PART,
+    workers: int = 1,
+    dtype: str = "",
 ) -> dict[str, Any]:
     """Recommend to many users and write a row for each recommendation.
 
@@ -130,6 +144,8 @@ def bulk_recommend(
         seed: Of the sampling.
         on_progress: Called as users are done.
         part: Users a part.
+        workers: Processes, this one included; the file does not depend on them.
+        dtype: Of the policy's weights in the other processes, as in this one.
 
     Returns:
         out, users, recommendations, empty (users without any), resumed (users done by an
@@ -157,20 +173,25 @@ def bulk_recommend(
             on_progress(Progress(done + more, len(users), fresh, spent))
 
     tell(0)
-    for mine, path in zip(parts, paths, strict=True):
-        if path.exists():
-            continue
-        rows: list[UserRecommendations] = []
-        for at in range(0, len(mine), AT_ONCE):
-            some = mine[at : at + AT_ONCE]
-            asks = [
-                Ask(profile, moment, k, recommender.group)
-                for profile in recommender.profiles(some, moment)
-            ]
-            rows += recommender.answer(asks, seed)
-            tell(len(rows))
-        _write(path, rows)
-        done += len(mine)
+    missing = [
+        (mine, path) for mine, path in zip(parts, paths, strict=True) if not path.exists()
+    ]
+
+    def units() -> Iterator[list[Ask]]:
+        for mine, _ in missing:
+            for at in range(0, len(mine), AT_ONCE):
+                profiles = recommender.profiles(mine[at : at + AT_ONCE], moment)
+                yield [Ask(profile, moment, k, recommender.group) for profile in profiles]
+
+    with _pool(recommender, workers, dtype) as pool:
+        answers = pool.answer_units(recommender, units(), seed)
+        for mine, path in missing:
+            rows: list[UserRecommendations] = []
+            while len(rows) < len(mine):
+                rows += next(answers)
+                tell(len(rows))
+            _write(path, rows)
+            done += len(mine)
     seconds = time.perf_counter() - began
     counted, with_some = _join(folder, paths, out)
     shutil.rmtree(folder, ignore_errors=True)
@@ -184,6 +205,14 @@ def bulk_recommend(
         "users_per_s": round((len(users) - resumed) / max(seconds, 1e-9), 2),
         "as_of": moment.isoformat(),
     }
+
+
+def _pool(recommender: Recommender, workers: int, dtype: str) -> Pool:
+    """The other processes of a run."""
+    folder = recommender.policy.folder
+    if workers > 1 and folder is None:
+        raise QAgentError("several workers need a policy that is saved; go on with one worker")
+    return Pool(recommender.shop.path, folder or Path(), workers - 1, dtype)
 
 
 def _question(

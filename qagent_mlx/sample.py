@@ -71,6 +71,17 @@ def create_sample(
         shop.close()
 
 
+def sample_shop(path: str | Path = "shop") -> Shop:
+    """The sample shop in a folder, open for reading; made first where it is not there yet.
+
+    Raises:
+        QAgentError: the folder holds something else, or cannot be written.
+    """
+    if not (Path(path) / "shop.json").exists():
+        create_sample(path)
+    return Shop.open(path)
+
+
 def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Build the index and learn what lines of memory are worth.
 

@@ -245,10 +245,13 @@ class Session:
         """The user clicks or buys a product that a search has shown.
 
         Raises:
-            QAgentError: it is a query, or the session looks at the past.
+            QAgentError: it is a query, it is sold out, or the session looks at the past.
         """
         if not product.product_id:
             raise QAgentError(f"{product.query!r} is a query; click it to see its products")
+        state = self.products([product.product_id], self.moment or after_log(self.shop))[0]
+        if kind == "purchase" and not state["in_stock"]:
+            raise QAgentError(f"{product.title} is sold out; it can be clicked, not bought")
         rows = [{"type": "click", "query": product.query, "product_id": product.product_id}]
         if kind != "click":
             rows.append({**rows[0], "type": kind})

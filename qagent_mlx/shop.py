@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -339,6 +339,15 @@ class Shop:
         ).fetchone()
         assert row is not None
         return dict(zip(("products", "events", "users", "sessions", "rejects"), row, strict=True))
+
+    def titles(self, products: Sequence[str]) -> list[str]:
+        """The products' titles, in order; empty where there is no such product."""
+        rows = self.connection.execute(
+            "SELECT product_id, title FROM products WHERE list_contains($ids, product_id)",
+            {"ids": list(products)},
+        ).fetchall()
+        known: dict[str, str] = dict(rows)
+        return [known.get(product, "") for product in products]
 
     def folder(self, kind: str, name: str) -> Path:
         """``policies/<name>`` or ``runs/<name>``, with the name checked."""

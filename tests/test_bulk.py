@@ -3,9 +3,12 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from qagent_mlx.agent.recommend import Recommender
+from qagent_mlx.agent.pool import Pool
+from qagent_mlx.agent.recommend import Ask, Recommender, after_log
 from qagent_mlx.bulk import Progress, all_users, bulk_recommend, read_users, shard_of
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.shop import Shop
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,43 @@ def test_users_come_from_lines_or_a_column(tmp_path):
     duckdb.sql(f"COPY (SELECT 1 AS other) TO '{path}' (FORMAT parquet)")
     with pytest.raises(QAgentError, match="user_id"):
         read_users(path)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_folder, new_nano, tmp_path_factory):
+    """A shop with a policy on disk, as other processes need one."""
+    import shutil
+
+    from qagent_mlx.policy.build import save_base
+
+    path = tmp_path_factory.mktemp("saved") / "shop"
+    shutil.copytree(tiny_folder, path)
+    policy, tokenizer, config = new_nano()
+    save_base(policy, tokenizer, config, path / "policies" / "nano")
+    return path
+
+
+def test_two_workers_write_the_file_that_one_writes(saved, tmp_path):
+    with Shop.open(saved) as shop:
+        recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
+        users = all_users(shop)[:9]
+        for workers in (1, 2):
+            bulk_recommend(
+                recommender, users, tmp_path / f"{workers}.parquet", part=2, workers=workers
+            )
+    assert rows(tmp_path / "2.parquet") == rows(tmp_path / "1.parquet")
+
+
+def test_what_a_lost_process_was_given_is_done_by_this_one(saved):
+    with Shop.open(saved) as shop:
+        recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
+        moment = after_log(shop)
+        asks = [Ask(p, moment, 3, 2) for p in recommender.profiles(all_users(shop)[:5])]
+        expected = [one.recommendations for one in recommender.answer(asks)]
+        with Pool(saved, saved / "policies" / "nano", 1) as pool:
+            assert [one.recommendations for one in pool.answer(recommender, asks)] == expected
+            pool._helpers[0].process.kill()
+            units = pool.answer_units(recommender, ([ask] for ask in asks))
+            assert [one.recommendations for unit in units for one in unit] == expected
+            assert [one.recommendations for one in pool.answer(recommender, asks)] == expected
+            assert len(pool) == 0

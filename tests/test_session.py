@@ -26,7 +26,11 @@ def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     found = session.search("Dune Desk Lamp")
     assert "Desk Lamp" in found[0]["title"]
     before = session.now
-    session.engage(session.choose(1), "purchase")
+    gone = next(n for n, product in enumerate(found, 1) if not product["in_stock"])
+    with pytest.raises(QAgentError, match="is sold out"):
+        session.engage(session.choose(gone), "purchase")
+    there = next(n for n, product in enumerate(found, 1) if product["in_stock"])
+    session.engage(session.choose(there), "purchase")
     assert session.now > before
     view = session.memory()
     assert view["events"] == 3

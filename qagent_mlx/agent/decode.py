@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..policy.light import Light
 from ..runtime import device_name, one_blas_thread
 from .grammar import constrained
 
@@ -141,11 +142,17 @@ def _select(cache: Any, indices: list[int]) -> Any:
 
 
 class Decoder:
-    """Decodes rows with one policy."""
+    """Decodes rows with one policy.
 
-    def __init__(self, policy: Policy, max_rows: int = 256) -> None:
+    Args:
+        policy: Whose rows.
+        light: Compute a small model on a CPU with a copy of its weights that is laid out for
+            decoding (see `policy.light`); the policy must not be trained meanwhile.
+    """
+
+    def __init__(self, policy: Policy, light: bool = False) -> None:
         self.policy = policy
-        self.max_rows = max_rows
+        self._light = Light.of(policy) if light else None
         self._small = policy.parameters < SMALL
         self.prefill_tokens = 0
         self.decode_tokens = 0
@@ -167,6 +174,8 @@ class Decoder:
         if batch.cache:
             # Of rows that shared a context some may have got other answers than the rest.
             cache = batch.take(unique, unique).cache
+        elif self._light is not None:
+            cache = [self._light.cache(len(unique))]
         else:
             fresh = make_prompt_cache(self.policy.model)
             cache = [type(c).merge([c] * len(unique)) for c in fresh]
@@ -184,6 +193,10 @@ class Decoder:
 
     def _prefill(self, pending: list[list[int]], cache: list[Any]) -> mx.array:
         lengths = [len(p) for p in pending]
+        if self._light is not None:
+            self.prefill_tokens += sum(lengths)
+            with one_blas_thread():
+                return mx.array(self._light.logits(pending, cache[0]))
         longest = max(lengths)
         padding = [longest - n for n in lengths]
         tokens = mx.array([p + [0] * (longest - len(p)) for p in pending])
@@ -205,13 +218,12 @@ class Decoder:
         spent. Its last token is not in its cache yet: it becomes the first pending id.
         """
         assert batch.logits is not None
-        logits = batch.logits
-        if batch.owner != list(range(batch.contexts)):
-            logits = logits[mx.array(batch.owner)]
+        logits, owner = batch.logits, batch.owner
         if any(row.allowed is not None for row in batch.rows):
             masks = [row.allowed() if row.allowed is not None else None for row in batch.rows]
-            logits = constrained(logits, masks)
-        chosen, logprobs = sample(logits, batch.rows)
+            logits = constrained(logits[mx.array(owner)], masks)
+            owner = list(range(len(batch.rows)))
+        chosen, logprobs = sample(logits, batch.rows, owner)
         going: list[int] = []
         stopped: list[int] = []
         for i, row in enumerate(batch.rows):
@@ -234,16 +246,27 @@ class Decoder:
     def advance(self, batch: Batch) -> None:
         """Compute the logits after each context's last token."""
         last = {place: row.tokens[-1] for place, row in zip(batch.owner, batch.rows, strict=True)}
-        tokens = mx.array([last[place] for place in range(len(last))])[:, None]
+        ids = [last[place] for place in range(len(last))]
+        self.decode_steps += 1
+        if self._light is not None:
+            with one_blas_thread():
+                batch.logits = mx.array(
+                    self._light.logits([[token] for token in ids], batch.cache[0])
+                )
+            return
+        tokens = mx.array(ids)[:, None]
         with one_blas_thread(self._small):
             hidden = self.policy.backbone(tokens, batch.cache)
             batch.logits = self.policy.head(hidden[:, -1])
             mx.eval(batch.logits, [c.state for c in batch.cache])
-        self.decode_steps += 1
 
 
-def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+def sample(
+    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+) -> tuple[list[int], list[float]]:
     """One token a row and its log-probability under the full distribution.
+
+    Row ``i`` draws from ``logits[owner[i]]``.
 
     Each row has its own stream of uniform numbers and is sampled by inverting the
     cumulative distribution, so what a row gets does not depend on the batch around it:
@@ -251,7 +274,9 @@ def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float
     needs one exponential a logit where Gumbel noise needs two logarithms more.
     """
     if device_name() == "cpu":
-        return _sample_by_numpy(logits, rows)
+        return _sample_by_numpy(logits, rows, owner)
+    if list(owner) != list(range(logits.shape[0])):
+        logits = logits[mx.array(list(owner))]
     norm = mx.logsumexp(logits, axis=-1, keepdims=True)
     best = mx.argmax(logits, axis=-1)
     if any(row.uniforms is not None for row in rows):
@@ -271,21 +296,24 @@ def sample(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float
     return ids, values
 
 
-def _sample_by_numpy(logits: mx.array, rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+def _sample_by_numpy(
+    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+) -> tuple[list[int], list[float]]:
     """`sample` on a CPU, where numpy's exponential is many times faster than MLX's."""
     mx.eval(logits)
+    scores = np.asarray(logits)
+    highest = scores.max(axis=-1, keepdims=True)
+    cumulative = np.exp(scores - highest).cumsum(axis=-1, dtype=np.float64)
     ids, logprobs = [], []
-    for scores, row in zip(np.asarray(logits), rows, strict=True):
-        highest = scores.max()
+    for row, at in zip(rows, owner, strict=True):
+        total = float(cumulative[at, -1])
         if row.uniforms is None:
-            token = int(scores.argmax())
-            total = float(np.exp(scores - highest).sum())
+            token = int(scores[at].argmax())
         else:
-            cumulative = np.exp(scores - highest).cumsum(dtype=np.float64)
-            total = float(cumulative[-1])
             # Of entries that are equal the first adds something: the others are impossible.
-            token = int(cumulative.searchsorted(row.uniforms.random() * total, side="right"))
-            token = min(token, len(scores) - 1)
+            drawn = row.uniforms.random() * total
+            token = int(cumulative[at].searchsorted(drawn, side="right"))
+            token = min(token, scores.shape[-1] - 1)
         ids.append(token)
-        logprobs.append(float(scores[token] - highest) - math.log(total))
+        logprobs.append(float(scores[at, token] - highest[at, 0]) - math.log(total))
     return ids, logprobs

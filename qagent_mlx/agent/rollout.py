@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 
 import mlx.core as mx
 import numpy as np
@@ -24,6 +24,7 @@ from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
+OBSERVATIONS = 4096  # tool answers whose ids are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +138,21 @@ class Roller:
             config: How chains run.
             max_rows: Rows that decode or wait at the same time.
             memory: Bytes for their keys and values; an eighth of the machine's by default.
-            guided: Draw only what is an action where the policy's chains are so (serving).
+            guided: For serving, with a policy that stays as it is: draw only what is an action
+                where the policy's chains are so, and decode with a copy of small policies.
         """
         self.policy = policy
         # Guided chains draw only what is allowed; training must not be (see grammar.py).
         self.grammar = policy.codec.grammar() if guided and config.guided else None
         self.config = config
         self.memory = total_memory() // 8 if memory is None else memory
+        self._token_bytes = policy.cache_bytes
+        # Chains of a group read the same profile and much the same results.
+        self.observation = lru_cache(OBSERVATIONS)(policy.codec.observation)
         self._longest = len(policy.prompt) + config.profile_budget
         self._tools = tools
         self._memory = FetchMemory(config)
-        self.decoder = Decoder(policy)
+        self.decoder = Decoder(policy, light=guided)
         self._max_rows = max_rows
 
     def run(
@@ -221,7 +226,7 @@ class Roller:
         Caches grow in steps of 256 tokens, and while one grows or a row leaves there are two.
         """
         length = -(-self._longest // 256) * 256
-        fitting = self.memory // max(1, 2 * length * self.policy.cache_bytes)
+        fitting = self.memory // max(1, 2 * length * self._token_bytes)
         return int(max(1, min(self._max_rows, fitting)))
 
     def _answer(self, batch: Batch) -> Batch:
@@ -345,7 +350,7 @@ class _Chain:
             text = results_text(number, found.lines)
         else:
             text = refusal_text()
-        self.row.insert(self.roller.policy.codec.observation(text))
+        self.row.insert(self.roller.observation(text))
         self.watch(self.turns[-1])
 
     def rollout(self) -> Rollout:

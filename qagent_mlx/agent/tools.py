@@ -88,21 +88,22 @@ class SearchProducts:
                 strict=True,
             )
         )
+        picked = {(query, moment): self._picks(query, moment) for query, moment in unique}
         made = []
         for request in requests:
             products = tuple(h.product_id for h in hits[request.query, request.as_of])
             shown = products[: self._config.results_shown]
-            picks = self._picks(request)
+            picks = picked[request.query, request.as_of]
             lines = tuple(self._line(i, p, request, picks) for i, p in enumerate(shown, 1))
             made.append(Found(products, lines))
         return made
 
-    def _picks(self, request: Request) -> dict[int, float]:
+    def _picks(self, query: str, moment: datetime | None) -> dict[int, float]:
         """Catalog row -> share of what earlier searchers of the query engaged with."""
         clicks = getattr(self._search, "clicks", None)  # a shop's own engine may keep none
         if clicks is None or not self._config.marks:
             return {}
-        rows, weight = clicks.ranking(query_key(request.query), request.as_of)
+        rows, weight = clicks.ranking(query_key(query), moment)
         total = float(weight.sum())
         if total < ENOUGH_PICKS:
             return {}

@@ -19,8 +19,10 @@ from ..train.cases import SplitConfig, build_cases
 from ..train.environment import Environment, Example
 from ..types import Case
 from .baselines import BASELINES, System, baseline, baselines
+from .logs import SearchLog
 from .metrics import Ranking
 from .prompted import PromptedModel
+from .report import Report, evaluate
 from .systems import PolicySystem
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -193,6 +195,43 @@ def lineup(
     systems += [baseline(shop, name, environment) for name in extra if name not in here]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(prompted)]
     return environment, systems
+
+
+def evaluate_policies(
+    shop: Shop,
+    policies: Sequence[str],
+    *,
+    with_baselines: bool = False,
+    on: str = "test",
+    limit: int | None = None,
+    compare: Sequence[tuple[str, str]] = (),
+    by: Sequence[str] = (),
+    on_progress: Callable[[str, int], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Measure policies of a shop, and baselines, on what its users did next.
+
+    Args:
+        shop: Its index is built when it is missing or stale.
+        policies: Names, as for `lineup`.
+        with_baselines: Also the recommenders without a language model.
+        on: The split.
+        limit: So many cases, evenly spaced over the split.
+        compare: Names of systems (a, b) to compare, case by case.
+        by: Also slices, of `slices.CUTS`.
+        on_progress: As for `report.evaluate`.
+        options: Others of `lineup`: ablations, extra, group, seed, …
+
+    Returns:
+        See `report.evaluate`; `report.table` draws it.
+    """
+    environment, systems = lineup(
+        shop, policies, with_baselines=with_baselines, only=on, **options
+    )
+    return evaluate(
+        environment, systems, on, 5, limit, seed=options.get("seed", 0),
+        on_progress=on_progress, compare=compare, by=by, log=SearchLog.of_shop(shop),
+    )  # fmt: skip
 
 
 def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:

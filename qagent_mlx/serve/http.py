@@ -99,7 +99,7 @@ async def recommend(service: Service, request: Request) -> Response:
     found = await service.recommend(
         _text(body, "user", 500),
         _number(body, "k", config.k, 1, MOST_QUERIES),
-        _number(body, "chains", config.chains, 1, config.chains),
+        _number(body, "chains", service.worker.chains, 1, config.most_chains),
         _real(body, "deadline_ms", config.deadline_ms, 1.0, MOST_DEADLINE_MS),
         _moment(body.get("as_of"), "as_of"),
     )

@@ -126,9 +126,9 @@ def _schemas(config: ServeConfig) -> dict[str, Any]:
             user={**_TEXT, "description": "Somebody unknown is a new user."},
             k={"type": "integer", "minimum": 1, "maximum": 100, "default": config.k},
             chains={
-                "type": "integer", "minimum": 1, "maximum": config.chains,
-                "default": config.chains,
-                "description": "The budget: chains of retrieval that are run.",
+                "type": "integer", "minimum": 1, "maximum": config.most_chains,
+                "description": "The budget: chains of retrieval that are run; by default what "
+                "the server was started with, or as many as the policy needs.",
             },
             deadline_ms={
                 "type": "number", "minimum": 1, "default": config.deadline_ms,

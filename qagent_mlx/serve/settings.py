@@ -19,7 +19,8 @@ class ServeConfig:
     policy: str = ""  # empty: grpo, else the newest
     dtype: str = ""  # of its weights; empty: what suits the device
     k: int = 5
-    chains: int = GROUP  # the most that a request may ask for, and what it gets by default
+    chains: int = 0  # a request gets, and may ask for at most; 0: what the policy needs, and GROUP
+    workers: int = 1  # processes that decode
     seed: int = 0
     deadline_ms: float = 1000.0  # of a request that names none
     collect_ms: float = 3.0  # how long the worker waits for company before it decodes
@@ -33,6 +34,11 @@ class ServeConfig:
     events_a_post: int = 1000
     watch: bool = True  # take up the policy anew when its folder changes
     read_only: bool = False  # refuse events, and let other processes read the shop
+
+    @property
+    def most_chains(self) -> int:
+        """What a request may ask for."""
+        return self.chains or GROUP
 
     @property
     def loopback(self) -> bool:
@@ -57,7 +63,9 @@ class ServeConfig:
             )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise QAgentError("the token must be plain ASCII; make one with: openssl rand -hex 24")
-        if min(self.k, self.chains, self.batch, self.queue, self.events_a_post) < 1:
-            raise QAgentError("k, chains, batch and queue must be at least 1")
+        if min(self.k, self.workers, self.batch, self.queue, self.events_a_post) < 1:
+            raise QAgentError("k, workers, batch and queue must be at least 1")
+        if self.chains < 0:
+            raise QAgentError("chains must be at least 1, or 0 for what the policy needs")
         if self.deadline_ms <= 0 or self.collect_ms < 0 or self.rate < 0:
             raise QAgentError("the deadline must be above 0, collecting and the rate at least 0")

@@ -18,9 +18,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..agent.recommend import Ask, Recommender, UserRecommendations, after_log
+from ..agent.pool import Pool
+from ..agent.recommend import Ask, Recommender, UserRecommendations, after_log, chains_of
 from ..errors import QAgentError
 from ..ingest import IngestReport, append_batches
+from ..inventory.index import ensure
 from ..policy.model import load_policy
 from ..policy.registry import SAMPLE, policy_names, resolve
 from ..runtime import one_blas_thread
@@ -114,6 +116,7 @@ class Worker:
         self.metrics = metrics or Metrics()
         self.cache: UserCache[Answer] = UserCache(config.cache_seconds, config.cache_users)
         self.policy = ""  # the name of the one that answers
+        self.chains = 1  # what a request gets that names no number
         self.trending: Answer | None = None
         self.titles: dict[str, str] = {}
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
@@ -183,6 +186,14 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            with Shop.open(self.path) as shop:
+                self._choose(shop)
+                if self.config.workers > 1:
+                    ensure(shop)
+            # The others read the shop before this one holds it for writing.
+            self._pool = Pool(
+                self.path, self._folder, self.config.workers - 1, self.config.dtype
+            )
             self.shop = Shop.open(self.path, read_only=self.config.read_only)
             self._open()
         except BaseException as error:  # it belongs to whoever starts the worker
@@ -191,20 +202,22 @@ class Worker:
         self._ready.set_result(None)
         # Its products are thin: a second thread of BLAS would mostly wait, and take the core
         # that the answers need.
-        with self.shop, one_blas_thread():
+        with self.shop, self._pool, one_blas_thread():
             while (jobs := self._collect()) is not None:
                 self._serve(jobs)
 
-    def _open(self) -> None:
-        names = policy_names(self.shop)
+    def _choose(self, shop: Shop) -> None:
+        names = policy_names(shop)
         newest = names[-1] if names else SAMPLE
-        name = self.config.policy or ("grpo" if "grpo" in names else newest)
-        folder = resolve(self.shop, name)
-        self._stamp = _stamp(folder)
+        self.policy = self.config.policy or ("grpo" if "grpo" in names else newest)
+        self._folder = resolve(shop, self.policy)
+        self._stamp = _stamp(self._folder)
+
+    def _open(self) -> None:
         self.recommender = Recommender(
-            self.shop, load_policy(folder, self.config.dtype), group=self.config.chains
+            self.shop, load_policy(self._folder, self.config.dtype), group=self.config.chains
         )
-        self.policy, self._folder = name, folder
+        self.chains = self.recommender.group
         catalog = self.recommender.search.catalog
         self.titles = dict(zip(catalog.ids, catalog.titles, strict=True))
         self._look_at_trends()
@@ -281,7 +294,7 @@ class Worker:
         started = time.monotonic()
         asked = [ask for ask, _ in once.values()]
         try:
-            answers = self.recommender.answer(asked, self.config.seed, progress)
+            answers = self._pool.answer(self.recommender, asked, self.config.seed, progress)
         except _Abandoned:
             self._pace *= 1.2  # it was slower than was thought
             for request in waiting:
@@ -415,6 +428,8 @@ class Worker:
             self.metrics.policies.labels("refused").inc()
             raise
         self.recommender.use(policy)
+        self._pool.use(folder)
+        self.chains = self.config.chains or chains_of(policy)
         self.policy, self._folder, self._stamp = name, folder, stamp
         self.cache.clear()
         self._profiles.clear()

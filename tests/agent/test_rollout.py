@@ -39,7 +39,7 @@ def play(roller, monkeypatch):
             for key, turns in scripts.items()
         }
 
-        def scripted(logits, rows):
+        def scripted(logits, rows, owner):
             ids = [next(streams[row.tag.number, row.tag.member]) for row in rows]
             return ids, [-0.5] * len(ids)
 
@@ -196,7 +196,7 @@ def test_samples_follow_the_distribution():
         rows.append(row)
     chances = np.array([0.5, 0.3, 0.15, 0.05])
     logits = mx.broadcast_to(mx.log(mx.array(chances)), (4000, 4))
-    ids, logprobs = decode.sample(logits, rows)
+    ids, logprobs = decode.sample(logits, rows, range(len(rows)))
     seen = np.bincount(ids, minlength=4) / 4000
     assert np.allclose(seen, chances, atol=0.03)
     assert np.allclose(logprobs, np.log(chances)[ids], atol=1e-5)

@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import qagent_mlx.bulk as bulk
+from qagent_mlx import bulk
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.runtime import one_blas_thread
 from qagent_mlx.shop import Shop
 
 
@@ -27,12 +28,14 @@ def main() -> None:
     parser.add_argument("--policy", default="grpo")
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--single", type=int, default=20)
-    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--group", type=int, default=0, help="0: what the policy needs.")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, nargs="+", default=[bulk.AT_ONCE])
     given = parser.parse_args()
-    with Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder:
-        recommender = Recommender(shop, open_policy(shop, given.policy), group=given.group)
+    with (
+        Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder, one_blas_thread()
+    ):  # fmt: skip
+        recommender = Recommender(shop, open_policy(shop, given.policy), group=given.group or None)
         users = bulk.all_users(shop)[: given.users]
         recommender.recommend(users[:2])  # compiles
         rates: dict[str, list[float]] = {}
@@ -41,10 +44,12 @@ def main() -> None:
             for user in users[: given.single]:
                 recommender.recommend([user])
             rates.setdefault("one by one", []).append(given.single / (time.perf_counter() - began))
-            for size in given.at_once:
-                bulk.AT_ONCE = size
-                report = bulk.bulk_recommend(recommender, users, Path(folder) / "out.parquet")
-                rates.setdefault(f"bulk {size}", []).append(report["users_per_s"])
+            for workers in given.workers:
+                report = bulk.bulk_recommend(
+                    recommender, users, Path(folder) / "out.parquet", workers=workers
+                )
+                name = f"bulk, {workers} workers"
+                rates.setdefault(name, []).append(report["users_per_s"])
     print(json.dumps({name: round(statistics.median(r), 2) for name, r in rates.items()}))
 
 

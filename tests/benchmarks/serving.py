@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--policy", default="")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--chains", type=int, default=8)
+    parser.add_argument("--chains", type=int, default=0, help="0: what the policy needs.")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--deadline", type=float, default=10_000.0)
     parser.add_argument("--cache", type=float, default=0.0)
     parser.add_argument("--events", type=float, default=0.05)
@@ -115,8 +116,9 @@ def main() -> None:
         users = [user for (user,) in rows]
         command = [
             sys.executable, "-m", "qagent_mlx", "serve", "--shop", str(shop), "--port", "0",
-            "--cache", str(given.cache), "--rate", "0", "--chains", str(given.chains),
-            "--deadline", str(given.deadline), *(["--policy", given.policy] * bool(given.policy)),
+            "--cache", str(given.cache), "--rate", "0",
+            "--workers", str(given.workers), "--deadline", str(given.deadline),
+            *(["--group", str(given.chains)] * bool(given.chains)), *(["--policy", given.policy] * bool(given.policy)),
         ]  # fmt: skip
         log = Path(folder) / "log"
         with log.open("w") as file:

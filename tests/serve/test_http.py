@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
@@ -351,3 +352,25 @@ def test_a_shop_that_cannot_be_served_says_why_at_the_start(own_folder, tmp_path
         Worker(tmp_path / "none", ServeConfig()).start()
     with pytest.raises(QAgentError, match="no policy"):
         Worker(own_folder, ServeConfig(policy="none")).start()
+
+
+def test_two_workers_answer_as_one_does_and_events_and_policies_reach_both(serving):
+    users = [f"u{n:02}" for n in range(6)]
+
+    def answers(client):
+        with ThreadPoolExecutor(6) as threads:
+            got = list(threads.map(lambda user: ask(client, user).json(), users))
+        assert {a["source"] for a in got} == {"agent"}
+        return [a["recommendations"] for a in got]
+
+    client = serving(workers=2, collect_ms=300.0, cache_seconds=0.0)
+    first = answers(client)
+    assert client.post("/policy", json={"policy": "b"}).status_code == 200
+    assert ask(client).json()["policy"] == "b"
+    assert client.post("/policy", json={"policy": "a"}).status_code == 200
+    assert answers(client) == first
+    event = {"user_id": "u01", "type": "search", "query": "desk lamp"}
+    assert client.post("/events", json=event).json()["accepted"] == 1
+    memory = client.get("/users/u01/memory").json()
+    assert "desk lamp" in memory["text"]
+    assert answers(client)[1] != first[1]
