@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -16,5 +17,7 @@ def open_duckdb(
     prints its one document, so it is off.
     """
     connection = duckdb.connect(str(path), read_only=read_only)
-    connection.execute("SET enable_progress_bar = false")
+    # In a notebook without ipywidgets there is no bar, and no switch for it either.
+    with suppress(duckdb.InvalidInputException):
+        connection.execute("SET enable_progress_bar = false")
     return connection

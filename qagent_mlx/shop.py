@@ -408,7 +408,7 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
                 f"{path.parent} is open for {how} in this process already; close that Shop first"
             ) from error
         raise _unreadable(path, error) from error
-    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    connection.execute("SET TimeZone = 'UTC'")
     return connection
 
 

@@ -147,16 +147,21 @@ class Decoder:
     Args:
         policy: Whose rows.
         light: Compute a small model on a CPU with a copy of its weights that is laid out for
-            decoding (see `policy.light`); the policy must not be trained meanwhile.
+            decoding (see `policy.light`); `refresh` it when the policy was trained.
     """
 
     def __init__(self, policy: Policy, light: bool = False) -> None:
         self.policy = policy
-        self._light = Light.of(policy) if light else None
+        self._wants_light = light
+        self.refresh()
         self._small = policy.parameters < SMALL
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.decode_steps = 0
+
+    def refresh(self) -> None:
+        """Decode with the policy's weights as they are now."""
+        self._light = Light.of(self.policy) if self._wants_light else None
 
     def start(self, rows: Sequence[Row]) -> Batch:
         """Compute the rows' contexts, each distinct one once."""

@@ -238,11 +238,13 @@ class Recommender(Answerer):
         self.memory = self._open_memory()
 
     def _open_memory(self, before: Memory | None = None) -> Memory:
+        # A shop that was closed meanwhile, for a training say, has another connection now.
+        same = before is not None and before.connection is self.shop.connection
         return Memory(
             self.shop.connection, self.shop.config.memory, self.policy.codec.count,
             Worth.of_shop(self.shop),
             # What the shop knew at the start of the day is the same for the next memory.
-            knowledge=before.reader.knowledge if before else None,
+            knowledge=before.reader.knowledge if before and same else None,
         )
 
     def refresh(self) -> None:

@@ -139,7 +139,7 @@ class Roller:
             max_rows: Rows that decode or wait at the same time.
             memory: Bytes for their keys and values; an eighth of the machine's by default.
             guided: For serving, with a policy that stays as it is: draw only what is an action
-                where the policy's chains are so, and decode with a copy of small policies.
+                where the policy's chains are so.
         """
         self.policy = policy
         # Guided chains draw only what is allowed; training must not be (see grammar.py).
@@ -152,7 +152,8 @@ class Roller:
         self._longest = len(policy.prompt) + config.profile_budget
         self._tools = tools
         self._memory = FetchMemory(config)
-        self.decoder = Decoder(policy, light=guided)
+        self._trained = not guided
+        self.decoder = Decoder(policy, light=True)
         self._max_rows = max_rows
 
     def run(
@@ -176,6 +177,8 @@ class Roller:
             numbers: The tasks' places, where these are some of a larger list.
             watch: Called with a chain's place and its turn, as soon as that has its answer.
         """
+        if self._trained:  # perhaps since the last call
+            self.decoder.refresh()
         chains = [
             _Chain(self, task, number, member, seed)
             for number, task in zip(

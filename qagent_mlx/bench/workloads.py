@@ -226,7 +226,7 @@ class Standard:
     def rollout(self, number: int, made: Step) -> list[Rollout]:
         """All chains of a step."""
         work = self.work
-        decoder = Decoder(self.policy)
+        decoder = Decoder(self.policy, light=True)
         mine = self.trainer.world.share(work.prompts)
         rows = [
             Row(tokens=list(prompt), stopper=Never(), turn_limit=work.new_tokens,  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ class AlarmConfig:
     entropy_floor: float = 0.005  # nats a token
     kl: str = "stop"  # the policy runs away from its reference
     kl_ceiling: float = 5.0  # nats a token
-    dropped: str = "stop"  # no group has any spread in its rewards: nothing is learned
+    dropped: str = "warn"  # no group has any spread in its rewards: nothing is learned any more
     ratio: str = "warn"  # the policy scores its own samples differently
     ratio_ceiling: float = 0.05  # log-probability
     memory: str = "stop"  # the estimate before the first step exceeds what there is
@@ -108,8 +108,8 @@ def _all_dropped(rows: list[Metrics], config: AlarmConfig) -> str:
     if all(row["dropped_groups"] >= row["groups"] for row in rows):
         return (
             "all groups dropped: the chains of every group scored the same, so nothing was "
-            "learned; raise --group or --cases-per-step, try --dynamic-sampling, or check the "
-            "reward weights"
+            "learned; if the policy has not settled yet, raise --group or --cases-per-step, try "
+            "--dynamic-sampling, or check the reward weights"
         )
     return ""
 

@@ -167,6 +167,7 @@ class _Worker:
     def __init__(self) -> None:
         self.cache = SimpleNamespace(get=lambda *_: None)
         self.waiting, self.policy, self.shop, self.titles = 0, "a", None, {}
+        self.chains = 2
         search = SimpleNamespace()
         self.recommender = SimpleNamespace(search=search, policy=None)
 
