@@ -34,7 +34,8 @@ class SftConfig:
     batch_size: int = 32
     learning_rate: float = 5e-4
     compare: float = 0.1
-    disguise: float = 0.0  # share of chains in other words, see `disguise`
+    # Share of chains in other words, see `disguise`; None: as the base was pretrained.
+    disguise: float | None = None
     seed: int = 0
     save_every: int = 25
     keep: int = 2  # the last checkpoints that stay
@@ -174,11 +175,14 @@ def resume_sft(
 def _demonstrations(
     environment: Environment, policy: Policy, config: SftConfig
 ) -> tuple[Demonstrator, list[tuple[Example, int]]]:
+    disguise = config.disguise
+    if disguise is None:
+        stages = policy.info.trained
+        disguise = next((s["config"].get("disguise", 0.0) for s in stages
+                         if s.get("stage") == "pretrain"), 0.0)  # fmt: skip
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(
-            compare=config.compare, noise=0.0, reachable=True, disguise=config.disguise
-        ),
+        DemoConfig(compare=config.compare, noise=0.0, reachable=True, disguise=disguise),
     )
     usable = demonstrator.usable(environment.of_split("train"))
     if not usable:

@@ -9,6 +9,7 @@ from qagent_mlx.agent.protocol import parse_action
 from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator
 from qagent_mlx.train.disguise import MARKS, Disguise
 from qagent_mlx.train.environment import Environment
+from qagent_mlx.train.sft import SftConfig, _demonstrations
 
 TEXTS = ("Acme Desk Lamp, black", "Office > Lamps", "usb cable", "gears of war 3", "surely")
 
@@ -85,3 +86,20 @@ def test_a_word_is_the_same_other_word_wherever_it_comes(seed):
     known = {w.lower() for text in TEXTS for w in re.findall(r"[^\s,>]+", text)} - MARKS
     assert set(line.split()[:3]) <= known
     assert worded("never heard") == "never heard"
+
+
+def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
+    policy, environment, _ = made
+    before = list(policy.info.trained)
+    try:
+        for stages, asked, told in (
+            ([], None, 0.0),
+            ([{"stage": "pretrain", "config": {}}], None, 0.0),  # of a time without disguise
+            ([{"stage": "pretrain", "config": {"disguise": 0.5}}, {"stage": "sft"}], None, 0.5),
+            ([{"stage": "pretrain", "config": {"disguise": 0.5}}], 0.1, 0.1),
+        ):
+            policy.info.trained = stages
+            teacher, _ = _demonstrations(environment, policy, SftConfig(disguise=asked))
+            assert teacher.config.disguise == told
+    finally:
+        policy.info.trained = before
