@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 
 from ..shop import MemoryConfig
-from . import tables
+from . import store, tables
 from .history import Wording, read_wordings
 
 PIECES = 24  # how often parts of a day are read before all of it is
@@ -141,8 +141,7 @@ class Knowledge:
         if state == self._state:
             return
         before, self._state = self._state, dict(state)
-        end = state.get("memory_end")
-        self._end = datetime.fromisoformat(end) if end else None
+        self._end = store.ended(state)
         if any(before.get(k) != state.get(k) for k in ("memory", "memory_epoch")):
             self._forget()
         elif before.get("memory_hours") != state.get("memory_hours"):
@@ -217,9 +216,7 @@ class Knowledge:
 
     def _read_followers(self, wanted: str, values: dict[str, Any]) -> None:
         query = tables.transitions(self._config.swing, wanted)
-        found = self._connection.execute(
-            f"FROM ({query}) ORDER BY day, source", values
-        ).fetchnumpy()
+        found = self._connection.execute(query, values).fetchnumpy()
         keys = np.ma.getdata(found["query_key"])
         if not len(keys):
             return

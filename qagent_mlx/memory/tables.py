@@ -137,11 +137,12 @@ most AS (
 totals AS (SELECT source, day, sum(n) AS n FROM counted GROUP BY source, day)
 SELECT source, day, m.query_key, m.n / (t.n + 5) AS p, m.delay
 FROM most m JOIN totals t USING (source, day)
-"""
+ORDER BY day, source, place"""
 
 
 def transitions(swing: float, wanted: str) -> str:
-    """SQL of (source, day, query_key, p, delay); ``wanted`` selects sources and days."""
+    """SQL of (source, day, query_key, p, delay), the likeliest first; ``wanted`` selects sources
+    and days."""
     steps, total = "steps", "sum(s.closeness) / 6"
     if swing:
         steps = f"""(SELECT source, query_key, known, closeness / 6 AS says, delay FROM steps
