@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,16 +33,14 @@ class MomentType(click.ParamType):
         """A naive UTC datetime."""
         if isinstance(value, datetime):
             return value
+        from qagent_mlx.text import utc_moment
+
         try:
-            moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+            return utc_moment(value)
         except ValueError:
             self.fail(f"{value!r}: write it as 2026-03-01 or 2026-03-01T12:00", param, ctx)
-        if moment.tzinfo is not None:
-            try:
-                moment = moment.astimezone(timezone.utc).replace(tzinfo=None)
-            except OverflowError:
-                self.fail(f"{value!r} is out of range", param, ctx)
-        return moment
+        except OverflowError:
+            self.fail(f"{value!r} is out of range", param, ctx)
 
 
 class PlainType(click.ParamType):
@@ -155,17 +153,6 @@ def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
 
     with Shop.open(path, read_only=not write) as shop:
         yield shop
-
-
-def default_policy(shop: Shop, *wanted: str) -> str:
-    """The first of some policies that exists; else the shop's newest one, else the sample's."""
-    from qagent_mlx.policy.registry import SAMPLE, policy_names
-
-    names = policy_names(shop)
-    for name in wanted:
-        if name in names:
-            return name
-    return names[-1] if names else SAMPLE
 
 
 # ---------------------------------------------------------------- output

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import PLAIN, default_policy, note, opened, out, plain_table, shown, waiting
+from .common import PLAIN, note, opened, out, plain_table, shown, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
@@ -81,7 +81,7 @@ def demo(
 
 
 def _play(shop: Shop, policy: str | None, seed: int) -> None:
-    from qagent_mlx.policy.registry import open_policy
+    from qagent_mlx.policy.registry import default_policy, open_policy
     from qagent_mlx.session import Session
 
     from .play import play

@@ -9,7 +9,6 @@ import click
 
 from .common import (
     PLAIN,
-    default_policy,
     emit,
     given,
     json_option,
@@ -41,6 +40,7 @@ def distil(
     steps: int | None, batch_size: int | None, seed: int, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a small policy on the validated chains of a large one, for serving fast."""
+    from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.distil import DistilConfig
     from qagent_mlx.train.distil import distil as run
 

@@ -11,7 +11,6 @@ import click
 
 from .common import (
     PLAIN,
-    default_policy,
     dtype_option,
     emit,
     json_option,
@@ -88,6 +87,7 @@ def evaluate(
     from qagent_mlx.evaluate.lineup import lineup
     from qagent_mlx.evaluate.logs import SearchLog
     from qagent_mlx.evaluate.report import evaluate as measure
+    from qagent_mlx.policy.registry import default_policy
 
     pairs = _pairs(compare)
     config = split_config(test_from, min_history, test_share, validation_share)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from .common import err, shown
@@ -35,7 +34,6 @@ class TrainingProgress:
         self._steps, self._title = steps, title
         self._console = err()
         self._start = self._first = time.perf_counter()
-        self._tokens = 0.0
         self._bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
             MofNCompleteColumn(), TextColumn("{task.fields[left]}", markup=False),
@@ -57,14 +55,9 @@ class TrainingProgress:
             self._console.print(f"{self._title}: preparing")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+            self._live.stop()
 
     @property
     def started(self) -> bool:
@@ -131,12 +124,7 @@ class CountProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._bar.stop()
 
     def __call__(self, done: int, fresh: int, seconds: float, left: float) -> None:

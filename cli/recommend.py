@@ -13,7 +13,6 @@ from .common import (
     PLAIN,
     ShardType,
     as_of_option,
-    default_policy,
     dtype_option,
     emit,
     json_option,
@@ -76,7 +75,7 @@ def recommend(
     give {"users": [...]} with such an object for each. A user without events is a new user.
     """
     from qagent_mlx.agent.recommend import Recommender, has_events
-    from qagent_mlx.policy.registry import open_policy
+    from qagent_mlx.policy.registry import default_policy, open_policy
 
     many = everybody or file is not None
     if sum((bool(users), everybody, file is not None)) != 1:

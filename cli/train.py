@@ -14,7 +14,6 @@ import click
 from .common import (
     PLAIN,
     F,
-    default_policy,
     dtype_option,
     emit,
     given,
@@ -165,6 +164,7 @@ def sft(
     resume: bool, config_path: Path | None, shop_path: Path, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train an adapter on demonstration chains."""
+    from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.settings import agent_of
     from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
@@ -283,6 +283,7 @@ def grpo(
         return
     from dataclasses import replace
 
+    from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.alarms import with_actions
     from qagent_mlx.train.callbacks import logging_to
     from qagent_mlx.train.grpo import GrpoConfig, train_grpo, weighed

@@ -22,7 +22,7 @@ import duckdb
 
 from .agent.pool import Pool
 from .agent.recommend import Ask, Recommender, UserRecommendations, after_log
-from .duck import open_duckdb
+from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .files import read_json, replacing, write_json
 from .policy.model import fingerprint
@@ -62,7 +62,7 @@ def read_users(path: Path) -> list[str]:
         with open_duckdb() as connection:
             try:
                 rows = connection.execute(
-                    f"SELECT user_id::VARCHAR FROM read_parquet({_text(path)})"
+                    f"SELECT user_id::VARCHAR FROM read_parquet({literal(path)})"
                 ).fetchall()
             except duckdb.Error as error:
                 line = str(error).splitlines()[0]
@@ -258,7 +258,7 @@ def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
 
 def _join(folder: Path, paths: Sequence[Path], out: Path) -> tuple[int, int]:
     """Write the parts as one file; returns its rows and users."""
-    files = "[" + ", ".join(_text(p) for p in paths) + "]"
+    files = "[" + ", ".join(literal(p) for p in paths) + "]"
     with replacing(out) as temporary, open_duckdb() as connection:
         try:
             connection.execute(f"CREATE VIEW joined AS SELECT * FROM read_parquet({files})")
@@ -274,8 +274,4 @@ def _join(folder: Path, paths: Sequence[Path], out: Path) -> tuple[int, int]:
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
-    connection.execute(f"COPY (FROM {table}) TO {_text(path)} (FORMAT parquet)")
-
-
-def _text(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+    connection.execute(f"COPY (FROM {table}) TO {literal(path)} (FORMAT parquet)")

@@ -8,6 +8,11 @@ from pathlib import Path
 import duckdb
 
 
+def literal(value: Path | str) -> str:
+    """A text or a path as SQL, for the places that take no parameter."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
 def open_duckdb(
     path: Path | str = ":memory:", *, read_only: bool = False
 ) -> duckdb.DuckDBPyConnection:

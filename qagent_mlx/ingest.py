@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import duckdb
 
+from .duck import literal
 from .errors import QAgentError
 from .memory import events as event_memory
 from .memory import store as memory_store
@@ -353,10 +354,6 @@ def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _select(kind: str, chosen: Sequence[tuple[str, str]], source: str) -> str:
     """One SQL column a field, from ``source`` (an expression with a {} for the column)."""
     by_field = dict(chosen)
@@ -366,12 +363,12 @@ def _select(kind: str, chosen: Sequence[tuple[str, str]], source: str) -> str:
     ]
     extra = [(f, c) for f, c in chosen if f.startswith("attributes.")]
     if extra:
-        pairs = ", ".join(f"{_text(f[11:])}, {source.format(_quote(c))}" for f, c in extra)
+        pairs = ", ".join(f"{literal(f[11:])}, {source.format(_quote(c))}" for f, c in extra)
         at = list(ALIASES[kind]).index("attributes")
         base = f"coalesce(nullif(trim({parts[at].rsplit(' AS ', 1)[0]}), ''), '{{}}')"
         # What is no JSON is k=v; k=v, or nothing that `_attributes` will take.
         more = " || ".join(
-            f"coalesce({_text(f';{f[11:]}=')} || replace({source.format(_quote(c))}, ';', ','), '')"
+            f"coalesce({literal(f';{f[11:]}=')} || replace({source.format(_quote(c))}, ';', ','), '')"
             for f, c in extra
         )
         patched = f"json_merge_patch(try_cast({base} AS JSON), json_object({pairs}))::VARCHAR"
@@ -403,7 +400,7 @@ def _stage_csv(
     if twice:
         raise QAgentError(f"{path} line 1: the column {_list(twice)} stands there twice")
     chosen = _columns(kind, path, present, options)
-    columns = "{" + ", ".join(f"{_text(c)}: 'VARCHAR'" for c in present) + "}"
+    columns = "{" + ", ".join(f"{literal(c)}: 'VARCHAR'" for c in present) + "}"
     for table in ("reject_errors", "reject_scans"):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
     connection.execute(
@@ -464,7 +461,7 @@ def _stage_jsonl(
                        f"CASE WHEN json_valid(line) THEN {good} ELSE false END AS good FROM lines "
                        "WHERE trim(line) <> ''")
     fields = [
-        (name, f"json_extract_string(line, {_text(_json_path(column))})")
+        (name, f"json_extract_string(line, {literal(_json_path(column))})")
         for name, column in chosen
     ]
     # The expressions stand in for columns: `_select` quotes names, so go through a view.
@@ -621,7 +618,7 @@ def _store(
 def _kept(name: str, options: ReadOptions) -> str:
     """A field of a rejected row as SQL: what `retry` can read without the file's options."""
     if name == "type" and options.event_type:
-        return f"coalesce(nullif(trim(type), ''), {_text(options.event_type)})"
+        return f"coalesce(nullif(trim(type), ''), {literal(options.event_type)})"
     parsed = {"time": "ts", "click_time": "click_ts"}.get(name)
     if parsed and options.time_format:
         return f"coalesce({parsed}::VARCHAR, {name})"
@@ -751,7 +748,7 @@ def _time(column: str, time_format: str | None) -> str:
     """SQL that turns a text column into a UTC timestamp, or NULL."""
     number = f"try_cast({column} AS DOUBLE)"
     if time_format:
-        return f"try_strptime({column}, {_text(time_format)})::TIMESTAMP"
+        return f"try_strptime({column}, {literal(time_format)})::TIMESTAMP"
     return f"""CASE WHEN NOT isfinite({number}) THEN NULL
         WHEN {number} IS NULL THEN try_cast({column} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
         WHEN abs({number}) < 1e11 THEN make_timestamp(({number} * 1000000)::BIGINT)
@@ -761,8 +758,8 @@ def _time(column: str, time_format: str | None) -> str:
 
 def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     connection = shop.connection
-    types = ", ".join(f"({_text(k)}, {_text(v)})" for k, v in TYPE_NAMES.items())
-    default = _text(options.event_type) if options.event_type else "NULL"
+    types = ", ".join(f"({literal(k)}, {literal(v)})" for k, v in TYPE_NAMES.items())
+    default = literal(options.event_type) if options.event_type else "NULL"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH names AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_

@@ -32,7 +32,7 @@ from typing import Any
 
 import duckdb
 
-from .duck import open_duckdb
+from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
 from .shop import Shop
@@ -131,14 +131,13 @@ class _Reader:
         Raises:
             QAgentError: it cannot be read, or lacks a column.
         """
-        quoted = str(path).replace("'", "''")
         form = path.name.lower().removesuffix(".gz")
         if form.endswith((".parquet", ".pq")):
-            source = f"read_parquet('{quoted}')"
+            source = f"read_parquet({literal(path)})"
         elif form.endswith((".jsonl", ".ndjson", ".json")):
-            source = f"read_json('{quoted}', format='newline_delimited', sample_size=-1)"
+            source = f"read_json({literal(path)}, format='newline_delimited', sample_size=-1)"
         else:
-            source = f"read_csv('{quoted}', all_varchar=true, header=true)"
+            source = f"read_csv({literal(path)}, all_varchar=true, header=true)"
         try:
             self._connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}")
         except duckdb.Error as error:
@@ -159,8 +158,7 @@ class _Reader:
 
     def write(self, query: str, path: Path) -> Path:
         """The rows of a query as a Parquet file."""
-        quoted = str(path).replace("'", "''")
-        self._connection.execute(f"COPY ({query}) TO '{quoted}' (FORMAT parquet)")
+        self._connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
         return path
 
 

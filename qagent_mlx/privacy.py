@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from .duck import open_duckdb
+from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .files import read_json, replacing, sync_folder
 from .inspection import SUMMARIES, inspect_memory
@@ -206,10 +206,9 @@ def _forget_in_run(run: Run, user: str) -> None:
     path = run.folder / "cases.parquet"
     if _cases(run.folder, user):
         with replacing(path) as temporary, open_duckdb() as connection:
-            source, target = (str(p).replace("'", "''") for p in (path, temporary))
             connection.execute(
-                f"""COPY (SELECT * FROM read_parquet('{source}') WHERE user_id <> ?)
-                TO '{target}' (FORMAT parquet)""",
+                f"""COPY (SELECT * FROM read_parquet({literal(path)}) WHERE user_id <> ?)
+                TO {literal(temporary)} (FORMAT parquet)""",
                 [user],
             )
     rows = list(run.rows("rollouts"))
@@ -236,9 +235,8 @@ def _rewrite(shop: Shop) -> None:
     path = shop.path / "shop.duckdb"
     with replacing(path) as temporary:
         temporary.unlink()  # DuckDB makes its files itself
-        name = str(temporary).replace("'", "''")
         ((current,),) = connection.execute("SELECT current_database()").fetchall()
-        connection.execute(f"ATTACH '{name}' AS rewritten")
+        connection.execute(f"ATTACH {literal(temporary)} AS rewritten")
         connection.execute(f'COPY FROM DATABASE "{current}" TO rewritten')
         connection.execute("DETACH rewritten")
         shop.close()

@@ -289,6 +289,7 @@ class Session:
         """
         from .train.environment import Environment
         from .train.grpo import GrpoConfig, train_grpo
+        from .train.runs import free_name
 
         say = on_stage or (lambda stage: None)
         before = self._ask(self.recommender)
@@ -298,7 +299,7 @@ class Session:
             self._environment = Environment.of_shop(
                 self.shop, self.policy.codec, agent, last=RECENT
             )
-        name = self._free(TRAINED)
+        name = free_name(TRAINED, self.policies)
         config = GrpoConfig(
             steps=steps, cases_per_step=8, group=self._group, measured=20, seed=self._seed,
             save_every=max(steps, 1),
@@ -313,14 +314,6 @@ class Session:
         self.policy, self.policy_name = open_policy(self.shop, name), name
         self.recommender.use(self.policy)
         return {"report": report, "before": before, "after": self.recommend()}
-
-    def _free(self, wanted: str) -> str:
-        taken = set(self.policies)
-        return next(
-            name
-            for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000)))
-            if name not in taken
-        )
 
     def _events(self, user: str) -> int:
         row = self.shop.connection.execute(

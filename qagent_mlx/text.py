@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import datetime, timezone
 from functools import lru_cache
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -51,6 +52,19 @@ def harmless(text: str) -> str:
 def harmless_json(text: str) -> str:
     """The same JSON, with what a terminal might obey written as escapes."""
     return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def utc_moment(text: str) -> datetime:
+    """A naive UTC datetime of ISO 8601; one without a zone is UTC.
+
+    Raises:
+        ValueError: it is no time.
+        OverflowError: in UTC it lies outside of the years 1 to 9999.
+    """
+    moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        return moment
+    return moment.astimezone(timezone.utc).replace(tzinfo=None)
 
 
 def rouge_l(candidate: str, reference: str) -> float:

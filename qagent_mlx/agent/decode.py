@@ -157,7 +157,6 @@ class Decoder:
         self._small = policy.parameters < SMALL
         self.prefill_tokens = 0
         self.decode_tokens = 0
-        self.decode_steps = 0
 
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
@@ -252,7 +251,6 @@ class Decoder:
         """Compute the logits after each context's last token."""
         last = {place: row.tokens[-1] for place, row in zip(batch.owner, batch.rows, strict=True)}
         ids = [last[place] for place in range(len(last))]
-        self.decode_steps += 1
         if self._light is not None:
             with one_blas_thread():
                 batch.logits = mx.array(

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from ..duck import open_duckdb
+from ..duck import literal, open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
 from .clicks import seconds
@@ -171,9 +171,6 @@ def read_catalog(shop: Shop) -> Catalog:
 
 def read_stored(products: Path, history: Path) -> Catalog:
     """The catalog in two Parquet files, as `PRODUCTS_SQL` and `HISTORY_SQL` gave them."""
-
-    def stored(path: Path) -> str:
-        return "SELECT * FROM read_parquet('{}')".format(str(path).replace("'", "''"))
-
+    files = [f"SELECT * FROM read_parquet({literal(path)})" for path in (products, history)]
     with open_duckdb() as connection:
-        return _catalog(connection, stored(products), stored(history))
+        return _catalog(connection, *files)

@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from ..duck import literal
 from ..errors import QAgentError
 from ..shop import Shop
 from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
@@ -234,8 +235,7 @@ def _write(
         return any(name.startswith(f"{stem}-") for name in kept)
 
     def copy(query: str, path: Path) -> None:
-        target = str(path).replace("'", "''")
-        shop.connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet)")
+        shop.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
 
     writer.add("catalog.parquet", partial(copy, PRODUCTS_SQL))
     writer.add("history.parquet", partial(copy, HISTORY_SQL))

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import duckdb
 
-from ..duck import open_duckdb
+from ..duck import literal, open_duckdb
 from ..errors import QAgentError
 from ..files import read_json, replacing, write_json
 from ..shop import MemoryConfig, Shop, from_dict
@@ -40,10 +39,6 @@ _SHARED = ("outcomes", "steps", "cycles", "hourly", "spellings")
 def part_of(user: str, parts: int) -> int:
     """Which partition a user is in: the same on every machine and with every DuckDB."""
     return int(hashlib.md5(user.encode()).hexdigest()[:8], 16) % parts
-
-
-def _text(path: Path | str) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
@@ -77,14 +72,14 @@ def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
                 f"""COPY (
                     SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
                     USING (user_id) ORDER BY user_id, ts, event_id)
-                TO {_text(path)} (FORMAT parquet)"""
+                TO {literal(path)} (FORMAT parquet)"""
             )
         counts.append(
             connection.execute(f"SELECT count(*) FROM {_events(folder, part)}").fetchall()[0][0]
         )
     for name in ("products", "product_history"):
         with replacing(folder / f"{name}.parquet") as path:
-            connection.execute(f"COPY (FROM {name}) TO {_text(path)} (FORMAT parquet)")
+            connection.execute(f"COPY (FROM {name}) TO {literal(path)} (FORMAT parquet)")
     # The manifest comes last: a folder without it is no set of partitions yet.
     write_json(
         folder / "manifest.json",
@@ -98,7 +93,7 @@ def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
 
 def _events(folder: Path, part: int, pattern: str = "events/part={part}/*.parquet") -> str:
     place = pattern.format(part=part)
-    return f"read_parquet({_text(place if '://' in place else folder / place)})"
+    return f"read_parquet({literal(place if '://' in place else folder / place)})"
 
 
 class Partitions:
@@ -137,7 +132,7 @@ class Partitions:
                 connection.execute(f"CREATE TABLE {name} AS {tables.select(name)}")
             for name in _SHARED:
                 with replacing(self._shared(part, name)) as path:
-                    connection.execute(f"COPY {name} TO {_text(path)} (FORMAT parquet)")
+                    connection.execute(f"COPY {name} TO {literal(path)} (FORMAT parquet)")
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
         write_json(self._shared(part, "end", "json"), {"end": end.isoformat() if end else ""})
 
@@ -189,7 +184,7 @@ class Partitions:
 
     def _all(self, name: str) -> str:
         # In order of the partitions, without a column for them.
-        paths = ", ".join(_text(self._shared(p, name)) for p in range(self.parts))
+        paths = ", ".join(literal(self._shared(p, name)) for p in range(self.parts))
         return f"read_parquet([{paths}], hive_partitioning = false)"
 
     def _database(self, part: int) -> Path:
@@ -202,9 +197,9 @@ class Partitions:
             SELECT event_id, user_id, ts, type, query, query_key, product_id, session_id, search_id
             FROM {_events(self.folder, part, self._pattern)};
             CREATE OR REPLACE TEMP VIEW products AS
-            FROM read_parquet({_text(self.folder / "products.parquet")});
+            FROM read_parquet({literal(self.folder / "products.parquet")});
             CREATE OR REPLACE TEMP VIEW product_history AS
-            FROM read_parquet({_text(self.folder / "product_history.parquet")})"""
+            FROM read_parquet({literal(self.folder / "product_history.parquet")})"""
         )
 
     def _catalog(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -258,12 +253,7 @@ class Partitions:
     def __enter__(self) -> Partitions:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

@@ -379,8 +379,3 @@ def _because(source: str | None) -> str:
         "p": "what people search after a product that you chose",
         "r": "what worked for people whose search had led nowhere",
     }.get(kind, "like you, others searched it")
-
-
-def with_raw_tokens(profile: Profile, tokens: int) -> Profile:
-    """The profile with the length of the log that it stands in for."""
-    return replace(profile, raw_tokens=tokens)

@@ -56,6 +56,15 @@ def policy_names(shop: Shop) -> list[str]:
     return [n for n in shop.names("policies") if (folder / n / "policy.json").exists()]
 
 
+def default_policy(shop: Shop, *wanted: str) -> str:
+    """The first of some policies that exists; else the shop's newest one, else the sample's."""
+    names = policy_names(shop)
+    for name in wanted:
+        if name in names:
+            return name
+    return names[-1] if names else SAMPLE
+
+
 def open_policy(shop: Shop | None, name: str, dtype: str = "") -> Policy:
     """Load a policy by name."""
     return load_policy(resolve(shop, name), dtype)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..errors import QAgentError
 from ..inspection import inspect_memory, search_products
 from ..inventory.search import Filters, HybridSearch
 from ..policy.registry import SAMPLE, policy_names
+from ..text import utc_moment
 from .guard import Guard
 from .metrics import CONTENT_TYPE
 from .openapi import document
@@ -302,12 +303,9 @@ def _moment(value: Any, name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        found = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-        if found.tzinfo is not None:
-            found = found.astimezone(timezone.utc).replace(tzinfo=None)
+        return utc_moment(value)
     except (AttributeError, ValueError, OverflowError):
         raise HTTPException(422, f"{name} must be a time such as 2026-03-01T12:00:00Z") from None
-    return found
 
 
 # ---------------------------------------------------------------- errors

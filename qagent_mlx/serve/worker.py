@@ -24,7 +24,7 @@ from ..errors import QAgentError
 from ..ingest import IngestReport, append_batches
 from ..inventory.index import ensure
 from ..policy.model import load_policy
-from ..policy.registry import SAMPLE, policy_names, resolve
+from ..policy.registry import default_policy, resolve
 from ..runtime import one_blas_thread
 from ..shop import Shop
 from ..types import Profile, Recommendation
@@ -207,9 +207,7 @@ class Worker:
                 self._serve(jobs)
 
     def _choose(self, shop: Shop) -> None:
-        names = policy_names(shop)
-        newest = names[-1] if names else SAMPLE
-        self.policy = self.config.policy or ("grpo" if "grpo" in names else newest)
+        self.policy = self.config.policy or default_policy(shop, "grpo")
         self._folder = resolve(shop, self.policy)
         self._stamp = _stamp(self._folder)
 

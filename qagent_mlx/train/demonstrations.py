@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -53,12 +54,16 @@ class Demonstrator:
         self.environment, self.policy, self.agent, self.config = environment, policy, agent, config
         self._tools = SearchProducts(environment.search, agent)
         self._answers: dict[tuple[int, str], tuple[str, ...]] = {}
-        catalog = environment.search.catalog
-        self._disguise = Disguise(
+
+    @cached_property
+    def _disguise(self) -> Disguise:
+        """Of the shop's words; most demonstrators tell nothing in other words."""
+        catalog = self.environment.search.catalog
+        return Disguise(
             (
                 *catalog.titles,
                 *(text for text in (*catalog.categories, *catalog.brands) if text),
-                *(q for e in environment.of_split("train") for q in e.profile.references),
+                *(q for e in self.environment.of_split("train") for q in e.profile.references),
             )
         )
 

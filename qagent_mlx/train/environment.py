@@ -17,7 +17,7 @@ import numpy as np
 
 from ..agent.rollout import Roller, Rollout, Task
 from ..agent.tools import SearchProducts
-from ..duck import open_duckdb
+from ..duck import literal, open_duckdb
 from ..errors import QAgentError
 from ..files import replacing
 from ..inventory.clicks import ClickLog
@@ -185,10 +185,10 @@ class Environment:
         try:
             with open_duckdb() as connection:
                 rows = connection.execute(
-                    f"SELECT * FROM read_parquet('{_quoted(folder / 'cases.parquet')}')"
+                    f"SELECT * FROM read_parquet({literal(folder / 'cases.parquet')})"
                 ).fetchall()
                 clicks = connection.execute(
-                    f"SELECT * FROM read_parquet('{_quoted(folder / 'clicks.parquet')}')"
+                    f"SELECT * FROM read_parquet({literal(folder / 'clicks.parquet')})"
                 ).fetchnumpy()
         except duckdb.Error as error:
             raise QAgentError(
@@ -242,13 +242,9 @@ def _profile(user: str, as_of: Any, text: str, packed: str) -> Profile:
     )
 
 
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
 def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
     with replacing(path) as temporary:
-        connection.execute(f"COPY {table} TO '{_quoted(temporary)}' (FORMAT parquet)")
+        connection.execute(f"COPY {table} TO {literal(temporary)} (FORMAT parquet)")
 
 
 def measure(

@@ -55,7 +55,7 @@ from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
-from .runs import Run, free_name, training
+from .runs import Run, free_name, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
@@ -585,7 +585,7 @@ def train_grpo(
     warning = check_memory(estimate * trainer.world.size, config.alarms)
     if not trainer.world.first:
         return _run(shop, trainer.world.silent_run(), trainer, 0, on_step)
-    run = run or free_name(shop, name)
+    run = run or free_name(name, run_names(shop))
     with training(shop, run):
         record = Run.prepare(
             shop, run,

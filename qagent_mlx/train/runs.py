@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -208,9 +208,8 @@ def run_names(shop: Shop) -> list[str]:
     return [n for n in shop.names("runs") if (shop.path / "runs" / n / "config.json").exists()]
 
 
-def free_name(shop: Shop, wanted: str) -> str:
+def free_name(wanted: str, taken: Sequence[str]) -> str:
     """``wanted``, or ``wanted-2``, ``wanted-3`` … when that is taken."""
-    taken = set(run_names(shop))
     name, number = wanted, 1
     while name in taken:
         number += 1

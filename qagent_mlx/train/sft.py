@@ -20,7 +20,7 @@ from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
-from .runs import Run, free_name, training
+from .runs import Run, free_name, run_names, training
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit
@@ -106,7 +106,7 @@ def train_sft(
             shop, silent, trained, environment, demonstrations, config, optimizer, 0, before,
             on_step,
         )  # fmt: skip
-    run = run or free_name(shop, name)
+    run = run or free_name(name, run_names(shop))
     with training(shop, run):
         record = Run.prepare(
             shop, run,

@@ -3,16 +3,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from stoppers import Never
 
 from qagent_mlx.agent.decode import Decoder, Row
-
-
-class Never:
-    def feed(self, token):
-        return False
-
-    def reset(self):
-        pass
 
 
 def rows(policy, seeds, limit=12):

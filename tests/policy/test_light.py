@@ -4,18 +4,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from stoppers import Never
 
 from qagent_mlx.agent.decode import Decoder, Row
 from qagent_mlx.policy.light import Light
 from qagent_mlx.policy.model import LoraConfig
-
-
-class Never:
-    def feed(self, token):
-        return False
-
-    def reset(self):
-        pass
 
 
 @pytest.fixture(scope="module")
