@@ -1,12 +1,16 @@
 """Feeds broken and hostile inputs to what reads them.
 
     python tests/benchmarks/fuzz.py --inputs 1000000 [--only protocol] [--seed 0]
+    python tests/benchmarks/fuzz.py --inputs 100000 --only protocol --guided
 
 The inputs are shared out among the targets of tests/helpers/targets.py by what they cost. Each
 target runs in a process of its own, which is watched: an exception, a dead process, an input
 that computes for over 20 seconds (or waits for ten minutes), or memory beyond 3 GB more is a
 fault; its number is printed, and
 ``--only TARGET --from NUMBER --inputs 1`` repeats it. tests/reliability does some hundred of each.
+
+With ``--guided`` (needs ``pip install atheris``; Linux) libFuzzer changes the inputs so that they
+reach code which none before has reached, and a faulty input is printed as bytes in hexadecimal.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
+from drawn import Drawn  # noqa: E402
 from fuzzing import shop_with_run  # noqa: E402
 from targets import TARGETS, Place  # noqa: E402
 
@@ -56,6 +61,34 @@ def work(name, shop, scratch, seed, first, inputs, at, out):
     out.send((first + -(-inputs // each), None))
 
 
+def work_guided(name, shop, scratch, seed, first, inputs, at, out):
+    """As `work`, with inputs that libFuzzer makes; it ends the process itself, with 0 when all went well."""
+    import atheris
+
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    target, each, _ = TARGETS[name]
+    place = Place(Path(shop), Path(scratch))
+
+    def one(data):
+        at.value += 1
+        try:
+            target(Drawn(data), place)
+        except BaseException as error:
+            lines = "".join(traceback.format_exception(error, limit=-6))
+            out.send((at.value, f"{lines}input: {data.hex()}"))
+            os._exit(1)
+
+    for module in [m for n, m in sys.modules.items() if n.startswith("qagent_mlx") and m]:
+        for thing in list(vars(module).values()):
+            own = getattr(thing, "__module__", None) == module.__name__
+            if own and hasattr(thing, "__code__"):
+                atheris.instrument_func(thing)
+    options = [f"-runs={-(-inputs // each)}", f"-seed={seed + 1}", "-max_len=4096", "-verbosity=0",
+               f"-rss_limit_mb={MEMORY >> 20}", f"-timeout={int(HANG)}", f"-artifact_prefix={scratch}/"]  # fmt: skip
+    atheris.Setup([sys.argv[0], *options], one)
+    atheris.Fuzz()
+
+
 def used(process):
     """Seconds of processor time of a process."""
     try:
@@ -65,7 +98,7 @@ def used(process):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run(name, shop, folder, seed, first, inputs):
+def run(name, shop, folder, seed, first, inputs, worker):
     """All inputs of a target, over as many processes as it takes: (inputs, faults, MB, seconds)."""
     each = TARGETS[name][1]
     end, faults, began, peak = first + -(-inputs // each), [], time.monotonic(), 0
@@ -75,7 +108,7 @@ def run(name, shop, folder, seed, first, inputs):
         reader, writer = context.Pipe(duplex=False)
         scratch = tempfile.mkdtemp(dir=folder)
         process = context.Process(
-            target=work, args=(name, shop, scratch, seed, number, (end - number) * each, at, writer)
+            target=worker, args=(name, shop, scratch, seed, number, (end - number) * each, at, writer)
         )
         process.start()
         writer.close()
@@ -97,6 +130,8 @@ def run(name, shop, folder, seed, first, inputs):
         except EOFError:
             process.join()
             number, trouble = at.value, f"died or hung (exit code {process.exitcode})"
+            if worker is work_guided and process.exitcode == 0:
+                number, trouble = end, None
         process.join()
         if trouble is not None:
             faults.append((number, trouble))
@@ -113,7 +148,9 @@ def main() -> None:
     parser.add_argument("--only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--guided", action="store_true")
     given = parser.parse_args()
+    worker = work_guided if given.guided else work
     print("target | inputs | faults | peak MB | s", flush=True)
     total = faulty = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +159,9 @@ def main() -> None:
             if given.only and given.only not in name:
                 continue
             inputs = given.inputs if given.only else int(given.inputs * share)
-            done, faults, peak, seconds = run(name, shop, folder, given.seed, given.first, inputs)
+            done, faults, peak, seconds = run(
+                name, shop, folder, given.seed, given.first, inputs, worker
+            )
             total, faulty = total + done, faulty + faults
             print(f"{name} | {done:,} | {faults} | {peak:,.0f} | {seconds:.0f}", flush=True)
     print(f"all | {total:,} | {faulty} | |")
