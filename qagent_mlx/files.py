@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,26 +34,28 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """As `replacing`, for files that belong together: one rename follows right on the other.
 
-    A kill between two renames leaves some old files and some new ones, so the last one should
-    say what the others hold.
+    A kill between two renames leaves some old files and some new ones; what is missing lies
+    beside them under the same token (`unfinished`), so that a reader can end the work. For that
+    the last file should say what the others hold.
     """
+    token = secrets.token_hex(6)
     temporaries: list[Path] = []
     try:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The suffix stays: some writers (MLX's safetensors) insist on theirs.
-            descriptor, name = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-            )
-            os.close(descriptor)
-            temporaries.append(Path(name))
-            temporaries[-1].chmod(0o644)
+            temporaries.append(path.with_name(f".{token}-{path.name}"))
+            temporaries[-1].touch(0o644, exist_ok=False)
         yield temporaries
         for temporary in temporaries:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         for path, temporary in zip(paths, temporaries, strict=True):
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:
+                if not path.exists():  # else a reader came in between and ended it
+                    raise
         for folder in {path.parent for path in paths}:
             sync_folder(folder)
     except OSError as error:
@@ -64,6 +67,30 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def unfinished(last: Path) -> Iterator[list[Path]]:
+    """What `replacing_together` left of a work that a kill ended, one list a work.
+
+    Args:
+        last: The last file of the work; those that lie there without it were never ready.
+
+    Yields:
+        Temporary files in one folder, in any order; `settle` gives them their names.
+    """
+    names = sorted(path.name for path in last.parent.iterdir())
+    for name in names:
+        token, found, rest = name.partition("-")
+        if found and rest == last.name and token.startswith("."):
+            yield [last.parent / n for n in names if n.startswith(f"{token}-")]
+
+
+def settle(temporaries: Sequence[Path]) -> None:
+    """Give the files of an unfinished work their names."""
+    for temporary in temporaries:
+        name = temporary.name.partition("-")[2]
+        with contextlib.suppress(FileNotFoundError):  # somebody else did
+            temporary.replace(temporary.with_name(name))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import duckdb
@@ -131,9 +132,7 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: Writer) -> Invento
     ), kept)  # fmt: skip
 
 
-def _clicked(
-    shop: Shop, catalog: Catalog, until: datetime | None
-) -> list[tuple[int, str, float]]:
+def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple[int, str, float]]:
     """(row, query, weight) of what was engaged with under a query before a moment."""
     if until is None:
         return []
@@ -168,9 +167,7 @@ def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, Changes]:
         return _update(shop, index, writer)
 
 
-def _update(
-    shop: Shop, index: InventoryIndex, writer: Writer
-) -> tuple[InventoryIndex, Changes]:
+def _update(shop: Shop, index: InventoryIndex, writer: Writer) -> tuple[InventoryIndex, Changes]:
     old, catalog = index.catalog, read_catalog(shop)
     rows_of = old.rows_of()
     before, texts = old.texts(), catalog.texts()
@@ -309,7 +306,8 @@ def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
         raise
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
-        duckdb.Error,
+        EOFError, ArithmeticError, MemoryError, duckdb.Error,
+        SyntaxError, TokenError,  # numpy reads an array's header as Python's own literals
     ) as error:  # fmt: skip
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error

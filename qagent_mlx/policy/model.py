@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..agent.protocol import PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
-from ..files import json_text, read_json, replacing_together
+from ..files import json_text, read_json, replacing_together, settle, unfinished
 from ..runtime import device_name
 from ..shop import from_dict
 from . import blocks
@@ -233,13 +233,11 @@ class Policy:
 
     # ------------------------------------------------------------ files
 
-    def save(
-        self, folder: Path, beside: Mapping[str, Callable[[Path], Any]] | None = None
-    ) -> None:
+    def save(self, folder: Path, beside: Mapping[str, Callable[[Path], Any]] | None = None) -> None:
         """Write the adapter (or the whole model when there is none) and ``policy.json``.
 
-        A kill leaves the old policy or the new one. Only between the renames can it leave some
-        of both, and then ``policy.json`` does not know the weights: `load_policy` says so.
+        A kill leaves the old policy or the new one, or, between the renames, some of both: then
+        ``policy.json`` does not know the weights, and `load_policy` ends the work.
 
         Args:
             folder: Is made where it is missing.
@@ -297,13 +295,13 @@ def _fingerprint(files: Sequence[tuple[str, Path]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_info(folder: Path) -> PolicyInfo | None:
-    """The ``policy.json`` of a folder; None when it is a plain model folder.
+def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
+    """The ``policy.json`` of a folder (or ``path`` in its stead); None for a plain model folder.
 
     Raises:
         QAgentError: it is damaged, or the policy speaks another protocol.
     """
-    path = folder / "policy.json"
+    path = path or folder / "policy.json"
     if not path.exists():
         return None
     values = read_json(path, f"the policy {folder.name}")
@@ -423,9 +421,9 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         QAgentError: files are missing, damaged, or the base is not the one it was trained on.
     """
     info = read_info(folder)
+    if info is not None and info.weights and not _known(folder, info):
+        info = _ended(folder)
     dtype = dtype or (info.dtype if info else "")
-    if info is not None and info.weights:
-        _check_weights(folder, info)
     if not (folder / ADAPTER).exists():
         model, codec = load_model_folder(folder, dtype)
         return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
@@ -441,8 +439,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         )
     if info.base_fingerprint and fingerprint(base) != info.base_fingerprint:
         raise QAgentError(
-            f"the policy {info.name} was trained on another version of {base.name}; "
-            "train it again"
+            f"the policy {info.name} was trained on another version of {base.name}; train it again"
         )
     # The base may itself be a policy with an adapter; it becomes part of the weights.
     below = load_policy(base, dtype)
@@ -469,14 +466,27 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     return policy
 
 
-def _check_weights(folder: Path, info: PolicyInfo) -> None:
+def _known(folder: Path, info: PolicyInfo) -> bool:
+    """Whether the weights are those that a ``policy.json`` was written for."""
     name = ADAPTER if (folder / ADAPTER).exists() else MODEL
-    if not (folder / name).exists() or _fingerprint([(name, folder / name)]) != info.weights:
-        raise QAgentError(
-            f"{folder / name} is not what its policy.json was written for: a training was killed "
-            "while it saved, or the file was changed; go on with its run (qagent train sft|grpo "
-            "--resume), or train the policy again"
-        )
+    return (folder / name).exists() and _fingerprint([(name, folder / name)]) == info.weights
+
+
+def _ended(folder: Path) -> PolicyInfo:
+    """Ends a save that a kill stopped between its renames, and gives the policy's new record."""
+    for temporaries in unfinished(folder / "policy.json"):
+        stored = next(p for p in temporaries if p.name.endswith("-policy.json"))
+        try:
+            info = read_info(folder, stored)
+            if info is not None and _known(folder, info):
+                settle(temporaries)
+                return info
+        except (QAgentError, OSError, ValueError):
+            continue  # torn, or in a folder that cannot be written
+    raise QAgentError(
+        f"the weights in {folder} are not what its policy.json was written for: the file was "
+        "changed; go on with its run (qagent train sft|grpo --resume), or train the policy again"
+    )
 
 
 def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:

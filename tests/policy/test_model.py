@@ -3,7 +3,7 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.files import read_json, write_json
@@ -91,9 +91,7 @@ def test_a_changed_or_missing_base_is_noticed(shop):
     trained(shop, "base", "sft", 1)
     base = shop.folder("policies", "base")
     weights = mx.load(str(base / "model.safetensors"))
-    mx.save_safetensors(
-        str(base / "model.safetensors"), {k: v + 1 for k, v in weights.items()}
-    )
+    mx.save_safetensors(str(base / "model.safetensors"), {k: v + 1 for k, v in weights.items()})
     with pytest.raises(QAgentError, match="another version"):
         open_policy(shop, "sft")
     shutil.rmtree(base)
@@ -107,6 +105,31 @@ def test_a_torn_adapter_is_refused(shop):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(QAgentError, match="not what its policy.json was written for"):
         open_policy(shop, "sft")
+
+
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_a_save_that_a_kill_stopped_between_its_renames_is_ended(shop, renamed):
+    trained(shop, "base", "sft", 1)
+    folder = shop.folder("policies", "sft")
+    names = ("adapters.safetensors", "adapter_config.json", "policy.json")
+    old = {name: (folder / name).read_bytes() for name in names}
+    policy = open_policy(shop, "sft")
+    policy.model.update(tree_map(lambda w: w + 1, policy.model.trainable_parameters()))
+    policy.info.trained = [{"stage": "again"}]
+    policy.save(folder)
+    for name in names[renamed:]:
+        (folder / name).rename(folder / f".0123456789ab-{name}")
+        (folder / name).write_bytes(old[name])
+    (folder / ".ba9876543210-policy.json").write_bytes(old["policy.json"])  # of an older kill
+    (folder / ".aaaaaaaaaaaa-policy.json").write_text("{")
+    found = open_policy(shop, "sft")
+    assert found.info.trained == [{"stage": "again"}]
+    assert all(
+        mx.array_equal(a, b)
+        for a, b in zip(found.adapter().values(), policy.adapter().values(), strict=True)
+    )
+    assert not list(folder.glob(".0123456789ab-*"))
+    assert open_policy(shop, "sft").info.trained == found.info.trained
 
 
 def test_an_unknown_policy_says_which_are_known(shop):

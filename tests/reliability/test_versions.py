@@ -112,7 +112,7 @@ def test_a_policy_whose_files_do_not_belong_together_is_refused(old, name):
     folder = old / "policies" / "tuned"
     with Shop.open(old) as shop:
         open_policy(shop, "tuned")
-        if name == "policy.json":  # as a kill between two renames leaves it
+        if name == "policy.json":
             spoiled(folder / name, weights="0" * 16)
         else:
             data = bytearray((folder / name).read_bytes())
