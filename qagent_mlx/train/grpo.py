@@ -59,7 +59,7 @@ from .runs import Run, free_name, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
-from .supervised import batch_order
+from .supervised import batch_order, learning_rate
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class GrpoConfig:
     group: int = 8
     learning_rate: float = 2e-4
     warmup: int = 5
+    schedule: str = "constant"  # of the learning rate after that; "cosine" falls to a tenth
     advantage: str = "dr_grpo"
     loss: str = "dapo"
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
@@ -107,6 +108,12 @@ class GrpoConfig:
             high if self.clip_high is None else self.clip_high,
         )
 
+    def rate(self, number: int) -> float:
+        """The learning rate of the step with this number (from 0)."""
+        if self.schedule == "cosine":
+            return learning_rate(self.learning_rate, self.warmup, self.steps, number)
+        return self.learning_rate * min(1.0, (number + 1) / max(1, self.warmup))
+
     def weights_at(self, number: int) -> dict[str, float]:
         """The reward weights in the step with this number (from 0)."""
         changing = {
@@ -127,6 +134,8 @@ class GrpoConfig:
             )
         if self.loss not in CLIPS:
             raise QAgentError(f"--loss {self.loss}: choose one of {', '.join(CLIPS)}")
+        if self.schedule not in ("constant", "cosine"):
+            raise QAgentError(f"schedule {self.schedule}: choose one of constant, cosine")
         if self.best_by not in MEASURES:
             raise QAgentError(f"--best-by {self.best_by}: choose one of {', '.join(MEASURES)}")
         if self.stop_after and not self.eval_every:
@@ -387,9 +396,7 @@ class Trainer:
                     f"the gradient of step {number + 1} is not finite; the weights are those of "
                     "the step before; lower --learning-rate and start again"
                 )
-            self.optimizer.learning_rate = config.learning_rate * min(
-                1.0, (number + 1) / max(1, config.warmup)
-            )
+            self.optimizer.learning_rate = config.rate(number)
             self.optimizer.update(self.policy.model, gradient)
             mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
         del lower, batches, gradient

@@ -31,12 +31,12 @@ class FitConfig:
     seed: int = 0
 
 
-def learning_rate(config: FitConfig, step: int) -> float:
-    """Linear warm-up, then cosine decay to a tenth."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done)))))
+def learning_rate(peak: float, warmup: int, steps: int, step: int) -> float:
+    """Linear warm-up to ``peak``, then cosine decay to a tenth of it; ``step`` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done)))))
 
 
 def batch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -119,7 +119,9 @@ def fit(
                 f"the gradient of step {step + 1} is not finite; lower --learning-rate and start "
                 "again"
             )
-        optimizer.learning_rate = learning_rate(config, step)
+        optimizer.learning_rate = learning_rate(
+            config.learning_rate, config.warmup, config.steps, step
+        )
         optimizer.update(policy.model, gradient)
         mx.eval(policy.model.parameters(), optimizer.state)
         losses.append(loss)

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -300,3 +301,15 @@ def test_the_memory_estimate_covers_what_a_step_takes(shop):
     trainer.step(0)
     estimate, peak = grpo_bytes(trainer.policy, trainer.config), mx.get_peak_memory()
     assert 0.5 * peak < estimate < 8 * peak
+
+
+def test_the_learning_rate_warms_up_and_stays_or_falls_to_a_tenth():
+    constant = GrpoConfig(steps=20, warmup=4, learning_rate=1.0)
+    assert [constant.rate(n) for n in (0, 3, 19)] == [0.25, 1.0, 1.0]
+    falling = replace(constant, schedule="cosine")
+    rates = [falling.rate(n) for n in range(21)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert rates[20] == pytest.approx(0.1)
+    with pytest.raises(QAgentError, match="schedule linear: choose one of constant, cosine"):
+        replace(constant, schedule="linear").check()
