@@ -20,8 +20,8 @@ def doctor(as_json: bool) -> None:
         return
     table = plain_table("", "")
     table.show_header = False
-    for name in ("machine", "python", "device", "blas", "blas_path"):
-        table.add_row(name.replace("_", " "), shown(report[name] or "-"))
+    for name in ("machine", "python", "device", "blas", "blas_path", "blas_threads"):
+        table.add_row(name.replace("_", " "), shown(str(report[name] or "-")))
     table.add_row("matrix products", f"{report['gemm_gflops']:.1f} GFLOP/s")
     table.add_row("the same in numpy", f"{report['numpy_gemm_gflops']:.1f} GFLOP/s")
     table.add_row("compiler", shown(report["compiler"] or "-"))

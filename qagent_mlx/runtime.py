@@ -26,6 +26,7 @@ from typing import Any
 
 # Dispatches by processor at run time; cmeel's x86 build runs on AVX-512 machines only.
 BLAS_PACKAGE = "ngsolve-openblas" if platform.machine() == "x86_64" else "cmeel-openblas"
+THREAD_ENVS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # what OpenBLAS asks, in this order
 BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_sgemm
 
 
@@ -59,6 +60,11 @@ def prepare() -> BlasState:
     if sys.platform != "linux":
         _blas.problem = f"no fast BLAS is known for {sys.platform}"
         return _blas
+    if not any(name in os.environ for name in THREAD_ENVS):
+        # A second thread gains a tenth on a quiet machine and costs up to eight times on a busy
+        # one, where the others wait for it in a loop; and other sums round in other ways, so that
+        # a run could not be resumed to the same bits elsewhere. Cores are for `--workers`.
+        os.environ[THREAD_ENVS[0]] = "1"
     if shutil.which("g++") is None:
         # MLX compiles fused CPU kernels with g++ at run time.
         os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
@@ -174,6 +180,15 @@ def _lend_gfortran(error: OSError) -> None:
         os.close(descriptor)
         return
     raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")
+
+
+def blas_threads() -> int:
+    """How many threads a matrix product on the CPU may use; numpy's own loops use as many."""
+    for name in THREAD_ENVS:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 @contextmanager
@@ -297,6 +312,7 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "blas": _blas.name,
         "blas_path": _blas.path,
+        "blas_threads": blas_threads(),
         "gemm_gflops": round(mlx_speed, 1),
         "numpy_gemm_gflops": round(numpy_speed, 1),
         "compiler": compiler,

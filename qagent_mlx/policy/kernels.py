@@ -10,7 +10,6 @@ Everything is float32. Results agree with MLX's within a few units in the last p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,6 +19,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..runtime import blas_threads
+
 BLOCK = 1 << 16  # elements that are worked on at once: 256 KiB, about one L2 cache
 THREADED = 1 << 19  # elements from which a second thread is worth its start
 
@@ -27,18 +28,9 @@ Work = Callable[[slice], None]
 custom: Any = mx.custom_function  # its stubs know nothing of what it returns
 
 
-def threads() -> int:
-    """How many threads numpy's loops may use: as many as the BLAS beside them."""
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="kernels")
+    return ThreadPoolExecutor(blas_threads(), thread_name_prefix="kernels")
 
 
 def _in_blocks(rows: int, width: int, work: Work) -> None:
@@ -51,7 +43,7 @@ def _in_blocks(rows: int, width: int, work: Work) -> None:
             for start in range(first, last, step):
                 work(slice(start, min(start + step, last)))
 
-    count = threads()
+    count = blas_threads()
     if rows * width < THREADED or count < 2 or rows < 2:
         part(0, rows)
         return
