@@ -158,6 +158,15 @@ def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
 # ---------------------------------------------------------------- output
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """From now on this process shows no progress and no notes: another one of its run does."""
+    global _hushed
+    _hushed = True
+
+
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
@@ -170,7 +179,8 @@ def _console(stream: Any) -> Console:
             return super().render_str(harmless(text), **options)
 
     # Data is printed as it is: no markup, no emoji codes, no colouring of numbers.
-    return Plain(file=stream, markup=False, highlight=False, emoji=False)
+    quiet = _hushed and stream is sys.stderr
+    return Plain(file=stream, markup=False, highlight=False, emoji=False, quiet=quiet)
 
 
 def out() -> Console:

@@ -17,6 +17,7 @@ from .common import (
     dtype_option,
     emit,
     given,
+    hush,
     json_option,
     note,
     opened,
@@ -176,7 +177,7 @@ def sft(
             run = _to_resume(shop, run_name, "sft")
             with TrainingProgress(_planned(run), f"SFT {run.name}") as progress, _stops(ctx):
                 report = resume_sft(shop, run.name, progress)
-        _show(report, as_json, f"qagent train grpo --policy {report['policy']}")
+        _show(report, as_json, f"qagent train grpo --policy {report.get('policy')}")
         return
     settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
     _share_out(ctx, workers, settings.train.batch_size, shop_path, "sft")
@@ -379,7 +380,7 @@ def _resume_grpo(
             report = resume_grpo(
                 shop, run.name, steps, components_of(specs), each(progress, log), changed
             )
-    _show(report, as_json, f"qagent evaluate --policy {report['policy']}")
+    _show(report, as_json, f"qagent evaluate --policy {report.get('policy')}")
 
 
 def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
@@ -436,11 +437,18 @@ def _share_out(
     ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str
 ) -> None:
     """Run this command in several workers and end; return at once in one of them, or alone."""
-    if workers == 1:
-        return
+    from qagent_mlx.errors import QAgentError
     from qagent_mlx.inventory.index import ensure
     from qagent_mlx.train import distributed
 
+    if distributed.launched():
+        if workers > 1:
+            raise QAgentError("--workers is for one machine; mlx.launch has started the processes")
+        if not distributed.world().first:
+            hush()
+        return
+    if workers == 1:
+        return
     if distributed.inside():
         distributed.world()  # before the long preparations, while the others are there too
         return

@@ -7,6 +7,7 @@ also holds the value, and the best one is kept beside the last ones.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import QAgentError
@@ -140,3 +142,12 @@ def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[st
         raise _damaged(place, error) from error
     state: dict[str, Any] = read_json(place / "state.json", f"the checkpoint {place}")
     return state
+
+
+def identity(state: dict[str, Any] | None, policy: Policy) -> str:
+    """Identifies what `restore` put in place: the step and every weight of the adapter."""
+    made = hashlib.sha256(str(state and state["step"]).encode())
+    for name, weight in sorted(policy.adapter().items()):
+        made.update(name.encode())
+        made.update(np.array(weight.astype(mx.float32)).tobytes())
+    return made.hexdigest()

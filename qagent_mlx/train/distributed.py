@@ -1,7 +1,8 @@
-"""Data-parallel workers on one machine: each takes a share of a step's cases.
+"""Data-parallel workers: each takes a share of a step's cases.
 
 ``qagent train … --workers N`` starts N processes of itself with one BLAS thread each, which
-talk over MLX's ring on the loopback address. (``mlx.launch`` is for several machines; on one
+talk over MLX's ring on the loopback address. Over several machines, ``mlx.launch`` starts one
+process on each, with a copy of the shop there; MLX chooses the way they talk. (On one machine
 its launcher polls and takes a core of its own.) Every worker draws the same cases from the
 seed and keeps its share; rewards and gradients are added up over all, so that all take the
 same step, and it is the step that one worker alone would take, within float error. The first
@@ -28,15 +29,17 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import QAgentError
 
 if TYPE_CHECKING:
     from ..agent.rollout import Rollout
+    from ..shop import Shop
     from .runs import Run
 
 WORKERS_ENV = "QAGENT_WORKER"  # "rank/size" in the processes that `launch` starts
+LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # what they set for each process
 MOST = 64
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -50,9 +53,10 @@ class World:
         self.size: int = group.size() if group is not None else 1
 
     @property
-    def folder(self) -> Path:
-        """A folder that all workers see and that is gone when they have ended."""
-        return Path(os.environ["MLX_HOSTFILE"]).parent
+    def folder(self) -> Path | None:
+        """A folder that all workers see and that is gone when they have ended; None where they
+        may be on several machines."""
+        return Path(os.environ["MLX_HOSTFILE"]).parent if WORKERS_ENV in os.environ else None
 
     @property
     def first(self) -> bool:
@@ -63,20 +67,39 @@ class World:
         """Which of ``count`` things this worker does; every thing is done by one worker."""
         return list(range(self.rank, count, self.size))
 
+    def _met(self, operation: Any, array: mx.array) -> mx.array:
+        """What an operation of all workers gives.
+
+        Raises:
+            QAgentError: one of them is gone.
+        """
+        try:
+            made: mx.array = operation(array, group=self._group)
+            mx.eval(made)
+        except RuntimeError as error:
+            raise QAgentError(
+                f"a worker is gone ({error}); when all can start again, go on from the last "
+                "checkpoint with: qagent train sft|grpo --resume"
+            ) from error
+        return made
+
     def sum(self, tree: Any) -> Any:
         """The sum over all workers of each array in a tree, in one message."""
         if self._group is None:
             return tree
         flat: Any = tree_flatten(tree)
         joined = mx.concatenate([v.reshape(-1).astype(mx.float32) for _, v in flat])
-        joined = mx.distributed.all_sum(joined, group=self._group)
-        mx.eval(joined)
+        joined = self._met(mx.distributed.all_sum, joined)
         made, start = [], 0
         for name, value in flat:
             part = joined[start : start + value.size].reshape(value.shape)
             made.append((name, part.astype(value.dtype)))
             start += value.size
         return tree_unflatten(made)
+
+    def from_first(self, tree: Any) -> Any:
+        """The first worker's arrays, on all of them."""
+        return self.sum(tree if self.first else tree_map(mx.zeros_like, tree))
 
     def total(self, *values: float) -> list[float]:
         """The sums over all workers of some numbers, exact for counts up to 2^53."""
@@ -85,7 +108,7 @@ class World:
         # The ring adds float32; the two halves of a double keep counts exact.
         high = np.array(values, dtype=np.float32)
         low = (np.array(values) - high).astype(np.float32)
-        parts = mx.distributed.all_gather(mx.array(np.stack([high, low])[None]), group=self._group)
+        parts = self._met(mx.distributed.all_gather, mx.array(np.stack([high, low])[None]))
         found: list[float] = np.array(parts).astype(np.float64).sum(axis=(0, 1)).tolist()
         return found
 
@@ -93,7 +116,7 @@ class World:
         """The highest of all workers' numbers."""
         if self._group is None:
             return value
-        return float(mx.distributed.all_gather(mx.array([value]), group=self._group).max())
+        return float(self._met(mx.distributed.all_gather, mx.array([value])).max())
 
     def rows(self, own: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:
         """All workers' rows put together: ``own[i]`` is row ``places[i]`` of ``count``."""
@@ -103,7 +126,7 @@ class World:
         if len(places):
             whole[list(places)] = own
         # Each row comes from one worker, so the sum is exact.
-        return np.array(mx.distributed.all_sum(mx.array(whole), group=self._group))
+        return np.array(self._met(mx.distributed.all_sum, mx.array(whole)))
 
     def wait_for(self, path: Path) -> None:
         """Sleep until the first worker has made a file or folder. It never comes late for
@@ -125,42 +148,55 @@ class World:
         longest = int(self.highest(len(data)))
         padded = np.full(longest, ord(" "), dtype=np.uint8)  # JSON does not mind
         padded[: len(data)] = data
-        parts = mx.distributed.all_gather(mx.array(padded[None]), group=self._group)
+        parts = self._met(mx.distributed.all_gather, mx.array(padded[None]))
         return [bytes(row).decode() for row in np.array(parts)]
 
     def meet(self) -> None:
         """Return when all workers have come here."""
         self.highest(0.0)
 
-    def announce(self, record: Run) -> None:
-        """Tell the other workers where the run is, once it is theirs to read."""
-        if self.size > 1:
-            place = self.folder / "run"
-            place.with_suffix(".new").write_text(str(record.folder))
-            place.with_suffix(".new").rename(place)
+    def beside(self) -> int:
+        """How many workers are on this machine, this one among them."""
+        return self.texts(name := socket.gethostname()).count(name)
 
-    def silent_run(self) -> SilentRun:
+    def agree(self, what: str, value: str) -> None:
+        """Refuse to go on where workers begin from different things.
+
+        Raises:
+            QAgentError: says what differs.
+        """
+        if len(set(self.texts(value))) > 1:
+            raise QAgentError(
+                f"the workers have different {what}; copy the shop's folder to the same place on "
+                "every machine, and start again"
+            )
+
+    def announce(self, record: Run, step: int = 0) -> None:
+        """Tell the other workers which run it is and after which step it goes on."""
+        if self.size > 1:
+            self.texts(json.dumps([record.name, step]))
+
+    def silent_run(self, shop: Shop) -> SilentRun:
         """The run that the first worker announces, for one that writes nothing."""
-        place = self.folder / "run"
-        self.wait_for(place)
-        return SilentRun(Path(place.read_text()))
+        name, step = json.loads(self.texts("")[0])
+        return SilentRun(shop.folder("runs", name), step)
 
 
 class SilentRun:
     """Stands for `runs.Run` on workers that write nothing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
         self.name = folder.name
 
     def append(self, what: str, rows: Iterable[dict[str, Any]]) -> None:
         """Nothing is written."""
 
     def rows(self, what: str) -> Iterator[dict[str, Any]]:
-        """What the first worker has written."""
+        """What was written up to the step after which the run goes on."""
         from .runs import Run
 
-        return Run(self.folder, {}).rows(what)
+        return (row for row in Run(self.folder, {}).rows(what) if row["step"] <= self.step)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Nothing is written."""
@@ -187,22 +223,29 @@ def inside() -> bool:
     return WORKERS_ENV in os.environ
 
 
+def launched() -> bool:
+    """Whether ``mlx.launch`` (or ``mpirun``, by it or alone) started this process."""
+    return not inside() and any(name in os.environ for name in LAUNCHERS)
+
+
 @cache
 def world() -> World:
-    """The workers that this process belongs to; itself alone outside of `launch`.
+    """The workers that this process belongs to; itself alone outside of a launcher.
 
     Raises:
         QAgentError: the workers cannot reach each other.
     """
-    if not inside():
+    if not inside() and not launched():
         return World()
     try:
-        return World(mx.distributed.init(strict=True, backend="ring"))
+        group = mx.distributed.init(strict=True, backend="ring" if inside() else "any")
     except RuntimeError as error:
+        where = "over the loopback address" if inside() else "by the addresses of the hosts file"
         raise QAgentError(
-            f"the workers cannot reach each other over the loopback address ({error}); "
-            "train without --workers"
+            f"the workers cannot reach each other {where} ({error}); "
+            f"train without {'--workers' if inside() else 'mlx.launch'}"
         ) from error
+    return World(group if group.size() > 1 else None)
 
 
 def check(workers: int, cases: int) -> None:

@@ -6,6 +6,7 @@ shop can be written to while a policy trains, and a resumed run sees exactly wha
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -102,10 +103,20 @@ class Environment:
 
     @classmethod
     def shared(cls, shop: Shop, make: Callable[[], Environment]) -> Environment:
-        """What ``make`` gives, made once for all workers: profiles take longest to compute."""
+        """What ``make`` gives, made once for all workers of a machine: profiles take longest.
+
+        Workers on other machines make their own, and all of them compare.
+
+        Raises:
+            QAgentError: the machines' shops differ.
+        """
         workers = world()
         if workers.size == 1:
             return make()
+        if workers.folder is None:
+            environment = make()
+            workers.agree("cases or profiles", environment.digest())
+            return environment
         place = workers.folder / "environment"
         if workers.first:
             environment = make()
@@ -116,6 +127,15 @@ class Environment:
             return environment
         workers.wait_for(place)
         return cls.restore(place, shop.path / "inventory", shop.config.search)
+
+    def digest(self) -> str:
+        """Identifies the cases and what the agent reads of each."""
+        made = hashlib.sha256()
+        for example in self.examples:
+            case = example.case
+            made.update(f"{case.case_id} {case.as_of} {case.split} {case.query}\0".encode())
+            made.update(f"{example.profile.text}\0".encode())
+        return made.hexdigest()
 
     def of_split(self, split: str) -> list[Example]:
         """The examples of ``train``, ``validation`` or ``test``, in order of time."""

@@ -589,9 +589,10 @@ def train_grpo(
     # The adapter's first values are random: a resumed run needs them too.
     trainer = Trainer(trained, environment, config, components)
     estimate = grpo_bytes(trained, config)
-    warning = check_memory(estimate * trainer.world.size, config.alarms)
+    warning = check_memory(estimate * trainer.world.beside(), config.alarms)
+    trainer.world.agree(f"policies {policy}", trained.info.base_fingerprint)
     if not trainer.world.first:
-        return _run(shop, trainer.world.silent_run(), trainer, 0, on_step)
+        return _run(shop, trainer.world.silent_run(shop), trainer, 0, on_step)
     run = run or free_name(name, run_names(shop))
     with training(shop, run):
         record = Run.prepare(
@@ -646,15 +647,17 @@ def resume_grpo(
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
     if not trainer.world.first:
-        silent = trainer.world.silent_run()
+        silent = trainer.world.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, trainer.optimizer)
-        return _run(shop, silent, trainer, state["step"] if state else 0, on_step)
+        trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
+        return _run(shop, silent, trainer, silent.step, on_step)
     with training(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
         record.rewind(state["step"])
-        trainer.world.announce(record)
+        trainer.world.announce(record, state["step"])
+        trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(shop, record, trainer, state["step"], on_step)
 
 
@@ -717,9 +720,10 @@ def _run(
             if stopping:
                 raise _rang(stopping[0], record)
     if best.step and best.step != done:
-        place = checkpoint.best(places)
+        place = checkpoint.best(places) if trainer.world.first else None
         if place is not None:
             checkpoint.restore_weights(place, policy)
+        policy.model.update(trainer.world.from_first(policy.model.trainable_parameters()))
     validation = trainer.evaluate()
     policy.info.trained.append(
         {"stage": "grpo", "run": record.name, "config": asdict(config),

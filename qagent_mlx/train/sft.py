@@ -99,8 +99,9 @@ def train_sft(
     )
     demonstrations = _demonstrations(environment, trained, config)
     workers = distributed.world()
+    workers.agree(f"policies {policy}", trained.info.base_fingerprint)
     if not workers.first:
-        silent, optimizer = workers.silent_run(), _optimizer(trained, config)
+        silent, optimizer = workers.silent_run(shop), _optimizer(trained, config)
         before = _reward(environment, trained, config)
         return _run(
             shop, silent, trained, environment, demonstrations, config, optimizer, 0, before,
@@ -153,19 +154,21 @@ def resume_sft(
     optimizer = _optimizer(trained, config)
     workers = distributed.world()
     if not workers.first:
-        silent = workers.silent_run()
+        silent = workers.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, optimizer)
+        workers.agree("checkpoints", checkpoint.identity(state, trained))
         assert state is not None
         return _run(
             shop, silent, trained, environment, demonstrations, config, optimizer,
-            state["step"], state["reward_first"], on_step,
+            silent.step, state["reward_first"], on_step,
         )  # fmt: skip
     with training(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
         record.rewind(state["step"])
-        workers.announce(record)
+        workers.announce(record, state["step"])
+        workers.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(
             shop, record, trained, environment, demonstrations, config, optimizer,
             state["step"], state["reward_first"], on_step,

@@ -12,6 +12,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.build import save_base
+from qagent_mlx.shop import Shop
 from qagent_mlx.train import distributed
 from qagent_mlx.train.runs import Run
 
@@ -23,7 +24,7 @@ def even(outcome):
     return sum(t % 2 == 0 for t in said) / max(1, len(said))
 
 def deadly(outcome):
-    if os.environ.get("QAGENT_WORKER", "").startswith("1/"):
+    if os.environ.get("MLX_RANK") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return even(outcome)
 """
@@ -111,6 +112,93 @@ def test_a_worker_that_dies_ends_the_run_with_its_name(folder):
     assert "worker 2 of 2 was ended by SIGKILL" in done.stderr
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- several machines
+
+
+def launched(shops, *arguments):
+    """As ``mlx.launch`` starts a command on several machines, each with a shop of its own; on one
+    without it."""
+    hosts = shops[0].parent / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{p}"] for p in distributed._free_ports(len(shops))]))
+    program = "from qagent_cli.main import cli; cli()"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, "train", *map(str, arguments), "--shop", str(shop)],
+            env={**os.environ, **({"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if len(shops) > 1 else {})},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, shop in enumerate(shops)
+    ]  # fmt: skip
+    return [(*process.communicate(timeout=300), process.returncode) for process in started]
+
+
+@pytest.fixture(scope="module")
+def machines(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("machines")
+    for number in (1, 2):
+        shutil.copytree(folder / "shop", place / str(number), ignore=shutil.ignore_patterns("runs", "by*"))
+    (place / "reward.py").write_text(REWARD)
+    return [place / "1", place / "2"]
+
+
+def grpo(machines, name, reward="even", **options):
+    flags = {"steps": 2, "cases-per-step": 4, "group": 3, "learning-rate": 0.001, **options}
+    given = [x for flag, value in flags.items() for x in (f"--{flag}", value)]
+    return launched(
+        machines, "grpo", "--policy", "base", "--name", name, "--reward",
+        f"{machines[0].parent / 'reward.py'}:{reward}", *given,
+    )  # fmt: skip
+
+
+def test_two_machines_take_the_step_of_one_and_the_first_alone_writes(machines):
+    (one, _, ended), = grpo(machines[:1], "alone")  # fmt: skip
+    assert ended == 0 and "policy alone" in one
+    (said, told, ended), (other, silence, too) = grpo(machines, "both")
+    assert ended == too == 0, (told, silence)
+    assert "policy both" in said and "step 2/2" in told
+    assert not other and "step" not in silence, "one machine shows the progress"
+    alone, both = (
+        mx.load(str(machines[0] / "policies" / name / "adapters.safetensors"))
+        for name in ("alone", "both")
+    )
+    assert all(np.allclose(np.array(alone[k]), np.array(both[k]), atol=2e-5) for k in alone)
+    assert not (machines[1] / "policies" / "both").exists()
+    assert not (machines[1] / "runs").exists()
+
+
+def test_a_run_of_two_machines_goes_on_from_a_copied_folder(machines):
+    for name, steps in (("short", 1), ("long", 2)):
+        grpo(machines, name, steps=steps)
+    resume = ("grpo", "--resume", "--run", "short", "--steps", "2", "--reward",
+              f"{machines[0].parent / 'reward.py'}:even")  # fmt: skip
+    (_, told, ended), *_ = launched(machines, *resume)
+    assert ended == 1 and "Traceback" not in told
+    (machines[1] / "runs").mkdir()
+    shutil.copytree(machines[0] / "runs" / "short", machines[1] / "runs" / "short")
+    for _, told, ended in launched(machines, *resume):
+        assert ended == 0, told
+    short, long = (
+        mx.load(str(machines[0] / "policies" / name / "adapters.safetensors"))
+        for name in ("short", "long")
+    )
+    assert all(mx.array_equal(short[k], long[k]) for k in long)
+
+
+def test_machines_with_different_shops_are_told_so(machines, tmp_path):
+    other = shutil.copytree(machines[0], tmp_path / "other")
+    with Shop.open(other, read_only=False) as shop:
+        shop.connection.execute("UPDATE events SET query = 'x ' || query, query_key = 'x ' || query_key WHERE query <> ''")
+    for _, told, ended in grpo([machines[0], other], "never"):
+        assert ended == 1
+        assert "the workers have different" in told and "Traceback" not in told
+
+
+def test_a_machine_that_dies_ends_the_run_in_one_line(machines):
+    (_, told, ended), (_, _, killed) = grpo(machines, "dead", "deadly")
+    assert killed == -9 and ended == 1
+    assert "a worker is gone" in told and "--resume" in told and "Traceback" not in told
 
 
 def test_more_workers_than_cases_are_refused():
