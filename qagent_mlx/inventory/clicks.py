@@ -126,6 +126,9 @@ class SimilarQueries:
         made = []
         for vector, near in zip(vectors, vectors @ self._vectors.T, strict=True):
             rows = np.flatnonzero(near >= least - 1e-4)
+            if not len(rows):
+                made.append([])
+                continue
             # Computed again, one by one: a product's last bits depend on the batch.
             exact = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1)
             value = np.round(exact, 5)
