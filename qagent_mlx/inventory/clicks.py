@@ -104,6 +104,8 @@ class ClickLog:
             return np.empty(0, dtype=np.int64), np.empty(0)
         now = seconds(as_of) if as_of is not None else self._times[end - 1]
         decay = np.exp(-self._rate * (now - self._times[start:end]))
+        if end - start == 1:  # as with most queries of a log
+            return self._products[start:end], self._weights[start:end] * decay
         rows, inverse = np.unique(self._products[start:end], return_inverse=True)
         weight = np.bincount(inverse, self._weights[start:end] * decay)
         order = np.lexsort((rows, -np.round(weight, 9)))[:limit]
