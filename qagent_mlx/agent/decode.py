@@ -178,13 +178,8 @@ class Decoder:
         if batch.cache:
             # Of rows that shared a context some may have got other answers than the rest.
             cache = batch.take(unique, unique).cache
-        elif self._light is not None:
-            cache = [self._light.cache(len(unique))]
         else:
-            fresh = make_prompt_cache(self.policy.model)
-            cache = [type(c).merge([c] * len(unique)) for c in fresh]
-            for c in cache:
-                c.step = GROWTH
+            cache = self.fresh(len(unique))
         logits = self._prefill([row.pending for row in rows], cache)
         made = Batch(list(batch.rows), cache, logits, [place[i] for i in owner])
         for row in made.rows:
@@ -193,6 +188,15 @@ class Decoder:
             row.stopper.reset()
         # A cache must be evaluated before its rows wait or it holds on to the whole graph.
         mx.eval(made.logits, [c.state for c in made.cache])
+        return made
+
+    def fresh(self, rows: int) -> list[Any]:
+        """An empty cache of so many rows."""
+        if self._light is not None:
+            return [self._light.cache(rows)]
+        made = [type(c).merge([c] * rows) for c in make_prompt_cache(self.policy.model)]
+        for c in made:
+            c.step = GROWTH
         return made
 
     def _prefill(self, pending: list[list[int]], cache: list[Any]) -> mx.array:

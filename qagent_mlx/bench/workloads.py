@@ -308,7 +308,11 @@ def _watched(parts: dict[str, float]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Agentic:
-    """Chains of retrieval with texts of fixed length: (said by the policy, then inserted)."""
+    """Chains of retrieval with texts of fixed length: (said by the policy, then inserted).
+
+    All chains begin with the same words, those that read the memory, and a case's chains get
+    the same profile for them. What they search is their own.
+    """
 
     cases: int = 4
     group: int = 8
@@ -335,17 +339,18 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
 
     task = text(shape.task)
     rows = [
-        Row(tokens=list(task), stopper=Never(), turn_limit=0, tag=case,  # type: ignore[arg-type]
-            uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * case + member])))
+        Row(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, uniforms=None)  # type: ignore[arg-type]
         for case in range(shape.cases)
         for member in range(shape.group)
     ]  # fmt: skip
     policy.model.eval()
-    decoder = Decoder(policy)
+    decoder = Decoder(policy, light=True)  # as training decodes
     batch = Batch([], [], None)
     for index, (said, inserted) in enumerate(shape.turns):
-        for row in rows:
+        for place, row in enumerate(rows):
             row.turn_limit = said
+            if index == 1:
+                row.uniforms = np.random.Generator(np.random.Philox(key=[number, place]))
         if index == 0 and not reprefill:
             batch = decoder.start(rows)
         elif reprefill:
@@ -366,10 +371,7 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
 
 
 def _computed_again(decoder: Decoder, rows: Sequence[Row]) -> Batch:
-    from mlx_lm.models.cache import make_prompt_cache
-
-    fresh = make_prompt_cache(decoder.policy.model)
-    cache = [type(c).merge([c] * len(rows)) for c in fresh]
+    cache = decoder.fresh(len(rows))
     logits = decoder._prefill([row.tokens for row in rows], cache)
     for row in rows:
         row.pending, row.turn = [], []

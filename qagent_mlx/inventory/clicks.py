@@ -104,6 +104,8 @@ class ClickLog:
             return np.empty(0, dtype=np.int64), np.empty(0)
         now = seconds(as_of) if as_of is not None else self._times[end - 1]
         decay = np.exp(-self._rate * (now - self._times[start:end]))
+        if end - start == 1:  # as with most queries of a log
+            return self._products[start:end], self._weights[start:end] * decay
         rows, inverse = np.unique(self._products[start:end], return_inverse=True)
         weight = np.bincount(inverse, self._weights[start:end] * decay)
         order = np.lexsort((rows, -np.round(weight, 9)))[:limit]
@@ -126,6 +128,9 @@ class SimilarQueries:
         made = []
         for vector, near in zip(vectors, vectors @ self._vectors.T, strict=True):
             rows = np.flatnonzero(near >= least - 1e-4)
+            if not len(rows):
+                made.append([])
+                continue
             # Computed again, one by one: a product's last bits depend on the batch.
             exact = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1)
             value = np.round(exact, 5)

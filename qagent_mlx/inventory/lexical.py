@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -180,6 +181,45 @@ class Lexical:
                 best[rows] = np.maximum(best[rows], values)
             total += np.float32(group.weight) * best
         return total
+
+    def found(self, asked: Sequence[Sequence[Group]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query's groups the rows that hold a term, in any order, and their scores.
+
+        The same scores as `scores`, for hundreds of queries at once.
+        """
+        simple = [all(len(group.terms) == 1 for group in groups) for groups in asked]
+        terms: list[int] = []
+        weights: list[float] = []
+        starts = [0]
+        for groups, plain in zip(asked, simple, strict=True):
+            if plain:
+                terms += [self._column[group.terms[0]] for group in groups]
+                weights += [group.weight for group in groups]
+            starts.append(len(terms))
+        # A product of sparse matrices adds what a row's terms are worth in their order.
+        queries = sparse.csr_matrix(
+            (np.array(weights, dtype=np.float32), np.array(terms, dtype=np.int32), starts),
+            shape=(len(asked), len(self._terms)),
+        )
+        total = queries @ self._matrix
+        edges = total.indptr.tolist()
+        made = []
+        for number, (groups, plain) in enumerate(zip(asked, simple, strict=True)):
+            if plain:
+                at = slice(edges[number], edges[number + 1])
+                made.append((total.indices[at], total.data[at]))
+            else:
+                scores = self.scores(groups)
+                rows = np.flatnonzero(scores)
+                made.append((rows, scores[rows]))
+        return made
+
+    @cached_property
+    def _matrix(self) -> sparse.csr_matrix:
+        """What each row (columns) is worth to each term (rows)."""
+        return sparse.csr_matrix(
+            (self._impacts, self._rows, self._starts), (len(self._terms), len(self._lengths))
+        )
 
     def why(self, groups: Sequence[Group], row: int) -> list[tuple[Group, str, float]]:
         """What a row's score is made of: (group, index term, what it adds), the most first."""

@@ -154,7 +154,7 @@ class HybridSearch:
         depth = max(k, self.config.rerank_depth) if self.reranker is not None else k
         made = []
         for query, side, moment, mask in zip(queries, sides, moments, masks, strict=True):
-            found = self._best(self._fuse(side, self.clicked(query, side, moment), mask), depth)
+            found = self._best(side, self.clicked(query, side, moment), mask, depth)
             made.append([Hit(self.catalog.ids[row], score) for row, score in found])
         if self.reranker is not None:
             made = self._rerank(queries, made)
@@ -289,11 +289,12 @@ class HybridSearch:
         if self._alike is not None and len(queries):
             alike = self._alike.find(vectors, self.config.similar_clicks)
         made = []
-        for query, near, (rows, distances) in zip(queries, alike, dense, strict=True):
-            words, bm25 = self._lexical(query, allowed)
+        for query, near, words, (rows, distances) in zip(
+            queries, alike, self._words(queries, allowed), dense, strict=True
+        ):
             key = query_key(query)
             similar = tuple(item for item in near if item[0] != key)
-            made.append(Sides(words, bm25, rows, distances, similar))
+            made.append(Sides(*words, rows, distances, similar))
         return made
 
     @cached_property
@@ -308,17 +309,19 @@ class HybridSearch:
             return None
         return SimilarQueries(self.clicks, self.index.encoder)
 
-    def _lexical(
-        self, query: str, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        groups = self.index.lexical.groups(query)
-        if not groups:
-            return _NOTHING, np.empty(0, dtype=np.float32)
-        scores = self.index.lexical.scores(groups)
-        if allowed is not None:
-            scores = scores * allowed
-        rows = _top(scores, self.config.pool, 0.0)
-        return rows, scores[rows]
+    def _words(
+        self, queries: Sequence[str], allowed: np.ndarray | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The rows whose words fit best, and their scores, for each query."""
+        lexical = self.index.lexical
+        made = []
+        for rows, scores in lexical.found([lexical.groups(query) for query in queries]):
+            if allowed is not None:
+                kept = allowed[rows]
+                rows, scores = rows[kept], scores[kept]
+            best = _top(rows, scores, self.config.pool)
+            made.append((rows[best].astype(np.int64), scores[best]))
+        return made
 
     # ------------------------------------------------------------ clicks and fusion
 
@@ -348,18 +351,18 @@ class HybridSearch:
             "clicks": (rows, config.weight_clicks * total / (total + 2.0)),
         }
 
-    def _fuse(
-        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None
-    ) -> dict[int, float]:
-        scores: dict[int, float] = {}
-        for rows, weight in self.parts(sides, clicked, allowed).values():
-            for rank, row in enumerate(rows.tolist(), 1):
-                scores[row] = scores.get(row, 0.0) + weight / (self.config.rrf_k + rank)
-        return scores
-
-    @staticmethod
-    def _best(scores: dict[int, float], k: int) -> list[tuple[int, float]]:
-        return sorted(scores.items(), key=lambda item: (-round(item[1], 12), item[0]))[:k]
+    def _best(
+        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None, k: int
+    ) -> list[tuple[int, float]]:
+        """The ``k`` rows with the highest fused score, ties by row."""
+        parts = self.parts(sides, clicked, allowed).values()
+        rows, place = np.unique(np.concatenate([rows for rows, _ in parts]), return_inverse=True)
+        if not len(rows):
+            return []
+        shares = [weight / (self.config.rrf_k + _ranks(len(rows))) for rows, weight in parts]
+        scores = np.bincount(place, np.concatenate(shares))
+        best = np.lexsort((rows, -np.round(scores, 12)))[:k]
+        return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))
 
     # ------------------------------------------------------------ reranking
 
@@ -412,13 +415,17 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
     return HybridSearch(index, log, config, reranker)
 
 
-def _top(scores: np.ndarray, k: int, above: float) -> np.ndarray:
-    """Rows of the ``k`` best scores over ``above``, to five decimals; ties by row."""
-    rows = np.flatnonzero(scores > above)
-    near = np.round(scores[rows], 5)
-    rows, near = rows[near > above], near[near > above]
-    if len(rows) > k:
-        threshold = np.partition(near, len(rows) - k)[len(rows) - k]
-        kept = near >= threshold
-        rows, near = rows[kept], near[kept]
-    return rows[np.lexsort((rows, -near))][:k]
+def _ranks(count: int) -> np.ndarray:
+    return np.arange(1, count + 1)
+
+
+def _top(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the ``k`` best scores over zero, to five decimals, the best first; ties by row."""
+    places: np.ndarray = np.arange(len(scores))
+    if len(scores) > k:
+        # Rounding keeps the order, so the best and what may tie with them are among these.
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        places = np.flatnonzero(scores >= least - 2e-5)
+    near = np.round(scores[places], 5)
+    places, near = places[near > 0], near[near > 0]
+    return places[np.lexsort((rows[places], -near))][:k]

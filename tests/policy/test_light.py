@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -89,3 +91,48 @@ def test_a_policy_in_half_precision_is_left_to_mlx(new_nano):
     assert Light.of(policy) is not None
     policy.model.set_dtype(mx.float16)
     assert Light.of(policy) is None
+
+
+def test_rows_that_share_a_long_context_part_meet_and_leave_and_keep_their_logits(adapted):
+    light = Light.of(adapted)
+    random = np.random.default_rng(2)
+
+    def ids(count):
+        return random.integers(5, 380, count).tolist()
+
+    def put(cache, tokens, lengths):
+        added = [ids(n) for n in lengths]
+        found = light.logits(added, cache)
+        for row, (own, more) in zip(found, zip(tokens, added, strict=True), strict=True):
+            own += more
+            np.testing.assert_allclose(row, exact(adapted, own), atol=2e-4)
+
+    def chosen(cache, tokens, rows):
+        made = copy.copy(cache)
+        made.filter(np.array(rows))
+        return made, [list(tokens[i]) for i in rows]
+
+    cache, tokens = light.cache(4), [[] for _ in range(4)]
+    put(cache, tokens, [60, 75, 3, 66])
+    # Rows of three contexts, some of them several times: their contexts become a trunk.
+    one, of_one = chosen(cache, tokens, [1, 0, 1, 1, 3])
+    other, of_other = chosen(cache, tokens, [2, 3])
+    assert one.trunk is not None
+    put(cache, tokens, [1, 2, 1, 5])  # where both came from goes on beside them
+    put(one, of_one, [1] * 5)
+    put(one, of_one, [4, 1, 30, 2, 7])
+    put(other, of_other, [3, 1])
+    left, of_left = chosen(one, of_one, [4, 2, 0])
+    gone, of_gone = chosen(one, of_one, [1, 3])
+    assert gone.trunk is not None and len(gone.trunk.ids) == 2  # the others' contexts are let go
+    left.extend(gone)
+    of_left += of_gone
+    left.extend(other)
+    of_left += of_other
+    assert len(left.trunk.ids) == 5  # the context that both sides have is there once
+    fresh, of_fresh = light.cache(1), [[]]
+    put(fresh, of_fresh, [50])
+    left.extend(fresh)
+    of_left += of_fresh
+    for lengths in ([1] * 8, [2, 1, 9, 1, 1, 40, 3, 1], [1] * 8):
+        put(left, of_left, lengths)
