@@ -41,6 +41,7 @@ class PretrainConfig:
     read: float = 0.3
     drop_lines: float = 0.15
     disguise: float = 0.5  # share of chains in other words, see `disguise`
+    words: bool = False  # learn to write queries too, see `demonstrations`
     seed: int = 0
 
 
@@ -134,7 +135,10 @@ def fit_pretraining(
     """Train all weights of a policy on demonstrations of the training split."""
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(drop_lines=config.drop_lines, read=config.read, disguise=config.disguise),
+        DemoConfig(
+            drop_lines=config.drop_lines, read=config.read, disguise=config.disguise,
+            words=config.words,
+        ),
     )
     usable = demonstrator.usable(environment.of_split("train"))
     if len(usable) < config.batch_size:
