@@ -180,7 +180,9 @@ def _demonstrations(
     environment: Environment, policy: Policy, config: SftConfig
 ) -> tuple[Demonstrator, list[tuple[Example, int]]]:
     stages = policy.info.trained
-    base = next((s["config"] for s in stages if s.get("stage") == "pretrain"), {})
+    base: dict[str, Any] = next(
+        (s["config"] for s in stages if s.get("stage") == "pretrain"), {}
+    )
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
         DemoConfig(
