@@ -393,14 +393,18 @@ def _instacart(shop: Shop, folder: Path) -> dict[str, IngestReport]:
                 SELECT *, TIMESTAMP '{START}' + INTERVAL 1 DAY * (
                     (max(total) OVER () - total + day)::INT) + INTERVAL 1 HOUR * hour
                     + INTERVAL 1 MINUTE * (n % 60) AS ts FROM days),
-            numbered AS (
-                SELECT i.user_id, i.product_id, p.ts, coalesce(g.aisle, '') AS aisle,
-                       row_number() OVER (PARTITION BY i.user_id, i.order_id ORDER BY
-                           try_cast(i.add_to_cart_order AS DOUBLE), i.product_id) AS place,
+            bought AS (
+                SELECT i.user_id, i.order_id, i.product_id, p.ts, coalesce(g.aisle, '') AS aisle,
+                       try_cast(i.add_to_cart_order AS DOUBLE) AS added,
                        row_number() OVER (PARTITION BY i.user_id, i.product_id ORDER BY
                            p.ts, p.n) = 1 AS first
                 FROM i JOIN placed p USING (order_id) JOIN {goods} g
-                    ON g.product_id = i.product_id)
+                    ON g.product_id = i.product_id),
+            -- What is bought again comes first, as from a list: behind a search it would count
+            -- as found by it.
+            numbered AS (
+                SELECT *, row_number() OVER (PARTITION BY user_id, order_id ORDER BY
+                    first, added, product_id) AS place FROM bought)
             SELECT user_id, product_id, aisle, first AS searched,
                    ts + INTERVAL 20 SECOND * place AS time,
                    ts + INTERVAL 20 SECOND * place + INTERVAL 10 SECOND AS after

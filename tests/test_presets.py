@@ -85,7 +85,7 @@ def test_amazon_office_gets_a_clock_and_derived_queries(shop, raw):
 INSTACART = [
     # user, order, number, dow, hour, gap, product, place, reordered
     (1, 11, 1, 2, 8, "", 5, "1.0", "0.0"), (1, 11, 1, 2, 8, "", 6, "2.0", "0.0"),
-    (1, 12, 2, 3, 9, "7.0", 5, "1.0", "1.0"), (1, 12, 2, 3, 9, "7.0", 7, "2.0", "0.0"),
+    (1, 12, 2, 3, 9, "7.0", 5, "2.0", "1.0"), (1, 12, 2, 3, 9, "7.0", 7, "1.0", "0.0"),
     (2, 21, 1, 3, 23, "", 7, "1.0", "0.0"), (2, 22, 2, 3, 23, "0.0", 6, "1.0", "0.0"),
 ]  # fmt: skip
 
@@ -127,6 +127,10 @@ def test_instacart_asks_for_first_purchases_by_aisle(shop, raw, form):
         WHERE e.type = 'purchase' AND e.query_key = s.query_key"""
     ).fetchone()
     assert tied == (5,)
+    found = shop.connection.execute(
+        """SELECT count(*) FROM events WHERE type = 'purchase' AND search_id IS NOT NULL"""
+    ).fetchone()
+    assert found == (5,)  # what is bought again was found by no search
 
 
 def amazon_files(raw):

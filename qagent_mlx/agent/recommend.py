@@ -22,7 +22,7 @@ from ..shop import Shop
 from ..text import query_key, words
 from ..types import Profile, Recommendation
 from .rollout import Roller, Rollout, Task, Turn
-from .tools import SearchProducts
+from .tools import SearchProducts, empty_profile
 
 GROUP = 8  # chains a user
 # Of a policy trained by GRPO, whose chains mostly agree: on the sample shop's test cases it reached
@@ -176,7 +176,7 @@ class Answerer:
         rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
         chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
         shown = self._with_products(
-            [pool(c, ask.profile, ask.k) for c, ask in zip(chains, asks, strict=True)],
+            [self._pooled(c, ask) for c, ask in zip(chains, asks, strict=True)],
             [ask.as_of for ask in asks],
         )
         each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
@@ -184,6 +184,12 @@ class Answerer:
             UserRecommendations(ask.profile.user_id, ask.as_of, one, each, own, ask.profile)
             for ask, one, own in zip(asks, shown, chains, strict=True)
         ]
+
+    def _pooled(self, chains: Sequence[Rollout], ask: Ask) -> list[Recommendation]:
+        """What the chains say, by the rules that they ran under."""
+        # Without memory no line of it may fill the answer up.
+        read = ask.profile if self.agent.memory else empty_profile(ask.profile)
+        return pool(chains, read, ask.k, validated=self.agent.search)
 
     def top_lines(self, asks: Sequence[Ask]) -> list[tuple[Recommendation, ...]]:
         """What the memory alone recommends, without a chain: the best baseline, at once."""

@@ -20,7 +20,7 @@ from .metrics import METRICS, Ranking, Retrieval, bootstrap, calibration, holm, 
 from .slices import CUTS, groups
 
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
-COMPARED = ("cons@1", "i_hit@1", "q_em", "q_hit@5")
+COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5")
 Report = dict[str, Any]
 
 

@@ -18,7 +18,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,8 +34,8 @@ from ..shop import Shop, ShopConfig
 from ..train.cases import SplitConfig
 from ..train.grpo import GrpoConfig, resume_grpo, train_grpo
 from ..train.pretrain import PretrainConfig, pretrain
-from ..train.rewards import WEIGHTS
 from ..train.runs import Run, run_names
+from ..train.settings import Settings, agent_of, with_preset
 from ..train.sft import SftConfig, train_sft
 from .abtest import AbConfig, abtest
 from .baselines import SLOW
@@ -51,7 +51,12 @@ ABLATIONS = (
     "no search", "no memory", "no refinement", "no latest", "no graph", "no identity",
     "no neighbours", "no trending",
 )  # fmt: skip
-QUERY_ONLY = {**WEIGHTS, "item": 0.0, "consistency": 0.0}
+# Presets of GRPO that are trained beside the method itself, with the first seed.
+ARMS = {
+    "query-only": "GRPO with the query reward only (ablation)",
+    "single-turn": "GRPO without search (single-turn RL)",
+    "no-memory": "GRPO that knows nothing of the user (ablation)",
+}
 EXAMPLES = 200
 
 
@@ -117,10 +122,8 @@ class Reproduction:
         for seed in self.config.seeds:
             self._stage(f"sft-{seed}", f"SFT, seed {seed}", partial(self._sft, seed))
             self._stage(f"grpo-{seed}", f"GRPO, seed {seed}", partial(self._grpo, seed))
-        self._stage(
-            f"query-only-{first}", "GRPO with the query reward only (ablation)",
-            partial(self._grpo, first, "query-only", QUERY_ONLY),
-        )  # fmt: skip
+        for arm, title in ARMS.items():
+            self._stage(f"{arm}-{first}", title, partial(self._grpo, first, arm))
         self._stage("evaluate", "evaluating", self._evaluate)
         with self._opened_shop() as shop:
             simulated = bool(shop.config.simulated)
@@ -219,11 +222,12 @@ class Reproduction:
                 )  # fmt: skip
             return self._weights(shop, name)
 
-    def _grpo(
-        self, seed: int, kind: str = "grpo", weights: dict[str, float] | None = None
-    ) -> dict[str, Any]:
-        name = f"{kind}-{seed}"
-        settings: dict[str, Any] = {"seed": seed, "weights": dict(weights or WEIGHTS)}
+    def _grpo(self, seed: int, kind: str = "grpo") -> dict[str, Any]:
+        name, parent = f"{kind}-{seed}", f"sft-{seed}"
+        chosen = Settings(GrpoConfig())
+        if kind in ARMS:
+            chosen = with_preset(chosen, kind)
+        settings: dict[str, Any] = {"seed": seed}
         if self.config.quick:
             settings |= {"steps": 2, "cases_per_step": 8, "group": 4, "save_every": 1,
                          "measured": 4, "lora": LoraConfig(rank=4)}  # fmt: skip
@@ -239,8 +243,9 @@ class Reproduction:
                 else:
                     shutil.rmtree(shop.folder("runs", name), ignore_errors=True)
                     train_grpo(
-                        shop, f"sft-{seed}", name, GrpoConfig(**settings), split=self._split,
-                        run=name, on_step=self._on_step,
+                        shop, parent, name, replace(chosen.train, **settings),
+                        agent=agent_of(shop, parent, chosen.agent), split=self._split,
+                        run=name, on_step=self._on_step, about={"preset": chosen.preset},
                     )  # fmt: skip
             return self._weights(shop, name)
 
@@ -257,10 +262,11 @@ class Reproduction:
                 only="test", group=self.config.group, seed=first, keep=EXAMPLES,
             )  # fmt: skip
             others, more = lineup(
-                shop, [*(p for p in policies if p != f"grpo-{first}"), f"query-only-{first}"],
+                shop,
+                [*(p for p in policies if p != f"grpo-{first}"), *(f"{a}-{first}" for a in ARMS)],
                 split=self._split, only="test", group=self.config.group, seed=first,
             )  # fmt: skip
-            del others  # the same cases and, as all come from one base, the same profiles
+            del others  # the same cases; who reads other profiles keeps them
             log, runs = SearchLog.of_shop(shop), curves(shop)
             about = {
                 "derived": shop.config.derived_queries, "shop": shop.config.name,

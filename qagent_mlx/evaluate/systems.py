@@ -8,6 +8,7 @@ import numpy as np
 
 from ..agent.recommend import GROUP, pool
 from ..agent.rollout import Rollout
+from ..agent.tools import empty_profile
 from ..policy.model import AgentConfig, Policy
 from ..train.environment import Environment, Example
 from .metrics import Ranking
@@ -48,7 +49,9 @@ class PolicySystem:
                 chains = rollouts[i * self._group : (i + 1) * self._group]
                 if len(self.kept) < self._keep:
                     self.kept[example.case.case_id] = chains
-                pooled = pool(chains, example.profile, k, validated=self._agent.search)
+                # Without memory no line of it may fill the answer up.
+                read = example.profile if self._agent.memory else empty_profile(example.profile)
+                pooled = pool(chains, read, k, validated=self._agent.search)
                 made.append(
                     Ranking(
                         tuple(r.query for r in pooled),

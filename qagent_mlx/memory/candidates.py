@@ -10,13 +10,14 @@ from .knowledge import KINDS, NOBODY, NOTHING, Day, Trend, Vocabulary
 from .state import State
 
 CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
+ECHOED = 8  # of the user's last queries: whose words are looked for in other queries
 
 TEXT = ("query_key", "query", "source", "leaf", "kind")
 NUMBERS = (
     "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
     "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
     "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
-    "main_age",
+    "main_age", "echo_last", "echo_own",
 )  # fmt: skip
 
 
@@ -136,6 +137,10 @@ def candidates(
         _named(rows) for rows in (state.had, state.wording, state.taste, state.used)
     )
     knows = {product: (float(bought), age) for product, bought, age in state.knows}
+    said = [
+        (row[0], vocabulary.bags[vocabulary.number[row[0]]])
+        for row in state.own[:ECHOED] if row[0] in vocabulary.number
+    ]  # fmt: skip
     keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
     text: list[tuple[str | None, ...]] = []
     numbers: list[tuple[Any, ...]] = []
@@ -148,6 +153,8 @@ def candidates(
         share, longer, short, place, recent = trends.get(key, nothing)
         had_age = had.get(fact.leaf)
         again, gap = day.cycles.get(fact.leaf, (None, None)) if fact.leaf else (None, None)
+        bag = vocabulary.bags[vocabulary.number[key]]
+        echo = [_likeness(bag, other) if key != mine else 0.0 for mine, other in said] or [0.0]
         leaf_last, leaf_age, leaf_times = touched.get(fact.leaf or "", nothing[:3])
         main_bought, main_age = knows.get(fact.main or "", (None, None))
         text.append((key, query or known.query, source, fact.leaf, known.kind))
@@ -157,13 +164,20 @@ def candidates(
              had_age / gap if had_age is not None and gap else None,
              (fact.met + 1.0) / (fact.asked + 2.0), (fact.most + 0.3) / (fact.met + 1.0),
              leaf_last, leaf_age, leaf_times, wording.get(known.kind, 0.0),
-             taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age)
+             taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age,
+             echo[0], max(echo))
         )  # fmt: skip
     if not keys:
         return blank(0)
     table = np.ascontiguousarray(np.array(numbers, dtype=np.float64).T)
     words = np.array(text, dtype=object).T
     return dict(zip(NUMBERS, table, strict=True)) | dict(zip(TEXT, words, strict=True))
+
+
+def _likeness(a: frozenset[str], b: frozenset[str]) -> float:
+    """Words in both of all words (Jaccard)."""
+    both = len(a & b)
+    return both / (len(a) + len(b) - both) if both else 0.0
 
 
 def wanted(state: State, near: dict[str, Neighbour], trends: dict[str, Trend]) -> set[str]:

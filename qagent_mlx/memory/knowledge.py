@@ -69,6 +69,7 @@ class Vocabulary:
         self.number: dict[str, int] = {}
         self.keys: list[str] = []
         self.wordings: list[Wording] = []
+        self.bags: list[frozenset[str]] = []  # the words of each query
         self.modifiers: dict[str, int] = {}
         self._kind: list[int] = []
         self._modifier: list[int] = []
@@ -83,6 +84,7 @@ class Vocabulary:
             self.number[key] = len(self.keys)
             self.keys.append(key)
             self.wordings.append(wording)
+            self.bags.append(frozenset(wording.terms))
             self._kind.append(KINDS.index(wording.kind))
             # The last place of a table by modifier is that of queries without one.
             self._modifier.append(

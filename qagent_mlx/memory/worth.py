@@ -77,6 +77,7 @@ FEATURES = (
     *(n for outcome in OUTCOMES for n in (f"leaf {outcome}", *_with_ages(f"leaf {outcome}"))),
     "main", "main unsearched", "main bought", *_with_ages("main"),
     "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
+    "echo last", "echo own",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(FEATURES)}
 
@@ -159,6 +160,8 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     worded = np.flatnonzero(named != "plain")
     put("taste", worded, _log(c["taste"][worded], 0.05))
     put("used", worded, _log(c["used"][worded], 0.05))
+    put("echo last", every, np.nan_to_num(c["echo_last"]))
+    put("echo own", every, np.nan_to_num(c["echo_own"]))
     return table
 
 
@@ -207,11 +210,14 @@ class Worth:
     def of_text(cls, stored: str) -> Worth:
         """The weights as `learn` keeps them; the defaults for an empty text."""
         values: dict[str, Any] = json.loads(stored) if stored else {}
-        if tuple(values.get("features", ())) != FEATURES or "steps" not in values:
+        known = {name: place for place, name in enumerate(values.get("features", ()))}
+        if not known or not known.keys() <= _PLACE.keys() or "steps" not in values:
             return cls.default()
+        # What an earlier version learned says nothing of features that came since.
+        places = np.array([known.get(name, -1) for name in FEATURES])
         learned = (
             Weights(
-                np.array(step["weights"]), step["outside"], step["moments"],
+                np.append(step["weights"], 0.0)[places], step["outside"], step["moments"],
                 datetime.fromisoformat(step["until"]),
             )
             for step in values["steps"]

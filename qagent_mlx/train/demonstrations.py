@@ -3,7 +3,8 @@
 A chain reads the memory, searches lines that look likely, sees what they retrieve, and ends
 with the line that the log says was right: the query that the user then typed or, failing
 that, one whose first product the user then engaged with. On the way it searches lines that
-turn out wrong, so the policy sees what a wrong result looks like and goes on.
+turn out wrong, so the policy sees what a wrong result looks like and goes on. Where no line
+was right, a chain may search the query that the user then typed in words of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..agent.protocol import (
     results_text,
 )
 from ..agent.tools import Request, SearchProducts
-from ..memory.profile import render
+from ..memory.profile import render, safe
 from ..policy.model import AgentConfig, Policy
 from ..text import query_key
 from ..types import Line, Profile
@@ -43,6 +44,10 @@ class DemoConfig:
     noise: float = 0.5  # how loosely the order of searches follows the lines' worth
     disguise: float = 0.0  # share of chains told in other words of the shop
     reachable: bool = False  # only cases whose right line a chain meets within its searches
+    words: bool = False  # cases without such a line are told in the words of their own query
+
+
+IN_WORDS = -1  # in place of a right line: the chain writes the query itself
 
 
 class Demonstrator:
@@ -81,20 +86,23 @@ class Demonstrator:
         return exact or near
 
     def usable(self, examples: Sequence[Example]) -> list[tuple[Example, int]]:
-        """The examples with a right line, and which it is."""
-        found = ((e, self.right_lines(e)) for e in examples)
-        usable = [(e, right[0]) for e, right in found if right]
-        if self.config.reachable:
-            # Jumping to a line further down is nothing that a policy could have known to do.
-            usable = [(e, right) for e, right in usable if right < self.agent.max_searches]
+        """The examples that can be told, and the right line of each, or `IN_WORDS`."""
+        # Jumping to a line further down is nothing that a policy could have known to do.
+        reach = self.agent.max_searches if self.config.reachable else None
+        usable = []
+        for example in examples:
+            right = self.right_lines(example)[:1]
+            if right and (reach is None or right[0] < reach):
+                usable.append((example, right[0]))
+            elif self.config.words:
+                usable.append((example, IN_WORDS))
         return usable
 
     def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
-        """One demonstration for an example whose right line is ``right``."""
+        """One demonstration for an example whose right line is ``right``, or `IN_WORDS`."""
         profile, right = self._varied(example.profile, right, random)
-        return self.tell(
-            example, profile, self._searches(profile, right, random), right, random, group
-        )
+        searched = [right] if right == IN_WORDS else self._searches(profile, right, random)
+        return self.tell(example, profile, searched, right, random, group)
 
     def tell(
         self,
@@ -107,10 +115,14 @@ class Demonstrator:
     ) -> Chain:
         """The chain that searches some lines of a profile, in order, and recommends one of them.
 
+        `IN_WORDS` among them stands for the case's own query, written out.
+
         What the policy says carries loss; of what it reads, a random share does.
         """
         codec = self.policy.codec
         disguised = random.random() < self.config.disguise
+        # What is to be written cannot be learned from other words than the user's.
+        disguised = disguised and IN_WORDS not in searched
         worded = self._disguise.draw(random) if disguised else str
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
@@ -125,8 +137,10 @@ class Demonstrator:
         say(FETCH, True)
         say(worded(profile_text(profile)), False)
         for number, line in enumerate(searched, 1):
-            say(f"{SEARCH}<r{line}>{SEARCH_END}", True)
-            lines = self._results(example, profile.references[line])
+            own = line == IN_WORDS
+            query = example.case.query if own else profile.references[line]
+            say(f"{SEARCH}{safe(query) if own else f'<r{line}>'}{SEARCH_END}", True)
+            lines = self._results(example, query)
             say(worded(results_text(number, lines)), False)
         say(f"{RECOMMEND}<s{searched.index(right) + 1}>{RECOMMEND_END}", True)
         return Chain(tokens, trained, group)
@@ -137,7 +151,7 @@ class Demonstrator:
         if not self.config.drop_lines:
             return profile, right
         kept: list[Line] = []
-        place = number = 0
+        place, number = (IN_WORDS if right == IN_WORDS else 0), 0
         for line in profile.lines:
             is_right = line.query is not None and number == right
             number += line.query is not None

@@ -97,7 +97,8 @@ def distil(
 
     agent = student_agent(master.info.agent)
     if student in SIZES:
-        tokenizer = train_tokenizer(shop_texts(shop, theirs, agent), config.vocab_size)
+        until = theirs.of_split("train")[-1].case.as_of
+        tokenizer = train_tokenizer(shop_texts(shop, theirs, agent, until), config.vocab_size)
         policy, model_config = new_policy(tokenizer, student, name, config.seed)
     else:
         policy = derive(shop, student, name, config.lora, config.seed)

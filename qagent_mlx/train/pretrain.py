@@ -10,23 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..agent.protocol import profile_text, results_text
 from ..agent.tools import Request, SearchProducts
 from ..errors import QAgentError
+from ..inventory.index import ensure
 from ..memory.profile import words_cost
 from ..policy.build import new_policy, save_base
 from ..policy.model import AgentConfig, Policy
 from ..policy.tokenizer import ShopCodec, train_tokenizer
 from ..shop import Shop
 from .batches import Chain
-from .cases import SplitConfig
+from .cases import SplitConfig, build_cases, of_split
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment
 from .supervised import FitConfig, batch_order, fit, predicted_cost
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class PretrainConfig:
     read: float = 0.3
     drop_lines: float = 0.15
     disguise: float = 0.5  # share of chains in other words, see `disguise`
+    words: bool = False  # learn to write queries too, see `demonstrations`
     seed: int = 0
 
 
@@ -51,14 +56,20 @@ class _Words:
         return words_cost(texts)
 
 
-def shop_texts(shop: Shop, environment: Environment, agent: AgentConfig) -> list[str]:
+def _spread(cases: Sequence[T]) -> Sequence[T]:
+    """Every so many of them, so that there are 3,000 at most."""
+    return cases[:: max(1, len(cases) // 1500)]
+
+
+def shop_texts(
+    shop: Shop, environment: Environment, agent: AgentConfig, until: datetime
+) -> list[str]:
     """What a shop's tokenizer is trained on: memory and results as the agent sees them,
-    titles, categories, and the queries of the training time.
+    titles, categories, and the queries of the training time, which ends at ``until``.
     """
     tools = SearchProducts(environment.search, agent)
-    train = environment.of_split("train")
     texts = []
-    for example in train[:: max(1, len(train) // 1500)]:
+    for example in _spread(environment.of_split("train")):
         texts.append(profile_text(example.profile))
         requests = [
             Request(q, example.case.as_of, example.profile.context)
@@ -67,7 +78,6 @@ def shop_texts(shop: Shop, environment: Environment, agent: AgentConfig) -> list
         texts += [results_text(1, found.lines) for found in tools.run(requests)]
     texts += environment.search.catalog.titles
     texts += [c for c in environment.search.catalog.categories if c]
-    until = train[-1].case.as_of
     rows = shop.connection.execute(
         "SELECT query FROM events WHERE type = 'search' AND ts < ? ORDER BY event_id", [until]
     ).fetchall()
@@ -103,9 +113,14 @@ def pretrain(
     if folder.exists():
         raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
     start = time.perf_counter()
-    drafted = Environment.of_shop(shop, _Words(), agent, split)  # type: ignore[arg-type]
-    tokenizer = train_tokenizer(shop_texts(shop, drafted, agent), config.vocab_size)
-    environment = Environment.of_shop(shop, ShopCodec(tokenizer), agent, split)
+    index = ensure(shop)
+    # Profiles take longest where a log is long, and no other split is learned from.
+    train = of_split(build_cases(shop.connection, split, after=index.clicks_until), "train")
+    words: Any = _Words()
+    drafted = Environment.of_cases(shop, _spread(train), words, agent, index)
+    texts = shop_texts(shop, drafted, agent, train[-1].as_of)
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    environment = Environment.of_cases(shop, train, ShopCodec(tokenizer), agent, index)
     policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
     policy.info.agent = agent
     report = fit_pretraining(policy, environment, config, on_step, on_cost)
@@ -134,7 +149,10 @@ def fit_pretraining(
     """Train all weights of a policy on demonstrations of the training split."""
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(drop_lines=config.drop_lines, read=config.read, disguise=config.disguise),
+        DemoConfig(
+            drop_lines=config.drop_lines, read=config.read, disguise=config.disguise,
+            words=config.words,
+        ),
     )
     usable = demonstrator.usable(environment.of_split("train"))
     if len(usable) < config.batch_size:

@@ -36,6 +36,7 @@ class SftConfig:
     compare: float = 0.1
     # Share of chains in other words, see `disguise`; None: as the base was pretrained.
     disguise: float | None = None
+    words: bool | None = None  # learn to write queries too; None: as the base was pretrained
     seed: int = 0
     save_every: int = 25
     keep: int = 2  # the last checkpoints that stay
@@ -178,14 +179,17 @@ def resume_sft(
 def _demonstrations(
     environment: Environment, policy: Policy, config: SftConfig
 ) -> tuple[Demonstrator, list[tuple[Example, int]]]:
-    disguise = config.disguise
-    if disguise is None:
-        stages = policy.info.trained
-        disguise = next((s["config"].get("disguise", 0.0) for s in stages
-                         if s.get("stage") == "pretrain"), 0.0)  # fmt: skip
+    stages = policy.info.trained
+    base: dict[str, Any] = next(
+        (s["config"] for s in stages if s.get("stage") == "pretrain"), {}
+    )
     demonstrator = Demonstrator(
         environment, policy, policy.info.agent,
-        DemoConfig(compare=config.compare, noise=0.0, reachable=True, disguise=disguise),
+        DemoConfig(
+            compare=config.compare, noise=0.0, reachable=True,
+            disguise=base.get("disguise", 0.0) if config.disguise is None else config.disguise,
+            words=base.get("words", False) if config.words is None else config.words,
+        ),
     )
     usable = demonstrator.usable(environment.of_split("train"))
     if not usable:

@@ -23,16 +23,17 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import qagent_mlx  # noqa: F401  (before mlx)
-from qagent_mlx.evaluate.metrics import paired, score_case
+from qagent_mlx.evaluate.metrics import Ranking, paired, score_case
 from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.files import write_json
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop import Shop
-from qagent_mlx.train.environment import Environment
+from qagent_mlx.train.environment import Environment, Example
 from qagent_mlx.train.grpo import GrpoConfig, train_grpo
 from qagent_mlx.train.settings import PRESETS, Settings, agent_of, merged, with_preset
 
@@ -84,13 +85,18 @@ def run_arm(
         policy = open_policy(shop, name)
         examples = environment.of_split("test")[:limit]
         rankings = PolicySystem(name, policy, environment, group=group).rank(examples, 5)
-        scores = [
-            score_case(environment, e.case, r) for e, r in zip(examples, rankings, strict=True)
-        ]
     return {
         "arm": arm, "seed": settings.train.seed, "policy": name, "report": report,
-        "scores": {metric: [s[metric] for s in scores] for metric in KEPT},
+        "scores": scores_of(environment, examples, rankings),
     }
+
+
+def scores_of(
+    environment: Environment, examples: Sequence[Example], rankings: Sequence[Ranking]
+) -> dict[str, list[float]]:
+    """Metric -> one number a case, of `KEPT`."""
+    rows = [score_case(environment, e.case, r) for e, r in zip(examples, rankings, strict=True)]
+    return {metric: [row[metric] for row in rows] for metric in KEPT}
 
 
 def abtest(path: Path, control: str, treatment: str, group: int, k: int) -> dict[str, Any]:

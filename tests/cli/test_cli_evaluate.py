@@ -35,7 +35,7 @@ def test_evaluate_gives_the_documented_keys_and_writes_a_page(cli, built, tmp_pa
     for system in report["systems"]:
         assert {"q_em", "cons@1", "zero_result", "popularity"} <= set(system["metrics"])
         assert set(system["metrics"]["q_em"]) == {"mean", "lo", "hi"}
-    assert len(report["comparisons"]) == 4 * (len(names) - 1)
+    assert len(report["comparisons"]) == 5 * (len(names) - 1)
     assert {row["by"] for row in report["slices"]} == {"history"}
     assert page.read_text().startswith("<!doctype html>")
 

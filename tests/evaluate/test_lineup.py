@@ -3,12 +3,14 @@
 import copy
 import re
 import shutil
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from qagent_mlx.agent.recommend import Ask, Recommender
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.lineup import ABLATIONS, lineup
 from qagent_mlx.evaluate.logs import SearchLog
@@ -18,6 +20,8 @@ from qagent_mlx.evaluate.report import evaluate, slice_tables
 from qagent_mlx.evaluate.slices import CUTS, groups
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.build import save_base
+from qagent_mlx.policy.model import load_policy
+from qagent_mlx.policy.registry import resolve
 from qagent_mlx.shop import Shop
 
 
@@ -73,6 +77,22 @@ def test_no_refinement_searches_once_at_most(measured):
     report = measured[2]
     searches = {s["name"]: s["metrics"]["searches"]["mean"] for s in report["systems"]}
     assert searches["nano (no refinement)"] <= 1.0
+
+
+def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
+    environment, systems = lineup(
+        shop, ["nano"], ablations=["no memory"], only="test", group=2, keep=8
+    )
+    examples = environment.of_split("test")[:8]
+    for example, found in zip(examples, systems[1].rank(examples, 5), strict=True):
+        said = {t.query for c in systems[1].kept[example.case.case_id] for t in c.turns}
+        assert set(found.queries) <= said
+    with_memory = systems[0].rank(examples, 5)
+    assert all(len(found.queries) == 5 for found in with_memory)
+    policy = load_policy(resolve(shop, "nano"))
+    blind = Recommender(shop, policy, replace(policy.info.agent, memory=False), group=2)
+    one = blind.answer([Ask(e.profile, e.case.as_of, group=2) for e in examples])
+    assert {r.reason for answer in one for r in answer.recommendations} <= {"composed from your memory"}
 
 
 def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):

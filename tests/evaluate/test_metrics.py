@@ -220,7 +220,7 @@ def test_evaluate_reports_means_intervals_and_comparisons():
     first = report["comparisons"][0]
     assert (first["a"], first["b"], first["metric"]) == ("good", "poor", "cons@1")
     assert first["diff"] == pytest.approx(0.4) and first["p_holm"] < 0.01
-    assert len(report["comparisons"]) == 8
+    assert len(report["comparisons"]) == 10
     adjusted = holm([row["p"] for row in report["comparisons"]])
     assert [row["p_holm"] for row in report["comparisons"]] == adjusted
     assert calls == [(n, c) for n in ("good", "poor", "mute") for c in (0, 100)]
@@ -277,7 +277,7 @@ def test_markdown_has_a_row_for_each_system_and_comparison():
         shelf_of(10), [Fixed("a", right_for(6)), Fixed("b", right_for(2))], compare=[("a", "b")]
     )
     rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 2 + 2 + 4
+    assert len(rows) == 2 + 2 + 2 + 5
     assert rows[2].startswith("| a | 60.0 ±")
     alone = evaluate(shelf_of(10), [Fixed("a", right_for(6))])
     assert markdown(alone).count("| --- |") == 1

@@ -42,7 +42,8 @@ def test_the_table_has_seeds_baselines_and_ablations(done):
     out, _, _, manifest = done
     report = json.loads((out / "report.json").read_text())
     names = [s["name"] for s in report["systems"]]
-    wanted = {"sft-0", "grpo-0", "query-only-0", "grpo-0 (no search)", "grpo-0 (no memory)",
+    wanted = {"sft-0", "grpo-0", "query-only-0", "single-turn-0", "no-memory-0",
+              "grpo-0 (no search)", "grpo-0 (no memory)",
               "popular", "swing", "dense", "top-line"}  # fmt: skip
     assert wanted <= set(names) and len(names) == len(set(names))
     table = (out / "table.md").read_text()
@@ -57,8 +58,8 @@ def test_the_manifest_tells_inputs_versions_seeds_and_weights(done):
     assert all(len(digest) == 64 for digest in manifest["inputs"].values())
     assert manifest["settings"]["seeds"] == [0]
     assert manifest["versions"]["mlx-lm"] != "unknown"
-    for name in ("base", "sft-0", "grpo-0", "query-only-0"):
-        assert manifest["stages"][name]["weights"]
+    names = ("base", "sft-0", "grpo-0", "query-only-0", "single-turn-0", "no-memory-0")
+    assert len({manifest["stages"][name]["weights"] for name in names}) == len(names)
 
 
 def test_a_second_run_does_nothing(done, tiny_files):

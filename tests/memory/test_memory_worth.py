@@ -7,6 +7,7 @@ import pytest
 
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.candidates import blank
+from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.memory.worth import (
     FEATURES,
     Weights,
@@ -135,6 +136,13 @@ def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
         stored = json.loads(same.meta("line_worth"))
         assert [(s["moments"], s["until"]) for s in stored["steps"]] == [(84, since.isoformat())]
 
+        # Learned before there was a feature: it has no say, all else has.
+        fewer = {**stored, "features": stored["features"][:-1]}
+        fewer["steps"] = [{**s, "weights": s["weights"][:-1]} for s in stored["steps"]]
+        same.set_meta("line_worth", json.dumps(fewer))
+        older = Worth.of_shop(same).at(since).values
+        assert older[:-1].tolist() == again.at(since).values[:-1].tolist() and older[-1] == 0
+
         same.set_meta("line_worth", json.dumps({**stored, "features": ["of", "before"]}))
         assert Worth.of_shop(same).at(since).values.tolist() == Weights.default().values.tolist()
 
@@ -155,3 +163,23 @@ def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch)
         first = whole.steps[1]
         assert part.steps[1].values == pytest.approx(first.values, abs=1e-9)
         assert part.steps[1].moments == first.moments
+
+
+def test_a_query_is_known_by_the_words_that_the_user_searched_before(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        asked = [
+            (0, "a", "red gel pen"), (1, "a", "desk lamp"), (2, "b", "blue gel pen"),
+            (2, "b", "lamp"), (2, "b", "stapler"),
+        ]  # fmt: skip
+        append_events(
+            shop,
+            [{"user_id": user, "time": START + timedelta(days=day), "type": "search", "query": query}
+             for day, user, query in asked],
+        )  # fmt: skip
+        reader = Reader(shop.connection, shop.config.memory)
+        found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
+    echo = dict(zip(found["query"].tolist(), zip(found["echo_last"], found["echo_own"], strict=True), strict=True))
+    assert echo["lamp"] == (1 / 2, 1 / 2)
+    assert echo["blue gel pen"] == (0, 2 / 4)
+    assert echo["stapler"] == (0, 0)
+    assert echo["desk lamp"] == (0, 0)  # not because of itself

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.agent.protocol import parse_action
-from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator
+from qagent_mlx.text import query_key
+from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
 from qagent_mlx.train.disguise import MARKS, Disguise
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.sft import SftConfig, _demonstrations
@@ -103,3 +104,19 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
             assert teacher.config.disguise == told
     finally:
         policy.info.trained = before
+
+
+def test_a_case_without_a_right_line_can_be_told_in_its_own_words(made):
+    policy, environment, demonstrator = made
+    assert all(right >= 0 for _, right in demonstrator().usable(environment.examples))
+    teacher = demonstrator(reachable=True, words=True, disguise=1.0, drop_lines=0.5)
+    usable = teacher.usable(environment.examples)
+    assert [e for e, _ in usable] == environment.examples
+    written = [e for e, right in usable if right == IN_WORDS]
+    assert written
+    for example in written[:40]:
+        chain = teacher.chain(example, IN_WORDS, np.random.default_rng(2), 0)
+        text = policy.codec.decode(chain.tokens)
+        (said,) = re.findall(r"<search>.*?</search>", text)
+        assert query_key(parse_action(said).text) == example.case.query_key
+        assert parse_action(text[text.index("<recommend>") :]).reference == "s1"

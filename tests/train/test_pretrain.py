@@ -3,7 +3,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from qagent_mlx.train.batches import Chain
-from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.pretrain import PretrainConfig, _spread, pretrain
 from qagent_mlx.train.supervised import predicted_cost
 
 
@@ -38,3 +38,10 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
         norms.append(np.array(weights["model.norm.weight"]))
     assert losses[0] == losses[1]
     assert np.array_equal(*norms)
+
+
+def test_a_tokenizer_sees_the_same_texts_of_thinned_cases():
+    for count in (0, 1, 1499, 1500, 3000, 12_845, 100_001):
+        once = _spread(range(count))
+        assert _spread(once) == once  # so profiles of the others need not be made
+        assert len(once) <= 3000
