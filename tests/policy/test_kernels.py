@@ -74,7 +74,7 @@ def test_log_probabilities_entropy_and_gradient(fused, monkeypatch):
 
 
 def test_large_arrays_on_several_threads_are_the_same(monkeypatch):
-    monkeypatch.setattr(kernels, "threads", lambda: 2)
+    monkeypatch.setattr(kernels, "blas_threads", lambda: 2)
     x = mx.random.normal((40, 20000))
     assert close(kernels.softmax(x[None], None, 1.0), mx.softmax(x[None], axis=-1))
 
