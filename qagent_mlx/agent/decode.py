@@ -175,11 +175,8 @@ class Decoder:
         unique = list(first.values())
         place = {index: at for at, index in enumerate(unique)}
         rows = [batch.rows[i] for i in unique]
-        if batch.cache:
-            # Of rows that shared a context some may have got other answers than the rest.
-            cache = batch.take(unique, unique).cache
-        else:
-            cache = self.fresh(len(unique))
+        # Of rows that shared a context some may have got other answers than the rest.
+        cache = batch.take(unique, unique).cache if batch.cache else self.fresh(len(unique))
         logits = self._prefill([row.pending for row in rows], cache)
         made = Batch(list(batch.rows), cache, logits, [place[i] for i in owner])
         for row in made.rows:

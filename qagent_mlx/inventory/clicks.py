@@ -125,7 +125,7 @@ class SimilarQueries:
 
         The most similar come first, ties in the order of the log's keys.
         """
-        made = []
+        made: list[list[tuple[str, float]]] = []
         for vector, near in zip(vectors, vectors @ self._vectors.T, strict=True):
             rows = np.flatnonzero(near >= least - 1e-4)
             if not len(rows):

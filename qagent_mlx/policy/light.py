@@ -400,7 +400,7 @@ class Light:
                 reach = int(places.trunk.lengths[context])
             most = reach + max(totals[first:stop])
             scores = np.empty((shared, repeat, len(asked), most), dtype=np.float32)
-            if reach:
+            if trunk is not None and reach:
                 keys = trunk[0][context, :, None, :reach].swapaxes(-1, -2)
                 np.matmul(queries, keys, out=scores[..., :reach])
             at = 0
@@ -421,7 +421,7 @@ class Light:
             scores -= scores.max(axis=-1, keepdims=True)
             np.exp(scores, out=scores)
             total = scores.sum(axis=-1, keepdims=True)
-            if reach:
+            if trunk is not None and reach:
                 found = scores[..., :reach] @ trunk[1][context, :, None, :reach]
             else:
                 found = np.zeros((shared, repeat, len(asked), width), dtype=np.float32)
