@@ -110,6 +110,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 ROWS, CONTEXT = 8, 768  # a group of chains for one user, with prompt, profile and results
 TRAIN_TOKENS = 8192  # padded tokens of one micro-batch, see GrpoConfig.token_budget
+SPARING_TOKENS = 2048  # on a CPU: a group whose chains share their prompt, see train/footprint.py
 TRAINED_SHARE = 0.1  # of them carry loss, so that the head runs on them
 LORA_RANK = 16
 
@@ -122,7 +123,9 @@ class Memory:
     training: int
 
 
-def memory_needed(parameters: int, shape: Shape, weight_bytes: float, wide: int = 4) -> Memory:
+def memory_needed(
+    parameters: int, shape: Shape, weight_bytes: float, wide: int = 4, sparing: bool = False
+) -> Memory:
     """An estimate from a model's shape.
 
     Serving holds the weights, the keys and values of a group of chains, and a few copies of
@@ -134,6 +137,7 @@ def memory_needed(parameters: int, shape: Shape, weight_bytes: float, wide: int 
         shape: Of the model.
         weight_bytes: A weight takes so many bytes (4-bit weights 0.56 with their scales).
         wide: Bytes of an activation.
+        sparing: Whether an update keeps no more than it must, as on a CPU.
     """
     weights = int(parameters * weight_bytes)
     query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -146,7 +150,12 @@ def memory_needed(parameters: int, shape: Shape, weight_bytes: float, wide: int 
         4 * shape.hidden + 2 * query + 2 * keys + 3 * shape.feed_forward + 3 * shape.hidden
     )
     head = int(TRAIN_TOKENS * TRAINED_SHARE) * shape.vocab * 4 * 4
-    training = weights + 16 * adapter + TRAIN_TOKENS * (token + attention) + head
+    kept = TRAIN_TOKENS * (token + attention) + head
+    if sparing:
+        token = shape.layers * wide * (8 * shape.hidden + 3 * shape.feed_forward + 4 * keys)
+        attention = 12 * shape.heads * CONTEXT * wide
+        kept = SPARING_TOKENS * (token + attention)
+    training = max(serving, weights) + 16 * adapter + kept
     return Memory(serving, training)
 
 

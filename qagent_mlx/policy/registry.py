@@ -189,7 +189,7 @@ def memory_here(parameters: int, entry: Entry | None, config: Any) -> dict[str, 
     cpu = device_name() == "cpu"
     quantized = not cpu and bool(config and config.get("quantization"))
     each = 4.0 if cpu else 0.5625 if quantized else 2.0
-    needed = memory_needed(parameters, shape, each, 4 if cpu else 2)
+    needed = memory_needed(parameters, shape, each, 4 if cpu else 2, sparing=cpu)
     have = total_memory()
     return {
         "precision": "float32" if cpu else "4bit" if quantized else "bfloat16",

@@ -57,6 +57,12 @@ def test_more_weights_need_more_memory_and_training_more_than_serving():
     assert all(m.training > m.serving > 4 * e.parameters for m, e in zip(needed, sizes, strict=True))
 
 
+def test_a_sparing_update_needs_less():
+    entry = CATALOG["smollm2-135m"]
+    wide, sparing = (memory_needed(entry.parameters, entry.shape, 4.0, sparing=s) for s in (False, True))
+    assert sparing.serving == wide.serving < sparing.training < wide.training / 2
+
+
 def test_what_does_not_fit_is_told(monkeypatch):
     entry = CATALOG["qwen3-1.7b"]
     monkeypatch.setattr("qagent_mlx.runtime.total_memory", lambda: 4 * 10**9)
