@@ -319,8 +319,8 @@ def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
         raise QAgentError(
-            f"the policy {info.name} was trained for protocol {info.protocol}, this program "
-            f"speaks {PROTOCOL_VERSION}; train it again with qagent train"
+            f"the policy {folder.name} was trained for protocol {str(info.protocol)[:20]}, this "
+            f"program speaks {PROTOCOL_VERSION}; train it again with qagent train"
         )
     return info
 

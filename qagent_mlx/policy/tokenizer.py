@@ -239,14 +239,18 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
             return ShopCodec(Tokenizer.from_file(str(path)))
         except QAgentError:
             raise
-        except Exception as error:  # tokenizers raises bare Exception
-            raise QAgentError(f"{path} is damaged: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception, and Rust's panic is none
+            raise QAgentError(f"{path} is damaged: {str(error)[:500]}") from error
     from mlx_lm.utils import load_tokenizer
 
     try:
         # Code that a model folder brings is never run, nor is anybody asked whether to.
         options = {"trust_remote_code": False}
         return ChatCodec(load_tokenizer(folder, options, eos_token_ids=eos_token_ids))
-    except Exception as error:  # transformers and tokenizers raise anything at all
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # transformers and tokenizers raise anything at all
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"{folder}: its tokenizer cannot be read: {line}") from error

@@ -59,7 +59,10 @@ _TOLD = (
     "loss", "kl", "entropy", "clipped", "grad_norm", "searches", "recommended", "dropped_groups",
 )  # fmt: skip
 # Fields that are read without looking; those of rollouts and alarms are always there.
-_TEXTS = {"rollouts": ("user", "chain", "finish", "wanted"), "alarms": ("name", "action", "reason")}
+_TEXTS = {
+    "rollouts": ("user", "chain", "finish", "wanted", "recommended"),
+    "alarms": ("name", "action", "reason"),
+}
 _NUMBERS = {"rollouts": ("reward", "advantage")}
 _WHOLE = {"rollouts": ("case_id", "member", "tokens", "sampled_tokens")}
 
