@@ -73,12 +73,17 @@ def _drawn(row: dict[str, Any]) -> list[str]:
     return [n for n in row if n in names or n.startswith(("reward_", "weight_", "eval_"))]
 
 
+def _whole(value: Any) -> bool:
+    """Whether a value is an integer that a float holds exactly, so that it can be drawn."""
+    return isinstance(value, int) and abs(value) < 1 << 53
+
+
 def _check_row(what: str, row: Any, number: int) -> None:
     """Refuse a row that whoever made the run by hand, or damaged it, has changed."""
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is no object")
 
-    wrong = [name for name in ("step", *_WHOLE.get(what, ())) if not isinstance(row.get(name), int)]
+    wrong = [name for name in ("step", *_WHOLE.get(what, ())) if not _whole(row.get(name))]
     wrong += [name for name in _NUMBERS.get(what, ()) if not numeric(row.get(name))]
     wrong += [name for name in _TEXTS.get(what, ()) if not isinstance(row.get(name), str)]
     if what == "metrics":
