@@ -177,7 +177,7 @@ def sft(
             run = _to_resume(shop, run_name, "sft")
             with TrainingProgress(_planned(run), f"SFT {run.name}") as progress, _stops(ctx):
                 report = resume_sft(shop, run.name, progress)
-        _show(report, as_json, f"qagent train grpo --policy {report.get('policy')}")
+        _show(report, as_json, f"qagent train grpo --policy {run.config['policy']}")
         return
     settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
     _share_out(ctx, workers, settings.train.batch_size, shop_path, "sft")
@@ -380,7 +380,7 @@ def _resume_grpo(
             report = resume_grpo(
                 shop, run.name, steps, components_of(specs), each(progress, log), changed
             )
-    _show(report, as_json, f"qagent evaluate --policy {report.get('policy')}")
+    _show(report, as_json, f"qagent evaluate --policy {run.config['policy']}")
 
 
 def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:

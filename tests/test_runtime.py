@@ -102,7 +102,6 @@ def test_a_library_that_is_no_blas_is_named(tmp_path):
 
 
 @linux
-@linux
 @pytest.mark.parametrize(
     ("given", "threads"),
     [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2), ({"OMP_NUM_THREADS": "2"}, 2)],
@@ -118,6 +117,7 @@ def test_products_use_one_thread_unless_the_user_says_more(monkeypatch, given, t
     assert run(code, **given) == [threads, min(threads, os.cpu_count() or 1)]
 
 
+@linux
 def test_without_a_compiler_mlx_does_not_try_to_compile():
     code = "import json, os, qagent_mlx; print(json.dumps(os.environ.get('MLX_DISABLE_COMPILE')))"
     assert run(code, PATH="") == "1"

@@ -42,6 +42,15 @@ class UserRecommendations:
     profile: Profile
 
 
+def pooled(
+    agent: AgentConfig, rollouts: Sequence[Rollout], profile: Profile, k: int
+) -> list[Recommendation]:
+    """`pool` by the rules that a group of chains ran under."""
+    # Without memory no line of it may fill the answer up.
+    read = profile if agent.memory else empty_profile(profile)
+    return pool(rollouts, read, k, validated=agent.search)
+
+
 def pool(
     rollouts: Sequence[Rollout], profile: Profile, k: int, validated: bool = True
 ) -> list[Recommendation]:
@@ -176,7 +185,7 @@ class Answerer:
         rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
         chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
         shown = self._with_products(
-            [self._pooled(c, ask) for c, ask in zip(chains, asks, strict=True)],
+            [pooled(self.agent, c, a.profile, a.k) for c, a in zip(chains, asks, strict=True)],
             [ask.as_of for ask in asks],
         )
         each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
@@ -184,12 +193,6 @@ class Answerer:
             UserRecommendations(ask.profile.user_id, ask.as_of, one, each, own, ask.profile)
             for ask, one, own in zip(asks, shown, chains, strict=True)
         ]
-
-    def _pooled(self, chains: Sequence[Rollout], ask: Ask) -> list[Recommendation]:
-        """What the chains say, by the rules that they ran under."""
-        # Without memory no line of it may fill the answer up.
-        read = ask.profile if self.agent.memory else empty_profile(ask.profile)
-        return pool(chains, read, ask.k, validated=self.agent.search)
 
     def top_lines(self, asks: Sequence[Ask]) -> list[tuple[Recommendation, ...]]:
         """What the memory alone recommends, without a chain: the best baseline, at once."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..agent.recommend import GROUP, pool
+from ..agent.recommend import GROUP, pooled
 from ..agent.rollout import Rollout
-from ..agent.tools import empty_profile
 from ..policy.model import AgentConfig, Policy
 from ..train.environment import Environment, Example
 from .metrics import Ranking
@@ -49,18 +48,16 @@ class PolicySystem:
                 chains = rollouts[i * self._group : (i + 1) * self._group]
                 if len(self.kept) < self._keep:
                     self.kept[example.case.case_id] = chains
-                # Without memory no line of it may fill the answer up.
-                read = example.profile if self._agent.memory else empty_profile(example.profile)
-                pooled = pool(chains, read, k, validated=self._agent.search)
+                recommended = pooled(self._agent, chains, example.profile, k)
                 made.append(
                     Ranking(
-                        tuple(r.query for r in pooled),
+                        tuple(r.query for r in recommended),
                         valid=float(
                             np.mean([c.validated and c.finish == "recommended" for c in chains])
                         ),
                         searches=float(np.mean([c.searches for c in chains])),
                         tokens=float(np.mean([len(c.tokens) for c in chains])),
-                        scores=tuple(r.score for r in pooled),
+                        scores=tuple(r.score for r in recommended),
                     )
                 )
         return made

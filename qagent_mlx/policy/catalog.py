@@ -143,20 +143,19 @@ def memory_needed(
     query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     cache = 2 * shape.layers * keys * wide * ROWS * CONTEXT
     serving = weights + cache + 4 * ROWS * shape.vocab * 4
-    # Two norms, projections and residuals; gate, up, their activation and product.
-    token = shape.layers * wide * (8 * shape.hidden + 3 * query + 4 * keys + 6 * shape.feed_forward)
-    attention = 2 * shape.heads * CONTEXT * wide  # one layer's scores at a time
     adapter = LORA_RANK * shape.layers * (
         4 * shape.hidden + 2 * query + 2 * keys + 3 * shape.feed_forward + 3 * shape.hidden
     )
-    head = int(TRAIN_TOKENS * TRAINED_SHARE) * shape.vocab * 4 * 4
-    kept = TRAIN_TOKENS * (token + attention) + head
+    scores = shape.heads * CONTEXT * wide  # of one layer at a time
     if sparing:
-        token = shape.layers * wide * (8 * shape.hidden + 3 * shape.feed_forward + 4 * keys)
-        attention = 12 * shape.heads * CONTEXT * wide
-        kept = SPARING_TOKENS * (token + attention)
-    training = max(serving, weights) + 16 * adapter + kept
-    return Memory(serving, training)
+        layer = 8 * shape.hidden + 4 * keys + 3 * shape.feed_forward
+        kept = SPARING_TOKENS * (shape.layers * wide * layer + 12 * scores)
+    else:
+        # Two norms, projections and residuals; gate, up, their activation and product.
+        layer = 8 * shape.hidden + 3 * query + 4 * keys + 6 * shape.feed_forward
+        head = int(TRAIN_TOKENS * TRAINED_SHARE) * shape.vocab * 4 * 4
+        kept = TRAIN_TOKENS * (shape.layers * wide * layer + 2 * scores) + head
+    return Memory(serving, serving + 16 * adapter + kept)
 
 
 def stored_size(folder: Path) -> tuple[int, int]:

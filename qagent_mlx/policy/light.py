@@ -124,10 +124,8 @@ class LightCache:
     def extend(self, other: LightCache) -> None:
         """Add another cache's rows."""
         theirs = copy.copy(other)
-        for cache in (self, theirs):
-            one = self if cache is theirs else theirs
-            if cache.trunk is None and one.trunk is not None:
-                cache._root()
+        if (self.trunk is None) != (theirs.trunk is None):
+            (self if self.trunk is None else theirs)._root()
         context = theirs.context
         if self.trunk is not None and theirs.trunk is not None and self.trunk is not theirs.trunk:
             self.trunk, place = self.trunk.with_those_of(theirs.trunk)

@@ -237,9 +237,7 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     if speaks_tags(folder):
         try:
             return ShopCodec(Tokenizer.from_file(str(path)))
-        except QAgentError:
-            raise
-        except (KeyboardInterrupt, SystemExit):
+        except (QAgentError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and Rust's panic is none
             raise QAgentError(f"{path} is damaged: {str(error)[:500]}") from error
