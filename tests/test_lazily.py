@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 
-from qagent_mlx.policy.registry import sample_folder
+from qagent_mlx.policy.sources import sample_folder
 
 
 def run(code):

@@ -25,7 +25,7 @@ from ..errors import QAgentError
 from ..files import read_json, write_json
 from ..policy.model import LoraConfig, Policy, load_policy
 from ..policy.plain import load_plain
-from ..policy.registry import sample_folder
+from ..policy.sources import sample_folder
 from ..train import grpo
 from ..train.batches import Chain
 from ..train.distributed import all_rollouts

@@ -12,7 +12,7 @@ from ..errors import QAgentError
 from ..inspection import token_counter
 from ..inventory.index import ensure
 from ..memory.profile import SECTIONS, CountTokens
-from ..policy.model import AgentConfig, Policy, load_policy, read_info
+from ..policy.model import AgentConfig, Policy, base_of, load_policy, read_info
 from ..policy.registry import policy_names, resolve
 from ..shop import Shop
 from ..train.cases import SplitConfig, build_cases
@@ -249,6 +249,5 @@ def _tokenizer(folder: Path) -> bytes:
         info = read_info(folder)
         if info is None or not info.base:
             return b""
-        base = Path(info.base)
-        folder = base if base.is_absolute() else folder.parent / base
+        folder = base_of(folder, info)
     return (folder / "tokenizer.json").read_bytes()

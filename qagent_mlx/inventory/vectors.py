@@ -19,7 +19,7 @@ from usearch.index import BatchMatches, Index
 
 EXACT_BELOW = 50_000  # vectors; below, exact search is as fast as HNSW and never misses
 SHARD = 250_000  # vectors in a graph
-CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 64
+CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 48
 _SCORES = 1 << 23  # scores that an exact search holds at once
 DEAD_SHARE = 0.25  # of slots without a row, from which on everything is built anew
 

@@ -21,6 +21,7 @@ from ..runtime import device_name
 from ..shop import from_dict
 from . import blocks
 from .plain import adapt, load_plain
+from .sources import moved
 from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
 ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
@@ -414,6 +415,29 @@ def _quantizable(_name: str, module: nn.Module) -> bool:
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % QLORA_GROUP == 0
 
 
+def base_of(folder: Path, info: PolicyInfo) -> Path:
+    """The folder of the model that a policy's adapter belongs to.
+
+    A shop may have come from another machine, and a package may move: then it is the shipped or
+    a pulled model with the same weights.
+
+    Raises:
+        QAgentError: it is not on this machine.
+    """
+    base = Path(info.base)
+    if not base.is_absolute():
+        base = folder.parent / base
+    if base.exists():
+        return base
+    for place in moved(base):
+        if info.base_fingerprint and fingerprint(place) == info.base_fingerprint:
+            return place
+    raise QAgentError(
+        f"the policy {info.name} needs its base model {base}, which is gone; put it back, pull "
+        "it (qagent models pull), or train the policy again"
+    )
+
+
 def load_policy(folder: Path, dtype: str = "") -> Policy:
     """A policy from its folder: an adapter with its base, a whole policy, or a plain model.
 
@@ -429,14 +453,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
     if info is None:
         raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
-    base = Path(info.base)
-    if not base.is_absolute():
-        base = folder.parent / base
-    if not base.exists():
-        raise QAgentError(
-            f"the policy {info.name} needs its base model {base}, which is gone; "
-            "put it back or train the policy again"
-        )
+    base = base_of(folder, info)
     if info.base_fingerprint and fingerprint(base) != info.base_fingerprint:
         raise QAgentError(
             f"the policy {info.name} was trained on another version of {base.name}; train it again"

@@ -9,18 +9,11 @@ from ..errors import QAgentError
 from ..files import read_json
 from ..shop import Shop
 from .catalog import CATALOG, Entry, memory_needed, shape_of, stored_size
-from .model import LoraConfig, Policy, fingerprint, load_policy, merge_adapters
-from .sources import cached
+from .model import LoraConfig, Policy, base_of, fingerprint, load_policy, merge_adapters, read_info
+from .sources import cached, sample_folder
 
 SAMPLE = "sample"  # the small base model that is shipped for the sample shop
 SHIPPED = (SAMPLE, "tiny")  # its names
-
-
-def sample_folder() -> Path:
-    """Where the package keeps the sample shop's base model."""
-    import qagent_sample  # type: ignore[import-not-found, unused-ignore]
-
-    return Path(qagent_sample.__path__[0]) / "policy"
 
 
 def resolve(shop: Shop | None, name: str) -> Path:
@@ -162,11 +155,10 @@ def details(shop: Shop | None, name: str) -> dict[str, Any]:
 def base_folder(folder: Path) -> Path:
     """The model folder below a policy's adapters."""
     while not (folder / "config.json").exists():
-        info = read_json(folder / "policy.json", f"the policy {folder.name}")
-        if not info.get("base"):
+        info = read_info(folder)
+        if info is None or not info.base:
             raise QAgentError(f"the policy {folder.name} names no base model; train it again")
-        base = Path(info["base"])
-        folder = base if base.is_absolute() else folder.parent / base
+        folder = base_of(folder, info)
     return folder
 
 

@@ -54,6 +54,25 @@ def cached(name: str) -> Path | None:
     return _in_hub_cache(entry.hub if entry else name)
 
 
+def sample_folder() -> Path:
+    """Where the package keeps the sample shop's base model."""
+    import qagent_sample  # type: ignore[import-not-found, unused-ignore]
+
+    return Path(qagent_sample.__path__[0]) / "policy"
+
+
+def moved(folder: Path) -> Iterator[Path]:
+    """Where a base model may be now that was at ``folder``, on another machine or before a move.
+
+    The shipped one, one of the cache by its short name or hub id.
+    """
+    yield sample_folder()
+    hub = next((part for part in folder.parts if part.startswith("models--")), "")
+    for name in (folder.name, hub.removeprefix("models--").replace("--", "/", 1)):
+        if name and (found := cached(name)):
+            yield found
+
+
 def pull(name: str, source: str = "", progress: Progress | None = None) -> Path:
     """Make a model ready for use and tell its folder.
 

@@ -9,7 +9,8 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.files import read_json, write_json
 from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
-from qagent_mlx.policy.registry import derive, open_policy, resolve
+from qagent_mlx.policy.registry import base_folder, derive, open_policy, resolve
+from qagent_mlx.policy.sources import sample_folder
 from qagent_mlx.shop import Shop
 
 TOKENS = mx.array([[60, 61, 62, 63]])
@@ -97,6 +98,25 @@ def test_a_changed_or_missing_base_is_noticed(shop):
     shutil.rmtree(base)
     with pytest.raises(QAgentError, match="needs its base model"):
         open_policy(shop, "sft")
+
+
+def test_a_shop_from_another_machine_finds_the_shipped_and_the_pulled_model(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("QAGENT_CACHE", str(tmp_path / "cache"))
+    pulled = tmp_path / "cache" / "models" / "smollm2-135m"
+    shutil.copytree(shop.folder("policies", "base"), pulled)
+    write_json(pulled / "source.json", {})
+    for parent, place in (("sample", sample_folder()), ("smollm2-135m", pulled)):
+        policy = trained(shop, parent, "moved", 1)
+        there = shop.folder("policies", "moved") / "policy.json"
+        info = read_json(there, "it")
+        assert info["base"] == str(place)
+        write_json(there, {**info, "base": f"/Users/her/{place.name}"})
+        assert np.array_equal(logits(open_policy(shop, "moved")), logits(policy))
+        assert base_folder(shop.folder("policies", "moved")) == place
+        # Of the same name, but not the model that it was trained on.
+        write_json(there, {**info, "base": f"/Users/her/{place.name}", "base_fingerprint": "another"})
+        with pytest.raises(QAgentError, match="needs its base model"):
+            open_policy(shop, "moved")
 
 
 def test_a_torn_adapter_is_refused(shop):

@@ -6,7 +6,7 @@ from mlx_lm.utils import load_model
 
 from qagent_mlx.files import read_json
 from qagent_mlx.policy.plain import adapt, load_plain
-from qagent_mlx.policy.registry import sample_folder
+from qagent_mlx.policy.sources import sample_folder
 
 
 def parameters(model):
