@@ -9,6 +9,7 @@ that they have not got runs the ``__init__`` as Python would have.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -72,6 +73,8 @@ def put_off() -> None:
     """Register the packages of `DEFINED` that are installed and not imported yet."""
     if "mlx_lm" in sys.modules:
         return
+    # As mlx_lm's __init__ does: nobody here wants to read that PyTorch is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for name, defined in DEFINED.items():
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:

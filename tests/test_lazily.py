@@ -12,6 +12,7 @@ def run(code):
         [sys.executable, "-c", "import json, sys\n" + code], env=os.environ, check=True,
         capture_output=True, text=True,
     )  # fmt: skip
+    assert "PyTorch" not in done.stderr  # transformers' advice, which mlx_lm switches off
     return json.loads(done.stdout)
 
 
