@@ -34,7 +34,7 @@ from .store import (
     read_manifest,
     writing,
 )
-from .terms import product_terms
+from .terms import VERSION, outdated, product_terms
 from .vectors import Vectors, open_shard, save_shard
 
 __all__ = [
@@ -256,6 +256,7 @@ def _write(
             **index.manifest,
             "dimensions": index.vectors.dimensions,
             "shards": shards,
+            "terms": VERSION,
         },
         kept,
     )
@@ -313,6 +314,8 @@ def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
         raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error
     if not fits:
         raise QAgentError(f"the index in {folder} does not fit its catalog; {REMEDY}")
+    if manifest.get("terms", 1) != VERSION and outdated(lexical.terms):
+        raise QAgentError(f"the index in {folder} cuts texts as an older version did; {REMEDY}")
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)
 
 

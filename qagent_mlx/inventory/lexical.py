@@ -50,7 +50,7 @@ class Lexical:
         lengths: np.ndarray,  # int32, (rows,): terms of a row, aliases left out
         impacts: np.ndarray | None = None,  # float32, (entries,)
     ) -> None:
-        self._terms = vocabulary
+        self.terms = vocabulary
         self._counts, self._rows, self._starts, self._lengths = counts, rows, starts, lengths
         self._column = {term: i for i, term in enumerate(vocabulary)}
         self._impacts = self._weigh() if impacts is None else impacts
@@ -83,7 +83,7 @@ class Lexical:
         target = np.full(len(self._lengths), -1, dtype=np.int64)
         target[source[source >= 0]] = np.flatnonzero(source >= 0)
         old_rows = target[self._rows]
-        old_columns = np.repeat(np.arange(len(self._terms)), np.diff(self._starts))
+        old_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._starts))
         kept = old_rows >= 0
         column = dict(self._column)
         found = [product_terms(text) for text in texts]
@@ -157,7 +157,7 @@ class Lexical:
         if ALIAS + term in self._column:
             return Group(term, (ALIAS + term,), 1.0, "initials")
         if self._spelling is None:
-            self._spelling = Spelling(t for t in self._terms if is_word(t))
+            self._spelling = Spelling(t for t in self.terms if is_word(t))
         near = self._spelling.near(term)
         return Group(term, near, FUZZY_WEIGHT, "spelling") if near else None
 
@@ -199,7 +199,7 @@ class Lexical:
         # A product of sparse matrices adds what a row's terms are worth in their order.
         queries = sparse.csr_matrix(
             (np.array(weights, dtype=np.float32), np.array(terms, dtype=np.int32), starts),
-            shape=(len(asked), len(self._terms)),
+            shape=(len(asked), len(self.terms)),
         )
         total = queries @ self._matrix
         edges = total.indptr.tolist()
@@ -218,7 +218,7 @@ class Lexical:
     def _matrix(self) -> sparse.csr_matrix:
         """What each row (columns) is worth to each term (rows)."""
         return sparse.csr_matrix(
-            (self._impacts, self._rows, self._starts), (len(self._terms), len(self._lengths))
+            (self._impacts, self._rows, self._starts), (len(self.terms), len(self._lengths))
         )
 
     def why(self, groups: Sequence[Group], row: int) -> list[tuple[Group, str, float]]:
@@ -239,7 +239,7 @@ class Lexical:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is stored, by name."""
-        text = "\n".join(self._terms).encode()
+        text = "\n".join(self.terms).encode()
         return {
             "counts": self._counts, "rows": self._rows, "starts": self._starts,
             "lengths": self._lengths, "impacts": self._impacts,

@@ -1,14 +1,31 @@
-"""Words as shops need them: model numbers, units and plurals that are written many ways."""
+"""Words as shops need them: model numbers, units and plurals that are written many ways.
+
+Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and
+Korean, whose words carry endings, are cut into overlapping pairs of characters, as Lucene's
+CJK analyser does; no dictionary is needed.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 
 from ..text import words
 
+VERSION = 2  # of what texts are cut into; 1 left a run without spaces, and signs on letters, whole
+
 _BREAK = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
-_PARTS = re.compile(r"\d+|[^\W\d_]+")
+_PARTS = re.compile(r"\d+|\D+")  # of a word, which holds only letters, their signs, and digits
+_HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = re.compile(
+    f"([{_HAN}\u3041-\u30ff\u31f0-\u31ff"  # kana
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\uac00-\ud7af]+)"  # Hangul
+)
+_SIGN = re.compile(f"[{_HAN}]")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -30,20 +47,58 @@ def _singular(word: str) -> str:
     return word
 
 
+def _pieces(word: str) -> list[tuple[str, bool]]:
+    """A word's parts, and whether each is of a script that puts no spaces between words."""
+    if word.isascii() or not _UNSPACED.search(word):
+        return [(word, False)]
+    return [(part, i % 2 == 1) for i, part in enumerate(_UNSPACED.split(word)) if part]
+
+
+@lru_cache(maxsize=1 << 17)
+def _pairs(run: str) -> tuple[str, ...]:
+    """A run's neighbouring characters, each with its signs; and Han characters by themselves,
+    as they are words."""
+    signs: list[str] = []
+    for c in run:
+        if signs and unicodedata.category(c)[0] == "M":
+            signs[-1] += c
+        else:
+            signs.append(c)
+    if len(signs) == 1:
+        return (run,)
+    alone = [sign for sign in signs if _SIGN.match(sign)]
+    return (*(a + b for a, b in pairwise(signs)), *alone)
+
+
 def product_terms(text: str) -> list[str]:
     """Index terms of a title or query.
 
     Each word in singular, its letter and digit parts, and each pair of neighbours of which
     one is a number joined: "Gears of War 3" and "gears of war3" share ``war``, ``3`` and
-    ``war3``.
+    ``war3``. Of scripts without spaces the pairs of characters: 折叠帐篷 and 帐篷 share 帐篷.
     """
-    found = words(text)
     terms: list[str] = []
-    for i, word in enumerate(found):
-        terms += _forms(word)
-        if i and (word[0].isdigit() or found[i - 1][-1].isdigit()) and word != found[i - 1]:
-            terms.append(found[i - 1] + word)
+    before = ""
+    for word in words(text):
+        for piece, unspaced in _pieces(word):
+            if unspaced:
+                terms += _pairs(piece)
+                before = ""
+                continue
+            terms += _forms(piece)
+            if before and (piece[0].isdigit() or before[-1].isdigit()) and piece != before:
+                terms.append(before + piece)
+            before = piece
     return terms
+
+
+def outdated(terms: Iterable[str]) -> bool:
+    """Whether version 1 made some of these terms of texts that are cut differently now."""
+    return any(
+        _UNSPACED.search(term) or any(unicodedata.category(c)[0] == "M" for c in term)
+        for term in terms
+        if not term.isascii()
+    )
 
 
 ALIAS = "~"  # marks index terms that are no word of the text; words never hold it
@@ -65,7 +120,11 @@ def aliases(title: str) -> list[str]:
     made: dict[str, None] = {}
     for segment in _BREAK.split(title):
         initials = ""
-        for part in (p for word in words(segment) for p in _PARTS.findall(word)):
+        pieces = (piece for word in words(segment) for piece in _pieces(word))
+        parts = ((p, unspaced) for piece, unspaced in pieces for p in _PARTS.findall(piece))
+        for part, unspaced in parts:
+            if unspaced:  # where words begin is not known
+                break
             if part.isdigit():
                 if len(initials) > 1:
                     made[f"{ALIAS}{initials}{part}"] = None

@@ -229,3 +229,23 @@ def test_a_single_product_and_a_nameless_one_can_be_indexed(tmp_path):
         assert [[hit.product_id for hit in hits] for hits in found] == [["1"], [], [], []]
         put(shop, tmp_path, "product_id,title\n2,!!!\n")
         assert open_search(shop).search(["lamp"], 5)[0][0].product_id == "1"
+
+
+def test_an_index_that_cuts_texts_the_old_way_is_built_anew_where_that_differs(own_shop, tmp_path):
+    ensure(own_shop)
+    manifest = own_shop.path / "inventory" / "manifest.json"
+
+    def aged():
+        values = json.loads(manifest.read_text())
+        del values["terms"]
+        manifest.write_text(json.dumps(values))
+        return values["generation"]
+
+    before = aged()
+    assert ensure(own_shop).manifest["generation"] == before  # Latin: the same terms
+    put(own_shop, tmp_path, "product_id,title\nzh,户外折叠帐篷\n")
+    ensure(own_shop)
+    before = aged()
+    assert ensure(own_shop).manifest["generation"] > before
+    found = open_search(own_shop).search(["帐篷"], 1)[0]
+    assert [hit.product_id for hit in found] == ["zh"]

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.terms import product_terms
+from qagent_mlx.inventory.lexical import Lexical
+from qagent_mlx.inventory.terms import aliases, outdated, product_terms
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,55 @@ def test_words_that_only_look_like_plurals_stay(word):
 def test_terms_do_not_depend_on_case(text):
     assert product_terms(text.casefold()) == product_terms(text)
     assert all(term for term in product_terms(text))
+
+
+@pytest.mark.parametrize(
+    ("title", "query", "shared"),
+    [
+        ("户外折叠帐篷4人", "帐篷", {"帐篷", "帐", "篷"}),
+        ("户外折叠帐篷4人", "4人帐篷", {"帐篷", "4", "人"}),
+        ("苹果iPhone15手机壳", "iphone 15 手机壳", {"iphone", "15", "iphone15", "手机", "机壳"}),
+        ("キャンプ用テント", "テント", {"テン", "ント"}),
+        ("ｷｬﾝﾌﾟ ﾃﾝﾄ", "テント", {"テン", "ント"}),  # half width
+        ("เต็นท์แคมป์ปิ้ง", "เต็นท์", {"เต็", "ต็น", "นท์"}),
+        ("캠핑용텐트", "텐트", {"텐트"}),
+        ("आउटडोर टेंट", "टेंट", {"टेंट"}),
+    ],
+)
+def test_a_word_is_found_within_a_title_without_spaces(title, query, shared):
+    assert shared <= set(product_terms(title)) & set(product_terms(query))
+
+
+def test_signs_on_letters_belong_to_their_words():
+    assert product_terms("किताब") == ["किताब"]
+    assert product_terms("Crème brûlée") == product_terms("Cre\u0300me bru\u0302le\u0301e")
+
+
+@given(st.text(alphabet=st.characters(codec="latin-1"), max_size=40), st.text("折叠帐篷テント텐트", min_size=1))
+def test_a_run_without_spaces_changes_nothing_of_what_stands_around_it(text, run):
+    assert product_terms(f"{text} {run}") == product_terms(text) + product_terms(run)
+
+
+def test_initials_are_taken_only_where_words_begin():
+    assert aliases("折叠 帐篷") == []
+    assert aliases("Modern Warfare 折叠 3") == ["~mw"]
+
+
+def test_terms_of_an_older_version_are_known():
+    assert outdated(["tent", "折叠帐篷"]) and outdated(["क", "टेंट"])
+    assert not outdated(["tent", "crème", "~mw3", "палатка", "σκηνη"])
+
+
+def test_the_fitting_titles_come_first_in_chinese_and_japanese():
+    titles = ["户外双人折叠帐篷", "双人床四件套", "便携折叠椅", "テント用ポール", "折りたたみ椅子 軽量", "充電式ランタン"]
+    lexical = Lexical.build(titles, titles)
+
+    def found(query):
+        rows, scores = lexical.found([lexical.groups(query)])[0]
+        return [titles[row] for row in rows[scores.argsort()[::-1]]]
+
+    assert found("帐篷") == ["户外双人折叠帐篷"]
+    assert found("双人帐篷")[:2] == ["户外双人折叠帐篷", "双人床四件套"]
+    assert found("折叠椅")[0] == "便携折叠椅"
+    assert found("テント") == ["テント用ポール"]
+    assert found("椅子")[0] == "折りたたみ椅子 軽量"
