@@ -100,9 +100,21 @@ def build(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> int:
         How many users have a profile.
     """
     tables.drop_temporary(connection)
-    tables.make_shop_tables(connection, "TABLE", bool(config.swing))
+    tables.make_derived(connection, "TABLE")
+    tables.clear_traces(connection, "TABLE")
     ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-    return build_profiles(connection, config, end)
+    _begin(connection, config, end)
+    users = 0
+    # One reading of the log serves both: most of the time goes into making its rows.
+    for log, histories in tables.everybody(connection):
+        tables.add_traces(
+            connection, (traces_of(events, log.goods) for events in histories.values())
+        )
+        _fill(connection, config, log, histories)
+        users += len(histories)
+    if config.swing:
+        tables.make_swing(connection, "TABLE")
+    return users
 
 
 def build_profiles(
@@ -118,6 +130,18 @@ def build_profiles(
     Returns:
         How many users have a profile.
     """
+    _begin(connection, config, end)
+    users = 0
+    for log, histories in tables.everybody(connection):
+        _fill(connection, config, log, histories)
+        users += len(histories)
+    return users
+
+
+def _begin(
+    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, end: datetime | None
+) -> None:
+    """Make the table of states, with nothing in it, and say how far the log goes."""
     connection.execute(f"DROP TABLE IF EXISTS followers; {_PROFILES}")  # of older versions
     _set(
         connection,
@@ -126,12 +150,6 @@ def build_profiles(
         memory_hours=_after(state(connection), "memory_hours"),
         memory_end=end.isoformat() if end else "",
     )
-    found = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
-    users = [user for (user,) in found]
-    log = Log(connection, worded=False)
-    for start in range(0, len(users), tables.CHUNK):
-        _fill(connection, config, log, log.of(users[start : start + tables.CHUNK]))
-    return len(users)
 
 
 def _after(state: Mapping[str, str], key: str) -> str:

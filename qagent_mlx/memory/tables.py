@@ -7,13 +7,13 @@ own history, up to the very second, is in `state`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import duckdb
 
 from ..shop import MemoryConfig
 from ..text import words
-from .history import Log
+from .history import Event, Log
 from .traces import Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
@@ -207,24 +207,46 @@ def make_shop_tables(
     connection: duckdb.DuckDBPyConnection, kind: str, swing: bool = False
 ) -> None:
     """Make `SHOP_TABLES` from the log and the catalog; ``kind`` is TABLE or TEMP TABLE."""
-    for name in DERIVED:
-        connection.execute(f"CREATE OR REPLACE {kind} {name} AS {select(name)}")
+    make_derived(connection, kind)
     make_traces(connection, kind)
     if swing:
-        connection.execute(f"CREATE OR REPLACE {kind} swing AS {select('swing')}")
+        make_swing(connection, kind)
+
+
+def make_derived(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Make those of `SHOP_TABLES` that hang on no single user's events."""
+    for name in DERIVED:
+        connection.execute(f"CREATE OR REPLACE {kind} {name} AS {select(name)}")
     make_wordings(connection, kind)
+
+
+def make_swing(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Make what pairs of users say, from ``steps``."""
+    connection.execute(f"CREATE OR REPLACE {kind} swing AS {select('swing')}")
 
 
 def make_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
     """Make the tables of what users' events tell, from ``events`` and ``goods``."""
+    clear_traces(connection, kind)
+    for log, histories in everybody(connection):
+        add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+
+
+def clear_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Make the tables of what users' events tell, with nothing in them."""
     for name, columns in TRACES.items():
         connection.execute(f"CREATE OR REPLACE {kind} {name} ({columns})")
+
+
+def everybody(
+    connection: duckdb.DuckDBPyConnection,
+) -> Iterator[tuple[Log, dict[str, list[Event]]]]:
+    """All users' events, those of `CHUNK` users at a time, and what is known of their products."""
     found = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
     users = [user for (user,) in found]
     log = Log(connection, worded=False)
     for start in range(0, len(users), CHUNK):
-        histories = log.of(users[start : start + CHUNK])
-        add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+        yield log, log.of(users[start : start + CHUNK])
 
 
 def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) -> None:
