@@ -23,6 +23,7 @@ import duckdb
 
 from .duck import literal
 from .errors import QAgentError
+from .fields import MAX_TITLE, attributes_or_mark, category, plain, price
 from .memory import events as event_memory
 from .memory import store as memory_store
 from .shop import Shop
@@ -34,12 +35,11 @@ MAX_LINE = 16 << 20
 MAX_UNPACKED, MAX_RATIO = 256 << 20, 200  # of a gzip file: bytes, and against its own size
 MAX_ID = 256
 MAX_QUERY = 300
-MAX_TITLE = 2000
 
 ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
     "products": {
-        "product_id": ("product_id", "sku", "item_id", "parent_asin", "asin", "id"),
-        "title": ("title", "name", "product_name", "product_title"),
+        "product_id": ("product_id", "sku", "item_id", "article_id", "parent_asin", "asin", "id"),
+        "title": ("title", "name", "product_name", "product_title", "prod_name", "item_name"),
         "brand": ("brand", "product_brand", "manufacturer", "store"),
         "category": ("category", "category_path", "categories", "main_category"),
         "price": ("price",),
@@ -48,11 +48,12 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
         "time": ("time", "valid_from"),
     },
     "events": {
-        "user_id": ("user_id", "user", "customer_id", "visitor_id", "reviewer_id"),
-        "time": ("time", "timestamp", "ts", "event_time", "query_time", "datetime", "date"),
+        "user_id": ("user_id", "user", "customer_id", "visitor_id", "reviewer_id", "client_id"),
+        "time": ("time", "timestamp", "ts", "event_time", "query_time", "datetime", "date", "t_dat",
+                 "unix_review_time"),
         "type": ("type", "event_type", "event", "action"),
         "query": ("query", "search_query", "search_term", "keywords"),
-        "product_id": ("product_id", "sku", "item_id", "parent_asin", "asin"),
+        "product_id": ("product_id", "sku", "item_id", "article_id", "parent_asin", "asin"),
         "click_time": ("click_time",),
     },
 }
@@ -87,7 +88,7 @@ REMEDIES = {
     "query without letters or digits": "nothing to search for",
     "query too long": f"queries may have {MAX_QUERY} characters",
     "id too long": f"ids may have {MAX_ID} characters",
-    "bad price": "a price is a number from 0 on, with a point before the cents",
+    "bad price": "a price is a number from 0 on, such as 1299.50, $1,299.50 or 1.299,50 EUR",
     "bad attributes": "attributes are a JSON object",
     "bad stock": "stock is a number or true/false",
     "malformed row": "the row does not have the file's columns",
@@ -123,6 +124,7 @@ class ReadOptions:
     encoding: str = "utf-8"
     time_format: str | None = None
     event_type: str | None = None  # the type of all rows, for files without such a column
+    html: bool = True  # take entities and markup out of titles, brands and categories
 
 
 def parse_mapping(pairs: Iterable[str], kind: str) -> tuple[tuple[str, str], ...]:
@@ -324,9 +326,11 @@ def _columns(
     """
     mapping = dict(options.mapping)
     lower: dict[str, str] = {}
+    bare: dict[str, str] = {}
     for name in present:
         lower.setdefault(name.strip().lower(), name)
-    chosen = []
+        bare.setdefault(_bare(name), name)
+    chosen, missing = [], []
     for name in [*ALIASES[kind], *(m for m in mapping if m.startswith("attributes."))]:
         if name in mapping:
             column = mapping[name]
@@ -337,17 +341,28 @@ def _columns(
                 )
             chosen.append((name, column))
             continue
-        found = [lower[a] for a in ALIASES[kind][name] if a in lower]
+        aliases = ALIASES[kind][name]
+        found = [lower[a] for a in aliases if a in lower]
+        # "visitorId" and "Visitor ID" are as good as visitor_id, where that is not there.
+        found = found or [bare[b] for b in map(_bare, aliases) if b in bare]
         # A column that was mapped by hand to one field does not serve another one too.
         found = [c for c in found if c not in mapping.values()]
         if found:
             chosen.append((name, found[0]))
         elif name in REQUIRED[kind]:
-            raise QAgentError(
-                f"{path} has no column for {name}; its columns are {_list(present)}; "
-                f"name the right one with --map {name}=COLUMN"
-            )
+            missing.append(name)
+    if missing:
+        maps = " ".join(f"--map {name}=COLUMN" for name in missing)
+        which = "one" if len(missing) == 1 else "ones"
+        raise QAgentError(
+            f"{path} has no column for {' and '.join(missing)}; its columns are {_list(present)}; "
+            f"name the right {which} with {maps}"
+        )
     return chosen
+
+
+def _bare(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _quote(name: str) -> str:
@@ -515,60 +530,26 @@ def _stage_parquet(
 # ---------------------------------------------------------------- checking and storing
 
 
-def _attributes(text: str | None) -> str | None:
-    """A JSON object of texts, from JSON or ``k=v; k=v``; raises ValueError on other text."""
-    if text is None or not text.strip() or text.strip() in {"{}", "null"}:
-        return None
-    text = text.strip()
-    try:
-        if text.startswith("{"):
-            loaded = json.loads(text)
-        else:
-            loaded = dict(pair.split("=", 1) for pair in text.split(";") if pair.strip())
-    except RecursionError:
-        raise ValueError("too deep") from None
-    made = {}
-    for name, value in loaded.items():
-        if value is None or isinstance(value, (dict, list)):
-            continue
-        key, shown = clean(str(name))[:60], clean(str(value))[:120]
-        if key and shown:
-            made[key] = shown
-    return json.dumps(made, ensure_ascii=False, sort_keys=True) if made else None
-
-
-def _attributes_or_mark(text: str) -> str:
-    try:
-        return _attributes(text) or ""
-    except (ValueError, AttributeError):
-        return "\0bad"
-
-
-def _category(text: str) -> str:
-    text = text.strip()
-    if text.startswith("["):
-        try:
-            levels = [str(v) for v in json.loads(text)]
-        except (ValueError, RecursionError):
-            levels = [text]
-    else:
-        levels = text.replace("|", ">").split(">")
-    return " > ".join(kept for level in levels if (kept := clean(level)))[:MAX_TITLE]
-
-
 def _register(connection: duckdb.DuckDBPyConnection) -> None:
     """Python functions that run once a distinct value, so that Python and SQL agree."""
     connection.execute("SELECT 1").fetchall()  # a result left half read would be in the way
     for name, function in (
         ("qa_clean", clean),
         ("qa_key", query_key),
-        ("qa_attributes", _attributes_or_mark),
-        ("qa_category", _category),
+        ("qa_plain", plain),
+        ("qa_attributes", attributes_or_mark),
+        ("qa_category", category),
     ):
         try:
             connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
         except duckdb.NotImplementedException:
             return  # registered by an earlier file
+    connection.create_function("qa_price", _price, ["VARCHAR", "BOOLEAN"], "DOUBLE")
+
+
+def _price(text: str, comma: bool) -> float:
+    found = price(text, comma)
+    return math.nan if found is None else found
 
 
 def _store(
@@ -628,7 +609,9 @@ def _kept(name: str, options: ReadOptions) -> str:
 _BLANK = "nullif(trim({0}), '')"
 # An id as the catalog has it. Plain ones, which nearly all are, need no Python for that.
 _ID = "CASE WHEN regexp_full_match({0}, '[!-~]+') THEN {0} ELSE nullif(qa_clean({0}), '') END"
-_BARE_PRICE = "regexp_replace(price, '[ $€£]', '', 'g')"
+# A comma before one or two last digits parts cents, and so does a point.
+_CENTS = "count(*) FILTER (regexp_matches(price, '\\d[{0}]\\d{{1,2}}\\D*$'))"
+_COMMA = f"SELECT {_CENTS.format(',')} > 0 AND {_CENTS.format('.')} = 0 FROM stage"
 _SAME_PRODUCT = """fresh.product_id = p.product_id AND fresh.title = p.title
     AND fresh.brand IS NOT DISTINCT FROM p.brand
     AND fresh.category IS NOT DISTINCT FROM p.category
@@ -644,16 +627,24 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     """
     connection = shop.connection
     version = shop.catalog_version + 1
+    ((comma,),) = connection.execute(_COMMA).fetchall()
+
+    def text(column: str) -> str:
+        if not options.html:
+            return column
+        return f"CASE WHEN contains({column}, '&') OR contains({column}, '<') " \
+            f"THEN qa_plain({column}) ELSE {column} END"
+
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH texts AS (SELECT row, broken, product_id, title, brand, category, price, stock,
                 attributes, time, nullif(qa_clean(product_id), '') AS id,
-                left(nullif(qa_clean(title), ''), {MAX_TITLE}) AS title_,
-                left(nullif(qa_clean(brand), ''), 120) AS brand_,
-                nullif(qa_category(category), '') AS category_,
+                left(nullif(qa_clean({text("title")}), ''), {MAX_TITLE}) AS title_,
+                left(nullif(qa_clean({text("brand")}), ''), 120) AS brand_,
+                nullif(qa_category({text("category")}), '') AS category_,
                 {_BLANK.format("price")} AS price_text,
-                try_cast(CASE WHEN regexp_full_match({_BARE_PRICE}, '-?\\d{{1,3}}(,\\d{{3}})+(\\.\\d*)?')
-                    THEN replace({_BARE_PRICE}, ',', '') ELSE {_BARE_PRICE} END AS DOUBLE) AS price_,
+                CASE WHEN try_cast(price_text AS DOUBLE) IS NULL OR {comma}
+                     THEN qa_price(price_text, {comma}) ELSE price_text::DOUBLE END AS price_,
                 lower({_BLANK.format("stock")}) AS stock_text,
                 qa_attributes(attributes) AS attributes_,
                 {_BLANK.format("time")} AS time_text,

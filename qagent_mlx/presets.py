@@ -162,11 +162,13 @@ class _Reader:
         return path
 
 
-def _products(shop: Shop, reader: _Reader, query: str) -> IngestReport:
+def _products(
+    shop: Shop, reader: _Reader, query: str, options: ReadOptions | None = None
+) -> IngestReport:
     """Products from a query; they go through a file, as all products do."""
     path = shop.path / ".preset-products.parquet"
     try:
-        return ingest(shop, "products", [reader.write(query, path)])
+        return ingest(shop, "products", [reader.write(query, path)], options)
     finally:
         path.unlink(missing_ok=True)
 
@@ -324,8 +326,9 @@ def _amazon_office(shop: Shop, folder: Path) -> dict[str, IngestReport]:
             "e", _need(folder, "purchases", "purchases.csv*"), "user_id", "position", "item_id"
         )
         products = _products(
-            shop, reader, "SELECT item_id AS product_id, title, brand FROM p ORDER BY rowid"
-        )
+            shop, reader, "SELECT item_id AS product_id, title, brand FROM p ORDER BY rowid",
+            ReadOptions(html=False),  # as they are handed out: published numbers rest on them
+        )  # fmt: skip
         # The last purchases of all users end together, as a log's do: so the split by time
         # tests each user's last ones.
         purchases = reader.rows(

@@ -390,8 +390,8 @@ BAD_PRODUCTS = [
     ({"price": "cheap"}, "bad price"),
     ({"price": "-1"}, "bad price"),
     ({"price": "inf"}, "bad price"),
-    ({"price": "12,99"}, "bad price"),
-    ({"price": "1.299,00"}, "bad price"),
+    ({"price": "12 99"}, "bad price"),
+    ({"price": "5-10 €"}, "bad price"),
     ({"stock": "maybe"}, "bad stock"),
     ({"attributes": "red"}, "bad attributes"),
     ({"attributes": '{"a": '}, "bad attributes"),
@@ -423,12 +423,54 @@ def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "price"),
-    [("$1,299.50", 1299.5), ("12.99 €", 12.99), ("£1,234,567", 1234567), ("0", 0), ("1e3", 1000)],
-)
+    [
+        ("$1,299.50", 1299.5), ("12.99 €", 12.99), ("£1,234,567", 1234567), ("0", 0), ("1e3", 1000),
+        ("12,99", 12.99), ("1.299,00 €", 1299), ("2 345,00 zł", 2345), ("1.299.000", 1299000),
+        ("CHF 1'299.-", 1299), ("₹1,23,456.00", 123456), ("R$ 5,9", 5.9), ("￥１２００", 1200),
+        ("EUR 12", 12), ("1.299", 1.299), ("0,508", 0.508),
+    ],
+)  # fmt: skip
 def test_prices_are_read_as_shops_write_them(shop, tmp_path, text, price):
     path = write(tmp_path / "x.tsv", [{"id": "1", "title": "A", "price": text}])
     assert ingest(shop, "products", [path]).rejected == 0
     assert stored(shop)["products"][0][4] == price
+
+
+def test_a_point_before_three_digits_parts_thousands_where_other_prices_have_decimal_commas(
+    shop, tmp_path
+):
+    rows = [{"id": "1", "title": "A", "price": "1.299"}, {"id": "2", "title": "B", "price": "9,50 €"}]
+    assert ingest(shop, "products", [write(tmp_path / "x.tsv", rows)]).rejected == 0
+    assert [row[4] for row in stored(shop)["products"]] == [1299, 9.5]
+
+
+def test_titles_brands_and_categories_lose_their_html_and_keep_other_brackets(shop, tmp_path):
+    rows = [{
+        "id": "1", "title": "<b>Tom &amp; Jerry&#39;s</b><br/>Mug <recommend>x</recommend> &copy a<b",
+        "brand": "A&amp;B", "category": "Home &amp; Kitchen > AT&T",
+    }]  # fmt: skip
+    ingest(shop, "products", [write(tmp_path / "x.jsonl", rows)])
+    assert stored(shop)["products"][0][1:4] == (
+        "Tom & Jerry's Mug <recommend>x</recommend> &copy a<b", "A&B", "Home & Kitchen > AT&T"
+    )  # fmt: skip
+
+
+def test_columns_are_known_however_their_names_are_put_together(stocked, tmp_path):
+    (tmp_path / "x.csv").write_text("visitorid,Event Time,eventType,itemId\nu,2026-01-01,view,p1\n")
+    assert ingest(stocked, "events", [tmp_path / "x.csv"]).accepted == 1
+    # A column that is called just so goes before one that is nearly.
+    (tmp_path / "y.csv").write_text("UserID,user,time,type,sku\na,b,2026-01-02,view,p1\n")
+    ingest(stocked, "events", [tmp_path / "y.csv"])
+    assert stocked.connection.execute(
+        "SELECT user_id FROM events WHERE ts = '2026-01-02'"
+    ).fetchall() == [("b",)]
+
+
+def test_all_missing_columns_are_named_at_once(stocked, tmp_path):
+    (tmp_path / "x.csv").write_text("session,when,query\ns,2026-01-01,tent\n")
+    with pytest.raises(QAgentError, match="user_id and time; .* --map user_id=COLUMN --map time="):
+        ingest(stocked, "events", [tmp_path / "x.csv"])
+
 
 
 def test_rows_with_too_few_or_many_columns_are_counted_where_they_stand(shop, tmp_path):

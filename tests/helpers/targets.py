@@ -28,7 +28,7 @@ import mlx.core as mx
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from qagent_mlx import ingest as ingest_module
+from qagent_mlx import fields
 from qagent_mlx import text as text_module
 from qagent_mlx.agent.protocol import (
     SLOTS,
@@ -154,11 +154,11 @@ def texts(draw: random.Random, place: Place) -> None:
     assert 0.0 <= text_module.rouge_l(one[:300], other[:300]) <= 1.0
     assert "<" not in safe(one) and "\n" not in safe(one)
     attributes = draw.choice((one, json.dumps(hostile.value(draw)), "{" + one, f"{one}={other};a=b"))
-    made = ingest_module._attributes_or_mark(attributes)
+    made = fields.attributes_or_mark(attributes)
     if made and made != "\0bad":
         made.encode()
         assert isinstance(json.loads(made), dict)
-    ingest_module._category(attributes).encode()
+    fields.category(attributes).encode()
 
 
 class _Worker:

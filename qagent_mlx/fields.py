@@ -1,0 +1,108 @@
+"""Single fields of files, as shops and exporters write them, to what is stored."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import unicodedata
+
+from .text import clean
+
+MAX_TITLE = 2000
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# Those that only shape text; whatever else stands in angle brackets is somebody's text.
+_MARKUP = re.compile(
+    r"</?(?:a|b|br|div|em|font|h[1-6]|i|li|ol|p|small|span|strong|sub|sup|ul)(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+# A currency before or after the number: a sign, or a few letters such as EUR, zł or Rs.
+_SIGN = r"(?:[^\W\d_]{1,4}\.?\s?)?[$¢£¤¥\u058f\u0e3f\u20a0-\u20cf]?"
+_PRICE = re.compile(
+    rf"{_SIGN}\s?(?P<number>\d[\d.,'’ ]*?)(?:[.,][-–]{{1,2}})?\s?{_SIGN}(?:[^\W\d_]{{1,4}}\.?)?"
+)
+_GROUPS = re.compile(r"[1-9]\d{0,2}(?:[ '’,.]\d{2,3})*[ '’,.]\d{3}")  # 1,234,567 and 12,34,567
+
+
+def plain(text: str) -> str:
+    """Text without HTML: ``"Tom &amp; <b>Jerry</b>"`` to ``"Tom & Jerry"``."""
+    if "&" in text:
+        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    return _MARKUP.sub(" ", text) if "<" in text else text
+
+
+def price(text: str, comma: bool = False) -> float | None:
+    """The number in a price, with a point or a comma before its cents and any currency.
+
+    Args:
+        text: ``"$1,299.50"``, ``"1.299,50 €"``, ``"CHF 12.-"``, …
+        comma: Whether a point before three digits parts thousands: true of a file whose other
+            prices have a comma before the cents.
+
+    Returns:
+        None where it is no price, or may be read in two ways.
+    """
+    found = _PRICE.fullmatch(" ".join(unicodedata.normalize("NFKC", text).split()))
+    if found is None:
+        return None
+    number = found["number"].strip()
+    last = max(number.rfind(","), number.rfind("."))
+    whole, cents = number, ""
+    if last >= 0:
+        mark, digits = number[last], number[last + 1 :]
+        thousands = (
+            number.count(mark) > 1
+            or (len(digits) == 3 and (mark == "," or comma) and number[0] != "0")
+        )  # fmt: skip
+        if not thousands or (number.count(mark) == 1 and (set(",.") - {mark}) & set(number[:last])):
+            whole, cents = number[:last], digits
+    separators = set(whole) - set("0123456789")
+    if len(separators) > 1 or (cents and not cents.isdigit()):
+        return None
+    if separators and not _GROUPS.fullmatch(whole):
+        return None
+    return float("".join(c for c in whole if c.isdigit()) + "." + (cents or "0"))
+
+
+def attributes(text: str | None) -> str | None:
+    """A JSON object of texts, from JSON or ``k=v; k=v``; raises ValueError on other text."""
+    if text is None or not text.strip() or text.strip() in {"{}", "null"}:
+        return None
+    text = text.strip()
+    try:
+        if text.startswith("{"):
+            loaded = json.loads(text)
+        else:
+            loaded = dict(pair.split("=", 1) for pair in text.split(";") if pair.strip())
+    except RecursionError:
+        raise ValueError("too deep") from None
+    made = {}
+    for name, value in loaded.items():
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        key, shown = clean(str(name))[:60], clean(str(value))[:120]
+        if key and shown:
+            made[key] = shown
+    return json.dumps(made, ensure_ascii=False, sort_keys=True) if made else None
+
+
+def attributes_or_mark(text: str) -> str:
+    """`attributes` for SQL: empty for none, and a mark that no text holds for a bad one."""
+    try:
+        return attributes(text) or ""
+    except (ValueError, AttributeError):
+        return "\0bad"
+
+
+def category(text: str) -> str:
+    """A path of levels, ``Camping > Tents``; from JSON, or parted by ``>`` or ``|``."""
+    text = text.strip()
+    if text.startswith("["):
+        try:
+            levels = [str(v) for v in json.loads(text)]
+        except (ValueError, RecursionError):
+            levels = [text]
+    else:
+        levels = text.replace("|", ">").split(">")
+    return " > ".join(kept for level in levels if (kept := clean(level)))[:MAX_TITLE]
