@@ -26,6 +26,7 @@ EXAMPLES = {
         "qagent ingest events clicks.csv --type click --map user_id=visitor",
     ),
     "ingest retry": ("qagent ingest retry",),
+    "ingest derive": ("qagent ingest derive", "qagent ingest derive --from titles"),
     "index": ("qagent index", "qagent index --update"),
     "memory": ("qagent memory u0001", "qagent memory forget u0001"),
     "memory show": (

@@ -182,6 +182,33 @@ def retry(shop_path: Path, as_json: bool) -> None:
     _show_ingest(report, as_json, "qagent index")
 
 
+@ingest.command()
+@click.option(
+    "--from", "source", type=click.Choice(["categories", "titles"]),
+    help="What the queries are made of.  [default: categories where most products have one]",
+)  # fmt: skip
+@shop_option
+@json_option
+def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
+    """Make queries for a log without searches, from what was clicked, carted or bought.
+
+    Each such event makes a search of its product's category path, or of its title's most
+    telling words, a second before. Nobody typed these queries, and every report says so. Run
+    it again after new events.
+    """
+    from qagent_mlx.derive import derive as made
+
+    with opened(shop_path, write=True) as shop, waiting("deriving queries"):
+        report = made(shop, source)
+        how = shop.config.derived_queries
+    if as_json:
+        emit({"accepted": report.accepted, "rejected": report.rejected, "derived": how,
+              "duplicates": report.duplicates, "reasons": report.reasons})  # fmt: skip
+        return
+    out().print(shown(f"{report.accepted:,} searches derived {how}; nobody typed them"))
+    out().print("next: qagent index")
+
+
 def _ingest(
     shop_path: Path, files: tuple[Path, ...], kind: str, mapping: tuple[str, ...], **options: Any
 ) -> IngestReport:

@@ -530,7 +530,7 @@ def _stage_parquet(
 # ---------------------------------------------------------------- checking and storing
 
 
-def _register(connection: duckdb.DuckDBPyConnection) -> None:
+def register(connection: duckdb.DuckDBPyConnection) -> None:
     """Python functions that run once a distinct value, so that Python and SQL agree."""
     connection.execute("SELECT 1").fetchall()  # a result left half read would be in the way
     for name, function in (
@@ -556,7 +556,7 @@ def _store(
     shop: Shop, kind: str, name: str, options: ReadOptions, malformed: str = "malformed row"
 ) -> IngestReport:
     connection = shop.connection
-    _register(connection)
+    register(connection)
     if kind == "products":
         accepted, duplicates = _store_products(shop, options)
     else:
@@ -794,8 +794,10 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
                  WHEN 'malformed row' THEN broken END AS detail
         FROM typed"""
     )
+    # A derived query is not in the file that its event came from.
+    derived = " OR o.query_key IS NULL" if shop.config.derived_queries else ""
     connection.execute(
-        """CREATE OR REPLACE TEMP TABLE fresh AS
+        f"""CREATE OR REPLACE TEMP TABLE fresh AS
         WITH split AS (
             SELECT row, 0 AS part, user_ AS user_id, ts, 'search' AS type, query_ AS query,
                    key AS query_key, NULL AS product_id
@@ -810,7 +812,7 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
             PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1)
         SELECT o.* FROM once o ANTI JOIN events e
             ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
-            AND e.query_key IS NOT DISTINCT FROM o.query_key
+            AND (e.query_key IS NOT DISTINCT FROM o.query_key{derived})
             AND e.product_id IS NOT DISTINCT FROM o.product_id"""
     )
     last_id = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()[0][0]
@@ -843,9 +845,9 @@ def append_events(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
 
     All or nothing, as one file is.
     """
-    _register(shop.connection)  # before the transaction: one that fails would take them away
+    register(shop.connection)  # before the transaction: one that fails would take them away
     with shop.transaction():
-        return _append(shop, rows)
+        return append(shop, rows)
 
 
 def append_batches(
@@ -856,10 +858,10 @@ def append_batches(
     Most of the time goes into what a call costs once, so all go in together; only where some
     event is refused or known already is each list stored by itself.
     """
-    _register(shop.connection)
+    register(shop.connection)
     try:
         with shop.transaction():
-            report = _append(shop, chain.from_iterable(batches))
+            report = append(shop, chain.from_iterable(batches))
             if report.rejected or report.duplicates:
                 raise _NotAllNew
     except _NotAllNew:
@@ -871,7 +873,8 @@ class _NotAllNew(Exception):
     """Some event of several lists was refused or is a duplicate; nothing is stored."""
 
 
-def _append(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
+def append(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
+    """`append_events` inside a transaction, after `register`."""
     fields = list(ALIASES["events"])
     columns = ", ".join(f"{f} VARCHAR" for f in fields)
     shop.connection.execute(

@@ -23,15 +23,14 @@ was never typed by anybody: it measures whether the next *kind of product* is fo
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from .derive import category_queries, derive, title_queries
 from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
@@ -40,10 +39,6 @@ from .text import words
 
 START = "2017-01-02"  # where a clock begins that a log does not have
 FIRST_ONLY = "a product's first purchase by a user"
-_STOP = frozenset(
-    """a an and the of for with by in on to from or at as per new pack set inch inches count ct oz
-    lb lbs pcs pc piece pieces box size x w h""".split()  # noqa: SIM905
-)
 
 
 @dataclass(frozen=True)
@@ -176,59 +171,6 @@ def _products(
 # ---------------------------------------------------------------- derived queries
 
 
-def category_queries(categories: dict[str, str | None]) -> dict[str, str]:
-    """Product -> the query that its category path makes (Ai et al., 2017).
-
-    The path's levels from the second on, each word once, stop words left out, the first level
-    kept where it is the only one: ``Office > Paper > Copy Paper`` makes ``paper copy``.
-    """
-    made = {}
-    for product, path in categories.items():
-        levels = [level for level in (path or "").split(">") if words(level)]
-        kept = levels[1:] or levels
-        distinct = dict.fromkeys(w for level in kept for w in words(level) if w not in _STOP)
-        if distinct:
-            made[product] = " ".join(distinct)
-    return made
-
-
-def title_queries(titles: dict[str, str], brands: dict[str, str | None]) -> dict[str, str]:
-    """Product -> a short query made of its title's most telling words.
-
-    The one or two words that say what kind of thing it is: words of the title that name no
-    brand, number or stop word and stand in several titles of the catalog, of which the two
-    that most products share come first; so that products of a kind share a query.
-    """
-    shared: Counter[str] = Counter()
-    terms: dict[str, list[str]] = {}
-    for product, title in titles.items():
-        brand = set(words(brands.get(product) or ""))
-        # What comes behind the first comma or dash is detail.
-        head = re.split(r"[,(\[|]| - ", title, maxsplit=1)[0]
-        for text in (head, title):
-            found = [
-                w for w in words(text)
-                if w not in brand and w not in _STOP and w.isalpha() and len(w) > 2
-            ]  # fmt: skip
-            if found:
-                break
-        terms[product] = list(dict.fromkeys(_singular(w) for w in found))
-        shared.update(terms[product])
-    made = {}
-    for product, found in terms.items():
-        known = [w for w in found if shared[w] > 1] or found
-        best = sorted(known, key=lambda w: (-shared[w], known.index(w)))[:2]
-        if best:
-            made[product] = " ".join(sorted(best, key=known.index))
-    return made
-
-
-def _singular(word: str) -> str:
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
-
-
 def _derived(
     shop: Shop, purchases: Sequence[dict[str, Any]], queries: dict[str, str], how: str
 ) -> IngestReport:
@@ -244,10 +186,10 @@ def _derived(
         else:
             rows.append({"user_id": row["user_id"], "time": row["after"], "type": "purchase",
                          "product_id": row["product_id"]})  # fmt: skip
-    report = append_events(shop, rows)
+    # First, so that whatever happens nobody takes them for typed ones.
     shop.config = replace(shop.config, derived_queries=how)
     shop.save_config()
-    return report
+    return append_events(shop, rows)
 
 
 # ---------------------------------------------------------------- the presets
@@ -278,42 +220,6 @@ def _generic(shop: Shop, folder: Path) -> dict[str, IngestReport]:
     if row[1] and not row[0]:
         reports["events"] = derive(shop)
     return reports
-
-
-def derive(shop: Shop) -> IngestReport:
-    """Give a log without searches derived ones: from categories, else from titles.
-
-    Raises:
-        QAgentError: the log has searches already, or holds no event.
-    """
-    rows = shop.connection.execute(
-        """SELECT e.user_id, e.ts, e.type::VARCHAR, e.product_id, p.title, p.brand, p.category
-        FROM events e JOIN products p USING (product_id) WHERE e.type <> 'search'
-        ORDER BY e.ts, e.event_id"""
-    ).fetchall()
-    searches = shop.connection.execute(
-        "SELECT count(*) FROM events WHERE type = 'search'"
-    ).fetchone()
-    if not rows or (searches and searches[0]):
-        raise QAgentError(f"{shop.path}: queries are derived only for a log without searches")
-    goods = {row[3]: row[4:] for row in rows}
-    catalog = shop.connection.execute("SELECT product_id, title, brand FROM products").fetchall()
-    with_path = sum(bool(category) for _, _, category in goods.values())
-    if 2 * with_path >= len(goods):
-        queries = category_queries({p: category for p, (_, _, category) in goods.items()})
-        how = "from category paths"
-    else:
-        queries = title_queries({p: t for p, t, _ in catalog}, {p: b for p, _, b in catalog})
-        how = "from titles"
-    made = []
-    for user, ts, kind, product, *_ in rows:
-        if kind in ("click", "purchase", "cart") and product in queries:
-            made.append({"user_id": user, "time": ts - timedelta(seconds=1), "type": "search",
-                         "query": queries[product]})  # fmt: skip
-    report = append_events(shop, made)
-    shop.config = replace(shop.config, derived_queries=how)
-    shop.save_config()
-    return report
 
 
 def _amazon_office(shop: Shop, folder: Path) -> dict[str, IngestReport]:

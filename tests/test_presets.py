@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.presets import PRESETS, category_queries, load_preset, title_queries
+from qagent_mlx.presets import PRESETS, load_preset
 from qagent_mlx.shop import Shop
 from qagent_mlx.train.cases import build_cases
 
@@ -187,20 +187,6 @@ def test_generic_derives_only_where_nobody_searched(tmp_path, raw):
     with Shop.create(tmp_path / "b") as shop:
         assert load_preset(shop, "generic", raw)["derived"] is None
         assert [q for _, _, q, _ in events(shop, "search")] == ["hut"]
-
-
-def test_category_queries_name_the_lower_levels_once():
-    found = category_queries(
-        {"a": "Office > Paper > Copy Paper", "b": "Toys", "c": None, "d": "Home > Bed & Bath"}
-    )
-    assert found == {"a": "paper copy", "b": "toys", "d": "bed bath"}
-
-
-def test_title_queries_are_shared_by_products_of_a_kind():
-    titles = {"1": "Acme Gel Pens, Blue, 12 Count", "2": "Zed Gel Pen (Red)", "3": "1234 - 99"}
-    found = title_queries(titles, {"1": "Acme", "2": None, "3": None})
-    assert found["1"] == found["2"] == "gel pen"
-    assert "3" not in found
 
 
 def test_wrong_names_folders_files_and_shops_are_refused(shop, raw):

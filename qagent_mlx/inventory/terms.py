@@ -47,7 +47,7 @@ def _singular(word: str) -> str:
     return word
 
 
-def _pieces(word: str) -> list[tuple[str, bool]]:
+def pieces(word: str) -> list[tuple[str, bool]]:
     """A word's parts, and whether each is of a script that puts no spaces between words."""
     if word.isascii() or not _UNSPACED.search(word):
         return [(word, False)]
@@ -55,7 +55,7 @@ def _pieces(word: str) -> list[tuple[str, bool]]:
 
 
 @lru_cache(maxsize=1 << 17)
-def _pairs(run: str) -> tuple[str, ...]:
+def pairs(run: str) -> tuple[str, ...]:
     """A run's neighbouring characters, each with its signs; and Han characters by themselves,
     as they are words."""
     signs: list[str] = []
@@ -80,9 +80,9 @@ def product_terms(text: str) -> list[str]:
     terms: list[str] = []
     before = ""
     for word in words(text):
-        for piece, unspaced in _pieces(word):
+        for piece, unspaced in pieces(word):
             if unspaced:
-                terms += _pairs(piece)
+                terms += pairs(piece)
                 before = ""
                 continue
             terms += _forms(piece)
@@ -120,8 +120,12 @@ def aliases(title: str) -> list[str]:
     made: dict[str, None] = {}
     for segment in _BREAK.split(title):
         initials = ""
-        pieces = (piece for word in words(segment) for piece in _pieces(word))
-        parts = ((p, unspaced) for piece, unspaced in pieces for p in _PARTS.findall(piece))
+        parts = (
+            (part, unspaced)
+            for word in words(segment)
+            for piece, unspaced in pieces(word)
+            for part in _PARTS.findall(piece)
+        )
         for part, unspaced in parts:
             if unspaced:  # where words begin is not known
                 break

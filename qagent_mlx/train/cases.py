@@ -47,10 +47,7 @@ def build_cases(
     config = config or SplitConfig()
     found = [s for s in successes(connection, after) if s.history >= config.min_history]
     if not found:
-        raise QAgentError(
-            "the log holds no case: no search by a known user led to a click, cart or purchase; "
-            "ingest events of both kinds with user ids"
-        )
+        raise QAgentError(f"the log holds no case: {_why_none(connection)}")
     cases = [
         Case(
             case_id=i, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
@@ -72,14 +69,34 @@ def build_cases(
         first_test = len(cases) - max(1, round(len(cases) * config.test_share))
     first_validation = first_test - max(1, round(len(cases) * config.validation_share))
     if first_validation < 1 or first_test >= len(cases):
+        if config.test_from and len(cases) > 2:
+            raise QAgentError(
+                f"test_from {config.test_from} leaves no case to test or to train on: the "
+                f"{len(cases)} cases are from {cases[0].as_of:%Y-%m-%d} to "
+                f"{cases[-1].as_of:%Y-%m-%d}; choose a moment between"
+            )
         raise QAgentError(
             f"{len(cases)} cases are too few for a train, validation and test split; "
-            "ingest a longer log or change test_from"
+            "ingest a longer log, or lower the shares of validation and test"
         )
     return [
         replace(c, split=SPLITS[(i >= first_validation) + (i >= first_test)])
         for i, c in enumerate(cases)
     ]
+
+
+def _why_none(connection: duckdb.DuckDBPyConnection) -> str:
+    """What the log lacks, and the remedy."""
+    searches, engaged = connection.execute(
+        """SELECT count(*) FILTER (type = 'search'),
+               count(*) FILTER (type IN ('click', 'cart', 'purchase')) FROM events"""
+    ).fetchall()[0]
+    if not searches and engaged:
+        return "it has no searches; ingest them, or make some with: qagent ingest derive"
+    return (
+        "no search by a known user led to a click, cart or purchase; "
+        "ingest events of both kinds with user ids"
+    )
 
 
 def of_split(cases: Sequence[Case], split: str) -> list[Case]:
