@@ -80,6 +80,18 @@ def ingest(
 
     With --preset NAME --from FOLDER a new shop is filled from a public data set as it is
     handed out. Where it has no queries they are derived, and every report says so.
+
+    \b
+    bestbuy        products.csv (sku, name),
+                   events.csv (user_id, query, sku, query_time, click_time)
+    amazon         Reviews 2023: *meta*.jsonl, one file of reviews (.jsonl, .csv);
+                   for typed queries ESCI's *examples*.parquet or .csv
+    amazon-office  products.csv (item_id, title, brand),
+                   purchases.csv (user_id, position, item_id)
+    instacart      products, aisles, departments, orders, order_products__prior
+                   (.csv); or products.csv with aisle and department and
+                   order_items.csv
+    generic        products.* and events.* with this command's own columns
     """
     if ctx.invoked_subcommand is not None:
         sources = [ctx.get_parameter_source(name) for name in ctx.params]

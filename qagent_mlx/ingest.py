@@ -77,7 +77,8 @@ REMEDIES = {
     "unknown event type": f"use one of {', '.join(EVENT_TYPES)}",
     "no event type": "map the column with --map type=COLUMN, or give all rows one with --type",
     "unparseable time": "use ISO 8601 or epoch seconds, or give the format with --time-format",
-    "time out of range": "times must lie between 1990 and 2100",
+    "time out of range": "times must lie between 1990 and 2100; digits alone are epoch seconds, "
+    "others such as 20260301 need --time-format %Y%m%d",
     "no time": "every event needs a time",
     "no user": "every event needs a user",
     "no title": "every product needs a title",
@@ -740,8 +741,10 @@ def _time(column: str, time_format: str | None) -> str:
     number = f"try_cast({column} AS DOUBLE)"
     if time_format:
         return f"try_strptime({column}, {literal(time_format)})::TIMESTAMP"
+    # Some put a space before the zone: "2026-03-01 12:00:00 +0100".
+    zoned = f"regexp_replace({column}, '\\s+([+-]\\d\\d:?\\d\\d)$', '\\1')"
     return f"""CASE WHEN NOT isfinite({number}) THEN NULL
-        WHEN {number} IS NULL THEN try_cast({column} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
+        WHEN {number} IS NULL THEN try_cast({zoned} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
         WHEN abs({number}) < 1e11 THEN make_timestamp(({number} * 1000000)::BIGINT)
         WHEN abs({number}) < 1e14 THEN make_timestamp(({number} * 1000)::BIGINT)
         WHEN abs({number}) < 1e17 THEN make_timestamp({number}::BIGINT) END"""

@@ -104,7 +104,9 @@ def _find(folder: Path, *patterns: str) -> Path | None:
 def _need(folder: Path, what: str, *patterns: str) -> Path:
     found = _find(folder, *patterns)
     if found is None:
-        raise QAgentError(f"{folder} has no {what} ({' or '.join(patterns)}); see --help")
+        raise QAgentError(
+            f"{folder} has no {what} ({' or '.join(patterns)}); see qagent ingest --help"
+        )
     return found
 
 
@@ -342,10 +344,14 @@ def _amazon(shop: Shop, folder: Path) -> dict[str, IngestReport]:
         reviews = [
             p for p in sorted(folder.iterdir())
             if re.search(r"\.(jsonl|csv)(\.gz)?$", p.name)
-            and "meta" not in p.name and "example" not in p.name
+            and "meta" not in p.name and not p.name.startswith("shopping_queries")
+            and "example" not in p.name
         ]  # fmt: skip
-        if not reviews:
-            raise QAgentError(f"{folder} has no reviews (*.jsonl, *.csv, also .gz); see --help")
+        if len(reviews) != 1:
+            held = ", ".join(p.name for p in reviews) or "none"
+            raise QAgentError(
+                f"{folder} must hold one file of reviews (*.jsonl, *.csv, also .gz), not {held}"
+            )
         found = reader.table("r", reviews[0], "user_id", "timestamp")
         product = "parent_asin" if "parent_asin" in found else "asin"
         reader.rows(

@@ -169,6 +169,15 @@ def test_amazon_takes_the_escI_query_and_else_the_category(shop, raw):
     assert (9.5, "Acme") in price
 
 
+def test_amazon_takes_no_file_of_reviews_by_chance(shop, raw):
+    amazon_files(raw)
+    (raw / "Beauty.csv").write_text("user_id,parent_asin,rating,timestamp\n")
+    with pytest.raises(QAgentError, match="one file of reviews .* not Beauty.csv, Office_Products"):
+        load_preset(shop, "amazon", raw)
+    (raw / "Beauty.csv").rename(raw / "shopping_queries_dataset_sources.csv")  # ESCI's own
+    assert load_preset(shop, "amazon", raw)["events"]["accepted"]
+
+
 def test_amazon_without_esci_derives_from_categories(shop, raw):
     amazon_files(raw)
     assert load_preset(shop, "amazon", raw)["derived"] == "from category paths"
