@@ -32,7 +32,7 @@ from ..policy.model import AgentConfig
 from ..shop import Shop
 from ..train.environment import Environment
 from ..types import Case
-from .lineup import Lineup, cases_of
+from .lineup import Lineup, cases_of, parts_of
 from .metrics import FLIPS
 from .simulator import START, Shopper, SimulatorConfig, World, moment
 from .tapping import Answer, Meanings, Visit
@@ -176,6 +176,8 @@ def abtest(
     say = on_stage or (lambda stage: None)
     if control == treatment:
         raise QAgentError("control and treatment are the same; name two different systems")
+    for name in (control, treatment):
+        parts_of(shop, name)  # before the shoppers, who take a while
     world = world_of(shop)
     if since is None:
         since = next(c.as_of for c in cases_of(shop) if c.split == "test")

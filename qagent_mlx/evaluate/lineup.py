@@ -118,13 +118,25 @@ class Lineup:
         Raises:
             QAgentError: nothing is called so; says what there is.
         """
-        if name in BASELINES and name not in policy_names(self._policies):
-            return baseline(self._shop, name, self.environment)
-        base, sign, ablation = name.rpartition(" (")
-        if sign and ablation.endswith(")") and ablation[:-1] in ABLATIONS:
-            return self.policy(base, ablation[:-1])
+        base, ablation = parts_of(self._policies, name)
+        if base in BASELINES and base not in policy_names(self._policies):
+            return baseline(self._shop, base, self.environment)
+        return self.policy(base, ablation)
+
+
+def parts_of(policies: Shop, name: str) -> tuple[str, str]:
+    """What a system's name says: a baseline or policy, and an ablation or nothing.
+
+    Raises:
+        QAgentError: nothing is called so; says what there is.
+    """
+    base, sign, ablation = name.rpartition(" (")
+    if sign and ablation.endswith(")") and ablation[:-1] in ABLATIONS:
+        resolve(policies, base)
+        return base, ablation[:-1]
+    if name not in BASELINES:
         try:
-            return self.policy(name)
+            resolve(policies, name)
         except QAgentError as error:
             if "there is no policy" not in str(error):
                 raise
@@ -132,6 +144,7 @@ class Lineup:
                 f"{error}; or a baseline: {', '.join(BASELINES)}; or an ablation: "
                 f'"NAME (no search)"'
             ) from error
+    return name, ""
 
 
 def lineup(

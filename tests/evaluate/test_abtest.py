@@ -144,9 +144,14 @@ def test_a_shop_that_is_not_simulated_is_refused(tiny_shop):
         abtest(tiny_shop, "popular", "trending", SMALL)
 
 
-def test_unknown_and_equal_names_are_refused(simulated_shop):
-    with pytest.raises(QAgentError, match="no policy nobody.*popular.*ablation"):
-        abtest(simulated_shop, "popular", "nobody", AbConfig(users=2, visits=1, draws=1))
+def test_unknown_and_equal_names_are_refused_before_anything_is_simulated(simulated_shop):
+    stages = []
+    for name in ("nobody", "sample (no nothing)"):
+        with pytest.raises(QAgentError, match="no policy .*popular.*ablation"):
+            abtest(simulated_shop, "popular", name, SMALL, on_stage=stages.append)
+    with pytest.raises(QAgentError, match="no policy popular"):
+        abtest(simulated_shop, "popular", "popular (no search)", SMALL, on_stage=stages.append)
+    assert stages == []
     with pytest.raises(QAgentError, match="the same"):
         abtest(simulated_shop, "popular", "popular")
 

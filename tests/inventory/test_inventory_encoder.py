@@ -91,3 +91,13 @@ def test_directions_of_noise_are_left_out():
     """Thirty products with three titles span three directions at most."""
     encoder = SubwordEncoder.fit(["usb cable", "phone case", "desk lamp"] * 10)
     assert encoder.dimensions <= 3
+
+
+def test_parts_of_compound_words_are_found():
+    titles = ["Kuppelzelt 4 Personen", "Zeltplane grün", "Regenjacke", "Winterjacke Damen",
+              "Wanderschuhe Herren", "Gaskocher klein"]  # fmt: skip
+    encoder = SubwordEncoder.fit(titles)
+    products = encoder.encode(titles)
+    for query, wanted in (("zelt", {0, 1}), ("jacke", {2, 3}), ("kocher", {5})):
+        near = products @ encoder.encode([query], queries=True)[0]
+        assert set(near.argsort()[-len(wanted) :].tolist()) == wanted
