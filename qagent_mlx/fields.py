@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import re
@@ -96,13 +97,28 @@ def attributes_or_mark(text: str) -> str:
 
 
 def category(text: str) -> str:
-    """A path of levels, ``Camping > Tents``; from JSON, or parted by ``>`` or ``|``."""
+    """A path of levels, ``Camping > Tents``; from a list, or parted by ``>`` or ``|``.
+
+    Of a list of paths the first counts.
+    """
     text = text.strip()
-    if text.startswith("["):
-        try:
-            levels = [str(v) for v in json.loads(text)]
-        except (ValueError, RecursionError):
-            levels = [text]
-    else:
+    levels = _listed(text) if text.startswith("[") else None
+    if levels is None:
         levels = text.replace("|", ">").split(">")
     return " > ".join(kept for level in levels if (kept := clean(level)))[:MAX_TITLE]
+
+
+def _listed(text: str) -> list[str] | None:
+    """The texts of a list as JSON or Python write it, of its first list if it holds some."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if len(text) > MAX_TITLE or "\\" in text:  # deep ones, and escapes that Python warns of
+            return None
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return None
+    if isinstance(found, list) and found and isinstance(found[0], list):
+        found = found[0]
+    return [str(v) for v in found] if isinstance(found, list) else None

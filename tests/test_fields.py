@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.fields import plain, price
+from qagent_mlx.fields import category, plain, price
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,20 @@ def test_html_goes_and_what_has_none_stays(text):
     assert len(plain(text)) <= len(text)
     if "&" not in text and "<" not in text:
         assert plain(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('["Office", "Paper"]', "Office > Paper"),
+        ('[["Office", "Paper"], ["Gifts"]]', "Office > Paper"),
+        ("['Office', \"Men's\"]", "Office > Men's"),
+        ("Office|Paper", "Office > Paper"),
+        ("[Office", "[Office"),
+        ("[]", ""),
+        ("[" * 5000, "[" * 2000),
+        ("['a\\d']", "['a\\d']"),
+    ],
+)
+def test_a_category_is_a_path_however_its_levels_are_listed(text, path):
+    assert category(text) == path

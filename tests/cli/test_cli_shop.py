@@ -197,3 +197,16 @@ def test_the_demo_plays_on_a_copy_of_somebody_elses_shop(cli, built, monkeypatch
     assert {p.name: p.stat().st_size for p in built.iterdir()} == before
     cli.run("demo", "--shop", built, "--keep")
     assert played[1] == built
+
+
+def test_a_log_of_purchases_gets_queries_and_then_has_cases(cli, files, tmp_path):
+    rows = [f"u{n % 3},2026-01-{n % 28 + 1:02},p{n % 3 + 1}" for n in range(60)]
+    (tmp_path / "bought.csv").write_text("customer_id,t_dat,article_id\n" + "\n".join(rows))
+    cli.run("init", "--shop", "s")
+    cli.run("ingest", "products", files / "products.csv", "--shop", "s")
+    cli.run("ingest", "events", tmp_path / "bought.csv", "--type", "purchase", "--shop", "s")
+    cli.run("index", "--shop", "s")
+    assert "qagent ingest derive" in cli.error("evaluate", "--baselines", "--shop", "s")
+    assert cli.json("ingest", "derive", "--shop", "s")["derived"] == "from category paths"
+    report = cli.json("evaluate", "--baseline", "popular", "--shop", "s")
+    assert report["derived"] == "from category paths" and report["cases"] > 0
