@@ -19,7 +19,7 @@ from .common import MOMENT, PLAIN, emit, given, json_option, note, out, shown
 )  # fmt: skip
 @click.option("--preset", default="generic", show_default=True, help="How the raw files are read.")
 @click.option(
-    "--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="How many."
+    "--seeds", type=click.IntRange(1, 100), help="How many.  [default: 3, and 1 with --quick]"
 )
 @click.option("--size", default="tiny", show_default=True, help="Of the base model.")
 @click.option("--pretrain-steps", type=click.IntRange(1), help="Of the base model.")
@@ -33,7 +33,7 @@ from .common import MOMENT, PLAIN, emit, given, json_option, note, out, shown
 @click.option("--quick", is_flag=True, help="Everything very small, to see that it runs.")
 @json_option
 def reproduce(
-    *, source: str, folder: Path | None, preset: str, seeds: int, size: str,
+    *, source: str, folder: Path | None, preset: str, seeds: int | None, size: str,
     pretrain_steps: int | None, sft_steps: int | None, grpo_steps: int | None, cases: int | None,
     users: int | None, group: int | None, test_from: datetime | None, min_history: int | None,
     quick: bool, as_json: bool,
@@ -47,7 +47,7 @@ def reproduce(
     from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
 
     config = ReproduceConfig(
-        preset=preset, seeds=tuple(range(seeds)), size=size, quick=quick,
+        preset=preset, seeds=tuple(range(seeds or (1 if quick else 3))), size=size, quick=quick,
         **given(pretrain_steps=pretrain_steps, sft_steps=sft_steps, grpo_steps=grpo_steps,
                 cases=cases, users=users, group=group, min_history=min_history,
                 test_from=test_from.isoformat() if test_from else None),
