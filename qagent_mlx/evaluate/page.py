@@ -13,7 +13,7 @@ from ..inventory.index import Catalog
 from ..shop import Shop
 from ..train.runs import Run, run_names
 from .metrics import METRICS
-from .report import MAIN
+from .report import COMPARED, MAIN, SURE, compared_pairs
 
 Report = dict[str, Any]
 SHOWN = 4  # example chains of each kind
@@ -222,25 +222,22 @@ def _metrics_table(report: Report, own: set[str]) -> str:
 
 
 def _comparisons(report: Report) -> str:
-    head = "".join(
-        f"<th{k}>{t}</th>"
-        for t, k in (("a", ""), ("b", ' class="text"'), ("metric", ' class="text"'),
-                     ("difference, points", ""), ("95 %", ""), ("p", ""), ("p, Holm", ""))
-    )  # fmt: skip
+    head = "".join(f"<th>{name}</th>" for name in ("a", "b", *COMPARED))
     rows = []
-    for row in report["comparisons"]:
-        sure = row["p_holm"] < 0.05
-        kind = ("hit" if row["diff"] > 0 else "miss") if sure else ""
-        rows.append(
-            f"<tr><td>{escape(row['a'])}</td><td class=text>{escape(row['b'])}</td>"
-            f"<td class=text>{escape(row['metric'])}</td>"
-            f'<td class="{kind}">{100 * row["diff"]:+.1f}</td>'
-            f"<td>{100 * row['lo']:+.1f} to {100 * row['hi']:+.1f}</td>"
-            f"<td>{row['p']:.4f}</td><td>{row['p_holm']:.4f}</td></tr>"
-        )
+    for a, b, found in compared_pairs(report):
+        cells = ""
+        for row in found:
+            kind = ("hit" if row["diff"] > 0 else "miss") if row["p_holm"] < SURE else ""
+            cells += (
+                f'<td title="p {row["p"]:.4f}, corrected {row["p_holm"]:.4f}">'
+                f'<span class="{kind}">{100 * row["diff"]:+.1f}</span> <span class="soft">'
+                f"[{100 * row['lo']:+.1f}, {100 * row['hi']:+.1f}]</span></td>"
+            )
+        rows.append(f"<tr><td>{escape(a)}</td><td class=text>{escape(b)}</td>{cells}</tr>")
     return (
-        '<p class="soft">Paired by case; sign-flip p, corrected for all comparisons here '
-        "(Holm). Coloured where that stays below .05.</p>"
+        '<p class="soft">a - b, paired by case, in points with 95 % intervals. Coloured where the '
+        f"sign-flip p, corrected for all comparisons here (Holm), stays below {SURE}; point at a "
+        "number to read both.</p>"
         f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
     )
 

@@ -21,6 +21,7 @@ from .slices import CUTS, groups
 
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
 COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5")
+SURE = 0.05
 Report = dict[str, Any]
 
 
@@ -260,11 +261,11 @@ def markdown(report: Report) -> str:
     if report["comparisons"]:
         parts += [
             "a - b on the same cases, in percentage points with the 95 % bootstrap interval; "
-            "p by sign flips, and corrected for the number of comparisons (Holm).",
+            f"* where p by sign flips, corrected for all comparisons here (Holm), is below {SURE}.",
             _markdown(
-                ("a", "b", "metric", "diff", "p", "p Holm"),
-                map(_comparison_cells, report["comparisons"]),
-                right_from=3,
+                ("a", "b", *COMPARED),
+                ([a, b, *map(_difference, rows)] for a, b, rows in compared_pairs(report)),
+                right_from=2,
             ),
         ]
     return "\n\n".join(parts) + "\n"
@@ -301,6 +302,19 @@ def _comparison_cells(row: Report) -> list[str]:
         row["a"], row["b"], row["metric"], f"{diff:+.1f} [{lo:+.1f}, {hi:+.1f}]",
         _p(row["p"]), _p(row["p_holm"]),
     ]  # fmt: skip
+
+
+def compared_pairs(report: Report) -> list[tuple[str, str, list[Report]]]:
+    """The comparisons by pair: a, b, and a row for each of `COMPARED`."""
+    made: dict[tuple[str, str], list[Report]] = {}
+    for row in report["comparisons"]:
+        made.setdefault((row["a"], row["b"]), []).append(row)
+    return [(a, b, rows) for (a, b), rows in made.items()]
+
+
+def _difference(row: Report) -> str:
+    diff, lo, hi = (100 * row[name] for name in ("diff", "lo", "hi"))
+    return f"{diff:+.1f} [{lo:+.1f}, {hi:+.1f}]" + (" *" if row["p_holm"] < SURE else "")
 
 
 def _p(value: float) -> str:

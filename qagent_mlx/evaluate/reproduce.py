@@ -274,8 +274,10 @@ class Reproduction:
             }  # fmt: skip
         chains = {s.name: s.kept for s in systems if getattr(s, "name", "") == f"grpo-{first}"
                   and hasattr(s, "kept")}  # fmt: skip
-        systems = [*more, *systems]
         mine = f"grpo-{first}"
+        # Seed by seed, each SFT before its GRPO; then arms, ablations and baselines.
+        order = {name: place for place, name in enumerate(policies)}
+        systems = sorted([*more, *systems], key=lambda s: order.get(s.name, len(order)))
         limit = self.config.cases or (12 if quick else None)
         report = evaluate(
             environment, systems, "test", 5, limit, seed=first,
