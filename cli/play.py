@@ -72,11 +72,12 @@ def play(session: Session) -> None:
 
 
 def _read(session: Session) -> str:
+    from qagent_mlx.text import harmless
+
     where = f" @ {session.moment:%Y-%m-%d %H:%M}" if session.moment else ""
-    prompt = f"{session.user}{where}> "
-    line = input(prompt)
+    line = input(harmless(f"{session.user}{where}> "))
     if not sys.stdin.isatty():
-        print(line)  # a transcript of piped commands reads like a session
+        print(harmless(line))  # a transcript of piped commands reads like a session
     return line
 
 

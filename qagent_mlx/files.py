@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
+import re
 import secrets
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}-(.+)", re.DOTALL)
 
 
 @contextmanager
@@ -36,13 +42,18 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     A kill between two renames leaves some old files and some new ones; what is missing lies
     beside them under the same token (`unfinished`), so that a reader can end the work. For that
-    the last file should say what the others hold.
+    the last file should say what the others hold. What earlier works on the same files left when
+    they were killed goes as soon as the new files are there.
     """
     token = secrets.token_hex(6)
     temporaries: list[Path] = []
+    folders = list(dict.fromkeys(path.parent for path in paths))
+    busy = ExitStack()
     try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            busy.enter_context(_in_use(folder))
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # The suffix stays: some writers (MLX's safetensors) insist on theirs.
             temporaries.append(path.with_name(f".{token}-{path.name}"))
             temporaries[-1].touch(0o644, exist_ok=False)
@@ -56,7 +67,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             except FileNotFoundError:
                 if not path.exists():  # else a reader came in between and ended it
                     raise
-        for folder in {path.parent for path in paths}:
+        for folder in folders:
             sync_folder(folder)
     except OSError as error:
         place = paths[0] if len(paths) == 1 else paths[0].parent
@@ -67,6 +78,75 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+        busy.close()
+    for folder in folders:
+        clear_left(folder, {path.name for path in paths if path.parent == folder})
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside ``folder`` that takes its place when the block ends well.
+
+    Raises:
+        OSError: it cannot be written; ``folder`` is as before.
+    """
+    parent, start = folder.parent, f".{folder.name}.writing-"
+    parent.mkdir(parents=True, exist_ok=True)
+    with _in_use(parent, alone=True) as mine:
+        for left in parent.glob(f"{glob.escape(start)}????????") if mine else ():
+            shutil.rmtree(left, ignore_errors=True)  # of a writer that was killed
+    with _in_use(parent):
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=start))
+        try:
+            made.chmod(0o755)
+            yield made
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.replace(folder)
+            sync_folder(parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _in_use(folder: Path, *, alone: bool = False) -> Iterator[bool]:
+    """Inside the block nobody clears the folder; the system ends it with the process.
+
+    Where the file system knows no locks nobody ever clears it.
+
+    Args:
+        folder: Files are being made in it.
+        alone: Not if anybody else makes files in it; then the block gets False.
+    """
+    with ExitStack() as stack:
+        mine = False
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            mine = True
+        yield mine
+
+
+def clear_left(folder: Path, names: Collection[str] | None = None) -> None:
+    """Remove the temporary files that killed writers left in a folder.
+
+    Nothing is removed while somebody writes there.
+
+    Args:
+        folder: Where files were replaced.
+        names: Only those of files of these names; by default all.
+    """
+    with contextlib.suppress(OSError):
+        left = [
+            path for path in folder.iterdir()
+            if (found := _TEMPORARY.fullmatch(path.name)) and (names is None or found[1] in names)
+        ]  # fmt: skip
+        if not left:
+            return
+        with _in_use(folder, alone=True) as mine:
+            for path in left if mine else ():
+                path.unlink(missing_ok=True)
 
 
 def unfinished(last: Path) -> Iterator[list[Path]]:

@@ -76,6 +76,7 @@ def inspect_memory(
     as_of: datetime | None = None,
     count: CountTokens | None = None,
     summarizer: str | None = None,
+    memory: Memory | None = None,
 ) -> dict[str, Any]:
     """A user's profile and interest graph at a moment.
 
@@ -85,6 +86,7 @@ def inspect_memory(
         as_of: Nothing at or after it is seen; by default the moment after the log.
         count: Counts tokens; `token_counter` by default.
         summarizer: A model folder or policy that writes the identity line; off by default.
+        memory: One that is open, in place of a new one with ``count`` and ``summarizer``.
 
     Returns:
         user, as_of, events (before the moment), tokens, raw_tokens (of the log itself),
@@ -93,10 +95,11 @@ def inspect_memory(
     from .agent.recommend import after_log
 
     moment = Moment(user, as_of or after_log(shop))
-    memory = Memory(
-        shop.connection, shop.config.memory, count or token_counter(shop), Worth.of_shop(shop),
-        open_summarizer(shop, summarizer) if summarizer else None,
-    )  # fmt: skip
+    if memory is None:
+        memory = Memory(
+            shop.connection, shop.config.memory, count or token_counter(shop),
+            Worth.of_shop(shop), open_summarizer(shop, summarizer) if summarizer else None,
+        )  # fmt: skip
     profile = memory.profiles([moment])[0]
     sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
     for line in profile.lines:

@@ -8,6 +8,7 @@ person's cases cannot unlearn them: it is named instead, so that it can be train
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import duckdb
 
 from .duck import literal, open_duckdb
 from .errors import QAgentError
-from .files import read_json, replacing, sync_folder
+from .files import clear_left, read_json, replacing, sync_folder
 from .inspection import SUMMARIES, inspect_memory
 from .memory import store
 from .memory import tables as memory_tables
@@ -84,6 +85,7 @@ def forget(shop: Shop, user: str) -> dict[str, Any]:
         QAgentError: nothing is held of this user, a run is being trained, or a file cannot
             be written.
     """
+    _clear(shop)
     held = _held(shop, user)
     policies = policies_that_saw(shop, user)
     if not any(held.values()):
@@ -103,6 +105,16 @@ def forget(shop: Shop, user: str) -> dict[str, Any]:
             _drop_stored(connection)
     _rewrite(shop)
     return {"user": user, **held, "policies": policies}
+
+
+def _clear(shop: Shop) -> None:
+    """Remove what killed processes left behind, which may tell of anybody."""
+    runs = run_names(shop)
+    for name in shop.names("runs"):
+        with training(shop, name):  # clears the folder
+            if name not in runs:  # its start was killed
+                shutil.rmtree(shop.folder("runs", name))
+    clear_left(shop.path / SUMMARIES)
 
 
 def _held(shop: Shop, user: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from typing import Any
 
 # Dispatches by processor at run time; cmeel's x86 build runs on AVX-512 machines only.
 BLAS_PACKAGE = "ngsolve-openblas" if platform.machine() == "x86_64" else "cmeel-openblas"
+_M_ARENA_MAX = -8  # of malloc.h
+ARENAS = 4  # of glibc's malloc, at most; it would take eight a core
 THREAD_ENVS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # what OpenBLAS asks, in this order
 BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_sgemm
 
@@ -54,6 +56,7 @@ def prepare() -> BlasState:
     if _prepared:
         return _blas
     _prepared = True
+    _bound_arenas()
     if sys.platform == "darwin":
         _blas.name = "Accelerate"
         return _blas
@@ -87,6 +90,23 @@ def prepare() -> BlasState:
     _blas.name = "OpenBLAS" if "openblas" in path.name else path.name
     _blas.path = str(path)
     return _blas
+
+
+def _bound_arenas() -> None:
+    """Let threads share a few heaps of glibc's malloc.
+
+    A thread gets a heap of its own while there are less than eight a core, and each keeps what
+    its largest work took: a process that starts threads now and then (DuckDB's with each
+    database that is opened, MLX's with each thread that computes) grows until all are that
+    large. Where the environment names a number, that stands.
+    """
+    if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:
+        return
+    if "malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, min(ARENAS, max(2, os.cpu_count() or 1)))
 
 
 def blas_state() -> BlasState:

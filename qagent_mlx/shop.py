@@ -25,7 +25,7 @@ import duckdb
 
 from .duck import open_duckdb
 from .errors import QAgentError
-from .files import read_json, write_json
+from .files import clear_left, read_json, write_json
 from .text import clean
 
 SHOP_VERSION = 1
@@ -268,6 +268,8 @@ class Shop:
                 connection.close()
                 raise
             self._connection = connection
+            if not self.read_only:
+                clear_left(self.path)  # a rewritten database that was not ended is as large again
         return self._connection
 
     @contextmanager

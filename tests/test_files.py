@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.files import read_json, replacing, write_json, write_with
+from qagent_mlx.files import (
+    clear_left,
+    read_json,
+    replacing,
+    replacing_folder,
+    replacing_together,
+    write_json,
+    write_with,
+)
 
 
 @given(old=st.binary(max_size=50), new=st.binary(max_size=50), at=st.integers(0, 50))
@@ -63,6 +71,66 @@ def test_there_is_a_whole_file_up_to_the_last_moment(tmp_path, monkeypatch):
         write_json(path, {"new": 2})
     assert read_json(path, "it") == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from qagent_mlx.files import *
+with {block}:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(block: str) -> None:
+    """A process that is killed inside of a block."""
+    found = subprocess.run([sys.executable, "-c", KILLED.format(block=block)], check=False)
+    assert found.returncode == -9
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp_path):
+    paths = [tmp_path / "weights.bin", tmp_path / "x.json"]
+    killed(f"replacing_together([Path(p) for p in {[str(p) for p in paths]}])")
+    killed(f"replacing(Path({str(tmp_path / 'other.json')!r}))")
+    (tmp_path / ".0123456789ab-mine.txt").write_text("a file of somebody else's")
+    assert len(list(tmp_path.iterdir())) == 4
+    with replacing_together(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names[0] == ".0123456789ab-mine.txt"
+    assert [name.partition("-")[2] or name for name in names[1:]] == [
+        "other.json", "weights.bin", "x.json",
+    ]  # fmt: skip
+
+
+def test_nothing_is_cleared_while_somebody_writes_in_the_folder(tmp_path):
+    path = tmp_path / "x.json"
+    killed(f"replacing(Path({str(path)!r}))")
+    with replacing(path) as first:
+        first.unlink()  # as writers do that make their files themselves
+        first.write_text("1")
+        with replacing(path) as second:
+            second.write_text("2")
+        clear_left(tmp_path)
+        assert first.read_text() == "1"
+        assert len(list(tmp_path.iterdir())) == 3
+    assert path.read_text() == "1"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_its_place_whole_and_clears_what_killed_ones_left(tmp_path):
+    target = tmp_path / "model [1]"
+    killed(f"replacing_folder(Path({str(target)!r}))")
+    (tmp_path / f".{target.name}.settings").mkdir()  # somebody else's
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ZeroDivisionError), replacing_folder(target):
+        raise ZeroDivisionError
+    for text in ("one", "two"):
+        with replacing_folder(target) as made:
+            (made / "file").write_text(text)
+        assert (target / "file").read_text() == text
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".model [1].settings", "model [1]"]
 
 
 def test_json_comes_back_in_any_script(tmp_path):

@@ -8,7 +8,7 @@ from qagent_mlx.agent.recommend import after_log
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.files import write_json
 from qagent_mlx.ingest import append_events
-from qagent_mlx.inspection import inspect_memory
+from qagent_mlx.inspection import SUMMARIES, inspect_memory
 from qagent_mlx.memory import store, tables
 from qagent_mlx.privacy import export, forget
 from qagent_mlx.shop import Shop
@@ -73,6 +73,21 @@ def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
     assert (report["cases"], report["rollouts"]) == ({"saw": 2}, {"saw": 1})
     shop.close()
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
+
+
+def test_what_killed_processes_left_of_the_user_is_forgotten_too(shop):
+    path = shop.path
+    (path / "runs" / "saw" / ".0123456789ab-rollouts.jsonl").write_text(WHO)
+    (path / "runs" / "never-began").mkdir()
+    (path / "runs" / "never-began" / "cases.parquet").write_text(WHO)
+    (path / SUMMARIES).mkdir(parents=True, exist_ok=True)
+    (path / SUMMARIES / ".0123456789ab-0.json").write_text(WHO)
+    shop.close()
+    (path / ".0123456789ab-shop.duckdb").write_text(WHO)
+    with Shop.open(path, read_only=False) as again:
+        forget(again, WHO)
+    assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
+    assert not list(path.rglob(".0123*"))
 
 
 def test_the_shop_is_as_if_the_user_had_never_come(shop):

@@ -139,3 +139,38 @@ def test_importing_the_package_loads_no_model_library():
 def test_memory_is_what_this_process_may_use():
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < runtime.total_memory() <= physical
+
+
+HEAPS = """
+import ctypes, re, sys, tempfile, threading
+import qagent_mlx
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+meet = threading.Barrier(24)
+def work():
+    libc.malloc(1000)
+    meet.wait()
+threads = [threading.Thread(target=work) for _ in range(24)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+with tempfile.NamedTemporaryFile("r") as file:
+    libc.fopen.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(len(re.findall("<heap nr=", file.read())))
+"""
+
+
+@linux
+def test_threads_share_a_few_heaps_unless_the_user_says_how_many():
+    def heaps(**more):
+        found = subprocess.run(
+            [sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True,
+            env={**{k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}, **more},
+        )  # fmt: skip
+        return int(found.stdout)
+
+    assert heaps() <= runtime.ARENAS
+    assert heaps(MALLOC_ARENA_MAX="1") == 1
+    assert heaps(MALLOC_ARENA_MAX="64") > runtime.ARENAS

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..text import query_key
 from ..types import Profile
 from .protocol import product_line, profile_text
 
+PICKS = 4096  # queries at a moment whose picks are remembered
 ENOUGH_PICKS = 2.0  # engagements, of what weight a recent click has, before shares mean anything
 _MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
 
@@ -72,6 +74,9 @@ class SearchProducts:
         self._keep = keep
         self._rows = search.catalog.rows_of()
         self._bands = price_bands(search.catalog)
+        # Users of a batch ask the same queries at the same moment.
+        self._picked = lru_cache(PICKS)(self._picks)
+        self._titles: dict[int, str] = {}
 
     def run(self, requests: Sequence[Request]) -> list[Found]:
         """One answer a request, in order."""
@@ -88,7 +93,7 @@ class SearchProducts:
                 strict=True,
             )
         )
-        picked = {(query, moment): self._picks(query, moment) for query, moment in unique}
+        picked = {(query, moment): self._picked(query, moment) for query, moment in unique}
         made = []
         for request in requests:
             products = tuple(h.product_id for h in hits[request.query, request.as_of])
@@ -133,7 +138,10 @@ class SearchProducts:
             marks.append("chosen" if share >= 0.5 else "often")
         if not in_stock:
             marks.append("out")
-        return product_line(number, short_title(catalog.titles[row], self._config), marks)
+        title = self._titles.get(row)
+        if title is None:
+            title = self._titles[row] = short_title(catalog.titles[row], self._config)
+        return product_line(number, title, marks)
 
 
 def short_title(title: str, config: AgentConfig) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,11 @@ from .index import InventoryIndex, ensure, load
 from .rerank import Reranker
 from .store import read_manifest
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 CACHED_QUERIES = 20_000
+CACHED_ANSWERS = 4096  # queries at a moment: those of a batch ask much the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Explanation:
     borrowed: tuple[str, ...]  # similar queries whose clicks stood in
 
 
+_Asked = tuple[str, datetime | None, int]  # query, moment, depth
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -130,6 +135,7 @@ class HybridSearch:
         self.config = config
         self.reranker = reranker
         self._static: OrderedDict[str, Sides] = OrderedDict()
+        self._answers: OrderedDict[_Asked, list[Hit]] = OrderedDict()
         self._lock = threading.Lock()
 
     def search(
@@ -150,12 +156,18 @@ class HybridSearch:
         """
         moments = list(as_of) if as_of is not None else [None] * len(queries)
         masks = self._masks(filters, moments)
-        sides = self._sides(queries, masks)
         depth = max(k, self.config.rerank_depth) if self.reranker is not None else k
-        made = []
-        for query, side, moment, mask in zip(queries, sides, moments, masks, strict=True):
-            found = self._best(side, self.clicked(query, side, moment), mask, depth)
-            made.append([Hit(self.catalog.ids[row], score) for row, score in found])
+        asked = [(query, moment, depth) for query, moment in zip(queries, moments, strict=True)]
+        free = all(mask is None for mask in masks)
+        known = self._remembered(self._answers, asked) if free else {}
+        fresh = [i for i, key in enumerate(asked) if key not in known]
+        sides = self._sides([queries[i] for i in fresh], [masks[i] for i in fresh])
+        made: list[list[Hit]] = [known.get(key, []) for key in asked]
+        for i, side in zip(fresh, sides, strict=True):
+            found = self._best(side, self.clicked(queries[i], side, moments[i]), masks[i], depth)
+            made[i] = [Hit(self.catalog.ids[row], score) for row, score in found]
+        if free:
+            self._remember(self._answers, {asked[i]: made[i] for i in fresh}, CACHED_ANSWERS)
         if self.reranker is not None:
             made = self._rerank(queries, made)
         return [hits[:k] for hits in made]
@@ -252,35 +264,40 @@ class HybridSearch:
         made: dict[tuple[str, int], Sides] = {}
         groups: dict[int, list[str]] = {}
         of_group = {id(mask): mask for mask in masks}
+        plain = [q for q, mask in zip(queries, masks, strict=True) if mask is None]
+        remembered = self._remembered(self._static, plain)
         for query, mask in zip(queries, masks, strict=True):
             key = (query, id(mask))
             if key in made:
                 continue
-            known = self._remembered(query) if mask is None else None
+            known = remembered.get(query) if mask is None else None
             if known is not None:
                 made[key] = known
             elif query not in groups.setdefault(id(mask), []):
                 groups[id(mask)].append(query)
         for group, fresh in groups.items():
             mask = of_group[group]
-            for query, found in zip(fresh, self._rank(fresh, mask), strict=True):
-                made[query, group] = found
-                if mask is None:
-                    self._remember(query, found)
+            ranked = dict(zip(fresh, self._rank(fresh, mask), strict=True))
+            made |= {(query, group): found for query, found in ranked.items()}
+            if mask is None:
+                self._remember(self._static, ranked, CACHED_QUERIES)
         return [made[query, id(mask)] for query, mask in zip(queries, masks, strict=True)]
 
-    def _remembered(self, query: str) -> Sides | None:
+    def _remembered(self, kept: OrderedDict[K, V], keys: Sequence[K]) -> dict[K, V]:
+        """What is known of some keys, in any thread."""
+        found: dict[K, V] = {}
         with self._lock:
-            found = self._static.get(query)
-            if found is not None:
-                self._static.move_to_end(query)
-            return found
+            for key in keys:
+                if key in kept:
+                    kept.move_to_end(key)
+                    found[key] = kept[key]
+        return found
 
-    def _remember(self, query: str, found: Sides) -> None:
+    def _remember(self, kept: OrderedDict[K, V], found: Mapping[K, V], most: int) -> None:
         with self._lock:
-            self._static[query] = found
-            while len(self._static) > CACHED_QUERIES:
-                self._static.popitem(last=False)
+            kept.update(found)
+            while len(kept) > most:
+                kept.popitem(last=False)
 
     def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[Sides]:
         vectors = self.index.encoder.encode(queries, queries=True)

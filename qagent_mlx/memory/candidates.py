@@ -141,20 +141,23 @@ def candidates(
         (row[0], vocabulary.bags[vocabulary.number[row[0]]])
         for row in state.own[:ECHOED] if row[0] in vocabulary.number
     ]  # fmt: skip
+    spoken = frozenset().union(*(bag for _, bag in said))  # their words: most share none of them
     keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
     text: list[tuple[str | None, ...]] = []
     numbers: list[tuple[Any, ...]] = []
     nothing: tuple[Any, ...] = (None,) * 5
     for key in keys:
         back, query, times, best, last, age = own.get(key, (None, *nothing))
-        known = vocabulary.wordings[vocabulary.number[key]]
+        at = vocabulary.number[key]
+        known, bag = vocabulary.wordings[at], vocabulary.bags[at]
         fact = day.facts.get(key, NOTHING)
         next_score, next_place, source, timing = near.get(key, nothing[:4])
         share, longer, short, place, recent = trends.get(key, nothing)
         had_age = had.get(fact.leaf)
         again, gap = day.cycles.get(fact.leaf, (None, None)) if fact.leaf else (None, None)
-        bag = vocabulary.bags[vocabulary.number[key]]
-        echo = [_likeness(bag, other) if key != mine else 0.0 for mine, other in said] or [0.0]
+        echo = [0.0]
+        if not spoken.isdisjoint(bag):
+            echo = [_likeness(bag, other) if key != mine else 0.0 for mine, other in said]
         leaf_last, leaf_age, leaf_times = touched.get(fact.leaf or "", nothing[:3])
         main_bought, main_age = knows.get(fact.main or "", (None, None))
         text.append((key, query or known.query, source, fact.leaf, known.kind))

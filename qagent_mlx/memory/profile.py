@@ -9,9 +9,10 @@ habits. Lines about the user come first, then the lines with a query, the likeli
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import duckdb
@@ -23,16 +24,19 @@ from ..text import clean
 from ..types import Line, Profile
 from .knowledge import Knowledge
 from .raw import RAW, raw_lines
-from .reader import Moment, Reader, Rows
+from .reader import Moment, Reader, Rows, joined
 from .shared import without_private
 from .state import State
 from .summarizer import Summarizer
 from .worth import OUTCOMES, Worth, age_word, features
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
+TOGETHER = 64  # moments whose candidates are weighed together
+COUNTED = 100_000  # lines whose tokens are remembered
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
+@lru_cache(maxsize=1 << 16)
 def safe(text: str) -> str:
     """Text from data that can never form a tag of the protocol."""
     return clean(text).replace("<", "‹").replace(">", "›")
@@ -97,8 +101,8 @@ class Memory:
         if self.config.least_users > 1:
             without_private(self.connection, moments, rows, self.config.least_users)
         made = []
-        for moment, mine in zip(moments, rows, strict=True):
-            chances = self.worth.at(moment.as_of).chances(features(mine.candidates))
+        for moment, mine, table in zip(moments, rows, tables_of(rows), strict=True):
+            chances = self.worth.at(moment.as_of).chances(table)
             lines = [
                 *_graph_lines(mine.state.nodes),
                 *_identity_lines(mine.state),
@@ -124,6 +128,8 @@ class Memory:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text; remembered, as lines come back often."""
+        if len(self._counted) > COUNTED:
+            self._counted.clear()
         fresh = [t for t in dict.fromkeys(texts) if t not in self._counted]
         if fresh:
             self._counted.update(zip(fresh, self._count(fresh), strict=True))
@@ -188,6 +194,19 @@ class Memory:
             raw_tokens=0,
             context=context,
         )
+
+
+def tables_of(rows: Sequence[Rows]) -> Iterator[np.ndarray]:
+    """`features` of the candidates of some moments, computed in one go."""
+    for start in range(0, len(rows), TOGETHER):
+        some = rows[start : start + TOGETHER]
+        whole = features(joined(some))
+        at = 0
+        for mine in some:
+            # Of its own: a sum over columns must not depend on what lies beside it.
+            size = len(mine.candidates["back"])
+            yield whole[at : at + size].copy()
+            at += size
 
 
 def check_sections(sections: Iterable[str]) -> set[str]:

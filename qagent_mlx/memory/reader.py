@@ -162,7 +162,7 @@ class Reader:
         sources: dict[datetime, set[str]] = defaultdict(set)
         for start, state in zip(days, states, strict=True):
             sources[start].update(row[0] for row in state.sources)
-            known.vocabulary.learn(row[0] for row in state.own)
+        known.vocabulary.learn(row[0] for state in states for row in state.own)
         known.followers(sources)
         day_of = {start: known.day(start) for start in sources}
         near = [

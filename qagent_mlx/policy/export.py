@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
-from ..files import read_json, sync_folder, write_json, write_with
+from ..files import read_json, replacing_folder, write_json, write_with
 from .model import Policy, load_policy, merge_adapters
 from .registry import base_folder, licence_of
 
@@ -55,34 +54,26 @@ def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -
         config |= _quantize(policy)
     else:
         policy.model.set_dtype(getattr(mx, wanted))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    weights = dict(tree_flatten(policy.model.parameters()))
     try:
-        made.chmod(0o755)
-        weights = dict(tree_flatten(policy.model.parameters()))
-        write_with(
-            made / "model.safetensors",
-            lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
-        )
-        write_json(made / "config.json", config)
-        for name in _TOKENIZER_FILES:
-            if (base / name).exists():
-                shutil.copyfile(base / name, made / name)
-        policy.info.base, policy.info.base_fingerprint, policy.info.dtype = "", "", ""
-        policy.info.weights = ""
-        write_json(made / "policy.json", asdict(policy.info))
-        (made / "README.md").write_text(model_card(policy, base, wanted), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        made.replace(target)
-        sync_folder(target.parent)
+        with replacing_folder(target) as made:
+            write_with(
+                made / "model.safetensors",
+                lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
+            )
+            write_json(made / "config.json", config)
+            for name in _TOKENIZER_FILES:
+                if (base / name).exists():
+                    shutil.copyfile(base / name, made / name)
+            policy.info.base, policy.info.base_fingerprint, policy.info.dtype = "", "", ""
+            policy.info.weights = ""
+            write_json(made / "policy.json", asdict(policy.info))
+            (made / "README.md").write_text(model_card(policy, base, wanted), encoding="utf-8")
     except OSError as error:
         raise QAgentError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose a "
             "folder you may write to"
         ) from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return {
         "folder": str(target),
         "parameters": policy.parameters,

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json, sync_folder, write_json
+from ..files import read_json, replacing_folder, write_json
 from .catalog import CATALOG, Entry, Wheel, read_header
 
 # (what is being done, bytes done, bytes in all or 0 when unknown)
@@ -251,17 +250,8 @@ def _convert(path: Path, folder: Path, progress: Progress, origin: dict[str, Any
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` that takes its place when the block ends well."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            made.chmod(0o755)
+        with replacing_folder(folder) as made:
             yield made
-            if folder.exists():
-                shutil.rmtree(folder)
-            made.replace(folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
     except OSError as error:
         raise QAgentError(
             f"cannot write {folder}: {error.strerror or error}; free some space, or set "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from ..errors import QAgentError
 from ..files import json_text, read_json
 
 PAD, EOS = "<pad>", "<eos>"
+WORDS = 1 << 16  # words whose ids a codec remembers
+_TAG = re.compile(r"( *(?:\n|<[^<>\n]*>)[ \n]*)")  # what may be a tag, and blanks it swallows
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -36,10 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Tags and line breaks swallow the spaces around them, so that a word is the same token
     wherever it stands.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _bare()
     special = [
         AddedToken(name, special=True, normalized=False, lstrip=True, rstrip=True)
         for name in (PAD, EOS, "\n", *OBSERVATION_TAGS, *ACTION_TAGS, *REFERENCES, *SLOTS)
@@ -52,6 +53,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _bare() -> Tokenizer:
+    """How text is cut into words, with nothing learned yet."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -84,6 +94,8 @@ class ShopCodec:
                 "protocol: run qagent pretrain again"
             )
         ids = {name: number for name, number in found.items() if number is not None}
+        self._tags = _swallowing(tokenizer)
+        self._words: dict[str, list[int]] = {}
         self._eos = frozenset({ids.pop(EOS)})
         self.single_stops: frozenset[int] | None = frozenset(ids.values())
 
@@ -99,12 +111,47 @@ class ShopCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._by_words(text) or self._encode(text)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [len(e.ids) for e in encoded]
+        return [len(self.encode(text)) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _by_words(self, text: str) -> list[int]:
+        """The same for the plainest texts, from words that came before; else nothing.
+
+        A word is the same tokens wherever it stands, and shops say much the same all day: this
+        takes a tenth of the tokenizer's time.
+        """
+        made: list[int] = []
+        if self._tags is None or not text.isascii():
+            return made
+        for number, part in enumerate(_TAG.split(text)):
+            if number % 2:
+                tag = self._tags.get(part.strip(" \n") or "\n")
+                if tag is None:
+                    return []
+                made.append(tag)
+            elif part:
+                for word in part.split(" "):
+                    ids = self._words.get(word) or self._word(word)
+                    if not ids:
+                        return []
+                    made += ids
+        return made
+
+    def _word(self, word: str) -> list[int]:
+        """The ids of a plain word; nothing for what has blanks or signs of tags in it."""
+        if not word.isprintable() or "<" in word or ">" in word or not word:
+            return []
+        if len(self._words) >= WORDS:
+            self._words.clear()
+        self._words[word] = ids = self._encode(word)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, tags included."""
@@ -121,6 +168,22 @@ class ShopCodec:
     def prompt(self) -> list[int]:
         """What every chain starts with; a policy made for the protocol needs no words."""
         return self.encode(TASK)
+
+
+def _swallowing(tokenizer: Tokenizer) -> dict[str, int] | None:
+    """Ids of the tags of a tokenizer made by `train_tokenizer`; None for one of another kind."""
+    stored = json.loads(tokenizer.to_str())
+    ours = json.loads(_bare().to_str())
+    if any(stored[part] != ours[part] for part in ("normalizer", "pre_tokenizer")):
+        return None
+    added = stored["added_tokens"]
+    if stored["post_processor"] or stored["truncation"] or stored["padding"]:
+        return None
+    if not all(t["lstrip"] and t["rstrip"] and not t["normalized"] for t in added):
+        return None
+    if any(not _TAG.fullmatch(t["content"]) and t["content"] for t in added):
+        return None
+    return {t["content"]: t["id"] for t in added}
 
 
 class ChatCodec:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
@@ -139,7 +139,7 @@ async def search(service: Service, request: Request) -> Response:
         raise HTTPException(422, "q must be a query of 1 to 500 characters")
     k = _number(given, "k", 10, 1, MOST_QUERIES)
     filters = Filters(
-        in_stock=given.get("in_stock", "") in ("1", "true"),
+        in_stock=_switch(given, "in_stock"),
         min_price=_price(given, "min_price"),
         max_price=_price(given, "max_price"),
         category=given.get("category"),
@@ -164,7 +164,7 @@ async def memory(service: Service, request: Request) -> Response:
     found = await _called(
         service,
         lambda: inspect_memory(
-            worker.shop, user, as_of, worker.recommender.policy.codec.count
+            worker.shop, user, as_of, memory=worker.recommender.memory
         ),
     )
     return JSONResponse(found)
@@ -294,6 +294,14 @@ def _real(given: Any, name: str, default: float, least: float, most: float) -> f
     return number
 
 
+def _switch(given: Any, name: str) -> bool:
+    values = {"": False, "0": False, "false": False, "1": True, "true": True}
+    value = given.get(name, "").lower()
+    if value not in values:
+        raise HTTPException(422, f"{name} must be true or false")
+    return values[value]
+
+
 def _price(given: Any, name: str) -> float | None:
     return _real(given, name, 0.0, 0.0, 1e12) if name in given else None
 
@@ -311,13 +319,16 @@ def _moment(value: Any, name: str) -> datetime | None:
 # ---------------------------------------------------------------- errors
 
 
-def _error(request: Request, status: int, text: str) -> Response:
-    return JSONResponse({"error": text, "request_id": request.state.request_id}, status)
+def _error(
+    request: Request, status: int, text: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    body = {"error": text, "request_id": request.state.request_id}
+    return JSONResponse(body, status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(request, error.status_code, error.detail)
+    return _error(request, error.status_code, error.detail, error.headers)
 
 
 async def _user_error(request: Request, error: Exception) -> Response:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import locked, read_json, replacing, write_json
+from ..files import clear_left, locked, read_json, replacing, write_json
 from ..shop import Shop
 
 RUN_FORMAT = 1
@@ -200,6 +200,7 @@ def training(shop: Shop, name: str) -> Iterator[None]:
                 f"cannot write {path.parent}: {error.strerror}; "
                 "choose a shop folder you may write to"
             ) from error
+        clear_left(folder)
         yield
 
 

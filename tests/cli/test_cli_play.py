@@ -30,6 +30,11 @@ def played(own_shop, monkeypatch, capsys):
     return run
 
 
+def test_a_terminal_obeys_nothing_of_what_was_piped_in(played):
+    text = played("search \x1b[31mred\x07", "user \x9b2Jx", "quit")
+    assert not any(c in text for c in "\x1b\x07\x9b")
+
+
 def test_a_piped_session_reads_like_a_transcript_in_80_columns(played):
     text = played(
         "users usb", "recommend", "why", "click 1", "click 1", "buy 2", "memory", "new",

@@ -154,6 +154,22 @@ def test_remembered_rankings_are_bounded_and_change_nothing(shop, monkeypatch):
     assert len(search._static) == 3
 
 
+def test_what_was_found_at_one_moment_is_not_told_of_another(shop, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.inventory.search.CACHED_ANSWERS", 5)
+    search = open_search(shop)
+    moments = [None, datetime(2026, 1, 5, 10), datetime(2026, 1, 5, 10, 0, 0, 1)]
+    asked = [
+        (query, moment, k, filters)
+        for query in ("red thing", "xbox", "gears", "!") for moment in moments for k in (1, 3)
+        for filters in (None, Filters(max_price=25))
+    ]  # fmt: skip
+    for query, moment, k, filters in asked + asked[::-1] + asked:
+        fresh = open_search(shop).search([query], k, [moment], filters)
+        assert search.search([query], k, [moment], filters) == fresh
+        assert search.search([query, query], k, [moment, None], filters)[0] == fresh[0]
+    assert len(search._answers) == 5
+
+
 def test_clicks_on_products_that_are_gone_do_no_harm(own_shop):
     query, product = own_shop.connection.execute(
         "SELECT query, product_id FROM events WHERE type = 'click' LIMIT 1"

@@ -341,3 +341,12 @@ def test_rendering_numbers_lines_with_a_query_only(whole):
     assert re.findall(r"<r(\d+)>", text) == [
         str(i) for i in range(sum(line.query is not None for line in kept))
     ]
+
+
+def test_profiles_of_many_are_those_of_one_by_one(tiny_shop, moments, monkeypatch):
+    """To the bit: the scores of lines too."""
+    memory = memory_of(tiny_shop)
+    alone = [memory.profiles([moment])[0] for moment in moments]
+    for together in (1, 5, 64):
+        monkeypatch.setattr("qagent_mlx.memory.profile.TOGETHER", together)
+        assert memory.profiles(moments) == alone

@@ -1,6 +1,9 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.tokenizer import ShopCodec, load_codec, tokenizer_files
@@ -47,3 +50,36 @@ def test_code_in_a_model_folder_is_never_run(tiny_tokenizer, tmp_path, monkeypat
     except QAgentError as error:
         assert "\n" not in str(error)
     assert not (tmp_path / "ran").exists()
+
+
+PLAIN = st.lists(
+    st.sampled_from(
+        ["usb", "cable", "Acme's", "don't", "3.5mm", "a", " ", " ", " ", "  ", "\n", "<r1>", "<s2>",
+         "</profile>", "<unknown>", "<", ">", "\t", "\r", "\x1c", "ü", "e\u0301", "\u0130", "¨", "“x”", "中"]
+    ) | st.text(max_size=4)
+).map("".join)  # fmt: skip
+
+
+@given(texts=st.lists(PLAIN, max_size=6))
+def test_what_is_put_together_from_words_is_what_the_tokenizer_says(tiny_tokenizer, texts):
+    codec = ShopCodec(tiny_tokenizer)
+    for _ in range(2):  # the second time from what is remembered
+        for text in texts:
+            assert codec.encode(text) == tiny_tokenizer.encode(text, add_special_tokens=False).ids
+        assert codec.count(texts) == [len(codec.encode(text)) for text in texts]
+
+
+def test_the_lines_of_profiles_and_results_are_put_together_from_words(tiny_tokenizer, monkeypatch):
+    codec = ShopCodec(tiny_tokenizer)
+    text = "<profile>likes usb cable, $\nacme usb cable unmet now <r0>\ndesk lamp <r1></profile>"
+    expected = codec.encode(text)
+    monkeypatch.setattr(codec, "_encode", lambda text: 1 / 0)
+    assert codec.encode(text) == expected
+
+
+def test_a_tokenizer_that_cuts_text_otherwise_is_asked_itself(tiny_tokenizer):
+    other = Tokenizer.from_str(tiny_tokenizer.to_str())
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    text = "usb cable <r0>\nlamp"
+    assert ShopCodec(other).encode(text) == other.encode(text).ids
+    assert ShopCodec(other).encode(text) != ShopCodec(tiny_tokenizer).encode(text)

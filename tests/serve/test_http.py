@@ -11,6 +11,7 @@ import pytest
 
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.serve.guard import Rates
 from qagent_mlx.serve.http import create_app
@@ -374,3 +375,24 @@ def test_two_workers_answer_as_one_does_and_events_and_policies_reach_both(servi
     memory = client.get("/users/u01/memory").json()
     assert "desk lamp" in memory["text"]
     assert answers(client)[1] != first[1]
+
+
+def test_a_switch_is_true_or_false_and_a_wrong_method_is_told_the_right_one(serving):
+    client = serving()
+    for value, status in (("true", 200), ("False", 200), ("0", 200), ("maybe", 422)):
+        found = client.get("/search", params={"q": "usb", "in_stock": value})
+        assert found.status_code == status, value
+    assert "in_stock must be true or false" in found.json()["error"]
+    refused = client.get("/recommend")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+def test_the_memory_shown_is_that_of_a_memory_opened_anew(serving, own_folder):
+    client = serving()
+    event = {"user_id": "u01", "type": "search", "query": "desk lamp"}
+    assert client.post("/events", json=event).status_code == 200
+    shown = client.get("/users/u01/memory").json()
+    worker = client.app.state.service.worker
+    assert shown == worker.call(
+        lambda: inspect_memory(worker.shop, "u01", None, worker.recommender.policy.codec.count)
+    ).result(30)
