@@ -19,6 +19,7 @@ adapters switched off.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -158,8 +159,24 @@ class GrpoConfig:
         self.alarms.check()
         if self.group < 2:
             raise QAgentError("--group must be at least 2: advantages compare chains in a group")
-        if self.steps < 1 or self.cases_per_step < 1 or self.epochs < 1:
-            raise QAgentError("steps, cases per step and epochs must be at least 1")
+        for name in (
+            "steps", "cases_per_step", "epochs", "token_budget", "save_every", "keep", "measured",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise QAgentError(f"{name} must be at least 1")
+        for name in (
+            "warmup", "dynamic_sampling", "eval_every", "stop_after", "logged_groups", "seed",
+            "beta", "overlong_weight",
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) < math.inf:
+                raise QAgentError(f"{name} must be a number from 0 on")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise QAgentError(f"{name} must be above 0")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise QAgentError(f"the weight of {name} must be a number from 0 on")
+        self.lora.check()
 
 
 class Trainer:

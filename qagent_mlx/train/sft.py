@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -52,8 +53,14 @@ class SftConfig:
         for name in ("steps", "batch_size", "save_every", "keep", "measured"):
             if getattr(self, name) < 1:
                 raise QAgentError(f"{name} must be at least 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise QAgentError("learning_rate must be above 0")
+        for name in ("compare", "disguise"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise QAgentError(f"{name} is a share of the chains, from 0 to 1")
+        if self.seed < 0:
+            raise QAgentError("seed must be a number from 0 on")
+        self.lora.check()
 
 
 def train_sft(

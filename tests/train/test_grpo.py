@@ -206,7 +206,7 @@ def test_sft_then_grpo_then_recommend(shop):
     [
         ({"advantage": "nothing"}, "choose one of"),
         ({"group": 1}, "at least 2"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(shop, changes, words):
