@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -56,7 +57,7 @@ from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
-from .runs import Run, free_name, run_names, training
+from .runs import Run, free_name, origin, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
@@ -614,7 +615,8 @@ def train_grpo(
     with training(shop, run):
         record = Run.prepare(
             shop, run,
-            {"kind": "grpo", "policy": name, "base": policy, "train": asdict(config),
+            {"kind": "grpo", "policy": name, **origin(shop, policy, trained),
+             "train": asdict(config),
              "agent": asdict(trained.info.agent), "split": asdict(split or SplitConfig()),
              "catalog_version": shop.catalog_version,
              "rewards": list(components or COMPONENTS), "memory_bytes": estimate,
@@ -643,10 +645,14 @@ def resume_grpo(
     Args:
         shop: The run's shop; its database is not needed.
         run: The run's name.
-        steps: Train up to this many steps instead of what the run was started with.
+        steps: Train up to this many steps instead of what the run was started with; from then
+            on they are what it plans.
         components: Must be what the run was started with, when it used its own.
         on_step: Called after each step with its metrics.
         alarms: Other alarms than the run was started with; they change no number.
+
+    Raises:
+        QAgentError: what the run began from has changed, or it cannot be read.
     """
     record = Run.open(shop, run)
     stored = record.config
@@ -660,6 +666,7 @@ def resume_grpo(
     config: GrpoConfig = merged(GrpoConfig(), stored["train"], f"the run {run}")
     config = replace(config, steps=steps or config.steps, alarms=alarms or config.alarms)
     trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
+    record.require_base(trained)
     trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
@@ -672,7 +679,11 @@ def resume_grpo(
         state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
-        record.rewind(state["step"])
+        if config.steps < state["step"]:
+            raise QAgentError(
+                f"--steps {config.steps}: the run {run} has made {state['step']} steps already"
+            )
+        record.go_on(state["step"], asdict(config))
         trainer.world.announce(record, state["step"])
         trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(shop, record, trainer, state["step"], on_step)
@@ -712,7 +723,7 @@ def _run(
                 save({})
                 raise Stopped(
                     f"stopped by {trainer.stop.name} after step {done}, which is saved; go on "
-                    f"with: qagent train grpo --resume --run {record.name} --shop {shop.path}",
+                    f"with: qagent train grpo --resume --run {record.name} --shop {quote(str(shop.path))}",
                     trainer.stop.number,
                 ) from None
             if done == 0 and before is not None and metrics.get("grad_norm"):
