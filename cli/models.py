@@ -34,7 +34,6 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.policy.catalog import CATALOG
     from qagent_mlx.policy.registry import (
-        SAMPLE,
         describe,
         describe_named,
         policy_names,
@@ -43,7 +42,7 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
 
     found: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():
-        found.append({**describe(sample_folder()), "name": SAMPLE, "also": ["tiny"]})
+        found.append({**describe(sample_folder()), "also": ["tiny"]})
     if _asked(ctx) or (shop_path / "shop.json").exists():
         with opened(shop_path) as shop:
             found += [describe(shop.path / "policies" / name) for name in policy_names(shop)]

@@ -448,8 +448,8 @@ def _quantizable(_name: str, module: nn.Module) -> bool:
 def base_of(folder: Path, info: PolicyInfo) -> Path:
     """The folder of the model that a policy's adapter belongs to.
 
-    A shop may have come from another machine, and a package may move: then it is the shipped or
-    a pulled model with the same weights.
+    A shop may have come from another machine, a package may move and a policy may be renamed: then
+    it is the policy beside it, the shipped or a pulled model with the same weights.
 
     Raises:
         QAgentError: it is not on this machine.
@@ -459,7 +459,8 @@ def base_of(folder: Path, info: PolicyInfo) -> Path:
         base = folder.parent / base
     if base.exists():
         return base
-    for place in moved(base):
+    beside = sorted(p.parent for p in folder.parent.glob("*/policy.json") if p.parent != folder)
+    for place in (*(beside if base.parent == folder.parent else ()), *moved(base)):
         if info.base_fingerprint and fingerprint(place) == info.base_fingerprint:
             return place
     raise QAgentError(
