@@ -97,7 +97,7 @@ def run(
     if not layers:
         return model.model.norm(hidden) if norm else hidden
     rotation = Rotation(layers[0].self_attn.rope, attention.positions)
-    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
+    step = _Step(hidden.dtype, gradient)
     for index, layer in enumerate(layers, first):
         inner = layer.self_attn
         x = step.norm(layer.input_layernorm, hidden)
@@ -125,7 +125,7 @@ def run_last(
     """
     index, layer = len(model.layers) - 1, model.layers[-1]
     inner = layer.self_attn
-    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
+    step = _Step(hidden.dtype, gradient)
     x = step.norm(layer.input_layernorm, hidden)
     keys, values = step.linear(inner.k_proj, x), step.linear(inner.v_proj, x)
     rotation = Rotation(inner.rope, attention.positions)
@@ -149,11 +149,12 @@ def run_last(
 class _Step:
     """The parts of a block besides attention; `sparing` ones keep little for the gradient."""
 
-    def __init__(self, sparing: bool) -> None:
-        self.sparing = sparing
+    def __init__(self, dtype: mx.Dtype, gradient: bool) -> None:
+        numpy = device_name() == "cpu" and dtype == mx.float32
+        self.sparing = sparing = gradient and numpy
         self.linear = _sparing_linear if sparing else _linear
         self.norm = _sparing_norm if sparing else _linear
-        self._multiply = swiglu()
+        self._multiply = swiglu(numpy)
 
     def rest(self, layer: Any, hidden: mx.array, found: mx.array) -> mx.array:
         """What follows attention: its projection, the feed-forward part, and both sums."""
@@ -237,11 +238,11 @@ def _meet(
     return found
 
 
-def swiglu() -> Any:
-    """The device's ``silu(gate) * up``."""
+def swiglu(numpy: bool) -> Any:
+    """``silu(gate) * up``: numpy's, for float32 on a CPU, or MLX's."""
     from mlx_lm.models.activations import swiglu as plain
 
-    return kernels.swiglu if device_name() == "cpu" else plain
+    return kernels.swiglu if numpy else plain
 
 
 class Rotation:

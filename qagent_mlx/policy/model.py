@@ -164,6 +164,12 @@ class Policy:
         return hidden
 
     @property
+    def precise(self) -> bool:
+        """Whether nothing is computed in half precision."""
+        weights = dict(tree_flatten(self.model.parameters())).values()
+        return not any(v.dtype in (mx.bfloat16, mx.float16) for v in weights)
+
+    @property
     def first_trained(self) -> int:
         """The first block with trainable weights; all below compute the same as the reference."""
         inner = self._inner()

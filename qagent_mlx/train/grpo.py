@@ -13,8 +13,8 @@ One step of `Trainer.step`:
    (see `losses`), for one or several epochs over the same chains.
 
 Tokens that tools inserted carry no loss. Sampling is from the very distribution that is
-scored (temperature 1), so the first ratio is 1. The reference is the same model with its
-adapters switched off.
+scored (temperature 1), so the first ratio is 1 (in half precision by taking the scorer's word for
+what the chance was). The reference is the same model with its adapters switched off.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import batch_order, learning_rate
+
+
+DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
+ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ class Trainer:
         _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
         self.stop = StopSignal()
+        self.checked = False  # whether a gradient of this run was looked at
         self.world = distributed.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
@@ -374,6 +379,9 @@ class Trainer:
             ))
             for piece in pieces
         ]
+        # What a chosen token's chance was. In half precision a decoder's and a scorer's numbers
+        # differ by more than a step should change, so there the first pass over the chains says.
+        old: list[mx.array | None] = [*sampled] if self.policy.precise else [None] * len(sampled)
         lower = [lower_states(self.policy, batch) for batch in batches]
         reference: list[mx.array] = []
         if config.beta:
@@ -392,11 +400,13 @@ class Trainer:
                 if epoch == 0:
                     self.stop.check(None if self.world.size > 1 else self.world)
                 (loss, parts), grad = self._value_and_grad(
-                    batch, advantage[i], weight[i], sampled[i],
+                    batch, advantage[i], weight[i], sampled[i], old[i],
                     reference[i] if reference else None, length[i], lower[i],
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
+                if old[i] is None:
+                    old[i] = parts["logprob"]
                 if epoch == 0:
                     drift = max(drift, float(parts["drift"]))
                 for name in sums:
@@ -406,8 +416,9 @@ class Trainer:
                 gradient = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
             gradient = self.world.sum(gradient)
             drift = self.world.highest(drift)
-            if epoch == 0 and number == 0:
+            if not self.checked:
                 self._check_first(drift, gradient)
+                self.checked = True
             gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
             if not np.isfinite(float(norm)):
                 raise QAgentError(
@@ -428,6 +439,7 @@ class Trainer:
         advantage: mx.array,
         weight: mx.array,
         sampled: mx.array,
+        old: mx.array | None,
         reference: mx.array | None,
         length: mx.array,
         lower: Lower | None = None,
@@ -435,7 +447,8 @@ class Trainer:
         """((loss, parts), gradient) of one micro-batch.
 
         ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
-        share in the objective of the step (`losses.shares`).
+        share in the objective of the step (`losses.shares`). ``sampled`` are the decoder's
+        log-probabilities, ``old`` those that ratios are taken to; None takes this pass's own.
         """
         config = self.config
         low, high = config.clip
@@ -443,22 +456,24 @@ class Trainer:
 
         def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
             logprob, entropy = token_logprobs(self.policy, batch, lower)
-            ratio = ratios(config.loss, logprob, sampled, row, length)
+            now = mx.stop_gradient(logprob)
+            ratio = ratios(config.loss, logprob, now if old is None else old, row, length)
             gain, clipped = clipped_gain(ratio, advantage, low, high)
             kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
                 "kl": (weight * kl).sum(),
                 "entropy": (weight * entropy).sum(),
                 "clipped": (weight * clipped).sum(),
-                "drift": mx.abs(logprob - sampled).max(),
+                "drift": mx.abs(now - sampled).max(),
+                "logprob": now,
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts
 
         return nn.value_and_grad(self.policy.model, loss_of)(self.policy.model)
 
     def _check_first(self, drift: float, gradient: Any) -> None:
-        """No silent no-learning: what is wrong on the first step is wrong on all of them."""
-        if drift > 0.05:
+        """No silent no-learning: what is wrong with the first update is wrong with all of them."""
+        if drift > (DRIFT if self.policy.precise else ROUNDED_DRIFT):
             raise QAgentError(
                 f"the policy scores its own samples differently (log-probability off by "
                 f"{drift:.3f}); use --dtype float32, or report this with the model's name"
@@ -705,7 +720,8 @@ def _run(
     earlier = list(record.rows("metrics"))
     watch.replay(earlier)
     best.replay(earlier)
-    before = {k: mx.array(v) for k, v in policy.adapter().items()} if first == 0 else None
+    trainer.checked = any("grad_norm" in row for row in earlier)
+    before = None if trainer.checked else {k: mx.array(v) for k, v in policy.adapter().items()}
     done = first
 
     trainer.world.meet()  # from here on the first worker adds rows and checkpoints
@@ -726,8 +742,9 @@ def _run(
                     f"with: qagent train grpo --resume --run {record.name} --shop {quote(str(shop.path))}",
                     trainer.stop.number,
                 ) from None
-            if done == 0 and before is not None and metrics.get("grad_norm"):
+            if before is not None and metrics.get("grad_norm"):
                 _check_changed(before, policy)
+                before = None
             done += 1
             state: dict[str, Any] = {}
             if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
@@ -794,7 +811,7 @@ def _check_changed(before: dict[str, mx.array], policy: Policy) -> None:
     after = policy.adapter()
     if all(bool(mx.array_equal(before[name], after[name])) for name in before):
         raise QAgentError(
-            "the first step changed no weight: nothing would be learned; raise the learning rate"
+            "the first update changed no weight: nothing would be learned; raise the learning rate"
         )
 
 
