@@ -28,7 +28,6 @@ from shlex import quote
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
@@ -56,13 +55,13 @@ from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
+from .opening import Opening
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from .runs import Run, free_name, origin, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import batch_order, learning_rate
-
 
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
 ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
@@ -200,6 +199,7 @@ class Trainer:
         _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
         self.stop = StopSignal()
+        self.opening: Opening | None = None  # of the last step's chains
         self.checked = False  # whether a gradient of this run was looked at
         self.world = distributed.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
@@ -367,6 +367,10 @@ class Trainer:
         own = self.world.own([chain.group for chain in chains])
         rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
         advantages, lengths, share = advantages[own], lengths[own], share[own]
+        # What all groups begin with (a chat model's instructions) is computed once for them.
+        self.opening = opening = Opening.of(self.policy, chains, self.opening)
+        if opening:
+            chains = [opening.cut(chain) for chain in chains]
         pieces = micro_batches(chains, micro_tokens(self.policy, config.token_budget))
         batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
@@ -382,12 +386,16 @@ class Trainer:
         # What a chosen token's chance was. In half precision a decoder's and a scorer's numbers
         # differ by more than a step should change, so there the first pass over the chains says.
         old: list[mx.array | None] = [*sampled] if self.policy.precise else [None] * len(sampled)
-        lower = [lower_states(self.policy, batch) for batch in batches]
+        start = opening.below if opening else None
+        lower = [lower_states(self.policy, batch, start) for batch in batches]
         reference: list[mx.array] = []
         if config.beta:
             with self.policy.reference():
+                start = opening.reference() if opening else None
                 for batch, below in zip(batches, lower, strict=True):
-                    value, _ = token_logprobs(self.policy, batch, below, gradient=False)
+                    value, _ = token_logprobs(
+                        self.policy, batch, below, gradient=False, begin=start
+                    )
                     mx.eval(value)
                     reference.append(value)
 
@@ -396,12 +404,14 @@ class Trainer:
         norm = mx.array(0.0)
         for epoch in range(config.epochs):
             gradient: Any = None
+            kept = opening.computed() if opening else []
+            mx.eval(kept)
             for i, batch in enumerate(batches):
                 if epoch == 0:
                     self.stop.check(None if self.world.size > 1 else self.world)
                 (loss, parts), grad = self._value_and_grad(
                     batch, advantage[i], weight[i], sampled[i], old[i],
-                    reference[i] if reference else None, length[i], lower[i],
+                    reference[i] if reference else None, length[i], lower[i], kept,
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
@@ -412,6 +422,8 @@ class Trainer:
                 for name in sums:
                     part = float(loss if name == "loss" else parts[name])
                     sums[name] += part / config.epochs
+            if opening and gradient is not None:
+                gradient = tree_map(mx.add, gradient, opening.answer())
             if gradient is None:  # all of the step's groups went to other workers
                 gradient = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
             gradient = self.world.sum(gradient)
@@ -443,19 +455,23 @@ class Trainer:
         reference: mx.array | None,
         length: mx.array,
         lower: Lower | None = None,
+        kept: Sequence[tuple[mx.array, mx.array]] = (),
     ) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
         ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
         share in the objective of the step (`losses.shares`). ``sampled`` are the decoder's
         log-probabilities, ``old`` those that ratios are taken to; None takes this pass's own.
+        ``kept`` is the opening's keys and values, whose slope goes back to it.
         """
-        config = self.config
+        config, model, opening = self.config, self.policy.model, self.opening
         low, high = config.clip
         row = mx.array(batch.row)
 
-        def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
-            logprob, entropy = token_logprobs(self.policy, batch, lower)
+        def loss_of(parameters: Any, kept: Any) -> tuple[mx.array, dict[str, mx.array]]:
+            model.update(parameters)
+            begin = opening.begin(kept) if opening else None
+            logprob, entropy = token_logprobs(self.policy, batch, lower, begin=begin)
             now = mx.stop_gradient(logprob)
             ratio = ratios(config.loss, logprob, now if old is None else old, row, length)
             gain, clipped = clipped_gain(ratio, advantage, low, high)
@@ -469,7 +485,12 @@ class Trainer:
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts
 
-        return nn.value_and_grad(self.policy.model, loss_of)(self.policy.model)
+        given = model.trainable_parameters(), list(kept)
+        if not opening:
+            return mx.value_and_grad(loss_of)(*given)
+        value, (gradient, slope) = mx.value_and_grad(loss_of, (0, 1))(*given)
+        opening.ask(slope)
+        return value, gradient
 
     def _check_first(self, drift: float, gradient: Any) -> None:
         """No silent no-learning: what is wrong with the first update is wrong with all of them."""
@@ -739,7 +760,8 @@ def _run(
                 save({})
                 raise Stopped(
                     f"stopped by {trainer.stop.name} after step {done}, which is saved; go on "
-                    f"with: qagent train grpo --resume --run {record.name} --shop {quote(str(shop.path))}",
+                    f"with: qagent train grpo --resume --run {record.name} --shop "
+                    f"{quote(str(shop.path))}",
                     trainer.stop.number,
                 ) from None
             if before is not None and metrics.get("grad_norm"):

@@ -159,8 +159,8 @@ class Run:
         began = self.config.get("base_fingerprint")
         if began and began != trained.info.base_fingerprint:
             raise QAgentError(
-                f"the policy {self.config['base']} has changed since the run {self.name} began from "
-                "it, so it cannot go on exactly; put the old one back, or start a new run"
+                f"the policy {self.config['base']} has changed since the run {self.name} began "
+                "from it, so it cannot go on exactly; put the old one back, or start a new run"
             )
 
     def go_on(self, step: int, train: dict[str, Any]) -> None:

@@ -121,7 +121,8 @@ def train_sft(
         record = Run.prepare(
             shop, run,
             {"kind": "sft", "policy": name, **origin(shop, policy, trained),
-             "train": asdict(config), "agent": asdict(agent), "split": asdict(split or SplitConfig()),
+             "train": asdict(config), "agent": asdict(agent),
+             "split": asdict(split or SplitConfig()),
              "catalog_version": shop.catalog_version,
              "cases": len(environment.of_split("train"))},
         )
@@ -281,7 +282,8 @@ def _run(
             save()
             raise Stopped(
                 f"stopped by {stop.name} after step {done}, which is saved; go on with: qagent "
-                f"train sft --resume --run {record.name} --shop {quote(str(shop.path))}", stop.number,
+                f"train sft --resume --run {record.name} --shop {quote(str(shop.path))}",
+                stop.number,
             ) from None
     after = _reward(environment, policy, config)
     if not workers.first:

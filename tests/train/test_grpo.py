@@ -14,8 +14,8 @@ from qagent_mlx.shop import Shop
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
-from qagent_mlx.train.rewards import COMPONENTS
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.rewards import COMPONENTS
 from qagent_mlx.train.runs import Run
 from qagent_mlx.train.sft import SftConfig, train_sft
 
