@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -120,7 +121,7 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
         emit({"name": name, "folder": str(folder)})
         return
     out().print(shown(f"{name}: {folder}"), soft_wrap=True)
-    out().print(shown(f"next: qagent recommend USER --policy {name}"), soft_wrap=True)
+    out().print(shown(f"next: qagent recommend USER --policy {quote(name)}"), soft_wrap=True)
 
 
 @models.command()
@@ -157,11 +158,12 @@ def fuse(
     out().print(
         shown(
             f"{folder}: {report['parameters'] / 1e6:,.1f} M parameters, {report['dtype']}, "
-            f"{report['bytes'] / 1e6:,.0f} MB"
+            f"{report['bytes'] / 1e6:,.1f} MB"
         ),
         soft_wrap=True,
     )
-    out().print(shown(f"next: mlx_lm.generate --model {folder} --prompt TEXT"), soft_wrap=True)
+    then = f"next: mlx_lm.generate --model {quote(str(folder))} --prompt TEXT"
+    out().print(shown(then), soft_wrap=True)
 
 
 class PullProgress:

@@ -315,7 +315,7 @@ def grpo(
                 run=settings.run or None, components=components, on_step=each(progress, log),
                 about={"preset": settings.preset, "reward_files": reward_files(specs)},
             )  # fmt: skip
-    then = f"qagent evaluate --policy {parent} --policy {settings.name} --baselines"
+    then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
     _show(report, as_json, then)
 
 
