@@ -71,8 +71,6 @@ class PutOff(ModuleType):
 
 def put_off() -> None:
     """Register the packages of `DEFINED` that are installed and not imported yet."""
-    # Of transformers only the tokenizers are used: that it finds no PyTorch is no news.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if "mlx_lm" in sys.modules:
         return
     # As mlx_lm's __init__ does: nobody here wants to read that PyTorch is missing.
