@@ -404,14 +404,14 @@ class Trainer:
         norm = mx.array(0.0)
         for epoch in range(config.epochs):
             gradient: Any = None
-            kept = opening.computed() if opening else []
-            mx.eval(kept)
+            begun = opening.computed() if opening else []
+            mx.eval(begun)
             for i, batch in enumerate(batches):
                 if epoch == 0:
                     self.stop.check(None if self.world.size > 1 else self.world)
                 (loss, parts), grad = self._value_and_grad(
                     batch, advantage[i], weight[i], sampled[i], old[i],
-                    reference[i] if reference else None, length[i], lower[i], kept,
+                    reference[i] if reference else None, length[i], lower[i], begun,
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
@@ -455,22 +455,22 @@ class Trainer:
         reference: mx.array | None,
         length: mx.array,
         lower: Lower | None = None,
-        kept: Sequence[tuple[mx.array, mx.array]] = (),
+        begun: Sequence[tuple[mx.array, mx.array]] = (),
     ) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
         ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
         share in the objective of the step (`losses.shares`). ``sampled`` are the decoder's
         log-probabilities, ``old`` those that ratios are taken to; None takes this pass's own.
-        ``kept`` is the opening's keys and values, whose slope goes back to it.
+        ``begun`` is the opening's keys and values, whose slope goes back to it.
         """
         config, model, opening = self.config, self.policy.model, self.opening
         low, high = config.clip
         row = mx.array(batch.row)
 
-        def loss_of(parameters: Any, kept: Any) -> tuple[mx.array, dict[str, mx.array]]:
+        def loss_of(parameters: Any, begun: Any) -> tuple[mx.array, dict[str, mx.array]]:
             model.update(parameters)
-            begin = opening.begin(kept) if opening else None
+            begin = opening.begin(begun) if opening else None
             logprob, entropy = token_logprobs(self.policy, batch, lower, begin=begin)
             now = mx.stop_gradient(logprob)
             ratio = ratios(config.loss, logprob, now if old is None else old, row, length)
@@ -485,7 +485,7 @@ class Trainer:
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts
 
-        given = model.trainable_parameters(), list(kept)
+        given = model.trainable_parameters(), list(begun)
         if not opening:
             return mx.value_and_grad(loss_of)(*given)
         value, (gradient, slope) = mx.value_and_grad(loss_of, (0, 1))(*given)
