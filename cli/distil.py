@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -17,6 +19,8 @@ from .common import (
     out,
     shop_option,
     shown,
+    split_config,
+    split_options,
 )
 from .progress import TrainingProgress
 
@@ -33,11 +37,14 @@ from .progress import TrainingProgress
 @click.option("--steps", type=click.IntRange(1), help="Of the student.  [default: 350]")
 @click.option("--batch-size", type=click.IntRange(1), help="Chains a step.  [default: 32]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@split_options
 @shop_option
 @json_option
 def distil(
     *, teacher: str | None, student: str, name: str, cases: int | None, group: int | None,
-    steps: int | None, batch_size: int | None, seed: int, shop_path: Path, as_json: bool,
+    steps: int | None, batch_size: int | None, seed: int, test_from: datetime | None,
+    min_history: int | None, test_share: float | None, validation_share: float | None,
+    shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.policy.registry import default_policy
@@ -47,11 +54,12 @@ def distil(
     config = DistilConfig(
         seed=seed, **given(cases=cases, group=group, steps=steps, batch_size=batch_size)
     )
+    split = split_config(test_from, min_history, test_share, validation_share)
     with opened(shop_path) as shop:
         master = teacher or default_policy(shop, "grpo")
         with TrainingProgress(config.steps, f"distilling {master} -> {name}") as progress:
             report = run(
-                shop, master, student, name, config, on_chain=Sampled(), on_step=progress
+                shop, master, student, name, config, split, Sampled(), progress
             )
     if as_json:
         emit(report)
@@ -95,7 +103,7 @@ def draw(report: dict[str, Any]) -> None:
     console.print(
         shown(
             f"{report['speedup']:.1f} times as fast; next: qagent evaluate --policy "
-            f"{report['teacher']} --policy {report['policy']}"
+            f"{quote(report['teacher'])} --policy {report['policy']}"
         ),
         soft_wrap=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -34,7 +35,6 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.policy.catalog import CATALOG
     from qagent_mlx.policy.registry import (
-        SAMPLE,
         describe,
         describe_named,
         policy_names,
@@ -43,7 +43,7 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
 
     found: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():
-        found.append({**describe(sample_folder()), "name": SAMPLE, "also": ["tiny"]})
+        found.append({**describe(sample_folder()), "also": ["tiny"]})
     if _asked(ctx) or (shop_path / "shop.json").exists():
         with opened(shop_path) as shop:
             found += [describe(shop.path / "policies" / name) for name in policy_names(shop)]
@@ -121,7 +121,7 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
         emit({"name": name, "folder": str(folder)})
         return
     out().print(shown(f"{name}: {folder}"), soft_wrap=True)
-    out().print(shown(f"next: qagent recommend USER --policy {name}"), soft_wrap=True)
+    out().print(shown(f"next: qagent recommend USER --policy {quote(name)}"), soft_wrap=True)
 
 
 @models.command()
@@ -158,11 +158,12 @@ def fuse(
     out().print(
         shown(
             f"{folder}: {report['parameters'] / 1e6:,.1f} M parameters, {report['dtype']}, "
-            f"{report['bytes'] / 1e6:,.0f} MB"
+            f"{report['bytes'] / 1e6:,.1f} MB"
         ),
         soft_wrap=True,
     )
-    out().print(shown(f"next: mlx_lm.generate --model {folder} --prompt TEXT"), soft_wrap=True)
+    then = f"next: mlx_lm.generate --model {quote(str(folder))} --prompt TEXT"
+    out().print(shown(then), soft_wrap=True)
 
 
 class PullProgress:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -314,7 +315,7 @@ def grpo(
                 run=settings.run or None, components=components, on_step=each(progress, log),
                 about={"preset": settings.preset, "reward_files": reward_files(specs)},
             )  # fmt: skip
-    then = f"qagent evaluate --policy {parent} --policy {settings.name} --baselines"
+    then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
     _show(report, as_json, then)
 
 
@@ -455,7 +456,7 @@ def _share_out(
     distributed.check(workers, cases)
     with opened(shop_path) as shop:
         ensure(shop)  # one builds it for all
-    then = f"; go on with: qagent train {kind} --resume --shop {shop_path}"
+    then = f"; go on with: qagent train {kind} --resume --shop {quote(str(shop_path))}"
     ctx.exit(distributed.launch(workers, sys.argv[1:], then))
 
 

@@ -106,13 +106,13 @@ def default_workers() -> int:
 
 
 def launched_shard() -> tuple[int, int] | None:
-    """Which of how many processes this is, where ``mlx.launch`` started it."""
-    if "MLX_RANK" not in os.environ:
-        return None
-    import mlx.core as mx
+    """Which of how many processes this is, where ``mlx.launch`` or ``mpirun`` started it."""
+    from .train import distributed
 
-    world = mx.distributed.init()
-    return (world.rank() + 1, world.size()) if world.size() > 1 else None
+    if not distributed.launched():
+        return None
+    world = distributed.world()
+    return (world.rank + 1, world.size) if world.size > 1 else None
 
 
 def shard_path(path: Path, number: int, shards: int) -> Path:

@@ -5,10 +5,18 @@ import pytest
 
 from qagent_mlx.agent.pool import Pool
 from qagent_mlx.agent.recommend import Ask, Recommender, after_log
-from qagent_mlx.bulk import Progress, all_users, bulk_recommend, read_users, shard_of
+from qagent_mlx.bulk import (
+    Progress,
+    all_users,
+    bulk_recommend,
+    launched_shard,
+    read_users,
+    shard_of,
+)
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.shop import Shop
+from qagent_mlx.train import distributed
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +147,16 @@ def test_what_a_lost_process_was_given_is_done_by_this_one(saved):
             assert [one.recommendations for unit in units for one in unit] == expected
             assert [one.recommendations for one in pool.answer(recommender, asks)] == expected
             assert len(pool) == 0
+
+
+def test_a_process_that_a_launcher_started_takes_its_own_share(monkeypatch):
+    assert launched_shard() is None
+    world = distributed.World()
+    world.rank, world.size = 2, 4
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    for launcher in distributed.LAUNCHERS:
+        with monkeypatch.context() as patch:
+            patch.setenv(launcher, "2")
+            assert launched_shard() == (3, 4)
+            patch.setattr(world, "size", 1)
+            assert launched_shard() is None

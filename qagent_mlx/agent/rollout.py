@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache, partial
+from itertools import takewhile
 
 import mlx.core as mx
 import numpy as np
@@ -101,8 +102,11 @@ class Rollout:
 
     @property
     def answer_logprob(self) -> float:
-        """Log-probability of the chosen tokens of the recommendation."""
-        return float(sum(self.sampled_logprobs[-3:]))
+        """Log-probability of the last turn, which is the recommendation; of all its tokens, as
+        tags and queries of chat models take several."""
+        pairs = zip(self.sampled[::-1], self.logprobs[::-1], strict=True)
+        turn = [value for _, value in takewhile(lambda pair: pair[0], pairs)]
+        return float(sum(turn[::-1]))
 
 
 @dataclass(frozen=True, slots=True)

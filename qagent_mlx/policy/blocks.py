@@ -13,7 +13,8 @@ Models that are composed otherwise (see `supported`) run as mlx-lm wrote them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -97,7 +98,7 @@ def run(
     if not layers:
         return model.model.norm(hidden) if norm else hidden
     rotation = Rotation(layers[0].self_attn.rope, attention.positions)
-    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
+    step = _Step(hidden.dtype, gradient)
     for index, layer in enumerate(layers, first):
         inner = layer.self_attn
         x = step.norm(layer.input_layernorm, hidden)
@@ -125,7 +126,7 @@ def run_last(
     """
     index, layer = len(model.layers) - 1, model.layers[-1]
     inner = layer.self_attn
-    step = _Step(gradient and device_name() == "cpu" and hidden.dtype == mx.float32)
+    step = _Step(hidden.dtype, gradient)
     x = step.norm(layer.input_layernorm, hidden)
     keys, values = step.linear(inner.k_proj, x), step.linear(inner.v_proj, x)
     rotation = Rotation(inner.rope, attention.positions)
@@ -149,11 +150,12 @@ def run_last(
 class _Step:
     """The parts of a block besides attention; `sparing` ones keep little for the gradient."""
 
-    def __init__(self, sparing: bool) -> None:
-        self.sparing = sparing
+    def __init__(self, dtype: mx.Dtype, gradient: bool) -> None:
+        numpy = device_name() == "cpu" and dtype == mx.float32
+        self.sparing = sparing = gradient and numpy
         self.linear = _sparing_linear if sparing else _linear
         self.norm = _sparing_norm if sparing else _linear
-        self._multiply = swiglu()
+        self._multiply = swiglu(numpy)
 
     def rest(self, layer: Any, hidden: mx.array, found: mx.array) -> mx.array:
         """What follows attention: its projection, the feed-forward part, and both sums."""
@@ -237,11 +239,11 @@ def _meet(
     return found
 
 
-def swiglu() -> Any:
-    """The device's ``silu(gate) * up``."""
+def swiglu(numpy: bool) -> Any:
+    """``silu(gate) * up``: numpy's, for float32 on a CPU, or MLX's."""
     from mlx_lm.models.activations import swiglu as plain
 
-    return kernels.swiglu if device_name() == "cpu" else plain
+    return kernels.swiglu if numpy else plain
 
 
 class Rotation:
@@ -296,18 +298,31 @@ def _attend(
     return (chance @ values).reshape(rows, heads, n, width)
 
 
-class Causal:
-    """Rows by themselves. Keeps each block's keys and values, for `Shared`."""
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Tokens that all rows begin with, computed before: (1, key heads, length, head_dim) keys and
+    values of each block."""
 
-    def __init__(self, length: int) -> None:
-        self.positions = np.arange(length)
-        self._bias = _causal(length)
+    length: int
+    kept: Mapping[int, tuple[mx.array, mx.array]]
+
+
+class Causal:
+    """Rows by themselves, or after what all of them begin with. Keeps each block's keys and
+    values, those of the beginning among them, for `Shared`."""
+
+    def __init__(self, length: int, begin: Begin | None = None) -> None:
+        before = begin.length if begin else 0
+        self.width = before + length  # of what is kept
+        self.positions = before + np.arange(length)
+        self._bias = np.hstack([np.zeros((length, before), dtype=np.float32), _causal(length)])
+        self._begin = begin
         self.kept: dict[int, tuple[mx.array, mx.array]] = {}
 
     def only(self, wanted: np.ndarray) -> Causal:
         """For queries at ``wanted`` (rows, m); what it keeps is kept here as well."""
         made = copy.copy(self)
-        made.positions, made._bias = wanted, self._bias[wanted][:, None]
+        made.positions, made._bias = self.positions[wanted], self._bias[wanted][:, None]
         return made
 
     def attend(
@@ -315,22 +330,35 @@ class Causal:
     ) -> mx.array:
         """Each token looks at itself and what stands before it."""
         self.keep(block, keys, values)
-        return self.combine(queries, keys, values, scale)
+        return self.combine(queries, keys, values, scale, *self.before(block))
 
     def before(self, block: int) -> tuple[mx.array, ...]:
-        """Nothing."""
-        return ()
+        """The beginning's keys and values, where there is one."""
+        return self._begin.kept[block] if self._begin else ()
 
     def combine(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float,
         *before: mx.array,
     ) -> mx.array:
         """Plain causal attention."""
+        keys, values = _after(before, keys, values)
         return _attend(queries, keys, values, scale, self._bias)
 
     def keep(self, block: int, keys: mx.array, values: mx.array) -> None:
         """For the rows that go on from here."""
-        self.kept[block] = keys, values
+        self.kept[block] = _after(self.before(block), keys, values)
+
+
+def _after(
+    before: tuple[mx.array, ...], keys: mx.array, values: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Rows' keys and values after the one beginning of all of them."""
+    if not before:
+        return keys, values
+    first = [mx.broadcast_to(x, (keys.shape[0], *x.shape[1:])) for x in before]
+    return (
+        mx.concatenate([first[0], keys], axis=2), mx.concatenate([first[1], values], axis=2)
+    )
 
 
 class Cached:
@@ -391,7 +419,7 @@ class Shared:
     Args:
         prefix: The pass over the prefixes.
         owner: (rows,) the group of each row; rows of a group stand together.
-        prefix_length: (groups,) real tokens of each prefix.
+        prefix_length: (groups,) real tokens of each prefix, with what all begin with.
         length: Tokens of a row, padding included.
     """
 
@@ -414,7 +442,7 @@ class Shared:
             filled[group] += 1
         self._slots, self._place = mx.array(slots.reshape(-1)), mx.array(place)
         self.positions = prefix_length[owner][:, None] + np.arange(length)
-        width = len(prefix.positions)
+        width = prefix.width
         self._own = np.broadcast_to(_causal(length), (groups, self._members, length, length))
         self._left: np.ndarray | None = None
         if (prefix_length < width).any():

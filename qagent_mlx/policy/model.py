@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..agent.protocol import PROTOCOL_VERSION, Stopper
+from ..agent.protocol import MAX_SEARCHES, PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
 from ..files import json_text, read_json, replacing_together, settle, unfinished
 from ..runtime import device_name
@@ -43,6 +43,21 @@ class LoraConfig:
     keys: tuple[str, ...] = ()  # module names inside a block; empty for all linear ones
     dtype: str = ""  # of the weights below the adapter, one of DTYPES; 4bit makes it QLoRA
 
+    def check(self) -> None:
+        """Refuse an adapter that cannot be made.
+
+        Raises:
+            QAgentError: names the setting and what it may be.
+        """
+        if self.rank < 1:
+            raise QAgentError("lora: rank must be at least 1")
+        if self.blocks != -1 and self.blocks < 1:
+            raise QAgentError("lora: blocks must be at least 1, or -1 for all")
+        if not 0 <= self.dropout < 1:
+            raise QAgentError("lora: dropout must be from 0 to below 1")
+        if not 0 < abs(self.scale) < float("inf"):
+            raise QAgentError("lora: scale must be a number other than 0")
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -58,6 +73,20 @@ class AgentConfig:
     search: bool = True  # off: searches return nothing (ablation)
     marks: bool = True  # off: results do not say how they fit this user
     guided: bool = True  # off: a served chat model may write what is no action, and fail
+
+    def check(self) -> None:
+        """Refuse chains that cannot run.
+
+        Raises:
+            QAgentError: names the setting and what it may be.
+        """
+        if not 1 <= self.max_searches <= MAX_SEARCHES:
+            raise QAgentError(f"agent: max_searches must be from 1 to {MAX_SEARCHES}")
+        for name in ("profile_budget", "title_words", "turn_tokens"):
+            if getattr(self, name) < 1:
+                raise QAgentError(f"agent: {name} must be at least 1")
+        if self.results_shown < 0:
+            raise QAgentError("agent: results_shown must be a number from 0 on")
 
 
 @dataclass
@@ -133,6 +162,12 @@ class Policy:
         """What goes into the first block; only where the model runs `by_blocks`."""
         hidden: mx.array = self.model.model.embed_tokens(tokens)
         return hidden
+
+    @property
+    def precise(self) -> bool:
+        """Whether nothing is computed in half precision."""
+        weights = dict(tree_flatten(self.model.parameters())).values()
+        return not any(v.dtype in (mx.bfloat16, mx.float16) for v in weights)
 
     @property
     def first_trained(self) -> int:
@@ -316,6 +351,7 @@ def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
             raise TypeError("trained is no list of stages")
         if not all(isinstance(section, str) for section in info.agent.sections):
             raise TypeError("agent: sections are no names")
+        info.agent.check()
     except (TypeError, KeyError, AttributeError, QAgentError) as error:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
@@ -418,8 +454,8 @@ def _quantizable(_name: str, module: nn.Module) -> bool:
 def base_of(folder: Path, info: PolicyInfo) -> Path:
     """The folder of the model that a policy's adapter belongs to.
 
-    A shop may have come from another machine, and a package may move: then it is the shipped or
-    a pulled model with the same weights.
+    A shop may have come from another machine, a package may move and a policy may be renamed: then
+    it is the policy beside it, the shipped or a pulled model with the same weights.
 
     Raises:
         QAgentError: it is not on this machine.
@@ -429,7 +465,8 @@ def base_of(folder: Path, info: PolicyInfo) -> Path:
         base = folder.parent / base
     if base.exists():
         return base
-    for place in moved(base):
+    beside = sorted(p.parent for p in folder.parent.glob("*/policy.json") if p.parent != folder)
+    for place in (*(beside if base.parent == folder.parent else ()), *moved(base)):
         if info.base_fingerprint and fingerprint(place) == info.base_fingerprint:
             return place
     raise QAgentError(

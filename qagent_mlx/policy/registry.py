@@ -98,9 +98,9 @@ def describe(folder: Path) -> dict[str, object]:
     ).exists() else {}
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     return {
-        "name": info.get("name", folder.name),
+        "name": SAMPLE if folder == sample_folder() else folder.name,
         "folder": str(folder),
-        "base": info.get("base", ""),
+        "base": SAMPLE if (base := info.get("base", "")) == str(sample_folder()) else base,
         "megabytes": round(size / 1e6, 1),
         "trained": [stage["stage"] for stage in info.get("trained", [])],
     }

@@ -271,11 +271,12 @@ def sha256(path: Path) -> str:
 # ---------------------------------------------------------------- the model hub
 
 
-def _from_hub(hub_id: str, progress: Progress) -> Path:
+def _from_hub(hub_id: str, progress: Progress, again: bool = True) -> Path:
     """A model from the hub, through huggingface_hub and its cache, as mlx-lm fetches it.
 
     Files arrive beside their place, go on where they broke off, and are shared with other
-    programs that use that cache. What the hub states a hash of is checked against it.
+    programs that use that cache. What the hub states a hash of is checked against it, and
+    fetched once more where it is another one.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -289,6 +290,7 @@ def _from_hub(hub_id: str, progress: Progress) -> Path:
     except (OSError, ValueError) + _transport_errors() as error:  # noqa: RUF005
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"the model hub cannot be reached ({line})") from error
+    damaged = []
     for path in sorted(folder.glob("*.safetensors")):
         # Large files lie in the cache under their SHA-256.
         blob = path.resolve()
@@ -296,7 +298,11 @@ def _from_hub(hub_id: str, progress: Progress) -> Path:
             progress("checking", 0, 0)
             if sha256(blob) != blob.name:
                 blob.unlink()
-                raise QAgentError(f"{path.name} of {hub_id} arrived damaged; pull again")
+                damaged.append(path.name)
+    if damaged and again:
+        return _from_hub(hub_id, progress, again=False)  # fetches what is gone now
+    if damaged:
+        raise QAgentError(f"{', '.join(damaged)} of {hub_id} arrived damaged; pull again")
     return check_folder(folder)
 
 
@@ -316,4 +322,9 @@ def _in_hub_cache(hub_id: str) -> Path | None:
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
     path = Path(folder)
-    return path if any(path.glob("model*.safetensors")) else None
+    try:
+        check_folder(path)
+    except QAgentError:
+        return None  # a transfer broke off: pulling again ends it
+    known = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return path if known and (path / "config.json").exists() else None

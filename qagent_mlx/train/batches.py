@@ -172,19 +172,24 @@ class Lower:
     block: int  # the first one that is still to run
 
 
-def lower_states(policy: Policy, batch: Batch) -> Lower | None:
-    """The part of a batch's forward pass that training does not change; None if there is none."""
+def lower_states(
+    policy: Policy, batch: Batch, begin: blocks.Begin | None = None
+) -> Lower | None:
+    """The part of a batch's forward pass that training does not change; None if there is none.
+
+    ``begin`` is what its rows begin with, of these blocks at least (`Opening.below`).
+    """
     first = policy.first_trained
     if not policy.by_blocks or first == 0:
         return None
-    prefix, suffix = _run(policy, batch, None, first)
+    prefix, suffix = _run(policy, batch, None, first, begin=begin)
     mx.eval(prefix, suffix)
     return Lower(prefix, suffix, first)
 
 
 def _run(
     policy: Policy, batch: Batch, lower: Lower | None, last: int | None, gradient: bool = False,
-    wanted: tuple[np.ndarray, np.ndarray] | None = None,
+    wanted: tuple[np.ndarray, np.ndarray] | None = None, begin: blocks.Begin | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Hidden states of prefixes and suffixes from ``lower`` (or the ids) up to a block.
 
@@ -204,23 +209,23 @@ def _run(
 
     attention: blocks.Choosing
     if batch.prefix.shape[1] == 0:
-        attention = blocks.Causal(suffix.shape[1])
+        attention = blocks.Causal(suffix.shape[1], begin)
         prefix = prefix[:, :0]
     else:
-        causal = blocks.Causal(prefix.shape[1])
+        causal = blocks.Causal(prefix.shape[1], begin)
         prefix = states(prefix, causal, 0)
-        attention = blocks.Shared(
-            causal, np.array(batch.owner), np.array(batch.prefix_length), suffix.shape[1]
-        )
+        length = np.array(batch.prefix_length) + (begin.length if begin else 0)
+        attention = blocks.Shared(causal, np.array(batch.owner), length, suffix.shape[1])
     return prefix, states(suffix, attention, 1)
 
 
 def hidden_states(
-    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True
+    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True,
+    begin: blocks.Begin | None = None,
 ) -> mx.array:
     """(T, width) hidden states that predict the batch's trained tokens."""
     if policy.by_blocks:
-        return _predicting(policy, batch, lower, gradient)
+        return _predicting(policy, batch, lower, gradient, begin)
     shared: mx.array | None = None
     if batch.prefix.shape[1] == 0:
         own = policy.backbone(batch.suffix)
@@ -235,7 +240,9 @@ def hidden_states(
     return mx.take(flat, batch.position, axis=0)
 
 
-def _predicting(policy: Policy, batch: Batch, lower: Lower | None, gradient: bool) -> mx.array:
+def _predicting(
+    policy: Policy, batch: Batch, lower: Lower | None, gradient: bool, begin: blocks.Begin | None
+) -> mx.array:
     """`hidden_states` whose last block computes nothing else.
 
     The other tokens' states after the last block predict nothing that is asked for: there
@@ -243,7 +250,8 @@ def _predicting(policy: Policy, batch: Batch, lower: Lower | None, gradient: boo
     """
     final = len(policy.layers) - 1
     if lower is not None and lower.block > final:
-        return mx.take(_flat(*_run(policy, batch, lower, None)), batch.position, axis=0)
+        states = _flat(*_run(policy, batch, lower, None, begin=begin))
+        return mx.take(states, batch.position, axis=0)
     groups, width = batch.prefix.shape
     position = np.array(batch.position)
     inside = position < groups * width
@@ -252,7 +260,7 @@ def _predicting(policy: Policy, batch: Batch, lower: Lower | None, gradient: boo
     second, own_place = _by_row(position[~inside] - groups * width, rows, length)
     at = np.empty(len(position), dtype=np.int32)
     at[inside], at[~inside] = place, own_place + first.size
-    flat = _flat(*_run(policy, batch, lower, None, gradient, (first, second)))
+    flat = _flat(*_run(policy, batch, lower, None, gradient, (first, second), begin))
     return mx.take(flat, mx.array(at), axis=0)
 
 
@@ -278,7 +286,8 @@ def _by_row(position: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, n
 
 
 def token_logprobs(
-    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True
+    policy: Policy, batch: Batch, lower: Lower | None = None, gradient: bool = True,
+    begin: blocks.Begin | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Log-probability of each trained token, and the entropy at its position.
 
@@ -287,11 +296,12 @@ def token_logprobs(
         batch: What to score.
         lower: What `lower_states` gave, to start from.
         gradient: Whether there will be one.
+        begin: What all rows begin with, where that is no part of the batch (`Opening`).
 
     Returns:
         (T,) log-probabilities, and (T,) entropies in nats that carry no gradient; float32.
     """
-    hidden = hidden_states(policy, batch, lower, gradient)
+    hidden = hidden_states(policy, batch, lower, gradient, begin)
     if device_name() == "cpu":
         weight = policy.head_weight()
         if weight is not None:

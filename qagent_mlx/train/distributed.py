@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 WORKERS_ENV = "QAGENT_WORKER"  # "rank/size" in the processes that `launch` starts
 LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # what they set for each process
 MOST = 64
+GRACE = 3.0  # seconds in which workers notice the same error
+GONE = "gone"  # a file: the first worker ended because another one had
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -77,6 +79,8 @@ class World:
             made: mx.array = operation(array, group=self._group)
             mx.eval(made)
         except RuntimeError as error:
+            if self.first and self.folder is not None:
+                (self.folder / GONE).touch()  # so its own error is not the reason
             raise QAgentError(
                 f"a worker is gone ({error}); when all can start again, go on from the last "
                 "checkpoint with: qagent train sft|grpo --resume"
@@ -308,8 +312,9 @@ def launch(workers: int, arguments: Sequence[str], then: str = "") -> int:
                     return started[0].wait()
                 if code == 0:
                     continue
-                if rank == 0 and code > 0:
-                    return code
+                first = _soon(started[0]) if code > 0 else None
+                if first and first > 0 and not (folder / GONE).exists():
+                    return first  # it says itself what is wrong with all
                 raise QAgentError(_obituary(rank, workers, code, folder) + then)
             return 0
         except KeyboardInterrupt:
@@ -340,6 +345,14 @@ def _start(command: list[str], rank: int, size: int, hosts: Path) -> subprocess.
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=said,
         )  # fmt: skip
+
+
+def _soon(process: subprocess.Popen[bytes]) -> int | None:
+    """How a process ended, where it does so in these seconds."""
+    try:
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _free_ports(count: int) -> list[int]:

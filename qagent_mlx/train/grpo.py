@@ -13,20 +13,21 @@ One step of `Trainer.step`:
    (see `losses`), for one or several epochs over the same chains.
 
 Tokens that tools inserted carry no loss. Sampling is from the very distribution that is
-scored (temperature 1), so the first ratio is 1. The reference is the same model with its
-adapters switched off.
+scored (temperature 1), so the first ratio is 1 (in half precision by taking the scorer's word for
+what the chance was). The reference is the same model with its adapters switched off.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
@@ -54,12 +55,16 @@ from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
+from .opening import Opening
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
-from .runs import Run, free_name, run_names, training
+from .runs import Run, free_name, origin, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import batch_order, learning_rate
+
+DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
+ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,24 @@ class GrpoConfig:
         self.alarms.check()
         if self.group < 2:
             raise QAgentError("--group must be at least 2: advantages compare chains in a group")
-        if self.steps < 1 or self.cases_per_step < 1 or self.epochs < 1:
-            raise QAgentError("steps, cases per step and epochs must be at least 1")
+        for name in (
+            "steps", "cases_per_step", "epochs", "token_budget", "save_every", "keep", "measured",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise QAgentError(f"{name} must be at least 1")
+        for name in (
+            "warmup", "dynamic_sampling", "eval_every", "stop_after", "logged_groups", "seed",
+            "beta", "overlong_weight",
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) < math.inf:
+                raise QAgentError(f"{name} must be a number from 0 on")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise QAgentError(f"{name} must be above 0")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise QAgentError(f"the weight of {name} must be a number from 0 on")
+        self.lora.check()
 
 
 class Trainer:
@@ -178,6 +199,8 @@ class Trainer:
         _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
         self.stop = StopSignal()
+        self.opening: Opening | None = None  # of the last step's chains
+        self.checked = False  # whether a gradient of this run was looked at
         self.world = distributed.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
@@ -344,6 +367,10 @@ class Trainer:
         own = self.world.own([chain.group for chain in chains])
         rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
         advantages, lengths, share = advantages[own], lengths[own], share[own]
+        # What all groups begin with (a chat model's instructions) is computed once for them.
+        self.opening = opening = Opening.of(self.policy, chains, self.opening)
+        if opening:
+            chains = [opening.cut(chain) for chain in chains]
         pieces = micro_batches(chains, micro_tokens(self.policy, config.token_budget))
         batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
         owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
@@ -356,12 +383,19 @@ class Trainer:
             ))
             for piece in pieces
         ]
-        lower = [lower_states(self.policy, batch) for batch in batches]
+        # What a chosen token's chance was. In half precision a decoder's and a scorer's numbers
+        # differ by more than a step should change, so there the first pass over the chains says.
+        old: list[mx.array | None] = [*sampled] if self.policy.precise else [None] * len(sampled)
+        start = opening.below if opening else None
+        lower = [lower_states(self.policy, batch, start) for batch in batches]
         reference: list[mx.array] = []
         if config.beta:
             with self.policy.reference():
+                start = opening.reference() if opening else None
                 for batch, below in zip(batches, lower, strict=True):
-                    value, _ = token_logprobs(self.policy, batch, below, gradient=False)
+                    value, _ = token_logprobs(
+                        self.policy, batch, below, gradient=False, begin=start
+                    )
                     mx.eval(value)
                     reference.append(value)
 
@@ -370,26 +404,33 @@ class Trainer:
         norm = mx.array(0.0)
         for epoch in range(config.epochs):
             gradient: Any = None
+            begun = opening.computed() if opening else []
+            mx.eval(begun)
             for i, batch in enumerate(batches):
                 if epoch == 0:
                     self.stop.check(None if self.world.size > 1 else self.world)
                 (loss, parts), grad = self._value_and_grad(
-                    batch, advantage[i], weight[i], sampled[i],
-                    reference[i] if reference else None, length[i], lower[i],
+                    batch, advantage[i], weight[i], sampled[i], old[i],
+                    reference[i] if reference else None, length[i], lower[i], begun,
                 )
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
+                if old[i] is None:
+                    old[i] = parts["logprob"]
                 if epoch == 0:
                     drift = max(drift, float(parts["drift"]))
                 for name in sums:
                     part = float(loss if name == "loss" else parts[name])
                     sums[name] += part / config.epochs
+            if opening and gradient is not None:
+                gradient = tree_map(mx.add, gradient, opening.answer())
             if gradient is None:  # all of the step's groups went to other workers
                 gradient = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
             gradient = self.world.sum(gradient)
             drift = self.world.highest(drift)
-            if epoch == 0 and number == 0:
+            if not self.checked:
                 self._check_first(drift, gradient)
+                self.checked = True
             gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
             if not np.isfinite(float(norm)):
                 raise QAgentError(
@@ -410,37 +451,50 @@ class Trainer:
         advantage: mx.array,
         weight: mx.array,
         sampled: mx.array,
+        old: mx.array | None,
         reference: mx.array | None,
         length: mx.array,
         lower: Lower | None = None,
+        begun: Sequence[tuple[mx.array, mx.array]] = (),
     ) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
         ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
-        share in the objective of the step (`losses.shares`).
+        share in the objective of the step (`losses.shares`). ``sampled`` are the decoder's
+        log-probabilities, ``old`` those that ratios are taken to; None takes this pass's own.
+        ``begun`` is the opening's keys and values, whose slope goes back to it.
         """
-        config = self.config
+        config, model, opening = self.config, self.policy.model, self.opening
         low, high = config.clip
         row = mx.array(batch.row)
 
-        def loss_of(model: nn.Module) -> tuple[mx.array, dict[str, mx.array]]:
-            logprob, entropy = token_logprobs(self.policy, batch, lower)
-            ratio = ratios(config.loss, logprob, sampled, row, length)
+        def loss_of(parameters: Any, begun: Any) -> tuple[mx.array, dict[str, mx.array]]:
+            model.update(parameters)
+            begin = opening.begin(begun) if opening else None
+            logprob, entropy = token_logprobs(self.policy, batch, lower, begin=begin)
+            now = mx.stop_gradient(logprob)
+            ratio = ratios(config.loss, logprob, now if old is None else old, row, length)
             gain, clipped = clipped_gain(ratio, advantage, low, high)
             kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
                 "kl": (weight * kl).sum(),
                 "entropy": (weight * entropy).sum(),
                 "clipped": (weight * clipped).sum(),
-                "drift": mx.abs(logprob - sampled).max(),
+                "drift": mx.abs(now - sampled).max(),
+                "logprob": now,
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts
 
-        return nn.value_and_grad(self.policy.model, loss_of)(self.policy.model)
+        given = model.trainable_parameters(), list(begun)
+        if not opening:
+            return mx.value_and_grad(loss_of)(*given)
+        value, (gradient, slope) = mx.value_and_grad(loss_of, (0, 1))(*given)
+        opening.ask(slope)
+        return value, gradient
 
     def _check_first(self, drift: float, gradient: Any) -> None:
-        """No silent no-learning: what is wrong on the first step is wrong on all of them."""
-        if drift > 0.05:
+        """No silent no-learning: what is wrong with the first update is wrong with all of them."""
+        if drift > (DRIFT if self.policy.precise else ROUNDED_DRIFT):
             raise QAgentError(
                 f"the policy scores its own samples differently (log-probability off by "
                 f"{drift:.3f}); use --dtype float32, or report this with the model's name"
@@ -597,7 +651,8 @@ def train_grpo(
     with training(shop, run):
         record = Run.prepare(
             shop, run,
-            {"kind": "grpo", "policy": name, "base": policy, "train": asdict(config),
+            {"kind": "grpo", "policy": name, **origin(shop, policy, trained),
+             "train": asdict(config),
              "agent": asdict(trained.info.agent), "split": asdict(split or SplitConfig()),
              "catalog_version": shop.catalog_version,
              "rewards": list(components or COMPONENTS), "memory_bytes": estimate,
@@ -626,10 +681,14 @@ def resume_grpo(
     Args:
         shop: The run's shop; its database is not needed.
         run: The run's name.
-        steps: Train up to this many steps instead of what the run was started with.
+        steps: Train up to this many steps instead of what the run was started with; from then
+            on they are what it plans.
         components: Must be what the run was started with, when it used its own.
         on_step: Called after each step with its metrics.
         alarms: Other alarms than the run was started with; they change no number.
+
+    Raises:
+        QAgentError: what the run began from has changed, or it cannot be read.
     """
     record = Run.open(shop, run)
     stored = record.config
@@ -643,6 +702,7 @@ def resume_grpo(
     config: GrpoConfig = merged(GrpoConfig(), stored["train"], f"the run {run}")
     config = replace(config, steps=steps or config.steps, alarms=alarms or config.alarms)
     trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
+    record.require_base(trained)
     trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
@@ -655,7 +715,11 @@ def resume_grpo(
         state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
-        record.rewind(state["step"])
+        if config.steps < state["step"]:
+            raise QAgentError(
+                f"--steps {config.steps}: the run {run} has made {state['step']} steps already"
+            )
+        record.go_on(state["step"], asdict(config))
         trainer.world.announce(record, state["step"])
         trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(shop, record, trainer, state["step"], on_step)
@@ -677,7 +741,8 @@ def _run(
     earlier = list(record.rows("metrics"))
     watch.replay(earlier)
     best.replay(earlier)
-    before = {k: mx.array(v) for k, v in policy.adapter().items()} if first == 0 else None
+    trainer.checked = any("grad_norm" in row for row in earlier)
+    before = None if trainer.checked else {k: mx.array(v) for k, v in policy.adapter().items()}
     done = first
 
     trainer.world.meet()  # from here on the first worker adds rows and checkpoints
@@ -695,11 +760,13 @@ def _run(
                 save({})
                 raise Stopped(
                     f"stopped by {trainer.stop.name} after step {done}, which is saved; go on "
-                    f"with: qagent train grpo --resume --run {record.name} --shop {shop.path}",
+                    f"with: qagent train grpo --resume --run {record.name} --shop "
+                    f"{quote(str(shop.path))}",
                     trainer.stop.number,
                 ) from None
-            if done == 0 and before is not None and metrics.get("grad_norm"):
+            if before is not None and metrics.get("grad_norm"):
                 _check_changed(before, policy)
+                before = None
             done += 1
             state: dict[str, Any] = {}
             if config.eval_every and (done % config.eval_every == 0 or done == config.steps):
@@ -766,7 +833,7 @@ def _check_changed(before: dict[str, mx.array], policy: Policy) -> None:
     after = policy.adapter()
     if all(bool(mx.array_equal(before[name], after[name])) for name in before):
         raise QAgentError(
-            "the first step changed no weight: nothing would be learned; raise the learning rate"
+            "the first update changed no weight: nothing would be learned; raise the learning rate"
         )
 
 

@@ -20,11 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
 from ..files import clear_left, locked, read_json, replacing, write_json
 from ..shop import Shop
+
+if TYPE_CHECKING:
+    from ..policy.model import Policy
 
 RUN_FORMAT = 1
 LINES = ("metrics", "rollouts", "alarms")
@@ -147,8 +150,30 @@ class Run:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
-    def rewind(self, step: int) -> None:
-        """Forget rows of steps after ``step``: a resumed run writes them again."""
+    def require_base(self, trained: Policy) -> None:
+        """Refuse to go on from another policy than the run began from.
+
+        Raises:
+            QAgentError: the policy of that name has changed since.
+        """
+        began = self.config.get("base_fingerprint")
+        if began and began != trained.info.base_fingerprint:
+            raise QAgentError(
+                f"the policy {self.config['base']} has changed since the run {self.name} began "
+                "from it, so it cannot go on exactly; put the old one back, or start a new run"
+            )
+
+    def go_on(self, step: int, train: dict[str, Any]) -> None:
+        """Make ready to continue after ``step`` with settings of which some may have changed.
+
+        They are kept, so that a kill from now on changes nothing of what was asked for. Rows of
+        later steps are forgotten: they are written again.
+        """
+        if self.config["train"] != json.loads(json.dumps(train)):
+            self.config["train"] = train
+            self.commit()
+        if step < train["steps"]:
+            (self.folder / "summary.json").unlink(missing_ok=True)  # it has not ended any more
         for what in LINES:
             path = self.folder / f"{what}.jsonl"
             if path.exists():
@@ -176,6 +201,16 @@ class Run:
                 "then go on with --resume"
             )
         return dict(value)
+
+
+def origin(shop: Shop, policy: str, trained: Policy) -> dict[str, str]:
+    """What a run keeps of the policy that it began from: a name that leads to it from any folder
+    and, where it has one, on any machine; and what identifies its weights."""
+    from ..policy.registry import resolve
+
+    folder = resolve(shop, policy)
+    lasting = str(folder) if folder == Path(policy).expanduser().resolve() else policy
+    return {"base": lasting, "base_fingerprint": trained.info.base_fingerprint}
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def read_settings(path: Path, settings: Settings, preset: str | None = None) -> 
     values = _toml(path)
     where = path.name
     agent, inner = values.pop("agent", {}), values.pop("train", {})
-    merged(AgentConfig(), agent, f"{where}: agent")  # only to refuse what is wrong in it
+    merged(AgentConfig(), agent, f"{where}: agent").check()  # only to refuse what is wrong in it
     plain: Settings = merged(settings, values, where)
     chosen = preset or plain.preset
     if chosen:
@@ -181,7 +181,9 @@ def agent_of(shop: Shop, policy: str, changes: Mapping[str, Any]) -> AgentConfig
     """
     if not changes:
         return None
-    return merged(agent_below(resolve(shop, policy)), changes, "agent")
+    made = merged(agent_below(resolve(shop, policy)), changes, "agent")
+    made.check()
+    return made
 
 
 # ---------------------------------------------------------------- presets

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from shlex import quote
 from typing import Any
 
 import mlx.optimizers as optim
@@ -20,7 +22,7 @@ from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
-from .runs import Run, free_name, run_names, training
+from .runs import Run, free_name, origin, run_names, training
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit
@@ -52,8 +54,14 @@ class SftConfig:
         for name in ("steps", "batch_size", "save_every", "keep", "measured"):
             if getattr(self, name) < 1:
                 raise QAgentError(f"{name} must be at least 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise QAgentError("learning_rate must be above 0")
+        for name in ("compare", "disguise"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise QAgentError(f"{name} is a share of the chains, from 0 to 1")
+        if self.seed < 0:
+            raise QAgentError("seed must be a number from 0 on")
+        self.lora.check()
 
 
 def train_sft(
@@ -112,8 +120,9 @@ def train_sft(
     with training(shop, run):
         record = Run.prepare(
             shop, run,
-            {"kind": "sft", "policy": name, "base": policy, "train": asdict(config),
-             "agent": asdict(agent), "split": asdict(split or SplitConfig()),
+            {"kind": "sft", "policy": name, **origin(shop, policy, trained),
+             "train": asdict(config), "agent": asdict(agent),
+             "split": asdict(split or SplitConfig()),
              "catalog_version": shop.catalog_version,
              "cases": len(environment.of_split("train"))},
         )
@@ -149,6 +158,7 @@ def resume_sft(
         raise QAgentError(f"the run {run} is no SFT run that can go on; start a new one")
     config: SftConfig = merged(SftConfig(), stored["train"], f"the run {run}")
     trained = derive(shop, stored["base"], stored["policy"], config.lora, config.seed)
+    record.require_base(trained)
     trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     demonstrations = _demonstrations(environment, trained, config)
@@ -167,7 +177,7 @@ def resume_sft(
         state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
-        record.rewind(state["step"])
+        record.go_on(state["step"], asdict(config))
         workers.announce(record, state["step"])
         workers.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(
@@ -272,7 +282,8 @@ def _run(
             save()
             raise Stopped(
                 f"stopped by {stop.name} after step {done}, which is saved; go on with: qagent "
-                f"train sft --resume --run {record.name} --shop {shop.path}", stop.number,
+                f"train sft --resume --run {record.name} --shop {quote(str(shop.path))}",
+                stop.number,
             ) from None
     after = _reward(environment, policy, config)
     if not workers.first:

@@ -182,7 +182,7 @@ def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[
 
 def _by_length(chains: Sequence[Chain], parts: int) -> list[list[int]]:
     order = sorted(range(len(chains)), key=lambda i: len(chains[i].tokens))
-    size = -(-len(order) // parts)
+    size = max(1, -(-len(order) // parts))  # a worker may have no chain at all
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 

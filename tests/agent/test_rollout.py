@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.agent import decode
-from qagent_mlx.agent.rollout import Roller, Task
+from qagent_mlx.agent.rollout import Roller, Rollout, Task
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.types import Line, Profile
@@ -212,3 +212,11 @@ def test_little_memory_means_fewer_rows_and_the_same_chains(roller, nano_policy,
     assert [c.tokens for c in sampled(poor)] == [c.tokens for c in whole]
     assert max(held) <= 8
     assert Roller(nano_policy, tools, AGENT, memory=1)._rows_that_fit() == 1
+
+
+def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():
+    """A chat model writes a tag in several tokens, and a query in many."""
+    sampled = [True] * 2 + [False] * 3 + [True] * 5
+    made = Rollout(0, 0, list(range(12)), 2, sampled, [-9.0] * 2 + [0.0] * 3 + [-1.0, -2.0, 0, 0, -0.5])
+    assert made.answer_logprob == -3.5
+    assert Rollout(0, 0, [], 0, [], []).answer_logprob == 0

@@ -53,6 +53,17 @@ def test_a_teacher_that_knows_nothing_is_told_in_one_line(cli, built):
     assert "there is no policy nobody" in line
 
 
+def test_a_students_cases_are_split_as_its_evaluation_will_be(cli, built, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "qagent_mlx.train.distil.distil",
+        lambda shop, teacher, student, name, config, split, *rest: seen.append(split) or {},
+    )
+    monkeypatch.setattr("qagent_cli.distil.emit", lambda report: None)
+    cli.run("distil", "--teacher", "sample", "--test-from", "2026-01-15", "--shop", built, "--json")
+    assert seen[0].test_from == "2026-01-15T00:00:00"
+
+
 def test_without_a_network_a_pull_says_what_it_tried_and_the_other_way(cli, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     line = cli.error("models", "pull", "some/model")

@@ -9,7 +9,14 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.files import read_json, write_json
 from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
-from qagent_mlx.policy.registry import base_folder, derive, open_policy, resolve
+from qagent_mlx.policy.registry import (
+    base_folder,
+    derive,
+    describe,
+    open_policy,
+    policy_names,
+    resolve,
+)
 from qagent_mlx.policy.sources import sample_folder
 from qagent_mlx.shop import Shop
 
@@ -117,6 +124,18 @@ def test_a_shop_from_another_machine_finds_the_shipped_and_the_pulled_model(shop
         write_json(there, {**info, "base": f"/Users/her/{place.name}", "base_fingerprint": "another"})
         with pytest.raises(QAgentError, match="needs its base model"):
             open_policy(shop, "moved")
+
+
+def test_a_policy_that_was_renamed_is_found_by_those_that_build_on_it(shop):
+    policy = trained(shop, "base", "sft", 1)
+    top = trained(shop, "sft", "top", 2)
+    for old, new in (("base", "first"), ("sft", "sft-old"), ("top", "best")):
+        shop.folder("policies", old).rename(shop.folder("policies", new))
+    assert np.array_equal(logits(open_policy(shop, "sft-old")), logits(policy))
+    assert np.array_equal(logits(open_policy(shop, "best")), logits(top))
+    assert base_folder(shop.folder("policies", "best")) == shop.folder("policies", "first")
+    listed = [describe(shop.folder("policies", name))["name"] for name in policy_names(shop)]
+    assert sorted(listed) == sorted(policy_names(shop)) == ["best", "first", "sft-old"]
 
 
 def test_a_torn_adapter_is_refused(shop):

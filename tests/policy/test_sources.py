@@ -262,6 +262,32 @@ def test_a_file_with_another_hash_than_stated_is_refused(hub):
         pull("someone/tiny")
 
 
+def test_a_pull_that_broke_off_between_files_is_ended_by_the_next_one(hub):
+    """What the hub's own cache holds of a model is none before all of it is there."""
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    hub.files |= {
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-00002-of-00002.safetensors": hub.files["model.safetensors"],
+    }
+    folder = pull("someone/tiny")
+    for missing in ("model-00002-of-00002.safetensors", "tokenizer.json", "config.json"):
+        path = folder / missing
+        path.unlink()
+        assert cached("someone/tiny") is None
+        with pytest.raises(QAgentError, match="no policy someone/tiny"):
+            resolve(None, "someone/tiny")
+        assert pull("someone/tiny") == folder and path.exists()
+    assert load_policy(folder).parameters > 0
+
+
+def test_a_file_of_the_hubs_cache_that_was_damaged_is_fetched_anew(hub):
+    folder = pull("someone/tiny")
+    blob = (folder / "model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-9])
+    assert cached("someone/tiny") is None
+    assert load_policy(pull("someone/tiny")).parameters > 0
+
+
 def test_a_hub_model_that_does_not_exist_is_one_line(hub):
     with pytest.raises(QAgentError, match="cannot pull someone/nothing: the model hub refuses"):
         pull("someone/nothing")

@@ -121,7 +121,7 @@ def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkey
     seen = []
     real = kernels.swiglu
     watched = lambda gate, up: seen.append(gate.shape) or real(gate, up)  # noqa: E731
-    monkeypatch.setattr(blocks, "swiglu", lambda: watched)
+    monkeypatch.setattr(blocks, "swiglu", lambda _numpy: watched)
     chains = chains_of(nano_policy)
     batch = make_batch(chains)
     token_logprobs(nano_policy, batch)

@@ -223,3 +223,29 @@ def test_alone_nothing_is_changed():
     assert world.highest(0.25) == 0.25
     rows = np.ones((2, 3))
     assert world.rows(rows, [0, 1], 2) is rows
+
+
+def test_an_error_that_all_workers_meet_is_said_once(folder):
+    done = qagent(
+        "train", "sft", "--shop", folder / "shop", "--policy", "nobody", "--workers", 3
+    )  # fmt: skip
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and "there is no policy nobody" in errors[0], done.stderr
+
+
+def test_more_workers_than_demonstrations_make_the_steps_of_one(folder, tmp_path):
+    """Where a batch is smaller than the workers are many, some of them have nothing to do."""
+    few = shutil.copytree(folder / "shop", tmp_path / "few shop")
+    with Shop.open(few, read_only=False) as shop:
+        shop.connection.execute("DELETE FROM events WHERE user_id > 'u01'")
+    for workers in (1, 3):
+        done = qagent(
+            "train", "sft", "--shop", few, "--policy", "base", "--name", f"by{workers}",
+            "--steps", 2, "--batch-size", 3, "--workers", workers, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, three = (
+        mx.load(str(few / "policies" / name / "adapters.safetensors")) for name in ("by1", "by3")
+    )
+    assert all(np.allclose(np.array(one[k]), np.array(three[k]), atol=2e-5) for k in one)

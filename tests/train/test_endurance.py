@@ -318,3 +318,46 @@ def test_evaluation_uses_the_rewards_of_the_run(shop):
         {"one": lambda outcome: 1.0},
     )
     assert found["reward"] == 1.0 and set(found) == {"reward", "q_em", "i_hit@1", "cons@1"}
+
+
+def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
+    from qagent_mlx.policy.build import save_base
+
+    with pytest.raises(Stopped):
+        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS,
+                   on_step=send(signal.SIGTERM, 1))  # fmt: skip
+    with pytest.raises(Stopped):
+        train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 1))
+    policy, tokenizer, config = new_nano(1)
+    policy.info.name = "base"
+    save_base(policy, tokenizer, config, shop.path / "policies" / "base")
+    with pytest.raises(QAgentError, match="policy base has changed since the run grpo began"):
+        resume_grpo(shop, "grpo", components=COMPONENTS)
+    with pytest.raises(QAgentError, match="policy base has changed since the run sft began"):
+        resume_sft(shop, "sft")
+
+
+def test_a_run_from_a_folder_goes_on_from_anywhere(shop, unbroken, tmp_path, monkeypatch):
+    shutil.copytree(shop.path / "policies" / "base", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped):
+        train_grpo(shop, "mine", "grpo", changed(), split=SPLIT, components=COMPONENTS,
+                   on_step=send(signal.SIGTERM, 1))  # fmt: skip
+    monkeypatch.chdir("/")
+    resume_grpo(shop, "grpo", components=COMPONENTS)
+    assert_same(shop.path, unbroken, "grpo")
+
+
+def test_what_was_changed_for_a_resumed_run_outlives_a_second_stop(shop, unbroken):
+    train_grpo(shop, "base", "grpo", changed(steps=1), split=SPLIT, components=COMPONENTS)
+    loud = AlarmConfig(format="off", dropped="off", entropy="off", kl="warn")
+    with pytest.raises(Stopped):
+        resume_grpo(shop, "grpo", steps=3, components=COMPONENTS, alarms=loud,
+                    on_step=send(signal.SIGTERM, 2))  # fmt: skip
+    record = Run.open(shop, "grpo")
+    assert record.summary is None, "a run that goes on has not ended"
+    assert record.config["train"]["steps"] == 3 and record.config["train"]["alarms"]["kl"] == "warn"
+    assert resume_grpo(shop, "grpo", components=COMPONENTS)["steps"] == 3
+    assert_same(shop.path, unbroken, "grpo")
+    with pytest.raises(QAgentError, match="has made 3 steps already"):
+        resume_grpo(shop, "grpo", steps=2, components=COMPONENTS)

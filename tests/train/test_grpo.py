@@ -15,6 +15,7 @@ from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.rewards import COMPONENTS
 from qagent_mlx.train.runs import Run
 from qagent_mlx.train.sft import SftConfig, train_sft
 
@@ -206,7 +207,7 @@ def test_sft_then_grpo_then_recommend(shop):
     [
         ({"advantage": "nothing"}, "choose one of"),
         ({"group": 1}, "at least 2"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(shop, changes, words):
@@ -313,3 +314,44 @@ def test_the_learning_rate_warms_up_and_stays_or_falls_to_a_tenth():
     assert rates[20] == pytest.approx(0.1)
     with pytest.raises(QAgentError, match="schedule linear: choose one of constant, cosine"):
         replace(constant, schedule="linear").check()
+
+
+@pytest.mark.parametrize("loss", ["dapo", "gspo"])
+def test_in_half_precision_the_first_ratio_is_one_all_the_same(shop, loss):
+    from qagent_mlx.policy.model import set_precision
+
+    trainer = trainer_of(shop, loss=loss, epochs=2, learning_rate=0.02, warmup=1, beta=0.0)
+    assert trainer.policy.precise
+    set_precision(trainer.policy.model, "bfloat16")
+    assert not trainer.policy.precise
+    ratios, real = [], trainer._value_and_grad
+
+    def kept(batch, advantage, weight, sampled, old, *rest):
+        value, gradient = real(batch, advantage, weight, sampled, old, *rest)
+        ratios.append((old is None, float(value[1]["clipped"])))
+        return value, gradient
+
+    trainer._value_and_grad = kept
+    metrics, _ = trainer.step(0)
+    assert metrics["ratio_drift"] > 1e-4, "rounding is there"
+    first = [clipped for new, clipped in ratios if new]
+    assert first and not any(first)
+    assert any(clipped for new, clipped in ratios if not new), "the second epoch moves away from it"
+
+
+def test_the_first_update_is_checked_even_when_the_first_steps_had_no_signal(shop, monkeypatch):
+    trainer = trainer_of(shop)
+    trainer.components, weights = {"constant": lambda outcome: 1.0}, trainer.weights
+    trainer.weights = np.array([1.0])
+    trainer.step(0)
+    assert not trainer.checked
+    trainer.components, trainer.weights = COMPONENTS, weights
+    real = trainer._value_and_grad
+
+    def silent(*arguments):
+        value, gradient = real(*arguments)
+        return value, tree_map(mx.zeros_like, gradient)
+
+    monkeypatch.setattr(trainer, "_value_and_grad", silent)
+    with pytest.raises(QAgentError, match="gradient is zero"):
+        trainer.step(1)

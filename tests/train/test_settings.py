@@ -4,6 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.model import LoraConfig
 from qagent_mlx.train.grpo import GrpoConfig, weighed
 from qagent_mlx.train.rewards import components_of, reward_files, reward_specs
 from qagent_mlx.train.settings import PRESETS, Settings, merged, read_settings, with_preset
@@ -66,6 +67,8 @@ def test_a_weight_moves_along_its_curriculum(tmp_path):
         ("[train.alarms]\nkl_celing = 3", "did you mean kl_ceiling?"),
         ("polcy = 'x'", "did you mean policy?"),
         ("[agent]\nmax_search = 1", "did you mean max_searches?"),
+        ("[agent]\nmax_searches = 9", "max_searches must be from 1 to 8"),
+        ("[agent]\nturn_tokens = 0", "turn_tokens must be at least 1"),
         ("[train]\nsteps = 2.5", "steps must be a whole number, not 2.5"),
         ("[train]\nsteps = true", "steps must be a whole number"),
         ("[train]\nsolvable = 1", "solvable must be true or false"),
@@ -118,11 +121,34 @@ def test_a_preset_is_for_grpo_only():
         ({"best_by": "fun"}, "choose one of reward"),
         ({"overlong_tokens": 4, "overlong_cache": 0}, "1 or more"),
         ({"curriculum": {"item": ((5.0, 1.0), (2.0, 1.0))}}, "rising steps"),
+        ({"save_every": 0}, "save_every must be at least 1"),
+        ({"measured": 0}, "measured must be at least 1"),
+        ({"token_budget": -1}, "token_budget must be at least 1"),
+        ({"eval_every": -1}, "eval_every must be a number from 0 on"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"beta": float("nan")}, "beta must be a number from 0 on"),
+        ({"weights": {"item": -1.0}}, "weight of item must be a number from 0 on"),
+        ({"lora": LoraConfig(rank=0)}, "rank must be at least 1"),
+        ({"lora": LoraConfig(blocks=0)}, "blocks must be at least 1"),
+        ({"lora": LoraConfig(dropout=1.0)}, "dropout must be from 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes, words):
     with pytest.raises(QAgentError, match=words):
         GrpoConfig(**changes).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compare": 1.5}, "compare is a share"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+        ({"lora": LoraConfig(rank=-2)}, "rank must be at least 1"),
+    ],
+)
+def test_settings_of_sft_that_mean_nothing_are_refused(changes, words):
+    with pytest.raises(QAgentError, match=words):
+        SftConfig(**changes).check()
 
 
 def test_weights_of_flags(tmp_path):
