@@ -32,6 +32,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import QAgentError
+from . import lifeline
+from .lifeline import Lifeline
 
 if TYPE_CHECKING:
     from ..agent.rollout import Rollout
@@ -43,6 +45,9 @@ LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # what they set for each proce
 MOST = 64
 GRACE = 3.0  # seconds in which workers notice the same error
 GONE = "gone"  # a file: the first worker ended because another one had
+GO_ON = (
+    "when all can start again, go on from the last checkpoint with: qagent train sft|grpo --resume"
+)
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -53,6 +58,7 @@ class World:
         self._group = group
         self.rank: int = group.rank() if group is not None else 0
         self.size: int = group.size() if group is not None else 1
+        self._lifeline = Lifeline(f"a worker is gone; {GO_ON}")
 
     @property
     def folder(self) -> Path | None:
@@ -76,15 +82,13 @@ class World:
             QAgentError: one of them is gone.
         """
         try:
-            made: mx.array = operation(array, group=self._group)
-            mx.eval(made)
+            with self._lifeline.waiting():
+                made: mx.array = operation(array, group=self._group)
+                mx.eval(made)
         except RuntimeError as error:
             if self.first and self.folder is not None:
                 (self.folder / GONE).touch()  # so its own error is not the reason
-            raise QAgentError(
-                f"a worker is gone ({error}); when all can start again, go on from the last "
-                "checkpoint with: qagent train sft|grpo --resume"
-            ) from error
+            raise QAgentError(f"a worker is gone ({error}); {GO_ON}") from error
         return made
 
     def sum(self, tree: Any) -> Any:
@@ -158,6 +162,10 @@ class World:
     def meet(self) -> None:
         """Return when all workers have come here."""
         self.highest(0.0)
+
+    def watch(self) -> None:
+        """Notice from now on when a worker on another machine ends; all of them call this."""
+        lifeline.connect(self._lifeline, self.first, self.size, self.texts)
 
     def beside(self) -> int:
         """How many workers are on this machine, this one among them."""
@@ -249,7 +257,10 @@ def world() -> World:
             f"the workers cannot reach each other {where} ({error}); "
             f"train without {'--workers' if inside() else 'mlx.launch'}"
         ) from error
-    return World(group if group.size() > 1 else None)
+    made = World(group if group.size() > 1 else None)
+    if made.size > 1 and not inside() and "MLX_HOSTFILE" in os.environ:
+        made.watch()
+    return made
 
 
 def check(workers: int, cases: int) -> None:
