@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -180,7 +181,12 @@ def _console(stream: Any) -> Console:
 
     # Data is printed as it is: no markup, no emoji codes, no colouring of numbers.
     quiet = _hushed and stream is sys.stderr
-    return Plain(file=stream, markup=False, highlight=False, emoji=False, quiet=quiet)
+    # A notebook's cell says that it is a terminal, and keeps every frame of what moves.
+    still = stream is sys.stderr and "JPY_PARENT_PID" in os.environ
+    return Plain(
+        file=stream, markup=False, highlight=False, emoji=False, quiet=quiet,
+        force_terminal=False if still else None,
+    )  # fmt: skip
 
 
 def out() -> Console:

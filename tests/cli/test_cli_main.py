@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -106,3 +107,24 @@ def test_doctor_has_its_keys(cli, monkeypatch):
     )
     assert json.dumps(report)
     assert "matrix products" in cli.run("doctor").stdout
+
+
+def test_nothing_moves_in_a_notebooks_cell(monkeypatch):
+    from qagent_cli import common
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for jupyter in ("", "1"):
+        if jupyter:
+            monkeypatch.setenv("JPY_PARENT_PID", jupyter)
+        else:
+            monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+        assert common.err().is_terminal != bool(jupyter)
+        with common.waiting("reading"):
+            pass
+        assert ("reading" in sys.stderr.getvalue()) != bool(jupyter)
+        sys.stderr.truncate(0)

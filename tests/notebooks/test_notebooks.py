@@ -58,4 +58,5 @@ def test_the_stored_notebook_was_run_whole_and_shows_its_plots(path):
     assert not [o for o in outputs if o.output_type == "error"]
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert not [t for t in texts(notebook) if "Error: " in t or "/home/" in t or "/tmp/" in t]
+    assert not [t for t in texts(notebook) if "\x1b[2K" in t], "frames of a spinner"
     assert path.stat().st_size < 1_000_000
