@@ -183,6 +183,22 @@ class GrpoConfig:
         self.lora.check()
 
 
+@dataclass
+class Piece:
+    """A micro-batch of chains and what its loss needs; (tokens,) are its trained tokens."""
+
+    batch: Batch
+    advantage: mx.array  # (tokens,)
+    weight: mx.array  # a token's share in the objective of the step (`losses.shares`), (tokens,)
+    length: mx.array  # trained tokens of each chain, (rows,)
+    sampled: mx.array  # the decoder's log-probabilities, (tokens,)
+    # What ratios are taken to, (tokens,). In half precision a decoder's and a scorer's numbers
+    # differ by more than a step should change: None, until the first pass over the chains says.
+    old: mx.array | None
+    lower: Lower | None  # of the blocks below the first adapter
+    reference: mx.array | None = None  # the reference's log-probabilities, (tokens,)
+
+
 class Trainer:
     """A policy that learns by GRPO in an environment."""
 
@@ -352,53 +368,8 @@ class Trainer:
         """Gradient steps on chains with their advantages."""
         config = self.config
         give_back()  # what the rollouts' caches took
-        # Equal chains of a group have equal rewards and advantages: one is computed for all.
-        copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
-        distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
-        rollouts = list(distinct.values())
-        chains = [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
-        advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
-        lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
-        counts = np.array([copies[key] for key in distinct], dtype=np.float32)
-        agent = self.policy.info.agent
-        most = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
-        share = shares(config.loss, np.maximum(lengths, 1), counts, most)
-        # Shares are of the whole step; from here on each worker computes its own groups.
-        own = self.world.own([chain.group for chain in chains])
-        rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
-        advantages, lengths, share = advantages[own], lengths[own], share[own]
-        # What all groups begin with (a chat model's instructions) is computed once for them.
-        self.opening = opening = Opening.of(self.policy, chains, self.opening)
-        if opening:
-            chains = [opening.cut(chain) for chain in chains]
-        pieces = micro_batches(chains, micro_tokens(self.policy, config.token_budget))
-        batches = [make_batch([chains[i] for i in piece]) for piece in pieces]
-        owners = [np.array(piece)[batch.row] for piece, batch in zip(pieces, batches, strict=True)]
-        advantage = [mx.array(advantages[owner]) for owner in owners]
-        weight = [mx.array(share[owner]) for owner in owners]
-        length = [mx.array(lengths[np.array(piece)]) for piece in pieces]
-        sampled = [
-            mx.array(np.array(
-                [v for i in piece for v in rollouts[i].sampled_logprobs], dtype=np.float32
-            ))
-            for piece in pieces
-        ]
-        # What a chosen token's chance was. In half precision a decoder's and a scorer's numbers
-        # differ by more than a step should change, so there the first pass over the chains says.
-        old: list[mx.array | None] = [*sampled] if self.policy.precise else [None] * len(sampled)
-        start = opening.below if opening else None
-        lower = [lower_states(self.policy, batch, start) for batch in batches]
-        reference: list[mx.array] = []
-        if config.beta:
-            with self.policy.reference():
-                start = opening.reference() if opening else None
-                for batch, below in zip(batches, lower, strict=True):
-                    value, _ = token_logprobs(
-                        self.policy, batch, below, gradient=False, begin=start
-                    )
-                    mx.eval(value)
-                    reference.append(value)
-
+        pieces = self._pieces(kept)
+        opening = self.opening
         sums = dict.fromkeys(("loss", "kl", "entropy", "clipped"), 0.0)
         drift = 0.0
         norm = mx.array(0.0)
@@ -406,17 +377,14 @@ class Trainer:
             gradient: Any = None
             begun = opening.computed() if opening else []
             mx.eval(begun)
-            for i, batch in enumerate(batches):
+            for piece in pieces:
                 if epoch == 0:
                     self.stop.check(None if self.world.size > 1 else self.world)
-                (loss, parts), grad = self._value_and_grad(
-                    batch, advantage[i], weight[i], sampled[i], old[i],
-                    reference[i] if reference else None, length[i], lower[i], begun,
-                )
+                (loss, parts), grad = self._value_and_grad(piece, begun)
                 gradient = grad if gradient is None else tree_map(mx.add, gradient, grad)
                 mx.eval(gradient, loss, parts)
-                if old[i] is None:
-                    old[i] = parts["logprob"]
+                if piece.old is None:
+                    piece.old = parts["logprob"]
                 if epoch == 0:
                     drift = max(drift, float(parts["drift"]))
                 for name in sums:
@@ -440,47 +408,82 @@ class Trainer:
             self.optimizer.learning_rate = config.rate(number)
             self.optimizer.update(self.policy.model, gradient)
             mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
-        del lower, batches, gradient
+        del pieces, gradient
         give_back()
         totals = dict(zip(sums, self.world.total(*sums.values()), strict=True))
         return {**totals, "grad_norm": float(norm), "ratio_drift": drift}
 
+    def _pieces(self, kept: Sequence[tuple[Rollout, float]]) -> list[Piece]:
+        """This worker's chains in micro-batches, with all that does not change in the update."""
+        config = self.config
+        # Equal chains of a group have equal rewards and advantages: one is computed for all.
+        copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
+        distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
+        rollouts = list(distinct.values())
+        chains = [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
+        advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
+        lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
+        counts = np.array([copies[key] for key in distinct], dtype=np.float32)
+        agent = self.policy.info.agent
+        most = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
+        share = shares(config.loss, np.maximum(lengths, 1), counts, most)
+        # Shares are of the whole step; from here on each worker computes its own groups.
+        own = self.world.own([chain.group for chain in chains])
+        rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
+        advantages, lengths, share = advantages[own], lengths[own], share[own]
+        # What all groups begin with (a chat model's instructions) is computed once for them.
+        self.opening = opening = Opening.of(self.policy, chains, self.opening)
+        if opening:
+            chains = [opening.cut(chain) for chain in chains]
+        made = []
+        for places in micro_batches(chains, micro_tokens(self.policy, config.token_budget)):
+            batch = make_batch([chains[i] for i in places])
+            owner = np.array(places)[batch.row]
+            sampled = mx.array(np.array(
+                [v for i in places for v in rollouts[i].sampled_logprobs], dtype=np.float32
+            ))
+            made.append(Piece(
+                batch, mx.array(advantages[owner]), mx.array(share[owner]),
+                mx.array(lengths[np.array(places)]), sampled,
+                old=sampled if self.policy.precise else None,
+                lower=lower_states(self.policy, batch, opening.below if opening else None),
+            ))  # fmt: skip
+        if config.beta:
+            with self.policy.reference():
+                begin = opening.reference() if opening else None
+                for piece in made:
+                    piece.reference, _ = token_logprobs(
+                        self.policy, piece.batch, piece.lower, gradient=False, begin=begin
+                    )
+                    mx.eval(piece.reference)
+        return made
+
     def _value_and_grad(
-        self,
-        batch: Batch,
-        advantage: mx.array,
-        weight: mx.array,
-        sampled: mx.array,
-        old: mx.array | None,
-        reference: mx.array | None,
-        length: mx.array,
-        lower: Lower | None = None,
-        begun: Sequence[tuple[mx.array, mx.array]] = (),
+        self, piece: Piece, begun: Sequence[tuple[mx.array, mx.array]]
     ) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
-        ``length`` is (rows,), all else but ``batch`` is (tokens,). ``weight`` is a token's
-        share in the objective of the step (`losses.shares`). ``sampled`` are the decoder's
-        log-probabilities, ``old`` those that ratios are taken to; None takes this pass's own.
         ``begun`` is the opening's keys and values, whose slope goes back to it.
         """
         config, model, opening = self.config, self.policy.model, self.opening
         low, high = config.clip
-        row = mx.array(batch.row)
+        row = mx.array(piece.batch.row)
 
         def loss_of(parameters: Any, begun: Any) -> tuple[mx.array, dict[str, mx.array]]:
             model.update(parameters)
             begin = opening.begin(begun) if opening else None
-            logprob, entropy = token_logprobs(self.policy, batch, lower, begin=begin)
+            logprob, entropy = token_logprobs(self.policy, piece.batch, piece.lower, begin=begin)
             now = mx.stop_gradient(logprob)
-            ratio = ratios(config.loss, logprob, now if old is None else old, row, length)
-            gain, clipped = clipped_gain(ratio, advantage, low, high)
+            old = now if piece.old is None else piece.old
+            ratio = ratios(config.loss, logprob, old, row, piece.length)
+            gain, clipped = clipped_gain(ratio, piece.advantage, low, high)
+            reference, weight = piece.reference, piece.weight
             kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
                 "kl": (weight * kl).sum(),
                 "entropy": (weight * entropy).sum(),
                 "clipped": (weight * clipped).sum(),
-                "drift": mx.abs(now - sampled).max(),
+                "drift": mx.abs(now - piece.sampled).max(),
                 "logprob": now,
             }
             return -(weight * (gain - config.beta * kl)).sum(), parts

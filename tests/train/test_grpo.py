@@ -123,10 +123,10 @@ def test_equal_chains_count_as_often_as_they_came(shop):
     gradients, rows = [], []
     real = trainer._value_and_grad
 
-    def kept(batch, *arguments):
-        value, gradient = real(batch, *arguments)
+    def kept(piece, *arguments):
+        value, gradient = real(piece, *arguments)
         gradients.append(dict(tree_flatten(gradient)))
-        rows.append(batch.rows)
+        rows.append(piece.batch.rows)
         return value, gradient
 
     trainer._value_and_grad = kept
@@ -326,9 +326,9 @@ def test_in_half_precision_the_first_ratio_is_one_all_the_same(shop, loss):
     assert not trainer.policy.precise
     ratios, real = [], trainer._value_and_grad
 
-    def kept(batch, advantage, weight, sampled, old, *rest):
-        value, gradient = real(batch, advantage, weight, sampled, old, *rest)
-        ratios.append((old is None, float(value[1]["clipped"])))
+    def kept(piece, *rest):
+        value, gradient = real(piece, *rest)
+        ratios.append((piece.old is None, float(value[1]["clipped"])))
         return value, gradient
 
     trainer._value_and_grad = kept
