@@ -283,6 +283,7 @@ def _table(title: str) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
+        min_width=min(len(title), 80),  # a title folds at the table's width
     )
 
 
