@@ -147,10 +147,15 @@ def derive(shop: Shop, source: str | None = None) -> IngestReport:
         queries = title_queries(
             {p: title for p, title, *_ in goods}, {p: brand for p, _, brand, *_ in goods}
         )
-    # First, so that whatever happens nobody takes them for typed ones.
-    shop.config = replace(shop.config, derived_queries=SOURCES[source])
-    shop.save_config()
+    mark(shop, SOURCES[source])
     return _derived(shop, queries)
+
+
+def mark(shop: Shop, how: str) -> None:
+    """Say in the shop that its queries are derived, before any is stored: so that whatever
+    happens nobody takes them for typed ones."""
+    shop.config = replace(shop.config, derived_queries=how)
+    shop.save_config()
 
 
 def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:

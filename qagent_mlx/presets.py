@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from .derive import category_queries, derive, title_queries
+from .derive import category_queries, derive, mark, title_queries
 from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
@@ -188,9 +188,7 @@ def _derived(
         else:
             rows.append({"user_id": row["user_id"], "time": row["after"], "type": "purchase",
                          "product_id": row["product_id"]})  # fmt: skip
-    # First, so that whatever happens nobody takes them for typed ones.
-    shop.config = replace(shop.config, derived_queries=how)
-    shop.save_config()
+    mark(shop, how)
     return append_events(shop, rows)
 
 

@@ -85,8 +85,8 @@ def test_a_step_without_signal_changes_nothing(shop):
         assert np.array_equal(before[name], np.array(value))
 
 
-def test_a_zero_gradient_on_the_first_step_stops_the_run(shop, monkeypatch):
-    trainer = trainer_of(shop)
+def silence(trainer, monkeypatch):
+    """Every gradient of the trainer is zero from now on."""
     real = trainer._value_and_grad
 
     def silent(*arguments):
@@ -94,6 +94,11 @@ def test_a_zero_gradient_on_the_first_step_stops_the_run(shop, monkeypatch):
         return value, tree_map(mx.zeros_like, gradient)
 
     monkeypatch.setattr(trainer, "_value_and_grad", silent)
+
+
+def test_a_zero_gradient_on_the_first_step_stops_the_run(shop, monkeypatch):
+    trainer = trainer_of(shop)
+    silence(trainer, monkeypatch)
     with pytest.raises(QAgentError, match="gradient is zero"):
         trainer.step(0)
 
@@ -346,12 +351,6 @@ def test_the_first_update_is_checked_even_when_the_first_steps_had_no_signal(sho
     trainer.step(0)
     assert not trainer.checked
     trainer.components, trainer.weights = COMPONENTS, weights
-    real = trainer._value_and_grad
-
-    def silent(*arguments):
-        value, gradient = real(*arguments)
-        return value, tree_map(mx.zeros_like, gradient)
-
-    monkeypatch.setattr(trainer, "_value_and_grad", silent)
+    silence(trainer, monkeypatch)
     with pytest.raises(QAgentError, match="gradient is zero"):
         trainer.step(1)
