@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
 from .files import read_json
 from .ingest import ingest
-from .inventory.index import build
+from .inventory.index import InventoryIndex, build
+from .inventory.search import HybridSearch, open_clicks
 from .memory import store
-from .memory.worth import learn
+from .memory.worth import Retrieve, learn
 from .shop import Shop, ShopConfig
 
 
@@ -100,7 +102,7 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
     with shop.transaction() as connection:
         store.build(connection, shop.config.memory)
     say("learning what lines of memory are worth")
-    worth = learn(shop, index.clicks_until)
+    worth = learn(shop, index.clicks_until, _retrieve(shop, index))
     return {
         "products": len(index.catalog),
         "clicks_until": index.manifest["clicks_until"],
@@ -108,6 +110,16 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
         "learned_from": worth.moments,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _retrieve(shop: Shop, index: InventoryIndex) -> Retrieve:
+    """What the shop's search finds; without its reranker, which would read thousands of pages."""
+    search = HybridSearch(index, open_clicks(shop, index), shop.config.search)
+
+    def retrieve(queries: Sequence[str], moments: Sequence[datetime]) -> list[list[str]]:
+        return [[hit.product_id for hit in hits] for hits in search.search(queries, 10, moments)]
+
+    return retrieve
 
 
 def remove_sample(path: str | Path, name: str) -> None:

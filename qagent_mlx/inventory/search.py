@@ -418,9 +418,6 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
     """
     index = index or ensure(shop)
     config = shop.config.search
-    log = ClickLog.from_rows(
-        read_clicks(shop.connection), index.catalog.rows_of(), config.click_half_life_days
-    )
     reranker = None
     if config.reranker is not None:
         folder = Path(config.reranker)
@@ -429,7 +426,16 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
                 f"the reranker {folder} is no model folder; correct search.reranker in shop.json"
             )
         reranker = Reranker(folder, config.encoder_instruction)
-    return HybridSearch(index, log, config, reranker)
+    return HybridSearch(index, open_clicks(shop, index), config, reranker)
+
+
+def open_clicks(shop: Shop, index: InventoryIndex) -> ClickLog:
+    """The shop's engagements by query, for an index of its products."""
+    return ClickLog.from_rows(
+        read_clicks(shop.connection),
+        index.catalog.rows_of(),
+        shop.config.search.click_half_life_days,
+    )
 
 
 def _ranks(count: int) -> np.ndarray:

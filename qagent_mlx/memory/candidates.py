@@ -17,7 +17,7 @@ NUMBERS = (
     "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
     "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
     "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
-    "main_age", "echo_last", "echo_own",
+    "main_age", "echo_last", "echo_own", "covered", "returned",
 )  # fmt: skip
 
 
@@ -168,7 +168,8 @@ def candidates(
              (fact.met + 1.0) / (fact.asked + 2.0), (fact.most + 0.3) / (fact.met + 1.0),
              leaf_last, leaf_age, leaf_times, wording.get(known.kind, 0.0),
              taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age,
-             echo[0], max(echo))
+             echo[0], max(echo), (fact.ten + 1.0) / (fact.met + 1.5),
+             (fact.same + 0.2) / (fact.followed + 2.0))
         )  # fmt: skip
     if not keys:
         return blank(0)

@@ -34,7 +34,10 @@ class Fact(NamedTuple):
     asked: float = 0.0
     met: float = 0.0  # how often it led to an engagement
     most: float = 0.0  # of these, with the product that it mostly leads to
+    ten: float = 0.0  # and with the ten that it mostly leads to
     main: str | None = None
+    followed: float = 0.0  # sessions that searched it with success and were followed by another
+    same: float = 0.0  # of these, how often by one that searched it again
 
 
 class Trend(NamedTuple):

@@ -33,7 +33,7 @@ from .profile import SECTIONS, CountTokens, Memory, Moment
 from .worth import Worth
 
 FORMAT = 1
-_SHARED = ("outcomes", "steps", "cycles", "hourly", "spellings")
+_SHARED = (*tables.TRACES, "hourly", "spellings")
 
 
 def part_of(user: str, parts: int) -> int:
@@ -166,7 +166,7 @@ class Partitions:
                 connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
                 self._view(connection, part)
                 self._catalog(connection)
-                for name in ("outcomes", "steps", "cycles", "hourly"):
+                for name in (*tables.TRACES, "hourly"):
                     connection.execute(f"CREATE TABLE {name} AS FROM {self._all(name)}")
                 connection.execute(
                     f"""CREATE TABLE spellings AS

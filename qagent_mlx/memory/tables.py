@@ -40,12 +40,15 @@ FROM priced"""
 # What each user's events tell (see `traces`). outcomes: searches that led to an engagement, known
 # since the first one; product_id is the strongest. steps: having done `source`, a user searched
 # `query_key` with success. cycles: how long after a purchase a user bought of a category again.
+# returns: whether a session that searched `query_key` with success was followed by one that did so,
+# too, or by one with another query.
 TRACES = {
     "outcomes": """event_id BIGINT, user_id VARCHAR, session_id BIGINT, ts TIMESTAMP,
         query_key VARCHAR, known TIMESTAMP, first_product VARCHAR, product_id VARCHAR""",
     "steps": """user_id VARCHAR, source VARCHAR, query_key VARCHAR, known TIMESTAMP,
         closeness INTEGER, delay DOUBLE""",
     "cycles": "user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE",
+    "returns": "user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN",
 }
 CHUNK = 4000  # users whose events are read in one pass: bounds memory
 
@@ -152,7 +155,8 @@ def transitions(swing: float, wanted: str) -> str:
 
 
 # What was known of queries at the start of the day, for the queries and days in `wanted`: the
-# category they lead to, how often they were searched, with what success and with which product.
+# category they lead to, how often they were searched, with what success and with which products,
+# and how often who had searched them came back to them.
 FACTS = """
 WITH wanted AS ({wanted}),
 led AS (
@@ -164,13 +168,19 @@ leafs AS (
 asked AS (
     SELECT w.query_key, w.day, sum(h.n) AS n
     FROM wanted w JOIN hourly h ON h.query_key = w.query_key AND h.hour < w.day GROUP BY ALL),
-met AS (        -- what earlier searchers engaged with
-    SELECT query_key, day, sum(n) AS n, max(n) AS most,
-           arg_max(product_id, (n, product_id)) AS main
-    FROM (SELECT query_key, day, product_id, count(*) AS n FROM led GROUP BY ALL) GROUP BY ALL)
+goals AS (      -- what earlier searchers engaged with
+    SELECT *, row_number() OVER (PARTITION BY query_key, day ORDER BY n DESC) AS place
+    FROM (SELECT query_key, day, product_id, count(*) AS n FROM led GROUP BY ALL)),
+met AS (
+    SELECT query_key, day, sum(n) AS n, max(n) AS most, sum(n) FILTER (place <= 10) AS ten,
+           arg_max(product_id, (n, product_id)) AS main FROM goals GROUP BY ALL),
+back AS (
+    SELECT w.query_key, w.day, count(*) AS n, count(*) FILTER (r.same) AS same
+    FROM wanted w JOIN returns r ON r.query_key = w.query_key AND r.known < w.day GROUP BY ALL)
 SELECT query_key, day, l.leaf, a.n::DOUBLE, coalesce(m.n, 0)::DOUBLE, coalesce(m.most, 0)::DOUBLE,
-       m.main
-FROM asked a LEFT JOIN met m USING (query_key, day) LEFT JOIN leafs l USING (query_key, day)"""
+       coalesce(m.ten, 0)::DOUBLE, m.main, coalesce(b.n, 0)::DOUBLE, coalesce(b.same, 0)::DOUBLE
+FROM asked a LEFT JOIN met m USING (query_key, day) LEFT JOIN leafs l USING (query_key, day)
+LEFT JOIN back b USING (query_key, day)"""
 
 # How often a category is bought again, and after how long, for those and days in `wanted`.
 RHYTHMS = """
@@ -255,6 +265,7 @@ def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) 
         connection.appender("outcomes") as outcomes,
         connection.appender("steps") as steps,
         connection.appender("cycles") as cycles,
+        connection.appender("returns") as returns,
     ):
         for made in traces:
             for row in made.outcomes:
@@ -263,6 +274,8 @@ def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) 
                 steps.append_row(*row)
             for row in made.cycles:
                 cycles.append_row(*row)
+            for row in made.returns:
+                returns.append_row(*row)
 
 
 def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:

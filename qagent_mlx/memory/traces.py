@@ -29,6 +29,7 @@ class Traces:
     outcomes: list[tuple[Any, ...]] = field(default_factory=list)
     steps: list[tuple[Any, ...]] = field(default_factory=list)
     cycles: list[tuple[Any, ...]] = field(default_factory=list)
+    returns: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
@@ -52,6 +53,7 @@ def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
             )  # fmt: skip
     made.steps = [(user, *step) for step in (*_after_success(asked, goods), *_after_none(asked))]
     made.cycles = [(user, *cycle) for cycle in _cycles(events, goods)]
+    made.returns = [(user, *one) for one in _returns(asked)]
     return made
 
 
@@ -114,3 +116,20 @@ def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[An
         made.append((leaf, time_of(times[0]), None))
         made += [(leaf, time_of(now), (now - last) / _DAY) for last, now in pairwise(times)]
     return made
+
+
+def _returns(asked: Sequence[Search]) -> list[tuple[Any, ...]]:
+    """Of each session with success but the last: its query, and whether the next one's is the same.
+
+    A session's query is the one that first led to an engagement.
+    """
+    known = sorted(
+        (s for s in asked if s.known is not None), key=lambda s: (s.known, s.event.event_id)
+    )
+    visits: dict[int, Search] = {}
+    for search in known:
+        visits.setdefault(search.event.session_id, search)
+    return [
+        (now.event.query_key, time_of(then.known or 0), now.event.query_key == then.event.query_key)
+        for now, then in pairwise(visits.values())
+    ]

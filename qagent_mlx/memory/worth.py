@@ -1,17 +1,20 @@
-"""What a line of memory is worth: the chance that its query is what the user wants next.
+"""What a line of memory is worth: the chance that its query is what the user wants next, and
+that it leads to what the user then takes.
 
 A conditional logit over all candidate lines of a moment, with an outside option for "none
-of these". Its weights start from defaults that fit an average shop and move towards the
-shop's own log, as far as that log speaks. They are learned again and again along the log,
-each time from what lay before, and a moment is served by the last weights that were learned
-before it: so nothing that is evaluated was seen, and the last cases profit from most of the log.
+of these". A moment whose own query retrieves nothing that its user went on to engage with
+teaches less (see `satisfied`): a recommendation is worth what it leads to. The weights start
+from defaults that fit an average shop and move towards the shop's own log, as far as that log
+speaks. They are learned again and again along the log, each time from what lay before, and a
+moment is served by the last weights that were learned before it: so nothing that is evaluated
+was seen, and the last cases profit from most of the log.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from ..shop import Shop
-from .events import successes
+from .events import Success, successes
 
 AGES = (
     (0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"),
@@ -45,6 +48,12 @@ PULL = 5.0  # how many moments' worth of evidence the defaults are
 MAX_MOMENTS = 3000  # the latest of the log that weights are learned from
 STEPS = 6  # how often, at most, they are learned along the log
 MIN_STEP = timedelta(days=7)
+# What a moment counts whose query is right, by what that query retrieves there: nothing that the
+# user engaged with, such a product among the first ten, and one in the first place.
+RIGHT, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
+
+# The products that each of some queries retrieves at its moment, the best first.
+Retrieve = Callable[[Sequence[str], Sequence[datetime]], Sequence[Sequence[str]]]
 
 
 def age_word(days: float) -> str:
@@ -77,7 +86,7 @@ FEATURES = (
     *(n for outcome in OUTCOMES for n in (f"leaf {outcome}", *_with_ages(f"leaf {outcome}"))),
     "main", "main unsearched", "main bought", *_with_ages("main"),
     "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
-    "echo last", "echo own",
+    "echo last", "echo own", "covered", "returned", "own returned",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(FEATURES)}
 
@@ -162,6 +171,9 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     put("used", worded, _log(c["used"][worded], 0.05))
     put("echo last", every, np.nan_to_num(c["echo_last"]))
     put("echo own", every, np.nan_to_num(c["echo_own"]))
+    put("covered", every, np.log(c["covered"]))
+    put("returned", every, _log(c["returned"]))
+    put("own returned", own, _log(c["returned"][own]))
     return table
 
 
@@ -234,13 +246,29 @@ class Worth:
         return self.steps[-1].moments
 
 
-def learn(shop: Shop, since: datetime | None) -> Worth:
+def satisfied(sessions: Sequence[Success], retrieve: Retrieve | None) -> list[float]:
+    """What the moment of each session counts: `RIGHT`, `AMONG_TEN` or `FIRST`.
+
+    The same things that the reward of a chain asks for. All count in full without a search.
+    """
+    if retrieve is None:
+        return [FIRST] * len(sessions)
+    found = retrieve([s.query for s in sessions], [s.start for s in sessions])
+    made = []
+    for session, products in zip(sessions, found, strict=True):
+        hits = [product in session.products for product in products[:10]]
+        made.append(FIRST if any(hits[:1]) else AMONG_TEN if any(hits) else RIGHT)
+    return made
+
+
+def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) -> Worth:
     """Learn the weights along the log and keep them in the shop.
 
     Args:
         shop: Open for writing.
         since: The first time that something is learned, from all before it; then again each
             `MIN_STEP`, or less often in a long log. None keeps the defaults.
+        retrieve: The shop's search, which tells what the right queries led to.
     """
     if since is None:
         return Worth.default()
@@ -258,6 +286,8 @@ def learn(shop: Shop, since: datetime | None) -> Worth:
              for cut in cuts]
     moments = {(s.user_id, s.start): s for part in known for s in part}
     place = {key: i for i, key in enumerate(moments)}
+    sessions = list(dict.fromkeys(s for part in known for s in part))
+    counts = dict(zip(sessions, satisfied(sessions, retrieve), strict=True))
     learned: list[Weights] = []
     if moments:
         rows = Reader(connection, shop.config.memory).computed([Moment(*key) for key in moments])
@@ -268,7 +298,8 @@ def learn(shop: Shop, since: datetime | None) -> Worth:
         before = Weights.default()
         for cut, part in zip(cuts, known, strict=True):
             numbers = [place[s.user_id, s.start] for s in part]
-            before = _fit(table, keys, start, numbers, [s.query_key for s in part], before)
+            targets = [(s.query_key, counts[s]) for s in part]
+            before = _fit(table, keys, start, numbers, targets, before)
             learned.append(Weights(before.values, before.outside, before.moments, cut))
     stored = {
         "features": FEATURES,
@@ -300,27 +331,28 @@ def _fit(
     keys: np.ndarray,
     starts: np.ndarray,
     moments: Sequence[int],
-    targets: Sequence[str],
+    targets: Sequence[tuple[str, float]],
     start: Weights,
 ) -> Weights:
     """Maximum a posteriori weights of the conditional logit, found from ``start`` on.
 
-    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``.
+    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``. A target is
+    the right key and how much of the moment is its: the rest goes to the outside option, as all
+    of it does where the key is not among the moment's.
     """
     filled = [
-        (slice(int(starts[m]), int(starts[m + 1])), key)
-        for m, key in zip(moments, targets, strict=True) if starts[m + 1] > starts[m]
+        (slice(int(starts[m]), int(starts[m + 1])), *target)
+        for m, target in zip(moments, targets, strict=True) if starts[m + 1] > starts[m]
     ]
     prior = Weights.default()
     if not filled:
         return prior
-    x = table[np.concatenate([np.arange(s.start, s.stop) for s, _ in filled])]
-    sizes = np.array([s.stop - s.start for s, _ in filled])
+    x = table[np.concatenate([np.arange(s.start, s.stop) for s, _, _ in filled])]
+    sizes = np.array([s.stop - s.start for s, _, _ in filled])
     first = np.r_[0, np.cumsum(sizes)[:-1]]
     owner = np.repeat(np.arange(len(filled)), sizes)
-    hit = np.concatenate([keys[s] == key for s, key in filled])
-    none = np.ones(len(filled))
-    none[owner[hit]] = 0.0
+    right = np.concatenate([(keys[s] == key) * part for s, key, part in filled])
+    none = 1.0 - np.bincount(owner, right, len(filled))
     centre = np.append(prior.values, prior.outside)
     turned = x.T.tocsr()
     from scipy.optimize import minimize  # half a second that only learning needs
@@ -333,9 +365,9 @@ def _fit(
         total = np.bincount(owner, weight, len(filled)) + other
         chance, missed = weight / total[owner], other / total
         pull = theta - centre
-        value = -np.log(np.maximum(chance[hit], 1e-300)).sum()
+        value = -(right * np.log(np.maximum(chance, 1e-300))).sum()
         value -= (none * np.log(np.maximum(missed, 1e-300))).sum()
-        slope = np.append(turned @ (chance - hit), (missed - none).sum())
+        slope = np.append(turned @ (chance - right), (missed - none).sum())
         return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
 
     best = minimize(

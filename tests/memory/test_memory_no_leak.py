@@ -54,7 +54,10 @@ def known(shop, as_of, swing=0.0):
     )
     rankings = [clicks.ranking(query_key(q), as_of) for q in QUERIES]
     just_before = as_of - timedelta(microseconds=1)
-    worth = learn(shop, as_of)
+    worth = learn(shop, as_of, lambda queries, moments: [
+        [catalog.ids[row] for row in clicks.ranking(query_key(query), moment)[0]]
+        for query, moment in zip(queries, moments, strict=True)
+    ])  # fmt: skip
     return {
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],

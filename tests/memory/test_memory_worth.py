@@ -7,14 +7,19 @@ import pytest
 
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.candidates import blank
+from qagent_mlx.memory.events import Success
 from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.memory.worth import (
+    AMONG_TEN,
     FEATURES,
+    FIRST,
+    RIGHT,
     Weights,
     Worth,
     age_word,
     features,
     learn,
+    satisfied,
 )  # fmt: skip
 from qagent_mlx.shop import Shop
 
@@ -25,6 +30,7 @@ def rows(*lines):
     """Candidate columns of some lines, of which all that is not named is unknown."""
     made = blank(len(lines))
     made["success"][:] = 0.5
+    made["covered"][:] = made["returned"][:] = 1.0
     made["focus"][:] = made["wording"][:] = made["taste"][:] = made["used"][:] = 0.0
     made["query_key"][:] = made["query"][:] = "a"
     made["kind"][:] = "plain"
@@ -145,6 +151,76 @@ def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
 
         same.set_meta("line_worth", json.dumps({**stored, "features": ["of", "before"]}))
         assert Worth.of_shop(same).at(since).values.tolist() == Weights.default().values.tolist()
+
+
+def test_a_moment_counts_by_what_its_query_retrieves():
+    def session(*products):
+        return Success("u", START, "query", "query", products, 1)
+
+    sessions = [session("a", "b"), session("a"), session("z"), session("k")]
+    retrieved = [["b", "c"], ["b", "a"], ["b", "a"], list("abcdefghijk")]
+    asked = []
+
+    def retrieve(queries, moments):
+        asked.extend(zip(queries, moments, strict=True))
+        return retrieved
+
+    assert satisfied(sessions, retrieve) == [FIRST, AMONG_TEN, RIGHT, RIGHT]  # k is the eleventh
+    assert asked == [("query", START)] * 4
+    assert satisfied(sessions, None) == [FIRST] * 4
+
+
+def test_a_query_that_retrieves_what_people_take_is_worth_more(tmp_path):
+    since = START + timedelta(days=8)
+    with shop_of(tmp_path / "shop", True) as shop:
+        always = learn(shop, since, lambda queries, moments: [["p"]] * len(queries))
+        never = learn(shop, since, lambda queries, moments: [["q"]] * len(queries))
+        plain = learn(shop, since)
+    own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
+    good, bad, same = (w.at(since).chances(own)[0] for w in (always, never, plain))
+    assert good == pytest.approx(same)
+    assert good > 0.8 and bad < good - 0.2
+
+
+def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
+    shop = Shop.create(tmp_path / "shop")
+    shop.connection.execute("INSERT INTO products SELECT 'p' || i, 'thing', NULL, NULL, 1, true, "
+                            "NULL, 1 FROM range(12) t(i)")  # fmt: skip
+    plan = {
+        "a": ["milk", "milk", "milk", "tea"],  # came back twice of three times
+        "b": ["tea", "milk", "tea"],
+        "c": ["tea"],  # not followed by anything yet
+    }
+    made = []
+    for user, queries in plan.items():
+        for day, query in enumerate(queries):
+            row = {"user_id": user, "time": START + timedelta(days=day), "query": query}
+            made += [{**row, "type": "search"}, {**row, "type": "click", "product_id": f"p{day}"}]
+    # Of twelve products under one query, each taken once, ten count.
+    made += [
+        {"user_id": "d", "time": START + timedelta(minutes=i), "query": "much", "type": kind, **more}
+        for i in range(12) for kind, more in (("search", {}), ("click", {"product_id": f"p{i}"}))
+    ]  # fmt: skip
+    with shop:
+        append_events(shop, made)
+        reader = Reader(shop.connection, shop.config.memory)
+
+        def at(day):
+            (found,) = reader.computed([Moment("a", START + timedelta(days=day))])
+            columns = found.candidates
+            return {
+                query: (covered, returned) for query, covered, returned in zip(
+                    columns["query"].tolist(), columns["covered"], columns["returned"], strict=True
+                )
+            }
+
+        soon, before, later = at(1), at(2), at(5)
+    assert later["milk"] == pytest.approx(((4 + 1) / (4 + 1.5), (2 + 0.2) / (4 + 2)))
+    assert later["tea"] == pytest.approx(((4 + 1) / (4 + 1.5), (0 + 0.2) / (1 + 2)))
+    assert soon["much"] == pytest.approx(((10 + 1) / (12 + 1.5), 0.2 / 2))
+    # At the start of day 2: one step from milk to milk, one from tea to milk.
+    assert before["milk"][1] == pytest.approx((1 + 0.2) / (1 + 2))
+    assert before["tea"][1] == pytest.approx((0 + 0.2) / (1 + 2))
 
 
 def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
