@@ -94,7 +94,8 @@ class SearchConfig:
 
     weight_lexical: float = 1.0
     weight_dense: float = 0.3
-    weight_clicks: float = 3.0
+    weight_clicks: float = 3.0  # of their ranks
+    weight_shares: float = 1.0  # of their shares
     click_half_life_days: float = 30.0
     rrf_k: int = 60
     pool: int = 50

@@ -1,9 +1,11 @@
 """Hybrid search: BM25, vectors and past clicks, fused by reciprocal rank.
 
 score(product) = sum over rankings of  weight / (rrf_k + rank)      (Cormack et al., 2009)
+                 + weight_shares * its share of the query's past clicks
 
-The ranking of past clicks counts the more, the more evidence it has. Ties are broken by
-catalog row, so the same question always gets the same answer.
+Ranks alone would let a word more or less decide between a product that nearly all went for and
+one that hardly anybody did. Past clicks count the more, the more evidence there is. Ties are
+broken by catalog row, so the same question always gets the same answer.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from .store import read_manifest
 K = TypeVar("K")
 V = TypeVar("V")
 
+ENOUGH = 2.0  # weight of past clicks from which they count more than half of what they can
 CACHED_QUERIES = 20_000
 CACHED_ANSWERS = 4096  # queries at a moment: those of a batch ask much the same
 
@@ -201,18 +204,18 @@ class HybridSearch:
         (mask,) = self._masks(filters, [as_of])
         (sides,) = self._sides([query], [mask])
         clicked = self.clicked(query, sides, as_of)
-        parts = self.parts(sides, clicked, mask)
+        parts = self._parts(sides, clicked, mask)
         groups = self.index.lexical.groups(query)
         made = []
         for hit in self.search([query], k, [as_of], filters)[0]:
             row = self._rows_of[hit.product_id]
             found: dict[str, Side] = {}
-            for name, (rows, weight) in parts.items():
+            for name, (rows, adds) in parts.items():
                 at = np.flatnonzero(rows == row)
                 if len(at):
-                    rank = int(at[0]) + 1
-                    share = weight / (self.config.rrf_k + rank)
-                    found[name] = Side(rank, self._raw(name, row, sides, clicked), share)
+                    place = int(at[0])
+                    raw = self._raw(name, row, sides, clicked)
+                    found[name] = Side(place + 1, raw, float(adds[place]))
             words = tuple(
                 Word(group.typed, term, group.how, value)
                 for group, term, value in self.index.lexical.why(groups, row)
@@ -352,32 +355,39 @@ class HybridSearch:
         rows, evidence, keys = similar_ranking(self.clicks, sides.similar, moment)
         return Clicked(rows, evidence, tuple(keys))
 
-    def parts(
+    def _parts(
         self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None
-    ) -> dict[str, tuple[np.ndarray, float]]:
-        """Each ranking's rows, the best first, and its weight."""
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Each ranking's rows, the best first, and what it adds to the score of each."""
         config = self.config
         rows, evidence = clicked.rows, clicked.evidence
         if allowed is not None:
             kept = allowed[rows]
             rows, evidence = rows[kept], evidence[kept]
         total = float(evidence.sum())
+        known = total + ENOUGH
+        of_clicks = config.weight_clicks * total / known * self._by_rank(rows)
+        if not clicked.keys:  # what similar queries led to says less of how much
+            of_clicks += config.weight_shares * evidence / known
         return {
-            "words": (sides.lexical, config.weight_lexical),
-            "vectors": (sides.dense, config.weight_dense),
-            "clicks": (rows, config.weight_clicks * total / (total + 2.0)),
+            "words": (sides.lexical, config.weight_lexical * self._by_rank(sides.lexical)),
+            "vectors": (sides.dense, config.weight_dense * self._by_rank(sides.dense)),
+            "clicks": (rows, of_clicks),
         }
+
+    def _by_rank(self, rows: np.ndarray) -> np.ndarray:
+        """1 / (rrf_k + rank) of rows that are in order: (rows,)."""
+        return np.asarray(1.0 / (self.config.rrf_k + np.arange(1, len(rows) + 1)))
 
     def _best(
         self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None, k: int
     ) -> list[tuple[int, float]]:
         """The ``k`` rows with the highest fused score, ties by row."""
-        parts = self.parts(sides, clicked, allowed).values()
+        parts = self._parts(sides, clicked, allowed).values()
         rows, place = np.unique(np.concatenate([rows for rows, _ in parts]), return_inverse=True)
         if not len(rows):
             return []
-        shares = [weight / (self.config.rrf_k + _ranks(len(rows))) for rows, weight in parts]
-        scores = np.bincount(place, np.concatenate(shares))
+        scores = np.bincount(place, np.concatenate([adds for _, adds in parts]))
         best = np.lexsort((rows, -np.round(scores, 12)))[:k]
         return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))
 
@@ -436,10 +446,6 @@ def open_clicks(shop: Shop, index: InventoryIndex) -> ClickLog:
         index.catalog.rows_of(),
         shop.config.search.click_half_life_days,
     )
-
-
-def _ranks(count: int) -> np.ndarray:
-    return np.arange(1, count + 1)
 
 
 def _top(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:

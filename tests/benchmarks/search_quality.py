@@ -28,11 +28,13 @@ from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.shop import Shop
 from qagent_mlx.text import words
 
+NO_CLICKS = {"weight_clicks": 0.0, "weight_shares": 0.0}
 SYSTEMS = {
     "hybrid": {},
-    "words+vectors": {"weight_clicks": 0.0},
-    "BM25": {"weight_clicks": 0.0, "weight_dense": 0.0},
-    "dense": {"weight_clicks": 0.0, "weight_lexical": 0.0},
+    "ranks alone": {"weight_shares": 0.0},
+    "words+vectors": NO_CLICKS,
+    "BM25": {**NO_CLICKS, "weight_dense": 0.0},
+    "dense": {**NO_CLICKS, "weight_lexical": 0.0},
     "clicks": {"weight_lexical": 0.0, "weight_dense": 0.0},
 }
 

@@ -115,7 +115,7 @@ def test_earlier_clicks_lead_and_later_ones_are_unknown(search):
 @pytest.fixture
 def only(shop, search):
     """What is found for a query by one ranking alone; by none, with scores of 0."""
-    none = {"weight_lexical": 0.0, "weight_dense": 0.0, "weight_clicks": 0.0}
+    none = {"weight_lexical": 0.0, "weight_dense": 0.0, "weight_clicks": 0.0, "weight_shares": 0.0}
 
     def ids(name, query):
         own = {f"weight_{name}": 1.0} if name else {}

@@ -1,0 +1,173 @@
+"""How far a policy could come: a boosted-tree ranker over all that an agent can look at.
+
+    pip install lightgbm
+    python tests/benchmarks/ceiling.py SHOP [--test-from 2011-10-12] [--seeds 5]
+
+For each case all lines of the profile are searched, as no chain could, and a ranker learns from
+the cases before the test split which line to recommend. ``order`` takes the first line, ``in
+stock`` the first whose first product is not sold out. The rankers see:
+
+- ``read``: what an agent reads: each line's place and marks, and the marks of its first products;
+- ``numbers``: also what stands behind it: the chance as a number, the features of a line's worth,
+  the scores of the search, and how long ago the user took the first products.
+
+A ranker is trained for the right query (``q_em``) and for query and product at once (``cons@1``),
+and scored by both. The intervals are 95 % bootstrap intervals over cases, of the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import lightgbm
+import numpy as np
+
+import qagent_mlx  # noqa: F401  (before mlx)
+from qagent_mlx.agent.tools import Found, Request, SearchProducts
+from qagent_mlx.evaluate.metrics import bootstrap
+from qagent_mlx.inspection import token_counter
+from qagent_mlx.memory.profile import Memory, Moment, tables_of
+from qagent_mlx.memory.worth import Worth
+from qagent_mlx.policy.model import AgentConfig
+from qagent_mlx.shop import Shop
+from qagent_mlx.text import query_key
+from qagent_mlx.train.cases import SplitConfig
+from qagent_mlx.train.environment import Environment, Example
+
+MARKS = (
+    "unmet", "liked", "carted", "bought", "had", "now", "today", "days", "week", "weeks", "month",
+    "old", "top", "hot", "warm", "rising", "fading", "poor", "surely", "likely", "maybe",
+)  # fmt: skip
+SEEN = ("fits", "brand", "bought", "seen", "chosen", "often", "out", "$", "$$", "$$$")
+SHOWN = 3  # products of each line
+TREES: dict[str, Any] = {
+    "objective": "binary", "num_leaves": 15, "learning_rate": 0.05, "min_data_in_leaf": 40,
+    "feature_fraction": 0.6, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0,
+    "verbose": -1, "num_threads": 1,
+}  # fmt: skip
+ROUNDS = 150
+
+
+class Counter:
+    """A codec as far as profiles need one."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.count = token_counter(shop)
+
+
+class Lines:
+    """One case: a row for each line of its profile that has a query."""
+
+    def __init__(self, example: Example, found: Sequence[Found]) -> None:
+        case, lines = example.case, [x for x in example.profile.lines if x.query is not None]
+        self.split = case.split
+        self.right = np.array([query_key(x.query or "") == case.query_key for x in lines], bool)
+        self.hit = np.array([bool(f.products) and f.products[0] in case.products for f in found])
+        marks = [set(x.text[len(x.query or "") :].split()) for x in lines]
+        shown = [[set(text.split()) for text in f.lines[:SHOWN]] for f in found]
+        self.out = np.array(["out" in products[0] if products else True for products in shown], bool)
+        self.read = np.array([
+            [place, len(products), self.out[:place].sum(), *(mark in own for mark in MARKS),
+             *(mark in product for product in (products + [set()] * SHOWN)[:SHOWN] for mark in SEEN)]
+            for place, (own, products) in enumerate(zip(marks, shown, strict=True))
+        ], dtype=float).reshape(len(lines), -1)  # fmt: skip
+        self.chance = np.array([x.score for x in lines])
+
+    def add(self, table: np.ndarray, scores: np.ndarray, ages: np.ndarray) -> None:
+        """What stands behind the words."""
+        behind = [table, scores, ages, self.chance[:, None]]
+        self.numbers = np.hstack([self.read, *behind]) if len(self.read) else self.read
+
+
+def cases_of(shop: Shop, test_from: str) -> list[Lines]:
+    """All cases with what can be seen of each line."""
+    codec: Any = Counter(shop)
+    agent = AgentConfig(results_shown=SHOWN)
+    environment = Environment.of_shop(shop, codec, agent, SplitConfig(test_from=test_from))
+    search = SearchProducts(environment.search, agent)
+    memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
+    examples = environment.examples
+    rows = memory.reader.rows([Moment(e.case.user_id, e.case.as_of) for e in examples])
+    made = []
+    for example, mine, table in zip(examples, rows, tables_of(rows), strict=True):
+        queries = example.profile.references
+        moment = example.case.as_of
+        found = search.run([Request(q, moment, example.profile.context) for q in queries])
+        place = {key: i for i, key in enumerate(mine.candidates["query_key"].tolist())}
+        knows = {product: age for product, _, age in mine.state.knows}
+        one = Lines(example, found)
+        hits = environment.search.search(queries, SHOWN, [moment] * len(queries))
+        one.add(
+            table[[place[query_key(q)] for q in queries]],
+            _padded([[h.score for h in some] for some in hits]),
+            _padded([[knows.get(h.product_id, 999.0) for h in some] for some in hits]),
+        )
+        made.append(one)
+    return made
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.array([[*row, *[0.0] * SHOWN][:SHOWN] for row in rows]).reshape(len(rows), SHOWN)
+
+
+def outcome(cases: Sequence[Lines], choices: Sequence[int]) -> np.ndarray:
+    """q_em, i_hit@1 and cons@1 of each case: (cases, 3)."""
+    return np.array([
+        (c.right[i], c.hit[i], c.right[i] and c.hit[i]) if len(c.right) else (0, 0, 0)
+        for c, i in zip(cases, choices, strict=True)
+    ], dtype=float)  # fmt: skip
+
+
+def ranked(
+    learn: Sequence[Lines], test: Sequence[Lines], sees: str, wanted: str, seed: int
+) -> np.ndarray:
+    """Outcomes of the lines that a ranker takes."""
+    filled = [c for c in learn if len(c.right)]
+    rows = np.vstack([getattr(c, sees) for c in filled])
+    target = np.concatenate([c.right & c.hit if wanted == "cons@1" else c.right for c in filled])
+    trees = lightgbm.train(
+        {**TREES, "seed": seed}, lightgbm.Dataset(rows, target.astype(int)), ROUNDS
+    )
+    choices = [
+        int(np.argmax(trees.predict(getattr(c, sees)))) if len(c.right) else 0 for c in test
+    ]
+    return outcome(test, choices)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("shop")
+    parser.add_argument("--test-from", default="", help="ISO time; the last fifth without it")
+    parser.add_argument("--seeds", type=int, default=5, help="rankers of each kind")
+    arguments = parser.parse_args()
+    with Shop.open(arguments.shop) as shop:
+        cases = cases_of(shop, arguments.test_from)
+    learn = [c for c in cases if c.split != "test"]
+    test = [c for c in cases if c.split == "test"]
+    print(f"{len(learn)} cases to learn from, {len(test)} test cases\n")
+    print("| chosen by | q_em | i_hit@1 | cons@1 | cons@1 by seed |\n|---|--:|--:|--:|---|")
+
+    def row(name: str, made: Sequence[np.ndarray]) -> None:
+        mean = np.mean(made, axis=0)
+        cells = []
+        for column in mean.T:
+            low, high = bootstrap(column)[1:]
+            cells.append(f"{100 * column.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        seeds = ", ".join(f"{100 * one[:, 2].mean():.1f}" for one in made)
+        print(f"| {name} | {' | '.join(cells)} | {seeds} |", flush=True)
+
+    row("order", [outcome(test, [0] * len(test))])
+    # argmin: the first that is not out, or the first at all
+    stocked = [int(np.argmin(c.out)) if len(c.out) else 0 for c in test]
+    row("in stock", [outcome(test, stocked)])
+    for sees in ("read", "numbers"):
+        for wanted in ("q_em", "cons@1"):
+            row(f"{sees}, for {wanted}", [ranked(learn, test, sees, wanted, s) for s in range(arguments.seeds)])
+    best = [int(np.argmax(2 * (c.right & c.hit) + c.right)) if len(c.right) else 0 for c in test]
+    row("the answer, where it is a line", [outcome(test, best)])
+
+
+if __name__ == "__main__":
+    main()
