@@ -15,11 +15,11 @@ from datetime import timedelta
 
 from .errors import QAgentError
 from .ingest import IngestReport, append, register
-from .inventory.terms import pairs, pieces
+from .inventory.terms import pairs
 from .memory import events as event_memory
 from .memory import store as memory_store
 from .shop import Shop
-from .text import query_key, words
+from .text import pieces, query_key, words
 
 SOURCES = {"categories": "from category paths", "titles": "from titles"}
 _STOP = frozenset(

@@ -3,6 +3,10 @@
 `words` folds case (NFKC), keeps letters, digits and combining marks, and splits at
 everything else. `query_key` joins the words: two queries are *equal* when their keys are,
 so "Gears of War3" equals "gears of war 3". Display text keeps the user's own spelling.
+
+Where two texts are compared by what they share, `tokens` cuts scripts that put no spaces
+between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and Korean, whose words carry
+endings, into characters, as ROUGE does for Chinese.
 """
 
 from __future__ import annotations
@@ -18,6 +22,12 @@ _COMMANDS = re.compile(  # the same without line breaks
 )
 _SPACE = re.compile(r"\s+")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
+HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = re.compile(
+    f"([{HAN}\u3041-\u30ff\u31f0-\u31ff"  # kana
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\uac00-\ud7af]+)"  # Hangul
+)
 
 
 def words(text: str) -> list[str]:
@@ -27,6 +37,37 @@ def words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = [c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text]
     return "".join(kept).split()
+
+
+def pieces(word: str) -> list[tuple[str, bool]]:
+    """A word's parts, and whether each is of a script that puts no spaces between words."""
+    if word.isascii() or not UNSPACED.search(word):
+        return [(word, False)]
+    return [(part, i % 2 == 1) for i, part in enumerate(UNSPACED.split(word)) if part]
+
+
+def characters(run: str) -> list[str]:
+    """A run's characters, each with the signs that stand on it."""
+    made: list[str] = []
+    for c in run:
+        if made and unicodedata.category(c)[0] == "M":
+            made[-1] += c
+        else:
+            made.append(c)
+    return made
+
+
+def tokens(text: str) -> list[str]:
+    """The normalised words, of scripts without spaces the characters: ``["dior", "口", "红"]``."""
+    found = words(text)
+    if text.isascii():
+        return found
+    return [
+        token
+        for word in found
+        for piece, unspaced in pieces(word)
+        for token in (characters(piece) if unspaced else [piece])
+    ]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -68,8 +109,8 @@ def utc_moment(text: str) -> datetime:
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """ROUGE-L F1 over normalised words, in [0, 1] (Lin, 2004); 1 for texts with equal keys."""
-    a, b = words(candidate), words(reference)
+    """ROUGE-L F1 over `tokens`, in [0, 1] (Lin, 2004); 1 for texts with equal keys."""
+    a, b = tokens(candidate), tokens(reference)
     if not a or not b:
         return 0.0
     if "".join(a) == "".join(b):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qagent_mlx.text import clean, query_key, rouge_l, words
+from qagent_mlx.text import clean, query_key, rouge_l, tokens, words
 
 # Letters whose upper case folds back to them; the Turkish dotless i, for one, does not.
 LETTERS = st.characters(categories=("L", "N")).filter(
@@ -30,6 +30,26 @@ PIECES = st.text(st.sampled_from("ae -,\u0301\u0308\u0323\u0345\u1100\u1161\u11a
 )
 def test_words_are_lower_case_letters_and_digits(text, expected):
     assert words(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Dior口红 100ml", ["dior", "口", "红", "100ml"]),
+        ("กางเกง", ["ก", "า", "ง", "เ", "ก", "ง"]),
+        ("ข้าว", ["ข้", "า", "ว"]),
+        ("운동화", ["운", "동", "화"]),
+        ("café crème", ["café", "crème"]),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_characters(text, expected):
+    assert tokens(text) == expected
+
+
+@given(st.text(max_size=40) | TEXT | PIECES)
+def test_tokens_are_the_words_cut_further(text):
+    assert "".join(tokens(text)) == "".join(words(text))
+    assert all(tokens(text))
 
 
 @pytest.mark.parametrize(
@@ -95,3 +115,4 @@ def test_rouge_by_hand():
     assert rouge_l("red running shoes", "red shoes") == pytest.approx(2 * 2 / (3 + 2))
     assert rouge_l("shoes red", "red shoes") == pytest.approx(2 * 1 / 4)
     assert rouge_l("phone case", "usb cable") == 0
+    assert rouge_l("折叠帐篷", "帐篷") == pytest.approx(2 * 2 / (4 + 2))

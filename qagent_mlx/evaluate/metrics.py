@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..text import query_key, rouge_l, words
+from ..text import query_key, rouge_l, tokens
 from ..train.rewards import ndcg
 from ..types import Case
 
@@ -86,7 +86,7 @@ def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str
 
 def diversity(queries: Sequence[str]) -> float:
     """1 - mean Jaccard likeness of the words of all pairs; 0 where there is no pair."""
-    bags = [frozenset(words(q)) for q in queries]
+    bags = [frozenset(tokens(q)) for q in queries]
     pairs = [(a, b) for a, b in combinations(bags, 2) if a or b]
     return float(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs])) if pairs else 0.0
 

@@ -13,19 +13,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
-from ..text import words
+from ..text import HAN, UNSPACED, characters, pieces, words
 
 VERSION = 2  # of what texts are cut into; 1 left a run without spaces, and signs on letters, whole
 
 _BREAK = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
 _PARTS = re.compile(r"\d+|\D+")  # of a word, which holds only letters, their signs, and digits
-_HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_UNSPACED = re.compile(
-    f"([{_HAN}\u3041-\u30ff\u31f0-\u31ff"  # kana
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
-    "\uac00-\ud7af]+)"  # Hangul
-)
-_SIGN = re.compile(f"[{_HAN}]")
+_SIGN = re.compile(f"[{HAN}]")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -47,23 +41,11 @@ def _singular(word: str) -> str:
     return word
 
 
-def pieces(word: str) -> list[tuple[str, bool]]:
-    """A word's parts, and whether each is of a script that puts no spaces between words."""
-    if word.isascii() or not _UNSPACED.search(word):
-        return [(word, False)]
-    return [(part, i % 2 == 1) for i, part in enumerate(_UNSPACED.split(word)) if part]
-
-
 @lru_cache(maxsize=1 << 17)
 def pairs(run: str) -> tuple[str, ...]:
     """A run's neighbouring characters, each with its signs; and Han characters by themselves,
     as they are words."""
-    signs: list[str] = []
-    for c in run:
-        if signs and unicodedata.category(c)[0] == "M":
-            signs[-1] += c
-        else:
-            signs.append(c)
+    signs = characters(run)
     if len(signs) == 1:
         return (run,)
     alone = [sign for sign in signs if _SIGN.match(sign)]
@@ -95,7 +77,7 @@ def product_terms(text: str) -> list[str]:
 def outdated(terms: Iterable[str]) -> bool:
     """Whether version 1 made some of these terms of texts that are cut differently now."""
     return any(
-        _UNSPACED.search(term) or any(unicodedata.category(c)[0] == "M" for c in term)
+        UNSPACED.search(term) or any(unicodedata.category(c)[0] == "M" for c in term)
         for term in terms
         if not term.isascii()
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from ..text import words
+from ..text import tokens
 
 TYPES = ("search", "view", "click", "cart", "purchase")
 SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # places in `TYPES`
@@ -110,7 +110,7 @@ def read_wordings(
 ) -> Iterator[tuple[str, Wording]]:
     """How queries are worded, those of which a search is known."""
     for key, query, kind, modifier in connection.execute(_WORDINGS, [list(keys)]).fetchall():
-        yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(words(query))))
+        yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(tokens(query))))
 
 
 class Log:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import duckdb
 
 from ..shop import MemoryConfig
-from ..text import words
+from ..text import tokens
 from .history import Event, Log
 from .traces import Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
+LONGEST_NAME = 8  # tokens of a brand that is looked for, where a token may be a character
 TRENDS = 40  # how many trending queries are kept an hour
 
 # ---------------------------------------------------------------- what the shop knows
@@ -318,7 +319,7 @@ def add_wordings(
     )
     # Brands come last: they win over attributes of the same words.
     known = connection.execute("SELECT kind, text FROM modifiers ORDER BY kind, text").fetchall()
-    vocabulary = {tuple(words(text)): (kind, text) for kind, text in known}
+    vocabulary = {tuple(tokens(text)): (kind, text) for kind, text in known}
     vocabulary.pop((), None)
     with connection.appender("query_kinds") as appender:
         for key, text in spellings:
@@ -335,9 +336,9 @@ def query_kind(
     text: str, vocabulary: dict[tuple[str, ...], tuple[str, str]]
 ) -> tuple[str, str | None]:
     """``brand`` or ``attribute`` with the name it contains, or ``plain``: how it is worded."""
-    found = words(text)
+    found = tokens(text)
     best: tuple[str, str] | None = None
-    for size in (3, 2, 1):
+    for size in (3, 2, 1) if text.isascii() else range(LONGEST_NAME, 0, -1):
         for start in range(len(found) - size + 1):
             match = vocabulary.get(tuple(found[start : start + size]))
             if match and (best is None or (best[0] != "brand" and match[0] == "brand")):

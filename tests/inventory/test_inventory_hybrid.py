@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.inventory.clicks import ClickLog
 from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
 from qagent_mlx.inventory.vectors import Vectors
 from qagent_mlx.shop import Shop
@@ -131,6 +132,32 @@ def test_each_ranking_has_its_weight(only):
     assert set(only("dense", "gearzz")[:3]) == {"gow1", "gow2", "gow3"}
     assert only("lexical", "red thing") == ["case", "case2", "case3"]
     assert only("clicks", "red thing") == ["halo", "tv"]
+
+
+def test_what_nearly_all_went_for_leads_over_what_one_did(shop, search):
+    """"case" has the word and one click, "halo" thirty clicks and no word: ranks put case first."""
+    rows = search.catalog.rows_of()
+    picked = np.array([rows["case"], *[rows["halo"]] * 30])
+    log = ClickLog(
+        ["redthing"] * 31, picked, np.arange(31.0), np.ones(31), 1e6, ["red thing"] * 31
+    )
+
+    def first(query, **weights):
+        return HybridSearch(search.index, log, replace(shop.config.search, **weights)).search(
+            [query], 1
+        )[0][0]
+
+    assert first("red thing", weight_shares=0.0).product_id == "case"
+    ranks, shares = first("red thing", weight_shares=0.0), first("red thing", weight_shares=2.0)
+    assert shares.product_id == "halo"
+    # 2 * 30 / (31 + ENOUGH), beside the first rank among clicks and its rank among vectors
+    assert shares.score > 2 * 30 / 33 > ranks.score
+    # Who types it otherwise gets those clicks, too, but not how many they are.
+    assert search.index.encoder.cheap
+    borrowed = [first("redthings", weight_shares=w, similar_clicks=0.5) for w in (0.0, 2.0)]
+    assert borrowed[0] == borrowed[1]
+    found = HybridSearch(search.index, log, replace(shop.config.search, similar_clicks=0.5))
+    assert any(why.borrowed for why in found.explain("redthings", 3))
 
 
 def test_approximate_search_agrees_with_exact_search(tiny_search, monkeypatch):

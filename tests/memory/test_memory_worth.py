@@ -259,3 +259,21 @@ def test_a_query_is_known_by_the_words_that_the_user_searched_before(tmp_path):
     assert echo["blue gel pen"] == (0, 2 / 4)
     assert echo["stapler"] == (0, 0)
     assert echo["desk lamp"] == (0, 0)  # not because of itself
+
+
+def test_scripts_without_spaces_share_words_and_name_brands(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        shop.connection.execute(
+            "INSERT INTO products VALUES ('p', '阿迪达斯 跑鞋', '阿迪达斯', NULL, 1, true, NULL, 1)"
+        )
+        append_events(
+            shop,
+            [{"user_id": user, "time": START + timedelta(days=day), "type": "search", "query": query}
+             for day, user, query in ((1, "a", "跑鞋"), (2, "b", "阿迪达斯跑鞋"), (2, "b", "雨伞"))],
+        )  # fmt: skip
+        reader = Reader(shop.connection, shop.config.memory)
+        found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
+    at = {query: i for i, query in enumerate(found["query"].tolist())}
+    assert found["echo_last"][at["阿迪达斯跑鞋"]] == pytest.approx(2 / 6)
+    assert found["echo_last"][at["雨伞"]] == 0
+    assert found["kind"][[at["阿迪达斯跑鞋"], at["雨伞"]]].tolist() == ["brand", "plain"]
