@@ -1,5 +1,4 @@
-"""What a line of memory is worth: the chance that its query is what the user wants next, and
-that it leads to what the user then takes.
+"""What a line of memory is worth: the chance that its query is what the user wants next.
 
 A conditional logit over all candidate lines of a moment, with an outside option for "none
 of these". A moment whose own query retrieves nothing that its user went on to engage with
@@ -48,9 +47,9 @@ PULL = 5.0  # how many moments' worth of evidence the defaults are
 MAX_MOMENTS = 3000  # the latest of the log that weights are learned from
 STEPS = 6  # how often, at most, they are learned along the log
 MIN_STEP = timedelta(days=7)
-# What a moment counts whose query is right, by what that query retrieves there: nothing that the
-# user engaged with, such a product among the first ten, and one in the first place.
-RIGHT, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
+# What a moment counts, by what its own query retrieves there: nothing that the user engaged with,
+# such a product among the first ten, or one in the first place.
+NOTHING_FOUND, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
 
 # The products that each of some queries retrieves at its moment, the best first.
 Retrieve = Callable[[Sequence[str], Sequence[datetime]], Sequence[Sequence[str]]]
@@ -247,9 +246,10 @@ class Worth:
 
 
 def satisfied(sessions: Sequence[Success], retrieve: Retrieve | None) -> list[float]:
-    """What the moment of each session counts: `RIGHT`, `AMONG_TEN` or `FIRST`.
+    """What the moment of each session counts: `NOTHING_FOUND`, `AMONG_TEN` or `FIRST`.
 
-    The same things that the reward of a chain asks for. All count in full without a search.
+    The same things that the reward of a chain asks for: the likeliest line is then the one whose
+    query is right where it finds something. All count in full without a search.
     """
     if retrieve is None:
         return [FIRST] * len(sessions)
@@ -257,7 +257,7 @@ def satisfied(sessions: Sequence[Success], retrieve: Retrieve | None) -> list[fl
     made = []
     for session, products in zip(sessions, found, strict=True):
         hits = [product in session.products for product in products[:10]]
-        made.append(FIRST if any(hits[:1]) else AMONG_TEN if any(hits) else RIGHT)
+        made.append(FIRST if any(hits[:1]) else AMONG_TEN if any(hits) else NOTHING_FOUND)
     return made
 
 
@@ -298,8 +298,8 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
         before = Weights.default()
         for cut, part in zip(cuts, known, strict=True):
             numbers = [place[s.user_id, s.start] for s in part]
-            targets = [(s.query_key, counts[s]) for s in part]
-            before = _fit(table, keys, start, numbers, targets, before)
+            targets, weight = [s.query_key for s in part], [counts[s] for s in part]
+            before = _fit(table, keys, start, numbers, targets, weight, before)
             learned.append(Weights(before.values, before.outside, before.moments, cut))
     stored = {
         "features": FEATURES,
@@ -331,18 +331,19 @@ def _fit(
     keys: np.ndarray,
     starts: np.ndarray,
     moments: Sequence[int],
-    targets: Sequence[tuple[str, float]],
+    targets: Sequence[str],
+    counts: Sequence[float],
     start: Weights,
 ) -> Weights:
     """Maximum a posteriori weights of the conditional logit, found from ``start`` on.
 
-    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``. A target is
-    the right key and how much of the moment is its: the rest goes to the outside option, as all
-    of it does where the key is not among the moment's.
+    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``, which counts
+    ``counts[m]`` times.
     """
     filled = [
-        (slice(int(starts[m]), int(starts[m + 1])), *target)
-        for m, target in zip(moments, targets, strict=True) if starts[m + 1] > starts[m]
+        (slice(int(starts[m]), int(starts[m + 1])), key, count)
+        for m, key, count in zip(moments, targets, counts, strict=True)
+        if starts[m + 1] > starts[m]
     ]
     prior = Weights.default()
     if not filled:
@@ -351,8 +352,9 @@ def _fit(
     sizes = np.array([s.stop - s.start for s, _, _ in filled])
     first = np.r_[0, np.cumsum(sizes)[:-1]]
     owner = np.repeat(np.arange(len(filled)), sizes)
-    right = np.concatenate([(keys[s] == key) * part for s, key, part in filled])
-    none = 1.0 - np.bincount(owner, right, len(filled))
+    weight = np.array([count for *_, count in filled])
+    right = np.concatenate([keys[s] == key for s, key, _ in filled]) * weight[owner]
+    none = weight - np.bincount(owner, right, len(filled))
     centre = np.append(prior.values, prior.outside)
     turned = x.T.tocsr()
     from scipy.optimize import minimize  # half a second that only learning needs
@@ -360,14 +362,16 @@ def _fit(
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         logits, outside = x @ theta[:-1], theta[-1]
         top = np.maximum(np.maximum.reduceat(logits, first), outside)
-        weight = np.exp(logits - top[owner])
+        odds = np.exp(logits - top[owner])
         other = np.exp(outside - top)
-        total = np.bincount(owner, weight, len(filled)) + other
-        chance, missed = weight / total[owner], other / total
+        total = np.bincount(owner, odds, len(filled)) + other
+        chance, missed = odds / total[owner], other / total
         pull = theta - centre
         value = -(right * np.log(np.maximum(chance, 1e-300))).sum()
         value -= (none * np.log(np.maximum(missed, 1e-300))).sum()
-        slope = np.append(turned @ (chance - right), (missed - none).sum())
+        slope = np.append(
+            turned @ (weight[owner] * chance - right), (weight * missed - none).sum()
+        )
         return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
 
     best = minimize(

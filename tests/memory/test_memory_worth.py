@@ -13,7 +13,7 @@ from qagent_mlx.memory.worth import (
     AMONG_TEN,
     FEATURES,
     FIRST,
-    RIGHT,
+    NOTHING_FOUND,
     Weights,
     Worth,
     age_word,
@@ -111,8 +111,16 @@ def test_nothing_to_learn_from_gives_the_defaults(tmp_path):
         assert Worth.of_shop(shop).at(START).values.tolist() == default.values.tolist()
 
 
+def always(user):
+    return True
+
+
+def never(user):
+    return False
+
+
 def shop_of(path, repeats):
-    """12 users search once a day, with success: always the same, or always what is new."""
+    """12 users search once a day, with success: what they always do, or what is new."""
     shop = Shop.create(path)
     shop.connection.execute(
         "INSERT INTO products VALUES ('p', 'thing', NULL, NULL, 1, true, NULL, 1)"
@@ -120,7 +128,7 @@ def shop_of(path, repeats):
     rows = []
     for day in range(10):
         for user in range(12):
-            query = f"habit {user}" if repeats else f"fashion {day} {user % 3}"
+            query = f"habit {user}" if repeats(user) else f"fashion {day} {user % 3}"
             time = START + timedelta(days=day, minutes=user)
             row = {"user_id": f"u{user}", "time": time, "query": query}
             rows += [{**row, "type": "search"}, {**row, "type": "click", "product_id": "p"}]
@@ -130,7 +138,7 @@ def shop_of(path, repeats):
 
 def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
     since = START + timedelta(days=8)
-    with shop_of(tmp_path / "same", True) as same, shop_of(tmp_path / "new", False) as new:
+    with shop_of(tmp_path / "same", always) as same, shop_of(tmp_path / "new", never) as new:
         regulars, fashion = learn(same, since), learn(new, since)
         assert regulars.moments == fashion.moments == 7 * 12  # all but each user's first
         own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
@@ -165,21 +173,31 @@ def test_a_moment_counts_by_what_its_query_retrieves():
         asked.extend(zip(queries, moments, strict=True))
         return retrieved
 
-    assert satisfied(sessions, retrieve) == [FIRST, AMONG_TEN, RIGHT, RIGHT]  # k is the eleventh
+    assert satisfied(sessions, retrieve) == [FIRST, AMONG_TEN, NOTHING_FOUND, NOTHING_FOUND]  # k is the eleventh
     assert asked == [("query", START)] * 4
     assert satisfied(sessions, None) == [FIRST] * 4
 
 
-def test_a_query_that_retrieves_what_people_take_is_worth_more(tmp_path):
+def test_what_leads_to_something_teaches_most(tmp_path):
+    """Half of the users repeat a habit, half follow fashions; search serves one half only."""
     since = START + timedelta(days=8)
-    with shop_of(tmp_path / "shop", True) as shop:
-        always = learn(shop, since, lambda queries, moments: [["p"]] * len(queries))
-        never = learn(shop, since, lambda queries, moments: [["q"]] * len(queries))
-        plain = learn(shop, since)
     own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
-    good, bad, same = (w.at(since).chances(own)[0] for w in (always, never, plain))
-    assert good == pytest.approx(same)
-    assert good > 0.8 and bad < good - 0.2
+    shop = shop_of(tmp_path / "shop", lambda user: user % 2 == 0)
+
+    def learned(*served):
+        found = [["p"] if kind in served else [] for kind in ("habit", "fashion")]
+        worth = learn(shop, since, lambda queries, moments: [
+            found[query.startswith("fashion")] for query in queries
+        ])  # fmt: skip
+        assert worth.at(since).moments == 7 * 12
+        return worth.at(since).chances(own)[0]
+
+    with shop:
+        plain = learn(shop, since).at(since).chances(own)[0]
+        assert learned("habit", "fashion") == pytest.approx(plain)
+        assert learned("fashion") < plain - 0.1 < plain + 0.1 < learned("habit")
+        # Where it serves nobody all count alike, only less beside the defaults.
+        assert learned() == pytest.approx(plain, abs=0.1)
 
 
 def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
@@ -225,7 +243,7 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
 
 def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr("qagent_mlx.memory.worth.MIN_STEP", timedelta(days=2))
-    with shop_of(tmp_path / "shop", True) as shop:
+    with shop_of(tmp_path / "shop", always) as shop:
         whole = learn(shop, START + timedelta(days=3))
         cuts = [w.until for w in whole.steps[1:]]
         assert cuts == [START + timedelta(days=d) for d in (3, 5, 7, 9)]
