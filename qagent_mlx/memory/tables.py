@@ -8,6 +8,7 @@ own history, up to the very second, is in `state`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 
 import duckdb
 
@@ -169,12 +170,10 @@ leafs AS (
 asked AS (
     SELECT w.query_key, w.day, sum(h.n) AS n
     FROM wanted w JOIN hourly h ON h.query_key = w.query_key AND h.hour < w.day GROUP BY ALL),
-goals AS (      -- what earlier searchers engaged with
-    SELECT *, row_number() OVER (PARTITION BY query_key, day ORDER BY n DESC) AS place
-    FROM (SELECT query_key, day, product_id, count(*) AS n FROM led GROUP BY ALL)),
-met AS (
-    SELECT query_key, day, sum(n) AS n, max(n) AS most, sum(n) FILTER (place <= 10) AS ten,
-           arg_max(product_id, (n, product_id)) AS main FROM goals GROUP BY ALL),
+met AS (        -- what earlier searchers engaged with
+    SELECT query_key, day, sum(n) AS n, max(n) AS most, list_sum(max(n, 10)) AS ten,
+           arg_max(product_id, (n, product_id)) AS main
+    FROM (SELECT query_key, day, product_id, count(*) AS n FROM led GROUP BY ALL) GROUP BY ALL),
 back AS (
     SELECT w.query_key, w.day, count(*) AS n, count(*) FILTER (r.same) AS same
     FROM wanted w JOIN returns r ON r.query_key = w.query_key AND r.known < w.day GROUP BY ALL)
@@ -262,21 +261,12 @@ def everybody(
 
 def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) -> None:
     """Add what some users' events tell."""
-    with (
-        connection.appender("outcomes") as outcomes,
-        connection.appender("steps") as steps,
-        connection.appender("cycles") as cycles,
-        connection.appender("returns") as returns,
-    ):
+    with ExitStack() as stack:
+        appenders = {name: stack.enter_context(connection.appender(name)) for name in TRACES}
         for made in traces:
-            for row in made.outcomes:
-                outcomes.append_row(*row)
-            for row in made.steps:
-                steps.append_row(*row)
-            for row in made.cycles:
-                cycles.append_row(*row)
-            for row in made.returns:
-                returns.append_row(*row)
+            for name, appender in appenders.items():
+                for row in getattr(made, name):
+                    appender.append_row(*row)
 
 
 def make_wordings(connection: duckdb.DuckDBPyConnection, kind: str) -> None:

@@ -51,16 +51,18 @@ def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
                 (event.event_id, user, event.session_id, time_of(event.at), event.query_key,
                  time_of(search.known), search.first_product, search.product_id)
             )  # fmt: skip
-    made.steps = [(user, *step) for step in (*_after_success(asked, goods), *_after_none(asked))]
+    known = sorted(
+        (s for s in asked if s.known is not None),
+        key=lambda s: (s.known, s.event.at, s.event.event_id),
+    )
+    made.steps = [(user, *step) for step in (*_after_success(known, goods), *_after_none(asked))]
     made.cycles = [(user, *cycle) for cycle in _cycles(events, goods)]
-    made.returns = [(user, *one) for one in _returns(asked)]
+    made.returns = [(user, *one) for one in _returns(known)]
     return made
 
 
-def _after_success(asked: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
+def _after_success(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
     """Having done ``source``, a user searched with success, one to three searches later."""
-    known = [s for s in asked if s.known is not None]
-    known.sort(key=lambda s: (s.known, s.event.at, s.event.event_id))
     made = []
     for n, before in enumerate(known):
         one = before.event
@@ -118,14 +120,11 @@ def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[An
     return made
 
 
-def _returns(asked: Sequence[Search]) -> list[tuple[Any, ...]]:
+def _returns(known: Sequence[Search]) -> list[tuple[Any, ...]]:
     """Of each session with success but the last: its query, and whether the next one's is the same.
 
     A session's query is the one that first led to an engagement.
     """
-    known = sorted(
-        (s for s in asked if s.known is not None), key=lambda s: (s.known, s.event.event_id)
-    )
     visits: dict[int, Search] = {}
     for search in known:
         visits.setdefault(search.event.session_id, search)

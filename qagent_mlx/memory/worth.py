@@ -353,7 +353,8 @@ def _fit(
     first = np.r_[0, np.cumsum(sizes)[:-1]]
     owner = np.repeat(np.arange(len(filled)), sizes)
     weight = np.array([count for *_, count in filled])
-    right = np.concatenate([keys[s] == key for s, key, _ in filled]) * weight[owner]
+    of_row = weight[owner]
+    right = np.concatenate([keys[s] == key for s, key, _ in filled]) * of_row
     none = weight - np.bincount(owner, right, len(filled))
     centre = np.append(prior.values, prior.outside)
     turned = x.T.tocsr()
@@ -369,9 +370,7 @@ def _fit(
         pull = theta - centre
         value = -(right * np.log(np.maximum(chance, 1e-300))).sum()
         value -= (none * np.log(np.maximum(missed, 1e-300))).sum()
-        slope = np.append(
-            turned @ (weight[owner] * chance - right), (weight * missed - none).sum()
-        )
+        slope = np.append(turned @ (of_row * chance - right), (weight * missed - none).sum())
         return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
 
     best = minimize(

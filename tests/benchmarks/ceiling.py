@@ -26,10 +26,10 @@ import numpy as np
 
 import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.agent.tools import Found, Request, SearchProducts
+from qagent_mlx.evaluate.lineup import Lineup
 from qagent_mlx.evaluate.metrics import bootstrap
-from qagent_mlx.inspection import token_counter
-from qagent_mlx.memory.profile import Memory, Moment, tables_of
-from qagent_mlx.memory.worth import Worth
+from qagent_mlx.memory.profile import tables_of
+from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.shop import Shop
 from qagent_mlx.text import query_key
@@ -50,17 +50,11 @@ TREES: dict[str, Any] = {
 ROUNDS = 150
 
 
-class Counter:
-    """A codec as far as profiles need one."""
-
-    def __init__(self, shop: Shop) -> None:
-        self.count = token_counter(shop)
-
-
 class Lines:
     """One case: a row for each line of its profile that has a query."""
 
-    def __init__(self, example: Example, found: Sequence[Found]) -> None:
+    def __init__(self, example: Example, found: Sequence[Found], behind: np.ndarray) -> None:
+        """``behind`` holds, for each line, what an agent does not read."""
         case, lines = example.case, [x for x in example.profile.lines if x.query is not None]
         self.split = case.split
         self.right = np.array([query_key(x.query or "") == case.query_key for x in lines], bool)
@@ -73,23 +67,21 @@ class Lines:
              *(mark in product for product in (products + [set()] * SHOWN)[:SHOWN] for mark in SEEN)]
             for place, (own, products) in enumerate(zip(marks, shown, strict=True))
         ], dtype=float).reshape(len(lines), -1)  # fmt: skip
-        self.chance = np.array([x.score for x in lines])
-
-    def add(self, table: np.ndarray, scores: np.ndarray, ages: np.ndarray) -> None:
-        """What stands behind the words."""
-        behind = [table, scores, ages, self.chance[:, None]]
-        self.numbers = np.hstack([self.read, *behind]) if len(self.read) else self.read
+        chance = np.array([[x.score] for x in lines]).reshape(len(lines), 1)
+        self.numbers = np.hstack([self.read, behind, chance]) if lines else self.read
 
 
 def cases_of(shop: Shop, test_from: str) -> list[Lines]:
     """All cases with what can be seen of each line."""
-    codec: Any = Counter(shop)
-    agent = AgentConfig(results_shown=SHOWN)
-    environment = Environment.of_shop(shop, codec, agent, SplitConfig(test_from=test_from))
-    search = SearchProducts(environment.search, agent)
-    memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
+    split = SplitConfig(test_from=test_from)
+    environment = Lineup(
+        shop, lambda codec, agent: Environment.of_shop(shop, codec, agent, split)
+    ).environment
+    search = SearchProducts(environment.search, AgentConfig(results_shown=SHOWN))
     examples = environment.examples
-    rows = memory.reader.rows([Moment(e.case.user_id, e.case.as_of) for e in examples])
+    rows = Reader(shop.connection, shop.config.memory).rows(
+        [Moment(e.case.user_id, e.case.as_of) for e in examples]
+    )
     made = []
     for example, mine, table in zip(examples, rows, tables_of(rows), strict=True):
         queries = example.profile.references
@@ -97,14 +89,14 @@ def cases_of(shop: Shop, test_from: str) -> list[Lines]:
         found = search.run([Request(q, moment, example.profile.context) for q in queries])
         place = {key: i for i, key in enumerate(mine.candidates["query_key"].tolist())}
         knows = {product: age for product, _, age in mine.state.knows}
-        one = Lines(example, found)
-        hits = environment.search.search(queries, SHOWN, [moment] * len(queries))
-        one.add(
+        # As many as the tool asks for: these answers are remembered.
+        hits = environment.search.search(queries, 10, [moment] * len(queries))
+        behind = np.hstack([
             table[[place[query_key(q)] for q in queries]],
             _padded([[h.score for h in some] for some in hits]),
             _padded([[knows.get(h.product_id, 999.0) for h in some] for some in hits]),
-        )
-        made.append(one)
+        ])  # fmt: skip
+        made.append(Lines(example, found, behind))
     return made
 
 
