@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .knowledge import KINDS, NOBODY, NOTHING, Day, Trend, Vocabulary
+from .knowledge import KINDS, NEVER, NOBODY, NOTHING, Day, Trend, Vocabulary
 from .state import State
 
 CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
@@ -17,7 +17,7 @@ NUMBERS = (
     "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
     "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
     "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
-    "main_age", "echo_last", "echo_own", "covered", "returned",
+    "main_age", "echo_last", "echo_own", "covered", "returned", "need", "pace", "need_bought",
 )  # fmt: skip
 
 
@@ -88,6 +88,32 @@ def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neig
     return made
 
 
+class Need(NamedTuple):
+    """How much a category is needed again, or next, and what says so."""
+
+    strength: float
+    pace: float = 0.0  # deviations of ln days from the usual time: below 0 it is early
+    bought: bool = False  # what is followed was bought, and not only liked
+
+
+def needs(state: State, day: Day) -> dict[str, Need]:
+    """What people come back for who engaged with what the user did, as long ago.
+
+    The strength is P(category) times the density of coming back after that time; of several
+    engagements the one that says most counts.
+    """
+    made: dict[str, Need] = {}
+    for category, age in state.engaged:
+        back = day.returns.get(category, NEVER)
+        paces = (np.log(max(age, 0.02)) - back.pace) / back.spread
+        # Equal ones stay equal, so that the first of them counts everywhere.
+        says = np.round(back.chance * np.exp(-0.5 * paces**2) / back.spread, 12)
+        for leaf, strength, pace in zip(back.leaves, says.tolist(), paces.tolist(), strict=True):
+            if leaf not in made or strength > made[leaf].strength:
+                made[leaf] = Need(strength, pace, category.startswith("b:"))
+    return made
+
+
 def _named(rows: list[list[Any]]) -> dict[str | None, float]:
     return dict(rows)
 
@@ -142,6 +168,7 @@ def candidates(
         for row in state.own[:ECHOED] if row[0] in vocabulary.number
     ]  # fmt: skip
     spoken = frozenset().union(*(bag for _, bag in said))  # their words: most share none of them
+    due = needs(state, day)
     keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
     text: list[tuple[str | None, ...]] = []
     numbers: list[tuple[Any, ...]] = []
@@ -159,6 +186,7 @@ def candidates(
         if not spoken.isdisjoint(bag):
             echo = [_likeness(bag, other) if key != mine else 0.0 for mine, other in said]
         leaf_last, leaf_age, leaf_times = touched.get(fact.leaf or "", nothing[:3])
+        need = due.get(fact.leaf or "", nothing[:3])
         main_bought, main_age = knows.get(fact.main or "", (None, None))
         text.append((key, query or known.query, source, fact.leaf, known.kind))
         numbers.append(
@@ -169,7 +197,7 @@ def candidates(
              leaf_last, leaf_age, leaf_times, wording.get(known.kind, 0.0),
              taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age,
              echo[0], max(echo), (fact.ten + 1.0) / (fact.met + 1.5),
-             (fact.same + 0.2) / (fact.followed + 2.0))
+             (fact.same + 0.2) / (fact.followed + 2.0), *need)
         )  # fmt: skip
     if not keys:
         return blank(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -58,9 +58,19 @@ class Followers(NamedTuple):
     delay: np.ndarray
 
 
+class Returns(NamedTuple):
+    """What people came back for: categories, P(category), mean and deviation of ln days."""
+
+    leaves: list[str]
+    chance: np.ndarray
+    pace: np.ndarray
+    spread: np.ndarray
+
+
 Wanted = Mapping[datetime, set[str]]  # keys, by the start of the day
 
 NOBODY = Followers(np.empty(0, np.int64), np.empty(0), np.empty(0))
+NEVER = Returns([], np.empty(0), np.empty(0), np.empty(0))
 NOTHING = Fact()
 
 
@@ -111,6 +121,7 @@ class Day:
     facts: dict[str, Fact] = field(default_factory=dict)
     # leaf -> how often it is bought again, and after how many days
     cycles: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    returns: dict[str, Returns] = field(default_factory=dict)  # by what was engaged with
     asked: int = 0  # how often parts were read
     whole: bool = False  # then keys that are missing were unknown
 
@@ -178,6 +189,7 @@ class Knowledge:
         self._read_followers("SELECT DISTINCT source, $day::TIMESTAMP AS day FROM steps", values)
         self._read_facts("SELECT query_key, $day::TIMESTAMP AS day FROM spellings", values)
         self._read_cycles("SELECT DISTINCT leaf, $day::TIMESTAMP AS day FROM cycles", values)
+        self._read_returns("SELECT DISTINCT category, $day::TIMESTAMP AS day FROM returns", values)
         day.whole = True
 
     def followers(self, wanted: Wanted) -> None:
@@ -197,6 +209,12 @@ class Knowledge:
         for values in self._missing(wanted, "cycles"):
             self._read_cycles(_WANTED.format("leaf"), values)
             self._default(values, "cycles", (None, None))
+
+    def returns(self, wanted: Wanted) -> None:
+        """Read what people came back for after categories, into `Day.returns`."""
+        for values in self._missing(wanted, "returns"):
+            self._read_returns(_WANTED.format("category"), values)
+            self._default(values, "returns", NEVER)
 
     def _missing(self, wanted: Wanted, what: str) -> list[dict[str, Any]]:
         """Keys that were not read yet and their days, as values of a query; none or one."""
@@ -250,6 +268,14 @@ class Knowledge:
             tables.RHYTHMS.format(wanted=wanted), values
         ).fetchall():
             self._days[day].cycles[leaf] = (again, gap)
+
+    def _read_returns(self, wanted: str, values: dict[str, Any]) -> None:
+        found = self._connection.execute(tables.RETURNS.format(wanted=wanted), values).fetchall()
+        for (category, day), rows in groupby(found, key=lambda row: row[:2]):
+            leaves, *numbers = zip(*(row[2:] for row in rows), strict=True)
+            self._days[day].returns[category] = Returns(
+                list(leaves), *(np.array(column) for column in numbers)
+            )
 
     def trends(self, moments: Iterable[datetime]) -> list[dict[str, Trend]]:
         """What the shop searched before the start of each moment's hour, the most first."""

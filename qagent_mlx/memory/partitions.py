@@ -134,7 +134,10 @@ class Partitions:
                 with replacing(self._shared(part, name)) as path:
                     connection.execute(f"COPY {name} TO {literal(path)} (FORMAT parquet)")
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-        write_json(self._shared(part, "end", "json"), {"end": end.isoformat() if end else ""})
+        write_json(
+            self._shared(part, "end", "json"),
+            {"end": end.isoformat() if end else "", "memory": store.fingerprint(self.config)},
+        )
 
     def build(self, part: int) -> int:
         """Store the profiles of one partition's users; every partition has contributed.
@@ -143,21 +146,20 @@ class Partitions:
             How many users have a profile.
 
         Raises:
-            QAgentError: a partition has not contributed yet.
+            QAgentError: a partition has not contributed yet, or by another version.
         """
-        missing = [
-            str(p) for p in range(self.parts) if not self._shared(p, "end", "json").exists()
-        ]
-        if missing:
-            raise QAgentError(
-                f"partition {', '.join(missing)} of {self.folder} has not contributed; "
-                "run qagent memory build on every machine"
-            )
-        ends = [
-            read_json(self._shared(p, "end", "json"), "a partition")["end"]
-            for p in range(self.parts)
-        ]
-        end = max((datetime.fromisoformat(e) for e in ends if e), default=None)
+        said = []
+        for p in range(self.parts):
+            path = self._shared(p, "end", "json")
+            one = read_json(path, "a partition") if path.exists() else {}
+            if one.get("memory") != store.fingerprint(self.config):
+                why = "contributed by another version" if one else "not contributed"
+                raise QAgentError(
+                    f"partition {p} of {self.folder} has {why}; run qagent memory build with the "
+                    "same version on every machine"
+                )
+            said.append(one["end"])
+        end = max((datetime.fromisoformat(e) for e in said if e), default=None)
         target = self._database(part)
         self.close()
         with replacing(target) as path:

@@ -164,6 +164,10 @@ class Reader:
             sources[start].update(row[0] for row in state.sources)
         known.vocabulary.learn(row[0] for state in states for row in state.own)
         known.followers(sources)
+        engaged: dict[datetime, set[str]] = defaultdict(set)
+        for start, state in zip(days, states, strict=True):
+            engaged[start].update(row[0] for row in state.engaged)
+        known.returns(engaged)
         day_of = {start: known.day(start) for start in sources}
         near = [
             neighbours(state, day_of[start], known.vocabulary)

@@ -35,6 +35,7 @@ class State:
     own: Rows = field(default_factory=list)
     sources: Rows = field(default_factory=list)  # source, weight, age
     had: Rows = field(default_factory=list)  # leaf, age: bought of a category
+    engaged: Rows = field(default_factory=list)  # category (see `category_of`), age
     knows: Rows = field(default_factory=list)  # product_id, bought, age: engaged with
     wording: Rows = field(default_factory=list)  # kind, share: how the user words queries
     taste: Rows = field(default_factory=list)  # word, share: of brands or attributes
@@ -49,8 +50,8 @@ class State:
         """The same, some days later; changes this one and returns it."""
         decay = 2.0 ** (-days / half_life)
         for rows, column in (
-            (self.own, 5), (self.sources, 2), (self.had, 1), (self.knows, 2), (self.identity, 3),
-            (self.products, 4),
+            (self.own, 5), (self.sources, 2), (self.had, 1), (self.engaged, 1), (self.knows, 2),
+            (self.identity, 3), (self.products, 4),
         ):  # fmt: skip
             for row in rows:
                 row[column] += days
@@ -84,6 +85,14 @@ def searches(events: Sequence[Event]) -> list[Search]:
             if level > search.outcome:  # the earliest of the strongest
                 search.outcome, search.product_id = level, event.product_id
     return list(made.values())
+
+
+def category_of(search: Search, goods: Mapping[str, Good]) -> str | None:
+    """The category of what came of a search: ``b:`` if it was bought, else ``l:``, and its name."""
+    good = goods.get(search.product_id or "")
+    if good is None or not good.leaf:
+        return None
+    return f"{'b' if search.outcome == 3 else 'l'}:{good.leaf}"
 
 
 def touches(
@@ -178,6 +187,7 @@ def state_of(
     return State(
         own=own[:OWN],
         sources=_sources(asked, at, goods),
+        engaged=_engaged(asked, at, goods),
         wording=sorted(wanted, key=lambda row: (-row[1], row[0])),
         taste=_taste(weights),
         used=sorted(_shares(modifiers)),
@@ -237,6 +247,13 @@ def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Row
         if led >= SOURCES and nowhere >= SOURCES:
             break
     return [[source, *row] for source, row in sorted(found.items())]
+
+
+def _engaged(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Rows:
+    """The categories of the last engagements, each with the last time."""
+    led = [search for search in asked if search.outcome][-SOURCES:]
+    found = {category_of(search, goods): (at - search.event.at) / _DAY for search in led}
+    return [[category, age] for category, age in found.items() if category]
 
 
 def _taste(weights: Mapping[tuple[str, str], float]) -> Rows:

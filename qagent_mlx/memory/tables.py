@@ -18,6 +18,8 @@ from .history import Event, Log
 from .traces import Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
+WITHIN_DAYS = 45  # who comes back later has not come for what they did then
+SPREAD, LIKE = 0.6, 2.0  # the deviation of ln days before it is known, like that many returns
 LONGEST_NAME = 8  # tokens of a brand that is looked for, where a token may be a character
 TRENDS = 40  # how many trending queries are kept an hour
 
@@ -42,15 +44,16 @@ FROM priced"""
 # What each user's events tell (see `traces`). outcomes: searches that led to an engagement, known
 # since the first one; product_id is the strongest. steps: having done `source`, a user searched
 # `query_key` with success. cycles: how long after a purchase a user bought of a category again.
-# returns: whether a session that searched `query_key` with success was followed by one that did so,
-# too, or by one with another query.
+# returns: having searched `query_key` with success and so engaged with `category` (see
+# `category_of`), a user came back for something of `leaf`, with the `same` query or not.
 TRACES = {
     "outcomes": """event_id BIGINT, user_id VARCHAR, session_id BIGINT, ts TIMESTAMP,
         query_key VARCHAR, known TIMESTAMP, first_product VARCHAR, product_id VARCHAR""",
     "steps": """user_id VARCHAR, source VARCHAR, query_key VARCHAR, known TIMESTAMP,
         closeness INTEGER, delay DOUBLE""",
     "cycles": "user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE",
-    "returns": "user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN",
+    "returns": """user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN,
+        category VARCHAR, leaf VARCHAR, delay DOUBLE""",
 }
 CHUNK = 4000  # users whose events are read in one pass: bounds memory
 
@@ -181,6 +184,19 @@ SELECT query_key, day, l.leaf, a.n::DOUBLE, coalesce(m.n, 0)::DOUBLE, coalesce(m
        coalesce(m.ten, 0)::DOUBLE, m.main, coalesce(b.n, 0)::DOUBLE, coalesce(b.same, 0)::DOUBLE
 FROM asked a LEFT JOIN met m USING (query_key, day) LEFT JOIN leafs l USING (query_key, day)
 LEFT JOIN back b USING (query_key, day)"""
+
+# What people came back for after they had engaged with a category, for those and days in `wanted`:
+# P(leaf), and mean and deviation of the logarithm of days until then, drawn towards `SPREAD`.
+RETURNS = f"""
+WITH wanted AS ({{wanted}}),
+counted AS (
+    SELECT w.category, w.day, r.leaf, count(*) AS n, avg(ln(greatest(r.delay, 0.02))) AS pace,
+           var_pop(ln(greatest(r.delay, 0.02))) AS variance
+    FROM wanted w JOIN returns r ON r.category = w.category AND r.known < w.day
+    WHERE r.leaf IS NOT NULL AND r.delay < {WITHIN_DAYS} GROUP BY ALL)
+SELECT category, day, leaf, n / (sum(n) OVER (PARTITION BY category, day) + 3.0), round(pace, 9),
+       round(sqrt((variance * n + {LIKE} * {SPREAD} ** 2) / (n + {LIKE})), 9)
+FROM counted ORDER BY category, day, leaf"""
 
 # How often a category is bought again, and after how long, for those and days in `wanted`.
 RHYTHMS = """

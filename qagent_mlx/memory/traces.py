@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from .history import PURCHASE, Event, Good, time_of
-from .state import Search, searches
+from .state import Search, category_of, searches
 
 APART = 3  # a success leads to the next ones, so many at most
 WITHIN = 45 * 86400_000_000  # microseconds until then, at most
@@ -57,7 +57,7 @@ def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
     )
     made.steps = [(user, *step) for step in (*_after_success(known, goods), *_after_none(asked))]
     made.cycles = [(user, *cycle) for cycle in _cycles(events, goods)]
-    made.returns = [(user, *one) for one in _returns(known)]
+    made.returns = [(user, *one) for one in _returns(known, goods)]
     return made
 
 
@@ -120,15 +120,23 @@ def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[An
     return made
 
 
-def _returns(known: Sequence[Search]) -> list[tuple[Any, ...]]:
-    """Of each session with success but the last: its query, and whether the next one's is the same.
+def _returns(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
+    """Of each success but those of the last such session: what the user came back for.
 
-    A session's query is the one that first led to an engagement.
+    That is the first success of the next session that had one.
     """
-    visits: dict[int, Search] = {}
+    visits: dict[int, list[Search]] = {}
     for search in known:
-        visits.setdefault(search.event.session_id, search)
-    return [
-        (now.event.query_key, time_of(then.known or 0), now.event.query_key == then.event.query_key)
-        for now, then in pairwise(visits.values())
-    ]
+        visits.setdefault(search.event.session_id, []).append(search)
+    made = []
+    for now, then in pairwise(visits.values()):
+        back = then[0]
+        good = goods.get(back.first_product or "")
+        leaf = (good.leaf if good is not None else None) or None
+        for before in now:
+            made.append(
+                (before.event.query_key, time_of(back.known or 0),
+                 before.event.query_key == back.event.query_key, category_of(before, goods), leaf,
+                 (back.event.at - before.event.at) / _DAY)
+            )  # fmt: skip
+    return made

@@ -35,6 +35,18 @@ DUE_WORDS = (*(word for _, word in DUE), "over")
 # The time since what led to a neighbour against the usual time until people follow it.
 TIMING = ((0.3, "much too early"), (0.6, "early"), (1.2, "in time"), (2.2, "late"))
 TIMING_WORDS = (*(word for _, word in TIMING), "much too late")
+# How much a category is needed, and how far from the usual time (see `candidates.needs`).
+NEED = (
+    (0.003, "none"), (0.01, "trace"), (0.02, "faint"), (0.05, "slight"), (0.1, "some"),
+    (0.2, "fair"), (0.4, "good"), (0.8, "strong"),
+)  # fmt: skip
+NEED_WORDS = (*(word for _, word in NEED), "sure")
+PACE = (
+    (-2.0, "far too early"), (-1.0, "too early"), (-0.4, "early"), (0.4, "in time"), (1.0, "late"),
+    (2.0, "too late"),
+)  # fmt: skip
+PACE_WORDS = (*(word for _, word in PACE), "far too late")
+PRESSING = 0.1  # of what is needed as much as that, wording and taste decide
 SOURCE_KINDS = {"c": "category", "p": "product", "q": "query", "r": "retry"}
 
 _DEFAULTS = {
@@ -86,6 +98,9 @@ FEATURES = (
     "main", "main unsearched", "main bought", *_with_ages("main"),
     "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
     "echo last", "echo own", "covered", "returned", "own returned",
+    *(f"need {word}" for word in NEED_WORDS),
+    *(f"after {what} {word}" for what in ("liked", "bought") for word in PACE_WORDS),
+    "pressing own", "pressing next", "pressing worded", "pressing taste",
 )  # fmt: skip
 _PLACE = {name: place for place, name in enumerate(FEATURES)}
 
@@ -173,6 +188,17 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     put("covered", every, np.log(c["covered"]))
     put("returned", every, _log(c["returned"]))
     put("own returned", own, _log(c["returned"][own]))
+    needed = np.flatnonzero(~np.isnan(c["need"]))
+    put_word(f"need {NEED_WORDS[0]}", needed, _words(c["need"][needed], NEED))
+    pace = _words(c["pace"][needed], PACE)
+    pace += len(PACE_WORDS) * c["need_bought"][needed].astype(int)
+    put_word(f"after liked {PACE_WORDS[0]}", needed, pace)
+    pressing = np.nan_to_num(c["need"]) > PRESSING
+    put("pressing own", own[pressing[own]])
+    put("pressing next", follows[pressing[follows]])
+    put("pressing worded", worded[pressing[worded]])
+    worded = worded[pressing[worded]]
+    put("pressing taste", worded, _log(c["taste"][worded], 0.05))
     return table
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -55,6 +56,11 @@ def test_building_waits_for_what_every_partition_tells(tiny_shop, tmp_path):
             partitions.build(0)
         with pytest.raises(QAgentError, match="partition 0 .* is not built"):
             partitions.memory(0, words_cost)
+        partitions.contribute(1)
+        told = tmp_path / "big" / "shared" / "part=1" / "end.json"
+        told.write_text(json.dumps({**json.loads(told.read_text()), "memory": "older"}))
+        with pytest.raises(QAgentError, match="partition 1 .* has contributed by another version"):
+            partitions.build(0)
 
 
 def test_a_folder_without_partitions_is_an_error(tmp_path, tiny_shop):

@@ -254,6 +254,62 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
     assert before["tea"][1] == pytest.approx((0 + 0.2) / (1 + 2))
 
 
+def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
+    """Who buys a kettle wants tea some ten days later; who only looks at one buys it the next day."""
+    shop = Shop.create(tmp_path / "shop")
+    for product in ("kettle", "tea", "cup"):
+        shop.connection.execute(
+            "INSERT INTO products VALUES (?, ?, NULL, ?, 1, true, NULL, 1)",
+            [product, product, f"home > {product}"],
+        )
+    asked = [  # day, user, query, outcome
+        (0, "a", "kettle", "purchase"), (8, "a", "tea", "click"),
+        (1, "b", "kettle", "purchase"), (13.5, "b", "tea", "click"),
+        (2, "c", "kettle", "click"), (3, "c", "a kettle", "purchase"),
+        (4, "d", "kettle", "purchase"), (5, "d", "cup", "click"),
+        (20, "e", "kettle", "purchase"), (20, "f", "kettle", "click"),
+        (31, "d", "kettle", "click"),  # too late for anybody to have known it
+    ]  # fmt: skip
+    made = []
+    for day, user, query, outcome in asked:
+        row = {"user_id": user, "time": START + timedelta(days=day), "query": query}
+        made += [{**row, "type": "search"},
+                 {**row, "type": outcome, "product_id": query.split()[-1]}]  # fmt: skip
+    with shop:
+        append_events(shop, made)
+        reader = Reader(shop.connection, shop.config.memory)
+
+        def at(user, day):
+            (found,) = reader.computed([Moment(user, START + timedelta(days=day))])
+            c = found.candidates
+            return {
+                leaf: row for leaf, *row in zip(
+                    c["leaf"].tolist(), c["need"], c["pace"], c["need_bought"], strict=True
+                )
+            }
+
+        bought, liked, soon = at("e", 30), at("f", 21), at("e", 20.5)
+    # Two of three came back for tea, after 8 and 12.5 days; the third for a cup after one.
+    pace = (math.log(8) + math.log(12.5)) / 2
+    spread = math.sqrt((2 * ((math.log(12.5) - math.log(8)) / 2) ** 2 + 2 * 0.6**2) / 4)
+    off = (math.log(10) - pace) / spread
+    assert bought["tea"] == pytest.approx(
+        [2 / 6 * math.exp(-0.5 * off**2) / spread, off, 1], abs=1e-8
+    )
+    assert soon["tea"][0] < bought["tea"][0] / 50 and soon["tea"][1] < -4
+    off = math.log(10) / math.sqrt(2 * 0.6**2 / 3)
+    assert bought["cup"][1] == pytest.approx(off, abs=1e-8)
+    assert liked["kettle"] == pytest.approx(
+        [1 / 4 / math.sqrt(2 * 0.6**2 / 3), 0, 0], abs=1e-6
+    )
+    assert np.isnan(liked["tea"][0])
+    table = features(rows({"need": 0.15, "pace": -1.5, "need_bought": 1.0, **TREND}, {"need": 0.05,
+                          "pace": 3.0, "need_bought": 0.0, **OWN}))  # fmt: skip
+    first, second = [{n for n, v in zip(FEATURES, row, strict=True) if v} for row in table.tolist()]
+    assert {"need fair", "after bought too early"} <= first and "pressing own" not in first
+    assert {"need some", "after liked far too late"} <= second and "pressing own" not in second
+
+
 def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr("qagent_mlx.memory.worth.MIN_STEP", timedelta(days=2))
     with shop_of(tmp_path / "shop", always) as shop:
