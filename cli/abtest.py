@@ -10,7 +10,7 @@ import click
 
 from .common import (
     MOMENT,
-    PLAIN,
+    SYSTEM,
     emit,
     json_option,
     note,
@@ -25,8 +25,8 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
 
 
 @click.command()
-@click.option("--control", required=True, type=PLAIN, metavar="A", help="What shoppers see now.")
-@click.option("--treatment", required=True, type=PLAIN, metavar="B", help="What they could see.")
+@click.option("--control", required=True, type=SYSTEM, metavar="A", help="What shoppers see now.")
+@click.option("--treatment", required=True, type=SYSTEM, metavar="B", help="What they could see.")
 @click.option("--users", default=500, show_default=True, type=click.IntRange(2), help="Shoppers.")
 @click.option(
     "--visits", default=3, show_default=True, type=click.IntRange(1), help="Of one at most."

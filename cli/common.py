@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,30 @@ class PlainType(click.ParamType):
         return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
+class NameType(PlainType):
+    """The name of something in a shop, which Tab completes by what there is."""
+
+    def __init__(self, folder: str = "", file: str = "", *, baselines: bool = False) -> None:
+        """Names of subfolders of ``folder`` with a ``file``, and maybe those of the baselines."""
+        self._folder, self._file, self._baselines = folder, file, baselines
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """What begins so."""
+        found = []
+        if self._folder:
+            place = Path(ctx.params.get("shop_path") or "shop") / self._folder
+            found = [path.parent.name for path in place.glob(f"*/{self._file}")]
+        if self._file == "policy.json":
+            found.append("sample")
+        if self._baselines:
+            from qagent_mlx.evaluate.baselines import BASELINES
+
+            found += BASELINES
+        return [CompletionItem(n) for n in sorted({*found}) if n.startswith(incomplete)]
+
+
 class ShardType(click.ParamType):
     """One of several shares: ``2/4`` is the second of four."""
 
@@ -75,6 +100,10 @@ class ShardType(click.ParamType):
 
 MOMENT = MomentType()
 PLAIN = PlainType()
+POLICY = NameType("policies", "policy.json")
+RUN = NameType("runs", "config.json")
+BASELINE = NameType(baselines=True)
+SYSTEM = NameType("policies", "policy.json", baselines=True)
 
 as_of_option = click.option(
     "--as-of", type=MOMENT, metavar="T",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import PLAIN, note, opened, out, plain_table, shown, waiting
+from .common import POLICY, note, opened, out, plain_table, shown, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="Test cases of the evaluations.",
 )  # fmt: skip
 @click.option(
-    "--policy", type=PLAIN,
+    "--policy", type=POLICY,
     help="The story's base model [default: sample], or who recommends in a session "
     "[default: grpo, else the newest].",
 )  # fmt: skip

@@ -11,6 +11,7 @@ import click
 
 from .common import (
     PLAIN,
+    POLICY,
     emit,
     given,
     json_option,
@@ -26,7 +27,7 @@ from .progress import TrainingProgress
 
 
 @click.command()
-@click.option("--teacher", type=PLAIN, help="A trained policy.  [default: grpo, else the newest]")
+@click.option("--teacher", type=POLICY, help="A trained policy.  [default: grpo, else the newest]")
 @click.option(
     "--student", default="tiny", show_default=True, type=PLAIN,
     help="nano, tiny or small for a new model; or a policy to put an adapter on.",

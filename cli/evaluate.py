@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from .common import (
+    BASELINE,
     PLAIN,
+    POLICY,
     dtype_option,
     emit,
     json_option,
@@ -28,12 +30,12 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
 
 @click.command()
 @click.option(
-    "--policy", "policies", multiple=True, type=PLAIN,
+    "--policy", "policies", multiple=True, type=POLICY,
     help="A policy; may be repeated.  [default: grpo, else the newest]",
 )  # fmt: skip
 @click.option("--baselines", is_flag=True, help="Also the recommenders without a model.")
 @click.option(
-    "--baseline", "named", multiple=True, type=PLAIN, metavar="NAME",
+    "--baseline", "named", multiple=True, type=BASELINE, metavar="NAME",
     help="One of the baselines, also sasrec, which trains a model first; may be repeated.",
 )  # fmt: skip
 @click.option(

@@ -10,6 +10,7 @@ import click
 
 from .common import (
     PLAIN,
+    POLICY,
     emit,
     err,
     json_option,
@@ -125,7 +126,7 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("policy", type=PLAIN)
+@click.argument("policy", type=POLICY)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "4bit"]),

@@ -11,6 +11,7 @@ import click
 from .chains import chain_lines
 from .common import (
     PLAIN,
+    POLICY,
     ShardType,
     as_of_option,
     dtype_option,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("users", nargs=-1, type=PLAIN, metavar="[USER...]")
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
-@click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
+@click.option("--policy", type=POLICY, help="Which policy.  [default: grpo, else the newest]")
 @click.option(
     "--group", type=click.IntRange(1, 256), metavar="N",
     help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .chains import chain_lines
-from .common import PLAIN, emit, json_option, opened, out, plain_table, shop_option, shown
+from .common import PLAIN, RUN, emit, json_option, opened, out, plain_table, shop_option, shown
 
 if TYPE_CHECKING:
     from qagent_mlx.train.runs import Run
@@ -57,7 +57,7 @@ sql_option = click.option(
 
 
 @runs.command()
-@click.argument("run", required=False, type=PLAIN)
+@click.argument("run", required=False, type=RUN)
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write a report with plots into one HTML file.",
@@ -131,7 +131,7 @@ def show(
 
 
 @runs.command()
-@click.argument("run", required=False, type=PLAIN)
+@click.argument("run", required=False, type=RUN)
 @click.option("--step", type=click.IntRange(1), help="Only of this step.")
 @click.option("--case", type=click.IntRange(0), help="Only of this case.")
 @click.option("--user", type=PLAIN, help="Only of this user.")
@@ -192,8 +192,8 @@ def rollouts(
 
 
 @runs.command()
-@click.argument("first", type=PLAIN)
-@click.argument("second", type=PLAIN)
+@click.argument("first", type=RUN)
+@click.argument("second", type=RUN)
 @shop_option
 @json_option
 def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .common import PLAIN, dtype_option, note, shop_option
+from .common import PLAIN, POLICY, dtype_option, note, shop_option
 
 
 @click.command()
@@ -24,7 +24,7 @@ from .common import PLAIN, dtype_option, note, shop_option
     "--token-file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="A file that holds the token which clients send; or put it into QAGENT_TOKEN.",
 )  # fmt: skip
-@click.option("--policy", type=PLAIN, help="Which policy.  [default: grpo, else the newest]")
+@click.option("--policy", type=POLICY, help="Which policy.  [default: grpo, else the newest]")
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="Queries.")
 @click.option(
     "--group", "--chains", "chains", type=click.IntRange(1, 256), metavar="N",

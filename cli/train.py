@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import (
-    PLAIN,
+    POLICY,
+    RUN,
     F,
     dtype_option,
     emit,
@@ -136,7 +137,9 @@ resume_option = click.option(
     help="Go on with --run, or with the latest unfinished run, exactly as if it had never "
     "stopped.",
 )  # fmt: skip
-run_option = click.option("--run", "run_name", help="Of the run.  [default: the policy's name]")
+run_option = click.option(
+    "--run", "run_name", type=RUN, help="Of the run.  [default: the policy's name]"
+)
 UNCHANGED = frozenset({"resume", "run_name", "workers", "shop_path", "as_json"})
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
@@ -145,7 +148,7 @@ workers_option = click.option(
 
 
 @train.command()
-@click.option("--policy", type=PLAIN, help="What to start from.  [default: base, else sample]")
+@click.option("--policy", type=POLICY, help="What to start from.  [default: base, else sample]")
 @click.option("--name", help="Of the new policy.  [default: sft]")
 @run_option
 @resume_option
@@ -196,7 +199,7 @@ def sft(
 
 
 @train.command()
-@click.option("--policy", type=PLAIN, help="What to start from.  [default: sft, base or sample]")
+@click.option("--policy", type=POLICY, help="What to start from.  [default: sft, base or sample]")
 @click.option("--name", help="Of the new policy.  [default: grpo]")
 @run_option
 @resume_option

@@ -77,6 +77,11 @@ def cases_of(shop: Shop, test_from: str) -> list[Lines]:
     environment = Lineup(
         shop, lambda codec, agent: Environment.of_shop(shop, codec, agent, split)
     ).environment
+    return lines_of(shop, environment)
+
+
+def lines_of(shop: Shop, environment: Environment) -> list[Lines]:
+    """The cases of an environment with what can be seen of each line."""
     search = SearchProducts(environment.search, AgentConfig(results_shown=SHOWN))
     examples = environment.examples
     rows = Reader(shop.connection, shop.config.memory).rows(

@@ -98,16 +98,32 @@ def test_completion_is_a_script_for_each_shell(cli, shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
 
-def test_the_shell_is_offered_commands():
+def offered(line, **variables):
+    """What Tab offers for the last word of a command line."""
     environment = {
-        **os.environ, "_QAGENT_COMPLETE": "bash_complete", "COMP_WORDS": "qagent se",
-        "COMP_CWORD": "1",
+        **os.environ, "_QAGENT_COMPLETE": "bash_complete", "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1), **variables,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "qagent_mlx"], env=environment, capture_output=True, text=True,
         check=False,
     )
-    assert done.stdout.split() == ["plain,search", "plain,serve"]
+    return [item.removeprefix("plain,") for item in done.stdout.split()]
+
+
+def test_the_shell_is_offered_commands():
+    assert offered("qagent se") == ["search", "serve"]
+
+
+def test_the_shell_is_offered_the_names_that_a_shop_has(tmp_path):
+    for name in ("policies/grpo/policy.json", "policies/torn/x", "runs/first/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert offered(f"qagent recommend --shop {tmp_path} --policy ") == ["grpo", "sample"]
+    assert offered("qagent runs show ", QAGENT_SHOP=str(tmp_path)) == ["first"]
+    assert offered("qagent runs show ") == []
+    assert offered(f"qagent abtest --shop {tmp_path} --control g") == ["grpo"]
+    assert "swing" in offered("qagent evaluate --baseline s")
 
 
 def commands(group, path=()):
