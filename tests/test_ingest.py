@@ -90,7 +90,7 @@ def write(path, rows):
     else:
         text = as_text(rows, "\t" if plain == "tsv" else ",")
     data = text.encode()
-    path.write_bytes(gzip.compress(data) if suffixes.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if suffixes.endswith(".gz") else data)
     return path
 
 
@@ -279,15 +279,15 @@ def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
         ("x.csv", "", "is empty"),
         ("x.csv", " \n\n", "is empty"),
         ("x.jsonl", "", "is empty"),
-        ("x.csv.gz", gzip.compress(b""), "is empty"),
+        ("x.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("x.csv", "\nproduct_id,title\n1,A\n", "line 1: it is blank"),
         ("x.csv", "product_id,title\n1,A\n2,K\xe4se\n".encode("latin-1"),
          "line 3: not utf-8 text (byte 0xe4); if it is Latin-1, add --encoding latin-1"),
         ("x.jsonl", '{"id": "1", "title": "K\xe4se"}\n'.encode("latin-1"), "line 1: not utf-8"),
         ("x.csv", "product_id,title\n1,A\n".encode("utf-16"), "add --encoding utf-16"),
         ("x.csv", b"product_id,title\n1,K\xc3", "ends inside a character"),
-        ("x.csv.gz", gzip.compress(b"product_id,title\n1,A\n" * 999)[:-20], "cut short"),
-        ("x.jsonl.gz", gzip.compress(b"{}")[:5], "cut short"),
+        ("x.csv.gz", gzip.compress(b"product_id,title\n1,A\n" * 999, mtime=0)[:-20], "cut short"),
+        ("x.jsonl.gz", gzip.compress(b"{}", mtime=0)[:5], "cut short"),
         ("x.csv.gz", "product_id,title\n1,A\n", "not a gzip file; rename it without .gz"),
         ("x.csv", "id,title,title\n1,A,B\n", "the column title stands there twice"),
         ("x.jsonl", '[1]\n"a"\nnonsense\n', "no line of it is a JSON object"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from ..policy.model import AgentConfig
 from ..shop import Shop
 from ..train.environment import Environment
 from ..types import Case
+from .baselines import System
 from .lineup import Lineup, cases_of, parts_of
 from .metrics import FLIPS
 from .simulator import START, Shopper, SimulatorConfig, World, moment
@@ -47,6 +48,9 @@ RATES = {  # name -> (what is counted, over what)
     "orders": ("purchases", "rows"),
     "revenue": ("revenue", "rows"),
 }
+
+
+MakeSystem = Callable[[Shop, Environment], System]
 
 
 @dataclass(frozen=True)
@@ -148,17 +152,20 @@ def abtest(
     *,
     since: datetime | None = None,
     group: int = GROUP,
+    systems: Mapping[str, MakeSystem] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run the test; the shop itself is not changed.
 
     Args:
         shop: A simulated one; read only is enough.
-        control: A policy, a baseline, or ``NAME (ablation)``.
+        control: A policy, a baseline, ``NAME (ablation)``, or one of ``systems``.
         treatment: The same.
         config: Size and seed.
         since: When the test begins; by default where the test cases do.
         group: Chains of a policy at a visit.
+        systems: Recommenders of one's own by name, each made of a copy of the shop that knows
+            the fresh shoppers' log, and of the visits.
         on_stage: Called with what begins.
 
     Returns:
@@ -176,8 +183,10 @@ def abtest(
     say = on_stage or (lambda stage: None)
     if control == treatment:
         raise QAgentError("control and treatment are the same; name two different systems")
+    own_systems = dict(systems or {})
     for name in (control, treatment):
-        parts_of(shop, name)  # before the shoppers, who take a while
+        if name not in own_systems:
+            parts_of(shop, name)  # before the shoppers, who take a while
     world = world_of(shop)
     if since is None:
         since = next(c.as_of for c in cases_of(shop) if c.split == "test")
@@ -191,7 +200,12 @@ def abtest(
     ):
         if append_events(own, people.log).rejected:
             raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
-        answers = _answers(own, shop, world, people, (control, treatment), config, group, say)
+        line = Lineup(own, _of(own, people.cases), group=group, seed=config.seed, policies=shop)
+        arms = [
+            own_systems[name](own, line.environment) if name in own_systems else line.named(name)
+            for name in (control, treatment)
+        ]
+        answers = _answers(line.environment, world, people, arms, config, say)
     report = measured(people.cases, answers, config)
     flat = [[a for visit in arm for a in visit] for arm in answers]
     return {
@@ -214,18 +228,15 @@ def _copy(shop: Shop, path: Path) -> Shop:
     return Shop.open(path, read_only=False)
 
 
+def _of(shop: Shop, cases: Sequence[Case]) -> Callable[[Any, AgentConfig], Environment]:
+    return lambda codec, agent: Environment.of_cases(shop, cases, codec, agent)
+
+
 def _answers(
-    own: Shop, shop: Shop, world: World, people: Population, names: Sequence[str],
-    config: AbConfig, group: int, say: Callable[[str], None],
+    environment: Environment, world: World, people: Population, systems: Sequence[System],
+    config: AbConfig, say: Callable[[str], None],
 ) -> list[list[list[Answer]]]:  # fmt: skip
     """For each system, what every visit led to, a draw at a time."""
-
-    def make(codec: Any, agent: AgentConfig) -> Environment:
-        return Environment.of_cases(own, people.cases, codec, agent)
-
-    line = Lineup(own, make, group=group, seed=config.seed, policies=shop)
-    systems = [line.named(name) for name in names]
-    environment = line.environment
     place = {p.product_id: i for i, p in enumerate(world.products)}
     meanings = Meanings(world)
     made = []

@@ -1,7 +1,7 @@
 """How far a policy could come: a boosted-tree ranker over all that an agent can look at.
 
     pip install lightgbm
-    python tests/benchmarks/ceiling.py SHOP [--test-from 2011-10-12] [--seeds 5]
+    python tests/benchmarks/ceiling.py SHOP [--test-from 2011-10-12] [--seeds 5] [--abtest]
 
 For each case all lines of the profile are searched, as no chain could, and a ranker learns from
 the cases before the test split which line to recommend. ``order`` takes the first line, ``in
@@ -13,21 +13,26 @@ stock`` the first whose first product is not sold out. The rankers see:
 
 A ranker is trained for the right query (``q_em``) and for query and product at once (``cons@1``),
 and scored by both. The intervals are 95 % bootstrap intervals over cases, of the mean over seeds.
+
+``--abtest`` asks fresh shoppers of a simulated shop instead: what they do with the choices of the
+ranker for ``cons@1`` (treatment) and of the one for ``q_em`` (control), both of ``read``. It bounds
+what a reward for query and product can gain over one for the query alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import lightgbm
 import numpy as np
 
 import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.agent.tools import Found, Request, SearchProducts
+from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.lineup import Lineup
-from qagent_mlx.evaluate.metrics import bootstrap
+from qagent_mlx.evaluate.metrics import Ranking, bootstrap
 from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.policy.model import AgentConfig
@@ -117,20 +122,56 @@ def outcome(cases: Sequence[Lines], choices: Sequence[int]) -> np.ndarray:
     ], dtype=float)  # fmt: skip
 
 
-def ranked(
-    learn: Sequence[Lines], test: Sequence[Lines], sees: str, wanted: str, seed: int
-) -> np.ndarray:
-    """Outcomes of the lines that a ranker takes."""
+def ranker(learn: Sequence[Lines], sees: str, wanted: str, seed: int) -> Callable[[Lines], int]:
+    """What tells which line of a case to take; learned from other cases."""
     filled = [c for c in learn if len(c.right)]
     rows = np.vstack([getattr(c, sees) for c in filled])
     target = np.concatenate([c.right & c.hit if wanted == "cons@1" else c.right for c in filled])
     trees = lightgbm.train(
         {**TREES, "seed": seed}, lightgbm.Dataset(rows, target.astype(int)), ROUNDS
     )
-    choices = [
-        int(np.argmax(trees.predict(getattr(c, sees)))) if len(c.right) else 0 for c in test
-    ]
-    return outcome(test, choices)
+    return lambda case: int(np.argmax(trees.predict(getattr(case, sees)))) if len(case.right) else 0
+
+
+class Ranker:
+    """A ranker as a system that recommends one query; arms share what they looked at."""
+
+    seen: ClassVar[dict[int, list[Lines]]] = {}
+
+    def __init__(
+        self, name: str, choose: Callable[[Lines], int], shop: Shop, environment: Environment
+    ) -> None:
+        self.name, self._choose, self._shop, self._environment = name, choose, shop, environment
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """The query of the line that the ranker takes."""
+        environment = self._environment
+        assert list(examples) == list(environment.examples)
+        if id(environment) not in self.seen:
+            self.seen[id(environment)] = lines_of(self._shop, environment)
+        choices = [self._choose(lines) for lines in self.seen[id(environment)]]
+        return [
+            Ranking(tuple(example.profile.references[choice : choice + 1]))
+            for example, choice in zip(examples, choices, strict=True)
+        ]
+
+
+def asked(shop: Shop, learn: Sequence[Lines], seeds: int) -> None:
+    """The simulated A/B test of the two rankers, once a seed."""
+    print("| seed | CTR | guided CVR | orders | the same at |\n|--:|--:|--:|--:|--:|")
+    for seed in range(seeds):
+
+        def system(wanted: str, seed: int = seed) -> MakeSystem:
+            choose = ranker(learn, "read", wanted, seed)
+            return lambda own, environment: Ranker(wanted, choose, own, environment)
+
+        arms = {wanted: system(wanted) for wanted in ("q_em", "cons@1")}
+        found = abtest(shop, *arms, AbConfig(k=1), systems=arms)
+        cells = [
+            f"{100 * r['lift']:+.1f} % [{100 * r['lo']:+.1f}, {100 * r['hi']:+.1f}], p {r['p']:.3f}"
+            for r in (found[name] for name in ("ctr", "cvr", "orders"))
+        ]
+        print(f"| {seed} | {' | '.join(cells)} | {found['same']:.0%} |", flush=True)
 
 
 def main() -> None:
@@ -138,10 +179,13 @@ def main() -> None:
     parser.add_argument("shop")
     parser.add_argument("--test-from", default="", help="ISO time; the last fifth without it")
     parser.add_argument("--seeds", type=int, default=5, help="rankers of each kind")
+    parser.add_argument("--abtest", action="store_true", help="ask fresh shoppers instead")
     arguments = parser.parse_args()
     with Shop.open(arguments.shop) as shop:
         cases = cases_of(shop, arguments.test_from)
-    learn = [c for c in cases if c.split != "test"]
+        learn = [c for c in cases if c.split != "test"]
+        if arguments.abtest:
+            return asked(shop, learn, arguments.seeds)
     test = [c for c in cases if c.split == "test"]
     print(f"{len(learn)} cases to learn from, {len(test)} test cases\n")
     print("| chosen by | q_em | i_hit@1 | cons@1 | cons@1 by seed |\n|---|--:|--:|--:|---|")
@@ -161,7 +205,11 @@ def main() -> None:
     row("in stock", [outcome(test, stocked)])
     for sees in ("read", "numbers"):
         for wanted in ("q_em", "cons@1"):
-            row(f"{sees}, for {wanted}", [ranked(learn, test, sees, wanted, s) for s in range(arguments.seeds)])
+            made = []
+            for seed in range(arguments.seeds):
+                choose = ranker(learn, sees, wanted, seed)
+                made.append(outcome(test, [choose(case) for case in test]))
+            row(f"{sees}, for {wanted}", made)
     best = [int(np.argmax(2 * (c.right & c.hit) + c.right)) if len(c.right) else 0 for c in test]
     row("the answer, where it is a line", [outcome(test, best)])
 

@@ -14,6 +14,8 @@ from qagent_mlx.evaluate.abtest import (
     swapped,
     world_of,
 )
+from qagent_mlx.evaluate.baselines import baseline
+from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.evaluate.simulator import moment
 from qagent_mlx.evaluate.tapping import Answer
 from qagent_mlx.types import Case
@@ -68,6 +70,26 @@ def test_swapping_the_arms_swaps_the_rates_and_keeps_p(simulated_shop, report):
         assert other[name]["control"] == report[name]["treatment"]
         assert other[name]["treatment"] == report[name]["control"]
         assert other[name]["p"] == pytest.approx(report[name]["p"], abs=0.03)
+
+
+def test_a_recommender_of_ones_own_can_be_asked(simulated_shop, report):
+    class Silent:
+        name = "silent"
+
+        def rank(self, examples, k):
+            assert all(e.profile.text for e in examples)
+            return [Ranking(()) for _ in examples]
+
+    own = {
+        "mine": lambda shop, environment: baseline(shop, "repeat-last", environment),
+        "silent": lambda shop, environment: Silent(),
+    }
+    made = abtest(simulated_shop, "silent", "mine", SMALL, systems=own)
+    for name in ("ctr", "cvr", "orders", "revenue"):
+        assert made[name]["treatment"] == report[name]["treatment"]
+        assert made[name]["control"] == 0
+    with pytest.raises(QAgentError, match="there is no policy"):
+        abtest(simulated_shop, "silent", "unknown", SMALL, systems=own)
 
 
 def test_the_shop_is_left_as_it_was(simulated_shop, report):
