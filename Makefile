@@ -15,7 +15,7 @@ demo: install
 	$(BIN)/qagent demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check qagent_mlx cli tests notebooks
