@@ -24,6 +24,7 @@ PRODUCTS = 40  # how many of a user's last products are told to the search tool
 NODES = 8  # how many nodes of each kind a profile may draw on
 
 _DAY = 86400e6  # microseconds
+_BOUGHT = 3  # a search's outcome
 Rows = list[list[Any]]
 
 
@@ -92,7 +93,7 @@ def category_of(search: Search, goods: Mapping[str, Good]) -> str | None:
     good = goods.get(search.product_id or "")
     if good is None or not good.leaf:
         return None
-    return f"{'b' if search.outcome == 3 else 'l'}:{good.leaf}"
+    return f"{'b' if search.outcome == _BOUGHT else 'l'}:{good.leaf}"
 
 
 def touches(
@@ -237,7 +238,7 @@ def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Row
             weight = 0.8**led
             good = goods.get(search.product_id or "")
             if good is not None and good.leaf:
-                add(f"c:{good.leaf}", weight * (1.0 if search.outcome == 3 else 0.4), age)
+                add(f"c:{good.leaf}", weight * (1.0 if search.outcome == _BOUGHT else 0.4), age)
             add(f"q:{key}", 0.5 * weight, age)
             add(f"p:{search.product_id}", 0.2 * weight, age)
         else:  # and searches that led nowhere

@@ -54,7 +54,7 @@ def fingerprint(config: MemoryConfig) -> str:
     """Changes whenever stored rows would mean something else."""
     read = ("budget", "least_users")  # what matters only when rows are read
     settings = {k: v for k, v in asdict(config).items() if k not in read}
-    code = [_PROFILES, _code(), tables.select("swing")]
+    code = [_PROFILES, _code(), *tables.TRACES.values(), tables.select("swing")]
     code += [tables.select(name) for name in tables.DERIVED]
     text = json.dumps([settings, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
