@@ -108,7 +108,10 @@ class Memory:
                 *_identity_lines(mine.state),
                 *_seen_lines(mine.state.products),
                 # Far more than fit, so that what a short line gains by its price is not lost.
-                *_query_lines(mine.candidates, chances, 3 * self.config.references),
+                *_query_lines(
+                    mine.candidates, chances, 3 * self.config.references,
+                    {key: query for key, query, *_ in mine.state.own},
+                ),
             ]
             lines = [line for line in lines if line.section in wanted]
             if self.summarizer and "identity" in wanted:
@@ -265,12 +268,13 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
 
 
 def _query_lines(
-    candidates: Mapping[str, np.ndarray], chances: np.ndarray, keep: int
+    candidates: Mapping[str, np.ndarray], chances: np.ndarray, keep: int, typed: Mapping[str, str]
 ) -> list[Line]:
     """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
 
     A query that comes from several sides is one line, in the section that says most of it.
-    The last mark, beside the reference, says how likely the query is wanted next.
+    The last mark, beside the reference, says how likely the query is wanted next. ``typed`` has
+    the user's own queries by their keys, for the reasons.
     """
     order = np.argsort(-chances, kind="stable")[:keep]
     made: list[Line] = []
@@ -294,7 +298,7 @@ def _query_lines(
         elif had_age == had_age:
             marks += ["had", age_word(had_age)]
         if section == "neighbours":
-            why = _because(source) + (f"; {why}" if why else "")
+            why = _because(source, typed) + (f"; {why}" if why else "")
         if trends and share >= 0.004:
             marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
             growth = share / max(longer, 1e-9)
@@ -390,11 +394,12 @@ def _ago(days: float) -> str:
     return f"{days:.0f} days ago"
 
 
-def _because(source: str | None) -> str:
+def _because(source: str | None, typed: Mapping[str, str]) -> str:
     kind, _, name = (source or "").partition(":")
+    query = f"“{typed[name]}”" if name in typed else "what you searched"
     return {
         "c": f"what people look for after {name}",
-        "q": "what people search after your last query",
+        "q": f"what people search after {query}",
         "p": "what people search after a product that you chose",
-        "r": "what worked for people whose search had led nowhere",
+        "r": f"what worked for people whose search for {query} had led nowhere",
     }.get(kind, "like you, others searched it")

@@ -255,6 +255,23 @@ def test_neighbours_are_what_people_with_this_history_searched_next(shop):
     assert "likely" in line.text
 
 
+def test_a_reason_names_the_query_as_the_user_wrote_it(shop):
+    others = [f"other{i}" for i in range(12)]
+    log(
+        shop,
+        (20, "search", "dear tent", None), (19.99, "search", "gas can", None),
+        (19.99, "click", "gas can", "gas"),
+        (12, "search", "cooker", None), (12, "click", "cooker", "stove"), users=others,
+    )  # fmt: skip
+    log(shop, (5, "search", "Dear  Tent", None))
+    log(shop, (5, "search", "Gas-Can", None), (5, "click", "Gas-Can", "gas"), users=["bob"])
+    assert line_of(profile_of(shop), "gas can").reason == (
+        "what worked for people whose search for “Dear Tent” had led nowhere"
+    )
+    line = line_of(profile_of(shop, "bob"), "cooker")
+    assert line.reason == "what people search after “Gas-Can”"
+
+
 def test_trends_are_what_the_shop_searches_for_now(shop):
     users = [f"u{i}" for i in range(30)]
     log(shop, (1, "search", "stove", None), (10, "search", "axe", None), users=users)
