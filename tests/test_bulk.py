@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import threading
+
 import duckdb
 import pytest
 
@@ -134,7 +137,8 @@ def test_two_workers_write_the_file_that_one_writes(saved, tmp_path):
     assert rows(tmp_path / "2.parquet") == rows(tmp_path / "1.parquet")
 
 
-def test_what_a_lost_process_was_given_is_done_by_this_one(saved):
+@pytest.mark.parametrize("noticed", ["when it is given work", "when it should answer"])
+def test_what_a_lost_process_was_given_is_done_by_this_one(saved, noticed):
     with Shop.open(saved) as shop:
         recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
         moment = after_log(shop)
@@ -142,7 +146,13 @@ def test_what_a_lost_process_was_given_is_done_by_this_one(saved):
         expected = [one.recommendations for one in recommender.answer(asks)]
         with Pool(saved, saved / "policies" / "nano", 1) as pool:
             assert [one.recommendations for one in pool.answer(recommender, asks)] == expected
-            pool._helpers[0].process.kill()
+            process = pool._helpers[0].process
+            if noticed == "when it is given work":
+                process.kill()
+                process.wait()
+            else:
+                process.send_signal(signal.SIGSTOP)  # takes what it is sent, and never answers
+                threading.Timer(0.3, process.kill).start()
             units = pool.answer_units(recommender, ([ask] for ask in asks))
             assert [one.recommendations for unit in units for one in unit] == expected
             assert [one.recommendations for one in pool.answer(recommender, asks)] == expected

@@ -146,14 +146,18 @@ class Pool:
                     left = unit is not None
                     if unit is not None:
                         given[helper].append(unit)
-                        self._send(helper, (unit[1], seed))
+                        if not self._send(helper, (unit[1], seed)):
+                            break
             unit = next(source, None) if left else None
             left = left and unit is not None
             if unit is not None:
                 found[unit[0]] = own.answer(unit[1], seed)
             busy = [h for h in given if given[h]]
-            # With a unit of its own done it only looks; with none it waits.
-            ready = wait([h.connection for h in busy], None if unit is None else 0) if busy else []
+            alive = [h.connection for h in busy if h in self._helpers]
+            # With a unit of its own done, or with some of a lost one to do, it only looks; with
+            # none it waits.
+            idle = unit is None and len(alive) == len(busy)
+            ready = wait(alive, None if idle else 0) if alive else []
             for helper in busy:
                 lost = helper not in self._helpers
                 if not lost and helper.connection not in ready:
