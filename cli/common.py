@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console
     from rich.text import Text
 
@@ -60,20 +60,20 @@ class PlainType(click.ParamType):
 class NameType(PlainType):
     """The name of something in a shop, which Tab completes by what there is."""
 
-    def __init__(self, folder: str = "", file: str = "", *, baselines: bool = False) -> None:
-        """Names of subfolders of ``folder`` with a ``file``, and maybe those of the baselines."""
-        self._folder, self._file, self._baselines = folder, file, baselines
+    def __init__(self, pattern: str = "", *names: str, baselines: bool = False) -> None:
+        """The shop's folders that hold what ``pattern`` finds, other names, and the baselines'."""
+        self._pattern, self._names, self._baselines = pattern, names, baselines
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """What begins so."""
-        found = []
-        if self._folder:
-            place = Path(ctx.params.get("shop_path") or "shop") / self._folder
-            found = [path.parent.name for path in place.glob(f"*/{self._file}")]
-        if self._file == "policy.json":
-            found.append("sample")
+        from click.shell_completion import CompletionItem
+
+        found = [*self._names]
+        if self._pattern:
+            shop = Path(ctx.params.get("shop_path") or "shop")
+            found += [path.parent.name for path in shop.glob(self._pattern)]
         if self._baselines:
             from qagent_mlx.evaluate.baselines import BASELINES
 
@@ -100,10 +100,11 @@ class ShardType(click.ParamType):
 
 MOMENT = MomentType()
 PLAIN = PlainType()
-POLICY = NameType("policies", "policy.json")
-RUN = NameType("runs", "config.json")
+_POLICIES = "policies/[!.]*/policy.json"  # what begins with a dot is still being made
+POLICY = NameType(_POLICIES, "sample")
+RUN = NameType("runs/[!.]*/config.json")
 BASELINE = NameType(baselines=True)
-SYSTEM = NameType("policies", "policy.json", baselines=True)
+SYSTEM = NameType(_POLICIES, "sample", baselines=True)
 
 as_of_option = click.option(
     "--as-of", type=MOMENT, metavar="T",

@@ -28,7 +28,6 @@ from ..agent.recommend import GROUP
 from ..errors import QAgentError
 from ..ingest import append_events
 from ..inventory.index import ensure
-from ..policy.model import AgentConfig
 from ..shop import Shop
 from ..train.environment import Environment
 from ..types import Case
@@ -200,7 +199,10 @@ def abtest(
     ):
         if append_events(own, people.log).rejected:
             raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
-        line = Lineup(own, _of(own, people.cases), group=group, seed=config.seed, policies=shop)
+        line = Lineup(
+            own, lambda codec, agent: Environment.of_cases(own, people.cases, codec, agent),
+            group=group, seed=config.seed, policies=shop,
+        )  # fmt: skip
         arms = [
             own_systems[name](own, line.environment) if name in own_systems else line.named(name)
             for name in (control, treatment)
@@ -226,10 +228,6 @@ def _copy(shop: Shop, path: Path) -> Shop:
             shutil.copy2(shop.path / name, path / name)
     shutil.copytree(shop.path / "inventory", path / "inventory")
     return Shop.open(path, read_only=False)
-
-
-def _of(shop: Shop, cases: Sequence[Case]) -> Callable[[Any, AgentConfig], Environment]:
-    return lambda codec, agent: Environment.of_cases(shop, cases, codec, agent)
 
 
 def _answers(

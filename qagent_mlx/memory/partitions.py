@@ -148,18 +148,18 @@ class Partitions:
         Raises:
             QAgentError: a partition has not contributed yet, or by another version.
         """
-        said = []
-        for p in range(self.parts):
-            path = self._shared(p, "end", "json")
-            one = read_json(path, "a partition") if path.exists() else {}
-            if one.get("memory") != store.fingerprint(self.config):
-                why = "contributed by another version" if one else "not contributed"
-                raise QAgentError(
-                    f"partition {p} of {self.folder} has {why}; run qagent memory build with the "
-                    "same version on every machine"
-                )
-            said.append(one["end"])
-        end = max((datetime.fromisoformat(e) for e in said if e), default=None)
+        paths = [self._shared(p, "end", "json") for p in range(self.parts)]
+        said = [read_json(path, "a partition") if path.exists() else {} for path in paths]
+        now = store.fingerprint(self.config)
+        missing = [str(p) for p, one in enumerate(said) if not one]
+        older = [str(p) for p, one in enumerate(said) if one and one.get("memory") != now]
+        if missing or older:
+            why = "not contributed" if missing else "contributed by another version"
+            raise QAgentError(
+                f"partition {', '.join(missing or older)} of {self.folder} has {why}; "
+                "run qagent memory build with the same version on every machine"
+            )
+        end = max((datetime.fromisoformat(one["end"]) for one in said if one["end"]), default=None)
         target = self._database(part)
         self.close()
         with replacing(target) as path:

@@ -160,13 +160,12 @@ class Reader:
         known = self.knowledge
         days = [start_of_day(m.as_of) for m in moments]
         sources: dict[datetime, set[str]] = defaultdict(set)
-        for start, state in zip(days, states, strict=True):
-            sources[start].update(row[0] for row in state.sources)
-        known.vocabulary.learn(row[0] for state in states for row in state.own)
-        known.followers(sources)
         engaged: dict[datetime, set[str]] = defaultdict(set)
         for start, state in zip(days, states, strict=True):
+            sources[start].update(row[0] for row in state.sources)
             engaged[start].update(row[0] for row in state.engaged)
+        known.vocabulary.learn(row[0] for state in states for row in state.own)
+        known.followers(sources)
         known.returns(engaged)
         day_of = {start: known.day(start) for start in sources}
         near = [

@@ -88,12 +88,16 @@ def searches(events: Sequence[Event]) -> list[Search]:
     return list(made.values())
 
 
+def leaf_of(product: str | None, goods: Mapping[str, Good]) -> str | None:
+    """The narrowest category of a product, where one is known."""
+    good = goods.get(product or "")
+    return (good.leaf or None) if good is not None else None
+
+
 def category_of(search: Search, goods: Mapping[str, Good]) -> str | None:
     """The category of what came of a search: ``b:`` if it was bought, else ``l:``, and its name."""
-    good = goods.get(search.product_id or "")
-    if good is None or not good.leaf:
-        return None
-    return f"{'b' if search.outcome == _BOUGHT else 'l'}:{good.leaf}"
+    leaf = leaf_of(search.product_id, goods)
+    return f"{'b' if search.outcome == _BOUGHT else 'l'}:{leaf}" if leaf else None
 
 
 def touches(
@@ -236,9 +240,8 @@ def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Row
             if led > SOURCES:
                 continue
             weight = 0.8**led
-            good = goods.get(search.product_id or "")
-            if good is not None and good.leaf:
-                add(f"c:{good.leaf}", weight * (1.0 if search.outcome == _BOUGHT else 0.4), age)
+            if leaf := leaf_of(search.product_id, goods):
+                add(f"c:{leaf}", weight * (1.0 if search.outcome == _BOUGHT else 0.4), age)
             add(f"q:{key}", 0.5 * weight, age)
             add(f"p:{search.product_id}", 0.2 * weight, age)
         else:  # and searches that led nowhere

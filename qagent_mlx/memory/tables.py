@@ -15,10 +15,9 @@ import duckdb
 from ..shop import MemoryConfig
 from ..text import tokens
 from .history import Event, Log
-from .traces import Traces, traces_of
+from .traces import WITHIN, Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
-WITHIN_DAYS = 45  # who comes back later has not come for what they did then
 SPREAD, LIKE = 0.6, 2.0  # the deviation of ln days before it is known, like that many returns
 LONGEST_NAME = 8  # tokens of a brand that is looked for, where a token may be a character
 TRENDS = 40  # how many trending queries are kept an hour
@@ -193,7 +192,7 @@ counted AS (
     SELECT w.category, w.day, r.leaf, count(*) AS n, avg(ln(greatest(r.delay, 0.02))) AS pace,
            var_pop(ln(greatest(r.delay, 0.02))) AS variance
     FROM wanted w JOIN returns r ON r.category = w.category AND r.known < w.day
-    WHERE r.leaf IS NOT NULL AND r.delay < {WITHIN_DAYS} GROUP BY ALL)
+    WHERE r.leaf IS NOT NULL AND r.delay < {WITHIN / 86400e6} GROUP BY ALL)
 SELECT category, day, leaf, n / (sum(n) OVER (PARTITION BY category, day) + 3.0), round(pace, 9),
        round(sqrt((variance * n + {LIKE} * {SPREAD} ** 2) / (n + {LIKE})), 9)
 FROM counted ORDER BY category, day, leaf"""

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from .history import PURCHASE, Event, Good, time_of
-from .state import Search, category_of, searches
+from .state import Search, category_of, leaf_of, searches
 
 APART = 3  # a success leads to the next ones, so many at most
 WITHIN = 45 * 86400_000_000  # microseconds until then, at most
@@ -66,7 +66,7 @@ def _after_success(known: Sequence[Search], goods: Mapping[str, Good]) -> list[t
     made = []
     for n, before in enumerate(known):
         one = before.event
-        good = goods.get(before.product_id or "")
+        leaf = leaf_of(before.product_id, goods)
         for apart in range(1, APART + 1):
             if n + apart >= len(known):
                 break
@@ -76,8 +76,8 @@ def _after_success(known: Sequence[Search], goods: Mapping[str, Good]) -> list[t
                 continue
             delay = (other.at - one.at) / _DAY
             step = (other.query_key, time_of(after.known or 0), WHOLE // apart, delay)
-            if good is not None and good.leaf:
-                made.append((f"c:{good.leaf}", *step))
+            if leaf:
+                made.append((f"c:{leaf}", *step))
             if one.query_key != other.query_key:
                 made.append((f"q:{one.query_key}", *step))
                 made.append((f"p:{before.product_id}", *step))
@@ -109,9 +109,8 @@ def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[An
     """How long after a purchase the user bought something of the same category again."""
     visits: dict[str, dict[int, int]] = defaultdict(dict)
     for event in events:
-        good = goods.get(event.product_id or "")
-        if event.type == PURCHASE and good is not None and good.leaf:
-            visits[good.leaf].setdefault(event.session_id, event.at)
+        if event.type == PURCHASE and (leaf := leaf_of(event.product_id, goods)):
+            visits[leaf].setdefault(event.session_id, event.at)
     made: list[tuple[Any, ...]] = []
     for leaf, sessions in visits.items():
         times = sorted(sessions.values())
@@ -131,8 +130,7 @@ def _returns(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[A
     made = []
     for now, then in pairwise(visits.values()):
         back = then[0]
-        good = goods.get(back.first_product or "")
-        leaf = (good.leaf if good is not None else None) or None
+        leaf = leaf_of(back.first_product, goods)
         for before in now:
             made.append(
                 (before.event.query_key, time_of(back.known or 0),

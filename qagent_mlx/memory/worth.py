@@ -196,8 +196,8 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     pressing = np.nan_to_num(c["need"]) > PRESSING
     put("pressing own", own[pressing[own]])
     put("pressing next", follows[pressing[follows]])
-    put("pressing worded", worded[pressing[worded]])
     worded = worded[pressing[worded]]
+    put("pressing worded", worded)
     put("pressing taste", worded, _log(c["taste"][worded], 0.05))
     return table
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -134,22 +134,17 @@ def ranker(learn: Sequence[Lines], sees: str, wanted: str, seed: int) -> Callabl
 
 
 class Ranker:
-    """A ranker as a system that recommends one query; arms share what they looked at."""
-
-    seen: ClassVar[dict[int, list[Lines]]] = {}
+    """A ranker as a system that recommends one query."""
 
     def __init__(
-        self, name: str, choose: Callable[[Lines], int], shop: Shop, environment: Environment
+        self, name: str, choose: Callable[[Lines], int], looked: Sequence[Lines]
     ) -> None:
-        self.name, self._choose, self._shop, self._environment = name, choose, shop, environment
+        """``looked`` holds what can be seen of each example that it is asked about, in order."""
+        self.name, self._choose, self._looked = name, choose, looked
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
         """The query of the line that the ranker takes."""
-        environment = self._environment
-        assert list(examples) == list(environment.examples)
-        if id(environment) not in self.seen:
-            self.seen[id(environment)] = lines_of(self._shop, environment)
-        choices = [self._choose(lines) for lines in self.seen[id(environment)]]
+        choices = [self._choose(lines) for lines in self._looked]
         return [
             Ranking(tuple(example.profile.references[choice : choice + 1]))
             for example, choice in zip(examples, choices, strict=True)
@@ -159,11 +154,18 @@ class Ranker:
 def asked(shop: Shop, learn: Sequence[Lines], seeds: int) -> None:
     """The simulated A/B test of the two rankers, once a seed."""
     print("| seed | CTR | guided CVR | orders | the same at |\n|--:|--:|--:|--:|--:|")
+    looked: list[Lines] = []  # both arms ask about the same moments of the same shoppers, each seed
     for seed in range(seeds):
 
         def system(wanted: str, seed: int = seed) -> MakeSystem:
             choose = ranker(learn, "read", wanted, seed)
-            return lambda own, environment: Ranker(wanted, choose, own, environment)
+
+            def make(own: Shop, environment: Environment) -> Ranker:
+                if not looked:
+                    looked.extend(lines_of(own, environment))
+                return Ranker(wanted, choose, looked)
+
+            return make
 
         arms = {wanted: system(wanted) for wanted in ("q_em", "cons@1")}
         found = abtest(shop, *arms, AbConfig(k=1), systems=arms)
