@@ -77,10 +77,11 @@ def abtest(
     if as_json:
         emit(report)
     else:
-        _draw(report, currency)
+        draw(report, currency)
 
 
-def _draw(report: dict[str, Any], currency: str) -> None:
+def draw(report: dict[str, Any], currency: str) -> None:
+    """Print the rates of both arms."""
     console = out()
     detect = report["settings"]["detect"]
     console.print(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .common import MOMENT, PLAIN, emit, given, json_option, note, out, shown
+from .common import MOMENT, PLAIN, emit, given, json_option, note, opened, out, shown
 
 
 @click.command()
@@ -40,11 +40,15 @@ def reproduce(
 ) -> None:  # fmt: skip
     """From raw data to the full table: SOURCE is "sample" or a folder of raw files.
 
-    Ingest, index, base policy, SFT and GRPO for each seed, the query-only ablation, all
-    baselines and ablations, one report, and for a simulated shop the A/B test. It takes hours
+    Ingest, index, base policy, SFT and GRPO for each seed, arms with other rewards or
+    without search or memory, all baselines and ablations, one report, and for a simulated
+    shop the A/B tests. It takes hours
     on a small machine; killed, the same command goes on where it was.
     """
     from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
+    from qagent_mlx.files import read_json
+
+    from .abtest import draw
 
     config = ReproduceConfig(
         preset=preset, seeds=tuple(range(seeds or (1 if quick else 3))), size=size, quick=quick,
@@ -59,6 +63,12 @@ def reproduce(
         return
     console = out()
     console.print((place / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
+    if (place / "abtest.json").exists():
+        with opened(place / "shop") as shop:
+            currency = shop.config.currency
+        for control, report in read_json(place / "abtest.json", "the A/B test").items():
+            console.print(shown(f"Simulated A/B test against {control}"), style="bold")
+            draw(report, currency)
     console.print(shown(f"report: {place / 'report.html'}; manifest: {place / 'manifest.json'}"),
                   soft_wrap=True)  # fmt: skip
 

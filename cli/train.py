@@ -140,6 +140,12 @@ resume_option = click.option(
 run_option = click.option(
     "--run", "run_name", type=RUN, help="Of the run.  [default: the policy's name]"
 )
+learn_option = click.option(
+    "--learn-from", type=click.Choice(["successes", "searches"]),
+    help="What training cases ask for: a session's first search that led to an engagement, or "
+    "its first search, whatever came of it. Test cases are always the former.  "
+    "[default: successes]",
+)  # fmt: skip
 UNCHANGED = frozenset({"resume", "run_name", "workers", "shop_path", "as_json"})
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
@@ -160,6 +166,7 @@ workers_option = click.option(
 @workers_option
 @model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
+@learn_option
 @split_options
 @shop_option
 @json_option
@@ -206,7 +213,8 @@ def sft(
 @config_option
 @click.option(
     "--preset", metavar="NAME",
-    help="A kind of run: consistency, query-only, single-turn (no search), no-memory.",
+    help="A kind of run: consistency, query-only, typed (what people type, whatever came of it), "
+    "single-turn (no search), no-memory.",
 )
 @steps_option
 @click.option(
@@ -267,6 +275,7 @@ def sft(
 @workers_option
 @model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
+@learn_option
 @split_options
 @shop_option
 @json_option
@@ -340,6 +349,7 @@ def _settings(
         flags.pop("test_from"), flags.pop("min_history"), flags.pop("test_share"),
         flags.pop("validation_share"), settings.split,
     )
+    split = replace(split, **given(learn_from=flags.pop("learn_from")))
     lora = replace(settings.train.lora, **given(
         rank=flags.pop("lora_rank"), blocks=flags.pop("lora_blocks"), dtype=flags.pop("dtype"),
     ))  # fmt: skip

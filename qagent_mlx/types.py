@@ -29,7 +29,9 @@ class Case:
 
     ``as_of`` is the start of a session; ``query`` is the first search of that session
     that led to an engagement, ``products`` what the user engaged with under it, the
-    strongest first. Nothing at or after ``as_of`` may reach the agent.
+    strongest first. Nothing at or after ``as_of`` may reach the agent. Of a training case that
+    asks for what people type (`SplitConfig.learn_from`), ``query`` is the session's first
+    search and ``products`` may be empty.
     """
 
     case_id: int

@@ -5,7 +5,7 @@
     OUT/report.json     every metric of every system
     OUT/report.html     the same to look at
     OUT/table.md        the main table
-    OUT/abtest.json     the simulated A/B test (simulated shops only)
+    OUT/abtest.json     the simulated A/B tests, by control (simulated shops only)
 
 A stage that the manifest calls done is not done again; a GRPO run that was cut off goes on from
 its last checkpoint to the same weights. So the same command after a crash goes on.
@@ -37,14 +37,14 @@ from ..train.pretrain import PretrainConfig, pretrain
 from ..train.runs import Run, run_names
 from ..train.settings import Settings, agent_of, with_preset
 from ..train.sft import SftConfig, train_sft
-from .abtest import AbConfig, abtest
+from .abtest import RATES, AbConfig, abtest
 from .baselines import SLOW
 from .lineup import lineup
 from .logs import SearchLog
 from .page import curves, write_page
 from .report import evaluate, markdown
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("qagent-mlx", "mlx", "mlx-lm", "numpy", "duckdb", "usearch", "bm25s", "scipy",
             "tokenizers")  # fmt: skip
 ABLATIONS = (
@@ -54,9 +54,11 @@ ABLATIONS = (
 # Presets of GRPO that are trained beside the method itself, with the first seed.
 ARMS = {
     "query-only": "GRPO with the query reward only (ablation)",
+    "typed": "GRPO with the query reward only, on what people typed (ablation)",
     "single-turn": "GRPO without search (single-turn RL)",
     "no-memory": "GRPO that knows nothing of the user (ablation)",
 }
+CONTROLS = ("query-only", "typed")  # of the simulated A/B test; the method is the treatment
 EXAMPLES = 200
 
 
@@ -244,7 +246,8 @@ class Reproduction:
                     shutil.rmtree(shop.folder("runs", name), ignore_errors=True)
                     train_grpo(
                         shop, parent, name, replace(chosen.train, **settings),
-                        agent=agent_of(shop, parent, chosen.agent), split=self._split,
+                        agent=agent_of(shop, parent, chosen.agent),
+                        split=replace(self._split, learn_from=chosen.split.learn_from),
                         run=name, on_step=self._on_step, about={"preset": chosen.preset},
                     )  # fmt: skip
             return self._weights(shop, name)
@@ -301,12 +304,17 @@ class Reproduction:
             draws=2 if self.config.quick else AbConfig.draws, seed=first,
         )  # fmt: skip
         with self._opened_shop() as shop:
-            report = abtest(
-                shop, f"query-only-{first}", f"grpo-{first}", settings, group=self.config.group,
-                on_stage=self._say,
-            )  # fmt: skip
-        write_json(self.out / "abtest.json", report)
-        return {"users": report["users"], "ctr": report["ctr"], "cvr": report["cvr"]}
+            reports = {
+                control: abtest(
+                    shop, f"{control}-{first}", f"grpo-{first}", settings,
+                    group=self.config.group, on_stage=self._say,
+                )
+                for control in CONTROLS
+            }  # fmt: skip
+        write_json(self.out / "abtest.json", reports)
+        return {
+            control: {rate: report[rate] for rate in RATES} for control, report in reports.items()
+        }
 
 
 def _inputs(source: str) -> dict[str, str]:

@@ -57,7 +57,8 @@ class Success:
     """A session in which a search led to an engagement.
 
     ``query`` is the first such search; ``products`` what was engaged with under it, the
-    strongest first; ``history`` how many events the user had before the session.
+    strongest first; ``history`` how many events the user had before the session. Of
+    `first_searches` it is the session's first search, and ``products`` may be empty.
     """
 
     user_id: str
@@ -68,6 +69,7 @@ class Success:
     history: int
 
 
+# {join}: which searches count, those with engagements or all.
 _SUCCESSES = """
 WITH log AS (SELECT * FROM events WHERE ts < $before),
 engaged AS (
@@ -82,14 +84,15 @@ started AS (SELECT session_id, any_value(user_id) AS user_id, min(ts) AS start
             FROM log GROUP BY session_id),
 first AS (
     SELECT s.session_id, arg_min(s.event_id, (s.ts, s.event_id)) AS event_id
-    FROM log s JOIN ranked r ON r.search_id = s.event_id GROUP BY s.session_id),
+    FROM log s {join} ranked r ON r.search_id = s.event_id
+    WHERE s.type = 'search' GROUP BY s.session_id),
 earlier AS (
     SELECT st.session_id, count(e.event_id) AS n
     FROM started st LEFT JOIN log e ON e.user_id = st.user_id AND e.ts < st.start
     GROUP BY st.session_id)
-SELECT st.user_id, st.start, s.query, s.query_key, r.products, h.n
+SELECT st.user_id, st.start, s.query, s.query_key, coalesce(r.products, []), h.n
 FROM first f JOIN started st USING (session_id) JOIN log s ON s.event_id = f.event_id
-JOIN ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
+{join} ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
 WHERE st.start >= $after ORDER BY st.start, f.event_id
 """
 
@@ -104,10 +107,26 @@ def successes(
     A session that goes on beyond ``before`` counts with its first part: what comes later
     changes nothing.
     """
+    return _found(connection, "JOIN", after, before)
+
+
+def first_searches(
+    connection: duckdb.DuckDBPyConnection,
+    after: datetime | None = None,
+    before: datetime | None = None,
+) -> list[Success]:
+    """The first search of each session, whatever came of it; limits as `successes`."""
+    return _found(connection, "LEFT JOIN", after, before)
+
+
+def _found(
+    connection: duckdb.DuckDBPyConnection, join: str, after: datetime | None,
+    before: datetime | None,
+) -> list[Success]:  # fmt: skip
     limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
         Success(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(
-            _SUCCESSES, limits
+            _SUCCESSES.format(join=join), limits
         ).fetchall()
     ]

@@ -3,6 +3,9 @@
 The first search of a session that led to an engagement makes a case; its moment is the
 session's start. So a session in which somebody tried one query in vain and then another
 with success asks for the second one, which is what the chain of retrieval is for.
+
+A recommender that never looks at products knows nothing of success: it learns what people
+type. ``SplitConfig.learn_from = "searches"`` makes such training cases; what is tested stays.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from datetime import datetime, timezone
 import duckdb
 
 from ..errors import QAgentError
-from ..memory.events import successes
+from ..memory.events import Success, first_searches, successes
 from ..types import Case
 
 SPLITS = ("train", "validation", "test")
+LEARN_FROM = ("successes", "searches")
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -27,6 +32,8 @@ class SplitConfig:
     test_share: float = 0.2  # the last part of the cases, by time
     validation_share: float = 0.05  # the part before that
     test_from: str = ""  # ISO time; cuts there instead of by share
+    # "searches": training and validation ask for each session's first search, whatever came of it
+    learn_from: str = "successes"
 
 
 def build_cases(
@@ -42,19 +49,16 @@ def build_cases(
         after: The index's ``clicks_until``: earlier cases would see what it learned.
 
     Raises:
-        QAgentError: no search in the log led to an engagement, or a split would be empty.
+        QAgentError: no search in the log led to an engagement, a split would be empty, or
+            ``learn_from`` is unknown.
     """
     config = config or SplitConfig()
-    found = [s for s in successes(connection, after) if s.history >= config.min_history]
-    if not found:
+    if config.learn_from not in LEARN_FROM:
+        raise QAgentError(f"learn_from is {' or '.join(LEARN_FROM)}, not {config.learn_from!r}")
+    found = successes(connection, after)
+    cases = _numbered([s for s in found if s.history >= config.min_history])
+    if not cases:
         raise QAgentError(f"the log holds no case: {_why_none(connection)}")
-    cases = [
-        Case(
-            case_id=i, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
-            products=s.products, history=s.history,
-        )
-        for i, s in enumerate(found)
-    ]
     if config.test_from:
         try:
             cut = datetime.fromisoformat(config.test_from)
@@ -79,10 +83,30 @@ def build_cases(
             f"{len(cases)} cases are too few for a train, validation and test split; "
             "ingest a longer log, or lower the shares of validation and test"
         )
+    if config.learn_from == "searches":
+        # The same cuts in time, so that nothing of the test is learned from.
+        validation, test = cases[first_validation].as_of, cases[first_test].as_of
+        typed = first_searches(connection, after, before=test)
+        known = [s for s in typed if s.history >= config.min_history]
+        cases = _numbered(known, cases[first_test:])
+        first_validation = sum(s.start < validation for s in known)
+        first_test = len(known)
     return [
         replace(c, split=SPLITS[(i >= first_validation) + (i >= first_test)])
         for i, c in enumerate(cases)
     ]
+
+
+def _numbered(found: Sequence[Success], more: Sequence[Case] = ()) -> list[Case]:
+    """Cases of what was found, and more behind them, numbered through."""
+    made = [
+        Case(
+            case_id=0, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
+            products=s.products, history=s.history,
+        )
+        for s in found
+    ]
+    return [replace(case, case_id=i) for i, case in enumerate([*made, *more])]
 
 
 def _why_none(connection: duckdb.DuckDBPyConnection) -> str:

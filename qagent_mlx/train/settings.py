@@ -146,7 +146,7 @@ def read_settings(path: Path, settings: Settings, preset: str | None = None) -> 
     """
     values = _toml(path)
     where = path.name
-    agent, inner = values.pop("agent", {}), values.pop("train", {})
+    agent, inner, split = (values.pop(name, {}) for name in ("agent", "train", "split"))
     merged(AgentConfig(), agent, f"{where}: agent").check()  # only to refuse what is wrong in it
     plain: Settings = merged(settings, values, where)
     chosen = preset or plain.preset
@@ -156,6 +156,7 @@ def read_settings(path: Path, settings: Settings, preset: str | None = None) -> 
         plain,
         train=merged(plain.train, inner, f"{where}: train"),
         agent={**plain.agent, **agent},
+        split=merged(plain.split, split, f"{where}: split"),
         rewards=tuple(str(path.parent / spec) for spec in plain.rewards),
     )
 
@@ -196,6 +197,7 @@ class Preset:
     says: str
     weights: dict[str, float] = field(default_factory=dict)
     agent: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, Any] = field(default_factory=dict)
 
 
 PRESETS: dict[str, Preset] = {
@@ -203,6 +205,12 @@ PRESETS: dict[str, Preset] = {
     "query-only": Preset(
         "the query alone is rewarded: what it retrieves does not count",
         weights={"item": 0.0, "consistency": 0.0},
+    ),
+    "typed": Preset(
+        "the same of what people type first, whether it led to anything or not: "
+        "all that a recommender knows that never looks at products",
+        weights={"item": 0.0, "consistency": 0.0},
+        split={"learn_from": "searches"},
     ),
     "single-turn": Preset(
         "no search: one query is chosen from memory and its products are never seen",
@@ -216,7 +224,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def with_preset(settings: Settings, name: str) -> Settings:
-    """The settings with a preset's weights and agent put in.
+    """The settings with a preset's weights, agent and split put in.
 
     Raises:
         QAgentError: there is no such preset, or the settings are not those of GRPO.
@@ -232,4 +240,5 @@ def with_preset(settings: Settings, name: str) -> Settings:
         preset=name,
         train=replace(settings.train, weights=weights),
         agent={**settings.agent, **preset.agent},
+        split=replace(settings.split, **preset.split),
     )

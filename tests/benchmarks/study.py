@@ -1,7 +1,7 @@
 """What the chain, the reward and the memory are worth: arms of one study, several seeds.
 
     python tests/benchmarks/study.py SHOP --policy sft --seeds 0 1 2 --steps 50 \\
-        --arms consistency query-only single-turn no-memory --out study.json
+        --arms consistency query-only typed single-turn no-memory --out study.json
     python tests/benchmarks/study.py SHOP --out study.json --report     # the table again
 
 Every arm is a preset of ``qagent train grpo``, trained from the same SFT policy with the same
@@ -12,8 +12,8 @@ a study that was ended goes on where it stopped.
 
 The table gives the mean over seeds with a 95 % t interval over seeds, and the paired difference
 from the first arm with a 95 % bootstrap interval over users' cases (each case's mean over seeds
-is what is paired). ``--abtest`` adds the simulated guided CTR and CVR of ``qagent abtest``
-against the first arm's policy of the same seed. No test runs this in full.
+is what is paired). ``--abtest`` adds what simulated shoppers do (``qagent abtest``) with the
+first arm's policy of the same seed against each. No test runs this in full.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from qagent_mlx.train.settings import PRESETS, Settings, agent_of, merged, with_
 
 KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")
 SHOWN = ("cons@1", "q_em", "i_hit@1")
+RATES = ("ctr", "cvr", "orders", "revenue")
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -58,7 +59,8 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
             except json.JSONDecodeError:
                 values[key] = text
     return Settings(
-        merged(settings.train, values, arm), agent=settings.agent, preset=settings.preset
+        merged(settings.train, values, arm), agent=settings.agent, preset=settings.preset,
+        split=settings.split,
     )
 
 
@@ -71,15 +73,17 @@ def run_arm(
     with Shop.open(path) as shop:
         start = open_policy(shop, parent)
         agent = agent_of(shop, parent, settings.agent) or start.info.agent
-        # Arms whose agents read the same memory share its profiles.
-        key = (agent.sections, agent.profile_budget)
+        # Arms whose agents read the same memory at the same moments share its profiles; the
+        # test cases are the same in all.
+        key = (agent.sections, agent.profile_budget, settings.split)
         if key not in environments:
-            environments[key] = Environment.of_shop(shop, start.codec, agent)
+            environments[key] = Environment.of_shop(shop, start.codec, agent, settings.split)
         environment = environments[key]
         report = {}
         if name not in policy_names(shop):
             report = train_grpo(
-                shop, parent, name, settings.train, agent=agent, environment=environment,
+                shop, parent, name, settings.train, agent=agent, split=settings.split,
+                environment=environment,
                 about={"preset": settings.preset},
             )
         policy = open_policy(shop, name)
@@ -100,14 +104,14 @@ def scores_of(
 
 
 def abtest(path: Path, control: str, treatment: str, group: int, k: int) -> dict[str, Any]:
-    """What ``qagent abtest`` says of two policies: its ``ctr`` and ``cvr``."""
+    """What ``qagent abtest`` says of two policies: its `RATES`."""
     done = subprocess.run(
         [Path(sys.executable).parent / "qagent", "abtest", "--control", control, "--treatment",
          treatment, "--shop", path, "--group", str(group), "-k", str(k), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
-    return {"ctr": found["ctr"], "cvr": found["cvr"]}
+    return {rate: found[rate] for rate in RATES}
 
 
 def interval(values: list[float]) -> str:
@@ -161,7 +165,7 @@ def table(results: list[dict[str, Any]]) -> str:
                     f"| {arm}, seed {r['seed']}: {first} against it | | "
                     + ", ".join(
                         f"{k} {100 * ab[k]['lift']:+.1f} % [{100 * ab[k]['lo']:+.1f}, "
-                        f"{100 * ab[k]['hi']:+.1f}], p {ab[k]['p']:.3f}" for k in ("ctr", "cvr")
+                        f"{100 * ab[k]['hi']:+.1f}], p {ab[k]['p']:.3f}" for k in RATES
                     )
                     + " |" * len(SHOWN)
                 )
@@ -185,28 +189,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study.json"))
     given = parser.parse_args()
     results = json.loads(given.out.read_text()) if given.out.exists() else []
-    done = {(r["arm"], r["seed"]) for r in results}
     environments: dict[Any, Environment] = {}
     for seed in [] if given.report else given.seeds:
         for arm in given.arms:
-            if (arm, seed) in done:
-                continue
-            settings = settings_of(arm, given.set, given.steps, seed, 50)
-            found = run_arm(
-                given.shop, given.policy, arm, settings, given.limit, given.group, environments
-            )
-            if given.abtest and arm != given.arms[0]:
+            found = next((r for r in results if (r["arm"], r["seed"]) == (arm, seed)), None)
+            if found is None:
+                settings = settings_of(arm, given.set, given.steps, seed, 50)
+                found = run_arm(
+                    given.shop, given.policy, arm, settings, given.limit, given.group, environments
+                )
+                results.append(found)
+                write_json(given.out, results)
+            if given.abtest and arm != given.arms[0] and "abtest" not in found:
                 first = f"study-{given.arms[0]}-{seed}"
                 found["abtest"] = abtest(
                     given.shop, found["policy"], first, given.group, given.shown
                 )
-            results.append(found)
-            write_json(given.out, results)
-            print(
-                f"{arm}, seed {seed}: cons@1 "
-                f"{100 * sum(found['scores']['cons@1']) / len(found['scores']['cons@1']):.1f}",
-                file=sys.stderr,
-            )
+                write_json(given.out, results)
+            cons = found["scores"]["cons@1"]
+            print(f"{arm}, seed {seed}: cons@1 {100 * sum(cons) / len(cons):.1f}", file=sys.stderr)
     if results:
         results.sort(key=lambda r: (given.arms.index(r["arm"]) if r["arm"] in given.arms else 99))
         print(table(results))

@@ -46,7 +46,7 @@ def shop(built, tmp_path):
 def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
     stopped = cli.run(
         "train", "grpo", "--config", "run.toml", "--preset", "query-only", "--steps", "1",
-        "--shop", shop, code=143,
+        "--learn-from", "searches", "--shop", shop, code=143,
     )  # fmt: skip
     assert "go on with: qagent train grpo --resume --run mine" in stopped.stderr
     config = cli.json("runs", "show", "mine", "--shop", shop)["config"]
@@ -54,6 +54,7 @@ def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
     assert config["train"]["steps"] == 1 and config["train"]["cases_per_step"] == 2
     assert config["train"]["weights"]["item"] == 0 and config["train"]["weights"]["varied"] == 1
     assert config["preset"] == "query-only" and config["train"]["lora"]["rank"] == 2
+    assert config["split"]["learn_from"] == "searches"
     # Its own reward file comes along by itself.
     report = cli.json("train", "grpo", "--resume", "--alarm", "kl=warn", "--shop", shop)
     assert (report["run"], report["policy"], report["steps"]) == ("mine", "mine", 1)

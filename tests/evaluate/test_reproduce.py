@@ -1,7 +1,10 @@
 import json
+import shutil
 
 import pytest
+from click.testing import CliRunner
 
+from cli.main import cli
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate import reproduce as module
 from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
@@ -42,7 +45,7 @@ def test_the_table_has_seeds_baselines_and_ablations(done):
     out, _, _, manifest = done
     report = json.loads((out / "report.json").read_text())
     names = [s["name"] for s in report["systems"]]
-    wanted = {"sft-0", "grpo-0", "query-only-0", "single-turn-0", "no-memory-0",
+    wanted = {"sft-0", "grpo-0", "query-only-0", "typed-0", "single-turn-0", "no-memory-0",
               "grpo-0 (no search)", "grpo-0 (no memory)",
               "popular", "swing", "dense", "top-line"}  # fmt: skip
     assert wanted <= set(names) and len(names) == len(set(names))
@@ -58,7 +61,7 @@ def test_the_manifest_tells_inputs_versions_seeds_and_weights(done):
     assert all(len(digest) == 64 for digest in manifest["inputs"].values())
     assert manifest["settings"]["seeds"] == [0]
     assert manifest["versions"]["mlx-lm"] != "unknown"
-    names = ("base", "sft-0", "grpo-0", "query-only-0", "single-turn-0", "no-memory-0")
+    names = ("base", "sft-0", "grpo-0", "query-only-0", "typed-0", "single-turn-0", "no-memory-0")
     assert len({manifest["stages"][name]["weights"] for name in names}) == len(names)
 
 
@@ -85,3 +88,20 @@ def test_other_settings_inputs_or_versions_are_refused(done, tiny_files, tmp_pat
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(QAgentError, match="something else"):
         Reproduction(str(tiny_files), tmp_path / "full", QUICK)
+
+
+def test_a_simulated_shop_is_also_asked(simulated_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "create_sample", lambda path: shutil.copytree(simulated_folder, path))
+    out = tmp_path / "out"
+    config = ReproduceConfig(quick=True, seeds=(0,), group=2, cases=4)
+    manifest = Reproduction("sample", out, config).run()
+    reports = json.loads((out / "abtest.json").read_text())
+    assert list(reports) == ["query-only", "typed"]
+    for control, report in reports.items():
+        assert report["arms"] == {"control": f"{control}-0", "treatment": "grpo-0"}
+        assert report["rows"] >= report["users"] == 6
+        assert manifest["stages"]["abtest"][control]["cvr"] == report["cvr"]
+    command = ["reproduce", "sample", "--out", str(out), "--quick", "--group", "2", "--cases", "4"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "Simulated A/B test against typed" in done.stdout and "guided CVR" in done.stdout

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -95,6 +96,35 @@ def test_what_comes_later_changes_no_case_but_its_split(own_shop):
     ]
 
 
+def test_training_may_ask_for_what_people_type_first(tiny_shop, cases):
+    """The test cases stay, and nothing after the first of them is learned from."""
+    found = build_cases(tiny_shop.connection, SplitConfig(learn_from="searches"))
+    assert [c.case_id for c in found] == list(range(len(found)))
+    assert [replace(c, case_id=0) for c in of_split(found, "test")] == [
+        replace(c, case_id=0) for c in of_split(cases, "test")
+    ]
+    cut, middle = of_split(cases, "test")[0].as_of, of_split(cases, "validation")[0].as_of
+    learned = [c for c in found if c.split != "test"]
+    assert [c.as_of for c in learned] == sorted(c.as_of for c in learned)
+    assert all((c.split == "validation") == (c.as_of >= middle) for c in learned)
+    rows = tiny_shop.connection.execute(
+        "SELECT session_id, type, query, user_id, ts, event_id FROM events ORDER BY ts, event_id"
+    ).fetchall()
+    expected = {}
+    for session in {row[0] for row in rows}:
+        mine = [row for row in rows if row[0] == session]
+        typed = [row[2] for row in mine if row[1] == "search"]
+        user, start = mine[0][3:5]
+        if typed and start < cut and any(r[3] == user and r[4] < start for r in rows):
+            expected[user, start] = typed[0]
+    assert {(c.user_id, c.as_of): c.query for c in learned} == expected
+    # Some led to nothing; who succeeded at first asks for the same as ever.
+    assert any(not c.products for c in learned)
+    usual = {(c.user_id, c.as_of): c for c in cases}
+    same = [c for c in learned if c.products]
+    assert all(usual[c.user_id, c.as_of].query == c.query for c in same)
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
@@ -104,6 +134,7 @@ def test_what_comes_later_changes_no_case_but_its_split(own_shop):
         (SplitConfig(test_from="2020-01-01"), "or to train on"),
         (SplitConfig(test_share=1.0), "too few"),
         (SplitConfig(validation_share=0.9), "too few"),
+        (SplitConfig(learn_from="clicks"), "successes or searches, not 'clicks'"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(tiny_shop, config, says):

@@ -107,6 +107,16 @@ def test_every_preset_can_train(name):
     with_preset(Settings(GrpoConfig()), name).train.check()
 
 
+def test_a_file_may_change_what_a_preset_says_of_cases(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "typed"\n')
+    assert read_settings(path, Settings(GrpoConfig())).split.learn_from == "searches"
+    path.write_text('preset = "typed"\n[split]\nlearn_from = "successes"\nmin_history = 3\n')
+    settings = read_settings(path, Settings(GrpoConfig()))
+    assert (settings.split.learn_from, settings.split.min_history) == ("successes", 3)
+    assert settings.train.weights["consistency"] == 0
+
+
 def test_a_preset_is_for_grpo_only():
     with pytest.raises(QAgentError, match="SFT has none"):
         with_preset(Settings(SftConfig()), "query-only")
