@@ -1,4 +1,4 @@
-"""From a group of chains to a short list of queries worth showing."""
+"""Recommending: chains of many users in one batch, and a row of queries for each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from ..errors import QAgentError
 from ..inventory.search import Search
 from ..memory.profile import Memory, Moment
@@ -19,10 +17,10 @@ from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
 from ..policy.registry import open_policy
 from ..shop import Shop
-from ..text import query_key, words
 from ..types import Profile, Recommendation
 from .rollout import Roller, Rollout, Task, Turn
-from .tools import SearchProducts, empty_profile
+from .row import Rows, pool, pooled
+from .tools import SearchProducts
 
 GROUP = 8  # chains a user
 # Of a policy trained by GRPO, whose chains mostly agree: on the sample shop's test cases it reached
@@ -40,83 +38,6 @@ class UserRecommendations:
     latency_ms: float
     chains: tuple[Rollout, ...]
     profile: Profile
-
-
-def pooled(
-    agent: AgentConfig, rollouts: Sequence[Rollout], profile: Profile, k: int
-) -> list[Recommendation]:
-    """`pool` by the rules that a group of chains ran under."""
-    # Without memory no line of it may fill the answer up.
-    read = profile if agent.memory else empty_profile(profile)
-    return pool(rollouts, read, k, validated=agent.search)
-
-
-def pool(
-    rollouts: Sequence[Rollout], profile: Profile, k: int, validated: bool = True
-) -> list[Recommendation]:
-    """Rank what a group of chains recommends.
-
-    Validated recommendations come first, by votes, then by the best log-probability of the
-    answer. Queries that some chain searched and that found products follow, in the order of
-    how many chains searched them, and last, to fill up to ``k``, the other lines of memory;
-    these have no products yet. Near-duplicates and queries that find nothing are left out.
-
-    Args:
-        rollouts: The chains of one user; without any, the lines of memory in their order.
-        profile: What they read; says why a query was in reach.
-        k: How many queries at most.
-        validated: Only queries that found products count; off where search is switched off.
-    """
-    votes: dict[str, int] = {}
-    surest: dict[str, float] = {}
-    looked: dict[str, int] = {}
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for rollout in rollouts:
-        for turn in rollout.turns:
-            if turn.kind == "search" and (turn.products or not validated):
-                key = query_key(turn.query)
-                found.setdefault(key, (turn.query, turn.products))
-                looked[key] = looked.get(key, 0) + 1
-        if rollout.query and not validated:
-            found.setdefault(rollout.key, (rollout.query, ()))
-            looked.setdefault(rollout.key, 0)
-        if rollout.key in found and (rollout.validated or not validated):
-            votes[rollout.key] = votes.get(rollout.key, 0) + 1
-            surest[rollout.key] = max(
-                surest.get(rollout.key, -np.inf), rollout.answer_logprob
-            )
-    order = sorted(
-        found,
-        key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key),
-    )
-    reasons = {}
-    for line in profile.lines:
-        if line.query is not None:
-            key = query_key(line.query)
-            reasons[key] = line.reason
-            if key not in found and not any(key in r.searched for r in rollouts):
-                found[key] = (line.query, ())
-                order.append(key)
-    made: list[Recommendation] = []
-    seen: set[frozenset[str]] = set()
-    for key in order:
-        query, products = found[key]
-        bag = frozenset(words(query))
-        if bag in seen:
-            continue
-        seen.add(bag)
-        made.append(
-            Recommendation(
-                query=query,
-                score=round(votes.get(key, 0) / max(1, len(rollouts)), 4),
-                products=products,
-                reason=reasons.get(key, "") or "composed from your memory",
-                votes=votes.get(key, 0),
-            )
-        )
-        if len(made) == k:
-            break
-    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +67,7 @@ class Answerer:
         self.search, self.policy = search, policy
         self.agent = agent or policy.info.agent
         self.roller = self._open_roller()
+        self._row = Rows(search)
 
     def _open_roller(self) -> Roller:
         return Roller(
@@ -184,10 +106,8 @@ class Answerer:
         ]
         rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
         chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
-        shown = self._with_products(
-            [pooled(self.agent, c, a.profile, a.k) for c, a in zip(chains, asks, strict=True)],
-            [ask.as_of for ask in asks],
-        )
+        pools = [pooled(self.agent, c, a.profile) for c, a in zip(chains, asks, strict=True)]
+        shown = self._filled(pools, asks, self.agent.search)
         each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
         return [
             UserRecommendations(ask.profile.user_id, ask.as_of, one, each, own, ask.profile)
@@ -196,34 +116,13 @@ class Answerer:
 
     def top_lines(self, asks: Sequence[Ask]) -> list[tuple[Recommendation, ...]]:
         """What the memory alone recommends, without a chain: the best baseline, at once."""
-        return self._with_products(
-            [pool((), ask.profile, ask.k) for ask in asks], [ask.as_of for ask in asks]
-        )
+        return self._filled([pool((), ask.profile) for ask in asks], asks, False)
 
-    def _with_products(
-        self, pooled: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
+    def _filled(
+        self, pools: Sequence[Sequence[Recommendation]], asks: Sequence[Ask], look: bool
     ) -> list[tuple[Recommendation, ...]]:
-        """Search what no chain has searched; what finds nothing is not shown."""
-        bare = [
-            (r.query, moment)
-            for one, moment in zip(pooled, moments, strict=True)
-            for r in one
-            if not r.products
-        ]
-        bare = list(dict.fromkeys(bare))
-        hits = self.search.search([q for q, _ in bare], 10, [m for _, m in bare]) if bare else []
-        found = dict(zip(bare, hits, strict=True))
-        made = []
-        for one, moment in zip(pooled, moments, strict=True):
-            kept = []
-            for item in one:
-                products = item.products or tuple(
-                    h.product_id for h in found[item.query, moment]
-                )
-                if products:
-                    kept.append(replace(item, products=products))
-            made.append(tuple(kept))
-        return made
+        moments = [ask.as_of for ask in asks]
+        return self._row.filled(pools, moments, [ask.k for ask in asks], look)
 
 
 class Recommender(Answerer):

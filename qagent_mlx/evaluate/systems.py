@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..agent.recommend import GROUP, pooled
+from ..agent.recommend import GROUP
 from ..agent.rollout import Rollout
+from ..agent.row import Rows, pooled
 from ..policy.model import AgentConfig, Policy
 from ..train.environment import Environment, Example
+from ..types import Recommendation
 from .metrics import Ranking
 
 CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
@@ -33,7 +35,7 @@ class PolicySystem:
         self._keep = keep
         self._agent = agent or policy.info.agent
         self._roller = environment.roller(policy, self._agent, guided=True)
-        self._environment = environment
+        self._environment, self._row = environment, Rows(environment.search)
         self._group, self._seed = group, seed
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
@@ -44,11 +46,14 @@ class PolicySystem:
             rollouts = self._roller.run(
                 [e.task for e in part], self._group, (self._seed, at)
             )
-            for i, example in enumerate(part):
-                chains = rollouts[i * self._group : (i + 1) * self._group]
+            groups = [
+                rollouts[i * self._group : (i + 1) * self._group] for i in range(len(part))
+            ]
+            for example, chains, recommended in zip(
+                part, groups, self._rows(part, groups, k), strict=True
+            ):
                 if len(self.kept) < self._keep:
                     self.kept[example.case.case_id] = chains
-                recommended = pooled(self._agent, chains, example.profile, k)
                 made.append(
                     Ranking(
                         tuple(r.query for r in recommended),
@@ -61,3 +66,15 @@ class PolicySystem:
                     )
                 )
         return made
+
+    def _rows(
+        self, examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], k: int
+    ) -> list[Sequence[Recommendation]]:
+        pools = [
+            pooled(self._agent, chains, example.profile)
+            for example, chains in zip(examples, groups, strict=True)
+        ]
+        if not self._agent.search:
+            return [pool[:k] for pool in pools]
+        moments = [e.case.as_of for e in examples]
+        return [*self._row.filled(pools, moments, [k] * len(pools))]

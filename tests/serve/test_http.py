@@ -70,7 +70,7 @@ def test_an_event_is_in_the_next_recommendation_and_nobody_elses_cache_suffers(s
     first = ask(client, "newcomer").json()
     ask(client, "u02")
     assert ask(client, "newcomer").json()["cached"]
-    for query, product in (("Dune Desk Lamp", "p430"), ("Dune Desk Lamp", "p431")):
+    for query, product in (("Borealis Desk Lamp", "p410"), ("Borealis Desk Lamp", "p411")):
         event = {"user_id": "newcomer", "query": query}
         rows = [{**event, "type": "search"}, {**event, "type": "click", "product_id": product}]
         assert client.post("/events", json={"events": rows}).json()["accepted"] == 2
@@ -78,7 +78,7 @@ def test_an_event_is_in_the_next_recommendation_and_nobody_elses_cache_suffers(s
     assert not second["cached"]
     assert second["as_of"] > first["as_of"]
     queries = [r["query"] for r in second["recommendations"]]
-    assert "Dune Desk Lamp" in queries
+    assert "Borealis Desk Lamp" in queries
     assert queries != [r["query"] for r in first["recommendations"]]
     assert ask(client, "u02").json()["cached"]
 
