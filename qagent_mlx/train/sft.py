@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from shlex import quote
 from typing import Any
 
@@ -27,6 +27,10 @@ from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit
 
+# A case told more often is known by its words. On half of Best Buy's users (some 150 cases that can
+# be told) GRPO from such a start stayed below the memory's first line: cons@1 7.4 instead of 10.5.
+PASSES = 2
+
 
 @dataclass(frozen=True)
 class SftConfig:
@@ -36,7 +40,8 @@ class SftConfig:
     batch_size: int = 32
     learning_rate: float = 5e-4
     compare: float = 0.1
-    # Share of chains in other words, see `disguise`; None: as the base was pretrained.
+    # Share of chains in other words, see `disguise`; None: as the base was pretrained, and all of
+    # them where there are so few cases that each is told more than `PASSES` times.
     disguise: float | None = None
     words: bool | None = None  # learn to write queries too; None: as the base was pretrained
     seed: int = 0
@@ -206,6 +211,9 @@ def _demonstrations(
         raise QAgentError(
             "no training case has a line in memory that was right; ingest a longer log"
         )
+    told = config.steps * min(config.batch_size, len(usable)) / len(usable)
+    if config.disguise is None and demonstrator.config.disguise and told > PASSES:
+        demonstrator.config = replace(demonstrator.config, disguise=1.0)
     return demonstrator, usable
 
 

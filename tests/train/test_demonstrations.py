@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from qagent_mlx.text import query_key
 from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
 from qagent_mlx.train.disguise import MARKS, Disguise
 from qagent_mlx.train.environment import Environment
-from qagent_mlx.train.sft import SftConfig, _demonstrations
+from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
 
 TEXTS = ("Acme Desk Lamp, black", "Office > Lamps", "usb cable", "gears of war 3", "surely")
 
@@ -100,8 +101,13 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
             ([{"stage": "pretrain", "config": {"disguise": 0.5}}], 0.1, 0.1),
         ):
             policy.info.trained = stages
-            teacher, _ = _demonstrations(environment, policy, SftConfig(disguise=asked))
+            once = SftConfig(steps=1, disguise=asked)
+            teacher, usable = _demonstrations(environment, policy, once)
             assert teacher.config.disguise == told
+            # Few cases that are told again and again would be known by their words.
+            steps = 2 * PASSES * len(usable)
+            teacher, _ = _demonstrations(environment, policy, replace(once, steps=steps))
+            assert teacher.config.disguise == (1.0 if told and asked is None else told)
     finally:
         policy.info.trained = before
 
