@@ -52,6 +52,7 @@ EXAMPLES = {
     "train grpo": (
         "qagent train grpo --policy sft --steps 50 --seed 1",
         "qagent train grpo --policy sft --eval-every 10 --stop-after 3",
+        "qagent train grpo --policy sft --name typed --preset typed",
         "qagent train grpo --resume",
     ),
     "distil": ("qagent distil --teacher smol-grpo --name small",),
@@ -76,7 +77,10 @@ EXAMPLES = {
         "qagent evaluate --policy sft --policy grpo --baselines",
         "qagent evaluate --policy grpo --no-search --compare grpo:repeat-last",
     ),
-    "abtest": ("qagent abtest --control repeat-last --treatment grpo",),
+    "abtest": (
+        "qagent abtest --control repeat-last --treatment grpo",
+        "qagent abtest --control typed --treatment grpo -k 1",
+    ),
     "reproduce": ("qagent reproduce sample --out reproduced --quick",),
     "runs": ("qagent runs list", "qagent runs show"),
     "runs list": ("qagent runs list --json",),
