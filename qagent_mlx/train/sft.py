@@ -212,8 +212,10 @@ def _demonstrations(
             "no training case has a line in memory that was right; ingest a longer log"
         )
     told = config.steps * min(config.batch_size, len(usable)) / len(usable)
-    if config.disguise is None and demonstrator.config.disguise and told > PASSES:
-        demonstrator.config = replace(demonstrator.config, disguise=1.0)
+    demos = demonstrator.config
+    # What a policy is to write is told in its own words: those alone would say: write.
+    if config.disguise is None and demos.disguise and not demos.words and told > PASSES:
+        demonstrator.config = replace(demos, disguise=1.0)
     return demonstrator, usable
 
 

@@ -108,6 +108,9 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
             steps = 2 * PASSES * len(usable)
             teacher, _ = _demonstrations(environment, policy, replace(once, steps=steps))
             assert teacher.config.disguise == (1.0 if told and asked is None else told)
+            written = replace(once, steps=2 * PASSES * len(environment.examples), words=True)
+            teacher, _ = _demonstrations(environment, policy, written)
+            assert teacher.config.disguise == told
     finally:
         policy.info.trained = before
 
