@@ -122,7 +122,8 @@ class Answerer:
         self, pools: Sequence[Sequence[Recommendation]], asks: Sequence[Ask], look: bool
     ) -> list[tuple[Recommendation, ...]]:
         moments = [ask.as_of for ask in asks]
-        return self._row.filled(pools, moments, [ask.k for ask in asks], look)
+        ks = [ask.k for ask in asks]
+        return self._row.filled(pools, moments, ks, [look] * len(asks))
 
 
 class Recommender(Answerer):

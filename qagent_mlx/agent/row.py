@@ -111,7 +111,7 @@ class Rows:
         pools: Sequence[Sequence[Recommendation]],
         moments: Sequence[datetime],
         ks: Sequence[int],
-        look: bool = True,
+        look: Sequence[bool],
     ) -> list[tuple[Recommendation, ...]]:
         """The row that each user is shown.
 
@@ -124,7 +124,7 @@ class Rows:
             pools: Of each user, the best first (`pool`).
             moments: Of each user; stock is as of then.
             ks: How many queries a row has at most.
-            look: Whether stock counts; otherwise the pool's order stays.
+            look: Of each user, whether stock counts; otherwise the pool's order stays.
         """
         shown: list[list[Recommendation]] = [[] for _ in pools]
         sold_out: list[list[Recommendation]] = [[] for _ in pools]
@@ -140,7 +140,11 @@ class Rows:
                 at[user] += len(now[user])
                 for item in some:
                     chosen = not shown[user] and bool(item.votes)
-                    kept = chosen or not look or self._in_stock(item.products[0], moments[user])
+                    kept = (
+                        chosen
+                        or not look[user]
+                        or self._in_stock(item.products[0], moments[user])
+                    )
                     (shown if kept else sold_out)[user].append(item)
         return [
             tuple([*row, *rest][:k]) for row, rest, k in zip(shown, sold_out, ks, strict=True)

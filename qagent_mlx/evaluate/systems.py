@@ -77,4 +77,6 @@ class PolicySystem:
         if not self._agent.search:
             return [pool[:k] for pool in pools]
         moments = [e.case.as_of for e in examples]
-        return [*self._row.filled(pools, moments, [k] * len(pools))]
+        # A case of a time before stock was followed can't tell what could be had then.
+        look = [self._environment.search.catalog.followed(moment) for moment in moments]
+        return [*self._row.filled(pools, moments, [k] * len(pools), look)]

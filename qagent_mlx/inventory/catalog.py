@@ -31,6 +31,8 @@ class History:
         ends = np.append(self._starts[1:], len(rows)).tolist()
         spans = zip(self._starts.tolist(), ends, strict=True)
         self._span = dict(zip(self._rows.tolist(), spans, strict=True))
+        # What a change replaced is kept as of 1970: known since ever, but followed only since then.
+        self.since = float(times[times > 0].min(initial=np.inf))
 
     def state(self, row: int, moment: float) -> tuple[float, bool] | None:
         """(price, in stock) of a product at a time in seconds; the first known state before."""
@@ -82,6 +84,10 @@ class Catalog:
             if known is not None:
                 return known
         return float(self.prices[row]), bool(self.in_stock[row])
+
+    def followed(self, as_of: datetime) -> bool:
+        """Whether stock is known as it was at a moment, and not only as of a later day."""
+        return self.history is not None and seconds(as_of) >= self.history.since
 
     def states(self, as_of: datetime | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(prices, in stock) of all products as they were at a moment; now when None."""

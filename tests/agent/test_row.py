@@ -11,7 +11,7 @@ from qagent_mlx.agent.recommend import Answerer, Ask
 from qagent_mlx.agent.rollout import Roller, Rollout, Turn
 from qagent_mlx.agent.row import Rows, pool, pooled
 from qagent_mlx.evaluate.systems import PolicySystem
-from qagent_mlx.inventory.catalog import Catalog
+from qagent_mlx.inventory.catalog import Catalog, History
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.types import Hit, Line, Profile, Recommendation
@@ -89,12 +89,12 @@ def test_what_is_sold_out_comes_behind_what_can_be_had():
     first = Recommendation("q0", 1.0, ("gone",), "", votes=3)  # the agent chose it all the same
     rest = [Recommendation(f"q{i}", 0.0, (), "") for i in (1, 2, 3, 4)]
     rows = Rows(shelf)
-    (row,) = rows.filled([[first, *rest]], [NOW], [4])
+    (row,) = rows.filled([[first, *rest]], [NOW], [4], [True])
     assert names(row) == ["q0", "q2", "q4", "q1"]
     assert [r.products for r in row] == [("gone",), ("here",), ("too",), ("gone",)]
-    (row,) = rows.filled([[first, *rest]], [NOW], [4], look=False)
+    (row,) = rows.filled([[first, *rest]], [NOW], [4], [False])
     assert names(row) == ["q0", "q1", "q2", "q4"]
-    (row,) = rows.filled([rest], [NOW], [1])  # nobody chose: the first that can be had
+    (row,) = rows.filled([rest], [NOW], [1], [True])  # nobody chose: the first that can be had
     assert names(row) == ["q2"]
 
 
@@ -102,7 +102,7 @@ def test_no_more_is_searched_than_the_row_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])
     asked = [Recommendation(q, 0.0, (), "") for q in found]
-    (row,) = Rows(shelf).filled([asked], [NOW], [3])
+    (row,) = Rows(shelf).filled([asked], [NOW], [3], [True])
     assert names(row) == ["q1", "q3", "q4"]
     assert shelf.asked == [("q0", "q1", "q2"), ("q3", "q4")]
 
@@ -110,8 +110,13 @@ def test_no_more_is_searched_than_the_row_needs():
 def test_users_are_asked_about_at_once():
     shelf = Shelf({"q0": ["a"], "q1": ["b"]}, sold_out=["b"])
     items = [Recommendation("q0", 0.0, (), ""), Recommendation("q1", 0.0, (), "")]
-    rows = Rows(shelf).filled([items, items[:1], []], [NOW, NOW, NOW], [2, 5, 5])
-    assert [names(row) for row in rows] == [["q0", "q1"], ["q0"], []]
+    turned = items[::-1]
+    rows = Rows(shelf).filled(
+        [items, items[:1], [], turned, turned], [NOW] * 5, [2, 5, 5, 2, 2], [True] * 4 + [False]
+    )
+    assert [names(row) for row in rows] == [
+        ["q0", "q1"], ["q0"], [], ["q0", "q1"], ["q1", "q0"]
+    ]  # fmt: skip
     assert shelf.asked == [("q0", "q1")]
 
 
@@ -130,7 +135,7 @@ def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
     ]
     if voted and items and kinds[0][0] != "nothing":
         items[0] = Recommendation("q0", 1.0, ("p0",), "", votes=1)
-    (row,) = Rows(shelf).filled([items], [NOW], [k], look)
+    (row,) = Rows(shelf).filled([items], [NOW], [k], [look])
     some = [i for i in items if found[i.query]]
     if look:
         place = {f"q{i}": kind == "out" for i, (kind, _) in enumerate(kinds)}
@@ -139,16 +144,21 @@ def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
     assert all(r.products == tuple(found[r.query]) for r in row)
 
 
-@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize(
+    ("search", "followed"), [(True, 1.0), (False, 1.0), (True, 0.0), (True, 4e9)]
+)
 def test_a_policy_is_measured_by_the_rows_that_it_serves(
-    nano_policy, tiny_shop, monkeypatch, search
+    nano_policy, tiny_shop, monkeypatch, search, followed
 ):
+    """But not by stock of a later day: what is sold out now says nothing of a case's moment."""
     agent = AgentConfig(search=search)
     environment = Environment.of_shop(tiny_shop, nano_policy.codec, agent)
     examples = [e for e in environment.of_split("test") if len(e.profile.references) > 5][:6]
     catalog = environment.search.catalog
-    monkeypatch.setattr(catalog, "history", None)
-    monkeypatch.setattr(catalog, "in_stock", np.arange(len(catalog)) % 2 == 0)
+    stock = np.arange(len(catalog)) % 2 == 0
+    times = np.full(len(catalog), followed)  # one state each, from then on
+    history = History(np.arange(len(catalog)), times, catalog.prices, stock)
+    monkeypatch.setattr(catalog, "history", history)
 
     def run(self, tasks, group, *rest, **options):
         """Every chain recommends the third line of its memory without looking."""
@@ -160,17 +170,19 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
     ranked = PolicySystem("p", nano_policy, environment, agent, group=2).rank(examples, 4)
     answerer = Answerer(environment.search, nano_policy, agent)
     served = answerer.answer([Ask(e.profile, e.case.as_of, 4, 2) for e in examples])
-    assert [ranking.queries for ranking in ranked] == [
-        tuple(r.query for r in one.recommendations) for one in served
-    ]
+    measured = [ranking.queries for ranking in ranked]
     place = catalog.rows_of()
-    stock = [
-        [bool(catalog.in_stock[place[r.products[0]]]) for r in one.recommendations]
-        for one in served
+    lines = [[q for q in e.profile.references if q] for e in examples]
+    in_stock = [
+        [bool(stock[place[r.products[0]]]) for r in one.recommendations] for one in served
     ]
+    shown = [tuple(r.query for r in one.recommendations) for one in served]
     if search:  # nothing was looked at, so nothing is chosen: what can be had leads
-        assert all(row == sorted(row, reverse=True) for row in stock)
+        assert all(row == sorted(row, reverse=True) for row in in_stock)
     else:  # the choice stands, and so does memory's order
-        first = [e.profile.references[2] for e in examples]
-        assert [one.recommendations[0].query for one in served] == first
-        assert any(row != sorted(row, reverse=True) for row in stock)
+        assert [queries[0] for queries in shown] == [e.profile.references[2] for e in examples]
+        assert any(row != sorted(row, reverse=True) for row in in_stock)
+    if followed == 1.0:
+        assert measured == shown
+    else:
+        assert measured == [tuple(queries[:4]) for queries in lines] != shown
