@@ -42,8 +42,8 @@ def reproduce(
 
     Ingest, index, base policy, SFT and GRPO for each seed, arms with other rewards or
     without search or memory, all baselines and ablations, one report, and for a simulated
-    shop the A/B tests. It takes hours
-    on a small machine; killed, the same command goes on where it was.
+    shop the A/B tests. It takes hours on a small machine; killed, the same command goes on
+    where it was.
     """
     from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
     from qagent_mlx.files import read_json

@@ -18,9 +18,7 @@ from ..policy.model import AgentConfig
 from ..text import query_key, words
 from ..types import Profile, Recommendation
 from .rollout import Rollout
-from .tools import empty_profile
-
-KEPT = 10  # products of a query
+from .tools import KEPT, empty_profile
 
 
 def pooled(
@@ -52,10 +50,14 @@ def pool(
     surest: dict[str, float] = {}
     looked: dict[str, int] = {}
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    searched: set[str] = set()
     for rollout in rollouts:
         for turn in rollout.turns:
-            if turn.kind == "search" and (turn.products or not validated):
-                key = query_key(turn.query)
+            if turn.kind != "search":
+                continue
+            key = query_key(turn.query)
+            searched.add(key)
+            if turn.products or not validated:
                 found.setdefault(key, (turn.query, turn.products))
                 looked[key] = looked.get(key, 0) + 1
         if rollout.query and not validated:
@@ -70,7 +72,6 @@ def pool(
         found,
         key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key),
     )
-    searched = {key for rollout in rollouts for key in rollout.searched}
     reasons = {}
     for line in profile.lines:
         if line.query is not None:

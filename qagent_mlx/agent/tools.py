@@ -19,6 +19,7 @@ from ..text import query_key
 from ..types import Profile
 from .protocol import product_line, profile_text
 
+KEPT = 10  # products of a query
 PICKS = 4096  # queries at a moment whose picks are remembered
 ENOUGH_PICKS = 2.0  # engagements, of what weight a recent click has, before shares mean anything
 _MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
@@ -68,10 +69,9 @@ class SearchProducts:
     that most, or many, of those who asked the same before went for this product.
     """
 
-    def __init__(self, search: Search, config: AgentConfig, keep: int = 10) -> None:
+    def __init__(self, search: Search, config: AgentConfig) -> None:
         self._search = search
         self._config = config
-        self._keep = keep
         self._rows = search.catalog.rows_of()
         self._bands = price_bands(search.catalog)
         # Users of a batch ask the same queries at the same moment.
@@ -88,7 +88,7 @@ class SearchProducts:
             zip(
                 unique,
                 self._search.search(
-                    [q for q, _ in unique], self._keep, [moment for _, moment in unique]
+                    [q for q, _ in unique], KEPT, [moment for _, moment in unique]
                 ),
                 strict=True,
             )

@@ -226,7 +226,7 @@ class Reproduction:
 
     def _grpo(self, seed: int, kind: str = "grpo") -> dict[str, Any]:
         name, parent = f"{kind}-{seed}", f"sft-{seed}"
-        chosen = Settings(GrpoConfig())
+        chosen = Settings(GrpoConfig(), split=self._split)
         if kind in ARMS:
             chosen = with_preset(chosen, kind)
         settings: dict[str, Any] = {"seed": seed}
@@ -246,8 +246,7 @@ class Reproduction:
                     shutil.rmtree(shop.folder("runs", name), ignore_errors=True)
                     train_grpo(
                         shop, parent, name, replace(chosen.train, **settings),
-                        agent=agent_of(shop, parent, chosen.agent),
-                        split=replace(self._split, learn_from=chosen.split.learn_from),
+                        agent=agent_of(shop, parent, chosen.agent), split=chosen.split,
                         run=name, on_step=self._on_step, about={"preset": chosen.preset},
                     )  # fmt: skip
             return self._weights(shop, name)

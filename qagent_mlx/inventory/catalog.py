@@ -69,13 +69,16 @@ class Catalog:
         default_factory=OrderedDict, repr=False
     )
     _paths: tuple[list[str], np.ndarray] | None = field(default=None, repr=False)
+    _rows_of: dict[str, int] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows_of(self) -> dict[str, int]:
-        """Product id to row."""
-        return {product: row for row, product in enumerate(self.ids)}
+        """Product id to row; made once, for all who ask."""
+        if self._rows_of is None:
+            self._rows_of = {product: row for row, product in enumerate(self.ids)}
+        return self._rows_of
 
     def state(self, row: int, as_of: datetime | None = None) -> tuple[float, bool]:
         """(price, in stock) of a product as it was at a moment; now when None."""

@@ -208,7 +208,7 @@ class HybridSearch:
         groups = self.index.lexical.groups(query)
         made = []
         for hit in self.search([query], k, [as_of], filters)[0]:
-            row = self._rows_of[hit.product_id]
+            row = self.catalog.rows_of()[hit.product_id]
             found: dict[str, Side] = {}
             for name, (rows, adds) in parts.items():
                 at = np.flatnonzero(rows == row)
@@ -397,7 +397,7 @@ class HybridSearch:
         """The best hits by P(yes), each with a score of 1 + P(yes); then the others."""
         assert self.reranker is not None
         depth = self.config.rerank_depth
-        rows_of = self._rows_of
+        rows_of = self.catalog.rows_of()
         pairs = [
             (query, self._text(rows_of[hit.product_id]))
             for query, hits in zip(queries, found, strict=True)
@@ -411,10 +411,6 @@ class HybridSearch:
             read.sort(key=lambda hit: -round(hit.score, 6))
             made.append(read + hits[depth:])
         return made
-
-    @cached_property
-    def _rows_of(self) -> dict[str, int]:
-        return self.catalog.rows_of()
 
     def _text(self, row: int) -> str:
         return self.catalog.text(row)

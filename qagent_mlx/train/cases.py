@@ -55,8 +55,7 @@ def build_cases(
     config = config or SplitConfig()
     if config.learn_from not in LEARN_FROM:
         raise QAgentError(f"learn_from is {' or '.join(LEARN_FROM)}, not {config.learn_from!r}")
-    found = successes(connection, after)
-    cases = _numbered([s for s in found if s.history >= config.min_history])
+    cases = _cases(successes(connection, after), config.min_history)
     if not cases:
         raise QAgentError(f"the log holds no case: {_why_none(connection)}")
     if config.test_from:
@@ -86,27 +85,25 @@ def build_cases(
     if config.learn_from == "searches":
         # The same cuts in time, so that nothing of the test is learned from.
         validation, test = cases[first_validation].as_of, cases[first_test].as_of
-        typed = first_searches(connection, after, before=test)
-        known = [s for s in typed if s.history >= config.min_history]
-        cases = _numbered(known, cases[first_test:])
-        first_validation = sum(s.start < validation for s in known)
-        first_test = len(known)
+        typed = _cases(first_searches(connection, after, before=test), config.min_history)
+        cases = [*typed, *cases[first_test:]]
+        first_validation = sum(c.as_of < validation for c in typed)
+        first_test = len(typed)
     return [
-        replace(c, split=SPLITS[(i >= first_validation) + (i >= first_test)])
+        replace(c, case_id=i, split=SPLITS[(i >= first_validation) + (i >= first_test)])
         for i, c in enumerate(cases)
     ]
 
 
-def _numbered(found: Sequence[Success], more: Sequence[Case] = ()) -> list[Case]:
-    """Cases of what was found, and more behind them, numbered through."""
-    made = [
+def _cases(found: Sequence[Success], min_history: int) -> list[Case]:
+    """Cases of those with some history, not numbered yet."""
+    return [
         Case(
             case_id=0, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
             products=s.products, history=s.history,
         )
-        for s in found
+        for s in found if s.history >= min_history
     ]
-    return [replace(case, case_id=i) for i, case in enumerate([*made, *more])]
 
 
 def _why_none(connection: duckdb.DuckDBPyConnection) -> str:

@@ -24,10 +24,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import qagent_mlx  # noqa: F401  (before mlx)
+from qagent_mlx.evaluate.abtest import RATES
 from qagent_mlx.evaluate.metrics import Ranking, paired, score_case
 from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.files import write_json
@@ -39,7 +41,6 @@ from qagent_mlx.train.settings import PRESETS, Settings, agent_of, merged, with_
 
 KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")
 SHOWN = ("cons@1", "q_em", "i_hit@1")
-RATES = ("ctr", "cvr", "orders", "revenue")
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -58,10 +59,7 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
                 values[key] = json.loads(text)
             except json.JSONDecodeError:
                 values[key] = text
-    return Settings(
-        merged(settings.train, values, arm), agent=settings.agent, preset=settings.preset,
-        split=settings.split,
-    )
+    return replace(settings, train=merged(settings.train, values, arm))
 
 
 def run_arm(
