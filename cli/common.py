@@ -35,7 +35,7 @@ class MomentType(click.ParamType):
         """A naive UTC datetime."""
         if isinstance(value, datetime):
             return value
-        from qagent_mlx.text import utc_moment
+        from qagent_mlx.utils.text import utc_moment
 
         try:
             return utc_moment(value)
@@ -201,7 +201,7 @@ def hush() -> None:
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
-    from qagent_mlx.text import harmless
+    from qagent_mlx.utils.text import harmless
 
     class Plain(Console):
         """Obeys nothing that stands in a text."""
@@ -238,7 +238,7 @@ def shown(value: Any, style: str = "") -> Text:
     """Text that is safe on a terminal: control and direction characters are gone."""
     from rich.text import Text
 
-    from qagent_mlx.text import clean
+    from qagent_mlx.utils.text import clean
 
     # Two spaces are a gap between columns; `clean` alone would close it.
     return Text("  ".join(clean(part) for part in str(value).split("  ")), style=style)
@@ -272,7 +272,7 @@ def waiting(text: str) -> Iterator[None]:
 
 def emit(document: Any) -> None:
     """Print the one JSON document."""
-    from qagent_mlx.text import harmless_json
+    from qagent_mlx.utils.text import harmless_json
 
     text = json.dumps(
         _plain(document), indent=2, ensure_ascii=not writes_unicode(), allow_nan=False

@@ -160,7 +160,7 @@ def _draw_training(data: dict[str, Any]) -> None:
 
 
 def _draw_user(data: dict[str, Any]) -> None:
-    from qagent_mlx.text import query_key
+    from qagent_mlx.utils.text import query_key
 
     case, answers = data["case"], data["answers"]
     console = out()

@@ -11,7 +11,7 @@ from .common import emit, json_option, out, plain_table, shown, waiting
 @json_option
 def doctor(as_json: bool) -> None:
     """Check the environment and measure the speed of matrix products."""
-    from qagent_mlx.runtime import doctor as examine
+    from qagent_mlx.utils.doctor import doctor as examine
 
     with waiting("measuring"):
         report = examine()

@@ -85,7 +85,7 @@ def _expected() -> tuple[type[BaseException], ...]:
 
 
 def _line(error: BaseException) -> str:
-    from qagent_mlx.text import clean
+    from qagent_mlx.utils.text import clean
 
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; run: pip install qagent-mlx"

@@ -35,12 +35,8 @@ def models() -> None:
 def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.policy.catalog import CATALOG
-    from qagent_mlx.policy.registry import (
-        describe,
-        describe_named,
-        policy_names,
-        sample_folder,
-    )
+    from qagent_mlx.policy.registry import describe, describe_named, policy_names
+    from qagent_mlx.policy.sources import sample_folder
 
     found: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():

@@ -72,7 +72,7 @@ def play(session: Session) -> None:
 
 
 def _read(session: Session) -> str:
-    from qagent_mlx.text import harmless
+    from qagent_mlx.utils.text import harmless
 
     where = f" @ {session.moment:%Y-%m-%d %H:%M}" if session.moment else ""
     line = input(harmless(f"{session.user}{where}> "))

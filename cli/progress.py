@@ -28,7 +28,7 @@ class TrainingProgress:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        from qagent_mlx.text import clean
+        from qagent_mlx.utils.text import clean
 
         title = clean(title)
         self._steps, self._title = steps, title

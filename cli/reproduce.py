@@ -46,7 +46,7 @@ def reproduce(
     where it was.
     """
     from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
-    from qagent_mlx.files import read_json
+    from qagent_mlx.utils.atomic_files import read_json
 
     from .abtest import draw
 

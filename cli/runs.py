@@ -227,8 +227,8 @@ def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
 
 
 def _write_page(run: Run, path: Path, as_json: bool) -> None:
-    from qagent_mlx.files import replacing
     from qagent_mlx.train.page import page
+    from qagent_mlx.utils.atomic_files import replacing
 
     text = page(run)
     with replacing(path) as temporary:

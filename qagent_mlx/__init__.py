@@ -1,7 +1,7 @@
 """qagent-mlx: query recommendation by a search agent that learns from what it retrieves.
 
 An open implementation of QueryAgent-R1 (arXiv:2606.05671) on MLX-LM, DuckDB and usearch.
-Importing the package loads a fast BLAS on Linux (see `qagent_mlx.runtime`), so import it
+Importing the package loads a fast BLAS on Linux (see `qagent_mlx.utils.runtime`), so import it
 before ``mlx``. Everything else loads when it is first used.
 """
 
@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
-from .lazily import put_off as _put_off
-from .runtime import prepare as _prepare
+from .utils.blas import prepare as _prepare
+from .utils.lazy_imports import put_off as _put_off
 
 _prepare()
 _put_off()

@@ -22,12 +22,12 @@ import duckdb
 
 from .agent.pool import Pool
 from .agent.recommend import Ask, Recommender, UserRecommendations, after_log
-from .duck import literal, open_duckdb
 from .errors import QAgentError
-from .files import read_json, replacing, write_json
 from .policy.model import fingerprint
 from .shop import Shop
-from .text import clean
+from .utils.atomic_files import read_json, replacing, write_json
+from .utils.database import literal, open_duckdb
+from .utils.text import clean
 
 PART = 128  # users a part: what a stop can cost
 AT_ONCE = 32  # users whose chains decode together; larger batches copy more than they save
@@ -97,7 +97,7 @@ def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
 
 def default_workers() -> int:
     """Processes for this machine: one a core that this process may use, at most 4; 1 on a GPU."""
-    from .runtime import device_name
+    from .utils.runtime import device_name
 
     if device_name() != "cpu":
         return 1

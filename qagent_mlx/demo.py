@@ -172,7 +172,8 @@ def hero(cases: Sequence[Case]) -> Case:
 
 def _first_query(shop: Shop, count: Any, case: Case) -> str:
     """The query that memory thinks likeliest; never the true one unless memory names it."""
-    from .memory.profile import Memory, Moment
+    from .memory.profile import Memory
+    from .memory.reader import Moment
     from .memory.worth import Worth
 
     memory = Memory(shop.connection, shop.config.memory, count, Worth.of_shop(shop))

@@ -19,7 +19,7 @@ from .inventory.terms import pairs
 from .memory import events as event_memory
 from .memory import store as memory_store
 from .shop import Shop
-from .text import pieces, query_key, words
+from .utils.text import pieces, query_key, words
 
 SOURCES = {"categories": "from category paths", "titles": "from titles"}
 _STOP = frozenset(

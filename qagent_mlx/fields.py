@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 
-from .text import clean
+from .utils.text import clean
 
 MAX_TITLE = 2000
 

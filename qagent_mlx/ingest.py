@@ -21,14 +21,14 @@ from typing import Any, BinaryIO
 
 import duckdb
 
-from .duck import literal
 from .errors import QAgentError
 from .fields import MAX_TITLE, attributes_or_mark, category, plain, price
 from .memory import events as event_memory
 from .memory import store as memory_store
 from .shop import Shop
-from .text import clean, query_key
 from .types import EVENT_TYPES
+from .utils.database import literal
+from .utils.text import clean, query_key
 
 RETRY = "retry"
 MAX_LINE = 16 << 20

@@ -11,11 +11,12 @@ from .errors import QAgentError
 from .inventory.engines import shop_search
 from .inventory.search import Explanation, Filters, HybridSearch, Search
 from .memory.graph import graph
-from .memory.profile import SECTIONS, CountTokens, Memory, Moment, words_cost
+from .memory.profile import SECTIONS, CountTokens, Memory, words_cost
+from .memory.reader import Moment
 from .memory.summarizer import Summarizer
 from .memory.worth import Worth
 from .shop import Shop
-from .text import query_key
+from .utils.text import query_key
 
 if TYPE_CHECKING:
     from .policy.model import Policy

@@ -31,11 +31,11 @@ from typing import Any
 import duckdb
 
 from .derive import category_queries, derive, mark, title_queries
-from .duck import literal, open_duckdb
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
 from .shop import Shop
-from .text import words
+from .utils.database import literal, open_duckdb
+from .utils.text import words
 
 START = "2017-01-02"  # where a clock begins that a log does not have
 FIRST_ONLY = "a product's first purchase by a user"

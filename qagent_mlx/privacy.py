@@ -15,9 +15,7 @@ from typing import Any
 
 import duckdb
 
-from .duck import literal, open_duckdb
 from .errors import QAgentError
-from .files import clear_left, read_json, replacing, sync_folder
 from .inspection import SUMMARIES, inspect_memory
 from .memory import store
 from .memory import tables as memory_tables
@@ -25,6 +23,8 @@ from .memory.summarizer import kept
 from .policy.registry import policy_names
 from .shop import Shop
 from .train.runs import Run, run_names, training
+from .utils.atomic_files import clear_left, read_json, replacing, sync_folder
+from .utils.database import literal, open_duckdb
 
 
 def export(shop: Shop, user: str) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
-from .files import read_json
 from .ingest import ingest
 from .inventory.index import InventoryIndex, build
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store
 from .memory.worth import Retrieve, learn
 from .shop import Shop, ShopConfig
+from .utils.atomic_files import read_json
 
 
 def sample_data() -> Path:

@@ -23,10 +23,10 @@ from typing import Any
 
 import duckdb
 
-from .duck import open_duckdb
 from .errors import QAgentError
-from .files import clear_left, read_json, write_json
-from .text import clean
+from .utils.atomic_files import clear_left, read_json, write_json
+from .utils.database import open_duckdb
+from .utils.text import clean
 
 SHOP_VERSION = 1
 

@@ -186,9 +186,9 @@ def tiny_search(tiny_shop):
 def simulated_folder(tmp_path_factory):
     """A small simulated shop on disk, with its index; closed."""
     from qagent_mlx.evaluate.simulator import SimulatorConfig, write_sample
-    from qagent_mlx.files import read_json
     from qagent_mlx.sample import refresh
     from qagent_mlx.shop import ShopConfig
+    from qagent_mlx.utils.atomic_files import read_json
 
     files = tmp_path_factory.mktemp("simulated-files")
     write_sample(files, SimulatorConfig(users=60, days=40, products_per_pair=2.0))

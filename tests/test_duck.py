@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import qagent_mlx
-from qagent_mlx.duck import open_duckdb
+from qagent_mlx.utils.database import open_duckdb
 
 SETTING = "SELECT current_setting('enable_progress_bar')"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.files import (
+from qagent_mlx.utils.atomic_files import (
     clear_left,
     read_json,
     replacing,
@@ -76,7 +76,7 @@ def test_there_is_a_whole_file_up_to_the_last_moment(tmp_path, monkeypatch):
 KILLED = """
 import os, signal
 from pathlib import Path
-from qagent_mlx.files import *
+from qagent_mlx.utils.atomic_files import *
 with {block}:
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -143,7 +143,7 @@ def test_json_comes_back_in_any_script(tmp_path):
 def test_files_do_not_depend_on_the_locale(tmp_path):
     code = (
         "import warnings; from pathlib import Path\n"
-        "from qagent_mlx.files import read_json, write_json\n"
+        "from qagent_mlx.utils.atomic_files import read_json, write_json\n"
         "warnings.simplefilter('error', EncodingWarning)\n"
         f"path = Path({str(tmp_path / 'x.json')!r})\n"
         "write_json(path, ['ß']); assert read_json(path, 'it') == ['ß']"

@@ -6,13 +6,13 @@ import pytest
 
 from qagent_mlx.agent.recommend import after_log
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.files import write_json
 from qagent_mlx.ingest import append_events
 from qagent_mlx.inspection import SUMMARIES, inspect_memory
 from qagent_mlx.memory import store, tables
 from qagent_mlx.privacy import export, forget
 from qagent_mlx.shop import Shop
 from qagent_mlx.train.runs import Run
+from qagent_mlx.utils.atomic_files import write_json
 
 WHO = "Zaphod-Beeblebrox-42"
 

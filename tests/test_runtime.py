@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from qagent_mlx import runtime
+from qagent_mlx.utils import runtime
+from qagent_mlx.utils.blas import (
+    ARENAS,
+    _find_openblas,
+    _missing_instructions,
+    blas_state,
+    prepare,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs another BLAS")
 
@@ -20,7 +27,7 @@ def run(code, **env):
 
 
 STATE = (
-    "import json; from qagent_mlx.runtime import blas_state as state; import mlx.core as mx\n"
+    "import json; from qagent_mlx.utils.runtime import blas_state as state; import mlx.core as mx\n"
     "product = (mx.ones((64, 64)) @ mx.ones((64, 64))).tolist()[0][0]\n"
     "print(json.dumps([state().name, state().path, state().problem, product]))"
 )
@@ -48,7 +55,7 @@ def test_mlx_that_was_imported_first_is_noticed():
 
 
 @linux
-@pytest.mark.skipif(runtime._find_openblas() is None, reason="no OpenBLAS package is installed")
+@pytest.mark.skipif(_find_openblas() is None, reason="no OpenBLAS package is installed")
 def test_the_installed_blas_is_used():
     name, path, problem, product = run(STATE)
     assert (name, problem, product) == ("OpenBLAS", None, 64)
@@ -77,7 +84,7 @@ def test_a_blas_built_for_other_processors_is_refused_before_it_can_crash(
     config, flags, missing, monkeypatch
 ):
     monkeypatch.setattr(runtime.Path, "read_text", lambda _self: flags)
-    assert runtime._missing_instructions(FixedBuild(config)) == missing
+    assert _missing_instructions(FixedBuild(config)) == missing
 
 
 @linux
@@ -124,9 +131,9 @@ def test_without_a_compiler_mlx_does_not_try_to_compile():
 
 
 def test_preparing_twice_changes_nothing():
-    state = runtime.blas_state()
+    state = blas_state()
     handles = list(state.handles)
-    assert runtime.prepare() is state
+    assert prepare() is state
     assert state.handles == handles
 
 
@@ -171,6 +178,6 @@ def test_threads_share_a_few_heaps_unless_the_user_says_how_many():
         )  # fmt: skip
         return int(found.stdout)
 
-    assert heaps() <= runtime.ARENAS
+    assert heaps() <= ARENAS
     assert heaps(MALLOC_ARENA_MAX="1") == 1
-    assert heaps(MALLOC_ARENA_MAX="64") > runtime.ARENAS
+    assert heaps(MALLOC_ARENA_MAX="64") > ARENAS

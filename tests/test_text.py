@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qagent_mlx.text import clean, query_key, rouge_l, tokens, words
+from qagent_mlx.utils.text import clean, query_key, rouge_l, tokens, words
 
 # Letters whose upper case folds back to them; the Turkish dotless i, for one, does not.
 LETTERS = st.characters(categories=("L", "N")).filter(

@@ -21,7 +21,8 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..policy.light import Light
-from ..runtime import device_name, one_blas_thread
+from ..utils.blas import one_blas_thread
+from ..utils.runtime import device_name
 from .grammar import constrained
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..policy.model import load_policy
-from ..runtime import one_blas_thread
 from ..shop import Shop
+from ..utils.blas import one_blas_thread
 from .recommend import Answerer, Ask, UserRecommendations
 
 log = logging.getLogger("qagent.pool")

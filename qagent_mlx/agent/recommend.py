@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..inventory.search import Search
-from ..memory.profile import Memory, Moment
+from ..memory.profile import Memory
+from ..memory.reader import Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
 from ..policy.registry import open_policy

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..policy.model import AgentConfig, Policy
-from ..runtime import total_memory
-from ..text import query_key
 from ..types import Profile
+from ..utils.runtime import total_memory
+from ..utils.text import query_key
 from .decode import Batch, Decoder, Row
 from .grammar import Moves
 from .protocol import expand, parse_action, refusal_text, results_text

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..inventory.search import Search
 from ..policy.model import AgentConfig
-from ..text import query_key, words
 from ..types import Profile, Recommendation
+from ..utils.text import query_key, words
 from .rollout import Rollout
 from .tools import KEPT, empty_profile
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..inventory.index import Catalog
+from ..inventory.catalog import Catalog
 from ..inventory.search import Search
 from ..policy.model import AgentConfig
-from ..text import query_key
 from ..types import Profile
+from ..utils.text import query_key
 from .protocol import product_line, profile_text
 
 KEPT = 10  # products of a query

@@ -18,15 +18,10 @@ from mlx.utils import tree_flatten
 
 from ..agent.decode import Row
 from ..policy.model import Policy
-from ..runtime import blas_state, device_name, gemm_gflops
-from .workloads import (
-    Agentic,
-    Standard,
-    Workload,
-    agentic_rollout,
-    model_folder,
-    open_policy,
-)
+from ..utils.blas import blas_state
+from ..utils.doctor import gemm_gflops
+from ..utils.runtime import device_name
+from .workloads import Agentic, Standard, Workload, agentic_rollout, model_folder, open_policy
 
 
 def cache_folder() -> Path:
@@ -37,7 +32,7 @@ def cache_folder() -> Path:
 
 def machine() -> str:
     """The processor's name, its cores and its memory."""
-    from ..runtime import total_memory
+    from ..utils.runtime import total_memory
 
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

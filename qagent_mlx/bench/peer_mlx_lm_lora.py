@@ -1,6 +1,6 @@
 """mlx-lm-lora's own GRPO trainer on prompts that come in on stdin, one step a line.
 
-Runs in an environment of its own and imports nothing of this package but ``runtime.py``, by
+Runs in an environment of its own and imports nothing of this package but ``utils.runtime.py``, by
 its path, for the fast BLAS (QAGENT_BLAS; "off" leaves it as it is installed).
 """
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .. import runtime
 from ..errors import QAgentError
-from ..files import read_json, write_json
+from ..utils import runtime
+from ..utils.atomic_files import read_json, write_json
+from ..utils.blas import blas_state
 from .measure import cache_folder, peak_memory
 from .workloads import Standard, Workload, model_folder, open_policy, prompts, vocabulary
 
@@ -67,7 +68,7 @@ class Peer:
                     "all_prompts": all_prompts if name == "trl" else []}  # fmt: skip
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
-        path = runtime.blas_state().path
+        path = blas_state().path
         environment["QAGENT_BLAS"] = path if blas and path else "off"
         log = cache_folder() / "peers" / f"{name}.log"
         self._log = log.open("w")

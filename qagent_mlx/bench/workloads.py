@@ -22,13 +22,13 @@ import numpy as np
 from ..agent.decode import Batch, Decoder, Row
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..files import read_json, write_json
 from ..policy.model import LoraConfig, Policy, load_policy
 from ..policy.plain import load_plain
 from ..policy.sources import sample_folder
 from ..train import grpo
 from ..train.batches import Chain
 from ..train.distributed import all_rollouts
+from ..utils.atomic_files import read_json, write_json
 
 FIRST_ID = 16  # ids below may be special
 

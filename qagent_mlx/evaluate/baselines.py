@@ -16,7 +16,7 @@ import numpy as np
 from ..inventory.encoder import Encoder
 from ..inventory.index import ensure
 from ..shop import Shop
-from ..text import query_key
+from ..utils.text import query_key
 from .collaborative import CategoryPopular, ItemCF, Markov, Swing
 from .logs import EngagementLog, SearchLog, best, ranking
 from .metrics import Ranking

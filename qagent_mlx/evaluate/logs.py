@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..shop import Shop
-from ..text import query_key
+from ..utils.text import query_key
 from .metrics import Ranking
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..text import query_key, rouge_l, tokens
 from ..train.rewards import ndcg
 from ..types import Case
+from ..utils.text import query_key, rouge_l, tokens
 
 METRICS = (
     "q_em", "q_rouge", "q_hit@5", "i_hit@1", "i_hit@10", "i_ndcg@10", "cons@1", "mrr",

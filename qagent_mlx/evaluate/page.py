@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.rollout import Rollout
-from ..files import write_with
-from ..inventory.index import Catalog
+from ..inventory.catalog import Catalog
 from ..shop import Shop
 from ..train.runs import Run, run_names
+from ..utils.atomic_files import write_with
 from .metrics import METRICS
 from .report import COMPARED, MAIN, SURE, compared_pairs
 

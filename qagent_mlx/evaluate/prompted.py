@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
 from ..policy.model import load_model_folder
-from ..text import clean, query_key
+from ..utils.text import clean, query_key
 from .metrics import Ranking
 
 if TYPE_CHECKING:

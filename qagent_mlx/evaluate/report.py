@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import QAgentError
-from ..text import query_key
 from ..train.environment import Example
+from ..utils.text import query_key
 from .baselines import System
 from .logs import SearchLog, moment_of
 from .metrics import METRICS, Ranking, Retrieval, bootstrap, calibration, holm, paired, score_case

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json, replacing, write_json
 from ..policy.model import LoraConfig, fingerprint
 from ..policy.registry import SAMPLE, policy_names, resolve
 from ..presets import load_preset
@@ -37,6 +36,7 @@ from ..train.pretrain import PretrainConfig, pretrain
 from ..train.runs import Run, run_names
 from ..train.settings import Settings, agent_of, with_preset
 from ..train.sft import SftConfig, train_sft
+from ..utils.atomic_files import read_json, replacing, write_json
 from .abtest import RATES, AbConfig, abtest
 from .baselines import SLOW
 from .lineup import lineup

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..duck import open_duckdb
-from ..files import replacing, write_json
-from ..text import words
+from ..utils.atomic_files import replacing, write_json
+from ..utils.database import open_duckdb
+from ..utils.text import words
 from .world import Brand, ProductType, brands, follow_ups, product_types
 
 START = datetime(2026, 1, 5)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..text import query_key
+from ..utils.text import query_key
 from .simulator import Need, Phrase, Shopper, World
 
 EXAMINE = 0.85  # the chance of looking at one more query

@@ -10,9 +10,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from ..duck import literal, open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
+from ..utils.database import literal, open_duckdb
 from .clicks import seconds
 
 MOMENTS = 16  # whose prices and stock a catalog remembers

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .. import trust
 from ..errors import QAgentError
 from ..shop import Shop
+from ..utils import trusted_code
 from .encoders import SUBWORD, EncoderSpec, python_file
 from .index import Changes, build, ensure, load, update
 
@@ -71,7 +71,7 @@ def choose_encoder(shop: Shop, encoder: str | None, dimensions: int | None = Non
     EncoderSpec.of(search)
     source = python_file(search.encoder) if encoder is not None else None
     if source is not None:
-        trust.remember(source)
+        trusted_code.remember(source)
     shop.config = replace(shop.config, search=search)
     shop.save_config()
 

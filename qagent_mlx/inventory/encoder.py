@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from ..errors import QAgentError
-from ..files import write_with
+from ..utils.atomic_files import write_with
 from .terms import product_terms
 
 BUCKETS = 1 << 16

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import trust
 from ..errors import QAgentError
 from ..shop import SearchConfig
+from ..utils import trusted_code
 from .encoder import Encoder
 
 SUBWORD = "subword"
@@ -80,7 +80,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     """The encoder of a spec that is not learned; a model is loaded when it is first needed."""
     source = python_file(spec.place)
     if source is not None:
-        trust.require(
+        trusted_code.require(
             source, "the shop's encoder",
             f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
         )

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import QAgentError
 from ..shop import Shop
-from ..text import query_key
 from ..types import Hit
+from ..utils.text import query_key
 from .catalog import Catalog, read_catalog
 from .search import Filters, Search, open_search
 

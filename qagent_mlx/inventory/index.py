@@ -18,22 +18,14 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from ..duck import literal
 from ..errors import QAgentError
 from ..shop import Shop
+from ..utils.database import literal
 from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
 from .encoder import Encoder, SubwordEncoder
 from .encoders import EncoderSpec, open_encoder
 from .lexical import ARRAYS, Lexical
-from .store import (
-    REMEDY,
-    Writer,
-    check_files,
-    clear_if_idle,
-    leftovers,
-    read_manifest,
-    writing,
-)
+from .store import REMEDY, Writer, check_files, clear_if_idle, leftovers, read_manifest, writing
 from .terms import VERSION, outdated, product_terms
 from .vectors import Vectors, open_shard, save_shard
 

@@ -16,8 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import QAgentError
-from ..files import read_json
-from ..runtime import device_name
+from ..utils.atomic_files import read_json
+from ..utils.runtime import device_name
 
 _BATCH_TOKENS = 8192  # of one batch, padding included
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from ..errors import QAgentError
 from ..shop import SearchConfig, Shop
-from ..text import query_key
 from ..types import Hit
+from ..utils.text import query_key
 from .catalog import Catalog
 from .clicks import ClickLog, SimilarQueries, read_clicks, similar_ranking
 from .index import InventoryIndex, ensure, load

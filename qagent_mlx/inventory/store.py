@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..files import locked, read_json, sync_folder, write_json
+from ..utils.atomic_files import locked, read_json, sync_folder, write_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"

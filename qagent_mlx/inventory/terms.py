@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
-from ..text import HAN, UNSPACED, characters, pieces, words
+from ..utils.text import HAN, UNSPACED, characters, pieces, words
 
 VERSION = 2  # of what texts are cut into; 1 left a run without spaces, and signs on letters, whole
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations, pairwise
 from typing import Any
 
-from .profile import Memory, Moment
+from .profile import Memory
+from .reader import Moment
 from .state import NODES, heaviest
 
 EDGES = 72  # of each relation

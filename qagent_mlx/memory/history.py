@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from ..text import tokens
+from ..utils.text import tokens
 
 TYPES = ("search", "view", "click", "cart", "purchase")
 SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # places in `TYPES`

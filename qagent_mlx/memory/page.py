@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..utils.atomic_files import replacing
 
 _MARK = "/*DATA*/"
 

@@ -23,13 +23,14 @@ from typing import Any
 
 import duckdb
 
-from ..duck import literal, open_duckdb
 from ..errors import QAgentError
-from ..files import read_json, replacing, write_json
 from ..shop import MemoryConfig, Shop, from_dict
 from ..types import Profile
+from ..utils.atomic_files import read_json, replacing, write_json
+from ..utils.database import literal, open_duckdb
 from . import store, tables
-from .profile import SECTIONS, CountTokens, Memory, Moment
+from .profile import SECTIONS, CountTokens, Memory
+from .reader import Moment
 from .worth import Worth
 
 FORMAT = 1

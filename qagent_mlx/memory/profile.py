@@ -20,8 +20,8 @@ import numpy as np
 
 from ..errors import QAgentError
 from ..shop import MemoryConfig
-from ..text import clean
 from ..types import Line, Profile
+from ..utils.text import clean
 from .knowledge import Knowledge
 from .raw import RAW, raw_lines
 from .reader import Moment, Reader, Rows, joined

@@ -14,7 +14,8 @@ from ..types import Line
 from .worth import age_word
 
 if TYPE_CHECKING:
-    from .profile import Memory, Moment
+    from .profile import Memory
+    from .reader import Moment
 
 RAW = "raw"
 

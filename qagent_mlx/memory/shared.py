@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 
 if TYPE_CHECKING:
-    from .profile import Moment, Rows
+    from .reader import Moment, Rows
 
 
 def without_private(

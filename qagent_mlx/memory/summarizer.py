@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import read_json, write_json
+from ..utils.atomic_files import read_json, write_json
 from .worth import OUTCOMES, age_word
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import duckdb
 
 from ..shop import MemoryConfig
-from ..text import tokens
+from ..utils.text import tokens
 from .history import Event, Log
 from .traces import WITHIN, Traces, traces_of
 

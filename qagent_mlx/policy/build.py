@@ -9,7 +9,7 @@ import mlx.core as mx
 from tokenizers import Tokenizer
 
 from ..errors import QAgentError
-from ..files import json_text
+from ..utils.atomic_files import json_text
 from .model import Policy, PolicyInfo
 from .tokenizer import EOS, ShopCodec, tokenizer_files
 

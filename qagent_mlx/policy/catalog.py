@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json
+from ..utils.atomic_files import read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
-from ..files import read_json, replacing_folder, write_json, write_with
+from ..utils.atomic_files import read_json, replacing_folder, write_json, write_with
 from .model import Policy, load_policy, merge_adapters
 from .registry import base_folder, licence_of
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..errors import QAgentError
-from ..files import write_json, write_with
+from ..utils.atomic_files import write_json, write_with
 
 _BLOCK = {
     "attn_q": "self_attn.q_proj",

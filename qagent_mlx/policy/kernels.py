@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..runtime import blas_threads
+from ..utils.blas import blas_threads
 
 BLOCK = 1 << 16  # elements that are worked on at once: 256 KiB, about one L2 cache
 THREADED = 1 << 19  # elements from which a second thread is worth its start

@@ -22,7 +22,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..runtime import device_name
+from ..utils.runtime import device_name
 
 if TYPE_CHECKING:
     from .model import Policy

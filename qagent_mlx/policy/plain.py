@@ -1,7 +1,7 @@
 """What mlx-lm's ``load_model`` and ``linear_to_lora_layers`` do, for a shop's own policies.
 
 mlx-lm keeps both in modules that import transformers, which takes a second at every start
-(see `qagent_mlx.lazily`). Here is the part of them that a small llama of plain float weights
+(see `utils.lazy_imports`). Here is the part of them that a small llama of plain float weights
 with adapters on its linear layers needs; everything else goes to mlx-lm. The tests compare the
 two, value by value.
 """

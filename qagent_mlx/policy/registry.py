@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json
 from ..shop import Shop
+from ..utils.atomic_files import read_json
 from .catalog import CATALOG, Entry, memory_needed, shape_of, stored_size
 from .model import LoraConfig, Policy, base_of, fingerprint, load_policy, merge_adapters, read_info
 from .sources import cached, sample_folder
@@ -173,7 +173,7 @@ def licence_of(folder: Path) -> str:
 
 def memory_here(parameters: int, entry: Entry | None, config: Any) -> dict[str, Any]:
     """Bytes to serve and to train a model on this machine, and whether that fits."""
-    from ..runtime import device_name, total_memory
+    from ..utils.runtime import device_name, total_memory
 
     shape = shape_of(config) if config is not None else entry.shape if entry else None
     if shape is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..files import read_json, replacing_folder, write_json
+from ..utils.atomic_files import read_json, replacing_folder, write_json
 from .catalog import CATALOG, Entry, Wheel, read_header
 
 # (what is being done, bytes done, bytes in all or 0 when unknown)

@@ -26,7 +26,7 @@ from ..agent.protocol import (
     WORKED_EXAMPLE,
 )
 from ..errors import QAgentError
-from ..files import json_text, read_json
+from ..utils.atomic_files import json_text, read_json
 
 PAD, EOS = "<pad>", "<eos>"
 WORDS = 1 << 16  # words whose ids a codec remembers

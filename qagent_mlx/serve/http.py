@@ -25,7 +25,7 @@ from ..errors import QAgentError
 from ..inspection import inspect_memory, search_products
 from ..inventory.search import Filters, HybridSearch
 from ..policy.registry import SAMPLE, policy_names
-from ..text import utc_moment
+from ..utils.text import utc_moment
 from .guard import Guard
 from .metrics import CONTENT_TYPE
 from .openapi import document

@@ -25,9 +25,9 @@ from ..ingest import IngestReport, append_batches
 from ..inventory.index import ensure
 from ..policy.model import load_policy
 from ..policy.registry import default_policy, resolve
-from ..runtime import one_blas_thread
 from ..shop import Shop
 from ..types import Profile, Recommendation
+from ..utils.blas import one_blas_thread
 from .cache import UserCache
 from .metrics import Metrics
 from .settings import ServeConfig

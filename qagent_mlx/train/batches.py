@@ -16,7 +16,7 @@ import numpy as np
 
 from ..policy import blocks, kernels
 from ..policy.model import Policy
-from ..runtime import device_name
+from ..utils.runtime import device_name
 
 
 @dataclass(frozen=True, slots=True)

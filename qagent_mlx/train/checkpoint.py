@@ -20,8 +20,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import QAgentError
-from ..files import read_json, sync_folder, write_json
 from ..policy.model import Policy, load_adapter
+from ..utils.atomic_files import read_json, sync_folder, write_json
 
 
 def save(

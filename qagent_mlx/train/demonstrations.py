@@ -27,8 +27,8 @@ from ..agent.protocol import (
 from ..agent.tools import Request, SearchProducts
 from ..memory.profile import render, safe
 from ..policy.model import AgentConfig, Policy
-from ..text import query_key
 from ..types import Line, Profile
+from ..utils.text import query_key
 from .batches import Chain
 from .disguise import Disguise
 from .environment import Environment, Example

@@ -22,7 +22,7 @@ from ..policy.model import AgentConfig, LoraConfig
 from ..policy.registry import derive, open_policy
 from ..policy.tokenizer import train_tokenizer
 from ..shop import Shop
-from ..text import query_key
+from ..utils.text import query_key
 from .batches import Chain
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator

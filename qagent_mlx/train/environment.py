@@ -18,19 +18,20 @@ import numpy as np
 
 from ..agent.rollout import Roller, Rollout, Task
 from ..agent.tools import SearchProducts
-from ..duck import literal, open_duckdb
 from ..errors import QAgentError
-from ..files import replacing
 from ..inventory.clicks import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
 from ..inventory.search import HybridSearch, open_search
-from ..memory.profile import Memory, Moment
+from ..memory.profile import Memory
+from ..memory.reader import Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
 from ..policy.tokenizer import AnyCodec
 from ..shop import SearchConfig, Shop
-from ..text import query_key
 from ..types import Case, Line, Profile
+from ..utils.atomic_files import replacing
+from ..utils.database import literal, open_duckdb
+from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
 from .distributed import world
 from .rewards import Component, Outcome, score, total

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from ..errors import QAgentError
 from ..policy.kernels import HEAD_BLOCK
 from ..policy.model import AgentConfig, Policy
-from ..runtime import device_name, total_memory
+from ..utils.runtime import device_name, total_memory
 from .alarms import AlarmConfig
 
 ROWS = 256  # chains that decode together at most (Roller)

@@ -36,20 +36,12 @@ from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
-from ..runtime import give_back
 from ..shop import Shop
+from ..utils.runtime import give_back
 from . import checkpoint, distributed
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
-from .batches import (
-    Batch,
-    Chain,
-    Lower,
-    lower_states,
-    make_batch,
-    micro_batches,
-    token_logprobs,
-)
+from .batches import Batch, Chain, Lower, lower_states, make_batch, micro_batches, token_logprobs
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure

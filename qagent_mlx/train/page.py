@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..text import clean
+from ..utils.text import clean
 from .reading import curves, ends, flat, overview, rows_of
 from .runs import Run
 

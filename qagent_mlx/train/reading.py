@@ -8,9 +8,9 @@ from typing import Any
 
 import duckdb
 
-from ..duck import open_duckdb
 from ..errors import QAgentError
 from ..shop import Shop
+from ..utils.database import open_duckdb
 from .runs import LINES, Run, numeric, run_names
 
 Rows = list[dict[str, Any]]

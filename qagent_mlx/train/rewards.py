@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import trust
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..text import rouge_l
 from ..types import Case
+from ..utils import trusted_code
+from ..utils.text import rouge_l
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def reward_files(specs: Sequence[str]) -> list[dict[str, str]]:
     for spec in specs:
         place, _, name = spec.rpartition(":")
         digest = hashlib.sha256(Path(place).read_bytes()).hexdigest()
-        trust.remember(Path(place))
+        trusted_code.remember(Path(place))
         kept.append({"file": str(Path(place).resolve()), "name": name, "sha256": digest})
     return kept
 
@@ -200,7 +200,7 @@ def reward_specs(kept: Sequence[Mapping[str, str]]) -> list[str]:
                 f"the reward file {path} is gone or has changed since the run began, so it cannot "
                 "go on exactly; put it back, or give --reward again to go on with the new one"
             )
-        trust.require(path, "the run's reward", f"give --reward {path}:{one['name']} again")
+        trusted_code.require(path, "the run's reward", f"give --reward {path}:{one['name']} again")
     return [f"{one['file']}:{one['name']}" for one in kept]
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
-from ..files import clear_left, locked, read_json, replacing, write_json
 from ..shop import Shop
+from ..utils.atomic_files import clear_left, locked, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from ..policy.model import Policy

@@ -28,7 +28,6 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.agent.tools import Found, Request, SearchProducts
 from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.lineup import Lineup
@@ -37,9 +36,9 @@ from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import query_key
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment, Example
+from qagent_mlx.utils.text import query_key
 
 MARKS = (
     "unmet", "liked", "carted", "bought", "had", "now", "today", "days", "week", "weeks", "month",

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-import qagent_mlx  # noqa: F401
 from qagent_mlx.agent.recommend import after_log
 from qagent_mlx.evaluate.simulator import SimulatorConfig, write_sample
 from qagent_mlx.ingest import ingest
 from qagent_mlx.inspection import token_counter
-from qagent_mlx.memory.profile import Memory, Moment
+from qagent_mlx.memory.profile import Memory
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.worth import Worth
 from qagent_mlx.sample import refresh
 from qagent_mlx.shop import Shop, ShopConfig

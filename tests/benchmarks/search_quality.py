@@ -22,11 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.evaluate.metrics import bootstrap, paired
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import words
+from qagent_mlx.utils.text import words
 
 NO_CLICKS = {"weight_clicks": 0.0, "weight_shares": 0.0}
 SYSTEMS = {

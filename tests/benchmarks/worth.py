@@ -38,22 +38,21 @@ from typing import Any
 import numpy as np
 from study import scores_of
 
-import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.agent.recommend import GROUP
 from qagent_mlx.evaluate.baselines import Trending
 from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired
 from qagent_mlx.evaluate.systems import PolicySystem
-from qagent_mlx.files import write_json
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import query_key
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.sft import SftConfig, train_sft
+from qagent_mlx.utils.atomic_files import write_json
+from qagent_mlx.utils.text import query_key
 
 PROFILE, WORDS = "profile", ", own words"
 SHOWN = ("cons@1", "q_em", "i_hit@1", "q_hit@5", "unfilled")

@@ -69,7 +69,7 @@ def test_interrupt_exits_with_130_and_one_line(cli, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qagent_mlx.runtime.doctor", interrupt)
+    monkeypatch.setattr("qagent_mlx.utils.doctor.doctor", interrupt)
     result = cli.run("doctor", code=130)
     assert (result.stdout, result.stderr) == ("", "Interrupted.\n")
 
@@ -85,7 +85,7 @@ def test_database_and_file_errors_are_one_line(cli, monkeypatch):
         def fail(error=raised):
             raise error
 
-        monkeypatch.setattr("qagent_mlx.runtime.doctor", fail)
+        monkeypatch.setattr("qagent_mlx.utils.doctor.doctor", fail)
         line = cli.error("doctor")
         assert expected in line and "second" not in line and "\x1b" not in line
 
@@ -100,7 +100,7 @@ def test_a_closed_pipe_ends_quietly(built):
 
 
 def test_doctor_has_its_keys(cli, monkeypatch):
-    monkeypatch.setattr("qagent_mlx.runtime.gemm_gflops", lambda: (100.0, 110.0))
+    monkeypatch.setattr("qagent_mlx.utils.doctor.gemm_gflops", lambda: (100.0, 110.0))
     report = cli.json("doctor")
     assert {"device", "blas", "gemm_gflops", "numpy_gemm_gflops", "mlx", "mlx_lm", "ok"} <= set(
         report

@@ -13,18 +13,19 @@ from qagent_mlx.evaluate.baselines import (
     CoOccurrence,
     Popular,
     RepeatLast,
-    SearchLog,
     TopLine,
     Trending,
     baselines,
 )
+from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.ingest import append_events
-from qagent_mlx.memory.profile import Memory, Moment
+from qagent_mlx.memory.profile import Memory
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import query_key
 from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Line, Profile
+from qagent_mlx.utils.text import query_key
 
 START = datetime(2026, 1, 1)
 WORDS = [f"thing{i}" for i in range(12)]

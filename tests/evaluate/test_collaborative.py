@@ -11,9 +11,9 @@ from qagent_mlx.evaluate.collaborative import ALPHA, Swing
 from qagent_mlx.evaluate.logs import EngagementLog, SearchLog
 from qagent_mlx.evaluate.sequential import SasRec, SasRecConfig
 from qagent_mlx.ingest import append_events
-from qagent_mlx.text import query_key
 from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Profile
+from qagent_mlx.utils.text import query_key
 
 NEW = ("category-popular", "markov", "item-cf", "swing", "bm25", "dense", "sasrec")
 MOMENT = datetime(2026, 3, 20, 12)

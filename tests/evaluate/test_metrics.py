@@ -16,13 +16,7 @@ from qagent_mlx.evaluate.metrics import (
     paired,
     score_case,
 )
-from qagent_mlx.evaluate.report import (
-    MAIN,
-    comparison_table,
-    evaluate,
-    markdown,
-    table,
-)
+from qagent_mlx.evaluate.report import MAIN, comparison_table, evaluate, markdown, table
 from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Profile
 

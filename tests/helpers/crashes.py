@@ -34,13 +34,15 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.ingest import ingest
+from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.changes import remove_products, updated
-from qagent_mlx.inventory.index import build, ensure, load, read_catalog
+from qagent_mlx.inventory.index import build, ensure, load
 from qagent_mlx.inventory.lexical import Lexical
 from qagent_mlx.inventory.store import MANIFEST, leftovers
 from qagent_mlx.inventory.vectors import rounded
 from qagent_mlx.memory import store
-from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.policy.build import new_policy, save_base
 from qagent_mlx.policy.model import LoraConfig, load_policy
 from qagent_mlx.policy.registry import derive

@@ -29,14 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from qagent_mlx import fields
-from qagent_mlx import text as text_module
-from qagent_mlx.agent.protocol import (
-    SLOTS,
-    expand,
-    parse_action,
-    product_line,
-    results_text,
-)
+from qagent_mlx.agent.protocol import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import IngestReport, append_events, ingest
 from qagent_mlx.inventory.index import load as load_index
@@ -51,6 +44,7 @@ from qagent_mlx.train.page import page as run_page
 from qagent_mlx.train.reading import overview
 from qagent_mlx.train.runs import Run, run_names
 from qagent_mlx.train.settings import Settings, read_settings
+from qagent_mlx.utils import text as text_module
 
 assert qagent_mlx.__version__
 

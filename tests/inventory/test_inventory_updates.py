@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import ingest
 from qagent_mlx.inventory import vectors as module
+from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.changes import remove_products, updated
-from qagent_mlx.inventory.index import ensure, load, read_catalog
+from qagent_mlx.inventory.index import ensure, load
 from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
 from qagent_mlx.inventory.store import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.vectors import Vectors

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.clicks import ClickLog, read_clicks
-from qagent_mlx.inventory.index import read_catalog
 from qagent_mlx.memory import tables
-from qagent_mlx.memory.profile import Memory, Moment, raw_history, words_cost
+from qagent_mlx.memory.profile import Memory, raw_history, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.worth import learn
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import query_key
+from qagent_mlx.utils.text import query_key
 
 DAY = datetime(2026, 1, 10)
 QUERIES = ("red thing", "thing x", "Acme thing", "blue y", "zork", "thing")

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from qagent_mlx.agent.protocol import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.memory.profile import (
-    SECTIONS,
-    Memory,
-    Moment,
-    raw_history,
-    render,
-    safe,
-    words_cost,
-)
+from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, render, safe, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.shop import MemoryConfig, Shop
 from qagent_mlx.train.cases import build_cases
 

@@ -3,7 +3,8 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.policy.model import AgentConfig
 
 
@@ -42,7 +43,7 @@ def test_the_newest_events_that_fit_are_shown_the_newest_first(memory, moments, 
 def test_a_searched_query_can_be_named_once_by_its_newest_line(memory, moments, tiny_shop):
     for moment, profile in zip(moments, memory.profiles(moments, ("raw",), 10_000), strict=True):
         expected = list(dict.fromkeys(k for kind, _, k in log(tiny_shop, moment) if kind == "search"))
-        from qagent_mlx.text import query_key
+        from qagent_mlx.utils.text import query_key
 
         assert [query_key(q) for q in profile.references] == expected[: memory.config.references]
         assert tuple(x.query for x in profile.lines if x.query is not None) == profile.references

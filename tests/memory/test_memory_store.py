@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory import reader as reader_module
 from qagent_mlx.memory import state, store, tables
-from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.shop import Shop
 
 DAY = datetime(2026, 1, 10)

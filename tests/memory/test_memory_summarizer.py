@@ -4,7 +4,8 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inspection import SUMMARIES, inspect_memory
-from qagent_mlx.memory.profile import Memory, Moment, words_cost
+from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.summarizer import Summarizer, facts_of, kept
 
 

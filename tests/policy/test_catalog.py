@@ -66,9 +66,9 @@ def test_a_sparing_update_needs_less():
 
 def test_what_does_not_fit_is_told(monkeypatch):
     entry = CATALOG["qwen3-1.7b"]
-    monkeypatch.setattr("qagent_mlx.runtime.total_memory", lambda: 4 * 10**9)
+    monkeypatch.setattr("qagent_mlx.utils.runtime.total_memory", lambda: 4 * 10**9)
     assert memory_here(entry.parameters, entry, None)["serving_fits"] is False
-    monkeypatch.setattr("qagent_mlx.runtime.total_memory", lambda: 10**12)
+    monkeypatch.setattr("qagent_mlx.utils.runtime.total_memory", lambda: 10**12)
     assert memory_here(entry.parameters, entry, None)["training_fits"] is True
 
 

@@ -6,7 +6,6 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.files import read_json, write_json
 from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
 from qagent_mlx.policy.registry import (
@@ -19,6 +18,7 @@ from qagent_mlx.policy.registry import (
 )
 from qagent_mlx.policy.sources import sample_folder
 from qagent_mlx.shop import Shop
+from qagent_mlx.utils.atomic_files import read_json, write_json
 
 TOKENS = mx.array([[60, 61, 62, 63]])
 

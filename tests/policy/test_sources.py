@@ -10,12 +10,12 @@ from chat_model import chat_folder
 from gguf_file import small_gguf
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.files import read_json
 from qagent_mlx.policy import sources
 from qagent_mlx.policy.catalog import CATALOG, Entry, Shape, Wheel
 from qagent_mlx.policy.model import load_policy
 from qagent_mlx.policy.registry import resolve
 from qagent_mlx.policy.sources import cache_folder, cached, pull, sha256
+from qagent_mlx.utils.atomic_files import read_json
 
 MEMBER = "qagent_small/small.gguf"
 SHAPE = Shape(2, 64, 96, 4, 2, 16, 264)

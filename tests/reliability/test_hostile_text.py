@@ -34,9 +34,9 @@ from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.tokenizer import load_codec
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import clean
 from qagent_mlx.train.page import page as run_page
 from qagent_mlx.train.runs import Run
+from qagent_mlx.utils.text import clean
 
 START = datetime(2026, 3, 1)
 # Everything but line breaks that could move a cursor, colour, or turn a line around.

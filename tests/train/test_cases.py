@@ -7,8 +7,8 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
 from qagent_mlx.inventory.index import load
 from qagent_mlx.shop import Shop
-from qagent_mlx.text import query_key
 from qagent_mlx.train.cases import SPLITS, SplitConfig, build_cases, of_split
+from qagent_mlx.utils.text import query_key
 
 
 @pytest.fixture(scope="module")

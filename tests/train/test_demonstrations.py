@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.agent.protocol import parse_action
-from qagent_mlx.text import query_key
 from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
 from qagent_mlx.train.disguise import MARKS, Disguise
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
+from qagent_mlx.utils.text import query_key
 
 TEXTS = ("Acme Desk Lamp, black", "Office > Lamps", "usb cable", "gears of war 3", "surely")
 

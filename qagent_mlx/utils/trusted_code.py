@@ -11,8 +11,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from .errors import QAgentError
-from .files import read_json, write_json
+from ..errors import QAgentError
+from .atomic_files import read_json, write_json
 
 
 def _record() -> Path:

@@ -1,4 +1,4 @@
-"""Device and a fast CPU BLAS, chosen before MLX loads.
+"""A fast BLAS for MLX on Linux CPUs, loaded before MLX.
 
 MLX's Linux wheel links the reference BLAS, whose matrix products are one to two orders
 of magnitude slower than OpenBLAS. The dynamic linker resolves ``cblas_*`` in the global
@@ -16,11 +16,9 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -228,117 +226,3 @@ def one_blas_thread(when: bool = True) -> Iterator[None]:
         yield
     finally:
         library.openblas_set_num_threads(before)
-
-
-def give_back() -> None:
-    """Return memory that is free inside of this process to the system.
-
-    MLX keeps freed buffers for later, and glibc keeps what lies between arrays still in use.
-    Training's phases (decoding, update) want buffers of other sizes, so that without this a
-    process grows to the sum of what each takes.
-    """
-    import mlx.core as mx
-
-    mx.clear_cache()
-    if trim := _malloc_trim():
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    """glibc's function of that name; None where the C library has none."""
-    if sys.platform != "linux":
-        return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-
-def device_name() -> str:
-    """``"gpu"`` where MLX computes on Metal or CUDA, else ``"cpu"``."""
-    import mlx.core as mx
-
-    return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-
-
-def gemm_gflops(seconds: float = 0.3) -> tuple[float, float]:
-    """Measured GFLOP/s of MLX and of numpy for a 512x576 by 576x1536 float32 product."""
-    import mlx.core as mx
-    import numpy as np
-
-    n, k, m = 512, 576, 1536
-    a, b = mx.random.normal((n, k)), mx.random.normal((k, m))
-    mx.eval(a, b)
-    left, right = np.array(a), np.array(b)
-    return (
-        2e-9 * n * k * m / _best(lambda: mx.eval(a @ b), seconds),
-        2e-9 * n * k * m / _best(lambda: left @ right, seconds),
-    )
-
-
-def _best(call: Any, seconds: float) -> float:
-    call()
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def total_memory() -> int:
-    """Bytes of memory that this process may use (the machine's, or its control group's)."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
-
-
-def doctor() -> dict[str, Any]:
-    """What ``qagent doctor`` reports: device, BLAS and its measured speed, versions.
-
-    ``ok`` is false when the environment works but is far slower than it could be, or
-    when a needed package is missing; ``warnings`` says why.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    warnings: list[str] = []
-    versions: dict[str, str | None] = {}
-    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "scipy", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-            warnings.append(f"{package} is not installed; run: pip install {package}")
-    mlx_speed, numpy_speed = gemm_gflops()
-    device = device_name()
-    if _blas.problem:
-        warnings.append(f"matrix products use MLX's reference BLAS: {_blas.problem}")
-    elif device == "cpu" and sys.platform == "linux" and mlx_speed < 0.15 * numpy_speed:
-        warnings.append(
-            f"{_blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
-            f"{numpy_speed:.0f}; import qagent_mlx before mlx"
-        )
-    compiler = shutil.which("g++")
-    if device == "cpu" and sys.platform == "linux" and compiler is None:
-        warnings.append("no g++: MLX's fused CPU kernels are off (slower); install g++")
-    return {
-        "device": device,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"{total_memory() / 2**30:.0f} GiB",
-        "python": platform.python_version(),
-        "blas": _blas.name,
-        "blas_path": _blas.path,
-        "blas_threads": blas_threads(),
-        "gemm_gflops": round(mlx_speed, 1),
-        "numpy_gemm_gflops": round(numpy_speed, 1),
-        "compiler": compiler,
-        "mlx": versions["mlx"],
-        "mlx_lm": versions["mlx-lm"],
-        "versions": versions,
-        "warnings": warnings,
-        "ok": not warnings,
-    }

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import QAgentError
+from ..errors import QAgentError
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}-(.+)", re.DOTALL)
 
