@@ -185,9 +185,10 @@ def tiny_search(tiny_shop):
 @pytest.fixture(scope="session")
 def simulated_folder(tmp_path_factory):
     """A small simulated shop on disk, with its index; closed."""
-    from qagent_mlx.evaluate.simulator import SimulatorConfig, write_sample
     from qagent_mlx.sample import refresh
     from qagent_mlx.shop import ShopConfig
+    from qagent_mlx.simulator.sample_files import write_sample
+    from qagent_mlx.simulator.world import SimulatorConfig
     from qagent_mlx.utils.atomic_files import read_json
 
     files = tmp_path_factory.mktemp("simulated-files")

@@ -29,13 +29,14 @@ from ..errors import QAgentError
 from ..ingest import append_events
 from ..inventory.index import ensure
 from ..shop import Shop
+from ..simulator.click_model import Answer, Meanings, Visit
+from ..simulator.shopper import Shopper
+from ..simulator.world import START, SimulatorConfig, World, moment
 from ..train.environment import Environment
 from ..types import Case
 from .baselines import System
 from .lineup import Lineup, cases_of, parts_of
 from .metrics import FLIPS
-from .simulator import START, Shopper, SimulatorConfig, World, moment
-from .tapping import Answer, Meanings, Visit
 
 FRESH = 5  # part of a fresh shopper's seed; those of the sample's own shoppers have a 2
 RESAMPLES = 2000

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from qagent_mlx.agent.recommend import after_log
-from qagent_mlx.evaluate.simulator import SimulatorConfig, write_sample
 from qagent_mlx.ingest import ingest
 from qagent_mlx.inspection import token_counter
 from qagent_mlx.memory.profile import Memory
@@ -28,6 +27,8 @@ from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.worth import Worth
 from qagent_mlx.sample import refresh
 from qagent_mlx.shop import Shop, ShopConfig
+from qagent_mlx.simulator.sample_files import write_sample
+from qagent_mlx.simulator.world import SimulatorConfig
 
 
 def compression(shop: Shop, least: int) -> dict[str, Any]:

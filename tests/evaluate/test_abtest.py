@@ -16,8 +16,8 @@ from qagent_mlx.evaluate.abtest import (
 )
 from qagent_mlx.evaluate.baselines import baseline
 from qagent_mlx.evaluate.metrics import Ranking
-from qagent_mlx.evaluate.simulator import moment
-from qagent_mlx.evaluate.tapping import Answer
+from qagent_mlx.simulator.click_model import Answer
+from qagent_mlx.simulator.world import moment
 from qagent_mlx.types import Case
 
 SMALL = AbConfig(users=12, visits=2, draws=4)

@@ -10,17 +10,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from qagent_mlx.evaluate.simulator import (
-    START,
-    Shopper,
-    SimulatorConfig,
-    World,
-    moment,
-    simulate,
-    write_sample,
-)
 from qagent_mlx.ingest import ingest
 from qagent_mlx.shop import Shop
+from qagent_mlx.simulator.sample_files import simulate, write_sample
+from qagent_mlx.simulator.shopper import Shopper
+from qagent_mlx.simulator.world import START, SimulatorConfig, World, moment
 
 SMALL = SimulatorConfig(users=12, days=25, products_per_pair=2.0)
 CATALOG = (
@@ -58,7 +52,8 @@ def test_the_seed_alone_decides(simulated):
 
 def test_hash_seeds_decide_nothing(simulated):
     code = (
-        "from qagent_mlx.evaluate.simulator import *\n"
+        "from qagent_mlx.simulator.sample_files import simulate\n"
+        "from qagent_mlx.simulator.world import SimulatorConfig\n"
         "log = simulate(SimulatorConfig(users=3, days=25, products_per_pair=2.0))[1]\n"
         "print([e['query'] for e in log])"
     )

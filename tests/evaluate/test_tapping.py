@@ -4,8 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qagent_mlx.evaluate.simulator import Need, Shopper, SimulatorConfig, World
-from qagent_mlx.evaluate.tapping import IDLE, LATER, SECOND, Meanings, Visit
+from qagent_mlx.simulator.click_model import IDLE, LATER, SECOND, Meanings, Visit
+from qagent_mlx.simulator.shopper import Need, Shopper
+from qagent_mlx.simulator.world import SimulatorConfig, World
 
 CONFIG = SimulatorConfig(users=12, days=40, products_per_pair=2.0)
 

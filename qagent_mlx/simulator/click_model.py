@@ -28,7 +28,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..utils.text import query_key
-from .simulator import Need, Phrase, Shopper, World
+from .shopper import Need, Shopper
+from .world import Phrase, World
 
 EXAMINE = 0.85  # the chance of looking at one more query
 SECOND = 0.7  # need for what the visit could also be for

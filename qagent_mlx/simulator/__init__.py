@@ -1,0 +1,1 @@
+"""A simulated shop and its shoppers."""
