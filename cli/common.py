@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.shop.shop import Shop
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -180,7 +180,7 @@ def given(**values: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
     """The shop in a folder, closed at the end."""
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.shop.shop import Shop
 
     with Shop.open(path, read_only=not write) as shop:
         yield shop

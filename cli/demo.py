@@ -18,7 +18,7 @@ from .progress import TrainingProgress
 
 if TYPE_CHECKING:
     from qagent_mlx.demo import DemoConfig, Scene
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.shop.shop import Shop
 
 
 @click.command()
@@ -56,8 +56,8 @@ def demo(
     thrown away at the end, unless you say --keep. Commands may also be piped in.
     """
     from qagent_mlx.demo import NAME, DemoConfig
-    from qagent_mlx.sample import is_sample
     from qagent_mlx.session import borrowed
+    from qagent_mlx.shop.sample import is_sample
 
     mine = is_sample(shop_path, NAME)
     yours = not mine and (shop_path / "shop.json").exists()

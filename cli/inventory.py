@@ -50,8 +50,8 @@ def index(
     A search that finds its index older than the catalog updates it by itself; searches that
     are under way go on meanwhile.
     """
+    from qagent_mlx.build import refresh
     from qagent_mlx.inventory.changes import choose_encoder, remove_products, updated
-    from qagent_mlx.sample import refresh
 
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:

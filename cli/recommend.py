@@ -75,7 +75,7 @@ def recommend(
     With --json one user gives one object (user, recommendations, latency_ms); several users
     give {"users": [...]} with such an object for each. A user without events is a new user.
     """
-    from qagent_mlx.agent.recommend import Recommender, has_events
+    from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.policy.registry import default_policy, open_policy
 
     many = everybody or file is not None
@@ -100,7 +100,7 @@ def recommend(
             return
         with waiting("recommending"):
             found = recommender.recommend(users, k, as_of, seed)
-        strangers = [user for user in dict.fromkeys(users) if not has_events(shop, user)]
+        strangers = [user for user in dict.fromkeys(users) if not shop.has_events(user)]
     if strangers:  # perhaps a slip of the pen
         note(f"no events yet, so recommended to as a new user: {', '.join(strangers[:5])}")
     documents = [document(recommender, one, chains) for one in found]

@@ -45,7 +45,7 @@ def reproduce(
     shop the A/B tests. It takes hours on a small machine; killed, the same command goes on
     where it was.
     """
-    from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
+    from qagent_mlx.reproduce import ReproduceConfig, Reproduction
     from qagent_mlx.utils.atomic_files import read_json
 
     from .abtest import draw

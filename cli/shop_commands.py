@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @json_option
 def init(sample: bool, shop_path: Path, as_json: bool) -> None:
     """Make a shop: an empty one, or with --sample one that is ready to use."""
-    from qagent_mlx.sample import create_sample
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.build import create_sample
+    from qagent_mlx.shop.shop import Shop
 
     if sample:
         report = create_sample(shop_path, note)

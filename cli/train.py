@@ -32,7 +32,7 @@ from .common import (
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.shop.shop import Shop
     from qagent_mlx.train.runs import Run
 
 steps_option = click.option("--steps", type=click.IntRange(1), help="How long to train.")

@@ -20,9 +20,9 @@ _put_off()
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Shop": "qagent_mlx.shop",
+    "Shop": "qagent_mlx.shop.shop",
     "Policy": "qagent_mlx.policy.model",
-    "sample_shop": "qagent_mlx.sample",
+    "sample_shop": "qagent_mlx.shop.sample",
     "inspect_memory": "qagent_mlx.inspection",
     "search_products": "qagent_mlx.inspection",
     "recommend": "qagent_mlx.agent.recommend",
@@ -38,12 +38,12 @@ __all__ = ["QAgentError", "__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from .agent.recommend import recommend
+    from .build import sample_shop
     from .evaluate.abtest import abtest
     from .evaluate.lineup import evaluate_policies
     from .inspection import inspect_memory, search_products
     from .policy.model import Policy
-    from .sample import sample_shop
-    from .shop import Shop
+    from .shop.shop import Shop
     from .train.grpo import train_grpo
     from .train.pretrain import pretrain
     from .train.reading import open_run

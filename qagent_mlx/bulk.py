@@ -21,10 +21,10 @@ from typing import Any
 import duckdb
 
 from .agent.pool import Pool
-from .agent.recommend import Ask, Recommender, UserRecommendations, after_log
+from .agent.recommend import Ask, Recommender, UserRecommendations
 from .errors import QAgentError
 from .policy.model import fingerprint
-from .shop import Shop
+from .shop.shop import Shop
 from .utils.atomic_files import read_json, replacing, write_json
 from .utils.database import literal, open_duckdb
 from .utils.text import clean
@@ -81,7 +81,7 @@ def read_users(path: Path) -> list[str]:
 
 def all_users(shop: Shop, as_of: datetime | None = None) -> list[str]:
     """Everybody who did something before a moment, in order of id."""
-    before = as_of or after_log(shop)
+    before = as_of or shop.end_of_log()
     return [
         user
         for (user,) in shop.connection.execute(
@@ -158,7 +158,7 @@ def bulk_recommend(
         raise QAgentError("there is nobody to recommend to")
     folder = out.parent / f".{out.name}.parts"
     question = _question(recommender, users, k, as_of, seed, part)
-    moment = _begin(folder, question, as_of or after_log(recommender.shop))
+    moment = _begin(folder, question, as_of or recommender.shop.end_of_log())
     parts = [list(users[i : i + part]) for i in range(0, len(users), part)]
     paths = [folder / f"{number:06}.parquet" for number in range(len(parts))]
     done = resumed = sum(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .agent.recommend import Recommender
+from .build import create_sample
 from .errors import QAgentError
 from .evaluate.baselines import System, baselines
 from .evaluate.metrics import Ranking
@@ -17,8 +18,8 @@ from .inspection import inspect_memory, search_products
 from .inventory.index import ensure
 from .policy.model import load_policy
 from .policy.registry import SAMPLE, open_policy, resolve
-from .sample import create_sample, remove_sample
-from .shop import Shop
+from .shop.sample import remove_sample
+from .shop.shop import Shop
 from .train.cases import build_cases, of_split
 from .train.environment import Environment, Example
 from .train.grpo import GrpoConfig, train_grpo

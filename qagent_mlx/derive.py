@@ -18,7 +18,7 @@ from .ingest import IngestReport, append, register
 from .inventory.terms import pairs
 from .memory import events as event_memory
 from .memory import store as memory_store
-from .shop import Shop
+from .shop.shop import Shop
 from .utils.text import pieces, query_key, words
 
 SOURCES = {"categories": "from category paths", "titles": "from titles"}

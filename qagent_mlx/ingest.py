@@ -25,7 +25,7 @@ from .errors import QAgentError
 from .fields import MAX_TITLE, attributes_or_mark, category, plain, price
 from .memory import events as event_memory
 from .memory import store as memory_store
-from .shop import Shop
+from .shop.shop import Shop
 from .types import EVENT_TYPES
 from .utils.database import literal
 from .utils.text import clean, query_key

@@ -15,7 +15,7 @@ from .memory.profile import SECTIONS, CountTokens, Memory, words_cost
 from .memory.reader import Moment
 from .memory.summarizer import Summarizer
 from .memory.worth import Worth
-from .shop import Shop
+from .shop.shop import Shop
 from .utils.text import query_key
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ def inspect_memory(
         user, as_of, events (before the moment), tokens, raw_tokens (of the log itself),
         text, sections (name -> texts of its lines), graph.
     """
-    from .agent.recommend import after_log
 
-    moment = Moment(user, as_of or after_log(shop))
+    moment = Moment(user, as_of or shop.end_of_log())
     if memory is None:
         memory = Memory(
             shop.connection, shop.config.memory, count or token_counter(shop),
@@ -187,8 +186,3 @@ def _why(reason: Explanation) -> dict[str, Any]:
     return {"sides": sides, "words": words, "borrowed": list(reason.borrowed)}
 
 
-def user_known(shop: Shop, user: str) -> bool:
-    """Whether the log has an event of this user."""
-    return shop.connection.execute(
-        "SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user]
-    ).fetchone() is not None

@@ -33,7 +33,7 @@ import duckdb
 from .derive import category_queries, derive, mark, title_queries
 from .errors import QAgentError
 from .ingest import IngestReport, ReadOptions, append_events, ingest
-from .shop import Shop
+from .shop.shop import Shop
 from .utils.database import literal, open_duckdb
 from .utils.text import words
 

@@ -21,7 +21,7 @@ from .memory import store
 from .memory import tables as memory_tables
 from .memory.summarizer import kept
 from .policy.registry import policy_names
-from .shop import Shop
+from .shop.shop import Shop
 from .train.runs import Run, run_names, training
 from .utils.atomic_files import clear_left, read_json, replacing, sync_folder
 from .utils.database import literal, open_duckdb

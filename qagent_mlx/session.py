@@ -17,14 +17,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations, after_log
+from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
 from .agent.rollout import Turn
 from .errors import QAgentError
 from .ingest import append_events
 from .inspection import inspect_memory, search_products
 from .policy.model import Policy
 from .policy.registry import open_policy, policy_names
-from .shop import Shop
+from .shop.shop import Shop
 from .types import Profile
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Session:
     def _ask(
         self, recommender: Recommender, watch: Callable[[Seen], None] | None = None
     ) -> UserRecommendations:
-        moment = self.moment or after_log(self.shop)
+        moment = self.moment or self.shop.end_of_log()
         began = time.perf_counter()
         profile = recommender.profiles([self.user], moment)[0]
 
@@ -203,7 +203,7 @@ class Session:
 
         In the past nobody can act, so a search there leaves no trace.
         """
-        moment = self.moment or after_log(self.shop)
+        moment = self.moment or self.shop.end_of_log()
         found = search_products(
             self.shop, query, self._k, as_of=moment, search=self.recommender.search
         )
@@ -249,7 +249,7 @@ class Session:
         """
         if not product.product_id:
             raise QAgentError(f"{product.query!r} is a query; click it to see its products")
-        state = self.products([product.product_id], self.moment or after_log(self.shop))[0]
+        state = self.products([product.product_id], self.moment or self.shop.end_of_log())[0]
         if kind == "purchase" and not state["in_stock"]:
             raise QAgentError(f"{product.title} is sold out; it can be clicked, not bought")
         rows = [{"type": "click", "query": product.query, "product_id": product.product_id}]
@@ -260,7 +260,7 @@ class Session:
     def _write(self, rows: Sequence[dict[str, Any]]) -> None:
         if self.moment is not None:
             raise QAgentError("the past cannot be changed; come back with: as-of now")
-        moment = after_log(self.shop)
+        moment = self.shop.end_of_log()
         made = [
             {"user_id": self.user, "time": moment + PAUSE * (i + 1), **row}
             for i, row in enumerate(rows)
@@ -324,7 +324,7 @@ class Session:
     @property
     def now(self) -> datetime:
         """The moment after the log's last event."""
-        return after_log(self.shop)
+        return self.shop.end_of_log()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 import qagent_mlx  # before anything that imports mlx
 from qagent_mlx.ingest import ingest
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 assert qagent_mlx.__version__
 
@@ -185,8 +185,8 @@ def tiny_search(tiny_shop):
 @pytest.fixture(scope="session")
 def simulated_folder(tmp_path_factory):
     """A small simulated shop on disk, with its index; closed."""
-    from qagent_mlx.sample import refresh
-    from qagent_mlx.shop import ShopConfig
+    from qagent_mlx.build import refresh
+    from qagent_mlx.shop.config import ShopConfig
     from qagent_mlx.simulator.sample_files import write_sample
     from qagent_mlx.simulator.world import SimulatorConfig
     from qagent_mlx.utils.atomic_files import read_json

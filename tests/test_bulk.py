@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.agent.pool import Pool
-from qagent_mlx.agent.recommend import Ask, Recommender, after_log
+from qagent_mlx.agent.recommend import Ask, Recommender
 from qagent_mlx.bulk import (
     Progress,
     all_users,
@@ -18,7 +18,7 @@ from qagent_mlx.bulk import (
 )
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train import distributed
 
 
@@ -141,7 +141,7 @@ def test_two_workers_write_the_file_that_one_writes(saved, tmp_path):
 def test_what_a_lost_process_was_given_is_done_by_this_one(saved, noticed):
     with Shop.open(saved) as shop:
         recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
-        moment = after_log(shop)
+        moment = shop.end_of_log()
         asks = [Ask(p, moment, 3, 2) for p in recommender.profiles(all_users(shop)[:5])]
         expected = [one.recommendations for one in recommender.answer(asks)]
         with Pool(saved, saved / "policies" / "nano", 1) as pool:

@@ -18,7 +18,7 @@ from qagent_mlx.ingest import (
     parse_mapping,
     retry,
 )
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = [
     {"product_id": "p1", "title": 'Monitor 24", black', "brand": "Acme", "category": "A > B",

@@ -4,13 +4,12 @@ from datetime import timedelta
 import duckdb
 import pytest
 
-from qagent_mlx.agent.recommend import after_log
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
 from qagent_mlx.inspection import SUMMARIES, inspect_memory
 from qagent_mlx.memory import store, tables
 from qagent_mlx.privacy import export, forget
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.runs import Run
 from qagent_mlx.utils.atomic_files import write_json
 
@@ -21,7 +20,7 @@ WHO = "Zaphod-Beeblebrox-42"
 def shop(own_shop):
     """The small shop with one more user, a rejected row of theirs, a run and two policies."""
     store.build(own_shop.connection, own_shop.config.memory)
-    start = after_log(own_shop) - timedelta(days=1)
+    start = own_shop.end_of_log() - timedelta(days=1)
     rows = [
         {"user_id": WHO, "time": start + timedelta(minutes=i), "type": kind, "query": "usb cable",
          "product_id": "p001" if kind == "click" else None}
@@ -91,7 +90,7 @@ def test_what_killed_processes_left_of_the_user_is_forgotten_too(shop):
 
 
 def test_the_shop_is_as_if_the_user_had_never_come(shop):
-    append_events(shop, [{"user_id": "last", "time": after_log(shop), "type": "search", "query": "x"}])
+    append_events(shop, [{"user_id": "last", "time": shop.end_of_log(), "type": "search", "query": "x"}])
     forget(shop, WHO)
     kept = {
         t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in tables.SHOP_TABLES
@@ -112,7 +111,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
 def test_the_shop_can_be_used_and_written_after_forgetting(shop):
     forget(shop, WHO)
     report = append_events(
-        shop, [{"user_id": WHO, "time": after_log(shop), "type": "search", "query": "desk lamp"}]
+        shop, [{"user_id": WHO, "time": shop.end_of_log(), "type": "search", "query": "desk lamp"}]
     )
     assert report.accepted == 1
     assert inspect_memory(shop, WHO)["events"] == 1

@@ -5,11 +5,10 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inspection import user_known
 from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.session import Session, borrowed
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def session(own_shop):
 
 def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     user = session.new_user()
-    assert not user_known(session.shop, user)
+    assert not session.shop.has_events(user)
     assert "new user" in session.memory()["text"]
     session.recommend()
     found = session.search("Dune Desk Lamp")

@@ -10,7 +10,8 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
-from qagent_mlx.shop import MemoryConfig, SearchConfig, Shop, ShopConfig, check_name
+from qagent_mlx.shop.config import MemoryConfig, SearchConfig, ShopConfig
+from qagent_mlx.shop.shop import Shop, check_name
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_reading_cannot_write(folder):
 def holding(folder, read_only):
     """A process that keeps the shop open until its input closes."""
     code = (
-        "import sys; from qagent_mlx.shop import Shop\n"
+        "import sys; from qagent_mlx.shop.shop import Shop\n"
         f"shop = Shop.open({str(folder)!r}, read_only={read_only}); shop.counts()\n"
         "print('open', flush=True); sys.stdin.read()"
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..policy.model import load_policy
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.blas import one_blas_thread
 from .recommend import Answerer, Ask, UserRecommendations
 

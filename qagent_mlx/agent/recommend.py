@@ -17,7 +17,7 @@ from ..memory.reader import Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
 from ..policy.registry import open_policy
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..types import Profile, Recommendation
 from .rollout import Roller, Rollout, Task, Turn
 from .row import Rows, pool, pooled
@@ -168,7 +168,7 @@ class Recommender(Answerer):
 
     def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
         """The users' memory as the policy reads it; by default at the moment after the log."""
-        moment = as_of or after_log(self.shop)
+        moment = as_of or self.shop.end_of_log()
         return self.memory.profiles(
             [Moment(user, moment) for user in users], self.agent.sections,
             self.agent.profile_budget,
@@ -186,7 +186,7 @@ class Recommender(Answerer):
                 log's last event, so that a log of last year gives last year's answer.
             seed: Of the sampling.
         """
-        moment = as_of or after_log(self.shop)
+        moment = as_of or self.shop.end_of_log()
         start = time.perf_counter()
         profiles = self.profiles(users, moment)
         spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
@@ -213,27 +213,6 @@ def described(
         }
         for r in recommendations
     ]
-
-
-def after_log(shop: Shop) -> datetime:
-    """The moment after the last event.
-
-    Raises:
-        QAgentError: the log is empty.
-    """
-    row = shop.connection.execute("SELECT max(ts) + INTERVAL 1 SECOND FROM events").fetchone()
-    if row is None or row[0] is None:
-        raise QAgentError(f"{shop.path} has no events; run: qagent ingest events FILE")
-    moment: datetime = row[0]
-    return moment
-
-
-def has_events(shop: Shop, user: str) -> bool:
-    """Whether the log knows the user."""
-    row = shop.connection.execute(
-        "SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user]
-    ).fetchone()
-    return row is not None
 
 
 def recommend(

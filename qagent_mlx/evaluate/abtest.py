@@ -28,7 +28,7 @@ from ..agent.recommend import GROUP
 from ..errors import QAgentError
 from ..ingest import append_events
 from ..inventory.index import ensure
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..simulator.click_model import Answer, Meanings, Visit
 from ..simulator.shopper import Shopper
 from ..simulator.world import START, SimulatorConfig, World, moment

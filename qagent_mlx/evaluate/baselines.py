@@ -15,7 +15,7 @@ import numpy as np
 
 from ..inventory.encoder import Encoder
 from ..inventory.index import ensure
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.text import query_key
 from .collaborative import CategoryPopular, ItemCF, Markov, Swing
 from .logs import EngagementLog, SearchLog, best, ranking

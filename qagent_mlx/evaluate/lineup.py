@@ -14,7 +14,7 @@ from ..inventory.index import ensure
 from ..memory.profile import SECTIONS, CountTokens
 from ..policy.model import AgentConfig, Policy, base_of, load_policy, read_info
 from ..policy.registry import policy_names, resolve
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..train.cases import SplitConfig, build_cases
 from ..train.environment import Environment, Example
 from ..types import Case

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.text import query_key
 from .metrics import Ranking
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..agent.rollout import Rollout
 from ..inventory.catalog import Catalog
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..train.runs import Run, run_names
 from ..utils.atomic_files import write_with
 from .metrics import METRICS

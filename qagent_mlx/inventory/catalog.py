@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.database import literal, open_duckdb
 from .clicks import seconds
 

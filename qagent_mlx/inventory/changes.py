@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils import trusted_code
 from .encoders import SUBWORD, EncoderSpec, python_file
 from .index import Changes, build, ensure, load, update

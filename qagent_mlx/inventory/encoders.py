@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import QAgentError
-from ..shop import SearchConfig
+from ..shop.config import SearchConfig
 from ..utils import trusted_code
 from .encoder import Encoder
 

@@ -1,4 +1,4 @@
-"""The shop's own search engine in place of the built-in one, named in ``shop.json``:
+"""The shop's own search engine in place of the built-in one, named in ``shop.shop.json``:
 
     "search": {"engine": {"kind": "opensearch", "url": "http://localhost:9200",
                           "index": "products", "fields": ["title^2", "brand"]}}
@@ -26,7 +26,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
 from .catalog import Catalog, read_catalog

@@ -19,7 +19,7 @@ import duckdb
 import numpy as np
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.database import literal
 from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
 from .encoder import Encoder, SubwordEncoder

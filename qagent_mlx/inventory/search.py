@@ -22,7 +22,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ..errors import QAgentError
-from ..shop import SearchConfig, Shop
+from ..shop.config import SearchConfig
+from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
 from .catalog import Catalog

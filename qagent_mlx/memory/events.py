@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 if TYPE_CHECKING:
-    from ..shop import MemoryConfig
+    from ..shop.config import MemoryConfig
 
 
 def refresh_sessions(

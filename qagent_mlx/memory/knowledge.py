@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from . import store, tables
 from .history import Wording, read_wordings
 

@@ -24,7 +24,8 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..shop import MemoryConfig, Shop, from_dict
+from ..shop.config import MemoryConfig, from_dict
+from ..shop.shop import Shop
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb

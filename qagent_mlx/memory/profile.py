@@ -19,7 +19,7 @@ import duckdb
 import numpy as np
 
 from ..errors import QAgentError
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from ..types import Line, Profile
 from ..utils.text import clean
 from .knowledge import Knowledge

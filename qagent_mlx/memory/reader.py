@@ -12,7 +12,7 @@ from datetime import datetime
 import duckdb
 import numpy as np
 
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from . import store, tables
 from .candidates import blank, candidates, neighbours, wanted
 from .history import Event, Log, microseconds, of_users

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from .history import CART, CLICK, PURCHASE, SEARCH, VIEW, Event, Good, Wording
 
 SOURCES = 8  # how many of a user's last engagements lead to neighbours

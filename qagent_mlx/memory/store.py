@@ -20,7 +20,7 @@ from typing import Any
 
 import duckdb
 
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from . import history, tables, traces
 from . import state as states
 from .history import SEARCH, Event, Log, microseconds, of_users, time_of

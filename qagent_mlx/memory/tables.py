@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import duckdb
 
-from ..shop import MemoryConfig
+from ..shop.config import MemoryConfig
 from ..utils.text import tokens
 from .history import Event, Log
 from .traces import WITHIN, Traces, traces_of

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..shop import Shop
+from ..shop.shop import Shop
 from .events import Success, successes
 
 AGES = (

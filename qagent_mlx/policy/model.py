@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..agent.protocol import MAX_SEARCHES, PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
-from ..shop import from_dict
+from ..shop.config import from_dict
 from ..utils.atomic_files import json_text, read_json, replacing_together, settle, unfinished
 from ..utils.runtime import device_name
 from . import blocks

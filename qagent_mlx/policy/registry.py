@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.atomic_files import read_json
 from .catalog import CATALOG, Entry, memory_needed, shape_of, stored_size
 from .model import LoraConfig, Policy, base_of, fingerprint, load_policy, merge_adapters, read_info

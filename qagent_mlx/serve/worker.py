@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..agent.pool import Pool
-from ..agent.recommend import Ask, Recommender, UserRecommendations, after_log, chains_of
+from ..agent.recommend import Ask, Recommender, UserRecommendations, chains_of
 from ..errors import QAgentError
 from ..ingest import IngestReport, append_batches
 from ..inventory.index import ensure
 from ..policy.model import load_policy
 from ..policy.registry import default_policy, resolve
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..types import Profile, Recommendation
 from ..utils.blas import one_blas_thread
 from .cache import UserCache
@@ -262,7 +262,7 @@ class Worker:
 
     def _answer(self, requests: Sequence[Request]) -> None:
         """All of them in one decode, each set as soon as it is known."""
-        moment = after_log(self.shop)
+        moment = self.shop.end_of_log()
         profiles = self._read(requests, moment)
         asks = [
             Ask(profile, r.as_of or moment, r.k, r.chains)
@@ -364,7 +364,7 @@ class Worker:
     def _look_at_trends(self) -> None:
         """The answer for everybody: what a user of whom nothing is known would get."""
         self._trended = time.monotonic()
-        moment = after_log(self.shop)
+        moment = self.shop.end_of_log()
         # Once a day this takes a while; here nobody waits for it.
         self.recommender.memory.read_all(moment)
         if self.trending is not None and self.trending.as_of == moment:
@@ -378,7 +378,7 @@ class Worker:
         if self.config.read_only:
             raise QAgentError("this server is read only; start it without --read-only")
         now = datetime.now(timezone.utc).replace(tzinfo=None)
-        last = after_log(self.shop)
+        last = self.shop.end_of_log()
         limit = max(now, last) + AHEAD
         clock = last if self.shop.config.simulated is not None else now
         kept: list[tuple[_Post, list[dict[str, Any]]]] = []

@@ -21,7 +21,7 @@ from ..policy.build import SIZES, new_policy, save_base
 from ..policy.model import AgentConfig, LoraConfig
 from ..policy.registry import derive, open_policy
 from ..policy.tokenizer import train_tokenizer
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.text import query_key
 from .batches import Chain
 from .cases import SplitConfig

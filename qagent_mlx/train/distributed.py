@@ -37,7 +37,7 @@ from .lifeline import Lifeline
 
 if TYPE_CHECKING:
     from ..agent.rollout import Rollout
-    from ..shop import Shop
+    from ..shop.shop import Shop
     from .runs import Run
 
 WORKERS_ENV = "QAGENT_WORKER"  # "rank/size" in the processes that `launch` starts

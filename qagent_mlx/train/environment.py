@@ -27,7 +27,8 @@ from ..memory.reader import Moment
 from ..memory.worth import Worth
 from ..policy.model import AgentConfig, Policy
 from ..policy.tokenizer import AnyCodec
-from ..shop import SearchConfig, Shop
+from ..shop.config import SearchConfig
+from ..shop.shop import Shop
 from ..types import Case, Line, Profile
 from ..utils.atomic_files import replacing
 from ..utils.database import literal, open_duckdb

@@ -36,7 +36,7 @@ from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.runtime import give_back
 from . import checkpoint, distributed
 from .advantages import ESTIMATORS, signal

@@ -23,7 +23,7 @@ from ..memory.profile import words_cost
 from ..policy.build import new_policy, save_base
 from ..policy.model import AgentConfig, Policy
 from ..policy.tokenizer import ShopCodec, train_tokenizer
-from ..shop import Shop
+from ..shop.shop import Shop
 from .batches import Chain
 from .cases import SplitConfig, build_cases, of_split
 from .demonstrations import DemoConfig, Demonstrator

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.database import open_duckdb
 from .runs import LINES, Run, numeric, run_names
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
-from ..shop import Shop
+from ..shop.shop import Shop
 from ..utils.atomic_files import clear_left, locked, read_json, replacing, write_json
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from typing import Any, TypeVar
 from ..errors import QAgentError
 from ..policy.model import AgentConfig, agent_below
 from ..policy.registry import resolve
-from ..shop import Shop
+from ..shop.shop import Shop
 from .cases import SplitConfig
 
 T = TypeVar("T")

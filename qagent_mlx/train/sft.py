@@ -16,7 +16,7 @@ from ..errors import QAgentError
 from ..policy.model import AgentConfig, LoraConfig, Policy
 from ..policy.registry import derive
 from ..policy.tokenizer import ChatCodec
-from ..shop import Shop
+from ..shop.shop import Shop
 from . import checkpoint, distributed
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator

@@ -17,7 +17,7 @@ from pathlib import Path
 from qagent_mlx import bulk
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.policy.registry import open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.blas import one_blas_thread
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from qagent_mlx.agent.recommend import after_log
+from qagent_mlx.build import refresh
 from qagent_mlx.ingest import ingest
 from qagent_mlx.inspection import token_counter
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.worth import Worth
-from qagent_mlx.sample import refresh
-from qagent_mlx.shop import Shop, ShopConfig
+from qagent_mlx.shop.config import ShopConfig
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import write_sample
 from qagent_mlx.simulator.world import SimulatorConfig
 
@@ -42,7 +42,7 @@ def compression(shop: Shop, least: int) -> dict[str, Any]:
     memory = Memory(
         shop.connection, shop.config.memory, token_counter(shop), Worth.of_shop(shop)
     )
-    moments = [Moment(user, after_log(shop)) for user, _ in rows]
+    moments = [Moment(user, shop.end_of_log()) for user, _ in rows]
     ratios = [
         memory.raw_tokens(moment) / profile.tokens
         for moment, profile in zip(moments, memory.profiles(moments), strict=True)

@@ -13,11 +13,10 @@ import sys
 import time
 from statistics import median, quantiles
 
-import qagent_mlx  # noqa: F401  (before mlx)
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.bench.measure import environment
 from qagent_mlx.policy.registry import open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 COMMAND = "from qagent_cli.main import cli; cli()"
 

@@ -36,13 +36,12 @@ from crashes import (  # noqa: E402
 )
 from starlette.testclient import TestClient  # noqa: E402
 
-import qagent_mlx  # noqa: E402, F401  (before mlx)
 from qagent_mlx.ingest import ingest  # noqa: E402
 from qagent_mlx.inventory.changes import updated  # noqa: E402
 from qagent_mlx.inventory.index import ensure  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402
 from qagent_mlx.serve.settings import ServeConfig  # noqa: E402
-from qagent_mlx.shop import Shop  # noqa: E402
+from qagent_mlx.shop.shop import Shop  # noqa: E402
 from qagent_mlx.train.grpo import train_grpo  # noqa: E402
 
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case", "gift")

@@ -24,7 +24,7 @@ import numpy as np
 
 from qagent_mlx.evaluate.metrics import bootstrap, paired
 from qagent_mlx.inventory.search import HybridSearch, open_search
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import words
 
 NO_CLICKS = {"weight_clicks": 0.0, "weight_shares": 0.0}

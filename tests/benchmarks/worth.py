@@ -46,7 +46,7 @@ from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy, policy_names
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain

@@ -9,7 +9,7 @@ from qagent_cli.runs import sparkline
 @pytest.fixture
 def trained(cli, tmp_path):
     """A shop with an unfinished GRPO run that was written by hand."""
-    from qagent_mlx.shop import Shop
+    from qagent_mlx.shop.shop import Shop
     from qagent_mlx.train.runs import Run
 
     with Shop.create(tmp_path / "runs-shop") as shop:

@@ -22,7 +22,7 @@ from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.model import load_policy
 from qagent_mlx.policy.registry import resolve
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import cli
+from qagent_mlx import reproduce as module
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.evaluate import reproduce as module
-from qagent_mlx.evaluate.reproduce import ReproduceConfig, Reproduction
+from qagent_mlx.reproduce import ReproduceConfig, Reproduction
 
 QUICK = ReproduceConfig(quick=True, seeds=(0,), group=2)
 

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.ingest import ingest
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import simulate, write_sample
 from qagent_mlx.simulator.shopper import Shopper
 from qagent_mlx.simulator.world import START, SimulatorConfig, World, moment

@@ -49,7 +49,7 @@ from qagent_mlx.policy.registry import derive
 from qagent_mlx.policy.tokenizer import train_tokenizer
 from qagent_mlx.serve.run import run as serve
 from qagent_mlx.serve.settings import ServeConfig
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train import checkpoint
 from qagent_mlx.train.alarms import AlarmConfig
 from qagent_mlx.train.cases import SplitConfig

@@ -38,7 +38,7 @@ from qagent_mlx.policy.model import load_policy, read_info
 from qagent_mlx.policy.tokenizer import load_codec
 from qagent_mlx.serve import http
 from qagent_mlx.serve.settings import ServeConfig
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoConfig
 from qagent_mlx.train.page import page as run_page
 from qagent_mlx.train.reading import overview

@@ -11,7 +11,7 @@ from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inventory.clicks import ClickLog
 from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
 from qagent_mlx.inventory.vectors import Vectors
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = (
     ("gow1", "Gears of War", "Games > Shooter", 20, 1),

@@ -11,7 +11,7 @@ from qagent_mlx.inventory.catalog import product_text, read_catalog
 from qagent_mlx.inventory.index import CLICK_SHARE, build, default_clicks_until, ensure, load
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.inventory.store import leftovers
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 STEMS = (
     "catalog", "history", "encoder", "vectors0", "slots", "lexical_counts", "lexical_rows",

@@ -16,7 +16,7 @@ from qagent_mlx.inventory.index import ensure, load
 from qagent_mlx.inventory.models import Reader
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.shop import SearchConfig
+from qagent_mlx.shop.config import SearchConfig
 
 TEXTS = ["acme usb cable", "lamp", "a red running shoe of borealis", "phone case"]
 

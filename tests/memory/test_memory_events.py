@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.events import refresh_sessions, successes
-from qagent_mlx.shop import SCHEMA, MemoryConfig, Shop
+from qagent_mlx.shop.config import MemoryConfig
+from qagent_mlx.shop.schema import SCHEMA
+from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
 GAP = timedelta(minutes=30)

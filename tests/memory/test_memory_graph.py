@@ -8,7 +8,7 @@ from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory.graph import graph
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.reader import Moment
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 
 @pytest.fixture

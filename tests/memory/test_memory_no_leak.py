@@ -19,7 +19,7 @@ from qagent_mlx.memory import tables
 from qagent_mlx.memory.profile import Memory, raw_history, words_cost
 from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.worth import learn
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
 DAY = datetime(2026, 1, 10)

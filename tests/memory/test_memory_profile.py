@@ -11,7 +11,8 @@ from qagent_mlx.agent.protocol import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES,
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, render, safe, words_cost
 from qagent_mlx.memory.reader import Moment
-from qagent_mlx.shop import MemoryConfig, Shop
+from qagent_mlx.shop.config import MemoryConfig
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.cases import build_cases
 
 REFERENCE = re.compile(r" <r(\d+)>$")

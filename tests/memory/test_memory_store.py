@@ -14,7 +14,7 @@ from qagent_mlx.memory import reader as reader_module
 from qagent_mlx.memory import state, store, tables
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.reader import Moment
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 DAY = datetime(2026, 1, 10)
 USERS = ("u0", "u1", "u2", "u3", "nobody")

@@ -23,7 +23,7 @@ from qagent_mlx.memory.worth import (
     learn,
     satisfied,
 )  # fmt: skip
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
 

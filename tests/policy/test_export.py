@@ -7,7 +7,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.export import fuse
 from qagent_mlx.policy.model import LoraConfig, load_policy
 from qagent_mlx.policy.registry import derive, resolve
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 TOKENS = mx.array([[10, 20, 30, 40, 50]])
 

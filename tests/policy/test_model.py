@@ -17,7 +17,7 @@ from qagent_mlx.policy.registry import (
     resolve,
 )
 from qagent_mlx.policy.sources import sample_folder
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import read_json, write_json
 
 TOKENS = mx.array([[60, 61, 62, 63]])

@@ -8,7 +8,7 @@ from chat_model import GEMMA, QWEN, chat_folder, other_folder
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
 from qagent_mlx.policy.registry import derive, open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 TOKENS = mx.array([[10, 20, 30, 40, 50]])
 

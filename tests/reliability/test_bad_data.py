@@ -14,7 +14,7 @@ from targets import TARGETS, Place
 from qagent_mlx import ingest as ingest_module
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import MAX_LINE, MAX_RATIO, append_events, ingest
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 EXAMPLES = {
     "HTTP bodies": 500, "config files": 200, "ingested rows": 3, "model folders": 20,

@@ -33,7 +33,7 @@ from qagent_mlx.memory.page import page as memory_page
 from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.tokenizer import load_codec
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.page import page as run_page
 from qagent_mlx.train.runs import Run
 from qagent_mlx.utils.text import clean

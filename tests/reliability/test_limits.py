@@ -20,7 +20,7 @@ from qagent_mlx.privacy import forget
 from qagent_mlx.serve import worker
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.settings import ServeConfig
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 
 @contextmanager

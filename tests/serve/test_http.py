@@ -17,7 +17,7 @@ from qagent_mlx.serve.guard import Rates
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.serve.worker import Worker
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 
 
 def ask(client, user="u01", **more):

@@ -15,7 +15,7 @@ import pytest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.model import LoraConfig
 from qagent_mlx.policy.registry import open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train import checkpoint
 from qagent_mlx.train.alarms import AlarmConfig, AlarmRang
 from qagent_mlx.train.cases import SplitConfig
@@ -148,7 +148,7 @@ def test_sft_goes_on_to_the_same_bits(shop, unbroken):
 KILLED = """
 import sys
 import qagent_mlx
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 sys.path.insert(0, {tests!r})
 from test_endurance import COMPONENTS, SPLIT, changed
 from qagent_mlx.train.grpo import train_grpo

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_map
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.model import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo

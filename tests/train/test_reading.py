@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.shop import Shop
+from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.page import page
 from qagent_mlx.train.reading import chosen, curves, difference, overview, query
 from qagent_mlx.train.runs import Run

@@ -24,25 +24,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import QAgentError
-from ..policy.model import LoraConfig, fingerprint
-from ..policy.registry import SAMPLE, policy_names, resolve
-from ..presets import load_preset
-from ..sample import create_sample, refresh, sample_data
-from ..shop import Shop, ShopConfig
-from ..train.cases import SplitConfig
-from ..train.grpo import GrpoConfig, resume_grpo, train_grpo
-from ..train.pretrain import PretrainConfig, pretrain
-from ..train.runs import Run, run_names
-from ..train.settings import Settings, agent_of, with_preset
-from ..train.sft import SftConfig, train_sft
-from ..utils.atomic_files import read_json, replacing, write_json
-from .abtest import RATES, AbConfig, abtest
-from .baselines import SLOW
-from .lineup import lineup
-from .logs import SearchLog
-from .page import curves, write_page
-from .report import evaluate, markdown
+from .build import create_sample, refresh
+from .errors import QAgentError
+from .evaluate.abtest import RATES, AbConfig, abtest
+from .evaluate.baselines import SLOW
+from .evaluate.lineup import lineup
+from .evaluate.logs import SearchLog
+from .evaluate.page import curves, write_page
+from .evaluate.report import evaluate, markdown
+from .policy.model import LoraConfig, fingerprint
+from .policy.registry import SAMPLE, policy_names, resolve
+from .presets import load_preset
+from .shop.config import ShopConfig
+from .shop.sample import sample_data
+from .shop.shop import Shop
+from .train.cases import SplitConfig
+from .train.grpo import GrpoConfig, resume_grpo, train_grpo
+from .train.pretrain import PretrainConfig, pretrain
+from .train.runs import Run, run_names
+from .train.settings import Settings, agent_of, with_preset
+from .train.sft import SftConfig, train_sft
+from .utils.atomic_files import read_json, replacing, write_json
 
 FORMAT = 2
 PACKAGES = ("qagent-mlx", "mlx", "mlx-lm", "numpy", "duckdb", "usearch", "bm25s", "scipy",

@@ -1,9 +1,7 @@
-"""The sample shop: simulated data that comes with the package."""
+"""Build what a shop needs before it can recommend: search index, stored memory, memory ranker."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,15 +14,10 @@ from .inventory.index import InventoryIndex, build
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store
 from .memory.worth import Retrieve, learn
-from .shop import Shop, ShopConfig
+from .shop.config import ShopConfig
+from .shop.sample import sample_data
+from .shop.shop import Shop
 from .utils.atomic_files import read_json
-
-
-def sample_data() -> Path:
-    """The folder of products.parquet, events.parquet and simulator.json."""
-    import qagent_sample  # type: ignore[import-not-found, unused-ignore]
-
-    return Path(qagent_sample.__path__[0])
 
 
 def create_sample(
@@ -120,32 +113,3 @@ def _retrieve(shop: Shop, index: InventoryIndex) -> Retrieve:
         return [[hit.product_id for hit in hits] for hits in search.search(queries, 10, moments)]
 
     return retrieve
-
-
-def remove_sample(path: str | Path, name: str) -> None:
-    """Delete a sample shop that was made under a name, its policies and runs included.
-
-    Raises:
-        QAgentError: the folder holds anything else.
-    """
-    path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not is_sample(path, name):
-        raise QAgentError(
-            f"{path} holds something else than a {name} shop; choose another --shop folder"
-        )
-    shutil.rmtree(path)
-
-
-def is_sample(path: str | Path, name: str) -> bool:
-    """Whether a folder holds a simulated shop of that name."""
-    try:
-        settings = json.loads((Path(path) / "shop.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (
-        isinstance(settings, dict)
-        and bool(settings.get("simulated"))
-        and settings.get("name") == name
-    )

@@ -1,0 +1,1 @@
+"""A shop's folder: its database, settings and schema."""
