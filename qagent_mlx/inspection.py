@@ -27,7 +27,7 @@ SUMMARIES = "summaries"  # the folder of lines that a summarizer wrote
 def token_counter(shop: Shop) -> CountTokens:
     """Counts tokens as the shop's first policy does; by words where no policy can be read."""
     from .policy.registry import SAMPLE, policy_names, resolve
-    from .policy.tokenizer import load_codec
+    from .protocol.codec import load_codec
 
     for name in [*policy_names(shop), SAMPLE]:
         try:

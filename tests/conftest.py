@@ -214,7 +214,7 @@ def simulated_shop(simulated_folder):
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    from qagent_mlx.policy.tokenizer import train_tokenizer
+    from qagent_mlx.protocol.codec import train_tokenizer
 
     titles = [product["title"] for product in tiny_products()]
     return train_tokenizer([*titles, *(e["query"] or "" for e in tiny_events())], 512)

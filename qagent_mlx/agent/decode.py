@@ -21,13 +21,13 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..policy.light import Light
+from ..protocol.grammar import constrained
 from ..utils.blas import one_blas_thread
 from ..utils.runtime import device_name
-from .grammar import constrained
 
 if TYPE_CHECKING:
     from ..policy.model import Policy
-    from .protocol import Stopper
+    from ..protocol.actions import Stopper
 
 
 GROWTH = 64  # tokens by which a full cache grows; mlx-lm's 256 are mostly air in short chains

@@ -15,8 +15,9 @@ from ..inventory.search import Search
 from ..memory.profile import Memory
 from ..memory.reader import Moment
 from ..memory.worth import Worth
-from ..policy.model import AgentConfig, Policy
+from ..policy.model import Policy
 from ..policy.registry import open_policy
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Profile, Recommendation
 from .rollout import Roller, Rollout, Task, Turn

@@ -15,13 +15,14 @@ from itertools import takewhile
 import mlx.core as mx
 import numpy as np
 
-from ..policy.model import AgentConfig, Policy
+from ..policy.model import Policy
+from ..protocol.actions import expand, parse_action, refusal_text, results_text
+from ..protocol.config import AgentConfig
+from ..protocol.grammar import Moves
 from ..types import Profile
 from ..utils.runtime import total_memory
 from ..utils.text import query_key
 from .decode import Batch, Decoder, Row
-from .grammar import Moves
-from .protocol import expand, parse_action, refusal_text, results_text
 from .tools import FetchMemory, Found, Request, SearchProducts, empty_profile
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip

@@ -14,7 +14,7 @@ from datetime import datetime
 import numpy as np
 
 from ..inventory.search import Search
-from ..policy.model import AgentConfig
+from ..protocol.config import AgentConfig
 from ..types import Profile, Recommendation
 from ..utils.text import query_key, words
 from .rollout import Rollout

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..inventory.catalog import Catalog
 from ..inventory.search import Search
-from ..policy.model import AgentConfig
+from ..protocol.actions import product_line, profile_text
+from ..protocol.config import AgentConfig
 from ..types import Profile
 from ..utils.text import query_key
-from .protocol import product_line, profile_text
 
 KEPT = 10  # products of a query
 PICKS = 4096  # queries at a moment whose picks are remembered

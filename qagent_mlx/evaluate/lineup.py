@@ -12,8 +12,9 @@ from ..errors import QAgentError
 from ..inspection import token_counter
 from ..inventory.index import ensure
 from ..memory.profile import SECTIONS, CountTokens
-from ..policy.model import AgentConfig, Policy, base_of, load_policy, read_info
+from ..policy.model import Policy, base_of, load_policy, read_info
 from ..policy.registry import policy_names, resolve
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..train.cases import SplitConfig, build_cases
 from ..train.environment import Environment, Example

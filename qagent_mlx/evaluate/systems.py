@@ -9,7 +9,8 @@ import numpy as np
 from ..agent.recommend import GROUP
 from ..agent.rollout import Rollout
 from ..agent.row import Rows, pooled
-from ..policy.model import AgentConfig, Policy
+from ..policy.model import Policy
+from ..protocol.config import AgentConfig
 from ..train.environment import Environment, Example
 from ..types import Recommendation
 from .metrics import Ranking

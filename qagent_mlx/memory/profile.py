@@ -12,16 +12,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import duckdb
 import numpy as np
 
 from ..errors import QAgentError
+from ..protocol.escape import safe
+from ..protocol.profile_text import _written, render
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile
-from ..utils.text import clean
 from .knowledge import Knowledge
 from .raw import RAW, raw_lines
 from .reader import Moment, Reader, Rows, joined
@@ -34,12 +34,6 @@ SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 TOGETHER = 64  # moments whose candidates are weighed together
 COUNTED = 100_000  # lines whose tokens are remembered
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
-
-
-@lru_cache(maxsize=1 << 16)
-def safe(text: str) -> str:
-    """Text from data that can never form a tag of the protocol."""
-    return clean(text).replace("<", "‹").replace(">", "›")
 
 
 class Memory:
@@ -231,23 +225,6 @@ def check_sections(sections: Iterable[str]) -> set[str]:
 def words_cost(texts: Sequence[str]) -> list[int]:
     """A token a word and a tag: what stands in for a tokenizer where there is none yet."""
     return [len(text.replace("<", " <").split()) + 1 for text in texts]
-
-
-def render(lines: Sequence[Line]) -> str:
-    """The profile's text: one line each; a line with a query ends in its reference.
-
-    The reference comes last so that, when a model reads left to right, the token that it
-    may copy is also the one that has seen the whole line.
-    """
-    written, number = [], 0
-    for line in lines:
-        written.append(_written(line, number))
-        number += line.query is not None
-    return "\n".join(written)
-
-
-def _written(line: Line, number: int) -> str:
-    return line.text if line.query is None else f"{line.text} <r{number}>"
 
 
 def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[str]:

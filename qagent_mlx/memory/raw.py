@@ -40,7 +40,7 @@ def raw_lines(memory: Memory, moments: Sequence[Moment], budget: int) -> list[li
         moments: In any order.
         budget: Tokens that a profile may have; no line is shorter than a token.
     """
-    from .profile import safe
+    from ..protocol.escape import safe
 
     made: list[list[Line]] = [[] for _ in moments]
     seen: list[set[str]] = [set() for _ in moments]

@@ -44,7 +44,7 @@ class Summarizer:
 
     def line(self, user: str, rows: Rows) -> str:
         """The line, or an empty text where the model wrote nothing or nothing is known."""
-        from .profile import safe
+        from ..protocol.escape import safe
 
         facts = facts_of(rows)
         if not facts:
@@ -63,7 +63,7 @@ class Summarizer:
 
 def facts_of(rows: Rows) -> list[str]:
     """What the model is told: coarse, so that it does not change from hour to hour."""
-    from .profile import safe
+    from ..protocol.escape import safe
 
     if not rows.state.identity:
         return []

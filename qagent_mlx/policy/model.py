@@ -14,15 +14,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..agent.protocol import MAX_SEARCHES, PROTOCOL_VERSION, Stopper
 from ..errors import QAgentError
+from ..protocol.actions import PROTOCOL_VERSION, Stopper
+from ..protocol.codec import AnyCodec, ShopCodec, load_codec, speaks_tags
+from ..protocol.config import AgentConfig
 from ..shop.config import from_dict
 from ..utils.atomic_files import json_text, read_json, replacing_together, settle, unfinished
 from ..utils.runtime import device_name
 from . import blocks
 from .plain import adapt, load_plain
 from .sources import moved
-from .tokenizer import AnyCodec, ShopCodec, load_codec, speaks_tags
 
 ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
 MOST_BLOCKS = 1000
@@ -57,36 +58,6 @@ class LoraConfig:
             raise QAgentError("lora: dropout must be from 0 to below 1")
         if not 0 < abs(self.scale) < float("inf"):
             raise QAgentError("lora: scale must be a number other than 0")
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """How a policy's chains run. Saved with the policy, as it was trained that way."""
-
-    profile_budget: int = 128
-    sections: tuple[str, ...] = ("latest", "graph", "identity", "neighbours", "trending")
-    max_searches: int = 4
-    results_shown: int = 2
-    title_words: int = 4
-    turn_tokens: int = 24
-    memory: bool = True  # off: the profile is empty (ablation)
-    search: bool = True  # off: searches return nothing (ablation)
-    marks: bool = True  # off: results do not say how they fit this user
-    guided: bool = True  # off: a served chat model may write what is no action, and fail
-
-    def check(self) -> None:
-        """Refuse chains that cannot run.
-
-        Raises:
-            QAgentError: names the setting and what it may be.
-        """
-        if not 1 <= self.max_searches <= MAX_SEARCHES:
-            raise QAgentError(f"agent: max_searches must be from 1 to {MAX_SEARCHES}")
-        for name in ("profile_budget", "title_words", "turn_tokens"):
-            if getattr(self, name) < 1:
-                raise QAgentError(f"agent: {name} must be at least 1")
-        if self.results_shown < 0:
-            raise QAgentError("agent: results_shown must be a number from 0 on")
 
 
 @dataclass

@@ -15,7 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..agent.protocol import (
+from ..agent.tools import Request, SearchProducts
+from ..policy.model import Policy
+from ..protocol.actions import (
     FETCH,
     RECOMMEND,
     RECOMMEND_END,
@@ -24,9 +26,9 @@ from ..agent.protocol import (
     profile_text,
     results_text,
 )
-from ..agent.tools import Request, SearchProducts
-from ..memory.profile import render, safe
-from ..policy.model import AgentConfig, Policy
+from ..protocol.config import AgentConfig
+from ..protocol.escape import safe
+from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
 from .batches import Chain

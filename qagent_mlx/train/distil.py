@@ -18,9 +18,10 @@ import numpy as np
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
 from ..policy.build import SIZES, new_policy, save_base
-from ..policy.model import AgentConfig, LoraConfig
+from ..policy.model import LoraConfig
 from ..policy.registry import derive, open_policy
-from ..policy.tokenizer import train_tokenizer
+from ..protocol.codec import train_tokenizer
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.text import query_key
 from .batches import Chain

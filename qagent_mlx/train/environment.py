@@ -25,8 +25,9 @@ from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
 from ..memory.reader import Moment
 from ..memory.worth import Worth
-from ..policy.model import AgentConfig, Policy
-from ..policy.tokenizer import AnyCodec
+from ..policy.model import Policy
+from ..protocol.codec import AnyCodec
+from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Case, Line, Profile
@@ -299,7 +300,7 @@ def measure(
 
 def without(example: Example, sections: Sequence[str]) -> Example:
     """The example with some sections of its profile removed (for ablations)."""
-    from ..memory.profile import render
+    from ..protocol.profile_text import render
 
     lines = tuple(line for line in example.profile.lines if line.section not in sections)
     profile = replace(

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
 from ..policy.kernels import HEAD_BLOCK
-from ..policy.model import AgentConfig, Policy
+from ..policy.model import Policy
+from ..protocol.config import AgentConfig
 from ..utils.runtime import device_name, total_memory
 from .alarms import AlarmConfig
 

@@ -34,8 +34,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
-from ..policy.model import AgentConfig, LoraConfig, Policy
+from ..policy.model import LoraConfig, Policy
 from ..policy.registry import derive
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.runtime import give_back
 from . import checkpoint, distributed

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..agent.protocol import profile_text, results_text
 from ..agent.tools import Request, SearchProducts
 from ..errors import QAgentError
 from ..inventory.index import ensure
 from ..memory.profile import words_cost
 from ..policy.build import new_policy, save_base
-from ..policy.model import AgentConfig, Policy
-from ..policy.tokenizer import ShopCodec, train_tokenizer
+from ..policy.model import Policy
+from ..protocol.actions import profile_text, results_text
+from ..protocol.codec import ShopCodec, train_tokenizer
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from .batches import Chain
 from .cases import SplitConfig, build_cases, of_split

@@ -37,8 +37,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import QAgentError
-from ..policy.model import AgentConfig, agent_below
+from ..policy.model import agent_below
 from ..policy.registry import resolve
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from .cases import SplitConfig
 

@@ -13,9 +13,10 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ..errors import QAgentError
-from ..policy.model import AgentConfig, LoraConfig, Policy
+from ..policy.model import LoraConfig, Policy
 from ..policy.registry import derive
-from ..policy.tokenizer import ChatCodec
+from ..protocol.codec import ChatCodec
+from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from . import checkpoint, distributed
 from .cases import SplitConfig

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.agent.grammar import MIN_P, WORDS_TOKENS, Grammar, Moves, constrained
-from qagent_mlx.agent.protocol import OBSERVATION_TAGS, parse_action
+from qagent_mlx.protocol.actions import OBSERVATION_TAGS, parse_action
+from qagent_mlx.protocol.grammar import MIN_P, WORDS_TOKENS, Grammar, Moves, constrained
 
 # Single characters, pieces that reach over the edges of tags, and what must never be drawn.
 TEXTS = [

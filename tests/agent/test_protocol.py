@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.agent.protocol import (
+from qagent_mlx.protocol.actions import (
     ACTION_TAGS,
     OBSERVATION_TAGS,
     REFERENCES,
@@ -13,7 +13,7 @@ from qagent_mlx.agent.protocol import (
     product_line,
     results_text,
 )
-from qagent_mlx.memory.profile import safe
+from qagent_mlx.protocol.escape import safe
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from qagent_mlx.agent import decode
 from qagent_mlx.agent.rollout import Roller, Rollout, Task
 from qagent_mlx.agent.tools import SearchProducts
-from qagent_mlx.policy.model import AgentConfig
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Line, Profile
 
 AGENT = AgentConfig(max_searches=2)

@@ -12,7 +12,7 @@ from qagent_mlx.agent.rollout import Roller, Rollout, Turn
 from qagent_mlx.agent.row import Rows, pool, pooled
 from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, History
-from qagent_mlx.policy.model import AgentConfig
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.train.environment import Environment
 from qagent_mlx.types import Hit, Line, Profile, Recommendation
 

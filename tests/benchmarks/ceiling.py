@@ -34,7 +34,7 @@ from qagent_mlx.evaluate.lineup import Lineup
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
 from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.reader import Moment, Reader
-from qagent_mlx.policy.model import AgentConfig
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment, Example

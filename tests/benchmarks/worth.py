@@ -44,8 +44,8 @@ from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired
 from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.memory.profile import SECTIONS
-from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy, policy_names
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import Environment

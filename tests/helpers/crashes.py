@@ -46,7 +46,7 @@ from qagent_mlx.memory.reader import Moment
 from qagent_mlx.policy.build import new_policy, save_base
 from qagent_mlx.policy.model import LoraConfig, load_policy
 from qagent_mlx.policy.registry import derive
-from qagent_mlx.policy.tokenizer import train_tokenizer
+from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.serve.run import run as serve
 from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.shop.shop import Shop

@@ -10,7 +10,7 @@ import json
 import random
 from typing import Any
 
-from qagent_mlx.agent.protocol import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
+from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
 
 TAGS = (*ACTION_TAGS, *OBSERVATION_TAGS, *REFERENCES[:3], *SLOTS[:2], "<eos>", "<pad>")
 CHAT = (

@@ -29,13 +29,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from qagent_mlx import fields
-from qagent_mlx.agent.protocol import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import IngestReport, append_events, ingest
 from qagent_mlx.inventory.index import load as load_index
-from qagent_mlx.memory.profile import safe
 from qagent_mlx.policy.model import load_policy, read_info
-from qagent_mlx.policy.tokenizer import load_codec
+from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
+from qagent_mlx.protocol.codec import load_codec
+from qagent_mlx.protocol.escape import safe
 from qagent_mlx.serve import http
 from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.shop.shop import Shop

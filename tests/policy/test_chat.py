@@ -3,12 +3,18 @@ from datetime import datetime
 import pytest
 from chat_model import NO_SYSTEM, THINKING, chat_folder, set_template
 
-from qagent_mlx.agent.protocol import FETCH, INSTRUCTIONS, OBSERVATION_TAGS, REQUEST, parse_action
 from qagent_mlx.agent.rollout import Roller, Task
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.model import load_policy
-from qagent_mlx.policy.tokenizer import load_codec
+from qagent_mlx.protocol.actions import (
+    FETCH,
+    INSTRUCTIONS,
+    OBSERVATION_TAGS,
+    REQUEST,
+    parse_action,
+)
+from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.types import Line, Profile
 
 NOW = datetime(2026, 2, 1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.tokenizer import ShopCodec, load_codec, tokenizer_files
+from qagent_mlx.protocol.codec import ShopCodec, load_codec, tokenizer_files
 
 
 def save_tokenizer(tokenizer, folder):

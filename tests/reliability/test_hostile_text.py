@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from qagent_cli.main import cli
 from targets import Place, protocol, texts
 
-from qagent_mlx.agent.protocol import OBSERVATION_TAGS, profile_text, results_text
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.agent.tools import Request, SearchProducts
 from qagent_mlx.evaluate.lineup import lineup
@@ -30,9 +29,10 @@ from qagent_mlx.ingest import append_events
 from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.memory.page import page as memory_page
-from qagent_mlx.policy.model import AgentConfig
 from qagent_mlx.policy.registry import open_policy
-from qagent_mlx.policy.tokenizer import load_codec
+from qagent_mlx.protocol.actions import OBSERVATION_TAGS, profile_text, results_text
+from qagent_mlx.protocol.codec import load_codec
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.page import page as run_page
 from qagent_mlx.train.runs import Run

@@ -29,7 +29,7 @@ from qagent_mlx.memory import store
 from qagent_mlx.policy.build import new_policy, save_base
 from qagent_mlx.policy.model import LoraConfig
 from qagent_mlx.policy.registry import derive
-from qagent_mlx.policy.tokenizer import train_tokenizer
+from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.runs import Run
 

@@ -11,8 +11,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from ..agent.grammar import Grammar
-from ..agent.protocol import (
+from ..errors import QAgentError
+from ..utils.atomic_files import json_text, read_json
+from .actions import (
     ACTION_TAGS,
     FETCH,
     INSTRUCTIONS,
@@ -25,8 +26,7 @@ from ..agent.protocol import (
     TASK,
     WORKED_EXAMPLE,
 )
-from ..errors import QAgentError
-from ..utils.atomic_files import json_text, read_json
+from .grammar import Grammar
 
 PAD, EOS = "<pad>", "<eos>"
 WORDS = 1 << 16  # words whose ids a codec remembers

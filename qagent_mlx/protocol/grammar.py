@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .protocol import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END
+from .actions import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END
 
 WORDS_TOKENS = 16  # of a query in the model's own words
 MIN_P = 0.1  # a guided draw leaves out what is this much less likely than the likeliest

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..memory.profile import safe
 from ..types import Profile
+from .escape import safe
 
 PROTOCOL_VERSION = 2
 MAX_REFERENCES = 32

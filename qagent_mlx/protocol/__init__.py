@@ -1,0 +1,1 @@
+"""The agent's language: actions, grammar, tokens, marks and escaping."""
