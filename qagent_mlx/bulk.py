@@ -23,7 +23,7 @@ import duckdb
 from .agent.pool import Pool
 from .agent.recommend import Ask, Recommender, UserRecommendations
 from .errors import QAgentError
-from .policy.model import fingerprint
+from .models.fingerprint import fingerprint
 from .shop.shop import Shop
 from .utils.atomic_files import read_json, replacing, write_json
 from .utils.database import literal, open_duckdb

@@ -16,7 +16,7 @@ from .evaluate.report import evaluate
 from .evaluate.systems import PolicySystem
 from .inspection import inspect_memory, search_products
 from .inventory.index import ensure
-from .policy.model import load_policy
+from .policy.files import load_policy
 from .policy.registry import SAMPLE, open_policy, resolve
 from .shop.sample import remove_sample
 from .shop.shop import Shop

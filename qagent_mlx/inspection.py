@@ -11,64 +11,15 @@ from .errors import QAgentError
 from .inventory.engines import shop_search
 from .inventory.search import Explanation, Filters, HybridSearch, Search
 from .memory.graph import graph
-from .memory.profile import SECTIONS, CountTokens, Memory, words_cost
+from .memory.profile import SECTIONS, CountTokens, Memory
 from .memory.reader import Moment
-from .memory.summarizer import Summarizer
 from .memory.worth import Worth
+from .policy.text_generation import open_summarizer, token_counter
 from .shop.shop import Shop
 from .utils.text import query_key
 
 if TYPE_CHECKING:
-    from .policy.model import Policy
-
-SUMMARIES = "summaries"  # the folder of lines that a summarizer wrote
-
-
-def token_counter(shop: Shop) -> CountTokens:
-    """Counts tokens as the shop's first policy does; by words where no policy can be read."""
-    from .policy.registry import SAMPLE, policy_names, resolve
-    from .protocol.codec import load_codec
-
-    for name in [*policy_names(shop), SAMPLE]:
-        try:
-            folder = resolve(shop, name)
-            if (folder / "tokenizer.json").exists():
-                return load_codec(folder).count
-        except QAgentError:
-            continue
-    return words_cost
-
-
-def open_summarizer(shop: Shop, name: str) -> Summarizer:
-    """A model that writes identity lines, greedily; its lines are kept in the shop's folder.
-
-    Raises:
-        QAgentError: there is no such model, or it cannot be loaded.
-    """
-    from .policy.model import fingerprint, load_policy
-    from .policy.registry import resolve
-
-    folder = resolve(shop, name)
-    loaded: list[Policy] = []
-
-    def write(prompt: str) -> str:
-        import mlx.core as mx
-        from mlx_lm.generate import generate_step
-
-        if not loaded:  # only when no line is kept
-            loaded.append(load_policy(folder))
-        policy = loaded[0]
-        ids = policy.codec.encode(prompt)
-        made: list[int] = []
-        for token, _ in generate_step(mx.array(ids), policy.model, max_tokens=32):
-            if int(token) in policy.codec.eos_ids:
-                break
-            made.append(int(token))
-            if "\n" in policy.codec.decode(made).strip():
-                break
-        return policy.codec.decode(made)
-
-    return Summarizer(write, fingerprint(folder), shop.path / SUMMARIES)
+    pass
 
 
 def inspect_memory(

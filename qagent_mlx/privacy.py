@@ -16,11 +16,12 @@ from typing import Any
 import duckdb
 
 from .errors import QAgentError
-from .inspection import SUMMARIES, inspect_memory
+from .inspection import inspect_memory
 from .memory import store
 from .memory import tables as memory_tables
 from .memory.summarizer import kept
 from .policy.registry import policy_names
+from .policy.text_generation import SUMMARIES
 from .shop.shop import Shop
 from .train.runs import Run, run_names, training
 from .utils.atomic_files import clear_left, read_json, replacing, sync_folder

@@ -32,7 +32,8 @@ from .evaluate.lineup import lineup
 from .evaluate.logs import SearchLog
 from .evaluate.page import curves, write_page
 from .evaluate.report import evaluate, markdown
-from .policy.model import LoraConfig, fingerprint
+from .models.fingerprint import fingerprint
+from .policy.lora import LoraConfig
 from .policy.registry import SAMPLE, policy_names, resolve
 from .presets import load_preset
 from .shop.config import ShopConfig

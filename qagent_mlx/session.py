@@ -22,7 +22,7 @@ from .agent.rollout import Turn
 from .errors import QAgentError
 from .ingest import append_events
 from .inspection import inspect_memory, search_products
-from .policy.model import Policy
+from .policy.policy import Policy
 from .policy.registry import open_policy, policy_names
 from .shop.shop import Shop
 from .types import Profile

@@ -223,7 +223,7 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def new_nano(tiny_tokenizer):
     """Makes a policy with random weights: (policy, tokenizer, config)."""
-    from qagent_mlx.policy.build import new_policy
+    from qagent_mlx.policy.small_llama import new_policy
 
     def make(seed=0):
         policy, config = new_policy(tiny_tokenizer, "nano", "nano", seed)

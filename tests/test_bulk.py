@@ -117,7 +117,7 @@ def saved(tiny_folder, new_nano, tmp_path_factory):
     """A shop with a policy on disk, as other processes need one."""
     import shutil
 
-    from qagent_mlx.policy.build import save_base
+    from qagent_mlx.policy.small_llama import save_base
 
     path = tmp_path_factory.mktemp("saved") / "shop"
     shutil.copytree(tiny_folder, path)

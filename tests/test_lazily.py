@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 
-from qagent_mlx.policy.sources import sample_folder
+from qagent_mlx.models.download import sample_folder
 
 
 def run(code):
@@ -18,7 +18,7 @@ def run(code):
 
 def test_a_shops_own_policy_is_loaded_without_transformers():
     heavy = run(
-        "from pathlib import Path; from qagent_mlx.policy.model import LoraConfig, load_policy\n"
+        "from pathlib import Path; from qagent_mlx.policy.policy import LoraConfig, load_policy\n"
         "import qagent_mlx.agent.recommend\n"
         f"load_policy(Path({str(sample_folder())!r})).add_lora(LoraConfig())\n"
         "print(json.dumps([n for n in ('transformers', 'huggingface_hub', 'scipy.optimize')"

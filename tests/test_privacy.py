@@ -6,8 +6,9 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
-from qagent_mlx.inspection import SUMMARIES, inspect_memory
+from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.memory import store, tables
+from qagent_mlx.policy.text_generation import SUMMARIES
 from qagent_mlx.privacy import export, forget
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.runs import Run

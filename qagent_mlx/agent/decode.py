@@ -20,13 +20,13 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..policy.light import Light
+from ..models.numpy_decoder import Light
 from ..protocol.grammar import constrained
 from ..utils.blas import one_blas_thread
 from ..utils.runtime import device_name
 
 if TYPE_CHECKING:
-    from ..policy.model import Policy
+    from ..policy.policy import Policy
     from ..protocol.actions import Stopper
 
 
@@ -148,7 +148,7 @@ class Decoder:
     Args:
         policy: Whose rows.
         light: Compute a small model on a CPU with a copy of its weights that is laid out for
-            decoding (see `policy.light`); `refresh` it when the policy was trained.
+            decoding (see `models.numpy_decoder`); `refresh` it when the policy was trained.
     """
 
     def __init__(self, policy: Policy, light: bool = False) -> None:

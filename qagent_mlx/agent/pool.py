@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..policy.model import load_policy
+from ..policy.files import load_policy
 from ..shop.shop import Shop
 from ..utils.blas import one_blas_thread
 from .recommend import Answerer, Ask, UserRecommendations

@@ -15,7 +15,7 @@ from ..inventory.search import Search
 from ..memory.profile import Memory
 from ..memory.reader import Moment
 from ..memory.worth import Worth
-from ..policy.model import Policy
+from ..policy.policy import Policy
 from ..policy.registry import open_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop

@@ -15,7 +15,7 @@ from itertools import takewhile
 import mlx.core as mx
 import numpy as np
 
-from ..policy.model import Policy
+from ..policy.policy import Policy
 from ..protocol.actions import expand, parse_action, refusal_text, results_text
 from ..protocol.config import AgentConfig
 from ..protocol.grammar import Moves

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..agent.decode import Row
-from ..policy.model import Policy
+from ..policy.policy import Policy
 from ..utils.blas import blas_state
 from ..utils.doctor import gemm_gflops
 from ..utils.runtime import device_name

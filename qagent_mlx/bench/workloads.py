@@ -22,11 +22,13 @@ import numpy as np
 from ..agent.decode import Batch, Decoder, Row
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..policy.model import LoraConfig, Policy, load_policy
-from ..policy.plain import load_plain
-from ..policy.sources import sample_folder
+from ..models.download import sample_folder
+from ..models.fast_load import load_plain
+from ..policy.files import load_policy
+from ..policy.lora import LoraConfig
+from ..policy.policy import Policy
+from ..policy.scoring import Chain
 from ..train import grpo
-from ..train.batches import Chain
 from ..train.distributed import all_rollouts
 from ..utils.atomic_files import read_json, write_json
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from ..agent.recommend import GROUP
 from ..errors import QAgentError
-from ..inspection import token_counter
 from ..inventory.index import ensure
 from ..memory.profile import SECTIONS, CountTokens
-from ..policy.model import Policy, base_of, load_policy, read_info
+from ..policy.files import base_of, load_policy, read_info
+from ..policy.policy import Policy
 from ..policy.registry import policy_names, resolve
+from ..policy.text_generation import token_counter
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..train.cases import SplitConfig, build_cases
@@ -177,7 +178,7 @@ def lineup(
         group: Chains a case.
         seed: Of the sampling.
         keep: Policies keep the chains of so many cases (``PolicySystem.kept``).
-        dtype: Of the policies' weights, see `policy.model.set_precision`.
+        dtype: Of the policies' weights, see `models.load.set_precision`.
 
     Raises:
         QAgentError: there is no policy, baseline or ablation of a name.

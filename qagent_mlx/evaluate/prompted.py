@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
-from ..policy.model import load_model_folder
+from ..models.load import load_model_folder
 from ..utils.text import clean, query_key
 from .metrics import Ranking
 

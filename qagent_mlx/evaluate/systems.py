@@ -9,7 +9,7 @@ import numpy as np
 from ..agent.recommend import GROUP
 from ..agent.rollout import Rollout
 from ..agent.row import Rows, pooled
-from ..policy.model import Policy
+from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..train.environment import Environment, Example
 from ..types import Recommendation

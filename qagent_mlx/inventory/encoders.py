@@ -62,7 +62,7 @@ class EncoderSpec:
                 "FILE.py:FUNCTION; correct search.encoder in shop.json, or run: "
                 f"qagent index --encoder {SUBWORD}"
             )
-        from ..policy.model import fingerprint
+        from ..models.fingerprint import fingerprint
 
         return cls(place, config.dimensions, config.encoder_instruction, fingerprint(folder))
 

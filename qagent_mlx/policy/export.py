@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
 from ..utils.atomic_files import read_json, replacing_folder, write_json, write_with
-from .model import Policy, load_policy, merge_adapters
+from .files import load_policy, merge_adapters
+from .policy import Policy
 from .registry import base_folder, licence_of
 
 # What belongs to a tokenizer; everything else is written anew.
@@ -83,7 +84,7 @@ def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -
 
 
 def _stored_type(base: Path) -> str:
-    from .catalog import read_header
+    from ..models.known_models import read_header
 
     config = read_json(base / "config.json", f"the model {base}")
     if config.get("quantization"):
@@ -98,7 +99,7 @@ def _stored_type(base: Path) -> str:
 
 def _quantize(policy: Policy) -> dict[str, Any]:
     """Quantise the model in place; what that adds to ``config.json``."""
-    from .model import QLORA_GROUP, set_precision
+    from ..models.load import QLORA_GROUP, set_precision
 
     policy.model = set_precision(policy.model, "4bit")
     policy.model.set_dtype(mx.bfloat16)

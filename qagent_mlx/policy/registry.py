@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
+from ..models.download import cached, sample_folder
+from ..models.fingerprint import fingerprint
+from ..models.known_models import CATALOG, Entry, memory_needed, shape_of, stored_size
 from ..shop.shop import Shop
 from ..utils.atomic_files import read_json
-from .catalog import CATALOG, Entry, memory_needed, shape_of, stored_size
-from .model import LoraConfig, Policy, base_of, fingerprint, load_policy, merge_adapters, read_info
-from .sources import cached, sample_folder
+from .files import base_of, load_policy, merge_adapters, read_info
+from .lora import LoraConfig
+from .policy import Policy
 
 SAMPLE = "sample"  # the small base model that is shipped for the sample shop
 SHIPPED = (SAMPLE, "tiny")  # its names

@@ -23,7 +23,7 @@ from ..agent.recommend import Ask, Recommender, UserRecommendations, chains_of
 from ..errors import QAgentError
 from ..ingest import IngestReport, append_batches
 from ..inventory.index import ensure
-from ..policy.model import load_policy
+from ..policy.files import load_policy
 from ..policy.registry import default_policy, resolve
 from ..shop.shop import Shop
 from ..types import Profile, Recommendation

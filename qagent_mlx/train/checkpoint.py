@@ -20,7 +20,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import QAgentError
-from ..policy.model import Policy, load_adapter
+from ..policy.files import load_adapter
+from ..policy.policy import Policy
 from ..utils.atomic_files import read_json, sync_folder, write_json
 
 

@@ -16,7 +16,8 @@ from functools import cached_property
 import numpy as np
 
 from ..agent.tools import Request, SearchProducts
-from ..policy.model import Policy
+from ..policy.policy import Policy
+from ..policy.scoring import Chain
 from ..protocol.actions import (
     FETCH,
     RECOMMEND,
@@ -31,7 +32,6 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
-from .batches import Chain
 from .disguise import Disguise
 from .environment import Environment, Example
 

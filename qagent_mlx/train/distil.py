@@ -17,14 +17,14 @@ import numpy as np
 
 from ..agent.rollout import Rollout
 from ..errors import QAgentError
-from ..policy.build import SIZES, new_policy, save_base
-from ..policy.model import LoraConfig
+from ..policy.lora import LoraConfig
 from ..policy.registry import derive, open_policy
+from ..policy.scoring import Chain
+from ..policy.small_llama import SIZES, new_policy, save_base
 from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.text import query_key
-from .batches import Chain
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure

@@ -25,7 +25,7 @@ from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
 from ..memory.reader import Moment
 from ..memory.worth import Worth
-from ..policy.model import Policy
+from ..policy.policy import Policy
 from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig

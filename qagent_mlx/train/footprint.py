@@ -13,8 +13,8 @@ from typing import Protocol
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
-from ..policy.kernels import HEAD_BLOCK
-from ..policy.model import Policy
+from ..models.cpu_kernels import HEAD_BLOCK
+from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..utils.runtime import device_name, total_memory
 from .alarms import AlarmConfig

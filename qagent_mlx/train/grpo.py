@@ -34,21 +34,23 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
 from ..errors import QAgentError
-from ..policy.model import LoraConfig, Policy
+from ..policy.lora import LoraConfig
+from ..policy.policy import Policy
 from ..policy.registry import derive
+from ..policy.scoring import Batch, Chain, Lower, lower_states, make_batch, token_logprobs
+from ..policy.shared_prompt import Opening
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.runtime import give_back
 from . import checkpoint, distributed
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
-from .batches import Batch, Chain, Lower, lower_states, make_batch, micro_batches, token_logprobs
+from .batches import micro_batches
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
-from .opening import Opening
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from .runs import Run, free_name, origin, run_names, training
 from .selection import MEASURES, Best

@@ -19,13 +19,13 @@ from ..agent.tools import Request, SearchProducts
 from ..errors import QAgentError
 from ..inventory.index import ensure
 from ..memory.profile import words_cost
-from ..policy.build import new_policy, save_base
-from ..policy.model import Policy
+from ..policy.policy import Policy
+from ..policy.scoring import Chain
+from ..policy.small_llama import new_policy, save_base
 from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from .batches import Chain
 from .cases import SplitConfig, build_cases, of_split
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment

@@ -27,7 +27,7 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import clear_left, locked, read_json, replacing, write_json
 
 if TYPE_CHECKING:
-    from ..policy.model import Policy
+    from ..policy.policy import Policy
 
 RUN_FORMAT = 1
 LINES = ("metrics", "rollouts", "alarms")

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import QAgentError
-from ..policy.model import agent_below
+from ..policy.files import agent_below
 from ..policy.registry import resolve
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop

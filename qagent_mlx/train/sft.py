@@ -13,7 +13,8 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ..errors import QAgentError
-from ..policy.model import LoraConfig, Policy
+from ..policy.lora import LoraConfig
+from ..policy.policy import Policy
 from ..policy.registry import derive
 from ..protocol.codec import ChatCodec
 from ..protocol.config import AgentConfig

@@ -14,8 +14,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import QAgentError
-from ..policy.model import Policy
-from .batches import Batch, Chain, make_batch, token_logprobs
+from ..policy.policy import Policy
+from ..policy.scoring import Batch, Chain, make_batch, token_logprobs
 from .distributed import world
 
 

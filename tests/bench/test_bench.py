@@ -9,7 +9,7 @@ from qagent_cli.main import cli
 
 from qagent_mlx.bench.measure import difference
 from qagent_mlx.bench.workloads import Agentic, Standard, Workload, agentic_rollout, prompts
-from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.policy.lora import LoraConfig
 
 WORK = Workload(prompts=2, prompt_tokens=12, group=3, new_tokens=5, blocks=1)
 

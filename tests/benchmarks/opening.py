@@ -20,8 +20,9 @@ import numpy as np
 
 from qagent_mlx.agent.rollout import Rollout
 from qagent_mlx.bench.workloads import Workload, _NoShop, model_folder, open_policy, vocabulary
-from qagent_mlx.policy.sources import cache_folder
-from qagent_mlx.train import grpo, opening
+from qagent_mlx.models.download import cache_folder
+from qagent_mlx.policy import shared_prompt
+from qagent_mlx.train import grpo
 
 
 def chains(groups: int, members: int, vocabulary: int, seed: int) -> list[Rollout]:
@@ -56,14 +57,14 @@ def main() -> None:
     trainer = grpo.Trainer(policy, environment, config)
     trainer.checked = True  # random chains were never this policy's
     policy.model.eval()
-    least, ratios = opening.LEAST, []
+    least, ratios = shared_prompt.LEAST, []
     for pair in range(options.pairs):
         rollouts = chains(options.groups, options.members, vocabulary(policy), pair)
         advantages = np.random.default_rng(pair).normal(size=len(rollouts)).tolist()
         weights = policy.model.trainable_parameters()
         spent, found = {}, {}
         for shared in (True, False) if pair % 2 else (False, True):
-            opening.LEAST = least if shared else 1 << 30
+            shared_prompt.LEAST = least if shared else 1 << 30
             policy.model.update(weights)
             began, wall = time.process_time(), time.perf_counter()
             found[shared] = trainer.update(list(zip(rollouts, advantages, strict=True)), pair)

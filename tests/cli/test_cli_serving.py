@@ -16,7 +16,7 @@ import pytest
 from qagent_cli.examples import EXAMPLES
 from qagent_cli.main import cli as root
 
-from qagent_mlx.policy.build import save_base
+from qagent_mlx.policy.small_llama import save_base
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from qagent_mlx.evaluate.prompted import PromptedModel, parse
 from qagent_mlx.evaluate.report import evaluate, slice_tables
 from qagent_mlx.evaluate.slices import CUTS, groups
 from qagent_mlx.memory.profile import SECTIONS
-from qagent_mlx.policy.build import save_base
-from qagent_mlx.policy.model import load_policy
+from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
+from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.shop.shop import Shop
 
 

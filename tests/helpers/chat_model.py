@@ -7,7 +7,7 @@ import mlx.core as mx
 from gguf_file import small_gguf
 from mlx.utils import tree_flatten
 
-from qagent_mlx.policy.gguf import convert
+from qagent_mlx.models.gguf import convert
 
 GEMMA = {
     "model_type": "gemma3",

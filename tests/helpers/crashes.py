@@ -43,9 +43,10 @@ from qagent_mlx.inventory.vectors import rounded
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.reader import Moment
-from qagent_mlx.policy.build import new_policy, save_base
-from qagent_mlx.policy.model import LoraConfig, load_policy
+from qagent_mlx.policy.files import load_policy
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
+from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.serve.run import run as serve
 from qagent_mlx.serve.settings import ServeConfig

@@ -32,7 +32,7 @@ from qagent_mlx import fields
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import IngestReport, append_events, ingest
 from qagent_mlx.inventory.index import load as load_index
-from qagent_mlx.policy.model import load_policy, read_info
+from qagent_mlx.policy.files import load_policy, read_info
 from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.protocol.escape import safe

@@ -3,10 +3,11 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inspection import SUMMARIES, inspect_memory
+from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.summarizer import Summarizer, facts_of, kept
+from qagent_mlx.policy.text_generation import SUMMARIES
 
 
 def memory_of(shop, write, folder, model="m"):
@@ -70,7 +71,7 @@ def test_of_a_new_user_the_model_is_told_nothing(tiny_shop, moment, tmp_path):
 
 
 def test_any_model_folder_can_write(own_shop, new_nano, tmp_path):
-    from qagent_mlx.policy.build import save_base
+    from qagent_mlx.policy.small_llama import save_base
 
     policy, tokenizer, config = new_nano()
     save_base(policy, tokenizer, config, tmp_path / "model")

@@ -2,9 +2,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.catalog import CATALOG, memory_needed, shape_of, stored_size
+from qagent_mlx.models.download import sample_folder
+from qagent_mlx.models.known_models import CATALOG, memory_needed, shape_of, stored_size
 from qagent_mlx.policy.registry import details, memory_here
-from qagent_mlx.policy.sources import sample_folder
 
 # Of each model's own config.json: what its shape leaves open.
 CONFIGS = {

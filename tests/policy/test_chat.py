@@ -6,7 +6,7 @@ from chat_model import NO_SYSTEM, THINKING, chat_folder, set_template
 from qagent_mlx.agent.rollout import Roller, Task
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.model import load_policy
+from qagent_mlx.policy.files import load_policy
 from qagent_mlx.protocol.actions import (
     FETCH,
     INSTRUCTIONS,

@@ -5,7 +5,8 @@ from chat_model import GEMMA, QWEN, chat_folder, other_folder
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.export import fuse
-from qagent_mlx.policy.model import LoraConfig, load_policy
+from qagent_mlx.policy.files import load_policy
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, resolve
 from qagent_mlx.shop.shop import Shop
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.gguf import build_tokenizer, convert, rows_in_order
-from qagent_mlx.policy.model import load_model_folder, load_policy
-from qagent_mlx.policy.sources import cached, pull
+from qagent_mlx.models.download import cached, pull
+from qagent_mlx.models.gguf import build_tokenizer, convert, rows_in_order
+from qagent_mlx.models.load import load_model_folder
+from qagent_mlx.policy.files import load_policy
 
 INSTALLED = cached("smollm2-135m")  # of the machine, before tests hide its cache
 

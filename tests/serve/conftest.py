@@ -5,7 +5,7 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
-from qagent_mlx.policy.build import save_base
+from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.settings import ServeConfig
 

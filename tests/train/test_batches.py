@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from qagent_mlx.policy import blocks, kernels
-from qagent_mlx.train.batches import (
-    Chain,
-    entropy,
-    hidden_states,
-    make_batch,
-    micro_batches,
-    token_logprobs,
-)
+from qagent_mlx.models import cpu_kernels, transformer_blocks
+from qagent_mlx.policy.scoring import Chain, entropy, hidden_states, make_batch, token_logprobs
+from qagent_mlx.train.batches import micro_batches
 
 
 def chains_of(policy, seed=0, groups=3, members=4):
@@ -119,9 +113,9 @@ def test_tokens_predicted_inside_a_prefix_count_in_groups_of_any_size(nano_polic
 
 def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkeypatch):
     seen = []
-    real = kernels.swiglu
+    real = cpu_kernels.swiglu
     watched = lambda gate, up: seen.append(gate.shape) or real(gate, up)  # noqa: E731
-    monkeypatch.setattr(blocks, "swiglu", lambda _numpy: watched)
+    monkeypatch.setattr(transformer_blocks, "swiglu", lambda _numpy: watched)
     chains = chains_of(nano_policy)
     batch = make_batch(chains)
     token_logprobs(nano_policy, batch)

@@ -4,8 +4,8 @@ import pytest
 
 from qagent_mlx.agent.rollout import Roller, Rollout, Turn
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.build import save_base
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.distil import DistilConfig, distil, retold, student_agent
 from qagent_mlx.train.environment import Example

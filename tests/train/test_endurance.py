@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train import checkpoint
@@ -51,7 +51,7 @@ def changed(**values):
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder, new_nano, tmp_path_factory):
-    from qagent_mlx.policy.build import save_base
+    from qagent_mlx.policy.small_llama import save_base
 
     path = tmp_path_factory.mktemp("endurance") / "shop"
     shutil.copytree(tiny_folder, path)
@@ -321,7 +321,7 @@ def test_evaluation_uses_the_rewards_of_the_run(shop):
 
 
 def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
-    from qagent_mlx.policy.build import save_base
+    from qagent_mlx.policy.small_llama import save_base
 
     with pytest.raises(Stopped):
         train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS,

@@ -5,8 +5,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from qagent_mlx.policy.model import LoraConfig
-from qagent_mlx.train.batches import Chain, lower_states, make_batch, token_logprobs
+from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.policy.scoring import Chain, lower_states, make_batch, token_logprobs
 
 
 def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(new_nano):

@@ -8,11 +8,12 @@ import pytest
 from chat_model import QWEN, chat_folder, other_folder
 
 from qagent_mlx.agent.rollout import Rollout
-from qagent_mlx.policy.model import LoraConfig, load_policy
-from qagent_mlx.train import opening
-from qagent_mlx.train.batches import Chain
+from qagent_mlx.policy import shared_prompt
+from qagent_mlx.policy.files import load_policy
+from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.policy.scoring import Chain
+from qagent_mlx.policy.shared_prompt import Opening
 from qagent_mlx.train.grpo import GrpoConfig, Trainer
-from qagent_mlx.train.opening import Opening
 
 
 class NoShop:
@@ -86,7 +87,7 @@ def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, b
     rollouts = chains()
     shared, after, trainer = updated(adapted(base(), blocks), config, rollouts)
     assert trainer.opening is not None and len(trainer.opening.tokens) == 39
-    monkeypatch.setattr(opening, "LEAST", 10_000)
+    monkeypatch.setattr(shared_prompt, "LEAST", 10_000)
     plain, expected, trainer = updated(adapted(base(), blocks), config, rollouts)
     assert trainer.opening is None
     for one, other in zip(shared, plain, strict=True):

@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from qagent_mlx.train.batches import Chain
+from qagent_mlx.policy.scoring import Chain
 from qagent_mlx.train.pretrain import PretrainConfig, _spread, pretrain
 from qagent_mlx.train.supervised import predicted_cost
 

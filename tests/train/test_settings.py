@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.train.grpo import GrpoConfig, weighed
 from qagent_mlx.train.rewards import components_of, reward_files, reward_specs
 from qagent_mlx.train.settings import PRESETS, Settings, merged, read_settings, with_preset

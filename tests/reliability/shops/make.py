@@ -26,9 +26,9 @@ from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inspection import inspect_memory, search_products
 from qagent_mlx.inventory.index import build
 from qagent_mlx.memory import store
-from qagent_mlx.policy.build import new_policy, save_base
-from qagent_mlx.policy.model import LoraConfig
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
+from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.runs import Run

@@ -23,7 +23,7 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..utils.runtime import device_name
-from . import kernels
+from . import cpu_kernels
 
 _MODULES = ("mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.models.qwen3")
 
@@ -175,7 +175,7 @@ def _sparing_norm(module: Any, x: mx.array) -> mx.array:
     """The norm's output; of its five arrays only the input is kept for the gradient."""
     if module.trainable_parameters():
         return _linear(module, x)
-    made: mx.array = kernels.recomputed(lambda given: (module(given),), x)[0]
+    made: mx.array = cpu_kernels.recomputed(lambda given: (module(given),), x)[0]
     return made
 
 
@@ -186,7 +186,7 @@ def _sparing_linear(module: Any, x: mx.array) -> mx.array:
     frozen = not module.linear.trainable_parameters()
     if not frozen or (module.dropout._p_1 < 1 and module.training):
         return _linear(module, x)
-    return kernels.lora_linear(
+    return cpu_kernels.lora_linear(
         x, module.linear.weight, module.linear.get("bias"), module.lora_a, module.lora_b,
         module.scale,
     )  # fmt: skip
@@ -234,7 +234,7 @@ def _meet(
         found = attention.combine(queries, keys, values, inner.scale, *given[3:])
         return joined(found), keys, values
 
-    found, keys, values = kernels.recomputed(whole, *projected, *attention.before(index))
+    found, keys, values = cpu_kernels.recomputed(whole, *projected, *attention.before(index))
     attention.keep(index, keys, values)
     return found
 
@@ -243,7 +243,7 @@ def swiglu(numpy: bool) -> Any:
     """``silu(gate) * up``: numpy's, for float32 on a CPU, or MLX's."""
     from mlx_lm.models.activations import swiglu as plain
 
-    return kernels.swiglu if numpy else plain
+    return cpu_kernels.swiglu if numpy else plain
 
 
 class Rotation:
@@ -277,7 +277,7 @@ def _causal(n: int) -> np.ndarray:
 
 def _softmax(scores: mx.array, bias: np.ndarray | None, scale: float) -> mx.array:
     if device_name() == "cpu" and scores.dtype == mx.float32:
-        return kernels.softmax(scores, bias, scale)
+        return cpu_kernels.softmax(scores, bias, scale)
     scores = scores * scale
     if bias is not None:
         scores = scores + mx.array(bias).astype(scores.dtype)
@@ -408,7 +408,7 @@ class Cached:
         rows, heads, n, width = queries.shape
         if n == 1 and device_name() == "cpu" and queries.dtype == mx.float32:
             grouped = queries.reshape(rows, keys.shape[1], -1, width)
-            found = kernels.attend_once(grouped, keys, values, self._bias, scale)
+            found = cpu_kernels.attend_once(grouped, keys, values, self._bias, scale)
             return found.reshape(rows, heads, n, width)
         return _attend(queries, keys, values, scale, self._bias)
 
@@ -507,7 +507,7 @@ def _joint_softmax(
     scale: float,
 ) -> tuple[mx.array, mx.array]:
     if device_name() == "cpu" and left.dtype == mx.float32:
-        return kernels.joint_softmax(left, right, left_bias, right_bias, scale)
+        return cpu_kernels.joint_softmax(left, right, left_bias, right_bias, scale)
     width = left.shape[-1]
     if left_bias is not None:
         left = left + mx.array(left_bias)[:, None, None, None].astype(left.dtype)

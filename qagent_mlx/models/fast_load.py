@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from . import blocks
+from . import transformer_blocks
 
 # Whatever asks for more than plain weights in the class's own layers.
 _SPECIAL = (
@@ -51,7 +51,7 @@ def load_plain(folder: Path, config: dict[str, Any]) -> nn.Module | None:
 
 def adapt(model: nn.Module, last: int, rank: int, scale: float, dropout: float) -> bool:
     """Adapters on all linear layers of the last blocks; False when mlx-lm has to do it."""
-    if not blocks.supported(model):
+    if not transformer_blocks.supported(model):
         return False
     for layer in model.layers[-max(last, 0) :]:
         adapted = []

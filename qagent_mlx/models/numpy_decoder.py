@@ -25,7 +25,7 @@ from mlx_lm.tuner.lora import LoRALinear
 from ..utils.runtime import device_name
 
 if TYPE_CHECKING:
-    from .model import Policy
+    from ..policy.policy import Policy
 
 MOST = 20_000_000  # weights: above, MLX's share of the time is small and a copy is not
 STEP = 32  # tokens by which a cache grows

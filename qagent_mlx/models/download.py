@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..utils.atomic_files import read_json, replacing_folder, write_json
-from .catalog import CATALOG, Entry, Wheel, read_header
+from .known_models import CATALOG, Entry, Wheel, read_header
 
 # (what is being done, bytes done, bytes in all or 0 when unknown)
 Progress = Callable[[str, int, int], None]

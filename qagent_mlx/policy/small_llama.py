@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from ..errors import QAgentError
 from ..protocol.codec import EOS, ShopCodec, tokenizer_files
 from ..utils.atomic_files import json_text
-from .model import Policy, PolicyInfo
+from .policy import Policy, PolicyInfo
 
 # Few, wide heads: on a CPU softmax costs more than the matrix products.
 SIZES: dict[str, dict[str, int]] = {

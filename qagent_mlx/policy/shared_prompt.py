@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..policy import blocks
-from ..policy.model import Policy
-from .batches import Chain, common_prefix
+from ..models import transformer_blocks
+from .policy import Policy
+from .scoring import Chain, common_prefix
 
 LEAST = 32  # tokens from which on it pays
 Kept = list[tuple[mx.array, mx.array]]  # keys and values, a pair a block
@@ -30,12 +30,14 @@ class Opening:
     def __init__(self, policy: Policy, tokens: list[int]) -> None:
         self.policy, self.tokens = policy, tokens
         self._first = policy.first_trained
-        causal = blocks.Causal(len(tokens))
+        causal = transformer_blocks.Causal(len(tokens))
         hidden = policy.embed(mx.array([tokens]))
-        self._hidden = blocks.run(policy.model, hidden, causal, 0, self._first, norm=False)
-        self.below = blocks.Begin(len(tokens), causal.kept)
+        self._hidden = transformer_blocks.run(
+            policy.model, hidden, causal, 0, self._first, norm=False
+        )
+        self.below = transformer_blocks.Begin(len(tokens), causal.kept)
         mx.eval(self._hidden, list(causal.kept.values()))
-        self._reference: blocks.Begin | None = None
+        self._reference: transformer_blocks.Begin | None = None
         self._asked: Any = None
 
     @classmethod
@@ -65,18 +67,22 @@ class Opening:
 
     def computed(self, gradient: bool = False) -> Kept:
         """Keys and values of the blocks from the first adapter on, with the weights of now."""
-        causal = blocks.Causal(len(self.tokens))
+        causal = transformer_blocks.Causal(len(self.tokens))
         model, final = self.policy.model, len(self.policy.layers) - 1
-        hidden = blocks.run(model, self._hidden, causal, self._first, final, False, gradient)
-        blocks.run_last(model, hidden, causal, np.zeros((1, 0), dtype=np.int64), gradient)
+        hidden = transformer_blocks.run(
+            model, self._hidden, causal, self._first, final, False, gradient
+        )
+        transformer_blocks.run_last(
+            model, hidden, causal, np.zeros((1, 0), dtype=np.int64), gradient
+        )
         return [causal.kept[block] for block in range(self._first, final + 1)]
 
-    def begin(self, kept: Kept) -> blocks.Begin:
+    def begin(self, kept: Kept) -> transformer_blocks.Begin:
         """What the chains attend to, of all blocks."""
         above = dict(enumerate(kept, self._first))
-        return blocks.Begin(len(self.tokens), {**self.below.kept, **above})
+        return transformer_blocks.Begin(len(self.tokens), {**self.below.kept, **above})
 
-    def reference(self) -> blocks.Begin:
+    def reference(self) -> transformer_blocks.Begin:
         """`begin` of the reference; the adapters must be switched off."""
         if self._reference is None:
             kept = self.computed()

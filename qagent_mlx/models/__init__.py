@@ -1,0 +1,1 @@
+"""Language models: loading, running and naming them."""
