@@ -12,7 +12,7 @@ from .chains import chain_lines
 from .common import PLAIN, RUN, emit, json_option, opened, out, plain_table, shop_option, shown
 
 if TYPE_CHECKING:
-    from qagent_mlx.train.runs import Run
+    from qagent_mlx.runs.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 50
@@ -28,7 +28,7 @@ def runs() -> None:
 @json_option
 def list_runs(shop_path: Path, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from qagent_mlx.train.reading import all_runs, overview
+    from qagent_mlx.runs.reader import all_runs, overview
 
     with opened(shop_path) as shop:
         found = [overview(run) for run in all_runs(shop)]
@@ -71,7 +71,7 @@ def show(
     """Show a run's settings, alarms and curves; the latest run by default."""
     from rich.text import Text
 
-    from qagent_mlx.train.reading import curves, ends, open_run, overview, rows_of
+    from qagent_mlx.runs.reader import curves, ends, open_run, overview, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run)
@@ -150,7 +150,7 @@ def rollouts(
     sql: str | None, shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
-    from qagent_mlx.train.reading import chosen, open_run, rows_of
+    from qagent_mlx.runs.reader import chosen, open_run, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run, kind="grpo")
@@ -198,8 +198,8 @@ def rollouts(
 @json_option
 def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
     """Compare two runs: settings that differ, and how either went."""
-    from qagent_mlx.train.reading import difference
-    from qagent_mlx.train.runs import Run
+    from qagent_mlx.runs.reader import difference
+    from qagent_mlx.runs.run import Run
 
     with opened(shop_path) as shop:
         found = difference(Run.open(shop, first), Run.open(shop, second))
@@ -227,7 +227,7 @@ def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
 
 
 def _write_page(run: Run, path: Path, as_json: bool) -> None:
-    from qagent_mlx.train.page import page
+    from qagent_mlx.runs.html_report import page
     from qagent_mlx.utils.atomic_files import replacing
 
     text = page(run)
@@ -240,7 +240,7 @@ def _write_page(run: Run, path: Path, as_json: bool) -> None:
 
 
 def _answer(run: Run, sql: str, as_json: bool) -> None:
-    from qagent_mlx.train.reading import query
+    from qagent_mlx.runs.reader import query
 
     columns, rows = query(run, sql)
     if as_json:
@@ -254,7 +254,7 @@ def _answer(run: Run, sql: str, as_json: bool) -> None:
 
 def sparkline(values: list[float], width: int) -> str:
     """A curve in one line, from its least to its greatest value."""
-    from qagent_mlx.train.reading import mean
+    from qagent_mlx.runs.reader import mean
 
     finite = [v for v in values if math.isfinite(v)]
     if not finite:

@@ -32,8 +32,8 @@ from .common import (
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
+    from qagent_mlx.runs.run import Run
     from qagent_mlx.shop.shop import Shop
-    from qagent_mlx.train.runs import Run
 
 steps_option = click.option("--steps", type=click.IntRange(1), help="How long to train.")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -298,8 +298,8 @@ def grpo(
     from dataclasses import replace
 
     from qagent_mlx.policy.registry import default_policy
+    from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.alarms import with_actions
-    from qagent_mlx.train.callbacks import logging_to
     from qagent_mlx.train.grpo import GrpoConfig, train_grpo, weighed
     from qagent_mlx.train.rewards import components_of, reward_files
     from qagent_mlx.train.settings import agent_of
@@ -374,8 +374,8 @@ def _resume_grpo(
     ctx: click.Context, *, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
     alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
+    from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.alarms import AlarmConfig, with_actions
-    from qagent_mlx.train.callbacks import logging_to
     from qagent_mlx.train.grpo import resume_grpo
     from qagent_mlx.train.rewards import components_of, reward_specs
     from qagent_mlx.train.settings import merged
@@ -410,8 +410,8 @@ def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
 def _to_resume(shop: Shop, name: str | None, kind: str) -> Run:
     """The named run, or the latest unfinished one of a kind."""
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.train.reading import all_runs
-    from qagent_mlx.train.runs import Run
+    from qagent_mlx.runs.reader import all_runs
+    from qagent_mlx.runs.run import Run
 
     if name:
         run = Run.open(shop, name)

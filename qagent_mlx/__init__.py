@@ -29,7 +29,7 @@ _HOMES = {
     "pretrain": "qagent_mlx.train.pretrain",
     "train_sft": "qagent_mlx.train.sft",
     "train_grpo": "qagent_mlx.train.grpo",
-    "open_run": "qagent_mlx.train.reading",
+    "open_run": "qagent_mlx.runs.reader",
     "evaluate_policies": "qagent_mlx.evaluate.lineup",
     "abtest": "qagent_mlx.evaluate.abtest",
 }  # no name of a module here: importing that would put it in the place of the function
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .shop.shop import Shop
     from .train.grpo import train_grpo
     from .train.pretrain import pretrain
-    from .train.reading import open_run
+    from .runs.reader import open_run
     from .train.sft import train_sft
 
 

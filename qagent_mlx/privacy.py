@@ -22,8 +22,8 @@ from .memory import tables as memory_tables
 from .memory.summarizer import kept
 from .policy.registry import policy_names
 from .policy.text_generation import SUMMARIES
+from .runs.run import Run, run_names, training
 from .shop.shop import Shop
-from .train.runs import Run, run_names, training
 from .utils.atomic_files import clear_left, read_json, replacing, sync_folder
 from .utils.database import literal, open_duckdb
 

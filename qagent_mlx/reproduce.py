@@ -36,13 +36,13 @@ from .models.fingerprint import fingerprint
 from .policy.lora import LoraConfig
 from .policy.registry import SAMPLE, policy_names, resolve
 from .presets import load_preset
+from .runs.run import Run, run_names
 from .shop.config import ShopConfig
 from .shop.sample import sample_data
 from .shop.shop import Shop
 from .train.cases import SplitConfig
 from .train.grpo import GrpoConfig, resume_grpo, train_grpo
 from .train.pretrain import PretrainConfig, pretrain
-from .train.runs import Run, run_names
 from .train.settings import Settings, agent_of, with_preset
 from .train.sft import SftConfig, train_sft
 from .utils.atomic_files import read_json, replacing, write_json

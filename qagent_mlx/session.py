@@ -287,9 +287,9 @@ class Session:
         Returns:
             report (of `train_grpo`), before and after (`UserRecommendations` of the user).
         """
+        from .runs.run import free_name
         from .train.environment import Environment
         from .train.grpo import GrpoConfig, train_grpo
-        from .train.runs import free_name
 
         say = on_stage or (lambda stage: None)
         before = self._ask(self.recommender)

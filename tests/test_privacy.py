@@ -10,8 +10,8 @@ from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.memory import store, tables
 from qagent_mlx.policy.text_generation import SUMMARIES
 from qagent_mlx.privacy import export, forget
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.runs import Run
 from qagent_mlx.utils.atomic_files import write_json
 
 WHO = "Zaphod-Beeblebrox-42"

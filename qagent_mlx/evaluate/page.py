@@ -9,8 +9,8 @@ from typing import Any
 
 from ..agent.rollout import Rollout
 from ..inventory.catalog import Catalog
+from ..runs.run import Run, run_names
 from ..shop.shop import Shop
-from ..train.runs import Run, run_names
 from ..utils.atomic_files import write_with
 from .metrics import METRICS
 from .report import COMPARED, MAIN, SURE, compared_pairs

@@ -37,8 +37,8 @@ from .lifeline import Lifeline
 
 if TYPE_CHECKING:
     from ..agent.rollout import Rollout
+    from ..runs.run import Run
     from ..shop.shop import Shop
-    from .runs import Run
 
 WORKERS_ENV = "QAGENT_WORKER"  # "rank/size" in the processes that `launch` starts
 LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # what they set for each process
@@ -206,7 +206,7 @@ class SilentRun:
 
     def rows(self, what: str) -> Iterator[dict[str, Any]]:
         """What was written up to the step after which the run goes on."""
-        from .runs import Run
+        from ..runs.run import Run
 
         return (row for row in Run(self.folder, {}).rows(what) if row["step"] <= self.step)
 

@@ -40,9 +40,11 @@ from ..policy.registry import derive
 from ..policy.scoring import Batch, Chain, Lower, lower_states, make_batch, token_logprobs
 from ..policy.shared_prompt import Opening
 from ..protocol.config import AgentConfig
+from ..runs import checkpoint
+from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
 from ..utils.runtime import give_back
-from . import checkpoint, distributed
+from . import distributed
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
 from .batches import micro_batches
@@ -52,7 +54,6 @@ from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
-from .runs import Run, free_name, origin, run_names, training
 from .selection import MEASURES, Best
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal

@@ -18,13 +18,14 @@ from ..policy.policy import Policy
 from ..policy.registry import derive
 from ..protocol.codec import ChatCodec
 from ..protocol.config import AgentConfig
+from ..runs import checkpoint
+from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
-from . import checkpoint, distributed
+from . import distributed
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
-from .runs import Run, free_name, origin, run_names, training
 from .settings import merged
 from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit

@@ -9,8 +9,8 @@ from qagent_cli.runs import sparkline
 @pytest.fixture
 def trained(cli, tmp_path):
     """A shop with an unfinished GRPO run that was written by hand."""
+    from qagent_mlx.runs.run import Run
     from qagent_mlx.shop.shop import Shop
-    from qagent_mlx.train.runs import Run
 
     with Shop.create(tmp_path / "runs-shop") as shop:
         run = Run.create(

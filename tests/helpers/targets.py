@@ -36,13 +36,13 @@ from qagent_mlx.policy.files import load_policy, read_info
 from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.protocol.escape import safe
+from qagent_mlx.runs.html_report import page as run_page
+from qagent_mlx.runs.reader import overview
+from qagent_mlx.runs.run import Run, run_names
 from qagent_mlx.serve import http
 from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoConfig
-from qagent_mlx.train.page import page as run_page
-from qagent_mlx.train.reading import overview
-from qagent_mlx.train.runs import Run, run_names
 from qagent_mlx.train.settings import Settings, read_settings
 from qagent_mlx.utils import text as text_module
 

@@ -33,9 +33,9 @@ from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.protocol.actions import OBSERVATION_TAGS, profile_text, results_text
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.runs.html_report import page as run_page
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.page import page as run_page
-from qagent_mlx.train.runs import Run
 from qagent_mlx.utils.text import clean
 
 START = datetime(2026, 3, 1)

@@ -12,9 +12,9 @@ from qagent_mlx.ingest import append_events
 from qagent_mlx.inspection import inspect_memory, search_products
 from qagent_mlx.inventory.index import ensure
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.runs.reader import overview
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.reading import overview
-from qagent_mlx.train.runs import Run
 from qagent_mlx.utils.atomic_files import read_json, write_json
 
 RELEASED = sorted((Path(__file__).parent / "shops").glob("*.tar.xz"))

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.train.callbacks import logging_to
+from qagent_mlx.runs.loggers import logging_to
 
 ROW = {"step": 3, "steps": 9, "reward": 0.5, "alarms": ["text"], "dropped_groups": 2}
 

@@ -12,9 +12,9 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.small_llama import save_base
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train import distributed
-from qagent_mlx.train.runs import Run
 
 REWARD = """
 import os, signal

@@ -15,13 +15,13 @@ import pytest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.runs import checkpoint
+from qagent_mlx.runs.run import Run, training
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train import checkpoint
 from qagent_mlx.train.alarms import AlarmConfig, AlarmRang
 from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import measure
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
-from qagent_mlx.train.runs import Run, training
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 from qagent_mlx.train.stopping import Stopped
 

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.runs.html_report import page
+from qagent_mlx.runs.reader import chosen, curves, difference, overview, query
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.page import page
-from qagent_mlx.train.reading import chosen, curves, difference, overview, query
-from qagent_mlx.train.runs import Run
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m'
 

@@ -30,8 +30,8 @@ from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
+from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.runs import Run
 
 PRODUCTS = (("lamp", "Desk Lamp, Acme"), ("cable", "USB Cable 2 m"), ("shoes", "Running Shoes"))
 START = datetime(2026, 1, 5, 12)

@@ -11,7 +11,7 @@ import duckdb
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import open_duckdb
-from .runs import LINES, Run, numeric, run_names
+from .run import LINES, Run, numeric, run_names
 
 Rows = list[dict[str, Any]]
 ORDER = ("step", "reward", "advantage", "tokens")

@@ -11,8 +11,8 @@ from html import escape
 from typing import Any
 
 from ..utils.text import clean
-from .reading import curves, ends, flat, overview, rows_of
-from .runs import Run
+from .reader import curves, ends, flat, overview, rows_of
+from .run import Run
 
 WIDTH, HEIGHT, LEFT, BELOW = 360, 130, 46, 18
 CHAINS = 12  # of the best, worst and latest each
