@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from .evaluate.lineup import evaluate_policies
     from .inspection import inspect_memory, search_products
     from .policy.policy import Policy
+    from .runs.reader import open_run
     from .shop.shop import Shop
     from .train.grpo import train_grpo
     from .train.pretrain import pretrain
-    from .runs.reader import open_run
     from .train.sft import train_sft
 
 

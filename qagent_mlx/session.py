@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
-from .agent.rollout import Turn
+from .agent.types import Turn
 from .errors import QAgentError
 from .ingest import append_events
 from .inspection import inspect_memory, search_products

@@ -20,9 +20,10 @@ from ..policy.registry import open_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Profile, Recommendation
-from .rollout import Roller, Rollout, Task, Turn
-from .row import Rows, pool, pooled
+from .rollout import Roller
+from .slate import Rows, pool, pooled
 from .tools import SearchProducts
+from .types import Rollout, Task, Turn
 
 GROUP = 8  # chains a user
 # Of a policy trained by GRPO, whose chains mostly agree: on the sample shop's test cases it reached

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..agent.decode import Batch, Decoder, Row
-from ..agent.rollout import Rollout
+from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..models.download import sample_folder
 from ..models.fast_load import load_plain

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..agent.rollout import Rollout
+from ..agent.types import Rollout
 from ..inventory.catalog import Catalog
 from ..runs.run import Run, run_names
 from ..shop.shop import Shop

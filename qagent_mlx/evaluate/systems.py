@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..agent.recommend import GROUP
-from ..agent.rollout import Rollout
-from ..agent.row import Rows, pooled
+from ..agent.slate import Rows, pooled
+from ..agent.types import Rollout
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..train.environment import Environment, Example

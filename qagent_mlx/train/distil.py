@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agent.rollout import Rollout
+from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.registry import derive, open_policy

@@ -36,7 +36,7 @@ from . import lifeline
 from .lifeline import Lifeline
 
 if TYPE_CHECKING:
-    from ..agent.rollout import Rollout
+    from ..agent.types import Rollout
     from ..runs.run import Run
     from ..shop.shop import Shop
 
@@ -218,7 +218,7 @@ def all_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of all workers, in order of case and member."""
     if world.size == 1:
         return list(own)
-    from ..agent.rollout import Rollout, Turn
+    from ..agent.types import Rollout, Turn
 
     made = []
     for text in world.texts(json.dumps([asdict(rollout) for rollout in own])):

@@ -16,8 +16,9 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from ..agent.rollout import Roller, Rollout, Task
+from ..agent.rollout import Roller
 from ..agent.tools import SearchProducts
+from ..agent.types import Rollout, Task
 from ..errors import QAgentError
 from ..inventory.clicks import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load

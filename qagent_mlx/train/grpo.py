@@ -32,7 +32,8 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from ..agent.rollout import MAX_TURNS_BEYOND_SEARCHES, Rollout
+from ..agent.episode import MAX_TURNS_BEYOND_SEARCHES
+from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy

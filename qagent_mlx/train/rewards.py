@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..agent.rollout import Rollout
+from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..types import Case
 from ..utils import trusted_code

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qagent_mlx.agent import decode
-from qagent_mlx.agent.rollout import Roller, Rollout, Task
+from qagent_mlx.agent.rollout import Roller
 from qagent_mlx.agent.tools import SearchProducts
+from qagent_mlx.agent.types import Rollout, Task
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Line, Profile
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.agent.recommend import Answerer, Ask
-from qagent_mlx.agent.rollout import Roller, Rollout, Turn
-from qagent_mlx.agent.row import Rows, pool, pooled
+from qagent_mlx.agent.rollout import Roller
+from qagent_mlx.agent.slate import Rows, pool, pooled
+from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.evaluate.systems import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, History
 from qagent_mlx.protocol.config import AgentConfig

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qagent_mlx.agent.rollout import Rollout
+from qagent_mlx.agent.types import Rollout
 from qagent_mlx.bench.workloads import Workload, _NoShop, model_folder, open_policy, vocabulary
 from qagent_mlx.models.download import cache_folder
 from qagent_mlx.policy import shared_prompt

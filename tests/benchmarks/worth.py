@@ -14,7 +14,7 @@ SFT, with the same sizes, steps, cases, seeds and budget of tokens for memory.
 
 Both are measured on the same test cases. The five queries of an answer are those that its group of
 chains recommends, then those that they searched, then the other queries of what was read, in their
-order (`agent.row`, the same for all). As raw history seldom holds five queries, any
+order (`agent.slate`, the same for all). As raw history seldom holds five queries, any
 answer is then filled up with what the shop searched most in the last two days (the baseline
 ``trending``): a raw answer so gets for nothing the best that is not personal. ``q_hit@5`` is after,
 ``unfilled`` before that.

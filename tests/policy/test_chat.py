@@ -3,8 +3,9 @@ from datetime import datetime
 import pytest
 from chat_model import NO_SYSTEM, THINKING, chat_folder, set_template
 
-from qagent_mlx.agent.rollout import Roller, Task
+from qagent_mlx.agent.rollout import Roller
 from qagent_mlx.agent.tools import SearchProducts
+from qagent_mlx.agent.types import Task
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.protocol.actions import (

@@ -2,7 +2,8 @@ from datetime import datetime
 
 import pytest
 
-from qagent_mlx.agent.rollout import Roller, Rollout, Turn
+from qagent_mlx.agent.rollout import Roller
+from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.small_llama import save_base

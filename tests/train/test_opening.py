@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from chat_model import QWEN, chat_folder, other_folder
 
-from qagent_mlx.agent.rollout import Rollout
+from qagent_mlx.agent.types import Rollout
 from qagent_mlx.policy import shared_prompt
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig

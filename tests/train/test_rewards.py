@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from qagent_mlx.agent.rollout import Rollout, Turn
+from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.train.rewards import (
     COMPONENTS,

@@ -17,8 +17,8 @@ from ..inventory.search import Search
 from ..protocol.config import AgentConfig
 from ..types import Profile, Recommendation
 from ..utils.text import query_key, words
-from .rollout import Rollout
 from .tools import KEPT, empty_profile
+from .types import Rollout
 
 
 def pooled(
