@@ -1,7 +1,7 @@
 """qagent-mlx: query recommendation by a search agent that learns from what it retrieves.
 
 An open implementation of QueryAgent-R1 (arXiv:2606.05671) on MLX-LM, DuckDB and usearch.
-Importing the package loads a fast BLAS on Linux (see `qagent_mlx.utils.runtime`), so import it
+Importing the package loads a fast BLAS on Linux (see `qagent_mlx.utils.blas`), so import it
 before ``mlx``. Everything else loads when it is first used.
 """
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Shop": "qagent_mlx.shop.shop",
     "Policy": "qagent_mlx.policy.policy",
-    "sample_shop": "qagent_mlx.shop.sample",
+    "sample_shop": "qagent_mlx.build",
     "inspect_memory": "qagent_mlx.inspection",
     "search_products": "qagent_mlx.inspection",
     "recommend": "qagent_mlx.agent.recommend",

@@ -21,4 +21,4 @@ def test_connections_are_opened_in_one_place():
         for path in sorted(package.rglob("*.py"))
         if "duckdb.connect(" in path.read_text(encoding="utf-8")
     ]
-    assert opening == ["duck.py"]
+    assert opening == ["utils/database.py"]

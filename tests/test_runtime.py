@@ -27,7 +27,7 @@ def run(code, **env):
 
 
 STATE = (
-    "import json; from qagent_mlx.utils.runtime import blas_state as state; import mlx.core as mx\n"
+    "import json; from qagent_mlx.utils.blas import blas_state as state; import mlx.core as mx\n"
     "product = (mx.ones((64, 64)) @ mx.ones((64, 64))).tolist()[0][0]\n"
     "print(json.dumps([state().name, state().path, state().problem, product]))"
 )
@@ -36,7 +36,7 @@ STATE = (
 @linux
 def test_without_a_fast_blas_all_works_and_the_doctor_says_why():
     found = run(
-        "import json; from qagent_mlx import runtime; print(json.dumps(runtime.doctor()))",
+        "import json; from qagent_mlx.utils.doctor import doctor; print(json.dumps(doctor()))",
         QAGENT_BLAS="off",
     )
     assert found["ok"] is False
@@ -115,9 +115,9 @@ def test_a_library_that_is_no_blas_is_named(tmp_path):
 )
 def test_products_use_one_thread_unless_the_user_says_more(monkeypatch, given, threads):
     code = (
-        "import json, qagent_mlx; from qagent_mlx import runtime;"
-        "library = runtime.blas_state().handles[-1];"
-        "print(json.dumps([runtime.blas_threads(), library.openblas_get_num_threads()]))"
+        "import json, qagent_mlx; from qagent_mlx.utils import blas;"
+        "library = blas.blas_state().handles[-1];"
+        "print(json.dumps([blas.blas_threads(), library.openblas_get_num_threads()]))"
     )
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
