@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qagent_mlx.distributed.launcher import check, launch
+
 from .common import emit, json_option, note, out, plain_table, shown
 
 POSITIVE = click.IntRange(1)
@@ -48,14 +50,14 @@ def bench(
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
-    from qagent_mlx.train import distributed
+    from qagent_mlx.distributed import world
 
-    if workers > 1 and not distributed.inside():
+    if workers > 1 and not world.inside():
         if against or workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
-        distributed.check(workers, prompts)
+        check(workers, prompts)
         measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
-        ctx.exit(distributed.launch(workers, sys.argv[1:]))
+        ctx.exit(launch(workers, sys.argv[1:]))
     work = Workload(prompts, prompt_tokens, group, new_tokens)
     if against:
         report = peers.against(against, model, work, steps, warmup, not own_blas, note)
@@ -63,7 +65,7 @@ def bench(
         report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
     else:
         report = measure.standard(model, work, steps, warmup)
-    if not distributed.world().first:
+    if not world.world().first:
         return
     report = {**measure.environment(), **report}
     if as_json:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qagent_mlx.distributed.launcher import check, launch
+
 from .common import (
     POLICY,
     RUN,
@@ -438,7 +440,7 @@ def _planned(run: Run) -> int:
 @contextlib.contextmanager
 def _stops(ctx: click.Context) -> Iterator[None]:
     """Ends in the exit code of the signal that stopped a run, after saying how to go on."""
-    from qagent_mlx.train.stopping import Stopped
+    from qagent_mlx.distributed.stop_signal import Stopped
 
     try:
         yield
@@ -451,26 +453,26 @@ def _share_out(
     ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str
 ) -> None:
     """Run this command in several workers and end; return at once in one of them, or alone."""
+    from qagent_mlx.distributed import world
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.inventory.index import ensure
-    from qagent_mlx.train import distributed
 
-    if distributed.launched():
+    if world.launched():
         if workers > 1:
             raise QAgentError("--workers is for one machine; mlx.launch has started the processes")
-        if not distributed.world().first:
+        if not world.world().first:
             hush()
         return
     if workers == 1:
         return
-    if distributed.inside():
-        distributed.world()  # before the long preparations, while the others are there too
+    if world.inside():
+        world.world()  # before the long preparations, while the others are there too
         return
-    distributed.check(workers, cases)
+    check(workers, cases)
     with opened(shop_path) as shop:
         ensure(shop)  # one builds it for all
     then = f"; go on with: qagent train {kind} --resume --shop {quote(str(shop_path))}"
-    ctx.exit(distributed.launch(workers, sys.argv[1:], then))
+    ctx.exit(launch(workers, sys.argv[1:], then))
 
 
 def _check_parent(parent: str, name: str) -> None:

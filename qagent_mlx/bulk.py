@@ -107,7 +107,7 @@ def default_workers() -> int:
 
 def launched_shard() -> tuple[int, int] | None:
     """Which of how many processes this is, where ``mlx.launch`` or ``mpirun`` started it."""
-    from .train import distributed
+    from .distributed import world as distributed
 
     if not distributed.launched():
         return None

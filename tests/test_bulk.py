@@ -16,10 +16,10 @@ from qagent_mlx.bulk import (
     read_users,
     shard_of,
 )
+from qagent_mlx.distributed import world as distributed
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train import distributed
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..agent.decode import Batch, Decoder, Row
 from ..agent.types import Rollout
+from ..distributed.world import all_rollouts
 from ..errors import QAgentError
 from ..models.download import sample_folder
 from ..models.fast_load import load_plain
@@ -29,7 +30,6 @@ from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..policy.scoring import Chain
 from ..train import grpo
-from ..train.distributed import all_rollouts
 from ..utils.atomic_files import read_json, write_json
 
 FIRST_ID = 16  # ids below may be special

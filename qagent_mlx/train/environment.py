@@ -19,6 +19,7 @@ import numpy as np
 from ..agent.rollout import Roller
 from ..agent.tools import SearchProducts
 from ..agent.types import Rollout, Task
+from ..distributed.world import world
 from ..errors import QAgentError
 from ..inventory.clicks import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
@@ -36,7 +37,6 @@ from ..utils.atomic_files import replacing
 from ..utils.database import literal, open_duckdb
 from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
-from .distributed import world
 from .rewards import Component, Outcome, score, total
 
 

@@ -34,6 +34,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..agent.episode import MAX_TURNS_BEYOND_SEARCHES
 from ..agent.types import Rollout
+from ..distributed import world
+from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
@@ -45,7 +47,6 @@ from ..runs import checkpoint
 from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
 from ..utils.runtime import give_back
-from . import distributed
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
 from .batches import micro_batches
@@ -57,7 +58,6 @@ from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
 from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from .selection import MEASURES, Best
 from .settings import merged
-from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import batch_order, learning_rate
 
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
@@ -214,7 +214,7 @@ class Trainer:
         self.stop = StopSignal()
         self.opening: Opening | None = None  # of the last step's chains
         self.checked = False  # whether a gradient of this run was looked at
-        self.world = distributed.world()
+        self.world = world.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
         self.roller = environment.roller(policy, policy.info.agent)
@@ -331,7 +331,7 @@ class Trainer:
             [e.task for e in examples], self.config.group, seed, None, mine
         )
         rewards = self.world.rows(self.rewards(rollouts, examples), mine, len(order))
-        rollouts = distributed.all_rollouts(self.world, rollouts)
+        rollouts = world.all_rollouts(self.world, rollouts)
         for rollout in rollouts:
             rollout.case += before  # groups are numbered through the rounds of a step
         return rollouts, rewards
@@ -727,7 +727,7 @@ def resume_grpo(
 
 def _run(
     shop: Shop,
-    record: Run | distributed.SilentRun,
+    record: Run | world.SilentRun,
     trainer: Trainer,
     first: int,
     on_step: Callable[[dict[str, Any]], None] | None,
@@ -821,7 +821,7 @@ def _run(
     return summary
 
 
-def _rang(alarm: Alarm, record: Run | distributed.SilentRun) -> AlarmRang:
+def _rang(alarm: Alarm, record: Run | world.SilentRun) -> AlarmRang:
     return AlarmRang(
         f"the run {record.name} was stopped at step {alarm.step} by its alarm {alarm.name}: "
         f"{alarm.reason}. Step {alarm.step} is saved; to go on all the same: qagent train grpo "

@@ -12,6 +12,8 @@ from typing import Any
 import mlx.optimizers as optim
 import numpy as np
 
+from ..distributed import world
+from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
@@ -21,13 +23,11 @@ from ..protocol.config import AgentConfig
 from ..runs import checkpoint
 from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
-from . import distributed
 from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .environment import Environment, Example, measure
 from .rewards import WEIGHTS
 from .settings import merged
-from .stopping import Stopped, StopRequested, StopSignal
 from .supervised import FitConfig, fit
 
 # A case told more often is known by its words. On half of Best Buy's users (some 150 cases that can
@@ -115,7 +115,7 @@ def train_sft(
         shop, lambda: Environment.of_shop(shop, trained.codec, agent, split)
     )
     demonstrations = _demonstrations(environment, trained, config)
-    workers = distributed.world()
+    workers = world.world()
     workers.agree(f"policies {policy}", trained.info.base_fingerprint)
     if not workers.first:
         silent, optimizer = workers.silent_run(shop), _optimizer(trained, config)
@@ -171,7 +171,7 @@ def resume_sft(
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     demonstrations = _demonstrations(environment, trained, config)
     optimizer = _optimizer(trained, config)
-    workers = distributed.world()
+    workers = world.world()
     if not workers.first:
         silent = workers.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, optimizer)
@@ -238,7 +238,7 @@ def _reward(environment: Environment, policy: Policy, config: SftConfig) -> floa
 
 def _run(
     shop: Shop,
-    record: Run | distributed.SilentRun,
+    record: Run | world.SilentRun,
     policy: Policy,
     environment: Environment,
     demonstrations: tuple[Demonstrator, list[tuple[Example, int]]],
@@ -250,7 +250,7 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     places = record.folder / "checkpoints"
-    workers = distributed.world()
+    workers = world.world()
     if workers.first:
         checkpoint.clear(places)
     demonstrator, usable = demonstrations

@@ -13,10 +13,10 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from ..distributed.world import world
 from ..errors import QAgentError
 from ..policy.policy import Policy
 from ..policy.scoring import Batch, Chain, make_batch, token_logprobs
-from .distributed import world
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from qagent_mlx.distributed import world as distributed
+from qagent_mlx.distributed.launcher import _free_ports, check
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train import distributed
 
 REWARD = """
 import os, signal
@@ -121,7 +122,7 @@ def launched(shops, *arguments):
     """As ``mlx.launch`` starts a command on several machines, each with a shop of its own; on one
     without it."""
     hosts = shops[0].parent / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{p}"] for p in distributed._free_ports(len(shops))]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{p}"] for p in _free_ports(len(shops))]))
     program = "from qagent_cli.main import cli; cli()"
     started = [
         subprocess.Popen(
@@ -203,7 +204,7 @@ def test_a_machine_that_dies_ends_the_run_in_one_line(machines):
 
 def test_more_workers_than_cases_are_refused():
     with pytest.raises(QAgentError, match="at most 4"):
-        distributed.check(8, 4)
+        check(8, 4)
 
 
 def test_every_case_is_done_by_exactly_one_worker():

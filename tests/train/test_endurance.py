@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
@@ -23,7 +24,6 @@ from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.environment import measure
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
-from qagent_mlx.train.stopping import Stopped
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
 LORA = LoraConfig(rank=2)

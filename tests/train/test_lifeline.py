@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from qagent_mlx.train import lifeline
-from qagent_mlx.train.lifeline import Lifeline
+from qagent_mlx.distributed import watchdog
+from qagent_mlx.distributed.watchdog import Lifeline
 
 WAITS = """
 import socket, sys, time
-from qagent_mlx.train.lifeline import Lifeline
+from qagent_mlx.distributed.watchdog import Lifeline
 here, there = socket.socketpair()
 line = Lifeline("a worker is gone", patience=0.3)
 line.follow(here)
@@ -65,7 +65,7 @@ def both(tmp_path, monkeypatch, between=lambda told: None):
             return [texts[0], texts[1]]
         return shared
 
-    first = threading.Thread(target=lifeline.connect, args=(one, True, 2, share(0)))
+    first = threading.Thread(target=watchdog.connect, args=(one, True, 2, share(0)))
     first.start()
 
     def later(text):
@@ -73,7 +73,7 @@ def both(tmp_path, monkeypatch, between=lambda told: None):
         between(told)
         return told
 
-    lifeline.connect(two, False, 2, later)
+    watchdog.connect(two, False, 2, later)
     first.join()
     return one, two
 
@@ -109,5 +109,5 @@ def test_a_stranger_at_the_port_is_no_worker(tmp_path, monkeypatch):
 def test_without_a_hosts_file_nothing_is_connected(tmp_path, monkeypatch):
     monkeypatch.delenv("MLX_HOSTFILE", raising=False)
     line = Recorded()
-    lifeline.connect(line, True, 2, lambda text: [text, ""])
+    watchdog.connect(line, True, 2, lambda text: [text, ""])
     assert not line._kept

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import QAgentError
 
 if TYPE_CHECKING:
-    from .distributed import World
+    from .world import World
 
 
 class Stopped(QAgentError):

@@ -1,0 +1,1 @@
+"""Data-parallel training: workers, collectives, their watchdog and stop signals."""
