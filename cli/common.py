@@ -164,7 +164,7 @@ def split_config(
     """The `SplitConfig` that `split_options` describe, on top of another one."""
     from dataclasses import replace
 
-    from qagent_mlx.train.cases import SplitConfig
+    from qagent_mlx.environment.cases import SplitConfig
 
     return replace(base or SplitConfig(), **given(
         test_from=test_from.isoformat() if test_from else None,

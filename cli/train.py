@@ -299,11 +299,11 @@ def grpo(
         return
     from dataclasses import replace
 
+    from qagent_mlx.environment.custom_rewards import components_of, reward_files
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.alarms import with_actions
     from qagent_mlx.train.grpo import GrpoConfig, train_grpo, weighed
-    from qagent_mlx.train.rewards import components_of, reward_files
     from qagent_mlx.train.settings import agent_of
 
     settings = _settings(
@@ -376,10 +376,10 @@ def _resume_grpo(
     ctx: click.Context, *, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
     alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path, as_json: bool,
 ) -> None:  # fmt: skip
+    from qagent_mlx.environment.custom_rewards import components_of, reward_specs
     from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.alarms import AlarmConfig, with_actions
     from qagent_mlx.train.grpo import resume_grpo
-    from qagent_mlx.train.rewards import components_of, reward_specs
     from qagent_mlx.train.settings import merged
 
     _refuse_changes(ctx, UNCHANGED | {"steps", "rewards", "alarms", "logs"})

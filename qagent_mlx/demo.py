@@ -9,6 +9,8 @@ from typing import Any
 
 from .agent.recommend import Recommender
 from .build import create_sample
+from .environment.cases import build_cases, of_split
+from .environment.environment import Environment, Example
 from .errors import QAgentError
 from .evaluate.baselines import System, baselines
 from .evaluate.metrics import Ranking
@@ -20,8 +22,6 @@ from .policy.files import load_policy
 from .policy.registry import SAMPLE, open_policy, resolve
 from .shop.sample import remove_sample
 from .shop.shop import Shop
-from .train.cases import build_cases, of_split
-from .train.environment import Environment, Example
 from .train.grpo import GrpoConfig, train_grpo
 from .train.sft import SftConfig, train_sft
 from .types import Case

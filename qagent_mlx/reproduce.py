@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import create_sample, refresh
+from .environment.cases import SplitConfig
 from .errors import QAgentError
 from .evaluate.abtest import RATES, AbConfig, abtest
 from .evaluate.baselines import SLOW
@@ -40,7 +41,6 @@ from .runs.run import Run, run_names
 from .shop.config import ShopConfig
 from .shop.sample import sample_data
 from .shop.shop import Shop
-from .train.cases import SplitConfig
 from .train.grpo import GrpoConfig, resume_grpo, train_grpo
 from .train.pretrain import PretrainConfig, pretrain
 from .train.settings import Settings, agent_of, with_preset

@@ -28,7 +28,7 @@ from .shop.shop import Shop
 from .types import Profile
 
 if TYPE_CHECKING:
-    from .train.environment import Environment
+    from .environment.environment import Environment
 
 PAUSE = timedelta(seconds=20)  # between what a user does
 RECENT = {"train": 400, "validation": 40}  # cases that a short training here looks at
@@ -287,8 +287,8 @@ class Session:
         Returns:
             report (of `train_grpo`), before and after (`UserRecommendations` of the user).
         """
+        from .environment.environment import Environment
         from .runs.run import free_name
-        from .train.environment import Environment
         from .train.grpo import GrpoConfig, train_grpo
 
         say = on_stage or (lambda stage: None)

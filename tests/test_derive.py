@@ -3,11 +3,11 @@
 import pytest
 
 from qagent_mlx.derive import category_queries, derive, title_queries
+from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory import store
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import build_cases
 
 PRODUCTS = """product_id,title,category
 t1,Acme Tent 2,Camping > Tents

@@ -9,10 +9,10 @@ from itertools import pairwise
 import duckdb
 import pytest
 
+from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.presets import PRESETS, load_preset
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import build_cases
 
 
 def write(path, header, rows):

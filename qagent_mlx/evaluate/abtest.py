@@ -25,6 +25,7 @@ import numpy as np
 from scipy.stats import norm
 
 from ..agent.recommend import GROUP
+from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..ingest import append_events
 from ..inventory.index import ensure
@@ -32,7 +33,6 @@ from ..shop.shop import Shop
 from ..simulator.click_model import Answer, Meanings, Visit
 from ..simulator.shopper import Shopper
 from ..simulator.world import START, SimulatorConfig, World, moment
-from ..train.environment import Environment
 from ..types import Case
 from .baselines import System
 from .lineup import Lineup, cases_of, parts_of

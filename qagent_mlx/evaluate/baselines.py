@@ -24,7 +24,7 @@ from .sequential import SasRec
 from .similar import Dense, Lexical
 
 if TYPE_CHECKING:
-    from ..train.environment import Environment, Example
+    from ..environment.environment import Environment, Example
 
 NEXT = 3  # how many of a user's following searches are counted as next
 SOURCES = 5  # how many of a user's last queries lead to next ones

@@ -16,7 +16,7 @@ from .logs import EngagementLog, SearchLog, best, ranking
 from .metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 RECENT = 10  # how many of a user's last products count
 FADE = 0.85  # how much less each earlier one of them counts

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.recommend import GROUP
+from ..environment.cases import SplitConfig, build_cases
+from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..inventory.index import ensure
 from ..memory.profile import SECTIONS, CountTokens
@@ -17,8 +19,6 @@ from ..policy.registry import policy_names, resolve
 from ..policy.text_generation import token_counter
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from ..train.cases import SplitConfig, build_cases
-from ..train.environment import Environment, Example
 from ..types import Case
 from .baselines import BASELINES, System, baseline, baselines
 from .logs import SearchLog

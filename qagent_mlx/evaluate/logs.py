@@ -19,7 +19,7 @@ from ..utils.text import query_key
 from .metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 WEIGHTS = {"view": 0.3, "click": 1.0, "cart": 2.0, "purchase": 4.0}  # of engagements
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..train.rewards import ndcg
+from ..environment.ir_metrics import ndcg
 from ..types import Case
 from ..utils.text import query_key, rouge_l, tokens
 

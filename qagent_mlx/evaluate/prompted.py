@@ -13,7 +13,7 @@ from ..utils.text import clean, query_key
 from .metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 TOKENS = 80
 _NUMBER = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s*")

@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..environment.environment import Example
 from ..errors import QAgentError
-from ..train.environment import Example
 from ..utils.text import query_key
 from .baselines import System
 from .logs import SearchLog, moment_of

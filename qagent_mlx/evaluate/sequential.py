@@ -21,7 +21,7 @@ from .logs import SearchLog, best, moment_of, ranking
 from .metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .logs import EngagementLog, SearchLog, best, ranking
 from .metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 LAST_QUERIES = 5
 LAST_PRODUCTS = 5

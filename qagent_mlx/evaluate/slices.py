@@ -11,7 +11,7 @@ import numpy as np
 from .logs import SearchLog, moment_of
 
 if TYPE_CHECKING:
-    from ..train.environment import Example
+    from ..environment.environment import Example
 
 HISTORY = ((0, "new user"), (4, "1-4 events"), (19, "5-19 events"), (49, "20-49 events"))
 TAIL = 5  # a query that was searched at most so often before is of the tail

@@ -9,9 +9,9 @@ import numpy as np
 from ..agent.recommend import GROUP
 from ..agent.slate import Rows, pooled
 from ..agent.types import Rollout
+from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
-from ..train.environment import Environment, Example
 from ..types import Recommendation
 from .metrics import Ranking
 

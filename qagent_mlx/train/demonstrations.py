@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ..agent.tools import Request, SearchProducts
+from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
 from ..policy.scoring import Chain
 from ..protocol.actions import (
@@ -33,7 +34,6 @@ from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
 from .disguise import Disguise
-from .environment import Environment, Example
 
 
 @dataclass(frozen=True)

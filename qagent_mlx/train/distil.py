@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..agent.types import Rollout
+from ..environment.cases import SplitConfig
+from ..environment.environment import Environment, Example, measure
+from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.registry import derive, open_policy
@@ -25,11 +28,8 @@ from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.text import query_key
-from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, Example, measure
 from .pretrain import shop_texts
-from .rewards import WEIGHTS
 from .supervised import FitConfig, fit
 
 

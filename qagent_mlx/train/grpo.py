@@ -36,6 +36,9 @@ from ..agent.episode import MAX_TURNS_BEYOND_SEARCHES
 from ..agent.types import Rollout
 from ..distributed import world
 from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
+from ..environment.cases import SplitConfig
+from ..environment.environment import Environment, Example, measure
+from ..environment.rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
@@ -50,12 +53,9 @@ from ..utils.runtime import give_back
 from .advantages import ESTIMATORS, signal
 from .alarms import Alarm, AlarmConfig, AlarmRang, Watch
 from .batches import micro_batches
-from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, Example, measure
 from .footprint import check_memory, grpo_bytes, micro_tokens
 from .losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
-from .rewards import COMPONENTS, WEIGHTS, Component, parse_weight, score, total
 from .selection import MEASURES, Best
 from .settings import merged
 from .supervised import batch_order, learning_rate

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..agent.tools import Request, SearchProducts
+from ..environment.cases import SplitConfig, build_cases, of_split
+from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..inventory.index import ensure
 from ..memory.profile import words_cost
@@ -26,9 +28,7 @@ from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from .cases import SplitConfig, build_cases, of_split
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment
 from .supervised import FitConfig, batch_order, fit, predicted_cost
 
 T = TypeVar("T")

@@ -36,12 +36,12 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..environment.cases import SplitConfig
 from ..errors import QAgentError
 from ..policy.files import agent_below
 from ..policy.registry import resolve
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from .cases import SplitConfig
 
 T = TypeVar("T")
 

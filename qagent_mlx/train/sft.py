@@ -14,6 +14,9 @@ import numpy as np
 
 from ..distributed import world
 from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
+from ..environment.cases import SplitConfig
+from ..environment.environment import Environment, Example, measure
+from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
@@ -23,10 +26,7 @@ from ..protocol.config import AgentConfig
 from ..runs import checkpoint
 from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
-from .cases import SplitConfig
 from .demonstrations import DemoConfig, Demonstrator
-from .environment import Environment, Example, measure
-from .rewards import WEIGHTS
 from .settings import merged
 from .supervised import FitConfig, fit
 

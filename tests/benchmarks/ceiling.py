@@ -29,6 +29,8 @@ import lightgbm
 import numpy as np
 
 from qagent_mlx.agent.tools import Found, Request, SearchProducts
+from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.lineup import Lineup
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
@@ -36,8 +38,6 @@ from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.reader import Moment, Reader
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import SplitConfig
-from qagent_mlx.train.environment import Environment, Example
 from qagent_mlx.utils.text import query_key
 
 MARKS = (

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
+from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.grpo import GrpoConfig, Trainer
 
 

@@ -39,6 +39,8 @@ import numpy as np
 from study import scores_of
 
 from qagent_mlx.agent.recommend import GROUP
+from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.baselines import Trending
 from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired
@@ -47,8 +49,6 @@ from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import SplitConfig
-from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.sft import SftConfig, train_sft
 from qagent_mlx.utils.atomic_files import write_json

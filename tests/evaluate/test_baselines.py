@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
+from qagent_mlx.environment.environment import Example
 from qagent_mlx.evaluate.baselines import (
     BASELINES,
     FADE,
@@ -23,7 +24,6 @@ from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.reader import Moment
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Line, Profile
 from qagent_mlx.utils.text import query_key
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.metrics import (
     METRICS,
@@ -17,7 +18,6 @@ from qagent_mlx.evaluate.metrics import (
     score_case,
 )
 from qagent_mlx.evaluate.report import MAIN, comparison_table, evaluate, markdown, table
-from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Profile
 
 AS_OF = datetime(2026, 1, 10, 12)

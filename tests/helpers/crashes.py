@@ -34,6 +34,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.distributed.stop_signal import Stopped
+from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.ingest import ingest
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.changes import remove_products, updated
@@ -55,7 +56,6 @@ from qagent_mlx.serve.run import run as serve
 from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.alarms import AlarmConfig
-from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.grpo import GrpoConfig, resume_grpo, train_grpo
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 

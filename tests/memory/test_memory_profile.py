@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, words_cost
 from qagent_mlx.memory.reader import Moment
@@ -15,7 +16,6 @@ from qagent_mlx.protocol.escape import safe
 from qagent_mlx.protocol.profile_text import render
 from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import build_cases
 
 REFERENCE = re.compile(r" <r(\d+)>$")
 

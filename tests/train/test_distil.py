@@ -4,12 +4,12 @@ import pytest
 
 from qagent_mlx.agent.rollout import Roller
 from qagent_mlx.agent.types import Rollout, Turn
+from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.small_llama import save_base
-from qagent_mlx.train.cases import SplitConfig
 from qagent_mlx.train.distil import DistilConfig, distil, retold, student_agent
-from qagent_mlx.train.environment import Example
 from qagent_mlx.types import Case, Line, Profile
 
 NOW = datetime(2026, 2, 1)

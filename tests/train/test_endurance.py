@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from qagent_mlx.distributed.stop_signal import Stopped
+from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.environment import measure
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
@@ -20,8 +22,6 @@ from qagent_mlx.runs import checkpoint
 from qagent_mlx.runs.run import Run, training
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.alarms import AlarmConfig, AlarmRang
-from qagent_mlx.train.cases import SplitConfig
-from qagent_mlx.train.environment import measure
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
@@ -309,7 +309,7 @@ def test_the_best_policy_is_kept_and_training_stops_when_it_gets_no_better(shop,
 
 
 def test_evaluation_uses_the_rewards_of_the_run(shop):
-    from qagent_mlx.train.environment import Environment
+    from qagent_mlx.environment.environment import Environment
 
     policy = open_policy(shop, "base")
     environment = Environment.of_shop(shop, policy.codec, policy.info.agent, SPLIT)

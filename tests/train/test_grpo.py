@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
+from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.environment import Environment
+from qagent_mlx.environment.rewards import COMPONENTS
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.cases import SplitConfig
-from qagent_mlx.train.environment import Environment
 from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
-from qagent_mlx.train.rewards import COMPONENTS
 from qagent_mlx.train.sft import SftConfig, train_sft
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)

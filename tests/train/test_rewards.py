@@ -3,16 +3,10 @@ from datetime import datetime
 import pytest
 
 from qagent_mlx.agent.types import Rollout, Turn
+from qagent_mlx.environment.custom_rewards import load_component
+from qagent_mlx.environment.ir_metrics import ndcg
+from qagent_mlx.environment.rewards import COMPONENTS, WEIGHTS, Outcome, score, total
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.train.rewards import (
-    COMPONENTS,
-    WEIGHTS,
-    Outcome,
-    load_component,
-    ndcg,
-    score,
-    total,
-)
 from qagent_mlx.types import Case
 
 CASE = Case(0, "u", datetime(2026, 1, 1), "gears of war 3", "gearsofwar3", ("p1",), 3)

@@ -3,10 +3,10 @@ from dataclasses import asdict
 
 import pytest
 
+from qagent_mlx.environment.custom_rewards import components_of, reward_files, reward_specs
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.train.grpo import GrpoConfig, weighed
-from qagent_mlx.train.rewards import components_of, reward_files, reward_specs
 from qagent_mlx.train.settings import PRESETS, Settings, merged, read_settings, with_preset
 from qagent_mlx.train.sft import SftConfig
 

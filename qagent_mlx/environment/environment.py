@@ -7,9 +7,8 @@ shop can be written to while a policy trains, and a resumed run sees exactly wha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
-from ..types import Case, Line, Profile
-from ..utils.atomic_files import replacing
+from ..types import Case, Profile
 from ..utils.database import literal, open_duckdb
 from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
+from .files import _copy, _profile, _profile_json
 from .rewards import Component, Outcome, score, total
 
 
@@ -244,31 +243,6 @@ class Environment:
                 "exactly; start a new run"
             )
         return environment
-
-
-def _profile_json(profile: Profile) -> str:
-    return json.dumps(
-        {
-            "lines": [asdict(line) for line in profile.lines],
-            "tokens": profile.tokens,
-            "raw_tokens": profile.raw_tokens,
-            "context": profile.context,
-        }
-    )
-
-
-def _profile(user: str, as_of: Any, text: str, packed: str) -> Profile:
-    values = json.loads(packed)
-    lines = tuple(Line(**line) for line in values["lines"])
-    return Profile(
-        user, as_of, text, lines, tuple(line.query for line in lines if line.query is not None),
-        values["tokens"], values["raw_tokens"], values["context"],
-    )
-
-
-def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        connection.execute(f"COPY {table} TO {literal(temporary)} (FORMAT parquet)")
 
 
 def measure(

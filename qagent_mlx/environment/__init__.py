@@ -1,0 +1,1 @@
+"""The environment that a policy learns in: cases, chains, rewards."""
