@@ -51,7 +51,7 @@ def index(
     are under way go on meanwhile.
     """
     from qagent_mlx.build import refresh
-    from qagent_mlx.inventory.changes import choose_encoder, remove_products, updated
+    from qagent_mlx.inventory.updates import choose_encoder, remove_products, updated
 
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:
@@ -104,8 +104,8 @@ def search(
 
     Filters, prices and stock are those of the moment that --as-of names.
     """
-    from qagent_mlx.inspection import search_products
-    from qagent_mlx.inventory.search import Filters
+    from qagent_mlx.inventory.show import search_products
+    from qagent_mlx.inventory.types import Filters
 
     filters = Filters(in_stock, min_price, max_price, category)
     with opened(shop_path) as shop, waiting("searching"):

@@ -24,7 +24,7 @@ _HOMES = {
     "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.build",
     "inspect_memory": "qagent_mlx.inspection",
-    "search_products": "qagent_mlx.inspection",
+    "search_products": "qagent_mlx.inventory.show",
     "recommend": "qagent_mlx.agent.recommend",
     "pretrain": "qagent_mlx.train.pretrain",
     "train_sft": "qagent_mlx.train.sft",
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from .build import sample_shop
     from .evaluate.abtest import abtest
     from .evaluate.lineup import evaluate_policies
-    from .inspection import inspect_memory, search_products
+    from .inspection import inspect_memory
+    from .inventory.show import search_products
     from .policy.policy import Policy
     from .runs.reader import open_run
     from .shop.shop import Shop

@@ -16,8 +16,9 @@ from .evaluate.baselines import System, baselines
 from .evaluate.metrics import Ranking
 from .evaluate.report import evaluate
 from .evaluate.systems import PolicySystem
-from .inspection import inspect_memory, search_products
+from .inspection import inspect_memory
 from .inventory.index import ensure
+from .inventory.show import search_products
 from .policy.files import load_policy
 from .policy.registry import SAMPLE, open_policy, resolve
 from .shop.sample import remove_sample

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from .errors import QAgentError
 from .ingest import IngestReport, append, register
-from .inventory.terms import pairs
+from .inventory.analyzer import pairs
 from .memory import events as event_memory
 from .memory import store as memory_store
 from .shop.shop import Shop

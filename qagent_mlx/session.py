@@ -21,7 +21,8 @@ from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
 from .agent.types import Turn
 from .errors import QAgentError
 from .ingest import append_events
-from .inspection import inspect_memory, search_products
+from .inspection import inspect_memory
+from .inventory.show import search_products
 from .policy.policy import Policy
 from .policy.registry import open_policy, policy_names
 from .shop.shop import Shop

@@ -252,7 +252,7 @@ def _main(number: int, path: Path, policy: Path, dtype: str) -> None:
     with one_blas_thread():
         try:
             with Shop.open(path) as shop:
-                from ..inventory.engines import shop_search
+                from ..inventory.external_engines import shop_search
 
                 answerer = Answerer(shop_search(shop), load_policy(policy, dtype))
         except QAgentError as error:

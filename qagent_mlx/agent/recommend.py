@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import QAgentError
-from ..inventory.search import Search
+from ..inventory.types import Search
 from ..memory.profile import Memory
 from ..memory.reader import Moment
 from ..memory.worth import Worth
@@ -143,7 +143,7 @@ class Recommender(Answerer):
         self, shop: Shop, policy: Policy, agent: AgentConfig | None = None,
         group: int | None = None,
     ) -> None:  # fmt: skip
-        from ..inventory.engines import shop_search
+        from ..inventory.external_engines import shop_search
 
         self.shop, self.group = shop, group or chains_of(policy)
         super().__init__(shop_search(shop), policy, agent)

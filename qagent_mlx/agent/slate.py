@@ -13,7 +13,7 @@ from datetime import datetime
 
 import numpy as np
 
-from ..inventory.search import Search
+from ..inventory.types import Search
 from ..protocol.config import AgentConfig
 from ..types import Profile, Recommendation
 from ..utils.text import query_key, words

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..inventory.catalog import Catalog
-from ..inventory.search import Search
+from ..inventory.types import Search
 from ..protocol.actions import product_line, profile_text
 from ..protocol.config import AgentConfig
 from ..types import Profile

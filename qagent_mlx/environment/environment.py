@@ -20,7 +20,7 @@ from ..agent.tools import SearchProducts
 from ..agent.types import Rollout, Task
 from ..distributed.world import world
 from ..errors import QAgentError
-from ..inventory.clicks import ClickLog
+from ..inventory.click_log import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory

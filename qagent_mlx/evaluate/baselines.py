@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..inventory.encoder import Encoder
+from ..inventory.encoders.subword import Encoder
 from ..inventory.index import ensure
 from ..shop.shop import Shop
 from ..utils.text import query_key

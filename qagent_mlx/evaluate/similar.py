@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..inventory.encoder import Encoder
-from ..inventory.terms import product_terms
+from ..inventory.analyzer import product_terms
+from ..inventory.encoders.subword import Encoder
 from .logs import EngagementLog, SearchLog, best, ranking
 from .metrics import Ranking
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal, open_duckdb
-from .clicks import seconds
+from .click_log import seconds
 
 MOMENTS = 16  # whose prices and stock a catalog remembers
 

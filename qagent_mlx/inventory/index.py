@@ -21,13 +21,21 @@ import numpy as np
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal
+from .analyzer import VERSION, outdated, product_terms
+from .bm25 import ARRAYS, Lexical
 from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
-from .encoder import Encoder, SubwordEncoder
-from .encoders import EncoderSpec, open_encoder
-from .lexical import ARRAYS, Lexical
-from .store import REMEDY, Writer, check_files, clear_if_idle, leftovers, read_manifest, writing
-from .terms import VERSION, outdated, product_terms
-from .vectors import Vectors, open_shard, save_shard
+from .encoders.registry import EncoderSpec, open_encoder
+from .encoders.subword import Encoder, SubwordEncoder
+from .index_files import (
+    REMEDY,
+    Writer,
+    check_files,
+    clear_if_idle,
+    leftovers,
+    read_manifest,
+    writing,
+)
+from .vector_index import Vectors, open_shard, save_shard
 
 __all__ = [
     "CLICK_SHARE", "Catalog", "Changes", "InventoryIndex", "build", "default_clicks_until",

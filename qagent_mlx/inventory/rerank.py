@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .models import Reader
+    from .encoders.language_model import Reader
 
 _LEAD = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
@@ -35,7 +35,7 @@ class Reranker:
 
     @cached_property
     def _reader(self) -> Reader:
-        from .models import Reader
+        from .encoders.language_model import Reader
 
         return Reader(self.folder)
 

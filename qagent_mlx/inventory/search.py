@@ -13,11 +13,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,11 +25,11 @@ from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
-from .catalog import Catalog
-from .clicks import ClickLog, SimilarQueries, read_clicks, similar_ranking
+from .click_log import ClickLog, SimilarQueries, read_clicks, similar_ranking
 from .index import InventoryIndex, ensure, load
+from .index_files import read_manifest
 from .rerank import Reranker
-from .store import read_manifest
+from .types import Clicked, Explanation, Filters, Side, Sides, Word
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,85 +37,6 @@ V = TypeVar("V")
 ENOUGH = 2.0  # weight of past clicks from which they count more than half of what they can
 CACHED_QUERIES = 20_000
 CACHED_ANSWERS = 4096  # queries at a moment: those of a batch ask much the same
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a search may return, by price and stock at its moment, and by category.
-
-    A category matches by the beginning of its path; a product without a price has none that
-    fits a range.
-    """
-
-    in_stock: bool = False
-    min_price: float | None = None
-    max_price: float | None = None
-    category: str | None = None
-
-
-class Search(Protocol):
-    """A product search; a shop's own engine can stand in for `HybridSearch`."""
-
-    catalog: Catalog
-
-    def search(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        as_of: Sequence[datetime | None] | None = None,
-        filters: Filters | None = None,
-    ) -> list[list[Hit]]:
-        """For each query at most ``k`` hits, the best first."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """What words and vectors find for a query, whenever it is asked: rows, the best first."""
-
-    lexical: np.ndarray
-    bm25: np.ndarray
-    dense: np.ndarray
-    distances: np.ndarray
-    similar: tuple[tuple[str, float], ...]  # (key, similarity) of queries that are written alike
-
-
-@dataclass(frozen=True, slots=True)
-class Clicked:
-    """What past clicks say at a moment: rows, the best first, and whose clicks they were."""
-
-    rows: np.ndarray
-    evidence: np.ndarray
-    keys: tuple[str, ...]  # of the similar queries that stood in; empty for the query's own
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What one ranking says of a hit."""
-
-    rank: int
-    score: float  # BM25, cosine similarity, or decayed weight of clicks
-    adds: float  # to the fused score
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A term of the query and the term of the product that it met."""
-
-    typed: str
-    matched: str
-    how: str  # word, initials, spelling
-    score: float  # its part of the BM25 score
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a product was found."""
-
-    hit: Hit
-    sides: dict[str, Side]  # words, vectors, clicks: those that found it
-    words: tuple[Word, ...]  # the one that counts most first
-    borrowed: tuple[str, ...]  # similar queries whose clicks stood in
 
 
 _Asked = tuple[str, datetime | None, int]  # query, moment, depth

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.inventory import vectors as module
+from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import HybridSearch, open_search
-from qagent_mlx.inventory.vectors import Shard, Vectors, open_shard
+from qagent_mlx.inventory.vector_index import Shard, Vectors, open_shard
 from qagent_mlx.shop.shop import Shop
 
 DIMENSIONS = 128

@@ -36,12 +36,12 @@ from mlx.utils import tree_flatten, tree_map
 from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.ingest import ingest
+from qagent_mlx.inventory.bm25 import Lexical
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.changes import remove_products, updated
 from qagent_mlx.inventory.index import build, ensure, load
-from qagent_mlx.inventory.lexical import Lexical
-from qagent_mlx.inventory.store import MANIFEST, leftovers
-from qagent_mlx.inventory.vectors import rounded
+from qagent_mlx.inventory.index_files import MANIFEST, leftovers
+from qagent_mlx.inventory.updates import remove_products, updated
+from qagent_mlx.inventory.vector_index import rounded
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.reader import Moment

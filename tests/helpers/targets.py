@@ -364,7 +364,7 @@ def indexes(draw: random.Random, place: Place) -> None:
     if not name.endswith(".json") and draw.random() < 0.7:
         # With sizes and checksums that fit, as whoever makes a trap would see to.
         manifest = json.loads(place.good["inventory/manifest.json"])
-        from qagent_mlx.inventory.store import _checksum
+        from qagent_mlx.inventory.index_files import _checksum
 
         path = place.own / name
         manifest["files"][path.name] = [path.stat().st_size, _checksum(path)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.clicks import ClickLog, read_clicks
+from qagent_mlx.inventory.click_log import ClickLog, read_clicks
 
 NOW = datetime(2026, 1, 31)
 SECOND = timedelta(seconds=1)

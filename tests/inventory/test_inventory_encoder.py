@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.encoder import SubwordEncoder
+from qagent_mlx.inventory.encoders.subword import SubwordEncoder
 
 # That people who type "office light" want a lamp is known from clicks only.
 CLICKED = [(row, "office light", 3.0) for row in (3, 7, 11)]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inspection import search_products
-from qagent_mlx.inventory.engines import OpenSearch, Postgres, shop_search
-from qagent_mlx.inventory.search import Filters
+from qagent_mlx.inventory.external_engines import OpenSearch, Postgres, shop_search
+from qagent_mlx.inventory.show import search_products
+from qagent_mlx.inventory.types import Filters
 
 # ---------------------------------------------------------------- the _search API
 

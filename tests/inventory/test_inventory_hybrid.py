@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.inventory.clicks import ClickLog
-from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
-from qagent_mlx.inventory.vectors import Vectors
+from qagent_mlx.inventory.click_log import ClickLog
+from qagent_mlx.inventory.search import HybridSearch, open_search
+from qagent_mlx.inventory.types import Filters
+from qagent_mlx.inventory.vector_index import Vectors
 from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = (
@@ -164,7 +165,7 @@ def test_approximate_search_agrees_with_exact_search(tiny_search, monkeypatch):
     queries = ["acme usb cable", "cofee", "red running shoe", "lamp", "dune phone"]
     filters = Filters(category="Sports")
     exact = [tiny_search.search(queries, 5, None, kept) for kept in (None, filters)]
-    monkeypatch.setattr("qagent_mlx.inventory.vectors.EXACT_BELOW", 0)
+    monkeypatch.setattr("qagent_mlx.inventory.vector_index.EXACT_BELOW", 0)
     index = tiny_search.index
     graph = Vectors.build(index.vectors.get(np.arange(len(index.catalog))))
     assert index.vectors.exact and not graph.exact

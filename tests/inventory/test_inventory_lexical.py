@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.lexical import FUZZY_WEIGHT, Lexical
+from qagent_mlx.inventory.analyzer import aliases, product_terms
+from qagent_mlx.inventory.bm25 import FUZZY_WEIGHT, Lexical
 from qagent_mlx.inventory.spelling import MOST, Spelling
-from qagent_mlx.inventory.terms import aliases, product_terms
 
 TITLES = [
     "Call of Duty: Modern Warfare 3 - Xbox 360",

@@ -10,12 +10,12 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.changes import choose_encoder, updated
-from qagent_mlx.inventory.encoders import EncoderSpec, ModelEncoder, PythonEncoder
+from qagent_mlx.inventory.encoders.language_model import Reader
+from qagent_mlx.inventory.encoders.registry import EncoderSpec, ModelEncoder, PythonEncoder
 from qagent_mlx.inventory.index import ensure, load
-from qagent_mlx.inventory.models import Reader
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.updates import choose_encoder, updated
 from qagent_mlx.shop.config import SearchConfig
 
 TEXTS = ["acme usb cable", "lamp", "a red running shoe of borealis", "phone case"]

@@ -6,7 +6,8 @@ import pytest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
 from qagent_mlx.inventory.index import build, ensure, load
-from qagent_mlx.inventory.search import Filters, open_search
+from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.types import Filters
 
 
 def ids(hits):

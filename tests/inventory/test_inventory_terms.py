@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.lexical import Lexical
-from qagent_mlx.inventory.terms import aliases, outdated, product_terms
+from qagent_mlx.inventory.analyzer import aliases, outdated, product_terms
+from qagent_mlx.inventory.bm25 import Lexical
 
 
 @pytest.mark.parametrize(

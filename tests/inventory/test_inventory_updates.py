@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import ingest
-from qagent_mlx.inventory import vectors as module
+from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.changes import remove_products, updated
 from qagent_mlx.inventory.index import ensure, load
-from qagent_mlx.inventory.search import Filters, HybridSearch, open_search
-from qagent_mlx.inventory.store import LOCK, MANIFEST, leftovers
-from qagent_mlx.inventory.vectors import Vectors
+from qagent_mlx.inventory.index_files import LOCK, MANIFEST, leftovers
+from qagent_mlx.inventory.search import HybridSearch, open_search
+from qagent_mlx.inventory.types import Filters
+from qagent_mlx.inventory.updates import remove_products, updated
+from qagent_mlx.inventory.vector_index import Vectors
 
 QUERIES = ["acme usb cable", "red running shoes", "zebra carpet", "desk lamp", "cofee beens"]
 HEADER = "product_id,title,brand,category,price,stock\n"

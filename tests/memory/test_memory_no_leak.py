@@ -14,7 +14,7 @@ import pytest
 
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.clicks import ClickLog, read_clicks
+from qagent_mlx.inventory.click_log import ClickLog, read_clicks
 from qagent_mlx.memory import tables
 from qagent_mlx.memory.profile import Memory, raw_history, words_cost
 from qagent_mlx.memory.reader import Moment

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils import trusted_code
-from .encoders import SUBWORD, EncoderSpec, python_file
+from .encoders.registry import SUBWORD, EncoderSpec, python_file
 from .index import Changes, build, ensure, load, update
 
 

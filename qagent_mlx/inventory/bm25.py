@@ -20,8 +20,8 @@ from itertools import chain
 import numpy as np
 from scipy import sparse
 
+from .analyzer import ALIAS, aliases, is_word, product_terms
 from .spelling import Spelling
-from .terms import ALIAS, aliases, is_word, product_terms
 
 K1, B = 1.2, 0.4
 FUZZY_WEIGHT = 0.8  # of a word that was found by its spelling only; measured, see search_quality

@@ -13,7 +13,7 @@ from datetime import datetime
 import duckdb
 import numpy as np
 
-from .encoder import Encoder
+from .encoders.subword import Encoder
 
 SHARE, MOST = 0.3, 5  # of similar queries' evidence; measured, see search_quality
 

@@ -30,7 +30,8 @@ from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
 from .catalog import Catalog, read_catalog
-from .search import Filters, Search, open_search
+from .search import open_search
+from .types import Filters, Search
 
 if TYPE_CHECKING:
     import psycopg

@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
-from ..errors import QAgentError
-from ..utils.atomic_files import write_with
-from .terms import product_terms
+from ...errors import QAgentError
+from ...utils.atomic_files import write_with
+from ..analyzer import product_terms
 
 BUCKETS = 1 << 16
 FIT_SAMPLE = 100_000

@@ -15,9 +15,9 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import QAgentError
-from ..utils.atomic_files import read_json
-from ..utils.runtime import device_name
+from ...errors import QAgentError
+from ...utils.atomic_files import read_json
+from ...utils.runtime import device_name
 
 _BATCH_TOKENS = 8192  # of one batch, padding included
 

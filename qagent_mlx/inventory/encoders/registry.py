@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import QAgentError
-from ..shop.config import SearchConfig
-from ..utils import trusted_code
-from .encoder import Encoder
+from ...errors import QAgentError
+from ...shop.config import SearchConfig
+from ...utils import trusted_code
+from .subword import Encoder
 
 SUBWORD = "subword"
 
@@ -62,7 +62,7 @@ class EncoderSpec:
                 "FILE.py:FUNCTION; correct search.encoder in shop.json, or run: "
                 f"qagent index --encoder {SUBWORD}"
             )
-        from ..models.fingerprint import fingerprint
+        from ...models.fingerprint import fingerprint
 
         return cls(place, config.dimensions, config.encoder_instruction, fingerprint(folder))
 
@@ -104,7 +104,7 @@ class ModelEncoder:
 
     @cached_property
     def _reader(self) -> Any:
-        from .models import Reader
+        from .language_model import Reader
 
         return Reader(self.folder)
 
