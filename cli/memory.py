@@ -66,12 +66,12 @@ def show(
 
     A user without events gets what a new user gets: the shop's trends.
     """
-    from qagent_mlx.inspection import inspect_memory
+    from qagent_mlx.policy.shop_memory import inspect_memory
 
     with opened(shop_path) as shop, waiting("remembering"):
         view = inspect_memory(shop, user, as_of, summarizer=summarizer)
     if html:
-        from qagent_mlx.memory.page import write_page
+        from qagent_mlx.memory.html_page import write_page
 
         write_page(view, html)
         note(f"wrote {html}")
@@ -145,7 +145,7 @@ def split(folder: Path, parts: int, shop_path: Path, as_json: bool) -> None:
     qagent memory build big                          alone, or on several machines:
     mlx.launch --hostfile hosts.json -- qagent memory build big
     """
-    from qagent_mlx.memory.partitions import split as write
+    from qagent_mlx.memory.sharding import split as write
 
     with opened(shop_path) as shop, waiting("writing partitions"):
         report = write(shop, folder, parts)
@@ -161,7 +161,7 @@ def split(folder: Path, parts: int, shop_path: Path, as_json: bool) -> None:
 @json_option
 def build(folder: Path, as_json: bool) -> None:
     """Build the profiles of the partitions in FOLDER: all, or a rank's share under mlx.launch."""
-    from qagent_mlx.memory.partitions import build_all
+    from qagent_mlx.memory.sharding import build_all
 
     with waiting("building partitions"):
         report = build_all(folder)

@@ -23,7 +23,7 @@ _HOMES = {
     "Shop": "qagent_mlx.shop.shop",
     "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.build",
-    "inspect_memory": "qagent_mlx.inspection",
+    "inspect_memory": "qagent_mlx.policy.shop_memory",
     "search_products": "qagent_mlx.inventory.show",
     "recommend": "qagent_mlx.agent.recommend",
     "pretrain": "qagent_mlx.train.pretrain",
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from .build import sample_shop
     from .evaluate.abtest import abtest
     from .evaluate.lineup import evaluate_policies
-    from .inspection import inspect_memory
     from .inventory.show import search_products
     from .policy.policy import Policy
+    from .policy.shop_memory import inspect_memory
     from .runs.reader import open_run
     from .shop.shop import Shop
     from .train.grpo import train_grpo

@@ -13,7 +13,7 @@ from .ingest import ingest
 from .inventory.index import InventoryIndex, build
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store
-from .memory.worth import Retrieve, learn
+from .memory.ranker import Retrieve, learn
 from .shop.config import ShopConfig
 from .shop.sample import sample_data
 from .shop.shop import Shop

@@ -16,11 +16,11 @@ from .evaluate.baselines import System, baselines
 from .evaluate.metrics import Ranking
 from .evaluate.report import evaluate
 from .evaluate.systems import PolicySystem
-from .inspection import inspect_memory
 from .inventory.index import ensure
 from .inventory.show import search_products
 from .policy.files import load_policy
 from .policy.registry import SAMPLE, open_policy, resolve
+from .policy.shop_memory import inspect_memory
 from .shop.sample import remove_sample
 from .shop.shop import Shop
 from .train.grpo import GrpoConfig, train_grpo
@@ -175,8 +175,8 @@ def hero(cases: Sequence[Case]) -> Case:
 def _first_query(shop: Shop, count: Any, case: Case) -> str:
     """The query that memory thinks likeliest; never the true one unless memory names it."""
     from .memory.profile import Memory
-    from .memory.reader import Moment
-    from .memory.worth import Worth
+    from .memory.ranker import Worth
+    from .memory.types import Moment
 
     memory = Memory(shop.connection, shop.config.memory, count, Worth.of_shop(shop))
     profile = memory.profiles([Moment(case.user_id, case.as_of)])[0]

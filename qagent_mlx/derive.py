@@ -16,7 +16,7 @@ from datetime import timedelta
 from .errors import QAgentError
 from .ingest import IngestReport, append, register
 from .inventory.analyzer import pairs
-from .memory import events as event_memory
+from .memory import sessions as event_memory
 from .memory import store as memory_store
 from .shop.shop import Shop
 from .utils.text import pieces, query_key, words

@@ -23,7 +23,7 @@ import duckdb
 
 from .errors import QAgentError
 from .fields import MAX_TITLE, attributes_or_mark, category, plain, price
-from .memory import events as event_memory
+from .memory import sessions as event_memory
 from .memory import store as memory_store
 from .shop.shop import Shop
 from .types import EVENT_TYPES

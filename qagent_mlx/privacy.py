@@ -16,12 +16,11 @@ from typing import Any
 import duckdb
 
 from .errors import QAgentError
-from .inspection import inspect_memory
+from .memory import shop_statistics as memory_tables
 from .memory import store
-from .memory import tables as memory_tables
 from .memory.summarizer import kept
 from .policy.registry import policy_names
-from .policy.text_generation import SUMMARIES
+from .policy.shop_memory import SUMMARIES, inspect_memory
 from .runs.run import Run, run_names, training
 from .shop.shop import Shop
 from .utils.atomic_files import clear_left, read_json, replacing, sync_folder

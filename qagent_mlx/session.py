@@ -21,10 +21,10 @@ from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
 from .agent.types import Turn
 from .errors import QAgentError
 from .ingest import append_events
-from .inspection import inspect_memory
 from .inventory.show import search_products
 from .policy.policy import Policy
 from .policy.registry import open_policy, policy_names
+from .policy.shop_memory import inspect_memory
 from .shop.shop import Shop
 from .types import Profile
 
@@ -151,7 +151,7 @@ class Session:
         return self._recommender
 
     def memory(self) -> dict[str, Any]:
-        """See `inspection.inspect_memory`."""
+        """See `policy.shop_memory.inspect_memory`."""
         return inspect_memory(self.shop, self.user, self.moment, self.policy.codec.count)
 
     def recommend(self, watch: Callable[[Seen], None] | None = None) -> UserRecommendations:

@@ -10,10 +10,10 @@ from qagent_mlx.environment.cases import build_cases, of_split
 from qagent_mlx.ingest import append_events
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.memory.knowledge import start_of_day
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
-from qagent_mlx.memory.worth import Worth, learn
+from qagent_mlx.memory.ranker import Worth, learn
+from qagent_mlx.memory.statistics_cache import start_of_day
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.utils.text import query_key
 
 ANSWER = "zebra saddle"  # nobody searches it but in what is planted

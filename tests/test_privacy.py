@@ -6,9 +6,8 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
-from qagent_mlx.inspection import inspect_memory
-from qagent_mlx.memory import store, tables
-from qagent_mlx.policy.text_generation import SUMMARIES
+from qagent_mlx.memory import shop_statistics, store
+from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 from qagent_mlx.privacy import export, forget
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
@@ -94,7 +93,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     append_events(shop, [{"user_id": "last", "time": shop.end_of_log(), "type": "search", "query": "x"}])
     forget(shop, WHO)
     kept = {
-        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in tables.SHOP_TABLES
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in shop_statistics.SHOP_TABLES
     }
     users = {u for (u,) in shop.connection.execute("SELECT user_id FROM profiles").fetchall()}
     assert WHO not in users
@@ -102,7 +101,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     views = [inspect_memory(shop, user) for user in ("u01", WHO)]
     store.build(shop.connection, shop.config.memory)
     again = {
-        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in tables.SHOP_TABLES
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in shop_statistics.SHOP_TABLES
     }
     assert kept == again
     assert views == [inspect_memory(shop, user) for user in ("u01", WHO)]

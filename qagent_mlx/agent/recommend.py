@@ -13,8 +13,8 @@ from typing import Any
 from ..errors import QAgentError
 from ..inventory.types import Search
 from ..memory.profile import Memory
-from ..memory.reader import Moment
-from ..memory.worth import Worth
+from ..memory.ranker import Worth
+from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..policy.registry import open_policy
 from ..protocol.config import AgentConfig

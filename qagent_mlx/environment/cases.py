@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 import duckdb
 
 from ..errors import QAgentError
-from ..memory.events import Success, first_searches, successes
+from ..memory.sessions import Success, first_searches, successes
 from ..types import Case
 
 SPLITS = ("train", "validation", "test")

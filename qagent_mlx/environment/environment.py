@@ -24,8 +24,8 @@ from ..inventory.click_log import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
-from ..memory.reader import Moment
-from ..memory.worth import Worth
+from ..memory.ranker import Worth
+from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig

@@ -12,11 +12,12 @@ from ..environment.cases import SplitConfig, build_cases
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..inventory.index import ensure
-from ..memory.profile import SECTIONS, CountTokens
+from ..memory.profile import SECTIONS
+from ..memory.types import CountTokens
 from ..policy.files import base_of, load_policy, read_info
 from ..policy.policy import Policy
 from ..policy.registry import policy_names, resolve
-from ..policy.text_generation import token_counter
+from ..policy.shop_memory import token_counter
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Case

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .knowledge import KINDS, NEVER, NOBODY, NOTHING, Day, Trend, Vocabulary
-from .state import State
+from .statistics_cache import KINDS, NEVER, NOBODY, NOTHING, Day, Trend, Vocabulary
+from .user_state import State
 
 CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
 ECHOED = 8  # of the user's last queries: whose words are looked for in other queries

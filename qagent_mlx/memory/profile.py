@@ -8,8 +8,7 @@ habits. Lines about the user come first, then the lines with a query, the likeli
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,18 +21,20 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import _written, render
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile
-from .knowledge import Knowledge
-from .raw import RAW, raw_lines
-from .reader import Moment, Reader, Rows, joined
-from .shared import without_private
-from .state import State
+from .k_anonymity import without_private
+from .loader import Reader, joined
+from .ranker import Worth
+from .ranking_features import features
+from .raw_history import RAW, raw_lines
+from .sections import _context, _graph_lines, _identity_lines, _query_lines, _seen_lines
+from .statistics_cache import Knowledge
 from .summarizer import Summarizer
-from .worth import OUTCOMES, Worth, age_word, features
+from .types import CountTokens, Moment, Rows
+from .user_state import State
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 TOGETHER = 64  # moments whose candidates are weighed together
 COUNTED = 100_000  # lines whose tokens are remembered
-CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
 class Memory:
@@ -89,7 +90,9 @@ class Memory:
             allowed = self.config.budget if budget is None else budget
             return [
                 self._cut(moment, lines, allowed)
-                for moment, lines in zip(moments, raw_lines(self, moments, allowed), strict=True)
+                for moment, lines in zip(
+                    moments, raw_lines(self.connection, moments, allowed), strict=True
+                )
             ]
         rows = self.reader.rows(moments)
         if self.config.least_users > 1:
@@ -103,7 +106,9 @@ class Memory:
                 *_seen_lines(mine.state.products),
                 # Far more than fit, so that what a short line gains by its price is not lost.
                 *_query_lines(
-                    mine.candidates, chances, 3 * self.config.references,
+                    mine.candidates,
+                    chances,
+                    3 * self.config.references,
                     {key: query for key, query, *_ in mine.state.own},
                 ),
             ]
@@ -242,141 +247,3 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
 
 
 # ---------------------------------------------------------------- sections
-
-
-def _query_lines(
-    candidates: Mapping[str, np.ndarray], chances: np.ndarray, keep: int, typed: Mapping[str, str]
-) -> list[Line]:
-    """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
-
-    A query that comes from several sides is one line, in the section that says most of it.
-    The last mark, beside the reference, says how likely the query is wanted next. ``typed`` has
-    the user's own queries by their keys, for the reasons.
-    """
-    order = np.argsort(-chances, kind="stable")[:keep]
-    made: list[Line] = []
-    for chance, query, back, last, age, had_age, next_score, source, share, longer, success in zip(
-        chances[order].tolist(),
-        *(candidates[name][order].tolist() for name in _SHOWN),
-        strict=True,
-    ):
-        own, follows, trends = back == back, next_score == next_score, share == share  # or NaN
-        section, most = "latest", 1.0 if own else 0.0
-        if follows and next_score > most:
-            section, most = "neighbours", next_score
-        if trends and share > most:
-            section, most = "trending", share
-        marks, why = list[str](), ""
-        if own:
-            marks += [OUTCOMES[int(last)], age_word(age)]
-            why = f"you searched it {_ago(age)}" + (
-                " and found nothing that suited" if last == 0 else ""
-            )
-        elif had_age == had_age:
-            marks += ["had", age_word(had_age)]
-        if section == "neighbours":
-            why = _because(source, typed) + (f"; {why}" if why else "")
-        if trends and share >= 0.004:
-            marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
-            growth = share / max(longer, 1e-9)
-            if growth >= 1.5:
-                marks.append("rising")
-            elif growth <= 0.6:
-                marks.append("fading")
-        if section == "trending":
-            why = f"{share:.1%} of the shop's searches just now"
-        if success < 0.2:
-            marks.append("poor")
-        word = chance_word(chance)
-        text = " ".join([safe(query), *marks, *([word] if word else [])])
-        # Sums differ in their last digits from run to run; what is equal must stay equal.
-        made.append(Line(section, text, round(chance, 12), query=query, reason=why))
-    return sorted(made, key=lambda line: (-line.score, line.text))
-
-
-# What a line tells of a candidate.
-_SHOWN = (
-    "query", "back", "last", "age", "had_age", "next_score", "source", "share", "longer_share",
-    "success",
-)  # fmt: skip
-
-
-def chance_word(chance: float) -> str:
-    """How likely a query is wanted next, as one word; empty for the many that hardly are."""
-    return next(
-        (word for limit, word in ((0.3, "surely"), (0.15, "likely"), (0.07, "maybe"))
-         if chance >= limit), "",
-    )  # fmt: skip
-
-
-def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    limits = {"category": 3, "brand": 3, "price": 1, "attribute": 2}
-    for kind, node, _, share in nodes:
-        if kind in limits and len(by_kind[kind]) < limits[kind] and share >= 0.1:
-            by_kind[kind].append(safe(node))
-    parts = [" ".join(by_kind[kind]) for kind in limits if by_kind[kind]]
-    return [Line("graph", "likes " + ", ".join(parts).lower(), 0.35)] if parts else []
-
-
-def _identity_lines(state: State) -> list[Line]:
-    if not state.identity:
-        return [Line("identity", "new user", 0.2)]
-    events, _, purchases, away, gap, gaps = state.identity[0]
-    parts = ["heavy" if events >= 60 else "regular" if events >= 12 else "light"]
-    kind, share = max(((k, s) for k, s in state.wording), key=lambda item: item[1], default=("", 0))
-    if share >= 0.5:
-        names = {"brand": "names brands", "attribute": "names details", "plain": "short queries"}
-        parts.append(names[kind])
-    brands = [(node, share) for kind, node, _, share in state.nodes if kind == "brand"]
-    loyal = next((node for node, share in brands if share >= 0.6 and purchases >= 2), None)
-    if loyal:
-        parts.append(f"loyal {safe(loyal).lower()}")
-    if gaps >= 2:
-        parts.append(f"buys every {age_word(gap)}")
-    parts.append(f"away {age_word(away)}")
-    return [Line("identity", " ".join(parts), 0.25)]
-
-
-def _seen_lines(products: Sequence[Sequence[Any]]) -> list[Line]:
-    """What the last session looked at without searching for it."""
-    made: list[Line] = []
-    for _, bought, title, _leaf, age, in_last, engaged in products:
-        if in_last and not engaged and not bought and len(made) < 1:
-            shown = " ".join(safe(title).lower().split()[:6])
-            made.append(Line("latest", f"viewed {shown} {age_word(age)}", 0.06))
-    return made
-
-
-def _context(state: State) -> dict[str, Any]:
-    """What the search tool needs to mark products for this user, at this moment."""
-    shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
-    for kind, node, _, share in state.nodes:
-        if kind in shares:
-            shares[kind][node.lower()] = round(share, 3)
-    return {
-        "brands": shares["brand"],
-        "prices": shares["price"],
-        "attributes": shares["attribute"],
-        "bought": [p[0] for p in state.products if p[1]],
-        "seen": [p[0] for p in state.products if not p[1]],
-    }
-
-
-def _ago(days: float) -> str:
-    if days < 1 / 24:
-        return "just now"
-    if days < 1.5:
-        return f"{days * 24:.0f} hours ago"
-    return f"{days:.0f} days ago"
-
-
-def _because(source: str | None, typed: Mapping[str, str]) -> str:
-    kind, _, name = (source or "").partition(":")
-    query = f"“{typed[name]}”" if name in typed else "what you searched"
-    return {
-        "c": f"what people look for after {name}",
-        "q": f"what people search after {query}",
-        "p": "what people search after a product that you chose",
-        "r": f"what worked for people whose search for {query} had led nowhere",
-    }.get(kind, "like you, others searched it")

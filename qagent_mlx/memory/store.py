@@ -9,23 +9,24 @@ from the tables about the shop as they stood at the start of the day (see `knowl
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import duckdb
 
 from ..shop.config import MemoryConfig
-from . import history, tables, traces
-from . import state as states
-from .history import SEARCH, Event, Log, microseconds, of_users, time_of
-from .state import SETS, state_of
-from .traces import traces_of
+from . import shop_statistics
+from .event_log import SEARCH, Event, Log, microseconds, of_users, time_of
+from .transitions import traces_of
+from .user_state import SETS, state_of
+
+# The format of stored memory. Raise it in the commit that changes what a stored row holds or
+# means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
+MEMORY_FORMAT = 2
 
 _PROFILES = """
 CREATE OR REPLACE TABLE profiles (
@@ -45,18 +46,11 @@ _HOUR = 3600_000_000  # microseconds
 _KEYS = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 
-@lru_cache(maxsize=1)
-def _code() -> str:
-    return "".join(inspect.getsource(module) for module in (history, states, traces))
-
-
 def fingerprint(config: MemoryConfig) -> str:
-    """Changes whenever stored rows would mean something else."""
+    """Identify what stored rows mean: the format and the settings that they were made with."""
     read = ("budget", "least_users")  # what matters only when rows are read
     settings = {k: v for k, v in asdict(config).items() if k not in read}
-    code = [_PROFILES, _code(), *tables.TRACES.values(), tables.select("swing")]
-    code += [tables.select(name) for name in tables.DERIVED]
-    text = json.dumps([settings, code], sort_keys=True)
+    text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -99,21 +93,21 @@ def build(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> int:
     Returns:
         How many users have a profile.
     """
-    tables.drop_temporary(connection)
-    tables.make_derived(connection, "TABLE")
-    tables.clear_traces(connection, "TABLE")
+    shop_statistics.drop_temporary(connection)
+    shop_statistics.make_derived(connection, "TABLE")
+    shop_statistics.clear_traces(connection, "TABLE")
     ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
     _begin(connection, config, end)
     users = 0
     # One reading of the log serves both: most of the time goes into making its rows.
-    for log, histories in tables.everybody(connection):
-        tables.add_traces(
+    for log, histories in shop_statistics.everybody(connection):
+        shop_statistics.add_traces(
             connection, (traces_of(events, log.goods) for events in histories.values())
         )
         _fill(connection, config, log, histories)
         users += len(histories)
     if config.swing:
-        tables.make_swing(connection, "TABLE")
+        shop_statistics.make_swing(connection, "TABLE")
     return users
 
 
@@ -132,7 +126,7 @@ def build_profiles(
     """
     _begin(connection, config, end)
     users = 0
-    for log, histories in tables.everybody(connection):
+    for log, histories in shop_statistics.everybody(connection):
         _fill(connection, config, log, histories)
         users += len(histories)
     return users
@@ -207,13 +201,15 @@ def update(
     if config.swing:
         discard(connection)  # new steps change what others' pairs say: `build` counts them anew
         return
-    tables.drop_temporary(connection)
+    shop_statistics.drop_temporary(connection)
     touched = sorted(set(users))
     log = Log(connection, worded=False)
     histories = log.of(touched)
-    for name in tables.TRACES:
+    for name in shop_statistics.TRACES:
         _delete(connection, name, touched)
-    tables.add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+    shop_statistics.add_traces(
+        connection, (traces_of(events, log.goods) for events in histories.values())
+    )
     first = None
     if after_id is None:
         others = _count_again(connection)
@@ -286,10 +282,10 @@ def _count_new(connection: duckdb.DuckDBPyConnection, new: Sequence[Event]) -> s
 
 def _count_again(connection: duckdb.DuckDBPyConnection) -> set[str]:
     """Count all searches again, after some were taken away; see `_respell`."""
-    connection.execute(f"CREATE OR REPLACE TABLE hourly AS {tables.select('hourly')}")
+    connection.execute(f"CREATE OR REPLACE TABLE hourly AS {shop_statistics.select('hourly')}")
     rows = connection.execute(
         f"""SELECT query_key, n.query, n.ts, n.event_id, s.query
-        FROM ({tables.select("spellings")}) n FULL JOIN spellings s USING (query_key)
+        FROM ({shop_statistics.select("spellings")}) n FULL JOIN spellings s USING (query_key)
         WHERE s.event_id IS DISTINCT FROM n.event_id"""
     ).fetchall()
     return _respell(connection, rows)
@@ -315,7 +311,9 @@ def _respell(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[Any, ..
             if query is not None:
                 appender.append_row(key, query, ts, number)
     changed = [(key, query, before) for key, query, _, _, before in rows if query != before]
-    tables.add_wordings(connection, [(k, query) for k, query, _ in changed if query is not None])
+    shop_statistics.add_wordings(
+        connection, [(k, query) for k, query, _ in changed if query is not None]
+    )
     known = [key for key, _, before in changed if before is not None]
     if not known:
         return set()
@@ -339,9 +337,9 @@ def catalog_changed(
     """
     if not is_current(connection, config):
         return
-    tables.drop_temporary(connection)
+    shop_statistics.drop_temporary(connection)
     row = connection.execute(
-        f"""WITH fresh AS ({tables.select("goods")})
+        f"""WITH fresh AS ({shop_statistics.select("goods")})
         SELECT count(*) FROM ((FROM goods EXCEPT FROM fresh) UNION ALL
                               (FROM fresh EXCEPT FROM goods))"""
     ).fetchone()

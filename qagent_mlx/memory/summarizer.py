@@ -12,13 +12,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..protocol.escape import safe
 from ..utils.atomic_files import read_json, write_json
-from .worth import OUTCOMES, age_word
-
-if TYPE_CHECKING:
-    from .reader import Rows
+from .ranking_features import OUTCOMES, age_word
+from .types import Rows
 
 WORDS = 16  # a line is cut after so many
 PROMPT = """\
@@ -44,8 +42,6 @@ class Summarizer:
 
     def line(self, user: str, rows: Rows) -> str:
         """The line, or an empty text where the model wrote nothing or nothing is known."""
-        from ..protocol.escape import safe
-
         facts = facts_of(rows)
         if not facts:
             return ""
@@ -63,8 +59,6 @@ class Summarizer:
 
 def facts_of(rows: Rows) -> list[str]:
     """What the model is told: coarse, so that it does not change from hour to hour."""
-    from ..protocol.escape import safe
-
     if not rows.state.identity:
         return []
     events, sessions, purchases, away, gap, gaps = rows.state.identity[0]

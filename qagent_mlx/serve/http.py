@@ -22,11 +22,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import QAgentError
-from ..inspection import inspect_memory
 from ..inventory.search import HybridSearch
 from ..inventory.show import search_products
 from ..inventory.types import Filters
 from ..policy.registry import SAMPLE, policy_names
+from ..policy.shop_memory import inspect_memory
 from ..utils.text import utc_moment
 from .guard import Guard
 from .metrics import CONTENT_TYPE

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..memory.worth import AGE_WORDS, OUTCOMES
+from ..memory.ranking_features import AGE_WORDS, OUTCOMES
 
 # Words that profiles and results say of themselves, see memory/profile.py and agent/tools.py.
 MARKS = frozenset(

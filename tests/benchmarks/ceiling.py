@@ -34,8 +34,9 @@ from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.lineup import Lineup
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
+from qagent_mlx.memory.loader import Reader
 from qagent_mlx.memory.profile import tables_of
-from qagent_mlx.memory.reader import Moment, Reader
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key

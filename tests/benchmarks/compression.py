@@ -22,9 +22,9 @@ import numpy as np
 from qagent_mlx.build import refresh
 from qagent_mlx.ingest import ingest
 from qagent_mlx.memory.profile import Memory
-from qagent_mlx.memory.reader import Moment
-from qagent_mlx.memory.worth import Worth
-from qagent_mlx.policy.text_generation import token_counter
+from qagent_mlx.memory.ranker import Worth
+from qagent_mlx.memory.types import Moment
+from qagent_mlx.policy.shop_memory import token_counter
 from qagent_mlx.shop.config import ShopConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import write_sample

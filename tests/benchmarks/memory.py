@@ -23,7 +23,7 @@ import numpy as np
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
 START, DAYS = datetime(2026, 1, 1), 90

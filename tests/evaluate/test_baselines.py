@@ -22,7 +22,7 @@ from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.profile import Memory
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.types import Case, Line, Profile
 from qagent_mlx.utils.text import query_key

@@ -44,7 +44,7 @@ from qagent_mlx.inventory.updates import remove_products, updated
 from qagent_mlx.inventory.vector_index import rounded
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive

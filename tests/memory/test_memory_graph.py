@@ -5,9 +5,9 @@ from datetime import datetime
 import pytest
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.memory.graph import graph
+from qagent_mlx.memory.interest_graph import graph
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
 

@@ -15,10 +15,10 @@ import pytest
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.click_log import ClickLog, read_clicks
-from qagent_mlx.memory import tables
+from qagent_mlx.memory import shop_statistics
 from qagent_mlx.memory.profile import Memory, raw_history, words_cost
-from qagent_mlx.memory.reader import Moment
-from qagent_mlx.memory.worth import learn
+from qagent_mlx.memory.ranker import learn
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
@@ -167,7 +167,7 @@ def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_p
                 start = 100 * i - 9000
                 rows += [event(start, user, "search", query), event(start + 1, user, "click", query, "mat")]
         events(shop, rows)
-        tables.prepare_shop(shop.connection, swing=True)
+        shop_statistics.prepare_shop(shop.connection, swing=True)
         found = dict(
             shop.connection.execute(
                 "SELECT source || '>' || query_key, sum(vouched) FROM swing GROUP BY 1"

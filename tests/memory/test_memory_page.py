@@ -1,8 +1,8 @@
 import json
 import re
 
-from qagent_mlx.inspection import inspect_memory
-from qagent_mlx.memory.page import page, write_page
+from qagent_mlx.memory.html_page import page, write_page
+from qagent_mlx.policy.shop_memory import inspect_memory
 
 
 def test_the_page_holds_the_view_and_asks_no_network(tiny_shop, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory import store
-from qagent_mlx.memory.partitions import Partitions, build_all, part_of, split
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.sharding import Partitions, build_all, part_of, split
+from qagent_mlx.memory.types import Moment
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.ingest import append_events, ingest
 from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
 from qagent_mlx.protocol.escape import safe
 from qagent_mlx.protocol.profile_text import render

@@ -4,7 +4,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
 
 

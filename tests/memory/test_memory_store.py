@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.memory import reader as reader_module
-from qagent_mlx.memory import state, store, tables
+from qagent_mlx.memory import loader as reader_module
+from qagent_mlx.memory import shop_statistics, store, user_state
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
 DAY = datetime(2026, 1, 10)
@@ -84,7 +84,7 @@ def comparable(profile):
 def stored(shop):
     """All rows of all stored tables, in an order of their own."""
     found = {}
-    for table in tables.SHOP_TABLES:
+    for table in shop_statistics.SHOP_TABLES:
         query = f"SELECT * FROM {table} ORDER BY ALL"
         if table == "hourly":  # kept as sums to add up
             query = "SELECT hour, query_key, sum(n) AS n FROM hourly GROUP BY ALL ORDER BY ALL"
@@ -145,7 +145,7 @@ def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop
     people = [u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
     reader = Memory(own_shop.connection, own_shop.config.memory, words_cost).reader
     expected = reader.computed([Moment(u, as_of) for u in people])
-    monkeypatch.setattr(state, "state_of", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(user_state, "state_of", lambda *_: pytest.fail("computed"))
     monkeypatch.setattr(reader_module, "state_of", lambda *_: pytest.fail("computed"))
     found = reader.rows([Moment(u, as_of) for u in people])
     for mine, theirs in zip(found, expected, strict=True):
@@ -155,7 +155,7 @@ def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop
                 assert mine.candidates[name].tolist() == column.tolist(), name
             else:
                 np.testing.assert_allclose(mine.candidates[name], column, rtol=1e-9, err_msg=name)
-        for name in state.SETS:
+        for name in user_state.SETS:
             assert getattr(mine.state, name) == [
                 [pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for v in row]
                 for row in getattr(theirs.state, name)

@@ -3,11 +3,10 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.reader import Moment
 from qagent_mlx.memory.summarizer import Summarizer, facts_of, kept
-from qagent_mlx.policy.text_generation import SUMMARIES
+from qagent_mlx.memory.types import Moment
+from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 
 
 def memory_of(shop, write, folder, model="m"):

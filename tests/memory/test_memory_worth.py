@@ -8,21 +8,20 @@ from scipy import sparse
 
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.candidates import blank
-from qagent_mlx.memory.events import Success
-from qagent_mlx.memory.reader import Moment, Reader
-from qagent_mlx.memory.worth import (
+from qagent_mlx.memory.loader import Reader
+from qagent_mlx.memory.ranker import (
     AMONG_TEN,
-    FEATURES,
     FIRST,
     NOTHING_FOUND,
     Weights,
     Worth,
     _fit,
-    age_word,
-    features,
     learn,
     satisfied,
-)  # fmt: skip
+)
+from qagent_mlx.memory.ranking_features import FEATURES, age_word, features  # fmt: skip
+from qagent_mlx.memory.sessions import Success
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
@@ -311,7 +310,7 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
 
 
 def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("qagent_mlx.memory.worth.MIN_STEP", timedelta(days=2))
+    monkeypatch.setattr("qagent_mlx.memory.ranker.MIN_STEP", timedelta(days=2))
     with shop_of(tmp_path / "shop", always) as shop:
         whole = learn(shop, START + timedelta(days=3))
         cuts = [w.until for w in whole.steps[1:]]

@@ -26,10 +26,10 @@ from qagent_mlx.evaluate.logs import SearchLog
 from qagent_mlx.evaluate.page import page as evaluate_page
 from qagent_mlx.evaluate.report import evaluate
 from qagent_mlx.ingest import append_events
-from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.memory.page import page as memory_page
+from qagent_mlx.memory.html_page import page as memory_page
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.protocol.actions import OBSERVATION_TAGS, profile_text, results_text
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.protocol.config import AgentConfig

@@ -9,10 +9,10 @@ from make import QUERY, USER
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import append_events
-from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.inventory.index import ensure
 from qagent_mlx.inventory.show import search_products
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.runs.reader import overview
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop

@@ -23,12 +23,12 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from qagent_mlx.ingest import append_events, ingest
-from qagent_mlx.inspection import inspect_memory
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.show import search_products
 from qagent_mlx.memory import store
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
+from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.runs.run import Run

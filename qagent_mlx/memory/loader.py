@@ -6,39 +6,18 @@ import json
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 
 import duckdb
 import numpy as np
 
 from ..shop.config import MemoryConfig
-from . import store, tables
+from . import shop_statistics, store
 from .candidates import blank, candidates, neighbours, wanted
-from .history import Event, Log, microseconds, of_users
-from .knowledge import NOTHING, Knowledge, start_of_day
-from .state import Search, State, searches, state_of, touches
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A user and a time; nothing at or after it is seen."""
-
-    user_id: str
-    as_of: datetime
-
-    @property
-    def at(self) -> int:
-        """The time in microseconds since 1970."""
-        return microseconds(self.as_of)
-
-
-@dataclass(slots=True)
-class Rows:
-    """What a profile is made of: columns of candidates, and the rest of the user's state."""
-
-    candidates: dict[str, np.ndarray]
-    state: State = field(default_factory=State)
+from .event_log import Event, Log, of_users
+from .statistics_cache import NOTHING, Knowledge, start_of_day
+from .types import Moment, Rows
+from .user_state import Search, State, searches, state_of, touches
 
 
 class Reader:
@@ -103,12 +82,12 @@ class Reader:
                 if self._is_readonly():
                     self._fixed = state  # nobody can change it under this connection
                 if self._made:
-                    tables.drop_temporary(self.connection)
+                    shop_statistics.drop_temporary(self.connection)
                     self._made = 0
             else:
                 # They are made once: without a store, a reader sees one state of the log.
-                if not self._made or not tables.has_temporary(self.connection):
-                    tables.prepare_shop(self.connection, bool(self.config.swing))
+                if not self._made or not shop_statistics.has_temporary(self.connection):
+                    shop_statistics.prepare_shop(self.connection, bool(self.config.swing))
                     self._made += 1
                 state = {"memory": f"temporary {id(self)} {self._made}"}
         self.knowledge.follow(state)

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from ..shop.config import MemoryConfig
-from .history import CART, CLICK, PURCHASE, SEARCH, VIEW, Event, Good, Wording
+from .event_log import CART, CLICK, PURCHASE, SEARCH, VIEW, Event, Good, Wording
 
 SOURCES = 8  # how many of a user's last engagements lead to neighbours
 KNOWN = 200  # how many of a user's last products are looked up among what queries lead to

@@ -7,13 +7,11 @@ query reaches other people's profiles only once so many people have searched it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
 
-if TYPE_CHECKING:
-    from .reader import Moment, Rows
+from .types import Moment, Rows
 
 
 def without_private(

@@ -22,32 +22,8 @@ import numpy as np
 from scipy import sparse
 
 from ..shop.shop import Shop
-from .events import Success, successes
-
-AGES = (
-    (0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"),
-)  # fmt: skip
-AGE_WORDS = (*(word for _, word in AGES), "old")
-OUTCOMES = ("unmet", "liked", "carted", "bought")
-# The time since a purchase against the usual time until such a thing is bought again.
-DUE = ((0.4, "early"), (0.7, "soon"), (0.9, "nearly"), (1.15, "due"), (1.6, "late"))
-DUE_WORDS = (*(word for _, word in DUE), "over")
-# The time since what led to a neighbour against the usual time until people follow it.
-TIMING = ((0.3, "much too early"), (0.6, "early"), (1.2, "in time"), (2.2, "late"))
-TIMING_WORDS = (*(word for _, word in TIMING), "much too late")
-# How much a category is needed, and how far from the usual time (see `candidates.needs`).
-NEED = (
-    (0.003, "none"), (0.01, "trace"), (0.02, "faint"), (0.05, "slight"), (0.1, "some"),
-    (0.2, "fair"), (0.4, "good"), (0.8, "strong"),
-)  # fmt: skip
-NEED_WORDS = (*(word for _, word in NEED), "sure")
-PACE = (
-    (-2.0, "far too early"), (-1.0, "too early"), (-0.4, "early"), (0.4, "in time"), (1.0, "late"),
-    (2.0, "too late"),
-)  # fmt: skip
-PACE_WORDS = (*(word for _, word in PACE), "far too late")
-PRESSING = 0.1  # of what is needed as much as that, wording and taste decide
-SOURCE_KINDS = {"c": "category", "p": "product", "q": "query", "r": "retry"}
+from .ranking_features import _PLACE, FEATURES, features
+from .sessions import Success, successes
 
 _DEFAULTS = {
     "own": 0.8, "back": -0.3, "unmet": 0.2, "liked": 0.6, "carted": 0.6, "bought": -0.8,
@@ -65,141 +41,6 @@ NOTHING_FOUND, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
 
 # The products that each of some queries retrieves at its moment, the best first.
 Retrieve = Callable[[Sequence[str], Sequence[datetime]], Sequence[Sequence[str]]]
-
-
-def age_word(days: float) -> str:
-    """A length of time as one word, from ``now`` to ``old``."""
-    return next((word for limit, word in AGES if days < limit), "old")
-
-
-def _words(values: np.ndarray, scale: Sequence[tuple[float, str]]) -> np.ndarray:
-    """Which word of a scale each value is: 0 to len(scale), as `age_word` tells."""
-    return np.searchsorted([limit for limit, _ in scale], values, side="right")
-
-
-def _log(values: np.ndarray, add: float = 0.0) -> np.ndarray:
-    return np.log(np.maximum(values + add, 1e-9))
-
-
-def _with_ages(name: str) -> list[str]:
-    return [f"{name} {word}" for word in AGE_WORDS]
-
-
-FEATURES = (
-    "own", "back", "times",
-    *(name for outcome in OUTCOMES for name in (outcome, *_with_ages(outcome))),
-    *_with_ages("own"), "bought long ago",
-    "had", *_with_ages("had"), "again", *(n for word in DUE_WORDS for n in (word, f"{word} again")),
-    "next", "next score",
-    *(f"{name} {word}" for name in SOURCE_KINDS.values() for word in TIMING_WORDS),
-    "trend", "trend share", "short share", "long share", "trend weight", "short weight", "growth",
-    "success", "focus", "leaf", "leaf times",
-    *(n for outcome in OUTCOMES for n in (f"leaf {outcome}", *_with_ages(f"leaf {outcome}"))),
-    "main", "main unsearched", "main bought", *_with_ages("main"),
-    "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
-    "echo last", "echo own", "covered", "returned", "own returned",
-    *(f"need {word}" for word in NEED_WORDS),
-    *(f"after {what} {word}" for what in ("liked", "bought") for word in PACE_WORDS),
-    "pressing own", "pressing next", "pressing worded", "pressing taste",
-)  # fmt: skip
-_PLACE = {name: place for place, name in enumerate(FEATURES)}
-
-
-def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the logit sees: (rows, len(FEATURES)), float32; what does not apply to a row is 0."""
-    c = columns
-    rows = len(c["back"])
-    table = np.zeros((rows, len(FEATURES)), dtype=np.float32)
-    every = np.arange(rows)
-
-    def put(name: str, at: np.ndarray, values: np.ndarray | float = 1.0) -> None:
-        table[at, _PLACE[name]] = values
-
-    def put_word(
-        name: str, at: np.ndarray, word: np.ndarray, values: np.ndarray | float = 1.0, step: int = 1
-    ) -> None:
-        """In the feature that comes ``word`` times ``step`` places after the named one."""
-        table[at, _PLACE[name] + word * step] = values
-
-    own = np.flatnonzero(~np.isnan(c["back"]))
-    last, age = c["last"][own].astype(int), _words(c["age"][own], AGES)
-    put("own", own)
-    put("back", own, _log(c["back"][own]))
-    put("times", own, _log(c["times"][own]))
-    outcome = last * (1 + len(AGE_WORDS))
-    put_word(OUTCOMES[0], own, outcome)
-    put_word(OUTCOMES[0], own, outcome + 1 + age)
-    put_word("own now", own, age)
-    bought = own[last == 3]
-    put("bought long ago", bought, np.log1p(c["age"][bought]))
-
-    had = np.flatnonzero(~np.isnan(c["had_age"]))
-    again = np.nan_to_num(c["again"])
-    put("had", had)
-    put_word("had now", had, _words(c["had_age"][had], AGES))
-    put("again", had, _log(again[had], 0.02))
-    due = had[~np.isnan(c["due"][had])]
-    word = _words(c["due"][due], DUE)
-    put_word(DUE_WORDS[0], due, word, step=2)
-    put_word(f"{DUE_WORDS[0]} again", due, word, again[due], step=2)
-
-    follows = np.flatnonzero(~np.isnan(c["next_score"]))
-    put("next", follows)
-    put("next score", follows, np.log10(np.maximum(c["next_score"][follows], 1e-4)) + 2.0)
-    kinds = list(SOURCE_KINDS)
-    source = np.array([kinds.index(s[0]) for s in c["source"][follows].tolist()], dtype=int)
-    timing = _words(np.exp(c["timing"][follows]), TIMING)
-    first = f"{SOURCE_KINDS[kinds[0]]} {TIMING_WORDS[0]}"
-    put_word(first, follows, source * len(TIMING_WORDS) + timing)
-
-    trends = np.flatnonzero(~np.isnan(c["share"]))
-    share, short, longer = (c[n][trends] for n in ("share", "short_share", "longer_share"))
-    put("trend", trends)
-    for name, values in (("trend share", share), ("short share", short), ("long share", longer)):
-        put(name, trends, np.log10(np.maximum(values, 1e-4)) + 2.0)
-    put("trend weight", trends, 10.0 * share)
-    put("short weight", trends, 10.0 * short)
-    put("growth", trends, np.clip(_log(share / np.maximum(longer, 1e-4)), -2.0, 2.0))
-
-    put("success", every, np.log(c["success"]))
-    put("focus", every, c["focus"])
-    leaf = np.flatnonzero(~np.isnan(c["leaf_last"]))
-    outcome = c["leaf_last"][leaf].astype(int) * (1 + len(AGE_WORDS))
-    put("leaf", leaf)
-    put("leaf times", leaf, _log(c["leaf_times"][leaf]))
-    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome)
-    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome + 1 + _words(c["leaf_age"][leaf], AGES))
-    known = np.flatnonzero(~np.isnan(c["main_age"]))
-    put("main", known)
-    put("main unsearched", known[np.isnan(c["back"][known])])
-    put("main bought", known, np.nan_to_num(c["main_bought"][known]))
-    put_word("main now", known, _words(c["main_age"][known], AGES))
-
-    named = c["kind"]
-    put("wording", every, _log(c["wording"], 0.1))
-    put("own wording", own, _log(c["wording"][own], 0.1))
-    for kind in ("plain", "brand", "attribute"):
-        put(f"kind {kind}", np.flatnonzero(named == kind))
-    worded = np.flatnonzero(named != "plain")
-    put("taste", worded, _log(c["taste"][worded], 0.05))
-    put("used", worded, _log(c["used"][worded], 0.05))
-    put("echo last", every, np.nan_to_num(c["echo_last"]))
-    put("echo own", every, np.nan_to_num(c["echo_own"]))
-    put("covered", every, np.log(c["covered"]))
-    put("returned", every, _log(c["returned"]))
-    put("own returned", own, _log(c["returned"][own]))
-    needed = np.flatnonzero(~np.isnan(c["need"]))
-    put_word(f"need {NEED_WORDS[0]}", needed, _words(c["need"][needed], NEED))
-    pace = _words(c["pace"][needed], PACE)
-    pace += len(PACE_WORDS) * c["need_bought"][needed].astype(int)
-    put_word(f"after liked {PACE_WORDS[0]}", needed, pace)
-    pressing = np.nan_to_num(c["need"]) > PRESSING
-    put("pressing own", own[pressing[own]])
-    put("pressing next", follows[pressing[follows]])
-    worded = worded[pressing[worded]]
-    put("pressing worded", worded)
-    put("pressing taste", worded, _log(c["taste"][worded], 0.05))
-    return table
 
 
 @dataclass(frozen=True)
@@ -298,7 +139,8 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
     """
     if since is None:
         return Worth.default()
-    from .reader import Moment, Reader, joined
+    from .loader import Reader, joined
+    from .types import Moment
 
     connection = shop.connection
     row = connection.execute("SELECT max(ts) FROM events").fetchone()

@@ -17,8 +17,8 @@ import duckdb
 import numpy as np
 
 from ..shop.config import MemoryConfig
-from . import store, tables
-from .history import Wording, read_wordings
+from . import shop_statistics, store
+from .event_log import Wording, read_wordings
 
 PIECES = 24  # how often parts of a day are read before all of it is
 KEPT = 40  # days, and hours, that are kept
@@ -238,7 +238,7 @@ class Knowledge:
             getattr(self._days[start], what).setdefault(key, nothing)
 
     def _read_followers(self, wanted: str, values: dict[str, Any]) -> None:
-        query = tables.transitions(self._config.swing, wanted)
+        query = shop_statistics.transitions(self._config.swing, wanted)
         found = self._connection.execute(query, values).fetchnumpy()
         keys = np.ma.getdata(found["query_key"])
         if not len(keys):
@@ -259,18 +259,20 @@ class Knowledge:
 
     def _read_facts(self, wanted: str, values: dict[str, Any]) -> None:
         for key, day, *rest in self._connection.execute(
-            tables.FACTS.format(wanted=wanted), values
+            shop_statistics.FACTS.format(wanted=wanted), values
         ).fetchall():
             self._days[day].facts[key] = Fact._make(rest)
 
     def _read_cycles(self, wanted: str, values: dict[str, Any]) -> None:
         for leaf, day, again, gap in self._connection.execute(
-            tables.RHYTHMS.format(wanted=wanted), values
+            shop_statistics.RHYTHMS.format(wanted=wanted), values
         ).fetchall():
             self._days[day].cycles[leaf] = (again, gap)
 
     def _read_returns(self, wanted: str, values: dict[str, Any]) -> None:
-        found = self._connection.execute(tables.RETURNS.format(wanted=wanted), values).fetchall()
+        found = self._connection.execute(
+            shop_statistics.RETURNS.format(wanted=wanted), values
+        ).fetchall()
         for (category, day), rows in groupby(found, key=lambda row: row[:2]):
             leaves, *numbers = zip(*(row[2:] for row in rows), strict=True)
             self._days[day].returns[category] = Returns(
@@ -287,7 +289,7 @@ class Knowledge:
         if missing:
             self._hours |= {hour: (self._end, {}) for hour in missing}
             for hour, key, *rest in self._connection.execute(
-                tables.trends(self._config), {"hours": sorted(missing)}
+                shop_statistics.trends(self._config), {"hours": sorted(missing)}
             ).fetchall():
                 self._hours[hour][1][key] = Trend._make(rest)
             self.vocabulary.learn(k for h in missing for k in self._hours[h][1])

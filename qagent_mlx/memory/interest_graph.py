@@ -8,8 +8,8 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from .profile import Memory
-from .reader import Moment
-from .state import NODES, heaviest
+from .types import Moment
+from .user_state import NODES, heaviest
 
 EDGES = 72  # of each relation
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .history import PURCHASE, Event, Good, time_of
-from .state import Search, category_of, leaf_of, searches
+from .event_log import PURCHASE, Event, Good, time_of
+from .user_state import Search, category_of, leaf_of, searches
 
 APART = 3  # a success leads to the next ones, so many at most
 WITHIN = 45 * 86400_000_000  # microseconds until then, at most

@@ -14,8 +14,8 @@ import duckdb
 
 from ..shop.config import MemoryConfig
 from ..utils.text import tokens
-from .history import Event, Log
-from .traces import WITHIN, Traces, traces_of
+from .event_log import Event, Log
+from .transitions import WITHIN, Traces, traces_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
 SPREAD, LIKE = 0.6, 2.0  # the deviation of ln days before it is known, like that many returns

@@ -12,7 +12,7 @@ _MARK = "/*DATA*/"
 
 
 def page(view: dict[str, Any]) -> str:
-    """The HTML of what `inspection.inspect_memory` returns."""
+    """The HTML of what `policy.shop_memory.inspect_memory` returns."""
     # "<" is escaped, so that text from data can close no tag.
     text = json.dumps(view, ensure_ascii=True).replace("<", "\\u003c")
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")

@@ -29,13 +29,13 @@ from ..shop.shop import Shop
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
-from . import store, tables
-from .profile import SECTIONS, CountTokens, Memory
-from .reader import Moment
-from .worth import Worth
+from . import shop_statistics, store
+from .profile import SECTIONS, Memory
+from .ranker import Worth
+from .types import CountTokens, Moment
 
 FORMAT = 1
-_SHARED = (*tables.TRACES, "hourly", "spellings")
+_SHARED = (*shop_statistics.TRACES, "hourly", "spellings")
 
 
 def part_of(user: str, parts: int) -> int:
@@ -129,9 +129,9 @@ class Partitions:
         with open_duckdb() as connection:
             self._view(connection, part)
             self._catalog(connection)
-            tables.make_traces(connection, "TABLE")
+            shop_statistics.make_traces(connection, "TABLE")
             for name in ("hourly", "spellings"):
-                connection.execute(f"CREATE TABLE {name} AS {tables.select(name)}")
+                connection.execute(f"CREATE TABLE {name} AS {shop_statistics.select(name)}")
             for name in _SHARED:
                 with replacing(self._shared(part, name)) as path:
                     connection.execute(f"COPY {name} TO {literal(path)} (FORMAT parquet)")
@@ -170,7 +170,7 @@ class Partitions:
                 connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
                 self._view(connection, part)
                 self._catalog(connection)
-                for name in (*tables.TRACES, "hourly"):
+                for name in (*shop_statistics.TRACES, "hourly"):
                     connection.execute(f"CREATE TABLE {name} AS FROM {self._all(name)}")
                 connection.execute(
                     f"""CREATE TABLE spellings AS
@@ -179,8 +179,8 @@ class Partitions:
                     FROM {self._all("spellings")} GROUP BY query_key"""
                 )
                 if self.config.swing:
-                    connection.execute(f"CREATE TABLE swing AS {tables.select('swing')}")
-                tables.make_wordings(connection, "TABLE")
+                    connection.execute(f"CREATE TABLE swing AS {shop_statistics.select('swing')}")
+                shop_statistics.make_wordings(connection, "TABLE")
                 return store.build_profiles(connection, self.config, end)
 
     def _shared(self, part: int, name: str, suffix: str = "parquet") -> Path:
@@ -207,7 +207,7 @@ class Partitions:
         )
 
     def _catalog(self, connection: duckdb.DuckDBPyConnection) -> None:
-        connection.execute(f"CREATE TABLE goods AS {tables.select('goods')}")
+        connection.execute(f"CREATE TABLE goods AS {shop_statistics.select('goods')}")
 
     # ------------------------------------------------------------ serving
 

@@ -8,14 +8,13 @@ policy reads and acts on both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import duckdb
+
+from ..protocol.escape import safe
 from ..types import Line
-from .worth import age_word
-
-if TYPE_CHECKING:
-    from .profile import Memory
-    from .reader import Moment
+from .ranking_features import age_word
+from .types import Moment
 
 RAW = "raw"
 
@@ -32,16 +31,16 @@ ORDER BY m.moment, e.ts DESC, e.event_id DESC
 """
 
 
-def raw_lines(memory: Memory, moments: Sequence[Moment], budget: int) -> list[list[Line]]:
+def raw_lines(
+    connection: duckdb.DuckDBPyConnection, moments: Sequence[Moment], budget: int
+) -> list[list[Line]]:
     """The newest events of each moment as lines, the newest first.
 
     Args:
-        memory: Of the users' shop.
+        connection: The shop's database.
         moments: In any order.
         budget: Tokens that a profile may have; no line is shorter than a token.
     """
-    from ..protocol.escape import safe
-
     made: list[list[Line]] = [[] for _ in moments]
     seen: list[set[str]] = [set() for _ in moments]
     query = _NEWEST.format(most=max(0, budget))
@@ -49,7 +48,7 @@ def raw_lines(memory: Memory, moments: Sequence[Moment], budget: int) -> list[li
         "numbers": list(range(len(moments))), "users": [m.user_id for m in moments],
         "times": [m.as_of for m in moments],
     }  # fmt: skip
-    for number, kind, key, text, age in memory.connection.execute(query, values).fetchall():
+    for number, kind, key, text, age in connection.execute(query, values).fetchall():
         lines = made[number]
         # One reference a query: the same query searched again is a line without one.
         named = kind == "search" and key not in seen[number]

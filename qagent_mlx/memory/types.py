@@ -1,0 +1,35 @@
+"""The values that memory's parts pass to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from .event_log import microseconds
+from .user_state import State
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A user and a time; nothing at or after it is seen."""
+
+    user_id: str
+    as_of: datetime
+
+    @property
+    def at(self) -> int:
+        """The time in microseconds since 1970."""
+        return microseconds(self.as_of)
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a profile is made of: columns of candidates, and the rest of the user's state."""
+
+    candidates: dict[str, np.ndarray]
+    state: State = field(default_factory=State)
