@@ -86,9 +86,9 @@ def evaluate(
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
     the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
     """
-    from qagent_mlx.evaluate.lineup import lineup
-    from qagent_mlx.evaluate.logs import SearchLog
+    from qagent_mlx.evaluate.baselines.search_log import SearchLog
     from qagent_mlx.evaluate.report import evaluate as measure
+    from qagent_mlx.evaluate.suite import lineup
     from qagent_mlx.policy.registry import default_policy
 
     pairs = _pairs(compare)
@@ -108,7 +108,7 @@ def evaluate(
             )  # fmt: skip
             log = SearchLog.of_shop(shop)
             if html_path is not None:
-                from qagent_mlx.evaluate.page import curves
+                from qagent_mlx.evaluate.html_report import curves
 
                 runs = curves(shop)
         derived, title = shop.config.derived_queries, shop.config.name
@@ -122,7 +122,7 @@ def evaluate(
     )  # fmt: skip
     report |= {"derived": derived, "simulated": simulated, "shop": title}
     if html_path is not None:
-        from qagent_mlx.evaluate.page import write_page
+        from qagent_mlx.evaluate.html_report import write_page
 
         chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
         write_page(html_path, report, environment.search.catalog, chains, runs)
@@ -166,7 +166,7 @@ def _check_names(
 ) -> None:  # fmt: skip
     """Say at once, not after the cases were read, that a compared system is not evaluated."""
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.evaluate.baselines import BASELINES
+    from qagent_mlx.evaluate.baselines.popularity import BASELINES
 
     known = {"*", *policies, *named, *(f"{p} ({part})" for p in policies for part in parts)}
     known |= set(BASELINES) if baselines else set()

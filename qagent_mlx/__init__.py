@@ -30,7 +30,7 @@ _HOMES = {
     "train_sft": "qagent_mlx.train.sft",
     "train_grpo": "qagent_mlx.train.grpo",
     "open_run": "qagent_mlx.runs.reader",
-    "evaluate_policies": "qagent_mlx.evaluate.lineup",
+    "evaluate_policies": "qagent_mlx.evaluate.suite",
     "abtest": "qagent_mlx.evaluate.abtest",
 }  # no name of a module here: importing that would put it in the place of the function
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .agent.recommend import recommend
     from .build import sample_shop
     from .evaluate.abtest import abtest
-    from .evaluate.lineup import evaluate_policies
+    from .evaluate.suite import evaluate_policies
     from .inventory.show import search_products
     from .policy.policy import Policy
     from .policy.shop_memory import inspect_memory

@@ -12,10 +12,10 @@ from .build import create_sample
 from .environment.cases import build_cases, of_split
 from .environment.environment import Environment, Example
 from .errors import QAgentError
-from .evaluate.baselines import System, baselines
+from .evaluate.baselines.popularity import System, baselines
 from .evaluate.metrics import Ranking
+from .evaluate.policy_system import PolicySystem
 from .evaluate.report import evaluate
-from .evaluate.systems import PolicySystem
 from .inventory.index import ensure
 from .inventory.show import search_products
 from .policy.files import load_policy

@@ -28,11 +28,11 @@ from .build import create_sample, refresh
 from .environment.cases import SplitConfig
 from .errors import QAgentError
 from .evaluate.abtest import RATES, AbConfig, abtest
-from .evaluate.baselines import SLOW
-from .evaluate.lineup import lineup
-from .evaluate.logs import SearchLog
-from .evaluate.page import curves, write_page
+from .evaluate.baselines.popularity import SLOW
+from .evaluate.baselines.search_log import SearchLog
+from .evaluate.html_report import curves, write_page
 from .evaluate.report import evaluate, markdown
+from .evaluate.suite import lineup
 from .models.fingerprint import fingerprint
 from .policy.lora import LoraConfig
 from .policy.registry import SAMPLE, policy_names, resolve

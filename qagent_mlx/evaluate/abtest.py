@@ -34,9 +34,9 @@ from ..simulator.click_model import Answer, Meanings, Visit
 from ..simulator.shopper import Shopper
 from ..simulator.world import START, SimulatorConfig, World, moment
 from ..types import Case
-from .baselines import System
-from .lineup import Lineup, cases_of, parts_of
+from .baselines.popularity import System
 from .metrics import FLIPS
+from .suite import Lineup, cases_of, parts_of
 
 FRESH = 5  # part of a fresh shopper's seed; those of the sample's own shoppers have a 2
 RESAMPLES = 2000

@@ -14,8 +14,8 @@ from rich.text import Text
 from ..environment.environment import Example
 from ..errors import QAgentError
 from ..utils.text import query_key
-from .baselines import System
-from .logs import SearchLog, moment_of
+from .baselines.popularity import System
+from .baselines.search_log import SearchLog, moment_of
 from .metrics import METRICS, Ranking, Retrieval, bootstrap, calibration, holm, paired, score_case
 from .slices import CUTS, groups
 

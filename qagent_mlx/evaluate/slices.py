@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .logs import SearchLog, moment_of
+from .baselines.search_log import SearchLog, moment_of
 
 if TYPE_CHECKING:
     from ..environment.environment import Example

@@ -12,7 +12,7 @@ from qagent_mlx.agent.rollout import Roller
 from qagent_mlx.agent.slate import Rows, pool, pooled
 from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.environment import Environment
-from qagent_mlx.evaluate.systems import PolicySystem
+from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, History
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Hit, Line, Profile, Recommendation

@@ -32,8 +32,8 @@ from qagent_mlx.agent.tools import Found, Request, SearchProducts
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
-from qagent_mlx.evaluate.lineup import Lineup
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
+from qagent_mlx.evaluate.suite import Lineup
 from qagent_mlx.memory.loader import Reader
 from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.types import Moment

@@ -31,7 +31,7 @@ from typing import Any
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import RATES
 from qagent_mlx.evaluate.metrics import Ranking, paired, score_case
-from qagent_mlx.evaluate.systems import PolicySystem
+from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoConfig, train_grpo

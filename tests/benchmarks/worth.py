@@ -41,10 +41,10 @@ from study import scores_of
 from qagent_mlx.agent.recommend import GROUP
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment
-from qagent_mlx.evaluate.baselines import Trending
-from qagent_mlx.evaluate.logs import SearchLog
+from qagent_mlx.evaluate.baselines.popularity import Trending
+from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired
-from qagent_mlx.evaluate.systems import PolicySystem
+from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.protocol.config import AgentConfig

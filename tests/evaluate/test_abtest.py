@@ -14,7 +14,7 @@ from qagent_mlx.evaluate.abtest import (
     swapped,
     world_of,
 )
-from qagent_mlx.evaluate.baselines import baseline
+from qagent_mlx.evaluate.baselines.popularity import baseline
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.simulator.click_model import Answer
 from qagent_mlx.simulator.world import moment

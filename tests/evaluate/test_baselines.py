@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.environment.environment import Example
-from qagent_mlx.evaluate.baselines import (
+from qagent_mlx.evaluate.baselines.popularity import (
     BASELINES,
     FADE,
     NEXT,
@@ -18,7 +18,7 @@ from qagent_mlx.evaluate.baselines import (
     Trending,
     baselines,
 )
-from qagent_mlx.evaluate.logs import SearchLog
+from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.ingest import append_events
 from qagent_mlx.memory.profile import Memory

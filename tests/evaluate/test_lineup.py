@@ -12,12 +12,12 @@ import pytest
 
 from qagent_mlx.agent.recommend import Ask, Recommender
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.evaluate.lineup import ABLATIONS, lineup
-from qagent_mlx.evaluate.logs import SearchLog
-from qagent_mlx.evaluate.page import page, write_page
-from qagent_mlx.evaluate.prompted import PromptedModel, parse
+from qagent_mlx.evaluate.baselines.prompted_llm import PromptedModel, parse
+from qagent_mlx.evaluate.baselines.search_log import SearchLog
+from qagent_mlx.evaluate.html_report import page, write_page
 from qagent_mlx.evaluate.report import evaluate, slice_tables
 from qagent_mlx.evaluate.slices import CUTS, groups
+from qagent_mlx.evaluate.suite import ABLATIONS, lineup
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..inventory.analyzer import product_terms
-from ..inventory.encoders.subword import Encoder
-from .logs import EngagementLog, SearchLog, best, ranking
-from .metrics import Ranking
+from ...inventory.analyzer import product_terms
+from ...inventory.encoders.subword import Encoder
+from ..metrics import Ranking
+from .search_log import EngagementLog, SearchLog, best, ranking
 
 if TYPE_CHECKING:
-    from ..environment.environment import Example
+    from ...environment.environment import Example
 
 LAST_QUERIES = 5
 LAST_PRODUCTS = 5

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..inventory.encoders.subword import Encoder
-from ..inventory.index import ensure
-from ..shop.shop import Shop
-from ..utils.text import query_key
+from ...inventory.encoders.subword import Encoder
+from ...inventory.index import ensure
+from ...shop.shop import Shop
+from ...utils.text import query_key
+from ..metrics import Ranking
 from .collaborative import CategoryPopular, ItemCF, Markov, Swing
-from .logs import EngagementLog, SearchLog, best, ranking
-from .metrics import Ranking
-from .sequential import SasRec
-from .similar import Dense, Lexical
+from .sasrec import SasRec
+from .search_log import EngagementLog, SearchLog, best, ranking
+from .text_similarity import Dense, Lexical
 
 if TYPE_CHECKING:
-    from ..environment.environment import Environment, Example
+    from ...environment.environment import Environment, Example
 
 NEXT = 3  # how many of a user's following searches are counted as next
 SOURCES = 5  # how many of a user's last queries lead to next ones

@@ -21,12 +21,12 @@ from ..policy.shop_memory import token_counter
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Case
-from .baselines import BASELINES, System, baseline, baselines
-from .logs import SearchLog
+from .baselines.popularity import BASELINES, System, baseline, baselines
+from .baselines.prompted_llm import PromptedModel
+from .baselines.search_log import SearchLog
 from .metrics import Ranking
-from .prompted import PromptedModel
+from .policy_system import PolicySystem
 from .report import Report, evaluate
-from .systems import PolicySystem
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no search": {"search": False},

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..shop.shop import Shop
-from ..utils.text import query_key
-from .metrics import Ranking
+from ...shop.shop import Shop
+from ...utils.text import query_key
+from ..metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..environment.environment import Example
+    from ...environment.environment import Example
 
 WEIGHTS = {"view": 0.3, "click": 1.0, "cart": 2.0, "purchase": 4.0}  # of engagements
 

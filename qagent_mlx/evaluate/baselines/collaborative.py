@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .logs import EngagementLog, SearchLog, best, ranking
-from .metrics import Ranking
+from ..metrics import Ranking
+from .search_log import EngagementLog, SearchLog, best, ranking
 
 if TYPE_CHECKING:
-    from ..environment.environment import Example
+    from ...environment.environment import Example
 
 RECENT = 10  # how many of a user's last products count
 FADE = 0.85  # how much less each earlier one of them counts

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QAgentError
-from ..models.load import load_model_folder
-from ..utils.text import clean, query_key
-from .metrics import Ranking
+from ...errors import QAgentError
+from ...models.load import load_model_folder
+from ...utils.text import clean, query_key
+from ..metrics import Ranking
 
 if TYPE_CHECKING:
-    from ..environment.environment import Example
+    from ...environment.environment import Example
 
 TOKENS = 80
 _NUMBER = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s*")

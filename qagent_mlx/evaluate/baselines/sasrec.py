@@ -17,11 +17,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from .logs import SearchLog, best, moment_of, ranking
-from .metrics import Ranking
+from ..metrics import Ranking
+from .search_log import SearchLog, best, moment_of, ranking
 
 if TYPE_CHECKING:
-    from ..environment.environment import Example
+    from ...environment.environment import Example
 
 
 @dataclass(frozen=True)
