@@ -19,7 +19,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from qagent_mlx.ingest import IngestReport
+    from qagent_mlx.ingest.report import IngestReport
 
 
 @click.command()
@@ -105,7 +105,7 @@ def ingest(
         ctx.exit(2)
     if folder is None:
         raise click.UsageError("--preset needs --from FOLDER, where its raw files are", ctx)
-    from qagent_mlx.presets import load_preset
+    from qagent_mlx.ingest.datasets import load_preset
 
     with opened(shop_path, write=True) as shop, waiting(f"reading {folder}"):
         report = load_preset(shop, preset, folder)
@@ -187,7 +187,7 @@ def events(
 @json_option
 def retry(shop_path: Path, as_json: bool) -> None:
     """Try rejected rows again, after what they lacked has come in."""
-    from qagent_mlx.ingest import retry as again
+    from qagent_mlx.ingest.ingest import retry as again
 
     with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
         report = again(shop)
@@ -208,7 +208,7 @@ def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
     telling words, a second before. Nobody typed these queries, and every report says so. Run
     it again after new events.
     """
-    from qagent_mlx.derive import derive as made
+    from qagent_mlx.ingest.derived_queries import derive as made
 
     with opened(shop_path, write=True) as shop, waiting("deriving queries"):
         report = made(shop, source)
@@ -224,8 +224,9 @@ def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
 def _ingest(
     shop_path: Path, files: tuple[Path, ...], kind: str, mapping: tuple[str, ...], **options: Any
 ) -> IngestReport:
-    from qagent_mlx.ingest import IngestReport, ReadOptions, parse_mapping
-    from qagent_mlx.ingest import ingest as load
+    from qagent_mlx.ingest.columns import parse_mapping
+    from qagent_mlx.ingest.ingest import ingest as load
+    from qagent_mlx.ingest.report import IngestReport, ReadOptions
 
     reading = ReadOptions(parse_mapping(mapping, kind), **options)
     total = IngestReport()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
-from .ingest import ingest
+from .ingest.ingest import ingest
 from .inventory.index import InventoryIndex, build
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store

@@ -33,10 +33,10 @@ from .evaluate.baselines.search_log import SearchLog
 from .evaluate.html_report import curves, write_page
 from .evaluate.report import evaluate, markdown
 from .evaluate.suite import lineup
+from .ingest.datasets import load_preset
 from .models.fingerprint import fingerprint
 from .policy.lora import LoraConfig
 from .policy.registry import SAMPLE, policy_names, resolve
-from .presets import load_preset
 from .runs.run import Run, run_names
 from .shop.config import ShopConfig
 from .shop.sample import sample_data

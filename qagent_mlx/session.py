@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
 from .agent.types import Turn
 from .errors import QAgentError
-from .ingest import append_events
+from .ingest.ingest import append_events
 from .inventory.show import search_products
 from .policy.policy import Policy
 from .policy.registry import open_policy, policy_names

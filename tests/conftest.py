@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 import qagent_mlx  # before anything that imports mlx
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.shop.shop import Shop
 
 assert qagent_mlx.__version__

@@ -2,10 +2,10 @@
 
 import pytest
 
-from qagent_mlx.derive import category_queries, derive, title_queries
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.derived_queries import category_queries, derive, title_queries
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory import store
 from qagent_mlx.shop.shop import Shop
 

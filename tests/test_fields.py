@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.fields import category, plain, price
+from qagent_mlx.ingest.parse_fields import category, plain, price
 
 
 @pytest.mark.parametrize(

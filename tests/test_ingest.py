@@ -9,15 +9,9 @@ import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import (
-    REMEDIES,
-    ReadOptions,
-    append_batches,
-    append_events,
-    ingest,
-    parse_mapping,
-    retry,
-)
+from qagent_mlx.ingest.columns import parse_mapping
+from qagent_mlx.ingest.ingest import append_batches, append_events, ingest, retry
+from qagent_mlx.ingest.report import REMEDIES, ReadOptions
 from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = [
@@ -321,7 +315,7 @@ def test_an_encoding_that_cannot_be_read_is_refused(stocked, tmp_path, encoding)
 
 
 def test_a_line_of_many_megabytes_is_refused(stocked, tmp_path, monkeypatch):
-    monkeypatch.setattr("qagent_mlx.ingest.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("qagent_mlx.ingest.sources.MAX_LINE", 1 << 20)
     path = put(tmp_path, "x.csv", "product_id,title\n1," + "x" * (3 << 20))
     assert "a line of over 1 MiB" in refused(stocked, "products", path)
 
@@ -337,7 +331,7 @@ def test_a_failure_while_storing_leaves_nothing_of_the_file(stocked, tmp_path, m
     def fails(*_):
         raise duckdb.Error("the disk is full\nand more")
 
-    monkeypatch.setattr("qagent_mlx.ingest.event_memory.refresh_sessions", fails)
+    monkeypatch.setattr("qagent_mlx.ingest.events.event_memory.refresh_sessions", fails)
     path = write(tmp_path / "x.csv", [{**EVENTS[0], "user_id": "new"}])
     assert refused(stocked, "events", path) == f"{path}: the disk is full"
 

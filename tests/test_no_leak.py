@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.environment.cases import build_cases, of_split
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.memory.profile import Memory, words_cost

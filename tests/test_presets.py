@@ -11,7 +11,7 @@ import pytest
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.presets import PRESETS, load_preset
+from qagent_mlx.ingest.datasets import PRESETS, load_preset
 from qagent_mlx.shop.shop import Shop
 
 

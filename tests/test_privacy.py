@@ -5,7 +5,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory import shop_statistics, store
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 from qagent_mlx.privacy import export, forget

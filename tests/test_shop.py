@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.shop.config import MemoryConfig, SearchConfig, ShopConfig
 from qagent_mlx.shop.shop import Shop, check_name
 

@@ -27,7 +27,7 @@ from scipy.stats import norm
 from ..agent.recommend import GROUP
 from ..environment.environment import Environment
 from ..errors import QAgentError
-from ..ingest import append_events
+from ..ingest.ingest import append_events
 from ..inventory.index import ensure
 from ..shop.shop import Shop
 from ..simulator.click_model import Answer, Meanings, Visit

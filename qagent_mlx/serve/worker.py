@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from ..agent.pool import Pool
 from ..agent.recommend import Ask, Recommender, UserRecommendations, chains_of
 from ..errors import QAgentError
-from ..ingest import IngestReport, append_batches
+from ..ingest.ingest import append_batches
+from ..ingest.report import IngestReport
 from ..inventory.index import ensure
 from ..policy.files import load_policy
 from ..policy.registry import default_policy, resolve
@@ -172,7 +173,7 @@ class Worker:
         of its own, just after the log's last event.
 
         Args:
-            rows: Fields as in `ingest.ALIASES`; ``time`` is a naive UTC datetime or None.
+            rows: Fields as in `ingest.columns.ALIASES`; ``time`` is a naive UTC datetime or None.
 
         Returns:
             The report; or a `QAgentError`: the shop is served read only, or a time lies in

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qagent_mlx.build import refresh
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.ranker import Worth
 from qagent_mlx.memory.types import Moment

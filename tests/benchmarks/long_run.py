@@ -36,7 +36,7 @@ from crashes import (  # noqa: E402
 )
 from starlette.testclient import TestClient  # noqa: E402
 
-from qagent_mlx.ingest import ingest  # noqa: E402
+from qagent_mlx.ingest.ingest import ingest  # noqa: E402
 from qagent_mlx.inventory.index import ensure  # noqa: E402
 from qagent_mlx.inventory.updates import updated  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402

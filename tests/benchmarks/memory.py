@@ -20,7 +20,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.types import Moment

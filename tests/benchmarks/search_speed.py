@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import HybridSearch, open_search

@@ -20,7 +20,7 @@ from qagent_mlx.evaluate.baselines.popularity import (
 )
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.metrics import Ranking
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop

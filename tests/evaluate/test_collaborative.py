@@ -11,7 +11,7 @@ from qagent_mlx.evaluate.baselines.collaborative import ALPHA, Swing
 from qagent_mlx.evaluate.baselines.popularity import BASELINES, Sources
 from qagent_mlx.evaluate.baselines.sasrec import SasRec, SasRecConfig
 from qagent_mlx.evaluate.baselines.search_log import EngagementLog, SearchLog
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.types import Case, Profile
 from qagent_mlx.utils.text import query_key
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import simulate, write_sample
 from qagent_mlx.simulator.shopper import Shopper

@@ -35,7 +35,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.inventory.bm25 import Lexical
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.index import build, ensure, load

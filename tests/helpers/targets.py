@@ -28,9 +28,10 @@ import mlx.core as mx
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from qagent_mlx import fields
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import IngestReport, append_events, ingest
+from qagent_mlx.ingest import parse_fields
+from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.report import IngestReport
 from qagent_mlx.inventory.index import load as load_index
 from qagent_mlx.policy.files import load_policy, read_info
 from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
@@ -148,11 +149,11 @@ def texts(draw: random.Random, place: Place) -> None:
     assert 0.0 <= text_module.rouge_l(one[:300], other[:300]) <= 1.0
     assert "<" not in safe(one) and "\n" not in safe(one)
     attributes = draw.choice((one, json.dumps(hostile.value(draw)), "{" + one, f"{one}={other};a=b"))
-    made = fields.attributes_or_mark(attributes)
+    made = parse_fields.attributes_or_mark(attributes)
     if made and made != "\0bad":
         made.encode()
         assert isinstance(json.loads(made), dict)
-    fields.category(attributes).encode()
+    parse_fields.category(attributes).encode()
 
 
 class _Worker:

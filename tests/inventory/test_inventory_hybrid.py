@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.click_log import ClickLog
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.types import Filters

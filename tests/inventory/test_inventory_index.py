@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.catalog import product_text, read_catalog
 from qagent_mlx.inventory.index import CLICK_SHARE, build, default_clicks_until, ensure, load
 from qagent_mlx.inventory.index_files import leftovers

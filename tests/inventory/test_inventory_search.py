@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build, ensure, load
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.inventory.types import Filters

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.index import ensure, load

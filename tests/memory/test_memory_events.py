@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.sessions import refresh_sessions, successes
 from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.schema import SCHEMA

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory.interest_graph import graph
 from qagent_mlx.memory.profile import Memory, words_cost
 from qagent_mlx.memory.types import Moment

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.click_log import ClickLog, read_clicks
 from qagent_mlx.memory import shop_statistics

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.environment.cases import build_cases
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, words_cost
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory import loader as reader_module
 from qagent_mlx.memory import shop_statistics, store, user_state
 from qagent_mlx.memory.profile import Memory, words_cost

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.candidates import blank
 from qagent_mlx.memory.loader import Reader
 from qagent_mlx.memory.ranker import (

@@ -11,9 +11,10 @@ import pytest
 from fuzzing import trained
 from targets import TARGETS, Place
 
-from qagent_mlx import ingest as ingest_module
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import MAX_LINE, MAX_RATIO, append_events, ingest
+from qagent_mlx.ingest import sources
+from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.sources import MAX_LINE, MAX_RATIO
 from qagent_mlx.shop.shop import Shop
 
 EXAMPLES = {
@@ -78,7 +79,7 @@ def test_a_line_without_an_end_is_refused_early(shop, tmp_path, zipped):
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest_module, "MAX_UNPACKED", 8 << 20)
+    monkeypatch.setattr(sources, "MAX_UNPACKED", 8 << 20)
     path = tmp_path / "e.csv.gz"
     with gzip.open(path, "wb") as file:
         file.write(b"user_id,time,type,query\n")

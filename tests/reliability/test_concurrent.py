@@ -11,7 +11,7 @@ from crashes import COMPONENTS, GRPO, SPLIT, events_agree
 from qagent_cli.main import cli
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.runs.run import training
 from qagent_mlx.serve.run import run as serve
 from qagent_mlx.serve.settings import ServeConfig

@@ -25,7 +25,7 @@ from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.html_report import page as evaluate_page
 from qagent_mlx.evaluate.report import evaluate
 from qagent_mlx.evaluate.suite import lineup
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.memory.html_page import page as memory_page
 from qagent_mlx.policy.registry import open_policy

@@ -14,7 +14,7 @@ from qagent_cli.main import cli
 from starlette.testclient import TestClient
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build, ensure
 from qagent_mlx.privacy import forget
 from qagent_mlx.serve import worker

@@ -8,7 +8,7 @@ import pytest
 from make import QUERY, USER
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import ensure
 from qagent_mlx.inventory.show import search_products
 from qagent_mlx.policy.registry import open_policy

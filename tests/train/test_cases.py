@@ -5,7 +5,7 @@ import pytest
 
 from qagent_mlx.environment.cases import SPLITS, SplitConfig, build_cases, of_split
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import load
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key

@@ -22,7 +22,7 @@ import qagent_mlx  # before mlx
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from qagent_mlx.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.show import search_products
 from qagent_mlx.memory import store

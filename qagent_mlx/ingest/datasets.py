@@ -30,12 +30,13 @@ from typing import Any
 
 import duckdb
 
-from .derive import category_queries, derive, mark, title_queries
-from .errors import QAgentError
-from .ingest import IngestReport, ReadOptions, append_events, ingest
-from .shop.shop import Shop
-from .utils.database import literal, open_duckdb
-from .utils.text import words
+from ..errors import QAgentError
+from ..shop.shop import Shop
+from ..utils.database import literal, open_duckdb
+from ..utils.text import words
+from .derived_queries import category_queries, derive, mark, title_queries
+from .ingest import append_events, ingest
+from .report import IngestReport, ReadOptions
 
 START = "2017-01-02"  # where a clock begins that a log does not have
 FIRST_ONLY = "a product's first purchase by a user"

@@ -13,13 +13,14 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
-from .errors import QAgentError
-from .ingest import IngestReport, append, register
-from .inventory.analyzer import pairs
-from .memory import sessions as event_memory
-from .memory import store as memory_store
-from .shop.shop import Shop
-from .utils.text import pieces, query_key, words
+from ..errors import QAgentError
+from ..inventory.analyzer import pairs
+from ..memory import sessions as event_memory
+from ..memory import store as memory_store
+from ..shop.shop import Shop
+from ..utils.text import pieces, query_key, words
+from .ingest import append, register
+from .report import IngestReport
 
 SOURCES = {"categories": "from category paths", "titles": "from titles"}
 _STOP = frozenset(

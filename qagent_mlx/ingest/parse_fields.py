@@ -8,7 +8,8 @@ import json
 import re
 import unicodedata
 
-from .utils.text import clean
+from ..utils.database import literal
+from ..utils.text import clean
 
 MAX_TITLE = 2000
 
@@ -122,3 +123,24 @@ def _listed(text: str) -> list[str] | None:
     if isinstance(found, list) and found and isinstance(found[0], list):
         found = found[0]
     return [str(v) for v in found] if isinstance(found, list) else None
+
+
+MAX_ID = 256
+MAX_QUERY = 300
+_BLANK = "nullif(trim({0}), '')"
+# An id as the catalog has it. Plain ones, which nearly all are, need no Python for that.
+_ID = "CASE WHEN regexp_full_match({0}, '[!-~]+') THEN {0} ELSE nullif(qa_clean({0}), '') END"
+
+
+def _time(column: str, time_format: str | None) -> str:
+    """SQL that turns a text column into a UTC timestamp, or NULL."""
+    number = f"try_cast({column} AS DOUBLE)"
+    if time_format:
+        return f"try_strptime({column}, {literal(time_format)})::TIMESTAMP"
+    # Some put a space before the zone: "2026-03-01 12:00:00 +0100".
+    zoned = f"regexp_replace({column}, '\\s+([+-]\\d\\d:?\\d\\d)$', '\\1')"
+    return f"""CASE WHEN NOT isfinite({number}) THEN NULL
+        WHEN {number} IS NULL THEN try_cast({zoned} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
+        WHEN abs({number}) < 1e11 THEN make_timestamp(({number} * 1000000)::BIGINT)
+        WHEN abs({number}) < 1e14 THEN make_timestamp(({number} * 1000)::BIGINT)
+        WHEN abs({number}) < 1e17 THEN make_timestamp({number}::BIGINT) END"""

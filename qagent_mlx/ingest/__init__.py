@@ -1,0 +1,1 @@
+"""Files of products and events, read into a shop."""
