@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from qagent_mlx.distributed.launcher import check, launch
-
 from .common import emit, json_option, note, out, plain_table, shown
 
 POSITIVE = click.IntRange(1)
@@ -50,14 +48,14 @@ def bench(
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
-    from qagent_mlx.distributed import world
+    from qagent_mlx.distributed import launcher, world
 
     if workers > 1 and not world.inside():
         if against or workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
-        check(workers, prompts)
+        launcher.check(workers, prompts)
         measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
-        ctx.exit(launch(workers, sys.argv[1:]))
+        ctx.exit(launcher.launch(workers, sys.argv[1:]))
     work = Workload(prompts, prompt_tokens, group, new_tokens)
     if against:
         report = peers.against(against, model, work, steps, warmup, not own_blas, note)

@@ -1,4 +1,4 @@
-"""``qagent demo``: draws the story of `qagent_mlx.demo`, then plays a session (see `play`)."""
+"""``qagent demo``: draws the story (`qagent_mlx.demo.story`), then plays a session (see `play`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .memory import draw_memory
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from qagent_mlx.demo import DemoConfig, Scene
+    from qagent_mlx.demo.story import DemoConfig, Scene
     from qagent_mlx.shop.shop import Shop
 
 
@@ -55,8 +55,8 @@ def demo(
     With --shop PATH of a shop of your own there is only the session, on a copy of it that is
     thrown away at the end, unless you say --keep. Commands may also be piped in.
     """
-    from qagent_mlx.demo import NAME, DemoConfig
-    from qagent_mlx.session import borrowed
+    from qagent_mlx.demo.playground import borrowed
+    from qagent_mlx.demo.story import NAME, DemoConfig
     from qagent_mlx.shop.sample import is_sample
 
     mine = is_sample(shop_path, NAME)
@@ -81,8 +81,8 @@ def demo(
 
 
 def _play(shop: Shop, policy: str | None, seed: int) -> None:
+    from qagent_mlx.demo.playground import Session
     from qagent_mlx.policy.registry import default_policy, open_policy
-    from qagent_mlx.session import Session
 
     from .play import play
 
@@ -122,7 +122,7 @@ class _Steps:
 
 
 def _tell(path: Path, config: DemoConfig) -> None:
-    from qagent_mlx.demo import story
+    from qagent_mlx.demo.story import story
 
     console = out()
     steps, number = _Steps(), 0

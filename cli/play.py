@@ -17,7 +17,7 @@ from .progress import TrainingProgress
 
 if TYPE_CHECKING:
     from qagent_mlx.agent.recommend import UserRecommendations
-    from qagent_mlx.session import Seen, Session
+    from qagent_mlx.demo.playground import Seen, Session
 
 HELP = """\
 users [TEXT]              find users, by id or by what they searched

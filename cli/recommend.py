@@ -115,7 +115,7 @@ def _bulk(
     recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
     workers: int | None, k: int, as_of: datetime | None, seed: int, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
-    from qagent_mlx.bulk import (
+    from qagent_mlx.serve.batch import (
         FEW,
         all_users,
         bulk_recommend,

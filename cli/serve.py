@@ -71,8 +71,8 @@ def serve(
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8", errors="replace").strip()
     try:
-        from qagent_mlx.serve.run import run
-        from qagent_mlx.serve.settings import ServeConfig
+        from qagent_mlx.serve.config import ServeConfig
+        from qagent_mlx.serve.server import run
     except ModuleNotFoundError as error:
         raise QAgentError(
             f"{error.name} is not installed; run: pip install 'qagent-mlx[serve]'"

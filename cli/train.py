@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qagent_mlx.distributed.launcher import check, launch
-
 from .common import (
     POLICY,
     RUN,
@@ -453,7 +451,7 @@ def _share_out(
     ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str
 ) -> None:
     """Run this command in several workers and end; return at once in one of them, or alone."""
-    from qagent_mlx.distributed import world
+    from qagent_mlx.distributed import launcher, world
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.inventory.index import ensure
 
@@ -468,11 +466,11 @@ def _share_out(
     if world.inside():
         world.world()  # before the long preparations, while the others are there too
         return
-    check(workers, cases)
+    launcher.check(workers, cases)
     with opened(shop_path) as shop:
         ensure(shop)  # one builds it for all
     then = f"; go on with: qagent train {kind} --resume --shop {quote(str(shop_path))}"
-    ctx.exit(launch(workers, sys.argv[1:], then))
+    ctx.exit(launcher.launch(workers, sys.argv[1:], then))
 
 
 def _check_parent(parent: str, name: str) -> None:

@@ -6,9 +6,11 @@ import threading
 import duckdb
 import pytest
 
-from qagent_mlx.agent.pool import Pool
 from qagent_mlx.agent.recommend import Ask, Recommender
-from qagent_mlx.bulk import (
+from qagent_mlx.distributed import world as distributed
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.serve.batch import (
     Progress,
     all_users,
     bulk_recommend,
@@ -16,9 +18,7 @@ from qagent_mlx.bulk import (
     read_users,
     shard_of,
 )
-from qagent_mlx.distributed import world as distributed
-from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.serve.worker_processes import Pool
 from qagent_mlx.shop.shop import Shop
 
 

@@ -18,7 +18,7 @@ def run(code):
 
 def test_a_shops_own_policy_is_loaded_without_transformers():
     heavy = run(
-        "from pathlib import Path; from qagent_mlx.policy.policy import LoraConfig, load_policy\n"
+        "from pathlib import Path; from qagent_mlx.policy.files import load_policy; from qagent_mlx.policy.lora import LoraConfig\n"
         "import qagent_mlx.agent.recommend\n"
         f"load_policy(Path({str(sample_folder())!r})).add_lora(LoraConfig())\n"
         "print(json.dumps([n for n in ('transformers', 'huggingface_hub', 'scipy.optimize')"

@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
+from qagent_mlx.demo.playground import Session, borrowed
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.policy.small_llama import save_base
-from qagent_mlx.session import Session, borrowed
 from qagent_mlx.shop.shop import Shop
 
 

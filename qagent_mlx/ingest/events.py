@@ -7,13 +7,7 @@ from ..memory import store as memory_store
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
-from .parse_fields import (
-    _BLANK,
-    _ID,
-    MAX_ID,
-    MAX_QUERY,
-    _time,
-)
+from .parse_fields import _BLANK, _ID, MAX_ID, MAX_QUERY, _time
 from .report import ReadOptions
 
 

@@ -6,13 +6,7 @@ import math
 
 from ..memory import store as memory_store
 from ..shop.shop import Shop
-from .parse_fields import (
-    _BLANK,
-    MAX_ID,
-    MAX_TITLE,
-    _time,
-    price,
-)
+from .parse_fields import _BLANK, MAX_ID, MAX_TITLE, _time, price
 from .report import ReadOptions
 
 

@@ -28,11 +28,11 @@ from ..inventory.types import Filters
 from ..policy.registry import SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..utils.text import utc_moment
-from .guard import Guard
+from .config import ServeConfig
 from .metrics import CONTENT_TYPE
+from .middleware import Guard
 from .openapi import document
 from .service import Service
-from .settings import ServeConfig
 from .worker import Worker
 
 BODY_SECONDS = 10.0  # in which a body must have come

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..types import EVENT_TYPES
-from .settings import ServeConfig
+from .config import ServeConfig
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from ..agent.recommend import described
+from .config import ServeConfig
 from .metrics import Metrics
-from .settings import ServeConfig
 from .worker import Answer, Request, Worker
 
 MARGIN = 0.01  # seconds kept for writing the answer

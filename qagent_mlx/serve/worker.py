@@ -18,7 +18,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..agent.pool import Pool
 from ..agent.recommend import Ask, Recommender, UserRecommendations, chains_of
 from ..errors import QAgentError
 from ..ingest.ingest import append_batches
@@ -30,8 +29,9 @@ from ..shop.shop import Shop
 from ..types import Profile, Recommendation
 from ..utils.blas import one_blas_thread
 from .cache import UserCache
+from .config import ServeConfig
 from .metrics import Metrics
-from .settings import ServeConfig
+from .worker_processes import Pool
 
 log = logging.getLogger("qagent.serve")
 T = TypeVar("T")

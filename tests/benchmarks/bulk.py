@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from qagent_mlx import bulk
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.serve import batch
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.blas import one_blas_thread
 
@@ -36,7 +36,7 @@ def main() -> None:
         Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder, one_blas_thread()
     ):  # fmt: skip
         recommender = Recommender(shop, open_policy(shop, given.policy), group=given.group or None)
-        users = bulk.all_users(shop)[: given.users]
+        users = batch.all_users(shop)[: given.users]
         recommender.recommend(users[:2])  # compiles
         rates: dict[str, list[float]] = {}
         for _ in range(given.rounds):
@@ -45,7 +45,7 @@ def main() -> None:
                 recommender.recommend([user])
             rates.setdefault("one by one", []).append(given.single / (time.perf_counter() - began))
             for workers in given.workers:
-                report = bulk.bulk_recommend(
+                report = batch.bulk_recommend(
                     recommender, users, Path(folder) / "out.parquet", workers=workers
                 )
                 name = f"bulk, {workers} workers"

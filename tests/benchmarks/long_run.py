@@ -39,8 +39,8 @@ from starlette.testclient import TestClient  # noqa: E402
 from qagent_mlx.ingest.ingest import ingest  # noqa: E402
 from qagent_mlx.inventory.index import ensure  # noqa: E402
 from qagent_mlx.inventory.updates import updated  # noqa: E402
+from qagent_mlx.serve.config import ServeConfig  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402
-from qagent_mlx.serve.settings import ServeConfig  # noqa: E402
 from qagent_mlx.shop.shop import Shop  # noqa: E402
 from qagent_mlx.train.grpo import train_grpo  # noqa: E402
 

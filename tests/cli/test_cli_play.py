@@ -10,8 +10,8 @@ import time
 import pytest
 from qagent_cli.play import COMMANDS, HELP, completions, play
 
+from qagent_mlx.demo.playground import Session
 from qagent_mlx.policy.registry import SAMPLE, open_policy
-from qagent_mlx.session import Session
 
 
 @pytest.fixture

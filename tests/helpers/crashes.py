@@ -52,8 +52,8 @@ from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.runs import checkpoint
 from qagent_mlx.runs.run import Run
-from qagent_mlx.serve.run import run as serve
-from qagent_mlx.serve.settings import ServeConfig
+from qagent_mlx.serve.config import ServeConfig
+from qagent_mlx.serve.server import run as serve
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.alarms import AlarmConfig
 from qagent_mlx.train.grpo import GrpoConfig, resume_grpo, train_grpo

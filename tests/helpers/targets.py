@@ -41,7 +41,7 @@ from qagent_mlx.runs.html_report import page as run_page
 from qagent_mlx.runs.reader import overview
 from qagent_mlx.runs.run import Run, run_names
 from qagent_mlx.serve import http
-from qagent_mlx.serve.settings import ServeConfig
+from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoConfig
 from qagent_mlx.train.settings import Settings, read_settings

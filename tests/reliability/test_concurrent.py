@@ -13,8 +13,8 @@ from qagent_cli.main import cli
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.runs.run import training
-from qagent_mlx.serve.run import run as serve
-from qagent_mlx.serve.settings import ServeConfig
+from qagent_mlx.serve.config import ServeConfig
+from qagent_mlx.serve.server import run as serve
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import locked
 

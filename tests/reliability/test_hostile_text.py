@@ -271,8 +271,8 @@ def test_pages_hold_no_element_that_data_wrote(shop, users):
 def test_the_server_answers_in_json_that_no_browser_runs(folder, users):
     from starlette.testclient import TestClient
 
+    from qagent_mlx.serve.config import ServeConfig
     from qagent_mlx.serve.http import create_app
-    from qagent_mlx.serve.settings import ServeConfig
 
     config = ServeConfig(policy="base", chains=1, read_only=True, deadline_ms=30_000.0)
     with TestClient(create_app(folder, config), base_url="http://127.0.0.1") as client:

@@ -18,8 +18,8 @@ from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build, ensure
 from qagent_mlx.privacy import forget
 from qagent_mlx.serve import worker
+from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
-from qagent_mlx.serve.settings import ServeConfig
 from qagent_mlx.shop.shop import Shop
 
 

@@ -6,8 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from qagent_mlx.policy.small_llama import save_base
+from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
-from qagent_mlx.serve.settings import ServeConfig
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.shop_memory import inspect_memory
-from qagent_mlx.serve.guard import Rates
+from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
-from qagent_mlx.serve.settings import ServeConfig
+from qagent_mlx.serve.middleware import Rates
 from qagent_mlx.serve.worker import Worker
 from qagent_mlx.shop.shop import Shop
 

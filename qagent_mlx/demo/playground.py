@@ -17,19 +17,19 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .agent.recommend import GROUP, Ask, Recommender, UserRecommendations
-from .agent.types import Turn
-from .errors import QAgentError
-from .ingest.ingest import append_events
-from .inventory.show import search_products
-from .policy.policy import Policy
-from .policy.registry import open_policy, policy_names
-from .policy.shop_memory import inspect_memory
-from .shop.shop import Shop
-from .types import Profile
+from ..agent.recommend import GROUP, Ask, Recommender, UserRecommendations
+from ..agent.types import Turn
+from ..errors import QAgentError
+from ..ingest.ingest import append_events
+from ..inventory.show import search_products
+from ..policy.policy import Policy
+from ..policy.registry import open_policy, policy_names
+from ..policy.shop_memory import inspect_memory
+from ..shop.shop import Shop
+from ..types import Profile
 
 if TYPE_CHECKING:
-    from .environment.environment import Environment
+    from ..environment.environment import Environment
 
 PAUSE = timedelta(seconds=20)  # between what a user does
 RECENT = {"train": 400, "validation": 40}  # cases that a short training here looks at
@@ -288,9 +288,9 @@ class Session:
         Returns:
             report (of `train_grpo`), before and after (`UserRecommendations` of the user).
         """
-        from .environment.environment import Environment
-        from .runs.run import free_name
-        from .train.grpo import GrpoConfig, train_grpo
+        from ..environment.environment import Environment
+        from ..runs.run import free_name
+        from ..train.grpo import GrpoConfig, train_grpo
 
         say = on_stage or (lambda stage: None)
         before = self._ask(self.recommender)

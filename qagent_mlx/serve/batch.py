@@ -20,14 +20,14 @@ from typing import Any
 
 import duckdb
 
-from .agent.pool import Pool
-from .agent.recommend import Ask, Recommender, UserRecommendations
-from .errors import QAgentError
-from .models.fingerprint import fingerprint
-from .shop.shop import Shop
-from .utils.atomic_files import read_json, replacing, write_json
-from .utils.database import literal, open_duckdb
-from .utils.text import clean
+from ..agent.recommend import Ask, Recommender, UserRecommendations
+from ..errors import QAgentError
+from ..models.fingerprint import fingerprint
+from ..shop.shop import Shop
+from ..utils.atomic_files import read_json, replacing, write_json
+from ..utils.database import literal, open_duckdb
+from ..utils.text import clean
+from .worker_processes import Pool
 
 PART = 128  # users a part: what a stop can cost
 AT_ONCE = 32  # users whose chains decode together; larger batches copy more than they save
@@ -97,7 +97,7 @@ def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
 
 def default_workers() -> int:
     """Processes for this machine: one a core that this process may use, at most 4; 1 on a GPU."""
-    from .utils.runtime import device_name
+    from ..utils.runtime import device_name
 
     if device_name() != "cpu":
         return 1
@@ -107,7 +107,7 @@ def default_workers() -> int:
 
 def launched_shard() -> tuple[int, int] | None:
     """Which of how many processes this is, where ``mlx.launch`` or ``mpirun`` started it."""
-    from .distributed import world as distributed
+    from ..distributed import world as distributed
 
     if not distributed.launched():
         return None

@@ -11,8 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from ..errors import QAgentError
+from .config import ServeConfig
 from .http import create_app
-from .settings import ServeConfig
 from .worker import Worker
 
 

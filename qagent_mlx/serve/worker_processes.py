@@ -19,11 +19,11 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+from ..agent.recommend import Answerer, Ask, UserRecommendations
 from ..errors import QAgentError
 from ..policy.files import load_policy
 from ..shop.shop import Shop
 from ..utils.blas import one_blas_thread
-from .recommend import Answerer, Ask, UserRecommendations
 
 log = logging.getLogger("qagent.pool")
 
@@ -208,7 +208,7 @@ class _Helper:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "qagent_mlx.agent.pool", str(theirs.fileno()),
+                    sys.executable, "-m", "qagent_mlx.serve.worker_processes", str(theirs.fileno()),
                     str(path), str(policy), dtype,
                 ],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,

@@ -15,8 +15,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .config import ServeConfig
 from .metrics import Metrics
-from .settings import ServeConfig
 
 log = logging.getLogger("qagent.serve")
 

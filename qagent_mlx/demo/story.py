@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .agent.recommend import Recommender
-from .build import create_sample
-from .environment.cases import build_cases, of_split
-from .environment.environment import Environment, Example
-from .errors import QAgentError
-from .evaluate.baselines.popularity import System, baselines
-from .evaluate.metrics import Ranking
-from .evaluate.policy_system import PolicySystem
-from .evaluate.report import evaluate
-from .inventory.index import ensure
-from .inventory.show import search_products
-from .policy.files import load_policy
-from .policy.registry import SAMPLE, open_policy, resolve
-from .policy.shop_memory import inspect_memory
-from .shop.sample import remove_sample
-from .shop.shop import Shop
-from .train.grpo import GrpoConfig, train_grpo
-from .train.sft import SftConfig, train_sft
-from .types import Case
+from ..agent.recommend import Recommender
+from ..build import create_sample
+from ..environment.cases import build_cases, of_split
+from ..environment.environment import Environment, Example
+from ..errors import QAgentError
+from ..evaluate.baselines.popularity import System, baselines
+from ..evaluate.metrics import Ranking
+from ..evaluate.policy_system import PolicySystem
+from ..evaluate.report import evaluate
+from ..inventory.index import ensure
+from ..inventory.show import search_products
+from ..policy.files import load_policy
+from ..policy.registry import SAMPLE, open_policy, resolve
+from ..policy.shop_memory import inspect_memory
+from ..shop.sample import remove_sample
+from ..shop.shop import Shop
+from ..train.grpo import GrpoConfig, train_grpo
+from ..train.sft import SftConfig, train_sft
+from ..types import Case
 
 NAME = "demo"  # the shop's name in its settings: only a shop of this name is ever removed
 SHOWN_BASELINES = ("popular", "repeat-last", "co-occurrence")
@@ -174,9 +174,9 @@ def hero(cases: Sequence[Case]) -> Case:
 
 def _first_query(shop: Shop, count: Any, case: Case) -> str:
     """The query that memory thinks likeliest; never the true one unless memory names it."""
-    from .memory.profile import Memory
-    from .memory.ranker import Worth
-    from .memory.types import Moment
+    from ..memory.profile import Memory
+    from ..memory.ranker import Worth
+    from ..memory.types import Moment
 
     memory = Memory(shop.connection, shop.config.memory, count, Worth.of_shop(shop))
     profile = memory.profiles([Moment(case.user_id, case.as_of)])[0]

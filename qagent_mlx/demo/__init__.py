@@ -1,0 +1,1 @@
+"""The terminal demo: the whole story on the sample shop, then a playground."""
