@@ -49,8 +49,8 @@ def distil(
 ) -> None:  # fmt: skip
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.policy.registry import default_policy
-    from qagent_mlx.train.distil import DistilConfig
-    from qagent_mlx.train.distil import distil as run
+    from qagent_mlx.train.distill import DistilConfig
+    from qagent_mlx.train.distill import distil as run
 
     config = DistilConfig(
         seed=seed, **given(cases=cases, group=group, steps=steps, batch_size=batch_size)

@@ -177,7 +177,7 @@ def sft(
 ) -> None:  # fmt: skip
     """Train an adapter on demonstration chains."""
     from qagent_mlx.policy.registry import default_policy
-    from qagent_mlx.train.settings import agent_of
+    from qagent_mlx.train.config_files import agent_of
     from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
     workers = flags.pop("workers")
@@ -300,9 +300,10 @@ def grpo(
     from qagent_mlx.environment.custom_rewards import components_of, reward_files
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.runs.loggers import logging_to
-    from qagent_mlx.train.alarms import with_actions
-    from qagent_mlx.train.grpo import GrpoConfig, train_grpo, weighed
-    from qagent_mlx.train.settings import agent_of
+    from qagent_mlx.train.config_files import agent_of
+    from qagent_mlx.train.grpo import train_grpo
+    from qagent_mlx.train.grpo_config import GrpoConfig, weighed
+    from qagent_mlx.train.monitors import with_actions
 
     settings = _settings(
         GrpoConfig(), flags, config_path, policy, name or "", run_name or "", "grpo", preset
@@ -338,7 +339,7 @@ def _settings(
     """Defaults, then the preset, then the file, then the flags that were given."""
     from dataclasses import replace
 
-    from qagent_mlx.train.settings import Settings, read_settings, with_preset
+    from qagent_mlx.train.config_files import Settings, read_settings, with_preset
 
     settings = Settings(train)
     if path is not None:
@@ -376,9 +377,9 @@ def _resume_grpo(
 ) -> None:  # fmt: skip
     from qagent_mlx.environment.custom_rewards import components_of, reward_specs
     from qagent_mlx.runs.loggers import logging_to
-    from qagent_mlx.train.alarms import AlarmConfig, with_actions
+    from qagent_mlx.train.config_files import merged
     from qagent_mlx.train.grpo import resume_grpo
-    from qagent_mlx.train.settings import merged
+    from qagent_mlx.train.monitors import AlarmConfig, with_actions
 
     _refuse_changes(ctx, UNCHANGED | {"steps", "rewards", "alarms", "logs"})
     with opened(shop_path) as shop:

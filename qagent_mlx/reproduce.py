@@ -41,9 +41,10 @@ from .runs.run import Run, run_names
 from .shop.config import ShopConfig
 from .shop.sample import sample_data
 from .shop.shop import Shop
-from .train.grpo import GrpoConfig, resume_grpo, train_grpo
+from .train.config_files import Settings, agent_of, with_preset
+from .train.grpo import resume_grpo, train_grpo
+from .train.grpo_config import GrpoConfig
 from .train.pretrain import PretrainConfig, pretrain
-from .train.settings import Settings, agent_of, with_preset
 from .train.sft import SftConfig, train_sft
 from .utils.atomic_files import read_json, replacing, write_json
 

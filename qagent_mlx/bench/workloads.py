@@ -30,6 +30,7 @@ from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..policy.scoring import Chain
 from ..train import grpo
+from ..train.grpo_config import GrpoConfig
 from ..utils.atomic_files import read_json, write_json
 
 FIRST_ID = 16  # ids below may be special
@@ -203,7 +204,7 @@ class Standard:
 
     def __init__(self, policy: Policy, work: Workload) -> None:
         self.policy, self.work = policy, work
-        config = grpo.GrpoConfig(
+        config = GrpoConfig(
             group=work.group, cases_per_step=work.prompts, beta=work.beta, solvable=False
         )
         environment: Any = _NoShop()

@@ -290,7 +290,8 @@ class Session:
         """
         from ..environment.environment import Environment
         from ..runs.run import free_name
-        from ..train.grpo import GrpoConfig, train_grpo
+        from ..train.grpo import train_grpo
+        from ..train.grpo_config import GrpoConfig
 
         say = on_stage or (lambda stage: None)
         before = self._ask(self.recommender)

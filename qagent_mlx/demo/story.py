@@ -23,7 +23,8 @@ from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
 from ..shop.sample import remove_sample
 from ..shop.shop import Shop
-from ..train.grpo import GrpoConfig, train_grpo
+from ..train.grpo import train_grpo
+from ..train.grpo_config import GrpoConfig
 from ..train.sft import SftConfig, train_sft
 from ..types import Case
 

@@ -33,7 +33,7 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
-from .disguise import Disguise
+from .delexicalize import Disguise
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from .demonstrations import DemoConfig, Demonstrator
-from .supervised import FitConfig, batch_order, fit, predicted_cost
+from .fit import FitConfig, batch_order, fit, predicted_cost
 
 T = TypeVar("T")
 

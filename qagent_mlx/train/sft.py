@@ -26,9 +26,9 @@ from ..protocol.config import AgentConfig
 from ..runs import checkpoint
 from ..runs.run import Run, free_name, origin, run_names, training
 from ..shop.shop import Shop
+from .config_files import merged
 from .demonstrations import DemoConfig, Demonstrator
-from .settings import merged
-from .supervised import FitConfig, fit
+from .fit import FitConfig, fit
 
 # A case told more often is known by its words. On half of Best Buy's users (some 150 cases that can
 # be told) GRPO from such a start stayed below the memory's first line: cons@1 7.4 instead of 10.5.

@@ -11,8 +11,9 @@ from dataclasses import replace
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.footprint import chain_tokens, grpo_bytes
-from qagent_mlx.train.grpo import GrpoConfig, Trainer
+from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.memory_estimate import chain_tokens, grpo_bytes
 
 SETTINGS = ((4, 8, 2048), (16, 8, 2048), (16, 8, 8192), (32, 8, 16384), (4, 32, 8192))
 

@@ -23,6 +23,7 @@ from qagent_mlx.bench.workloads import Workload, _NoShop, model_folder, open_pol
 from qagent_mlx.models.download import cache_folder
 from qagent_mlx.policy import shared_prompt
 from qagent_mlx.train import grpo
+from qagent_mlx.train.grpo_config import GrpoConfig
 
 
 def chains(groups: int, members: int, vocabulary: int, seed: int) -> list[Rollout]:
@@ -53,7 +54,7 @@ def main() -> None:
     folder = model_folder(options.model, Path(cache_folder()) / "bench" / "models")
     policy = open_policy(folder, Workload(blocks=options.blocks))
     environment: Any = _NoShop()
-    config = grpo.GrpoConfig(cases_per_step=options.groups, group=options.members, solvable=False)
+    config = GrpoConfig(cases_per_step=options.groups, group=options.members, solvable=False)
     trainer = grpo.Trainer(policy, environment, config)
     trainer.checked = True  # random chains were never this policy's
     policy.model.eval()

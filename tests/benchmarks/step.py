@@ -11,7 +11,8 @@ import sys
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import GrpoConfig, Trainer
+from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.train.grpo_config import GrpoConfig
 
 
 def main(path: str, parent: str, steps: int = 5) -> None:

@@ -34,8 +34,9 @@ from qagent_mlx.evaluate.metrics import Ranking, paired, score_case
 from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import GrpoConfig, train_grpo
-from qagent_mlx.train.settings import PRESETS, Settings, agent_of, merged, with_preset
+from qagent_mlx.train.config_files import PRESETS, Settings, agent_of, merged, with_preset
+from qagent_mlx.train.grpo import train_grpo
+from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.utils.atomic_files import write_json
 
 KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")

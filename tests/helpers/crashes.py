@@ -55,8 +55,9 @@ from qagent_mlx.runs.run import Run
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.server import run as serve
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.alarms import AlarmConfig
-from qagent_mlx.train.grpo import GrpoConfig, resume_grpo, train_grpo
+from qagent_mlx.train.grpo import resume_grpo, train_grpo
+from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.monitors import AlarmConfig
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
 assert qagent_mlx.__version__

@@ -43,8 +43,8 @@ from qagent_mlx.runs.run import Run, run_names
 from qagent_mlx.serve import http
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import GrpoConfig
-from qagent_mlx.train.settings import Settings, read_settings
+from qagent_mlx.train.config_files import Settings, read_settings
+from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.utils import text as text_module
 
 assert qagent_mlx.__version__

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.train.alarms import NAMES, AlarmConfig, Watch, with_actions
-from qagent_mlx.train.footprint import check_memory
+from qagent_mlx.train.memory_estimate import check_memory
+from qagent_mlx.train.monitors import NAMES, AlarmConfig, Watch, with_actions
 
 CONFIG = AlarmConfig(patience=3)
 FINE = {"recommended": 0.9, "entropy": 0.4, "kl": 0.1, "groups": 8, "dropped_groups": 2,

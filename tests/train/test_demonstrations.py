@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.protocol.actions import parse_action
+from qagent_mlx.train.delexicalize import MARKS, Disguise
 from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
-from qagent_mlx.train.disguise import MARKS, Disguise
 from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
 from qagent_mlx.utils.text import query_key
 

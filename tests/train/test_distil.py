@@ -9,7 +9,7 @@ from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.small_llama import save_base
-from qagent_mlx.train.distil import DistilConfig, distil, retold, student_agent
+from qagent_mlx.train.distill import DistilConfig, distil, retold, student_agent
 from qagent_mlx.types import Case, Line, Profile
 
 NOW = datetime(2026, 2, 1)

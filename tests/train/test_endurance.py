@@ -21,8 +21,9 @@ from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.runs import checkpoint
 from qagent_mlx.runs.run import Run, training
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.alarms import AlarmConfig, AlarmRang
-from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo import Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.monitors import AlarmConfig, AlarmRang
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)

@@ -15,7 +15,8 @@ from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import GrpoConfig, Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo import Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.sft import SftConfig, train_sft
 
@@ -299,7 +300,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(shop, monkeypatch):
 
 
 def test_the_memory_estimate_covers_what_a_step_takes(shop):
-    from qagent_mlx.train.footprint import grpo_bytes
+    from qagent_mlx.train.memory_estimate import grpo_bytes
 
     trainer = trainer_of(shop, cases_per_step=8, group=8, token_budget=1024)
     mx.clear_cache()

@@ -13,7 +13,8 @@ from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.scoring import Chain
 from qagent_mlx.policy.shared_prompt import Opening
-from qagent_mlx.train.grpo import GrpoConfig, Trainer
+from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.train.grpo_config import GrpoConfig
 
 
 class NoShop:

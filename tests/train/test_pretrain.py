@@ -3,8 +3,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from qagent_mlx.policy.scoring import Chain
+from qagent_mlx.train.fit import predicted_cost
 from qagent_mlx.train.pretrain import PretrainConfig, _spread, pretrain
-from qagent_mlx.train.supervised import predicted_cost
 
 
 def chains(count, length):

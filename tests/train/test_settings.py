@@ -6,8 +6,8 @@ import pytest
 from qagent_mlx.environment.custom_rewards import components_of, reward_files, reward_specs
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.train.grpo import GrpoConfig, weighed
-from qagent_mlx.train.settings import PRESETS, Settings, merged, read_settings, with_preset
+from qagent_mlx.train.config_files import PRESETS, Settings, merged, read_settings, with_preset
+from qagent_mlx.train.grpo_config import GrpoConfig, weighed
 from qagent_mlx.train.sft import SftConfig
 
 FILE = """

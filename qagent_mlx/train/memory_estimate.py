@@ -17,7 +17,7 @@ from ..models.cpu_kernels import HEAD_BLOCK
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..utils.runtime import device_name, total_memory
-from .alarms import AlarmConfig
+from .monitors import AlarmConfig
 
 ROWS = 256  # chains that decode together at most (Roller)
 KEPT_HIDDEN = 14  # tensors of the hidden width that a block keeps for its backward pass

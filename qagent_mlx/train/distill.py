@@ -29,8 +29,8 @@ from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..utils.text import query_key
 from .demonstrations import DemoConfig, Demonstrator
+from .fit import FitConfig, fit
 from .pretrain import shop_texts
-from .supervised import FitConfig, fit
 
 
 @dataclass(frozen=True)
