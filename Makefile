@@ -20,6 +20,7 @@ test: install
 check: install
 	$(BIN)/ruff check qagent_mlx cli tests notebooks
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
 notebooks: install

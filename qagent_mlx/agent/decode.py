@@ -161,7 +161,7 @@ class Decoder:
 
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
-        self._light = Light.of(self.policy) if self._wants_light else None
+        self._light = Light.of(self.policy.model, self.policy.parameters) if self._wants_light else None
 
     def start(self, rows: Sequence[Row]) -> Batch:
         """Compute the rows' contexts, each distinct one once."""

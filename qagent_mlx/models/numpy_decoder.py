@@ -15,7 +15,7 @@ import copy
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,9 +23,7 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..utils.runtime import device_name
-
-if TYPE_CHECKING:
-    from ..policy.policy import Policy
+from . import transformer_blocks
 
 MOST = 20_000_000  # weights: above, MLX's share of the time is small and a copy is not
 STEP = 32  # tokens by which a cache grows
@@ -244,8 +242,7 @@ class _Places:
 class Light:
     """The model: ids to the logits after each row's last one."""
 
-    def __init__(self, policy: Policy) -> None:
-        model: Any = policy.model
+    def __init__(self, model: Any) -> None:
         attention = model.layers[0].self_attn
         self._heads, self._shared = attention.n_heads, attention.n_kv_heads
         self._rope = attention.rope
@@ -259,11 +256,11 @@ class Light:
         self._turn(256)
 
     @classmethod
-    def of(cls, policy: Policy) -> Light | None:
-        """A policy's light form; None on a GPU and for models that are large or of another kind."""
-        if device_name() != "cpu" or not policy.by_blocks or policy.parameters > MOST:
+    def of(cls, model: Any, parameters: int) -> Light | None:
+        """A model's light form; None on a GPU and for models that are large or of another kind."""
+        if device_name() != "cpu" or not transformer_blocks.supported(model) or parameters > MOST:
             return None
-        for name, module in policy.model.named_modules():
+        for name, module in model.named_modules():
             # Whatever has weights must be of a kind that is known here.
             kind = type(module)
             known = kind in (nn.Linear, nn.Embedding, nn.RMSNorm, LoRALinear)
@@ -274,7 +271,7 @@ class Light:
                 return None
             if name.endswith("lm_head") and (kind is not nn.Linear or "bias" in module):
                 return None
-        return cls(policy)
+        return cls(model)
 
     def cache(self, rows: int) -> LightCache:
         """An empty cache of so many rows."""
