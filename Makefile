@@ -19,6 +19,7 @@ test: install
 
 check: install
 	$(BIN)/ruff check qagent_mlx cli tests notebooks
+	$(BIN)/ruff format --check qagent_mlx cli tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

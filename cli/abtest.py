@@ -33,17 +33,25 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
 )
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 20), help="Queries a row.")
 @click.option(
-    "--draws", default=10, show_default=True, type=click.IntRange(1, 1000),
+    "--draws",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 1000),
     help="How often each visit is lived through, each time with other luck.",
-)  # fmt: skip
+)
 @click.option(
-    "--detect", default=0.03, show_default=True, type=click.FloatRange(0, 10, min_open=True),
+    "--detect",
+    default=0.03,
+    show_default=True,
+    type=click.FloatRange(0, 10, min_open=True),
     help="The lift that the sample sizes are for.",
-)  # fmt: skip
+)
 @click.option(
-    "--test-from", type=MOMENT, metavar="T",
+    "--test-from",
+    type=MOMENT,
+    metavar="T",
     help="Visits from this moment on.  [default: where the test cases begin]",
-)  # fmt: skip
+)
 @click.option(
     "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a visit."
 )
@@ -53,9 +61,20 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
 @shop_option
 @json_option
 def abtest(
-    *, control: str, treatment: str, users: int, visits: int, k: int, draws: int, detect: float,
-    test_from: datetime | None, group: int, seed: int, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    control: str,
+    treatment: str,
+    users: int,
+    visits: int,
+    k: int,
+    draws: int,
+    detect: float,
+    test_from: datetime | None,
+    group: int,
+    seed: int,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Ask fresh simulated shoppers: do they tap B's queries more than A's, and buy more?
 
     A and B are policies, baselines (popular, trending, swing …) or an ablation such as
@@ -66,14 +85,10 @@ def abtest(
     from qagent_mlx.evaluate.abtest import AbConfig
     from qagent_mlx.evaluate.abtest import abtest as run
 
-    config = AbConfig(
-        users=users, visits=visits, k=k, draws=draws, seed=seed, detect=detect
-    )
+    config = AbConfig(users=users, visits=visits, k=k, draws=draws, seed=seed, detect=detect)
     with opened(shop_path) as shop:
         currency = shop.config.currency
-        report = run(
-            shop, control, treatment, config, since=test_from, group=group, on_stage=note
-        )
+        report = run(shop, control, treatment, config, since=test_from, group=group, on_stage=note)
     if as_json:
         emit(report)
     else:
@@ -92,16 +107,24 @@ def draw(report: dict[str, Any], currency: str) -> None:
     )
     needed = f"needed, {detect:+.0%}"
     table = plain_table(
-        "", "control", "treatment", "lift [95%]", "p", needed,
+        "",
+        "control",
+        "treatment",
+        "lift [95%]",
+        "p",
+        needed,
         numbers=("control", "treatment", "lift [95%]", "p", needed),
-    )  # fmt: skip
+    )
     for name, title in NAMES.items():
         row = report[name]
         table.add_row(
-            title, _rate(name, row["control"], currency), _rate(name, row["treatment"], currency),
-            _lift(row), "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+            title,
+            _rate(name, row["control"], currency),
+            _rate(name, row["treatment"], currency),
+            _lift(row),
+            "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
             "-" if row["needed"] is None else f"{row['needed']:,}",
-        )  # fmt: skip
+        )
     console.print(table)
     for arm, tapped in zip(("control", "treatment"), report["tapped"], strict=True):
         most = ", ".join(f"{t['query']} ({t['taps']})" for t in tapped) or "nothing"

@@ -14,15 +14,22 @@ POSITIVE = click.IntRange(1)
 
 @click.command()
 @click.option(
-    "--model", type=click.Choice(["tiny", "small", "smol"]), default="tiny", show_default=True,
+    "--model",
+    type=click.Choice(["tiny", "small", "smol"]),
+    default="tiny",
+    show_default=True,
     help="The shipped policy, a random llama of 5.8 M, or one of SmolLM2-135M's shape.",
 )
 @click.option(
-    "--workload", type=click.Choice(["standard", "agentic"]), default="standard",
-    show_default=True, help="A plain GRPO step, or rollouts with two searches a chain.",
+    "--workload",
+    type=click.Choice(["standard", "agentic"]),
+    default="standard",
+    show_default=True,
+    help="A plain GRPO step, or rollouts with two searches a chain.",
 )
 @click.option(
-    "--against", type=click.Choice(["mlx-lm-lora", "trl"]),
+    "--against",
+    type=click.Choice(["mlx-lm-lora", "trl"]),
     help="Run this trainer beside ours, in an environment of its own under the user's cache.",
 )
 @click.option(
@@ -35,16 +42,30 @@ POSITIVE = click.IntRange(1)
 @click.option("--group", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--new-tokens", type=POSITIVE, default=48, show_default=True)
 @click.option(
-    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
     help="Processes that share the standard workload's prompts.",
 )
 @json_option
 @click.pass_context
 def bench(
-    ctx: click.Context, *, model: str, workload: str, against: str | None, own_blas: bool,
-    steps: int, warmup: int,
-    prompts: int, prompt_tokens: int, group: int, new_tokens: int, workers: int, as_json: bool,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    *,
+    model: str,
+    workload: str,
+    against: str | None,
+    own_blas: bool,
+    steps: int,
+    warmup: int,
+    prompts: int,
+    prompt_tokens: int,
+    group: int,
+    new_tokens: int,
+    workers: int,
+    as_json: bool,
+) -> None:
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
@@ -82,21 +103,29 @@ def _show(report: dict[str, Any]) -> None:
         times = ("rollout_seconds", "update_seconds", "seconds")
         for who, prefix in (("qagent", ""), (report["against"], "peer_")):
             table.add_row(
-                who, *(f"{report[prefix + name]:.2f}" for name in times),
+                who,
+                *(f"{report[prefix + name]:.2f}" for name in times),
                 f"{report[prefix + 'peak_memory_mb']:.0f}",
-            )  # fmt: skip
+            )
         console.print(table)
         ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in report["pairs"])
-        console.print(shown(f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; "
-                            f"processor time: {report['cpu_ratio']:.2f})"))
+        console.print(
+            shown(
+                f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; "
+                f"processor time: {report['cpu_ratio']:.2f})"
+            )
+        )
         return
     if report["workload"] == "agentic":
         table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
         table.add_row("the same chains re-prefilled", f"{report['reprefill_seconds']:.2f} s")
         ratios = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
         table.add_row("ratio", f"{report['ratio']:.2f} ({ratios})")
-        table.add_row("same chains", f"{report['same_chains']:.0%}, log-probabilities within "
-                      f"{report['logprob_difference']:.0e} until they part")
+        table.add_row(
+            "same chains",
+            f"{report['same_chains']:.0%}, log-probabilities within "
+            f"{report['logprob_difference']:.0e} until they part",
+        )
         table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
         table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
         console.print(table)

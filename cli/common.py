@@ -50,9 +50,7 @@ class PlainType(click.ParamType):
 
     name = "text"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Valid Unicode."""
         return str(value).encode("utf-8", "replace").decode("utf-8")
 
@@ -107,46 +105,63 @@ BASELINE = NameType(baselines=True)
 SYSTEM = NameType(_POLICIES, "sample", baselines=True)
 
 as_of_option = click.option(
-    "--as-of", type=MOMENT, metavar="T",
+    "--as-of",
+    type=MOMENT,
+    metavar="T",
     help="A moment (UTC); nothing at or after it is used. Default: after the log's last event.",
-)  # fmt: skip
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
 )
 
 dtype_option = click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"]),
     help="Of the model's weights; 4bit keeps or makes a quantised one.  [default: float32 on "
     "a CPU, as stored on a GPU]",
-)  # fmt: skip
+)
 
 
 def shop_option(function: F) -> F:
     """``--shop PATH``, or QAGENT_SHOP, or ./shop."""
     return click.option(
-        "--shop", "shop_path", type=click.Path(path_type=Path, file_okay=False),
-        envvar="QAGENT_SHOP", default=Path("shop"), show_default="./shop", show_envvar=True,
-        metavar="PATH", help="The shop's folder.",
-    )(function)  # fmt: skip
+        "--shop",
+        "shop_path",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="QAGENT_SHOP",
+        default=Path("shop"),
+        show_default="./shop",
+        show_envvar=True,
+        metavar="PATH",
+        help="The shop's folder.",
+    )(function)
 
 
 def split_options(function: F) -> F:
     """Options that say which moments of the log are cases, and where they are cut by time."""
     for option in (
         click.option(
-            "--validation-share", type=click.FloatRange(0, 0.9), default=None,
+            "--validation-share",
+            type=click.FloatRange(0, 0.9),
+            default=None,
             help="Share of the cases just before the test cases.  [default: 0.05]",
         ),
         click.option(
-            "--test-share", type=click.FloatRange(0, 0.9), default=None,
+            "--test-share",
+            type=click.FloatRange(0, 0.9),
+            default=None,
             help="Share of the cases that are test cases, the last ones.  [default: 0.2]",
         ),
         click.option(
-            "--test-from", type=MOMENT, metavar="T",
+            "--test-from",
+            type=MOMENT,
+            metavar="T",
             help="Cases from this moment on are test cases, instead of a share.",
         ),
         click.option(
-            "--min-history", type=click.IntRange(min=0), default=None,
+            "--min-history",
+            type=click.IntRange(min=0),
+            default=None,
             help="Events a user must have before a case; 0 lets new users in.  [default: 1]",
         ),
     ):
@@ -166,10 +181,15 @@ def split_config(
 
     from qagent_mlx.environment.cases import SplitConfig
 
-    return replace(base or SplitConfig(), **given(
-        test_from=test_from.isoformat() if test_from else None,
-        min_history=min_history, test_share=test_share, validation_share=validation_share,
-    ))  # fmt: skip
+    return replace(
+        base or SplitConfig(),
+        **given(
+            test_from=test_from.isoformat() if test_from else None,
+            min_history=min_history,
+            test_share=test_share,
+            validation_share=validation_share,
+        ),
+    )
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -214,9 +234,13 @@ def _console(stream: Any) -> Console:
     # A notebook's cell says that it is a terminal, and keeps every frame of what moves.
     still = stream is sys.stderr and "JPY_PARENT_PID" in os.environ
     return Plain(
-        file=stream, markup=False, highlight=False, emoji=False, quiet=quiet,
+        file=stream,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        quiet=quiet,
         force_terminal=False if still else None,
-    )  # fmt: skip
+    )
 
 
 def out() -> Console:

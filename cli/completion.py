@@ -8,8 +8,7 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what a shell needs to complete qagent's commands, options and policies on Tab.
-    """
+    """Print what a shell needs to complete qagent's commands, options and policies on Tab."""
     from click.shell_completion import get_completion_class
 
     from .main import cli

@@ -23,29 +23,45 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--shop", "shop_path", type=click.Path(path_type=Path, file_okay=False),
-    default=Path("demo-shop"), show_default="./demo-shop", metavar="PATH",
+    "--shop",
+    "shop_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-shop"),
+    show_default="./demo-shop",
+    metavar="PATH",
     help="The demo's own shop; or one of yours, to play a user of it.",
-)  # fmt: skip
+)
 @click.option("--steps", default=25, show_default=True, type=click.IntRange(1), help="Of GRPO.")
 @click.option("--sft-steps", default=20, show_default=True, type=click.IntRange(1), help="Of SFT.")
 @click.option(
-    "--cases", default=500, show_default=True, type=click.IntRange(2),
+    "--cases",
+    default=500,
+    show_default=True,
+    type=click.IntRange(2),
     help="Test cases of the evaluations.",
-)  # fmt: skip
+)
 @click.option(
-    "--policy", type=POLICY,
+    "--policy",
+    type=POLICY,
     help="The story's base model [default: sample], or who recommends in a session "
     "[default: grpo, else the newest].",
-)  # fmt: skip
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--yes", is_flag=True, help="Make an earlier demo shop anew without asking.")
 @click.option("--session", "only_session", is_flag=True, help="Only the session.")
 @click.option("--keep", is_flag=True, help="Keep in a shop of yours what you do in the session.")
 def demo(
-    *, shop_path: Path, steps: int, sft_steps: int, cases: int, policy: str | None, seed: int,
-    yes: bool, only_session: bool, keep: bool,
-) -> None:  # fmt: skip
+    *,
+    shop_path: Path,
+    steps: int,
+    sft_steps: int,
+    cases: int,
+    policy: str | None,
+    seed: int,
+    yes: bool,
+    only_session: bool,
+    keep: bool,
+) -> None:
     """Show the whole story on the sample shop, then play a user.
 
     Ingest, memory, search, an SFT cold start, GRPO with rewards from the live inventory, and

@@ -29,9 +29,12 @@ from .progress import TrainingProgress
 @click.command()
 @click.option("--teacher", type=POLICY, help="A trained policy.  [default: grpo, else the newest]")
 @click.option(
-    "--student", default="tiny", show_default=True, type=PLAIN,
+    "--student",
+    default="tiny",
+    show_default=True,
+    type=PLAIN,
     help="nano, tiny or small for a new model; or a policy to put an adapter on.",
-)  # fmt: skip
+)
 @click.option("--name", default="distilled", show_default=True, help="Of the student.")
 @click.option("--cases", type=click.IntRange(1), help="Training cases.  [default: 1000]")
 @click.option("--group", type=click.IntRange(1), help="Teacher's chains a case.  [default: 4]")
@@ -42,11 +45,22 @@ from .progress import TrainingProgress
 @shop_option
 @json_option
 def distil(
-    *, teacher: str | None, student: str, name: str, cases: int | None, group: int | None,
-    steps: int | None, batch_size: int | None, seed: int, test_from: datetime | None,
-    min_history: int | None, test_share: float | None, validation_share: float | None,
-    shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    teacher: str | None,
+    student: str,
+    name: str,
+    cases: int | None,
+    group: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int,
+    test_from: datetime | None,
+    min_history: int | None,
+    test_share: float | None,
+    validation_share: float | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.distill import DistilConfig
@@ -59,9 +73,7 @@ def distil(
     with opened(shop_path) as shop:
         master = teacher or default_policy(shop, "grpo")
         with TrainingProgress(config.steps, f"distilling {master} -> {name}") as progress:
-            report = run(
-                shop, master, student, name, config, split, Sampled(), progress
-            )
+            report = run(shop, master, student, name, config, split, Sampled(), progress)
     if as_json:
         emit(report)
         return

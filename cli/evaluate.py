@@ -30,57 +30,94 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
 
 @click.command()
 @click.option(
-    "--policy", "policies", multiple=True, type=POLICY,
+    "--policy",
+    "policies",
+    multiple=True,
+    type=POLICY,
     help="A policy; may be repeated.  [default: grpo, else the newest]",
-)  # fmt: skip
+)
 @click.option("--baselines", is_flag=True, help="Also the recommenders without a model.")
 @click.option(
-    "--baseline", "named", multiple=True, type=BASELINE, metavar="NAME",
+    "--baseline",
+    "named",
+    multiple=True,
+    type=BASELINE,
+    metavar="NAME",
     help="One of the baselines, also sasrec, which trains a model first; may be repeated.",
-)  # fmt: skip
+)
 @click.option(
-    "--prompted", multiple=True, type=PLAIN, metavar="FOLDER",
+    "--prompted",
+    multiple=True,
+    type=PLAIN,
+    metavar="FOLDER",
     help="A chat model that is asked for queries in one prompt: any mlx-lm model folder.",
-)  # fmt: skip
+)
 @click.option(
-    "--ablation", "ablations", multiple=True, type=PLAIN, metavar="NAME",
+    "--ablation",
+    "ablations",
+    multiple=True,
+    type=PLAIN,
+    metavar="NAME",
     help='Also each policy with a part switched off, e.g. "no refinement", "no trending".',
-)  # fmt: skip
+)
 @click.option("--no-search", is_flag=True, help="Also each policy with search switched off.")
 @click.option("--no-memory", is_flag=True, help="Also each policy with memory switched off.")
 @click.option(
-    "--split", default="test", show_default=True,
-    type=click.Choice(["train", "validation", "test"]),
-)  # fmt: skip
+    "--split", default="test", show_default=True, type=click.Choice(["train", "validation", "test"])
+)
 @click.option("--limit", type=click.IntRange(1), help="So many cases, spread over the split.")
 @click.option(
     "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a case."
 )
 @click.option(
-    "--compare", multiple=True, type=PLAIN, metavar="A:B",
+    "--compare",
+    multiple=True,
+    type=PLAIN,
+    metavar="A:B",
     help="Compare two systems case by case; may be repeated.",
-)  # fmt: skip
+)
 @click.option(
-    "--by", multiple=True, type=click.Choice(["history", "tail", "own"]),
+    "--by",
+    multiple=True,
+    type=click.Choice(["history", "tail", "own"]),
     help="Also slices: how much history, how common the query, whether it is the user's own.",
-)  # fmt: skip
+)
 @click.option(
-    "--html", "html_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--html",
+    "html_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Also write a report with plots, slices, examples and failures: one file.",
-)  # fmt: skip
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @dtype_option
 @split_options
 @shop_option
 @json_option
 def evaluate(
-    *, policies: tuple[str, ...], baselines: bool, named: tuple[str, ...],
-    prompted: tuple[str, ...], ablations: tuple[str, ...], no_search: bool, no_memory: bool,
-    split: str, limit: int | None, group: int, compare: tuple[str, ...], by: tuple[str, ...],
-    html_path: Path | None, seed: int, dtype: str | None,
-    test_from: datetime | None, min_history: int | None, test_share: float | None,
-    validation_share: float | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    policies: tuple[str, ...],
+    baselines: bool,
+    named: tuple[str, ...],
+    prompted: tuple[str, ...],
+    ablations: tuple[str, ...],
+    no_search: bool,
+    no_memory: bool,
+    split: str,
+    limit: int | None,
+    group: int,
+    compare: tuple[str, ...],
+    by: tuple[str, ...],
+    html_path: Path | None,
+    seed: int,
+    dtype: str | None,
+    test_from: datetime | None,
+    min_history: int | None,
+    test_share: float | None,
+    validation_share: float | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Measure what is recommended against what users searched and engaged with next.
 
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
@@ -102,10 +139,19 @@ def evaluate(
             _check_names(pairs, policies, parts, named, baselines)
         with waiting("reading cases"):
             environment, systems = lineup(
-                shop, policies, ablations=parts, with_baselines=baselines, extra=named,
-                prompted=prompted, split=config, only=split, group=group, seed=seed,
-                keep=EXAMPLES if html_path else 0, dtype=dtype or "",
-            )  # fmt: skip
+                shop,
+                policies,
+                ablations=parts,
+                with_baselines=baselines,
+                extra=named,
+                prompted=prompted,
+                split=config,
+                only=split,
+                group=group,
+                seed=seed,
+                keep=EXAMPLES if html_path else 0,
+                dtype=dtype or "",
+            )
             log = SearchLog.of_shop(shop)
             if html_path is not None:
                 from qagent_mlx.evaluate.html_report import curves
@@ -116,10 +162,18 @@ def evaluate(
     names = [system.name for system in systems]
     pairs = [(a, b) for a, c in pairs for b in (names if c == "*" else [c]) if a != b]
     report = measure(
-        environment, systems, split, 5, limit, seed=seed, on_progress=Progress(), compare=pairs,
-        log=log, by=by or (("history", "tail", "own") if html_path else ()),
+        environment,
+        systems,
+        split,
+        5,
+        limit,
+        seed=seed,
+        on_progress=Progress(),
+        compare=pairs,
+        log=log,
+        by=by or (("history", "tail", "own") if html_path else ()),
         details=EXAMPLES if html_path else 0,
-    )  # fmt: skip
+    )
     report |= {"derived": derived, "simulated": simulated, "shop": title}
     if html_path is not None:
         from qagent_mlx.evaluate.html_report import write_page
@@ -161,9 +215,12 @@ def draw_report(report: dict[str, Any]) -> None:
 
 
 def _check_names(
-    pairs: list[tuple[str, str]], policies: tuple[str, ...], parts: list[str],
-    named: tuple[str, ...], baselines: bool,
-) -> None:  # fmt: skip
+    pairs: list[tuple[str, str]],
+    policies: tuple[str, ...],
+    parts: list[str],
+    named: tuple[str, ...],
+    baselines: bool,
+) -> None:
     """Say at once, not after the cases were read, that a compared system is not evaluated."""
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.evaluate.baselines.popularity import BASELINES

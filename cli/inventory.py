@@ -25,15 +25,22 @@ from .common import (
 
 @click.command()
 @click.option(
-    "--update", "only_update", is_flag=True,
+    "--update",
+    "only_update",
+    is_flag=True,
     help="Only bring in what changed in the catalog; the encoder stays as it is.",
 )
 @click.option(
-    "--remove", multiple=True, type=PLAIN, metavar="PRODUCT",
+    "--remove",
+    multiple=True,
+    type=PLAIN,
+    metavar="PRODUCT",
     help="Take a product out of the catalog and the index; may be repeated.",
 )
 @click.option(
-    "--encoder", type=PLAIN, metavar="ENCODER",
+    "--encoder",
+    type=PLAIN,
+    metavar="ENCODER",
     help="subword (learned from the shop), a model folder, or FILE.py:FUNCTION; kept.",
 )
 @click.option(
@@ -42,9 +49,14 @@ from .common import (
 @shop_option
 @json_option
 def index(
-    *, only_update: bool, remove: tuple[str, ...], encoder: str | None, dimensions: int | None,
-    shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    only_update: bool,
+    remove: tuple[str, ...],
+    encoder: str | None,
+    dimensions: int | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Build or refresh the inventory index, and learn what lines of memory are worth.
 
     A search that finds its index older than the catalog updates it by itself; searches that
@@ -97,9 +109,18 @@ def index(
 @shop_option
 @json_option
 def search(
-    *, query: str, k: int, in_stock: bool, min_price: float | None, max_price: float | None,
-    category: str | None, explain: bool, as_of: datetime | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    query: str,
+    k: int,
+    in_stock: bool,
+    min_price: float | None,
+    max_price: float | None,
+    category: str | None,
+    explain: bool,
+    as_of: datetime | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Search the inventory for QUERY: words, vectors and past clicks, fused.
 
     Filters, prices and stock are those of the moment that --as-of names.
@@ -124,15 +145,20 @@ def draw_products(results: list[dict[str, Any]], currency: str) -> None:
     if not results:
         out().print("nothing found")
         return
-    table = plain_table("#", "product", "title", "price", "stock", "score",
-                        numbers=("#", "price", "score"))  # fmt: skip
+    table = plain_table(
+        "#", "product", "title", "price", "stock", "score", numbers=("#", "price", "score")
+    )
     table.columns[2].ratio = 1
     for number, product in enumerate(results, 1):
         price = "-" if product["price"] is None else f"{currency}{product['price']:,.2f}"
         table.add_row(
-            str(number), shown(product["product_id"]), shown(product["title"]), shown(price),
-            "yes" if product["in_stock"] else "no", f"{product['score']:.3f}",
-        )  # fmt: skip
+            str(number),
+            shown(product["product_id"]),
+            shown(product["title"]),
+            shown(price),
+            "yes" if product["in_stock"] else "no",
+            f"{product['score']:.3f}",
+        )
     out().print(table)
 
 
@@ -151,13 +177,12 @@ def draw_reasons(results: list[dict[str, Any]]) -> None:
                 f"adds {side['adds']:.4f}"
             )
         told = [
-            word["typed"] if word["typed"] == word["matched"]
+            word["typed"]
+            if word["typed"] == word["matched"]
             else f"{word['typed']} as {word['matched']} ({word['how']})"
             for word in why["words"]
-        ]  # fmt: skip
+        ]
         if told:
             console.print(shown("   matched  " + ", ".join(dict.fromkeys(told))), soft_wrap=True)
         if why["borrowed"]:
-            console.print(
-                shown("   clicks under " + ", ".join(why["borrowed"])), soft_wrap=True
-            )
+            console.print(shown("   clicks under " + ", ".join(why["borrowed"])), soft_wrap=True)

@@ -49,19 +49,26 @@ def memory() -> None:
 @click.argument("user", type=PLAIN)
 @as_of_option
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Write the profile and graph as one interactive page that needs no network.",
 )
 @click.option(
-    "--summarizer", metavar="MODEL",
+    "--summarizer",
+    metavar="MODEL",
     help="An mlx-lm model folder or policy that writes the identity line; kept for next time.",
 )
 @shop_option
 @json_option
 def show(
-    user: str, as_of: datetime | None, html: Path | None, summarizer: str | None,
-    shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    user: str,
+    as_of: datetime | None,
+    html: Path | None,
+    summarizer: str | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Show the profile of USER that the agent reads, and the interest graph.
 
     A user without events gets what a new user gets: the shop's trends.
@@ -125,10 +132,12 @@ def forget(user: str, yes: bool, shop_path: Path, as_json: bool) -> None:
         how = f"{seen['cases']} cases" if seen["certain"] else "perhaps"
         through = f", through {seen['through']}" if seen["through"] else ""
         console.print(
-            shown(f"  the policy {seen['policy']} saw the user in its {seen['stage']} "
-                  f"({how}{through}); train it anew to be rid of it"),
+            shown(
+                f"  the policy {seen['policy']} saw the user in its {seen['stage']} "
+                f"({how}{through}); train it anew to be rid of it"
+            ),
             soft_wrap=True,
-        )  # fmt: skip
+        )
     console.print("next: qagent index, so that search forgets the user's clicks")
 
 

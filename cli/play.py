@@ -33,9 +33,23 @@ compare POLICY            what another policy recommends to the same user
 train [N]                 N steps of GRPO on this shop, before and after (10)
 help, quit"""
 COMMANDS = (
-    "users", "user", "next", "random", "new", "memory", "recommend", "why", "search", "click",
-    "buy", "as-of", "compare", "train", "help", "quit",
-)  # fmt: skip
+    "users",
+    "user",
+    "next",
+    "random",
+    "new",
+    "memory",
+    "recommend",
+    "why",
+    "search",
+    "click",
+    "buy",
+    "as-of",
+    "compare",
+    "train",
+    "help",
+    "quit",
+)
 LINES = 5  # of the memory, in a chain that is watched
 STEPS = 10
 
@@ -147,9 +161,11 @@ def _travel(session: Session, rest: str) -> None:
     session.travel(moment)
     seen = session.memory()
     out().print(
-        shown(f"it is {seen['as_of'][:16].replace('T', ' ')} UTC; {session.user} has done "
-              f"{seen['events']:,} things so far")
-    )  # fmt: skip
+        shown(
+            f"it is {seen['as_of'][:16].replace('T', ' ')} UTC; {session.user} has done "
+            f"{seen['events']:,} things so far"
+        )
+    )
 
 
 # ---------------------------------------------------------------- drawing
@@ -162,9 +178,11 @@ def _draw_users(found: Sequence[dict[str, Any]]) -> None:
     table = plain_table("user", "events", "last seen", "last query", numbers=("events",))
     for one in found:
         table.add_row(
-            shown(one["user"]), f"{one['events']:,}", f"{one['last']:%Y-%m-%d %H:%M}",
+            shown(one["user"]),
+            f"{one['events']:,}",
+            f"{one['last']:%Y-%m-%d %H:%M}",
             shown(short(one["query"], 40)),
-        )  # fmt: skip
+        )
     out().print(table)
 
 
@@ -188,9 +206,11 @@ def _recommend(session: Session) -> None:
     for number, r in enumerate(found.recommendations, 1):
         top = session.products(r.products[:1], found.as_of)
         table.add_row(
-            str(number), shown(short(r.query, 30), "bold"), f"{r.votes}/{len(found.chains)}",
+            str(number),
+            shown(short(r.query, 30), "bold"),
+            f"{r.votes}/{len(found.chains)}",
             shown(short(top[0]["title"], 36)) if top else "",
-        )  # fmt: skip
+        )
     console.print(table)
 
 
@@ -287,13 +307,16 @@ def _train(session: Session, rest: str) -> None:
     report = found["report"]
     console = out()
     console.print(
-        shown(f"{report['steps']} steps in {report['seconds']:.0f} s; reward "
-              f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}; "
-              f"{session.policy_name} recommends from now on"),
+        shown(
+            f"{report['steps']} steps in {report['seconds']:.0f} s; reward "
+            f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}; "
+            f"{session.policy_name} recommends from now on"
+        ),
         soft_wrap=True,
-    )  # fmt: skip
-    _side_by_side({f"before: {began}": found["before"],
-                   f"after: {session.policy_name}": found["after"]})  # fmt: skip
+    )
+    _side_by_side(
+        {f"before: {began}": found["before"], f"after: {session.policy_name}": found["after"]}
+    )
 
 
 # ---------------------------------------------------------------- the line

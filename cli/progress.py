@@ -10,9 +10,13 @@ from .common import err, shown
 EVERY = 10  # steps between lines where stderr is no terminal
 
 _NAMES = {
-    "reward": "reward", "loss": "loss", "kl": "kl", "entropy": "entropy",
-    "eval_reward": "validation", "eval_cons@1": "cons@1",
-}  # fmt: skip
+    "reward": "reward",
+    "loss": "loss",
+    "kl": "kl",
+    "entropy": "entropy",
+    "eval_reward": "validation",
+    "eval_cons@1": "cons@1",
+}
 
 
 class TrainingProgress:
@@ -35,10 +39,12 @@ class TrainingProgress:
         self._console = err()
         self._start = self._first = time.perf_counter()
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self._console,
-        )  # fmt: skip
+        )
         self._task = self._bar.add_task(f"{title}: preparing", total=steps, left="")
         self._row: dict[str, Any] = {}
         self._group = Group
@@ -67,8 +73,9 @@ class TrainingProgress:
     def __call__(self, row: dict[str, Any]) -> None:
         """Take one step's metrics."""
         for reason in row.get("alarms", ()):
-            self._console.print(shown(f"alarm at step {row['step']}: {reason}", "bold red"),
-                                soft_wrap=True)
+            self._console.print(
+                shown(f"alarm at step {row['step']}: {reason}", "bold red"), soft_wrap=True
+            )
         steps = int(row.get("steps", self._steps))
         step = int(row["step"])
         now = time.perf_counter()
@@ -114,10 +121,13 @@ class CountProgress:
         self._console = err()
         self._said = time.perf_counter()
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TextColumn("{task.fields[left]}", markup=False),
-            console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
         self._task = self._bar.add_task(title, total=total, left="")
 
     def __enter__(self) -> CountProgress:

@@ -37,39 +37,63 @@ if TYPE_CHECKING:
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
 @click.option("--policy", type=POLICY, help="Which policy.  [default: grpo, else the newest]")
 @click.option(
-    "--group", type=click.IntRange(1, 256), metavar="N",
+    "--group",
+    type=click.IntRange(1, 256),
+    metavar="N",
     help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
-)  # fmt: skip
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
 @click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
 @click.option(
-    "--users", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE", help="Users: an id a line, or a Parquet column user_id; needs --out.",
-)  # fmt: skip
+    "--users",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="Users: an id a line, or a Parquet column user_id; needs --out.",
+)
 @click.option(
-    "--out", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.parquet",
+    "--out",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.parquet",
     help="Where many users' recommendations go; a run that stopped goes on from its parts.",
-)  # fmt: skip
+)
 @click.option(
-    "--shard", type=ShardType(), metavar="I/N",
+    "--shard",
+    type=ShardType(),
+    metavar="I/N",
     help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
     "each rank takes its own and writes FILE-I-of-N.parquet.",
-)  # fmt: skip
+)
 @click.option(
-    "--workers", type=click.IntRange(1, 64), metavar="N",
+    "--workers",
+    type=click.IntRange(1, 64),
+    metavar="N",
     help="Processes for many users, on this machine.  [default: one a core, at most 4]",
-)  # fmt: skip
+)
 @as_of_option
 @dtype_option
 @shop_option
 @json_option
 def recommend(
-    *, users: tuple[str, ...], k: int, policy: str | None, group: int | None, seed: int,
-    chains: bool, everybody: bool, file: Path | None, path: Path | None,
-    shard: tuple[int, int] | None, workers: int | None, as_of: datetime | None,
-    dtype: str | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    users: tuple[str, ...],
+    k: int,
+    policy: str | None,
+    group: int | None,
+    seed: int,
+    chains: bool,
+    everybody: bool,
+    file: Path | None,
+    path: Path | None,
+    shard: tuple[int, int] | None,
+    workers: int | None,
+    as_of: datetime | None,
+    dtype: str | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Recommend queries to each USER, with the products they retrieve and why.
 
     With --json one user gives one object (user, recommendations, latency_ms); several users
@@ -94,9 +118,7 @@ def recommend(
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
         if path is not None:
-            _bulk(
-                recommender, file, path, shard, workers, k, as_of, seed, dtype or "", as_json
-            )
+            _bulk(recommender, file, path, shard, workers, k, as_of, seed, dtype or "", as_json)
             return
         with waiting("recommending"):
             found = recommender.recommend(users, k, as_of, seed)
@@ -112,9 +134,17 @@ def recommend(
 
 
 def _bulk(
-    recommender: Recommender, file: Path | None, path: Path, shard: tuple[int, int] | None,
-    workers: int | None, k: int, as_of: datetime | None, seed: int, dtype: str, as_json: bool,
-) -> None:  # fmt: skip
+    recommender: Recommender,
+    file: Path | None,
+    path: Path,
+    shard: tuple[int, int] | None,
+    workers: int | None,
+    k: int,
+    as_of: datetime | None,
+    seed: int,
+    dtype: str,
+    as_json: bool,
+) -> None:
     from qagent_mlx.serve.batch import (
         FEW,
         all_users,
@@ -137,10 +167,16 @@ def _bulk(
         workers = 1 if shard or len(users) < FEW else default_workers()
     with CountProgress("recommending", len(users)) as progress:
         report = bulk_recommend(
-            recommender, users, path, k, as_of, seed,
+            recommender,
+            users,
+            path,
+            k,
+            as_of,
+            seed,
             lambda now: progress(now.done, now.fresh, now.seconds, now.left),
-            workers=workers, dtype=dtype,
-        )  # fmt: skip
+            workers=workers,
+            dtype=dtype,
+        )
     if as_json:
         emit(report)
         return

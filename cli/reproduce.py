@@ -14,9 +14,12 @@ from .common import MOMENT, PLAIN, emit, given, json_option, note, opened, out, 
 @click.command()
 @click.argument("source", type=PLAIN)
 @click.option(
-    "--out", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
     help="Where everything goes; the same command goes on there.  [default: ./reproduce-NAME]",
-)  # fmt: skip
+)
 @click.option("--preset", default="generic", show_default=True, help="How the raw files are read.")
 @click.option(
     "--seeds", type=click.IntRange(1, 100), help="How many.  [default: 3, and 1 with --quick]"
@@ -33,11 +36,23 @@ from .common import MOMENT, PLAIN, emit, given, json_option, note, opened, out, 
 @click.option("--quick", is_flag=True, help="Everything very small, to see that it runs.")
 @json_option
 def reproduce(
-    *, source: str, folder: Path | None, preset: str, seeds: int | None, size: str,
-    pretrain_steps: int | None, sft_steps: int | None, grpo_steps: int | None, cases: int | None,
-    users: int | None, group: int | None, test_from: datetime | None, min_history: int | None,
-    quick: bool, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    source: str,
+    folder: Path | None,
+    preset: str,
+    seeds: int | None,
+    size: str,
+    pretrain_steps: int | None,
+    sft_steps: int | None,
+    grpo_steps: int | None,
+    cases: int | None,
+    users: int | None,
+    group: int | None,
+    test_from: datetime | None,
+    min_history: int | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
     """From raw data to the full table: SOURCE is "sample" or a folder of raw files.
 
     Ingest, index, base policy, SFT and GRPO for each seed, arms with other rewards or
@@ -51,11 +66,21 @@ def reproduce(
     from .abtest import draw
 
     config = ReproduceConfig(
-        preset=preset, seeds=tuple(range(seeds or (1 if quick else 3))), size=size, quick=quick,
-        **given(pretrain_steps=pretrain_steps, sft_steps=sft_steps, grpo_steps=grpo_steps,
-                cases=cases, users=users, group=group, min_history=min_history,
-                test_from=test_from.isoformat() if test_from else None),
-    )  # fmt: skip
+        preset=preset,
+        seeds=tuple(range(seeds or (1 if quick else 3))),
+        size=size,
+        quick=quick,
+        **given(
+            pretrain_steps=pretrain_steps,
+            sft_steps=sft_steps,
+            grpo_steps=grpo_steps,
+            cases=cases,
+            users=users,
+            group=group,
+            min_history=min_history,
+            test_from=test_from.isoformat() if test_from else None,
+        ),
+    )
     place = folder or Path(f"reproduce-{Path(source).name}")
     manifest = Reproduction(source, place, config, note, _Steps()).run()
     if as_json:
@@ -69,8 +94,10 @@ def reproduce(
         for control, report in read_json(place / "abtest.json", "the A/B test").items():
             console.print(shown(f"Simulated A/B test against {control}"), style="bold")
             draw(report, currency)
-    console.print(shown(f"report: {place / 'report.html'}; manifest: {place / 'manifest.json'}"),
-                  soft_wrap=True)  # fmt: skip
+    console.print(
+        shown(f"report: {place / 'report.html'}; manifest: {place / 'manifest.json'}"),
+        soft_wrap=True,
+    )
 
 
 class _Steps:

@@ -38,20 +38,37 @@ def list_runs(shop_path: Path, as_json: bool) -> None:
     if not found:
         out().print("no runs yet; train with: qagent train sft")
         return
-    table = plain_table("run", "kind", "policy", "from", "steps", "reward", "seconds", "state",
-                        numbers=("steps", "seconds"))  # fmt: skip
+    table = plain_table(
+        "run",
+        "kind",
+        "policy",
+        "from",
+        "steps",
+        "reward",
+        "seconds",
+        "state",
+        numbers=("steps", "seconds"),
+    )
     for one in found:
         first, last = one["reward_first"], one["reward_last"]
         reward = f"{first:.3f} → {last:.3f}" if first is not None and last is not None else "-"
         table.add_row(
-            shown(one["run"]), shown(one["kind"]), shown(one["policy"]), shown(one["base"]),
-            f"{one['steps']}/{one['planned']}", reward, f"{one['seconds']:.0f}", one["state"],
-        )  # fmt: skip
+            shown(one["run"]),
+            shown(one["kind"]),
+            shown(one["policy"]),
+            shown(one["base"]),
+            f"{one['steps']}/{one['planned']}",
+            reward,
+            f"{one['seconds']:.0f}",
+            one["state"],
+        )
     out().print(table)
 
 
 sql_option = click.option(
-    "--sql", type=PLAIN, metavar="QUERY",
+    "--sql",
+    type=PLAIN,
+    metavar="QUERY",
     help="Ask the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
 )
 
@@ -59,7 +76,9 @@ sql_option = click.option(
 @runs.command()
 @click.argument("run", required=False, type=RUN)
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Write a report with plots into one HTML file.",
 )
 @sql_option
@@ -83,8 +102,15 @@ def show(
         return
     rows, alarms, facts = rows_of(record, "metrics"), rows_of(record, "alarms"), overview(record)
     if as_json:
-        emit({**facts, "config": record.config, "summary": record.summary, "alarms": alarms,
-              "metrics": rows})  # fmt: skip
+        emit(
+            {
+                **facts,
+                "config": record.config,
+                "summary": record.summary,
+                "alarms": alarms,
+                "metrics": rows,
+            }
+        )
         return
     console = out()
     console.print(
@@ -145,10 +171,20 @@ def show(
 @shop_option
 @json_option
 def rollouts(
-    *, run: str | None, step: int | None, case: int | None, user: str | None,
-    least: float | None, most: float | None, finish: str | None, order: str | None, n: int,
-    sql: str | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    run: str | None,
+    step: int | None,
+    case: int | None,
+    user: str | None,
+    least: float | None,
+    most: float | None,
+    finish: str | None,
+    order: str | None,
+    n: int,
+    sql: str | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
     from qagent_mlx.runs.reader import chosen, open_run, rows_of
 
@@ -158,7 +194,12 @@ def rollouts(
         _answer(record, sql, as_json)
         return
     rows = chosen(
-        rows_of(record, "rollouts"), step=step, case=case, user=user, least=least, most=most,
+        rows_of(record, "rollouts"),
+        step=step,
+        case=case,
+        user=user,
+        least=least,
+        most=most,
         finish=finish,
     )
     if order is not None:
@@ -176,9 +217,10 @@ def rollouts(
         console.print(
             shown(
                 f"step {row['step']}, case {row['case_id']}, {row['user']}, "
-                f"chain {row['member'] + 1}", "bold",
+                f"chain {row['member'] + 1}",
+                "bold",
             )
-        )  # fmt: skip
+        )
         for line in chain_lines(row["chain"]):
             console.print(line)
         console.print(shown(f"recommended: {row['recommended'] or '-'} ({row['finish']})"))

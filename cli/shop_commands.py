@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    emit,
-    json_option,
-    note,
-    opened,
-    out,
-    shop_option,
-    shown,
-    waiting,
-)
+from .common import emit, json_option, note, opened, out, shop_option, shown, waiting
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.report import IngestReport
@@ -59,14 +50,18 @@ def init(sample: bool, shop_path: Path, as_json: bool) -> None:
 
 @click.group(invoke_without_command=True)
 @click.option(
-    "--preset", metavar="NAME",
+    "--preset",
+    metavar="NAME",
     help="Read a public data set's raw files: bestbuy, amazon (Reviews 2023 and ESCI), "
     "amazon-office, instacart, or generic (products.*, events.*).",
-)  # fmt: skip
+)
 @click.option(
-    "--from", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
     help="Where the preset's raw files are.",
-)  # fmt: skip
+)
 @shop_option
 @json_option
 @click.pass_context
@@ -125,10 +120,12 @@ def ingest(
         row = report[kind]
         why = ", ".join(f"{count:,} {reason}" for reason, count in row["reasons"].items())
         console.print(
-            shown(f"{kind}: {row['accepted']:,} accepted, {row['duplicates']:,} known already, "
-                  f"{row['rejected']:,} rejected" + (f" ({why})" if why else "")),
+            shown(
+                f"{kind}: {row['accepted']:,} accepted, {row['duplicates']:,} known already, "
+                f"{row['rejected']:,} rejected" + (f" ({why})" if why else "")
+            ),
             soft_wrap=True,
-        )  # fmt: skip
+        )
     if report["derived"]:
         console.print(shown(f"queries are derived {report['derived']}; nobody typed them"))
     console.print("next: qagent index")
@@ -143,7 +140,10 @@ def _file_options(function: Any) -> Any:
         ),
         click.option("--encoding", default="utf-8", show_default=True, help="Of text files."),
         click.option(
-            "--map", "mapping", multiple=True, metavar="FIELD=COLUMN",
+            "--map",
+            "mapping",
+            multiple=True,
+            metavar="FIELD=COLUMN",
             help="Which column holds a field; may be repeated.",
         ),
         click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path)),
@@ -155,9 +155,14 @@ def _file_options(function: Any) -> Any:
 @ingest.command()
 @_file_options
 def products(
-    *, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
-    time_format: str | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    files: tuple[Path, ...],
+    mapping: tuple[str, ...],
+    encoding: str,
+    time_format: str | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Load products: product_id, title, brand, category, price, stock, attributes, time."""
     report = _ingest(
         shop_path, files, "products", mapping, encoding=encoding, time_format=time_format
@@ -166,19 +171,28 @@ def products(
 
 
 @ingest.command()
-@click.option(
-    "--type", "event_type", help="The type of all rows, for files without such a column."
-)
+@click.option("--type", "event_type", help="The type of all rows, for files without such a column.")
 @_file_options
 def events(
-    *, files: tuple[Path, ...], mapping: tuple[str, ...], encoding: str,
-    time_format: str | None, event_type: str | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    files: tuple[Path, ...],
+    mapping: tuple[str, ...],
+    encoding: str,
+    time_format: str | None,
+    event_type: str | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Load events: user_id, time, type, query, product_id, click_time."""
     report = _ingest(
-        shop_path, files, "events", mapping, encoding=encoding, time_format=time_format,
+        shop_path,
+        files,
+        "events",
+        mapping,
+        encoding=encoding,
+        time_format=time_format,
         event_type=event_type,
-    )  # fmt: skip
+    )
     _show_ingest(report, as_json, "qagent index")
 
 
@@ -196,9 +210,11 @@ def retry(shop_path: Path, as_json: bool) -> None:
 
 @ingest.command()
 @click.option(
-    "--from", "source", type=click.Choice(["categories", "titles"]),
+    "--from",
+    "source",
+    type=click.Choice(["categories", "titles"]),
     help="What the queries are made of.  [default: categories where most products have one]",
-)  # fmt: skip
+)
 @shop_option
 @json_option
 def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
@@ -214,8 +230,15 @@ def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
         report = made(shop, source)
         how = shop.config.derived_queries
     if as_json:
-        emit({"accepted": report.accepted, "rejected": report.rejected, "derived": how,
-              "duplicates": report.duplicates, "reasons": report.reasons})  # fmt: skip
+        emit(
+            {
+                "accepted": report.accepted,
+                "rejected": report.rejected,
+                "derived": how,
+                "duplicates": report.duplicates,
+                "reasons": report.reasons,
+            }
+        )
         return
     out().print(shown(f"{report.accepted:,} searches derived {how}; nobody typed them"))
     out().print("next: qagent index")

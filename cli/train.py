@@ -71,28 +71,38 @@ def model_options(function: F) -> F:
 @shop_option
 @json_option
 def pretrain(
-    *, name: str, size: str, steps: int | None, batch_size: int | None,
-    learning_rate: float | None, vocab_size: int | None, seed: int,
-    test_from: datetime | None, min_history: int | None, test_share: float | None,
-    validation_share: float | None, shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    name: str,
+    size: str,
+    steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    vocab_size: int | None,
+    seed: int,
+    test_from: datetime | None,
+    min_history: int | None,
+    test_share: float | None,
+    validation_share: float | None,
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     """Train a small policy and its tokenizer from nothing but this shop's data."""
     from qagent_mlx.train.pretrain import PretrainConfig
     from qagent_mlx.train.pretrain import pretrain as run
 
     config = PretrainConfig(
-        size=size, seed=seed,
-        **given(steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-                vocab_size=vocab_size),
-    )  # fmt: skip
+        size=size,
+        seed=seed,
+        **given(
+            steps=steps, batch_size=batch_size, learning_rate=learning_rate, vocab_size=vocab_size
+        ),
+    )
     split = split_config(test_from, min_history, test_share, validation_share)
     with (
         opened(shop_path) as shop,
         TrainingProgress(config.steps, f"pretraining {name}") as progress,
     ):
-        report = run(
-            shop, name, config, split=split, on_step=progress, on_cost=_announce(config)
-        )
+        report = run(shop, name, config, split=split, on_step=progress, on_cost=_announce(config))
     rate = report["tokens"] / max(report["seconds"], 1e-9)
     if as_json:
         emit({"run": None, **report, "tokens_per_s": round(rate)})
@@ -128,29 +138,36 @@ def train() -> None:
 
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Settings in TOML: policy, name, run, preset, rewards, and the tables train, "
     "train.weights, train.curriculum, train.lora, train.alarms, agent, split. Flags win over it.",
-)  # fmt: skip
+)
 resume_option = click.option(
-    "--resume", is_flag=True,
-    help="Go on with --run, or with the latest unfinished run, exactly as if it had never "
-    "stopped.",
-)  # fmt: skip
+    "--resume",
+    is_flag=True,
+    help="Go on with --run, or with the latest unfinished run, exactly as if it had never stopped.",
+)
 run_option = click.option(
     "--run", "run_name", type=RUN, help="Of the run.  [default: the policy's name]"
 )
 learn_option = click.option(
-    "--learn-from", type=click.Choice(["successes", "searches"]),
+    "--learn-from",
+    type=click.Choice(["successes", "searches"]),
     help="What training cases ask for: a session's first search that led to an engagement, or "
     "its first search, whatever came of it. Test cases are always the former.  "
     "[default: successes]",
-)  # fmt: skip
+)
 UNCHANGED = frozenset({"resume", "run_name", "workers", "shop_path", "as_json"})
 workers_option = click.option(
-    "--workers", type=click.IntRange(1, 64), default=1, show_default=True,
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
     help="Processes that share each step's cases, one core each; the step stays the same.",
-)  # fmt: skip
+)
 
 
 @train.command()
@@ -172,9 +189,17 @@ workers_option = click.option(
 @json_option
 @click.pass_context
 def sft(
-    ctx: click.Context, *, policy: str | None, name: str | None, run_name: str | None,
-    resume: bool, config_path: Path | None, shop_path: Path, as_json: bool, **flags: Any,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    *,
+    policy: str | None,
+    name: str | None,
+    run_name: str | None,
+    resume: bool,
+    config_path: Path | None,
+    shop_path: Path,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Train an adapter on demonstration chains."""
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.config_files import agent_of
@@ -198,10 +223,15 @@ def sft(
         title = f"SFT {parent} -> {settings.name}"
         with TrainingProgress(settings.train.steps, title) as progress, _stops(ctx):
             report = train_sft(
-                shop, parent, settings.name, settings.train,
-                agent=agent_of(shop, parent, settings.agent), split=settings.split,
-                run=settings.run or None, on_step=progress,
-            )  # fmt: skip
+                shop,
+                parent,
+                settings.name,
+                settings.train,
+                agent=agent_of(shop, parent, settings.agent),
+                split=settings.split,
+                run=settings.run or None,
+                on_step=progress,
+            )
     _show(report, as_json, f"qagent train grpo --policy {settings.name}")
 
 
@@ -212,7 +242,8 @@ def sft(
 @resume_option
 @config_option
 @click.option(
-    "--preset", metavar="NAME",
+    "--preset",
+    metavar="NAME",
     help="A kind of run: consistency, query-only, typed (what people type, whatever came of it), "
     "single-turn (no search), no-memory.",
 )
@@ -221,19 +252,25 @@ def sft(
     "--advantage", type=click.Choice(["gdpo", "grpo", "dr_grpo"]), help="[default: dr_grpo]"
 )
 @click.option(
-    "--loss", type=click.Choice(["grpo", "dr_grpo", "dapo", "gspo"]),
+    "--loss",
+    type=click.Choice(["grpo", "dr_grpo", "dapo", "gspo"]),
     help="Averages a chain's tokens (grpo), over a constant (dr_grpo), all tokens (dapo), or "
     "takes the ratio of whole chains (gspo).  [default: dapo]",
-)  # fmt: skip
+)
 @click.option("--clip-low", type=click.FloatRange(0, 1), help="[default: of the loss's paper]")
 @click.option("--clip-high", type=click.FloatRange(0), help="[default: of the loss's paper]")
 @click.option("--epochs", type=POSITIVE, help="Updates on the same chains.  [default: 1]")
 @click.option(
-    "--dynamic-sampling", type=click.IntRange(0), metavar="ROUNDS",
+    "--dynamic-sampling",
+    type=click.IntRange(0),
+    metavar="ROUNDS",
     help="Sample more cases for groups whose chains all scored the same.  [default: 0]",
 )
 @click.option(
-    "--overlong", "overlong_tokens", type=click.IntRange(0), metavar="TOKENS",
+    "--overlong",
+    "overlong_tokens",
+    type=click.IntRange(0),
+    metavar="TOKENS",
     help="Punish chains in which the policy writes about so many tokens or more.",
 )
 @click.option("--group", type=click.IntRange(2), help="Chains a case (G).")
@@ -242,36 +279,55 @@ def sft(
 @click.option("--beta", type=click.FloatRange(0), help="Weight of the KL to the parent; 0: none.")
 @rate_option
 @click.option(
-    "--weight", "weights", multiple=True, metavar="NAME=VALUE",
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="NAME=VALUE",
     help="Of a reward component; may be repeated. NAME=0@1,2@30 rises from 0 in step 1 to 2 in "
     "step 30.",
-)  # fmt: skip
+)
 @click.option(
-    "--reward", "rewards", multiple=True, metavar="FILE:NAME",
+    "--reward",
+    "rewards",
+    multiple=True,
+    metavar="FILE:NAME",
     help="A component of your own: a Python function (Outcome) -> number in [0, 1]. Its weight "
     "is 1 unless --weight says otherwise.",
-)  # fmt: skip
+)
 @click.option(
-    "--alarm", "alarms", multiple=True, metavar="NAME=ACTION",
+    "--alarm",
+    "alarms",
+    multiple=True,
+    metavar="NAME=ACTION",
     help="stop, warn or off for format, entropy, kl, dropped, ratio, memory; or a threshold, as "
     "in kl_ceiling=2.",
-)  # fmt: skip
+)
 @click.option("--save-every", type=POSITIVE, help="Steps between checkpoints.  [default: 25]")
 @click.option("--keep", type=POSITIVE, help="Last checkpoints that stay.  [default: 2]")
 @click.option(
-    "--eval-every", type=click.IntRange(0), metavar="STEPS",
+    "--eval-every",
+    type=click.IntRange(0),
+    metavar="STEPS",
     help="Evaluate on validation cases, and keep the best policy.",
 )
 @click.option(
-    "--best-by", type=click.Choice(["reward", "cons@1", "q_em", "i_hit@1"]),
+    "--best-by",
+    type=click.Choice(["reward", "cons@1", "q_em", "i_hit@1"]),
     help="What the best policy is best in.  [default: reward]",
 )
 @click.option(
-    "--stop-after", type=click.IntRange(0), metavar="N",
+    "--stop-after",
+    type=click.IntRange(0),
+    metavar="N",
     help="End after N evaluations without a better one.",
 )
-@click.option("--log", "logs", multiple=True, type=click.Choice(["tensorboard", "wandb"]),
-              help="Also write metrics there (installed by yourself).")  # fmt: skip
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Also write metrics there (installed by yourself).",
+)
 @workers_option
 @model_options
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
@@ -281,19 +337,36 @@ def sft(
 @json_option
 @click.pass_context
 def grpo(
-    ctx: click.Context, *, policy: str | None, name: str | None, run_name: str | None,
-    resume: bool, config_path: Path | None, preset: str | None, weights: tuple[str, ...],
-    rewards: tuple[str, ...], alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path,
-    as_json: bool, **flags: Any,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    *,
+    policy: str | None,
+    name: str | None,
+    run_name: str | None,
+    resume: bool,
+    config_path: Path | None,
+    preset: str | None,
+    weights: tuple[str, ...],
+    rewards: tuple[str, ...],
+    alarms: tuple[str, ...],
+    logs: tuple[str, ...],
+    shop_path: Path,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Train a policy by GRPO on its own chains, with rewards from the live inventory."""
     workers = flags.pop("workers")
     if resume:
         _share_out(ctx, workers, workers, shop_path, "grpo")
         _resume_grpo(
-            ctx, run_name=run_name, steps=flags["steps"], rewards=rewards, alarms=alarms,
-            logs=logs, shop_path=shop_path, as_json=as_json,
-        )  # fmt: skip
+            ctx,
+            run_name=run_name,
+            steps=flags["steps"],
+            rewards=rewards,
+            alarms=alarms,
+            logs=logs,
+            shop_path=shop_path,
+            as_json=as_json,
+        )
         return
     from dataclasses import replace
 
@@ -323,19 +396,31 @@ def grpo(
             _stops(ctx),
         ):
             report = train_grpo(
-                shop, parent, settings.name, config,
-                agent=agent_of(shop, parent, settings.agent), split=settings.split,
-                run=settings.run or None, components=components, on_step=each(progress, log),
+                shop,
+                parent,
+                settings.name,
+                config,
+                agent=agent_of(shop, parent, settings.agent),
+                split=settings.split,
+                run=settings.run or None,
+                components=components,
+                on_step=each(progress, log),
                 about={"preset": settings.preset, "reward_files": reward_files(specs)},
-            )  # fmt: skip
+            )
     then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
     _show(report, as_json, then)
 
 
 def _settings(
-    train: Any, flags: dict[str, Any], path: Path | None, policy: str | None, name: str,
-    run: str, otherwise: str, preset: str | None = None,
-) -> Any:  # fmt: skip
+    train: Any,
+    flags: dict[str, Any],
+    path: Path | None,
+    policy: str | None,
+    name: str,
+    run: str,
+    otherwise: str,
+    preset: str | None = None,
+) -> Any:
     """Defaults, then the preset, then the file, then the flags that were given."""
     from dataclasses import replace
 
@@ -347,18 +432,27 @@ def _settings(
     elif preset:
         settings = with_preset(settings, preset)
     split = split_config(
-        flags.pop("test_from"), flags.pop("min_history"), flags.pop("test_share"),
-        flags.pop("validation_share"), settings.split,
+        flags.pop("test_from"),
+        flags.pop("min_history"),
+        flags.pop("test_share"),
+        flags.pop("validation_share"),
+        settings.split,
     )
     split = replace(split, **given(learn_from=flags.pop("learn_from")))
-    lora = replace(settings.train.lora, **given(
-        rank=flags.pop("lora_rank"), blocks=flags.pop("lora_blocks"), dtype=flags.pop("dtype"),
-    ))  # fmt: skip
+    lora = replace(
+        settings.train.lora,
+        **given(
+            rank=flags.pop("lora_rank"), blocks=flags.pop("lora_blocks"), dtype=flags.pop("dtype")
+        ),
+    )
     return replace(
-        settings, train=replace(settings.train, lora=lora, **given(**flags)), split=split,
-        policy=policy or settings.policy, name=name or settings.name or otherwise,
+        settings,
+        train=replace(settings.train, lora=lora, **given(**flags)),
+        split=split,
+        policy=policy or settings.policy,
+        name=name or settings.name or otherwise,
         run=run or settings.run,
-    )  # fmt: skip
+    )
 
 
 def each(*callbacks: Any) -> Any:
@@ -372,9 +466,16 @@ def each(*callbacks: Any) -> Any:
 
 
 def _resume_grpo(
-    ctx: click.Context, *, run_name: str | None, steps: int | None, rewards: tuple[str, ...],
-    alarms: tuple[str, ...], logs: tuple[str, ...], shop_path: Path, as_json: bool,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    *,
+    run_name: str | None,
+    steps: int | None,
+    rewards: tuple[str, ...],
+    alarms: tuple[str, ...],
+    logs: tuple[str, ...],
+    shop_path: Path,
+    as_json: bool,
+) -> None:
     from qagent_mlx.environment.custom_rewards import components_of, reward_specs
     from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.config_files import merged
@@ -404,8 +505,9 @@ def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
         if parameter.name not in kept and source and source.name == "COMMANDLINE":
             raise click.UsageError(
                 f"{parameter.opts[0]} cannot change in a run that goes on; leave it out, or start "
-                "a new run without --resume", ctx,
-            )  # fmt: skip
+                "a new run without --resume",
+                ctx,
+            )
 
 
 def _to_resume(shop: Shop, name: str | None, kind: str) -> Run:
@@ -418,8 +520,7 @@ def _to_resume(shop: Shop, name: str | None, kind: str) -> Run:
         run = Run.open(shop, name)
     else:
         open_runs = [
-            run for run in all_runs(shop)
-            if run.config.get("kind") == kind and run.summary is None
+            run for run in all_runs(shop) if run.config.get("kind") == kind and run.summary is None
         ]
         if not open_runs:
             longer = " or name a finished one with --run NAME --steps N to train it longer"
@@ -448,9 +549,7 @@ def _stops(ctx: click.Context) -> Iterator[None]:
         ctx.exit(128 + stopped.number)
 
 
-def _share_out(
-    ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str
-) -> None:
+def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str) -> None:
     """Run this command in several workers and end; return at once in one of them, or alone."""
     from qagent_mlx.distributed import launcher, world
     from qagent_mlx.errors import QAgentError

@@ -39,9 +39,7 @@ def export(shop: Shop, user: str) -> dict[str, Any]:
         rows that profiles are made of), cases and rollouts (run -> rows), summaries (lines that
         a summarizer wrote), policies (see `policies_that_saw`).
     """
-    events = _dicts(
-        shop, "SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user]
-    )
+    events = _dicts(shop, "SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user])
     stored: list[dict[str, Any]] = []
     if store.is_current(shop.connection, shop.config.memory):
         stored = _dicts(shop, "SELECT * FROM profiles WHERE user_id = ?", [user])
@@ -55,9 +53,7 @@ def export(shop: Shop, user: str) -> dict[str, Any]:
         "rejects": _dicts(shop, f"SELECT * FROM rejects WHERE {_REJECTED}", [user, user]),
         "memory": inspect_memory(shop, user) if events else None,
         "stored": stored[0] if stored else None,
-        "cases": {
-            run.name: rows for run in _runs(shop) if (rows := _cases(run.folder, user))
-        },
+        "cases": {run.name: rows for run in _runs(shop) if (rows := _cases(run.folder, user))},
         "rollouts": {
             run.name: rows
             for run in _runs(shop)
@@ -133,9 +129,12 @@ def _held(shop: Shop, user: str) -> dict[str, Any]:
             rollouts[run.name] = n
     summaries = len(kept(shop.path / SUMMARIES, user))
     return {
-        "events": events, "rejects": rejects, "cases": cases, "rollouts": rollouts,
+        "events": events,
+        "rejects": rejects,
+        "cases": cases,
+        "rollouts": rollouts,
         "summaries": summaries,
-    }  # fmt: skip
+    }
 
 
 def policies_that_saw(shop: Shop, user: str) -> list[dict[str, Any]]:
@@ -163,9 +162,15 @@ def policies_that_saw(shop: Shop, user: str) -> list[dict[str, Any]]:
             known = run in kept
             if trained_on or (not known and logged):
                 found.append(
-                    {"policy": name, "stage": stage["stage"], "run": run,
-                     "cases": len(trained_on), "certain": known, "through": ""}
-                )  # fmt: skip
+                    {
+                        "policy": name,
+                        "stage": stage["stage"],
+                        "run": run,
+                        "cases": len(trained_on),
+                        "certain": known,
+                        "through": "",
+                    }
+                )
     made = []
     for name, info in infos.items():
         made += seen[name]

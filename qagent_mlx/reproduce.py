@@ -49,12 +49,27 @@ from .train.sft import SftConfig, train_sft
 from .utils.atomic_files import read_json, replacing, write_json
 
 FORMAT = 2
-PACKAGES = ("qagent-mlx", "mlx", "mlx-lm", "numpy", "duckdb", "usearch", "bm25s", "scipy",
-            "tokenizers")  # fmt: skip
+PACKAGES = (
+    "qagent-mlx",
+    "mlx",
+    "mlx-lm",
+    "numpy",
+    "duckdb",
+    "usearch",
+    "bm25s",
+    "scipy",
+    "tokenizers",
+)
 ABLATIONS = (
-    "no search", "no memory", "no refinement", "no latest", "no graph", "no identity",
-    "no neighbours", "no trending",
-)  # fmt: skip
+    "no search",
+    "no memory",
+    "no refinement",
+    "no latest",
+    "no graph",
+    "no identity",
+    "no neighbours",
+    "no trending",
+)
 # Presets of GRPO that are trained beside the method itself, with the first seed.
 ARMS = {
     "query-only": "GRPO with the query reward only (ablation)",
@@ -96,10 +111,13 @@ class Reproduction:
     """
 
     def __init__(
-        self, source: str, out: str | Path, config: ReproduceConfig | None = None,
+        self,
+        source: str,
+        out: str | Path,
+        config: ReproduceConfig | None = None,
         on_stage: Callable[[str], None] | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.source, self.out = source, Path(out)
         self.config = config or ReproduceConfig()
         self._say = on_stage or (lambda stage: None)
@@ -174,9 +192,7 @@ class Reproduction:
         self._say(title)
         start = time.perf_counter()
         made = do()
-        self._manifest["stages"][name] = {
-            **made, "seconds": round(time.perf_counter() - start, 1)
-        }  # fmt: skip
+        self._manifest["stages"][name] = {**made, "seconds": round(time.perf_counter() - start, 1)}
         write_json(self.out / "manifest.json", self._manifest)
 
     # ------------------------------------------------------------ the stages
@@ -202,15 +218,27 @@ class Reproduction:
         with self._opened_shop() as shop:
             if "base" not in policy_names(shop):
                 shutil.rmtree(shop.folder("policies", "base"), ignore_errors=True)
-                small = {"size": "nano", "vocab_size": 512, "steps": 12, "batch_size": 8,
-                         "learning_rate": 3e-3} if self.config.quick else {}  # fmt: skip
+                small = (
+                    {
+                        "size": "nano",
+                        "vocab_size": 512,
+                        "steps": 12,
+                        "batch_size": 8,
+                        "learning_rate": 3e-3,
+                    }
+                    if self.config.quick
+                    else {}
+                )
                 settings: dict[str, Any] = {"size": self.config.size, **small}
                 if self.config.pretrain_steps is not None:
                     settings["steps"] = self.config.pretrain_steps
                 pretrain(
-                    shop, "base", PretrainConfig(**settings), split=self._split,
+                    shop,
+                    "base",
+                    PretrainConfig(**settings),
+                    split=self._split,
                     on_step=self._on_step,
-                )  # fmt: skip
+                )
             return self._weights(shop, "base")
 
     def _sft(self, seed: int) -> dict[str, Any]:
@@ -223,9 +251,13 @@ class Reproduction:
         with self._opened_shop() as shop:
             if name not in policy_names(shop):
                 train_sft(
-                    shop, self._manifest["stages"]["base"]["policy"], name, SftConfig(**settings),
-                    split=self._split, on_step=self._on_step,
-                )  # fmt: skip
+                    shop,
+                    self._manifest["stages"]["base"]["policy"],
+                    name,
+                    SftConfig(**settings),
+                    split=self._split,
+                    on_step=self._on_step,
+                )
             return self._weights(shop, name)
 
     def _grpo(self, seed: int, kind: str = "grpo") -> dict[str, Any]:
@@ -235,8 +267,14 @@ class Reproduction:
             chosen = with_preset(chosen, kind)
         settings: dict[str, Any] = {"seed": seed}
         if self.config.quick:
-            settings |= {"steps": 2, "cases_per_step": 8, "group": 4, "save_every": 1,
-                         "measured": 4, "lora": LoraConfig(rank=4)}  # fmt: skip
+            settings |= {
+                "steps": 2,
+                "cases_per_step": 8,
+                "group": 4,
+                "save_every": 1,
+                "measured": 4,
+                "lora": LoraConfig(rank=4),
+            }
         if self.config.grpo_steps is not None:
             settings["steps"] = self.config.grpo_steps
         with self._opened_shop() as shop:
@@ -249,10 +287,16 @@ class Reproduction:
                 else:
                     shutil.rmtree(shop.folder("runs", name), ignore_errors=True)
                     train_grpo(
-                        shop, parent, name, replace(chosen.train, **settings),
-                        agent=agent_of(shop, parent, chosen.agent), split=chosen.split,
-                        run=name, on_step=self._on_step, about={"preset": chosen.preset},
-                    )  # fmt: skip
+                        shop,
+                        parent,
+                        name,
+                        replace(chosen.train, **settings),
+                        agent=agent_of(shop, parent, chosen.agent),
+                        split=chosen.split,
+                        run=name,
+                        on_step=self._on_step,
+                        about={"preset": chosen.preset},
+                    )
             return self._weights(shop, name)
 
     def _weights(self, shop: Shop, name: str) -> dict[str, Any]:
@@ -263,57 +307,87 @@ class Reproduction:
         policies = [f"{kind}-{s}" for s in self.config.seeds for kind in ("sft", "grpo")]
         with self._opened_shop() as shop:
             environment, systems = lineup(
-                shop, [f"grpo-{first}"], ablations=ABLATIONS[:2] if quick else ABLATIONS,
-                with_baselines=True, extra=() if quick else SLOW, split=self._split,
-                only="test", group=self.config.group, seed=first, keep=EXAMPLES,
-            )  # fmt: skip
+                shop,
+                [f"grpo-{first}"],
+                ablations=ABLATIONS[:2] if quick else ABLATIONS,
+                with_baselines=True,
+                extra=() if quick else SLOW,
+                split=self._split,
+                only="test",
+                group=self.config.group,
+                seed=first,
+                keep=EXAMPLES,
+            )
             others, more = lineup(
                 shop,
                 [*(p for p in policies if p != f"grpo-{first}"), *(f"{a}-{first}" for a in ARMS)],
-                split=self._split, only="test", group=self.config.group, seed=first,
-            )  # fmt: skip
+                split=self._split,
+                only="test",
+                group=self.config.group,
+                seed=first,
+            )
             del others  # the same cases; who reads other profiles keeps them
             log, runs = SearchLog.of_shop(shop), curves(shop)
             about = {
-                "derived": shop.config.derived_queries, "shop": shop.config.name,
+                "derived": shop.config.derived_queries,
+                "shop": shop.config.name,
                 "simulated": bool(shop.config.simulated),
-            }  # fmt: skip
-        chains = {s.name: s.kept for s in systems if getattr(s, "name", "") == f"grpo-{first}"
-                  and hasattr(s, "kept")}  # fmt: skip
+            }
+        chains = {
+            s.name: s.kept
+            for s in systems
+            if getattr(s, "name", "") == f"grpo-{first}" and hasattr(s, "kept")
+        }
         mine = f"grpo-{first}"
         # Seed by seed, each SFT before its GRPO; then arms, ablations and baselines.
         order = {name: place for place, name in enumerate(policies)}
         systems = sorted([*more, *systems], key=lambda s: order.get(s.name, len(order)))
         limit = self.config.cases or (12 if quick else None)
         report = evaluate(
-            environment, systems, "test", 5, limit, seed=first,
-            compare=[(mine, s.name) for s in systems if s.name != mine], log=log,
-            by=("history", "tail", "own"), details=EXAMPLES,
+            environment,
+            systems,
+            "test",
+            5,
+            limit,
+            seed=first,
+            compare=[(mine, s.name) for s in systems if s.name != mine],
+            log=log,
+            by=("history", "tail", "own"),
+            details=EXAMPLES,
             on_progress=lambda name, done: None if done else self._say(f"evaluating {name}"),
-        )  # fmt: skip
+        )
         report |= about
         write_page(self.out / "report.html", report, environment.search.catalog, chains, runs)
         details = report.pop("details")
         write_json(self.out / "report.json", report)
         with replacing(self.out / "table.md") as path:
             path.write_text(markdown(report), encoding="utf-8")
-        return {"cases": report["cases"], "systems": len(systems), "examples": len(details),
-                "report": _hash(self.out / "report.json")}  # fmt: skip
+        return {
+            "cases": report["cases"],
+            "systems": len(systems),
+            "examples": len(details),
+            "report": _hash(self.out / "report.json"),
+        }
 
     def _abtest(self) -> dict[str, Any]:
         first = self.config.seeds[0]
         settings = AbConfig(
             users=6 if self.config.quick else self.config.users,
-            draws=2 if self.config.quick else AbConfig.draws, seed=first,
-        )  # fmt: skip
+            draws=2 if self.config.quick else AbConfig.draws,
+            seed=first,
+        )
         with self._opened_shop() as shop:
             reports = {
                 control: abtest(
-                    shop, f"{control}-{first}", f"grpo-{first}", settings,
-                    group=self.config.group, on_stage=self._say,
+                    shop,
+                    f"{control}-{first}",
+                    f"grpo-{first}",
+                    settings,
+                    group=self.config.group,
+                    on_stage=self._say,
                 )
                 for control in CONTROLS
-            }  # fmt: skip
+            }
         write_json(self.out / "abtest.json", reports)
         return {
             control: {rate: report[rate] for rate in RATES} for control, report in reports.items()
@@ -333,14 +407,19 @@ def _inputs(source: str) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(
-            hashlib, "file_digest"
-        ) else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
 
 
 def _versions() -> dict[str, str]:
-    made = {"python": platform.python_version(), "system": platform.system(),
-            "machine": platform.machine()}  # fmt: skip
+    made = {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+    }
     for name in PACKAGES:
         try:
             made[name] = version(name)

@@ -40,7 +40,9 @@ def no_network():
 
     def local_only(self, address):
         if self.family in (socket.AF_INET, socket.AF_INET6):
-            assert address[0] in ("127.0.0.1", "::1", "localhost"), f"tests use no network: {address}"
+            assert address[0] in ("127.0.0.1", "::1", "localhost"), (
+                f"tests use no network: {address}"
+            )
         return connect(self, address)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -22,10 +22,15 @@ def shop(own_shop):
     store.build(own_shop.connection, own_shop.config.memory)
     start = own_shop.end_of_log() - timedelta(days=1)
     rows = [
-        {"user_id": WHO, "time": start + timedelta(minutes=i), "type": kind, "query": "usb cable",
-         "product_id": "p001" if kind == "click" else None}
+        {
+            "user_id": WHO,
+            "time": start + timedelta(minutes=i),
+            "type": kind,
+            "query": "usb cable",
+            "product_id": "p001" if kind == "click" else None,
+        }
         for i, kind in enumerate(["search", "click"] * 3)
-    ]  # fmt: skip
+    ]
     append_events(own_shop, [*rows, {"user_id": WHO, "time": start, "type": "dance"}])
     for name, user in (("saw", WHO), ("other", "u01")):
         run = Run.create(own_shop, name, {"kind": "grpo"})
@@ -58,8 +63,9 @@ def test_an_export_holds_all_that_is_known(shop):
 def test_forgetting_names_the_policies_that_saw_the_user(shop):
     policies = forget(shop, WHO)["policies"]
     assert [(p["policy"], p["cases"], p["certain"], p["through"]) for p in policies] == [
-        ("saw", 1, True, ""), ("child", 1, True, "saw"),
-    ]  # fmt: skip
+        ("saw", 1, True, ""),
+        ("child", 1, True, "saw"),
+    ]
 
 
 def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
@@ -90,10 +96,13 @@ def test_what_killed_processes_left_of_the_user_is_forgotten_too(shop):
 
 
 def test_the_shop_is_as_if_the_user_had_never_come(shop):
-    append_events(shop, [{"user_id": "last", "time": shop.end_of_log(), "type": "search", "query": "x"}])
+    append_events(
+        shop, [{"user_id": "last", "time": shop.end_of_log(), "type": "search", "query": "x"}]
+    )
     forget(shop, WHO)
     kept = {
-        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in shop_statistics.SHOP_TABLES
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
+        for t in shop_statistics.SHOP_TABLES
     }
     users = {u for (u,) in shop.connection.execute("SELECT user_id FROM profiles").fetchall()}
     assert WHO not in users
@@ -101,7 +110,8 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     views = [inspect_memory(shop, user) for user in ("u01", WHO)]
     store.build(shop.connection, shop.config.memory)
     again = {
-        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall() for t in shop_statistics.SHOP_TABLES
+        t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
+        for t in shop_statistics.SHOP_TABLES
     }
     assert kept == again
     assert views == [inspect_memory(shop, user) for user in ("u01", WHO)]
@@ -115,7 +125,9 @@ def test_the_shop_can_be_used_and_written_after_forgetting(shop):
     )
     assert report.accepted == 1
     assert inspect_memory(shop, WHO)["events"] == 1
-    ids = shop.connection.execute("SELECT count(*), count(DISTINCT event_id) FROM events").fetchone()
+    ids = shop.connection.execute(
+        "SELECT count(*), count(DISTINCT event_id) FROM events"
+    ).fetchone()
     assert ids[0] == ids[1]
 
 

@@ -34,9 +34,10 @@ def test_what_was_done_before_a_crash_is_not_done_again(done):
     _, cut, again, manifest = done
     assert list(cut["stages"]) == ["shop", "base", "sft-0"]
     assert [s for s in again if s.endswith("done before")] == [
-        "reading the raw data: done before", "making the base policy: done before",
+        "reading the raw data: done before",
+        "making the base policy: done before",
         "SFT, seed 0: done before",
-    ]  # fmt: skip
+    ]
     assert "going on with the run grpo-0" in again
     assert {n: manifest["stages"][n] for n in cut["stages"]} == cut["stages"]
 
@@ -45,9 +46,20 @@ def test_the_table_has_seeds_baselines_and_ablations(done):
     out, _, _, manifest = done
     report = json.loads((out / "report.json").read_text())
     names = [s["name"] for s in report["systems"]]
-    wanted = {"sft-0", "grpo-0", "query-only-0", "typed-0", "single-turn-0", "no-memory-0",
-              "grpo-0 (no search)", "grpo-0 (no memory)",
-              "popular", "swing", "dense", "top-line"}  # fmt: skip
+    wanted = {
+        "sft-0",
+        "grpo-0",
+        "query-only-0",
+        "typed-0",
+        "single-turn-0",
+        "no-memory-0",
+        "grpo-0 (no search)",
+        "grpo-0 (no memory)",
+        "popular",
+        "swing",
+        "dense",
+        "top-line",
+    }
     assert wanted <= set(names) and len(names) == len(set(names))
     table = (out / "table.md").read_text()
     assert all(f"| {name} |" in table for name in names)
@@ -91,7 +103,9 @@ def test_other_settings_inputs_or_versions_are_refused(done, tiny_files, tmp_pat
 
 
 def test_a_simulated_shop_is_also_asked(simulated_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "create_sample", lambda path: shutil.copytree(simulated_folder, path))
+    monkeypatch.setattr(
+        module, "create_sample", lambda path: shutil.copytree(simulated_folder, path)
+    )
     out = tmp_path / "out"
     config = ReproduceConfig(quick=True, seeds=(0,), group=2, cases=4)
     manifest = Reproduction("sample", out, config).run()

@@ -161,7 +161,9 @@ class Decoder:
 
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
-        self._light = Light.of(self.policy.model, self.policy.parameters) if self._wants_light else None
+        self._light = (
+            Light.of(self.policy.model, self.policy.parameters) if self._wants_light else None
+        )
 
     def start(self, rows: Sequence[Row]) -> Batch:
         """Compute the rows' contexts, each distinct one once."""
@@ -234,11 +236,7 @@ class Decoder:
         stopped: list[int] = []
         for i, row in enumerate(batch.rows):
             row.take(chosen[i], logprobs[i])
-            done = (
-                row.stopper.feed(chosen[i])
-                or len(row.turn) >= row.turn_limit
-                or row.budget <= 0
-            )
+            done = row.stopper.feed(chosen[i]) or len(row.turn) >= row.turn_limit or row.budget <= 0
             (stopped if done else going).append(i)
         self.decode_tokens += len(batch.rows)
         batch.logits = None

@@ -96,9 +96,7 @@ class Episode:
             return False
         if action.kind == "recommend":
             self.query, self.finish = query, "recommended"
-            self.turns.append(
-                Turn("recommend", query, action.reference, think=action.think)
-            )
+            self.turns.append(Turn("recommend", query, action.reference, think=action.think))
             self._report()
             return False
         if any(query_key(q) == query_key(query) for q in earlier):
@@ -124,9 +122,7 @@ class Episode:
         if last.kind == "fetch":
             text = memory.run(self.profile)
         elif found is not None:
-            self.turns[-1] = Turn(
-                last.kind, last.query, last.reference, found.products, last.think
-            )
+            self.turns[-1] = Turn(last.kind, last.query, last.reference, found.products, last.think)
             number = sum(t.kind == "search" for t in self.turns)
             text = results_text(number, found.lines)
         else:
@@ -141,10 +137,17 @@ class Episode:
     def rollout(self) -> Rollout:
         """The finished chain."""
         return Rollout(
-            case=self.number, member=self.member, tokens=self.row.tokens,
+            case=self.number,
+            member=self.member,
+            tokens=self.row.tokens,
             prompt_length=len(self.rules.policy.prompt),
-            sampled=self.row.sampled, logprobs=self.row.logprobs, turns=self.turns,
-            query=self.query, finish=self.finish, repeated=self.repeated, refused=self.refused,
+            sampled=self.row.sampled,
+            logprobs=self.row.logprobs,
+            turns=self.turns,
+            query=self.query,
+            finish=self.finish,
+            repeated=self.repeated,
+            refused=self.refused,
         )
 
 

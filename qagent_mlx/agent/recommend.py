@@ -73,9 +73,7 @@ class Answerer:
         self._row = Rows(search)
 
     def _open_roller(self) -> Roller:
-        return Roller(
-            self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
-        )
+        return Roller(self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True)
 
     def use(self, policy: Policy) -> None:
         """Answer with another policy from now on."""
@@ -140,9 +138,8 @@ class Recommender(Answerer):
     """
 
     def __init__(
-        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None,
-        group: int | None = None,
-    ) -> None:  # fmt: skip
+        self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int | None = None
+    ) -> None:
         from ..inventory.external_engines import shop_search
 
         self.shop, self.group = shop, group or chains_of(policy)
@@ -153,7 +150,9 @@ class Recommender(Answerer):
         # A shop that was closed meanwhile, for a training say, has another connection now.
         same = before is not None and before.connection is self.shop.connection
         return Memory(
-            self.shop.connection, self.shop.config.memory, self.policy.codec.count,
+            self.shop.connection,
+            self.shop.config.memory,
+            self.policy.codec.count,
             Worth.of_shop(self.shop),
             # What the shop knew at the start of the day is the same for the next memory.
             knowledge=before.reader.knowledge if before and same else None,
@@ -172,8 +171,7 @@ class Recommender(Answerer):
         """The users' memory as the policy reads it; by default at the moment after the log."""
         moment = as_of or self.shop.end_of_log()
         return self.memory.profiles(
-            [Moment(user, moment) for user in users], self.agent.sections,
-            self.agent.profile_budget,
+            [Moment(user, moment) for user in users], self.agent.sections, self.agent.profile_budget
         )
 
     def recommend(

@@ -154,5 +154,3 @@ def _join(parts: list[Batch]) -> Batch:
     for part in parts[1:]:
         joined.extend(part)
     return joined
-
-

@@ -65,12 +65,9 @@ def pool(
             looked.setdefault(rollout.key, 0)
         if rollout.key in found and (rollout.validated or not validated):
             votes[rollout.key] = votes.get(rollout.key, 0) + 1
-            surest[rollout.key] = max(
-                surest.get(rollout.key, -np.inf), rollout.answer_logprob
-            )
+            surest[rollout.key] = max(surest.get(rollout.key, -np.inf), rollout.answer_logprob)
     order = sorted(
-        found,
-        key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key),
+        found, key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key)
     )
     reasons = {}
     for line in profile.lines:
@@ -142,24 +139,23 @@ class Rows:
                 for item in some:
                     chosen = not shown[user] and bool(item.votes)
                     kept = (
-                        chosen
-                        or not look[user]
-                        or self._in_stock(item.products[0], moments[user])
+                        chosen or not look[user] or self._in_stock(item.products[0], moments[user])
                     )
                     (shown if kept else sold_out)[user].append(item)
-        return [
-            tuple([*row, *rest][:k]) for row, rest, k in zip(shown, sold_out, ks, strict=True)
-        ]
+        return [tuple([*row, *rest][:k]) for row, rest, k in zip(shown, sold_out, ks, strict=True)]
 
     def _searched(
         self, items: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
     ) -> list[list[Recommendation]]:
         """The items with products; without those that find nothing."""
-        asked = list(dict.fromkeys(
-            (item.query, moment)
-            for some, moment in zip(items, moments, strict=True) for item in some
-            if not item.products
-        ))  # fmt: skip
+        asked = list(
+            dict.fromkeys(
+                (item.query, moment)
+                for some, moment in zip(items, moments, strict=True)
+                for item in some
+                if not item.products
+            )
+        )
         found: dict[tuple[str, datetime], tuple[str, ...]] = {}
         if asked:
             hits = self._search.search([q for q, _ in asked], KEPT, [m for _, m in asked])

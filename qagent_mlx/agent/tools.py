@@ -87,9 +87,7 @@ class SearchProducts:
         hits = dict(
             zip(
                 unique,
-                self._search.search(
-                    [q for q, _ in unique], KEPT, [moment for _, moment in unique]
-                ),
+                self._search.search([q for q, _ in unique], KEPT, [moment for _, moment in unique]),
                 strict=True,
             )
         )

@@ -51,7 +51,10 @@ def peak_memory() -> int:
 
 
 def standard(
-    model: str, work: Workload, steps: int, warmup: int = 1,
+    model: str,
+    work: Workload,
+    steps: int,
+    warmup: int = 1,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Medians of the standard workload's steps."""
@@ -170,5 +173,9 @@ def difference(one: Row, other: Row) -> float:
 
 def environment() -> dict[str, Any]:
     """What the numbers were measured on."""
-    return {"machine": machine(), "device": device_name(), "blas": blas_state().name,
-            "mlx": version("mlx")}  # fmt: skip
+    return {
+        "machine": machine(),
+        "device": device_name(),
+        "blas": blas_state().name,
+        "mlx": version("mlx"),
+    }

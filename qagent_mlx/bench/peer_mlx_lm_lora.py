@@ -40,11 +40,14 @@ def batches(dataset, batch_size, max_seq_length, train=False):
     while True:
         if not first:
             now = time.perf_counter()
-            say({
-                "rollout": clock["rolled"] - clock["began"], "update": now - clock["rolled"],
-                "cpu": time.process_time() - clock["spent"],
-                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            })  # fmt: skip
+            say(
+                {
+                    "rollout": clock["rolled"] - clock["began"],
+                    "update": now - clock["rolled"],
+                    "cpu": time.process_time() - clock["spent"],
+                    "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                }
+            )
         first = False
         line = sys.stdin.readline()
         if not line:
@@ -66,20 +69,33 @@ reference, _ = load(work["folder"])
 for one in (model, reference):
     one.set_dtype(mx.float32)
     one.freeze()
-linear_to_lora_layers(
-    model, work["blocks"], {"rank": work["rank"], "dropout": 0.0, "scale": 2.0}
-)
+linear_to_lora_layers(model, work["blocks"], {"rank": work["rank"], "dropout": 0.0, "scale": 2.0})
 say({"ready": True, "blas": state.name, "problem": state.problem})
 with tempfile.TemporaryDirectory() as folder:
     train_grpo(
-        model=model, ref_model=reference, tokenizer=tokenizer,
-        optimizer=optim.AdamW(learning_rate=2e-4), train_dataset=[], reward_funcs=[reward],
+        model=model,
+        ref_model=reference,
+        tokenizer=tokenizer,
+        optimizer=optim.AdamW(learning_rate=2e-4),
+        train_dataset=[],
+        reward_funcs=[reward],
         args=GRPOTrainingArgs(
-            batch_size=work["prompts"], iters=1_000_000, steps_per_report=1_000_000,
-            steps_per_save=1_000_000, max_seq_length=4096, adapter_file=f"{folder}/a.safetensors",
-            group_size=work["group"], beta=work["beta"], epsilon=0.2, epsilon_high=0.28,
-            max_completion_length=work["new_tokens"], temperature=1.0, top_p=1.0, top_k=0,
+            batch_size=work["prompts"],
+            iters=1_000_000,
+            steps_per_report=1_000_000,
+            steps_per_save=1_000_000,
+            max_seq_length=4096,
+            adapter_file=f"{folder}/a.safetensors",
+            group_size=work["group"],
+            beta=work["beta"],
+            epsilon=0.2,
+            epsilon_high=0.28,
+            max_completion_length=work["new_tokens"],
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
             min_p=0.0,
         ),
-        iterate_batches=batches, end_answer_token="",
-    )  # fmt: skip
+        iterate_batches=batches,
+        end_answer_token="",
+    )

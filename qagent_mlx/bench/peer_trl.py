@@ -41,11 +41,14 @@ class Gate(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Report."""
         seconds = time.perf_counter() - clock["began"]
-        say({
-            "rollout": clock["generating"], "update": seconds - clock["generating"],
-            "cpu": time.process_time() - clock["spent"],
-            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        })  # fmt: skip
+        say(
+            {
+                "rollout": clock["generating"],
+                "update": seconds - clock["generating"],
+                "cpu": time.process_time() - clock["spent"],
+                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        )
 
 
 def reward(completions, **kwargs):
@@ -59,25 +62,50 @@ texts = [" ".join(f"w{i}" for i in ids) for step in work["all_prompts"] for ids 
 layers = model.config.num_hidden_layers
 rows = work["prompts"] * work["group"]
 trainer = GRPOTrainer(
-    model=model, processing_class=tokenizer, reward_funcs=[reward],
+    model=model,
+    processing_class=tokenizer,
+    reward_funcs=[reward],
     train_dataset=Dataset.from_dict({"prompt": texts}),
     args=GRPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=rows,
-        num_generations=work["group"], max_completion_length=work["new_tokens"],
-        beta=work["beta"], epsilon=0.2, epsilon_high=0.28, temperature=1.0, top_p=1.0, top_k=0,
-        learning_rate=2e-4, max_steps=len(work["all_prompts"]), use_cpu=True, bf16=False,
-        gradient_checkpointing=False, save_strategy="no", report_to="none", disable_tqdm=True,
-        logging_steps=1_000_000, shuffle_dataset=False,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=rows,
+        num_generations=work["group"],
+        max_completion_length=work["new_tokens"],
+        beta=work["beta"],
+        epsilon=0.2,
+        epsilon_high=0.28,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        learning_rate=2e-4,
+        max_steps=len(work["all_prompts"]),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1_000_000,
+        shuffle_dataset=False,
         generation_kwargs={"min_new_tokens": work["new_tokens"]},
     ),
     peft_config=LoraConfig(
-        r=work["rank"], lora_alpha=2 * work["rank"], lora_dropout=0.0,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
-                        "down_proj"],
+        r=work["rank"],
+        lora_alpha=2 * work["rank"],
+        lora_dropout=0.0,
+        target_modules=[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
         layers_to_transform=list(range(max(0, layers - work["blocks"]), layers)),
     ),
     callbacks=[Gate()],
-)  # fmt: skip
+)
 plain = trainer._generate
 
 

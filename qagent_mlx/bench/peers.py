@@ -59,13 +59,22 @@ class Peer:
     """A peer's trainer in its own process, which takes one step when it is asked to."""
 
     def __init__(
-        self, name: str, python: Path, folder: Path, work: Workload,
-        all_prompts: list[list[list[int]]], blas: bool,
+        self,
+        name: str,
+        python: Path,
+        folder: Path,
+        work: Workload,
+        all_prompts: list[list[list[int]]],
+        blas: bool,
     ) -> None:
         self.name = name
         script = Path(__file__).with_name(f"peer_{name.replace('-', '_')}.py")
-        settings = {**asdict(work), "folder": str(folder), "runtime": runtime.__file__,
-                    "all_prompts": all_prompts if name == "trl" else []}  # fmt: skip
+        settings = {
+            **asdict(work),
+            "folder": str(folder),
+            "runtime": runtime.__file__,
+            "all_prompts": all_prompts if name == "trl" else [],
+        }
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
         path = blas_state().path
@@ -73,9 +82,13 @@ class Peer:
         log = cache_folder() / "peers" / f"{name}.log"
         self._log = log.open("w")
         self._process = subprocess.Popen(
-            [str(python), str(script), json.dumps(settings)], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-        )  # fmt: skip
+            [str(python), str(script), json.dumps(settings)],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
         self.ready = self._answer()
 
     def step(self, ids: list[list[int]]) -> dict[str, float]:
@@ -103,7 +116,12 @@ class Peer:
 
 
 def against(
-    name: str, model: str, work: Workload, steps: int, warmup: int = 1, blas: bool = True,
+    name: str,
+    model: str,
+    work: Workload,
+    steps: int,
+    warmup: int = 1,
+    blas: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Ours and a peer's steps in turn, on the same prompts and the same weights.
@@ -131,12 +149,15 @@ def against(
             other = peer.step(ids)
             memory = other["peak_memory"]
             pair = {
-                "rollout_seconds": own.rollout, "update_seconds": own.update,
-                "seconds": own.seconds, "cpu_seconds": own.cpu,
-                "peer_rollout_seconds": other["rollout"], "peer_update_seconds": other["update"],
+                "rollout_seconds": own.rollout,
+                "update_seconds": own.update,
+                "seconds": own.seconds,
+                "cpu_seconds": own.cpu,
+                "peer_rollout_seconds": other["rollout"],
+                "peer_update_seconds": other["update"],
                 "peer_seconds": other["rollout"] + other["update"],
                 "peer_cpu_seconds": other["cpu"],
-            }  # fmt: skip
+            }
             pair["ratio"] = pair["peer_seconds"] / pair["seconds"]
             pair["cpu_ratio"] = pair["peer_cpu_seconds"] / pair["cpu_seconds"]
             note(
@@ -148,8 +169,14 @@ def against(
     finally:
         peer.close()
     return {
-        "workload": "standard", "model": model, "against": name, "peer": peer.ready,
-        "peer_fast_blas": blas, "sizes": asdict(replace(work)), "pairs": pairs,
+        "workload": "standard",
+        "model": model,
+        "against": name,
+        "peer": peer.ready,
+        "peer_fast_blas": blas,
+        "sizes": asdict(replace(work)),
+        "pairs": pairs,
         **{k: median(p[k] for p in pairs) for k in pairs[0]},
-        "peak_memory_mb": peak_memory() / 2**20, "peer_peak_memory_mb": memory / 2**20,
-    }  # fmt: skip
+        "peak_memory_mb": peak_memory() / 2**20,
+        "peer_peak_memory_mb": memory / 2**20,
+    }

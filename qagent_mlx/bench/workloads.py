@@ -56,16 +56,26 @@ class Workload:
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {
-        "hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 688,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,
-        "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "intermediate_size": 688,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 4096,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
     },
     "smol": {  # SmolLM2-135M
-        "hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-        "rope_theta": 100000.0, "rms_norm_eps": 1e-5,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "rope_theta": 100000.0,
+        "rms_norm_eps": 1e-5,
     },
-}  # fmt: skip
+}
 
 
 def model_folder(name: str, place: Path) -> Path:
@@ -90,10 +100,16 @@ def model_folder(name: str, place: Path) -> Path:
         (folder / "model.safetensors").write_bytes(weights)
     else:
         config = {
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], **SHAPES[name],
-            "max_position_embeddings": 2048, "tie_word_embeddings": True, "hidden_act": "silu",
-            "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "float32",
-        }  # fmt: skip
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            **SHAPES[name],
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+            "hidden_act": "silu",
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "torch_dtype": "float32",
+        }
         _random_weights(config, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     _write_tokenizer(config["vocab_size"], folder)
@@ -122,9 +138,15 @@ def _write_tokenizer(size: int, folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w0", "eos_token": "w1",
-         "unk_token": "w2", "pad_token": "w3", "model_max_length": 4096},
-    )  # fmt: skip
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "w0",
+            "eos_token": "w1",
+            "unk_token": "w2",
+            "pad_token": "w3",
+            "model_max_length": 4096,
+        },
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -232,12 +254,16 @@ class Standard:
         decoder = Decoder(self.policy, light=True)
         mine = self.trainer.world.share(work.prompts)
         rows = [
-            Row(tokens=list(prompt), stopper=Never(), turn_limit=work.new_tokens,  # type: ignore[arg-type]
-                uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])))
+            Row(
+                tokens=list(prompt),
+                stopper=Never(),  # type: ignore[arg-type]
+                turn_limit=work.new_tokens,
+                uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])),
+            )
             for i, prompt in enumerate(prompts(work, vocabulary(self.policy), number))
             if i in mine
             for member in range(work.group)
-        ]  # fmt: skip
+        ]
         self.policy.model.eval()
         batch = decoder.start(rows)
         while batch.rows:
@@ -248,10 +274,16 @@ class Standard:
         made.prefilled *= self.trainer.world.size
         made.decoded *= self.trainer.world.size
         own = [
-            Rollout(mine[i // work.group], i % work.group, row.tokens, work.prompt_tokens,
-                    row.sampled, row.logprobs)
+            Rollout(
+                mine[i // work.group],
+                i % work.group,
+                row.tokens,
+                work.prompt_tokens,
+                row.sampled,
+                row.logprobs,
+            )
             for i, row in enumerate(rows)
-        ]  # fmt: skip
+        ]
         return all_rollouts(self.trainer.world, own)
 
 
@@ -286,10 +318,13 @@ def _watched(parts: dict[str, float]) -> Iterator[None]:
         return made
 
     kept: dict[str, Any] = {
-        "token_logprobs": grpo.token_logprobs, "lower_states": grpo.lower_states,
+        "token_logprobs": grpo.token_logprobs,
+        "lower_states": grpo.lower_states,
         "_value_and_grad": grpo.Trainer._value_and_grad,
-        "start": Decoder.start, "draw": Decoder.draw, "advance": Decoder.advance,
-    }  # fmt: skip
+        "start": Decoder.start,
+        "draw": Decoder.draw,
+        "advance": Decoder.advance,
+    }
     try:
         grpo.token_logprobs = scored
         grpo.lower_states = timed("blocks below the adapter", kept["lower_states"])
@@ -345,7 +380,7 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
         Row(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, uniforms=None)  # type: ignore[arg-type]
         for case in range(shape.cases)
         for member in range(shape.group)
-    ]  # fmt: skip
+    ]
     policy.model.eval()
     decoder = Decoder(policy, light=True)  # as training decodes
     batch = Batch([], [], None)
@@ -385,6 +420,5 @@ def _computed_again(decoder: Decoder, rows: Sequence[Row]) -> Batch:
 def chains_of(rows: Sequence[Row]) -> list[Chain]:
     """The rows as chains to train on."""
     return [
-        Chain(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag)
-        for r in rows
+        Chain(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag) for r in rows
     ]

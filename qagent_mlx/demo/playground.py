@@ -74,9 +74,16 @@ class Session:
     """
 
     def __init__(
-        self, shop: Shop, policy: Policy, user: str = "", *, group: int = GROUP, k: int = 5,
-        seed: int = 0, name: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        shop: Shop,
+        policy: Policy,
+        user: str = "",
+        *,
+        group: int = GROUP,
+        k: int = 5,
+        seed: int = 0,
+        name: str = "",
+    ) -> None:
         self.shop, self.policy = shop, policy
         self.policy_name = name or getattr(getattr(policy, "info", None), "name", "")
         self._group, self._k, self._seed = group, k, seed
@@ -178,9 +185,10 @@ class Session:
                 watch(Seen(time.perf_counter() - began, chain, turn, read, tuple(products)))
 
         found = recommender.answer(
-            [Ask(profile, moment, self._k, self._group)], self._seed,
+            [Ask(profile, moment, self._k, self._group)],
+            self._seed,
             watch=on_turn if watch is not None else None,
-        )[0]  # fmt: skip
+        )[0]
         return replace(found, latency_ms=(time.perf_counter() - began) * 1000)
 
     def products(self, ids: Sequence[str], moment: datetime | None) -> list[dict[str, Any]]:
@@ -303,12 +311,20 @@ class Session:
             )
         name = free_name(TRAINED, self.policies)
         config = GrpoConfig(
-            steps=steps, cases_per_step=8, group=self._group, measured=20, seed=self._seed,
+            steps=steps,
+            cases_per_step=8,
+            group=self._group,
+            measured=20,
+            seed=self._seed,
             save_every=max(steps, 1),
-        )  # fmt: skip
+        )
         try:
             report = train_grpo(
-                self.shop, self.policy_name, name, config, environment=self._environment,
+                self.shop,
+                self.policy_name,
+                name,
+                config,
+                environment=self._environment,
                 on_step=on_step,
             )
         finally:

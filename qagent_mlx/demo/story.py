@@ -114,10 +114,13 @@ def story(
         yield Scene("sft", f"SFT: the {_short(parent)} policy practises chains of retrieval")
         environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
         report = train_sft(
-            shop, parent, "sft",
+            shop,
+            parent,
+            "sft",
             SftConfig(steps=config.sft_steps, measured=config.measured, seed=config.seed),
-            environment=environment, on_step=on_step,
-        )  # fmt: skip
+            environment=environment,
+            on_step=on_step,
+        )
         yield Scene("sft", "", report)
 
         yield Scene("before", "Evaluation before reinforcement learning")
@@ -130,13 +133,18 @@ def story(
 
         yield Scene("grpo", "GRPO: the policy learns from what its own queries retrieve")
         report = train_grpo(
-            shop, "sft", "grpo",
+            shop,
+            "sft",
+            "grpo",
             GrpoConfig(
-                steps=config.grpo_steps, group=config.group, measured=config.measured,
+                steps=config.grpo_steps,
+                group=config.group,
+                measured=config.measured,
                 seed=config.seed,
             ),
-            environment=environment, on_step=on_step,
-        )  # fmt: skip
+            environment=environment,
+            on_step=on_step,
+        )
         yield Scene("grpo", "", report)
 
         yield Scene("after", "Evaluation after: against SFT and recommenders without a model")
@@ -147,9 +155,14 @@ def story(
             *(b for b in baselines(shop) if b.name in SHOWN_BASELINES),
         ]
         second = evaluate(
-            environment, systems, "test", 5, config.cases, seed=config.seed,
+            environment,
+            systems,
+            "test",
+            5,
+            config.cases,
+            seed=config.seed,
             compare=[("grpo", "sft")],
-        )  # fmt: skip
+        )
         for system in second["systems"]:
             if system["name"] == "sft":  # its answers were remembered, which took no time
                 system["latency_ms"] = first["systems"][0]["latency_ms"]

@@ -21,6 +21,7 @@ from .world import GONE, GRACE, MOST, STOPPED, WORKERS_ENV
 if TYPE_CHECKING:
     pass
 
+
 def check(workers: int, cases: int) -> None:
     """Refuse a number of workers that cannot share the work.
 
@@ -111,9 +112,12 @@ def _start(command: list[str], rank: int, size: int, hosts: Path) -> subprocess.
         return subprocess.Popen(command, env=environment)
     with (hosts.parent / f"worker-{rank}.txt").open("wb") as said:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=said,
-        )  # fmt: skip
+        )
 
 
 def _soon(process: subprocess.Popen[bytes]) -> int | None:

@@ -256,5 +256,3 @@ def world() -> World:
     if made.size > 1 and not inside() and "MLX_HOSTFILE" in os.environ:
         made.watch()
     return made
-
-

@@ -99,10 +99,16 @@ def _cases(found: Sequence[Success], min_history: int) -> list[Case]:
     """Cases of those with some history, not numbered yet."""
     return [
         Case(
-            case_id=0, user_id=s.user_id, as_of=s.start, query=s.query, query_key=s.query_key,
-            products=s.products, history=s.history,
+            case_id=0,
+            user_id=s.user_id,
+            as_of=s.start,
+            query=s.query,
+            query_key=s.query_key,
+            products=s.products,
+            history=s.history,
         )
-        for s in found if s.history >= min_history
+        for s in found
+        if s.history >= min_history
     ]
 
 

@@ -90,9 +90,13 @@ class Environment:
 
     @classmethod
     def of_cases(
-        cls, shop: Shop, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig,
+        cls,
+        shop: Shop,
+        cases: Sequence[Case],
+        codec: AnyCodec,
+        agent: AgentConfig,
         index: InventoryIndex | None = None,
-    ) -> Environment:  # fmt: skip
+    ) -> Environment:
         """Given cases of a shop with their profiles, and the shop's search.
 
         ``index`` is the shop's where it is at hand; it is opened otherwise.
@@ -189,8 +193,16 @@ class Environment:
                 for example in self.examples:
                     c, p = example.case, example.profile
                     appender.append_row(
-                        c.case_id, c.user_id, c.as_of, c.query, c.query_key, list(c.products),
-                        c.history, c.split, p.text, _profile_json(p),
+                        c.case_id,
+                        c.user_id,
+                        c.as_of,
+                        c.query,
+                        c.query_key,
+                        list(c.products),
+                        c.history,
+                        c.split,
+                        p.text,
+                        _profile_json(p),
                     )
             _copy(connection, "cases", folder / "cases.parquet")
             clicks = self.search.clicks

@@ -29,8 +29,14 @@ def _profile(user: str, as_of: Any, text: str, packed: str) -> Profile:
     values = json.loads(packed)
     lines = tuple(Line(**line) for line in values["lines"])
     return Profile(
-        user, as_of, text, lines, tuple(line.query for line in lines if line.query is not None),
-        values["tokens"], values["raw_tokens"], values["context"],
+        user,
+        as_of,
+        text,
+        lines,
+        tuple(line.query for line in lines if line.query is not None),
+        values["tokens"],
+        values["raw_tokens"],
+        values["context"],
     )
 
 

@@ -95,9 +95,7 @@ WEIGHTS: dict[str, float] = {
 }
 
 
-def score(
-    outcome: Outcome, components: Mapping[str, Component] | None = None
-) -> dict[str, float]:
+def score(outcome: Outcome, components: Mapping[str, Component] | None = None) -> dict[str, float]:
     """Each component of one chain.
 
     Raises:

@@ -132,10 +132,16 @@ def fresh_shoppers(world: World, config: AbConfig, since: datetime) -> Populatio
                 visits.append(Visit.of(shopper, day, (*seed, asked)))
                 cases.append(
                     Case(
-                        case_id=len(cases), user_id=shopper.user_id, as_of=moment(day), query="",
-                        query_key="", products=(), history=len(mine), split="test",
+                        case_id=len(cases),
+                        user_id=shopper.user_id,
+                        as_of=moment(day),
+                        query="",
+                        query_key="",
+                        products=(),
+                        history=len(mine),
+                        split="test",
                     )
-                )  # fmt: skip
+                )
                 asked, before = asked + 1, len(mine)
                 if asked == config.visits:
                     break
@@ -201,9 +207,12 @@ def abtest(
         if append_events(own, people.log).rejected:
             raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
         line = Lineup(
-            own, lambda codec, agent: Environment.of_cases(own, people.cases, codec, agent),
-            group=group, seed=config.seed, policies=shop,
-        )  # fmt: skip
+            own,
+            lambda codec, agent: Environment.of_cases(own, people.cases, codec, agent),
+            group=group,
+            seed=config.seed,
+            policies=shop,
+        )
         arms = [
             own_systems[name](own, line.environment) if name in own_systems else line.named(name)
             for name in (control, treatment)
@@ -232,9 +241,13 @@ def _copy(shop: Shop, path: Path) -> Shop:
 
 
 def _answers(
-    environment: Environment, world: World, people: Population, systems: Sequence[System],
-    config: AbConfig, say: Callable[[str], None],
-) -> list[list[list[Answer]]]:  # fmt: skip
+    environment: Environment,
+    world: World,
+    people: Population,
+    systems: Sequence[System],
+    config: AbConfig,
+    say: Callable[[str], None],
+) -> list[list[list[Answer]]]:
     """For each system, what every visit led to, a draw at a time."""
     place = {p.product_id: i for i, p in enumerate(world.products)}
     meanings = Meanings(world)
@@ -339,9 +352,7 @@ def swapped(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
     fixed[differs] = False
     base = np.array([top[:, fixed].sum(axis=1), bottom[:, fixed].sum(axis=1)])
     a, b = top[:, differs], bottom[:, differs]
-    observed = abs(
-        _ratio(top[1].sum(), bottom[1].sum()) - _ratio(top[0].sum(), bottom[0].sum())
-    )
+    observed = abs(_ratio(top[1].sum(), bottom[1].sum()) - _ratio(top[0].sum(), bottom[0].sum()))
     if not len(differs) or not observed:
         return 1.0
     random = np.random.default_rng([seed, 12])

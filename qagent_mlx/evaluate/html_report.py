@@ -61,10 +61,13 @@ def curves(shop: Shop) -> list[Report]:
     for name in run_names(shop):
         rows = [r for r in Run.open(shop, name).rows("metrics") if "reward" in r and "step" in r]
         if len(rows) > 1:
-            made.append({
-                "run": name, "steps": [r["step"] for r in rows],
-                "reward": [r["reward"] for r in rows],
-            })  # fmt: skip
+            made.append(
+                {
+                    "run": name,
+                    "steps": [r["step"] for r in rows],
+                    "reward": [r["reward"] for r in rows],
+                }
+            )
     return made
 
 
@@ -251,7 +254,7 @@ def _slices(report: Report, own: set[str]) -> str:
         values = [s["metrics"]["cons@1"] for s in row["systems"]]
         best = max(v["mean"] for v in values)
         cells = "".join(
-            f'<td{" class=hit" if v["mean"] == best > 0 else ""} '
+            f"<td{' class=hit' if v['mean'] == best > 0 else ''} "
             f'title="95 %: {100 * v["lo"]:.1f} to {100 * v["hi"]:.1f}">{100 * v["mean"]:.1f}</td>'
             for v in values
         )

@@ -20,9 +20,21 @@ from ..types import Case
 from ..utils.text import query_key, rouge_l, tokens
 
 METRICS = (
-    "q_em", "q_rouge", "q_hit@5", "i_hit@1", "i_hit@10", "i_ndcg@10", "cons@1", "mrr",
-    "valid", "coverage", "searches", "tokens", "zero_result", "diversity",
-)  # fmt: skip
+    "q_em",
+    "q_rouge",
+    "q_hit@5",
+    "i_hit@1",
+    "i_hit@10",
+    "i_ndcg@10",
+    "cons@1",
+    "mrr",
+    "valid",
+    "coverage",
+    "searches",
+    "tokens",
+    "zero_result",
+    "diversity",
+)
 FLIPS = 10_000  # sign flips of a paired test: no p below 0.0001
 _CHUNK = 1 << 20  # how many resampled cases are held at once
 
@@ -59,9 +71,7 @@ def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str
     two of the queries share (Jaccard), averaged over all pairs.
     """
     top = ranking.queries[0] if ranking.queries else ""
-    place = next(
-        (i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key), 0
-    )
+    place = next((i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key), 0)
     products = environment.retrieve(top, case.as_of)[:10] if query_key(top) else ()
     wanted = set(case.products)
     same_query = place == 1
@@ -105,22 +115,19 @@ def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> dict[st
     """
     place = np.minimum((scores * bins).astype(int), bins - 1)
     made = [
-        {"said": float(scores[mine].mean()), "true": float(hits[mine].mean()),
-         "cases": int(mine.sum())}
+        {
+            "said": float(scores[mine].mean()),
+            "true": float(hits[mine].mean()),
+            "cases": int(mine.sum()),
+        }
         for mine in (place == i for i in range(bins))
         if mine.any()
-    ]  # fmt: skip
+    ]
     gap = sum(b["cases"] * abs(b["said"] - b["true"]) for b in made)
-    return {
-        "ece": gap / len(scores),
-        "brier": float(np.mean((scores - hits) ** 2)),
-        "bins": made,
-    }
+    return {"ece": gap / len(scores), "brier": float(np.mean((scores - hits) ** 2)), "bins": made}
 
 
-def bootstrap(
-    values: np.ndarray, seed: int = 0, samples: int = 2000
-) -> tuple[float, float, float]:
+def bootstrap(values: np.ndarray, seed: int = 0, samples: int = 2000) -> tuple[float, float, float]:
     """The mean with its 95 % percentile bootstrap interval (Efron, 1979).
 
     Args:
@@ -141,9 +148,7 @@ def bootstrap(
     return float(values.mean()), float(lo), float(hi)
 
 
-def paired(
-    a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000
-) -> dict[str, float]:
+def paired(a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000) -> dict[str, float]:
     """How much better ``a`` is than ``b`` on the same cases.
 
     Args:

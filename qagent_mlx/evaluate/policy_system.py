@@ -44,12 +44,8 @@ class PolicySystem:
         made: list[Ranking] = []
         for at in range(0, len(examples), CASES_AT_ONCE):
             part = examples[at : at + CASES_AT_ONCE]
-            rollouts = self._roller.run(
-                [e.task for e in part], self._group, (self._seed, at)
-            )
-            groups = [
-                rollouts[i * self._group : (i + 1) * self._group] for i in range(len(part))
-            ]
+            rollouts = self._roller.run([e.task for e in part], self._group, (self._seed, at))
+            groups = [rollouts[i * self._group : (i + 1) * self._group] for i in range(len(part))]
             for example, chains, recommended in zip(
                 part, groups, self._rows(part, groups, k), strict=True
             ):

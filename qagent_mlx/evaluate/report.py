@@ -105,8 +105,10 @@ def evaluate(
         for number, (ranking, row) in enumerate(zip(rankings[:details], rows, strict=False)):
             kept[number]["systems"][system.name] = {
                 "queries": list(ranking.queries),
-                "q_em": row["q_em"], "i_hit@1": row["i_hit@1"], "cons@1": row["cons@1"],
-            }  # fmt: skip
+                "q_em": row["q_em"],
+                "i_hit@1": row["i_hit@1"],
+                "cons@1": row["cons@1"],
+            }
         if on_progress is not None:
             on_progress(system.name, len(examples))
     comparisons: list[Report] = [
@@ -123,10 +125,14 @@ def evaluate(
         "comparisons": comparisons,
         "slices": [
             {
-                "by": cut, "slice": name, "cases": len(places),
+                "by": cut,
+                "slice": name,
+                "cases": len(places),
                 "systems": [
-                    {"name": system,
-                     "metrics": _intervals({m: scores[system][m][places] for m in MAIN}, seed)}
+                    {
+                        "name": system,
+                        "metrics": _intervals({m: scores[system][m][places] for m in MAIN}, seed),
+                    }
                     for system in names
                 ],
             }
@@ -134,7 +140,7 @@ def evaluate(
             for name, places in groups(cut, examples, log).items()  # type: ignore[arg-type]
         ],
         "details": kept,
-    }  # fmt: skip
+    }
 
 
 def _intervals(values: dict[str, np.ndarray], seed: int) -> Report:
@@ -166,16 +172,22 @@ def _calibration(rankings: Sequence[Ranking], hits: np.ndarray) -> Report | None
 def _described(example: Example) -> Report:
     case = example.case
     return {
-        "case": case.case_id, "user": case.user_id, "as_of": case.as_of.isoformat(),
-        "query": case.query, "products": list(case.products),
-        "profile": example.profile.text, "systems": {},
-    }  # fmt: skip
+        "case": case.case_id,
+        "user": case.user_id,
+        "as_of": case.as_of.isoformat(),
+        "query": case.query,
+        "products": list(case.products),
+        "profile": example.profile.text,
+        "systems": {},
+    }
 
 
 def _check(
-    names: Sequence[str], compare: Sequence[tuple[str, str]], by: Sequence[str],
+    names: Sequence[str],
+    compare: Sequence[tuple[str, str]],
+    by: Sequence[str],
     log: SearchLog | None,
-) -> None:  # fmt: skip
+) -> None:
     wrong = [cut for cut in by if cut not in CUTS]
     if wrong:
         raise QAgentError(f"cases cannot be cut by {wrong[0]!r}; use {', '.join(CUTS)}")
@@ -188,9 +200,7 @@ def _check(
         raise QAgentError(f"two systems are called {twice[0]}; give each a name of its own")
     unknown = sorted({name for pair in compare for name in pair} - set(names))
     if unknown:
-        raise QAgentError(
-            f"cannot compare {', '.join(unknown)}; evaluated are {', '.join(names)}"
-        )
+        raise QAgentError(f"cannot compare {', '.join(unknown)}; evaluated are {', '.join(names)}")
 
 
 def _spread(examples: Sequence[Example], split: str, limit: int | None) -> Sequence[Example]:
@@ -300,9 +310,13 @@ def _system_cells(system: Report) -> list[str]:
 def _comparison_cells(row: Report) -> list[str]:
     diff, lo, hi = (100 * row[name] for name in ("diff", "lo", "hi"))
     return [
-        row["a"], row["b"], row["metric"], f"{diff:+.1f} [{lo:+.1f}, {hi:+.1f}]",
-        _p(row["p"]), _p(row["p_holm"]),
-    ]  # fmt: skip
+        row["a"],
+        row["b"],
+        row["metric"],
+        f"{diff:+.1f} [{lo:+.1f}, {hi:+.1f}]",
+        _p(row["p"]),
+        _p(row["p_holm"]),
+    ]
 
 
 def compared_pairs(report: Report) -> list[tuple[str, str, list[Report]]]:

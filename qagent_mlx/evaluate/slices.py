@@ -63,9 +63,15 @@ CUTS: dict[str, Callable[[Sequence[Example], SearchLog], list[str]]] = {
     "own": by_own,
 }
 ORDER = (
-    *(name for _, name in HISTORY), "50+ events", "head", "middle", "tail", "unseen",
-    "searched before", "new to the user",
-)  # fmt: skip
+    *(name for _, name in HISTORY),
+    "50+ events",
+    "head",
+    "middle",
+    "tail",
+    "unseen",
+    "searched before",
+    "new to the user",
+)
 
 
 def groups(cut: str, examples: Sequence[Example], log: SearchLog) -> dict[str, np.ndarray]:

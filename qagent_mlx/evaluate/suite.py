@@ -79,9 +79,16 @@ class Lineup:
     """
 
     def __init__(
-        self, shop: Shop, make: Make, *, group: int = GROUP, seed: int = 0,
-        policies: Shop | None = None, keep: int = 0, dtype: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        shop: Shop,
+        make: Make,
+        *,
+        group: int = GROUP,
+        seed: int = 0,
+        policies: Shop | None = None,
+        keep: int = 0,
+        dtype: str = "",
+    ) -> None:
         self._shop, self._make, self._group, self._seed = shop, make, group, seed
         self._keep, self._dtype = keep, dtype
         self._policies = policies or shop
@@ -241,13 +248,19 @@ def evaluate_policies(
     Returns:
         See `report.evaluate`; `report.table` draws it.
     """
-    environment, systems = lineup(
-        shop, policies, with_baselines=with_baselines, only=on, **options
-    )
+    environment, systems = lineup(shop, policies, with_baselines=with_baselines, only=on, **options)
     return evaluate(
-        environment, systems, on, 5, limit, seed=options.get("seed", 0),
-        on_progress=on_progress, compare=compare, by=by, log=SearchLog.of_shop(shop),
-    )  # fmt: skip
+        environment,
+        systems,
+        on,
+        5,
+        limit,
+        seed=options.get("seed", 0),
+        on_progress=on_progress,
+        compare=compare,
+        by=by,
+        log=SearchLog.of_shop(shop),
+    )
 
 
 def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:

@@ -82,12 +82,14 @@ def load_preset(shop: Shop, name: str, folder: str | Path) -> dict[str, Any]:
         "derived": shop.config.derived_queries,
         **{
             kind: {
-                "accepted": r.accepted, "rejected": r.rejected, "duplicates": r.duplicates,
+                "accepted": r.accepted,
+                "rejected": r.rejected,
+                "duplicates": r.duplicates,
                 "reasons": r.reasons,
             }
             for kind, r in reports.items()
         },
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- finding and reading files
@@ -182,13 +184,27 @@ def _derived(
     for row in purchases:
         query = queries.get(str(row["product_id"]))
         if query is not None and row.get("searched", True):
-            rows.append({"user_id": row["user_id"], "time": row["time"], "type": "search",
-                         "query": query})  # fmt: skip
-            rows.append({"user_id": row["user_id"], "time": row["after"], "type": "purchase",
-                         "query": query, "product_id": row["product_id"]})  # fmt: skip
+            rows.append(
+                {"user_id": row["user_id"], "time": row["time"], "type": "search", "query": query}
+            )
+            rows.append(
+                {
+                    "user_id": row["user_id"],
+                    "time": row["after"],
+                    "type": "purchase",
+                    "query": query,
+                    "product_id": row["product_id"],
+                }
+            )
         else:
-            rows.append({"user_id": row["user_id"], "time": row["after"], "type": "purchase",
-                         "product_id": row["product_id"]})  # fmt: skip
+            rows.append(
+                {
+                    "user_id": row["user_id"],
+                    "time": row["after"],
+                    "type": "purchase",
+                    "product_id": row["product_id"],
+                }
+            )
     mark(shop, how)
     return append_events(shop, rows)
 
@@ -226,16 +242,16 @@ def _generic(shop: Shop, folder: Path) -> dict[str, IngestReport]:
 def _amazon_office(shop: Shop, folder: Path) -> dict[str, IngestReport]:
     """Purchases in order, without times: the clock puts a week between a user's."""
     with _Reader() as reader:
-        reader.table(
-            "p", _need(folder, "products", "products.csv*"), "item_id", "title", "brand"
-        )
+        reader.table("p", _need(folder, "products", "products.csv*"), "item_id", "title", "brand")
         reader.table(
             "e", _need(folder, "purchases", "purchases.csv*"), "user_id", "position", "item_id"
         )
         products = _products(
-            shop, reader, "SELECT item_id AS product_id, title, brand FROM p ORDER BY rowid",
+            shop,
+            reader,
+            "SELECT item_id AS product_id, title, brand FROM p ORDER BY rowid",
             ReadOptions(html=False),  # as they are handed out: published numbers rest on them
-        )  # fmt: skip
+        )
         # The last purchases of all users end together, as a log's do: so the split by time
         # tests each user's last ones.
         purchases = reader.rows(
@@ -265,30 +281,39 @@ def _instacart(shop: Shop, folder: Path) -> dict[str, IngestReport]:
         if "aisle" not in columns:
             reader.table("a", _need(folder, "aisles", "aisles.csv*"), "aisle_id", "aisle")
             reader.table(
-                "d", _need(folder, "departments", "departments.csv*"),
-                "department_id", "department",
-            )  # fmt: skip
+                "d", _need(folder, "departments", "departments.csv*"), "department_id", "department"
+            )
             goods = "(p JOIN a USING (aisle_id) JOIN d USING (department_id))"
         else:
             goods = "p"
         items = _find(folder, "order_items.csv*")
         if items is not None:
             reader.table(
-                "i", items, "user_id", "order_id", "order_number", "order_hour_of_day",
-                "days_since_prior_order", "product_id", "add_to_cart_order",
-            )  # fmt: skip
+                "i",
+                items,
+                "user_id",
+                "order_id",
+                "order_number",
+                "order_hour_of_day",
+                "days_since_prior_order",
+                "product_id",
+                "add_to_cart_order",
+            )
         else:
             reader.table("o", _need(folder, "orders", "orders.csv*"), "user_id", "order_id")
             reader.table(
-                "op", _need(folder, "order items", "order_products__prior.csv*",
-                            "order_products*.csv*"), "order_id", "product_id",
-            )  # fmt: skip
+                "op",
+                _need(folder, "order items", "order_products__prior.csv*", "order_products*.csv*"),
+                "order_id",
+                "product_id",
+            )
             reader.rows("CREATE VIEW i AS SELECT * FROM o JOIN op USING (order_id)")
         products = _products(
-            shop, reader,
+            shop,
+            reader,
             f"""SELECT product_id, product_name AS title, department || ' > ' || aisle AS category
             FROM {goods} ORDER BY product_id""",
-        )  # fmt: skip
+        )
         # All users' last orders end on one day; going back from there by the gaps dates all.
         purchases = reader.rows(
             f"""WITH orders AS (
@@ -332,20 +357,23 @@ def _amazon(shop: Shop, folder: Path) -> dict[str, IngestReport]:
     """
     with _Reader() as reader:
         columns = reader.table(
-            "m", _need(folder, "product file", "meta*.jsonl*", "*meta*.jsonl*", "meta*.parquet"),
+            "m",
+            _need(folder, "product file", "meta*.jsonl*", "*meta*.jsonl*", "meta*.parquet"),
             "title",
-        )  # fmt: skip
+        )
         key = "parent_asin" if "parent_asin" in columns else "asin"
 
         def column(name: str, form: str = "{}") -> str:
             return f"{form.format(name)} AS {name}" if name in columns else f"NULL AS {name}"
 
         reviews = [
-            p for p in sorted(folder.iterdir())
+            p
+            for p in sorted(folder.iterdir())
             if re.search(r"\.(jsonl|csv)(\.gz)?$", p.name)
-            and "meta" not in p.name and not p.name.startswith("shopping_queries")
+            and "meta" not in p.name
+            and not p.name.startswith("shopping_queries")
             and "example" not in p.name
-        ]  # fmt: skip
+        ]
         if len(reviews) != 1:
             held = ", ".join(p.name for p in reviews) or "none"
             raise QAgentError(
@@ -355,10 +383,11 @@ def _amazon(shop: Shop, folder: Path) -> dict[str, IngestReport]:
         product = "parent_asin" if "parent_asin" in found else "asin"
         reader.rows(
             f"""CREATE TABLE goods AS SELECT {key} AS product_id, any_value(title) AS title,
-                any_value({'store' if 'store' in columns else 'NULL'}) AS brand,
-                any_value({"array_to_string(categories, ' > ')"
-                           if 'categories' in columns else 'NULL'}) AS category,
-                any_value({"try_cast(price AS DOUBLE)" if 'price' in columns else 'NULL'}) AS price
+                any_value({"store" if "store" in columns else "NULL"}) AS brand,
+                any_value({
+                "array_to_string(categories, ' > ')" if "categories" in columns else "NULL"
+            }) AS category,
+                any_value({"try_cast(price AS DOUBLE)" if "price" in columns else "NULL"}) AS price
             FROM m WHERE coalesce(trim(title), '') <> '' GROUP BY {key}"""
         )
         products = _products(shop, reader, "SELECT * FROM goods ORDER BY product_id")

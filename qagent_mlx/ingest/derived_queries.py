@@ -185,10 +185,18 @@ def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
             QUALIFY row_number() OVER (PARTITION BY session_id, key ORDER BY ts, event_id) = 1
             ORDER BY f.ts, f.event_id"""
         ).fetchall()
-        report = append(shop, (
-            {"user_id": user, "time": ts - timedelta(seconds=1), "type": "search", "query": text}
-            for user, ts, text in searches
-        ))  # fmt: skip
+        report = append(
+            shop,
+            (
+                {
+                    "user_id": user,
+                    "time": ts - timedelta(seconds=1),
+                    "type": "search",
+                    "query": text,
+                }
+                for user, ts, text in searches
+            ),
+        )
         event_memory.refresh_sessions(connection, shop.config.memory, users)
         connection.execute("DROP TABLE derived; DROP TABLE underived")
     return report

@@ -97,8 +97,6 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
             connection, shop.config.memory, "SELECT DISTINCT user_id FROM fresh"
         )
         users = connection.execute("SELECT DISTINCT user_id FROM fresh").fetchall()
-        memory_store.update(
-            connection, shop.config.memory, [user for (user,) in users], last_id
-        )
+        memory_store.update(connection, shop.config.memory, [user for (user,) in users], last_id)
     connection.execute("DROP TABLE fresh")
     return stored, good - stored

@@ -76,7 +76,7 @@ def retry(shop: Shop) -> IngestReport:
             )
             connection.execute(
                 f"""CREATE OR REPLACE TEMP TABLE stage AS
-                SELECT number AS row, {texts}, NULL::VARCHAR AS broken FROM tried""",
+                SELECT number AS row, {texts}, NULL::VARCHAR AS broken FROM tried"""
             )
             connection.execute(
                 "DELETE FROM rejects WHERE kind = ? AND raw IS NOT NULL "
@@ -88,7 +88,7 @@ def retry(shop: Shop) -> IngestReport:
             connection.execute(
                 f"""UPDATE rejects SET file = t.file, row = t.row, rejected_at = t.rejected_at
                 FROM tried t WHERE rejects.file = '{RETRY}' AND rejects.kind = t.kind
-                AND rejects.row = t.number""",
+                AND rejects.row = t.number"""
             )
             connection.execute("DROP TABLE tried")
     return total
@@ -127,9 +127,7 @@ def _store(
     else:
         accepted, duplicates = _store_events(shop, options)
     report = IngestReport(accepted=accepted, duplicates=duplicates)
-    connection.execute(
-        "UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed]
-    )
+    connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])
     raw = ", ".join(f"'{f}', {_kept(f, options)}" for f in ALIASES[kind])
     reasons = connection.execute(
         """SELECT reason, count(*), min(row), arg_min(detail, row) FROM checked
@@ -181,9 +179,7 @@ def append_events(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
         return append(shop, rows)
 
 
-def append_batches(
-    shop: Shop, batches: Sequence[Sequence[dict[str, Any]]]
-) -> list[IngestReport]:
+def append_batches(shop: Shop, batches: Sequence[Sequence[dict[str, Any]]]) -> list[IngestReport]:
     """Store several lists of events as `append_events` does, with a report for each.
 
     Most of the time goes into what a call costs once, so all go in together; only where some

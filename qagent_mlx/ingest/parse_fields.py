@@ -53,10 +53,9 @@ def price(text: str, comma: bool = False) -> float | None:
     whole, cents = number, ""
     if last >= 0:
         mark, digits = number[last], number[last + 1 :]
-        thousands = (
-            number.count(mark) > 1
-            or (len(digits) == 3 and (mark == "," or comma) and number[0] != "0")
-        )  # fmt: skip
+        thousands = number.count(mark) > 1 or (
+            len(digits) == 3 and (mark == "," or comma) and number[0] != "0"
+        )
         if not thousands or (number.count(mark) == 1 and (set(",.") - {mark}) & set(number[:last])):
             whole, cents = number[:last], digits
     separators = set(whole) - set("0123456789")

@@ -38,8 +38,10 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     def text(column: str) -> str:
         if not options.html:
             return column
-        return f"CASE WHEN contains({column}, '&') OR contains({column}, '<') " \
+        return (
+            f"CASE WHEN contains({column}, '&') OR contains({column}, '<') "
             f"THEN qa_plain({column}) ELSE {column} END"
+        )
 
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS

@@ -56,8 +56,13 @@ def _open(path: Path, zipped: bool) -> BinaryIO:
 
 def _encoding(name: str) -> str:
     """The encoding as DuckDB spells it."""
-    known = {"utf-8": "utf-8", "utf-8-sig": "utf-8", "ascii": "utf-8", "iso8859-1": "latin-1",
-             "utf-16": "utf-16"}  # fmt: skip
+    known = {
+        "utf-8": "utf-8",
+        "utf-8-sig": "utf-8",
+        "ascii": "utf-8",
+        "iso8859-1": "latin-1",
+        "utf-16": "utf-16",
+    }
     try:
         return known[codecs.lookup(name).name]
     except (LookupError, ValueError):
@@ -88,8 +93,10 @@ def _check_text(path: Path, zipped: bool, encoding: str) -> str:
                 except UnicodeDecodeError as error:
                     bad = line + chunk[: error.start].count(b"\n")
                     wide = first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-                    guess = "UTF-16, add --encoding utf-16" if wide else (
-                        "Latin-1, add --encoding latin-1"
+                    guess = (
+                        "UTF-16, add --encoding utf-16"
+                        if wide
+                        else ("Latin-1, add --encoding latin-1")
                     )
                     raise QAgentError(
                         f"{path} line {bad}: not {encoding} text "
@@ -123,11 +130,7 @@ def _check_text(path: Path, zipped: bool, encoding: str) -> str:
 
 
 def _stage_csv(
-    connection: duckdb.DuckDBPyConnection,
-    kind: str,
-    path: Path,
-    zipped: bool,
-    options: ReadOptions,
+    connection: duckdb.DuckDBPyConnection, kind: str, path: Path, zipped: bool, options: ReadOptions
 ) -> None:
     head = _check_text(path, zipped, options.encoding)
     line = head.splitlines()[0]
@@ -173,11 +176,7 @@ def _stage_csv(
 
 
 def _stage_jsonl(
-    connection: duckdb.DuckDBPyConnection,
-    kind: str,
-    path: Path,
-    zipped: bool,
-    options: ReadOptions,
+    connection: duckdb.DuckDBPyConnection, kind: str, path: Path, zipped: bool, options: ReadOptions
 ) -> None:
     _check_text(path, zipped, options.encoding)
     # Read as one text column: 0x01 cannot occur inside JSON, so no line is ever split.

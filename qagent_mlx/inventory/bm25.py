@@ -93,23 +93,25 @@ class Lexical:
         sizes = np.array([len(terms) for terms in found], dtype=np.int64)
         matrix = sparse.coo_matrix(
             (
-                np.concatenate([
-                    self._counts[kept].astype(np.int32),
-                    np.ones(len(ids) + len(more), dtype=np.int32),
-                ]),
+                np.concatenate(
+                    [
+                        self._counts[kept].astype(np.int32),
+                        np.ones(len(ids) + len(more), dtype=np.int32),
+                    ]
+                ),
                 (
-                    np.concatenate([
-                        old_rows[kept], np.repeat(fresh, sizes),
-                        np.repeat(fresh, [len(terms) for terms in also]),
-                    ]),
-                    np.concatenate([
-                        old_columns[kept],
-                        np.array(ids + more, dtype=np.int64),
-                    ]),
+                    np.concatenate(
+                        [
+                            old_rows[kept],
+                            np.repeat(fresh, sizes),
+                            np.repeat(fresh, [len(terms) for terms in also]),
+                        ]
+                    ),
+                    np.concatenate([old_columns[kept], np.array(ids + more, dtype=np.int64)]),
                 ),
             ),
             shape=(len(source), len(column)),
-        ).tocsc()  # fmt: skip
+        ).tocsc()
         matrix.sort_indices()
         used = np.flatnonzero(np.diff(matrix.indptr))
         starts = np.concatenate([[0], np.cumsum(np.diff(matrix.indptr)[used])])
@@ -241,10 +243,13 @@ class Lexical:
         """What is stored, by name."""
         text = "\n".join(self.terms).encode()
         return {
-            "counts": self._counts, "rows": self._rows, "starts": self._starts,
-            "lengths": self._lengths, "impacts": self._impacts,
+            "counts": self._counts,
+            "rows": self._rows,
+            "starts": self._starts,
+            "lengths": self._lengths,
+            "impacts": self._impacts,
             "vocabulary": np.frombuffer(text, dtype=np.uint8),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Lexical:
@@ -262,6 +267,8 @@ class Lexical:
 
 def _empty() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return (
-        np.empty(0, dtype=np.uint16), np.empty(0, dtype=np.int32),
-        np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32),
-    )  # fmt: skip
+        np.empty(0, dtype=np.uint16),
+        np.empty(0, dtype=np.int32),
+        np.zeros(1, dtype=np.int64),
+        np.empty(0, dtype=np.int32),
+    )

@@ -150,7 +150,10 @@ def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str)
         list, zip(*columns, strict=True)
     )
     catalog = Catalog(
-        ids, titles, brands, categories,
+        ids,
+        titles,
+        brands,
+        categories,
         np.array([np.nan if p is None else p for p in prices], dtype=np.float64),
         np.array(stock, dtype=bool),
         attributes,
@@ -175,7 +178,6 @@ def read_catalog(shop: Shop) -> Catalog:
     if not len(catalog):
         raise QAgentError(f"{shop.path} has no products; run: qagent ingest products FILE")
     return catalog
-
 
 
 def read_stored(products: Path, history: Path) -> Catalog:

@@ -135,19 +135,18 @@ class SimilarQueries:
             exact = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1)
             value = np.round(exact, 5)
             order = np.lexsort((rows, -value))
-            made.append([
-                (self._keys[row], score)
-                for row, score in zip(rows[order].tolist(), value[order].tolist(), strict=True)
-                if score >= least
-            ])  # fmt: skip
+            made.append(
+                [
+                    (self._keys[row], score)
+                    for row, score in zip(rows[order].tolist(), value[order].tolist(), strict=True)
+                    if score >= least
+                ]
+            )
         return made
 
 
 def similar_ranking(
-    clicks: ClickLog,
-    similar: Sequence[tuple[str, float]],
-    as_of: datetime | None,
-    limit: int = 50,
+    clicks: ClickLog, similar: Sequence[tuple[str, float]], as_of: datetime | None, limit: int = 50
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """What was engaged with under similar queries before a moment, for one that has nothing.
 

@@ -259,11 +259,14 @@ class Postgres:
         kept = filters or Filters()
         values = {
             # PostgreSQL's text holds no NUL.
-            "queries": [query.replace("\0", " ") for query in asked], "k": k,
-            "language": self._settings.language, "in_stock": kept.in_stock,
-            "least": kept.min_price, "most": kept.max_price,
+            "queries": [query.replace("\0", " ") for query in asked],
+            "k": k,
+            "language": self._settings.language,
+            "in_stock": kept.in_stock,
+            "least": kept.min_price,
+            "most": kept.max_price,
             "prefix": _like(kept.category) if kept.category else None,
-        }  # fmt: skip
+        }
         try:
             rows = self._connected().execute(self._statement(), values).fetchall()
         except psycopg.Error as error:
@@ -286,10 +289,12 @@ class Postgres:
         if self._connection is None or self._connection.closed:
             seconds = max(2, round(self._settings.timeout))
             self._connection = _psycopg().connect(
-                self._dsn, autocommit=True, connect_timeout=seconds,
+                self._dsn,
+                autocommit=True,
+                connect_timeout=seconds,
                 options=f"-c statement_timeout={round(self._settings.timeout * 1000)}"
                 " -c default_transaction_read_only=on",
-            )  # fmt: skip
+            )
         return self._connection
 
     def _statement(self) -> Any:
@@ -304,9 +309,9 @@ class Postgres:
             document = name(s.vector)
         else:
             parts = sql.SQL(", ").join(name(column) for column in s.text)
-            document = sql.SQL(
-                "to_tsvector(%(language)s::regconfig, concat_ws(' ', {}))"
-            ).format(parts)
+            document = sql.SQL("to_tsvector(%(language)s::regconfig, concat_ws(' ', {}))").format(
+                parts
+            )
         # plainto_tsquery joins the words by AND; a shop shows what has some of them, too.
         return sql.SQL(
             """SELECT q.number, found.id, found.score
@@ -323,9 +328,13 @@ class Postgres:
                 ORDER BY score DESC, {id}::text COLLATE "C" LIMIT %(k)s) found
             ORDER BY q.number, found.score DESC, found.id COLLATE "C" """
         ).format(
-            id=name(s.id), document=document, table=sql.Identifier(*s.table.split(".")),
-            in_stock=name(s.in_stock), price=name(s.price), category=name(s.category),
-        )  # fmt: skip
+            id=name(s.id),
+            document=document,
+            table=sql.Identifier(*s.table.split(".")),
+            in_stock=name(s.in_stock),
+            price=name(s.price),
+            category=name(s.category),
+        )
 
 
 def _psycopg() -> Any:

@@ -38,9 +38,18 @@ from .index_files import (
 from .vector_index import Vectors, open_shard, save_shard
 
 __all__ = [
-    "CLICK_SHARE", "Catalog", "Changes", "InventoryIndex", "build", "default_clicks_until",
-    "ensure", "load", "product_text", "read_catalog", "update",
-]  # fmt: skip
+    "CLICK_SHARE",
+    "Catalog",
+    "Changes",
+    "InventoryIndex",
+    "build",
+    "default_clicks_until",
+    "ensure",
+    "load",
+    "product_text",
+    "read_catalog",
+    "update",
+]
 
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build`
 REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned anew
@@ -127,9 +136,12 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: Writer) -> Invento
         "clicked_pairs": len(clicked),
     }
     kept: dict[str, list[int]] = {}
-    return _write(shop, writer, InventoryIndex(
-        writer.folder, values, catalog, lexical, vectors, encoder
-    ), kept)  # fmt: skip
+    return _write(
+        shop,
+        writer,
+        InventoryIndex(writer.folder, values, catalog, lexical, vectors, encoder),
+        kept,
+    )
 
 
 def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple[int, str, float]]:
@@ -194,14 +206,16 @@ def _update(shop: Shop, index: InventoryIndex, writer: Writer) -> tuple[Inventor
         writer.folder,
         {key: index.manifest[key] for key in ("encoder", "clicks_until", "clicked_pairs")},
         catalog,
-        index.lexical if same else index.lexical.rearranged(
+        index.lexical
+        if same
+        else index.lexical.rearranged(
             source, new_texts, [catalog.titles[row] for row in fresh.tolist()]
         ),
-        index.vectors if same else index.vectors.rearranged(
-            source, index.encoder.encode(new_texts)
-        ),
+        index.vectors
+        if same
+        else index.vectors.rearranged(source, index.encoder.encode(new_texts)),
         index.encoder,
-    )  # fmt: skip
+    )
     # Files whose content stays are named by the new generation too, if they are still there.
     kept = {
         name: stored
@@ -218,9 +232,12 @@ def _update(shop: Shop, index: InventoryIndex, writer: Writer) -> tuple[Inventor
 
 def _facts(catalog: Catalog, row: int) -> tuple[Any, ...]:
     return (
-        repr(catalog.prices[row]), catalog.in_stock[row], catalog.brands[row],
-        catalog.categories[row], catalog.attributes[row],
-    )  # fmt: skip
+        repr(catalog.prices[row]),
+        catalog.in_stock[row],
+        catalog.brands[row],
+        catalog.categories[row],
+        catalog.attributes[row],
+    )
 
 
 def _write(
@@ -306,10 +323,20 @@ def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
     except QAgentError:
         raise
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError,
-        EOFError, ArithmeticError, MemoryError, duckdb.Error,
-        SyntaxError, TokenError,  # numpy reads an array's header as Python's own literals
-    ) as error:  # fmt: skip
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        EOFError,
+        ArithmeticError,
+        MemoryError,
+        duckdb.Error,
+        SyntaxError,
+        TokenError,  # numpy reads an array's header as Python's own literals
+    ) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error
     if not fits:

@@ -31,9 +31,7 @@ from ..utils.atomic_files import locked, read_json, sync_folder, write_json
 FORMAT = 2
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-KEYS = {
-    "generation", "catalog_version", "products", "clicks_until", "files", "shards", "encoder",
-}  # fmt: skip
+KEYS = {"generation", "catalog_version", "products", "clicks_until", "files", "shards", "encoder"}
 CHECKED = 64 << 20  # bytes; larger files are checked by size alone, or opening would read them
 REMEDY = "run: qagent index"
 WAIT = 600.0  # seconds for another writer, who may be building an index
@@ -123,9 +121,7 @@ class Writer:
         for name in self._fresh:
             path = self.folder / name
             files[name] = [path.stat().st_size, _checksum(path)]
-        manifest = {
-            "format": FORMAT, "generation": self.generation, **values, "files": files,
-        }  # fmt: skip
+        manifest = {"format": FORMAT, "generation": self.generation, **values, "files": files}
         sync_folder(self.folder)
         write_json(self.folder / MANIFEST, manifest)
         clear(self.folder)

@@ -115,11 +115,7 @@ class HybridSearch:
         return HybridSearch(index, clicks, self.config, self.reranker)
 
     def explain(
-        self,
-        query: str,
-        k: int = 10,
-        as_of: datetime | None = None,
-        filters: Filters | None = None,
+        self, query: str, k: int = 10, as_of: datetime | None = None, filters: Filters | None = None
     ) -> list[Explanation]:
         """The hits of `search` with what each side says of them, the best first."""
         (mask,) = self._masks(filters, [as_of])
@@ -181,9 +177,7 @@ class HybridSearch:
 
     # ------------------------------------------------------------ words and vectors
 
-    def _sides(
-        self, queries: Sequence[str], masks: Sequence[np.ndarray | None]
-    ) -> list[Sides]:
+    def _sides(self, queries: Sequence[str], masks: Sequence[np.ndarray | None]) -> list[Sides]:
         """What words and vectors find for each query; remembered where nothing is filtered."""
         made: dict[tuple[str, int], Sides] = {}
         groups: dict[int, list[str]] = {}

@@ -17,6 +17,7 @@ from .types import Explanation, Filters, Search
 if TYPE_CHECKING:
     pass
 
+
 def search_products(
     shop: Shop,
     query: str,

@@ -90,10 +90,7 @@ class Vectors:
         else:
             parts = -(-size // SHARD)
             edges = np.linspace(0, size, parts + 1).astype(int).tolist()
-            shards = [
-                Shard(a, b - a, graph=_graph(vectors[a:b], a))
-                for a, b in pairwise(edges)
-            ]
+            shards = [Shard(a, b - a, graph=_graph(vectors[a:b], a)) for a, b in pairwise(edges)]
         return cls(dimensions, shards, np.arange(size, dtype=np.int64))
 
     def rearranged(self, source: np.ndarray, fresh: np.ndarray) -> Vectors:
@@ -157,9 +154,7 @@ class Vectors:
                 return found
             wanted *= 4
 
-    def search(
-        self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
-    ) -> Found:
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
         """The nearest rows of each query.
 
         Args:
@@ -226,9 +221,13 @@ def _nearest(matrix: np.ndarray, queries: np.ndarray, k: int) -> Found:
 
 def _graph(vectors: np.ndarray, start: int) -> Index:
     graph = Index(
-        ndim=vectors.shape[1], metric="cos", dtype="f16", connectivity=CONNECTIVITY,
-        expansion_add=EXPANSION_ADD, expansion_search=EXPANSION_SEARCH,
-    )  # fmt: skip
+        ndim=vectors.shape[1],
+        metric="cos",
+        dtype="f16",
+        connectivity=CONNECTIVITY,
+        expansion_add=EXPANSION_ADD,
+        expansion_search=EXPANSION_SEARCH,
+    )
     graph.add(np.arange(start, start + len(vectors), dtype=np.uint64), vectors)
     return graph
 

@@ -14,11 +14,40 @@ ECHOED = 8  # of the user's last queries: whose words are looked for in other qu
 
 TEXT = ("query_key", "query", "source", "leaf", "kind")
 NUMBERS = (
-    "times", "best", "last", "age", "back", "next_score", "next_place", "timing", "share",
-    "longer_share", "short_share", "trend_place", "recent", "had_age", "again", "due", "success",
-    "focus", "leaf_last", "leaf_age", "leaf_times", "wording", "taste", "used", "main_bought",
-    "main_age", "echo_last", "echo_own", "covered", "returned", "need", "pace", "need_bought",
-)  # fmt: skip
+    "times",
+    "best",
+    "last",
+    "age",
+    "back",
+    "next_score",
+    "next_place",
+    "timing",
+    "share",
+    "longer_share",
+    "short_share",
+    "trend_place",
+    "recent",
+    "had_age",
+    "again",
+    "due",
+    "success",
+    "focus",
+    "leaf_last",
+    "leaf_age",
+    "leaf_times",
+    "wording",
+    "taste",
+    "used",
+    "main_bought",
+    "main_age",
+    "echo_last",
+    "echo_own",
+    "covered",
+    "returned",
+    "need",
+    "pace",
+    "need_bought",
+)
 
 
 def blank(rows: int) -> dict[str, np.ndarray]:
@@ -41,9 +70,7 @@ class Neighbour(NamedTuple):
 
 def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neighbour]:
     """What people with the user's past went on to search, fitted to the user's taste."""
-    found = [
-        (row, day.followers.get(row[0], NOBODY)) for row in state.sources
-    ]
+    found = [(row, day.followers.get(row[0], NOBODY)) for row in state.sources]
     found = [(row, f) for row, f in found if len(f.ids)]
     if not found:
         return {}
@@ -71,9 +98,12 @@ def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neig
     delay = np.concatenate([f.delay for _, f in found])
     here = np.flatnonzero(chosen[place])
     for i, o, v, d in zip(
-        place[here].tolist(), owner[here].tolist(), np.round(value[here], 12).tolist(),
-        delay[here].tolist(), strict=True,
-    ):  # fmt: skip
+        place[here].tolist(),
+        owner[here].tolist(),
+        np.round(value[here], 12).tolist(),
+        delay[here].tolist(),
+        strict=True,
+    ):
         source, _, age = found[o][0]
         if i not in says or (v, source) > says[i][:2]:
             says[i] = (v, source, age)
@@ -165,8 +195,9 @@ def candidates(
     knows = {product: (float(bought), age) for product, bought, age in state.knows}
     said = [
         (row[0], vocabulary.bags[vocabulary.number[row[0]]])
-        for row in state.own[:ECHOED] if row[0] in vocabulary.number
-    ]  # fmt: skip
+        for row in state.own[:ECHOED]
+        if row[0] in vocabulary.number
+    ]
     spoken = frozenset().union(*(bag for _, bag in said))  # their words: most share none of them
     due = needs(state, day)
     keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
@@ -190,15 +221,40 @@ def candidates(
         main_bought, main_age = knows.get(fact.main or "", (None, None))
         text.append((key, query or known.query, source, fact.leaf, known.kind))
         numbers.append(
-            (times, best, last, age, back, next_score, next_place, timing, share, longer, short,
-             place, recent, had_age, again,
-             had_age / gap if had_age is not None and gap else None,
-             (fact.met + 1.0) / (fact.asked + 2.0), (fact.most + 0.3) / (fact.met + 1.0),
-             leaf_last, leaf_age, leaf_times, wording.get(known.kind, 0.0),
-             taste.get(known.modifier, 0.0), used.get(known.modifier, 0.0), main_bought, main_age,
-             echo[0], max(echo), (fact.ten + 1.0) / (fact.met + 1.5),
-             (fact.same + 0.2) / (fact.followed + 2.0), *need)
-        )  # fmt: skip
+            (
+                times,
+                best,
+                last,
+                age,
+                back,
+                next_score,
+                next_place,
+                timing,
+                share,
+                longer,
+                short,
+                place,
+                recent,
+                had_age,
+                again,
+                had_age / gap if had_age is not None and gap else None,
+                (fact.met + 1.0) / (fact.asked + 2.0),
+                (fact.most + 0.3) / (fact.met + 1.0),
+                leaf_last,
+                leaf_age,
+                leaf_times,
+                wording.get(known.kind, 0.0),
+                taste.get(known.modifier, 0.0),
+                used.get(known.modifier, 0.0),
+                main_bought,
+                main_age,
+                echo[0],
+                max(echo),
+                (fact.ten + 1.0) / (fact.met + 1.5),
+                (fact.same + 0.2) / (fact.followed + 2.0),
+                *need,
+            )
+        )
     if not keys:
         return blank(0)
     table = np.ascontiguousarray(np.array(numbers, dtype=np.float64).T)

@@ -90,6 +90,11 @@ def _strongest(linked: Mapping[Edge, float]) -> list[Edge]:
 def _shown(edge: Edge, weight: float) -> dict[str, Any]:
     relation, (source_kind, source), (target_kind, target) = edge
     return {
-        "from": source, "from_kind": source_kind, "to": target, "to_kind": target_kind,
-        "kind": f"{source_kind}-{target_kind}", "relation": relation, "weight": round(weight, 4),
-    }  # fmt: skip
+        "from": source,
+        "from_kind": source_kind,
+        "to": target,
+        "to_kind": target_kind,
+        "kind": f"{source_kind}-{target_kind}",
+        "relation": relation,
+        "weight": round(weight, 4),
+    }

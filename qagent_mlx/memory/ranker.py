@@ -26,10 +26,22 @@ from .ranking_features import _PLACE, FEATURES, features
 from .sessions import Success, successes
 
 _DEFAULTS = {
-    "own": 0.8, "back": -0.3, "unmet": 0.2, "liked": 0.6, "carted": 0.6, "bought": -0.8,
-    "own old": -0.5, "bought long ago": 0.3, "had": -0.5, "had now": -0.5, "next": 0.4,
-    "next score": 0.8, "trend": 0.3, "trend share": 1.0, "success": 0.4,
-}  # fmt: skip
+    "own": 0.8,
+    "back": -0.3,
+    "unmet": 0.2,
+    "liked": 0.6,
+    "carted": 0.6,
+    "bought": -0.8,
+    "own old": -0.5,
+    "bought long ago": 0.3,
+    "had": -0.5,
+    "had now": -0.5,
+    "next": 0.4,
+    "next score": 0.8,
+    "trend": 0.3,
+    "trend share": 1.0,
+    "success": 0.4,
+}
 OUTSIDE = 1.5  # the default logit of "none of these"
 PULL = 5.0  # how many moments' worth of evidence the defaults are
 MAX_MOMENTS = 3000  # the latest of the log that weights are learned from
@@ -95,7 +107,9 @@ class Worth:
         places = np.array([known.get(name, -1) for name in FEATURES])
         learned = (
             Weights(
-                np.append(step["weights"], 0.0)[places], step["outside"], step["moments"],
+                np.append(step["weights"], 0.0)[places],
+                step["outside"],
+                step["moments"],
                 datetime.fromisoformat(step["until"]),
             )
             for step in values["steps"]
@@ -150,8 +164,10 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
     while cuts[-1] + step <= end:
         cuts.append(cuts[-1] + step)
     # A session that goes on beyond a cut counts with what it was by then.
-    known = [[s for s in successes(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
-             for cut in cuts]
+    known = [
+        [s for s in successes(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
+        for cut in cuts
+    ]
     moments = {(s.user_id, s.start): s for part in known for s in part}
     place = {key: i for i, key in enumerate(moments)}
     sessions = list(dict.fromkeys(s for part in known for s in part))
@@ -242,7 +258,10 @@ def _fit(
         return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
 
     best = minimize(
-        loss, np.append(start.values, start.outside), jac=True, method="L-BFGS-B",
+        loss,
+        np.append(start.values, start.outside),
+        jac=True,
+        method="L-BFGS-B",
         options={"maxiter": 100, "ftol": 1e-7},
     )
     return Weights(best.x[:-1], float(best.x[-1]), len(filled))

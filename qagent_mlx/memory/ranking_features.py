@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 AGES = (
-    (0.1, "now"), (1.5, "today"), (4.0, "days"), (9.0, "week"), (18.0, "weeks"), (45.0, "month"),
-)  # fmt: skip
+    (0.1, "now"),
+    (1.5, "today"),
+    (4.0, "days"),
+    (9.0, "week"),
+    (18.0, "weeks"),
+    (45.0, "month"),
+)
 AGE_WORDS = (*(word for _, word in AGES), "old")
 OUTCOMES = ("unmet", "liked", "carted", "bought")
 # The time since a purchase against the usual time until such a thing is bought again.
@@ -19,14 +24,24 @@ TIMING = ((0.3, "much too early"), (0.6, "early"), (1.2, "in time"), (2.2, "late
 TIMING_WORDS = (*(word for _, word in TIMING), "much too late")
 # How much a category is needed, and how far from the usual time (see `candidates.needs`).
 NEED = (
-    (0.003, "none"), (0.01, "trace"), (0.02, "faint"), (0.05, "slight"), (0.1, "some"),
-    (0.2, "fair"), (0.4, "good"), (0.8, "strong"),
-)  # fmt: skip
+    (0.003, "none"),
+    (0.01, "trace"),
+    (0.02, "faint"),
+    (0.05, "slight"),
+    (0.1, "some"),
+    (0.2, "fair"),
+    (0.4, "good"),
+    (0.8, "strong"),
+)
 NEED_WORDS = (*(word for _, word in NEED), "sure")
 PACE = (
-    (-2.0, "far too early"), (-1.0, "too early"), (-0.4, "early"), (0.4, "in time"), (1.0, "late"),
+    (-2.0, "far too early"),
+    (-1.0, "too early"),
+    (-0.4, "early"),
+    (0.4, "in time"),
+    (1.0, "late"),
     (2.0, "too late"),
-)  # fmt: skip
+)
 PACE_WORDS = (*(word for _, word in PACE), "far too late")
 PRESSING = 0.1  # of what is needed as much as that, wording and taste decide
 SOURCE_KINDS = {"c": "category", "p": "product", "q": "query", "r": "retry"}
@@ -51,22 +66,54 @@ def _with_ages(name: str) -> list[str]:
 
 
 FEATURES = (
-    "own", "back", "times",
+    "own",
+    "back",
+    "times",
     *(name for outcome in OUTCOMES for name in (outcome, *_with_ages(outcome))),
-    *_with_ages("own"), "bought long ago",
-    "had", *_with_ages("had"), "again", *(n for word in DUE_WORDS for n in (word, f"{word} again")),
-    "next", "next score",
+    *_with_ages("own"),
+    "bought long ago",
+    "had",
+    *_with_ages("had"),
+    "again",
+    *(n for word in DUE_WORDS for n in (word, f"{word} again")),
+    "next",
+    "next score",
     *(f"{name} {word}" for name in SOURCE_KINDS.values() for word in TIMING_WORDS),
-    "trend", "trend share", "short share", "long share", "trend weight", "short weight", "growth",
-    "success", "focus", "leaf", "leaf times",
+    "trend",
+    "trend share",
+    "short share",
+    "long share",
+    "trend weight",
+    "short weight",
+    "growth",
+    "success",
+    "focus",
+    "leaf",
+    "leaf times",
     *(n for outcome in OUTCOMES for n in (f"leaf {outcome}", *_with_ages(f"leaf {outcome}"))),
-    "main", "main unsearched", "main bought", *_with_ages("main"),
-    "kind plain", "kind brand", "kind attribute", "wording", "own wording", "taste", "used",
-    "echo last", "echo own", "covered", "returned", "own returned",
+    "main",
+    "main unsearched",
+    "main bought",
+    *_with_ages("main"),
+    "kind plain",
+    "kind brand",
+    "kind attribute",
+    "wording",
+    "own wording",
+    "taste",
+    "used",
+    "echo last",
+    "echo own",
+    "covered",
+    "returned",
+    "own returned",
     *(f"need {word}" for word in NEED_WORDS),
     *(f"after {what} {word}" for what in ("liked", "bought") for word in PACE_WORDS),
-    "pressing own", "pressing next", "pressing worded", "pressing taste",
-)  # fmt: skip
+    "pressing own",
+    "pressing next",
+    "pressing worded",
+    "pressing taste",
+)
 _PLACE = {name: place for place, name in enumerate(FEATURES)}
 
 

@@ -45,9 +45,10 @@ def raw_lines(
     seen: list[set[str]] = [set() for _ in moments]
     query = _NEWEST.format(most=max(0, budget))
     values = {
-        "numbers": list(range(len(moments))), "users": [m.user_id for m in moments],
+        "numbers": list(range(len(moments))),
+        "users": [m.user_id for m in moments],
         "times": [m.as_of for m in moments],
-    }  # fmt: skip
+    }
     for number, kind, key, text, age in connection.execute(query, values).fetchall():
         lines = made[number]
         # One reference a query: the same query searched again is a line without one.

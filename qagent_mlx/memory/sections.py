@@ -26,9 +26,7 @@ def _query_lines(
     order = np.argsort(-chances, kind="stable")[:keep]
     made: list[Line] = []
     for chance, query, back, last, age, had_age, next_score, source, share, longer, success in zip(
-        chances[order].tolist(),
-        *(candidates[name][order].tolist() for name in _SHOWN),
-        strict=True,
+        chances[order].tolist(), *(candidates[name][order].tolist() for name in _SHOWN), strict=True
     ):
         own, follows, trends = back == back, next_score == next_score, share == share  # or NaN
         section, most = "latest", 1.0 if own else 0.0
@@ -66,17 +64,29 @@ def _query_lines(
 
 # What a line tells of a candidate.
 _SHOWN = (
-    "query", "back", "last", "age", "had_age", "next_score", "source", "share", "longer_share",
+    "query",
+    "back",
+    "last",
+    "age",
+    "had_age",
+    "next_score",
+    "source",
+    "share",
+    "longer_share",
     "success",
-)  # fmt: skip
+)
 
 
 def chance_word(chance: float) -> str:
     """How likely a query is wanted next, as one word; empty for the many that hardly are."""
     return next(
-        (word for limit, word in ((0.3, "surely"), (0.15, "likely"), (0.07, "maybe"))
-         if chance >= limit), "",
-    )  # fmt: skip
+        (
+            word
+            for limit, word in ((0.3, "surely"), (0.15, "likely"), (0.07, "maybe"))
+            if chance >= limit
+        ),
+        "",
+    )
 
 
 def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:

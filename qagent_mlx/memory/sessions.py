@@ -120,9 +120,11 @@ def first_searches(
 
 
 def _found(
-    connection: duckdb.DuckDBPyConnection, join: str, after: datetime | None,
+    connection: duckdb.DuckDBPyConnection,
+    join: str,
+    after: datetime | None,
     before: datetime | None,
-) -> list[Success]:  # fmt: skip
+) -> list[Success]:
     limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
         Success(user, start, query, key, tuple(products), history)

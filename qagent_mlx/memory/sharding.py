@@ -86,10 +86,13 @@ def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
     write_json(
         folder / "manifest.json",
         {
-            "format": FORMAT, "parts": parts, "events": "events/part={part}/*.parquet",
-            "config": asdict(shop.config.memory), "line_worth": shop.meta("line_worth", ""),
+            "format": FORMAT,
+            "parts": parts,
+            "events": "events/part={part}/*.parquet",
+            "config": asdict(shop.config.memory),
+            "line_worth": shop.meta("line_worth", ""),
         },
-    )  # fmt: skip
+    )
     return {"folder": str(folder), "parts": parts, "events": counts}
 
 

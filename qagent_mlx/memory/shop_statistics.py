@@ -223,14 +223,15 @@ def drop_temporary(connection: duckdb.DuckDBPyConnection) -> None:
 
 def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether this connection has the tables that `prepare_shop` makes."""
-    return connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_kinds'"
-    ).fetchone() is not None
+    return (
+        connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_kinds'"
+        ).fetchone()
+        is not None
+    )
 
 
-def make_shop_tables(
-    connection: duckdb.DuckDBPyConnection, kind: str, swing: bool = False
-) -> None:
+def make_shop_tables(connection: duckdb.DuckDBPyConnection, kind: str, swing: bool = False) -> None:
     """Make `SHOP_TABLES` from the log and the catalog; ``kind`` is TABLE or TEMP TABLE."""
     make_derived(connection, kind)
     make_traces(connection, kind)

@@ -101,9 +101,10 @@ class Vocabulary:
             self._kind.append(KINDS.index(wording.kind))
             # The last place of a table by modifier is that of queries without one.
             self._modifier.append(
-                -1 if wording.modifier is None
+                -1
+                if wording.modifier is None
                 else self.modifiers.setdefault(wording.modifier, len(self.modifiers))
-            )  # fmt: skip
+            )
 
     def worded(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each number: the place of its kind in `KINDS`, and its modifier's number or -1."""
@@ -283,9 +284,10 @@ class Knowledge:
         """What the shop searched before the start of each moment's hour, the most first."""
         hours = [m.replace(minute=0, second=0, microsecond=0) for m in moments]
         missing = {
-            hour for hour in hours
+            hour
+            for hour in hours
             if hour not in self._hours or not self._stands(self._hours[hour][0], hour)
-        }  # fmt: skip
+        }
         if missing:
             self._hours |= {hour: (self._end, {}) for hour in missing}
             for hour, key, *rest in self._connection.execute(

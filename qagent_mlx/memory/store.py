@@ -56,11 +56,7 @@ def fingerprint(config: MemoryConfig) -> str:
 
 def state(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     """What the store says of itself (see `_KEYS`)."""
-    return dict(
-        connection.execute(
-            f"SELECT key, value FROM meta WHERE key IN {_KEYS}"
-        ).fetchall()
-    )
+    return dict(connection.execute(f"SELECT key, value FROM meta WHERE key IN {_KEYS}").fetchall())
 
 
 def ended(state: Mapping[str, str]) -> datetime | None:

@@ -48,9 +48,17 @@ def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
         if search.known is not None:
             event = search.event
             made.outcomes.append(
-                (event.event_id, user, event.session_id, time_of(event.at), event.query_key,
-                 time_of(search.known), search.first_product, search.product_id)
-            )  # fmt: skip
+                (
+                    event.event_id,
+                    user,
+                    event.session_id,
+                    time_of(event.at),
+                    event.query_key,
+                    time_of(search.known),
+                    search.first_product,
+                    search.product_id,
+                )
+            )
     known = sorted(
         (s for s in asked if s.known is not None),
         key=lambda s: (s.known, s.event.at, s.event.event_id),
@@ -99,9 +107,14 @@ def _after_none(asked: Sequence[Search]) -> list[tuple[Any, ...]]:
                     and (before.known is None or before.known > after.known)
                 ):
                     made.append(
-                        (f"r:{before.event.query_key}", after.event.query_key,
-                         time_of(after.known), WHOLE, (after.event.at - before.event.at) / _DAY)
-                    )  # fmt: skip
+                        (
+                            f"r:{before.event.query_key}",
+                            after.event.query_key,
+                            time_of(after.known),
+                            WHOLE,
+                            (after.event.at - before.event.at) / _DAY,
+                        )
+                    )
     return made
 
 
@@ -133,8 +146,13 @@ def _returns(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[A
         leaf = leaf_of(back.first_product, goods)
         for before in now:
             made.append(
-                (before.event.query_key, time_of(back.known or 0),
-                 before.event.query_key == back.event.query_key, category_of(before, goods), leaf,
-                 (back.event.at - before.event.at) / _DAY)
-            )  # fmt: skip
+                (
+                    before.event.query_key,
+                    time_of(back.known or 0),
+                    before.event.query_key == back.event.query_key,
+                    category_of(before, goods),
+                    leaf,
+                    (back.event.at - before.event.at) / _DAY,
+                )
+            )
     return made

@@ -51,9 +51,14 @@ class State:
         """The same, some days later; changes this one and returns it."""
         decay = 2.0 ** (-days / half_life)
         for rows, column in (
-            (self.own, 5), (self.sources, 2), (self.had, 1), (self.engaged, 1), (self.knows, 2),
-            (self.identity, 3), (self.products, 4),
-        ):  # fmt: skip
+            (self.own, 5),
+            (self.sources, 2),
+            (self.had, 1),
+            (self.engaged, 1),
+            (self.knows, 2),
+            (self.identity, 3),
+            (self.products, 4),
+        ):
             for row in rows:
                 row[column] += days
         for row in self.nodes:
@@ -110,9 +115,11 @@ def touches(
 ) -> Iterator[tuple[int, str, str, float]]:
     """Every touch of a node of the interest graph: session_id, kind, node, weight at ``at``."""
     weights = {
-        VIEW: config.weight_view, CLICK: config.weight_click, CART: config.weight_cart,
+        VIEW: config.weight_view,
+        CLICK: config.weight_click,
+        CART: config.weight_cart,
         PURCHASE: config.weight_purchase,
-    }  # fmt: skip
+    }
     half = -_DAY * config.half_life_days
     for event in events:
         good = goods.get(event.product_id or "")
@@ -150,7 +157,7 @@ def heaviest(weights: Mapping[tuple[str, str], float], keep: int) -> Rows:
         whole = sum(weight for _, weight in kinds[kind])
         # Sums differ in their last digits; what is equal must stay equal.
         shares = sorted(
-            ((-round(weight / whole, 12), node, weight) for node, weight in kinds[kind]),
+            ((-round(weight / whole, 12), node, weight) for node, weight in kinds[kind])
         )[:keep]
         made += [[kind, node, weight, weight / whole] for _, node, weight in shares]
     return made
@@ -215,9 +222,13 @@ def _own(asked: Sequence[Search], at: int) -> Rows:
         row = own.get(event.query_key or "")
         if row is None:
             own[event.query_key or ""] = [
-                event.query_key, event.query, 1, search.outcome, search.outcome,
+                event.query_key,
+                event.query,
+                1,
+                search.outcome,
+                search.outcome,
                 (at - event.at) / _DAY,
-            ]  # fmt: skip
+            ]
         else:
             row[2] += 1
             row[3] = max(row[3], search.outcome)
@@ -310,9 +321,14 @@ def _products(events: Sequence[Event], at: int, goods: Mapping[str, Good]) -> di
         row = products.get(product)
         if row is None:
             products[product] = [
-                product, bought, good.title, good.leaf, age, event.session_id == last,
+                product,
+                bought,
+                good.title,
+                good.leaf,
+                age,
+                event.session_id == last,
                 event.type != VIEW,
-            ]  # fmt: skip
+            ]
         else:
             row[1] |= bought
             row[5] |= event.session_id == last

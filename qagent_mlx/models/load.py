@@ -47,9 +47,17 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     except FileNotFoundError as error:
         raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
     except (
-        ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError,
-        IndexError, AssertionError, RecursionError, OSError,
-    ) as error:  # fmt: skip
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        IndexError,
+        AssertionError,
+        RecursionError,
+        OSError,
+    ) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
     model = set_precision(model, dtype)

@@ -154,8 +154,9 @@ class _Block:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        before, after = _array(layer.input_layernorm.weight), _array(
-            layer.post_attention_layernorm.weight
+        before, after = (
+            _array(layer.input_layernorm.weight),
+            _array(layer.post_attention_layernorm.weight),
         )
         query, key, value = (
             _folded(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -221,9 +222,8 @@ class _Places:
             self.most = int(self.rank.max()) + 1
         self.reach = int(lengths.max())
         self.trunk_bias = (
-            _beyond(lengths, self.reach)[:, None, None]
-            if (lengths != self.reach).any() else None
-        )  # fmt: skip
+            _beyond(lengths, self.reach)[:, None, None] if (lengths != self.reach).any() else None
+        )
 
     def _line_up(self) -> None:
         """For more: runs of rows, one after the other, that share a context."""
@@ -375,9 +375,8 @@ class Light:
         return found.reshape(size, -1)
 
     def _attend(
-        self, places: _Places, x: np.ndarray, kept: np.ndarray, trunk: np.ndarray | None,
-        only: bool,
-    ) -> np.ndarray:  # fmt: skip
+        self, places: _Places, x: np.ndarray, kept: np.ndarray, trunk: np.ndarray | None, only: bool
+    ) -> np.ndarray:
         """What new tokens find, (tokens, heads * width); ``only`` the last of each row."""
         heads, shared, width = self._heads, self._shared, self._width
         repeat = heads // shared
@@ -406,9 +405,7 @@ class Light:
                 kept[1][row, :, new] = x[a:b, heads + shared :].swapaxes(0, 1)
                 own, to = kept[0][row, :, None, : totals[row]], at + (1 if only else b - a)
                 part = scores[:, :, at:to, reach:]
-                np.matmul(
-                    queries[:, :, at:to], own.swapaxes(-1, -2), out=part[..., : totals[row]]
-                )
+                np.matmul(queries[:, :, at:to], own.swapaxes(-1, -2), out=part[..., : totals[row]])
                 part[..., totals[row] :] = -np.inf
                 if not only:
                     part[..., new] += _later(-(-(b - a) // 128) * 128)[: b - a, : b - a]

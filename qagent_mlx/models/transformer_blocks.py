@@ -59,8 +59,7 @@ class Attention(Protocol):
         ...
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float,
-        *before: mx.array,
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *before: mx.array
     ) -> mx.array:
         """`attend` as a function of arrays alone."""
         ...
@@ -79,8 +78,13 @@ class Choosing(Attention, Protocol):
 
 
 def run(
-    model: nn.Module, hidden: mx.array, attention: Attention, first: int = 0,
-    last: int | None = None, norm: bool = True, gradient: bool = False,
+    model: nn.Module,
+    hidden: mx.array,
+    attention: Attention,
+    first: int = 0,
+    last: int | None = None,
+    norm: bool = True,
+    gradient: bool = False,
 ) -> mx.array:
     """Blocks ``first`` to ``last`` (exclusive) on hidden states (rows, n, width).
 
@@ -109,7 +113,10 @@ def run(
 
 
 def run_last(
-    model: nn.Module, hidden: mx.array, attention: Choosing, wanted: np.ndarray,
+    model: nn.Module,
+    hidden: mx.array,
+    attention: Choosing,
+    wanted: np.ndarray,
     gradient: bool = False,
 ) -> mx.array:
     """The last block and the norm, at a few tokens of each row; all are attended to.
@@ -187,9 +194,13 @@ def _sparing_linear(module: Any, x: mx.array) -> mx.array:
     if not frozen or (module.dropout._p_1 < 1 and module.training):
         return _linear(module, x)
     return cpu_kernels.lora_linear(
-        x, module.linear.weight, module.linear.get("bias"), module.lora_a, module.lora_b,
+        x,
+        module.linear.weight,
+        module.linear.get("bias"),
+        module.lora_a,
+        module.lora_b,
         module.scale,
-    )  # fmt: skip
+    )
 
 
 def _keys_and_values(
@@ -205,8 +216,13 @@ def _keys_and_values(
 
 
 def _meet(
-    inner: Any, index: int, projected: list[mx.array], asked: Rotation, rotation: Rotation,
-    attention: Attention, sparing: bool,
+    inner: Any,
+    index: int,
+    projected: list[mx.array],
+    asked: Rotation,
+    rotation: Rotation,
+    attention: Attention,
+    sparing: bool,
 ) -> mx.array:
     """Heads, rotary positions and attention; (rows, queries, heads * width).
 
@@ -337,8 +353,7 @@ class Causal:
         return self._begin.kept[block] if self._begin else ()
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float,
-        *before: mx.array,
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *before: mx.array
     ) -> mx.array:
         """Plain causal attention."""
         keys, values = _after(before, keys, values)
@@ -356,9 +371,7 @@ def _after(
     if not before:
         return keys, values
     first = [mx.broadcast_to(x, (keys.shape[0], *x.shape[1:])) for x in before]
-    return (
-        mx.concatenate([first[0], keys], axis=2), mx.concatenate([first[1], values], axis=2)
-    )
+    return (mx.concatenate([first[0], keys], axis=2), mx.concatenate([first[1], values], axis=2))
 
 
 class Cached:
@@ -387,8 +400,7 @@ class Cached:
         """The cache keeps them."""
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float,
-        *before: mx.array,
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *before: mx.array
     ) -> mx.array:
         """Attention to all keys given."""
         return _attend(queries, keys, values, scale, self._bias)
@@ -472,8 +484,7 @@ class Shared:
         """Nobody goes on from a suffix."""
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float,
-        *before: mx.array,
+        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *before: mx.array
     ) -> mx.array:
         """One softmax over the prefix's keys and the row's own."""
         before_keys, before_values = before
@@ -492,8 +503,10 @@ class Shared:
         a, b = _joint_softmax(
             left.reshape(groups, shared, members, repeat * n, -1),
             right.reshape(groups, members, shared, repeat * n, -1),
-            self._left, np.tile(self._own, (1, 1, repeat, 1)) if repeat > 1 else self._own, scale,
-        )  # fmt: skip
+            self._left,
+            np.tile(self._own, (1, 1, repeat, 1)) if repeat > 1 else self._own,
+            scale,
+        )
         found = a.reshape(groups, shared, members * repeat * n, -1) @ before_values
         found = found.reshape(groups, shared, members, repeat * n, width).swapaxes(1, 2)
         found = found.reshape(groups * members, shared, repeat * n, width)
@@ -503,7 +516,10 @@ class Shared:
 
 
 def _joint_softmax(
-    left: mx.array, right: mx.array, left_bias: np.ndarray | None, right_bias: np.ndarray,
+    left: mx.array,
+    right: mx.array,
+    left_bias: np.ndarray | None,
+    right_bias: np.ndarray,
     scale: float,
 ) -> tuple[mx.array, mx.array]:
     if device_name() == "cpu" and left.dtype == mx.float32:

@@ -18,10 +18,17 @@ from .registry import base_folder, licence_of
 
 # What belongs to a tokenizer; everything else is written anew.
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
-)  # fmt: skip
+)
 
 
 def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -> dict[str, Any]:
@@ -130,22 +137,36 @@ def model_card(policy: Policy, base: Path, dtype: str) -> str:
         for stage in info.trained[-1:]
         for key, value in stage.get("config", {}).items()
     ]
-    return "\n".join([
-        *head, "tags: [query-recommendation, qagent-mlx]", "---", "",
-        f"# {info.name}", "",
-        "A query recommendation policy: it reads an abstraction of a shopper's memory, searches",
-        "the shop's inventory, looks at what comes back, and recommends a query",
-        "(QueryAgent-R1, arXiv:2606.05671). Made with qagent-mlx; adapters are fused.", "",
-        f"- base model: {origin.get('hub') or base.name}",
-        f"- parameters: {policy.parameters:,}, stored as {dtype}",
-        f"- protocol: version {info.protocol}; searches a chain: up to {info.agent.max_searches}",
-        f"- licence of the base: {licence or 'see the base model'}", "",
-        "## How it was trained", "", *stages,
-        *(["", "The last stage's settings:", "", *config] if config else []), "",
-        "It learned from one shop's log. Products, prices and habits of that shop are in its",
-        "weights; check before you publish it whether that log may leave the house.", "",
-        "## How to run it", "",
-        "As a policy, with tools: `qagent recommend USER --policy FOLDER`.",
-        "As a plain language model: `mlx_lm.generate --model FOLDER --prompt TEXT`, or",
-        "`mlx_lm.server --model FOLDER`; then whatever calls it plays the tools.", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *head,
+            "tags: [query-recommendation, qagent-mlx]",
+            "---",
+            "",
+            f"# {info.name}",
+            "",
+            "A query recommendation policy: it reads an abstraction of a shopper's memory,",
+            "searches the shop's inventory, looks at what comes back, and recommends a query",
+            "(QueryAgent-R1, arXiv:2606.05671). Made with qagent-mlx; adapters are fused.",
+            "",
+            f"- base model: {origin.get('hub') or base.name}",
+            f"- parameters: {policy.parameters:,}, stored as {dtype}",
+            f"- protocol: version {info.protocol}, at most {info.agent.max_searches} searches",
+            f"- licence of the base: {licence or 'see the base model'}",
+            "",
+            "## How it was trained",
+            "",
+            *stages,
+            *(["", "The last stage's settings:", "", *config] if config else []),
+            "",
+            "It learned from one shop's log. Products, prices and habits of that shop are in its",
+            "weights; check before you publish it whether that log may leave the house.",
+            "",
+            "## How to run it",
+            "",
+            "As a policy, with tools: `qagent recommend USER --policy FOLDER`.",
+            "As a plain language model: `mlx_lm.generate --model FOLDER --prompt TEXT`, or",
+            "`mlx_lm.server --model FOLDER`; then whatever calls it plays the tools.",
+            "",
+        ]
+    )

@@ -114,8 +114,13 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         )
         stored: Any = mx.load(str(folder / ADAPTER))
     except (
-        KeyError, TypeError, RuntimeError, ValueError, ArithmeticError, AttributeError,
-    ) as error:  # fmt: skip
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy, stored, str(folder))
     return policy

@@ -230,9 +230,7 @@ class Policy:
             if self.lora.keys:
                 parameters["keys"] = list(self.lora.keys)
             blocks = len(self.layers) if self.lora.blocks < 0 else self.lora.blocks
-            config = {
-                "fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters,
-            }  # fmt: skip
+            config = {"fine_tune_type": "lora", "num_layers": blocks, "lora_parameters": parameters}
             writers["adapter_config.json"] = lambda p: p.write_text(json_text(config), "utf-8")
         # policy.json is last: a folder without it is no policy. The weights are first: whatever
         # a kill leaves, an old policy.json does not know new weights.
@@ -250,5 +248,3 @@ class Policy:
             self.info.weights = _fingerprint([(name, places[0])])
             places[-1].write_text(json_text(asdict(self.info)), encoding="utf-8")
         self.folder = folder
-
-

@@ -96,9 +96,9 @@ def derive(
 
 def describe(folder: Path) -> dict[str, object]:
     """What `qagent models list` tells of a policy or model folder."""
-    info = read_json(folder / "policy.json", "the policy") if (
-        folder / "policy.json"
-    ).exists() else {}
+    info = (
+        read_json(folder / "policy.json", "the policy") if (folder / "policy.json").exists() else {}
+    )
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     return {
         "name": SAMPLE if folder == sample_folder() else folder.name,
@@ -136,9 +136,11 @@ def details(shop: Shop | None, name: str) -> dict[str, Any]:
         return describe_named(entry)
     folder = resolve(shop, name)
     report: dict[str, Any] = describe(folder)
-    policy = read_json(folder / "policy.json", f"the policy {name}") if (
-        folder / "policy.json"
-    ).exists() else {}
+    policy = (
+        read_json(folder / "policy.json", f"the policy {name}")
+        if (folder / "policy.json").exists()
+        else {}
+    )
     base = base_folder(folder)
     config = read_json(base / "config.json", f"the model {base}")
     parameters, size = stored_size(base)

@@ -93,9 +93,12 @@ def inspect_memory(
     moment = Moment(user, as_of or shop.end_of_log())
     if memory is None:
         memory = Memory(
-            shop.connection, shop.config.memory, count or token_counter(shop),
-            Worth.of_shop(shop), open_summarizer(shop, summarizer) if summarizer else None,
-        )  # fmt: skip
+            shop.connection,
+            shop.config.memory,
+            count or token_counter(shop),
+            Worth.of_shop(shop),
+            open_summarizer(shop, summarizer) if summarizer else None,
+        )
     profile = memory.profiles([moment])[0]
     sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
     for line in profile.lines:

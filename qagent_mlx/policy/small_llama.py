@@ -15,13 +15,25 @@ from .policy import Policy, PolicyInfo
 
 # Few, wide heads: on a CPU softmax costs more than the matrix products.
 SIZES: dict[str, dict[str, int]] = {
-    "nano": {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 320,
-             "num_attention_heads": 2},
-    "tiny": {"hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 512,
-             "num_attention_heads": 3},
-    "small": {"hidden_size": 320, "num_hidden_layers": 6, "intermediate_size": 864,
-              "num_attention_heads": 5},
-}  # fmt: skip
+    "nano": {
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "intermediate_size": 320,
+        "num_attention_heads": 2,
+    },
+    "tiny": {
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "intermediate_size": 512,
+        "num_attention_heads": 3,
+    },
+    "small": {
+        "hidden_size": 320,
+        "num_hidden_layers": 6,
+        "intermediate_size": 864,
+        "num_attention_heads": 5,
+    },
+}
 
 
 def llama_config(size: str, vocab_size: int, eos_id: int) -> dict[str, Any]:
@@ -59,8 +71,10 @@ def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[P
     depth = (2 * config["num_hidden_layers"]) ** -0.5
     model.model.embed_tokens.weight = mx.random.normal((vocab, config["hidden_size"])) * scale
     for layer in model.layers:
-        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
-                            (layer.mlp, ("gate_proj", "up_proj", "down_proj"))):
+        for part, names in (
+            (layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
+            (layer.mlp, ("gate_proj", "up_proj", "down_proj")),
+        ):
             for key in names:
                 weight = part[key].weight
                 # The two layers that write into the residual stream start smaller.

@@ -61,7 +61,9 @@ def page(run: Run) -> str:
         ranked = sorted(chains, key=lambda row: (-row["reward"], row["step"]))
         parts.append(f"<h2>Chains</h2><p class=facts>{len(chains):,} were kept.</p>")
         for title, some in (
-            ("Latest", chains[-CHAINS:]), ("Best", ranked[:CHAINS]), ("Worst", ranked[-CHAINS:])
+            ("Latest", chains[-CHAINS:]),
+            ("Best", ranked[:CHAINS]),
+            ("Worst", ranked[-CHAINS:]),
         ):
             parts.append(f"<h2>{title}</h2>")
             parts += [_chain(row) for row in some]
@@ -72,7 +74,8 @@ def page(run: Run) -> str:
         '<meta name=viewport content="width=device-width,initial-scale=1">'
         '<link rel=icon href="data:,">'
         f"<title>{_text(run.name)}</title><style>{STYLE}</style></head><body>"
-        + "\n".join(parts) + "</body></html>\n"
+        + "\n".join(parts)
+        + "</body></html>\n"
     )
 
 
@@ -110,10 +113,14 @@ def _plot(name: str, points: Sequence[tuple[int, float]]) -> str:
         return f"{x:.1f},{y:.1f}"
 
     line = " ".join(place(s, v) for s, v in drawn)
-    dots = "".join(
-        f'<circle cx="{x}" cy="{y}" r="2" fill="var(--line)"/>'
-        for x, y in (place(s, v).split(",") for s, v in drawn)
-    ) if len(drawn) <= 30 else ""
+    dots = (
+        "".join(
+            f'<circle cx="{x}" cy="{y}" r="2" fill="var(--line)"/>'
+            for x, y in (place(s, v).split(",") for s, v in drawn)
+        )
+        if len(drawn) <= 30
+        else ""
+    )
     floor = HEIGHT - BELOW
     return (
         f"<figure><figcaption>{title} <span>{first:.4g} → {last:.4g}</span></figcaption>"

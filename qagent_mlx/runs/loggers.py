@@ -33,7 +33,8 @@ def logging_to(names: Sequence[str], folder: Path, run: str) -> Iterator[Log]:
 
         def log(row: dict[str, Any]) -> None:
             numbers = {
-                k: float(v) for k, v in row.items()
+                k: float(v)
+                for k, v in row.items()
                 if isinstance(v, (int, float)) and k not in ("step", "steps")
             }
             for one in logs:

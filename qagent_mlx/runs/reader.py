@@ -56,8 +56,15 @@ def rows_of(run: Run, what: str) -> Rows:
 
 
 _TOLD = (
-    "loss", "kl", "entropy", "clipped", "grad_norm", "searches", "recommended", "dropped_groups",
-)  # fmt: skip
+    "loss",
+    "kl",
+    "entropy",
+    "clipped",
+    "grad_norm",
+    "searches",
+    "recommended",
+    "dropped_groups",
+)
 # Fields that are read without looking; those of rollouts and alarms are always there.
 _TEXTS = {
     "rollouts": ("user", "chain", "finish", "wanted", "recommended"),
@@ -115,8 +122,11 @@ def overview(run: Run) -> dict[str, Any]:
         "reward_first": values.get("reward_first", mean(rewards[:tenth]) if rewards else None),
         "reward_last": values.get("reward_last", mean(rewards[-tenth:]) if rewards else None),
         "seconds": values.get("seconds") or sum(row.get("seconds") or 0.0 for row in rows),
-        "state": "finished" if summary else f"alarm {alarms[-1]['name']}" if alarms
-        and alarms[-1]["step"] == len(rows) else "unfinished",
+        "state": "finished"
+        if summary
+        else f"alarm {alarms[-1]['name']}"
+        if alarms and alarms[-1]["step"] == len(rows)
+        else "unfinished",
     }
 
 
@@ -132,7 +142,8 @@ def curves(rows: Rows) -> dict[str, list[tuple[int, float]]]:
         names.remove("loss")  # of a policy gradient it says nothing
     return {
         name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name) is not None]
-        for name in names if name in present
+        for name in names
+        if name in present
     }
 
 
@@ -159,7 +170,8 @@ def chosen(
 ) -> Rows:
     """The chains that fit: of a step, case or user, with a reward in a range, that ended so."""
     return [
-        row for row in rows
+        row
+        for row in rows
         if (step is None or row["step"] == step)
         and (case is None or row["case_id"] == case)
         and (user is None or row["user"] == user)
@@ -203,7 +215,8 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
         "same_until": same,
         "settings": {
             name: [left.get(name), right.get(name)]
-            for name in sorted({*left, *right}) if left.get(name) != right.get(name)
+            for name in sorted({*left, *right})
+            if left.get(name) != right.get(name)
         },
         "metrics": {
             name: [list(ends([v for _, v in d[name]])) if d.get(name) else None for d in drawn]
@@ -233,7 +246,8 @@ def query(run: Run, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
                     # The whole file decides the columns: a step without signal lacks some.
                     connection.execute(
                         f"CREATE TABLE {name} AS SELECT * FROM read_json(?, "
-                        "format = 'newline_delimited', sample_size = -1)", [str(path)],
+                        "format = 'newline_delimited', sample_size = -1)",
+                        [str(path)],
                     )
             for name in ("cases", "clicks"):
                 path = run.folder / f"{name}.parquet"

@@ -34,9 +34,14 @@ LINES = ("metrics", "rollouts", "alarms")
 _TEXTS = ("name", "kind", "policy", "base", "created")  # of config.json
 _TABLES = ("train", "agent", "split")
 _NUMBERS = (  # of summary.json
-    "steps", "reward_first", "reward_last", "seconds", "validation_reward", "best_step",
+    "steps",
+    "reward_first",
+    "reward_last",
+    "seconds",
+    "validation_reward",
+    "best_step",
     "best_value",
-)  # fmt: skip
+)
 
 
 def numeric(value: Any) -> bool:

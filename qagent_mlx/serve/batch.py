@@ -173,9 +173,7 @@ def bulk_recommend(
             on_progress(Progress(done + more, len(users), fresh, spent))
 
     tell(0)
-    missing = [
-        (mine, path) for mine, path in zip(parts, paths, strict=True) if not path.exists()
-    ]
+    missing = [(mine, path) for mine, path in zip(parts, paths, strict=True) if not path.exists()]
 
     def units() -> Iterator[list[Ask]]:
         for mine, _ in missing:
@@ -216,7 +214,11 @@ def _pool(recommender: Recommender, workers: int, dtype: str) -> Pool:
 
 
 def _question(
-    recommender: Recommender, users: Sequence[str], k: int, as_of: datetime | None, seed: int,
+    recommender: Recommender,
+    users: Sequence[str],
+    k: int,
+    as_of: datetime | None,
+    seed: int,
     part: int,
 ) -> dict[str, Any]:
     """What the parts depend on."""
@@ -225,9 +227,13 @@ def _question(
     return {
         "policy": recommender.policy.info.name,
         "weights": fingerprint(folder) if folder is not None else "",
-        "group": recommender.group, "k": k, "seed": seed, "part": part, "users": digest,
+        "group": recommender.group,
+        "k": k,
+        "seed": seed,
+        "part": part,
+        "users": digest,
         "as_of": as_of.isoformat() if as_of else None,
-    }  # fmt: skip
+    }
 
 
 def _begin(folder: Path, question: dict[str, Any], moment: datetime) -> datetime:
@@ -250,9 +256,15 @@ def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
             for one in found:
                 for rank, r in enumerate(one.recommendations, 1):
                     appender.append_row(
-                        one.user_id, one.as_of, rank, r.query, r.score, r.votes,
-                        list(r.products), clean(r.reason),
-                    )  # fmt: skip
+                        one.user_id,
+                        one.as_of,
+                        rank,
+                        r.query,
+                        r.score,
+                        r.votes,
+                        list(r.products),
+                        clean(r.reason),
+                    )
         _copy(connection, "part", temporary)
 
 

@@ -126,9 +126,12 @@ async def events(service: Service, request: Request) -> Response:
         row["time"] = _moment(row.get("time"), f"event {number}: time")
     report = await _awaited(service.worker.post(rows))
     answer = {
-        "accepted": report.accepted, "rejected": report.rejected,
-        "duplicates": report.duplicates, "reasons": report.reasons, "examples": report.examples,
-    }  # fmt: skip
+        "accepted": report.accepted,
+        "rejected": report.rejected,
+        "duplicates": report.duplicates,
+        "reasons": report.reasons,
+        "examples": report.examples,
+    }
     return JSONResponse(answer, 422 if report.rejected and not report.accepted else 200)
 
 
@@ -164,10 +167,7 @@ async def memory(service: Service, request: Request) -> Response:
     as_of = _moment(given.get("as_of"), "as_of")
     worker = service.worker
     found = await _called(
-        service,
-        lambda: inspect_memory(
-            worker.shop, user, as_of, memory=worker.recommender.memory
-        ),
+        service, lambda: inspect_memory(worker.shop, user, as_of, memory=worker.recommender.memory)
     )
     return JSONResponse(found)
 

@@ -21,9 +21,12 @@ class Metrics:
 
         self.requests = counter("requests", "Requests by route and status.", "route", "status")
         self.seconds = Histogram(
-            "qagent_request_seconds", "Time of a request.", ("route",), buckets=SECONDS,
+            "qagent_request_seconds",
+            "Time of a request.",
+            ("route",),
+            buckets=SECONDS,
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.answers = counter("answers", "Recommendations by where they came from.", "source")
         self.fallbacks = counter("fallbacks", "Answers without a chain, by reason.", "reason")
         self.cache = counter("cache", "Look-ups of answers.", "outcome")
@@ -31,9 +34,8 @@ class Metrics:
             "qagent_batch_users", "Users in one decode.", buckets=USERS, registry=self.registry
         )
         self.decode = Histogram(
-            "qagent_decode_seconds", "Time of one decode.", buckets=SECONDS,
-            registry=self.registry,
-        )  # fmt: skip
+            "qagent_decode_seconds", "Time of one decode.", buckets=SECONDS, registry=self.registry
+        )
         self.chains = counter("chains", "Chains that were decoded.")
         self.events = counter("events", "Events posted, by outcome.", "outcome")
         self.policies = counter("policy_loads", "Policies taken up.", "outcome")

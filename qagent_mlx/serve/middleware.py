@@ -97,12 +97,14 @@ class Guard:
             self.metrics.seconds.labels(route).observe(seconds)
             log.info(
                 "id=%s method=%s route=%s status=%d ms=%.1f",
-                name, scope["method"], route, status, seconds * 1000,
-            )  # fmt: skip
+                name,
+                scope["method"],
+                route,
+                status,
+                seconds * 1000,
+            )
 
-    def _refused(
-        self, scope: Scope, headers: Headers
-    ) -> tuple[int, str, dict[str, str]] | None:
+    def _refused(self, scope: Scope, headers: Headers) -> tuple[int, str, dict[str, str]] | None:
         wait = self._rates.wait((scope.get("client") or ("", 0))[0])
         if wait:
             seconds = str(max(1, round(wait + 0.5)))

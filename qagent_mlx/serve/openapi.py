@@ -47,9 +47,7 @@ def document(config: ServeConfig) -> dict[str, Any]:
             "/metrics": {
                 "get": {
                     "summary": "Counters in Prometheus' text format.",
-                    "responses": {
-                        "200": {"description": "Done.", "content": {"text/plain": {}}}
-                    },
+                    "responses": {"200": {"description": "Done.", "content": {"text/plain": {}}}},
                 }
             },
             "/openapi.json": {
@@ -70,9 +68,10 @@ def _operation(summary: str, answer: str, parameters: list[dict[str, Any]]) -> d
     made: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            "200": {"description": "Done.", "content": _content(answer)}, "default": refused
+            "200": {"description": "Done.", "content": _content(answer)},
+            "default": refused,
         },
-    }  # fmt: skip
+    }
     if parameters:
         made["parameters"] = parameters
     return made
@@ -87,10 +86,13 @@ def _post(summary: str, body: str, answer: str) -> dict[str, Any]:
 def _search() -> dict[str, Any]:
     number = {"type": "number", "minimum": 0}
     fields = {
-        "q": _TEXT, "k": {"type": "integer", "minimum": 1, "maximum": 100},
-        "in_stock": {"type": "boolean"}, "min_price": number, "max_price": number,
+        "q": _TEXT,
+        "k": {"type": "integer", "minimum": 1, "maximum": 100},
+        "in_stock": {"type": "boolean"},
+        "min_price": number,
+        "max_price": number,
         "category": _TEXT,
-    }  # fmt: skip
+    }
     parameters = [
         {"name": name, "in": "query", "required": name == "q", "schema": schema}
         for name, schema in fields.items()
@@ -126,12 +128,16 @@ def _schemas(config: ServeConfig) -> dict[str, Any]:
             user={**_TEXT, "description": "Somebody unknown is a new user."},
             k={"type": "integer", "minimum": 1, "maximum": 100, "default": config.k},
             chains={
-                "type": "integer", "minimum": 1, "maximum": config.most_chains,
+                "type": "integer",
+                "minimum": 1,
+                "maximum": config.most_chains,
                 "description": "The budget: chains of retrieval that are run; by default what "
                 "the server was started with, or as many as the policy needs.",
             },
             deadline_ms={
-                "type": "number", "minimum": 1, "default": config.deadline_ms,
+                "type": "number",
+                "minimum": 1,
+                "default": config.deadline_ms,
                 "description": "When it cannot be met the answer is a fallback.",
             },
             as_of={**_TIME, "description": "Nothing at or after it is used."},
@@ -170,14 +176,17 @@ def _schemas(config: ServeConfig) -> dict[str, Any]:
                     ("events",),
                     events={
                         **_list({"$ref": "#/components/schemas/Event"}),
-                        "minItems": 1, "maxItems": config.events_a_post,
+                        "minItems": 1,
+                        "maxItems": config.events_a_post,
                     },
                 ),
             ]
         },
         "Stored": _object(
             ("accepted", "rejected", "duplicates"),
-            accepted=_COUNT, rejected=_COUNT, duplicates=_COUNT,
+            accepted=_COUNT,
+            rejected=_COUNT,
+            duplicates=_COUNT,
             reasons={"type": "object", "additionalProperties": _COUNT},
             examples=_list(_TEXT),
         ),
@@ -187,22 +196,33 @@ def _schemas(config: ServeConfig) -> dict[str, Any]:
             results=_list(
                 _object(
                     ("product_id", "title", "score"),
-                    product_id=_TEXT, title=_TEXT, score={"type": "number"},
-                    price={"type": ["number", "null"]}, in_stock={"type": "boolean"},
+                    product_id=_TEXT,
+                    title=_TEXT,
+                    score={"type": "number"},
+                    price={"type": ["number", "null"]},
+                    in_stock={"type": "boolean"},
                     brand={"type": ["string", "null"]},
                 )
             ),
         ),
         "Memory": _object(
             ("user", "as_of", "tokens", "text", "sections", "graph"),
-            user=_TEXT, as_of=_TEXT, events=_COUNT, tokens=_COUNT, raw_tokens=_COUNT,
-            text=_TEXT, sections={"type": "object"}, graph={"type": "object"},
+            user=_TEXT,
+            as_of=_TEXT,
+            events=_COUNT,
+            tokens=_COUNT,
+            raw_tokens=_COUNT,
+            text=_TEXT,
+            sections={"type": "object"},
+            graph={"type": "object"},
         ),
         "Policy": _object(("policy",), policy=_TEXT),
         "Health": _object(
             ("status", "policy"),
-            status={"enum": ["ok", "failed"]}, policy=_TEXT, waiting=_COUNT,
+            status={"enum": ["ok", "failed"]},
+            policy=_TEXT,
+            waiting=_COUNT,
             read_only={"type": "boolean"},
         ),
         "Error": _object(("error", "request_id"), error=_TEXT, request_id=_TEXT),
-    }  # fmt: skip
+    }

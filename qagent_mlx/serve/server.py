@@ -33,10 +33,16 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     worker.start()  # its errors are the user's, so they come before the server's own words
     _log_to_stderr()
     settings = uvicorn.Config(
-        app, host=config.host, port=config.port, log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=32 * 1024,
+        app,
+        host=config.host,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=32 * 1024,
         timeout_graceful_shutdown=10,
-    )  # fmt: skip
+    )
     try:
         listening = settings.bind_socket()
         listening.listen(settings.backlog)  # whoever comes after the line below is let in

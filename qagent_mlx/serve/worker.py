@@ -192,9 +192,7 @@ class Worker:
                 if self.config.workers > 1:
                     ensure(shop)
             # The others read the shop before this one holds it for writing.
-            self._pool = Pool(
-                self.path, self._folder, self.config.workers - 1, self.config.dtype
-            )
+            self._pool = Pool(self.path, self._folder, self.config.workers - 1, self.config.dtype)
             self.shop = Shop.open(self.path, read_only=self.config.read_only)
             self._open()
         except BaseException as error:  # it belongs to whoever starts the worker
@@ -273,9 +271,10 @@ class Worker:
         for request, ask, line in zip(requests, asks, lines, strict=True):
             request.fallback = Answer(line, "top-line", ask.as_of, self.policy)
         kept = [
-            (r, a) for r, a in zip(self._within_deadline(requests, asks), asks, strict=True)
+            (r, a)
+            for r, a in zip(self._within_deadline(requests, asks), asks, strict=True)
             if r is not None
-        ]  # fmt: skip
+        ]
         if not kept:
             return
         # Who asks the same at the same time gets the same: it is computed once.
@@ -308,12 +307,8 @@ class Worker:
         for answer, (ask, rs) in zip(answers, once.values(), strict=True):
             self._give(answer, ask, rs)
 
-    def _give(
-        self, found: UserRecommendations, ask: Ask, requests: Sequence[Request]
-    ) -> None:
-        answer = Answer(
-            found.recommendations, "agent", found.as_of, self.policy, chains=ask.group
-        )
+    def _give(self, found: UserRecommendations, ask: Ask, requests: Sequence[Request]) -> None:
+        answer = Answer(found.recommendations, "agent", found.as_of, self.policy, chains=ask.group)
         for request in requests:
             if ask.group == request.chains:
                 self.cache.put(request.user, request.key, answer)
@@ -468,4 +463,3 @@ def _stamp(folder: Path) -> int | None:
         except OSError:
             continue
     return None
-

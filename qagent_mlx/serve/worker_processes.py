@@ -208,12 +208,18 @@ class _Helper:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "qagent_mlx.serve.worker_processes", str(theirs.fileno()),
-                    str(path), str(policy), dtype,
+                    sys.executable,
+                    "-m",
+                    "qagent_mlx.serve.worker_processes",
+                    str(theirs.fileno()),
+                    str(path),
+                    str(policy),
+                    dtype,
                 ],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
 
     def ready(self, until: float) -> None:
         """Wait until it can answer.

@@ -212,8 +212,13 @@ def product_types() -> list[ProductType]:
         lasts = int(parts[5]) if len(parts) > 5 else 0
         made.append(
             ProductType(
-                name, other, parts[0], float(parts[2]),
-                tuple(parts[3].split()), tuple(parts[4].split()), lasts,
+                name,
+                other,
+                parts[0],
+                float(parts[2]),
+                tuple(parts[3].split()),
+                tuple(parts[4].split()),
+                lasts,
             )
         )
     return made

@@ -162,14 +162,16 @@ class Visit:
             draws: How many times the same moment is lived through.
         """
         chances = [self.chance(meanings, query) for query in queries]
-        return [
-            self._answer(meanings, queries, chances, retrieve, draw) for draw in range(draws)
-        ]
+        return [self._answer(meanings, queries, chances, retrieve, draw) for draw in range(draws)]
 
     def _answer(
-        self, meanings: Meanings, queries: Sequence[str], chances: Sequence[float],
-        retrieve: Callable[[str], np.ndarray], draw: int,
-    ) -> Answer:  # fmt: skip
+        self,
+        meanings: Meanings,
+        queries: Sequence[str],
+        chances: Sequence[float],
+        retrieve: Callable[[str], np.ndarray],
+        draw: int,
+    ) -> Answer:
         looks = np.random.default_rng([*self.seed, draw, 1]).random(max(1, len(queries)))
         for position, (query, chance) in enumerate(zip(queries, chances, strict=True)):
             if position and looks[position] > EXAMINE:

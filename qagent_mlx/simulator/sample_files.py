@@ -30,12 +30,20 @@ def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[st
     connection = open_duckdb()
     columns = {
         "products": {
-            "product_id": "VARCHAR", "title": "VARCHAR", "brand": "VARCHAR",
-            "time": "TIMESTAMP", "category": "VARCHAR", "price": "DOUBLE", "stock": "BOOLEAN",
+            "product_id": "VARCHAR",
+            "title": "VARCHAR",
+            "brand": "VARCHAR",
+            "time": "TIMESTAMP",
+            "category": "VARCHAR",
+            "price": "DOUBLE",
+            "stock": "BOOLEAN",
             "attributes": "VARCHAR",
         },
         "events": {
-            "user_id": "VARCHAR", "time": "TIMESTAMP", "type": "VARCHAR", "query": "VARCHAR",
+            "user_id": "VARCHAR",
+            "time": "TIMESTAMP",
+            "type": "VARCHAR",
+            "query": "VARCHAR",
             "product_id": "VARCHAR",
         },
     }

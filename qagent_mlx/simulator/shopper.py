@@ -118,7 +118,7 @@ class Shopper:
             elif phrase.kind == "brand":
                 fame = world.brands[phrase.brand].fame * (1.8 if phrase.brand == hot else 1.0)
                 taste = 3.0 * self.loyalty * (self.brand_taste[phrase.brand] >= 1)
-                weight *= taste + world.config.aspiration * 0.15 * fame ** 2 * 0.6 ** (
+                weight *= taste + world.config.aspiration * 0.15 * fame**2 * 0.6 ** (
                     self.disappointed.get(phrase.brand, 0)
                 )
             elif phrase.kind == "spec":
@@ -262,9 +262,7 @@ class Shopper:
                 tried.append(phrase)
                 query = self.typed(phrase.text)
                 yield self._event(clock, "search", query=query)
-                outcome = self.respond(
-                    query, self.world.engine.search(query), need.type_index, day
-                )
+                outcome = self.respond(query, self.world.engine.search(query), need.type_index, day)
                 for i in outcome.clicks:
                     clock += self._seconds(25)
                     yield self._event(clock, "click", query=query, product=i)
@@ -298,8 +296,11 @@ class Shopper:
             else:
                 if self.rng.random() < 0.35:
                     self.needs.append(
-                        Need(need.type_index, day + 1 + float(self.rng.exponential(4)),
-                             visits=need.visits)
+                        Need(
+                            need.type_index,
+                            day + 1 + float(self.rng.exponential(4)),
+                            visits=need.visits,
+                        )
                     )
             clock += self._seconds(60)
         if self.rng.random() < 0.15:

@@ -180,10 +180,13 @@ class World:
                             product_id=f"p{len(made) + 1:04d}",
                             title=f"{brand.name} {model} {kind.specs[spec]} {name.title()}, "
                             f"{kind.styles[style]}",
-                            type_index=t, brand_index=b,
+                            type_index=t,
+                            brand_index=b,
                             price=round(max(round(price), 2) - 0.01, 2),
                             missing=bool(rng.random() < self.config.missing),
-                            spec=spec, style=style, model=model,
+                            spec=spec,
+                            style=style,
+                            model=model,
                             quality=float(rng.random()),
                         )
                     )
@@ -266,9 +269,7 @@ class World:
 
     def product_rows(self) -> Iterator[dict[str, object]]:
         """The catalog as a shop would export it: a row a product, and one a change."""
-        for i, (product, attributes) in enumerate(
-            zip(self.products, self.attributes, strict=True)
-        ):
+        for i, (product, attributes) in enumerate(zip(self.products, self.attributes, strict=True)):
             kind = self.types[product.type_index]
             line = (product.type_index, product.brand_index)
             days = [0.0, *(d for d in self.sold_out[line] if 0 < d < self.config.days)]

@@ -29,9 +29,7 @@ def micro_batches(sequences: Sequence[Chain], budget: int) -> list[list[int]]:
     made: list[list[int]] = []
     rows = longest = width = count = 0
     for size, shared, members in sized:
-        new = (
-            (rows + len(members)) * max(longest, size) + (count + 1) * max(width, shared)
-        )
+        new = (rows + len(members)) * max(longest, size) + (count + 1) * max(width, shared)
         if made and rows and new <= budget:
             made[-1] += members
         else:

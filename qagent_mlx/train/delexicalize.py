@@ -18,12 +18,46 @@ from ..memory.ranking_features import AGE_WORDS, OUTCOMES
 # Words that profiles and results say of themselves, see memory/profile.py and agent/tools.py.
 MARKS = frozenset(
     (
-        *AGE_WORDS, *OUTCOMES, "had", "top", "hot", "warm", "rising", "fading", "poor", "surely",
-        "likely", "maybe", "likes", "new", "user", "heavy", "regular", "light", "names", "brands",
-        "details", "short", "queries", "loyal", "buys", "every", "away", "viewed", "nothing",
-        "known", "none", "fits", "brand", "bought", "seen", "chosen", "often", "out",
+        *AGE_WORDS,
+        *OUTCOMES,
+        "had",
+        "top",
+        "hot",
+        "warm",
+        "rising",
+        "fading",
+        "poor",
+        "surely",
+        "likely",
+        "maybe",
+        "likes",
+        "new",
+        "user",
+        "heavy",
+        "regular",
+        "light",
+        "names",
+        "brands",
+        "details",
+        "short",
+        "queries",
+        "loyal",
+        "buys",
+        "every",
+        "away",
+        "viewed",
+        "nothing",
+        "known",
+        "none",
+        "fits",
+        "brand",
+        "bought",
+        "seen",
+        "chosen",
+        "often",
+        "out",
     )
-)  # fmt: skip
+)
 _WORD = re.compile(r"[^\s<>,$]+")
 
 

@@ -91,7 +91,9 @@ def distil(
     if not chosen:
         raise QAgentError("there is no training case; ingest a longer log")
     rollouts = theirs.roller(master, master.info.agent).run(
-        [e.task for e in chosen], config.group, (config.seed,),
+        [e.task for e in chosen],
+        config.group,
+        (config.seed,),
         (lambda done: on_chain(done, len(chosen) * config.group)) if on_chain else None,
     )
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
@@ -131,7 +133,9 @@ def distil(
         lesson,
         len(lessons),
         FitConfig(
-            config.steps, min(config.batch_size, len(lessons)), config.learning_rate,
+            config.steps,
+            min(config.batch_size, len(lessons)),
+            config.learning_rate,
             seed=config.seed,
         ),
         on_step,

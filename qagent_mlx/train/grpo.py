@@ -172,10 +172,12 @@ class Trainer:
         """The weight of each component in a step: (components,)."""
         now = self.config.weights_at(number) if self.config.curriculum else {}
         changing = self.config.curriculum
-        return np.array([
-            now[name] if name in changing else weight
-            for name, weight in zip(self.components, self.weights, strict=True)
-        ])
+        return np.array(
+            [
+                now[name] if name in changing else weight
+                for name, weight in zip(self.components, self.weights, strict=True)
+            ]
+        )
 
     def sample(
         self, number: int, weights: np.ndarray
@@ -210,9 +212,7 @@ class Trainer:
         # Every worker rolls out some of the cases; then all know all chains.
         mine = self.world.share(len(order))
         examples = [self.examples[order[i]] for i in mine]
-        rollouts = self.roller.run(
-            [e.task for e in examples], self.config.group, seed, None, mine
-        )
+        rollouts = self.roller.run([e.task for e in examples], self.config.group, seed, None, mine)
         rewards = self.world.rows(self.rewards(rollouts, examples), mine, len(order))
         rollouts = world.all_rollouts(self.world, rollouts)
         for rollout in rollouts:
@@ -319,15 +319,22 @@ class Trainer:
         for places in micro_batches(chains, micro_tokens(self.policy, config.token_budget)):
             batch = make_batch([chains[i] for i in places])
             owner = np.array(places)[batch.row]
-            sampled = mx.array(np.array(
-                [v for i in places for v in rollouts[i].sampled_logprobs], dtype=np.float32
-            ))
-            made.append(Piece(
-                batch, mx.array(advantages[owner]), mx.array(share[owner]),
-                mx.array(lengths[np.array(places)]), sampled,
-                old=sampled if self.policy.precise else None,
-                lower=lower_states(self.policy, batch, opening.below if opening else None),
-            ))  # fmt: skip
+            sampled = mx.array(
+                np.array(
+                    [v for i in places for v in rollouts[i].sampled_logprobs], dtype=np.float32
+                )
+            )
+            made.append(
+                Piece(
+                    batch,
+                    mx.array(advantages[owner]),
+                    mx.array(share[owner]),
+                    mx.array(lengths[np.array(places)]),
+                    sampled,
+                    old=sampled if self.policy.precise else None,
+                    lower=lower_states(self.policy, batch, opening.below if opening else None),
+                )
+            )
         if config.beta:
             with self.policy.reference():
                 begin = opening.reference() if opening else None
@@ -338,9 +345,7 @@ class Trainer:
                     mx.eval(piece.reference)
         return made
 
-    def _value_and_grad(
-        self, piece: Piece, begun: Sequence[tuple[mx.array, mx.array]]
-    ) -> Any:
+    def _value_and_grad(self, piece: Piece, begun: Sequence[tuple[mx.array, mx.array]]) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
         ``begun`` is the opening's keys and values, whose slope goes back to it.
@@ -415,9 +420,7 @@ class Trainer:
                     "wanted": case.query,
                     "recommended": rollout.query,
                     "finish": rollout.finish,
-                    "reward": total(
-                        dict(zip(self.components, parts.tolist(), strict=True)), now
-                    ),
+                    "reward": total(dict(zip(self.components, parts.tolist(), strict=True)), now),
                     "rewards": dict(zip(self.components, parts.tolist(), strict=True)),
                     "advantage": float(advantages[i // group, i % group]),
                     "tokens": len(rollout.tokens),
@@ -497,13 +500,20 @@ def train_grpo(
     run = run or free_name(name, run_names(shop))
     with training(shop, run):
         record = Run.prepare(
-            shop, run,
-            {"kind": "grpo", "policy": name, **origin(shop, policy, trained),
-             "train": asdict(config),
-             "agent": asdict(trained.info.agent), "split": asdict(split or SplitConfig()),
-             "catalog_version": shop.catalog_version,
-             "rewards": list(components or COMPONENTS), "memory_bytes": estimate,
-             **(about or {})},
+            shop,
+            run,
+            {
+                "kind": "grpo",
+                "policy": name,
+                **origin(shop, policy, trained),
+                "train": asdict(config),
+                "agent": asdict(trained.info.agent),
+                "split": asdict(split or SplitConfig()),
+                "catalog_version": shop.catalog_version,
+                "rewards": list(components or COMPONENTS),
+                "memory_bytes": estimate,
+                **(about or {}),
+            },
         )
         environment.save(record.folder)
         shop.close()
@@ -640,8 +650,7 @@ def _run(
         policy.model.update(trainer.world.from_first(policy.model.trainable_parameters()))
     validation = trainer.evaluate()
     policy.info.trained.append(
-        {"stage": "grpo", "run": record.name, "config": asdict(config),
-         "step": best.step or done}
+        {"stage": "grpo", "run": record.name, "config": asdict(config), "step": best.step or done}
     )
     policy.model.eval()
     if not trainer.world.first:
@@ -682,5 +691,3 @@ def _check_changed(before: dict[str, mx.array], policy: Policy) -> None:
         raise QAgentError(
             "the first update changed no weight: nothing would be learned; raise the learning rate"
         )
-
-

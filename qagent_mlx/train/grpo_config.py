@@ -115,14 +115,26 @@ class GrpoConfig:
         if self.group < 2:
             raise QAgentError("--group must be at least 2: advantages compare chains in a group")
         for name in (
-            "steps", "cases_per_step", "epochs", "token_budget", "save_every", "keep", "measured",
-        ):  # fmt: skip
+            "steps",
+            "cases_per_step",
+            "epochs",
+            "token_budget",
+            "save_every",
+            "keep",
+            "measured",
+        ):
             if getattr(self, name) < 1:
                 raise QAgentError(f"{name} must be at least 1")
         for name in (
-            "warmup", "dynamic_sampling", "eval_every", "stop_after", "logged_groups", "seed",
-            "beta", "overlong_weight",
-        ):  # fmt: skip
+            "warmup",
+            "dynamic_sampling",
+            "eval_every",
+            "stop_after",
+            "logged_groups",
+            "seed",
+            "beta",
+            "overlong_weight",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise QAgentError(f"{name} must be a number from 0 on")
         for name in ("learning_rate", "max_grad_norm"):

@@ -109,7 +109,8 @@ def _shape(policy: Policy) -> dict[str, int]:
     parameters = dict(tree_flatten(policy.model.parameters()))
     embedding = max(
         (v.shape for k, v in parameters.items() if "embed" in k and v.ndim == 2),
-        default=(0, 0), key=lambda shape: shape[0],
+        default=(0, 0),
+        key=lambda shape: shape[0],
     )
 
     def one(name: str, otherwise: int) -> int:

@@ -126,8 +126,13 @@ def pretrain(
     policy.info.agent = agent
     report = fit_pretraining(policy, environment, config, on_step, on_cost)
     policy.info.trained.append(
-        {"stage": "pretrain", "config": asdict(config), "shop": shop.config.name,
-         "cases": len(environment.of_split("train")), **report}
+        {
+            "stage": "pretrain",
+            "config": asdict(config),
+            "shop": shop.config.name,
+            "cases": len(environment.of_split("train")),
+            **report,
+        }
     )
     save_base(policy, tokenizer, model_config, folder)
     return {
@@ -149,9 +154,13 @@ def fit_pretraining(
 ) -> dict[str, float]:
     """Train all weights of a policy on demonstrations of the training split."""
     demonstrator = Demonstrator(
-        environment, policy, policy.info.agent,
+        environment,
+        policy,
+        policy.info.agent,
         DemoConfig(
-            drop_lines=config.drop_lines, read=config.read, disguise=config.disguise,
+            drop_lines=config.drop_lines,
+            read=config.read,
+            disguise=config.disguise,
             words=config.words,
         ),
     )

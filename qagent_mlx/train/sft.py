@@ -121,18 +121,32 @@ def train_sft(
         silent, optimizer = workers.silent_run(shop), _optimizer(trained, config)
         before = _reward(environment, trained, config)
         return _run(
-            shop, silent, trained, environment, demonstrations, config, optimizer, 0, before,
+            shop,
+            silent,
+            trained,
+            environment,
+            demonstrations,
+            config,
+            optimizer,
+            0,
+            before,
             on_step,
-        )  # fmt: skip
+        )
     run = run or free_name(name, run_names(shop))
     with training(shop, run):
         record = Run.prepare(
-            shop, run,
-            {"kind": "sft", "policy": name, **origin(shop, policy, trained),
-             "train": asdict(config), "agent": asdict(agent),
-             "split": asdict(split or SplitConfig()),
-             "catalog_version": shop.catalog_version,
-             "cases": len(environment.of_split("train"))},
+            shop,
+            run,
+            {
+                "kind": "sft",
+                "policy": name,
+                **origin(shop, policy, trained),
+                "train": asdict(config),
+                "agent": asdict(agent),
+                "split": asdict(split or SplitConfig()),
+                "catalog_version": shop.catalog_version,
+                "cases": len(environment.of_split("train")),
+            },
         )
         environment.save(record.folder)
         shop.close()
@@ -143,15 +157,21 @@ def train_sft(
         checkpoint.save(record.folder / "checkpoints", 0, trained, optimizer, state)
         record.commit()
         return _run(
-            shop, record, trained, environment, demonstrations, config, optimizer, 0, before,
+            shop,
+            record,
+            trained,
+            environment,
+            demonstrations,
+            config,
+            optimizer,
+            0,
+            before,
             on_step,
         )
 
 
 def resume_sft(
-    shop: Shop,
-    run: str,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    shop: Shop, run: str, on_step: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
     """Go on with a run from its last checkpoint, exactly as if it had never stopped.
 
@@ -178,9 +198,17 @@ def resume_sft(
         workers.agree("checkpoints", checkpoint.identity(state, trained))
         assert state is not None
         return _run(
-            shop, silent, trained, environment, demonstrations, config, optimizer,
-            silent.step, state["reward_first"], on_step,
-        )  # fmt: skip
+            shop,
+            silent,
+            trained,
+            environment,
+            demonstrations,
+            config,
+            optimizer,
+            silent.step,
+            state["reward_first"],
+            on_step,
+        )
     with training(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
         if state is None:
@@ -189,8 +217,16 @@ def resume_sft(
         workers.announce(record, state["step"])
         workers.agree("checkpoints", checkpoint.identity(state, trained))
         return _run(
-            shop, record, trained, environment, demonstrations, config, optimizer,
-            state["step"], state["reward_first"], on_step,
+            shop,
+            record,
+            trained,
+            environment,
+            demonstrations,
+            config,
+            optimizer,
+            state["step"],
+            state["reward_first"],
+            on_step,
         )
 
 
@@ -198,13 +234,15 @@ def _demonstrations(
     environment: Environment, policy: Policy, config: SftConfig
 ) -> tuple[Demonstrator, list[tuple[Example, int]]]:
     stages = policy.info.trained
-    base: dict[str, Any] = next(
-        (s["config"] for s in stages if s.get("stage") == "pretrain"), {}
-    )
+    base: dict[str, Any] = next((s["config"] for s in stages if s.get("stage") == "pretrain"), {})
     demonstrator = Demonstrator(
-        environment, policy, policy.info.agent,
+        environment,
+        policy,
+        policy.info.agent,
         DemoConfig(
-            compare=config.compare, noise=0.0, reachable=True,
+            compare=config.compare,
+            noise=0.0,
+            reachable=True,
             disguise=base.get("disguise", 0.0) if config.disguise is None else config.disguise,
             words=base.get("words", False) if config.words is None else config.words,
         ),
@@ -223,9 +261,7 @@ def _demonstrations(
 
 
 def _optimizer(policy: Policy, config: SftConfig) -> optim.Optimizer:
-    optimizer = optim.AdamW(
-        learning_rate=config.learning_rate, weight_decay=FitConfig.weight_decay
-    )
+    optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=FitConfig.weight_decay)
     optimizer.init(policy.model.trainable_parameters())
     return optimizer
 
@@ -280,15 +316,20 @@ def _run(
             report = fit(
                 policy,
                 lambda i, step: demonstrator.chain(
-                    *usable[i], np.random.default_rng([config.seed, step, i]),
-                    0 if together else i,
+                    *usable[i], np.random.default_rng([config.seed, step, i]), 0 if together else i
                 ),
                 len(usable),
                 FitConfig(
-                    config.steps, min(config.batch_size, len(usable)), config.learning_rate,
-                    warmup=10, seed=config.seed,
+                    config.steps,
+                    min(config.batch_size, len(usable)),
+                    config.learning_rate,
+                    warmup=10,
+                    seed=config.seed,
                 ),
-                note, optimizer, first, lambda: stop.check(workers),
+                note,
+                optimizer,
+                first,
+                lambda: stop.check(workers),
                 int(rows[-1]["tokens"]) if rows else 0,
             )
         except StopRequested:

@@ -139,9 +139,10 @@ def clear_left(folder: Path, names: Collection[str] | None = None) -> None:
     """
     with contextlib.suppress(OSError):
         left = [
-            path for path in folder.iterdir()
+            path
+            for path in folder.iterdir()
             if (found := _TEMPORARY.fullmatch(path.name)) and (names is None or found[1] in names)
-        ]  # fmt: skip
+        ]
         if not left:
             return
         with _in_use(folder, alone=True) as mine:

@@ -148,9 +148,13 @@ def _load_global(path: Path) -> None:
 
 # What an OpenBLAS without runtime dispatch may use, by the processor it was built for.
 _NEEDS = {
-    "SKYLAKEX": "avx512f", "COOPERLAKE": "avx512f", "SAPPHIRERAPIDS": "avx512f",
-    "HASWELL": "avx2", "ZEN": "avx2", "SANDYBRIDGE": "avx",
-}  # fmt: skip
+    "SKYLAKEX": "avx512f",
+    "COOPERLAKE": "avx512f",
+    "SAPPHIRERAPIDS": "avx512f",
+    "HASWELL": "avx2",
+    "ZEN": "avx2",
+    "SANDYBRIDGE": "avx",
+}
 
 
 def _missing_instructions(handle: ctypes.CDLL) -> str:
@@ -192,9 +196,7 @@ def _lend_gfortran(error: OSError) -> None:
         descriptor = os.memfd_create("libgfortran.so.5")
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(image.replace(soname, wanted.ljust(len(soname), b"\0")))
-        _blas.handles.append(
-            ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
-        )
+        _blas.handles.append(ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL))
         os.close(descriptor)
         return
     raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")

@@ -32,10 +32,15 @@ class PutOff(ModuleType):
         super().__init__(spec.name)
         assert spec.submodule_search_locations is not None
         self.__dict__.update(
-            __spec__=spec, __loader__=spec.loader, __package__=spec.name, __file__=spec.origin,
+            __spec__=spec,
+            __loader__=spec.loader,
+            __package__=spec.name,
+            __file__=spec.origin,
             __path__=spec.submodule_search_locations,
-            _defined=defined, _lock=RLock(), _running=False,
-        )  # fmt: skip
+            _defined=defined,
+            _lock=RLock(),
+            _running=False,
+        )
 
     def _run(self) -> None:
         """Run the ``__init__``, once; one that fails is run again by the next access."""

@@ -50,5 +50,3 @@ def total_memory() -> int:
         if text.isdigit():
             total = min(total, int(text))
     return total
-
-

@@ -9,9 +9,7 @@ from qagent_mlx.agent.decode import Decoder, Row
 
 
 def rows(policy, seeds, limit=12):
-    return [
-        Row(list(policy.prompt), Never(), np.random.default_rng(seed), limit) for seed in seeds
-    ]
+    return [Row(list(policy.prompt), Never(), np.random.default_rng(seed), limit) for seed in seeds]
 
 
 def decoded(policy, made, insert=()):

@@ -105,10 +105,15 @@ def test_a_turn_that_never_closes_is_cut(play):
 
 def test_searches_beyond_the_limit_are_refused_and_the_chain_may_go_on(play, roller):
     (chain,) = play(
-        {(0, 0): [
-            "<fetch_memory/>", "<search><r0></search>", "<search><r1></search>",
-            "<search>another</search>", "<recommend><s1></recommend>",
-        ]}
+        {
+            (0, 0): [
+                "<fetch_memory/>",
+                "<search><r0></search>",
+                "<search><r1></search>",
+                "<search>another</search>",
+                "<recommend><s1></recommend>",
+            ]
+        }
     )
     assert chain.finish == "recommended"
     assert chain.refused == 1
@@ -118,10 +123,14 @@ def test_searches_beyond_the_limit_are_refused_and_the_chain_may_go_on(play, rol
 
 def test_repeated_searches_are_counted(play):
     (chain,) = play(
-        {(0, 0): [
-            "<fetch_memory/>", "<search><r0></search>", "<search>USB-cable</search>",
-            "<recommend><s2></recommend>",
-        ]}
+        {
+            (0, 0): [
+                "<fetch_memory/>",
+                "<search><r0></search>",
+                "<search>USB-cable</search>",
+                "<recommend><s2></recommend>",
+            ]
+        }
     )
     assert chain.repeated == 1
 
@@ -218,6 +227,8 @@ def test_little_memory_means_fewer_rows_and_the_same_chains(roller, nano_policy,
 def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():
     """A chat model writes a tag in several tokens, and a query in many."""
     sampled = [True] * 2 + [False] * 3 + [True] * 5
-    made = Rollout(0, 0, list(range(12)), 2, sampled, [-9.0] * 2 + [0.0] * 3 + [-1.0, -2.0, 0, 0, -0.5])
+    made = Rollout(
+        0, 0, list(range(12)), 2, sampled, [-9.0] * 2 + [0.0] * 3 + [-1.0, -2.0, 0, 0, -0.5]
+    )
     assert made.answer_logprob == -3.5
     assert Rollout(0, 0, [], 0, [], []).answer_logprob == 0

@@ -41,9 +41,14 @@ class Shelf:
         ids = sorted({p for products in found.values() for p in products} | set(sold_out))
         blank = [None] * len(ids)
         self.catalog = Catalog(
-            ids, ids, blank, blank, np.full(len(ids), np.nan),
-            np.array([i not in sold_out for i in ids], bool), blank,
-        )  # fmt: skip
+            ids,
+            ids,
+            blank,
+            blank,
+            np.full(len(ids), np.nan),
+            np.array([i not in sold_out for i in ids], bool),
+            blank,
+        )
         self.found, self.asked = found, []
 
     def search(self, queries, k=10, as_of=None, filters=None):
@@ -115,17 +120,17 @@ def test_users_are_asked_about_at_once():
     rows = Rows(shelf).filled(
         [items, items[:1], [], turned, turned], [NOW] * 5, [2, 5, 5, 2, 2], [True] * 4 + [False]
     )
-    assert [names(row) for row in rows] == [
-        ["q0", "q1"], ["q0"], [], ["q0", "q1"], ["q1", "q0"]
-    ]  # fmt: skip
+    assert [names(row) for row in rows] == [["q0", "q1"], ["q0"], [], ["q0", "q1"], ["q1", "q0"]]
     assert shelf.asked == [("q0", "q1")]
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["in", "out", "nothing"]), st.booleans()), max_size=8),
-    st.integers(1, 6), st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+)
 def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
     """As if everything had been searched: the agent's choice, what is in stock, what is not."""
     found = {f"q{i}": [] if kind == "nothing" else [f"p{i}"] for i, (kind, _) in enumerate(kinds)}
@@ -163,9 +168,7 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
 
     def run(self, tasks, group, *rest, **options):
         """Every chain recommends the third line of its memory without looking."""
-        return [
-            chain(answer=task.profile.references[2]) for task in tasks for _ in range(group)
-        ]
+        return [chain(answer=task.profile.references[2]) for task in tasks for _ in range(group)]
 
     monkeypatch.setattr(Roller, "run", run)
     ranked = PolicySystem("p", nano_policy, environment, agent, group=2).rank(examples, 4)
@@ -174,9 +177,7 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
     measured = [ranking.queries for ranking in ranked]
     place = catalog.rows_of()
     lines = [[q for q in e.profile.references if q] for e in examples]
-    in_stock = [
-        [bool(stock[place[r.products[0]]]) for r in one.recommendations] for one in served
-    ]
+    in_stock = [[bool(stock[place[r.products[0]]]) for r in one.recommendations] for one in served]
     shown = [tuple(r.query for r in one.recommendations) for one in served]
     if search:  # nothing was looked at, so nothing is chosen: what can be had leads
         assert all(row == sorted(row, reverse=True) for row in in_stock)

@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    with (
-        Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder, one_blas_thread()
-    ):  # fmt: skip
+    with Shop.open(given.shop) as shop, tempfile.TemporaryDirectory() as folder, one_blas_thread():
         recommender = Recommender(shop, open_policy(shop, given.policy), group=given.group or None)
         users = batch.all_users(shop)[: given.users]
         recommender.recommend(users[:2])  # compiles

@@ -42,16 +42,42 @@ from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
 MARKS = (
-    "unmet", "liked", "carted", "bought", "had", "now", "today", "days", "week", "weeks", "month",
-    "old", "top", "hot", "warm", "rising", "fading", "poor", "surely", "likely", "maybe",
-)  # fmt: skip
+    "unmet",
+    "liked",
+    "carted",
+    "bought",
+    "had",
+    "now",
+    "today",
+    "days",
+    "week",
+    "weeks",
+    "month",
+    "old",
+    "top",
+    "hot",
+    "warm",
+    "rising",
+    "fading",
+    "poor",
+    "surely",
+    "likely",
+    "maybe",
+)
 SEEN = ("fits", "brand", "bought", "seen", "chosen", "often", "out", "$", "$$", "$$$")
 SHOWN = 3  # products of each line
 TREES: dict[str, Any] = {
-    "objective": "binary", "num_leaves": 15, "learning_rate": 0.05, "min_data_in_leaf": 40,
-    "feature_fraction": 0.6, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0,
-    "verbose": -1, "num_threads": 1,
-}  # fmt: skip
+    "objective": "binary",
+    "num_leaves": 15,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 40,
+    "feature_fraction": 0.6,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 5.0,
+    "verbose": -1,
+    "num_threads": 1,
+}
 ROUNDS = 150
 
 
@@ -66,12 +92,26 @@ class Lines:
         self.hit = np.array([bool(f.products) and f.products[0] in case.products for f in found])
         marks = [set(x.text[len(x.query or "") :].split()) for x in lines]
         shown = [[set(text.split()) for text in f.lines[:SHOWN]] for f in found]
-        self.out = np.array(["out" in products[0] if products else True for products in shown], bool)
-        self.read = np.array([
-            [place, len(products), self.out[:place].sum(), *(mark in own for mark in MARKS),
-             *(mark in product for product in (products + [set()] * SHOWN)[:SHOWN] for mark in SEEN)]
-            for place, (own, products) in enumerate(zip(marks, shown, strict=True))
-        ], dtype=float).reshape(len(lines), -1)  # fmt: skip
+        self.out = np.array(
+            ["out" in products[0] if products else True for products in shown], bool
+        )
+        self.read = np.array(
+            [
+                [
+                    place,
+                    len(products),
+                    self.out[:place].sum(),
+                    *(mark in own for mark in MARKS),
+                    *(
+                        mark in product
+                        for product in (products + [set()] * SHOWN)[:SHOWN]
+                        for mark in SEEN
+                    ),
+                ]
+                for place, (own, products) in enumerate(zip(marks, shown, strict=True))
+            ],
+            dtype=float,
+        ).reshape(len(lines), -1)
         chance = np.array([[x.score] for x in lines]).reshape(len(lines), 1)
         self.numbers = np.hstack([self.read, behind, chance]) if lines else self.read
 
@@ -101,11 +141,13 @@ def lines_of(shop: Shop, environment: Environment) -> list[Lines]:
         knows = {product: age for product, _, age in mine.state.knows}
         # As many as the tool asks for: these answers are remembered.
         hits = environment.search.search(queries, 10, [moment] * len(queries))
-        behind = np.hstack([
-            table[[place[query_key(q)] for q in queries]],
-            _padded([[h.score for h in some] for some in hits]),
-            _padded([[knows.get(h.product_id, 999.0) for h in some] for some in hits]),
-        ])  # fmt: skip
+        behind = np.hstack(
+            [
+                table[[place[query_key(q)] for q in queries]],
+                _padded([[h.score for h in some] for some in hits]),
+                _padded([[knows.get(h.product_id, 999.0) for h in some] for some in hits]),
+            ]
+        )
         made.append(Lines(example, found, behind))
     return made
 
@@ -116,10 +158,13 @@ def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
 
 def outcome(cases: Sequence[Lines], choices: Sequence[int]) -> np.ndarray:
     """q_em, i_hit@1 and cons@1 of each case: (cases, 3)."""
-    return np.array([
-        (c.right[i], c.hit[i], c.right[i] and c.hit[i]) if len(c.right) else (0, 0, 0)
-        for c, i in zip(cases, choices, strict=True)
-    ], dtype=float)  # fmt: skip
+    return np.array(
+        [
+            (c.right[i], c.hit[i], c.right[i] and c.hit[i]) if len(c.right) else (0, 0, 0)
+            for c, i in zip(cases, choices, strict=True)
+        ],
+        dtype=float,
+    )
 
 
 def ranker(learn: Sequence[Lines], sees: str, wanted: str, seed: int) -> Callable[[Lines], int]:
@@ -136,9 +181,7 @@ def ranker(learn: Sequence[Lines], sees: str, wanted: str, seed: int) -> Callabl
 class Ranker:
     """A ranker as a system that recommends one query."""
 
-    def __init__(
-        self, name: str, choose: Callable[[Lines], int], looked: Sequence[Lines]
-    ) -> None:
+    def __init__(self, name: str, choose: Callable[[Lines], int], looked: Sequence[Lines]) -> None:
         """``looked`` holds what can be seen of each example that it is asked about, in order."""
         self.name, self._choose, self._looked = name, choose, looked
 

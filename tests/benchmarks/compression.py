@@ -39,9 +39,7 @@ def compression(shop: Shop, least: int) -> dict[str, Any]:
     found: dict[str, Any] = {"least": least, "users": len(rows)}
     if not rows:
         return found
-    memory = Memory(
-        shop.connection, shop.config.memory, token_counter(shop), Worth.of_shop(shop)
-    )
+    memory = Memory(shop.connection, shop.config.memory, token_counter(shop), Worth.of_shop(shop))
     moments = [Moment(user, shop.end_of_log()) for user, _ in rows]
     ratios = [
         memory.raw_tokens(moment) / profile.tokens
@@ -49,7 +47,10 @@ def compression(shop: Shop, least: int) -> dict[str, Any]:
     ]
     least_, low, middle, high, most = np.quantile(ratios, (0, 0.1, 0.5, 0.9, 1)).round(1).tolist()
     return found | {
-        "events": {"median": float(np.median([n for _, n in rows])), "most": max(n for _, n in rows)},
+        "events": {
+            "median": float(np.median([n for _, n in rows])),
+            "most": max(n for _, n in rows),
+        },
         "ratio": {"least": least_, "p10": low, "median": middle, "p90": high, "most": most},
         "at_least_10": float(np.mean(np.array(ratios) >= 10)),
     }

@@ -83,8 +83,15 @@ def work_guided(name, shop, scratch, seed, first, inputs, at, out):
             own = getattr(thing, "__module__", None) == module.__name__
             if own and hasattr(thing, "__code__"):
                 atheris.instrument_func(thing)
-    options = [f"-runs={-(-inputs // each)}", f"-seed={seed + 1}", "-max_len=4096", "-verbosity=0",
-               f"-rss_limit_mb={MEMORY >> 20}", f"-timeout={int(HANG)}", f"-artifact_prefix={scratch}/"]  # fmt: skip
+    options = [
+        f"-runs={-(-inputs // each)}",
+        f"-seed={seed + 1}",
+        "-max_len=4096",
+        "-verbosity=0",
+        f"-rss_limit_mb={MEMORY >> 20}",
+        f"-timeout={int(HANG)}",
+        f"-artifact_prefix={scratch}/",
+    ]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
@@ -108,7 +115,8 @@ def run(name, shop, folder, seed, first, inputs, worker):
         reader, writer = context.Pipe(duplex=False)
         scratch = tempfile.mkdtemp(dir=folder)
         process = context.Process(
-            target=worker, args=(name, shop, scratch, seed, number, (end - number) * each, at, writer)
+            target=worker,
+            args=(name, shop, scratch, seed, number, (end - number) * each, at, writer),
         )
         process.start()
         writer.close()
@@ -117,7 +125,10 @@ def run(name, shop, folder, seed, first, inputs, worker):
             if at.value != last:
                 last, since, spent = at.value, time.monotonic(), used(process)
             # The first input sets things up.
-            elif used(process) - spent > HANG * (3 if last == number else 1) or time.monotonic() - since > WAITED:
+            elif (
+                used(process) - spent > HANG * (3 if last == number else 1)
+                or time.monotonic() - since > WAITED
+            ):
                 process.kill()
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()

@@ -44,11 +44,14 @@ def doubling(model: str, steps: int) -> dict[str, dict[str, float]]:
     cpu = {name: median(s.cpu for s in found) for name, found in made.items()}
     seconds = {name: median(s.seconds for s in found) for name, found in made.items()}
     return {
-        name: {"seconds": seconds[name], "cpu_seconds": cpu[name],
-               "ratio": seconds[name] / seconds["standard"],
-               "cpu_ratio": cpu[name] / cpu["standard"]}
+        name: {
+            "seconds": seconds[name],
+            "cpu_seconds": cpu[name],
+            "ratio": seconds[name] / seconds["standard"],
+            "cpu_ratio": cpu[name] / cpu["standard"],
+        }
         for name in sizes
-    }  # fmt: skip
+    }
 
 
 def flat(model: str, steps: int) -> dict[str, float]:
@@ -63,9 +66,11 @@ def flat(model: str, steps: int) -> dict[str, float]:
     fifth = max(1, steps // 5)
     return {
         "steps": steps,
-        "cpu_first": median(cpu[1 : fifth + 1]), "cpu_last": median(cpu[-fifth:]),
-        "memory_mb_first": median(memory[1 : fifth + 1]), "memory_mb_last": median(memory[-fifth:]),
-    }  # fmt: skip
+        "cpu_first": median(cpu[1 : fifth + 1]),
+        "cpu_last": median(cpu[-fifth:]),
+        "memory_mb_first": median(memory[1 : fifth + 1]),
+        "memory_mb_last": median(memory[-fifth:]),
+    }
 
 
 if __name__ == "__main__":
@@ -75,7 +80,9 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=3)
     given = parser.parse_args()
     report = {
-        **environment(), "model": given.model, "doubling": doubling(given.model, given.pairs),
+        **environment(),
+        "model": given.model,
+        "doubling": doubling(given.model, given.pairs),
         "flat": flat(given.model, given.steps),
-    }  # fmt: skip
+    }
     print(json.dumps(report, indent=1))

@@ -44,7 +44,9 @@ def main() -> None:
             place = shutil.copytree(base, Path(folder) / str(number) / "shop")
 
             def progress(one, kills=kills):
-                print(f"\r{one.name}: {one.tally.kills}/{kills}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{one.name}: {one.tally.kills}/{kills}", end="", file=sys.stderr, flush=True
+                )
 
             tally = kill_and_check(work(place, given.seed), kills, progress)
             print(file=sys.stderr)

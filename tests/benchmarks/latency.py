@@ -50,10 +50,15 @@ def main(path: str, name: str, users: int) -> dict[str, object]:
     arguments = ("-c", COMMAND, "recommend", ids[0], "--shop", path, "--policy", name, "--json")
     cold = [elapsed(*arguments) - elapsed("-c", "pass") for _ in range(5)]
     return {
-        **environment(), "policy": name, "cold_seconds": median(cold),
-        "warm_p50_ms": 1000 * median(warm), "warm_p95_ms": 1000 * quantiles(warm, n=20)[-1],
-        "users": len(ids), "batch_seconds": batch, "batch_speedup": sum(warm) / batch,
-    }  # fmt: skip
+        **environment(),
+        "policy": name,
+        "cold_seconds": median(cold),
+        "warm_p50_ms": 1000 * median(warm),
+        "warm_p95_ms": 1000 * quantiles(warm, n=20)[-1],
+        "users": len(ids),
+        "batch_seconds": batch,
+        "batch_speedup": sum(warm) / batch,
+    }
 
 
 if __name__ == "__main__":

@@ -26,14 +26,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
-from crashes import (  # noqa: E402
-    COMPONENTS,
-    GRPO,
-    SPLIT,
-    events_agree,
-    index_matches,
-    small_shop,
-)
+from crashes import COMPONENTS, GRPO, SPLIT, events_agree, index_matches, small_shop  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from qagent_mlx.ingest.ingest import ingest  # noqa: E402
@@ -64,7 +57,9 @@ class Load:
         with Shop.open(path) as shop:
             self.first = shop.counts()["events"]
             ((end,),) = shop.connection.execute("SELECT max(ts) FROM events").fetchall()
-            rows = shop.connection.execute("SELECT DISTINCT user_id FROM events LIMIT 200").fetchall()
+            rows = shop.connection.execute(
+                "SELECT DISTINCT user_id FROM events LIMIT 200"
+            ).fetchall()
         self.clock: datetime = end
         self.users = [user for (user,) in rows]
 
@@ -83,10 +78,14 @@ class Load:
         rows = []
         for n in range(200):
             self.clock += timedelta(seconds=20)
-            rows.append({
-                "user_id": self.draw.choice(self.users), "time": self.clock.isoformat(), "type": "search",
-                "query": f"{self.draw.choice(QUERIES)} {n % 9}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "user_id": self.draw.choice(self.users),
+                    "time": self.clock.isoformat(),
+                    "type": "search",
+                    "query": f"{self.draw.choice(QUERIES)} {n % 9}",
+                }
+            )
         (place / "e.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (place / "p.csv").write_text(
             f"product_id,title,price\nlong{self.rounds % 50},Kite {self.rounds},{self.draw.randint(1, 99)}\n"
@@ -102,13 +101,17 @@ class Load:
         with Shop.open(self.path) as shop:
             config = type(GRPO)(**{**GRPO.__dict__, "steps": 2})
             name = f"long-{self.rounds}"
-            train_grpo(shop, self.policy, "long", config, split=SPLIT, components=COMPONENTS, run=name)
+            train_grpo(
+                shop, self.policy, "long", config, split=SPLIT, components=COMPONENTS, run=name
+            )
             self.steps += 2
         shutil.rmtree(self.path / "runs" / name)
 
     def serve(self) -> None:
         """Four clients for a while."""
-        config = ServeConfig(policy=self.policy, chains=2, rate=0.0, deadline_ms=60_000.0, cache_seconds=1.0)
+        config = ServeConfig(
+            policy=self.policy, chains=2, rate=0.0, deadline_ms=60_000.0, cache_seconds=1.0
+        )
         app = create_app(self.path, config)
         with TestClient(app, base_url="http://127.0.0.1") as client:
             until = time.monotonic() + self.serve_seconds
@@ -124,9 +127,19 @@ class Load:
                     elif kind < 0.8:
                         answer = client.get(f"/users/{user}/memory")
                     else:
-                        answer = client.post("/events", json={"events": [
-                            {"user_id": user, "type": "search", "query": f"{draw.choice(QUERIES)} {n}"} for n in range(3)
-                        ]})  # fmt: skip
+                        answer = client.post(
+                            "/events",
+                            json={
+                                "events": [
+                                    {
+                                        "user_id": user,
+                                        "type": "search",
+                                        "query": f"{draw.choice(QUERIES)} {n}",
+                                    }
+                                    for n in range(3)
+                                ]
+                            },
+                        )
                         if answer.status_code == 200:
                             self.events += answer.json()["accepted"]
                     self.requests += 1
@@ -179,14 +192,19 @@ def main() -> None:
             load.round()
             sizes.append(resident())
             if load.rounds % 3 == 1:
-                print(f"{(time.monotonic() - began) / 60:.1f} | {load.rounds} | {load.events:,} | "
-                      f"{load.requests:,} | {load.steps} | {sizes[-1]:.0f} | {len(load.errors)}", flush=True)  # fmt: skip
+                print(
+                    f"{(time.monotonic() - began) / 60:.1f} | {load.rounds} | {load.events:,} | "
+                    f"{load.requests:,} | {load.steps} | {sizes[-1]:.0f} | {len(load.errors)}",
+                    flush=True,
+                )
         load.check()
         third = max(1, len(sizes) // 3)
-        print(f"RSS, mean of the rounds' first, second and last third: "
-              f"{sum(sizes[:third]) / third:.0f}, {sum(sizes[third:2 * third]) / max(1, len(sizes[third:2 * third])):.0f}, "
-              f"{sum(sizes[-third:]) / third:.0f} MB; {load.rounds} rounds, {load.events:,} events, "
-              f"{load.requests:,} requests, {load.steps} steps, {len(load.errors)} errors")  # fmt: skip
+        print(
+            f"RSS, mean of the rounds' first, second and last third: "
+            f"{sum(sizes[:third]) / third:.0f}, {sum(sizes[third : 2 * third]) / max(1, len(sizes[third : 2 * third])):.0f}, "
+            f"{sum(sizes[-third:]) / third:.0f} MB; {load.rounds} rounds, {load.events:,} events, "
+            f"{load.requests:,} requests, {load.steps} steps, {len(load.errors)} errors"
+        )
         for line in load.errors[:20]:
             print(line)
     sys.exit(bool(load.errors))

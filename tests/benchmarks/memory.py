@@ -28,9 +28,22 @@ from qagent_mlx.shop.shop import Shop
 
 START, DAYS = datetime(2026, 1, 1), 90
 NOUNS = (
-    "tent", "stove", "lamp", "shoe", "cable", "case", "chair", "desk", "bag", "jacket", "filter",
-    "pan", "drill", "rope", "helmet",
-)  # fmt: skip
+    "tent",
+    "stove",
+    "lamp",
+    "shoe",
+    "cable",
+    "case",
+    "chair",
+    "desk",
+    "bag",
+    "jacket",
+    "filter",
+    "pan",
+    "drill",
+    "rope",
+    "helmet",
+)
 
 
 def make_files(folder: Path, events: int, users: int, products: int, seed: int) -> None:
@@ -60,15 +73,21 @@ def make_files(folder: Path, events: int, users: int, products: int, seed: int) 
         on = np.ones(sessions, bool) if turn == 0 else r.random(sessions) < 0.4
         want = np.where(r.random(sessions) < 0.6, taste[who], r.integers(0, 200, sessions))
         item = np.array(
-            [by_leaf[k][int(u**3 * len(by_leaf[k]))]
-             for k, u in zip(want, r.random(sessions), strict=True)]
-        )  # fmt: skip
+            [
+                by_leaf[k][int(u**3 * len(by_leaf[k]))]
+                for k, u in zip(want, r.random(sessions), strict=True)
+            ]
+        )
         style = r.integers(0, 3, sessions)
         none = np.full(sessions, "", object)
         query = np.array(
-            [f"{NOUNS[k % 15]} kind{k}" + (f" brand{b}" if s == 1 else f" size{i % 40}" if s == 2 else "")
-             for k, b, s, i in zip(want, brand[item], style, item, strict=True)], object,
-        )  # fmt: skip
+            [
+                f"{NOUNS[k % 15]} kind{k}"
+                + (f" brand{b}" if s == 1 else f" size{i % 40}" if s == 2 else "")
+                for k, b, s, i in zip(want, brand[item], style, item, strict=True)
+            ],
+            object,
+        )
         product = np.array([f"p{i}" for i in item], object)
         add(on, turn * 120, "search", query, none)
         hit = on & (r.random(sessions) < 0.75)
@@ -89,13 +108,17 @@ def make_files(folder: Path, events: int, users: int, products: int, seed: int) 
     catalog = {
         "product_id": np.char.add("p", numbers.astype(str)).astype(object),
         "title": np.array(
-            [f"Brand{b} {NOUNS[k % 15]} kind{k} size{i % 40}"
-             for i, k, b in zip(numbers, leaf, brand, strict=True)], object),
+            [
+                f"Brand{b} {NOUNS[k % 15]} kind{k} size{i % 40}"
+                for i, k, b in zip(numbers, leaf, brand, strict=True)
+            ],
+            object,
+        ),
         "brand": np.array([f"Brand{b}" for b in brand], object),
         "category": np.array([f"Dept{k // 20} > Kind{k}" for k in leaf], object),
         "price": np.round(r.lognormal(3, 1, products), 2),
         "attributes": np.array([json.dumps({"size": f"size{i % 40}"}) for i in numbers], object),
-    }  # fmt: skip
+    }
     with duckdb.connect() as connection:
         for name, columns in (("events", table), ("products", catalog)):
             connection.register(name, columns)
@@ -114,8 +137,15 @@ def new_events(
         time_ = end + timedelta(milliseconds=int(len(rows) + 1))
         query = f"{NOUNS[k % 15]} kind{k}"
         rows.append({"user_id": user, "time": time_, "type": "search", "query": query})
-        rows.append({"user_id": user, "time": time_ + timedelta(milliseconds=1), "type": "click",
-                     "query": query, "product_id": f"p{r.integers(0, products)}"})  # fmt: skip
+        rows.append(
+            {
+                "user_id": user,
+                "time": time_ + timedelta(milliseconds=1),
+                "type": "click",
+                "query": query,
+                "product_id": f"p{r.integers(0, products)}",
+            }
+        )
     return rows[:n]
 
 
@@ -150,9 +180,7 @@ def main() -> None:
         )
         with Shop.create(folder / "shop") as shop:
             ingest(shop, "products", [folder / "products.parquet"])
-            loaded, report["ingest_s"] = timed(
-                ingest, shop, "events", [folder / "events.parquet"]
-            )
+            loaded, report["ingest_s"] = timed(ingest, shop, "events", [folder / "events.parquet"])
             assert loaded.rejected == 0, loaded
     if options.only_make:
         return
@@ -203,9 +231,7 @@ def main() -> None:
         before = end - timedelta(days=20)
         times = [timed(memory.profiles, [Moment(u, before)])[1] * 1000 for u in people[:20]]
         report["past_ms_p50"] = round(statistics.median(times), 1)
-    report["peak_rss_gib"] = round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
-    )
+    report["peak_rss_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     report["database_mb"] = round((folder / "shop" / "shop.duckdb").stat().st_size / 1e6)
     print(json.dumps(report, indent=2))
 

@@ -70,13 +70,20 @@ def main() -> None:
             began, wall = time.process_time(), time.perf_counter()
             found[shared] = trainer.update(list(zip(rollouts, advantages, strict=True)), pair)
             spent[shared] = time.process_time() - began
-            print(f"{'shared' if shared else 'apart '} {spent[shared]:7.1f} s of processor, "
-                  f"{time.perf_counter() - wall:7.1f} s", flush=True)  # fmt: skip
+            print(
+                f"{'shared' if shared else 'apart '} {spent[shared]:7.1f} s of processor, "
+                f"{time.perf_counter() - wall:7.1f} s",
+                flush=True,
+            )
         ratios.append(spent[False] / spent[True])
-        print(f"apart / shared {ratios[-1]:.2f}; " + ", ".join(
-            f"{name} {found[True][name]:.6g} {found[False][name]:.6g}"
-            for name in ("loss", "kl", "grad_norm")
-        ), flush=True)  # fmt: skip
+        print(
+            f"apart / shared {ratios[-1]:.2f}; "
+            + ", ".join(
+                f"{name} {found[True][name]:.6g} {found[False][name]:.6g}"
+                for name in ("loss", "kl", "grad_norm")
+            ),
+            flush=True,
+        )
     print(f"median of {len(ratios)}: {median(ratios):.2f}")
 
 

@@ -34,8 +34,9 @@ class Terminal:
         environment.pop("NO_COLOR", None)
         subprocess.run(
             [*self._tmux, "new-session", "-d", "-x", str(WIDTH), "-y", "200", shlex.join(command)],
-            check=True, env=environment,
-        )  # fmt: skip
+            check=True,
+            env=environment,
+        )
 
     def __call__(self, *words: str) -> str:
         done = subprocess.run([*self._tmux, *words], check=True, capture_output=True, text=True)
@@ -87,7 +88,9 @@ def main() -> None:
     given = parser.parse_args()
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
-        console.print(Text.from_ansi("\n".join(record(given.shop, given.policy, given.user))), soft_wrap=True)
+        console.print(
+            Text.from_ansi("\n".join(record(given.shop, given.policy, given.user))), soft_wrap=True
+        )
         picture = console.export_svg(title=f"qagent demo --shop {given.shop.name}")
     # The fonts that rich names are fetched from elsewhere; a picture in a repository needs none.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)

@@ -56,8 +56,9 @@ def judgements(shop: Shop, after: datetime) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
-def measure(search: HybridSearch, queries: list[str], truth: list[dict[str, float]],
-            moment: datetime) -> dict[str, np.ndarray]:  # fmt: skip
+def measure(
+    search: HybridSearch, queries: list[str], truth: list[dict[str, float]], moment: datetime
+) -> dict[str, np.ndarray]:
     """NDCG@10 and recall@10 of each query."""
     discount = 1 / np.log2(np.arange(2, 12))
     hits = search.search(queries, 10, [moment] * len(queries))
@@ -103,16 +104,22 @@ def main() -> None:
         truth_of = judgements(shop, moment)
         full = open_search(shop)
         seen = {
-            key for (key,) in shop.connection.execute(
+            key
+            for (key,) in shop.connection.execute(
                 """SELECT DISTINCT s.query_key FROM events e JOIN events s
-                ON s.event_id = e.search_id WHERE e.type <> 'view' AND e.ts < ?""", [moment]
+                ON s.event_id = e.search_id WHERE e.type <> 'view' AND e.ts < ?""",
+                [moment],
             ).fetchall()
-        }  # fmt: skip
+        }
     assert full.index.clicks_until is None or full.index.clicks_until <= moment
     queries, truth = list(truth_of), list(truth_of.values())
     base = replace(full.config, **changes)
-    report = {"shop": str(given.shop), "from": moment.isoformat(), "queries": len(queries),
-              "with_earlier_clicks": sum("".join(words(q)) in seen for q in queries)}  # fmt: skip
+    report = {
+        "shop": str(given.shop),
+        "from": moment.isoformat(),
+        "queries": len(queries),
+        "with_earlier_clicks": sum("".join(words(q)) in seen for q in queries),
+    }
     scores = {}
     for name, weights in SYSTEMS.items():
         search = HybridSearch(full.index, full.clicks, replace(base, **weights))
@@ -126,8 +133,9 @@ def main() -> None:
             metric: paired(scores[one][metric], scores[other][metric])
             for metric in ("ndcg@10", "recall@10")
         }
-        for one in ("hybrid", "words+vectors") for other in ("BM25", "dense")
-    }  # fmt: skip
+        for one in ("hybrid", "words+vectors")
+        for other in ("BM25", "dense")
+    }
     draw = random.Random(0)
     edited = [typo(query, draw) for query in queries]
     report["typos"] = {}

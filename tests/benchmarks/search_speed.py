@@ -61,11 +61,13 @@ def crossover(most: int = 6) -> None:
     """Exact against HNSW by size: one query, and 256 at once."""
     for size in (2_000, 5_000, 10_000, 20_000, 50_000, 100_000)[:most]:
         vectors, queries = made_up(size), made_up(256, 9)
-        exact = Vectors(DIMENSIONS, [Shard(0, size, matrix=module.rounded(vectors))],
-                        np.arange(size))  # fmt: skip
+        exact = Vectors(
+            DIMENSIONS, [Shard(0, size, matrix=module.rounded(vectors))], np.arange(size)
+        )
         start = clock()
-        graph = Vectors(DIMENSIONS, [Shard(0, size, graph=module._graph(vectors, 0))],
-                        np.arange(size))  # fmt: skip
+        graph = Vectors(
+            DIMENSIONS, [Shard(0, size, graph=module._graph(vectors, 0))], np.arange(size)
+        )
         built = clock() - start
         pair = {"exact": exact, "HNSW": graph}
         one = seconds({name: partial(_one, v, queries) for name, v in pair.items()}, 100)
@@ -106,9 +108,7 @@ def million(folder: Path, build_only: int | None, size: int = 1_000_000) -> None
     if build_only is not None:
         return
     vectors = Vectors(DIMENSIONS, shards, np.arange(size))
-    matrix = np.concatenate(
-        [made_up(s.size, 100 + number) for number, s in enumerate(shards)]
-    )
+    matrix = np.concatenate([made_up(s.size, 100 + number) for number, s in enumerate(shards)])
     queries = made_up(300, 9)
 
     def brute(i: int) -> np.ndarray:
@@ -121,8 +121,10 @@ def million(folder: Path, build_only: int | None, size: int = 1_000_000) -> None
         found = seconds(
             {"HNSW": lambda i, k=k: vectors.search(queries[i : i + 1], k), "numpy": brute}, 60
         )
-        print(f"one query, k={k}: HNSW {found['HNSW'] * 1e3:.2f} ms, numpy "
-              f"{found['numpy'] * 1e3:.1f} ms: {found['numpy'] / found['HNSW']:.0f}x")  # fmt: skip
+        print(
+            f"one query, k={k}: HNSW {found['HNSW'] * 1e3:.2f} ms, numpy "
+            f"{found['numpy'] * 1e3:.1f} ms: {found['numpy'] / found['HNSW']:.0f}x"
+        )
     hits = [
         len(set(brute(i).tolist()) & set(rows[:10].tolist()))
         for i, (rows, _) in enumerate(vectors.search(queries, 10))
@@ -154,8 +156,16 @@ def made_up_shop(folder: Path, size: int) -> Shop:
                 f"{brand[:2].upper()}{random.integers(100, 9999)}"
             )
             titles.append((brand, kind))
-            writer.writerow([f"p{number:07}", title, brand, f"{kind.split()[0]} > {kind}",
-                             round(float(random.exponential(50)), 2), random.random() < 0.9])  # fmt: skip
+            writer.writerow(
+                [
+                    f"p{number:07}",
+                    title,
+                    brand,
+                    f"{kind.split()[0]} > {kind}",
+                    round(float(random.exponential(50)), 2),
+                    random.random() < 0.9,
+                ]
+            )
     shop = Shop.create(folder / "shop")
     ingest(shop, "products", [folder / "products.csv"])
     events, clock = [], datetime(2026, 1, 1)
@@ -183,8 +193,10 @@ def hybrid(size: int = 100_000) -> None:
         words = [title.split() for title in index.catalog.titles]
 
         def fresh(count: int) -> list[str]:
-            return [" ".join([*words[i][:2], words[i][random.integers(2, 5)]])
-                    for i in random.integers(0, size, count)]  # fmt: skip
+            return [
+                " ".join([*words[i][:2], words[i][random.integers(2, 5)]])
+                for i in random.integers(0, size, count)
+            ]
 
         search.search(fresh(20))
         ones, batches = [], []
@@ -199,9 +211,11 @@ def hybrid(size: int = 100_000) -> None:
             batches.append(clock() - start)
         p50, p95 = np.quantile(ones, (0.5, 0.95))
         rate = 256 / float(np.median(batches))
-        print(f"one query: p50 {p50 * 1e3:.2f} ms, p95 {p95 * 1e3:.2f} ms, "
-              f"{1 / np.mean(ones):.0f} a second; 256 at once: {rate:.0f} a second, "
-              f"{rate * np.mean(ones):.1f}x")  # fmt: skip
+        print(
+            f"one query: p50 {p50 * 1e3:.2f} ms, p95 {p95 * 1e3:.2f} ms, "
+            f"{1 / np.mean(ones):.0f} a second; 256 at once: {rate:.0f} a second, "
+            f"{rate * np.mean(ones):.1f}x"
+        )
         profile(search, fresh(256))
 
 

@@ -44,9 +44,7 @@ class Client(threading.Thread):
 
     def post(self, connection: http.client.HTTPConnection, path: str, body: dict) -> dict:
         """One request; what is no 200 is an error."""
-        connection.request(
-            "POST", path, json.dumps(body), {"content-type": "application/json"}
-        )
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         response = connection.getresponse()
         answer = json.loads(response.read())
         self.errors += response.status != 200
@@ -57,7 +55,9 @@ class Client(threading.Thread):
         while time.monotonic() < self.until:
             user = self.random.choice(self.users)
             if self.random.random() < self.events:
-                self.post(connection, "/events", {"user_id": user, "type": "search", "query": "lamp"})
+                self.post(
+                    connection, "/events", {"user_id": user, "type": "search", "query": "lamp"}
+                )
                 self.posted += 1
                 continue
             began = time.perf_counter()
@@ -115,11 +115,25 @@ def main() -> None:
             rows = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY 1").fetchall()
         users = [user for (user,) in rows]
         command = [
-            sys.executable, "-m", "qagent_mlx", "serve", "--shop", str(shop), "--port", "0",
-            "--cache", str(given.cache), "--rate", "0",
-            "--workers", str(given.workers), "--deadline", str(given.deadline),
-            *(["--group", str(given.chains)] * bool(given.chains)), *(["--policy", given.policy] * bool(given.policy)),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "qagent_mlx",
+            "serve",
+            "--shop",
+            str(shop),
+            "--port",
+            "0",
+            "--cache",
+            str(given.cache),
+            "--rate",
+            "0",
+            "--workers",
+            str(given.workers),
+            "--deadline",
+            str(given.deadline),
+            *(["--group", str(given.chains)] * bool(given.chains)),
+            *(["--policy", given.policy] * bool(given.policy)),
+        ]
         log = Path(folder) / "log"
         with log.open("w") as file:
             process = subprocess.Popen(command, stderr=file)

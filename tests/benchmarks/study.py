@@ -63,9 +63,14 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
 
 
 def run_arm(
-    path: Path, parent: str, arm: str, settings: Settings, limit: int | None, group: int,
+    path: Path,
+    parent: str,
+    arm: str,
+    settings: Settings,
+    limit: int | None,
+    group: int,
     environments: dict[Any, Environment],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train one arm with one seed and measure it on the test cases."""
     name = f"study-{arm}-{settings.train.seed}"
     with Shop.open(path) as shop:
@@ -80,7 +85,12 @@ def run_arm(
         report = {}
         if name not in policy_names(shop):
             report = train_grpo(
-                shop, parent, name, settings.train, agent=agent, split=settings.split,
+                shop,
+                parent,
+                name,
+                settings.train,
+                agent=agent,
+                split=settings.split,
                 environment=environment,
                 about={"preset": settings.preset},
             )
@@ -88,7 +98,10 @@ def run_arm(
         examples = environment.of_split("test")[:limit]
         rankings = PolicySystem(name, policy, environment, group=group).rank(examples, 5)
     return {
-        "arm": arm, "seed": settings.train.seed, "policy": name, "report": report,
+        "arm": arm,
+        "seed": settings.train.seed,
+        "policy": name,
+        "report": report,
         "scores": scores_of(environment, examples, rankings),
     }
 
@@ -104,10 +117,25 @@ def scores_of(
 def abtest(path: Path, control: str, treatment: str, group: int, k: int) -> dict[str, Any]:
     """What ``qagent abtest`` says of two policies: its `RATES`."""
     done = subprocess.run(
-        [Path(sys.executable).parent / "qagent", "abtest", "--control", control, "--treatment",
-         treatment, "--shop", path, "--group", str(group), "-k", str(k), "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            Path(sys.executable).parent / "qagent",
+            "abtest",
+            "--control",
+            control,
+            "--treatment",
+            treatment,
+            "--shop",
+            path,
+            "--group",
+            str(group),
+            "-k",
+            str(k),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return {rate: found[rate] for rate in RATES}
 
@@ -147,10 +175,16 @@ def table(results: list[dict[str, Any]]) -> str:
             cell = interval([float(np.mean(r["scores"][metric])) for r in mine])
             if arm != first and shared:
                 sides = [
-                    np.mean([r["scores"][metric] for r in results
-                             if r["arm"] == one and r["seed"] in shared], axis=0)
+                    np.mean(
+                        [
+                            r["scores"][metric]
+                            for r in results
+                            if r["arm"] == one and r["seed"] in shared
+                        ],
+                        axis=0,
+                    )
                     for one in (arm, first)
-                ]  # fmt: skip
+                ]
                 d = paired(*sides)
                 cell += f" ({100 * d['diff']:+.1f} [{100 * d['lo']:+.1f}, {100 * d['hi']:+.1f}])"
             cells.append(cell)
@@ -163,7 +197,8 @@ def table(results: list[dict[str, Any]]) -> str:
                     f"| {arm}, seed {r['seed']}: {first} against it | | "
                     + ", ".join(
                         f"{k} {100 * ab[k]['lift']:+.1f} % [{100 * ab[k]['lo']:+.1f}, "
-                        f"{100 * ab[k]['hi']:+.1f}], p {ab[k]['p']:.3f}" for k in RATES
+                        f"{100 * ab[k]['hi']:+.1f}], p {ab[k]['p']:.3f}"
+                        for k in RATES
                     )
                     + " |" * len(SHOWN)
                 )
@@ -207,7 +242,7 @@ def main() -> None:
             cons = found["scores"]["cons@1"]
             print(f"{arm}, seed {seed}: cons@1 {100 * sum(cons) / len(cons):.1f}", file=sys.stderr)
     if results:
-        results.sort(key=lambda r: (given.arms.index(r["arm"]) if r["arm"] in given.arms else 99))
+        results.sort(key=lambda r: given.arms.index(r["arm"]) if r["arm"] in given.arms else 99)
         print(table(results))
 
 

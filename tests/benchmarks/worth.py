@@ -78,15 +78,23 @@ def run_arm(path: Path, arm: str, agent: AgentConfig, seed: int, given: Any) -> 
             config = PretrainConfig(size=given.size, steps=given.steps, seed=seed, words=words)
             count = iter(range(1, config.steps + 1))
             pretrain(
-                shop, base, config, agent, split,
+                shop,
+                base,
+                config,
+                agent,
+                split,
                 on_step=lambda row: told(base, next(count), given.steps, start),
-            )  # fmt: skip
+            )
         policy = open_policy(shop, base)
         environment = Environment.of_shop(shop, policy.codec, agent, split)
         if name not in policy_names(shop):
             train_sft(
-                shop, base, name, SftConfig(steps=given.sft_steps, seed=seed),
-                environment=environment, split=split,
+                shop,
+                base,
+                name,
+                SftConfig(steps=given.sft_steps, seed=seed),
+                environment=environment,
+                split=split,
             )
         policy = open_policy(shop, name)
     seconds = time.time() - start
@@ -100,16 +108,19 @@ def run_arm(path: Path, arm: str, agent: AgentConfig, seed: int, given: Any) -> 
     scores = scores_of(environment, examples, filled)
     scores["unfilled"] = scores_of(environment, examples, found)["q_hit@5"]
     return {
-        "arm": arm, "seed": seed, "policy": name, "seconds": seconds, "scores": scores,
-        "steps": given.steps, "sft_steps": given.sft_steps,
+        "arm": arm,
+        "seed": seed,
+        "policy": name,
+        "seconds": seconds,
+        "scores": scores,
+        "steps": given.steps,
+        "sft_steps": given.sft_steps,
         "cases": len(environment.of_split("train")),
         "tokens": float(np.mean([e.profile.tokens for e in examples])),
         "lines": float(np.mean([len(e.profile.references) for e in examples])),
         # Whether the answer is among the queries that it could name by a reference.
         "within": float(
-            np.mean(
-                [e.case.query_key in map(query_key, e.profile.references) for e in examples]
-            )
+            np.mean([e.case.query_key in map(query_key, e.profile.references) for e in examples])
         ),
     }
 
@@ -145,9 +156,10 @@ def table(results: list[dict[str, Any]]) -> str:
         "[95 % bootstrap over cases]",
         "",
         "| memory | seeds | tokens | queries in it | the answer among them | "
-        + " | ".join(SHOWN) + " |",
+        + " | ".join(SHOWN)
+        + " |",
         "|---|--:|--:|--:|--:|" + "--:|" * len(SHOWN),
-    ]  # fmt: skip
+    ]
     for arm in arms:
         facts = [float(np.mean([r[n] for r in mine[arm]])) for n in ("tokens", "lines", "within")]
         cells = [percent(*bootstrap(values(arm, metric, seeds[arm]))) for metric in SHOWN]
@@ -198,7 +210,7 @@ def main() -> None:
                 results.append(run_arm(given.shop, arm, agent, seed, given))
                 write_json(given.out, results)
     if results:
-        results.sort(key=lambda r: (list(arms).index(r["arm"]) if r["arm"] in arms else 99))
+        results.sort(key=lambda r: list(arms).index(r["arm"]) if r["arm"] in arms else 99)
         print(table(results))
 
 

@@ -15,19 +15,33 @@ def write(path: Path, header: tuple, rows: list) -> None:
 def raw(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
-    write(folder / "products.csv", ("item_id", "title", "brand"),
-          [(i, f"Gel Pen {i}", "Acme") for i in range(4)])  # fmt: skip
-    write(folder / "purchases.csv", ("user_id", "position", "item_id"),
-          [(f"u{u}", p, (u + p) % 4) for u in range(12) for p in range(6)])  # fmt: skip
+    write(
+        folder / "products.csv",
+        ("item_id", "title", "brand"),
+        [(i, f"Gel Pen {i}", "Acme") for i in range(4)],
+    )
+    write(
+        folder / "purchases.csv",
+        ("user_id", "position", "item_id"),
+        [(f"u{u}", p, (u + p) % 4) for u in range(12) for p in range(6)],
+    )
     return folder
 
 
 def test_evaluate_gives_the_documented_keys_and_writes_a_page(cli, built, tmp_path):
     page = tmp_path / "report.html"
     report = cli.json(
-        "evaluate", "--shop", built, "--baselines", "--by", "history", "--compare",
-        "repeat-last:*", "--html", page,
-    )  # fmt: skip
+        "evaluate",
+        "--shop",
+        built,
+        "--baselines",
+        "--by",
+        "history",
+        "--compare",
+        "repeat-last:*",
+        "--html",
+        page,
+    )
     assert {"split", "cases", "systems"} <= set(report)
     assert report["derived"] is None and report["simulated"] is False
     names = [s["name"] for s in report["systems"]]
@@ -77,14 +91,32 @@ def test_abtest_refuses_a_shop_that_is_not_simulated(cli, built):
 
 def test_abtest_gives_the_documented_keys(cli, simulated_folder):
     report = cli.json(
-        "abtest", "--shop", simulated_folder, "--control", "popular", "--treatment",
-        "repeat-last", "--users", 4, "--draws", 2,
-    )  # fmt: skip
+        "abtest",
+        "--shop",
+        simulated_folder,
+        "--control",
+        "popular",
+        "--treatment",
+        "repeat-last",
+        "--users",
+        4,
+        "--draws",
+        2,
+    )
     assert report["users"] == 4
     for name in ("ctr", "cvr"):
         assert {"control", "treatment", "lift", "lo", "hi", "p"} <= set(report[name])
     text = cli.run(
-        "abtest", "--shop", simulated_folder, "--control", "popular", "--treatment",
-        "repeat-last", "--users", 4, "--draws", 2,
-    ).stdout  # fmt: skip
+        "abtest",
+        "--shop",
+        simulated_folder,
+        "--control",
+        "popular",
+        "--treatment",
+        "repeat-last",
+        "--users",
+        4,
+        "--draws",
+        2,
+    ).stdout
     assert "guided CVR" in text and "4 simulated shoppers" in text

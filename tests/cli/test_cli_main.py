@@ -20,9 +20,7 @@ def test_help_loads_nothing_heavy():
         "try:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
@@ -36,9 +34,7 @@ def test_help_of_a_command_loads_nothing_heavy(name):
         f"try:\n    cli([{name!r}, '--help'])\nexcept SystemExit as end:\n    print(end.code)\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["0", "[]"]
 
 
@@ -56,9 +52,15 @@ def test_version(cli):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("nosuch",), ("search",), ("search", "tent", "-k", "0"), ("memory", "ann", "--as-of", "soon"),
-     ("ingest", "products"), ("train", "grpo", "--advantage", "ppo")],
-)  # fmt: skip
+    [
+        ("nosuch",),
+        ("search",),
+        ("search", "tent", "-k", "0"),
+        ("memory", "ann", "--as-of", "soon"),
+        ("ingest", "products"),
+        ("train", "grpo", "--advantage", "ppo"),
+    ],
+)
 def test_wrong_usage_exits_with_2(cli, arguments):
     result = cli.run(*arguments, code=2)
     assert result.stdout == ""
@@ -82,6 +84,7 @@ def test_database_and_file_errors_are_one_line(cli, monkeypatch):
         (PermissionError(13, "Permission denied", "/some/\x1b[31mfile"), "/some/ [31mfile"),
         (ModuleNotFoundError("No module named 'mlx'", name="mlx"), "mlx is not installed"),
     ):
+
         def fail(error=raised):
             raise error
 

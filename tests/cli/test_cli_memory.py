@@ -2,7 +2,9 @@ import shutil
 
 
 def test_a_user_comes_first_and_commands_are_words(cli, built):
-    assert cli.json("memory", "ann", "--shop", built) == cli.json("memory", "show", "ann", "--shop", built)
+    assert cli.json("memory", "ann", "--shop", built) == cli.json(
+        "memory", "show", "ann", "--shop", built
+    )
     assert cli.json("memory", "--shop", built, "ann")["user"] == "ann"
     assert "export" in cli.run("memory", "--help").stdout
 
@@ -16,7 +18,12 @@ def test_the_graph_can_be_written_as_a_page(cli, built, tmp_path):
     result = cli.run("memory", "ann", "--html", page, "--shop", built)
     assert "wrote" in result.stderr
     assert "ann" in page.read_text()
-    assert cli.json("memory", "ann", "--html", page, "--as-of", "2026-01-05", "--shop", built)["events"] == 8
+    assert (
+        cli.json("memory", "ann", "--html", page, "--as-of", "2026-01-05", "--shop", built)[
+            "events"
+        ]
+        == 8
+    )
 
 
 def test_export_and_forget(cli, built, tmp_path):
@@ -32,9 +39,14 @@ def test_export_and_forget(cli, built, tmp_path):
 
 
 def test_partitions_are_written_and_built(cli, built, tmp_path):
-    assert sum(cli.json("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)["events"]) == 80
+    assert (
+        sum(cli.json("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)["events"])
+        == 80
+    )
     assert cli.json("memory", "build", tmp_path / "big")["users"] == 2
-    assert "is not empty" in cli.error("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)
+    assert "is not empty" in cli.error(
+        "memory", "split", tmp_path / "big", "--parts", 2, "--shop", built
+    )
 
 
 def test_two_users_are_wrong_usage(cli, built):

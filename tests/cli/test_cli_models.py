@@ -47,9 +47,7 @@ def test_an_export_is_a_model_folder_with_a_card(cli, chat, tmp_path):
 
 
 def test_a_teacher_that_knows_nothing_is_told_in_one_line(cli, built):
-    line = cli.error(
-        "distil", "--teacher", "nobody", "--student", "nano", "--shop", built
-    )
+    line = cli.error("distil", "--teacher", "nobody", "--student", "nano", "--shop", built)
     assert "there is no policy nobody" in line
 
 

@@ -37,10 +37,23 @@ def test_a_terminal_obeys_nothing_of_what_was_piped_in(played):
 
 def test_a_piped_session_reads_like_a_transcript_in_80_columns(played):
     text = played(
-        "users usb", "recommend", "why", "click 1", "click 1", "buy 2", "memory", "new",
-        "recommend", "search usb cable", "as-of 2026-03-10", "memory", "as-of now", "compare sample",
-        "quit", "never reached",
-    )  # fmt: skip
+        "users usb",
+        "recommend",
+        "why",
+        "click 1",
+        "click 1",
+        "buy 2",
+        "memory",
+        "new",
+        "recommend",
+        "search usb cable",
+        "as-of 2026-03-10",
+        "memory",
+        "as-of now",
+        "compare sample",
+        "quit",
+        "never reached",
+    )
     assert "u01> recommend" in text
     assert "fetch memory" in text
     assert "guest-1: a new user" in text
@@ -50,22 +63,46 @@ def test_a_piped_session_reads_like_a_transcript_in_80_columns(played):
     assert "\x1b" not in text
     long = [line for line in text.splitlines() if len(line) > 80]
     assert not long
-    assert played.session.shop.connection.execute(
-        "SELECT count(*) FROM events WHERE user_id = 'u01' AND type = 'purchase' "
-        "AND ts > TIMESTAMP '2026-03-31'"
-    ).fetchone()[0] <= 1
+    assert (
+        played.session.shop.connection.execute(
+            "SELECT count(*) FROM events WHERE user_id = 'u01' AND type = 'purchase' "
+            "AND ts > TIMESTAMP '2026-03-31'"
+        ).fetchone()[0]
+        <= 1
+    )
 
 
 def test_what_cannot_be_done_is_one_line_and_the_session_goes_on(played):
     text = played(
-        "", "dance", "user", "click 1", "recommend", "buy 1", "click x", "click 99",
-        "search ?!", "as-of never", "as-of", "compare", "compare nobody", "train x", "help",
-    )  # fmt: skip
+        "",
+        "dance",
+        "user",
+        "click 1",
+        "recommend",
+        "buy 1",
+        "click x",
+        "click 99",
+        "search ?!",
+        "as-of never",
+        "as-of",
+        "compare",
+        "compare nobody",
+        "train x",
+        "help",
+    )
     for part in (
-        "unknown command 'dance'", "which user?", "nothing is on the screen", "is a query",
-        "choose a number", "nothing to search for", "write it as 2026-03-01", "which moment?",
-        "with which policy?", "no policy nobody", "how many steps?",
-    ):  # fmt: skip
+        "unknown command 'dance'",
+        "which user?",
+        "nothing is on the screen",
+        "is a query",
+        "choose a number",
+        "nothing to search for",
+        "write it as 2026-03-01",
+        "which moment?",
+        "with which policy?",
+        "no policy nobody",
+        "how many steps?",
+    ):
         assert part in " ".join(text.split()), part
     assert text.count("users [TEXT]") == 2
 
@@ -93,15 +130,17 @@ def test_the_help_names_every_command():
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
-def test_in_a_terminal_tab_completes_and_the_arrow_brings_back_the_last_line(
-    own_shop, tmp_path
-):
+def test_in_a_terminal_tab_completes_and_the_arrow_brings_back_the_last_line(own_shop, tmp_path):
     path = own_shop.path
     own_shop.close()
     tmux = ["tmux", "-S", str(tmp_path / "socket")]
     command = f"{sys.executable} -m qagent_mlx demo --shop {path} --policy sample"
-    environment = {**os.environ, "TERM": "screen", "OPENBLAS_NUM_THREADS": "1",
-                   "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "TERM": "screen",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TMPDIR": str(tmp_path),
+    }
     subprocess.run(
         [*tmux, "new-session", "-d", "-x", "80", "-y", "50", command], check=True, env=environment
     )
@@ -133,7 +172,9 @@ def test_in_a_terminal_tab_completes_and_the_arrow_brings_back_the_last_line(
         assert "fetch memory" in text
         send("quit", "Enter")
         until = time.monotonic() + 30
-        while subprocess.run([*tmux, "has-session"], check=False, capture_output=True).returncode == 0:
+        while (
+            subprocess.run([*tmux, "has-session"], check=False, capture_output=True).returncode == 0
+        ):
             assert time.monotonic() < until, screen()
             time.sleep(0.2)
         assert not list(tmp_path.glob("qagent-*"))  # the copy of the shop is gone

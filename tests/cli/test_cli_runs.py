@@ -14,25 +14,46 @@ def trained(cli, tmp_path):
 
     with Shop.create(tmp_path / "runs-shop") as shop:
         run = Run.create(
-            shop, "grpo",
-            {"kind": "grpo", "policy": "grpo", "base": "sft", "train": {"steps": 9, "seed": 0},
-             "rewards": ["query"]},
-        )  # fmt: skip
+            shop,
+            "grpo",
+            {
+                "kind": "grpo",
+                "policy": "grpo",
+                "base": "sft",
+                "train": {"steps": 9, "seed": 0},
+                "rewards": ["query"],
+            },
+        )
     run.append(
         "metrics",
-        [{"step": i + 1, "reward": i / 4, "reward_query": i / 4, "kl": 0.0, "seconds": 1.0}
-         for i in range(4)],
-    )  # fmt: skip
+        [
+            {"step": i + 1, "reward": i / 4, "reward_query": i / 4, "kl": 0.0, "seconds": 1.0}
+            for i in range(4)
+        ],
+    )
     chain = "<task><fetch_memory/><profile>likes [bold]tents[/bold]<r0> \x1b[31mred</profile>"
     run.append(
         "rollouts",
-        [{"step": i + 1, "case_id": i, "user": "ann", "member": 0, "wanted": "tent",
-          "recommended": f"q{i}", "finish": "recommended", "reward": r, "rewards": {"query": r},
-          "advantage": 0.5, "tokens": 9, "sampled_tokens": 3,
-          "chain": f"{chain}<search><r0></search><results><s1>none</results>"
-                   "<recommend><s1></recommend>"}
-         for i, r in enumerate((0.2, 0.9, 0.1))],
-    )  # fmt: skip
+        [
+            {
+                "step": i + 1,
+                "case_id": i,
+                "user": "ann",
+                "member": 0,
+                "wanted": "tent",
+                "recommended": f"q{i}",
+                "finish": "recommended",
+                "reward": r,
+                "rewards": {"query": r},
+                "advantage": 0.5,
+                "tokens": 9,
+                "sampled_tokens": 3,
+                "chain": f"{chain}<search><r0></search><results><s1>none</results>"
+                "<recommend><s1></recommend>",
+            }
+            for i, r in enumerate((0.2, 0.9, 0.1))
+        ],
+    )
     return tmp_path / "runs-shop"
 
 
@@ -85,9 +106,13 @@ def test_filters_sql_diff_and_page(cli, trained):
     rows = cli.json("runs", "rollouts", "--min-reward", "0.15", "--shop", trained)["rollouts"]
     assert [row["recommended"] for row in rows] == ["q0", "q1"]
     answer = cli.json(
-        "runs", "rollouts", "--sql", "SELECT recommended, advantage FROM rollouts WHERE step = 2",
-        "--shop", trained,
-    )  # fmt: skip
+        "runs",
+        "rollouts",
+        "--sql",
+        "SELECT recommended, advantage FROM rollouts WHERE step = 2",
+        "--shop",
+        trained,
+    )
     assert answer["columns"] == ["recommended", "advantage"]
     assert answer["rows"] == [["q1", 0.5]]
     assert "0.75" in cli.run("runs", "show", "--sql", "FROM metrics", "--shop", trained).stdout

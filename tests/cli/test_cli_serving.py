@@ -44,10 +44,15 @@ def test_bulk_writes_a_file_and_reports_it(cli, folder, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        (), ("u01", "--all"), ("--all",), ("u01", "--out", "x.parquet"), ("u01", "--shard", "1/2"),
-        ("--all", "--out", "x.parquet", "--shard", "3/2"), ("--all", "--out", "x", "--chains"),
+        (),
+        ("u01", "--all"),
+        ("--all",),
+        ("u01", "--out", "x.parquet"),
+        ("u01", "--shard", "1/2"),
+        ("--all", "--out", "x.parquet", "--shard", "3/2"),
+        ("--all", "--out", "x", "--chains"),
     ],
-)  # fmt: skip
+)
 def test_bulk_options_that_make_no_sense_are_wrong_usage(cli, folder, options):
     cli.run("recommend", *options, "--shop", folder, code=2)
 
@@ -59,15 +64,31 @@ def test_serve_refuses_the_world_without_a_token(cli, folder):
 def test_a_server_process_answers_and_stops_cleanly(folder):
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "qagent_mlx", "serve", "--shop", str(folder), "--port", "0",
-         "--read-only", "--chains", "1", "--deadline", "30000"],
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "qagent_mlx",
+            "serve",
+            "--shop",
+            str(folder),
+            "--port",
+            "0",
+            "--read-only",
+            "--chains",
+            "1",
+            "--deadline",
+            "30000",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     try:
         said = process.stderr.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
         request = urllib.request.Request(
-            f"{address}/recommend", json.dumps({"user": "u01"}).encode(),
+            f"{address}/recommend",
+            json.dumps({"user": "u01"}).encode(),
             {"content-type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -84,7 +105,9 @@ def test_a_server_process_answers_and_stops_cleanly(folder):
 
 def test_the_module_is_the_command(folder):
     done = subprocess.run(
-        [sys.executable, "-m", "qagent_mlx", "--version"], capture_output=True, text=True,
+        [sys.executable, "-m", "qagent_mlx", "--version"],
+        capture_output=True,
+        text=True,
         check=True,
     )
     assert done.stdout.startswith("qagent ")
@@ -101,11 +124,17 @@ def test_completion_is_a_script_for_each_shell(cli, shell):
 def offered(line, **variables):
     """What Tab offers for the last word of a command line."""
     environment = {
-        **os.environ, "_QAGENT_COMPLETE": "bash_complete", "COMP_WORDS": line,
-        "COMP_CWORD": str(len(line.split(" ")) - 1), **variables,
-    }  # fmt: skip
+        **os.environ,
+        "_QAGENT_COMPLETE": "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        **variables,
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "qagent_mlx"], env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "qagent_mlx"],
+        env=environment,
+        capture_output=True,
+        text=True,
         check=False,
     )
     return [item.removeprefix("plain,") for item in done.stdout.split()]

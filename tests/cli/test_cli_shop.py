@@ -43,10 +43,21 @@ def test_init_sample_leaves_nothing_behind_when_it_fails(cli, tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "arguments",
-    [("search", "tent"), ("memory", "ann"), ("index",), ("recommend", "ann"), ("runs", "list"),
-     ("evaluate",), ("train", "sft"), ("train", "grpo"), ("pretrain",), ("ingest", "retry"),
-     ("ingest", "products", "x.csv"), ("models", "show", "base", "--shop", "none")],
-)  # fmt: skip
+    [
+        ("search", "tent"),
+        ("memory", "ann"),
+        ("index",),
+        ("recommend", "ann"),
+        ("runs", "list"),
+        ("evaluate",),
+        ("train", "sft"),
+        ("train", "grpo"),
+        ("pretrain",),
+        ("ingest", "retry"),
+        ("ingest", "products", "x.csv"),
+        ("models", "show", "base", "--shop", "none"),
+    ],
+)
 def test_without_a_shop_the_line_says_to_make_one(cli, arguments):
     where = () if "--shop" in arguments else ("--shop", "none")
     assert "qagent init" in cli.error(*arguments, *where)
@@ -173,9 +184,15 @@ def test_rewards_and_weights_are_checked(cli, built, tmp_path):
         (("--weight", "query=nan"), "query=0.5"),
         (("--reward", "gone.py:brief"), "no file"),
         (("--reward", "mine.py:nosuch"), "no function nosuch"),
-        (tuple(x for n in ("format", "tool", "query", "item", "consistency")
-               for x in ("--weight", f"{n}=0")), "weight 0"),
-    ):  # fmt: skip
+        (
+            tuple(
+                x
+                for n in ("format", "tool", "query", "item", "consistency")
+                for x in ("--weight", f"{n}=0")
+            ),
+            "weight 0",
+        ),
+    ):
         assert expected in cli.error("train", "grpo", *options, "--shop", built)
 
 

@@ -45,9 +45,20 @@ def shop(built, tmp_path):
 
 def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
     stopped = cli.run(
-        "train", "grpo", "--config", "run.toml", "--preset", "query-only", "--steps", "1",
-        "--learn-from", "searches", "--shop", shop, code=143,
-    )  # fmt: skip
+        "train",
+        "grpo",
+        "--config",
+        "run.toml",
+        "--preset",
+        "query-only",
+        "--steps",
+        "1",
+        "--learn-from",
+        "searches",
+        "--shop",
+        shop,
+        code=143,
+    )
     assert "go on with: qagent train grpo --resume --run mine" in stopped.stderr
     config = cli.json("runs", "show", "mine", "--shop", shop)["config"]
     # The flag wins over the file, the file over the preset, the preset over the defaults.

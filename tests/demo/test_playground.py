@@ -37,7 +37,8 @@ def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     # The purchase belongs to the search, so it counts as a success of that query.
     assert session.shop.connection.execute(
         "SELECT count(*) FROM events e JOIN events s ON s.event_id = e.search_id "
-        "WHERE e.type = 'purchase' AND s.query = 'Dune Desk Lamp' AND e.user_id = ?", [user]
+        "WHERE e.type = 'purchase' AND s.query = 'Dune Desk Lamp' AND e.user_id = ?",
+        [user],
     ).fetchone() == (1,)
     assert "likes lamps dune" in session.recommend().profile.text.replace(",", "")
 

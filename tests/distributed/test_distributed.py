@@ -44,17 +44,39 @@ def qagent(*arguments):
     program = "from qagent_cli.main import cli; cli()"
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], env=environment,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def train(folder, name, workers, reward="even"):
     return qagent(
-        "train", "grpo", "--shop", folder / "shop", "--policy", "base", "--name", name,
-        "--reward", f"{folder / 'reward.py'}:{reward}", "--steps", 2, "--cases-per-step", 4,
-        "--group", 3, "--workers", workers, "--learning-rate", "0.001", "--json",
-    )  # fmt: skip
+        "train",
+        "grpo",
+        "--shop",
+        folder / "shop",
+        "--policy",
+        "base",
+        "--name",
+        name,
+        "--reward",
+        f"{folder / 'reward.py'}:{reward}",
+        "--steps",
+        2,
+        "--cases-per-step",
+        4,
+        "--group",
+        3,
+        "--workers",
+        workers,
+        "--learning-rate",
+        "0.001",
+        "--json",
+    )
 
 
 def test_two_workers_take_the_step_of_one(folder):
@@ -75,9 +97,7 @@ def test_two_workers_take_the_step_of_one(folder):
         assert np.allclose(np.array(value), np.array(two[name]), atol=2e-5), name
         moved = max(moved, float(mx.abs(value - start[name]).max()))
     assert moved > 1e-4
-    rows = [
-        list(Run(folder / "shop" / "runs" / f"by{n}", {}).rows("metrics")) for n in (1, 2)
-    ]
+    rows = [list(Run(folder / "shop" / "runs" / f"by{n}", {}).rows("metrics")) for n in (1, 2)]
     for alone, shared in zip(*rows, strict=True):
         for key in ("reward", "tokens", "sampled_tokens", "dropped_groups"):
             assert shared[key] == pytest.approx(alone[key], abs=1e-6), key
@@ -87,9 +107,22 @@ def test_two_workers_take_the_step_of_one(folder):
 def test_two_workers_make_the_sft_steps_of_one(folder):
     for workers in (1, 2):
         done = qagent(
-            "train", "sft", "--shop", folder / "shop", "--policy", "base", "--name",
-            f"taught{workers}", "--steps", 3, "--batch-size", 6, "--workers", workers, "--json",
-        )  # fmt: skip
+            "train",
+            "sft",
+            "--shop",
+            folder / "shop",
+            "--policy",
+            "base",
+            "--name",
+            f"taught{workers}",
+            "--steps",
+            3,
+            "--batch-size",
+            6,
+            "--workers",
+            workers,
+            "--json",
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["steps"] == 3
     one, two = (
@@ -99,9 +132,7 @@ def test_two_workers_make_the_sft_steps_of_one(folder):
     assert max(float(mx.abs(v).max()) for k, v in one.items() if k.endswith("lora_b")) > 1e-4
     for name, value in one.items():
         assert np.allclose(np.array(value), np.array(two[name]), atol=2e-5), name
-    rows = [
-        list(Run(folder / "shop" / "runs" / f"taught{n}", {}).rows("metrics")) for n in (1, 2)
-    ]
+    rows = [list(Run(folder / "shop" / "runs" / f"taught{n}", {}).rows("metrics")) for n in (1, 2)]
     assert len(rows[0]) == len(rows[1]) == 3
     for alone, shared in zip(*rows, strict=True):
         assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
@@ -127,11 +158,16 @@ def launched(shops, *arguments):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", program, "train", *map(str, arguments), "--shop", str(shop)],
-            env={**os.environ, **({"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if len(shops) > 1 else {})},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={
+                **os.environ,
+                **({"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if len(shops) > 1 else {}),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank, shop in enumerate(shops)
-    ]  # fmt: skip
+    ]
     return [(*process.communicate(timeout=300), process.returncode) for process in started]
 
 
@@ -139,7 +175,9 @@ def launched(shops, *arguments):
 def machines(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("machines")
     for number in (1, 2):
-        shutil.copytree(folder / "shop", place / str(number), ignore=shutil.ignore_patterns("runs", "by*"))
+        shutil.copytree(
+            folder / "shop", place / str(number), ignore=shutil.ignore_patterns("runs", "by*")
+        )
     (place / "reward.py").write_text(REWARD)
     return [place / "1", place / "2"]
 
@@ -148,13 +186,20 @@ def grpo(machines, name, reward="even", **options):
     flags = {"steps": 2, "cases-per-step": 4, "group": 3, "learning-rate": 0.001, **options}
     given = [x for flag, value in flags.items() for x in (f"--{flag}", value)]
     return launched(
-        machines, "grpo", "--policy", "base", "--name", name, "--reward",
-        f"{machines[0].parent / 'reward.py'}:{reward}", *given,
-    )  # fmt: skip
+        machines,
+        "grpo",
+        "--policy",
+        "base",
+        "--name",
+        name,
+        "--reward",
+        f"{machines[0].parent / 'reward.py'}:{reward}",
+        *given,
+    )
 
 
 def test_two_machines_take_the_step_of_one_and_the_first_alone_writes(machines):
-    (one, _, ended), = grpo(machines[:1], "alone")  # fmt: skip
+    ((one, _, ended),) = grpo(machines[:1], "alone")
     assert ended == 0 and "policy alone" in one
     (said, told, ended), (other, silence, too) = grpo(machines, "both")
     assert ended == too == 0, (told, silence)
@@ -172,8 +217,16 @@ def test_two_machines_take_the_step_of_one_and_the_first_alone_writes(machines):
 def test_a_run_of_two_machines_goes_on_from_a_copied_folder(machines):
     for name, steps in (("short", 1), ("long", 2)):
         grpo(machines, name, steps=steps)
-    resume = ("grpo", "--resume", "--run", "short", "--steps", "2", "--reward",
-              f"{machines[0].parent / 'reward.py'}:even")  # fmt: skip
+    resume = (
+        "grpo",
+        "--resume",
+        "--run",
+        "short",
+        "--steps",
+        "2",
+        "--reward",
+        f"{machines[0].parent / 'reward.py'}:even",
+    )
     (_, told, ended), *_ = launched(machines, *resume)
     assert ended == 1 and "Traceback" not in told
     (machines[1] / "runs").mkdir()
@@ -190,7 +243,9 @@ def test_a_run_of_two_machines_goes_on_from_a_copied_folder(machines):
 def test_machines_with_different_shops_are_told_so(machines, tmp_path):
     other = shutil.copytree(machines[0], tmp_path / "other")
     with Shop.open(other, read_only=False) as shop:
-        shop.connection.execute("UPDATE events SET query = 'x ' || query, query_key = 'x ' || query_key WHERE query <> ''")
+        shop.connection.execute(
+            "UPDATE events SET query = 'x ' || query, query_key = 'x ' || query_key WHERE query <> ''"
+        )
     for _, told, ended in grpo([machines[0], other], "never"):
         assert ended == 1
         assert "the workers have different" in told and "Traceback" not in told
@@ -227,9 +282,7 @@ def test_alone_nothing_is_changed():
 
 
 def test_an_error_that_all_workers_meet_is_said_once(folder):
-    done = qagent(
-        "train", "sft", "--shop", folder / "shop", "--policy", "nobody", "--workers", 3
-    )  # fmt: skip
+    done = qagent("train", "sft", "--shop", folder / "shop", "--policy", "nobody", "--workers", 3)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1 and "there is no policy nobody" in errors[0], done.stderr
@@ -242,9 +295,22 @@ def test_more_workers_than_demonstrations_make_the_steps_of_one(folder, tmp_path
         shop.connection.execute("DELETE FROM events WHERE user_id > 'u01'")
     for workers in (1, 3):
         done = qagent(
-            "train", "sft", "--shop", few, "--policy", "base", "--name", f"by{workers}",
-            "--steps", 2, "--batch-size", 3, "--workers", workers, "--json",
-        )  # fmt: skip
+            "train",
+            "sft",
+            "--shop",
+            few,
+            "--policy",
+            "base",
+            "--name",
+            f"by{workers}",
+            "--steps",
+            2,
+            "--batch-size",
+            3,
+            "--workers",
+            workers,
+            "--json",
+        )
         assert done.returncode == 0, done.stderr
     one, three = (
         mx.load(str(few / "policies" / name / "adapters.safetensors")) for name in ("by1", "by3")

@@ -32,8 +32,12 @@ print("done")
 @pytest.mark.parametrize("what", ["waits", "works"])
 def test_only_who_waits_for_one_that_is_gone_ends(what):
     done = subprocess.run(
-        [sys.executable, "-c", WAITS, what], env=os.environ, capture_output=True, text=True,
-        check=False, timeout=50,
+        [sys.executable, "-c", WAITS, what],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
     )
     assert done.returncode == (1 if what == "waits" else 0)
     assert done.stderr == ("Error: a worker is gone\n" if what == "waits" else "")
@@ -63,6 +67,7 @@ def both(tmp_path, monkeypatch, between=lambda told: None):
             texts[rank] = text
             meet.wait(20)
             return [texts[0], texts[1]]
+
         return shared
 
     first = threading.Thread(target=watchdog.connect, args=(one, True, 2, share(0)))

@@ -27,7 +27,11 @@ def sessions_of(shop):
     for session in {row[6] for row in rows}:
         mine = [row for row in rows if row[6] == session]
         user, start = mine[0][1], mine[0][2]
-        led = [r for r in mine if r[3] == "search" and any(e[7] == r[0] and e[3] in level for e in mine)]
+        led = [
+            r
+            for r in mine
+            if r[3] == "search" and any(e[7] == r[0] and e[3] in level for e in mine)
+        ]
         if led:
             best = {}
             for row in mine:

@@ -88,7 +88,9 @@ def shop_and_case(own_shop):
 
 def test_what_gives_the_answer_away_later_changes_nothing_that_a_case_uses(shop_and_case):
     shop, case = shop_and_case
-    people = [u for (u,) in shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
+    people = [
+        u for (u,) in shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
+    ]
     before = used(shop, case)
     # At the very moment, and all the time until the log ends: it must not become longer, or
     # another part of it would be the first, from which the encoder learns.
@@ -105,7 +107,9 @@ def test_what_gives_the_answer_away_later_changes_nothing_that_a_case_uses(shop_
 def test_the_same_events_before_the_case_change_all_of_it(shop_and_case):
     """So the test above looks at what it should."""
     shop, case = shop_and_case
-    people = [u for (u,) in shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
+    people = [
+        u for (u,) in shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
+    ]
     before = used(shop, case)
     ((start,),) = shop.connection.execute("SELECT min(ts) FROM events").fetchall()
     early = [start + timedelta(hours=1)]  # the encoder learns from it

@@ -14,14 +14,24 @@ CASE = Case(0, "u", datetime(2026, 1, 1), "gears of war 3", "gearsofwar3", ("p1"
 
 def outcome(turns, query="", finish="recommended", products=(), repeated=0, refused=0):
     rollout = Rollout(
-        case=0, member=0, tokens=[], prompt_length=0, sampled=[], logprobs=[], turns=turns,
-        query=query, finish=finish, repeated=repeated, refused=refused,
+        case=0,
+        member=0,
+        tokens=[],
+        prompt_length=0,
+        sampled=[],
+        logprobs=[],
+        turns=turns,
+        query=query,
+        finish=finish,
+        repeated=repeated,
+        refused=refused,
     )
     return Outcome(rollout, CASE, products, "Gears of War 3", ("Gears of War 3",))
 
 
 PERFECT = [
-    Turn("fetch"), Turn("search", "Gears of War3", "r0", ("p1", "p2")),
+    Turn("fetch"),
+    Turn("search", "Gears of War3", "r0", ("p1", "p2")),
     Turn("recommend", "Gears of War3", "s1"),
 ]
 

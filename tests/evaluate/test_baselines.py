@@ -69,9 +69,7 @@ def shop(tmp_path):
 def examples():
     """Not in order of time; most moments fall on a search, one before all, one after all."""
     random = np.random.default_rng(1)
-    made = [
-        an_example(f"u{random.integers(32)}", random.integers(480) / 2) for _ in range(60)
-    ]
+    made = [an_example(f"u{random.integers(32)}", random.integers(480) / 2) for _ in range(60)]
     return [*made, an_example("u1", -1), an_example("u2", 500)]
 
 

@@ -38,9 +38,11 @@ def answers(name, shop, examples, k=5):
 @pytest.fixture
 def examples():
     return [
-        *(example(f"u{i:02}") for i in range(0, 30, 2)), example("nobody"),
-        example("u03", MOMENT - timedelta(days=8)), example("u03", MOMENT - timedelta(days=90)),
-    ]  # fmt: skip
+        *(example(f"u{i:02}") for i in range(0, 30, 2)),
+        example("nobody"),
+        example("u03", MOMENT - timedelta(days=8)),
+        example("u03", MOMENT - timedelta(days=90)),
+    ]
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -54,8 +56,14 @@ def test_nothing_at_or_after_the_moment_changes_an_answer(own_shop, examples, na
             row = {"user_id": f"u{i:02}", "time": time, "query": query}
             later.append({**row, "type": "search"})
             product = f"p{i % 5}{hours % 4}1"
-            later.append({**row, "time": time + timedelta(seconds=1), "type": "purchase",
-                          "product_id": product})  # fmt: skip
+            later.append(
+                {
+                    **row,
+                    "time": time + timedelta(seconds=1),
+                    "type": "purchase",
+                    "product_id": product,
+                }
+            )
     assert append_events(own_shop, later).rejected == 0
     assert answers(name, own_shop, examples) == before
 
@@ -70,8 +78,14 @@ def test_what_came_just_before_the_moment_counts(own_shop, examples, name):
             query = ("dune desk lamp lamp", "castor coffee beans roast")[step % 2]
             row = {"user_id": f"u{i:02}", "time": time, "query": query}
             rows.append({**row, "type": "search"})
-            rows.append({**row, "time": time + timedelta(seconds=1), "type": "purchase",
-                         "product_id": ("p431", "p221")[step % 2]})  # fmt: skip
+            rows.append(
+                {
+                    **row,
+                    "time": time + timedelta(seconds=1),
+                    "type": "purchase",
+                    "product_id": ("p431", "p221")[step % 2],
+                }
+            )
     append_events(own_shop, rows)
     assert answers(name, own_shop, examples) != before
 
@@ -98,19 +112,33 @@ def test_markov_follows_the_last_query(own_shop):
         for step, query in enumerate(("zebra one", "zebra two")):
             time = MOMENT - timedelta(hours=30 - step - i / 10)
             rows.append({"user_id": f"z{i}", "time": time, "type": "search", "query": query})
-    rows.append({"user_id": "me", "time": MOMENT - timedelta(hours=1), "type": "search",
-                 "query": "Zebra One"})  # fmt: skip
+    rows.append(
+        {
+            "user_id": "me",
+            "time": MOMENT - timedelta(hours=1),
+            "type": "search",
+            "query": "Zebra One",
+        }
+    )
     append_events(own_shop, rows)
     assert answers("markov", own_shop, [example("me")])[0][0] == "zebra two"
 
 
 def test_the_top_category_is_the_one_with_most_weight(own_shop):
     rows = [
-        {"user_id": "me", "time": MOMENT - timedelta(hours=3), "type": "click",
-         "product_id": "p000"},
-        {"user_id": "me", "time": MOMENT - timedelta(hours=2), "type": "purchase",
-         "product_id": "p400"},
-    ]  # fmt: skip
+        {
+            "user_id": "me",
+            "time": MOMENT - timedelta(hours=3),
+            "type": "click",
+            "product_id": "p000",
+        },
+        {
+            "user_id": "me",
+            "time": MOMENT - timedelta(hours=2),
+            "type": "purchase",
+            "product_id": "p400",
+        },
+    ]
     append_events(own_shop, rows)
     top = answers("category-popular", own_shop, [example("me")])[0]
     assert "desk lamp" in top[0].lower()
@@ -123,10 +151,18 @@ def test_products_bought_together_lead_to_each_others_queries(own_shop):
         for step, (query, product) in enumerate((("lamp zz", "p401"), ("shoe zz", "p301"))):
             time = MOMENT - timedelta(days=3, hours=30 - step - i / 10)
             row = {"user_id": f"z{i}", "time": time, "query": query, "product_id": product}
-            rows += [{**row, "type": "search", "product_id": None},
-                     {**row, "time": time + timedelta(seconds=1), "type": "click"}]  # fmt: skip
-    rows.append({"user_id": "me", "time": MOMENT - timedelta(hours=1), "type": "click",
-                 "product_id": "p401"})  # fmt: skip
+            rows += [
+                {**row, "type": "search", "product_id": None},
+                {**row, "time": time + timedelta(seconds=1), "type": "click"},
+            ]
+    rows.append(
+        {
+            "user_id": "me",
+            "time": MOMENT - timedelta(hours=1),
+            "type": "click",
+            "product_id": "p401",
+        }
+    )
     append_events(own_shop, rows)
     for name in ("item-cf", "swing"):
         assert answers(name, own_shop, [example("me")])[0][0] == "shoe zz", name
@@ -156,8 +192,14 @@ def test_text_baselines_find_queries_like_the_history(own_shop):
     rows = [
         {"user_id": "a", "time": MOMENT - timedelta(days=2), "type": "search", "query": q}
         for q in ("quartz kettle blue", "walnut shelf")
-    ] + [{"user_id": "me", "time": MOMENT - timedelta(hours=1), "type": "search",
-          "query": "quartz kettle"}]  # fmt: skip
+    ] + [
+        {
+            "user_id": "me",
+            "time": MOMENT - timedelta(hours=1),
+            "type": "search",
+            "query": "quartz kettle",
+        }
+    ]
     append_events(own_shop, rows)
     found = answers("bm25", own_shop, [example("me")])[0]
     assert set(found[:2]) == {"quartz kettle", "quartz kettle blue"}

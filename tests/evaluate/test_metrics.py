@@ -253,7 +253,8 @@ def test_evaluate_says_what_is_wrong(systems, options, message):
 def test_tables_are_whole_in_80_columns():
     names = ["co-occurrence", "consistency-grpo-2"]
     report = evaluate(
-        shelf_of(100), [Fixed(n, right_for(10 - i)) for i, n in enumerate(names)],
+        shelf_of(100),
+        [Fixed(n, right_for(10 - i)) for i, n in enumerate(names)],
         compare=[(names[1], names[0])],
     )
     console = Console(width=80)

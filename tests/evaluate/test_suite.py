@@ -51,13 +51,22 @@ def module_shop(tiny_folder, new_nano, tmp_path_factory):
 def made(module_shop):
     shop = module_shop
     environment, systems = lineup(
-        shop, ["nano"], ablations=["no refinement"], extra=["popular", "repeat-last"],
-        only="test", group=2, keep=3,
-    )  # fmt: skip
+        shop,
+        ["nano"],
+        ablations=["no refinement"],
+        extra=["popular", "repeat-last"],
+        only="test",
+        group=2,
+        keep=3,
+    )
     report = evaluate(
-        environment, systems, log=SearchLog.of_shop(shop), by=list(CUTS), details=3,
+        environment,
+        systems,
+        log=SearchLog.of_shop(shop),
+        by=list(CUTS),
+        details=3,
         compare=[("nano", "popular")],
-    )  # fmt: skip
+    )
     return environment, systems, report | {"shop": "tiny <shop>", "derived": "from titles"}
 
 
@@ -92,7 +101,9 @@ def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
     policy = load_policy(resolve(shop, "nano"))
     blind = Recommender(shop, policy, replace(policy.info.agent, memory=False), group=2)
     one = blind.answer([Ask(e.profile, e.case.as_of, group=2) for e in examples])
-    assert {r.reason for answer in one for r in answer.recommendations} <= {"composed from your memory"}
+    assert {r.reason for answer in one for r in answer.recommendations} <= {
+        "composed from your memory"
+    }
 
 
 def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
@@ -104,10 +115,12 @@ def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"ablations": ["no luck"]}, "no ablation 'no luck'.*no search"),
-     ({"extra": ["magic"]}, "no baseline 'magic'.*popular"),
-     ({"prompted": ["nowhere"]}, "no mlx-lm model folder")],
-)  # fmt: skip
+    [
+        ({"ablations": ["no luck"]}, "no ablation 'no luck'.*no search"),
+        ({"extra": ["magic"]}, "no baseline 'magic'.*popular"),
+        ({"prompted": ["nowhere"]}, "no mlx-lm model folder"),
+    ],
+)
 def test_unknown_names_are_refused(shop, options, message):
     with pytest.raises(QAgentError, match=message):
         lineup(shop, ["nano"], **options)
@@ -189,9 +202,8 @@ def test_text_from_data_cannot_become_markup(measured):
             answer["queries"] = [evil]
     watch = Watch()
     watch.feed(
-        page(report, dict.fromkeys(environment.search.catalog.ids, evil),
-             {"nano": systems[0].kept})
-    )  # fmt: skip
+        page(report, dict.fromkeys(environment.search.catalog.ids, evil), {"nano": systems[0].kept})
+    )
     assert watch.loads == ["data:,"] and evil in watch.text
 
 

@@ -13,19 +13,36 @@ GEMMA = {
     "model_type": "gemma3",
     "vocab_size": 264,
     "text_config": {
-        "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 6,
-        "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "head_dim": 32, "vocab_size": 264, "sliding_window": 4096, "sliding_window_pattern": 6,
-        "query_pre_attn_scalar": 32, "max_position_embeddings": 2048,
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "vocab_size": 264,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": 32,
+        "max_position_embeddings": 2048,
     },
     "eos_token_id": 2,
-}  # fmt: skip
+}
 QWEN = {
-    "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 264,
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048,
-    "tie_word_embeddings": False, "eos_token_id": 2,
-}  # fmt: skip
+    "model_type": "qwen3",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 264,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
 # As Qwen3 does it: thinking that is switched off leaves an empty block.
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

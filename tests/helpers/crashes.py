@@ -156,7 +156,9 @@ def kill_and_check(work: Work, kills: int, on_round: Any = None) -> Tally:
                 try:
                     told.append(reader.recv())
                 except EOFError:
-                    raise AssertionError(f"{work.name}: ended by itself after {told[-3:]}") from None
+                    raise AssertionError(
+                        f"{work.name}: ended by itself after {told[-3:]}"
+                    ) from None
             if len(told) > seen:
                 if not seen:
                     helper.start()
@@ -188,7 +190,9 @@ def small_shop(path: Path, products: Path, events: Path) -> Path:
         for kind, file in (("products", products), ("events", events)):
             assert ingest(shop, kind, [file]).rejected == 0
         build(shop)
-        texts = "SELECT title FROM products UNION ALL SELECT query FROM events WHERE query IS NOT NULL"
+        texts = (
+            "SELECT title FROM products UNION ALL SELECT query FROM events WHERE query IS NOT NULL"
+        )
         rows = shop.connection.execute(f"{texts} ORDER BY ALL").fetchall()
         tokenizer = train_tokenizer([text for (text,) in rows], 512)
         policy, config = new_policy(tokenizer, "nano", "base", 0)
@@ -247,7 +251,13 @@ def index_matches(index: Any, shop: Shop) -> bool:
     assert index.manifest["catalog_version"] == shop.catalog_version
     texts = catalog.texts()
     lexical = Lexical.build(texts, catalog.titles)
-    for query in ("acme usb cable", "red running shoes", "zebra carpet", "desk lamp", "cofee beens"):
+    for query in (
+        "acme usb cable",
+        "red running shoes",
+        "zebra carpet",
+        "desk lamp",
+        "cofee beens",
+    ):
         wanted = lexical.scores(lexical.groups(query))
         assert np.array_equal(index.lexical.scores(index.lexical.groups(query)), wanted)
     vectors = rounded(index.encoder.encode(texts))
@@ -263,9 +273,12 @@ def _rows(draw: random.Random, stem: str, count: int) -> list[dict[str, Any]]:
     for number in range(count):
         time_ = START + timedelta(seconds=draw.randrange(20 * 86400), milliseconds=number)
         row = {
-            "user_id": f"{stem}u{draw.randrange(4)}", "time": time_.isoformat(), "type": "search",
-            "query": draw.choice(QUERIES), "product_id": "",
-        }  # fmt: skip
+            "user_id": f"{stem}u{draw.randrange(4)}",
+            "time": time_.isoformat(),
+            "type": "search",
+            "query": draw.choice(QUERIES),
+            "product_id": "",
+        }
         if draw.random() < 0.3:
             row |= {"type": "click", "product_id": f"p{draw.randrange(5)}{draw.randrange(4)}0"}
         made.append(row)
@@ -291,8 +304,10 @@ class Ingest(Work):
                 if number % 4 == 0:
                     file = place / f"{stem}.csv"
                     price = draw.randint(1, 99)
-                    file.write_text(f"product_id,title,price\np000,Acme Usb Cable,{price}\n"
-                                    f"{stem},Kite {stem},{price}\n")  # fmt: skip
+                    file.write_text(
+                        f"product_id,title,price\np000,Acme Usb Cable,{price}\n"
+                        f"{stem},Kite {stem},{price}\n"
+                    )
                     tell("products", file.name, 2)
                     ingest(shop, "products", [file])
                     tell("stored", file.name)
@@ -300,7 +315,9 @@ class Ingest(Work):
                 rows = _rows(draw, stem, draw.randint(1, 300))
                 text = "\n".join(json.dumps(row) for row in rows)
                 file = place / f"{stem}.jsonl{draw.choice(['', '.gz'])}"
-                file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
+                file.write_bytes(
+                    gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode()
+                )
                 tell("events", file.name, len(rows))
                 report = ingest(shop, "events", [file])
                 assert (report.accepted, report.rejected) == (len(rows), 0), report
@@ -317,12 +334,18 @@ class Ingest(Work):
             users = []
             for kind, name, count in begun:
                 stem = name.partition(".")[0]
-                table = "events WHERE user_id LIKE ?" if kind == "events" else "products WHERE product_id LIKE ?"
+                table = (
+                    "events WHERE user_id LIKE ?"
+                    if kind == "events"
+                    else "products WHERE product_id LIKE ?"
+                )
                 whole = count if kind == "events" else 1
 
                 def there(table: str = table, stem: str = stem) -> int:
                     like = f"{stem}u%" if "events" in table else stem
-                    ((n,),) = shop.connection.execute(f"SELECT count(*) FROM {table}", [like]).fetchall()
+                    ((n,),) = shop.connection.execute(
+                        f"SELECT count(*) FROM {table}", [like]
+                    ).fetchall()
                     return int(n)
 
                 now = there()
@@ -360,8 +383,10 @@ class Index(Work):
             number += 1
             with Shop.open(self.folder, read_only=False) as shop:
                 kite = f"k{self.round}{number % 7}"
-                file.write_text(f"product_id,title,price\n{kite},Kite number {number},{number}\n"
-                                f"p000,Acme USB Cable,{self.round}.{number}\n")  # fmt: skip
+                file.write_text(
+                    f"product_id,title,price\n{kite},Kite number {number},{number}\n"
+                    f"p000,Acme USB Cable,{self.round}.{number}\n"
+                )
                 ingest(shop, "products", [file])
                 tell("changed", shop.catalog_version)
                 if number % 3 == 0:
@@ -404,9 +429,17 @@ def lively(outcome: Any) -> float:
 
 COMPONENTS = {"lively": lively}
 GRPO = GrpoConfig(
-    steps=ENDLESS, cases_per_step=2, group=3, save_every=2, measured=2, lora=LORA,
-    learning_rate=1e-3, solvable=False, alarms=QUIET, weights={"lively": 1.0},
-)  # fmt: skip
+    steps=ENDLESS,
+    cases_per_step=2,
+    group=3,
+    save_every=2,
+    measured=2,
+    lora=LORA,
+    learning_rate=1e-3,
+    solvable=False,
+    alarms=QUIET,
+    weights={"lively": 1.0},
+)
 SFT = SftConfig(steps=ENDLESS, batch_size=4, save_every=2, measured=2, lora=LORA)
 
 
@@ -421,7 +454,9 @@ class Grpo(Work):
         if (shop.path / "runs" / self.kind / "config.json").exists():
             resume_grpo(shop, self.kind, None, COMPONENTS, on_step)
         else:
-            train_grpo(shop, "base", self.kind, GRPO, split=SPLIT, components=COMPONENTS, on_step=on_step)
+            train_grpo(
+                shop, "base", self.kind, GRPO, split=SPLIT, components=COMPONENTS, on_step=on_step
+            )
 
     def train_until(self, shop: Shop, step: int) -> None:
         """Go on until a step was done, and stop as Ctrl-C does."""
@@ -517,7 +552,9 @@ class Checkpoints(Work):
         tell("ready")
         while True:
             number += 1
-            weights = tree_map(lambda w, n=number: mx.full(w.shape, float(n)), policy.model.trainable_parameters())
+            weights = tree_map(
+                lambda w, n=number: mx.full(w.shape, float(n)), policy.model.trainable_parameters()
+            )
             policy.model.update(weights)
             optimizer.state["step"] = mx.array(number, mx.uint64)
             checkpoint.save(places, number, policy, optimizer, {"value": -abs(number - 7)}, keep=2)
@@ -528,7 +565,10 @@ class Checkpoints(Work):
 
     def check(self, told: list[Any]) -> None:
         """The newest checkpoint is one that was saved, whole; so is the policy."""
-        last = {kind: max((w[1] for w in told if w[0] == kind), default=0) for kind in ("checkpoint", "policy")}
+        last = {
+            kind: max((w[1] for w in told if w[0] == kind), default=0)
+            for kind in ("checkpoint", "policy")
+        }
         self.tally.operations += len(told) - 1
         places = self.folder / "saved-here"
         found = checkpoint.saved(places) if places.exists() else []
@@ -557,7 +597,9 @@ class Checkpoints(Work):
         policy = load_policy(folder)
         step = policy.info.trained[0]["step"]
         assert step >= last["policy"]
-        values = {float(v) for _, w in tree_flatten(policy.adapter()) for v in np.unique(np.array(w))}
+        values = {
+            float(v) for _, w in tree_flatten(policy.adapter()) for v in np.unique(np.array(w))
+        }
         assert values == {float(step)}, "weights and policy.json are of different saves"
 
 
@@ -572,7 +614,11 @@ class Serving(Work):
     def run(self, tell: Any) -> None:
         """Serve."""
         config = ServeConfig(port=0, policy="base", chains=2, rate=0.0, deadline_ms=20_000.0)
-        serve(self.folder, config, lambda line: tell("ready", line.split("http://127.0.0.1:")[1].split()[0]))
+        serve(
+            self.folder,
+            config,
+            lambda line: tell("ready", line.split("http://127.0.0.1:")[1].split()[0]),
+        )
 
     def begin(self) -> None:
         """Nobody has posted anything."""
@@ -596,7 +642,11 @@ class Serving(Work):
             while not stop.is_set():
                 number += 1
                 with lock:
-                    batch = again.pop() if again else (f"s{self.round}c{client}n{number}", draw.randint(1, 5))
+                    batch = (
+                        again.pop()
+                        if again
+                        else (f"s{self.round}c{client}n{number}", draw.randint(1, 5))
+                    )
                 try:
                     answer = send(connection, "/events", {"events": posted(*batch)})
                     assert answer["accepted"] + answer["duplicates"] == batch[1], answer
@@ -626,9 +676,11 @@ class Serving(Work):
         """What was answered is there once; what was not is there once or not at all."""
         with Shop.open(self.folder, read_only=False) as shop:
             events_agree(shop)
-            counts = dict(shop.connection.execute(
-                "SELECT user_id, count(*) FROM events WHERE user_id LIKE 's%' GROUP BY 1"
-            ).fetchall())  # fmt: skip
+            counts = dict(
+                shop.connection.execute(
+                    "SELECT user_id, count(*) FROM events WHERE user_id LIKE 's%' GROUP BY 1"
+                ).fetchall()
+            )
         for user, count in self.accepted:
             assert counts.get(user, 0) == count, f"{user}: {counts.get(user, 0)} of {count} events"
         for user, count in self.unknown:
@@ -645,10 +697,14 @@ class Serving(Work):
 def posted(user: str, count: int) -> list[dict[str, Any]]:
     """The events of a batch: the same for the same user, so that posting again is no new event."""
     return [
-        {"user_id": user, "type": "search", "query": QUERIES[n % len(QUERIES)],
-         "time": (START + timedelta(seconds=n)).isoformat()}
+        {
+            "user_id": user,
+            "type": "search",
+            "query": QUERIES[n % len(QUERIES)],
+            "time": (START + timedelta(seconds=n)).isoformat(),
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def send(connection: http.client.HTTPConnection, path: str, body: Any) -> Any:

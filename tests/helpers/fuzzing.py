@@ -16,7 +16,9 @@ from qagent_mlx.train.sft import train_sft
 def trained(shop: Path) -> Path:
     """The shop after two short runs."""
     with Shop.open(shop) as opened:
-        train_grpo(opened, "base", "grpo", replace(GRPO, steps=2), split=SPLIT, components=COMPONENTS)
+        train_grpo(
+            opened, "base", "grpo", replace(GRPO, steps=2), split=SPLIT, components=COMPONENTS
+        )
         train_sft(opened, "base", "sft", replace(SFT, steps=2), split=SPLIT)
     return shop
 
@@ -26,5 +28,7 @@ def shop_with_run(folder: Path) -> Path:
     from conftest import tiny_events, tiny_products
 
     for kind, rows in (("products", tiny_products()), ("events", tiny_events())):
-        (folder / f"{kind}.jsonl").write_text("\n".join(json.dumps(row, default=str) for row in rows))
+        (folder / f"{kind}.jsonl").write_text(
+            "\n".join(json.dumps(row, default=str) for row in rows)
+        )
     return trained(small_shop(folder / "shop", folder / "products.jsonl", folder / "events.jsonl"))

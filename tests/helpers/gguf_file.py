@@ -24,9 +24,7 @@ def q4_1(weights):
 def permuted(weights, heads):
     """Rows as llama.cpp's converter stores attn_q and attn_k."""
     rows = len(weights)
-    return (
-        weights.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
-    )
+    return weights.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
 def _string(text):

@@ -72,8 +72,9 @@ class Place:
         """The files of the shop as they were."""
         return {
             str(p.relative_to(self.shop)): p.read_bytes()
-            for p in self.shop.rglob("*") if p.is_file()
-        }  # fmt: skip
+            for p in self.shop.rglob("*")
+            if p.is_file()
+        }
 
     @functools.cached_property
     def open_shop(self) -> Shop:
@@ -129,8 +130,11 @@ def protocol(draw: random.Random, place: Place) -> None:
     inner = results.removeprefix(f"<results>{SLOTS[0]}").removesuffix("</results>")
     assert "<" not in inner and ">" not in inner and inner.count("\n") == 1
     ids = place.codec.observation(results)
-    assert [i for i in ids if i in _tags(place.codec)] == [i for i in place.codec.observation(
-        results_text(1, ["1 a $ fits", "2 b"])) if i in _tags(place.codec)]  # fmt: skip
+    assert [i for i in ids if i in _tags(place.codec)] == [
+        i
+        for i in place.codec.observation(results_text(1, ["1 a $ fits", "2 b"]))
+        if i in _tags(place.codec)
+    ]
 
 
 @functools.cache
@@ -148,7 +152,9 @@ def texts(draw: random.Random, place: Place) -> None:
     assert text_module.query_key(key) == key
     assert 0.0 <= text_module.rouge_l(one[:300], other[:300]) <= 1.0
     assert "<" not in safe(one) and "\n" not in safe(one)
-    attributes = draw.choice((one, json.dumps(hostile.value(draw)), "{" + one, f"{one}={other};a=b"))
+    attributes = draw.choice(
+        (one, json.dumps(hostile.value(draw)), "{" + one, f"{one}={other};a=b")
+    )
     made = parse_fields.attributes_or_mark(attributes)
     if made and made != "\0bad":
         made.encode()
@@ -193,11 +199,27 @@ class _Service:
 
 
 _GOOD_BODIES = (
-    ("recommend", {"user": "u1", "k": 5, "chains": 2, "deadline_ms": 100, "as_of": "2026-03-01T12:00:00Z"}),
-    ("events", {"events": [{"user_id": "u", "type": "click", "query": "a", "product_id": "p", "time": "2026-03-01"}]}),
+    (
+        "recommend",
+        {"user": "u1", "k": 5, "chains": 2, "deadline_ms": 100, "as_of": "2026-03-01T12:00:00Z"},
+    ),
+    (
+        "events",
+        {
+            "events": [
+                {
+                    "user_id": "u",
+                    "type": "click",
+                    "query": "a",
+                    "product_id": "p",
+                    "time": "2026-03-01",
+                }
+            ]
+        },
+    ),
     ("events", {"user_id": "u", "type": "search", "query": "a"}),
     ("policy", {"policy": "a"}),
-)  # fmt: skip
+)
 
 
 def bodies(draw: random.Random, place: Place) -> None:
@@ -205,16 +227,22 @@ def bodies(draw: random.Random, place: Place) -> None:
     name, good = draw.choice(_GOOD_BODIES)
     body = hostile.document(draw, good)
     chunks = [body[: len(body) // 2], body[len(body) // 2 :]]
-    query = "&".join(f"{k}={hostile.text(draw)}" for k in ("q", "k", "min_price") if draw.random() < 0.8)
+    query = "&".join(
+        f"{k}={hostile.text(draw)}" for k in ("q", "k", "min_price") if draw.random() < 0.8
+    )
 
     async def receive() -> dict[str, Any]:
         chunk = chunks.pop(0)
         return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
 
     scope = {
-        "type": "http", "method": "POST", "path": "/", "query_string": query.encode("utf-8", "replace"),
-        "headers": [(b"content-type", b"application/json")], "path_params": {"user": hostile.text(draw)},
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "query_string": query.encode("utf-8", "replace"),
+        "headers": [(b"content-type", b"application/json")],
+        "path_params": {"user": hostile.text(draw)},
+    }
     route = getattr(http, name) if draw.random() < 0.8 else http.search
     try:
         response = place.loop.run_until_complete(route(_Service(), Request(scope, receive)))
@@ -243,7 +271,12 @@ _TRAIN = json.loads(json.dumps(asdict(GrpoConfig())))
 def configs(draw: random.Random, place: Place) -> None:
     """Settings of a training (TOML) and of a shop (JSON)."""
     if draw.random() < 0.5:
-        good = {"policy": "a", "train": _TRAIN, "agent": {"max_searches": 2}, "split": {"test_share": 0.2}}
+        good = {
+            "policy": "a",
+            "train": _TRAIN,
+            "agent": {"max_searches": 2},
+            "split": {"test_share": 0.2},
+        }
         made = hostile.changed(draw, good)
         if isinstance(made, dict) and draw.random() < 0.7:
             data = "\n".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in made.items()).encode()
@@ -262,15 +295,30 @@ def configs(draw: random.Random, place: Place) -> None:
     place.heal("shop.json")
 
 
-_FIELDS = {"events": ("user_id", "time", "type", "query", "product_id"),
-           "products": ("product_id", "title", "brand", "category", "price", "stock", "attributes", "time")}  # fmt: skip
+_FIELDS = {
+    "events": ("user_id", "time", "type", "query", "product_id"),
+    "products": (
+        "product_id",
+        "title",
+        "brand",
+        "category",
+        "price",
+        "stock",
+        "attributes",
+        "time",
+    ),
+}
 ROWS = 200  # of one file: each is an input
 
 
 def rows(draw: random.Random, place: Place) -> None:
     """A file of `ROWS` rows, or such a list posted to the server."""
     kind = draw.choice(("events", "products"))
-    form = draw.choice(("jsonl", "csv", "posted")) if kind == "events" else draw.choice(("jsonl", "csv"))
+    form = (
+        draw.choice(("jsonl", "csv", "posted"))
+        if kind == "events"
+        else draw.choice(("jsonl", "csv"))
+    )
     made = [_row(draw, kind) for _ in range(ROWS)]
     shop = place.open_shop
     before = shop.counts()
@@ -281,8 +329,13 @@ def rows(draw: random.Random, place: Place) -> None:
         if form == "jsonl":
             lines = [json.dumps(r, ensure_ascii=False).encode("utf-8", "replace") for r in made]
         else:
-            cells = [",".join('"' + str(v).replace('"', '""') + '"' for v in r.values()) for r in made]
-            lines = [",".join(_FIELDS[kind]).encode(), *(c.encode("utf-8", "replace") for c in cells)]
+            cells = [
+                ",".join('"' + str(v).replace('"', '""') + '"' for v in r.values()) for r in made
+            ]
+            lines = [
+                ",".join(_FIELDS[kind]).encode(),
+                *(c.encode("utf-8", "replace") for c in cells),
+            ]
         if draw.random() < 0.3:  # some lines are torn
             at = draw.randrange(1, len(lines))
             lines[at] = hostile.broken(draw, lines[at])
@@ -297,11 +350,24 @@ def rows(draw: random.Random, place: Place) -> None:
 
 def _row(draw: random.Random, kind: str) -> dict[str, Any]:
     good = {
-        "events": {"user_id": f"u{draw.randrange(9)}", "time": f"2026-04-{draw.randint(1, 28):02} 10:00:00",
-                   "type": "search", "query": "usb cable", "product_id": ""},
-        "products": {"product_id": f"p{draw.randrange(999)}", "title": "Acme thing", "brand": "Acme",
-                     "category": "A > b", "price": "9.5", "stock": "1", "attributes": "", "time": ""},
-    }[kind]  # fmt: skip
+        "events": {
+            "user_id": f"u{draw.randrange(9)}",
+            "time": f"2026-04-{draw.randint(1, 28):02} 10:00:00",
+            "type": "search",
+            "query": "usb cable",
+            "product_id": "",
+        },
+        "products": {
+            "product_id": f"p{draw.randrange(999)}",
+            "title": "Acme thing",
+            "brand": "Acme",
+            "category": "A > b",
+            "price": "9.5",
+            "stock": "1",
+            "attributes": "",
+            "time": "",
+        },
+    }[kind]
     for _ in range(draw.choice((0, 0, 1, 1, 2, 5))):
         name = draw.choice(list(good))
         good[name] = draw.choice((hostile.text(draw), draw.choice(hostile.TIMES + hostile.NUMBERS)))
@@ -314,14 +380,22 @@ def models(draw: random.Random, place: Place) -> None:
     """A model folder from a stranger: one of its files is broken."""
     folder = "policies/base/"
     name = folder + draw.choice(
-        ("policy.json", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+        (
+            "policy.json",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "model.safetensors",
+        )
     )
     path = place.spoil(draw, name)
     if name.endswith("safetensors"):  # its header is what is read first
         good = place.good[name]
         size = int.from_bytes(good[:8], "little")
         header = hostile.broken(draw, good[8 : 8 + size])
-        length = len(header) if draw.random() < 0.8 else draw.choice((0, 1, 2**31, 2**62, 2**64 - 1))
+        length = (
+            len(header) if draw.random() < 0.8 else draw.choice((0, 1, 2**31, 2**62, 2**64 - 1))
+        )
         path.write_bytes(length.to_bytes(8, "little") + header + good[8 + size :])
     place.heal("policies/base/policy.json") if not name.endswith("policy.json") else None
     if "policy" not in name and draw.random() < 0.5:
@@ -340,8 +414,14 @@ def models(draw: random.Random, place: Place) -> None:
 
 def runs(draw: random.Random, place: Place) -> None:
     """A training run from a stranger: one of its files is broken."""
-    names = [n for n in place.good if n.startswith("runs/") and n.endswith((".json", ".jsonl"))
-             and "checkpoints" not in n and "_" not in n.rpartition("/")[2]]  # fmt: skip
+    names = [
+        n
+        for n in place.good
+        if n.startswith("runs/")
+        and n.endswith((".json", ".jsonl"))
+        and "checkpoints" not in n
+        and "_" not in n.rpartition("/")[2]
+    ]
     name = draw.choice(names)
     place.spoil(draw, name)
     lines = place.good[name].splitlines()
@@ -360,7 +440,9 @@ def runs(draw: random.Random, place: Place) -> None:
 
 def indexes(draw: random.Random, place: Place) -> None:
     """A search index from a stranger: one of its files is broken."""
-    name = draw.choice([n for n in place.good if n.startswith("inventory/") and not n.endswith(".lock")])
+    name = draw.choice(
+        [n for n in place.good if n.startswith("inventory/") and not n.endswith(".lock")]
+    )
     place.spoil(draw, name)
     if not name.endswith(".json") and draw.random() < 0.7:
         # With sizes and checksums that fit, as whoever makes a trap would see to.

@@ -27,7 +27,8 @@ def shop(tmp_path):
 
 def bought(user, day, *products, kind="purchase"):
     return [
-        {"user_id": user, "time": f"2026-01-{day:02}", "type": kind, "product_id": p} for p in products
+        {"user_id": user, "time": f"2026-01-{day:02}", "type": kind, "product_id": p}
+        for p in products
     ]
 
 
@@ -112,7 +113,13 @@ def test_title_queries_are_shared_by_products_of_a_kind():
 
 
 def test_title_queries_are_made_of_pairs_where_there_are_no_spaces():
-    titles = {"1": "苹果手机壳 硅胶", "2": "小米手机壳", "3": "手机膜", "4": "टेंट नीला", "5": "टेंट बड़ा"}
+    titles = {
+        "1": "苹果手机壳 硅胶",
+        "2": "小米手机壳",
+        "3": "手机膜",
+        "4": "टेंट नीला",
+        "5": "टेंट बड़ा",
+    }
     found = title_queries(titles, {"1": "苹果"})
     assert found["1"] == found["2"] == "手机 机壳" and "手机" in found["3"]
     assert found["4"] == "टेंट" == found["5"]

@@ -15,20 +15,50 @@ from qagent_mlx.ingest.report import REMEDIES, ReadOptions
 from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = [
-    {"product_id": "p1", "title": 'Monitor 24", black', "brand": "Acme", "category": "A > B",
-     "price": "1299.5", "stock": "3", "attributes": '{"colour": "red"}',
-     "time": "2026-01-01T00:00:00"},
-    {"product_id": "p2", "title": "Käse; grün", "brand": None, "category": None, "price": None,
-     "stock": "false", "attributes": None, "time": "2026-01-02T00:00:00"},
-]  # fmt: skip
+    {
+        "product_id": "p1",
+        "title": 'Monitor 24", black',
+        "brand": "Acme",
+        "category": "A > B",
+        "price": "1299.5",
+        "stock": "3",
+        "attributes": '{"colour": "red"}',
+        "time": "2026-01-01T00:00:00",
+    },
+    {
+        "product_id": "p2",
+        "title": "Käse; grün",
+        "brand": None,
+        "category": None,
+        "price": None,
+        "stock": "false",
+        "attributes": None,
+        "time": "2026-01-02T00:00:00",
+    },
+]
 EVENTS = [
-    {"user_id": "u1", "time": "2026-01-05T10:00:00", "type": "search", "query": "red, Monitor",
-     "product_id": None},
-    {"user_id": "u1", "time": "2026-01-05T10:00:20", "type": "click", "query": "red, Monitor",
-     "product_id": "p1"},
-    {"user_id": "u2", "time": "2026-01-05T11:00:00", "type": "view", "query": None,
-     "product_id": "p2"},
-]  # fmt: skip
+    {
+        "user_id": "u1",
+        "time": "2026-01-05T10:00:00",
+        "type": "search",
+        "query": "red, Monitor",
+        "product_id": None,
+    },
+    {
+        "user_id": "u1",
+        "time": "2026-01-05T10:00:20",
+        "type": "click",
+        "query": "red, Monitor",
+        "product_id": "p1",
+    },
+    {
+        "user_id": "u2",
+        "time": "2026-01-05T11:00:00",
+        "type": "view",
+        "query": None,
+        "product_id": "p2",
+    },
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +129,13 @@ def stored(shop):
     return {
         table: shop.connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
         for table, columns in (
-            ("products", "*"), ("product_history", "*"), ("events", "*"), ("meta", "*"),
+            ("products", "*"),
+            ("product_history", "*"),
+            ("events", "*"),
+            ("meta", "*"),
             ("rejects", "file, row, kind, reason, raw"),
         )
-    }  # fmt: skip
+    }
 
 
 def refused(shop, kind, path, options=None):
@@ -146,9 +179,14 @@ def test_all_forms_of_file_give_the_same_shop(tmp_path):
 
 @pytest.mark.parametrize(
     ("encoding", "option"),
-    [("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("latin-1", "latin-1"),
-     ("latin-1", "ISO-8859-1"), ("utf-8", "utf8")],
-)  # fmt: skip
+    [
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-16"),
+        ("latin-1", "latin-1"),
+        ("latin-1", "ISO-8859-1"),
+        ("utf-8", "utf8"),
+    ],
+)
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_other_encodings_can_be_named(stocked, tmp_path, encoding, option, form):
     row = {"product_id": "p3", "title": "Größe"}
@@ -165,17 +203,30 @@ def test_line_ends_and_quoted_line_breaks_do_not_matter(shop, tmp_path, ends):
     lines = ["product_id;title;price", '1;"two', 'lines";3', "2;B;4", ""]
     assert ingest(shop, "products", [put(tmp_path, "x.csv", ends.join(lines))]).accepted == 2
     assert [row[1:5] for row in stored(shop)["products"]] == [
-        ("two lines", None, None, 3.0), ("B", None, None, 4.0),
-    ]  # fmt: skip
+        ("two lines", None, None, 3.0),
+        ("B", None, None, 4.0),
+    ]
 
 
 def test_a_json_column_may_be_a_list_an_object_or_a_number(shop, tmp_path):
-    row = {"id": 7, "name": "Tent", "categories": ["Out", "Tents"], "price": 3, "in_stock": True,
-           "attributes": {"persons": 2, "none": None, "deep": {"a": 1}}}  # fmt: skip
+    row = {
+        "id": 7,
+        "name": "Tent",
+        "categories": ["Out", "Tents"],
+        "price": 3,
+        "in_stock": True,
+        "attributes": {"persons": 2, "none": None, "deep": {"a": 1}},
+    }
     assert ingest(shop, "products", [put(tmp_path, "x.jsonl", json.dumps(row))]).accepted == 1
     assert stored(shop)["products"][0][:7] == (
-        "7", "Tent", None, "Out > Tents", 3.0, True, '{"persons": "2"}',
-    )  # fmt: skip
+        "7",
+        "Tent",
+        None,
+        "Out > Tents",
+        3.0,
+        True,
+        '{"persons": "2"}',
+    )
 
 
 def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
@@ -192,8 +243,14 @@ def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
     ingest(shop, "events", [tmp_path / "e.parquet"])
     found = stored(shop)
     assert found["products"][0][:7] == (
-        "5", "Tent", None, "Out > Tents", 2.5, False, '{"persons": "2"}',
-    )  # fmt: skip
+        "5",
+        "Tent",
+        None,
+        "Out > Tents",
+        2.5,
+        False,
+        '{"persons": "2"}',
+    )
     assert found["events"][0][1:4] == ("1", datetime(2026, 1, 5, 10), "view")
 
 
@@ -222,30 +279,42 @@ def test_columns_can_be_mapped_by_hand(shop, tmp_path, form):
     )
     assert ingest(shop, "products", [path], ReadOptions(mapping=mapping)).accepted == 1
     assert stored(shop)["products"][0][:7] == (
-        "1", "Tent", None, None, None, True, '{"shade": "red; or blue"}',
-    )  # fmt: skip
+        "1",
+        "Tent",
+        None,
+        None,
+        None,
+        True,
+        '{"shade": "red; or blue"}',
+    )
 
 
 def test_mapped_attributes_join_those_of_the_file(shop, tmp_path):
     path = put(
-        tmp_path, "x.tsv",
+        tmp_path,
+        "x.tsv",
         'id\ttitle\tattributes\tc\n1\tA\t{"a": "b"}\tred\n2\tB\ta=b\tblue\n3\tC\t\tgreen\n'
         "4\tD\tnonsense\tred\n5\tE\t{nonsense\tred\n6\tF\ta=b\t\n",
-    )  # fmt: skip
+    )
     report = ingest(shop, "products", [path], ReadOptions(mapping=(("attributes.colour", "c"),)))
     assert report.reasons == {"bad attributes": 2}
     assert [row[6] for row in stored(shop)["products"]] == [
-        '{"a": "b", "colour": "red"}', '{"a": "b", "colour": "blue"}', '{"colour": "green"}',
+        '{"a": "b", "colour": "red"}',
+        '{"a": "b", "colour": "blue"}',
+        '{"colour": "green"}',
         '{"a": "b"}',
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
     ("pair", "says"),
-    [("title", "write it as field=column"), ("title=", "write it as field=column"),
-     ("titel=x", "products have no field 'titel', only product_id, title,"),
-     ("attributes.=x", "no field")],
-)  # fmt: skip
+    [
+        ("title", "write it as field=column"),
+        ("title=", "write it as field=column"),
+        ("titel=x", "products have no field 'titel', only product_id, title,"),
+        ("attributes.=x", "no field"),
+    ],
+)
 def test_a_mapping_that_means_nothing_is_refused(pair, says):
     with pytest.raises(QAgentError, match=says):
         parse_mapping([pair], "products")
@@ -275,8 +344,11 @@ def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
         ("x.jsonl", "", "is empty"),
         ("x.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("x.csv", "\nproduct_id,title\n1,A\n", "line 1: it is blank"),
-        ("x.csv", "product_id,title\n1,A\n2,K\xe4se\n".encode("latin-1"),
-         "line 3: not utf-8 text (byte 0xe4); if it is Latin-1, add --encoding latin-1"),
+        (
+            "x.csv",
+            "product_id,title\n1,A\n2,K\xe4se\n".encode("latin-1"),
+            "line 3: not utf-8 text (byte 0xe4); if it is Latin-1, add --encoding latin-1",
+        ),
         ("x.jsonl", '{"id": "1", "title": "K\xe4se"}\n'.encode("latin-1"), "line 1: not utf-8"),
         ("x.csv", "product_id,title\n1,A\n".encode("utf-16"), "add --encoding utf-16"),
         ("x.csv", b"product_id,title\n1,K\xc3", "ends inside a character"),
@@ -290,7 +362,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
         ("x.xlsx", "PK", "use .csv, .tsv, .jsonl (also .gz) or .parquet"),
         ("x", "id,title\n", "use .csv"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_read_is_named_with_the_remedy(stocked, tmp_path, name, data, says):
     assert says in refused(stocked, "products", put(tmp_path, name, data))
 
@@ -363,8 +435,10 @@ def test_bad_events_are_kept_with_their_reasons_and_the_others_go_in(stocked, tm
     report = ingest(stocked, "events", [write(tmp_path / "x.csv", [good, *rows])])
     assert (report.accepted, report.rejected) == (1, len(rows))
     assert len(stored(stocked)["events"]) == 4
-    rejects = {row: (file, kind, reason, json.loads(raw)) for file, row, kind, reason, raw
-               in stored(stocked)["rejects"]}  # fmt: skip
+    rejects = {
+        row: (file, kind, reason, json.loads(raw))
+        for file, row, kind, reason, raw in stored(stocked)["rejects"]
+    }
     for number, (row, (_, reason, says)) in enumerate(zip(rows, BAD_EVENTS, strict=True), 2):
         assert rejects[number][:3] == ("x.csv", "events", reason), row
         assert rejects[number][3]["type"] == row["type"]
@@ -418,12 +492,24 @@ def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
 @pytest.mark.parametrize(
     ("text", "price"),
     [
-        ("$1,299.50", 1299.5), ("12.99 €", 12.99), ("£1,234,567", 1234567), ("0", 0), ("1e3", 1000),
-        ("12,99", 12.99), ("1.299,00 €", 1299), ("2 345,00 zł", 2345), ("1.299.000", 1299000),
-        ("CHF 1'299.-", 1299), ("₹1,23,456.00", 123456), ("R$ 5,9", 5.9), ("￥１２００", 1200),
-        ("EUR 12", 12), ("1.299", 1.299), ("0,508", 0.508),
+        ("$1,299.50", 1299.5),
+        ("12.99 €", 12.99),
+        ("£1,234,567", 1234567),
+        ("0", 0),
+        ("1e3", 1000),
+        ("12,99", 12.99),
+        ("1.299,00 €", 1299),
+        ("2 345,00 zł", 2345),
+        ("1.299.000", 1299000),
+        ("CHF 1'299.-", 1299),
+        ("₹1,23,456.00", 123456),
+        ("R$ 5,9", 5.9),
+        ("￥１２００", 1200),
+        ("EUR 12", 12),
+        ("1.299", 1.299),
+        ("0,508", 0.508),
     ],
-)  # fmt: skip
+)
 def test_prices_are_read_as_shops_write_them(shop, tmp_path, text, price):
     path = write(tmp_path / "x.tsv", [{"id": "1", "title": "A", "price": text}])
     assert ingest(shop, "products", [path]).rejected == 0
@@ -433,20 +519,29 @@ def test_prices_are_read_as_shops_write_them(shop, tmp_path, text, price):
 def test_a_point_before_three_digits_parts_thousands_where_other_prices_have_decimal_commas(
     shop, tmp_path
 ):
-    rows = [{"id": "1", "title": "A", "price": "1.299"}, {"id": "2", "title": "B", "price": "9,50 €"}]
+    rows = [
+        {"id": "1", "title": "A", "price": "1.299"},
+        {"id": "2", "title": "B", "price": "9,50 €"},
+    ]
     assert ingest(shop, "products", [write(tmp_path / "x.tsv", rows)]).rejected == 0
     assert [row[4] for row in stored(shop)["products"]] == [1299, 9.5]
 
 
 def test_titles_brands_and_categories_lose_their_html_and_keep_other_brackets(shop, tmp_path):
-    rows = [{
-        "id": "1", "title": "<b>Tom &amp; Jerry&#39;s</b><br/>Mug <recommend>x</recommend> &copy a<b",
-        "brand": "A&amp;B", "category": "Home &amp; Kitchen > AT&T",
-    }]  # fmt: skip
+    rows = [
+        {
+            "id": "1",
+            "title": "<b>Tom &amp; Jerry&#39;s</b><br/>Mug <recommend>x</recommend> &copy a<b",
+            "brand": "A&amp;B",
+            "category": "Home &amp; Kitchen > AT&T",
+        }
+    ]
     ingest(shop, "products", [write(tmp_path / "x.jsonl", rows)])
     assert stored(shop)["products"][0][1:4] == (
-        "Tom & Jerry's Mug <recommend>x</recommend> &copy a<b", "A&B", "Home & Kitchen > AT&T"
-    )  # fmt: skip
+        "Tom & Jerry's Mug <recommend>x</recommend> &copy a<b",
+        "A&B",
+        "Home & Kitchen > AT&T",
+    )
 
 
 def test_columns_are_known_however_their_names_are_put_together(stocked, tmp_path):
@@ -466,15 +561,16 @@ def test_all_missing_columns_are_named_at_once(stocked, tmp_path):
         ingest(stocked, "events", [tmp_path / "x.csv"])
 
 
-
 def test_rows_with_too_few_or_many_columns_are_counted_where_they_stand(shop, tmp_path):
     text = "product_id,title,price\n1,A,1\n2,B\n3,C,3\n4,D,4,extra\n5,E,x\n"
     report = ingest(shop, "products", [put(tmp_path, "x.csv", text)])
     assert report.reasons == {"malformed row": 2, "bad price": 1}
     rejects = {row[1]: row[3:] for row in stored(shop)["rejects"]}
     assert {row: reason for row, (reason, _) in rejects.items()} == {
-        2: "malformed row", 4: "malformed row", 5: "bad price",
-    }  # fmt: skip
+        2: "malformed row",
+        4: "malformed row",
+        5: "bad price",
+    }
     assert "4,D,4,extra" in rejects[4][1]
 
 
@@ -543,8 +639,9 @@ def test_rejected_rows_can_be_tried_again(stocked, tmp_path):
     report = retry(stocked)
     assert (report.accepted, report.reasons) == (2, {"unknown event type": 1, "unknown product": 1})
     assert [row[:4] for row in stored(stocked)["rejects"]] == [
-        ("late.csv", 4, "events", "unknown product"), ("late.csv", 5, "events", "unknown event type"),
-    ]  # fmt: skip
+        ("late.csv", 4, "events", "unknown product"),
+        ("late.csv", 5, "events", "unknown event type"),
+    ]
     # They stand where they belong: in the session of their user, under their search.
     ties = stocked.connection.execute(
         "SELECT DISTINCT session_id, search_id FROM events WHERE user_id = 'u1'"
@@ -572,9 +669,17 @@ def test_rows_that_are_no_rows_stay_rejected(stocked, tmp_path):
 
 @pytest.mark.parametrize(
     "time",
-    ["2026-01-05T10:00:00Z", "2026-01-05 11:00:00+01:00", "2026-01-05 11:00:00 +0100",
-     "1767607200", "1767607200000", "1767607200000000", "2026-01-05 10:00", "1767607200.0"],
-)  # fmt: skip
+    [
+        "2026-01-05T10:00:00Z",
+        "2026-01-05 11:00:00+01:00",
+        "2026-01-05 11:00:00 +0100",
+        "1767607200",
+        "1767607200000",
+        "1767607200000000",
+        "2026-01-05 10:00",
+        "1767607200.0",
+    ],
+)
 def test_times_are_read_as_logs_write_them(stocked, time):
     append_events(stocked, [{"user_id": "t", "time": time, "type": "view", "product_id": "p1"}])
     assert [r[2] for r in stored(stocked)["events"] if r[1] == "t"] == [datetime(2026, 1, 5, 10)]
@@ -591,8 +696,13 @@ def test_types_are_read_as_logs_write_them(stocked, name, kind):
 
 
 def test_a_row_with_query_and_product_is_a_search_and_a_click(stocked, tmp_path):
-    row = {"user": "t", "query_time": "2026-02-01 10:00", "click_time": "2026-02-01 10:01",
-           "query": "red monitor", "sku": "p1"}  # fmt: skip
+    row = {
+        "user": "t",
+        "query_time": "2026-02-01 10:00",
+        "click_time": "2026-02-01 10:01",
+        "query": "red monitor",
+        "sku": "p1",
+    }
     assert ingest(stocked, "events", [write(tmp_path / "x.csv", [row])]).accepted == 1
     found = [r for r in stored(stocked)["events"] if r[1] == "t"]
     assert [(r[2].minute, r[3], r[6]) for r in found] == [(0, "search", None), (1, "click", "p1")]
@@ -667,8 +777,10 @@ def test_what_a_change_replaces_stays_known_for_the_time_before_it(shop, tmp_pat
 
 def test_what_was_known_without_a_time_holds_before_a_history_that_comes_later(shop, tmp_path):
     states(shop, tmp_path, (None, 1))
-    rows = [{"id": "p", "title": "A", "price": price, "time": f"2026-0{month}-01"}
-            for month, price in ((2, 9), (3, 1))]  # fmt: skip
+    rows = [
+        {"id": "p", "title": "A", "price": price, "time": f"2026-0{month}-01"}
+        for month, price in ((2, 9), (3, 1))
+    ]
     ingest(shop, "products", [write(tmp_path / "h.csv", rows)])
     assert [price for _, price, _ in history(shop)] == [1, 9, 1]
     assert now(shop) == [(1.0,)]
@@ -691,8 +803,10 @@ def test_lists_that_are_stored_together_are_each_told_their_own(own_shop):
     wrong = {**event, "type": "click", "product_id": "none"}
     reports = append_batches(own_shop, [[event, new], [wrong], [{**new, "query": "usb"}]])
     assert [(r.accepted, r.duplicates, r.rejected) for r in reports] == [
-        (1, 1, 0), (0, 0, 1), (1, 0, 0)
-    ]  # fmt: skip
+        (1, 1, 0),
+        (0, 0, 1),
+        (1, 0, 0),
+    ]
     assert own_shop.counts()["events"] == before + 5
 
 

@@ -10,16 +10,31 @@ from qagent_mlx.ingest.parse_fields import category, plain, price
 
 
 @pytest.mark.parametrize(
-    "text", ["", "cheap", "-1", "1,2,3", "1.2.3", "1,299,00", "12 99", "5-10", "12.50 per 100g", "1/2", "0x1"]
+    "text",
+    [
+        "",
+        "cheap",
+        "-1",
+        "1,2,3",
+        "1.2.3",
+        "1,299,00",
+        "12 99",
+        "5-10",
+        "12.50 per 100g",
+        "1/2",
+        "0x1",
+    ],
 )
 def test_what_is_no_price_or_can_be_read_in_two_ways_is_none(text):
     assert price(text) is None and price(text, comma=True) is None
 
 
 @given(
-    st.integers(0, 10**9), st.integers(0, 99), st.sampled_from([",.", ".,", " ,", "',", "'.", ",", "."]),
+    st.integers(0, 10**9),
+    st.integers(0, 99),
+    st.sampled_from([",.", ".,", " ,", "',", "'.", ",", "."]),
     st.sampled_from(["{}", "{} €", "$ {}", "US${}", "{} zł", "Rs. {}", "{}\u00a0kr"]),
-)  # fmt: skip
+)
 def test_a_price_with_cents_is_the_same_however_it_is_written(whole, cents, marks, form):
     thousands, point = marks[:-1], marks[-1]
     text = form.format(f"{whole:,}".replace(",", thousands) + f"{point}{cents:02}")

@@ -55,7 +55,10 @@ def test_signs_on_letters_belong_to_their_words():
     assert product_terms("Crème brûlée") == product_terms("Cre\u0300me bru\u0302le\u0301e")
 
 
-@given(st.text(alphabet=st.characters(codec="latin-1"), max_size=40), st.text("折叠帐篷テント텐트", min_size=1))
+@given(
+    st.text(alphabet=st.characters(codec="latin-1"), max_size=40),
+    st.text("折叠帐篷テント텐트", min_size=1),
+)
 def test_a_run_without_spaces_changes_nothing_of_what_stands_around_it(text, run):
     assert product_terms(f"{text} {run}") == product_terms(text) + product_terms(run)
 
@@ -71,7 +74,14 @@ def test_terms_of_an_older_version_are_known():
 
 
 def test_the_fitting_titles_come_first_in_chinese_and_japanese():
-    titles = ["户外双人折叠帐篷", "双人床四件套", "便携折叠椅", "テント用ポール", "折りたたみ椅子 軽量", "充電式ランタン"]
+    titles = [
+        "户外双人折叠帐篷",
+        "双人床四件套",
+        "便携折叠椅",
+        "テント用ポール",
+        "折りたたみ椅子 軽量",
+        "充電式ランタン",
+    ]
     lexical = Lexical.build(titles, titles)
 
     def found(query):

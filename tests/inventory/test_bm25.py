@@ -65,12 +65,18 @@ def test_a_stored_index_is_the_same(texts):
 @pytest.mark.parametrize(
     ("query", "title", "how"),
     [
-        ("mw3", 0, "initials"), ("codmw3", 0, None), ("cod", 1, "initials"),
-        ("wwe12", 2, "word"), ("gow3", 3, "initials"), ("gears of war3", 3, "word"),
-        ("ac", 4, "initials"), ("controler", 5, "spelling"), ("cofee fliter", 6, "spelling"),
+        ("mw3", 0, "initials"),
+        ("codmw3", 0, None),
+        ("cod", 1, "initials"),
+        ("wwe12", 2, "word"),
+        ("gow3", 3, "initials"),
+        ("gears of war3", 3, "word"),
+        ("ac", 4, "initials"),
+        ("controler", 5, "spelling"),
+        ("cofee fliter", 6, "spelling"),
         ("grindr", 7, "spelling"),
     ],
-)  # fmt: skip
+)
 def test_what_is_typed_finds_its_title(query, title, how):
     lexical = Lexical.build(TITLES, TITLES)
     groups = lexical.groups(query)
@@ -97,7 +103,9 @@ def distance(a, b):
     d = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):
-            d[i, j] = min(d[i - 1, j] + 1, d[i, j - 1] + 1, d[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
+            d[i, j] = min(
+                d[i - 1, j] + 1, d[i, j - 1] + 1, d[i - 1, j - 1] + (a[i - 1] != b[j - 1])
+            )
             if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
                 d[i, j] = min(d[i, j], d[i - 2, j - 2] + 1)
     return d[len(a), len(b)]

@@ -49,7 +49,10 @@ def test_unknown_queries_and_early_moments_find_nothing():
 
 ROWS = st.lists(
     st.tuples(
-        st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 9), st.sampled_from([1.0, 2.0, 3.0])
+        st.sampled_from("ab"),
+        st.integers(0, 4),
+        st.integers(0, 9),
+        st.sampled_from([1.0, 2.0, 3.0]),
     ),
     max_size=12,
 )

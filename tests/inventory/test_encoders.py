@@ -6,8 +6,11 @@ from qagent_mlx.inventory.encoders.subword import SubwordEncoder
 
 # That people who type "office light" want a lamp is known from clicks only.
 CLICKED = [(row, "office light", 3.0) for row in (3, 7, 11)]
-TEXTS = [f"{brand} {thing}" for brand in ("acme", "brio", "coda")
-         for thing in ("usb cable", "phone case", "coffee beans", "desk lamp")]  # fmt: skip
+TEXTS = [
+    f"{brand} {thing}"
+    for brand in ("acme", "brio", "coda")
+    for thing in ("usb cable", "phone case", "coffee beans", "desk lamp")
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +70,15 @@ def test_a_damaged_file_is_named(encoder, tmp_path, damage):
         np.savez(path, something=np.zeros(3))
     else:
         path.write_bytes(
-            {"cut": content[:-40], "garbage": b"x" * 999, "empty": b"",
-             "flipped": content[:300] + bytes(b ^ 0xFF for b in content[300:400]) + content[400:],
-             }[damage]
-        )  # fmt: skip
+            {
+                "cut": content[:-40],
+                "garbage": b"x" * 999,
+                "empty": b"",
+                "flipped": content[:300]
+                + bytes(b ^ 0xFF for b in content[300:400])
+                + content[400:],
+            }[damage]
+        )
     with pytest.raises(QAgentError, match=r"encoder\.npz is damaged; run: qagent index"):
         SubwordEncoder.load(path)
 
@@ -94,8 +102,14 @@ def test_directions_of_noise_are_left_out():
 
 
 def test_parts_of_compound_words_are_found():
-    titles = ["Kuppelzelt 4 Personen", "Zeltplane grün", "Regenjacke", "Winterjacke Damen",
-              "Wanderschuhe Herren", "Gaskocher klein"]  # fmt: skip
+    titles = [
+        "Kuppelzelt 4 Personen",
+        "Zeltplane grün",
+        "Regenjacke",
+        "Winterjacke Damen",
+        "Wanderschuhe Herren",
+        "Gaskocher klein",
+    ]
     encoder = SubwordEncoder.fit(titles)
     products = encoder.encode(titles)
     for query, wanted in (("zelt", {0, 1}), ("jacke", {2, 3}), ("kocher", {5})):

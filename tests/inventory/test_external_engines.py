@@ -46,8 +46,12 @@ class Engine(BaseHTTPRequestHandler):
                     source = {f: product[f] for f in body["_source"]} if body["_source"] else None
                     hits.append({"_id": product["product_id"], "_score": score, "_source": source})
         hits.sort(key=lambda h: -h["_score"])
-        answer = {"took": 1, "timed_out": False, "_shards": {"total": 1, "failed": 0},
-                  "hits": {"total": {"value": len(hits)}, "hits": hits[: body["size"]]}}  # fmt: skip
+        answer = {
+            "took": 1,
+            "timed_out": False,
+            "_shards": {"total": 1, "failed": 0},
+            "hits": {"total": {"value": len(hits)}, "hits": hits[: body["size"]]},
+        }
         return self.reply(200, json.dumps(answer))
 
     @staticmethod
@@ -253,8 +257,9 @@ def postgres(database, own_shop, products):
         )
         connection.cursor().executemany(
             """INSERT INTO products VALUES (%(product_id)s, %(title)s, %(brand)s, %(category)s,
-            %(price)s, %(in_stock)s)""", products,
-        )  # fmt: skip
+            %(price)s, %(in_stock)s)""",
+            products,
+        )
     return named(own_shop, kind="postgres", dsn=database)
 
 

@@ -136,12 +136,10 @@ def test_each_ranking_has_its_weight(only):
 
 
 def test_what_nearly_all_went_for_leads_over_what_one_did(shop, search):
-    """"case" has the word and one click, "halo" thirty clicks and no word: ranks put case first."""
+    """ "case" has the word and one click, "halo" thirty clicks and no word: ranks put case first."""
     rows = search.catalog.rows_of()
     picked = np.array([rows["case"], *[rows["halo"]] * 30])
-    log = ClickLog(
-        ["redthing"] * 31, picked, np.arange(31.0), np.ones(31), 1e6, ["red thing"] * 31
-    )
+    log = ClickLog(["redthing"] * 31, picked, np.arange(31.0), np.ones(31), 1e6, ["red thing"] * 31)
 
     def first(query, **weights):
         return HybridSearch(search.index, log, replace(shop.config.search, **weights)).search(
@@ -188,9 +186,11 @@ def test_what_was_found_at_one_moment_is_not_told_of_another(shop, monkeypatch):
     moments = [None, datetime(2026, 1, 5, 10), datetime(2026, 1, 5, 10, 0, 0, 1)]
     asked = [
         (query, moment, k, filters)
-        for query in ("red thing", "xbox", "gears", "!") for moment in moments for k in (1, 3)
+        for query in ("red thing", "xbox", "gears", "!")
+        for moment in moments
+        for k in (1, 3)
         for filters in (None, Filters(max_price=25))
-    ]  # fmt: skip
+    ]
     for query, moment, k, filters in asked + asked[::-1] + asked:
         fresh = open_search(shop).search([query], k, [moment], filters)
         assert search.search([query], k, [moment], filters) == fresh

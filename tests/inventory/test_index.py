@@ -14,9 +14,18 @@ from qagent_mlx.inventory.search import open_search
 from qagent_mlx.shop.shop import Shop
 
 STEMS = (
-    "catalog", "history", "encoder", "vectors0", "slots", "lexical_counts", "lexical_rows",
-    "lexical_starts", "lexical_lengths", "lexical_impacts", "lexical_vocabulary",
-)  # fmt: skip
+    "catalog",
+    "history",
+    "encoder",
+    "vectors0",
+    "slots",
+    "lexical_counts",
+    "lexical_rows",
+    "lexical_starts",
+    "lexical_lengths",
+    "lexical_impacts",
+    "lexical_vocabulary",
+)
 
 
 def file_of(folder, stem):
@@ -160,7 +169,9 @@ def test_the_encoder_learns_from_the_first_part_of_the_log_only(own_shop):
     rows = []
     for kind in ("search", "click"):
         product = "p000" if kind == "click" else None
-        rows.append({"user_id": "new", "time": cut, "type": kind, "query": "zebra", "product_id": product})
+        rows.append(
+            {"user_id": "new", "time": cut, "type": kind, "query": "zebra", "product_id": product}
+        )
     append_events(own_shop, rows)
     after = build(own_shop, cut)
     assert np.array_equal(after.encoder.components, before.encoder.components)
@@ -190,7 +201,11 @@ def test_a_catalog_knows_prices_and_stock_at_any_moment(own_shop, tmp_path):
 
 def test_a_stored_catalog_has_the_same_states(tiny_shop, tiny_folder):
     fresh, loaded = read_catalog(tiny_shop), load(tiny_folder / "inventory").catalog
-    assert (fresh.ids, fresh.titles, fresh.attributes) == (loaded.ids, loaded.titles, loaded.attributes)
+    assert (fresh.ids, fresh.titles, fresh.attributes) == (
+        loaded.ids,
+        loaded.titles,
+        loaded.attributes,
+    )
     for day in range(0, 40, 3):
         moment = datetime(2026, 2, 25) + timedelta(days=day)
         states = [fresh.state(row, moment) for row in range(len(fresh))]
@@ -204,9 +219,12 @@ def test_the_text_of_a_product_names_its_brand_once():
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"), [("", "has no products; run: qagent ingest products"),
-                       ("1,!!!\n2,???\n", "no product of .* has a letter or digit")],
-)  # fmt: skip
+    ("rows", "says"),
+    [
+        ("", "has no products; run: qagent ingest products"),
+        ("1,!!!\n2,???\n", "no product of .* has a letter or digit"),
+    ],
+)
 def test_a_catalog_without_words_is_refused(tmp_path, rows, says):
     with Shop.create(tmp_path / "shop") as shop:
         if rows:

@@ -34,12 +34,20 @@ def make_model(folder, *, shell=True, seed=0):
     tokenizer.add_tokens(["yes", "no"])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 1e-6,
-        "vocab_size": tokenizer.get_vocab_size(), "rope_theta": 10000.0,
-        "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
         "eos_token_id": tokenizer.token_to_id("<|endoftext|>"),
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     mx.random.seed(seed)
     weights = dict(tree_flatten(qwen3.Model(qwen3.ModelArgs.from_dict(config)).parameters()))
@@ -80,7 +88,9 @@ def test_queries_carry_the_instruction_and_products_do_not(folder):
 
 def test_vectors_are_cut_and_scaled_again(folder):
     whole, cut = (ModelEncoder(folder, n, "").encode(TEXTS) for n in (32, 8))
-    assert cut == pytest.approx(whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1)[:, None], abs=1e-5)
+    assert cut == pytest.approx(
+        whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1)[:, None], abs=1e-5
+    )
     assert not ModelEncoder(folder, 8, "").encode(["", " "]).any()
 
 

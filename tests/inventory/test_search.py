@@ -60,9 +60,14 @@ def test_clicks_after_the_moment_do_not_reach_search(own_shop):
         at = (moment + timedelta(seconds=i)).isoformat()
         rows.append({"user_id": "late", "time": at, "type": "search", "query": "phone case"})
         rows.append(
-            {"user_id": "late", "time": at, "type": "click", "query": "phone case",
-             "product_id": "p400"}
-        )  # fmt: skip
+            {
+                "user_id": "late",
+                "time": at,
+                "type": "click",
+                "query": "phone case",
+                "product_id": "p400",
+            }
+        )
     append_events(own_shop, rows)
     search = open_search(own_shop)
     assert search.search(["phone case", "acme phone case"], 10, [moment] * 2) == before
@@ -112,10 +117,17 @@ def test_the_encoder_sees_no_click_after_its_limit(own_shop):
     vectors = first.encoder.encode(["acme usb cable", "phone case"])
     append_events(
         own_shop,
-        [{"user_id": "late", "time": "2026-03-10T00:00:00", "type": "search", "query": "zebra"},
-         {"user_id": "late", "time": "2026-03-10T00:00:00", "type": "click", "query": "zebra",
-          "product_id": "p000"}],
-    )  # fmt: skip
+        [
+            {"user_id": "late", "time": "2026-03-10T00:00:00", "type": "search", "query": "zebra"},
+            {
+                "user_id": "late",
+                "time": "2026-03-10T00:00:00",
+                "type": "click",
+                "query": "zebra",
+                "product_id": "p000",
+            },
+        ],
+    )
     again = build(own_shop, until)
     assert np.array_equal(vectors, again.encoder.encode(["acme usb cable", "phone case"]))
 

@@ -32,13 +32,20 @@ def put(shop, tmp_path, *rows):
 def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp_path):
     first = load(own_shop.path / "inventory")
     put(
-        own_shop, tmp_path, "z1,Zebra Carpet,Zed,Home > Rugs,9,1",
+        own_shop,
+        tmp_path,
+        "z1,Zebra Carpet,Zed,Home > Rugs,9,1",
         "p000,Acme Velvet Curtain,Acme,Home > Curtains,5,1",
         f'p001,"{first.catalog.titles[1]}",Acme,{first.catalog.categories[1]},123,0',
-    )  # fmt: skip
+    )
     remove_products(own_shop, ["p431"])
     report = updated(own_shop)
-    assert (report["added"], report["changed"], report["restated"], report["removed"]) == (1, 1, 1, 1)
+    assert (report["added"], report["changed"], report["restated"], report["removed"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
     index = load(own_shop.path / "inventory")
     assert matches(index, own_shop)
     assert index.clicks_until == first.clicks_until
@@ -68,7 +75,11 @@ def test_a_new_price_rewrites_neither_words_nor_vectors(own_shop, tmp_path):
 
 def test_much_new_text_makes_the_encoder_learn_anew(own_shop, tmp_path):
     before = load(own_shop.path / "inventory")
-    put(own_shop, tmp_path, *(f"n{i},Garden gnome number {i},Gno,Garden > Gnomes,5,1" for i in range(30)))
+    put(
+        own_shop,
+        tmp_path,
+        *(f"n{i},Garden gnome number {i},Gno,Garden > Gnomes,5,1" for i in range(30)),
+    )
     after = ensure(own_shop)
     assert not np.array_equal(before.encoder.idf, after.encoder.idf)
     assert before.clicks_until == after.clicks_until and matches(after, own_shop)
@@ -199,7 +210,10 @@ def test_a_sharded_index_is_stored_updated_and_mapped(own_shop, tmp_path, small_
 def test_filters_see_price_and_stock_of_the_moment(tiny_search):
     catalog = tiny_search.catalog
     row = catalog.rows_of()["p000"]
-    full, (sale, _) = catalog.state(row, datetime(2026, 3, 2))[0], catalog.state(row, datetime(2026, 3, 7))
+    full, (sale, _) = (
+        catalog.state(row, datetime(2026, 3, 2))[0],
+        catalog.state(row, datetime(2026, 3, 7)),
+    )
     assert sale < full and not catalog.in_stock[row]
 
     def found(moment, **filters):
@@ -208,7 +222,9 @@ def test_filters_see_price_and_stock_of_the_moment(tiny_search):
 
     assert found(datetime(2026, 3, 2), in_stock=True) and not found(None, in_stock=True)
     assert not found(datetime(2026, 3, 11), in_stock=True)
-    assert not found(datetime(2026, 3, 2), max_price=sale) and found(datetime(2026, 3, 7), max_price=sale)
+    assert not found(datetime(2026, 3, 2), max_price=sale) and found(
+        datetime(2026, 3, 7), max_price=sale
+    )
 
 
 def test_states_of_all_products_are_those_of_each(tiny_search):

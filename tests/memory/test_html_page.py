@@ -17,8 +17,15 @@ def test_the_page_holds_the_view_and_asks_no_network(tiny_shop, tmp_path):
 
 
 def test_text_from_data_closes_no_tag():
-    view = {"user": "</script><img onerror=alert(1)>", "as_of": "2026-01-01T00:00", "events": 0,
-            "tokens": 1, "raw_tokens": 1, "text": "<!-- <script>", "graph": {"nodes": [], "edges": []}}  # fmt: skip
+    view = {
+        "user": "</script><img onerror=alert(1)>",
+        "as_of": "2026-01-01T00:00",
+        "events": 0,
+        "tokens": 1,
+        "raw_tokens": 1,
+        "text": "<!-- <script>",
+        "graph": {"nodes": [], "edges": []},
+    }
     assert page(view).count("<script") == page({**view, "user": "", "text": ""}).count("<script")
     assert "onerror" in page(view)
     assert "</script><img" not in page(view)

@@ -43,12 +43,18 @@ def of(shop, *moment):
 
 
 def test_brands_are_linked_to_categories_of_the_same_session_only(shop):
-    links = {(e["from"], e["to"]) for e in of(shop, 2026, 2, 1)["edges"]
-             if e["kind"] == "category-brand" and e["relation"] == "session"}  # fmt: skip
+    links = {
+        (e["from"], e["to"])
+        for e in of(shop, 2026, 2, 1)["edges"]
+        if e["kind"] == "category-brand" and e["relation"] == "session"
+    }
     assert links == {
-        ("Tent", "Acme"), ("Tent", "Brio"), ("Stove", "Acme"), ("Stove", "Brio"),
+        ("Tent", "Acme"),
+        ("Tent", "Brio"),
+        ("Stove", "Acme"),
+        ("Stove", "Brio"),
         ("Helmet", "Cadence"),
-    }  # fmt: skip
+    }
 
 
 def test_shares_of_a_kind_add_up_and_the_strongest_comes_first(shop):
@@ -72,7 +78,11 @@ def test_products_have_their_titles(shop):
 
 def test_an_edge_leads_to_what_the_next_session_touched(shop):
     edges = of(shop, 2026, 2, 1)["edges"]
-    steps = {(e["from"], e["to"]) for e in edges if e["relation"] == "next" and e["kind"] == "category-category"}
+    steps = {
+        (e["from"], e["to"])
+        for e in edges
+        if e["relation"] == "next" and e["kind"] == "category-category"
+    }
     assert steps == {("Tent", "Helmet"), ("Stove", "Helmet")}
 
 

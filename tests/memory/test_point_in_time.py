@@ -45,20 +45,29 @@ def known(shop, as_of, swing=0.0):
     memory = Memory(shop.connection, replace(shop.config.memory, swing=swing), words_cost)
     moments = [Moment(user, as_of) for user in USERS]
     profiles = [
-        (p.text, p.references, p.tokens, p.context,
-         [(x.section, x.text, round(x.score, 9), x.reason) for x in p.lines])
+        (
+            p.text,
+            p.references,
+            p.tokens,
+            p.context,
+            [(x.section, x.text, round(x.score, 9), x.reason) for x in p.lines],
+        )
         for p in memory.profiles(moments, budget=400)
-    ]  # fmt: skip
+    ]
     catalog = read_catalog(shop)
     clicks = ClickLog.from_rows(
         read_clicks(shop.connection), catalog.rows_of(), shop.config.search.click_half_life_days
     )
     rankings = [clicks.ranking(query_key(q), as_of) for q in QUERIES]
     just_before = as_of - timedelta(microseconds=1)
-    worth = learn(shop, as_of, lambda queries, moments: [
-        [catalog.ids[row] for row in clicks.ranking(query_key(query), moment)[0]]
-        for query, moment in zip(queries, moments, strict=True)
-    ])  # fmt: skip
+    worth = learn(
+        shop,
+        as_of,
+        lambda queries, moments: [
+            [catalog.ids[row] for row in clicks.ranking(query_key(query), moment)[0]]
+            for query, moment in zip(queries, moments, strict=True)
+        ],
+    )
     return {
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],
@@ -67,7 +76,8 @@ def known(shop, as_of, swing=0.0):
         "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
         "worth": [
             (w.until, w.moments, np.round(w.values, 6).tolist(), round(w.outside, 6))
-            for w in worth.steps if w.until <= as_of
+            for w in worth.steps
+            if w.until <= as_of
         ],
     }
 
@@ -79,19 +89,26 @@ def catalog_of(r):
     """Eight products, and changes of their prices and stock, some from before the log."""
     start = [
         {
-            "product_id": f"p{i}", "title": f"thing {i}", "brand": r.choice(["acme", "zork", None]),
+            "product_id": f"p{i}",
+            "title": f"thing {i}",
+            "brand": r.choice(["acme", "zork", None]),
             "category": r.choice(["A > x", "A > y", "B > z"]),
-            "price": r.choice([None, 5, 10, 20, 40]), "stock": r.choice([0, 1]),
+            "price": r.choice([None, 5, 10, 20, 40]),
+            "stock": r.choice([0, 1]),
             "attributes": r.choice([None, '{"colour": "red"}', '{"colour": "blue"}']),
             "time": r.choice([None, DAY - timedelta(days=5)]),
         }
         for i in range(8)
-    ]  # fmt: skip
+    ]
     changes = [
-        {**r.choice(start), "price": r.choice([None, 5, 10, 20, 40, 80]),
-         "stock": r.choice([0, 1]), "time": DAY + timedelta(hours=r.randrange(96))}
+        {
+            **r.choice(start),
+            "price": r.choice([None, 5, 10, 20, 40, 80]),
+            "stock": r.choice([0, 1]),
+            "time": DAY + timedelta(hours=r.randrange(96)),
+        }
         for _ in range(12)
-    ]  # fmt: skip
+    ]
     return start, changes
 
 
@@ -129,9 +146,12 @@ def test_nothing_at_or_after_a_moment_is_seen(seed, empty, tmp_path):
     r = random.Random(seed)
     (start, changes), log = catalog_of(r), log_of(r)
     as_of = r.choice(
-        [r.choice(log)["time"], DAY + timedelta(days=r.randrange(1, 4)),
-         DAY + timedelta(hours=r.randrange(24, 96))]
-    )  # fmt: skip
+        [
+            r.choice(log)["time"],
+            DAY + timedelta(days=r.randrange(1, 4)),
+            DAY + timedelta(hours=r.randrange(24, 96)),
+        ]
+    )
     past = [row for row in log if row["time"] < as_of]
     later = [row for row in log if row["time"] >= as_of]
     later += [{**row, "time": as_of} for row in r.sample(log, 4)]  # at the very moment
@@ -160,12 +180,17 @@ def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_p
         products(shop, tmp_path, STOCK)
         rows = []
         for user, queries in (
-            ("a", ("thing", "zork")), ("b", ("thing", "zork")),
-            ("c", ("red", "blue", "green")), ("d", ("red", "blue", "green")),
-        ):  # fmt: skip
+            ("a", ("thing", "zork")),
+            ("b", ("thing", "zork")),
+            ("c", ("red", "blue", "green")),
+            ("d", ("red", "blue", "green")),
+        ):
             for i, query in enumerate(queries):
                 start = 100 * i - 9000
-                rows += [event(start, user, "search", query), event(start + 1, user, "click", query, "mat")]
+                rows += [
+                    event(start, user, "search", query),
+                    event(start + 1, user, "click", query, "mat"),
+                ]
         events(shop, rows)
         shop_statistics.prepare_shop(shop.connection, swing=True)
         found = dict(
@@ -188,14 +213,26 @@ def test_what_comes_just_before_the_moment_is_seen(empty, tmp_path):
         events(shop, [row for row in log if row["time"] < as_of - timedelta(days=1)])
         before = known(shop, as_of)
         just = as_of - timedelta(microseconds=1)
-        products(shop, tmp_path, [{**c, "time": just} for c in {c["product_id"]: c for c in changes}.values()])
+        products(
+            shop,
+            tmp_path,
+            [{**c, "time": just} for c in {c["product_id"]: c for c in changes}.values()],
+        )
         events(shop, [row for row in log if row["time"] < as_of])
         events(
             shop,
-            [{"user_id": user, "time": just - timedelta(hours=1, seconds=i), "type": kind,
-              "query": "Zork", "product_id": "p1"}
-             for user in USERS[:4] for i, kind in ((2, "search"), (1, "click"))],
-        )  # fmt: skip
+            [
+                {
+                    "user_id": user,
+                    "time": just - timedelta(hours=1, seconds=i),
+                    "type": kind,
+                    "query": "Zork",
+                    "product_id": "p1",
+                }
+                for user in USERS[:4]
+                for i, kind in ((2, "search"), (1, "click"))
+            ],
+        )
         after = known(shop, as_of)
     assert [what for what in before if before[what] == after[what]] == []
 
@@ -205,8 +242,13 @@ def test_what_comes_just_before_the_moment_is_seen(empty, tmp_path):
 
 def event(minutes, user, kind, query=None, product=None):
     """An event some minutes from midnight."""
-    return {"user_id": user, "time": DAY + timedelta(minutes=minutes), "type": kind,
-            "query": query, "product_id": product}  # fmt: skip
+    return {
+        "user_id": user,
+        "time": DAY + timedelta(minutes=minutes),
+        "type": kind,
+        "query": query,
+        "product_id": product,
+    }
 
 
 STOCK = [
@@ -215,13 +257,15 @@ STOCK = [
     {"product_id": "mat", "title": "Mat", "category": "Camping > Tent", "price": 10},
 ]
 LOG = [
-    event(-3000, "u0", "search", "thing"), event(-2999, "u0", "click", "thing", "tent"),
-    event(-3000, "u1", "search", "thing"), event(-2999, "u1", "purchase", "thing", "tent"),
+    event(-3000, "u0", "search", "thing"),
+    event(-2999, "u0", "click", "thing", "tent"),
+    event(-3000, "u1", "search", "thing"),
+    event(-2999, "u1", "purchase", "thing", "tent"),
     event(-40, "u0", "search", "zork"),
     event(-20, "u0", "search", "blue y"),
     event(-19, "u0", "click", "blue y", "tent"),
     event(-10, "u1", "search", "zork"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +300,9 @@ def test_a_later_price_changes_nothing_before(price, first, empty, tmp_path):
         products(shop, tmp_path, [{**row, "time": first} for row in STOCK])
         events(shop, [*LOG, event(-5, "u1", "click", "zork", "stove")])
         before = known(shop, DAY)
-        products(shop, tmp_path, [{**row, "price": price, "stock": 0, "time": DAY} for row in STOCK])
+        products(
+            shop, tmp_path, [{**row, "price": price, "stock": 0, "time": DAY} for row in STOCK]
+        )
         assert known(shop, DAY) == before
         products(shop, tmp_path, [{**row, "price": 7, "time": None} for row in STOCK])
         assert known(shop, DAY) == before

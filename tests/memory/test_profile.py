@@ -135,9 +135,7 @@ def test_a_new_user_gets_what_is_trending_only(whole, moments):
     found = whole[moments.index(Moment("nobody", moments[-2].as_of))]
     assert [line.text for line in found.lines if line.section == "identity"] == ["new user"]
     assert {line.section for line in found.lines} == {"identity", "trending"}
-    assert found.context == {
-        "brands": {}, "prices": {}, "attributes": {}, "bought": [], "seen": [],
-    }  # fmt: skip
+    assert found.context == {"brands": {}, "prices": {}, "attributes": {}, "bought": [], "seen": []}
     assert whole[-1].text == "new user"  # before the shop's first day
 
 
@@ -175,10 +173,16 @@ NOW = datetime(2026, 3, 1, 12)
 def log(shop, *events, users=("ann",)):
     """Events of each of some users as (days before now, type, query, product)."""
     rows = [
-        {"user_id": user, "time": NOW - timedelta(days=days), "type": kind, "query": query,
-         "product_id": product}
-        for days, kind, query, product in events for user in users
-    ]  # fmt: skip
+        {
+            "user_id": user,
+            "time": NOW - timedelta(days=days),
+            "type": kind,
+            "query": query,
+            "product_id": product,
+        }
+        for days, kind, query, product in events
+        for user in users
+    ]
     assert append_events(shop, rows).accepted == len(rows)
 
 
@@ -193,17 +197,23 @@ def line_of(profile, query):
 def test_own_queries_say_what_became_of_them(shop):
     log(
         shop,
-        (20, "search", "tent", None), (20, "purchase", "tent", "tent"),
-        (3, "search", "stove", None), (3, "click", "stove", "stove"),
-        (2, "search", "gas", None), (2, "cart", "gas", "gas"),
+        (20, "search", "tent", None),
+        (20, "purchase", "tent", "tent"),
+        (3, "search", "stove", None),
+        (3, "click", "stove", "stove"),
+        (2, "search", "gas", None),
+        (2, "cart", "gas", "gas"),
         (1, "search", "axe", None),
-    )  # fmt: skip
+    )
     profile = profile_of(shop)
     assert line_of(profile, "tent").text.startswith("tent bought month")
     assert line_of(profile, "stove").text.startswith("stove liked days")
     assert line_of(profile, "gas").text.startswith("gas carted days")
     assert line_of(profile, "axe").text.startswith("axe unmet today")
-    assert line_of(profile, "axe").reason == "you searched it 24 hours ago and found nothing that suited"
+    assert (
+        line_of(profile, "axe").reason
+        == "you searched it 24 hours ago and found nothing that suited"
+    )
 
 
 def test_interests_are_those_of_what_was_engaged_with(shop):
@@ -241,10 +251,12 @@ def test_recent_interests_weigh_more(shop):
 def test_neighbours_are_what_people_with_this_history_searched_next(shop):
     log(
         shop,
-        (20, "search", "tent", None), (20, "purchase", "tent", "tent"),
-        (12, "search", "gas", None), (12, "click", "gas", "gas"),
+        (20, "search", "tent", None),
+        (20, "purchase", "tent", "tent"),
+        (12, "search", "gas", None),
+        (12, "click", "gas", "gas"),
         users=[f"other{i}" for i in range(12)],
-    )  # fmt: skip
+    )
     log(shop, (1, "search", "tent", None), (1, "purchase", "tent", "tent"))
     line = line_of(profile_of(shop), "gas")
     assert (line.section, line.reason) == ("neighbours", "what people look for after Tent")
@@ -255,10 +267,13 @@ def test_a_reason_names_the_query_as_the_user_wrote_it(shop):
     others = [f"other{i}" for i in range(12)]
     log(
         shop,
-        (20, "search", "dear tent", None), (19.99, "search", "gas can", None),
+        (20, "search", "dear tent", None),
+        (19.99, "search", "gas can", None),
         (19.99, "click", "gas can", "gas"),
-        (12, "search", "cooker", None), (12, "click", "cooker", "stove"), users=others,
-    )  # fmt: skip
+        (12, "search", "cooker", None),
+        (12, "click", "cooker", "stove"),
+        users=others,
+    )
     log(shop, (5, "search", "Dear  Tent", None))
     log(shop, (5, "search", "Gas-Can", None), (5, "click", "Gas-Can", "gas"), users=["bob"])
     assert line_of(profile_of(shop), "gas can").reason == (
@@ -312,9 +327,13 @@ def test_no_text_from_data_forms_a_tag_or_a_line(shop, tmp_path):
     )
     ingest(shop, "products", [tmp_path / "evil.jsonl"])
     log(
-        shop, (2, "search", evil, None), (2, "purchase", evil, "e"), (1, "purchase", None, "e"),
-        (0.01, "view", None, "e"), (0.01, "search", evil + "2", None),
-    )  # fmt: skip
+        shop,
+        (2, "search", evil, None),
+        (2, "purchase", evil, "e"),
+        (1, "purchase", None, "e"),
+        (0.01, "view", None, "e"),
+        (0.01, "search", evil + "2", None),
+    )
     profile = profile_of(shop)
     assert len(profile.lines) >= 4
     for line in profile.text.split("\n"):
@@ -335,13 +354,16 @@ def test_an_attribute_may_have_any_name(shop, tmp_path, name):
 
 def test_the_raw_log_is_told_an_event_a_line(shop):
     log(
-        shop, (2, "search", "tent", None), (1, "click", "tent", "tent"),
+        shop,
+        (2, "search", "tent", None),
+        (1, "click", "tent", "tent"),
         (0, "purchase", None, "tent"),
-    )  # fmt: skip
+    )
     moment = Moment("ann", NOW)
     assert raw_history(shop.connection, moment) == [
-        "2026-02-27 12:00 search tent", "2026-02-28 12:00 click Acme Tent",
-    ]  # fmt: skip
+        "2026-02-27 12:00 search tent",
+        "2026-02-28 12:00 click Acme Tent",
+    ]
     assert memory_of(shop, letters).raw_tokens(moment) == sum(
         letters(raw_history(shop.connection, moment))
     )

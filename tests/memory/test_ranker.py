@@ -19,7 +19,7 @@ from qagent_mlx.memory.ranker import (
     learn,
     satisfied,
 )
-from qagent_mlx.memory.ranking_features import FEATURES, age_word, features  # fmt: skip
+from qagent_mlx.memory.ranking_features import FEATURES, age_word, features
 from qagent_mlx.memory.sessions import Success
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
@@ -48,9 +48,18 @@ NEXT = {"next_score": 0.01, "next_place": 1, "source": "q:b", "timing": 0.0, "ha
 
 @pytest.mark.parametrize(
     ("days", "word"),
-    [(0, "now"), (0.1, "today"), (1.49, "today"), (1.5, "days"), (4, "week"), (9, "weeks"),
-     (18, "month"), (45, "old"), (9999, "old")],
-)  # fmt: skip
+    [
+        (0, "now"),
+        (0.1, "today"),
+        (1.49, "today"),
+        (1.5, "days"),
+        (4, "week"),
+        (9, "weeks"),
+        (18, "month"),
+        (45, "old"),
+        (9999, "old"),
+    ],
+)
 def test_ages_are_words(days, word):
     assert age_word(days) == word
 
@@ -60,24 +69,36 @@ def test_features_by_hand():
     common = {n: v for n, v in made[0].items() if v and v == made[1][n] == made[2][n]}
     own, trend, after = ({n: v for n, v in x.items() if v and n not in common} for x in made)
     assert common == {
-        "success": pytest.approx(math.log(0.5)), "kind plain": 1,
+        "success": pytest.approx(math.log(0.5)),
+        "kind plain": 1,
         "wording": pytest.approx(math.log(0.1)),
-    }  # fmt: skip
+    }
     assert own == {
-        "own": 1, "back": pytest.approx(math.log(2)), "times": pytest.approx(math.log(2)),
-        "bought": 1, "bought week": 1, "own week": 1, "bought long ago": pytest.approx(math.log(6)),
+        "own": 1,
+        "back": pytest.approx(math.log(2)),
+        "times": pytest.approx(math.log(2)),
+        "bought": 1,
+        "bought week": 1,
+        "own week": 1,
+        "bought long ago": pytest.approx(math.log(6)),
         "own wording": pytest.approx(math.log(0.1)),
-    }  # fmt: skip
+    }
     assert trend == {
-        "trend": 1, "trend share": pytest.approx(1),
-        "long share": pytest.approx(math.log10(0.05) + 2), "trend weight": pytest.approx(1),
-        "short weight": pytest.approx(0.1), "growth": pytest.approx(math.log(2)),
-    }  # fmt: skip
+        "trend": 1,
+        "trend share": pytest.approx(1),
+        "long share": pytest.approx(math.log10(0.05) + 2),
+        "trend weight": pytest.approx(1),
+        "short weight": pytest.approx(0.1),
+        "growth": pytest.approx(math.log(2)),
+    }
     # A score of 0.01 is the middle of its scale.
     assert after == {
-        "next": 1, "had": 1, "had now": 1, "again": pytest.approx(math.log(0.02)),
+        "next": 1,
+        "had": 1,
+        "had now": 1,
+        "again": pytest.approx(math.log(0.02)),
         "query in time": 1,
-    }  # fmt: skip
+    }
 
 
 def test_a_purchase_that_comes_round_again_is_due_by_the_shops_own_rhythm():
@@ -107,8 +128,9 @@ def test_nothing_to_learn_from_gives_the_defaults(tmp_path):
         for since in (None, START):
             learned = learn(shop, since)
             assert (learned.steps[-1].values.tolist(), learned.moments) == (
-                default.values.tolist(), 0,
-            )  # fmt: skip
+                default.values.tolist(),
+                0,
+            )
         assert Worth.of_shop(shop).at(START).values.tolist() == default.values.tolist()
 
 
@@ -174,7 +196,12 @@ def test_a_moment_counts_by_what_its_query_retrieves():
         asked.extend(zip(queries, moments, strict=True))
         return retrieved
 
-    assert satisfied(sessions, retrieve) == [FIRST, AMONG_TEN, NOTHING_FOUND, NOTHING_FOUND]  # k is the eleventh
+    assert satisfied(sessions, retrieve) == [
+        FIRST,
+        AMONG_TEN,
+        NOTHING_FOUND,
+        NOTHING_FOUND,
+    ]  # k is the eleventh
     assert asked == [("query", START)] * 4
     assert satisfied(sessions, None) == [FIRST] * 4
 
@@ -200,9 +227,11 @@ def test_what_leads_to_something_teaches_most(tmp_path):
 
     def learned(*served):
         found = [["p"] if kind in served else [] for kind in ("habit", "fashion")]
-        worth = learn(shop, since, lambda queries, moments: [
-            found[query.startswith("fashion")] for query in queries
-        ])  # fmt: skip
+        worth = learn(
+            shop,
+            since,
+            lambda queries, moments: [found[query.startswith("fashion")] for query in queries],
+        )
         return worth.at(since).chances(own)[0]
 
     own = features(rows({"times": 1, "best": 1, "last": 1, "age": 1.0, "back": 1}))
@@ -214,8 +243,10 @@ def test_what_leads_to_something_teaches_most(tmp_path):
 
 def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
     shop = Shop.create(tmp_path / "shop")
-    shop.connection.execute("INSERT INTO products SELECT 'p' || i, 'thing', NULL, NULL, 1, true, "
-                            "NULL, 1 FROM range(12) t(i)")  # fmt: skip
+    shop.connection.execute(
+        "INSERT INTO products SELECT 'p' || i, 'thing', NULL, NULL, 1, true, "
+        "NULL, 1 FROM range(12) t(i)"
+    )
     plan = {
         "a": ["milk", "milk", "milk", "tea"],  # came back twice of three times
         "b": ["tea", "milk", "tea"],
@@ -228,9 +259,16 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
             made += [{**row, "type": "search"}, {**row, "type": "click", "product_id": f"p{day}"}]
     # Of twelve products under one query, each taken once, ten count.
     made += [
-        {"user_id": "d", "time": START + timedelta(minutes=i), "query": "much", "type": kind, **more}
-        for i in range(12) for kind, more in (("search", {}), ("click", {"product_id": f"p{i}"}))
-    ]  # fmt: skip
+        {
+            "user_id": "d",
+            "time": START + timedelta(minutes=i),
+            "query": "much",
+            "type": kind,
+            **more,
+        }
+        for i in range(12)
+        for kind, more in (("search", {}), ("click", {"product_id": f"p{i}"}))
+    ]
     with shop:
         append_events(shop, made)
         reader = Reader(shop.connection, shop.config.memory)
@@ -239,7 +277,8 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
             (found,) = reader.computed([Moment("a", START + timedelta(days=day))])
             columns = found.candidates
             return {
-                query: (covered, returned) for query, covered, returned in zip(
+                query: (covered, returned)
+                for query, covered, returned in zip(
                     columns["query"].tolist(), columns["covered"], columns["returned"], strict=True
                 )
             }
@@ -262,18 +301,25 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
             [product, product, f"home > {product}"],
         )
     asked = [  # day, user, query, outcome
-        (0, "a", "kettle", "purchase"), (8, "a", "tea", "click"),
-        (1, "b", "kettle", "purchase"), (13.5, "b", "tea", "click"),
-        (2, "c", "kettle", "click"), (3, "c", "a kettle", "purchase"),
-        (4, "d", "kettle", "purchase"), (5, "d", "cup", "click"),
-        (20, "e", "kettle", "purchase"), (20, "f", "kettle", "click"),
+        (0, "a", "kettle", "purchase"),
+        (8, "a", "tea", "click"),
+        (1, "b", "kettle", "purchase"),
+        (13.5, "b", "tea", "click"),
+        (2, "c", "kettle", "click"),
+        (3, "c", "a kettle", "purchase"),
+        (4, "d", "kettle", "purchase"),
+        (5, "d", "cup", "click"),
+        (20, "e", "kettle", "purchase"),
+        (20, "f", "kettle", "click"),
         (31, "d", "kettle", "click"),  # too late for anybody to have known it
-    ]  # fmt: skip
+    ]
     made = []
     for day, user, query, outcome in asked:
         row = {"user_id": user, "time": START + timedelta(days=day), "query": query}
-        made += [{**row, "type": "search"},
-                 {**row, "type": outcome, "product_id": query.split()[-1]}]  # fmt: skip
+        made += [
+            {**row, "type": "search"},
+            {**row, "type": outcome, "product_id": query.split()[-1]},
+        ]
     with shop:
         append_events(shop, made)
         reader = Reader(shop.connection, shop.config.memory)
@@ -282,7 +328,8 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
             (found,) = reader.computed([Moment(user, START + timedelta(days=day))])
             c = found.candidates
             return {
-                leaf: row for leaf, *row in zip(
+                leaf: row
+                for leaf, *row in zip(
                     c["leaf"].tolist(), c["need"], c["pace"], c["need_bought"], strict=True
                 )
             }
@@ -298,12 +345,14 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
     assert soon["tea"][0] < bought["tea"][0] / 50 and soon["tea"][1] < -4
     off = math.log(10) / math.sqrt(2 * 0.6**2 / 3)
     assert bought["cup"][1] == pytest.approx(off, abs=1e-8)
-    assert liked["kettle"] == pytest.approx(
-        [1 / 4 / math.sqrt(2 * 0.6**2 / 3), 0, 0], abs=1e-6
-    )
+    assert liked["kettle"] == pytest.approx([1 / 4 / math.sqrt(2 * 0.6**2 / 3), 0, 0], abs=1e-6)
     assert np.isnan(liked["tea"][0])
-    table = features(rows({"need": 0.15, "pace": -1.5, "need_bought": 1.0, **TREND}, {"need": 0.05,
-                          "pace": 3.0, "need_bought": 0.0, **OWN}))  # fmt: skip
+    table = features(
+        rows(
+            {"need": 0.15, "pace": -1.5, "need_bought": 1.0, **TREND},
+            {"need": 0.05, "pace": 3.0, "need_bought": 0.0, **OWN},
+        )
+    )
     first, second = [{n for n, v in zip(FEATURES, row, strict=True) if v} for row in table.tolist()]
     assert {"need fair", "after bought too early"} <= first and "pressing own" not in first
     assert {"need some", "after liked far too late"} <= second and "pressing own" not in second
@@ -330,17 +379,33 @@ def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch)
 def test_a_query_is_known_by_the_words_that_the_user_searched_before(tmp_path):
     with Shop.create(tmp_path / "shop") as shop:
         asked = [
-            (0, "a", "red gel pen"), (1, "a", "desk lamp"), (2, "b", "blue gel pen"),
-            (2, "b", "lamp"), (2, "b", "stapler"),
-        ]  # fmt: skip
+            (0, "a", "red gel pen"),
+            (1, "a", "desk lamp"),
+            (2, "b", "blue gel pen"),
+            (2, "b", "lamp"),
+            (2, "b", "stapler"),
+        ]
         append_events(
             shop,
-            [{"user_id": user, "time": START + timedelta(days=day), "type": "search", "query": query}
-             for day, user, query in asked],
-        )  # fmt: skip
+            [
+                {
+                    "user_id": user,
+                    "time": START + timedelta(days=day),
+                    "type": "search",
+                    "query": query,
+                }
+                for day, user, query in asked
+            ],
+        )
         reader = Reader(shop.connection, shop.config.memory)
         found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
-    echo = dict(zip(found["query"].tolist(), zip(found["echo_last"], found["echo_own"], strict=True), strict=True))
+    echo = dict(
+        zip(
+            found["query"].tolist(),
+            zip(found["echo_last"], found["echo_own"], strict=True),
+            strict=True,
+        )
+    )
     assert echo["lamp"] == (1 / 2, 1 / 2)
     assert echo["blue gel pen"] == (0, 2 / 4)
     assert echo["stapler"] == (0, 0)
@@ -354,9 +419,20 @@ def test_scripts_without_spaces_share_words_and_name_brands(tmp_path):
         )
         append_events(
             shop,
-            [{"user_id": user, "time": START + timedelta(days=day), "type": "search", "query": query}
-             for day, user, query in ((1, "a", "跑鞋"), (2, "b", "阿迪达斯跑鞋"), (2, "b", "雨伞"))],
-        )  # fmt: skip
+            [
+                {
+                    "user_id": user,
+                    "time": START + timedelta(days=day),
+                    "type": "search",
+                    "query": query,
+                }
+                for day, user, query in (
+                    (1, "a", "跑鞋"),
+                    (2, "b", "阿迪达斯跑鞋"),
+                    (2, "b", "雨伞"),
+                )
+            ],
+        )
         reader = Reader(shop.connection, shop.config.memory)
         found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
     at = {query: i for i, query in enumerate(found["query"].tolist())}

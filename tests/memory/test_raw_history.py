@@ -35,14 +35,18 @@ def test_the_newest_events_that_fit_are_shown_the_newest_first(memory, moments, 
         events = log(tiny_shop, moment)
         assert profile.tokens <= budget
         assert profile.tokens == sum(words_cost([w + "\n" for w in profile.text.split("\n") if w]))
-        assert [line.text.split()[0] for line in profile.lines] == [e[0] for e in events][: len(profile.lines)]
+        assert [line.text.split()[0] for line in profile.lines] == [e[0] for e in events][
+            : len(profile.lines)
+        ]
         if budget == 10_000:
             assert len(profile.lines) == len(events)
 
 
 def test_a_searched_query_can_be_named_once_by_its_newest_line(memory, moments, tiny_shop):
     for moment, profile in zip(moments, memory.profiles(moments, ("raw",), 10_000), strict=True):
-        expected = list(dict.fromkeys(k for kind, _, k in log(tiny_shop, moment) if kind == "search"))
+        expected = list(
+            dict.fromkeys(k for kind, _, k in log(tiny_shop, moment) if kind == "search")
+        )
         from qagent_mlx.utils.text import query_key
 
         assert [query_key(q) for q in profile.references] == expected[: memory.config.references]

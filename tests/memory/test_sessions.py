@@ -79,8 +79,13 @@ def shop(tmp_path):
 
 
 def event(minutes, kind, query=None, product=None, user="u"):
-    return {"user_id": user, "time": START + timedelta(minutes=minutes), "type": kind,
-            "query": query, "product_id": product}  # fmt: skip
+    return {
+        "user_id": user,
+        "time": START + timedelta(minutes=minutes),
+        "type": kind,
+        "query": query,
+        "product_id": product,
+    }
 
 
 def log(shop, *events):
@@ -111,8 +116,13 @@ def test_an_event_belongs_to_the_last_search_of_its_query(shop):
         event(62, "purchase", product="p2"),
     )
     assert ties(shop) == [
-        (0, None), (3, "red shoe"), (4, "hat"), (5, None), (60, None), (62, "hat"),
-    ]  # fmt: skip
+        (0, None),
+        (3, "red shoe"),
+        (4, "hat"),
+        (5, None),
+        (60, None),
+        (62, "hat"),
+    ]
 
 
 def test_late_events_are_put_into_their_session(shop):
@@ -163,8 +173,11 @@ def test_what_comes_at_the_limit_or_later_changes_no_success(shop):
     limit = START + timedelta(minutes=3)
     (before,) = successes(shop.connection, before=limit)
     log(
-        shop, event(3, "purchase", "b", "p2"), event(3, "click", "a", "p3"),
-        event(4, "search", "c"), event(5, "click", "c", "p1"),
+        shop,
+        event(3, "purchase", "b", "p2"),
+        event(3, "click", "a", "p3"),
+        event(4, "search", "c"),
+        event(5, "click", "c", "p1"),
     )
     assert successes(shop.connection, before=limit) == [before]
     assert before.products == ("p1",)

@@ -32,7 +32,11 @@ def test_the_union_of_two_partitions_is_the_one_shop(folder, tiny_shop):
     memory = Memory(connection, tiny_shop.config.memory, words_cost)
     with Partitions(folder) as partitions:
         # Now, later, another day, and in the past.
-        for as_of in (end + timedelta(seconds=1), end + timedelta(hours=30), end - timedelta(days=9)):
+        for as_of in (
+            end + timedelta(seconds=1),
+            end + timedelta(hours=30),
+            end - timedelta(days=9),
+        ):
             moments = [Moment(user, as_of) for user in [*users, "nobody"]]
             assert partitions.profiles(moments, words_cost) == memory.profiles(moments)
 
@@ -81,21 +85,40 @@ def test_two_ranks_under_mlx_launch_build_what_one_process_builds(folder, tiny_s
         port = free.getsockname()[1]
     launch = "from mlx._distributed_utils.launch import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", launch, "-n", "2", "--backend", "ring", "--starting-port", str(port),
-         "--python", sys.executable, "--", str(script), "memory", "build", str(tmp_path / "big"),
-         "--json"],
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            launch,
+            "-n",
+            "2",
+            "--backend",
+            "ring",
+            "--starting-port",
+            str(port),
+            "--python",
+            sys.executable,
+            "--",
+            str(script),
+            "memory",
+            "build",
+            str(tmp_path / "big"),
+            "--json",
+        ],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert '"rank": 0' in done.stdout and '"rank": 1' in done.stdout
     with Partitions(folder) as alone, Partitions(tmp_path / "big") as together:
         users = 0
         for part in range(2):
             rows = [
-                p.memory(part, words_cost).connection.execute(
-                    "FROM profiles ORDER BY user_id"
-                ).fetchall()
+                p.memory(part, words_cost)
+                .connection.execute("FROM profiles ORDER BY user_id")
+                .fetchall()
                 for p in (alone, together)
             ]
             assert rows[0] == rows[1]

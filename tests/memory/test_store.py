@@ -21,12 +21,17 @@ USERS = ("u0", "u1", "u2", "u3", "nobody")
 QUERIES = ("red thing", "thing x", "acme thing", "Acme Thing", "blue y", "zork", "thing", "ZORK")
 PRODUCTS = [
     {
-        "product_id": f"p{i}", "title": f"thing {i}", "brand": ("acme", "zork", "")[i % 3],
-        "category": ("A > x", "A > y", "B > z")[i % 3], "price": 5 * (i + 1), "stock": 1,
-        "attributes": ('{"colour": "red"}', '{"colour": "blue"}', "")[i % 3], "time": DAY,
+        "product_id": f"p{i}",
+        "title": f"thing {i}",
+        "brand": ("acme", "zork", "")[i % 3],
+        "category": ("A > x", "A > y", "B > z")[i % 3],
+        "price": 5 * (i + 1),
+        "stock": 1,
+        "attributes": ('{"colour": "red"}', '{"colour": "blue"}', "")[i % 3],
+        "time": DAY,
     }
     for i in range(6)
-]  # fmt: skip
+]
 
 
 def load_products(shop, folder, rows):
@@ -45,17 +50,22 @@ def event(user, minutes, kind, query, product):
 
 minute = st.one_of(st.integers(0, 60), st.integers(0, 3 * 24 * 60), st.just(24 * 60))
 one = st.builds(
-    event, st.sampled_from(USERS[:4]), minute,
+    event,
+    st.sampled_from(USERS[:4]),
+    minute,
     st.sampled_from(["search", "search", "click", "click", "view", "cart", "purchase"]),
-    st.sampled_from(QUERIES), st.sampled_from([f"p{i}" for i in range(6)]),
-)  # fmt: skip
+    st.sampled_from(QUERIES),
+    st.sampled_from([f"p{i}" for i in range(6)]),
+)
 searched_and_clicked = st.builds(
     lambda e, kind, product: [
         {**e, "type": "search", "product_id": None},
         {**e, "time": e["time"] + timedelta(seconds=20), "type": kind, "product_id": product},
     ],
-    one, st.sampled_from(["click", "purchase"]), st.sampled_from(["p0", "p1", "p2"]),
-)  # fmt: skip
+    one,
+    st.sampled_from(["click", "purchase"]),
+    st.sampled_from(["p0", "p1", "p2"]),
+)
 batch = st.lists(st.one_of(one.map(lambda e: [e]), searched_and_clicked), min_size=1, max_size=25)
 
 
@@ -142,7 +152,9 @@ def test_what_grew_with_the_log_equals_what_is_built_at_once(
 def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop, monkeypatch):
     store.build(own_shop.connection, own_shop.config.memory)
     as_of = end_of(own_shop) + later
-    people = [u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
+    people = [
+        u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
+    ]
     reader = Memory(own_shop.connection, own_shop.config.memory, words_cost).reader
     expected = reader.computed([Moment(u, as_of) for u in people])
     monkeypatch.setattr(user_state, "state_of", lambda *_: pytest.fail("computed"))
@@ -166,8 +178,12 @@ def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp
     """Also a price that was known only later reaches the bands of what was bought under it."""
     for name in ("grown", "plain"):
         shutil.copytree(empty, tmp_path / name)
-    log = [event("u0", 60, "search", "thing", None), event("u0", 61, "purchase", "thing", "p1"),
-           event("u1", 70, "search", "thing", None), event("u1", 71, "click", "thing", "p2")]  # fmt: skip
+    log = [
+        event("u0", 60, "search", "thing", None),
+        event("u0", 61, "purchase", "thing", "p1"),
+        event("u1", 70, "search", "thing", None),
+        event("u1", 71, "click", "thing", "p2"),
+    ]
     with (
         Shop.open(tmp_path / "grown", read_only=False) as grown,
         Shop.open(tmp_path / "plain", read_only=False) as plain,
@@ -179,7 +195,9 @@ def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp
         for minutes, price in ((61, 1), (500, 99), (None, 3)):
             time = None if minutes is None else DAY + timedelta(minutes=minutes)
             for shop in (grown, plain):
-                load_products(shop, tmp_path, [{**PRODUCTS[1], "time": time, "price": price, "stock": 0}])
+                load_products(
+                    shop, tmp_path, [{**PRODUCTS[1], "time": time, "price": price, "stock": 0}]
+                )
             assert store.is_current(grown.connection, grown.config.memory)
             assert profiles(grown, as_of) == profiles(plain, as_of)
         for shop in (grown, plain):
@@ -195,8 +213,13 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
         Shop.open(tmp_path / "grown", read_only=False) as grown,
         Shop.open(tmp_path / "plain", read_only=False) as plain,
     ):
-        first = [event("u0", 2000, "search", "thing", None), event("u0", 2001, "click", "thing", "p1")]
-        late = [event(u, m, "search", q, None) for u, m, q in (("u1", 10, "thing"), ("u1", 60, "zork"))]
+        first = [
+            event("u0", 2000, "search", "thing", None),
+            event("u0", 2001, "click", "thing", "p1"),
+        ]
+        late = [
+            event(u, m, "search", q, None) for u, m, q in (("u1", 10, "thing"), ("u1", 60, "zork"))
+        ]
         late += [event("u1", 11, "click", "thing", "p1"), event("u1", 61, "click", "zork", "p2")]
         for shop in (grown, plain):
             append_events(shop, first)

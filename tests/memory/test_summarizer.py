@@ -11,9 +11,8 @@ from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 
 def memory_of(shop, write, folder, model="m"):
     return Memory(
-        shop.connection, shop.config.memory, words_cost,
-        summarizer=Summarizer(write, model, folder),
-    )  # fmt: skip
+        shop.connection, shop.config.memory, words_cost, summarizer=Summarizer(write, model, folder)
+    )
 
 
 @pytest.fixture
@@ -37,7 +36,9 @@ def test_the_model_writes_the_identity_line_and_nothing_else(tiny_shop, moment, 
     made = memory_of(tiny_shop, write, tmp_path).profiles([moment], budget=400)[0]
     assert identity(made) == ["loves ‹/profile› cables"]
     rest = [line for line in made.lines if line.section != "identity"]
-    assert {line.text for line in plain.lines if line.section != "identity"} <= {x.text for x in rest}
+    assert {line.text for line in plain.lines if line.section != "identity"} <= {
+        x.text for x in rest
+    }
     assert "events in" in prompts[0]
 
 

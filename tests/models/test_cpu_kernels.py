@@ -86,11 +86,20 @@ def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
     from mlx_lm.models import llama
 
     monkeypatch.setattr(transformer_blocks, "device_name", lambda: device)
-    model = llama.Model(llama.ModelArgs.from_dict({
-        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3,
-        "intermediate_size": 96, "num_attention_heads": heads, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5, "vocab_size": 99,
-    }))  # fmt: skip
+    model = llama.Model(
+        llama.ModelArgs.from_dict(
+            {
+                "model_type": "llama",
+                "hidden_size": 64,
+                "num_hidden_layers": 3,
+                "intermediate_size": 96,
+                "num_attention_heads": heads,
+                "num_key_value_heads": 2,
+                "rms_norm_eps": 1e-5,
+                "vocab_size": 99,
+            }
+        )
+    )
     assert transformer_blocks.supported(model)
     tokens = mx.array(np.random.default_rng(0).integers(0, 99, (3, 11)))
     expected = model.model(tokens)
@@ -102,7 +111,9 @@ def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
     rows = mx.concatenate([tokens[:1], tokens[:1], tokens[1:2]])
     rows[1, 8:] = rows[1, 8:] + 1
     prefix = transformer_blocks.Causal(6)
-    transformer_blocks.run(model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix)
+    transformer_blocks.run(
+        model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix
+    )
     shared = transformer_blocks.Shared(prefix, np.array([0, 0, 1]), np.array([6, 6]), 5)
     own = transformer_blocks.run(model, model.model.embed_tokens(rows[:, 6:]), shared)
     assert close(own, model.model(rows)[:, 6:])
@@ -111,9 +122,19 @@ def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
 def test_models_that_are_composed_otherwise_run_as_they_are():
     from mlx_lm.models import gemma
 
-    model = gemma.Model(gemma.ModelArgs.from_dict({
-        "model_type": "gemma", "hidden_size": 32, "num_hidden_layers": 1,
-        "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 50,
-    }))  # fmt: skip
+    model = gemma.Model(
+        gemma.ModelArgs.from_dict(
+            {
+                "model_type": "gemma",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "intermediate_size": 64,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "rms_norm_eps": 1e-5,
+                "vocab_size": 50,
+            }
+        )
+    )
     assert not transformer_blocks.supported(model)

@@ -28,13 +28,20 @@ def make_wheel(folder):
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(folder / "small.gguf", MEMBER)
         info = "qagent_small-1.0.dist-info"
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: qagent-small\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: qagent-small\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     wheel = Wheel(
-        "qagent-small==1.0", sha256(path), MEMBER, sha256(folder / "small.gguf"),
+        "qagent-small==1.0",
+        sha256(path),
+        MEMBER,
+        sha256(folder / "small.gguf"),
         path.stat().st_size,
-    )  # fmt: skip
+    )
     return Entry("small", "policy", "someone/small", 1, "Apache-2.0", SHAPE, wheel)
 
 
@@ -195,7 +202,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def entry(self, name):
         data = self.server.files[name]
-        made = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        made = {
+            "type": "file",
+            "path": name,
+            "size": len(data),
+            "oid": hashlib.sha1(data).hexdigest(),
+        }
         if name.endswith((".safetensors", ".bin")):
             oid = self.server.stated.get(name) or hashlib.sha256(data).hexdigest()
             made["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 100}

@@ -121,8 +121,17 @@ def test_the_real_smollm2_answers_and_writes_numbers_digit_by_digit():
 
     model, codec = load_model_folder(INSTALLED)
     assert codec.encode("Hello  world 1234 it's") == [
-        19556, 216, 905, 216, 33, 34, 35, 36, 357, 506,
-    ]  # fmt: skip
+        19556,
+        216,
+        905,
+        216,
+        33,
+        34,
+        35,
+        36,
+        357,
+        506,
+    ]
     tokenizer = codec._wrapper
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)

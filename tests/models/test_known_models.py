@@ -22,12 +22,18 @@ CONFIGS = {
 def config_of(name):
     shape = CATALOG[name].shape
     return {
-        "hidden_size": shape.hidden, "num_hidden_layers": shape.layers,
-        "intermediate_size": shape.feed_forward, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-        "max_position_embeddings": 4096, **CONFIGS[name],
-    }  # fmt: skip
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": shape.feed_forward,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 4096,
+        **CONFIGS[name],
+    }
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG))
@@ -55,12 +61,16 @@ def test_more_weights_need_more_memory_and_training_more_than_serving():
     sizes = [CATALOG[n] for n in ("smollm2-135m", "smollm2-360m", "qwen3-0.6b", "qwen3-1.7b")]
     needed = [memory_needed(e.parameters, e.shape, 4.0) for e in sizes]
     assert needed == sorted(needed, key=lambda m: m.serving)
-    assert all(m.training > m.serving > 4 * e.parameters for m, e in zip(needed, sizes, strict=True))
+    assert all(
+        m.training > m.serving > 4 * e.parameters for m, e in zip(needed, sizes, strict=True)
+    )
 
 
 def test_a_sparing_update_needs_less():
     entry = CATALOG["smollm2-135m"]
-    wide, sparing = (memory_needed(entry.parameters, entry.shape, 4.0, sparing=s) for s in (False, True))
+    wide, sparing = (
+        memory_needed(entry.parameters, entry.shape, 4.0, sparing=s) for s in (False, True)
+    )
     assert sparing.serving == wide.serving < sparing.training < wide.training / 2
 
 

@@ -8,13 +8,7 @@ from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Task
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.files import load_policy
-from qagent_mlx.protocol.actions import (
-    FETCH,
-    INSTRUCTIONS,
-    OBSERVATION_TAGS,
-    REQUEST,
-    parse_action,
-)
+from qagent_mlx.protocol.actions import FETCH, INSTRUCTIONS, OBSERVATION_TAGS, REQUEST, parse_action
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.types import Line, Profile
 
@@ -44,8 +38,7 @@ def test_a_chain_is_a_conversation_in_the_models_template(policy):
     assert prompt.endswith(f"<|im_start|>user\n{REQUEST}<|im_end|>\n<|im_start|>assistant\n")
     answer = policy.codec.decode(policy.codec.observation("<results>none</results>"))
     assert answer == (
-        "<|im_end|>\n<|im_start|>user\n<results>none</results><|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_end|>\n<|im_start|>user\n<results>none</results><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -87,7 +80,9 @@ def test_text_from_data_never_becomes_a_control_token(policy):
     )
 
 
-@pytest.mark.parametrize("text", [FETCH, "<search>usb cable</search>", "<recommend><s1></recommend>"])
+@pytest.mark.parametrize(
+    "text", [FETCH, "<search>usb cable</search>", "<recommend><s1></recommend>"]
+)
 def test_a_stop_that_spans_tokens_is_noticed_at_its_last_one(policy, text):
     ids = policy.codec.encode(text)
     assert len(ids) > 3

@@ -108,7 +108,9 @@ def test_a_changed_or_missing_base_is_noticed(shop):
         open_policy(shop, "sft")
 
 
-def test_a_shop_from_another_machine_finds_the_shipped_and_the_pulled_model(shop, tmp_path, monkeypatch):
+def test_a_shop_from_another_machine_finds_the_shipped_and_the_pulled_model(
+    shop, tmp_path, monkeypatch
+):
     monkeypatch.setenv("QAGENT_CACHE", str(tmp_path / "cache"))
     pulled = tmp_path / "cache" / "models" / "smollm2-135m"
     shutil.copytree(shop.folder("policies", "base"), pulled)
@@ -122,7 +124,9 @@ def test_a_shop_from_another_machine_finds_the_shipped_and_the_pulled_model(shop
         assert np.array_equal(logits(open_policy(shop, "moved")), logits(policy))
         assert base_folder(shop.folder("policies", "moved")) == place
         # Of the same name, but not the model that it was trained on.
-        write_json(there, {**info, "base": f"/Users/her/{place.name}", "base_fingerprint": "another"})
+        write_json(
+            there, {**info, "base": f"/Users/her/{place.name}", "base_fingerprint": "another"}
+        )
         with pytest.raises(QAgentError, match="needs its base model"):
             open_policy(shop, "moved")
 

@@ -37,9 +37,15 @@ def chains(groups=3, members=3, prompt=40, seed=0):
             results, last = draw(int(random.integers(3, 9))), draw(4)
             sampled = [True] * 3 + [False] * len(profile) + [False] * len(results) + [True] * 4
             made.append(
-                Rollout(group, member, [*first, *said, *profile, *results, *last], prompt, sampled,
-                        random.normal(-1.5, 0.3, len(sampled)).tolist())
-            )  # fmt: skip
+                Rollout(
+                    group,
+                    member,
+                    [*first, *said, *profile, *results, *last],
+                    prompt,
+                    sampled,
+                    random.normal(-1.5, 0.3, len(sampled)).tolist(),
+                )
+            )
     return made
 
 
@@ -49,9 +55,10 @@ def base(request, tmp_path, new_nano):
     if request.param == "nano":
         return lambda: new_nano()[0]
     folder = (
-        chat_folder(tmp_path / "it") if request.param == "llama"
+        chat_folder(tmp_path / "it")
+        if request.param == "llama"
         else other_folder(tmp_path / "it", QWEN)
-    )  # fmt: skip
+    )
     return lambda: load_policy(folder)
 
 
@@ -60,8 +67,9 @@ def adapted(policy, blocks):
     policy.add_lora(LoraConfig(rank=4, blocks=blocks))
     noise = {
         name: mx.random.normal(value.shape, key=mx.random.key(i)) * 0.1
-        for i, (name, value) in enumerate(policy.adapter().items()) if name.endswith("lora_b")
-    }  # fmt: skip
+        for i, (name, value) in enumerate(policy.adapter().items())
+        if name.endswith("lora_b")
+    }
     policy.model.load_weights(list(noise.items()), strict=False)
     return policy
 
@@ -82,9 +90,15 @@ def updated(policy, config, rollouts, steps=1):
 @pytest.mark.parametrize("blocks", [1, -1])
 def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, budget, monkeypatch):
     config = GrpoConfig(
-        group=3, cases_per_step=3, solvable=False, epochs=2, token_budget=budget, beta=0.05,
-        learning_rate=0.5, warmup=1,
-    )  # fmt: skip
+        group=3,
+        cases_per_step=3,
+        solvable=False,
+        epochs=2,
+        token_budget=budget,
+        beta=0.05,
+        learning_rate=0.5,
+        warmup=1,
+    )
     rollouts = chains()
     shared, after, trainer = updated(adapted(base(), blocks), config, rollouts)
     assert trainer.opening is not None and len(trainer.opening.tokens) == 39

@@ -34,9 +34,17 @@ def test_actions_are_read(text, action):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "hello", "<search>a", "<search>a</recommend>", "<search>a</search> and more",
-        "<search>a</search><recommend>a</recommend>", "<search><profile></search>",
-        "<results>1 x</results>", "<search><r1><r2></search>", "<recommend>", "<fetch_memory>",
+        "",
+        "hello",
+        "<search>a",
+        "<search>a</recommend>",
+        "<search>a</search> and more",
+        "<search>a</search><recommend>a</recommend>",
+        "<search><profile></search>",
+        "<results>1 x</results>",
+        "<search><r1><r2></search>",
+        "<recommend>",
+        "<fetch_memory>",
     ],
 )
 def test_anything_else_is_invalid(text):
@@ -60,7 +68,9 @@ def test_reading_any_text_ends_in_an_action(text):
 
 HOSTILE = st.lists(
     st.one_of(
-        st.sampled_from([*ACTION_TAGS, *OBSERVATION_TAGS, *REFERENCES[:2], *SLOTS[:2], "\n", "<", ">"]),
+        st.sampled_from(
+            [*ACTION_TAGS, *OBSERVATION_TAGS, *REFERENCES[:2], *SLOTS[:2], "\n", "<", ">"]
+        ),
         st.text(max_size=5),
     )
 ).map("".join)

@@ -38,9 +38,7 @@ def test_a_damaged_tokenizer_is_one_clear_line(tiny_tokenizer, tmp_path):
 def test_code_in_a_model_folder_is_never_run(tiny_tokenizer, tmp_path, monkeypatch):
     save_tokenizer(tiny_tokenizer, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps(
-            {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
-        )
+        json.dumps({"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}})
     )
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -54,10 +52,37 @@ def test_code_in_a_model_folder_is_never_run(tiny_tokenizer, tmp_path, monkeypat
 
 PLAIN = st.lists(
     st.sampled_from(
-        ["usb", "cable", "Acme's", "don't", "3.5mm", "a", " ", " ", " ", "  ", "\n", "<r1>", "<s2>",
-         "</profile>", "<unknown>", "<", ">", "\t", "\r", "\x1c", "ü", "e\u0301", "\u0130", "¨", "“x”", "中"]
-    ) | st.text(max_size=4)
-).map("".join)  # fmt: skip
+        [
+            "usb",
+            "cable",
+            "Acme's",
+            "don't",
+            "3.5mm",
+            "a",
+            " ",
+            " ",
+            " ",
+            "  ",
+            "\n",
+            "<r1>",
+            "<s2>",
+            "</profile>",
+            "<unknown>",
+            "<",
+            ">",
+            "\t",
+            "\r",
+            "\x1c",
+            "ü",
+            "e\u0301",
+            "\u0130",
+            "¨",
+            "“x”",
+            "中",
+        ]
+    )
+    | st.text(max_size=4)
+).map("".join)
 
 
 @given(texts=st.lists(PLAIN, max_size=6))

@@ -9,10 +9,31 @@ from qagent_mlx.protocol.grammar import MIN_P, WORDS_TOKENS, Grammar, Moves, con
 
 # Single characters, pieces that reach over the edges of tags, and what must never be drawn.
 TEXTS = [
-    "", *"<>/rs0123456789abcdefghijklmnopqtuvwxyz_ -.!", "<s", "search", ">", "><", "><r", "</",
-    "</s", "recommend", " usb", " cable", "fetch_", "<fetch", "1>", "12", "\n", "<|", "<profile>",
-    "é", "\ufffd", "</search>", ">\n", "",
-]  # fmt: skip
+    "",
+    *"<>/rs0123456789abcdefghijklmnopqtuvwxyz_ -.!",
+    "<s",
+    "search",
+    ">",
+    "><",
+    "><r",
+    "</",
+    "</s",
+    "recommend",
+    " usb",
+    " cable",
+    "fetch_",
+    "<fetch",
+    "1>",
+    "12",
+    "\n",
+    "<|",
+    "<profile>",
+    "é",
+    "\ufffd",
+    "</search>",
+    ">\n",
+    "",
+]
 GRAMMAR = Grammar(TEXTS)
 moves = st.builds(
     Moves,

@@ -18,9 +18,13 @@ from qagent_mlx.ingest.sources import MAX_LINE, MAX_RATIO
 from qagent_mlx.shop.shop import Shop
 
 EXAMPLES = {
-    "HTTP bodies": 500, "config files": 200, "ingested rows": 3, "model folders": 20,
-    "run folders": 30, "indexes": 20,
-}  # fmt: skip
+    "HTTP bodies": 500,
+    "config files": 200,
+    "ingested rows": 3,
+    "model folders": 20,
+    "run folders": 30,
+    "indexes": 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +117,59 @@ def test_a_price_is_a_number(shop, tmp_path, price):
     assert ingest(shop, "products", [tmp_path / "p.csv"]).reasons == {"bad price": 1}
 
 
-@pytest.mark.parametrize("text", ["0000-01-01", "0001-01-01", "9999-12-31T23:59:59", "1989-12-31", "2100-01-01",
-                                  "1e300", "-1e300", "NaN", "infinity", "epoch", "2026-02-30"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0000-01-01",
+        "0001-01-01",
+        "9999-12-31T23:59:59",
+        "1989-12-31",
+        "2100-01-01",
+        "1e300",
+        "-1e300",
+        "NaN",
+        "infinity",
+        "epoch",
+        "2026-02-30",
+    ],
+)
 def test_times_lie_within_reason(shop, text):
     row = {"user_id": "u", "time": text, "type": "search", "query": "a"}
     report = append_events(shop, [row])
-    assert report.accepted == 0 and report.reasons.keys() <= {"unparseable time", "time out of range"}
+    assert report.accepted == 0 and report.reasons.keys() <= {
+        "unparseable time",
+        "time out of range",
+    }
 
 
 def test_zones_and_the_nights_of_a_changed_clock_lose_no_hour(shop):
     # Berlin's clocks went from 2:00 to 3:00 (CET to CEST), New York's go from 2:00 back to 1:00.
     times = {
-        "2026-03-29T01:59:59+01:00": "2026-03-29 00:59:59", "2026-03-29T03:00:00+02:00": "2026-03-29 01:00:00",
-        "2026-11-01T01:30:00-04:00": "2026-11-01 05:30:00", "2026-11-01T01:30:00-05:00": "2026-11-01 06:30:00",
-        "2026-01-01T00:00:00+14:00": "2025-12-31 10:00:00", "2026-03-29T02:30:00": "2026-03-29 02:30:00",
-    }  # fmt: skip
-    rows = [{"user_id": f"u{n}", "time": t, "type": "search", "query": "a"} for n, t in enumerate(times)]
+        "2026-03-29T01:59:59+01:00": "2026-03-29 00:59:59",
+        "2026-03-29T03:00:00+02:00": "2026-03-29 01:00:00",
+        "2026-11-01T01:30:00-04:00": "2026-11-01 05:30:00",
+        "2026-11-01T01:30:00-05:00": "2026-11-01 06:30:00",
+        "2026-01-01T00:00:00+14:00": "2025-12-31 10:00:00",
+        "2026-03-29T02:30:00": "2026-03-29 02:30:00",
+    }
+    rows = [
+        {"user_id": f"u{n}", "time": t, "type": "search", "query": "a"} for n, t in enumerate(times)
+    ]
     assert append_events(shop, rows).accepted == len(times)
     found = shop.connection.execute("SELECT ts::VARCHAR FROM events ORDER BY user_id").fetchall()
     assert [t for (t,) in found] == list(times.values())
 
 
-@pytest.mark.parametrize(("given", "kept"), [
-    ("شاي \u202eدجلة", "شاي دجلة"), ("🏴‍☠️ lamp", "🏴 ☠️ lamp"), ("a\x00b", "a b"), ("ﬁ\u200bx", "ﬁ x"),
-    ("\ud83d\ude00", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("شاي \u202eدجلة", "شاي دجلة"),
+        ("🏴‍☠️ lamp", "🏴 ☠️ lamp"),
+        ("a\x00b", "a b"),
+        ("ﬁ\u200bx", "ﬁ x"),
+        ("\ud83d\ude00", None),
+    ],
+)
 def test_any_script_is_kept_and_what_moves_a_cursor_goes(shop, given, kept):
     row = {"user_id": "u", "time": "2026-01-01", "type": "search", "query": given}
     if kept is None:  # halves of a character: no text at all

@@ -77,7 +77,9 @@ def refused(folder, *words):
 
 
 def events_file(path, stem, count=20):
-    rows = [f"{stem}u{n % 3},2026-04-0{1 + n % 9}T10:00:{n:02},search,usb cable" for n in range(count)]
+    rows = [
+        f"{stem}u{n % 3},2026-04-0{1 + n % 9}T10:00:{n:02},search,usb cable" for n in range(count)
+    ]
     path.write_text("user_id,time,type,query\n" + "\n".join(rows))
     return path
 
@@ -86,11 +88,17 @@ def test_whoever_is_in_the_way_is_named_by_every_command(folder, tmp_path):
     events = events_file(tmp_path / "e.csv", "x")
     with other(_hold, folder, False) as (process, _):
         for words in (
-            ("memory", "u01"), ("search", "lamp"), ("recommend", "u01", "--policy", "base"),
-            ("ingest", "events", str(events)), ("index",), ("memory", "forget", "u01", "--yes"),
-            ("evaluate", "--baselines"), ("train", "sft", "--policy", "base"), ("serve",),
+            ("memory", "u01"),
+            ("search", "lamp"),
+            ("recommend", "u01", "--policy", "base"),
+            ("ingest", "events", str(events)),
+            ("index",),
+            ("memory", "forget", "u01", "--yes"),
+            ("evaluate", "--baselines"),
+            ("train", "sft", "--policy", "base"),
+            ("serve",),
             ("memory", "split", str(tmp_path / "parts"), "--parts", "2"),
-        ):  # fmt: skip
+        ):
             line = refused(folder, *words)
             assert f"by process {process.pid} (" in line and "wait until it ends" in line, words
     with Shop.open(folder) as shop:
@@ -99,10 +107,15 @@ def test_whoever_is_in_the_way_is_named_by_every_command(folder, tmp_path):
 
 def test_a_run_and_an_index_name_the_process_that_works_on_them(folder):
     with other(_train, folder) as (process, _), Shop.open(folder) as shop:
-        line = refused(folder, "train", "sft", "--policy", "base", "--run", "mine", "--name", "mine")
+        line = refused(
+            folder, "train", "sft", "--policy", "base", "--run", "mine", "--name", "mine"
+        )
         assert f"process {process.pid}" in line
         lock = shop.path / "runs" / ".mine.lock"
-        with pytest.raises(QAgentError, match=f"held by process {process.pid}"), locked(lock, "held by {}"):
+        with (
+            pytest.raises(QAgentError, match=f"held by process {process.pid}"),
+            locked(lock, "held by {}"),
+        ):
             pass
     with locked(lock, "held by {}"):  # its holder is dead
         assert lock.read_text()
@@ -114,8 +127,14 @@ def test_training_and_reading_go_on_while_a_server_reads(folder):
     with other(_serve, folder, True) as (process, line):
         assert "serves" in line
         with Shop.open(folder) as shop:
-            report = train_grpo(shop, "base", "new", type(GRPO)(**{**GRPO.__dict__, "steps": 1}),
-                                split=SPLIT, components=COMPONENTS)  # fmt: skip
+            report = train_grpo(
+                shop,
+                "base",
+                "new",
+                type(GRPO)(**{**GRPO.__dict__, "steps": 1}),
+                split=SPLIT,
+                components=COMPONENTS,
+            )
             assert report["steps"] == 1 and shop.counts()["products"] == 40
         assert process.is_alive()
         with pytest.raises(QAgentError, match=f"in use by process {process.pid}"):
@@ -126,7 +145,10 @@ def test_two_ingests_at_once_lose_and_double_nothing(folder, tmp_path):
     files = [events_file(tmp_path / f"{n}.csv", f"file{n}") for n in range(6)]
     with Shop.open(folder) as shop:
         before = shop.counts()["events"]
-    with other(_ingest, folder, files[:3]) as (one, _), other(_ingest, folder, files[3:]) as (two, _):
+    with (
+        other(_ingest, folder, files[:3]) as (one, _),
+        other(_ingest, folder, files[3:]) as (two, _),
+    ):
         one.join(120)
         two.join(120)
         assert one.exitcode == two.exitcode == 0

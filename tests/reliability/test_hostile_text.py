@@ -48,19 +48,36 @@ def write_hostile(folder: Path):
     products, events = [], []
     for n, canary in enumerate(CANARIES):
         product = f"h{n} {canary}"
-        products.append({
-            "product_id": product, "title": f"{canary} lamp {canary} {n}", "brand": canary,
-            "category": f"{canary} > lamps", "price": 5 + n, "stock": True,
-            "attributes": json.dumps({canary or "x": canary}), "time": str(START),
-        })  # fmt: skip
+        products.append(
+            {
+                "product_id": product,
+                "title": f"{canary} lamp {canary} {n}",
+                "brand": canary,
+                "category": f"{canary} > lamps",
+                "price": 5 + n,
+                "stock": True,
+                "attributes": json.dumps({canary or "x": canary}),
+                "time": str(START),
+            }
+        )
         for visit in range(4):
             at = START + timedelta(days=5 * visit + 1, minutes=7 * n)
             row = {"user_id": f"user {canary} {n}", "query": f"lamp {canary} {n % 7}"}
             events += [
                 {**row, "time": str(at), "type": "search"},
-                {**row, "time": str(at + timedelta(seconds=9)), "type": "click", "product_id": product},
-                {**row, "time": str(at + timedelta(seconds=30)), "type": "purchase", "product_id": product},
-            ]  # fmt: skip
+                {
+                    **row,
+                    "time": str(at + timedelta(seconds=9)),
+                    "type": "click",
+                    "product_id": product,
+                },
+                {
+                    **row,
+                    "time": str(at + timedelta(seconds=30)),
+                    "type": "purchase",
+                    "product_id": product,
+                },
+            ]
     for kind, rows in (("products", products), ("events", events)):
         (folder / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return small_shop(folder / "shop", folder / "products.jsonl", folder / "events.jsonl")
@@ -112,9 +129,7 @@ def test_no_observation_holds_a_tag_that_data_wrote(shop, users):
         assert sum(bool(re.fullmatch(r"<r\d+>", t)) for t in found) == references
 
 
-def test_no_token_of_data_is_special_in_a_shops_or_a_chat_models_tokenizer(
-    shop, users, tmp_path
-):
+def test_no_token_of_data_is_special_in_a_shops_or_a_chat_models_tokenizer(shop, users, tmp_path):
     own = load_codec(shop.path / "policies" / "base")
     chat = load_codec(chat_folder(tmp_path / "chat"))
     special = set(chat._wrapper.all_special_ids) | chat.eos_ids
@@ -160,17 +175,33 @@ def test_what_one_person_did_is_in_nobody_elses_profile(base_folder, tmp_path):
                 query = f"{person}canary lamp {n}"
                 rows += [
                     {"user_id": person, "time": at, "type": "search", "query": query},
-                    {"user_id": person, "time": at, "type": "purchase", "query": query, "product_id": "p400"},
-                ]  # fmt: skip
+                    {
+                        "user_id": person,
+                        "time": at,
+                        "type": "purchase",
+                        "query": query,
+                        "product_id": "p400",
+                    },
+                ]
                 rows += [
-                    {"user_id": person, "time": at + timedelta(seconds=m), "type": kind,
-                     "query": "sharedcanary lamp", "product_id": None if kind == "search" else "p400"}
-                    for m in range(1, 20) for kind in ("search", "click")
-                ]  # fmt: skip
+                    {
+                        "user_id": person,
+                        "time": at + timedelta(seconds=m),
+                        "type": kind,
+                        "query": "sharedcanary lamp",
+                        "product_id": None if kind == "search" else "p400",
+                    }
+                    for m in range(1, 20)
+                    for kind in ("search", "click")
+                ]
         # Trends are those of whole hours, so somebody comes later.
-        rows.append({"user_id": "u05", "time": datetime(2026, 3, 30, 20), "type": "search", "query": "lamp"})
+        rows.append(
+            {"user_id": "u05", "time": datetime(2026, 3, 30, 20), "type": "search", "query": "lamp"}
+        )
         assert append_events(shop, rows).rejected == 0
-        seen = {u: json.dumps(inspect_memory(shop, u)) for u in ("alice", "carol", "u01", "u05", "new")}
+        seen = {
+            u: json.dumps(inspect_memory(shop, u)) for u in ("alice", "carol", "u01", "u05", "new")
+        }
         recommender = Recommender(shop, open_policy(shop, "base"), group=2)
         decode = recommender.policy.codec.decode
         for found in recommender.recommend(["alice", "carol", "u01", "new"]):
@@ -199,18 +230,32 @@ def test_a_terminal_shows_text_and_obeys_none_of_it(folder, users):
         shown.append(run(folder, "search", f"lamp {canary}", "--explain", "-k", "3"))
     shown.append(run(folder, "recommend", *users[:6], "--policy", "base", "--chains"))
     shown.append(run(folder, "memory", "export", users[3]))
-    shown += [run(folder, "runs", *words) for words in (
-        ("list",), ("show", "grpo"), ("rollouts", "grpo", "-n", "40"), ("diff", "grpo", "sft"))]  # fmt: skip
+    shown += [
+        run(folder, "runs", *words)
+        for words in (
+            ("list",),
+            ("show", "grpo"),
+            ("rollouts", "grpo", "-n", "40"),
+            ("diff", "grpo", "sft"),
+        )
+    ]
     for text in shown:
         assert not UNSAFE.search(text), text
     whole = "".join(shown)
     assert "[bold red]rich[/bold red]" in whole and ":skull:" in whole
 
 
-@pytest.mark.parametrize("words", [
-    ("memory", "forget", "{}", "--yes"), ("recommend", "u", "--policy", "{}"), ("runs", "show", "{}"),
-    ("train", "sft", "--policy", "{}"), ("ingest", "events", "{}.csv"), ("index", "--encoder", "{}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("memory", "forget", "{}", "--yes"),
+        ("recommend", "u", "--policy", "{}"),
+        ("runs", "show", "{}"),
+        ("train", "sft", "--policy", "{}"),
+        ("ingest", "events", "{}.csv"),
+        ("index", "--encoder", "{}"),
+    ],
+)
 def test_an_error_repeats_what_was_typed_and_obeys_none_of_it(folder, words):
     for canary in ("\x1b[31mred", "\x9b31m", "[bold red]x[/]", "\u202eabc"):
         output = run(folder, *(w.format(canary) for w in words), code=1)
@@ -230,7 +275,9 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
-        self.handlers += [n for n, v in attrs if n.startswith("on") or str(v).startswith("javascript")]
+        self.handlers += [
+            n for n, v in attrs if n.startswith("on") or str(v).startswith("javascript")
+        ]
 
 
 def pages(shop, users):
@@ -239,11 +286,18 @@ def pages(shop, users):
     made = {f"memory {u}": memory_page(inspect_memory(shop, u)) for u in wanted}
     for name in ("grpo", "sft"):
         made[f"run {name}"] = run_page(Run.open(shop, name))
-    environment, systems = lineup(shop, ["base"], extra=["popular", "repeat-last"], only="test", group=1, keep=9)
+    environment, systems = lineup(
+        shop, ["base"], extra=["popular", "repeat-last"], only="test", group=1, keep=9
+    )
     report = evaluate(
-        environment, systems, limit=12, details=9, by=("history",), compare=[("base", "popular")],
+        environment,
+        systems,
+        limit=12,
+        details=9,
+        by=("history",),
+        compare=[("base", "popular")],
         log=SearchLog.of_shop(shop),
-    )  # fmt: skip
+    )
     report |= {"shop": CANARIES[20], "derived": None, "simulated": False}
     chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
     catalog = environment.search.catalog
@@ -277,16 +331,27 @@ def test_the_server_answers_in_json_that_no_browser_runs(folder, users):
     config = ServeConfig(policy="base", chains=1, read_only=True, deadline_ms=30_000.0)
     with TestClient(create_app(folder, config), base_url="http://127.0.0.1") as client:
         for n, canary in enumerate(CANARIES[::2]):
-            answers = [
-                client.get("/search", params={"q": f"lamp {canary}"}),
-                client.post("/recommend", json={"user": f"user {clean(canary)} {2 * n}", "k": 1}),
-                client.post("/recommend", json={"user": "u", canary: 1}),
-                client.post("/policy", json={"policy": canary or "x"}),
-                client.get(f"/users/{json.dumps(canary)}/memory".replace("\\", "").replace("\n", "")),
-            ] if n % 4 == 0 else [client.get("/search", params={"q": f"lamp {canary}"})]  # fmt: skip
+            answers = (
+                [
+                    client.get("/search", params={"q": f"lamp {canary}"}),
+                    client.post(
+                        "/recommend", json={"user": f"user {clean(canary)} {2 * n}", "k": 1}
+                    ),
+                    client.post("/recommend", json={"user": "u", canary: 1}),
+                    client.post("/policy", json={"policy": canary or "x"}),
+                    client.get(
+                        f"/users/{json.dumps(canary)}/memory".replace("\\", "").replace("\n", "")
+                    ),
+                ]
+                if n % 4 == 0
+                else [client.get("/search", params={"q": f"lamp {canary}"})]
+            )
             for answer in answers:
                 assert answer.status_code < 500, answer.text
-                assert answer.headers["content-type"].startswith("application/json") or answer.status_code == 404
+                assert (
+                    answer.headers["content-type"].startswith("application/json")
+                    or answer.status_code == 404
+                )
                 assert answer.headers["x-content-type-options"] == "nosniff"
         metrics = client.get("/metrics").text
     assert "lamp" not in metrics and "user " not in metrics

@@ -54,10 +54,14 @@ def small_disk(base_folder, tmp_path):
 
 def many(count, stem="d"):
     return [
-        {"user_id": f"{stem}{n % 50}", "time": datetime(2026, 4, 1) + timedelta(seconds=n), "type": "search",
-         "query": f"usb cable {n * 7919 % 1000003}"}
+        {
+            "user_id": f"{stem}{n % 50}",
+            "time": datetime(2026, 4, 1) + timedelta(seconds=n),
+            "type": "search",
+            "query": f"usb cable {n * 7919 % 1000003}",
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk, tmp_path):
@@ -81,8 +85,11 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk, tmp_path):
 
 def test_a_server_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_disk):
     config = ServeConfig(policy="base", chains=1, deadline_ms=30_000.0, cache_seconds=0.0)
-    with TestClient(create_app(small_disk / "shop", config), base_url="http://127.0.0.1",
-                    raise_server_exceptions=False) as client:  # fmt: skip
+    with TestClient(
+        create_app(small_disk / "shop", config),
+        base_url="http://127.0.0.1",
+        raise_server_exceptions=False,
+    ) as client:
         fill(small_disk)
         accepted = 0
         for n in range(40):
@@ -93,7 +100,9 @@ def test_a_server_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_di
             accepted += answer.json()["accepted"]
         assert answer.status_code == 400 and "\n" not in answer.json()["error"], answer.text
         (small_disk / "filler").unlink()
-        answer = client.post("/events", json={"user_id": "after", "type": "search", "query": "lamp"})
+        answer = client.post(
+            "/events", json={"user_id": "after", "type": "search", "query": "lamp"}
+        )
         assert answer.status_code == 200 and answer.json()["accepted"] == 1, answer.text
         assert client.post("/recommend", json={"user": "after"}).json()["source"] == "agent"
     with Shop.open(small_disk / "shop") as shop:
@@ -118,9 +127,11 @@ def test_a_folder_that_cannot_be_written_can_be_read(base_folder, tmp_path):
         run("recommend", "u01", "--policy", "base", code=0)
         (tmp_path / "e.csv").write_text("user_id,time,type,query\nu,2026-04-01,search,a\n")
         for words in (
-            ("ingest", "events", str(tmp_path / "e.csv")), ("index",), ("memory", "forget", "u01", "--yes"),
+            ("ingest", "events", str(tmp_path / "e.csv")),
+            ("index",),
+            ("memory", "forget", "u01", "--yes"),
             ("train", "sft", "--policy", "base", "--steps", "1"),
-        ):  # fmt: skip
+        ):
             last = run(*words, code=1).splitlines()[-1]
             assert last.startswith("Error: ") and ("write" in last or "ead-only" in last), last
 
@@ -163,7 +174,9 @@ def test_too_little_memory_is_one_clear_line_and_loses_nothing(base_folder, tmp_
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), endless))
     try:
-        result = CliRunner().invoke(cli, ["ingest", "events", str(tmp_path / "e.csv"), "--shop", str(folder)])
+        result = CliRunner().invoke(
+            cli, ["ingest", "events", str(tmp_path / "e.csv"), "--shop", str(folder)]
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (endless, endless))
     assert result.exit_code == 1, result.output

@@ -19,7 +19,10 @@ def test_without_names_nothing_is_written(tmp_path):
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(QAgentError, match="pip install wandb"), logging_to(["wandb"], tmp_path, "r"):
+    with (
+        pytest.raises(QAgentError, match="pip install wandb"),
+        logging_to(["wandb"], tmp_path, "r"),
+    ):
         pass
 
 

@@ -16,23 +16,43 @@ EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m'
 
 def made(shop, name, rate=0.1, shift=0.0, evil=""):
     run = Run.create(
-        shop, name,
-        {"kind": "grpo", "policy": name + evil, "base": "sft",
-         "train": {"steps": 9, "learning_rate": rate, "lora": {"rank": 4}}, "rewards": ["query"]},
-    )  # fmt: skip
+        shop,
+        name,
+        {
+            "kind": "grpo",
+            "policy": name + evil,
+            "base": "sft",
+            "train": {"steps": 9, "learning_rate": rate, "lora": {"rank": 4}},
+            "rewards": ["query"],
+        },
+    )
     metrics = [{"step": 1, "reward": 0.0, "reward_query": 0.0, "seconds": 1.0}]
     metrics += [
         {"step": i, "reward": i / 4 + shift, "reward_query": i / 4, "kl": 0.5, "seconds": i / 7}
         for i in range(2, 6)
     ]
     run.append("metrics", metrics)
-    run.append("rollouts", [
-        {"step": i, "case_id": i % 2, "user": "ann" + evil, "member": 0, "wanted": "tent" + evil,
-         "recommended": f"q{i}{evil}", "finish": "recommended" if i else "length",
-         "reward": i / 4, "rewards": {"query" + evil: i / 4}, "advantage": 0.5, "tokens": 9,
-         "sampled_tokens": 3, "chain": f"<task>{evil}<recommend><s1></recommend>"}
-        for i in range(4)
-    ])  # fmt: skip
+    run.append(
+        "rollouts",
+        [
+            {
+                "step": i,
+                "case_id": i % 2,
+                "user": "ann" + evil,
+                "member": 0,
+                "wanted": "tent" + evil,
+                "recommended": f"q{i}{evil}",
+                "finish": "recommended" if i else "length",
+                "reward": i / 4,
+                "rewards": {"query" + evil: i / 4},
+                "advantage": 0.5,
+                "tokens": 9,
+                "sampled_tokens": 3,
+                "chain": f"<task>{evil}<recommend><s1></recommend>",
+            }
+            for i in range(4)
+        ],
+    )
     return run
 
 

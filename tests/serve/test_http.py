@@ -42,7 +42,12 @@ def test_an_answer_is_what_the_recommender_says(serving, served_folder):
         r.query for r in expected.recommendations
     ]
     assert got["recommendations"][0]["products"][0]["title"]
-    assert (got["source"], got["fallback"], got["policy"], got["chains"]) == ("agent", False, "a", 2)
+    assert (got["source"], got["fallback"], got["policy"], got["chains"]) == (
+        "agent",
+        False,
+        "a",
+        2,
+    )
 
 
 def test_requests_that_come_together_share_a_decode_and_change_no_answer(serving):
@@ -83,7 +88,9 @@ def test_an_event_is_in_the_next_recommendation_and_nobody_elses_cache_suffers(s
     assert ask(client, "u02").json()["cached"]
 
 
-def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(serving, monkeypatch):
+def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(
+    serving, monkeypatch
+):
     client = serving()
     worker = client.app.state.service.worker
     gate, busy = threading.Event(), threading.Event()
@@ -92,7 +99,9 @@ def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(
     found = [
         worker.post([{"user_id": "a", "type": "search", "query": "usb cable"}]),
         worker.post([{"user_id": "b", "type": "search", "query": "usb cable"}] * 2),
-        worker.post([{"user_id": "c", "type": "search", "query": "x", "time": datetime(2199, 1, 1)}]),
+        worker.post(
+            [{"user_id": "c", "type": "search", "query": "x", "time": datetime(2199, 1, 1)}]
+        ),
     ]
     gate.set()
     assert [f.result(20).accepted for f in found[:2]] == [1, 2]
@@ -193,7 +202,10 @@ def test_a_policy_that_cannot_be_loaded_leaves_the_old_one(serving, own_folder):
     (own_folder / "policies" / "b" / "model.safetensors").write_bytes(b"broken")
     refused = client.post("/policy", json={"policy": "b"})
     assert refused.status_code == 400 and "b" in refused.json()["error"]
-    assert client.post("/policy", json={"policy": str(own_folder / "policies" / "b")}).status_code == 400
+    assert (
+        client.post("/policy", json={"policy": str(own_folder / "policies" / "b")}).status_code
+        == 400
+    )
     assert ask(client).json()["policy"] == "a"
 
 
@@ -225,12 +237,16 @@ def test_search_and_memory_answer_with_the_commands_keys(serving):
         ("/recommend", [1], 422, "object"),
         ("/events", {"events": []}, 422, "1 to"),
         ("/events", {"events": [{"user_id": 7}]}, 422, "event 1: user_id"),
-        ("/events", {"user_id": "u", "type": "search", "query": "x", "time": "2099-01-01"}, 400,
-         "future"),
+        (
+            "/events",
+            {"user_id": "u", "type": "search", "query": "x", "time": "2099-01-01"},
+            400,
+            "future",
+        ),
         ("/events", {"user_id": "u", "type": "click", "product_id": "none"}, 422, None),
         ("/policy", {"policy": "../a"}, 400, "no policy"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_request_is_told_what_is_wrong(serving, path, body, status, word):
     headers = {"content-type": "application/json"}
     answer = serving().post(path, content=json.dumps(body), headers=headers)

@@ -33,7 +33,10 @@ def refused(path, *, read_only=True):
 
 def test_a_new_shop_is_empty_and_keeps_its_settings(tmp_path):
     config = ShopConfig(
-        name="größe", currency="€", memory=MemoryConfig(budget=64), search=SearchConfig(rrf_k=30),
+        name="größe",
+        currency="€",
+        memory=MemoryConfig(budget=64),
+        search=SearchConfig(rrf_k=30),
         simulated={"seed": 1},
     )
     with Shop.create(tmp_path / "deep" / "shop", config) as shop:
@@ -65,7 +68,11 @@ def test_no_shop_says_how_to_make_one(tmp_path):
 
 def test_a_shop_of_another_version_is_refused(folder):
     values = json.loads((folder / "shop.json").read_text())
-    for version, remedy in ((99, "pip install --upgrade"), (0, "qagent init"), (True, "qagent init")):
+    for version, remedy in (
+        (99, "pip install --upgrade"),
+        (0, "qagent init"),
+        (True, "qagent init"),
+    ):
         (folder / "shop.json").write_text(json.dumps({**values, "version": version}))
         line = refused(folder)
         assert f"version {version}" in line and remedy in line
@@ -170,7 +177,9 @@ def test_many_may_read_and_then_nobody_may_write(folder):
         process.stdin.close()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", ".hidden", "a b", "x" * 101, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../up", "a/b", ".hidden", "a b", "x" * 101, "a\n"]
+)
 def test_names_stay_inside_their_folder(name, folder):
     with Shop.open(folder) as shop, pytest.raises(QAgentError, match="cannot name a policy"):
         shop.folder("policies", name)

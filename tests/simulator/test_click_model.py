@@ -150,10 +150,13 @@ def test_nothing_sold_out_owned_or_of_another_type_is_bought(world, meanings, vi
     for visit in visits:
         t = top_type(visit)
         query = world.phrases[t][0].text
-        wrong = np.array([
-            i for i, p in enumerate(world.products)
-            if p.type_index != t or not world.in_stock(i, visit.day) or i in visit.shopper.owned
-        ])  # fmt: skip
+        wrong = np.array(
+            [
+                i
+                for i, p in enumerate(world.products)
+                if p.type_index != t or not world.in_stock(i, visit.day) or i in visit.shopper.owned
+            ]
+        )
         answers = visit.answers(meanings, [query], lambda q, w=wrong: w[:200], 20)
         assert not any(a.bought or a.clicks for a in answers)
         good = np.argsort(-visit.shopper.taste)[:400]
@@ -168,9 +171,7 @@ def test_the_better_the_products_the_more_is_bought(world, meanings, visits):
     sold = {"best": 0, "worst": 0}
     for visit in visits:
         t = top_type(visit)
-        mine = sorted(
-            world.by_type[t].tolist(), key=lambda i: -visit.shopper.suits(i, visit.day)
-        )
+        mine = sorted(world.by_type[t].tolist(), key=lambda i: -visit.shopper.suits(i, visit.day))
         for name, rows in (("best", mine[:10]), ("worst", mine[::-1][:10])):
             found = visit.answers(
                 meanings, [world.phrases[t][0].text], lambda q, r=rows: np.array(r), 20
@@ -184,9 +185,7 @@ def test_curiosity_looks_and_does_not_buy(world, meanings, visits):
         kinds = {n.type_index for n in visit.shopper.needs}
         idle = [t for t in range(len(world.types)) if t not in kinds and visit.need(t)[0]]
         for t in idle[:3]:
-            found = visit.answers(
-                meanings, [world.phrases[t][0].text], world.engine.search, 100
-            )
+            found = visit.answers(meanings, [world.phrases[t][0].text], world.engine.search, 100)
             assert not any(a.bought for a in found)
 
 

@@ -17,9 +17,7 @@ from qagent_mlx.simulator.shopper import Shopper
 from qagent_mlx.simulator.world import START, SimulatorConfig, World, moment
 
 SMALL = SimulatorConfig(users=12, days=25, products_per_pair=2.0)
-CATALOG = (
-    "product_id", "time", "title", "brand", "category", "price", "stock", "attributes",
-)  # fmt: skip
+CATALOG = ("product_id", "time", "title", "brand", "category", "price", "stock", "attributes")
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 
 
@@ -59,11 +57,13 @@ def test_hash_seeds_decide_nothing(simulated):
     )
     seen = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=True,
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            check=True,
             capture_output=True,
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert len(seen) == 1
 
 
@@ -128,13 +128,18 @@ def test_the_written_files_hold_what_a_shop_would_see_and_no_more(written, simul
     world, log = simulated
     assert counts == {"products": len(list(world.product_rows())), "events": len(log)}
     assert {p.name for p in folder.iterdir()} == {
-        "products.parquet", "events.parquet", "simulator.json",
-    }  # fmt: skip
+        "products.parquet",
+        "events.parquet",
+        "simulator.json",
+    }
     assert json.loads((folder / "simulator.json").read_text()) == asdict(SMALL)
     with duckdb.connect() as connection:
         columns = {
             name: {
-                c for c, *_ in connection.execute(f"DESCRIBE FROM '{folder}/{name}.parquet'").fetchall()
+                c
+                for c, *_ in connection.execute(
+                    f"DESCRIBE FROM '{folder}/{name}.parquet'"
+                ).fetchall()
             }
             for name in ("products", "events")
         }

@@ -50,7 +50,8 @@ def test_spread_in_a_component_of_weight_zero_is_no_signal():
 @given(
     rewards=st.lists(
         st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=4, max_size=4),
-        min_size=1, max_size=5,
+        min_size=1,
+        max_size=5,
     )
 )
 def test_advantages_are_finite_and_their_order_follows_a_single_reward(name, rewards):

@@ -26,9 +26,7 @@ def chains_of(policy, seed=0, groups=3, members=4):
 def plain_logprobs(policy, chain):
     logits = policy.head(policy.backbone(mx.array([chain.tokens])))[0]
     logprobs = nn.log_softmax(logits, axis=-1)
-    return [
-        float(logprobs[t - 1, chain.tokens[t]]) for t, on in enumerate(chain.trained) if on
-    ]
+    return [float(logprobs[t - 1, chain.tokens[t]]) for t, on in enumerate(chain.trained) if on]
 
 
 def test_sharing_a_prefix_changes_no_log_probability(nano_policy):

@@ -96,8 +96,13 @@ def test_settings_that_were_saved_come_back_the_same(config):
 
 
 def test_settings_of_earlier_versions_still_load():
-    saved = {"steps": 3, "clip_low": 0.2, "clip_high": 0.28, "logged_groups": 2,
-             "lora": {"rank": 4, "keys": []}}  # fmt: skip
+    saved = {
+        "steps": 3,
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "logged_groups": 2,
+        "lora": {"rank": 4, "keys": []},
+    }
     config = merged(GrpoConfig(), saved, "the run")
     assert config.clip == (0.2, 0.28) and config.lora.keys == () and config.loss == "dapo"
 
@@ -165,8 +170,12 @@ def test_weights_of_flags(tmp_path):
     config = weighed(GrpoConfig(), None, pairs=["item=0.5", "consistency=0@1,2@20"])
     assert config.weights["item"] == 0.5
     assert config.curriculum == {"consistency": ((1.0, 0.0), (20.0, 2.0))}
-    for pair, words in (("items=1", "no reward 'items'"), ("item=-1", "from 0 on"),
-                        ("item=1@", "write it as"), ("item", "write it as")):  # fmt: skip
+    for pair, words in (
+        ("items=1", "no reward 'items'"),
+        ("item=-1", "from 0 on"),
+        ("item=1@", "write it as"),
+        ("item", "write it as"),
+    ):
         with pytest.raises(QAgentError, match=words):
             weighed(GrpoConfig(), None, pairs=[pair])
     with pytest.raises(QAgentError, match="weight 0"):

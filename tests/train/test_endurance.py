@@ -30,8 +30,15 @@ SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
 LORA = LoraConfig(rank=2)
 QUIET = AlarmConfig(format="off", dropped="off", entropy="off", kl="off")
 SMALL = GrpoConfig(
-    steps=3, cases_per_step=2, group=3, save_every=1, measured=2, lora=LORA, learning_rate=1e-3,
-    solvable=False, alarms=QUIET,
+    steps=3,
+    cases_per_step=2,
+    group=3,
+    save_every=1,
+    measured=2,
+    lora=LORA,
+    learning_rate=1e-3,
+    solvable=False,
+    alarms=QUIET,
 )
 SFT = SftConfig(steps=4, batch_size=4, save_every=1, measured=2, lora=LORA)
 """A policy with random weights, so chains break off at once and steps take milliseconds."""
@@ -115,8 +122,15 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, numbe
     config = changed(save_every=100)
     before = signal.getsignal(number)  # a background job starts with SIGINT ignored
     with pytest.raises(Stopped, match="after step 2.*--resume --run grpo") as caught:
-        train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS,
-                   on_step=send(number, 2))  # fmt: skip
+        train_grpo(
+            shop,
+            "base",
+            "grpo",
+            config,
+            split=SPLIT,
+            components=COMPONENTS,
+            on_step=send(number, 2),
+        )
     assert caught.value.number == number
     assert signal.getsignal(number) == before
     resume_grpo(shop, "grpo", components=COMPONENTS)
@@ -213,8 +227,9 @@ def small_disk(tmp_path):
     place.mkdir()
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
-        capture_output=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+    )
     if made.returncode:
         pytest.skip("mounting a small disk needs root")
 
@@ -241,8 +256,9 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(folder, unbroken, small_
 
     with Shop.open(place / "shop") as shop:
         with pytest.raises(QAgentError, match="cannot write.*free some space"):
-            train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS,
-                       on_step=on_step)  # fmt: skip
+            train_grpo(
+                shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, on_step=on_step
+            )
         (place / "filler").unlink()
         resume_grpo(shop, "grpo", components=COMPONENTS)
     assert_same(place / "shop", unbroken, "grpo")
@@ -257,8 +273,15 @@ def test_a_run_folder_that_cannot_be_made_is_a_clear_error(shop):
 
 def test_a_damaged_checkpoint_is_named(shop, unbroken):
     with pytest.raises(Stopped):
-        train_grpo(shop, "base", "grpo", changed(keep=3), split=SPLIT, components=COMPONENTS,
-                   on_step=send(signal.SIGTERM, 2))  # fmt: skip
+        train_grpo(
+            shop,
+            "base",
+            "grpo",
+            changed(keep=3),
+            split=SPLIT,
+            components=COMPONENTS,
+            on_step=send(signal.SIGTERM, 2),
+        )
     last = checkpoint.saved(shop.path / "runs" / "grpo" / "checkpoints")[-1]
     file = last / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -279,8 +302,13 @@ def test_an_alarm_stops_with_a_checkpoint_and_the_run_may_go_on(shop):
     assert [a["name"] for a in record.rows("alarms")] == ["format"]
     assert checkpoint.saved(record.folder / "checkpoints")[-1].name == "step-000002"
     seen = []
-    resume_grpo(shop, "grpo", components=COMPONENTS, alarms=AlarmConfig(format="warn", patience=2),
-                on_step=seen.append)  # fmt: skip
+    resume_grpo(
+        shop,
+        "grpo",
+        components=COMPONENTS,
+        alarms=AlarmConfig(format="warn", patience=2),
+        on_step=seen.append,
+    )
     assert [row["step"] for row in seen] == [3]
     assert record.summary["steps"] == 3
 
@@ -296,9 +324,7 @@ def test_the_best_policy_is_kept_and_training_stops_when_it_gets_no_better(shop,
         return {**real(self), "cons@1": value}
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    config = changed(
-        steps=9, eval_every=1, stop_after=2, best_by="cons@1", keep=1, save_every=100
-    )
+    config = changed(steps=9, eval_every=1, stop_after=2, best_by="cons@1", keep=1, save_every=100)
     summary = train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
     assert (summary["best_step"], summary["best_value"]) == (2, 0.7)
     assert (summary["steps"], summary["stopped_early"]) == (4, True)
@@ -315,7 +341,10 @@ def test_evaluation_uses_the_rewards_of_the_run(shop):
     policy = open_policy(shop, "base")
     environment = Environment.of_shop(shop, policy.codec, policy.info.agent, SPLIT)
     found = measure(
-        environment, policy, environment.of_split("validation")[:2], {"one": 1.0},
+        environment,
+        policy,
+        environment.of_split("validation")[:2],
+        {"one": 1.0},
         {"one": lambda outcome: 1.0},
     )
     assert found["reward"] == 1.0 and set(found) == {"reward", "q_em", "i_hit@1", "cons@1"}
@@ -325,8 +354,15 @@ def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
     from qagent_mlx.policy.small_llama import save_base
 
     with pytest.raises(Stopped):
-        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS,
-                   on_step=send(signal.SIGTERM, 1))  # fmt: skip
+        train_grpo(
+            shop,
+            "base",
+            "grpo",
+            changed(),
+            split=SPLIT,
+            components=COMPONENTS,
+            on_step=send(signal.SIGTERM, 1),
+        )
     with pytest.raises(Stopped):
         train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 1))
     policy, tokenizer, config = new_nano(1)
@@ -342,8 +378,15 @@ def test_a_run_from_a_folder_goes_on_from_anywhere(shop, unbroken, tmp_path, mon
     shutil.copytree(shop.path / "policies" / "base", tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Stopped):
-        train_grpo(shop, "mine", "grpo", changed(), split=SPLIT, components=COMPONENTS,
-                   on_step=send(signal.SIGTERM, 1))  # fmt: skip
+        train_grpo(
+            shop,
+            "mine",
+            "grpo",
+            changed(),
+            split=SPLIT,
+            components=COMPONENTS,
+            on_step=send(signal.SIGTERM, 1),
+        )
     monkeypatch.chdir("/")
     resume_grpo(shop, "grpo", components=COMPONENTS)
     assert_same(shop.path, unbroken, "grpo")
@@ -353,8 +396,14 @@ def test_what_was_changed_for_a_resumed_run_outlives_a_second_stop(shop, unbroke
     train_grpo(shop, "base", "grpo", changed(steps=1), split=SPLIT, components=COMPONENTS)
     loud = AlarmConfig(format="off", dropped="off", entropy="off", kl="warn")
     with pytest.raises(Stopped):
-        resume_grpo(shop, "grpo", steps=3, components=COMPONENTS, alarms=loud,
-                    on_step=send(signal.SIGTERM, 2))  # fmt: skip
+        resume_grpo(
+            shop,
+            "grpo",
+            steps=3,
+            components=COMPONENTS,
+            alarms=loud,
+            on_step=send(signal.SIGTERM, 2),
+        )
     record = Run.open(shop, "grpo")
     assert record.summary is None, "a run that goes on has not ended"
     assert record.config["train"]["steps"] == 3 and record.config["train"]["alarms"]["kl"] == "warn"

@@ -34,8 +34,11 @@ def trained_folder(tiny_folder, tmp_path_factory):
     shutil.copytree(tiny_folder, path)
     with Shop.open(path) as shop:
         pretrain(
-            shop, "base",
-            PretrainConfig(size="nano", vocab_size=512, steps=60, batch_size=16, learning_rate=3e-3),
+            shop,
+            "base",
+            PretrainConfig(
+                size="nano", vocab_size=512, steps=60, batch_size=16, learning_rate=3e-3
+            ),
             split=SPLIT,
         )
     return path
@@ -193,9 +196,15 @@ def test_sft_then_grpo_then_recommend(shop):
     report = train_sft(
         shop, "base", "sft", SftConfig(steps=3, batch_size=8, measured=4, lora=LORA), split=SPLIT
     )
-    assert {"run", "policy", "steps", "reward_first", "reward_last", "seconds", "tokens_per_s"} <= set(
-        report
-    )
+    assert {
+        "run",
+        "policy",
+        "steps",
+        "reward_first",
+        "reward_last",
+        "seconds",
+        "tokens_per_s",
+    } <= set(report)
     report = train_grpo(shop, "sft", "grpo", SMALL, split=SPLIT)
     assert report["policy"] == "grpo"
     with Shop.open(shop.path) as again:
@@ -247,9 +256,7 @@ def test_dynamic_sampling_replaces_groups_without_signal(shop):
     assert rewards.shape == (len(examples), 2, 1)
     # A function of the seed and the step alone: a resumed run draws the same.
     assert [r.tokens for r in again[0]] == [r.tokens for r in rollouts]
-    assert examples[:3] == trainer_of(shop, cases_per_step=3, group=2).sample(
-        0, trainer.weights
-    )[1]
+    assert examples[:3] == trainer_of(shop, cases_per_step=3, group=2).sample(0, trainer.weights)[1]
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo"])
@@ -258,7 +265,9 @@ def test_every_loss_starts_on_policy_and_moves_the_adapter(shop, loss):
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
     metrics, _ = trainer.step(0)
     assert metrics["clipped"] == 0 and metrics["kl"] == 0 and metrics["ratio_drift"] < 1e-3
-    assert any(not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items())
+    assert any(
+        not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
+    )
 
 
 def test_later_epochs_on_the_same_chains_are_clipped(shop):
@@ -272,7 +281,10 @@ def test_later_epochs_on_the_same_chains_are_clipped(shop):
 
 def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):
     trainer = trainer_of(
-        shop, overlong_tokens=9, overlong_cache=9, overlong_weight=0.5,
+        shop,
+        overlong_tokens=9,
+        overlong_cache=9,
+        overlong_weight=0.5,
         curriculum={"item": ((1.0, 0.0), (3.0, 1.0))},
     )
     assert [trainer.weights_of(n)[3] for n in range(4)] == [0, 0.5, 1, 1]

@@ -9,16 +9,26 @@ from qagent_mlx.train.memory_estimate import check_memory
 from qagent_mlx.train.monitors import NAMES, AlarmConfig, Watch, with_actions
 
 CONFIG = AlarmConfig(patience=3)
-FINE = {"recommended": 0.9, "entropy": 0.4, "kl": 0.1, "groups": 8, "dropped_groups": 2,
-        "ratio_drift": 1e-5}  # fmt: skip
+FINE = {
+    "recommended": 0.9,
+    "entropy": 0.4,
+    "kl": 0.1,
+    "groups": 8,
+    "dropped_groups": 2,
+    "ratio_drift": 1e-5,
+}
 TROUBLE = {
     "format": {"recommended": 0.1},
     "entropy": {"entropy": 0.001},
     "kl": {"kl": 7.0},
     "dropped": {"dropped_groups": 8},
 }
-WORDS = {"format": "format collapse", "entropy": "entropy collapse", "kl": "KL runaway",
-         "dropped": "all groups dropped"}  # fmt: skip
+WORDS = {
+    "format": "format collapse",
+    "entropy": "entropy collapse",
+    "kl": "KL runaway",
+    "dropped": "all groups dropped",
+}
 
 
 def rang(watch, *rows, first=1):
@@ -75,8 +85,12 @@ def test_a_resumed_watch_stands_where_the_unbroken_one_stood():
 def test_actions_and_thresholds_are_read_and_wrong_ones_refused():
     config = with_actions(AlarmConfig(), ["kl=warn", "kl_ceiling=2", "patience=2"])
     assert (config.kl, config.kl_ceiling, config.patience) == ("warn", 2.0, 2)
-    for pair, words in (("kl=loud", "none of stop"), ("kll=stop", "NAME one of format"),
-                        ("kl_ceiling=high", "must be a number"), ("kl", "stop|warn|off")):  # fmt: skip
+    for pair, words in (
+        ("kl=loud", "none of stop"),
+        ("kll=stop", "NAME one of format"),
+        ("kl_ceiling=high", "must be a number"),
+        ("kl", "stop|warn|off"),
+    ):
         with pytest.raises(QAgentError) as caught:
             with_actions(AlarmConfig(), [pair])
         assert words in str(caught.value)
@@ -88,7 +102,5 @@ def test_a_run_that_will_not_fit_stops_warns_or_goes_on():
     assert check_memory(8 * gib, AlarmConfig(), 10 * gib) == ""
     with pytest.raises(QAgentError, match="needs about 9.5 GiB, and 9.0 GiB may be used"):
         check_memory(int(9.5 * gib), AlarmConfig(), 10 * gib)
-    assert "lower --token-budget" in check_memory(
-        20 * gib, AlarmConfig(memory="warn"), 10 * gib
-    )
+    assert "lower --token-budget" in check_memory(20 * gib, AlarmConfig(memory="warn"), 10 * gib)
     assert check_memory(20 * gib, AlarmConfig(memory="off"), 10 * gib) == ""

@@ -29,9 +29,12 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
     for name, told in (("a", True), ("b", False)):
         said = []
         report = pretrain(
-            own_shop, name, config, on_step=lambda row, said=said: said.append("step"),
+            own_shop,
+            name,
+            config,
+            on_step=lambda row, said=said: said.append("step"),
             on_cost=(lambda cost, said=said: said.append("cost")) if told else None,
-        )  # fmt: skip
+        )
         assert said == (["cost", "step"] if told else ["step"])
         losses.append(report["loss_first"])
         weights = mx.load(str(own_shop.folder("policies", name) / "model.safetensors"))

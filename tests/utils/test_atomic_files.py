@@ -100,8 +100,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names[0] == ".0123456789ab-mine.txt"
     assert [name.partition("-")[2] or name for name in names[1:]] == [
-        "other.json", "weights.bin", "x.json",
-    ]  # fmt: skip
+        "other.json",
+        "weights.bin",
+        "x.json",
+    ]
 
 
 def test_nothing_is_cleared_while_somebody_writes_in_the_folder(tmp_path):

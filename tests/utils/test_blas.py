@@ -6,13 +6,7 @@ import sys
 import pytest
 
 from qagent_mlx.utils import runtime
-from qagent_mlx.utils.blas import (
-    ARENAS,
-    _find_openblas,
-    _missing_instructions,
-    blas_state,
-    prepare,
-)
+from qagent_mlx.utils.blas import ARENAS, _find_openblas, _missing_instructions, blas_state, prepare
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs another BLAS")
 
@@ -20,7 +14,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs ano
 def run(code, **env):
     """What a new process prints, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, check=True, capture_output=True,
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        check=True,
+        capture_output=True,
         text=True,
     )
     return json.loads(done.stdout)
@@ -173,9 +170,12 @@ with tempfile.NamedTemporaryFile("r") as file:
 def test_threads_share_a_few_heaps_unless_the_user_says_how_many():
     def heaps(**more):
         found = subprocess.run(
-            [sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", HEAPS],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**{k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}, **more},
-        )  # fmt: skip
+        )
         return int(found.stdout)
 
     assert heaps() <= ARENAS

@@ -9,9 +9,12 @@ from qagent_mlx.models.download import sample_folder
 def run(code):
     """What a new process prints, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", "import json, sys\n" + code], env=os.environ, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", "import json, sys\n" + code],
+        env=os.environ,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert "PyTorch" not in done.stderr  # transformers' advice, which mlx_lm switches off
     return json.loads(done.stdout)
 

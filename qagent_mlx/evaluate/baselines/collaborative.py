@@ -175,10 +175,12 @@ class ItemCF(_ByProducts):
 
     def _alike(self, product: int) -> list[tuple[int, float]]:
         count = self._count
-        return _nearest({
-            other: weight / float(np.sqrt(count[product] * count[other]))
-            for other, weight in self._together.get(product, {}).items()
-        })  # fmt: skip
+        return _nearest(
+            {
+                other: weight / float(np.sqrt(count[product] * count[other]))
+                for other, weight in self._together.get(product, {}).items()
+            }
+        )
 
 
 class Swing(_ByProducts):

@@ -131,9 +131,7 @@ class CoOccurrence:
         # Searches are numbered by time, so this sorts each source's part by time too.
         order = np.lexsort((source, target, log.queries[source]))
         self._target, self._weight = target[order], weight[order]
-        self._spans = np.searchsorted(
-            log.queries[source[order]], np.arange(len(log.spellings) + 1)
-        )
+        self._spans = np.searchsorted(log.queries[source[order]], np.arange(len(log.spellings) + 1))
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
         """At most ``k`` queries for each example, the best first."""

@@ -94,9 +94,7 @@ class SearchLog:
             found.setdefault(int(self.queries[place]), self.texts[place])
         return found
 
-    def sweep(
-        self, examples: Sequence[Example]
-    ) -> Iterator[tuple[int, np.datetime64, np.ndarray]]:
+    def sweep(self, examples: Sequence[Example]) -> Iterator[tuple[int, np.datetime64, np.ndarray]]:
         """The examples in order of time: place, moment, and counts so far (K,).
 
         The counts are one array that grows; it holds only until the next example.
@@ -221,9 +219,7 @@ def best(k: int, counts: np.ndarray, scores: np.ndarray | None = None) -> list[i
     return [int(q) for q in seen[order[:k]]]
 
 
-def ranking(
-    log: SearchLog, queries: Sequence[int], typed: dict[int, str] | None = None
-) -> Ranking:
+def ranking(log: SearchLog, queries: Sequence[int], typed: dict[int, str] | None = None) -> Ranking:
     """Numbered queries as texts, spelled as ``typed`` says or as they were first typed."""
     typed = typed or {}
     return Ranking(tuple(typed.get(q) or log.spellings[q] for q in queries))

@@ -42,8 +42,7 @@ class _ByText:
             user = examples[i].case.user_id
             own = log.last_of(user, moment, LAST_QUERIES)
             titles = [
-                self._engaged.titles[p]
-                for p in self._engaged.last_of(user, moment, LAST_PRODUCTS)
+                self._engaged.titles[p] for p in self._engaged.last_of(user, moment, LAST_PRODUCTS)
             ]
             texts = [
                 (text, FADE**place)

@@ -81,7 +81,8 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     source = python_file(spec.place)
     if source is not None:
         trusted_code.require(
-            source, "the shop's encoder",
+            source,
+            "the shop's encoder",
             f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
         )
         return PythonEncoder(spec.place)
@@ -94,9 +95,13 @@ class ModelEncoder:
     cheap = False
 
     def __init__(
-        self, folder: Path, dimensions: int, instruction: str, max_tokens: int = 512,
+        self,
+        folder: Path,
+        dimensions: int,
+        instruction: str,
+        max_tokens: int = 512,
         batch: int = 32,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name = folder.name
         self.folder, self.instruction = folder, instruction
         self.max_tokens, self.batch = max_tokens, batch

@@ -57,19 +57,38 @@ def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shop"
         products = Path(folder) / "products.jsonl"
-        products.write_text("\n".join(
-            json.dumps({"product_id": p, "title": t, "brand": "Acme", "category": f"Things > {p}", "price": 9 + n})
-            for n, (p, t) in enumerate(PRODUCTS)
-        ))  # fmt: skip
+        products.write_text(
+            "\n".join(
+                json.dumps(
+                    {
+                        "product_id": p,
+                        "title": t,
+                        "brand": "Acme",
+                        "category": f"Things > {p}",
+                        "price": 9 + n,
+                    }
+                )
+                for n, (p, t) in enumerate(PRODUCTS)
+            )
+        )
         events = []
         for day in range(6):
-            for user, product, query in ((USER, "lamp", "desk lamp"), ("bo", "cable", QUERY), ("cy", "cable", QUERY)):
+            for user, product, query in (
+                (USER, "lamp", "desk lamp"),
+                ("bo", "cable", QUERY),
+                ("cy", "cable", QUERY),
+            ):
                 at = START + timedelta(days=day)
                 events += [
                     {"user_id": user, "time": at, "type": "search", "query": query},
-                    {"user_id": user, "time": at + timedelta(seconds=9), "type": "click", "query": query,
-                     "product_id": product},
-                ]  # fmt: skip
+                    {
+                        "user_id": user,
+                        "time": at + timedelta(seconds=9),
+                        "type": "click",
+                        "query": query,
+                        "product_id": product,
+                    },
+                ]
         with Shop.create(path) as shop:
             assert ingest(shop, "products", [products]).accepted == len(PRODUCTS)
             assert append_events(shop, events).accepted == len(events)
@@ -83,7 +102,11 @@ def main(out: Path) -> None:
             adapted = derive(shop, "base", "tuned", LoraConfig(rank=2))
             adapted.model.update(tree_map(mx.zeros_like, adapted.model.trainable_parameters()))
             adapted.save(path / "policies" / "tuned")
-            run = Run.create(shop, "tuned", {"kind": "sft", "policy": "tuned", "base": "base", "train": {"steps": 1}})
+            run = Run.create(
+                shop,
+                "tuned",
+                {"kind": "sft", "policy": "tuned", "base": "base", "train": {"steps": 1}},
+            )
             run.append("metrics", [{"step": 1, "loss": 1.0, "seconds": 0.1}])
             run.finish({"run": "tuned", "policy": "tuned", "steps": 1, "seconds": 0.1})
             (path / "expected.json").write_text(json.dumps(said(shop), indent=2))
