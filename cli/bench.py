@@ -84,7 +84,7 @@ def bench(
         report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
     else:
         report = measure.standard(model, work, steps, warmup)
-    if not world.world().first:
+    if not world.world().is_main_process:
         return
     report = {**measure.environment(), **report}
     if as_json:

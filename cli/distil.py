@@ -63,10 +63,10 @@ def distil(
 ) -> None:
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.policy.registry import default_policy
-    from qagent_mlx.train.distill import DistilConfig
-    from qagent_mlx.train.distill import distil as run
+    from qagent_mlx.train.distill import DistillConfig
+    from qagent_mlx.train.distill import distill as run
 
-    config = DistilConfig(
+    config = DistillConfig(
         seed=seed, **given(cases=cases, group=group, steps=steps, batch_size=batch_size)
     )
     split = split_config(test_from, min_history, test_share, validation_share)

@@ -125,7 +125,7 @@ def evaluate(
     """
     from qagent_mlx.evaluate.baselines.search_log import SearchLog
     from qagent_mlx.evaluate.report import evaluate as measure
-    from qagent_mlx.evaluate.suite import lineup
+    from qagent_mlx.evaluate.suite import evaluation_suite
     from qagent_mlx.policy.registry import default_policy
 
     pairs = _pairs(compare)
@@ -138,7 +138,7 @@ def evaluate(
         if not prompted:
             _check_names(pairs, policies, parts, named, baselines)
         with waiting("reading cases"):
-            environment, systems = lineup(
+            environment, systems = evaluation_suite(
                 shop,
                 policies,
                 ablations=parts,

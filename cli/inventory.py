@@ -63,14 +63,14 @@ def index(
     are under way go on meanwhile.
     """
     from qagent_mlx.build import refresh
-    from qagent_mlx.inventory.updates import choose_encoder, remove_products, updated
+    from qagent_mlx.inventory.updates import choose_encoder, refresh_index, remove_products
 
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:
             choose_encoder(shop, encoder, dimensions)
         if remove:
             remove_products(shop, remove)
-        report = updated(shop) if only_update or remove else refresh(shop, note)
+        report = refresh_index(shop) if only_update or remove else refresh(shop, note)
     if as_json:
         emit(report)
         return

@@ -194,14 +194,14 @@ def document(
     recommender: Recommender, found: UserRecommendations, chains: bool = False
 ) -> dict[str, Any]:
     """One user's recommendations with DESIGN's keys."""
-    from qagent_mlx.agent.recommend import described
+    from qagent_mlx.agent.recommend import recommendations_to_dicts
 
     catalog = recommender.search.catalog
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
     made: dict[str, Any] = {
         "user": found.user_id,
         "as_of": found.as_of.isoformat(),
-        "recommendations": described(found.recommendations, titles),
+        "recommendations": recommendations_to_dicts(found.recommendations, titles),
         "latency_ms": round(found.latency_ms, 1),
     }
     if chains:

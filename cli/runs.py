@@ -69,7 +69,7 @@ sql_option = click.option(
     "--sql",
     type=PLAIN,
     metavar="QUERY",
-    help="Ask the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
+    help="Query the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
 )
 
 
@@ -90,7 +90,7 @@ def show(
     """Show a run's settings, alarms and curves; the latest run by default."""
     from rich.text import Text
 
-    from qagent_mlx.runs.reader import curves, ends, open_run, overview, rows_of
+    from qagent_mlx.runs.reader import curves, first_and_last_mean, open_run, overview, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run)
@@ -132,7 +132,7 @@ def show(
     table = plain_table("", "first", "last", "", numbers=("first", "last"))
     for key, points in curves(rows).items():
         values = [value for _, value in points]
-        first, last = ends(values)
+        first, last = first_and_last_mean(values)
         table.add_row(
             shown(key.replace("_", " ")), f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH)
         )
@@ -186,14 +186,14 @@ def rollouts(
     as_json: bool,
 ) -> None:
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
-    from qagent_mlx.runs.reader import chosen, open_run, rows_of
+    from qagent_mlx.runs.reader import filter_chains, open_run, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run, kind="grpo")
     if sql is not None:
         _answer(record, sql, as_json)
         return
-    rows = chosen(
+    rows = filter_chains(
         rows_of(record, "rollouts"),
         step=step,
         case=case,
@@ -240,11 +240,11 @@ def rollouts(
 @json_option
 def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
     """Compare two runs: settings that differ, and how either went."""
-    from qagent_mlx.runs.reader import difference
+    from qagent_mlx.runs.reader import compare_runs
     from qagent_mlx.runs.run import Run
 
     with opened(shop_path) as shop:
-        found = difference(Run.open(shop, first), Run.open(shop, second))
+        found = compare_runs(Run.open(shop, first), Run.open(shop, second))
     if as_json:
         emit(found)
         return

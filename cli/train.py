@@ -558,7 +558,7 @@ def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, ki
     if world.launched():
         if workers > 1:
             raise QAgentError("--workers is for one machine; mlx.launch has started the processes")
-        if not world.world().first:
+        if not world.world().is_main_process:
             hush()
         return
     if workers == 1:

@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
-from .utils.blas import prepare as _prepare
-from .utils.lazy_imports import put_off as _put_off
+from .utils.blas import load_fast_blas as _prepare
+from .utils.lazy_imports import defer_imports as _put_off
 
 _prepare()
 _put_off()

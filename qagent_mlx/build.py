@@ -13,7 +13,7 @@ from .ingest.ingest import ingest
 from .inventory.index import InventoryIndex, build
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store
-from .memory.ranker import Retrieve, learn
+from .memory.ranker import Retrieve, fit_ranker
 from .shop.config import ShopConfig
 from .shop.sample import sample_data
 from .shop.shop import Shop
@@ -95,7 +95,7 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
     with shop.transaction() as connection:
         store.build(connection, shop.config.memory)
     say("learning what lines of memory are worth")
-    worth = learn(shop, index.clicks_until, _retrieve(shop, index))
+    worth = fit_ranker(shop, index.clicks_until, _retrieve(shop, index))
     return {
         "products": len(index.catalog),
         "clicks_until": index.manifest["clicks_until"],

@@ -18,12 +18,12 @@ import duckdb
 from .errors import QAgentError
 from .memory import shop_statistics as memory_tables
 from .memory import store
-from .memory.summarizer import kept
+from .memory.summarizer import summary_files
 from .policy.registry import policy_names
 from .policy.shop_memory import SUMMARIES, inspect_memory
-from .runs.run import Run, run_names, training
+from .runs.run import Run, run_lock, run_names
 from .shop.shop import Shop
-from .utils.atomic_files import clear_left, read_json, replacing, sync_folder
+from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder
 from .utils.database import literal, open_duckdb
 
 
@@ -59,7 +59,9 @@ def export(shop: Shop, user: str) -> dict[str, Any]:
             for run in _runs(shop)
             if (rows := [r for r in run.rows("rollouts") if r.get("user") == user])
         },
-        "summaries": [read_json(p, "a kept summary") for p in kept(shop.path / SUMMARIES, user)],
+        "summaries": [
+            read_json(p, "a kept summary") for p in summary_files(shop.path / SUMMARIES, user)
+        ],
         "policies": policies_that_saw(shop, user),
     }
 
@@ -87,9 +89,9 @@ def forget(shop: Shop, user: str) -> dict[str, Any]:
     if not any(held.values()):
         raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
-        with training(shop, run.name):
+        with run_lock(shop, run.name):
             _forget_in_run(run, user)
-    for path in kept(shop.path / SUMMARIES, user):
+    for path in summary_files(shop.path / SUMMARIES, user):
         path.unlink()
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_REJECTED}", [user, user])
@@ -107,10 +109,10 @@ def _clear(shop: Shop) -> None:
     """Remove what killed processes left behind, which may tell of anybody."""
     runs = run_names(shop)
     for name in shop.names("runs"):
-        with training(shop, name):  # clears the folder
+        with run_lock(shop, name):  # clears the folder
             if name not in runs:  # its start was killed
                 shutil.rmtree(shop.folder("runs", name))
-    clear_left(shop.path / SUMMARIES)
+    clear_leftovers(shop.path / SUMMARIES)
 
 
 def _held(shop: Shop, user: str) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _held(shop: Shop, user: str) -> dict[str, Any]:
             cases[run.name] = n
         if n := sum(1 for row in run.rows("rollouts") if row.get("user") == user):
             rollouts[run.name] = n
-    summaries = len(kept(shop.path / SUMMARIES, user))
+    summaries = len(summary_files(shop.path / SUMMARIES, user))
     return {
         "events": events,
         "rejects": rejects,

@@ -32,7 +32,7 @@ from .evaluate.baselines.popularity import SLOW
 from .evaluate.baselines.search_log import SearchLog
 from .evaluate.html_report import curves, write_page
 from .evaluate.report import evaluate, markdown
-from .evaluate.suite import lineup
+from .evaluate.suite import evaluation_suite
 from .ingest.datasets import load_preset
 from .models.fingerprint import fingerprint
 from .policy.lora import LoraConfig
@@ -306,7 +306,7 @@ class Reproduction:
         first, quick = self.config.seeds[0], self.config.quick
         policies = [f"{kind}-{s}" for s in self.config.seeds for kind in ("sft", "grpo")]
         with self._opened_shop() as shop:
-            environment, systems = lineup(
+            environment, systems = evaluation_suite(
                 shop,
                 [f"grpo-{first}"],
                 ablations=ABLATIONS[:2] if quick else ABLATIONS,
@@ -318,7 +318,7 @@ class Reproduction:
                 seed=first,
                 keep=EXAMPLES,
             )
-            others, more = lineup(
+            others, more = evaluation_suite(
                 shop,
                 [*(p for p in policies if p != f"grpo-{first}"), *(f"{a}-{first}" for a in ARMS)],
                 split=self._split,

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..models.numpy_decoder import Light
+from ..models.numpy_decoder import NumpyDecoder
 from ..protocol.grammar import constrained
 from ..utils.blas import one_blas_thread
 from ..utils.runtime import device_name
@@ -35,7 +35,7 @@ SMALL = 20_000_000  # weights below which a step's products are too thin to be s
 
 
 @dataclass(slots=True)
-class Row:
+class DecodingSequence:
     """One sequence that is being decoded.
 
     ``tokens`` is everything so far, ``sampled`` marks the ids that the policy chose, and
@@ -70,7 +70,7 @@ class Row:
         self.budget -= 1
 
 
-class Batch:
+class DecodingBatch:
     """Rows that are decoded together; rows with the same tokens so far share one context.
 
     ``owner[i]`` is the place of row i's context in the batched cache and in ``logits``, which
@@ -79,7 +79,7 @@ class Batch:
 
     def __init__(
         self,
-        rows: list[Row],
+        rows: list[DecodingSequence],
         cache: list[Any],
         logits: mx.array | None,
         owner: list[int] | None = None,
@@ -94,7 +94,7 @@ class Batch:
 
     def take(
         self, indices: Sequence[int], keys: Sequence[Any] | None = None, *, alone: bool = False
-    ) -> Batch:
+    ) -> DecodingBatch:
         """A batch of some of the rows; it may go on with this batch's cache.
 
         Args:
@@ -111,12 +111,12 @@ class Batch:
         contexts = [place for place, _ in first]
         rows = [self.rows[i] for i in indices]
         if not alone and contexts == list(range(self.contexts)):
-            return Batch(rows, self.cache, self.logits, owner)
+            return DecodingBatch(rows, self.cache, self.logits, owner)
         cache = [_select(c, contexts) for c in self.cache]
         logits = self.logits[mx.array(contexts)] if self.logits is not None else None
-        return Batch(rows, cache, logits, owner)
+        return DecodingBatch(rows, cache, logits, owner)
 
-    def extend(self, other: Batch) -> None:
+    def extend(self, other: DecodingBatch) -> None:
         """Add another batch's rows to this one."""
         if not other.rows:
             return
@@ -162,16 +162,18 @@ class Decoder:
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
         self._light = (
-            Light.of(self.policy.model, self.policy.parameters) if self._wants_light else None
+            NumpyDecoder.of(self.policy.model, self.policy.parameters)
+            if self._wants_light
+            else None
         )
 
-    def start(self, rows: Sequence[Row]) -> Batch:
+    def start(self, rows: Sequence[DecodingSequence]) -> DecodingBatch:
         """Compute the rows' contexts, each distinct one once."""
         for row in rows:
             row.pending = list(row.tokens)
-        return self.resume(Batch(list(rows), [], None))
+        return self.resume(DecodingBatch(list(rows), [], None))
 
-    def resume(self, batch: Batch) -> Batch:
+    def resume(self, batch: DecodingBatch) -> DecodingBatch:
         """Compute the pending ids of waiting rows; rows with equal contexts share the work."""
         first: dict[tuple[int, ...], int] = {}
         owner = [first.setdefault(tuple(row.tokens), i) for i, row in enumerate(batch.rows)]
@@ -181,7 +183,7 @@ class Decoder:
         # Of rows that shared a context some may have got other answers than the rest.
         cache = batch.take(unique, unique).cache if batch.cache else self.fresh(len(unique))
         logits = self._prefill([row.pending for row in rows], cache)
-        made = Batch(list(batch.rows), cache, logits, [place[i] for i in owner])
+        made = DecodingBatch(list(batch.rows), cache, logits, [place[i] for i in owner])
         for row in made.rows:
             row.pending = []
             row.turn = []
@@ -219,7 +221,7 @@ class Decoder:
         self.prefill_tokens += sum(lengths)
         return self.policy.head(last)
 
-    def draw(self, batch: Batch) -> tuple[Batch, Batch]:
+    def draw(self, batch: DecodingBatch) -> tuple[DecodingBatch, DecodingBatch]:
         """Sample one token a row; returns (rows that go on, rows that stopped).
 
         A row stops at the end of an action, at its turn's limit, or when its budget is
@@ -243,11 +245,11 @@ class Decoder:
         for i in stopped:
             batch.rows[i].pending = [batch.rows[i].tokens[-1]]
         if not going:
-            return Batch([], [], None), batch
+            return DecodingBatch([], [], None), batch
         parted = batch.take(going, [chosen[i] for i in going])
-        return parted, batch.take(stopped, alone=True) if stopped else Batch([], [], None)
+        return parted, batch.take(stopped, alone=True) if stopped else DecodingBatch([], [], None)
 
-    def advance(self, batch: Batch) -> None:
+    def advance(self, batch: DecodingBatch) -> None:
         """Compute the logits after each context's last token."""
         last = {place: row.tokens[-1] for place, row in zip(batch.owner, batch.rows, strict=True)}
         ids = [last[place] for place in range(len(last))]
@@ -265,7 +267,7 @@ class Decoder:
 
 
 def sample(
-    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+    logits: mx.array, rows: Sequence[DecodingSequence], owner: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """One token a row and its log-probability under the full distribution.
 
@@ -300,7 +302,7 @@ def sample(
 
 
 def _sample_by_numpy(
-    logits: mx.array, rows: Sequence[Row], owner: Sequence[int]
+    logits: mx.array, rows: Sequence[DecodingSequence], owner: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """`sample` on a CPU, where numpy's exponential is many times faster than MLX's."""
     mx.eval(logits)

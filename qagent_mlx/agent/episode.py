@@ -12,8 +12,8 @@ from ..protocol.actions import expand, parse_action, refusal_text, results_text
 from ..protocol.config import AgentConfig
 from ..protocol.grammar import Grammar, Moves
 from ..utils.text import query_key
-from .decode import Row
-from .tools import FetchMemory, Found, Request, empty_profile
+from .decode import DecodingSequence
+from .tools import FetchMemory, SearchRequest, SearchResult, empty_profile
 from .types import Rollout, Task, Turn
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
@@ -42,7 +42,7 @@ class Episode:
         if seed is not None:
             place = number if task.stream is None else task.stream
             uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, place, member))))
-        self.row = Row(
+        self.row = DecodingSequence(
             tokens=list(policy.prompt),
             stopper=policy.stopper(),
             uniforms=uniforms,
@@ -52,7 +52,7 @@ class Episode:
         )
         self.turns: list[Turn] = []
         self.watch: Callable[[Turn], None] | None = None
-        self.request: Request | None = None
+        self.request: SearchRequest | None = None
         self.note = ""
         self.query = ""
         self.finish = ""
@@ -107,7 +107,7 @@ class Episode:
             self.turns.append(Turn("refused", query, action.reference, think=action.think))
             return self._goes_on()
         self.turns.append(Turn("search", query, action.reference, think=action.think))
-        self.request = Request(query, self.task.as_of, self.profile.context)
+        self.request = SearchRequest(query, self.task.as_of, self.profile.context)
         return self._goes_on()
 
     def _goes_on(self) -> bool:
@@ -116,7 +116,7 @@ class Episode:
             return False
         return True
 
-    def answer(self, found: Found | None, memory: FetchMemory) -> None:
+    def answer(self, found: SearchResult | None, memory: FetchMemory) -> None:
         """Insert the tool's answer into the row."""
         last = self.turns[-1]
         if last.kind == "fetch":

@@ -13,15 +13,15 @@ from typing import Any
 from ..errors import QAgentError
 from ..inventory.types import Search
 from ..memory.profile import Memory
-from ..memory.ranker import Worth
+from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..policy.registry import open_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Profile, Recommendation
-from .rollout import Roller
-from .slate import Rows, pool, pooled
+from .rollout import RolloutRunner
+from .slate import SlateFiller, aggregate_group, aggregate_rollouts
 from .tools import SearchProducts
 from .types import Rollout, Task, Turn
 
@@ -44,7 +44,7 @@ class UserRecommendations:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RecommendRequest:
     """A user who waits for recommendations: their memory at a moment, and how much to give."""
 
     profile: Profile
@@ -57,32 +57,34 @@ class Ask:
             raise QAgentError("ask for at least one query and one chain")
 
 
-def chains_of(policy: Policy) -> int:
+def default_group_size(policy: Policy) -> int:
     """How many chains a user a policy needs."""
     trained = policy.info.trained
     return SURE_GROUP if trained and trained[-1].get("stage") == "grpo" else GROUP
 
 
-class Answerer:
+class ProfileRecommender:
     """A policy and a shop's search, ready to answer those whose memory was read."""
 
     def __init__(self, search: Search, policy: Policy, agent: AgentConfig | None = None) -> None:
         self.search, self.policy = search, policy
         self.agent = agent or policy.info.agent
-        self.roller = self._open_roller()
-        self._row = Rows(search)
+        self.runner = self._open_runner()
+        self._row = SlateFiller(search)
 
-    def _open_roller(self) -> Roller:
-        return Roller(self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True)
+    def _open_runner(self) -> RolloutRunner:
+        return RolloutRunner(
+            self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
+        )
 
     def use(self, policy: Policy) -> None:
         """Answer with another policy from now on."""
         self.policy, self.agent = policy, policy.info.agent
-        self.roller = self._open_roller()
+        self.runner = self._open_runner()
 
     def answer(
         self,
-        asks: Sequence[Ask],
+        asks: Sequence[RecommendRequest],
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[int, Turn], None] | None = None,
@@ -105,9 +107,11 @@ class Answerer:
             for ask in asks
             for member in range(ask.group)
         ]
-        rollouts = iter(self.roller.run(tasks, 1, (seed,), progress, watch=watch))
+        rollouts = iter(self.runner.run(tasks, 1, (seed,), progress, watch=watch))
         chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
-        pools = [pooled(self.agent, c, a.profile) for c, a in zip(chains, asks, strict=True)]
+        pools = [
+            aggregate_group(self.agent, c, a.profile) for c, a in zip(chains, asks, strict=True)
+        ]
         shown = self._filled(pools, asks, self.agent.search)
         each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
         return [
@@ -115,19 +119,22 @@ class Answerer:
             for ask, one, own in zip(asks, shown, chains, strict=True)
         ]
 
-    def top_lines(self, asks: Sequence[Ask]) -> list[tuple[Recommendation, ...]]:
+    def top_lines(self, asks: Sequence[RecommendRequest]) -> list[tuple[Recommendation, ...]]:
         """What the memory alone recommends, without a chain: the best baseline, at once."""
-        return self._filled([pool((), ask.profile) for ask in asks], asks, False)
+        return self._filled([aggregate_rollouts((), ask.profile) for ask in asks], asks, False)
 
     def _filled(
-        self, pools: Sequence[Sequence[Recommendation]], asks: Sequence[Ask], look: bool
+        self,
+        pools: Sequence[Sequence[Recommendation]],
+        asks: Sequence[RecommendRequest],
+        look: bool,
     ) -> list[tuple[Recommendation, ...]]:
         moments = [ask.as_of for ask in asks]
         ks = [ask.k for ask in asks]
         return self._row.filled(pools, moments, ks, [look] * len(asks))
 
 
-class Recommender(Answerer):
+class Recommender(ProfileRecommender):
     """A policy, a shop's memory and its search, ready to recommend.
 
     Args:
@@ -142,7 +149,7 @@ class Recommender(Answerer):
     ) -> None:
         from ..inventory.external_engines import shop_search
 
-        self.shop, self.group = shop, group or chains_of(policy)
+        self.shop, self.group = shop, group or default_group_size(policy)
         super().__init__(shop_search(shop), policy, agent)
         self.memory = self._open_memory()
 
@@ -153,7 +160,7 @@ class Recommender(Answerer):
             self.shop.connection,
             self.shop.config.memory,
             self.policy.codec.count,
-            Worth.of_shop(self.shop),
+            MemoryRanker.of_shop(self.shop),
             # What the shop knew at the start of the day is the same for the next memory.
             knowledge=before.reader.knowledge if before and same else None,
         )
@@ -190,7 +197,7 @@ class Recommender(Answerer):
         start = time.perf_counter()
         profiles = self.profiles(users, moment)
         spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        made = self.answer([Ask(p, moment, k, self.group) for p in profiles], seed)
+        made = self.answer([RecommendRequest(p, moment, k, self.group) for p in profiles], seed)
         return [replace(one, latency_ms=one.latency_ms + spent) for one in made]
 
 
@@ -199,7 +206,7 @@ def _stream(user: str, member: int) -> int:
     return zlib.crc32(f"{member}:{user}".encode("utf-8", "surrogatepass"))
 
 
-def described(
+def recommendations_to_dicts(
     recommendations: Sequence[Recommendation], titles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Recommendations as plain values: query, score, products (id and title), reason, votes."""

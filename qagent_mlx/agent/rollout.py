@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..utils.runtime import total_memory
-from .decode import Batch, Decoder
+from .decode import Decoder, DecodingBatch
 from .episode import Episode, EpisodeRules
 from .tools import FetchMemory, SearchProducts
 from .types import Rollout, Task, Turn
@@ -22,7 +22,7 @@ from .types import Rollout, Task, Turn
 OBSERVATIONS = 4096  # tool answers whose ids are remembered
 
 
-class Roller:
+class RolloutRunner:
     """Runs chains with one policy, one search engine and one configuration."""
 
     def __init__(
@@ -98,8 +98,8 @@ class Roller:
                 chain.watch = partial(watch, place)
         done = 0
         fresh = list(chains)
-        going = Batch([], [], None)
-        waiting: list[Batch] = []
+        going = DecodingBatch([], [], None)
+        waiting: list[DecodingBatch] = []
         while fresh or going.rows or waiting:
             most = self._rows_that_fit()
             held = len(going.rows) + sum(len(w.rows) for w in waiting)
@@ -137,7 +137,7 @@ class Roller:
         fitting = self.memory // max(1, 2 * length * self._token_bytes)
         return int(max(1, min(self._max_rows, fitting)))
 
-    def _answer(self, batch: Batch) -> Batch:
+    def _answer(self, batch: DecodingBatch) -> DecodingBatch:
         """Run the tools of all rows that wait, in one call, and put the answers in."""
         chains: list[Episode] = [row.tag for row in batch.rows]
         asking = [c for c in chains if c.request is not None]
@@ -149,7 +149,7 @@ class Roller:
         return self.decoder.resume(batch)
 
 
-def _join(parts: list[Batch]) -> Batch:
+def _join(parts: list[DecodingBatch]) -> DecodingBatch:
     joined = parts[0]
     for part in parts[1:]:
         joined.extend(part)

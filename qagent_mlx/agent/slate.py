@@ -21,16 +21,16 @@ from .tools import KEPT, empty_profile
 from .types import Rollout
 
 
-def pooled(
+def aggregate_group(
     agent: AgentConfig, rollouts: Sequence[Rollout], profile: Profile
 ) -> list[Recommendation]:
-    """`pool` by the rules that a group of chains ran under."""
+    """`aggregate_rollouts` by the rules that a group of chains ran under."""
     # Without memory no line of it may fill the answer up.
     read = profile if agent.memory else empty_profile(profile)
-    return pool(rollouts, read, validated=agent.search)
+    return aggregate_rollouts(rollouts, read, validated=agent.search)
 
 
-def pool(
+def aggregate_rollouts(
     rollouts: Sequence[Rollout], profile: Profile, validated: bool = True
 ) -> list[Recommendation]:
     """Rank what a group of chains recommends.
@@ -97,7 +97,7 @@ def pool(
     return made
 
 
-class Rows:
+class SlateFiller:
     """Fills rows of queries, with the products of each."""
 
     def __init__(self, search: Search) -> None:
@@ -119,7 +119,7 @@ class Rows:
         asked a few times, about all users at once.
 
         Args:
-            pools: Of each user, the best first (`pool`).
+            pools: Of each user, the best first (`aggregate_rollouts`).
             moments: Of each user; stock is as of then.
             ks: How many queries a row has at most.
             look: Of each user, whether stock counts; otherwise the pool's order stays.

@@ -44,7 +44,7 @@ def empty_profile(profile: Profile) -> Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SearchRequest:
     """A search that a chain wants: a query at a moment, for somebody with this context."""
 
     query: str
@@ -53,7 +53,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """What a search returned: product ids and the lines for the agent, the best first."""
 
     products: tuple[str, ...]
@@ -78,10 +78,10 @@ class SearchProducts:
         self._picked = lru_cache(PICKS)(self._picks)
         self._titles: dict[int, str] = {}
 
-    def run(self, requests: Sequence[Request]) -> list[Found]:
+    def run(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """One answer a request, in order."""
         if not self._config.search:
-            return [Found((), ()) for _ in requests]
+            return [SearchResult((), ()) for _ in requests]
         # Rows of a group often ask the same: ask the engine once.
         unique = list(dict.fromkeys((r.query, r.as_of) for r in requests))
         hits = dict(
@@ -98,7 +98,7 @@ class SearchProducts:
             shown = products[: self._config.results_shown]
             picks = picked[request.query, request.as_of]
             lines = tuple(self._line(i, p, request, picks) for i, p in enumerate(shown, 1))
-            made.append(Found(products, lines))
+            made.append(SearchResult(products, lines))
         return made
 
     def _picks(self, query: str, moment: datetime | None) -> dict[int, float]:
@@ -112,7 +112,9 @@ class SearchProducts:
             return {}
         return dict(zip(rows.tolist(), (weight / total).tolist(), strict=True))
 
-    def _line(self, number: int, product: str, request: Request, picks: dict[int, float]) -> str:
+    def _line(
+        self, number: int, product: str, request: SearchRequest, picks: dict[int, float]
+    ) -> str:
         catalog = self._search.catalog
         row = self._rows[product]
         price, in_stock = catalog.state(row, request.as_of)

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..agent.decode import Row
+from ..agent.decode import DecodingSequence
 from ..policy.policy import Policy
 from ..utils.blas import blas_state
 from ..utils.doctor import gemm_gflops
@@ -131,7 +131,7 @@ def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, A
     apart = 0.0
     tokens = 0
     for number in range(steps + 1):
-        chains: dict[bool, list[Row]] = {}
+        chains: dict[bool, list[DecodingSequence]] = {}
         for again in (False, True):
             start = time.perf_counter()
             rows = agentic_rollout(policy, shape, number, again)
@@ -162,7 +162,7 @@ def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, A
     }
 
 
-def difference(one: Row, other: Row) -> float:
+def difference(one: DecodingSequence, other: DecodingSequence) -> float:
     """The largest difference of two rows' log-probabilities while their tokens are the same."""
     start = len(one.tokens) - len(one.logprobs)
     pairs = zip(one.tokens[start:], other.tokens[start:], strict=True)

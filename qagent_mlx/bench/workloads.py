@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..agent.decode import Batch, Decoder, Row
+from ..agent.decode import Decoder, DecodingBatch, DecodingSequence
 from ..agent.types import Rollout
 from ..distributed.world import all_rollouts
 from ..errors import QAgentError
@@ -28,7 +28,7 @@ from ..models.fast_load import load_plain
 from ..policy.files import load_policy
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
-from ..policy.scoring import Chain
+from ..policy.scoring import TrainingSequence
 from ..train import grpo
 from ..train.grpo_config import GrpoConfig
 from ..utils.atomic_files import read_json, write_json
@@ -196,7 +196,7 @@ class Never:
 class _NoShop:
     """Stands where `Trainer` expects an environment; the benchmark makes its own chains."""
 
-    def roller(self, policy: Policy, agent: Any) -> None:
+    def rollout_runner(self, policy: Policy, agent: Any) -> None:
         return None
 
     def of_split(self, split: str) -> list[str]:
@@ -252,9 +252,9 @@ class Standard:
         """All chains of a step."""
         work = self.work
         decoder = Decoder(self.policy, light=True)
-        mine = self.trainer.world.share(work.prompts)
+        mine = self.trainer.world.local_indices(work.prompts)
         rows = [
-            Row(
+            DecodingSequence(
                 tokens=list(prompt),
                 stopper=Never(),  # type: ignore[arg-type]
                 turn_limit=work.new_tokens,
@@ -319,7 +319,7 @@ def _watched(parts: dict[str, float]) -> Iterator[None]:
 
     kept: dict[str, Any] = {
         "token_logprobs": grpo.token_logprobs,
-        "lower_states": grpo.lower_states,
+        "lower_states": grpo.frozen_states,
         "_value_and_grad": grpo.Trainer._value_and_grad,
         "start": Decoder.start,
         "draw": Decoder.draw,
@@ -327,7 +327,7 @@ def _watched(parts: dict[str, float]) -> Iterator[None]:
     }
     try:
         grpo.token_logprobs = scored
-        grpo.lower_states = timed("blocks below the adapter", kept["lower_states"])
+        grpo.frozen_states = timed("blocks below the adapter", kept["lower_states"])
         grpo.Trainer._value_and_grad = slope  # type: ignore[method-assign, assignment]
         Decoder.start = timed("prefill", kept["start"])  # type: ignore[method-assign]
         Decoder.draw = timed("sampling", kept["draw"])  # type: ignore[method-assign]
@@ -358,7 +358,9 @@ class Agentic:
     turns: tuple[tuple[int, int], ...] = ((6, 128), (10, 64), (10, 64), (10, 0))
 
 
-def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool) -> list[Row]:
+def agentic_rollout(
+    policy: Policy, shape: Agentic, number: int, reprefill: bool
+) -> list[DecodingSequence]:
     """Roll out chains with two searches.
 
     Args:
@@ -377,13 +379,13 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
 
     task = text(shape.task)
     rows = [
-        Row(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, uniforms=None)  # type: ignore[arg-type]
+        DecodingSequence(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, uniforms=None)  # type: ignore[arg-type]
         for case in range(shape.cases)
         for member in range(shape.group)
     ]
     policy.model.eval()
     decoder = Decoder(policy, light=True)  # as training decodes
-    batch = Batch([], [], None)
+    batch = DecodingBatch([], [], None)
     for index, (said, inserted) in enumerate(shape.turns):
         for place, row in enumerate(rows):
             row.turn_limit = said
@@ -395,7 +397,7 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
             batch = _computed_again(decoder, rows)
         else:
             batch = decoder.resume(batch)
-        halted = Batch([], [], None)
+        halted = DecodingBatch([], [], None)
         while batch.rows:
             batch, halted = decoder.draw(batch)
             if batch.rows:
@@ -408,17 +410,18 @@ def agentic_rollout(policy: Policy, shape: Agentic, number: int, reprefill: bool
     return rows
 
 
-def _computed_again(decoder: Decoder, rows: Sequence[Row]) -> Batch:
+def _computed_again(decoder: Decoder, rows: Sequence[DecodingSequence]) -> DecodingBatch:
     cache = decoder.fresh(len(rows))
     logits = decoder._prefill([row.tokens for row in rows], cache)
     for row in rows:
         row.pending, row.turn = [], []
     mx.eval(logits, [c.state for c in cache])
-    return Batch(list(rows), cache, logits)
+    return DecodingBatch(list(rows), cache, logits)
 
 
-def chains_of(rows: Sequence[Row]) -> list[Chain]:
+def chains_of(rows: Sequence[DecodingSequence]) -> list[TrainingSequence]:
     """The rows as chains to train on."""
     return [
-        Chain(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag) for r in rows
+        TrainingSequence(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag)
+        for r in rows
     ]

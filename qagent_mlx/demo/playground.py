@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..agent.recommend import GROUP, Ask, Recommender, UserRecommendations
+from ..agent.recommend import GROUP, Recommender, RecommendRequest, UserRecommendations
 from ..agent.types import Turn
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
@@ -185,7 +185,7 @@ class Session:
                 watch(Seen(time.perf_counter() - began, chain, turn, read, tuple(products)))
 
         found = recommender.answer(
-            [Ask(profile, moment, self._k, self._group)],
+            [RecommendRequest(profile, moment, self._k, self._group)],
             self._seed,
             watch=on_turn if watch is not None else None,
         )[0]

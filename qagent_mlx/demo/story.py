@@ -189,10 +189,10 @@ def hero(cases: Sequence[Case]) -> Case:
 def _first_query(shop: Shop, count: Any, case: Case) -> str:
     """The query that memory thinks likeliest; never the true one unless memory names it."""
     from ..memory.profile import Memory
-    from ..memory.ranker import Worth
+    from ..memory.ranker import MemoryRanker
     from ..memory.types import Moment
 
-    memory = Memory(shop.connection, shop.config.memory, count, Worth.of_shop(shop))
+    memory = Memory(shop.connection, shop.config.memory, count, MemoryRanker.of_shop(shop))
     profile = memory.profiles([Moment(case.user_id, case.as_of)])[0]
     return profile.references[0] if profile.references else case.query
 

@@ -67,7 +67,7 @@ class StopSignal:
         """
         if world is None:
             return
-        self.number = int(world.highest(self.number))
+        self.number = int(world.all_reduce_max(self.number))
         if self.number:
             raise StopRequested
 

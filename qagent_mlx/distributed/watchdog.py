@@ -26,7 +26,7 @@ CONNECTING = 20.0  # seconds to connect in; without a connection the ring is all
 _TOKEN = 16
 
 
-class Lifeline:
+class Watchdog:
     """The connections of one worker, and whether it waits for others."""
 
     def __init__(self, epitaph: str, patience: float = PATIENCE) -> None:
@@ -64,7 +64,7 @@ class Lifeline:
             time.sleep(0.2)
 
 
-def connect(lifeline: Lifeline, first: bool, size: int, share: Callable[[str], list[str]]) -> None:
+def connect(lifeline: Watchdog, first: bool, size: int, share: Callable[[str], list[str]]) -> None:
     """Connect the first worker with the others; all of them call this.
 
     Args:
@@ -100,7 +100,7 @@ def _own_host() -> str:
     return host
 
 
-def _accept(lifeline: Lifeline, server: socket.socket, count: int, token: bytes) -> None:
+def _accept(lifeline: Watchdog, server: socket.socket, count: int, token: bytes) -> None:
     with server, contextlib.suppress(OSError):
         until = time.monotonic() + CONNECTING
         while count and (left := until - time.monotonic()) > 0:

@@ -28,7 +28,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import QAgentError
 from . import watchdog
-from .watchdog import Lifeline
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ..agent.types import Rollout
@@ -53,7 +53,7 @@ class World:
         self._group = group
         self.rank: int = group.rank() if group is not None else 0
         self.size: int = group.size() if group is not None else 1
-        self._lifeline = Lifeline(f"a worker is gone; {GO_ON}")
+        self._watchdog = Watchdog(f"a worker is gone; {GO_ON}")
 
     @property
     def folder(self) -> Path | None:
@@ -62,37 +62,37 @@ class World:
         return Path(os.environ["MLX_HOSTFILE"]).parent if WORKERS_ENV in os.environ else None
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this worker writes the files and shows the progress."""
         return self.rank == 0
 
-    def share(self, count: int) -> list[int]:
+    def local_indices(self, count: int) -> list[int]:
         """Which of ``count`` things this worker does; every thing is done by one worker."""
         return list(range(self.rank, count, self.size))
 
-    def _met(self, operation: Any, array: mx.array) -> mx.array:
+    def _collective(self, operation: Any, array: mx.array) -> mx.array:
         """What an operation of all workers gives.
 
         Raises:
             QAgentError: one of them is gone.
         """
         try:
-            with self._lifeline.waiting():
+            with self._watchdog.waiting():
                 made: mx.array = operation(array, group=self._group)
                 mx.eval(made)
         except RuntimeError as error:
-            if self.first and self.folder is not None:
+            if self.is_main_process and self.folder is not None:
                 (self.folder / GONE).touch()  # so its own error is not the reason
             raise QAgentError(f"a worker is gone ({error}); {GO_ON}") from error
         return made
 
-    def sum(self, tree: Any) -> Any:
+    def all_reduce(self, tree: Any) -> Any:
         """The sum over all workers of each array in a tree, in one message."""
         if self._group is None:
             return tree
         flat: Any = tree_flatten(tree)
         joined = mx.concatenate([v.reshape(-1).astype(mx.float32) for _, v in flat])
-        joined = self._met(mx.distributed.all_sum, joined)
+        joined = self._collective(mx.distributed.all_sum, joined)
         made, start = [], 0
         for name, value in flat:
             part = joined[start : start + value.size].reshape(value.shape)
@@ -100,28 +100,28 @@ class World:
             start += value.size
         return tree_unflatten(made)
 
-    def from_first(self, tree: Any) -> Any:
+    def broadcast(self, tree: Any) -> Any:
         """The first worker's arrays, on all of them."""
-        return self.sum(tree if self.first else tree_map(mx.zeros_like, tree))
+        return self.all_reduce(tree if self.is_main_process else tree_map(mx.zeros_like, tree))
 
-    def total(self, *values: float) -> list[float]:
+    def all_reduce_scalars(self, *values: float) -> list[float]:
         """The sums over all workers of some numbers, exact for counts up to 2^53."""
         if self._group is None:
             return list(values)
         # The ring adds float32; the two halves of a double keep counts exact.
         high = np.array(values, dtype=np.float32)
         low = (np.array(values) - high).astype(np.float32)
-        parts = self._met(mx.distributed.all_gather, mx.array(np.stack([high, low])[None]))
+        parts = self._collective(mx.distributed.all_gather, mx.array(np.stack([high, low])[None]))
         found: list[float] = np.array(parts).astype(np.float64).sum(axis=(0, 1)).tolist()
         return found
 
-    def highest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The highest of all workers' numbers."""
         if self._group is None:
             return value
-        return float(self._met(mx.distributed.all_gather, mx.array([value])).max())
+        return float(self._collective(mx.distributed.all_gather, mx.array([value])).max())
 
-    def rows(self, own: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:
+    def all_gather_rows(self, own: np.ndarray, places: Sequence[int], count: int) -> np.ndarray:
         """All workers' rows put together: ``own[i]`` is row ``places[i]`` of ``count``."""
         if self._group is None:
             return own
@@ -129,7 +129,7 @@ class World:
         if len(places):
             whole[list(places)] = own
         # Each row comes from one worker, so the sum is exact.
-        return np.array(self._met(mx.distributed.all_sum, mx.array(whole)))
+        return np.array(self._collective(mx.distributed.all_sum, mx.array(whole)))
 
     def wait_for(self, path: Path) -> None:
         """Sleep until the first worker has made a file or folder. It never comes late for
@@ -138,41 +138,41 @@ class World:
         while not path.exists():
             time.sleep(0.05)
 
-    def own(self, groups: Sequence[int]) -> list[int]:
+    def local_groups(self, groups: Sequence[int]) -> list[int]:
         """Places of the chains whose groups this worker computes; groups are not torn."""
         order = {group: at for at, group in enumerate(dict.fromkeys(groups))}
         return [i for i, group in enumerate(groups) if order[group] % self.size == self.rank]
 
-    def texts(self, text: str) -> list[str]:
+    def all_gather_texts(self, text: str) -> list[str]:
         """Every worker's text, by rank."""
         if self._group is None:
             return [text]
         data = np.frombuffer(text.encode(), dtype=np.uint8)
-        longest = int(self.highest(len(data)))
+        longest = int(self.all_reduce_max(len(data)))
         padded = np.full(longest, ord(" "), dtype=np.uint8)  # JSON does not mind
         padded[: len(data)] = data
-        parts = self._met(mx.distributed.all_gather, mx.array(padded[None]))
+        parts = self._collective(mx.distributed.all_gather, mx.array(padded[None]))
         return [bytes(row).decode() for row in np.array(parts)]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Return when all workers have come here."""
-        self.highest(0.0)
+        self.all_reduce_max(0.0)
 
     def watch(self) -> None:
         """Notice from now on when a worker on another machine ends; all of them call this."""
-        watchdog.connect(self._lifeline, self.first, self.size, self.texts)
+        watchdog.connect(self._watchdog, self.is_main_process, self.size, self.all_gather_texts)
 
-    def beside(self) -> int:
+    def local_size(self) -> int:
         """How many workers are on this machine, this one among them."""
-        return self.texts(name := socket.gethostname()).count(name)
+        return self.all_gather_texts(name := socket.gethostname()).count(name)
 
-    def agree(self, what: str, value: str) -> None:
+    def assert_equal(self, what: str, value: str) -> None:
         """Refuse to go on where workers begin from different things.
 
         Raises:
             QAgentError: says what differs.
         """
-        if len(set(self.texts(value))) > 1:
+        if len(set(self.all_gather_texts(value))) > 1:
             raise QAgentError(
                 f"the workers have different {what}; copy the shop's folder to the same place on "
                 "every machine, and start again"
@@ -181,11 +181,11 @@ class World:
     def announce(self, record: Run, step: int = 0) -> None:
         """Tell the other workers which run it is and after which step it goes on."""
         if self.size > 1:
-            self.texts(json.dumps([record.name, step]))
+            self.all_gather_texts(json.dumps([record.name, step]))
 
     def silent_run(self, shop: Shop) -> SilentRun:
         """The run that the first worker announces, for one that writes nothing."""
-        name, step = json.loads(self.texts("")[0])
+        name, step = json.loads(self.all_gather_texts("")[0])
         return SilentRun(shop.folder("runs", name), step)
 
 
@@ -216,7 +216,7 @@ def all_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
     from ..agent.types import Rollout, Turn
 
     made = []
-    for text in world.texts(json.dumps([asdict(rollout) for rollout in own])):
+    for text in world.all_gather_texts(json.dumps([asdict(rollout) for rollout in own])):
         for values in json.loads(text):
             turns = [
                 Turn(**{**turn, "products": tuple(turn["products"])}) for turn in values["turns"]

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 import duckdb
 
 from ..errors import QAgentError
-from ..memory.sessions import Success, first_searches, successes
+from ..memory.sessions import SuccessfulSession, first_searches, successful_sessions
 from ..types import Case
 
 SPLITS = ("train", "validation", "test")
@@ -55,7 +55,7 @@ def build_cases(
     config = config or SplitConfig()
     if config.learn_from not in LEARN_FROM:
         raise QAgentError(f"learn_from is {' or '.join(LEARN_FROM)}, not {config.learn_from!r}")
-    cases = _cases(successes(connection, after), config.min_history)
+    cases = _cases(successful_sessions(connection, after), config.min_history)
     if not cases:
         raise QAgentError(f"the log holds no case: {_why_none(connection)}")
     if config.test_from:
@@ -95,7 +95,7 @@ def build_cases(
     ]
 
 
-def _cases(found: Sequence[Success], min_history: int) -> list[Case]:
+def _cases(found: Sequence[SuccessfulSession], min_history: int) -> list[Case]:
     """Cases of those with some history, not numbered yet."""
     return [
         Case(

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from ..agent.rollout import Roller
+from ..agent.rollout import RolloutRunner
 from ..agent.tools import SearchProducts
 from ..agent.types import Rollout, Task
 from ..distributed.world import world
@@ -24,7 +24,7 @@ from ..inventory.click_log import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
-from ..memory.ranker import Worth
+from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..protocol.codec import AnyCodec
@@ -36,7 +36,7 @@ from ..utils.database import literal, open_duckdb
 from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
 from .files import _copy, _profile, _profile_json
-from .rewards import Component, Outcome, score, total
+from .rewards import Component, Outcome, component_rewards, weighted_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ class Environment:
 
         ``index`` is the shop's where it is at hand; it is opened otherwise.
         """
-        memory = Memory(shop.connection, shop.config.memory, codec.count, Worth.of_shop(shop))
+        memory = Memory(
+            shop.connection, shop.config.memory, codec.count, MemoryRanker.of_shop(shop)
+        )
         profiles = memory.profiles(
             [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
         )
@@ -122,10 +124,10 @@ class Environment:
             return make()
         if workers.folder is None:
             environment = make()
-            workers.agree("cases or profiles", environment.digest())
+            workers.assert_equal("cases or profiles", environment.digest())
             return environment
         place = workers.folder / "environment"
-        if workers.first:
+        if workers.is_main_process:
             environment = make()
             making = workers.folder / "making"
             making.mkdir()
@@ -148,9 +150,11 @@ class Environment:
         """The examples of ``train``, ``validation`` or ``test``, in order of time."""
         return [e for e in self.examples if e.case.split == split]
 
-    def roller(self, policy: Policy, agent: AgentConfig, guided: bool = False) -> Roller:
+    def rollout_runner(
+        self, policy: Policy, agent: AgentConfig, guided: bool = False
+    ) -> RolloutRunner:
         """Runs chains of a policy in this environment; ``guided`` as they are served."""
-        return Roller(policy, SearchProducts(self.search, agent), agent, guided=guided)
+        return RolloutRunner(policy, SearchProducts(self.search, agent), agent, guided=guided)
 
     def retrieve(self, query: str, as_of: Any) -> tuple[str, ...]:
         """The ten products that a query retrieves at a moment."""
@@ -257,7 +261,7 @@ class Environment:
         return environment
 
 
-def measure(
+def evaluate_policy(
     environment: Environment,
     policy: Policy,
     examples: Sequence[Example],
@@ -270,22 +274,22 @@ def measure(
         Means of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
     """
     workers = world()
-    own = [examples[i] for i in workers.share(len(examples))]
-    roller = environment.roller(policy, policy.info.agent)
-    rollouts = roller.run([e.task for e in own], 1, None)
+    own = [examples[i] for i in workers.local_indices(len(examples))]
+    runner = environment.rollout_runner(policy, policy.info.agent)
+    rollouts = runner.run([e.task for e in own], 1, None)
     outcomes = [environment.outcome(r, e.case) for r, e in zip(rollouts, own, strict=True)]
     values: dict[str, list[float]] = {
-        "reward": [total(score(o, components), weights) for o in outcomes],
+        "reward": [weighted_reward(component_rewards(o, components), weights) for o in outcomes],
         "q_em": [o.query_hit for o in outcomes],
         "i_hit@1": [o.item_hit for o in outcomes],
         "cons@1": [o.query_hit and o.item_hit for o in outcomes],
     }
-    sums = workers.total(*(float(sum(row)) for row in values.values()))
+    sums = workers.all_reduce_scalars(*(float(sum(row)) for row in values.values()))
     count = len(examples) or float("nan")
     return {name: value / count for name, value in zip(values, sums, strict=True)}
 
 
-def without(example: Example, sections: Sequence[str]) -> Example:
+def without_sections(example: Example, sections: Sequence[str]) -> Example:
     """The example with some sections of its profile removed (for ablations)."""
     from ..protocol.profile_text import render
 

@@ -95,7 +95,9 @@ WEIGHTS: dict[str, float] = {
 }
 
 
-def score(outcome: Outcome, components: Mapping[str, Component] | None = None) -> dict[str, float]:
+def component_rewards(
+    outcome: Outcome, components: Mapping[str, Component] | None = None
+) -> dict[str, float]:
     """Each component of one chain.
 
     Raises:
@@ -115,16 +117,16 @@ def score(outcome: Outcome, components: Mapping[str, Component] | None = None) -
     return made
 
 
-def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
+def weighted_reward(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """The weighted mean of the components, in [0, 1]."""
     weight = sum(weights.get(name, 0.0) for name in parts)
     return sum(weights.get(name, 0.0) * value for name, value in parts.items()) / max(weight, 1e-9)
 
 
-Curve = tuple[tuple[float, float], ...]
+WeightSchedule = tuple[tuple[float, float], ...]
 
 
-def parse_weight(pair: str, known: Sequence[str]) -> tuple[str, float | Curve]:
+def parse_weight(pair: str, known: Sequence[str]) -> tuple[str, float | WeightSchedule]:
     """``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes.
 
     Raises:

@@ -30,13 +30,13 @@ from ..errors import QAgentError
 from ..ingest.ingest import append_events
 from ..inventory.index import ensure
 from ..shop.shop import Shop
-from ..simulator.click_model import Answer, Meanings, Visit
+from ..simulator.click_model import QueryInterpreter, SlateOutcome, Visit
 from ..simulator.shopper import Shopper
-from ..simulator.world import START, SimulatorConfig, World, moment
+from ..simulator.world import START, SimulatedShop, SimulatorConfig, moment
 from ..types import Case
 from .baselines.popularity import System
 from .metrics import FLIPS
-from .suite import Lineup, cases_of, parts_of
+from .suite import SystemFactory, cases_of, parts_of
 
 FRESH = 5  # part of a fresh shopper's seed; those of the sample's own shoppers have a 2
 RESAMPLES = 2000
@@ -74,7 +74,7 @@ class Population:
     cases: list[Case]  # one a visit; without an answer, as nobody knows one
 
 
-def world_of(shop: Shop) -> World:
+def world_of(shop: Shop) -> SimulatedShop:
     """The world that a simulated shop was made from.
 
     Raises:
@@ -92,7 +92,7 @@ def world_of(shop: Shop) -> World:
             f"{shop.path} was simulated by another version (setting "
             f"{sorted(set(settings) - known)[0]}); make it again with: qagent init --sample"
         )
-    world = World(SimulatorConfig(**settings))
+    world = SimulatedShop(SimulatorConfig(**settings))
     titles = dict(shop.connection.execute("SELECT product_id, title FROM products").fetchall())
     if titles != {p.product_id: p.title for p in world.products}:
         raise QAgentError(
@@ -102,7 +102,7 @@ def world_of(shop: Shop) -> World:
     return world
 
 
-def fresh_shoppers(world: World, config: AbConfig, since: datetime) -> Population:
+def fresh_shoppers(world: SimulatedShop, config: AbConfig, since: datetime) -> Population:
     """New shoppers, each alive until their last visit of the test.
 
     Args:
@@ -177,7 +177,7 @@ def abtest(
     Returns:
         ``ctr``, ``cvr``, ``orders`` (purchases a row shown) and ``revenue`` (a row shown), each
         with ``control``, ``treatment``, ``lift`` (relative; None when control has none), its
-        95 % interval ``lo`` and ``hi``, ``p``, and ``needed``: shoppers that an unpaired test
+        95 % interval ``lo`` and ``hi``, ``p``, and ``sample_size``: shoppers that an unpaired test
         needs in each arm to find a lift of ``config.detect`` (two-sided 5 %, power 80 %; None
         where nothing happened). Also ``arms``, ``users``, ``rows``, ``same`` (share of the
         visits at which both showed the same), ``settings``.
@@ -206,7 +206,7 @@ def abtest(
     ):
         if append_events(own, people.log).rejected:
             raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
-        line = Lineup(
+        line = SystemFactory(
             own,
             lambda codec, agent: Environment.of_cases(own, people.cases, codec, agent),
             group=group,
@@ -218,7 +218,7 @@ def abtest(
             for name in (control, treatment)
         ]
         answers = _answers(line.environment, world, people, arms, config, say)
-    report = measured(people.cases, answers, config)
+    report = compare_arms(people.cases, answers, config)
     flat = [[a for visit in arm for a in visit] for arm in answers]
     return {
         "arms": {"control": control, "treatment": treatment},
@@ -242,15 +242,15 @@ def _copy(shop: Shop, path: Path) -> Shop:
 
 def _answers(
     environment: Environment,
-    world: World,
+    world: SimulatedShop,
     people: Population,
     systems: Sequence[System],
     config: AbConfig,
     say: Callable[[str], None],
-) -> list[list[list[Answer]]]:
+) -> list[list[list[SlateOutcome]]]:
     """For each system, what every visit led to, a draw at a time."""
     place = {p.product_id: i for i, p in enumerate(world.products)}
-    meanings = Meanings(world)
+    meanings = QueryInterpreter(world)
     made = []
     for system in systems:
         say(f"{system.name} recommends at {len(people.visits):,} visits")
@@ -277,8 +277,8 @@ def _most(queries: Sequence[str]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- statistics
 
 
-def measured(
-    cases: Sequence[Case], answers: Sequence[Sequence[Sequence[Answer]]], config: AbConfig
+def compare_arms(
+    cases: Sequence[Case], answers: Sequence[Sequence[Sequence[SlateOutcome]]], config: AbConfig
 ) -> dict[str, Any]:
     """Rates of both arms with lift, interval, p and the sample size for a lift.
 
@@ -291,7 +291,7 @@ def measured(
     number = {user: i for i, user in enumerate(users)}
     owner = np.array([number[c.user_id] for c in cases])
 
-    def per_user(value: Callable[[Answer], float]) -> np.ndarray:
+    def per_user(value: Callable[[SlateOutcome], float]) -> np.ndarray:
         """(draws, 2, users)"""
         values = np.array([[[value(a) for a in v] for v in arm] for arm in answers], dtype=float)
         made = np.zeros((values.shape[2], 2, len(users)))
@@ -308,12 +308,12 @@ def measured(
     }
     report: dict[str, Any] = {}
     for name, (top, bottom) in RATES.items():
-        row = compared(counts[top].mean(axis=0), counts[bottom].mean(axis=0), config.seed)
-        report[name] = {**row, "needed": needed(counts[top], counts[bottom], config.detect)}
+        row = ratio_difference(counts[top].mean(axis=0), counts[bottom].mean(axis=0), config.seed)
+        report[name] = {**row, "needed": sample_size(counts[top], counts[bottom], config.detect)}
     return {**report, "users": len(users), "rows": len(cases)}
 
 
-def compared(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> dict[str, float | None]:
+def ratio_difference(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> dict[str, float | None]:
     """A ratio of sums in two paired arms.
 
     Args:
@@ -341,11 +341,11 @@ def compared(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> dict[str, fl
         "lift": treatment / control - 1 if known else None,
         "lo": None if lo is None else float(lo),
         "hi": None if hi is None else float(hi),
-        "p": swapped(top, bottom, seed),
+        "p": permutation_p(top, bottom, seed),
     }
 
 
-def swapped(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
+def permutation_p(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
     """Two-sided p of a permutation test that swaps the two arms within users at random."""
     differs = np.flatnonzero((top[0] != top[1]) | (bottom[0] != bottom[1]))
     fixed = np.ones(top.shape[1], dtype=bool)
@@ -367,7 +367,7 @@ def swapped(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
     return (1 + extreme) / (1 + FLIPS)
 
 
-def needed(top: np.ndarray, bottom: np.ndarray, detect: float) -> int | None:
+def sample_size(top: np.ndarray, bottom: np.ndarray, detect: float) -> int | None:
     """Users an arm of an unpaired test with a power of 80 % at a two-sided 5 %.
 
     The variance of the control's ratio between users, by the delta method, once a draw: in a

@@ -148,7 +148,9 @@ def bootstrap(values: np.ndarray, seed: int = 0, samples: int = 2000) -> tuple[f
     return float(values.mean()), float(lo), float(hi)
 
 
-def paired(a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000) -> dict[str, float]:
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000
+) -> dict[str, float]:
     """How much better ``a`` is than ``b`` on the same cases.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..agent.recommend import GROUP
-from ..agent.slate import Rows, pooled
+from ..agent.slate import SlateFiller, aggregate_group
 from ..agent.types import Rollout
 from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
@@ -35,8 +35,8 @@ class PolicySystem:
         self.kept: dict[int, list[Rollout]] = {}  # case id -> chains, of the first ``keep``
         self._keep = keep
         self._agent = agent or policy.info.agent
-        self._roller = environment.roller(policy, self._agent, guided=True)
-        self._environment, self._row = environment, Rows(environment.search)
+        self._roller = environment.rollout_runner(policy, self._agent, guided=True)
+        self._environment, self._row = environment, SlateFiller(environment.search)
         self._group, self._seed = group, seed
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
@@ -68,7 +68,7 @@ class PolicySystem:
         self, examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], k: int
     ) -> list[Sequence[Recommendation]]:
         pools = [
-            pooled(self._agent, chains, example.profile)
+            aggregate_group(self._agent, chains, example.profile)
             for example, chains in zip(examples, groups, strict=True)
         ]
         if not self._agent.search:

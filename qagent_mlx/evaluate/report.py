@@ -16,7 +16,16 @@ from ..errors import QAgentError
 from ..utils.text import query_key
 from .baselines.popularity import System
 from .baselines.search_log import SearchLog, moment_of
-from .metrics import METRICS, Ranking, Retrieval, bootstrap, calibration, holm, paired, score_case
+from .metrics import (
+    METRICS,
+    Ranking,
+    Retrieval,
+    bootstrap,
+    calibration,
+    holm,
+    paired_difference,
+    score_case,
+)
 from .slices import CUTS, groups
 
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
@@ -112,7 +121,12 @@ def evaluate(
         if on_progress is not None:
             on_progress(system.name, len(examples))
     comparisons: list[Report] = [
-        {"a": a, "b": b, "metric": name, **paired(scores[a][name], scores[b][name], seed)}
+        {
+            "a": a,
+            "b": b,
+            "metric": name,
+            **paired_difference(scores[a][name], scores[b][name], seed),
+        }
         for a, b in compare
         for name in COMPARED
     ]

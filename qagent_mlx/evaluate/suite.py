@@ -61,7 +61,7 @@ class OwnMemory:
         return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
 
 
-class Lineup:
+class SystemFactory:
     """Makes systems by name on one set of cases.
 
     The cases and their profiles are made once for all systems that read profiles of one kind
@@ -157,7 +157,7 @@ def parts_of(policies: Shop, name: str) -> tuple[str, str]:
     return name, ""
 
 
-def lineup(
+def evaluation_suite(
     shop: Shop,
     policies: Sequence[str],
     *,
@@ -205,7 +205,7 @@ def lineup(
     def make(codec: Any, agent: AgentConfig) -> Environment:
         return Environment.of_cases(shop, cases, codec, agent)
 
-    line = Lineup(shop, make, group=group, seed=seed, keep=keep, dtype=dtype)
+    line = SystemFactory(shop, make, group=group, seed=seed, keep=keep, dtype=dtype)
     systems = [
         line.policy(name, ablation)
         for name in dict.fromkeys(policies)
@@ -236,19 +236,21 @@ def evaluate_policies(
 
     Args:
         shop: Its index is built when it is missing or stale.
-        policies: Names, as for `lineup`.
+        policies: Names, as for `evaluation_suite`.
         with_baselines: Also the recommenders without a language model.
         on: The split.
         limit: So many cases, evenly spaced over the split.
         compare: Names of systems (a, b) to compare, case by case.
         by: Also slices, of `slices.CUTS`.
         on_progress: As for `report.evaluate`.
-        options: Others of `lineup`: ablations, extra, group, seed, …
+        options: Others of `evaluation_suite`: ablations, extra, group, seed, …
 
     Returns:
         See `report.evaluate`; `report.table` draws it.
     """
-    environment, systems = lineup(shop, policies, with_baselines=with_baselines, only=on, **options)
+    environment, systems = evaluation_suite(
+        shop, policies, with_baselines=with_baselines, only=on, **options
+    )
     return evaluate(
         environment,
         systems,

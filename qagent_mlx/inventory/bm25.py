@@ -29,7 +29,7 @@ ARRAYS = ("counts", "rows", "starts", "lengths", "impacts", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TermGroup:
     """Index terms that one term of a query may stand for; the best of them counts."""
 
     typed: str
@@ -38,7 +38,7 @@ class Group:
     how: str  # word, initials, spelling
 
 
-class Lexical:
+class BM25Index:
     """Terms by rows in columns (CSC): which rows hold a term, how often, and what it is worth."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Lexical:
         self._column = {term: i for i, term in enumerate(vocabulary)}
         self._impacts = self._weigh() if impacts is None else impacts
         self._spelling: Spelling | None = None
-        self._groups: dict[str, Group | None] = {}
+        self._groups: dict[str, TermGroup | None] = {}
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -64,14 +64,14 @@ class Lexical:
         return term in self._column
 
     @classmethod
-    def build(cls, texts: Sequence[str], titles: Sequence[str]) -> Lexical:
+    def build(cls, texts: Sequence[str], titles: Sequence[str]) -> BM25Index:
         """Of one text a row; initials come from the titles alone."""
         empty = cls([], *_empty())
         return empty.rearranged(np.full(len(texts), -1, dtype=np.int64), texts, titles)
 
     def rearranged(
         self, source: np.ndarray, texts: Sequence[str], titles: Sequence[str]
-    ) -> Lexical:
+    ) -> BM25Index:
         """The index of a changed catalog.
 
         Args:
@@ -119,7 +119,7 @@ class Lexical:
         lengths = np.empty(len(source), dtype=np.int32)
         lengths[source >= 0] = self._lengths[source[source >= 0]]
         lengths[fresh] = sizes
-        return Lexical(
+        return BM25Index(
             [names[i] for i in used.tolist()],
             np.minimum(matrix.data, 65535).astype(np.uint16),
             matrix.indices.astype(np.int32),
@@ -140,7 +140,7 @@ class Lexical:
 
     # ------------------------------------------------------------ queries
 
-    def groups(self, query: str) -> list[Group]:
+    def groups(self, query: str) -> list[TermGroup]:
         """What the query's terms stand for in this index; what stands for nothing is left out."""
         made = []
         for term in product_terms(query):
@@ -153,15 +153,15 @@ class Lexical:
                 made.append(group)
         return made
 
-    def _group(self, term: str) -> Group | None:
+    def _group(self, term: str) -> TermGroup | None:
         if term in self._column:
-            return Group(term, (term,), 1.0, "word")
+            return TermGroup(term, (term,), 1.0, "word")
         if ALIAS + term in self._column:
-            return Group(term, (ALIAS + term,), 1.0, "initials")
+            return TermGroup(term, (ALIAS + term,), 1.0, "initials")
         if self._spelling is None:
             self._spelling = Spelling(t for t in self.terms if is_word(t))
         near = self._spelling.near(term)
-        return Group(term, near, FUZZY_WEIGHT, "spelling") if near else None
+        return TermGroup(term, near, FUZZY_WEIGHT, "spelling") if near else None
 
     def postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows that hold an index term, ascending, and what each adds to a score."""
@@ -169,7 +169,7 @@ class Lexical:
         place = slice(self._starts[at], self._starts[at + 1])
         return self._rows[place], self._impacts[place]
 
-    def scores(self, groups: Sequence[Group]) -> np.ndarray:
+    def scores(self, groups: Sequence[TermGroup]) -> np.ndarray:
         """The score of every row, float32 (rows,)."""
         total = np.zeros(len(self._lengths), dtype=np.float32)
         for group in groups:
@@ -184,7 +184,7 @@ class Lexical:
             total += np.float32(group.weight) * best
         return total
 
-    def found(self, asked: Sequence[Sequence[Group]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def found(self, asked: Sequence[Sequence[TermGroup]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query's groups the rows that hold a term, in any order, and their scores.
 
         The same scores as `scores`, for hundreds of queries at once.
@@ -223,7 +223,7 @@ class Lexical:
             (self._impacts, self._rows, self._starts), (len(self.terms), len(self._lengths))
         )
 
-    def why(self, groups: Sequence[Group], row: int) -> list[tuple[Group, str, float]]:
+    def why(self, groups: Sequence[TermGroup], row: int) -> list[tuple[TermGroup, str, float]]:
         """What a row's score is made of: (group, index term, what it adds), the most first."""
         made = []
         for group in groups:
@@ -252,7 +252,7 @@ class Lexical:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Lexical:
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> BM25Index:
         """What `arrays` gave; raises ValueError where the parts don't fit."""
         text = arrays["vocabulary"].tobytes().decode()
         terms = text.split("\n") if text else []

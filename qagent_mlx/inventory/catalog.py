@@ -18,7 +18,7 @@ from .click_log import seconds
 MOMENTS = 16  # whose prices and stock a catalog remembers
 
 
-class History:
+class ProductHistory:
     """Prices and stock over time, for products that the shop knows more than one state of."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Catalog:
     prices: np.ndarray  # NaN where there is none
     in_stock: np.ndarray  # bool
     attributes: list[str | None]  # JSON
-    history: History | None = None
+    history: ProductHistory | None = None
     _states: OrderedDict[datetime, tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, repr=False
     )
@@ -163,7 +163,7 @@ def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str)
     rows = np.array([rows_of.get(p, -1) for p in known["product_id"].tolist()], dtype=np.int64)
     if (rows >= 0).any():
         here = rows >= 0
-        catalog.history = History(
+        catalog.history = ProductHistory(
             rows[here],
             np.asarray(known["ts"], dtype=np.float64)[here],
             np.ma.filled(np.ma.asarray(known["price"], dtype=np.float64), np.nan)[here],

@@ -22,25 +22,25 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .analyzer import VERSION, outdated, product_terms
-from .bm25 import ARRAYS, Lexical
+from .bm25 import ARRAYS, BM25Index
 from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
 from .encoders.registry import EncoderSpec, open_encoder
 from .encoders.subword import Encoder, SubwordEncoder
 from .index_files import (
     REMEDY,
-    Writer,
+    IndexWriter,
     check_files,
     clear_if_idle,
     leftovers,
     read_manifest,
     writing,
 )
-from .vector_index import Vectors, open_shard, save_shard
+from .vector_index import VectorIndex, open_shard, save_shard
 
 __all__ = [
     "CLICK_SHARE",
     "Catalog",
-    "Changes",
+    "IndexChanges",
     "InventoryIndex",
     "build",
     "default_clicks_until",
@@ -62,8 +62,8 @@ class InventoryIndex:
     folder: Path
     manifest: dict[str, Any]
     catalog: Catalog
-    lexical: Lexical
-    vectors: Vectors
+    lexical: BM25Index
+    vectors: VectorIndex
     encoder: Encoder
 
     @property
@@ -74,7 +74,7 @@ class InventoryIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class IndexChanges:
     """What an update found: numbers of products."""
 
     added: int
@@ -112,7 +112,7 @@ def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
         return _build(shop, clicks_until, writer)
 
 
-def _build(shop: Shop, clicks_until: datetime | None, writer: Writer) -> InventoryIndex:
+def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> InventoryIndex:
     catalog = read_catalog(shop)
     until = clicks_until or default_clicks_until(shop)
     texts = catalog.texts()
@@ -128,8 +128,8 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: Writer) -> Invento
         encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
     else:
         encoder = open_encoder(spec)
-    lexical = Lexical.build(texts, catalog.titles)
-    vectors = Vectors.build(encoder.encode(texts))
+    lexical = BM25Index.build(texts, catalog.titles)
+    vectors = VectorIndex.build(encoder.encode(texts))
     values = {
         "encoder": spec.stored(encoder),
         "clicks_until": until.isoformat() if until else None,
@@ -162,7 +162,7 @@ def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple
     ]
 
 
-def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, Changes]:
+def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
     """Bring an index in line with the shop's catalog: products that came, changed or went.
 
     The encoder stays as it is; words and vectors of unchanged texts are used again. Where much
@@ -179,7 +179,9 @@ def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, Changes]:
         return _update(shop, index, writer)
 
 
-def _update(shop: Shop, index: InventoryIndex, writer: Writer) -> tuple[InventoryIndex, Changes]:
+def _update(
+    shop: Shop, index: InventoryIndex, writer: IndexWriter
+) -> tuple[InventoryIndex, IndexChanges]:
     old, catalog = index.catalog, read_catalog(shop)
     rows_of = old.rows_of()
     before, texts = old.texts(), catalog.texts()
@@ -195,7 +197,7 @@ def _update(shop: Shop, index: InventoryIndex, writer: Writer) -> tuple[Inventor
             source[row] = at
             restated += _facts(old, at) != _facts(catalog, row)
     removed = len(old) - (len(catalog) - added)
-    changes = Changes(added, changed, restated, removed)
+    changes = IndexChanges(added, changed, restated, removed)
     spec = EncoderSpec.of(shop.config.search)
     if spec.learned and added + changed > REFIT_SHARE * len(catalog):
         return _build(shop, index.clicks_until, writer), changes
@@ -241,7 +243,7 @@ def _facts(catalog: Catalog, row: int) -> tuple[Any, ...]:
 
 
 def _write(
-    shop: Shop, writer: Writer, index: InventoryIndex, kept: dict[str, list[int]]
+    shop: Shop, writer: IndexWriter, index: InventoryIndex, kept: dict[str, list[int]]
 ) -> InventoryIndex:
     """Write what is not ``kept``, and return the index with its manifest and mapped shards."""
 
@@ -285,9 +287,9 @@ def _save_array(array: np.ndarray, path: Path) -> None:
     np.save(path, array)
 
 
-def _open_vectors(folder: Path, manifest: dict[str, Any], slots: np.ndarray) -> Vectors:
+def _open_vectors(folder: Path, manifest: dict[str, Any], slots: np.ndarray) -> VectorIndex:
     shards = [open_shard(folder, *shard) for shard in manifest["shards"]]
-    return Vectors(manifest["dimensions"], shards, slots)
+    return VectorIndex(manifest["dimensions"], shards, slots)
 
 
 def load(folder: Path) -> InventoryIndex:
@@ -311,7 +313,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
     try:
         files = {name.rpartition("-")[0]: folder / name for name in manifest["files"]}
         catalog = read_stored(files["catalog"], files["history"])
-        lexical = Lexical.from_arrays(
+        lexical = BM25Index.from_arrays(
             {name: np.load(files[f"lexical_{name}"], mmap_mode="r") for name in ARRAYS}
         )
         vectors = _open_vectors(folder, manifest, np.load(files["slots"]))

@@ -88,7 +88,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise QAgentError(f"the index in {folder} is damaged ({name}); {REMEDY}")
 
 
-class Writer:
+class IndexWriter:
     """Writes the next generation; see `writing`."""
 
     def __init__(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ class Writer:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Writer]:
+def writing(folder: Path) -> Iterator[IndexWriter]:
     """The right to write the index, held until the block ends; waits for another writer.
 
     Raises:
@@ -141,7 +141,7 @@ def writing(folder: Path) -> Iterator[Writer]:
         with locked(folder / LOCK, f"the index in {folder} is being written by {{}}; {BUSY}", WAIT):
             clear(folder)
             try:
-                yield Writer(folder)
+                yield IndexWriter(folder)
             except BaseException:
                 clear(folder)
                 raise

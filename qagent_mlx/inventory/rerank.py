@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .encoders.language_model import Reader
+    from .encoders.language_model import TextReader
 
 _LEAD = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
@@ -34,10 +34,10 @@ class Reranker:
         self.max_tokens, self.batch = max_tokens, batch
 
     @cached_property
-    def _reader(self) -> Reader:
-        from .encoders.language_model import Reader
+    def _reader(self) -> TextReader:
+        from .encoders.language_model import TextReader
 
-        return Reader(self.folder)
+        return TextReader(self.folder)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """P(yes) of each (query, product text), float32 (len(pairs),)."""

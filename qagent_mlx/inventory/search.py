@@ -29,7 +29,14 @@ from .click_log import ClickLog, SimilarQueries, read_clicks, similar_ranking
 from .index import InventoryIndex, ensure, load
 from .index_files import read_manifest
 from .rerank import Reranker
-from .types import Clicked, Explanation, Filters, Side, Sides, Word
+from .types import (
+    ClickRanking,
+    Explanation,
+    Filters,
+    MatchedWord,
+    RankingContribution,
+    StaticRankings,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -58,7 +65,7 @@ class HybridSearch:
         self.clicks = clicks
         self.config = config
         self.reranker = reranker
-        self._static: OrderedDict[str, Sides] = OrderedDict()
+        self._static: OrderedDict[str, StaticRankings] = OrderedDict()
         self._answers: OrderedDict[_Asked, list[Hit]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -126,15 +133,15 @@ class HybridSearch:
         made = []
         for hit in self.search([query], k, [as_of], filters)[0]:
             row = self.catalog.rows_of()[hit.product_id]
-            found: dict[str, Side] = {}
+            found: dict[str, RankingContribution] = {}
             for name, (rows, adds) in parts.items():
                 at = np.flatnonzero(rows == row)
                 if len(at):
                     place = int(at[0])
                     raw = self._raw(name, row, sides, clicked)
-                    found[name] = Side(place + 1, raw, float(adds[place]))
+                    found[name] = RankingContribution(place + 1, raw, float(adds[place]))
             words = tuple(
-                Word(group.typed, term, group.how, value)
+                MatchedWord(group.typed, term, group.how, value)
                 for group, term, value in self.index.lexical.why(groups, row)
             )
             borrowed = clicked.keys if "clicks" in found else ()
@@ -142,7 +149,7 @@ class HybridSearch:
         return made
 
     @staticmethod
-    def _raw(name: str, row: int, sides: Sides, clicked: Clicked) -> float:
+    def _raw(name: str, row: int, sides: StaticRankings, clicked: ClickRanking) -> float:
         """A side's own score of a row: BM25, cosine similarity, or decayed weight of clicks."""
         rows, values = {
             "words": (sides.lexical, sides.bm25),
@@ -177,9 +184,11 @@ class HybridSearch:
 
     # ------------------------------------------------------------ words and vectors
 
-    def _sides(self, queries: Sequence[str], masks: Sequence[np.ndarray | None]) -> list[Sides]:
+    def _sides(
+        self, queries: Sequence[str], masks: Sequence[np.ndarray | None]
+    ) -> list[StaticRankings]:
         """What words and vectors find for each query; remembered where nothing is filtered."""
-        made: dict[tuple[str, int], Sides] = {}
+        made: dict[tuple[str, int], StaticRankings] = {}
         groups: dict[int, list[str]] = {}
         of_group = {id(mask): mask for mask in masks}
         plain = [q for q, mask in zip(queries, masks, strict=True) if mask is None]
@@ -217,7 +226,7 @@ class HybridSearch:
             while len(kept) > most:
                 kept.popitem(last=False)
 
-    def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[Sides]:
+    def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[StaticRankings]:
         vectors = self.index.encoder.encode(queries, queries=True)
         dense = self.index.vectors.search(vectors, self.config.pool, allowed)
         alike: list[list[tuple[str, float]]] = [[] for _ in queries]
@@ -229,7 +238,7 @@ class HybridSearch:
         ):
             key = query_key(query)
             similar = tuple(item for item in near if item[0] != key)
-            made.append(Sides(*words, rows, distances, similar))
+            made.append(StaticRankings(*words, rows, distances, similar))
         return made
 
     @cached_property
@@ -260,18 +269,18 @@ class HybridSearch:
 
     # ------------------------------------------------------------ clicks and fusion
 
-    def clicked(self, query: str, sides: Sides, moment: datetime | None) -> Clicked:
+    def clicked(self, query: str, sides: StaticRankings, moment: datetime | None) -> ClickRanking:
         """The ranking of past clicks at a moment; similar queries stand in for a new one."""
         if self.clicks is None:
-            return Clicked(_NOTHING, np.empty(0), ())
+            return ClickRanking(_NOTHING, np.empty(0), ())
         rows, evidence = self.clicks.ranking(query_key(query), moment)
         if len(rows) or not sides.similar:
-            return Clicked(rows, evidence, ())
+            return ClickRanking(rows, evidence, ())
         rows, evidence, keys = similar_ranking(self.clicks, sides.similar, moment)
-        return Clicked(rows, evidence, tuple(keys))
+        return ClickRanking(rows, evidence, tuple(keys))
 
     def _parts(
-        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None
+        self, sides: StaticRankings, clicked: ClickRanking, allowed: np.ndarray | None
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Each ranking's rows, the best first, and what it adds to the score of each."""
         config = self.config
@@ -295,7 +304,7 @@ class HybridSearch:
         return np.asarray(1.0 / (self.config.rrf_k + np.arange(1, len(rows) + 1)))
 
     def _best(
-        self, sides: Sides, clicked: Clicked, allowed: np.ndarray | None, k: int
+        self, sides: StaticRankings, clicked: ClickRanking, allowed: np.ndarray | None, k: int
     ) -> list[tuple[int, float]]:
         """The ``k`` rows with the highest fused score, ties by row."""
         parts = self._parts(sides, clicked, allowed).values()

@@ -44,7 +44,7 @@ class Search(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class StaticRankings:
     """What words and vectors find for a query, whenever it is asked: rows, the best first."""
 
     lexical: np.ndarray
@@ -55,7 +55,7 @@ class Sides:
 
 
 @dataclass(frozen=True, slots=True)
-class Clicked:
+class ClickRanking:
     """What past clicks say at a moment: rows, the best first, and whose clicks they were."""
 
     rows: np.ndarray
@@ -64,7 +64,7 @@ class Clicked:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class RankingContribution:
     """What one ranking says of a hit."""
 
     rank: int
@@ -73,7 +73,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class MatchedWord:
     """A term of the query and the term of the product that it met."""
 
     typed: str
@@ -87,6 +87,6 @@ class Explanation:
     """Why a product was found."""
 
     hit: Hit
-    sides: dict[str, Side]  # words, vectors, clicks: those that found it
-    words: tuple[Word, ...]  # the one that counts most first
+    sides: dict[str, RankingContribution]  # words, vectors, clicks: those that found it
+    words: tuple[MatchedWord, ...]  # the one that counts most first
     borrowed: tuple[str, ...]  # similar queries whose clicks stood in

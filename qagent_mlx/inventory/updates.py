@@ -12,14 +12,14 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils import trusted_code
 from .encoders.registry import SUBWORD, EncoderSpec, python_file
-from .index import Changes, build, ensure, load, update
+from .index import IndexChanges, build, ensure, load, update
 
 
 def remove_products(shop: Shop, products: Sequence[str]) -> None:
     """Take products out of the catalog; what users did with them stays in the log.
 
     Args:
-        shop: Open for writing. Its index notices; `updated` brings it in line.
+        shop: Open for writing. Its index notices; `refresh_index` brings it in line.
         products: Their ids.
 
     Raises:
@@ -76,7 +76,7 @@ def choose_encoder(shop: Shop, encoder: str | None, dimensions: int | None = Non
     shop.save_config()
 
 
-def updated(shop: Shop) -> dict[str, Any]:
+def refresh_index(shop: Shop) -> dict[str, Any]:
     """Bring the shop's index in line with its catalog.
 
     Returns:
@@ -92,9 +92,9 @@ def updated(shop: Shop) -> dict[str, Any]:
         shop.config.search
     ):
         index = build(shop, before.clicks_until) if before is not None else ensure(shop)
-        changes = Changes(len(index.catalog), 0, 0, 0)
+        changes = IndexChanges(len(index.catalog), 0, 0, 0)
     elif before.manifest["catalog_version"] == shop.catalog_version:
-        index, changes = before, Changes(0, 0, 0, 0)
+        index, changes = before, IndexChanges(0, 0, 0, 0)
     else:
         index, changes = update(shop, before)
     return {

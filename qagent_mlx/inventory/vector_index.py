@@ -61,7 +61,7 @@ class Shard:
         return [(s[:n], d[:n]) for s, d, n in zip(slots, distances, counts, strict=True)]
 
 
-class Vectors:
+class VectorIndex:
     """The vectors of a catalog, one a row."""
 
     def __init__(self, dimensions: int, shards: Sequence[Shard], slots: np.ndarray) -> None:
@@ -81,7 +81,7 @@ class Vectors:
         return all(shard.graph is None for shard in self.shards)
 
     @classmethod
-    def build(cls, vectors: np.ndarray) -> Vectors:
+    def build(cls, vectors: np.ndarray) -> VectorIndex:
         """Of one vector a row, (rows, dimensions)."""
         size, dimensions = vectors.shape
         vectors = rounded(vectors)
@@ -93,7 +93,7 @@ class Vectors:
             shards = [Shard(a, b - a, graph=_graph(vectors[a:b], a)) for a, b in pairwise(edges)]
         return cls(dimensions, shards, np.arange(size, dtype=np.int64))
 
-    def rearranged(self, source: np.ndarray, fresh: np.ndarray) -> Vectors:
+    def rearranged(self, source: np.ndarray, fresh: np.ndarray) -> VectorIndex:
         """The vectors of a changed catalog; graphs stay as they are.
 
         Args:
@@ -108,7 +108,7 @@ class Vectors:
             merged = np.empty((len(source), self.dimensions), dtype=np.float32)
             merged[source < 0] = fresh
             merged[source >= 0] = self.get(source[source >= 0])
-            return Vectors.build(merged)
+            return VectorIndex.build(merged)
         shards = list(self.shards)
         tail = shards.pop() if shards[-1].matrix is not None else None
         added = rounded(fresh)
@@ -122,7 +122,7 @@ class Vectors:
             shards.append(tail)
         elif len(added):
             shards.append(Shard(start, len(added), matrix=added))
-        return Vectors(self.dimensions, shards, slots)
+        return VectorIndex(self.dimensions, shards, slots)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of rows, float32 (len(rows), dimensions)."""

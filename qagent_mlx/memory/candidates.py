@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .statistics_cache import KINDS, NEVER, NOBODY, NOTHING, Day, Trend, Vocabulary
-from .user_state import State
+from .statistics_cache import KINDS, NEVER, NOBODY, NOTHING, DayStatistics, Trend, Vocabulary
+from .user_state import UserState
 
 CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
 ECHOED = 8  # of the user's last queries: whose words are looked for in other queries
@@ -50,7 +50,7 @@ NUMBERS = (
 )
 
 
-def blank(rows: int) -> dict[str, np.ndarray]:
+def empty_candidates(rows: int) -> dict[str, np.ndarray]:
     """Columns as `candidates` makes them, with nothing known of any row.
 
     Text is an object array with None where there is nothing, all else float64 with NaN.
@@ -68,7 +68,9 @@ class Neighbour(NamedTuple):
     timing: float | None
 
 
-def neighbours(state: State, day: Day, vocabulary: Vocabulary) -> dict[str, Neighbour]:
+def neighbours(
+    state: UserState, day: DayStatistics, vocabulary: Vocabulary
+) -> dict[str, Neighbour]:
     """What people with the user's past went on to search, fitted to the user's taste."""
     found = [(row, day.followers.get(row[0], NOBODY)) for row in state.sources]
     found = [(row, f) for row, f in found if len(f.ids)]
@@ -126,7 +128,7 @@ class Need(NamedTuple):
     bought: bool = False  # what is followed was bought, and not only liked
 
 
-def needs(state: State, day: Day) -> dict[str, Need]:
+def needs(state: UserState, day: DayStatistics) -> dict[str, Need]:
     """What people come back for who engaged with what the user did, as long ago.
 
     The strength is P(category) times the density of coming back after that time; of several
@@ -148,7 +150,7 @@ def _named(rows: list[list[Any]]) -> dict[str | None, float]:
     return dict(rows)
 
 
-def _fit(state: State, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def _fit(state: UserState, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """How well the wording of queries fits the user: (ids,)."""
     kinds, modifiers = vocabulary.worded()
     share = _named(state.wording)
@@ -163,9 +165,9 @@ def _fit(state: State, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def candidates(
-    state: State,
+    state: UserState,
     near: dict[str, Neighbour],
-    day: Day,
+    day: DayStatistics,
     trends: dict[str, Trend],
     vocabulary: Vocabulary,
 ) -> dict[str, np.ndarray]:
@@ -200,7 +202,7 @@ def candidates(
     ]
     spoken = frozenset().union(*(bag for _, bag in said))  # their words: most share none of them
     due = needs(state, day)
-    keys = sorted(wanted(state, near, trends) & vocabulary.number.keys())
+    keys = sorted(candidate_keys(state, near, trends) & vocabulary.number.keys())
     text: list[tuple[str | None, ...]] = []
     numbers: list[tuple[Any, ...]] = []
     nothing: tuple[Any, ...] = (None,) * 5
@@ -256,7 +258,7 @@ def candidates(
             )
         )
     if not keys:
-        return blank(0)
+        return empty_candidates(0)
     table = np.ascontiguousarray(np.array(numbers, dtype=np.float64).T)
     words = np.array(text, dtype=object).T
     return dict(zip(NUMBERS, table, strict=True)) | dict(zip(TEXT, words, strict=True))
@@ -268,7 +270,9 @@ def _likeness(a: frozenset[str], b: frozenset[str]) -> float:
     return both / (len(a) + len(b) - both) if both else 0.0
 
 
-def wanted(state: State, near: dict[str, Neighbour], trends: dict[str, Trend]) -> set[str]:
+def candidate_keys(
+    state: UserState, near: dict[str, Neighbour], trends: dict[str, Trend]
+) -> set[str]:
     """The keys of the queries that are weighed."""
     made = {row[0] for row in state.own[:CANDIDATES]} | near.keys()
     return made | {key for key, trend in trends.items() if trend.place <= CANDIDATES}

@@ -42,7 +42,7 @@ class Event(NamedTuple):
     search_id: int | None
 
 
-class Good(NamedTuple):
+class ProductFacts(NamedTuple):
     """What a product adds to the interest graph.
 
     A price counts as low up to ``low`` and as middling up to ``high``, among the products of
@@ -113,7 +113,7 @@ def read_wordings(
         yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(tokens(query))))
 
 
-class Log:
+class EventLog:
     """The events of some users, and what is known of their products and queries.
 
     Args:
@@ -123,7 +123,7 @@ class Log:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, *, worded: bool = True) -> None:
         self._connection, self._worded = connection, worded
-        self.goods: dict[str, Good] = {}
+        self.goods: dict[str, ProductFacts] = {}
         self.wordings: dict[str, Wording] = {}
 
     def of(self, users: Iterable[str]) -> dict[str, list[Event]]:
@@ -158,4 +158,4 @@ class Log:
             prices[product][0].append(at)
             prices[product][1].append(price)
         for product, *rest in self._connection.execute(_GOODS, values).fetchall():
-            self.goods[product] = Good(*rest, *prices.get(product, ((), ())))
+            self.goods[product] = ProductFacts(*rest, *prices.get(product, ((), ())))

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import duckdb
 import numpy as np
 
-from .types import Moment, Rows
+from .types import Moment, UserMemory
 
 
-def without_private(
+def drop_private_candidates(
     connection: duckdb.DuckDBPyConnection,
     moments: Sequence[Moment],
-    rows: Sequence[Rows],
+    rows: Sequence[UserMemory],
     least: int,
 ) -> None:
     """Take candidates away that fewer than ``least`` people had searched by a moment.

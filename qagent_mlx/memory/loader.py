@@ -13,14 +13,14 @@ import numpy as np
 
 from ..shop.config import MemoryConfig
 from . import shop_statistics, store
-from .candidates import blank, candidates, neighbours, wanted
-from .event_log import Event, Log, of_users
-from .statistics_cache import NOTHING, Knowledge, start_of_day
-from .types import Moment, Rows
-from .user_state import Search, State, searches, state_of, touches
+from .candidates import candidate_keys, candidates, empty_candidates, neighbours
+from .event_log import Event, EventLog, of_users
+from .statistics_cache import NOTHING, StatisticsCache, start_of_day
+from .types import Moment, UserMemory
+from .user_state import PastSearch, UserState, searches, touches, user_state
 
 
-class Reader:
+class MemoryLoader:
     """Reads a shop's database; sees new events where memory is stored (see `store`).
 
     Args:
@@ -33,38 +33,38 @@ class Reader:
         self,
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
-        knowledge: Knowledge | None = None,
+        knowledge: StatisticsCache | None = None,
     ) -> None:
         self.connection, self.config = connection, config
-        self.knowledge = knowledge or Knowledge(connection, config)
+        self.knowledge = knowledge or StatisticsCache(connection, config)
         self._fingerprint = store.fingerprint(config)
         self._fixed: dict[str, str] | None = None
         self._made = 0  # how often tables of this connection only were made
 
-    def rows(self, moments: Sequence[Moment]) -> list[Rows]:
+    def rows(self, moments: Sequence[Moment]) -> list[UserMemory]:
         """What each moment's profile is made of."""
         state = self.ready()
-        states: list[State | None] = [None] * len(moments)
-        if store.ended(state):
+        states: list[UserState | None] = [None] * len(moments)
+        if store.log_end(state):
             states = self._stored(moments)
         missing = [i for i, found in enumerate(states) if found is None]
         for i, made in zip(missing, self._made_states([moments[i] for i in missing]), strict=True):
             states[i] = made
         return self._assembled(moments, [s for s in states if s is not None])
 
-    def computed(self, moments: Sequence[Moment]) -> list[Rows]:
+    def computed(self, moments: Sequence[Moment]) -> list[UserMemory]:
         """The same as `rows`, from the log itself."""
         self.ready()
         return self._assembled(moments, list(self._made_states(moments)))
 
     def touches(
         self, moment: Moment
-    ) -> tuple[list[tuple[int, str, str, float]], Sequence[Event], Log]:
+    ) -> tuple[list[tuple[int, str, str, float]], Sequence[Event], EventLog]:
         """Every touch of the user's interest graph, the events, and what is known of them."""
         self.ready()
-        log = Log(self.connection)
+        log = EventLog(self.connection)
         events = _before(log.of([moment.user_id]).get(moment.user_id, []), moment.at)
-        asked: list[Search] = searches(events)
+        asked: list[PastSearch] = searches(events)
         found = touches(events, asked, moment.at, log.goods, log.wordings, self.config)
         return list(found), events, log
 
@@ -101,7 +101,7 @@ class Reader:
 
     # ------------------------------------------------------------ states
 
-    def _stored(self, moments: Sequence[Moment]) -> list[State | None]:
+    def _stored(self, moments: Sequence[Moment]) -> list[UserState | None]:
         """The state of each moment after the user's last event, else None."""
         users = list({m.user_id for m in moments})
         where, values = of_users(users)
@@ -109,32 +109,34 @@ class Reader:
             f"SELECT user_id, made, state FROM profiles WHERE {where}", values
         ).fetchall()
         rows = {user: (made, packed) for user, made, packed in found}
-        states: list[State | None] = []
+        states: list[UserState | None] = []
         for moment in moments:
             row = rows.get(moment.user_id)
             if row is None:
-                states.append(State())  # nobody without a row has events
+                states.append(UserState())  # nobody without a row has events
             elif moment.as_of > row[0]:
-                kept = State(**json.loads(row[1]))
+                kept = UserState(**json.loads(row[1]))
                 days = (moment.as_of - row[0]).total_seconds() / 86400
-                states.append(kept.moved(days, self.config.half_life_days))
+                states.append(kept.advance(days, self.config.half_life_days))
             else:
                 states.append(None)
         return states
 
-    def _made_states(self, moments: Sequence[Moment]) -> Iterator[State]:
+    def _made_states(self, moments: Sequence[Moment]) -> Iterator[UserState]:
         """Each moment's state, from the log."""
         if not moments:
             return
-        log = Log(self.connection)
+        log = EventLog(self.connection)
         events = log.of({m.user_id for m in moments})
         for moment in moments:
             known = _before(events.get(moment.user_id, []), moment.at)
-            yield state_of(known, moment.at, log.goods, log.wordings, self.config)
+            yield user_state(known, moment.at, log.goods, log.wordings, self.config)
 
     # ------------------------------------------------------------ candidates
 
-    def _assembled(self, moments: Sequence[Moment], states: Sequence[State]) -> list[Rows]:
+    def _assembled(
+        self, moments: Sequence[Moment], states: Sequence[UserState]
+    ) -> list[UserMemory]:
         """Add what the shop knew at the start of each moment's day and hour."""
         known = self.knowledge
         days = [start_of_day(m.as_of) for m in moments]
@@ -154,7 +156,7 @@ class Reader:
         trends = known.trends(m.as_of for m in moments)
         queries: dict[datetime, set[str]] = defaultdict(set)
         for start, state, mine, hour in zip(days, states, near, trends, strict=True):
-            queries[start] |= wanted(state, mine, hour)
+            queries[start] |= candidate_keys(state, mine, hour)
             queries[start].update(row[0] for row in state.own)
         known.facts(queries)
         known.cycles(
@@ -165,7 +167,7 @@ class Reader:
             }
         )
         return [
-            Rows(candidates(state, mine, day_of[start], hour, known.vocabulary), state)
+            UserMemory(candidates(state, mine, day_of[start], hour, known.vocabulary), state)
             for state, mine, start, hour in zip(states, near, days, trends, strict=True)
         ]
 
@@ -174,7 +176,7 @@ def _before(events: Sequence[Event], at: int) -> Sequence[Event]:
     return events[: bisect_left(events, at, key=lambda event: event.at)]
 
 
-def joined(rows: Sequence[Rows]) -> dict[str, np.ndarray]:
+def concatenate_candidates(rows: Sequence[UserMemory]) -> dict[str, np.ndarray]:
     """The candidates of several moments one below the other."""
-    parts = [blank(0), *(r.candidates for r in rows)]
+    parts = [empty_candidates(0), *(r.candidates for r in rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

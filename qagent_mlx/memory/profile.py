@@ -21,16 +21,16 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import _written, render
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile
-from .k_anonymity import without_private
-from .loader import Reader, joined
-from .ranker import Worth
+from .k_anonymity import drop_private_candidates
+from .loader import MemoryLoader, concatenate_candidates
+from .ranker import MemoryRanker
 from .ranking_features import features
 from .raw_history import RAW, raw_lines
 from .sections import _context, _graph_lines, _identity_lines, _query_lines, _seen_lines
-from .statistics_cache import Knowledge
+from .statistics_cache import StatisticsCache
 from .summarizer import Summarizer
-from .types import CountTokens, Moment, Rows
-from .user_state import State
+from .types import CountTokens, Moment, UserMemory
+from .user_state import UserState
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 TOGETHER = 64  # moments whose candidates are weighed together
@@ -54,17 +54,17 @@ class Memory:
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
         count: CountTokens,
-        worth: Worth | None = None,
+        worth: MemoryRanker | None = None,
         summarizer: Summarizer | None = None,
-        knowledge: Knowledge | None = None,
+        knowledge: StatisticsCache | None = None,
     ) -> None:
         self.summarizer = summarizer
         self.connection = connection
-        self.worth = worth or Worth.default()
+        self.worth = worth or MemoryRanker.default()
         self.config = config
         self._count = count
         self._counted: dict[str, int] = {}
-        self.reader = Reader(connection, config, knowledge)
+        self.reader = MemoryLoader(connection, config, knowledge)
 
     def profiles(
         self,
@@ -96,10 +96,10 @@ class Memory:
             ]
         rows = self.reader.rows(moments)
         if self.config.least_users > 1:
-            without_private(self.connection, moments, rows, self.config.least_users)
+            drop_private_candidates(self.connection, moments, rows, self.config.least_users)
         made = []
         for moment, mine, table in zip(moments, rows, tables_of(rows), strict=True):
-            chances = self.worth.at(moment.as_of).chances(table)
+            chances = self.worth.at(moment.as_of).probabilities(table)
             lines = [
                 *_graph_lines(mine.state.nodes),
                 *_identity_lines(mine.state),
@@ -157,7 +157,7 @@ class Memory:
             spent += costs[i]
         return self._made(moment, [lines[i] for i in sorted(chosen)], spent, context)
 
-    def _summarized(self, moment: Moment, rows: Rows, lines: list[Line]) -> list[Line]:
+    def _summarized(self, moment: Moment, rows: UserMemory, lines: list[Line]) -> list[Line]:
         """The lines with the model's line of identity, where it wrote one."""
         assert self.summarizer is not None
         text = self.summarizer.line(moment.user_id, rows)
@@ -180,7 +180,7 @@ class Memory:
             kept.append(line)
             spent += cost
             references += line.query is not None
-        return self._made(moment, kept, spent, _context(State()))
+        return self._made(moment, kept, spent, _context(UserState()))
 
     def _made(
         self, moment: Moment, kept: list[Line], spent: int, context: dict[str, Any]
@@ -198,11 +198,11 @@ class Memory:
         )
 
 
-def tables_of(rows: Sequence[Rows]) -> Iterator[np.ndarray]:
+def tables_of(rows: Sequence[UserMemory]) -> Iterator[np.ndarray]:
     """`features` of the candidates of some moments, computed in one go."""
     for start in range(0, len(rows), TOGETHER):
         some = rows[start : start + TOGETHER]
-        whole = features(joined(some))
+        whole = features(concatenate_candidates(some))
         at = 0
         for mine in some:
             # Of its own: a sum over columns must not depend on what lies beside it.
@@ -227,7 +227,7 @@ def check_sections(sections: Iterable[str]) -> set[str]:
     return wanted
 
 
-def words_cost(texts: Sequence[str]) -> list[int]:
+def count_words(texts: Sequence[str]) -> list[int]:
     """A token a word and a tag: what stands in for a tokenizer where there is none yet."""
     return [len(text.replace("<", " <").split()) + 1 for text in texts]
 

@@ -23,7 +23,7 @@ from scipy import sparse
 
 from ..shop.shop import Shop
 from .ranking_features import _PLACE, FEATURES, features
-from .sessions import Success, successes
+from .sessions import SuccessfulSession, successful_sessions
 
 _DEFAULTS = {
     "own": 0.8,
@@ -56,7 +56,7 @@ Retrieve = Callable[[Sequence[str], Sequence[datetime]], Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Weights:
+class RankerWeights:
     """Weights of `FEATURES` and the logit of the outside option, learned before a moment."""
 
     values: np.ndarray
@@ -65,11 +65,11 @@ class Weights:
     until: datetime = datetime.min
 
     @classmethod
-    def default(cls) -> Weights:
+    def default(cls) -> RankerWeights:
         """What an average shop would say."""
         return cls(np.array([_DEFAULTS.get(name, 0.0) for name in FEATURES]), OUTSIDE)
 
-    def chances(self, table: np.ndarray) -> np.ndarray:
+    def probabilities(self, table: np.ndarray) -> np.ndarray:
         """The chance of each of one moment's candidates: (rows,) of (rows, len(FEATURES))."""
         if not len(table):
             return np.empty(0)
@@ -81,24 +81,24 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Worth:
+class MemoryRanker:
     """The weights along the log, by the moment from which they serve."""
 
-    steps: tuple[Weights, ...]
+    steps: tuple[RankerWeights, ...]
 
     @classmethod
-    def default(cls) -> Worth:
+    def default(cls) -> MemoryRanker:
         """What an average shop would say, at any time."""
-        return cls((Weights.default(),))
+        return cls((RankerWeights.default(),))
 
     @classmethod
-    def of_shop(cls, shop: Shop) -> Worth:
+    def of_shop(cls, shop: Shop) -> MemoryRanker:
         """What the shop has learned; the defaults before that."""
         return cls.of_text(shop.meta("line_worth", ""))
 
     @classmethod
-    def of_text(cls, stored: str) -> Worth:
-        """The weights as `learn` keeps them; the defaults for an empty text."""
+    def of_text(cls, stored: str) -> MemoryRanker:
+        """The weights as `fit_ranker` keeps them; the defaults for an empty text."""
         values: dict[str, Any] = json.loads(stored) if stored else {}
         known = {name: place for place, name in enumerate(values.get("features", ()))}
         if not known or not known.keys() <= _PLACE.keys() or "steps" not in values:
@@ -106,7 +106,7 @@ class Worth:
         # What an earlier version learned says nothing of features that came since.
         places = np.array([known.get(name, -1) for name in FEATURES])
         learned = (
-            Weights(
+            RankerWeights(
                 np.append(step["weights"], 0.0)[places],
                 step["outside"],
                 step["moments"],
@@ -114,9 +114,9 @@ class Worth:
             )
             for step in values["steps"]
         )
-        return cls((Weights.default(), *learned))
+        return cls((RankerWeights.default(), *learned))
 
-    def at(self, as_of: datetime) -> Weights:
+    def at(self, as_of: datetime) -> RankerWeights:
         """The last weights that were learned from before a moment."""
         return self.steps[bisect_right([w.until for w in self.steps], as_of) - 1]
 
@@ -126,7 +126,7 @@ class Worth:
         return self.steps[-1].moments
 
 
-def satisfied(sessions: Sequence[Success], retrieve: Retrieve | None) -> list[float]:
+def satisfied(sessions: Sequence[SuccessfulSession], retrieve: Retrieve | None) -> list[float]:
     """What the moment of each session counts: `NOTHING_FOUND`, `AMONG_TEN` or `FIRST`.
 
     The same things that the reward of a chain asks for: the likeliest line is then the one whose
@@ -142,7 +142,9 @@ def satisfied(sessions: Sequence[Success], retrieve: Retrieve | None) -> list[fl
     return made
 
 
-def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) -> Worth:
+def fit_ranker(
+    shop: Shop, since: datetime | None, retrieve: Retrieve | None = None
+) -> MemoryRanker:
     """Learn the weights along the log and keep them in the shop.
 
     Args:
@@ -152,8 +154,8 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
         retrieve: The shop's search, which tells what the right queries led to.
     """
     if since is None:
-        return Worth.default()
-    from .loader import Reader, joined
+        return MemoryRanker.default()
+    from .loader import MemoryLoader, concatenate_candidates
     from .types import Moment
 
     connection = shop.connection
@@ -165,26 +167,28 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
         cuts.append(cuts[-1] + step)
     # A session that goes on beyond a cut counts with what it was by then.
     known = [
-        [s for s in successes(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
+        [s for s in successful_sessions(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
         for cut in cuts
     ]
     moments = {(s.user_id, s.start): s for part in known for s in part}
     place = {key: i for i, key in enumerate(moments)}
     sessions = list(dict.fromkeys(s for part in known for s in part))
     counts = dict(zip(sessions, satisfied(sessions, retrieve), strict=True))
-    learned: list[Weights] = []
+    learned: list[RankerWeights] = []
     if moments:
-        rows = Reader(connection, shop.config.memory).computed([Moment(*key) for key in moments])
-        columns = joined(rows)
+        rows = MemoryLoader(connection, shop.config.memory).computed(
+            [Moment(*key) for key in moments]
+        )
+        columns = concatenate_candidates(rows)
         start = np.r_[0, np.cumsum([len(r.candidates["back"]) for r in rows])]
         table = _sparse(columns)
         keys = columns["query_key"]
-        before = Weights.default()
+        before = RankerWeights.default()
         for cut, part in zip(cuts, known, strict=True):
             numbers = [place[s.user_id, s.start] for s in part]
             targets, weight = [s.query_key for s in part], [counts[s] for s in part]
             before = _fit(table, keys, start, numbers, targets, weight, before)
-            learned.append(Weights(before.values, before.outside, before.moments, cut))
+            learned.append(RankerWeights(before.values, before.outside, before.moments, cut))
     stored = {
         "features": FEATURES,
         "steps": [
@@ -198,7 +202,7 @@ def learn(shop: Shop, since: datetime | None, retrieve: Retrieve | None = None) 
         ],
     }
     shop.set_meta("line_worth", json.dumps(stored))
-    return Worth((Weights.default(), *learned))
+    return MemoryRanker((RankerWeights.default(), *learned))
 
 
 def _sparse(columns: Mapping[str, np.ndarray], block: int = 50_000) -> sparse.csr_matrix:
@@ -217,8 +221,8 @@ def _fit(
     moments: Sequence[int],
     targets: Sequence[str],
     counts: Sequence[float],
-    start: Weights,
-) -> Weights:
+    start: RankerWeights,
+) -> RankerWeights:
     """Maximum a posteriori weights of the conditional logit, found from ``start`` on.
 
     Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``, which counts
@@ -229,7 +233,7 @@ def _fit(
         for m, key, count in zip(moments, targets, counts, strict=True)
         if starts[m + 1] > starts[m]
     ]
-    prior = Weights.default()
+    prior = RankerWeights.default()
     if not filled:
         return prior
     x = table[np.concatenate([np.arange(s.start, s.stop) for s, _, _ in filled])]
@@ -264,4 +268,4 @@ def _fit(
         method="L-BFGS-B",
         options={"maxiter": 100, "ftol": 1e-7},
     )
-    return Weights(best.x[:-1], float(best.x[-1]), len(filled))
+    return RankerWeights(best.x[:-1], float(best.x[-1]), len(filled))

@@ -11,7 +11,7 @@ import numpy as np
 from ..protocol.escape import safe
 from ..types import Line
 from .ranking_features import OUTCOMES, age_word
-from .user_state import State
+from .user_state import UserState
 
 
 def _query_lines(
@@ -99,7 +99,7 @@ def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
     return [Line("graph", "likes " + ", ".join(parts).lower(), 0.35)] if parts else []
 
 
-def _identity_lines(state: State) -> list[Line]:
+def _identity_lines(state: UserState) -> list[Line]:
     if not state.identity:
         return [Line("identity", "new user", 0.2)]
     events, _, purchases, away, gap, gaps = state.identity[0]
@@ -128,7 +128,7 @@ def _seen_lines(products: Sequence[Sequence[Any]]) -> list[Line]:
     return made
 
 
-def _context(state: State) -> dict[str, Any]:
+def _context(state: UserState) -> dict[str, Any]:
     """What the search tool needs to mark products for this user, at this moment."""
     shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
     for kind, node, _, share in state.nodes:

@@ -53,7 +53,7 @@ def refresh_sessions(
 
 
 @dataclass(frozen=True, slots=True)
-class Success:
+class SuccessfulSession:
     """A session in which a search led to an engagement.
 
     ``query`` is the first such search; ``products`` what was engaged with under it, the
@@ -97,11 +97,11 @@ WHERE st.start >= $after ORDER BY st.start, f.event_id
 """
 
 
-def successes(
+def successful_sessions(
     connection: duckdb.DuckDBPyConnection,
     after: datetime | None = None,
     before: datetime | None = None,
-) -> list[Success]:
+) -> list[SuccessfulSession]:
     """The sessions with success that began at ``after`` or later, in the log before ``before``.
 
     A session that goes on beyond ``before`` counts with its first part: what comes later
@@ -114,8 +114,8 @@ def first_searches(
     connection: duckdb.DuckDBPyConnection,
     after: datetime | None = None,
     before: datetime | None = None,
-) -> list[Success]:
-    """The first search of each session, whatever came of it; limits as `successes`."""
+) -> list[SuccessfulSession]:
+    """The first search of each session, whatever came of it; limits as `successful_sessions`."""
     return _found(connection, "LEFT JOIN", after, before)
 
 
@@ -124,10 +124,10 @@ def _found(
     join: str,
     after: datetime | None,
     before: datetime | None,
-) -> list[Success]:
+) -> list[SuccessfulSession]:
     limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
-        Success(user, start, query, key, tuple(products), history)
+        SuccessfulSession(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(
             _SUCCESSES.format(join=join), limits
         ).fetchall()

@@ -31,7 +31,7 @@ from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from . import shop_statistics, store
 from .profile import SECTIONS, Memory
-from .ranker import Worth
+from .ranker import MemoryRanker
 from .types import CountTokens, Moment
 
 FORMAT = 1
@@ -120,7 +120,7 @@ class Partitions:
             raise QAgentError(f"the partitions {folder} are of another version; split again")
         self.parts: int = manifest["parts"]
         self.config: MemoryConfig = from_dict(MemoryConfig, manifest["config"], "manifest")
-        self.worth = Worth.of_text(manifest["line_worth"])
+        self.worth = MemoryRanker.of_text(manifest["line_worth"])
         self._pattern: str = manifest["events"]
         self._open: dict[int, duckdb.DuckDBPyConnection] = {}
         self._memories: dict[int, Memory] = {}

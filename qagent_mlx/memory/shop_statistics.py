@@ -14,8 +14,8 @@ import duckdb
 
 from ..shop.config import MemoryConfig
 from ..utils.text import tokens
-from .event_log import Event, Log
-from .transitions import WITHIN, Traces, traces_of
+from .event_log import Event, EventLog
+from .transitions import WITHIN, Transitions, transitions_of
 
 NEIGHBOURS = 120  # how many neighbours of one source are kept
 SPREAD, LIKE = 0.6, 2.0  # the deviation of ln days before it is known, like that many returns
@@ -255,7 +255,7 @@ def make_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
     """Make the tables of what users' events tell, from ``events`` and ``goods``."""
     clear_traces(connection, kind)
     for log, histories in everybody(connection):
-        add_traces(connection, (traces_of(events, log.goods) for events in histories.values()))
+        add_traces(connection, (transitions_of(events, log.goods) for events in histories.values()))
 
 
 def clear_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
@@ -266,16 +266,16 @@ def clear_traces(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
 
 def everybody(
     connection: duckdb.DuckDBPyConnection,
-) -> Iterator[tuple[Log, dict[str, list[Event]]]]:
+) -> Iterator[tuple[EventLog, dict[str, list[Event]]]]:
     """All users' events, those of `CHUNK` users at a time, and what is known of their products."""
     found = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
     users = [user for (user,) in found]
-    log = Log(connection, worded=False)
+    log = EventLog(connection, worded=False)
     for start in range(0, len(users), CHUNK):
         yield log, log.of(users[start : start + CHUNK])
 
 
-def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Traces]) -> None:
+def add_traces(connection: duckdb.DuckDBPyConnection, traces: Iterable[Transitions]) -> None:
     """Add what some users' events tell."""
     with ExitStack() as stack:
         appenders = {name: stack.enter_context(connection.appender(name)) for name in TRACES}

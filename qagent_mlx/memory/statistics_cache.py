@@ -27,7 +27,7 @@ WHOLE = 2  # of these, days that were read whole: some 50 MB each for a million 
 KINDS = ("plain", "brand", "attribute")
 
 
-class Fact(NamedTuple):
+class QueryFacts(NamedTuple):
     """What became of a query: None where nobody had searched it."""
 
     leaf: str | None = None  # the category that it mostly leads to
@@ -71,7 +71,7 @@ Wanted = Mapping[datetime, set[str]]  # keys, by the start of the day
 
 NOBODY = Followers(np.empty(0, np.int64), np.empty(0), np.empty(0))
 NEVER = Returns([], np.empty(0), np.empty(0), np.empty(0))
-NOTHING = Fact()
+NOTHING = QueryFacts()
 
 
 class Vocabulary:
@@ -114,12 +114,12 @@ class Vocabulary:
 
 
 @dataclass(slots=True)
-class Day:
+class DayStatistics:
     """What was known at the start of a day; keys that are missing were not read yet."""
 
     end: datetime | None  # the end of the log that it was read from
     followers: dict[str, Followers] = field(default_factory=dict)
-    facts: dict[str, Fact] = field(default_factory=dict)
+    facts: dict[str, QueryFacts] = field(default_factory=dict)
     # leaf -> how often it is bought again, and after how many days
     cycles: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     returns: dict[str, Returns] = field(default_factory=dict)  # by what was engaged with
@@ -127,7 +127,7 @@ class Day:
     whole: bool = False  # then keys that are missing were unknown
 
 
-class Knowledge:
+class StatisticsCache:
     """Reads and keeps days and hours of one shop.
 
     Args:
@@ -143,7 +143,7 @@ class Knowledge:
 
     def _forget(self) -> None:
         self.vocabulary = Vocabulary(self._connection)
-        self._days: dict[datetime, Day] = {}
+        self._days: dict[datetime, DayStatistics] = {}
         self._hours: dict[datetime, tuple[datetime | None, dict[str, Trend]]] = {}
 
     def follow(self, state: Mapping[str, str]) -> None:
@@ -158,7 +158,7 @@ class Knowledge:
         if state == self._state:
             return
         before, self._state = self._state, dict(state)
-        self._end = store.ended(state)
+        self._end = store.log_end(state)
         if any(before.get(k) != state.get(k) for k in ("memory", "memory_epoch")):
             self._forget()
         elif before.get("memory_hours") != state.get("memory_hours"):
@@ -168,12 +168,12 @@ class Knowledge:
         """Whether nothing before ``start`` can have come since the log ended at ``end``."""
         return end == self._end or (end is not None and end >= start)
 
-    def day(self, moment: datetime) -> Day:
+    def day(self, moment: datetime) -> DayStatistics:
         """What was known at the start of a moment's day, as far as it has been read."""
         start = start_of_day(moment)
         known = self._days.get(start)
         if known is None or not self._stands(known.end, start):
-            known = self._days[start] = Day(self._end)
+            known = self._days[start] = DayStatistics(self._end)
         return known
 
     # ------------------------------------------------------------ reading
@@ -262,7 +262,7 @@ class Knowledge:
         for key, day, *rest in self._connection.execute(
             shop_statistics.FACTS.format(wanted=wanted), values
         ).fetchall():
-            self._days[day].facts[key] = Fact._make(rest)
+            self._days[day].facts[key] = QueryFacts._make(rest)
 
     def _read_cycles(self, wanted: str, values: dict[str, Any]) -> None:
         for leaf, day, again, gap in self._connection.execute(

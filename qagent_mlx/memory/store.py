@@ -20,9 +20,9 @@ import duckdb
 
 from ..shop.config import MemoryConfig
 from . import shop_statistics
-from .event_log import SEARCH, Event, Log, microseconds, of_users, time_of
-from .transitions import traces_of
-from .user_state import SETS, state_of
+from .event_log import SEARCH, Event, EventLog, microseconds, of_users, time_of
+from .transitions import transitions_of
+from .user_state import SETS, user_state
 
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
@@ -59,7 +59,7 @@ def state(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
     return dict(connection.execute(f"SELECT key, value FROM meta WHERE key IN {_KEYS}").fetchall())
 
 
-def ended(state: Mapping[str, str]) -> datetime | None:
+def log_end(state: Mapping[str, str]) -> datetime | None:
     """When the log of a stored memory ends; None without events, or where nothing is stored."""
     end = state.get("memory_end")
     return datetime.fromisoformat(end) if end else None
@@ -98,7 +98,7 @@ def build(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> int:
     # One reading of the log serves both: most of the time goes into making its rows.
     for log, histories in shop_statistics.everybody(connection):
         shop_statistics.add_traces(
-            connection, (traces_of(events, log.goods) for events in histories.values())
+            connection, (transitions_of(events, log.goods) for events in histories.values())
         )
         _fill(connection, config, log, histories)
         users += len(histories)
@@ -157,7 +157,7 @@ _packed = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def _fill(
     connection: duckdb.DuckDBPyConnection,
     config: MemoryConfig,
-    log: Log,
+    log: EventLog,
     histories: Mapping[str, Sequence[Event]],
 ) -> None:
     """Store the states of some users, of whom none is stored."""
@@ -167,7 +167,7 @@ def _fill(
     with connection.appender("profiles") as appender:
         for user, events in histories.items():
             at = events[-1].at
-            made = state_of(events, at, log.goods, log.wordings, config)
+            made = user_state(events, at, log.goods, log.wordings, config)
             packed = _packed({name: getattr(made, name) for name in SETS})
             appender.append_row(user, time_of(at), len(events), packed)
 
@@ -199,12 +199,12 @@ def update(
         return
     shop_statistics.drop_temporary(connection)
     touched = sorted(set(users))
-    log = Log(connection, worded=False)
+    log = EventLog(connection, worded=False)
     histories = log.of(touched)
     for name in shop_statistics.TRACES:
         _delete(connection, name, touched)
     shop_statistics.add_traces(
-        connection, (traces_of(events, log.goods) for events in histories.values())
+        connection, (transitions_of(events, log.goods) for events in histories.values())
     )
     first = None
     if after_id is None:
@@ -240,7 +240,7 @@ def _follow(
         changed: It has, whatever the events' times are.
     """
     ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-    before = ended(known)
+    before = log_end(known)
     values = {"memory_end": end.isoformat() if end else ""}
     if before is not None:
         hour = before.replace(minute=0, second=0, microsecond=0)

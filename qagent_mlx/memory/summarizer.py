@@ -16,7 +16,7 @@ from pathlib import Path
 from ..protocol.escape import safe
 from ..utils.atomic_files import read_json, write_json
 from .ranking_features import OUTCOMES, age_word
-from .types import Rows
+from .types import UserMemory
 
 WORDS = 16  # a line is cut after so many
 PROMPT = """\
@@ -40,9 +40,9 @@ class Summarizer:
     model: str
     folder: Path
 
-    def line(self, user: str, rows: Rows) -> str:
+    def line(self, user: str, rows: UserMemory) -> str:
         """The line, or an empty text where the model wrote nothing or nothing is known."""
-        facts = facts_of(rows)
+        facts = summary_facts(rows)
         if not facts:
             return ""
         prompt = PROMPT.format(facts="\n".join(f"- {fact}" for fact in facts))
@@ -57,7 +57,7 @@ class Summarizer:
         return line
 
 
-def facts_of(rows: Rows) -> list[str]:
+def summary_facts(rows: UserMemory) -> list[str]:
     """What the model is told: coarse, so that it does not change from hour to hour."""
     if not rows.state.identity:
         return []
@@ -82,7 +82,7 @@ def _about(number: int) -> str:
     return str(number) if not digits else f"about {round(number, -digits)}"
 
 
-def kept(folder: Path, user: str) -> list[Path]:
+def summary_files(folder: Path, user: str) -> list[Path]:
     """The files of kept lines about a user."""
     if not folder.exists():
         return []

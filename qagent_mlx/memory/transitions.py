@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .event_log import PURCHASE, Event, Good, time_of
-from .user_state import Search, category_of, leaf_of, searches
+from .event_log import PURCHASE, Event, ProductFacts, time_of
+from .user_state import PastSearch, category_of, leaf_of, searches
 
 APART = 3  # a success leads to the next ones, so many at most
 WITHIN = 45 * 86400_000_000  # microseconds until then, at most
@@ -23,7 +23,7 @@ _DAY = 86400e6  # microseconds
 
 
 @dataclass(slots=True)
-class Traces:
+class Transitions:
     """Rows of the tables of the same names (see `tables.TRACES`)."""
 
     outcomes: list[tuple[Any, ...]] = field(default_factory=list)
@@ -32,14 +32,14 @@ class Traces:
     returns: list[tuple[Any, ...]] = field(default_factory=list)
 
 
-def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
+def transitions_of(events: Sequence[Event], goods: Mapping[str, ProductFacts]) -> Transitions:
     """The traces of one user.
 
     Args:
         events: All of the user's, the oldest first.
         goods: Of the products of the events.
     """
-    made = Traces()
+    made = Transitions()
     if not events:
         return made
     asked = searches(events)
@@ -69,7 +69,9 @@ def traces_of(events: Sequence[Event], goods: Mapping[str, Good]) -> Traces:
     return made
 
 
-def _after_success(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
+def _after_success(
+    known: Sequence[PastSearch], goods: Mapping[str, ProductFacts]
+) -> list[tuple[Any, ...]]:
     """Having done ``source``, a user searched with success, one to three searches later."""
     made = []
     for n, before in enumerate(known):
@@ -92,9 +94,9 @@ def _after_success(known: Sequence[Search], goods: Mapping[str, Good]) -> list[t
     return made
 
 
-def _after_none(asked: Sequence[Search]) -> list[tuple[Any, ...]]:
+def _after_none(asked: Sequence[PastSearch]) -> list[tuple[Any, ...]]:
     """What led nowhere, and how the same session went on."""
-    sessions: dict[int, list[Search]] = defaultdict(list)
+    sessions: dict[int, list[PastSearch]] = defaultdict(list)
     for search in asked:
         sessions[search.event.session_id].append(search)
     made = []
@@ -118,7 +120,7 @@ def _after_none(asked: Sequence[Search]) -> list[tuple[Any, ...]]:
     return made
 
 
-def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
+def _cycles(events: Sequence[Event], goods: Mapping[str, ProductFacts]) -> list[tuple[Any, ...]]:
     """How long after a purchase the user bought something of the same category again."""
     visits: dict[str, dict[int, int]] = defaultdict(dict)
     for event in events:
@@ -132,12 +134,14 @@ def _cycles(events: Sequence[Event], goods: Mapping[str, Good]) -> list[tuple[An
     return made
 
 
-def _returns(known: Sequence[Search], goods: Mapping[str, Good]) -> list[tuple[Any, ...]]:
+def _returns(
+    known: Sequence[PastSearch], goods: Mapping[str, ProductFacts]
+) -> list[tuple[Any, ...]]:
     """Of each success but those of the last such session: what the user came back for.
 
     That is the first success of the next session that had one.
     """
-    visits: dict[int, list[Search]] = {}
+    visits: dict[int, list[PastSearch]] = {}
     for search in known:
         visits.setdefault(search.event.session_id, []).append(search)
     made = []

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 
 from .event_log import microseconds
-from .user_state import State
+from .user_state import UserState
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
@@ -28,8 +28,8 @@ class Moment:
 
 
 @dataclass(slots=True)
-class Rows:
+class UserMemory:
     """What a profile is made of: columns of candidates, and the rest of the user's state."""
 
     candidates: dict[str, np.ndarray]
-    state: State = field(default_factory=State)
+    state: UserState = field(default_factory=UserState)

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from ..shop.config import MemoryConfig
-from .event_log import CART, CLICK, PURCHASE, SEARCH, VIEW, Event, Good, Wording
+from .event_log import CART, CLICK, PURCHASE, SEARCH, VIEW, Event, ProductFacts, Wording
 
 SOURCES = 8  # how many of a user's last engagements lead to neighbours
 KNOWN = 200  # how many of a user's last products are looked up among what queries lead to
@@ -29,7 +29,7 @@ Rows = list[list[Any]]
 
 
 @dataclass(slots=True)
-class State:
+class UserState:
     """Rows of plain values, so that they can be kept as JSON; ages are in days."""
 
     # query_key, query, times, best, last, age: the last searched first
@@ -47,7 +47,7 @@ class State:
     # product_id, bought, title, leaf, age, in_last, engaged
     products: Rows = field(default_factory=list)
 
-    def moved(self, days: float, half_life: float) -> State:
+    def advance(self, days: float, half_life: float) -> UserState:
         """The same, some days later; changes this one and returns it."""
         decay = 2.0 ** (-days / half_life)
         for rows, column in (
@@ -66,11 +66,11 @@ class State:
         return self
 
 
-SETS = tuple(f.name for f in fields(State))
+SETS = tuple(f.name for f in fields(UserState))
 
 
 @dataclass(slots=True)
-class Search:
+class PastSearch:
     """A search of the user, and what came of it: 0 nothing, 1 click, 2 cart, 3 purchase."""
 
     event: Event
@@ -80,9 +80,9 @@ class Search:
     first_product: str | None = None  # what came first
 
 
-def searches(events: Sequence[Event]) -> list[Search]:
+def searches(events: Sequence[Event]) -> list[PastSearch]:
     """The searches among a user's events, the oldest first."""
-    made = {event.event_id: Search(event) for event in events if event.type == SEARCH}
+    made = {event.event_id: PastSearch(event) for event in events if event.type == SEARCH}
     for event in events:
         if event.type >= CLICK and event.search_id in made:
             search, level = made[event.search_id], event.type - CLICK + 1
@@ -93,13 +93,13 @@ def searches(events: Sequence[Event]) -> list[Search]:
     return list(made.values())
 
 
-def leaf_of(product: str | None, goods: Mapping[str, Good]) -> str | None:
+def leaf_of(product: str | None, goods: Mapping[str, ProductFacts]) -> str | None:
     """The narrowest category of a product, where one is known."""
     good = goods.get(product or "")
     return (good.leaf or None) if good is not None else None
 
 
-def category_of(search: Search, goods: Mapping[str, Good]) -> str | None:
+def category_of(search: PastSearch, goods: Mapping[str, ProductFacts]) -> str | None:
     """The category of what came of a search: ``b:`` if it was bought, else ``l:``, and its name."""
     leaf = leaf_of(search.product_id, goods)
     return f"{'b' if search.outcome == _BOUGHT else 'l'}:{leaf}" if leaf else None
@@ -107,9 +107,9 @@ def category_of(search: Search, goods: Mapping[str, Good]) -> str | None:
 
 def touches(
     events: Sequence[Event],
-    asked: Sequence[Search],
+    asked: Sequence[PastSearch],
     at: int,
-    goods: Mapping[str, Good],
+    goods: Mapping[str, ProductFacts],
     wordings: Mapping[str, Wording],
     config: MemoryConfig,
 ) -> Iterator[tuple[int, str, str, float]]:
@@ -163,13 +163,13 @@ def heaviest(weights: Mapping[tuple[str, str], float], keep: int) -> Rows:
     return made
 
 
-def state_of(
+def user_state(
     events: Sequence[Event],
     at: int,
-    goods: Mapping[str, Good],
+    goods: Mapping[str, ProductFacts],
     wordings: Mapping[str, Wording],
     config: MemoryConfig,
-) -> State:
+) -> UserState:
     """A user's state at a moment, in microseconds since 1970.
 
     Args:
@@ -180,7 +180,7 @@ def state_of(
         config: How events weigh.
     """
     if not events:
-        return State()
+        return UserState()
     asked = searches(events)
     weights: dict[tuple[str, str], float] = defaultdict(float)
     for _, kind, node, weight in touches(events, asked, at, goods, wordings, config):
@@ -196,7 +196,7 @@ def state_of(
         if wording.modifier is not None:
             modifiers[wording.modifier] += times * (1 + best)
     wanted = _shares(kinds)
-    return State(
+    return UserState(
         own=own[:OWN],
         sources=_sources(asked, at, goods),
         engaged=_engaged(asked, at, goods),
@@ -214,7 +214,7 @@ def _shares(amounts: Mapping[str, float]) -> Rows:
     return [[name, amount / whole] for name, amount in amounts.items()]
 
 
-def _own(asked: Sequence[Search], at: int) -> Rows:
+def _own(asked: Sequence[PastSearch], at: int) -> Rows:
     """The user's own queries, the last searched first."""
     own: dict[str, list[Any]] = {}
     for search in reversed(asked):
@@ -235,7 +235,7 @@ def _own(asked: Sequence[Search], at: int) -> Rows:
     return list(own.values())
 
 
-def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Rows:
+def _sources(asked: Sequence[PastSearch], at: int, goods: Mapping[str, ProductFacts]) -> Rows:
     """What of the user's past leads to neighbours, the last engagement weighing most."""
     found: dict[str, list[float]] = {}
 
@@ -264,7 +264,7 @@ def _sources(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Row
     return [[source, *row] for source, row in sorted(found.items())]
 
 
-def _engaged(asked: Sequence[Search], at: int, goods: Mapping[str, Good]) -> Rows:
+def _engaged(asked: Sequence[PastSearch], at: int, goods: Mapping[str, ProductFacts]) -> Rows:
     """The categories of the last engagements, each with the last time."""
     led = [search for search in asked if search.outcome][-SOURCES:]
     found = {category_of(search, goods): (at - search.event.at) / _DAY for search in led}
@@ -302,7 +302,9 @@ def _identity(events: Sequence[Event], at: int) -> list[Any]:
     ]
 
 
-def _products(events: Sequence[Event], at: int, goods: Mapping[str, Good]) -> dict[str, Rows]:
+def _products(
+    events: Sequence[Event], at: int, goods: Mapping[str, ProductFacts]
+) -> dict[str, Rows]:
     """``had``, ``knows`` and ``products``."""
     last = events[-1].session_id
     had: dict[str, float] = {}

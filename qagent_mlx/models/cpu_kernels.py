@@ -61,7 +61,7 @@ def _flat(array: mx.array) -> np.ndarray:
 # ---------------------------------------------------------------- what a gradient keeps
 
 
-def apart(array: mx.array) -> mx.array:
+def detach(array: mx.array) -> mx.array:
     """A copy that stands outside of the gradient's tape.
 
     The tape keeps every array that it saw computed, needed or not. What is computed from
@@ -81,16 +81,16 @@ def recomputed(call: Callable[..., Any], *inputs: mx.array) -> Any:
 
     @custom
     def run(*given: mx.array) -> Any:
-        return tuple(map(apart, call(*map(apart, given))))
+        return tuple(map(detach, call(*map(detach, given))))
 
     @run.vjp
     def slopes(primals: Any, cotangents: Any, _outputs: Any) -> Any:
         # A single input comes as itself, several as a tuple.
         given = [primals] if len(inputs) == 1 else primals
-        _, made = mx.vjp(call, list(map(apart, given)), list(map(apart, cotangents)))
+        _, made = mx.vjp(call, list(map(detach, given)), list(map(detach, cotangents)))
         mx.eval(made)
         # Without the copies each slope would hold on to all that it was computed from.
-        cut = tuple(map(apart, made))
+        cut = tuple(map(detach, made))
         return cut[0] if len(inputs) == 1 else cut
 
     return run(*inputs)
@@ -106,16 +106,16 @@ def lora_linear(
 
     @custom
     def run(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-        x = apart(x)
-        made = x @ weight.T + (x @ apart(a)) @ (scale * apart(b))
+        x = detach(x)
+        made = x @ weight.T + (x @ detach(a)) @ (scale * detach(b))
         if bias is not None:
             made = made + bias
-        return apart(made)
+        return detach(made)
 
     @run.vjp
     def slopes(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
-        x, a, b = map(apart, primals)
-        slope = apart(cotangent)
+        x, a, b = map(detach, primals)
+        slope = detach(cotangent)
         inner = slope @ (scale * b).T
         to_x = slope @ weight + inner @ a.T
         rows = x.reshape(-1, x.shape[-1])
@@ -123,7 +123,7 @@ def lora_linear(
         to_a = rows.T @ inner.reshape(-1, inner.shape[-1])
         to_b = scale * ((rows @ a).T @ flat)
         mx.eval(to_x, to_a, to_b)
-        return apart(to_x), apart(to_a), apart(to_b)
+        return detach(to_x), detach(to_a), detach(to_b)
 
     made: mx.array = run(x, a, b)
     return made
@@ -453,7 +453,7 @@ def head_logprobs(
             _in_blocks(view.shape[0], view.shape[1], work)
             if sloped:
                 slope = weight[mx.array(ids)] - mx.array(chances) @ weight
-                slopes.append(apart(slope))
+                slopes.append(detach(slope))
         made = mx.concatenate(slopes) if sloped else None
         return mx.array(logprob), mx.array(entropy), made
 
@@ -463,7 +463,7 @@ def head_logprobs(
 
     @custom
     def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
-        logprob, entropy, slope = blocks(apart(hidden), True)
+        logprob, entropy, slope = blocks(detach(hidden), True)
         assert slope is not None
         kept.append(slope)
         return logprob, entropy

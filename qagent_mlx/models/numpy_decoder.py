@@ -34,7 +34,7 @@ CHUNK = 256  # tokens whose states are computed at once, so that they stay near 
 _numbers = itertools.count()
 
 
-class Trunk:
+class SharedContexts:
     """Contexts that rows of a cache begin with, each stored once however many rows share it.
 
     ``data`` is (layers, 2, contexts, heads, room, width), ``lengths`` the tokens of each, and
@@ -44,11 +44,13 @@ class Trunk:
     def __init__(self, data: np.ndarray, lengths: np.ndarray, ids: np.ndarray) -> None:
         self.data, self.lengths, self.ids = data, lengths, ids
 
-    def of(self, contexts: np.ndarray) -> Trunk:
+    def of(self, contexts: np.ndarray) -> SharedContexts:
         """Some of the contexts, in arrays of their own."""
-        return Trunk(self.data.take(contexts, axis=2), self.lengths[contexts], self.ids[contexts])
+        return SharedContexts(
+            self.data.take(contexts, axis=2), self.lengths[contexts], self.ids[contexts]
+        )
 
-    def with_those_of(self, other: Trunk) -> tuple[Trunk, np.ndarray]:
+    def with_those_of(self, other: SharedContexts) -> tuple[SharedContexts, np.ndarray]:
         """Both trunks' contexts, and where those of the other are."""
         place = {number: at for at, number in enumerate(self.ids.tolist())}
         fresh = [at for at, number in enumerate(other.ids.tolist()) if number not in place]
@@ -59,12 +61,12 @@ class Trunk:
             [_roomy(self.data, room), _roomy(other.data[:, :, fresh], room)], axis=2
         )
         lengths = np.concatenate([self.lengths, other.lengths[fresh]])
-        made = Trunk(data, lengths, np.concatenate([self.ids, other.ids[fresh]]))
+        made = SharedContexts(data, lengths, np.concatenate([self.ids, other.ids[fresh]]))
         place = {number: at for at, number in enumerate(made.ids.tolist())}
         return made, np.array([place[number] for number in other.ids.tolist()])
 
 
-class LightCache:
+class NumpyCache:
     """Keys and values of some rows: a context of the trunk, where there is one, and own tokens.
 
     Own tokens are (layers, 2, rows, heads, room, width), each row's from the left. A long
@@ -75,7 +77,7 @@ class LightCache:
     def __init__(self, layers: int, rows: int, heads: int, width: int) -> None:
         self.own = np.zeros(rows, dtype=np.int64)  # tokens of each row
         self.data = np.empty((layers, 2, rows, heads, 0, width), dtype=np.float32)
-        self.trunk: Trunk | None = None
+        self.trunk: SharedContexts | None = None
         self.context = np.zeros(rows, dtype=np.int64)  # of the trunk, for each row
 
     @property
@@ -114,12 +116,12 @@ class LightCache:
         """Make all that rows have the trunk."""
         rows, shape = len(self.own), self.data.shape
         ids = np.array([next(_numbers) for _ in range(rows)], dtype=np.int64)
-        self.trunk = Trunk(self.data[:, :, :, :, : int(self.own.max())], self.own, ids)
+        self.trunk = SharedContexts(self.data[:, :, :, :, : int(self.own.max())], self.own, ids)
         self.context = np.arange(rows)
         self.own = np.zeros(rows, dtype=np.int64)
         self.data = np.empty((*shape[:4], 0, shape[5]), dtype=np.float32)
 
-    def extend(self, other: LightCache) -> None:
+    def extend(self, other: NumpyCache) -> None:
         """Add another cache's rows."""
         theirs = copy.copy(other)
         if (self.trunk is None) != (theirs.trunk is None):
@@ -189,7 +191,7 @@ class _Block:
 class _Places:
     """Where the new tokens of some rows go, and which rows read a context together."""
 
-    def __init__(self, pending: list[list[int]], cache: LightCache) -> None:
+    def __init__(self, pending: list[list[int]], cache: NumpyCache) -> None:
         self.count = np.array([len(p) for p in pending])
         self.ends = np.cumsum(self.count)
         self.own, self.trunk, self.context = cache.own, cache.trunk, cache.context
@@ -239,7 +241,7 @@ class _Places:
             self.runs.append((row, row + 1))
 
 
-class Light:
+class NumpyDecoder:
     """The model: ids to the logits after each row's last one."""
 
     def __init__(self, model: Any) -> None:
@@ -256,7 +258,7 @@ class Light:
         self._turn(256)
 
     @classmethod
-    def of(cls, model: Any, parameters: int) -> Light | None:
+    def of(cls, model: Any, parameters: int) -> NumpyDecoder | None:
         """A model's light form; None on a GPU and for models that are large or of another kind."""
         if device_name() != "cpu" or not transformer_blocks.supported(model) or parameters > MOST:
             return None
@@ -273,11 +275,11 @@ class Light:
                 return None
         return cls(model)
 
-    def cache(self, rows: int) -> LightCache:
+    def cache(self, rows: int) -> NumpyCache:
         """An empty cache of so many rows."""
-        return LightCache(len(self._blocks), rows, self._shared, self._width)
+        return NumpyCache(len(self._blocks), rows, self._shared, self._width)
 
-    def logits(self, pending: list[list[int]], cache: LightCache) -> np.ndarray:
+    def logits(self, pending: list[list[int]], cache: NumpyCache) -> np.ndarray:
         """Put ids after the rows' contexts.
 
         Args:

@@ -315,7 +315,7 @@ def _attend(
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
+class PrefixCache:
     """Tokens that all rows begin with, computed before: (1, key heads, length, head_dim) keys and
     values of each block."""
 
@@ -323,11 +323,11 @@ class Begin:
     kept: Mapping[int, tuple[mx.array, mx.array]]
 
 
-class Causal:
+class CausalAttention:
     """Rows by themselves, or after what all of them begin with. Keeps each block's keys and
-    values, those of the beginning among them, for `Shared`."""
+    values, those of the beginning among them, for `SharedPrefixAttention`."""
 
-    def __init__(self, length: int, begin: Begin | None = None) -> None:
+    def __init__(self, length: int, begin: PrefixCache | None = None) -> None:
         before = begin.length if begin else 0
         self.width = before + length  # of what is kept
         self.positions = before + np.arange(length)
@@ -335,7 +335,7 @@ class Causal:
         self._begin = begin
         self.kept: dict[int, tuple[mx.array, mx.array]] = {}
 
-    def only(self, wanted: np.ndarray) -> Causal:
+    def only(self, wanted: np.ndarray) -> CausalAttention:
         """For queries at ``wanted`` (rows, m); what it keeps is kept here as well."""
         made = copy.copy(self)
         made.positions, made._bias = self.positions[wanted], self._bias[wanted][:, None]
@@ -374,7 +374,7 @@ def _after(
     return (mx.concatenate([first[0], keys], axis=2), mx.concatenate([first[1], values], axis=2))
 
 
-class Cached:
+class CachedAttention:
     """Rows with mlx-lm's batched caches, while decoding."""
 
     def __init__(self, caches: Sequence[Any], length: int) -> None:
@@ -425,7 +425,7 @@ class Cached:
         return _attend(queries, keys, values, scale, self._bias)
 
 
-class Shared:
+class SharedPrefixAttention:
     """Rows that go on from their group's prefix, which is not copied to them.
 
     Args:
@@ -436,7 +436,7 @@ class Shared:
     """
 
     def __init__(
-        self, prefix: Causal, owner: np.ndarray, prefix_length: np.ndarray, length: int
+        self, prefix: CausalAttention, owner: np.ndarray, prefix_length: np.ndarray, length: int
     ) -> None:
         self._prefix = prefix
         groups = len(prefix_length)
@@ -461,7 +461,7 @@ class Shared:
             real = np.arange(width) < prefix_length[:, None]
             self._left = np.where(real, np.float32(0), np.float32(-np.inf))
 
-    def only(self, wanted: np.ndarray) -> Shared:
+    def only(self, wanted: np.ndarray) -> SharedPrefixAttention:
         """For queries at ``wanted`` (rows, m)."""
         made = copy.copy(self)
         made.positions = np.take_along_axis(self.positions, wanted, axis=1)

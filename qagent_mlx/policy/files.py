@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from ..errors import QAgentError
-from ..models.download import moved
+from ..models.download import relocated
 from ..models.fingerprint import ADAPTER, MODEL, _fingerprint, fingerprint
 from ..models.load import load_model_folder
 from ..protocol.actions import PROTOCOL_VERSION
@@ -67,7 +67,7 @@ def base_of(folder: Path, info: PolicyInfo) -> Path:
     if base.exists():
         return base
     beside = sorted(p.parent for p in folder.parent.glob("*/policy.json") if p.parent != folder)
-    for place in (*(beside if base.parent == folder.parent else ()), *moved(base)):
+    for place in (*(beside if base.parent == folder.parent else ()), *relocated(base)):
         if info.base_fingerprint and fingerprint(place) == info.base_fingerprint:
             return place
     raise QAgentError(

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
 from ..models import transformer_blocks as blocks
-from ..models.fast_load import adapt
+from ..models.fast_load import add_adapters
 from ..models.fingerprint import ADAPTER, MODEL, _fingerprint
 from ..protocol.actions import PROTOCOL_VERSION, Stopper
 from ..protocol.codec import AnyCodec
@@ -86,9 +86,11 @@ class Policy:
         if self.by_blocks and device_name() == "cpu":
             length = tokens.shape[1]
             if cache is None:
-                return blocks.run(self.model, self.embed(tokens), blocks.Causal(length))
-            if blocks.Cached.serves(cache):
-                return blocks.run(self.model, self.embed(tokens), blocks.Cached(cache, length))
+                return blocks.run(self.model, self.embed(tokens), blocks.CausalAttention(length))
+            if blocks.CachedAttention.serves(cache):
+                return blocks.run(
+                    self.model, self.embed(tokens), blocks.CachedAttention(cache, length)
+                )
         hidden: mx.array = self._inner()(tokens, cache=cache)
         return hidden
 
@@ -180,7 +182,7 @@ class Policy:
         }
         if config.keys:
             parameters["keys"] = list(config.keys)
-        if config.keys or not adapt(self.model, blocks, **parameters):
+        if config.keys or not add_adapters(self.model, blocks, **parameters):
             from mlx_lm.tuner.utils import linear_to_lora_layers
 
             linear_to_lora_layers(self.model, blocks, parameters)

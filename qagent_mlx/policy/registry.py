@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import QAgentError
 from ..models.download import cached, sample_folder
 from ..models.fingerprint import fingerprint
-from ..models.known_models import CATALOG, Entry, memory_needed, shape_of, stored_size
+from ..models.known_models import CATALOG, KnownModel, memory_needed, shape_of, stored_size
 from ..shop.shop import Shop
 from ..utils.atomic_files import read_json
 from .files import base_of, load_policy, merge_adapters, read_info
@@ -109,7 +109,7 @@ def describe(folder: Path) -> dict[str, object]:
     }
 
 
-def describe_named(entry: Entry) -> dict[str, Any]:
+def describe_named(entry: KnownModel) -> dict[str, Any]:
     """What `qagent models list` tells of a model of the catalog."""
     folder = cached(entry.name)
     return {
@@ -176,7 +176,7 @@ def licence_of(folder: Path) -> str:
     return ""
 
 
-def memory_here(parameters: int, entry: Entry | None, config: Any) -> dict[str, Any]:
+def memory_here(parameters: int, entry: KnownModel | None, config: Any) -> dict[str, Any]:
     """Bytes to serve and to train a model on this machine, and whether that fits."""
     from ..utils.runtime import device_name, total_memory
 

@@ -15,7 +15,7 @@ from .policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class TrainingSequence:
     """Token ids of one chain; ``trained[i]`` says that token i carries loss.
 
     Chains with the same ``group`` number may share their first tokens.
@@ -27,7 +27,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """A padded batch of groups.
 
     Shapes: ``prefix`` (groups, P); ``suffix`` (rows, S); ``owner`` (rows,) maps a row to its
@@ -56,7 +56,7 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
     return shortest
 
 
-def make_batch(sequences: Sequence[Chain]) -> Batch:
+def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
     """Pad sequences into a batch; rows keep their order."""
     groups: dict[int, list[int]] = {}
     for i, sequence in enumerate(sequences):
@@ -90,7 +90,7 @@ def make_batch(sequences: Sequence[Chain]) -> Batch:
                 position.append(base + i * longest + t - 1 - start)
             target.append(tokens[t])
             row.append(i)
-    return Batch(
+    return TrainingBatch(
         prefix=mx.array(prefix),
         prefix_length=mx.array([cut[n] for n in groups]),
         suffix=mx.array(suffix),
@@ -155,7 +155,7 @@ class _SuffixCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Lower:
+class FrozenStates:
     """Hidden states of a batch below the first block with an adapter.
 
     Policy and reference agree up to there, and no gradient goes further down: they are
@@ -167,9 +167,9 @@ class Lower:
     block: int  # the first one that is still to run
 
 
-def lower_states(
-    policy: Policy, batch: Batch, begin: transformer_blocks.Begin | None = None
-) -> Lower | None:
+def frozen_states(
+    policy: Policy, batch: TrainingBatch, begin: transformer_blocks.PrefixCache | None = None
+) -> FrozenStates | None:
     """The part of a batch's forward pass that training does not change; None if there is none.
 
     ``begin`` is what its rows begin with, of these blocks at least (`Opening.below`).
@@ -179,17 +179,17 @@ def lower_states(
         return None
     prefix, suffix = _run(policy, batch, None, first, begin=begin)
     mx.eval(prefix, suffix)
-    return Lower(prefix, suffix, first)
+    return FrozenStates(prefix, suffix, first)
 
 
 def _run(
     policy: Policy,
-    batch: Batch,
-    lower: Lower | None,
+    batch: TrainingBatch,
+    lower: FrozenStates | None,
     last: int | None,
     gradient: bool = False,
     wanted: tuple[np.ndarray, np.ndarray] | None = None,
-    begin: transformer_blocks.Begin | None = None,
+    begin: transformer_blocks.PrefixCache | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Hidden states of prefixes and suffixes from ``lower`` (or the ids) up to a block.
 
@@ -209,13 +209,13 @@ def _run(
 
     attention: transformer_blocks.Choosing
     if batch.prefix.shape[1] == 0:
-        attention = transformer_blocks.Causal(suffix.shape[1], begin)
+        attention = transformer_blocks.CausalAttention(suffix.shape[1], begin)
         prefix = prefix[:, :0]
     else:
-        causal = transformer_blocks.Causal(prefix.shape[1], begin)
+        causal = transformer_blocks.CausalAttention(prefix.shape[1], begin)
         prefix = states(prefix, causal, 0)
         length = np.array(batch.prefix_length) + (begin.length if begin else 0)
-        attention = transformer_blocks.Shared(
+        attention = transformer_blocks.SharedPrefixAttention(
             causal, np.array(batch.owner), length, suffix.shape[1]
         )
     return prefix, states(suffix, attention, 1)
@@ -223,10 +223,10 @@ def _run(
 
 def hidden_states(
     policy: Policy,
-    batch: Batch,
-    lower: Lower | None = None,
+    batch: TrainingBatch,
+    lower: FrozenStates | None = None,
     gradient: bool = True,
-    begin: transformer_blocks.Begin | None = None,
+    begin: transformer_blocks.PrefixCache | None = None,
 ) -> mx.array:
     """(T, width) hidden states that predict the batch's trained tokens."""
     if policy.by_blocks:
@@ -247,10 +247,10 @@ def hidden_states(
 
 def _predicting(
     policy: Policy,
-    batch: Batch,
-    lower: Lower | None,
+    batch: TrainingBatch,
+    lower: FrozenStates | None,
     gradient: bool,
-    begin: transformer_blocks.Begin | None,
+    begin: transformer_blocks.PrefixCache | None,
 ) -> mx.array:
     """`hidden_states` whose last block computes nothing else.
 
@@ -296,17 +296,17 @@ def _by_row(position: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, n
 
 def token_logprobs(
     policy: Policy,
-    batch: Batch,
-    lower: Lower | None = None,
+    batch: TrainingBatch,
+    lower: FrozenStates | None = None,
     gradient: bool = True,
-    begin: transformer_blocks.Begin | None = None,
+    begin: transformer_blocks.PrefixCache | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Log-probability of each trained token, and the entropy at its position.
 
     Args:
         policy: The model.
         batch: What to score.
-        lower: What `lower_states` gave, to start from.
+        lower: What `frozen_states` gave, to start from.
         gradient: Whether there will be one.
         begin: What all rows begin with, where that is no part of the batch (`Opening`).
 

@@ -18,32 +18,32 @@ from mlx.utils import tree_map
 
 from ..models import transformer_blocks
 from .policy import Policy
-from .scoring import Chain, common_prefix
+from .scoring import TrainingSequence, common_prefix
 
 LEAST = 32  # tokens from which on it pays
 Kept = list[tuple[mx.array, mx.array]]  # keys and values, a pair a block
 
 
-class Opening:
+class SharedPrompt:
     """The shared first tokens of some chains, for one policy whose blocks run one by one."""
 
     def __init__(self, policy: Policy, tokens: list[int]) -> None:
         self.policy, self.tokens = policy, tokens
         self._first = policy.first_trained
-        causal = transformer_blocks.Causal(len(tokens))
+        causal = transformer_blocks.CausalAttention(len(tokens))
         hidden = policy.embed(mx.array([tokens]))
         self._hidden = transformer_blocks.run(
             policy.model, hidden, causal, 0, self._first, norm=False
         )
-        self.below = transformer_blocks.Begin(len(tokens), causal.kept)
+        self.below = transformer_blocks.PrefixCache(len(tokens), causal.kept)
         mx.eval(self._hidden, list(causal.kept.values()))
-        self._reference: transformer_blocks.Begin | None = None
+        self._reference: transformer_blocks.PrefixCache | None = None
         self._asked: Any = None
 
     @classmethod
     def of(
-        cls, policy: Policy, chains: Sequence[Chain], known: Opening | None = None
-    ) -> Opening | None:
+        cls, policy: Policy, chains: Sequence[TrainingSequence], known: SharedPrompt | None = None
+    ) -> SharedPrompt | None:
         """What chains of several groups begin with; None where that is not worth it.
 
         Args:
@@ -60,14 +60,14 @@ class Opening:
         tokens = chains[0].tokens[:length]
         return known if known and known.tokens == tokens else cls(policy, tokens)
 
-    def cut(self, chain: Chain) -> Chain:
+    def cut(self, chain: TrainingSequence) -> TrainingSequence:
         """The chain without its opening."""
         at = len(self.tokens)
-        return Chain(chain.tokens[at:], chain.trained[at:], chain.group)
+        return TrainingSequence(chain.tokens[at:], chain.trained[at:], chain.group)
 
     def computed(self, gradient: bool = False) -> Kept:
         """Keys and values of the blocks from the first adapter on, with the weights of now."""
-        causal = transformer_blocks.Causal(len(self.tokens))
+        causal = transformer_blocks.CausalAttention(len(self.tokens))
         model, final = self.policy.model, len(self.policy.layers) - 1
         hidden = transformer_blocks.run(
             model, self._hidden, causal, self._first, final, False, gradient
@@ -77,12 +77,12 @@ class Opening:
         )
         return [causal.kept[block] for block in range(self._first, final + 1)]
 
-    def begin(self, kept: Kept) -> transformer_blocks.Begin:
+    def begin(self, kept: Kept) -> transformer_blocks.PrefixCache:
         """What the chains attend to, of all blocks."""
         above = dict(enumerate(kept, self._first))
-        return transformer_blocks.Begin(len(self.tokens), {**self.below.kept, **above})
+        return transformer_blocks.PrefixCache(len(self.tokens), {**self.below.kept, **above})
 
-    def reference(self) -> transformer_blocks.Begin:
+    def reference(self) -> transformer_blocks.PrefixCache:
         """`begin` of the reference; the adapters must be switched off."""
         if self._reference is None:
             kept = self.computed()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
 from ..memory.interest_graph import graph
-from ..memory.profile import SECTIONS, Memory, words_cost
-from ..memory.ranker import Worth
+from ..memory.profile import SECTIONS, Memory, count_words
+from ..memory.ranker import MemoryRanker
 from ..memory.summarizer import Summarizer
 from ..memory.types import CountTokens, Moment
 from ..shop.shop import Shop
@@ -31,7 +31,7 @@ def token_counter(shop: Shop) -> CountTokens:
                 return load_codec(folder).count
         except QAgentError:
             continue
-    return words_cost
+    return count_words
 
 
 def open_summarizer(shop: Shop, name: str) -> Summarizer:
@@ -96,7 +96,7 @@ def inspect_memory(
             shop.connection,
             shop.config.memory,
             count or token_counter(shop),
-            Worth.of_shop(shop),
+            MemoryRanker.of_shop(shop),
             open_summarizer(shop, summarizer) if summarizer else None,
         )
     profile = memory.profiles([moment])[0]

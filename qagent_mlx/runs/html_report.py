@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from ..utils.text import clean
-from .reader import curves, ends, flat, overview, rows_of
+from .reader import curves, first_and_last_mean, flatten_settings, overview, rows_of
 from .run import Run
 
 WIDTH, HEIGHT, LEFT, BELOW = 360, 130, 46, 18
@@ -52,7 +52,7 @@ def page(run: Run) -> str:
         for a in rows_of(run, "alarms")
     ]
     if run.summary:
-        parts += ["<h2>Result</h2>", _table(flat(run.summary))]
+        parts += ["<h2>Result</h2>", _table(flatten_settings(run.summary))]
     if metrics:
         parts.append("<h2>Curves</h2><div class=plots>")
         parts += [_plot(name, points) for name, points in curves(metrics).items() if points]
@@ -67,7 +67,7 @@ def page(run: Run) -> str:
         ):
             parts.append(f"<h2>{title}</h2>")
             parts += [_chain(row) for row in some]
-    parts += ["<h2>Settings</h2>", _table(flat(run.config))]
+    parts += ["<h2>Settings</h2>", _table(flatten_settings(run.config))]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
@@ -101,7 +101,7 @@ def _plot(name: str, points: Sequence[tuple[int, float]]) -> str:
     title = _text(name.replace("_", " "))
     if not drawn:
         return f"<figure><figcaption>{title}</figcaption>nothing finite</figure>"
-    first, last = ends([v for _, v in drawn])
+    first, last = first_and_last_mean([v for _, v in drawn])
     low, high = min(v for _, v in drawn), max(v for _, v in drawn)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5

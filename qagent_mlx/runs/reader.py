@@ -147,7 +147,7 @@ def curves(rows: Rows) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def ends(values: Sequence[float]) -> tuple[float, float]:
+def first_and_last_mean(values: Sequence[float]) -> tuple[float, float]:
     """The means of the first and the last tenth."""
     tenth = max(1, len(values) // 10)
     return mean(values[:tenth]), mean(values[-tenth:])
@@ -158,7 +158,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def chosen(
+def filter_chains(
     rows: Rows,
     *,
     step: int | None = None,
@@ -181,18 +181,18 @@ def chosen(
     ]
 
 
-def flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+def flatten_settings(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested settings as ``train.lora.rank`` → value."""
     made: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
-            made.update(flat(value, f"{before}{name}."))
+            made.update(flatten_settings(value, f"{before}{name}."))
         else:
             made[before + name] = value
     return made
 
 
-def difference(a: Run, b: Run) -> dict[str, Any]:
+def compare_runs(a: Run, b: Run) -> dict[str, Any]:
     """Two runs side by side.
 
     Returns:
@@ -200,7 +200,9 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
         of either; ``steps``; ``same_until``: how many first steps have the very same numbers.
     """
     skipped = ("name", "created", "format")
-    left, right = ({k: v for k, v in flat(r.config).items() if k not in skipped} for r in (a, b))
+    left, right = (
+        {k: v for k, v in flatten_settings(r.config).items() if k not in skipped} for r in (a, b)
+    )
     rows = [rows_of(a, "metrics"), rows_of(b, "metrics")]
     drawn = [curves(r) for r in rows]
     names = [*drawn[0], *(n for n in drawn[1] if n not in drawn[0])]
@@ -219,7 +221,10 @@ def difference(a: Run, b: Run) -> dict[str, Any]:
             if left.get(name) != right.get(name)
         },
         "metrics": {
-            name: [list(ends([v for _, v in d[name]])) if d.get(name) else None for d in drawn]
+            name: [
+                list(first_and_last_mean([v for _, v in d[name]])) if d.get(name) else None
+                for d in drawn
+            ]
             for name in names
         },
     }

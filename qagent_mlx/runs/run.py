@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
-from ..utils.atomic_files import clear_left, locked, read_json, replacing, write_json
+from ..utils.atomic_files import clear_leftovers, locked, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from ..policy.policy import Policy
@@ -208,7 +208,7 @@ class Run:
         return dict(value)
 
 
-def origin(shop: Shop, policy: str, trained: Policy) -> dict[str, str]:
+def policy_origin(shop: Shop, policy: str, trained: Policy) -> dict[str, str]:
     """What a run keeps of the policy that it began from: a name that leads to it from any folder
     and, where it has one, on any machine; and what identifies its weights."""
     from ..policy.registry import resolve
@@ -219,7 +219,7 @@ def origin(shop: Shop, policy: str, trained: Policy) -> dict[str, str]:
 
 
 @contextmanager
-def training(shop: Shop, name: str) -> Iterator[None]:
+def run_lock(shop: Shop, name: str) -> Iterator[None]:
     """Inside the block no other process makes or trains the run of that name.
 
     Raises:
@@ -240,7 +240,7 @@ def training(shop: Shop, name: str) -> Iterator[None]:
                 f"cannot write {path.parent}: {error.strerror}; "
                 "choose a shop folder you may write to"
             ) from error
-        clear_left(folder)
+        clear_leftovers(folder)
         yield
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import duckdb
 
-from ..agent.recommend import Ask, Recommender, UserRecommendations
+from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
 from ..models.fingerprint import fingerprint
 from ..shop.shop import Shop
@@ -175,11 +175,13 @@ def bulk_recommend(
     tell(0)
     missing = [(mine, path) for mine, path in zip(parts, paths, strict=True) if not path.exists()]
 
-    def units() -> Iterator[list[Ask]]:
+    def units() -> Iterator[list[RecommendRequest]]:
         for mine, _ in missing:
             for at in range(0, len(mine), AT_ONCE):
                 profiles = recommender.profiles(mine[at : at + AT_ONCE], moment)
-                yield [Ask(profile, moment, k, recommender.group) for profile in profiles]
+                yield [
+                    RecommendRequest(profile, moment, k, recommender.group) for profile in profiles
+                ]
 
     with _pool(recommender, workers, dtype) as pool:
         answers = pool.answer_units(recommender, units(), seed)

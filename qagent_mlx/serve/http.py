@@ -30,8 +30,8 @@ from ..policy.shop_memory import inspect_memory
 from ..utils.text import utc_moment
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
-from .middleware import Guard
-from .openapi import document
+from .middleware import RequestGuard
+from .openapi import openapi_document
 from .service import Service
 from .worker import Worker
 
@@ -61,7 +61,7 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
     def route(path: str, handler: Handler, method: str) -> Route:
         return Route(path, partial(handler, service), methods=[method])
 
-    middleware = [Middleware(Guard, config=config, metrics=worker.metrics)]
+    middleware = [Middleware(RequestGuard, config=config, metrics=worker.metrics)]
     if config.loopback and not config.token:
         # A page in a browser of this machine cannot reach the shop through a name of its own.
         hosts = ["127.0.0.1", "localhost", "[::1]"]
@@ -209,7 +209,7 @@ async def metrics(service: Service, _request: Request) -> Response:
 
 async def openapi(service: Service, _request: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(document(service.config))
+    return JSONResponse(openapi_document(service.config))
 
 
 # ---------------------------------------------------------------- reading

@@ -25,7 +25,7 @@ CLIENTS = 10_000  # whose rates are remembered
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Rates:
+class RateLimiter:
     """A bucket of tokens for each client, filled at a rate.
 
     Args:
@@ -54,13 +54,13 @@ class Rates:
         return 0.0 if allowed else (1 - left) / self._rate
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware around the routes."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
         self._token = config.token.encode()
-        self._rates = Rates(config.rate, config.burst)
+        self._rates = RateLimiter(config.rate, config.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""

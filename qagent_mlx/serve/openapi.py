@@ -13,7 +13,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _TIME = {"type": "string", "format": "date-time", "description": "UTC unless it has a zone."}
 
 
-def document(config: ServeConfig) -> dict[str, Any]:
+def openapi_document(config: ServeConfig) -> dict[str, Any]:
     """What ``/openapi.json`` answers."""
     described: dict[str, Any] = {
         "openapi": "3.1.0",

@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from ..agent.recommend import described
+from ..agent.recommend import recommendations_to_dicts
 from .config import ServeConfig
 from .metrics import Metrics
-from .worker import Answer, Request, Worker
+from .worker import PendingRequest, RecommendResponse, Worker
 
 MARGIN = 0.01  # seconds kept for writing the answer
 
@@ -34,7 +34,7 @@ class Service:
     ) -> dict[str, Any]:
         """Recommendations in time: what the agent says, or a fallback that is marked as one."""
         began = time.monotonic()
-        request = Request(user, k, chains, began + deadline_ms / 1000 - MARGIN, as_of)
+        request = PendingRequest(user, k, chains, began + deadline_ms / 1000 - MARGIN, as_of)
         answer = self.worker.cache.get(user, request.key)
         self.metrics.cache.labels("hit" if answer else "miss").inc()
         if answer is not None:
@@ -49,7 +49,9 @@ class Service:
         return {
             "user": user,
             "as_of": answer.as_of.isoformat() if answer.as_of else None,
-            "recommendations": described(answer.recommendations[:k], self.worker.titles),
+            "recommendations": recommendations_to_dicts(
+                answer.recommendations[:k], self.worker.titles
+            ),
             "source": answer.source,
             "fallback": answer.source != "agent",
             "reason": answer.reason,
@@ -59,7 +61,7 @@ class Service:
             "latency_ms": round((time.monotonic() - began) * 1000, 1),
         }
 
-    async def _ask(self, request: Request) -> Answer:
+    async def _ask(self, request: PendingRequest) -> RecommendResponse:
         self.worker.submit(request)
         waiter = asyncio.wrap_future(request.future)
         left = max(0.0, request.deadline - time.monotonic())
@@ -73,14 +75,14 @@ class Service:
             return self._fallback(request, "error")
         return waiter.result()
 
-    def _fallback(self, request: Request, reason: str) -> Answer:
+    def _fallback(self, request: PendingRequest, reason: str) -> RecommendResponse:
         """The user's memory without the agent where it was read, else what is trending."""
         found = request.fallback or self.worker.trending
         if found is None:
-            return Answer((), "trending", None, self.worker.policy, reason=reason)
+            return RecommendResponse((), "trending", None, self.worker.policy, reason=reason)
         return replace(found, reason=reason)
 
 
-def _ignored(waiter: asyncio.Future[Answer]) -> None:
+def _ignored(waiter: asyncio.Future[RecommendResponse]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         waiter.exception()

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..agent.recommend import Ask, Recommender, UserRecommendations, chains_of
+from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations, default_group_size
 from ..errors import QAgentError
 from ..ingest.ingest import append_batches
 from ..ingest.report import IngestReport
@@ -45,7 +45,7 @@ TICK = timedelta(milliseconds=1)  # between events that came without a time
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecommendResponse:
     """What a request gets.
 
     ``source`` is ``agent``, ``top-line`` (the user's memory without a chain) or ``trending``
@@ -62,7 +62,7 @@ class Answer:
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class PendingRequest:
     """Somebody who waits for recommendations.
 
     ``deadline`` is a time of `time.monotonic`. ``fallback`` is there as soon as the user's
@@ -74,8 +74,8 @@ class Request:
     chains: int
     deadline: float
     as_of: datetime | None = None
-    future: Future[Answer] = field(default_factory=Future)
-    fallback: Answer | None = None
+    future: Future[RecommendResponse] = field(default_factory=Future)
+    fallback: RecommendResponse | None = None
     given_up: bool = False
 
     @property
@@ -96,7 +96,7 @@ class _Post:
     future: Future[IngestReport] = field(default_factory=Future)
 
 
-Job = Request | _Post | _Call
+Job = PendingRequest | _Post | _Call
 
 
 class _Abandoned(Exception):
@@ -115,10 +115,12 @@ class Worker:
     def __init__(self, path: Path, config: ServeConfig, metrics: Metrics | None = None) -> None:
         self.path, self.config = path, config
         self.metrics = metrics or Metrics()
-        self.cache: UserCache[Answer] = UserCache(config.cache_seconds, config.cache_users)
+        self.cache: UserCache[RecommendResponse] = UserCache(
+            config.cache_seconds, config.cache_users
+        )
         self.policy = ""  # the name of the one that answers
         self.chains = 1  # what a request gets that names no number
-        self.trending: Answer | None = None
+        self.trending: RecommendResponse | None = None
         self.titles: dict[str, str] = {}
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -156,7 +158,7 @@ class Worker:
         """How many requests and calls are in the queue."""
         return self._queue.qsize()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: PendingRequest) -> None:
         """Put a request into the queue; its future gets the answer."""
         self._queue.put(request)
 
@@ -248,7 +250,7 @@ class Worker:
         for job in jobs:
             if isinstance(job, _Call):
                 _settle([job.future], job.run)
-        requests = [job for job in jobs if isinstance(job, Request) and not job.given_up]
+        requests = [job for job in jobs if isinstance(job, PendingRequest) and not job.given_up]
         if requests:
             _settle([r.future for r in requests], lambda: self._answer(requests))
         now = time.monotonic()
@@ -259,17 +261,17 @@ class Worker:
         if now - self._trended >= TRENDING_EVERY:
             _settle([], self._look_at_trends)
 
-    def _answer(self, requests: Sequence[Request]) -> None:
+    def _answer(self, requests: Sequence[PendingRequest]) -> None:
         """All of them in one decode, each set as soon as it is known."""
         moment = self.shop.end_of_log()
         profiles = self._read(requests, moment)
         asks = [
-            Ask(profile, r.as_of or moment, r.k, r.chains)
+            RecommendRequest(profile, r.as_of or moment, r.k, r.chains)
             for r, profile in zip(requests, profiles, strict=True)
         ]
         lines = self.recommender.top_lines(asks)
         for request, ask, line in zip(requests, asks, lines, strict=True):
-            request.fallback = Answer(line, "top-line", ask.as_of, self.policy)
+            request.fallback = RecommendResponse(line, "top-line", ask.as_of, self.policy)
         kept = [
             (r, a)
             for r, a in zip(self._within_deadline(requests, asks), asks, strict=True)
@@ -278,7 +280,7 @@ class Worker:
         if not kept:
             return
         # Who asks the same at the same time gets the same: it is computed once.
-        once: dict[tuple[Any, ...], tuple[Ask, list[Request]]] = {}
+        once: dict[tuple[Any, ...], tuple[RecommendRequest, list[PendingRequest]]] = {}
         share = self._share([r for r, _ in kept])
         for request, ask in kept:
             ask = replace(ask, group=max(1, int(ask.group * share)))
@@ -307,15 +309,19 @@ class Worker:
         for answer, (ask, rs) in zip(answers, once.values(), strict=True):
             self._give(answer, ask, rs)
 
-    def _give(self, found: UserRecommendations, ask: Ask, requests: Sequence[Request]) -> None:
-        answer = Answer(found.recommendations, "agent", found.as_of, self.policy, chains=ask.group)
+    def _give(
+        self, found: UserRecommendations, ask: RecommendRequest, requests: Sequence[PendingRequest]
+    ) -> None:
+        answer = RecommendResponse(
+            found.recommendations, "agent", found.as_of, self.policy, chains=ask.group
+        )
         for request in requests:
             if ask.group == request.chains:
                 self.cache.put(request.user, request.key, answer)
             if not request.future.done():
                 request.future.set_result(answer)
 
-    def _read(self, requests: Sequence[Request], moment: datetime) -> list[Profile]:
+    def _read(self, requests: Sequence[PendingRequest], moment: datetime) -> list[Profile]:
         """The users' profiles; those of users who did nothing since are still good."""
         found = {r.user: self._profiles.get(r.user, None) for r in requests if r.as_of is None}
         missing = [user for user, profile in found.items() if profile is None]
@@ -332,12 +338,12 @@ class Worker:
         return made
 
     def _within_deadline(
-        self, requests: Sequence[Request], asks: Sequence[Ask]
-    ) -> list[Request | None]:
+        self, requests: Sequence[PendingRequest], asks: Sequence[RecommendRequest]
+    ) -> list[PendingRequest | None]:
         """None for those who cannot get an answer in time, even with one chain each."""
         left = self._pace * (OVERHEAD_ROWS + len(requests))
         now = time.monotonic()
-        kept: list[Request | None] = []
+        kept: list[PendingRequest | None] = []
         for request in requests:
             if request.deadline - now >= left:
                 kept.append(request)
@@ -346,12 +352,12 @@ class Worker:
             self._fall_back(request)
         return kept
 
-    def _fall_back(self, request: Request) -> None:
+    def _fall_back(self, request: PendingRequest) -> None:
         assert request.fallback is not None
         if not request.future.done():
             request.future.set_result(replace(request.fallback, reason="deadline"))
 
-    def _share(self, requests: Sequence[Request]) -> float:
+    def _share(self, requests: Sequence[PendingRequest]) -> float:
         """The share of the chains asked for that can be run before the first deadline."""
         left = min(r.deadline for r in requests) - time.monotonic()
         rows = left / self._pace - OVERHEAD_ROWS
@@ -366,8 +372,8 @@ class Worker:
         if self.trending is not None and self.trending.as_of == moment:
             return
         profile = self.recommender.profiles([""], moment)[0]
-        lines = self.recommender.top_lines([Ask(profile, moment, TRENDING)])[0]
-        self.trending = Answer(lines, "trending", moment, self.policy)
+        lines = self.recommender.top_lines([RecommendRequest(profile, moment, TRENDING)])[0]
+        self.trending = RecommendResponse(lines, "trending", moment, self.policy)
 
     def _store(self, posts: Sequence[_Post]) -> None:
         """Store what several clients posted, in one pass."""
@@ -423,7 +429,7 @@ class Worker:
             raise
         self.recommender.use(policy)
         self._pool.use(folder)
-        self.chains = self.config.chains or chains_of(policy)
+        self.chains = self.config.chains or default_group_size(policy)
         self.policy, self._folder, self._stamp = name, folder, stamp
         self.cache.clear()
         self._profiles.clear()

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from ..agent.recommend import Answerer, Ask, UserRecommendations
+from ..agent.recommend import ProfileRecommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
 from ..policy.files import load_policy
 from ..shop.shop import Shop
@@ -82,18 +82,20 @@ class Pool:
 
     def answer(
         self,
-        own: Answerer,
-        asks: Sequence[Ask],
+        own: ProfileRecommender,
+        asks: Sequence[RecommendRequest],
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Answers:
-        """As `Answerer.answer`, with the users shared out evenly; chains stay with the processes.
+        """As `ProfileRecommender.answer`, with the users shared out evenly.
+
+        Chains stay with the processes.
 
         Args:
             own: Answers this process's share.
             asks: Of all users.
             seed: Of the sampling.
-            progress: Of this process's share, as in `Answerer.answer`.
+            progress: Of this process's share, as in `ProfileRecommender.answer`.
         """
         workers = len(self._helpers) + 1
         shares = [list(asks[i::workers]) for i in range(workers)]
@@ -126,7 +128,7 @@ class Pool:
         return [found[i % workers][i // workers] for i in range(len(asks))]
 
     def answer_units(
-        self, own: Answerer, units: Iterable[Sequence[Ask]], seed: int = 0
+        self, own: ProfileRecommender, units: Iterable[Sequence[RecommendRequest]], seed: int = 0
     ) -> Iterator[Answers]:
         """Answers of a long row of units, in order; whoever is free takes the next.
 
@@ -136,7 +138,9 @@ class Pool:
             seed: Of the sampling.
         """
         source = enumerate(units)
-        given: dict[_Helper, deque[tuple[int, Sequence[Ask]]]] = {h: deque() for h in self._helpers}
+        given: dict[_Helper, deque[tuple[int, Sequence[RecommendRequest]]]] = {
+            h: deque() for h in self._helpers
+        }
         found: dict[int, Answers] = {}
         number, left = 0, True
         while left or any(given.values()) or number in found:
@@ -181,7 +185,7 @@ class Pool:
             return False
         return True
 
-    def _receive(self, helper: _Helper, asks: Sequence[Ask]) -> Answers | None:
+    def _receive(self, helper: _Helper, asks: Sequence[RecommendRequest]) -> Answers | None:
         """What it answered; None where the process is gone."""
         try:
             found = _raised(helper.connection.recv())
@@ -260,7 +264,7 @@ def _main(number: int, path: Path, policy: Path, dtype: str) -> None:
             with Shop.open(path) as shop:
                 from ..inventory.external_engines import shop_search
 
-                answerer = Answerer(shop_search(shop), load_policy(policy, dtype))
+                answerer = ProfileRecommender(shop_search(shop), load_policy(policy, dtype))
         except QAgentError as error:
             connection.send(error)
             return

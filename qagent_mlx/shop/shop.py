@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from ..errors import QAgentError
-from ..utils.atomic_files import clear_left, read_json, write_json
+from ..utils.atomic_files import clear_leftovers, read_json, write_json
 from ..utils.database import open_duckdb
 from ..utils.text import clean
 from .config import ShopConfig, config_from_dict
@@ -137,7 +137,9 @@ class Shop:
                 raise
             self._connection = connection
             if not self.read_only:
-                clear_left(self.path)  # a rewritten database that was not ended is as large again
+                clear_leftovers(
+                    self.path
+                )  # a rewritten database that was not ended is as large again
         return self._connection
 
     @contextmanager

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..utils.text import query_key
 from .shopper import Need, Shopper
-from .world import Phrase, World
+from .world import Phrase, SimulatedShop
 
 EXAMINE = 0.85  # the chance of looking at one more query
 SECOND = 0.7  # need for what the visit could also be for
@@ -41,7 +41,7 @@ UNDERSTOOD = 3  # of the first five products must be of one type, or a query mea
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SlateOutcome:
     """What one row of queries led to; ``position`` is that of the tapped query, or -1."""
 
     position: int = -1
@@ -56,10 +56,10 @@ class Answer:
         return self.position >= 0
 
 
-class Meanings:
+class QueryInterpreter:
     """What a query means to a shopper: a type of product, and the way of wording it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedShop) -> None:
         self._world = world
         self._known: dict[str, tuple[int | None, Phrase | None]] = {}
         for product in world.products:
@@ -138,7 +138,7 @@ class Visit:
             alike = [i for i, p in enumerate(phrases) if p.kind == "generic"]
         return FREE_WORDING * float(share[alike].max()) if alike else 0.0
 
-    def chance(self, meanings: Meanings, query: str) -> float:
+    def chance(self, meanings: QueryInterpreter, query: str) -> float:
         """The chance that a query is tapped once it is looked at."""
         t, phrase = meanings.of(query)
         if t is None:
@@ -148,11 +148,11 @@ class Visit:
 
     def answers(
         self,
-        meanings: Meanings,
+        meanings: QueryInterpreter,
         queries: Sequence[str],
         retrieve: Callable[[str], np.ndarray],
         draws: int = 1,
-    ) -> list[Answer]:
+    ) -> list[SlateOutcome]:
         """What the shopper does with a row of queries, each time with other luck.
 
         Args:
@@ -166,12 +166,12 @@ class Visit:
 
     def _answer(
         self,
-        meanings: Meanings,
+        meanings: QueryInterpreter,
         queries: Sequence[str],
         chances: Sequence[float],
         retrieve: Callable[[str], np.ndarray],
         draw: int,
-    ) -> Answer:
+    ) -> SlateOutcome:
         looks = np.random.default_rng([*self.seed, draw, 1]).random(max(1, len(queries)))
         for position, (query, chance) in enumerate(zip(queries, chances, strict=True)):
             if position and looks[position] > EXAMINE:
@@ -190,7 +190,7 @@ class Visit:
             shopper.rng = own
             outcome = shopper.respond(query, retrieve(query), wanted, self.day)
             revenue = sum(shopper.world.price(i, self.day) for i in outcome.purchases)
-            return Answer(
+            return SlateOutcome(
                 position, query, len(outcome.clicks), bool(outcome.purchases), float(revenue)
             )
-        return Answer()
+        return SlateOutcome()

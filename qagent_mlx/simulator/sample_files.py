@@ -9,12 +9,14 @@ from pathlib import Path
 from ..utils.atomic_files import replacing, write_json
 from ..utils.database import open_duckdb
 from .shopper import Shopper
-from .world import START, SimulatorConfig, World
+from .world import START, SimulatedShop, SimulatorConfig
 
 
-def simulate(config: SimulatorConfig | None = None) -> tuple[World, list[dict[str, object]]]:
+def simulate(
+    config: SimulatorConfig | None = None,
+) -> tuple[SimulatedShop, list[dict[str, object]]]:
     """A world and the log that its shoppers left, in order of time."""
-    world = World(config)
+    world = SimulatedShop(config)
     log: list[dict[str, object]] = []
     end = START + timedelta(days=world.config.days)
     for number in range(world.config.users):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .world import Phrase, World, moment
+from .world import Phrase, SimulatedShop, moment
 
 # How a cheap, middling or dear price suits a thrifty, average or spending shopper.
 _PRICE_FIT = ((1.0, 0.2, 0.0), (0.55, 1.0, 0.1), (0.2, 0.6, 1.0))
@@ -49,7 +49,7 @@ class Outcome:
 class Shopper:
     """One person, with hidden preferences and a list of needs."""
 
-    def __init__(self, world: World, user_id: str, seed: tuple[int, ...]) -> None:
+    def __init__(self, world: SimulatedShop, user_id: str, seed: tuple[int, ...]) -> None:
         self.world = world
         self.user_id = user_id
         self.rng = np.random.default_rng(list(seed))

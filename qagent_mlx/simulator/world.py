@@ -68,7 +68,7 @@ class Phrase:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ProductColumns:
     """Products as columns: brand, specification in [0, 1], and style as a place in the names."""
 
     brands: np.ndarray
@@ -77,7 +77,7 @@ class Facts:
     style_names: list[str]  # in the order in which the products first have them
 
 
-class Engine:
+class SimulatedSearch:
     """The simulated shop's search: BM25 over titles and categories, then quality.
 
     It does not know the shopper, and it does not hide what is sold out, like many a
@@ -122,7 +122,7 @@ class Engine:
         return cached[:k]
 
 
-class World:
+class SimulatedShop:
     """The catalog, its engine, and what is in fashion when. Made from the seed alone."""
 
     def __init__(self, config: SimulatorConfig | None = None) -> None:
@@ -153,7 +153,7 @@ class World:
         ]
         fame = np.array([self.brands[p.brand_index].fame for p in self.products])
         quality = np.array([p.quality for p in self.products])
-        self.engine = Engine(
+        self.engine = SimulatedSearch(
             [f"{p.title} {self.brands[p.brand_index].name}" for p in self.products],
             0.25 * fame + 0.8 * quality,
         )
@@ -240,14 +240,14 @@ class World:
         return made
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> ProductColumns:
         """What of each product decides whether it is to somebody's taste."""
         names: dict[str, int] = {}
         styles = [
             names.setdefault(self.types[p.type_index].styles[p.style], len(names))
             for p in self.products
         ]
-        return Facts(
+        return ProductColumns(
             np.array([p.brand_index for p in self.products]),
             np.array(
                 [p.spec / max(len(self.types[p.type_index].specs) - 1, 1) for p in self.products]

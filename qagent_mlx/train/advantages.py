@@ -2,7 +2,7 @@
 
 All take rewards of shape (groups, G, components) and weights of shape (components,), and
 return (groups, G). A group in which every rollout scored the same says nothing; its
-advantages are 0 and `signal` says so, so that the trainer can drop and count it.
+advantages are 0 and `non_constant_groups` says so, so that the trainer can drop and count it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     spread = rewards.std(axis=1, keepdims=True)
     parts = np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
     summed = parts @ weights
-    alive = signal(rewards, weights)
+    alive = non_constant_groups(rewards, weights)
     if not alive.any():
         return np.zeros_like(summed)
     chosen = summed[alive]
@@ -50,7 +50,7 @@ def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(alive[:, None], white, 0.0)
 
 
-def signal(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def non_constant_groups(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Which groups have any spread in a component that counts: bool (groups,)."""
     counts = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
     alive: np.ndarray = counts.any(axis=1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..policy.scoring import Chain, common_prefix
+from ..policy.scoring import TrainingSequence, common_prefix
 
 
-def micro_batches(sequences: Sequence[Chain], budget: int) -> list[list[int]]:
+def micro_batches(sequences: Sequence[TrainingSequence], budget: int) -> list[list[int]]:
     """Split groups into batches of at most ``budget`` padded tokens, similar lengths together.
 
     Groups are never torn. A group that is over the budget on its own is a batch on its own.

@@ -66,7 +66,7 @@ def _is_data(word: str) -> bool:
     return word not in MARKS and not (len(word) == 1 and word.isdigit())
 
 
-class Disguise:
+class Delexicalizer:
     """Other words for a chain's words.
 
     Args:

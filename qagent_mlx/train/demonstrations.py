@@ -15,10 +15,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..agent.tools import Request, SearchProducts
+from ..agent.tools import SearchProducts, SearchRequest
 from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
-from ..policy.scoring import Chain
+from ..policy.scoring import TrainingSequence
 from ..protocol.actions import (
     FETCH,
     RECOMMEND,
@@ -33,7 +33,7 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
-from .delexicalize import Disguise
+from .delexicalize import Delexicalizer
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Demonstrator:
         self._answers: dict[tuple[int, str], tuple[str, ...]] = {}
 
     @cached_property
-    def _disguise(self) -> Disguise:
+    def _disguise(self) -> Delexicalizer:
         """Of the shop's words; most demonstrators tell nothing in other words."""
         catalog = self.environment.search.catalog
-        return Disguise(
+        return Delexicalizer(
             (
                 *catalog.titles,
                 *(text for text in (*catalog.categories, *catalog.brands) if text),
@@ -100,7 +100,9 @@ class Demonstrator:
                 usable.append((example, IN_WORDS))
         return usable
 
-    def chain(self, example: Example, right: int, random: np.random.Generator, group: int) -> Chain:
+    def chain(
+        self, example: Example, right: int, random: np.random.Generator, group: int
+    ) -> TrainingSequence:
         """One demonstration for an example whose right line is ``right``, or `IN_WORDS`."""
         profile, right = self._varied(example.profile, right, random)
         searched = [right] if right == IN_WORDS else self._searches(profile, right, random)
@@ -114,7 +116,7 @@ class Demonstrator:
         right: int,
         random: np.random.Generator,
         group: int,
-    ) -> Chain:
+    ) -> TrainingSequence:
         """The chain that searches some lines of a profile, in order, and recommends one of them.
 
         `IN_WORDS` among them stands for the case's own query, written out.
@@ -145,7 +147,7 @@ class Demonstrator:
             lines = self._results(example, query)
             say(worded(results_text(number, lines)), False)
         say(f"{RECOMMEND}<s{searched.index(right) + 1}>{RECOMMEND_END}", True)
-        return Chain(tokens, trained, group)
+        return TrainingSequence(tokens, trained, group)
 
     def _varied(
         self, profile: Profile, right: int, random: np.random.Generator
@@ -185,6 +187,6 @@ class Demonstrator:
     def _results(self, example: Example, query: str) -> tuple[str, ...]:
         key = (example.case.case_id, query)
         if key not in self._answers:
-            request = Request(query, example.case.as_of, example.profile.context)
+            request = SearchRequest(query, example.case.as_of, example.profile.context)
             self._answers[key] = self._tools.run([request])[0].lines
         return self._answers[key]

@@ -17,12 +17,12 @@ import numpy as np
 
 from ..agent.types import Rollout
 from ..environment.cases import SplitConfig
-from ..environment.environment import Environment, Example, measure
+from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.registry import derive, open_policy
-from ..policy.scoring import Chain
+from ..policy.scoring import TrainingSequence
 from ..policy.small_llama import SIZES, new_policy, save_base
 from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
@@ -34,7 +34,7 @@ from .pretrain import shop_texts
 
 
 @dataclass(frozen=True)
-class DistilConfig:
+class DistillConfig:
     """How many chains are sampled, and how the student learns them."""
 
     cases: int = 1000  # training cases, spread over the log
@@ -49,12 +49,12 @@ class DistilConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)  # of a student that exists already
 
 
-def distil(
+def distill(
     shop: Shop,
     teacher: str,
     student: str = "tiny",
     name: str = "distilled",
-    config: DistilConfig | None = None,
+    config: DistillConfig | None = None,
     split: SplitConfig | None = None,
     on_chain: Callable[[int, int], None] | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
@@ -80,7 +80,7 @@ def distil(
     Raises:
         QAgentError: the name is taken, or too few chains can be learned from.
     """
-    config = config or DistilConfig()
+    config = config or DistillConfig()
     folder = shop.folder("policies", name)
     if folder.exists():
         raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
@@ -90,7 +90,7 @@ def distil(
     chosen = _spread(theirs.of_split("train"), config.cases)
     if not chosen:
         raise QAgentError("there is no training case; ingest a longer log")
-    rollouts = theirs.roller(master, master.info.agent).run(
+    rollouts = theirs.rollout_runner(master, master.info.agent).run(
         [e.task for e in chosen],
         config.group,
         (config.seed,),
@@ -123,7 +123,7 @@ def distil(
     read = config.read if student in SIZES else 0.0
     demonstrator = Demonstrator(own, policy, agent, DemoConfig(read=read))
 
-    def lesson(i: int, step: int) -> Chain:
+    def lesson(i: int, step: int) -> TrainingSequence:
         example, lines = lessons[i]
         random = np.random.default_rng([config.seed, step, i])
         return demonstrator.tell(example, example.profile, lines[:-1], lines[-1], random, i)
@@ -152,7 +152,9 @@ def distil(
     for who, place, them in (("teacher", theirs, master), ("student", own, policy)):
         cases = _spread(place.of_split("validation"), config.measured)
         began = time.perf_counter()
-        timed[f"reward_{who}"] = measure(place, them, cases, WEIGHTS)["reward"] if cases else 0.0
+        timed[f"reward_{who}"] = (
+            evaluate_policy(place, them, cases, WEIGHTS)["reward"] if cases else 0.0
+        )
         timed[f"ms_{who}"] = 1000 * (time.perf_counter() - began) / max(1, len(cases))
     return {
         "policy": name,

@@ -11,7 +11,7 @@ MEASURES = ("reward", "cons@1", "q_em", "i_hit@1")
 
 
 @dataclass
-class Best:
+class BestEvaluation:
     """The best evaluation so far; a function of the metrics rows alone, so it resumes exactly.
 
     Args:

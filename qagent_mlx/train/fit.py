@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from ..distributed.world import world
 from ..errors import QAgentError
 from ..policy.policy import Policy
-from ..policy.scoring import Batch, Chain, make_batch, token_logprobs
+from ..policy.scoring import TrainingBatch, TrainingSequence, make_batch, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def batch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
 
 def fit(
     policy: Policy,
-    make_chain: Callable[[int, int], Chain],
+    make_chain: Callable[[int, int], TrainingSequence],
     count: int,
     config: FitConfig,
     on_step: Callable[[dict[str, float]], None] | None = None,
@@ -79,7 +79,7 @@ def fit(
         learning_rate=config.learning_rate, weight_decay=config.weight_decay
     )
 
-    def loss_of(model: nn.Module, batch: Batch) -> mx.array:
+    def loss_of(model: nn.Module, batch: TrainingBatch) -> mx.array:
         logprobs, _ = token_logprobs(policy, batch)
         return -logprobs.mean()
 
@@ -93,10 +93,10 @@ def fit(
         chosen = batch_order(count, config.batch_size, config.seed, step)
         if stop is not None and workers.size > 1:
             stop()  # all together, between steps
-        chains = [make_chain(chosen[i], step) for i in workers.share(len(chosen))]
+        chains = [make_chain(chosen[i], step) for i in workers.local_indices(len(chosen))]
         loss, gradient, computed = 0.0, None, 0
         pieces = _by_length(chains, 2)
-        (total,) = workers.total(sum(sum(c.trained[1:]) for c in chains))
+        (total,) = workers.all_reduce_scalars(sum(sum(c.trained[1:]) for c in chains))
         for piece in pieces:
             if stop is not None and workers.size == 1:
                 stop()
@@ -110,8 +110,8 @@ def fit(
             computed += batch.tokens
         if gradient is None:
             gradient = tree_map(mx.zeros_like, policy.model.trainable_parameters())
-        gradient = workers.sum(gradient)
-        loss, all_computed = workers.total(loss, computed)
+        gradient = workers.all_reduce(gradient)
+        loss, all_computed = workers.all_reduce_scalars(loss, computed)
         tokens += int(all_computed)
         gradient, norm = optim.clip_grad_norm(gradient, 1.0)
         if not np.isfinite(float(norm)):
@@ -145,7 +145,9 @@ def fit(
     }
 
 
-def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[str, float]:
+def predicted_cost(
+    policy: Policy, chains: Sequence[TrainingSequence], steps: int
+) -> dict[str, float]:
     """What training will cost, from one step's gradient measured on real chains.
 
     Args:
@@ -157,7 +159,7 @@ def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[
         parameters (trained ones), tokens, seconds, memory_bytes (the peak while measuring).
     """
 
-    def loss_of(model: nn.Module, batch: Batch) -> mx.array:
+    def loss_of(model: nn.Module, batch: TrainingBatch) -> mx.array:
         logprobs, _ = token_logprobs(policy, batch)
         return -logprobs.mean()
 
@@ -180,7 +182,7 @@ def predicted_cost(policy: Policy, chains: Sequence[Chain], steps: int) -> dict[
     }
 
 
-def _by_length(chains: Sequence[Chain], parts: int) -> list[list[int]]:
+def _by_length(chains: Sequence[TrainingSequence], parts: int) -> list[list[int]]:
     order = sorted(range(len(chains)), key=lambda i: len(chains[i].tokens))
     size = max(1, -(-len(order) // parts))  # a worker may have no chain at all
     return [order[i : i + size] for i in range(0, len(order), size)]

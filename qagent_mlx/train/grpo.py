@@ -36,46 +36,55 @@ from ..agent.types import Rollout
 from ..distributed import world
 from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
 from ..environment.cases import SplitConfig
-from ..environment.environment import Environment, Example, measure
-from ..environment.rewards import COMPONENTS, Component, score, total
+from ..environment.environment import Environment, Example, evaluate_policy
+from ..environment.rewards import COMPONENTS, Component, component_rewards, weighted_reward
 from ..errors import QAgentError
 from ..policy.policy import Policy
 from ..policy.registry import derive
-from ..policy.scoring import Batch, Chain, Lower, lower_states, make_batch, token_logprobs
-from ..policy.shared_prompt import Opening
+from ..policy.scoring import (
+    FrozenStates,
+    TrainingBatch,
+    TrainingSequence,
+    frozen_states,
+    make_batch,
+    token_logprobs,
+)
+from ..policy.shared_prompt import SharedPrompt
 from ..protocol.config import AgentConfig
 from ..runs import checkpoint
-from ..runs.run import Run, free_name, origin, run_names, training
+from ..runs.run import Run, free_name, policy_origin, run_lock, run_names
 from ..shop.shop import Shop
-from ..utils.runtime import give_back
-from .advantages import ESTIMATORS, signal
+from ..utils.runtime import release_memory
+from .advantages import ESTIMATORS, non_constant_groups
 from .batches import micro_batches
 from .config_files import merged
 from .demonstrations import DemoConfig, Demonstrator
-from .early_stopping import Best
+from .early_stopping import BestEvaluation
 from .fit import batch_order
 from .grpo_config import GrpoConfig, _check_weights
-from .losses import clipped_gain, k3, overlong_penalty, ratios, shares
+from .losses import clipped_surrogate, importance_ratios, k3, overlong_penalty, token_weights
 from .memory_estimate import check_memory, grpo_bytes, micro_tokens
-from .monitors import Alarm, AlarmConfig, AlarmRang, Watch
+from .monitors import Alarm, AlarmConfig, AlarmStop, Monitor
 
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
 ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
 
 
 @dataclass
-class Piece:
+class MicroBatch:
     """A micro-batch of chains and what its loss needs; (tokens,) are its trained tokens."""
 
-    batch: Batch
+    batch: TrainingBatch
     advantage: mx.array  # (tokens,)
-    weight: mx.array  # a token's share in the objective of the step (`losses.shares`), (tokens,)
+    weight: (
+        mx.array
+    )  # a token's share in the objective of the step (`losses.token_weights`), (tokens,)
     length: mx.array  # trained tokens of each chain, (rows,)
     sampled: mx.array  # the decoder's log-probabilities, (tokens,)
     # What ratios are taken to, (tokens,). In half precision a decoder's and a scorer's numbers
     # differ by more than a step should change: None, until the first pass over the chains says.
     old: mx.array | None
-    lower: Lower | None  # of the blocks below the first adapter
+    lower: FrozenStates | None  # of the blocks below the first adapter
     reference: mx.array | None = None  # the reference's log-probabilities, (tokens,)
 
 
@@ -95,12 +104,12 @@ class Trainer:
         _check_weights(config, self.components)
         self.weights = np.array([config.weights.get(n, 0.0) for n in self.components])
         self.stop = StopSignal()
-        self.opening: Opening | None = None  # of the last step's chains
+        self.opening: SharedPrompt | None = None  # of the last step's chains
         self.checked = False  # whether a gradient of this run was looked at
         self.world = world.world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
-        self.roller = environment.roller(policy, policy.info.agent)
+        self.runner = environment.rollout_runner(policy, policy.info.agent)
         self.examples = environment.of_split("train")
         if config.solvable:
             # A case whose answer no chain meets gives every chain the same reward.
@@ -129,7 +138,7 @@ class Trainer:
 
         scores, counted = self.shaped(rewards, weights, rollouts)
         advantages = ESTIMATORS[config.advantage](scores, counted)
-        alive = signal(scores, counted)
+        alive = non_constant_groups(scores, counted)
         kept = [
             (rollout, float(advantage))
             for rollout, advantage, group_alive in zip(
@@ -194,7 +203,7 @@ class Trainer:
         rollouts, rewards = self._rolled(order, (config.seed, number), 0)
         for again in range(1, config.dynamic_sampling + 1):
             scores, counted = self.shaped(rewards, weights, rollouts)
-            missing = count - int(signal(scores, counted).sum())
+            missing = count - int(non_constant_groups(scores, counted).sum())
             rest = sorted(set(range(len(self.examples))) - set(order))
             if not missing or not rest:
                 break
@@ -210,10 +219,10 @@ class Trainer:
         self, order: Sequence[int], seed: tuple[int, ...], before: int
     ) -> tuple[list[Rollout], np.ndarray]:
         # Every worker rolls out some of the cases; then all know all chains.
-        mine = self.world.share(len(order))
+        mine = self.world.local_indices(len(order))
         examples = [self.examples[order[i]] for i in mine]
-        rollouts = self.roller.run([e.task for e in examples], self.config.group, seed, None, mine)
-        rewards = self.world.rows(self.rewards(rollouts, examples), mine, len(order))
+        rollouts = self.runner.run([e.task for e in examples], self.config.group, seed, None, mine)
+        rewards = self.world.all_gather_rows(self.rewards(rollouts, examples), mine, len(order))
         rollouts = world.all_rollouts(self.world, rollouts)
         for rollout in rollouts:
             rollout.case += before  # groups are numbered through the rounds of a step
@@ -238,7 +247,9 @@ class Trainer:
         """Rewards by component: (groups, G, components)."""
         group = self.config.group
         scored = [
-            score(self.environment.outcome(rollout, examples[i // group].case), self.components)
+            component_rewards(
+                self.environment.outcome(rollout, examples[i // group].case), self.components
+            )
             for i, rollout in enumerate(rollouts)
         ]
         flat = np.array([[row[name] for name in self.components] for row in scored])
@@ -247,7 +258,7 @@ class Trainer:
     def update(self, kept: Sequence[tuple[Rollout, float]], number: int) -> dict[str, float]:
         """Gradient steps on chains with their advantages."""
         config = self.config
-        give_back()  # what the rollouts' caches took
+        release_memory()  # what the rollouts' caches took
         pieces = self._pieces(kept)
         opening = self.opening
         sums = dict.fromkeys(("loss", "kl", "entropy", "clipped"), 0.0)
@@ -274,8 +285,8 @@ class Trainer:
                 gradient = tree_map(mx.add, gradient, opening.answer())
             if gradient is None:  # all of the step's groups went to other workers
                 gradient = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
-            gradient = self.world.sum(gradient)
-            drift = self.world.highest(drift)
+            gradient = self.world.all_reduce(gradient)
+            drift = self.world.all_reduce_max(drift)
             if not self.checked:
                 self._check_first(drift, gradient)
                 self.checked = True
@@ -289,30 +300,30 @@ class Trainer:
             self.optimizer.update(self.policy.model, gradient)
             mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
         del pieces, gradient
-        give_back()
-        totals = dict(zip(sums, self.world.total(*sums.values()), strict=True))
+        release_memory()
+        totals = dict(zip(sums, self.world.all_reduce_scalars(*sums.values()), strict=True))
         return {**totals, "grad_norm": float(norm), "ratio_drift": drift}
 
-    def _pieces(self, kept: Sequence[tuple[Rollout, float]]) -> list[Piece]:
+    def _pieces(self, kept: Sequence[tuple[Rollout, float]]) -> list[MicroBatch]:
         """This worker's chains in micro-batches, with all that does not change in the update."""
         config = self.config
         # Equal chains of a group have equal rewards and advantages: one is computed for all.
         copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
         distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
         rollouts = list(distinct.values())
-        chains = [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
+        chains = [TrainingSequence(r.tokens, r.trained_mask, r.case) for r in rollouts]
         advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
         lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
         counts = np.array([copies[key] for key in distinct], dtype=np.float32)
         agent = self.policy.info.agent
         most = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
-        share = shares(config.loss, np.maximum(lengths, 1), counts, most)
+        share = token_weights(config.loss, np.maximum(lengths, 1), counts, most)
         # Shares are of the whole step; from here on each worker computes its own groups.
-        own = self.world.own([chain.group for chain in chains])
+        own = self.world.local_groups([chain.group for chain in chains])
         rollouts, chains = [rollouts[i] for i in own], [chains[i] for i in own]
         advantages, lengths, share = advantages[own], lengths[own], share[own]
         # What all groups begin with (a chat model's instructions) is computed once for them.
-        self.opening = opening = Opening.of(self.policy, chains, self.opening)
+        self.opening = opening = SharedPrompt.of(self.policy, chains, self.opening)
         if opening:
             chains = [opening.cut(chain) for chain in chains]
         made = []
@@ -325,14 +336,14 @@ class Trainer:
                 )
             )
             made.append(
-                Piece(
+                MicroBatch(
                     batch,
                     mx.array(advantages[owner]),
                     mx.array(share[owner]),
                     mx.array(lengths[np.array(places)]),
                     sampled,
                     old=sampled if self.policy.precise else None,
-                    lower=lower_states(self.policy, batch, opening.below if opening else None),
+                    lower=frozen_states(self.policy, batch, opening.below if opening else None),
                 )
             )
         if config.beta:
@@ -345,7 +356,7 @@ class Trainer:
                     mx.eval(piece.reference)
         return made
 
-    def _value_and_grad(self, piece: Piece, begun: Sequence[tuple[mx.array, mx.array]]) -> Any:
+    def _value_and_grad(self, piece: MicroBatch, begun: Sequence[tuple[mx.array, mx.array]]) -> Any:
         """((loss, parts), gradient) of one micro-batch.
 
         ``begun`` is the opening's keys and values, whose slope goes back to it.
@@ -360,8 +371,8 @@ class Trainer:
             logprob, entropy = token_logprobs(self.policy, piece.batch, piece.lower, begin=begin)
             now = mx.stop_gradient(logprob)
             old = now if piece.old is None else piece.old
-            ratio = ratios(config.loss, logprob, old, row, piece.length)
-            gain, clipped = clipped_gain(ratio, piece.advantage, low, high)
+            ratio = importance_ratios(config.loss, logprob, old, row, piece.length)
+            gain, clipped = clipped_surrogate(ratio, piece.advantage, low, high)
             reference, weight = piece.reference, piece.weight
             kl = mx.zeros_like(logprob) if reference is None else k3(reference, logprob)
             parts = {
@@ -420,7 +431,9 @@ class Trainer:
                     "wanted": case.query,
                     "recommended": rollout.query,
                     "finish": rollout.finish,
-                    "reward": total(dict(zip(self.components, parts.tolist(), strict=True)), now),
+                    "reward": weighted_reward(
+                        dict(zip(self.components, parts.tolist(), strict=True)), now
+                    ),
                     "rewards": dict(zip(self.components, parts.tolist(), strict=True)),
                     "advantage": float(advantages[i // group, i % group]),
                     "tokens": len(rollout.tokens),
@@ -432,12 +445,12 @@ class Trainer:
         return rows
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy chains on validation cases: see `environment.measure`."""
+        """Greedy chains on validation cases: see `environment.evaluate_policy`."""
         config = self.config
         cases = self.environment.of_split("validation")[: config.measured]
         self.policy.model.eval()
         weights = config.weights_at(config.steps - 1)
-        return measure(self.environment, self.policy, cases, weights, self.components)
+        return evaluate_policy(self.environment, self.policy, cases, weights, self.components)
 
 
 # ---------------------------------------------------------------- a whole run
@@ -480,7 +493,7 @@ def train_grpo(
         validation_reward, best_step and best_value (None without evaluations).
 
     Raises:
-        QAgentError: a setting or a check fails; `AlarmRang` when an alarm stopped the run and
+        QAgentError: a setting or a check fails; `AlarmStop` when an alarm stopped the run and
             `Stopped` when SIGTERM or Ctrl-C did, each after a checkpoint was written.
     """
     config = config or GrpoConfig()
@@ -493,19 +506,19 @@ def train_grpo(
     # The adapter's first values are random: a resumed run needs them too.
     trainer = Trainer(trained, environment, config, components)
     estimate = grpo_bytes(trained, config)
-    warning = check_memory(estimate * trainer.world.beside(), config.alarms)
-    trainer.world.agree(f"policies {policy}", trained.info.base_fingerprint)
-    if not trainer.world.first:
+    warning = check_memory(estimate * trainer.world.local_size(), config.alarms)
+    trainer.world.assert_equal(f"policies {policy}", trained.info.base_fingerprint)
+    if not trainer.world.is_main_process:
         return _run(shop, trainer.world.silent_run(shop), trainer, 0, on_step)
     run = run or free_name(name, run_names(shop))
-    with training(shop, run):
+    with run_lock(shop, run):
         record = Run.prepare(
             shop,
             run,
             {
                 "kind": "grpo",
                 "policy": name,
-                **origin(shop, policy, trained),
+                **policy_origin(shop, policy, trained),
                 "train": asdict(config),
                 "agent": asdict(trained.info.agent),
                 "split": asdict(split or SplitConfig()),
@@ -563,12 +576,12 @@ def resume_grpo(
     trained.info.agent = merged(AgentConfig(), stored["agent"], f"the run {run}")
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = Trainer(trained, environment, config, components)
-    if not trainer.world.first:
+    if not trainer.world.is_main_process:
         silent = trainer.world.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, trainer.optimizer)
-        trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
+        trainer.world.assert_equal("checkpoints", checkpoint.identity(state, trained))
         return _run(shop, silent, trainer, silent.step, on_step)
-    with training(shop, run):
+    with run_lock(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, trainer.optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
@@ -578,7 +591,7 @@ def resume_grpo(
             )
         record.go_on(state["step"], asdict(config))
         trainer.world.announce(record, state["step"])
-        trainer.world.agree("checkpoints", checkpoint.identity(state, trained))
+        trainer.world.assert_equal("checkpoints", checkpoint.identity(state, trained))
         return _run(shop, record, trainer, state["step"], on_step)
 
 
@@ -592,9 +605,9 @@ def _run(
     config, policy = trainer.config, trainer.policy
     start = time.perf_counter()
     places = record.folder / "checkpoints"
-    if trainer.world.first:
+    if trainer.world.is_main_process:
         checkpoint.clear(places)
-    watch, best = Watch(config.alarms), Best(config.best_by, config.stop_after)
+    watch, best = Monitor(config.alarms), BestEvaluation(config.best_by, config.stop_after)
     earlier = list(record.rows("metrics"))
     watch.replay(earlier)
     best.replay(earlier)
@@ -602,10 +615,10 @@ def _run(
     before = None if trainer.checked else {k: mx.array(v) for k, v in policy.adapter().items()}
     done = first
 
-    trainer.world.meet()  # from here on the first worker adds rows and checkpoints
+    trainer.world.barrier()  # from here on the first worker adds rows and checkpoints
 
     def save(state: dict[str, Any]) -> None:
-        if trainer.world.first:
+        if trainer.world.is_main_process:
             checkpoint.save(places, done, policy, trainer.optimizer, state, config.keep)
 
     with StopSignal() as trainer.stop:
@@ -644,16 +657,16 @@ def _run(
             if stopping:
                 raise _rang(stopping[0], record)
     if best.step and best.step != done:
-        place = checkpoint.best(places) if trainer.world.first else None
+        place = checkpoint.best(places) if trainer.world.is_main_process else None
         if place is not None:
             checkpoint.restore_weights(place, policy)
-        policy.model.update(trainer.world.from_first(policy.model.trainable_parameters()))
+        policy.model.update(trainer.world.broadcast(policy.model.trainable_parameters()))
     validation = trainer.evaluate()
     policy.info.trained.append(
         {"stage": "grpo", "run": record.name, "config": asdict(config), "step": best.step or done}
     )
     policy.model.eval()
-    if not trainer.world.first:
+    if not trainer.world.is_main_process:
         return {}
     policy.save(shop.folder("policies", policy.info.name))
     rows = list(record.rows("metrics"))
@@ -677,8 +690,8 @@ def _run(
     return summary
 
 
-def _rang(alarm: Alarm, record: Run | world.SilentRun) -> AlarmRang:
-    return AlarmRang(
+def _rang(alarm: Alarm, record: Run | world.SilentRun) -> AlarmStop:
+    return AlarmStop(
         f"the run {record.name} was stopped at step {alarm.step} by its alarm {alarm.name}: "
         f"{alarm.reason}. Step {alarm.step} is saved; to go on all the same: qagent train grpo "
         f"--resume --run {record.name} --alarm {alarm.name}=warn"

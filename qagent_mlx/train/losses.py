@@ -29,7 +29,7 @@ CLIPS: dict[str, tuple[float, float]] = {
 }
 
 
-def shares(loss: str, lengths: np.ndarray, copies: np.ndarray, most: int) -> np.ndarray:
+def token_weights(loss: str, lengths: np.ndarray, copies: np.ndarray, most: int) -> np.ndarray:
     """What each token of a chain weighs in the objective, copies of the chain included.
 
     Args:
@@ -49,7 +49,7 @@ def shares(loss: str, lengths: np.ndarray, copies: np.ndarray, most: int) -> np.
     return copies / (count * lengths)
 
 
-def ratios(
+def importance_ratios(
     loss: str, logprob: mx.array, sampled: mx.array, row: mx.array, lengths: mx.array
 ) -> mx.array:
     """How much likelier the policy makes what it sampled, (tokens,).
@@ -68,7 +68,7 @@ def ratios(
     return mx.exp(difference)
 
 
-def clipped_gain(
+def clipped_surrogate(
     ratio: mx.array, advantage: mx.array, low: float, high: float
 ) -> tuple[mx.array, mx.array]:
     """PPO's pessimistic gain of each token, and where the clip took the gradient away.

@@ -19,7 +19,7 @@ from ..protocol.config import AgentConfig
 from ..utils.runtime import device_name, total_memory
 from .monitors import AlarmConfig
 
-ROWS = 256  # chains that decode together at most (Roller)
+ROWS = 256  # chains that decode together at most (RolloutRunner)
 KEPT_HIDDEN = 14  # tensors of the hidden width that a block keeps for its backward pass
 KEPT_INNER = 6  # and of the feed-forward width
 KEPT_SCORES = 3  # and of attention weights

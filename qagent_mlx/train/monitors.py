@@ -68,7 +68,7 @@ class Alarm:
     reason: str
 
 
-class AlarmRang(QAgentError):
+class AlarmStop(QAgentError):
     """An alarm stopped the run; everything up to its step is saved."""
 
 
@@ -135,7 +135,7 @@ _CHECKS: dict[str, Callable[[list[Metrics], AlarmConfig], str]] = {
 
 
 @dataclass
-class Watch:
+class Monitor:
     """Looks at each step's metrics.
 
     An alarm that warns rings once, and again only after it has been quiet for a step.

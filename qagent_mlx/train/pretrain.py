@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..agent.tools import Request, SearchProducts
+from ..agent.tools import SearchProducts, SearchRequest
 from ..environment.cases import SplitConfig, build_cases, of_split
 from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..inventory.index import ensure
-from ..memory.profile import words_cost
+from ..memory.profile import count_words
 from ..policy.policy import Policy
-from ..policy.scoring import Chain
+from ..policy.scoring import TrainingSequence
 from ..policy.small_llama import new_policy, save_base
 from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
@@ -54,7 +54,7 @@ class _Words:
     """Stands in for a tokenizer while there is none: a token a word."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        return words_cost(texts)
+        return count_words(texts)
 
 
 def _spread(cases: Sequence[T]) -> Sequence[T]:
@@ -73,7 +73,7 @@ def shop_texts(
     for example in _spread(environment.of_split("train")):
         texts.append(profile_text(example.profile))
         requests = [
-            Request(q, example.case.as_of, example.profile.context)
+            SearchRequest(q, example.case.as_of, example.profile.context)
             for q in example.profile.references[:2]
         ]
         texts += [results_text(1, found.lines) for found in tools.run(requests)]
@@ -171,7 +171,7 @@ def fit_pretraining(
             "ingest a longer log"
         )
 
-    def make(i: int, step: int) -> Chain:
+    def make(i: int, step: int) -> TrainingSequence:
         return demonstrator.chain(*usable[i], np.random.default_rng([config.seed, step, i]), i)
 
     if on_cost is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from ..distributed import world
 from ..distributed.stop_signal import Stopped, StopRequested, StopSignal
 from ..environment.cases import SplitConfig
-from ..environment.environment import Environment, Example, measure
+from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
@@ -24,7 +24,7 @@ from ..policy.registry import derive
 from ..protocol.codec import ChatCodec
 from ..protocol.config import AgentConfig
 from ..runs import checkpoint
-from ..runs.run import Run, free_name, origin, run_names, training
+from ..runs.run import Run, free_name, policy_origin, run_lock, run_names
 from ..shop.shop import Shop
 from .config_files import merged
 from .demonstrations import DemoConfig, Demonstrator
@@ -116,8 +116,8 @@ def train_sft(
     )
     demonstrations = _demonstrations(environment, trained, config)
     workers = world.world()
-    workers.agree(f"policies {policy}", trained.info.base_fingerprint)
-    if not workers.first:
+    workers.assert_equal(f"policies {policy}", trained.info.base_fingerprint)
+    if not workers.is_main_process:
         silent, optimizer = workers.silent_run(shop), _optimizer(trained, config)
         before = _reward(environment, trained, config)
         return _run(
@@ -133,14 +133,14 @@ def train_sft(
             on_step,
         )
     run = run or free_name(name, run_names(shop))
-    with training(shop, run):
+    with run_lock(shop, run):
         record = Run.prepare(
             shop,
             run,
             {
                 "kind": "sft",
                 "policy": name,
-                **origin(shop, policy, trained),
+                **policy_origin(shop, policy, trained),
                 "train": asdict(config),
                 "agent": asdict(agent),
                 "split": asdict(split or SplitConfig()),
@@ -192,10 +192,10 @@ def resume_sft(
     demonstrations = _demonstrations(environment, trained, config)
     optimizer = _optimizer(trained, config)
     workers = world.world()
-    if not workers.first:
+    if not workers.is_main_process:
         silent = workers.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, optimizer)
-        workers.agree("checkpoints", checkpoint.identity(state, trained))
+        workers.assert_equal("checkpoints", checkpoint.identity(state, trained))
         assert state is not None
         return _run(
             shop,
@@ -209,13 +209,13 @@ def resume_sft(
             state["reward_first"],
             on_step,
         )
-    with training(shop, run):
+    with run_lock(shop, run):
         state = checkpoint.restore(record.folder / "checkpoints", trained, optimizer)
         if state is None:
             raise QAgentError(f"the run {run} has no checkpoint left; start a new one")
         record.go_on(state["step"], asdict(config))
         workers.announce(record, state["step"])
-        workers.agree("checkpoints", checkpoint.identity(state, trained))
+        workers.assert_equal("checkpoints", checkpoint.identity(state, trained))
         return _run(
             shop,
             record,
@@ -269,7 +269,7 @@ def _optimizer(policy: Policy, config: SftConfig) -> optim.Optimizer:
 def _reward(environment: Environment, policy: Policy, config: SftConfig) -> float:
     policy.model.eval()
     validation = environment.of_split("validation")[: config.measured]
-    return measure(environment, policy, validation, WEIGHTS)["reward"]
+    return evaluate_policy(environment, policy, validation, WEIGHTS)["reward"]
 
 
 def _run(
@@ -287,15 +287,15 @@ def _run(
     start = time.perf_counter()
     places = record.folder / "checkpoints"
     workers = world.world()
-    if workers.first:
+    if workers.is_main_process:
         checkpoint.clear(places)
     demonstrator, usable = demonstrations
     done = first
     rows = list(record.rows("metrics"))
-    workers.meet()  # from here on the first worker adds rows and checkpoints
+    workers.barrier()  # from here on the first worker adds rows and checkpoints
 
     def save() -> None:
-        if workers.first:
+        if workers.is_main_process:
             state = {"reward_first": before}
             checkpoint.save(places, done, policy, optimizer, state, config.keep)
 
@@ -340,7 +340,7 @@ def _run(
                 stop.number,
             ) from None
     after = _reward(environment, policy, config)
-    if not workers.first:
+    if not workers.is_main_process:
         return {}
     policy.info.trained.append({"stage": "sft", "run": record.name, "config": asdict(config)})
     policy.save(shop.folder("policies", policy.info.name))

@@ -80,7 +80,7 @@ def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             temporary.unlink(missing_ok=True)
         busy.close()
     for folder in folders:
-        clear_left(folder, {path.name for path in paths if path.parent == folder})
+        clear_leftovers(folder, {path.name for path in paths if path.parent == folder})
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _in_use(folder: Path, *, alone: bool = False) -> Iterator[bool]:
         yield mine
 
 
-def clear_left(folder: Path, names: Collection[str] | None = None) -> None:
+def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove the temporary files that killed writers left in a folder.
 
     Nothing is removed while somebody writes there.

@@ -3,7 +3,7 @@
 MLX's Linux wheel links the reference BLAS, whose matrix products are one to two orders
 of magnitude slower than OpenBLAS. The dynamic linker resolves ``cblas_*`` in the global
 scope first, so an OpenBLAS that is loaded there *before* ``mlx.core`` takes over every
-product with no rebuild. `prepare` does that; it runs when `qagent_mlx` is imported.
+product with no rebuild. `load_fast_blas` does that; it runs when `qagent_mlx` is imported.
 
 macOS needs none of it: MLX uses Metal and Accelerate there.
 """
@@ -32,7 +32,7 @@ BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_s
 
 @dataclass(slots=True)
 class BlasState:
-    """What `prepare` did: which library answers, and what went wrong if none does."""
+    """What `load_fast_blas` did: which library answers, and what went wrong if none does."""
 
     name: str = "reference"
     path: str | None = None
@@ -44,7 +44,7 @@ _blas = BlasState()
 _prepared = False
 
 
-def prepare() -> BlasState:
+def load_fast_blas() -> BlasState:
     """Load a fast BLAS into the global symbol scope, once. Never raises.
 
     Must run before ``mlx.core`` is imported: afterwards MLX's symbols are bound. What
@@ -108,7 +108,7 @@ def _bound_arenas() -> None:
 
 
 def blas_state() -> BlasState:
-    """The state that `prepare` left."""
+    """The state that `load_fast_blas` left."""
     return _blas
 
 

@@ -3,8 +3,8 @@
 ``import mlx_lm`` imports transformers and the model hub's client, which take longer than the
 rest of ``qagent recommend``. A shop's own small policy needs neither: only mlx-lm's model and
 cache modules, which import nothing but MLX. Python runs a package's ``__init__`` before any of
-its submodules, so `put_off` registers packages that know their path alone; the first attribute
-that they have not got runs the ``__init__`` as Python would have.
+its submodules, so `defer_imports` registers packages that know their path alone; the first
+attribute that they have not got runs the ``__init__`` as Python would have.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PutOff(ModuleType):
         return dir(self)
 
 
-def put_off() -> None:
+def defer_imports() -> None:
     """Register the packages of `DEFINED` that are installed and not imported yet."""
     if "mlx_lm" in sys.modules:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return memory that is free inside of this process to the system.
 
     MLX keeps freed buffers for later, and glibc keeps what lies between arrays still in use.

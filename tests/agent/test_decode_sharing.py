@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 from stoppers import Never
 
-from qagent_mlx.agent.decode import Decoder, Row
+from qagent_mlx.agent.decode import Decoder, DecodingSequence
 
 
 def rows(policy, seeds, limit=12):
-    return [Row(list(policy.prompt), Never(), np.random.default_rng(seed), limit) for seed in seeds]
+    return [
+        DecodingSequence(list(policy.prompt), Never(), np.random.default_rng(seed), limit)
+        for seed in seeds
+    ]
 
 
 def decoded(policy, made, insert=()):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.agent import decode
-from qagent_mlx.agent.rollout import Roller
+from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Rollout, Task
 from qagent_mlx.protocol.config import AgentConfig
@@ -25,16 +25,16 @@ def profile(*queries, user="u"):
 
 
 @pytest.fixture
-def roller(nano_policy, tiny_search):
-    return Roller(nano_policy, SearchProducts(tiny_search, AGENT), AGENT)
+def runner(nano_policy, tiny_search):
+    return RolloutRunner(nano_policy, SearchProducts(tiny_search, AGENT), AGENT)
 
 
 @pytest.fixture
-def play(roller, monkeypatch):
+def play(runner, monkeypatch):
     """Make the policy say a script: a list of turns for each (task, member)."""
 
     def run(scripts, tasks=None, group=1):
-        codec = roller.policy.codec
+        codec = runner.policy.codec
         streams = {
             key: iter([i for turn in turns for i in codec.encode(turn)])
             for key, turns in scripts.items()
@@ -46,12 +46,12 @@ def play(roller, monkeypatch):
 
         monkeypatch.setattr(decode, "sample", scripted)
         tasks = tasks or [Task(profile("usb cable", "phone case"), NOW)]
-        return roller.run(tasks, group, (0,))
+        return runner.run(tasks, group, (0,))
 
     return run
 
 
-def test_a_whole_chain(play, roller):
+def test_a_whole_chain(play, runner):
     (chain,) = play(
         {(0, 0): ["<fetch_memory/>", "<search><r1></search>", "<recommend><s1></recommend>"]}
     )
@@ -60,16 +60,16 @@ def test_a_whole_chain(play, roller):
     assert chain.validated
     assert [t.kind for t in chain.turns] == ["fetch", "search", "recommend"]
     assert chain.products == chain.turns[1].products
-    text = roller.policy.codec.decode(chain.tokens)
+    text = runner.policy.codec.decode(chain.tokens)
     assert "usb cable" in text
     assert text.index("<profile>") < text.index("<results>") < text.index("<recommend>")
 
 
-def test_the_mask_marks_exactly_what_the_policy_said(play, roller):
+def test_the_mask_marks_exactly_what_the_policy_said(play, runner):
     """Invariants 1 and 2."""
     turns = ["<fetch_memory/>", "<search>usb cable</search>", "<recommend>usb cable</recommend>"]
     (chain,) = play({(0, 0): turns})
-    codec = roller.policy.codec
+    codec = runner.policy.codec
     said = [t for t, on in zip(chain.tokens, chain.trained_mask, strict=True) if on]
     assert said == [i for turn in turns for i in codec.encode(turn)]
     assert len(chain.tokens) == len(chain.trained_mask)
@@ -103,7 +103,7 @@ def test_a_turn_that_never_closes_is_cut(play):
     assert sum(chain.sampled) <= AGENT.turn_tokens
 
 
-def test_searches_beyond_the_limit_are_refused_and_the_chain_may_go_on(play, roller):
+def test_searches_beyond_the_limit_are_refused_and_the_chain_may_go_on(play, runner):
     (chain,) = play(
         {
             (0, 0): [
@@ -118,7 +118,7 @@ def test_searches_beyond_the_limit_are_refused_and_the_chain_may_go_on(play, rol
     assert chain.finish == "recommended"
     assert chain.refused == 1
     assert len(chain.searched) == 2
-    assert "no more searches" in roller.policy.codec.decode(chain.tokens)
+    assert "no more searches" in runner.policy.codec.decode(chain.tokens)
 
 
 def test_repeated_searches_are_counted(play):
@@ -140,11 +140,11 @@ def test_a_chain_that_only_fetches_ends(play):
     assert chain.finish == "turns"
 
 
-def test_users_do_not_see_each_others_memory(play, roller):
+def test_users_do_not_see_each_others_memory(play, runner):
     tasks = [Task(profile("canary one", user="a"), NOW), Task(profile("canary two", user="b"), NOW)]
     script = ["<fetch_memory/>", "<search><r0></search>", "<recommend><s1></recommend>"]
     first, second = play({(0, 0): script, (1, 0): script}, tasks)
-    decoded = [roller.policy.codec.decode(c.tokens) for c in (first, second)]
+    decoded = [runner.policy.codec.decode(c.tokens) for c in (first, second)]
     assert "two" not in decoded[0]
     assert "one" not in decoded[1]
 
@@ -170,15 +170,15 @@ def test_a_row_that_waits_does_not_change_the_others(play):
 # ---------------------------------------------------------------- with a real model
 
 
-def sampled(roller, seed=(3,), tasks=6, group=4):
+def sampled(runner, seed=(3,), tasks=6, group=4):
     some = [Task(profile(f"query {i}", "usb cable"), NOW) for i in range(tasks)]
-    return roller.run(some, group, seed)
+    return runner.run(some, group, seed)
 
 
-def test_sampled_log_probabilities_are_those_of_a_full_forward_pass(roller):
+def test_sampled_log_probabilities_are_those_of_a_full_forward_pass(runner):
     """Invariant 3: what is sampled is what is scored."""
-    for chain in sampled(roller):
-        policy = roller.policy
+    for chain in sampled(runner):
+        policy = runner.policy
         logits = policy.head(policy.backbone(mx.array([chain.tokens])))[0]
         logprobs = nn.log_softmax(logits, axis=-1)
         places = [t for t, on in enumerate(chain.trained_mask) if on]
@@ -186,14 +186,14 @@ def test_sampled_log_probabilities_are_those_of_a_full_forward_pass(roller):
         assert np.allclose(chain.sampled_logprobs, expected, atol=2e-4)
 
 
-def test_a_chain_does_not_depend_on_its_batch(roller, nano_policy, tiny_search):
-    whole = sampled(roller)
-    narrow = Roller(nano_policy, SearchProducts(tiny_search, AGENT), AGENT, max_rows=3)
+def test_a_chain_does_not_depend_on_its_batch(runner, nano_policy, tiny_search):
+    whole = sampled(runner)
+    narrow = RolloutRunner(nano_policy, SearchProducts(tiny_search, AGENT), AGENT, max_rows=3)
     assert [c.tokens for c in sampled(narrow)] == [c.tokens for c in whole]
 
 
-def test_seeds_differ_and_repeat(roller):
-    first, again, other = sampled(roller), sampled(roller), sampled(roller, seed=(4,))
+def test_seeds_differ_and_repeat(runner):
+    first, again, other = sampled(runner), sampled(runner), sampled(runner, seed=(4,))
     assert [c.tokens for c in first] == [c.tokens for c in again]
     assert [c.tokens for c in first] != [c.tokens for c in other]
 
@@ -202,7 +202,7 @@ def test_samples_follow_the_distribution():
     """The sampler draws each id as often as its probability says."""
     rows = []
     for i in range(4000):
-        row = decode.Row([], None, np.random.Generator(np.random.Philox(key=i)), 1)
+        row = decode.DecodingSequence([], None, np.random.Generator(np.random.Philox(key=i)), 1)
         rows.append(row)
     chances = np.array([0.5, 0.3, 0.15, 0.05])
     logits = mx.broadcast_to(mx.log(mx.array(chances)), (4000, 4))
@@ -212,16 +212,16 @@ def test_samples_follow_the_distribution():
     assert np.allclose(logprobs, np.log(chances)[ids], atol=1e-5)
 
 
-def test_little_memory_means_fewer_rows_and_the_same_chains(roller, nano_policy, tiny_search):
-    whole = sampled(roller)
+def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy, tiny_search):
+    whole = sampled(runner)
     tools = SearchProducts(tiny_search, AGENT)
-    poor = Roller(nano_policy, tools, AGENT, memory=2 * 512 * nano_policy.cache_bytes * 4)
+    poor = RolloutRunner(nano_policy, tools, AGENT, memory=2 * 512 * nano_policy.cache_bytes * 4)
     held = []
     start = poor.decoder.start
     poor.decoder.start = lambda rows: held.append(len(rows)) or start(rows)
     assert [c.tokens for c in sampled(poor)] == [c.tokens for c in whole]
     assert max(held) <= 8
-    assert Roller(nano_policy, tools, AGENT, memory=1)._rows_that_fit() == 1
+    assert RolloutRunner(nano_policy, tools, AGENT, memory=1)._rows_that_fit() == 1
 
 
 def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():

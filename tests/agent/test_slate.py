@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qagent_mlx.agent.recommend import Answerer, Ask
-from qagent_mlx.agent.rollout import Roller
-from qagent_mlx.agent.slate import Rows, pool, pooled
+from qagent_mlx.agent.recommend import ProfileRecommender, RecommendRequest
+from qagent_mlx.agent.rollout import RolloutRunner
+from qagent_mlx.agent.slate import SlateFiller, aggregate_group, aggregate_rollouts
 from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.policy_system import PolicySystem
-from qagent_mlx.inventory.catalog import Catalog, History
+from qagent_mlx.inventory.catalog import Catalog, ProductHistory
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Hit, Line, Profile, Recommendation
 
@@ -69,7 +69,9 @@ def test_votes_come_first_then_what_was_searched_then_memory():
         chain(("rope", []), answer="rope"),  # it finds nothing
         chain(answer="boots"),  # nobody searched it
     ]
-    made = pool(chains, profile("boots", "rope", "tent", "Tents lamp", "lamp  tents", "stove"))
+    made = aggregate_rollouts(
+        chains, profile("boots", "rope", "tent", "Tents lamp", "lamp  tents", "stove")
+    )
     assert names(made) == ["stove", "lamp", "tent", "boots", "Tents lamp"]
     assert [r.votes for r in made] == [2, 1, 0, 0, 0] and made[0].score == 0.4
     assert made[0].products == ("b",) and made[3].products == ()
@@ -81,20 +83,20 @@ def test_of_equal_votes_the_surest_answer_leads():
         chain(("tent", ["a"]), answer="tent", logprob=-0.7),
         chain(("lamp", ["c"]), answer="lamp", logprob=-0.2),
     ]
-    assert names(pool(tied, profile())) == ["lamp", "tent"]
+    assert names(aggregate_rollouts(tied, profile())) == ["lamp", "tent"]
 
 
 def test_without_memory_no_line_fills_the_row():
     chains = [chain(("tent", ["a"]), answer="tent")]
-    assert names(pooled(AgentConfig(memory=False), chains, profile("lamp"))) == ["tent"]
-    assert names(pooled(AgentConfig(), chains, profile("lamp"))) == ["tent", "lamp"]
+    assert names(aggregate_group(AgentConfig(memory=False), chains, profile("lamp"))) == ["tent"]
+    assert names(aggregate_group(AgentConfig(), chains, profile("lamp"))) == ["tent", "lamp"]
 
 
 def test_what_is_sold_out_comes_behind_what_can_be_had():
     shelf = Shelf({"q1": ["gone"], "q2": ["here"], "q3": [], "q4": ["too"]}, sold_out=["gone"])
     first = Recommendation("q0", 1.0, ("gone",), "", votes=3)  # the agent chose it all the same
     rest = [Recommendation(f"q{i}", 0.0, (), "") for i in (1, 2, 3, 4)]
-    rows = Rows(shelf)
+    rows = SlateFiller(shelf)
     (row,) = rows.filled([[first, *rest]], [NOW], [4], [True])
     assert names(row) == ["q0", "q2", "q4", "q1"]
     assert [r.products for r in row] == [("gone",), ("here",), ("too",), ("gone",)]
@@ -108,7 +110,7 @@ def test_no_more_is_searched_than_the_row_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])
     asked = [Recommendation(q, 0.0, (), "") for q in found]
-    (row,) = Rows(shelf).filled([asked], [NOW], [3], [True])
+    (row,) = SlateFiller(shelf).filled([asked], [NOW], [3], [True])
     assert names(row) == ["q1", "q3", "q4"]
     assert shelf.asked == [("q0", "q1", "q2"), ("q3", "q4")]
 
@@ -117,7 +119,7 @@ def test_users_are_asked_about_at_once():
     shelf = Shelf({"q0": ["a"], "q1": ["b"]}, sold_out=["b"])
     items = [Recommendation("q0", 0.0, (), ""), Recommendation("q1", 0.0, (), "")]
     turned = items[::-1]
-    rows = Rows(shelf).filled(
+    rows = SlateFiller(shelf).filled(
         [items, items[:1], [], turned, turned], [NOW] * 5, [2, 5, 5, 2, 2], [True] * 4 + [False]
     )
     assert [names(row) for row in rows] == [["q0", "q1"], ["q0"], [], ["q0", "q1"], ["q1", "q0"]]
@@ -141,7 +143,7 @@ def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
     ]
     if voted and items and kinds[0][0] != "nothing":
         items[0] = Recommendation("q0", 1.0, ("p0",), "", votes=1)
-    (row,) = Rows(shelf).filled([items], [NOW], [k], [look])
+    (row,) = SlateFiller(shelf).filled([items], [NOW], [k], [look])
     some = [i for i in items if found[i.query]]
     if look:
         place = {f"q{i}": kind == "out" for i, (kind, _) in enumerate(kinds)}
@@ -163,17 +165,17 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
     catalog = environment.search.catalog
     stock = np.arange(len(catalog)) % 2 == 0
     times = np.full(len(catalog), followed)  # one state each, from then on
-    history = History(np.arange(len(catalog)), times, catalog.prices, stock)
+    history = ProductHistory(np.arange(len(catalog)), times, catalog.prices, stock)
     monkeypatch.setattr(catalog, "history", history)
 
     def run(self, tasks, group, *rest, **options):
         """Every chain recommends the third line of its memory without looking."""
         return [chain(answer=task.profile.references[2]) for task in tasks for _ in range(group)]
 
-    monkeypatch.setattr(Roller, "run", run)
+    monkeypatch.setattr(RolloutRunner, "run", run)
     ranked = PolicySystem("p", nano_policy, environment, agent, group=2).rank(examples, 4)
-    answerer = Answerer(environment.search, nano_policy, agent)
-    served = answerer.answer([Ask(e.profile, e.case.as_of, 4, 2) for e in examples])
+    answerer = ProfileRecommender(environment.search, nano_policy, agent)
+    served = answerer.answer([RecommendRequest(e.profile, e.case.as_of, 4, 2) for e in examples])
     measured = [ranking.queries for ranking in ranked]
     place = catalog.rows_of()
     lines = [[q for q in e.profile.references if q] for e in examples]

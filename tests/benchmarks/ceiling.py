@@ -28,13 +28,13 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from qagent_mlx.agent.tools import Found, Request, SearchProducts
+from qagent_mlx.agent.tools import SearchProducts, SearchRequest, SearchResult
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
-from qagent_mlx.evaluate.suite import Lineup
-from qagent_mlx.memory.loader import Reader
+from qagent_mlx.evaluate.suite import SystemFactory
+from qagent_mlx.memory.loader import MemoryLoader
 from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
@@ -84,7 +84,7 @@ ROUNDS = 150
 class Lines:
     """One case: a row for each line of its profile that has a query."""
 
-    def __init__(self, example: Example, found: Sequence[Found], behind: np.ndarray) -> None:
+    def __init__(self, example: Example, found: Sequence[SearchResult], behind: np.ndarray) -> None:
         """``behind`` holds, for each line, what an agent does not read."""
         case, lines = example.case, [x for x in example.profile.lines if x.query is not None]
         self.split = case.split
@@ -119,7 +119,7 @@ class Lines:
 def cases_of(shop: Shop, test_from: str) -> list[Lines]:
     """All cases with what can be seen of each line."""
     split = SplitConfig(test_from=test_from)
-    environment = Lineup(
+    environment = SystemFactory(
         shop, lambda codec, agent: Environment.of_shop(shop, codec, agent, split)
     ).environment
     return lines_of(shop, environment)
@@ -129,14 +129,14 @@ def lines_of(shop: Shop, environment: Environment) -> list[Lines]:
     """The cases of an environment with what can be seen of each line."""
     search = SearchProducts(environment.search, AgentConfig(results_shown=SHOWN))
     examples = environment.examples
-    rows = Reader(shop.connection, shop.config.memory).rows(
+    rows = MemoryLoader(shop.connection, shop.config.memory).rows(
         [Moment(e.case.user_id, e.case.as_of) for e in examples]
     )
     made = []
     for example, mine, table in zip(examples, rows, tables_of(rows), strict=True):
         queries = example.profile.references
         moment = example.case.as_of
-        found = search.run([Request(q, moment, example.profile.context) for q in queries])
+        found = search.run([SearchRequest(q, moment, example.profile.context) for q in queries])
         place = {key: i for i, key in enumerate(mine.candidates["query_key"].tolist())}
         knows = {product: age for product, _, age in mine.state.knows}
         # As many as the tool asks for: these answers are remembered.

@@ -22,7 +22,7 @@ import numpy as np
 from qagent_mlx.build import refresh
 from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.memory.profile import Memory
-from qagent_mlx.memory.ranker import Worth
+from qagent_mlx.memory.ranker import MemoryRanker
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.shop_memory import token_counter
 from qagent_mlx.shop.config import ShopConfig
@@ -39,7 +39,9 @@ def compression(shop: Shop, least: int) -> dict[str, Any]:
     found: dict[str, Any] = {"least": least, "users": len(rows)}
     if not rows:
         return found
-    memory = Memory(shop.connection, shop.config.memory, token_counter(shop), Worth.of_shop(shop))
+    memory = Memory(
+        shop.connection, shop.config.memory, token_counter(shop), MemoryRanker.of_shop(shop)
+    )
     moments = [Moment(user, shop.end_of_log()) for user, _ in rows]
     ratios = [
         memory.raw_tokens(moment) / profile.tokens

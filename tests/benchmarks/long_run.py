@@ -31,7 +31,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from qagent_mlx.ingest.ingest import ingest  # noqa: E402
 from qagent_mlx.inventory.index import ensure  # noqa: E402
-from qagent_mlx.inventory.updates import updated  # noqa: E402
+from qagent_mlx.inventory.updates import refresh_index  # noqa: E402
 from qagent_mlx.serve.config import ServeConfig  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402
 from qagent_mlx.shop.shop import Shop  # noqa: E402
@@ -93,7 +93,7 @@ class Load:
         with Shop.open(self.path, read_only=False) as shop:
             assert ingest(shop, "events", [place / "e.jsonl"]).accepted == len(rows)
             ingest(shop, "products", [place / "p.csv"])
-            updated(shop)
+            refresh_index(shop)
         self.events += len(rows)
 
     def train(self) -> None:

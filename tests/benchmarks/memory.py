@@ -22,7 +22,7 @@ import numpy as np
 
 from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory import store
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -205,7 +205,7 @@ def main() -> None:
             report[f"ingest_and_refresh_{events}_s"] = refresh
             report[f"ingest_and_refresh_{events}_cpu_s"] = cpu
     with Shop.open(folder / "shop") as shop:
-        memory = Memory(shop.connection, shop.config.memory, words_cost)
+        memory = Memory(shop.connection, shop.config.memory, count_words)
         end = shop.connection.execute("SELECT max(ts) FROM events").fetchall()[0][0]
         now = end + timedelta(seconds=1)
         heavy = shop.connection.execute(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qagent_mlx.evaluate.metrics import bootstrap, paired
+from qagent_mlx.evaluate.metrics import bootstrap, paired_difference
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import words
@@ -130,7 +130,7 @@ def main() -> None:
     }
     report["paired"] = {
         f"{one} - {other}": {
-            metric: paired(scores[one][metric], scores[other][metric])
+            metric: paired_difference(scores[one][metric], scores[other][metric])
             for metric in ("ndcg@10", "recall@10")
         }
         for one in ("hybrid", "words+vectors")

@@ -28,7 +28,7 @@ from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import HybridSearch, open_search
-from qagent_mlx.inventory.vector_index import Shard, Vectors, open_shard
+from qagent_mlx.inventory.vector_index import Shard, VectorIndex, open_shard
 from qagent_mlx.shop.shop import Shop
 
 DIMENSIONS = 128
@@ -61,11 +61,11 @@ def crossover(most: int = 6) -> None:
     """Exact against HNSW by size: one query, and 256 at once."""
     for size in (2_000, 5_000, 10_000, 20_000, 50_000, 100_000)[:most]:
         vectors, queries = made_up(size), made_up(256, 9)
-        exact = Vectors(
+        exact = VectorIndex(
             DIMENSIONS, [Shard(0, size, matrix=module.rounded(vectors))], np.arange(size)
         )
         start = clock()
-        graph = Vectors(
+        graph = VectorIndex(
             DIMENSIONS, [Shard(0, size, graph=module._graph(vectors, 0))], np.arange(size)
         )
         built = clock() - start
@@ -80,11 +80,11 @@ def crossover(most: int = 6) -> None:
         )
 
 
-def _one(vectors: Vectors, queries: np.ndarray, number: int) -> object:
+def _one(vectors: VectorIndex, queries: np.ndarray, number: int) -> object:
     return vectors.search(queries[number : number + 1], 50)
 
 
-def _all(vectors: Vectors, queries: np.ndarray, _number: int) -> object:
+def _all(vectors: VectorIndex, queries: np.ndarray, _number: int) -> object:
     return vectors.search(queries, 50)
 
 
@@ -107,7 +107,7 @@ def million(folder: Path, build_only: int | None, size: int = 1_000_000) -> None
         shards.append(open_shard(folder, path.name, start, count))
     if build_only is not None:
         return
-    vectors = Vectors(DIMENSIONS, shards, np.arange(size))
+    vectors = VectorIndex(DIMENSIONS, shards, np.arange(size))
     matrix = np.concatenate([made_up(s.size, 100 + number) for number, s in enumerate(shards)])
     queries = made_up(300, 9)
 

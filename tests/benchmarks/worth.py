@@ -43,7 +43,7 @@ from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.baselines.popularity import Trending
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
-from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired
+from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired_difference
 from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.registry import open_policy, policy_names
@@ -171,7 +171,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for arm in arms[1:]:
         if shared := seeds[arm] & seeds[arms[0]]:
             for metric in COMPARED:
-                d = paired(values(arms[0], metric, shared), values(arm, metric, shared))
+                d = paired_difference(values(arms[0], metric, shared), values(arm, metric, shared))
                 rows.append((f"{arms[0]} - {arm}, {metric}", d))
     if rows:
         lines += ["", "| difference, points | | p | p after Holm |", "|---|--:|--:|--:|"]

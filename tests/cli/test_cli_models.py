@@ -54,7 +54,7 @@ def test_a_teacher_that_knows_nothing_is_told_in_one_line(cli, built):
 def test_a_students_cases_are_split_as_its_evaluation_will_be(cli, built, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "qagent_mlx.train.distill.distil",
+        "qagent_mlx.train.distill.distill",
         lambda shop, teacher, student, name, config, split, *rest: seen.append(split) or {},
     )
     monkeypatch.setattr("qagent_cli.distil.emit", lambda report: None)

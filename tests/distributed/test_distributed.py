@@ -269,16 +269,16 @@ def test_every_case_is_done_by_exactly_one_worker():
         world.rank, world.size = rank, 3
         worlds.append(world)
     for count in (0, 1, 7, 9):
-        shares = [i for world in worlds for i in world.share(count)]
+        shares = [i for world in worlds for i in world.local_indices(count)]
         assert sorted(shares) == list(range(count))
 
 
 def test_alone_nothing_is_changed():
     world = distributed.World()
-    assert world.total(1.5, 2) == [1.5, 2]
-    assert world.highest(0.25) == 0.25
+    assert world.all_reduce_scalars(1.5, 2) == [1.5, 2]
+    assert world.all_reduce_max(0.25) == 0.25
     rows = np.ones((2, 3))
-    assert world.rows(rows, [0, 1], 2) is rows
+    assert world.all_gather_rows(rows, [0, 1], 2) is rows
 
 
 def test_an_error_that_all_workers_meet_is_said_once(folder):

@@ -9,13 +9,13 @@ import time
 import pytest
 
 from qagent_mlx.distributed import watchdog
-from qagent_mlx.distributed.watchdog import Lifeline
+from qagent_mlx.distributed.watchdog import Watchdog
 
 WAITS = """
 import socket, sys, time
-from qagent_mlx.distributed.watchdog import Lifeline
+from qagent_mlx.distributed.watchdog import Watchdog
 here, there = socket.socketpair()
-line = Lifeline("a worker is gone", patience=0.3)
+line = Watchdog("a worker is gone", patience=0.3)
 line.follow(here)
 there.close()
 if sys.argv[1] == "works":
@@ -44,7 +44,7 @@ def test_only_who_waits_for_one_that_is_gone_ends(what):
     assert done.stdout == ("" if what == "waits" else "done\n")
 
 
-class Recorded(Lifeline):
+class Recorded(Watchdog):
     """Keeps connections without following them."""
 
     def __init__(self):

@@ -10,8 +10,8 @@ from qagent_mlx.environment.cases import build_cases, of_split
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.ranker import Worth, learn
+from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.ranker import MemoryRanker, fit_ranker
 from qagent_mlx.memory.statistics_cache import start_of_day
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.utils.text import query_key
@@ -22,9 +22,9 @@ ANSWER = "zebra saddle"  # nobody searches it but in what is planted
 def used(shop, case):
     """All that a policy sees of a case, and what that is made of; index and worth built anew."""
     index = build(shop)
-    learn(shop, index.clicks_until)
+    fit_ranker(shop, index.clicks_until)
     search = open_search(shop, index)
-    memory = Memory(shop.connection, shop.config.memory, words_cost, Worth.of_shop(shop))
+    memory = Memory(shop.connection, shop.config.memory, count_words, MemoryRanker.of_shop(shop))
     moment = Moment(case.user_id, case.as_of)
     profile = memory.profiles([moment], budget=400)[0]
     rows = memory.reader.computed([moment])[0]
@@ -35,7 +35,7 @@ def used(shop, case):
     known.facts({day: {query_key(ANSWER), query_key(case.query)}})
     day = known.day(day)
     texts = [ANSWER, case.query, *index.catalog.titles[:20]]
-    weights = Worth.of_shop(shop).at(case.as_of)
+    weights = MemoryRanker.of_shop(shop).at(case.as_of)
     hits = search.search([ANSWER, case.query], 10, [case.as_of, case.as_of])
     return {
         "profile": (profile.text, profile.lines, profile.references, profile.context),

@@ -5,7 +5,13 @@ import pytest
 from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.custom_rewards import load_component
 from qagent_mlx.environment.ir_metrics import ndcg
-from qagent_mlx.environment.rewards import COMPONENTS, WEIGHTS, Outcome, score, total
+from qagent_mlx.environment.rewards import (
+    COMPONENTS,
+    WEIGHTS,
+    Outcome,
+    component_rewards,
+    weighted_reward,
+)
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.types import Case
 
@@ -37,39 +43,39 @@ PERFECT = [
 
 
 def test_a_perfect_chain_gets_everything():
-    parts = score(outcome(PERFECT, "Gears of War3", products=("p1", "p2")))
+    parts = component_rewards(outcome(PERFECT, "Gears of War3", products=("p1", "p2")))
     for name in ("format", "tool", "item", "consistency"):
         assert parts[name] == pytest.approx(1)
     assert parts["query"] > 0.9
-    assert total(parts, WEIGHTS) > 0.97
+    assert weighted_reward(parts, WEIGHTS) > 0.97
 
 
 def test_consistency_is_both_or_nothing():
-    wrong_item = score(outcome(PERFECT, "Gears of War3", products=("p2", "p1")))
+    wrong_item = component_rewards(outcome(PERFECT, "Gears of War3", products=("p2", "p1")))
     assert wrong_item["consistency"] == 0
     assert 0 < wrong_item["item"] < 0.5
     other = [Turn("fetch"), Turn("search", "xbox", "r1", ("p1",)), Turn("recommend", "xbox", "s1")]
-    wrong_query = score(outcome(other, "xbox", products=("p1",)))
+    wrong_query = component_rewards(outcome(other, "xbox", products=("p1",)))
     assert wrong_query["consistency"] == 0
     assert wrong_query["item"] == pytest.approx(1)
 
 
 def test_an_unsearched_recommendation_loses_a_third_of_the_tool_reward():
     turns = [Turn("fetch"), Turn("recommend", "Gears of War 3", "r0")]
-    parts = score(outcome(turns, "Gears of War 3", products=("p1",)))
+    parts = component_rewards(outcome(turns, "Gears of War 3", products=("p1",)))
     assert parts["tool"] == pytest.approx(2 / 3)
     assert parts["format"] == 1
 
 
 def test_repeated_searches_lose_a_third_of_the_tool_reward():
-    parts = score(outcome(PERFECT, "Gears of War3", products=("p1",), repeated=1))
+    parts = component_rewards(outcome(PERFECT, "Gears of War3", products=("p1",), repeated=1))
     assert parts["tool"] == pytest.approx(2 / 3)
 
 
 def test_a_chain_that_breaks_off_gets_next_to_nothing():
-    parts = score(outcome([Turn("fetch")], finish="invalid"))
+    parts = component_rewards(outcome([Turn("fetch")], finish="invalid"))
     assert parts["format"] == parts["query"] == parts["consistency"] == 0
-    assert total(parts, WEIGHTS) < 0.15
+    assert weighted_reward(parts, WEIGHTS) < 0.15
 
 
 def test_ndcg_by_hand():
@@ -80,14 +86,14 @@ def test_ndcg_by_hand():
 
 def test_a_component_outside_0_and_1_is_refused():
     with pytest.raises(QAgentError, match="between 0 and 1"):
-        score(outcome(PERFECT), {"mine": lambda _: 2.0})
+        component_rewards(outcome(PERFECT), {"mine": lambda _: 2.0})
 
 
 def test_a_reward_from_a_file_is_loaded_and_its_errors_are_shown(tmp_path):
     good = tmp_path / "mine.py"
     good.write_text("def short(outcome):\n    return float(len(outcome.rollout.turns) < 4)\n")
     name, component = load_component(f"{good}:short")
-    assert score(outcome(PERFECT), {**COMPONENTS, name: component})["short"] == 1
+    assert component_rewards(outcome(PERFECT), {**COMPONENTS, name: component})["short"] == 1
     bad = tmp_path / "bad.py"
     bad.write_text("import nothing_of_that_name\n")
     with pytest.raises(QAgentError, match="nothing_of_that_name"):

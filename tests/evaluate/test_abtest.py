@@ -7,16 +7,16 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.abtest import (
     AbConfig,
     abtest,
-    compared,
+    compare_arms,
     fresh_shoppers,
-    measured,
-    needed,
-    swapped,
+    permutation_p,
+    ratio_difference,
+    sample_size,
     world_of,
 )
 from qagent_mlx.evaluate.baselines.popularity import baseline
 from qagent_mlx.evaluate.metrics import Ranking
-from qagent_mlx.simulator.click_model import Answer
+from qagent_mlx.simulator.click_model import SlateOutcome
 from qagent_mlx.simulator.world import moment
 from qagent_mlx.types import Case
 
@@ -100,8 +100,12 @@ def test_the_shop_is_left_as_it_was(simulated_shop, report):
 
 
 def test_two_systems_that_show_the_same_do_not_differ():
-    row = [[Answer(0, "a", 1, True, 9.0)], [Answer()], [Answer(1, "b", 1, False, 0.0)]]
-    found = measured(cases(["u", "u", "v"]), [row, row], AbConfig())
+    row = [
+        [SlateOutcome(0, "a", 1, True, 9.0)],
+        [SlateOutcome()],
+        [SlateOutcome(1, "b", 1, False, 0.0)],
+    ]
+    found = compare_arms(cases(["u", "u", "v"]), [row, row], AbConfig())
     for name in ("ctr", "cvr", "orders", "revenue"):
         assert found[name]["p"] == 1.0
         assert found[name]["lift"] == found[name]["lo"] == found[name]["hi"] == 0.0
@@ -111,9 +115,12 @@ def test_two_systems_that_show_the_same_do_not_differ():
 
 
 def test_rates_are_over_all_shoppers_and_draws():
-    control = [[Answer(0, "a"), Answer()], [Answer(0, "a", 1, True, 4.0), Answer(0, "a")]]
-    treatment = [[Answer(), Answer()], [Answer(0, "a", 1, True, 4.0)] * 2]
-    found = measured(cases(["u", "v"]), [control, treatment], AbConfig())
+    control = [
+        [SlateOutcome(0, "a"), SlateOutcome()],
+        [SlateOutcome(0, "a", 1, True, 4.0), SlateOutcome(0, "a")],
+    ]
+    treatment = [[SlateOutcome(), SlateOutcome()], [SlateOutcome(0, "a", 1, True, 4.0)] * 2]
+    found = compare_arms(cases(["u", "v"]), [control, treatment], AbConfig())
     assert found["ctr"]["control"] == pytest.approx(3 / 4)
     assert found["ctr"]["treatment"] == pytest.approx(2 / 4)
     assert found["cvr"]["control"] == pytest.approx(1 / 3)
@@ -123,8 +130,8 @@ def test_rates_are_over_all_shoppers_and_draws():
 
 
 def test_a_control_without_any_success_has_no_lift():
-    zero, one = [[Answer()]], [[Answer(0, "a", 1, True, 4.0)]]
-    found = measured(cases(["u"]), [zero, one], AbConfig())
+    zero, one = [[SlateOutcome()]], [[SlateOutcome(0, "a", 1, True, 4.0)]]
+    found = compare_arms(cases(["u"]), [zero, one], AbConfig())
     assert found["ctr"]["lift"] is found["ctr"]["lo"] is found["ctr"]["needed"] is None
 
 
@@ -134,11 +141,11 @@ def test_p_is_uniform_where_nothing_differs_and_small_where_much_does():
     for seed in range(120):
         bottom = np.ones((2, 60))
         top = (random.random((2, 60)) < 0.3).astype(float)
-        p.append(swapped(top, bottom, seed))
+        p.append(permutation_p(top, bottom, seed))
     assert np.mean(np.array(p) < 0.05) <= 0.11
     assert 0.4 < np.mean(p) < 0.65
     top = np.stack([random.random(60) < 0.2, random.random(60) < 0.7]).astype(float)
-    assert swapped(top, np.ones((2, 60))) < 0.01
+    assert permutation_p(top, np.ones((2, 60))) < 0.01
 
 
 def test_the_interval_covers_the_true_lift_about_as_often_as_it_says():
@@ -147,7 +154,7 @@ def test_the_interval_covers_the_true_lift_about_as_often_as_it_says():
     for seed in range(40):
         bottom = random.integers(1, 4, (2, 200)).astype(float)
         top = random.binomial(bottom.astype(int), [[0.2], [0.24]]).astype(float)
-        row = compared(top, bottom, seed)
+        row = ratio_difference(top, bottom, seed)
         covered += row["lo"] <= 0.2 <= row["hi"]
     assert covered >= 33
 
@@ -155,10 +162,10 @@ def test_the_interval_covers_the_true_lift_about_as_often_as_it_says():
 def test_the_sample_size_is_the_textbook_one_for_a_plain_rate():
     random = np.random.default_rng(2)
     top = (random.random((20, 2, 4000)) < 0.25).astype(float)
-    found = needed(top, np.ones_like(top), 0.1)
+    found = sample_size(top, np.ones_like(top), 0.1)
     # 2 (1.96 + 0.84)^2 p (1 - p) / (0.1 p)^2
     assert found == pytest.approx(2 * 7.849 * 0.75 / (0.01 * 0.25), rel=0.03)
-    assert needed(top, np.ones_like(top), 0.2) == pytest.approx(found / 4, rel=0.01)
+    assert sample_size(top, np.ones_like(top), 0.2) == pytest.approx(found / 4, rel=0.01)
 
 
 def test_a_shop_that_is_not_simulated_is_refused(tiny_shop):

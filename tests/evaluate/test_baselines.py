@@ -12,9 +12,9 @@ from qagent_mlx.evaluate.baselines.popularity import (
     PRIOR,
     SOURCES,
     CoOccurrence,
+    MemoryRankerBaseline,
     Popular,
     RepeatLast,
-    TopLine,
     Trending,
     baselines,
 )
@@ -179,9 +179,9 @@ def test_co_occurrence_learns_from_others_only_and_across_sessions(tmp_path):
 
 def test_top_line_is_the_profile_without_what_comes_twice():
     example = an_example("u", 1, ("Red shoe", "hat", "red-shoe", "boot"))
-    assert TopLine().rank([example], 2) == [Ranking(("Red shoe", "hat"))]
-    assert answers(TopLine(), [example]) == [("Red shoe", "hat", "boot")]
-    assert answers(TopLine(), [an_example("u", 1)]) == [()]
+    assert MemoryRankerBaseline().rank([example], 2) == [Ranking(("Red shoe", "hat"))]
+    assert answers(MemoryRankerBaseline(), [example]) == [("Red shoe", "hat", "boot")]
+    assert answers(MemoryRankerBaseline(), [an_example("u", 1)]) == [()]
 
 
 def test_all_answer_in_the_order_asked_without_repeats(shop, examples):

@@ -8,7 +8,7 @@ import pytest
 
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.evaluate.baselines.collaborative import ALPHA, Swing
-from qagent_mlx.evaluate.baselines.popularity import BASELINES, Sources
+from qagent_mlx.evaluate.baselines.popularity import BASELINES, BaselineData
 from qagent_mlx.evaluate.baselines.sasrec import SasRec, SasRecConfig
 from qagent_mlx.evaluate.baselines.search_log import EngagementLog, SearchLog
 from qagent_mlx.ingest.ingest import append_events
@@ -28,7 +28,7 @@ def example(user, as_of=MOMENT):
 def made(name, shop):
     if name == "sasrec":
         return SasRec(SearchLog.of_shop(shop), SMALL)
-    return BASELINES[name](Sources(shop))
+    return BASELINES[name](BaselineData(shop))
 
 
 def answers(name, shop, examples, k=5):

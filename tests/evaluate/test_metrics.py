@@ -14,7 +14,7 @@ from qagent_mlx.evaluate.metrics import (
     calibration,
     diversity,
     holm,
-    paired,
+    paired_difference,
     score_case,
 )
 from qagent_mlx.evaluate.report import MAIN, comparison_table, evaluate, markdown, table
@@ -143,11 +143,11 @@ def test_paired_finds_a_difference_that_is_there():
     hard = random.random(400)
     b = (random.random(400) < hard).astype(float)
     a = np.where(random.random(400) < 0.1, 1.0, b)
-    found = paired(a, b)
+    found = paired_difference(a, b)
     assert found["diff"] == pytest.approx((a - b).mean())
     assert 0 < found["lo"] < found["diff"] < found["hi"]
     assert found["p"] < 0.001
-    back = paired(b, a)
+    back = paired_difference(b, a)
     assert back["diff"] == -found["diff"] and back["hi"] < 0 and back["p"] < 0.001
 
 
@@ -156,7 +156,7 @@ def test_paired_p_is_uniform_when_there_is_no_difference():
     found = []
     for seed in range(200):
         a, b = random.random((2, 60))
-        found.append(paired(a, b, seed=seed, samples=50)["p"])
+        found.append(paired_difference(a, b, seed=seed, samples=50)["p"])
     assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.1
     assert 0.4 <= np.mean(found) <= 0.6
 
@@ -165,17 +165,17 @@ def test_paired_p_equals_the_exact_sign_test_on_wins_and_losses():
     a = np.array([1.0] * 8 + [0.0] * 2 + [1.0] * 20)
     b = np.array([0.0] * 8 + [1.0] * 2 + [1.0] * 20)
     exact = 2 * sum(math.comb(10, i) for i in range(3)) / 2**10
-    assert paired(a, b)["p"] == pytest.approx(exact, abs=0.015)
+    assert paired_difference(a, b)["p"] == pytest.approx(exact, abs=0.015)
 
 
 def test_equal_systems_differ_by_nothing():
     a = np.array([0.0, 1.0, 1.0])
-    assert paired(a, a) == {"diff": 0.0, "lo": 0.0, "hi": 0.0, "p": 1.0}
+    assert paired_difference(a, a) == {"diff": 0.0, "lo": 0.0, "hi": 0.0, "p": 1.0}
 
 
 def test_paired_refuses_systems_that_saw_different_cases():
     with pytest.raises(ValueError, match="same cases"):
-        paired(np.ones(5), np.ones(1))
+        paired_difference(np.ones(5), np.ones(1))
 
 
 def test_holm_by_hand():

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from qagent_mlx.agent.recommend import Ask, Recommender
+from qagent_mlx.agent.recommend import Recommender, RecommendRequest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.baselines.prompted_llm import PromptedModel, parse
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.html_report import page, write_page
 from qagent_mlx.evaluate.report import evaluate, slice_tables
 from qagent_mlx.evaluate.slices import CUTS, groups
-from qagent_mlx.evaluate.suite import ABLATIONS, lineup
+from qagent_mlx.evaluate.suite import ABLATIONS, evaluation_suite
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
@@ -50,7 +50,7 @@ def module_shop(tiny_folder, new_nano, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(module_shop):
     shop = module_shop
-    environment, systems = lineup(
+    environment, systems = evaluation_suite(
         shop,
         ["nano"],
         ablations=["no refinement"],
@@ -73,7 +73,7 @@ def made(module_shop):
 def test_each_section_can_be_switched_off_alone(shop):
     parts = [f"no {section}" for section in SECTIONS]
     assert set(parts) < set(ABLATIONS)
-    _, systems = lineup(shop, ["nano"], ablations=parts, only="validation", group=1)
+    _, systems = evaluation_suite(shop, ["nano"], ablations=parts, only="validation", group=1)
     assert [s.name for s in systems] == ["nano", *(f"nano ({part})" for part in parts)]
     whole = {line.section for e in systems[0]._environment.examples for line in e.profile.lines}
     assert whole == set(SECTIONS)
@@ -89,7 +89,7 @@ def test_no_refinement_searches_once_at_most(measured):
 
 
 def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
-    environment, systems = lineup(
+    environment, systems = evaluation_suite(
         shop, ["nano"], ablations=["no memory"], only="test", group=2, keep=8
     )
     examples = environment.of_split("test")[:8]
@@ -100,15 +100,15 @@ def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
     assert all(len(found.queries) == 5 for found in with_memory)
     policy = load_policy(resolve(shop, "nano"))
     blind = Recommender(shop, policy, replace(policy.info.agent, memory=False), group=2)
-    one = blind.answer([Ask(e.profile, e.case.as_of, group=2) for e in examples])
+    one = blind.answer([RecommendRequest(e.profile, e.case.as_of, group=2) for e in examples])
     assert {r.reason for answer in one for r in answer.recommendations} <= {
         "composed from your memory"
     }
 
 
 def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
-    part, _ = lineup(shop, [], only="test")
-    whole, _ = lineup(shop, [])
+    part, _ = evaluation_suite(shop, [], only="test")
+    whole, _ = evaluation_suite(shop, [])
     assert {e.case.split for e in part.examples} == {"test"}
     assert part.examples == whole.of_split("test") != whole.examples
 
@@ -123,7 +123,7 @@ def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
 )
 def test_unknown_names_are_refused(shop, options, message):
     with pytest.raises(QAgentError, match=message):
-        lineup(shop, ["nano"], **options)
+        evaluation_suite(shop, ["nano"], **options)
 
 
 def test_every_case_is_in_one_slice_of_each_cut(measured):
@@ -214,7 +214,7 @@ def test_a_prompted_models_lines_become_queries():
 
 
 def test_any_model_folder_can_be_prompted(shop):
-    environment, _ = lineup(shop, [], only="test")
+    environment, _ = evaluation_suite(shop, [], only="test")
     system = PromptedModel(str(shop.path / "policies" / "nano"))
     assert system.name == "prompted nano"
     found = system.rank(environment.examples[:2], 3)

@@ -36,14 +36,14 @@ from mlx.utils import tree_flatten, tree_map
 from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.ingest.ingest import ingest
-from qagent_mlx.inventory.bm25 import Lexical
+from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.index import build, ensure, load
 from qagent_mlx.inventory.index_files import MANIFEST, leftovers
-from qagent_mlx.inventory.updates import remove_products, updated
+from qagent_mlx.inventory.updates import refresh_index, remove_products
 from qagent_mlx.inventory.vector_index import rounded
 from qagent_mlx.memory import store
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
@@ -221,7 +221,7 @@ def memory_agrees(shop: Shop, users: list[str]) -> None:
     moments = [Moment(user, end + timedelta(seconds=1)) for user in users]
 
     def texts() -> list[str]:
-        memory = Memory(shop.connection, shop.config.memory, words_cost)
+        memory = Memory(shop.connection, shop.config.memory, count_words)
         return [profile.text for profile in memory.profiles(moments)]
 
     if not store.is_current(shop.connection, shop.config.memory):
@@ -250,7 +250,7 @@ def index_matches(index: Any, shop: Shop) -> bool:
     assert np.array_equal(index.catalog.in_stock, catalog.in_stock)
     assert index.manifest["catalog_version"] == shop.catalog_version
     texts = catalog.texts()
-    lexical = Lexical.build(texts, catalog.titles)
+    lexical = BM25Index.build(texts, catalog.titles)
     for query in (
         "acme usb cable",
         "red running shoes",
@@ -392,7 +392,7 @@ class Index(Work):
                 if number % 3 == 0:
                     remove_products(shop, [kite])
                     tell("removed", kite)
-                updated(shop)
+                refresh_index(shop)
                 tell("indexed", shop.catalog_version)
 
     def check(self, told: list[Any]) -> None:

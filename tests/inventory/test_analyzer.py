@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.inventory.analyzer import aliases, outdated, product_terms
-from qagent_mlx.inventory.bm25 import Lexical
+from qagent_mlx.inventory.bm25 import BM25Index
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_fitting_titles_come_first_in_chinese_and_japanese():
         "折りたたみ椅子 軽量",
         "充電式ランタン",
     ]
-    lexical = Lexical.build(titles, titles)
+    lexical = BM25Index.build(titles, titles)
 
     def found(query):
         rows, scores = lexical.found([lexical.groups(query)])[0]

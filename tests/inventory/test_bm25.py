@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.inventory.analyzer import aliases, product_terms
-from qagent_mlx.inventory.bm25 import FUZZY_WEIGHT, Lexical
+from qagent_mlx.inventory.bm25 import FUZZY_WEIGHT, BM25Index
 from qagent_mlx.inventory.spelling import MOST, Spelling
 
 TITLES = [
@@ -33,7 +33,7 @@ def same(one, other):
 
 
 def test_scores_are_those_of_bm25s():
-    lexical = Lexical.build(TITLES, TITLES)
+    lexical = BM25Index.build(TITLES, TITLES)
     oracle = bm25s.BM25(k1=1.2, b=0.4)
     oracle.index([product_terms(t) for t in TITLES], show_progress=False)
     for query in ("gears of war 3", "coffee", "xbox 360 controller", "of of war", "64 gb"):
@@ -45,7 +45,7 @@ def test_scores_are_those_of_bm25s():
 
 @given(before=TEXTS, after=TEXTS, data=st.data())
 def test_an_update_gives_what_a_build_from_scratch_gives(before, after, data):
-    old = Lexical.build(before, before)
+    old = BM25Index.build(before, before)
     source = np.full(len(after), -1, dtype=np.int64)
     free = list(range(len(before)))
     for row in range(len(after)):
@@ -53,13 +53,13 @@ def test_an_update_gives_what_a_build_from_scratch_gives(before, after, data):
             source[row] = free.pop(data.draw(st.integers(0, len(free) - 1)))
             after[row] = before[source[row]]
     fresh = [after[row] for row in np.flatnonzero(source < 0)]
-    same(old.rearranged(source, fresh, fresh), Lexical.build(after, after))
+    same(old.rearranged(source, fresh, fresh), BM25Index.build(after, after))
 
 
 @given(TEXTS)
 def test_a_stored_index_is_the_same(texts):
-    lexical = Lexical.build(texts, texts)
-    same(Lexical.from_arrays(lexical.arrays()), lexical)
+    lexical = BM25Index.build(texts, texts)
+    same(BM25Index.from_arrays(lexical.arrays()), lexical)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_stored_index_is_the_same(texts):
     ],
 )
 def test_what_is_typed_finds_its_title(query, title, how):
-    lexical = Lexical.build(TITLES, TITLES)
+    lexical = BM25Index.build(TITLES, TITLES)
     groups = lexical.groups(query)
     if how is None:
         assert not any(group.how == "initials" for group in groups)
@@ -91,7 +91,7 @@ def test_what_is_typed_finds_its_title(query, title, how):
 
 
 def test_a_word_that_is_known_is_not_corrected():
-    lexical = Lexical.build(["cable", "table"], ["cable", "table"])
+    lexical = BM25Index.build(["cable", "table"], ["cable", "table"])
     assert lexical.scores(lexical.groups("cable"))[1] == 0
     near = lexical.scores(lexical.groups("xable"))
     exact = lexical.scores(lexical.groups("cable"))

@@ -11,7 +11,7 @@ from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.click_log import ClickLog
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.types import Filters
-from qagent_mlx.inventory.vector_index import Vectors
+from qagent_mlx.inventory.vector_index import VectorIndex
 from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = (
@@ -165,7 +165,7 @@ def test_approximate_search_agrees_with_exact_search(tiny_search, monkeypatch):
     exact = [tiny_search.search(queries, 5, None, kept) for kept in (None, filters)]
     monkeypatch.setattr("qagent_mlx.inventory.vector_index.EXACT_BELOW", 0)
     index = tiny_search.index
-    graph = Vectors.build(index.vectors.get(np.arange(len(index.catalog))))
+    graph = VectorIndex.build(index.vectors.get(np.arange(len(index.catalog))))
     assert index.vectors.exact and not graph.exact
     fresh = HybridSearch(replace(index, vectors=graph), tiny_search.clicks, tiny_search.config)
     assert [fresh.search(queries, 5, None, kept) for kept in (None, filters)] == exact

@@ -10,12 +10,12 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.encoders.language_model import Reader
+from qagent_mlx.inventory.encoders.language_model import TextReader
 from qagent_mlx.inventory.encoders.registry import EncoderSpec, ModelEncoder, PythonEncoder
 from qagent_mlx.inventory.index import ensure, load
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.inventory.updates import choose_encoder, updated
+from qagent_mlx.inventory.updates import choose_encoder, refresh_index
 from qagent_mlx.shop.config import SearchConfig
 
 TEXTS = ["acme usb cable", "lamp", "a red running shoe of borealis", "phone case"]
@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 def by_hand(folder, text):
     """The last hidden state of one text, closed by the end token, read alone."""
-    reader = Reader(folder)
+    reader = TextReader(folder)
     ids = [*reader.ids(text), reader.token("<|endoftext|>")]
     vector = np.array(reader.model.model(mx.array([ids]))[0, -1].astype(mx.float32))
     return vector / np.linalg.norm(vector)
@@ -102,7 +102,7 @@ def test_a_model_published_without_its_shell_is_the_same(folder, tmp_path):
 
 
 def test_text_cannot_form_a_special_token(folder):
-    reader = Reader(folder)
+    reader = TextReader(folder)
     special = reader.token("<|im_end|>")
     assert special not in reader.ids("lamp <|im_end|> yes")
     assert special in reader.ids("<|im_end|>", markup=True)
@@ -111,7 +111,7 @@ def test_text_cannot_form_a_special_token(folder):
 def test_a_shop_is_indexed_by_a_model_and_notices_another(own_shop, folder, tmp_path):
     before = own_shop.config
     choose_encoder(own_shop, str(folder), 16)
-    assert updated(own_shop)["added"] == 40
+    assert refresh_index(own_shop)["added"] == 40
     index = load(own_shop.path / "inventory")
     assert index.vectors.dimensions == 16 and index.encoder.name == "tiny-embedding"
     assert open_search(own_shop, index).search(["usb cable"], 3)[0]
@@ -140,11 +140,11 @@ def test_an_own_function_is_an_encoder(own_shop, tmp_path):
     assert not np.array_equal(encoder.encode(["abba"]), encoder.encode(["abba"], queries=True))
     choose_encoder(own_shop, place)
     spec = EncoderSpec.of(own_shop.config.search)
-    assert updated(own_shop)["added"] == 40 and open_search(own_shop).search(["usb"], 1)[0]
+    assert refresh_index(own_shop)["added"] == 40 and open_search(own_shop).search(["usb"], 1)[0]
     source.write_text(source.read_text() + "\n# another version\n")
     assert EncoderSpec.of(own_shop.config.search) != spec
     with pytest.raises(QAgentError, match="named as it is now"):  # nobody said that this may run
-        updated(own_shop)
+        refresh_index(own_shop)
     for name, says in (("broken", "returned an array"), ("nosuch", "no function nosuch")):
         with pytest.raises(QAgentError, match=says):
             PythonEncoder(f"{source}:{name}").encode(["a", "b"])
@@ -157,7 +157,7 @@ def test_answers_are_the_probability_of_yes_against_no(folder):
     assert ((together > 0) & (together < 1)).all()
     for pair, answer in zip(pairs, together, strict=True):
         assert reranker.score([pair])[0] == pytest.approx(answer, abs=1e-5)
-    reader = Reader(folder)
+    reader = TextReader(folder)
     text = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
         'and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'

@@ -17,8 +17,8 @@ from qagent_mlx.inventory.index import ensure, load
 from qagent_mlx.inventory.index_files import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.types import Filters
-from qagent_mlx.inventory.updates import remove_products, updated
-from qagent_mlx.inventory.vector_index import Vectors
+from qagent_mlx.inventory.updates import refresh_index, remove_products
+from qagent_mlx.inventory.vector_index import VectorIndex
 
 QUERIES = ["acme usb cable", "red running shoes", "zebra carpet", "desk lamp", "cofee beens"]
 HEADER = "product_id,title,brand,category,price,stock\n"
@@ -39,7 +39,7 @@ def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp
         f'p001,"{first.catalog.titles[1]}",Acme,{first.catalog.categories[1]},123,0',
     )
     remove_products(own_shop, ["p431"])
-    report = updated(own_shop)
+    report = refresh_index(own_shop)
     assert (report["added"], report["changed"], report["restated"], report["removed"]) == (
         1,
         1,
@@ -56,7 +56,7 @@ def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp
 
     assert (top("zebra carpet"), top("velvet curtain")) == ("z1", "p000")
     assert "p431" not in {h.product_id for h in search.search(["dune desk lamp"], 50)[0]}
-    assert updated(own_shop)["added"] == 0
+    assert refresh_index(own_shop)["added"] == 0
     # The index that was open meanwhile is as it was.
     assert first.catalog.titles[0] != "Acme Velvet Curtain"
     assert len(first.lexical.scores(first.lexical.groups("usb cable"))) == 40
@@ -107,7 +107,7 @@ def test_a_search_in_service_takes_up_a_new_index(own_shop, tmp_path):
     thread.start()
     try:
         put(own_shop, tmp_path, "a0,Zebra Carpet,Zed,Home > Rugs,9,1")
-        updated(own_shop)
+        refresh_index(own_shop)
     finally:
         stop.set()
         thread.join()
@@ -151,7 +151,7 @@ def exactly(vectors, query, k, allowed=None):
 
 def test_shards_are_searched_as_one(small_limits):
     made = points(100)
-    vectors = Vectors.build(made)
+    vectors = VectorIndex.build(made)
     assert [s.size for s in vectors.shards] == [25] * 4 and not vectors.exact
     for query, (rows, near) in zip(points(9, 5), vectors.search(points(9, 5), 10), strict=True):
         assert rows.tolist() == exactly(made, query, 10)
@@ -165,7 +165,7 @@ def test_vectors_that_come_and_go_are_found_as_if_built_anew(data):
         patch.setattr(module, "EXACT_BELOW", 20)
         patch.setattr(module, "SHARD", 30)
         made = points(60)
-        vectors = Vectors.build(made)
+        vectors = VectorIndex.build(made)
         for step in range(3):
             kept = data.draw(st.lists(st.integers(0, len(made) - 1), unique=True, min_size=15))
             fresh = points(data.draw(st.integers(0, 25)), 7 + step)

@@ -6,7 +6,7 @@ import pytest
 
 from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory.interest_graph import graph
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -38,7 +38,7 @@ def shop(tmp_path):
 
 
 def of(shop, *moment):
-    memory = Memory(shop.connection, shop.config.memory, words_cost)
+    memory = Memory(shop.connection, shop.config.memory, count_words)
     return graph(memory, Moment("ann", datetime(*moment)))
 
 

@@ -16,8 +16,8 @@ from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.click_log import ClickLog, read_clicks
 from qagent_mlx.memory import shop_statistics
-from qagent_mlx.memory.profile import Memory, raw_history, words_cost
-from qagent_mlx.memory.ranker import learn
+from qagent_mlx.memory.profile import Memory, count_words, raw_history
+from qagent_mlx.memory.ranker import fit_ranker
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
@@ -42,7 +42,7 @@ def events(shop, rows):
 
 def known(shop, as_of, swing=0.0):
     """All that anything may know at a moment."""
-    memory = Memory(shop.connection, replace(shop.config.memory, swing=swing), words_cost)
+    memory = Memory(shop.connection, replace(shop.config.memory, swing=swing), count_words)
     moments = [Moment(user, as_of) for user in USERS]
     profiles = [
         (
@@ -60,7 +60,7 @@ def known(shop, as_of, swing=0.0):
     )
     rankings = [clicks.ranking(query_key(q), as_of) for q in QUERIES]
     just_before = as_of - timedelta(microseconds=1)
-    worth = learn(
+    worth = fit_ranker(
         shop,
         as_of,
         lambda queries, moments: [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.ingest.ingest import append_events, ingest
-from qagent_mlx.memory.profile import SECTIONS, Memory, raw_history, words_cost
+from qagent_mlx.memory.profile import SECTIONS, Memory, count_words, raw_history
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
 from qagent_mlx.protocol.escape import safe
@@ -25,7 +25,7 @@ def letters(texts):
     return [len(text) for text in texts]
 
 
-def memory_of(shop, count=words_cost, config=None):
+def memory_of(shop, count=count_words, config=None):
     return Memory(shop.connection, config or shop.config.memory, count)
 
 
@@ -52,11 +52,11 @@ def lines(tiny_shop, moments):
 
 @pytest.fixture(scope="module")
 def memories(tiny_shop):
-    return {count: memory_of(tiny_shop, count) for count in (words_cost, letters)}
+    return {count: memory_of(tiny_shop, count) for count in (count_words, letters)}
 
 
 @settings(max_examples=15)
-@given(budget=st.integers(8, 300), count=st.sampled_from([words_cost, letters]))
+@given(budget=st.integers(8, 300), count=st.sampled_from([count_words, letters]))
 @example(budget=470, count=letters)
 @example(budget=570, count=letters)
 @example(budget=670, count=letters)
@@ -71,7 +71,7 @@ def test_a_profile_holds_its_budget_in_whole_lines(memories, lines, moments, bud
 
 
 def test_a_budget_of_nothing_gives_an_empty_profile(memories, moments):
-    for profile in memories[words_cost].profiles(moments, budget=0):
+    for profile in memories[count_words].profiles(moments, budget=0):
         assert (profile.text, profile.lines, profile.references, profile.tokens) == ("", (), (), 0)
 
 
@@ -110,7 +110,7 @@ def test_likelier_queries_come_first(whole):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_each_section_can_be_switched_off(memories, moments, lines, whole, section):
     rest = [s for s in SECTIONS if s != section]
-    memory = memories[words_cost]
+    memory = memories[count_words]
     without = memory.profiles(moments, sections=rest, budget=100_000)
     only = memory.profiles(moments, sections=[section], budget=100_000)
     assert any(profile.lines for profile in only)
@@ -123,12 +123,12 @@ def test_each_section_can_be_switched_off(memories, moments, lines, whole, secti
 
 def test_profiles_in_bulk_equal_profiles_one_by_one(tiny_shop, memories, moments):
     moments = [*moments, *(Moment(c.user_id, c.as_of) for c in build_cases(tiny_shop.connection))]
-    together = memories[words_cost].profiles(moments)
-    backwards = memories[words_cost].profiles(moments[::-1])
+    together = memories[count_words].profiles(moments)
+    backwards = memories[count_words].profiles(moments[::-1])
     assert backwards[::-1] == together
     for moment, expected in zip(moments[::15], together[::15], strict=True):
         assert memory_of(tiny_shop).profiles([moment]) == [expected]
-    assert memories[words_cost].profiles([]) == []
+    assert memories[count_words].profiles([]) == []
 
 
 def test_a_new_user_gets_what_is_trending_only(whole, moments):

@@ -7,20 +7,20 @@ import pytest
 from scipy import sparse
 
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.memory.candidates import blank
-from qagent_mlx.memory.loader import Reader
+from qagent_mlx.memory.candidates import empty_candidates
+from qagent_mlx.memory.loader import MemoryLoader
 from qagent_mlx.memory.ranker import (
     AMONG_TEN,
     FIRST,
     NOTHING_FOUND,
-    Weights,
-    Worth,
+    MemoryRanker,
+    RankerWeights,
     _fit,
-    learn,
+    fit_ranker,
     satisfied,
 )
 from qagent_mlx.memory.ranking_features import FEATURES, age_word, features
-from qagent_mlx.memory.sessions import Success
+from qagent_mlx.memory.sessions import SuccessfulSession
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -29,7 +29,7 @@ START = datetime(2026, 1, 1, 12)
 
 def rows(*lines):
     """Candidate columns of some lines, of which all that is not named is unknown."""
-    made = blank(len(lines))
+    made = empty_candidates(len(lines))
     made["success"][:] = 0.5
     made["covered"][:] = made["returned"][:] = 1.0
     made["focus"][:] = made["wording"][:] = made["taste"][:] = made["used"][:] = 0.0
@@ -114,24 +114,24 @@ def test_chances_are_a_softmax_beside_the_outside_option():
     values = np.zeros(len(FEATURES))
     values[FEATURES.index("own")] = 2.0
     table = features(rows(OWN, TREND))
-    chances = Weights(values, 1.0).chances(table)
+    chances = RankerWeights(values, 1.0).probabilities(table)
     total = math.exp(2) + 1 + math.exp(1)
     assert chances == pytest.approx([math.exp(2) / total, 1 / total])
-    assert Weights.default().chances(table[:0]).shape == (0,)
-    huge = Weights(values * 1e3, 1.0).chances(table)
+    assert RankerWeights.default().probabilities(table[:0]).shape == (0,)
+    huge = RankerWeights(values * 1e3, 1.0).probabilities(table)
     assert huge == pytest.approx([1, 0])
 
 
 def test_nothing_to_learn_from_gives_the_defaults(tmp_path):
-    default = Weights.default()
+    default = RankerWeights.default()
     with Shop.create(tmp_path / "shop") as shop:
         for since in (None, START):
-            learned = learn(shop, since)
+            learned = fit_ranker(shop, since)
             assert (learned.steps[-1].values.tolist(), learned.moments) == (
                 default.values.tolist(),
                 0,
             )
-        assert Worth.of_shop(shop).at(START).values.tolist() == default.values.tolist()
+        assert MemoryRanker.of_shop(shop).at(START).values.tolist() == default.values.tolist()
 
 
 def always(user):
@@ -162,12 +162,12 @@ def shop_of(path, repeats):
 def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
     since = START + timedelta(days=8)
     with shop_of(tmp_path / "same", always) as same, shop_of(tmp_path / "new", never) as new:
-        regulars, fashion = learn(same, since), learn(new, since)
+        regulars, fashion = fit_ranker(same, since), fit_ranker(new, since)
         assert regulars.moments == fashion.moments == 7 * 12  # all but each user's first
         own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
-        assert regulars.at(since).chances(own)[0] > 0.6
-        assert fashion.at(since).chances(own)[0] < 0.3
-        again = Worth.of_shop(same)
+        assert regulars.at(since).probabilities(own)[0] > 0.6
+        assert fashion.at(since).probabilities(own)[0] < 0.3
+        again = MemoryRanker.of_shop(same)
         assert again.at(since).values == pytest.approx(regulars.at(since).values)
         assert again.at(since).outside == pytest.approx(regulars.at(since).outside)
         stored = json.loads(same.meta("line_worth"))
@@ -177,16 +177,19 @@ def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
         fewer = {**stored, "features": stored["features"][:-1]}
         fewer["steps"] = [{**s, "weights": s["weights"][:-1]} for s in stored["steps"]]
         same.set_meta("line_worth", json.dumps(fewer))
-        older = Worth.of_shop(same).at(since).values
+        older = MemoryRanker.of_shop(same).at(since).values
         assert older[:-1].tolist() == again.at(since).values[:-1].tolist() and older[-1] == 0
 
         same.set_meta("line_worth", json.dumps({**stored, "features": ["of", "before"]}))
-        assert Worth.of_shop(same).at(since).values.tolist() == Weights.default().values.tolist()
+        assert (
+            MemoryRanker.of_shop(same).at(since).values.tolist()
+            == RankerWeights.default().values.tolist()
+        )
 
 
 def test_a_moment_counts_by_what_its_query_retrieves():
     def session(*products):
-        return Success("u", START, "query", "query", products, 1)
+        return SuccessfulSession("u", START, "query", "query", products, 1)
 
     sessions = [session("a", "b"), session("a"), session("z"), session("k")]
     retrieved = [["b", "c"], ["b", "a"], ["b", "a"], list("abcdefghijk")]
@@ -210,7 +213,7 @@ def test_a_moment_that_counts_twice_is_two_moments():
     table = sparse.csr_matrix(features(rows(OWN, TREND, NEXT, OWN)))
     keys = np.array(["a", "b", "c", "a"])
     starts = np.array([0, 3, 4])
-    default = Weights.default()
+    default = RankerWeights.default()
     twice = _fit(table, keys, starts, [0, 1], ["b", "z"], [2.0, 1.0], default)
     again = _fit(table, keys, starts, [0, 0, 1], ["b", "b", "z"], [1.0] * 3, default)
     assert twice.values == pytest.approx(again.values, abs=1e-4)
@@ -227,16 +230,16 @@ def test_what_leads_to_something_teaches_most(tmp_path):
 
     def learned(*served):
         found = [["p"] if kind in served else [] for kind in ("habit", "fashion")]
-        worth = learn(
+        worth = fit_ranker(
             shop,
             since,
             lambda queries, moments: [found[query.startswith("fashion")] for query in queries],
         )
-        return worth.at(since).chances(own)[0]
+        return worth.at(since).probabilities(own)[0]
 
     own = features(rows({"times": 1, "best": 1, "last": 1, "age": 1.0, "back": 1}))
     with shop:
-        plain = learn(shop, since).at(since).chances(own)[0]
+        plain = fit_ranker(shop, since).at(since).probabilities(own)[0]
         assert learned("habit", "fashion") == pytest.approx(plain)
         assert learned("fashion") < learned("habit") - 0.05
 
@@ -271,7 +274,7 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
     ]
     with shop:
         append_events(shop, made)
-        reader = Reader(shop.connection, shop.config.memory)
+        reader = MemoryLoader(shop.connection, shop.config.memory)
 
         def at(day):
             (found,) = reader.computed([Moment("a", START + timedelta(days=day))])
@@ -322,7 +325,7 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
         ]
     with shop:
         append_events(shop, made)
-        reader = Reader(shop.connection, shop.config.memory)
+        reader = MemoryLoader(shop.connection, shop.config.memory)
 
         def at(user, day):
             (found,) = reader.computed([Moment(user, START + timedelta(days=day))])
@@ -361,7 +364,7 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
 def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr("qagent_mlx.memory.ranker.MIN_STEP", timedelta(days=2))
     with shop_of(tmp_path / "shop", always) as shop:
-        whole = learn(shop, START + timedelta(days=3))
+        whole = fit_ranker(shop, START + timedelta(days=3))
         cuts = [w.until for w in whole.steps[1:]]
         assert cuts == [START + timedelta(days=d) for d in (3, 5, 7, 9)]
         assert whole.at(START).moments == 0
@@ -370,7 +373,7 @@ def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch)
             assert whole.at(cut - timedelta(seconds=1)).until < cut
         # What came later changes nothing of what was learned before.
         shop.connection.execute("DELETE FROM events WHERE ts >= ?", [cuts[1]])
-        part = learn(shop, START + timedelta(days=3))
+        part = fit_ranker(shop, START + timedelta(days=3))
         first = whole.steps[1]
         assert part.steps[1].values == pytest.approx(first.values, abs=1e-9)
         assert part.steps[1].moments == first.moments
@@ -397,7 +400,7 @@ def test_a_query_is_known_by_the_words_that_the_user_searched_before(tmp_path):
                 for day, user, query in asked
             ],
         )
-        reader = Reader(shop.connection, shop.config.memory)
+        reader = MemoryLoader(shop.connection, shop.config.memory)
         found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
     echo = dict(
         zip(
@@ -433,7 +436,7 @@ def test_scripts_without_spaces_share_words_and_name_brands(tmp_path):
                 )
             ],
         )
-        reader = Reader(shop.connection, shop.config.memory)
+        reader = MemoryLoader(shop.connection, shop.config.memory)
         found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
     at = {query: i for i, query in enumerate(found["query"].tolist())}
     assert found["echo_last"][at["阿迪达斯跑鞋"]] == pytest.approx(2 / 6)

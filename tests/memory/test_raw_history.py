@@ -3,14 +3,14 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
 
 
 @pytest.fixture(scope="module")
 def memory(tiny_shop):
-    return Memory(tiny_shop.connection, tiny_shop.config.memory, words_cost)
+    return Memory(tiny_shop.connection, tiny_shop.config.memory, count_words)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_newest_events_that_fit_are_shown_the_newest_first(memory, moments, 
     for moment, profile in zip(moments, memory.profiles(moments, ("raw",), budget), strict=True):
         events = log(tiny_shop, moment)
         assert profile.tokens <= budget
-        assert profile.tokens == sum(words_cost([w + "\n" for w in profile.text.split("\n") if w]))
+        assert profile.tokens == sum(count_words([w + "\n" for w in profile.text.split("\n") if w]))
         assert [line.text.split()[0] for line in profile.lines] == [e[0] for e in events][
             : len(profile.lines)
         ]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.memory.sessions import refresh_sessions, successes
+from qagent_mlx.memory.sessions import refresh_sessions, successful_sessions
 from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.schema import SCHEMA
 from qagent_mlx.shop.shop import Shop
@@ -149,7 +149,7 @@ def test_a_success_is_the_first_search_that_led_to_an_engagement(shop):
         event(0, "search", "only a search", user="v"),
         event(0, "click", None, "p1", user="w"),
     )
-    (found,) = successes(shop.connection)
+    (found,) = successful_sessions(shop.connection)
     assert (found.user_id, found.start, found.query) == ("u", START, "Red Shoe")
     assert found.query_key == "redshoe"
     # Bought, then carted, then clicked.
@@ -162,16 +162,20 @@ def test_successes_can_be_limited_to_a_time(shop):
         at = day * 24 * 60
         log(shop, event(at, "search", f"q{day}"), event(at + 1, "click", f"q{day}", "p1"))
     days = [START + timedelta(days=d) for d in range(4)]
-    assert [s.query for s in successes(shop.connection, after=days[1])] == ["q1", "q2", "q3"]
-    assert [s.query for s in successes(shop.connection, before=days[2])] == ["q0", "q1"]
-    assert [s.history for s in successes(shop.connection)] == [0, 2, 4, 6]
+    assert [s.query for s in successful_sessions(shop.connection, after=days[1])] == [
+        "q1",
+        "q2",
+        "q3",
+    ]
+    assert [s.query for s in successful_sessions(shop.connection, before=days[2])] == ["q0", "q1"]
+    assert [s.history for s in successful_sessions(shop.connection)] == [0, 2, 4, 6]
 
 
 def test_what_comes_at_the_limit_or_later_changes_no_success(shop):
     """Invariant 8: a session that goes on beyond the limit counts with its first part."""
     log(shop, event(0, "search", "a"), event(1, "search", "b"), event(2, "click", "b", "p1"))
     limit = START + timedelta(minutes=3)
-    (before,) = successes(shop.connection, before=limit)
+    (before,) = successful_sessions(shop.connection, before=limit)
     log(
         shop,
         event(3, "purchase", "b", "p2"),
@@ -179,7 +183,7 @@ def test_what_comes_at_the_limit_or_later_changes_no_success(shop):
         event(4, "search", "c"),
         event(5, "click", "c", "p1"),
     )
-    assert successes(shop.connection, before=limit) == [before]
+    assert successful_sessions(shop.connection, before=limit) == [before]
     assert before.products == ("p1",)
-    (whole,) = successes(shop.connection)
+    (whole,) = successful_sessions(shop.connection)
     assert (whole.query, whole.products) == ("a", ("p3",))

@@ -9,7 +9,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory import store
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.sharding import Partitions, build_all, part_of, split
 from qagent_mlx.memory.types import Moment
 
@@ -29,7 +29,7 @@ def test_the_union_of_two_partitions_is_the_one_shop(folder, tiny_shop):
     connection = tiny_shop.connection
     users = [u for (u,) in connection.execute("SELECT DISTINCT user_id FROM events").fetchall()]
     end = connection.execute("SELECT max(ts) FROM events").fetchone()[0]
-    memory = Memory(connection, tiny_shop.config.memory, words_cost)
+    memory = Memory(connection, tiny_shop.config.memory, count_words)
     with Partitions(folder) as partitions:
         # Now, later, another day, and in the past.
         for as_of in (
@@ -38,14 +38,14 @@ def test_the_union_of_two_partitions_is_the_one_shop(folder, tiny_shop):
             end - timedelta(days=9),
         ):
             moments = [Moment(user, as_of) for user in [*users, "nobody"]]
-            assert partitions.profiles(moments, words_cost) == memory.profiles(moments)
+            assert partitions.profiles(moments, count_words) == memory.profiles(moments)
 
 
 def test_a_partition_holds_its_own_users_only_and_serves_them_from_store(folder, monkeypatch):
     with Partitions(folder) as partitions:
         held = []
         for part in range(2):
-            memory = partitions.memory(part, words_cost)
+            memory = partitions.memory(part, count_words)
             assert store.is_current(memory.connection, memory.config)
             rows = memory.connection.execute("SELECT user_id FROM profiles").fetchall()
             assert {part_of(u, 2) for (u,) in rows} == {part}
@@ -60,7 +60,7 @@ def test_building_waits_for_what_every_partition_tells(tiny_shop, tmp_path):
         with pytest.raises(QAgentError, match="partition 1 .* has not contributed"):
             partitions.build(0)
         with pytest.raises(QAgentError, match="partition 0 .* is not built"):
-            partitions.memory(0, words_cost)
+            partitions.memory(0, count_words)
         partitions.contribute(1)
         told = tmp_path / "big" / "shared" / "part=1" / "end.json"
         told.write_text(json.dumps({**json.loads(told.read_text()), "memory": "older"}))
@@ -116,7 +116,7 @@ def test_two_ranks_under_mlx_launch_build_what_one_process_builds(folder, tiny_s
         users = 0
         for part in range(2):
             rows = [
-                p.memory(part, words_cost)
+                p.memory(part, count_words)
                 .connection.execute("FROM profiles ORDER BY user_id")
                 .fetchall()
                 for p in (alone, together)
@@ -126,4 +126,4 @@ def test_two_ranks_under_mlx_launch_build_what_one_process_builds(folder, tiny_s
         assert users == tiny_shop.counts()["users"]
         end = tiny_shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
         moments = [Moment(f"u{i:02}", end + timedelta(hours=1)) for i in range(12)]
-        assert together.profiles(moments, words_cost) == alone.profiles(moments, words_cost)
+        assert together.profiles(moments, count_words) == alone.profiles(moments, count_words)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qagent_mlx.ingest.ingest import append_events, ingest
 from qagent_mlx.memory import loader as reader_module
 from qagent_mlx.memory import shop_statistics, store, user_state
-from qagent_mlx.memory.profile import Memory, words_cost
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -104,12 +104,12 @@ def stored(shop):
 
 def read(shop, as_of):
     """The states that are stored for the moment, every user's; None where none stands."""
-    reader = Memory(shop.connection, shop.config.memory, words_cost).reader
+    reader = Memory(shop.connection, shop.config.memory, count_words).reader
     return reader._stored([Moment(user, as_of) for user in USERS])
 
 
 def profiles(shop, as_of, memory=None):
-    memory = memory or Memory(shop.connection, shop.config.memory, words_cost)
+    memory = memory or Memory(shop.connection, shop.config.memory, count_words)
     return [comparable(p) for p in memory.profiles([Moment(u, as_of) for u in USERS], budget=400)]
 
 
@@ -135,7 +135,7 @@ def test_what_grew_with_the_log_equals_what_is_built_at_once(
         Shop.open(folder / "plain", read_only=False) as plain,
     ):
         store.build(grown.connection, grown.config.memory)
-        memory = Memory(grown.connection, grown.config.memory, words_cost)  # of a server
+        memory = Memory(grown.connection, grown.config.memory, count_words)  # of a server
         for part in batches:
             for shop in (grown, plain):
                 append_events(shop, flat(part))
@@ -155,10 +155,10 @@ def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop
     people = [
         u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
     ]
-    reader = Memory(own_shop.connection, own_shop.config.memory, words_cost).reader
+    reader = Memory(own_shop.connection, own_shop.config.memory, count_words).reader
     expected = reader.computed([Moment(u, as_of) for u in people])
-    monkeypatch.setattr(user_state, "state_of", lambda *_: pytest.fail("computed"))
-    monkeypatch.setattr(reader_module, "state_of", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(user_state, "user_state", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(reader_module, "user_state", lambda *_: pytest.fail("computed"))
     found = reader.rows([Moment(u, as_of) for u in people])
     for mine, theirs in zip(found, expected, strict=True):
         assert list(mine.candidates) == list(theirs.candidates)
@@ -234,17 +234,17 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
 def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
     """Stored states stand on any day; what the shop knew is read when the day begins."""
     store.build(own_shop.connection, own_shop.config.memory)
-    memory = Memory(own_shop.connection, own_shop.config.memory, words_cost)
+    memory = Memory(own_shop.connection, own_shop.config.memory, count_words)
     people = [Moment(user, end_of(own_shop) + timedelta(seconds=1)) for user in ("u00", "u01", "x")]
     for days in range(6):
         moments = [Moment(m.user_id, m.as_of + timedelta(days=days)) for m in people]
-        fresh = Memory(own_shop.connection, own_shop.config.memory, words_cost)
+        fresh = Memory(own_shop.connection, own_shop.config.memory, count_words)
         expected = fresh.profiles(moments)
         memory.read_all(moments[0].as_of)
         with monkeypatch.context() as nothing_more:
             knowledge = memory.reader.knowledge
             for name in ("_read_followers", "_read_facts", "_read_cycles"):
                 nothing_more.setattr(knowledge, name, lambda *_: pytest.fail("read again"))
-            nothing_more.setattr(reader_module, "state_of", lambda *_: pytest.fail("computed"))
+            nothing_more.setattr(reader_module, "user_state", lambda *_: pytest.fail("computed"))
             assert memory.profiles(moments) == expected
     assert sum(day.whole for day in memory.reader.knowledge._days.values()) <= 3

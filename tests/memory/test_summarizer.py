@@ -3,15 +3,18 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.memory.profile import Memory, words_cost
-from qagent_mlx.memory.summarizer import Summarizer, facts_of, kept
+from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.summarizer import Summarizer, summary_facts, summary_files
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 
 
 def memory_of(shop, write, folder, model="m"):
     return Memory(
-        shop.connection, shop.config.memory, words_cost, summarizer=Summarizer(write, model, folder)
+        shop.connection,
+        shop.config.memory,
+        count_words,
+        summarizer=Summarizer(write, model, folder),
     )
 
 
@@ -32,7 +35,7 @@ def test_the_model_writes_the_identity_line_and_nothing_else(tiny_shop, moment, 
         prompts.append(prompt)
         return "\n  loves </profile> cables\nand more"
 
-    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, words_cost).profiles([moment])[0]
+    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, count_words).profiles([moment])[0]
     made = memory_of(tiny_shop, write, tmp_path).profiles([moment], budget=400)[0]
     assert identity(made) == ["loves ‹/profile› cables"]
     rest = [line for line in made.lines if line.section != "identity"]
@@ -54,12 +57,12 @@ def test_a_line_is_written_once_for_the_same_facts_and_model(tiny_shop, moment, 
     assert len(calls) == 1
     memory_of(tiny_shop, write, tmp_path, "another").profiles([moment])
     assert len(calls) == 2
-    assert len(kept(tmp_path, "u01")) == 2
-    assert kept(tmp_path, "u02") == []
+    assert len(summary_files(tmp_path, "u01")) == 2
+    assert summary_files(tmp_path, "u02") == []
 
 
 def test_a_silent_model_leaves_the_line_as_it_was(tiny_shop, moment, tmp_path):
-    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, words_cost).profiles([moment])[0]
+    plain = Memory(tiny_shop.connection, tiny_shop.config.memory, count_words).profiles([moment])[0]
     made = memory_of(tiny_shop, lambda prompt: " \n ", tmp_path).profiles([moment])[0]
     assert made == plain
 
@@ -67,7 +70,7 @@ def test_a_silent_model_leaves_the_line_as_it_was(tiny_shop, moment, tmp_path):
 def test_of_a_new_user_the_model_is_told_nothing(tiny_shop, moment, tmp_path):
     memory = memory_of(tiny_shop, lambda prompt: pytest.fail("asked"), tmp_path)
     assert identity(memory.profiles([Moment("nobody", moment.as_of)])[0]) == ["new user"]
-    assert facts_of(memory.reader.computed([Moment("nobody", moment.as_of)])[0]) == []
+    assert summary_facts(memory.reader.computed([Moment("nobody", moment.as_of)])[0]) == []
 
 
 def test_any_model_folder_can_write(own_shop, new_nano, tmp_path):

@@ -104,17 +104,25 @@ def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
     tokens = mx.array(np.random.default_rng(0).integers(0, 99, (3, 11)))
     expected = model.model(tokens)
     hidden = model.model.embed_tokens(tokens)
-    assert close(transformer_blocks.run(model, hidden, transformer_blocks.Causal(11)), expected)
+    assert close(
+        transformer_blocks.run(model, hidden, transformer_blocks.CausalAttention(11)), expected
+    )
     # In two parts, and as suffixes of shared prefixes in groups of unequal size.
-    lower = transformer_blocks.run(model, hidden, transformer_blocks.Causal(11), 0, 2, norm=False)
-    assert close(transformer_blocks.run(model, lower, transformer_blocks.Causal(11), 2), expected)
+    lower = transformer_blocks.run(
+        model, hidden, transformer_blocks.CausalAttention(11), 0, 2, norm=False
+    )
+    assert close(
+        transformer_blocks.run(model, lower, transformer_blocks.CausalAttention(11), 2), expected
+    )
     rows = mx.concatenate([tokens[:1], tokens[:1], tokens[1:2]])
     rows[1, 8:] = rows[1, 8:] + 1
-    prefix = transformer_blocks.Causal(6)
+    prefix = transformer_blocks.CausalAttention(6)
     transformer_blocks.run(
         model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix
     )
-    shared = transformer_blocks.Shared(prefix, np.array([0, 0, 1]), np.array([6, 6]), 5)
+    shared = transformer_blocks.SharedPrefixAttention(
+        prefix, np.array([0, 0, 1]), np.array([6, 6]), 5
+    )
     own = transformer_blocks.run(model, model.model.embed_tokens(rows[:, 6:]), shared)
     assert close(own, model.model(rows)[:, 6:])
 

@@ -12,13 +12,13 @@ from gguf_file import small_gguf
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.models import download
 from qagent_mlx.models.download import cache_folder, cached, pull, sha256
-from qagent_mlx.models.known_models import CATALOG, Entry, Shape, Wheel
+from qagent_mlx.models.known_models import CATALOG, KnownModel, ModelShape, ModelWheel
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
 from qagent_mlx.utils.atomic_files import read_json
 
 MEMBER = "qagent_small/small.gguf"
-SHAPE = Shape(2, 64, 96, 4, 2, 16, 264)
+SHAPE = ModelShape(2, 64, 96, 4, 2, 16, 264)
 
 
 def make_wheel(folder):
@@ -35,14 +35,14 @@ def make_wheel(folder):
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    wheel = Wheel(
+    wheel = ModelWheel(
         "qagent-small==1.0",
         sha256(path),
         MEMBER,
         sha256(folder / "small.gguf"),
         path.stat().st_size,
     )
-    return Entry("small", "policy", "someone/small", 1, "Apache-2.0", SHAPE, wheel)
+    return KnownModel("small", "policy", "someone/small", 1, "Apache-2.0", SHAPE, wheel)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from qagent_mlx.models.download import sample_folder
-from qagent_mlx.models.fast_load import adapt, load_plain
+from qagent_mlx.models.fast_load import add_adapters, load_plain
 from qagent_mlx.utils.atomic_files import read_json
 
 
@@ -40,7 +40,7 @@ def test_adapters_are_those_that_mlx_lm_makes(last):
         model.freeze()
         mx.random.seed(3)
         if ours:
-            assert adapt(model, last, rank=4, scale=2.0, dropout=0.1)
+            assert add_adapters(model, last, rank=4, scale=2.0, dropout=0.1)
         else:
             linear_to_lora_layers(model, last, {"rank": 4, "scale": 2.0, "dropout": 0.1})
         made.append(model)

@@ -8,8 +8,8 @@ import pytest
 from mlx.utils import tree_flatten
 from stoppers import Never
 
-from qagent_mlx.agent.decode import Decoder, Row
-from qagent_mlx.models.numpy_decoder import Light
+from qagent_mlx.agent.decode import Decoder, DecodingSequence
+from qagent_mlx.models.numpy_decoder import NumpyDecoder
 from qagent_mlx.policy.lora import LoraConfig
 
 
@@ -39,7 +39,7 @@ def exact(policy, tokens):
 
 
 def test_logits_are_those_of_the_policy_for_rows_of_any_length(adapted):
-    light = Light.of(adapted.model, adapted.parameters)
+    light = NumpyDecoder.of(adapted.model, adapted.parameters)
     random = np.random.default_rng(1)
     rows = [random.integers(5, 380, n).tolist() for n in (1, 70, 7)]
     cache = light.cache(3)
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_policy_for_rows_of_any_length(adapted):
 def test_a_light_decoder_draws_the_same_tokens(adapted):
     def decoded(light):
         rows = [
-            Row(list(adapted.prompt), Never(), np.random.default_rng(seed), 4 + seed)
+            DecodingSequence(list(adapted.prompt), Never(), np.random.default_rng(seed), 4 + seed)
             for seed in (0, 1, 2, 0, 1)
         ]
         decoder = Decoder(adapted, light=light)
@@ -88,13 +88,13 @@ def test_a_light_decoder_draws_the_same_tokens(adapted):
 
 def test_a_policy_in_half_precision_is_left_to_mlx(new_nano):
     policy = new_nano()[0]
-    assert Light.of(policy.model, policy.parameters) is not None
+    assert NumpyDecoder.of(policy.model, policy.parameters) is not None
     policy.model.set_dtype(mx.float16)
-    assert Light.of(policy.model, policy.parameters) is None
+    assert NumpyDecoder.of(policy.model, policy.parameters) is None
 
 
 def test_rows_that_share_a_long_context_part_meet_and_leave_and_keep_their_logits(adapted):
-    light = Light.of(adapted.model, adapted.parameters)
+    light = NumpyDecoder.of(adapted.model, adapted.parameters)
     random = np.random.default_rng(2)
 
     def ids(count):

@@ -3,7 +3,7 @@ from datetime import datetime
 import pytest
 from chat_model import NO_SYSTEM, THINKING, chat_folder, set_template
 
-from qagent_mlx.agent.rollout import Roller
+from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Task
 from qagent_mlx.errors import QAgentError
@@ -102,10 +102,10 @@ def test_a_policy_that_writes_a_tools_tag_is_stopped_and_its_turn_is_no_action(p
 
 
 @pytest.fixture(scope="module")
-def roller(policy, tiny_search):
+def runner(policy, tiny_search):
     def make(guided, agent=None):
         agent = agent or policy.info.agent
-        return Roller(policy, SearchProducts(tiny_search, agent), agent, guided=guided)
+        return RolloutRunner(policy, SearchProducts(tiny_search, agent), agent, guided=guided)
 
     return make
 
@@ -117,8 +117,8 @@ TASKS = [
 ]
 
 
-def test_guided_chains_of_a_model_that_knows_nothing_are_all_valid(roller, policy):
-    chains = roller(guided=True).run(TASKS, 2, (3,))
+def test_guided_chains_of_a_model_that_knows_nothing_are_all_valid(runner, policy):
+    chains = runner(guided=True).run(TASKS, 2, (3,))
     for chain in chains:
         assert chain.finish == "recommended"
         assert chain.validated
@@ -127,13 +127,13 @@ def test_guided_chains_of_a_model_that_knows_nothing_are_all_valid(roller, polic
         assert not set(said) & set(policy.codec.eos_ids)
 
 
-def test_chains_that_are_not_guided_are_what_the_model_says(roller):
-    chains = roller(guided=False).run(TASKS, 2, (3,))
+def test_chains_that_are_not_guided_are_what_the_model_says(runner):
+    chains = runner(guided=False).run(TASKS, 2, (3,))
     assert all(chain.finish in ("invalid", "length") for chain in chains)
 
 
-def test_a_guided_greedy_chain_is_the_same_each_time(roller):
-    first, second = (roller(guided=True).run(TASKS[1:2], 1, None)[0] for _ in range(2))
+def test_a_guided_greedy_chain_is_the_same_each_time(runner):
+    first, second = (runner(guided=True).run(TASKS[1:2], 1, None)[0] for _ in range(2))
     assert first.tokens == second.tokens
 
 
@@ -141,7 +141,8 @@ def test_guiding_changes_no_chain_of_a_policy_made_for_the_protocol(nano_policy,
     agent = nano_policy.info.agent
     tools = SearchProducts(tiny_search, agent)
     free, guided = (
-        Roller(nano_policy, tools, agent, guided=on).run(TASKS, 3, (1,)) for on in (False, True)
+        RolloutRunner(nano_policy, tools, agent, guided=on).run(TASKS, 3, (1,))
+        for on in (False, True)
     )
     assert [c.tokens for c in free] == [c.tokens for c in guided]
     assert [c.logprobs for c in free] == [c.logprobs for c in guided]

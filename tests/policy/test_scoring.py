@@ -6,7 +6,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.scoring import Chain, lower_states, make_batch, token_logprobs
+from qagent_mlx.policy.scoring import TrainingSequence, frozen_states, make_batch, token_logprobs
 
 
 def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(new_nano):
@@ -22,9 +22,9 @@ def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(n
         prefix = random.integers(50, 300, 9).tolist()
         for _ in range(3):
             own = random.integers(50, 300, 6).tolist()
-            chains.append(Chain(prefix + own, [False] * 9 + [True] * 6, group))
+            chains.append(TrainingSequence(prefix + own, [False] * 9 + [True] * 6, group))
     batch = make_batch(chains)
-    lower = lower_states(policy, batch)
+    lower = frozen_states(policy, batch)
     assert lower is not None
     assert lower.block == policy.first_trained == len(policy.layers) - 1
     whole, _ = token_logprobs(policy, batch)
@@ -45,6 +45,6 @@ def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(n
 
 def test_a_model_that_is_trained_whole_has_no_frozen_part(new_nano):
     policy = new_nano()[0]
-    batch = make_batch([Chain([60, 61, 62], [False, True, True], 0)])
+    batch = make_batch([TrainingSequence([60, 61, 62], [False, True, True], 0)])
     assert policy.first_trained == 0
-    assert lower_states(policy, batch) is None
+    assert frozen_states(policy, batch) is None

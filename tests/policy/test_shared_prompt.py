@@ -11,14 +11,14 @@ from qagent_mlx.agent.types import Rollout
 from qagent_mlx.policy import shared_prompt
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.scoring import Chain
-from qagent_mlx.policy.shared_prompt import Opening
+from qagent_mlx.policy.scoring import TrainingSequence
+from qagent_mlx.policy.shared_prompt import SharedPrompt
 from qagent_mlx.train.grpo import Trainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 
 
 class NoShop:
-    def roller(self, policy, agent):
+    def rollout_runner(self, policy, agent):
         return None
 
     def of_split(self, split):
@@ -117,15 +117,15 @@ def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, b
 
 def test_only_long_openings_of_several_groups_are_shared(nano_policy):
     def told(rollouts):
-        return [Chain(r.tokens, r.trained_mask, r.case) for r in rollouts]
+        return [TrainingSequence(r.tokens, r.trained_mask, r.case) for r in rollouts]
 
     policy = nano_policy
-    assert Opening.of(policy, told(chains(groups=1))) is None
-    assert Opening.of(policy, told(chains(prompt=20))) is None
-    found = Opening.of(policy, told(chains()))
+    assert SharedPrompt.of(policy, told(chains(groups=1))) is None
+    assert SharedPrompt.of(policy, told(chains(prompt=20))) is None
+    found = SharedPrompt.of(policy, told(chains()))
     assert found is not None
-    assert Opening.of(policy, told(chains(prompt=40)), found) is found
-    assert Opening.of(policy, told(chains(prompt=41)), found) is not found
+    assert SharedPrompt.of(policy, told(chains(prompt=40)), found) is found
+    assert SharedPrompt.of(policy, told(chains(prompt=41)), found) is not found
     # The token that predicts a chain's first own word stays with the chain.
     cut = found.cut(told(chains())[0])
     assert not cut.trained[0] and cut.trained[1]

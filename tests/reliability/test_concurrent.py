@@ -12,7 +12,7 @@ from qagent_cli.main import cli
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest
-from qagent_mlx.runs.run import training
+from qagent_mlx.runs.run import run_lock
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.server import run as serve
 from qagent_mlx.shop.shop import Shop
@@ -45,7 +45,7 @@ def _hold(out, folder, read_only):
 
 
 def _train(out, folder):
-    with Shop.open(folder) as shop, training(shop, "mine"):
+    with Shop.open(folder) as shop, run_lock(shop, "mine"):
         out.send("training")
         time.sleep(600)
 

@@ -20,11 +20,11 @@ from qagent_cli.main import cli
 from targets import Place, protocol, texts
 
 from qagent_mlx.agent.recommend import Recommender
-from qagent_mlx.agent.tools import Request, SearchProducts
+from qagent_mlx.agent.tools import SearchProducts, SearchRequest
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.html_report import page as evaluate_page
 from qagent_mlx.evaluate.report import evaluate
-from qagent_mlx.evaluate.suite import lineup
+from qagent_mlx.evaluate.suite import evaluation_suite
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.memory.html_page import page as memory_page
@@ -118,7 +118,7 @@ def observations(shop, users):
     for number, profile in enumerate(profiles):
         yield profile_text(profile), ["<profile>", "</profile>"], len(profile.references)
         query = CANARIES[number] or "lamp"
-        (found,) = tool.run([Request(f"lamp {query}", None, profile.context)])
+        (found,) = tool.run([SearchRequest(f"lamp {query}", None, profile.context)])
         yield results_text(1, found.lines), ["<results>", "<s1>", "</results>"], 0
 
 
@@ -286,7 +286,7 @@ def pages(shop, users):
     made = {f"memory {u}": memory_page(inspect_memory(shop, u)) for u in wanted}
     for name in ("grpo", "sft"):
         made[f"run {name}"] = run_page(Run.open(shop, name))
-    environment, systems = lineup(
+    environment, systems = evaluation_suite(
         shop, ["base"], extra=["popular", "repeat-last"], only="test", group=1, keep=9
     )
     report = evaluate(

@@ -7,7 +7,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.runs.html_report import page
-from qagent_mlx.runs.reader import chosen, curves, difference, overview, query
+from qagent_mlx.runs.reader import compare_runs, curves, filter_chains, overview, query
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 
@@ -66,7 +66,7 @@ def test_chains_are_chosen_by_reward_case_step_user_and_end(shop):
     rows = list(made(shop, "one").rows("rollouts"))
 
     def steps(**how):
-        return [row["step"] for row in chosen(rows, **how)]
+        return [row["step"] for row in filter_chains(rows, **how)]
 
     assert steps(least=0.5) == [2, 3]
     assert steps(most=0.25) == [0, 1]
@@ -84,7 +84,7 @@ def test_curves_skip_the_steps_that_lack_a_number(shop):
 
 
 def test_a_difference_names_settings_and_the_first_step_that_differs(shop):
-    found = difference(made(shop, "one"), made(shop, "two", rate=0.2, shift=0.5))
+    found = compare_runs(made(shop, "one"), made(shop, "two", rate=0.2, shift=0.5))
     assert found["settings"]["train.learning_rate"] == [0.1, 0.2]
     assert "train.lora.rank" not in found["settings"]
     assert found["same_until"] == 1

@@ -6,7 +6,7 @@ import threading
 import duckdb
 import pytest
 
-from qagent_mlx.agent.recommend import Ask, Recommender
+from qagent_mlx.agent.recommend import Recommender, RecommendRequest
 from qagent_mlx.distributed import world as distributed
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
@@ -142,7 +142,9 @@ def test_what_a_lost_process_was_given_is_done_by_this_one(saved, noticed):
     with Shop.open(saved) as shop:
         recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
         moment = shop.end_of_log()
-        asks = [Ask(p, moment, 3, 2) for p in recommender.profiles(all_users(shop)[:5])]
+        asks = [
+            RecommendRequest(p, moment, 3, 2) for p in recommender.profiles(all_users(shop)[:5])
+        ]
         expected = [one.recommendations for one in recommender.answer(asks)]
         with Pool(saved, saved / "policies" / "nano", 1) as pool:
             assert [one.recommendations for one in pool.answer(recommender, asks)] == expected

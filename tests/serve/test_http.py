@@ -15,7 +15,7 @@ from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
-from qagent_mlx.serve.middleware import Rates
+from qagent_mlx.serve.middleware import RateLimiter
 from qagent_mlx.serve.worker import Worker
 from qagent_mlx.shop.shop import Shop
 
@@ -153,7 +153,7 @@ def test_an_error_in_a_decode_is_a_fallback_and_the_worker_lives_on(serving, mon
     client = serving(cache_seconds=0.0)
     recommender = client.app.state.service.worker.recommender
     with monkeypatch.context() as patch:
-        patch.setattr(recommender.roller, "run", lambda *_, **__: 1 / 0)
+        patch.setattr(recommender.runner, "run", lambda *_, **__: 1 / 0)
         got = ask(client).json()
     assert (got["fallback"], got["reason"]) == (True, "error")
     assert "ZeroDivisionError" in caplog.text
@@ -309,7 +309,7 @@ def test_a_client_that_asks_too_often_is_told_to_wait(serving):
 
 def test_a_rate_lets_through_what_it_says():
     now = [0.0]
-    rates = Rates(2.0, 4.0, clock=lambda: now[0])
+    rates = RateLimiter(2.0, 4.0, clock=lambda: now[0])
     assert [rates.wait("a") for _ in range(4)] == [0.0] * 4
     assert rates.wait("a") == pytest.approx(0.5)
     assert rates.wait("b") == 0.0

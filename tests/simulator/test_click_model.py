@@ -4,21 +4,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qagent_mlx.simulator.click_model import IDLE, LATER, SECOND, Meanings, Visit
+from qagent_mlx.simulator.click_model import IDLE, LATER, SECOND, QueryInterpreter, Visit
 from qagent_mlx.simulator.shopper import Need, Shopper
-from qagent_mlx.simulator.world import SimulatorConfig, World
+from qagent_mlx.simulator.world import SimulatedShop, SimulatorConfig
 
 CONFIG = SimulatorConfig(users=12, days=40, products_per_pair=2.0)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return World(CONFIG)
+    return SimulatedShop(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def meanings(world):
-    return Meanings(world)
+    return QueryInterpreter(world)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_stopping_before_a_visit_changes_nothing_of_what_comes_later(world):
     watched, shopper = [], Shopper(world, "u", (7, 2, 3))
     for day, events in shopper.visits():
         visit = Visit.of(shopper, day, (1, 2))
-        visit.answers(Meanings(world), ["laptop", "tent"], world.engine.search, 3)
+        visit.answers(QueryInterpreter(world), ["laptop", "tent"], world.engine.search, 3)
         watched += list(events)
     assert watched == plain
 

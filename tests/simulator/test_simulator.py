@@ -14,7 +14,7 @@ from qagent_mlx.ingest.ingest import ingest
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import simulate, write_sample
 from qagent_mlx.simulator.shopper import Shopper
-from qagent_mlx.simulator.world import START, SimulatorConfig, World, moment
+from qagent_mlx.simulator.world import START, SimulatedShop, SimulatorConfig, moment
 
 SMALL = SimulatorConfig(users=12, days=25, products_per_pair=2.0)
 CATALOG = ("product_id", "time", "title", "brand", "category", "price", "stock", "attributes")
@@ -159,7 +159,7 @@ def test_a_shop_takes_the_files_whole(written, tmp_path):
 def test_the_sample_data_are_what_the_simulator_makes():
     config = SimulatorConfig(**json.loads((SAMPLE / "simulator.json").read_text()))
     assert config == SimulatorConfig()
-    world = World(config)
+    world = SimulatedShop(config)
     end = START + timedelta(days=config.days)
     with duckdb.connect() as connection:
         products = connection.execute(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.train.advantages import ESTIMATORS, dr_grpo, gdpo, grpo, signal
+from qagent_mlx.train.advantages import ESTIMATORS, dr_grpo, gdpo, grpo, non_constant_groups
 
 WEIGHTS = np.array([1.0, 2.0])
 
@@ -34,7 +34,7 @@ def test_gdpo_normalises_each_component_before_it_sums_them():
 
 def test_a_group_without_spread_has_no_signal_and_no_advantage():
     rewards = np.array([[[1, 0], [1, 0]], [[0, 0], [1, 1]]], dtype=float)
-    assert signal(rewards, WEIGHTS).tolist() == [False, True]
+    assert non_constant_groups(rewards, WEIGHTS).tolist() == [False, True]
     for estimator in ESTIMATORS.values():
         advantages = estimator(rewards, WEIGHTS)
         assert np.all(advantages[0] == 0)
@@ -43,7 +43,7 @@ def test_a_group_without_spread_has_no_signal_and_no_advantage():
 
 def test_spread_in_a_component_of_weight_zero_is_no_signal():
     rewards = group((0, 1), (1, 1))
-    assert not signal(rewards, np.array([0.0, 1.0]))[0]
+    assert not non_constant_groups(rewards, np.array([0.0, 1.0]))[0]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -5,7 +5,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from qagent_mlx.models import cpu_kernels, transformer_blocks
-from qagent_mlx.policy.scoring import Chain, entropy, hidden_states, make_batch, token_logprobs
+from qagent_mlx.policy.scoring import (
+    TrainingSequence,
+    entropy,
+    hidden_states,
+    make_batch,
+    token_logprobs,
+)
 from qagent_mlx.train.batches import micro_batches
 
 
@@ -19,7 +25,7 @@ def chains_of(policy, seed=0, groups=3, members=4):
             own = random.integers(50, 300, int(random.integers(2, 15))).tolist()
             trained = [False] * len(prefix) + (random.random(len(own)) < 0.5).tolist()
             trained[-1] = True
-            made.append(Chain(prefix + own, trained, group))
+            made.append(TrainingSequence(prefix + own, trained, group))
     return made
 
 
@@ -40,7 +46,7 @@ def test_sharing_a_prefix_changes_no_log_probability(nano_policy):
 
 def test_sharing_a_prefix_changes_no_gradient(nano_policy):
     chains = chains_of(nano_policy, seed=1)
-    alone = [Chain(c.tokens, c.trained, i) for i, c in enumerate(chains)]
+    alone = [TrainingSequence(c.tokens, c.trained, i) for i, c in enumerate(chains)]
 
     def gradient(some):
         batch = make_batch(some)
@@ -55,7 +61,7 @@ def test_sharing_a_prefix_changes_no_gradient(nano_policy):
 
 def test_observation_tokens_carry_no_loss(nano_policy):
     """Invariant 2: what is inserted is no target, whatever it is."""
-    chain = Chain([60, 61, 62, 63, 64], [False, False, True, False, True], 0)
+    chain = TrainingSequence([60, 61, 62, 63, 64], [False, False, True, False, True], 0)
     batch = make_batch([chain])
     assert np.array(batch.target).tolist() == [62, 64]
 
@@ -88,7 +94,7 @@ def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size():
 
 
 def test_hidden_states_of_a_lone_row_need_no_prefix(nano_policy):
-    batch = make_batch([Chain([60, 61, 62], [False, True, True], 0)])
+    batch = make_batch([TrainingSequence([60, 61, 62], [False, True, True], 0)])
     assert batch.prefix.shape[1] == 0
     assert hidden_states(nano_policy, batch).shape[0] == 2
 
@@ -101,7 +107,7 @@ def test_tokens_predicted_inside_a_prefix_count_in_groups_of_any_size(nano_polic
         inside = [False, True, *[False] * (len(prefix) - 3), True]
         for member in range(members):
             own = random.integers(50, 300, 3 + member).tolist()
-            chains.append(Chain(prefix + own, inside + [member > 0] * len(own), group))
+            chains.append(TrainingSequence(prefix + own, inside + [member > 0] * len(own), group))
     batch = make_batch(chains)
     states = hidden_states(nano_policy, batch)
     assert states.shape[0] == sum(sum(c.trained) for c in chains)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.protocol.actions import parse_action
-from qagent_mlx.train.delexicalize import MARKS, Disguise
+from qagent_mlx.train.delexicalize import MARKS, Delexicalizer
 from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
 from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
 from qagent_mlx.utils.text import query_key
@@ -81,7 +81,7 @@ def test_a_disguised_chain_keeps_its_marks_and_its_actions(made):
 
 @given(st.integers(0, 1000))
 def test_a_word_is_the_same_other_word_wherever_it_comes(seed):
-    worded = Disguise(TEXTS).draw(np.random.default_rng(seed))
+    worded = Delexicalizer(TEXTS).draw(np.random.default_rng(seed))
     line, title = worded("usb desk lamp bought <r3>"), worded("1 Acme Desk Lamp $$ chosen")
     assert line.split()[1:3] == [w.lower() for w in title.split()[2:4]]
     assert line.endswith("bought <r3>") and title.endswith("$$ chosen") and title[:2] == "1 "

@@ -2,19 +2,19 @@ from datetime import datetime
 
 import pytest
 
-from qagent_mlx.agent.rollout import Roller
+from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.small_llama import save_base
-from qagent_mlx.train.distill import DistilConfig, distil, retold, student_agent
+from qagent_mlx.train.distill import DistillConfig, distill, retold, student_agent
 from qagent_mlx.types import Case, Line, Profile
 
 NOW = datetime(2026, 2, 1)
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
-SMALL = DistilConfig(cases=10, group=2, steps=2, batch_size=4, vocab_size=512, measured=2)
+SMALL = DistillConfig(cases=10, group=2, steps=2, batch_size=4, vocab_size=512, measured=2)
 
 
 def example(*queries):
@@ -59,7 +59,7 @@ def shop(own_shop, new_nano):
 @pytest.fixture
 def scripted_teacher(monkeypatch):
     """A teacher that searches its first line and then its second, and recommends that one."""
-    run = Roller.run
+    run = RolloutRunner.run
 
     def play(self, tasks, group, seed, progress=None):
         if seed is None:  # the measuring at the end is real
@@ -73,13 +73,13 @@ def scripted_teacher(monkeypatch):
                 chains.append(made)
         return chains
 
-    monkeypatch.setattr(Roller, "run", play)
+    monkeypatch.setattr(RolloutRunner, "run", play)
 
 
 @pytest.mark.usefixtures("scripted_teacher")
 def test_a_student_learns_the_teachers_chains_and_is_a_policy(shop):
     steps = []
-    report = distil(shop, "big", "nano", "own", SMALL, SPLIT, on_step=steps.append)
+    report = distill(shop, "big", "nano", "own", SMALL, SPLIT, on_step=steps.append)
     assert report["chains"] == 20
     assert 0 < report["kept"] <= report["validated"] <= 20
     assert len(steps) == 2
@@ -91,17 +91,17 @@ def test_a_student_learns_the_teachers_chains_and_is_a_policy(shop):
 
 @pytest.mark.usefixtures("scripted_teacher")
 def test_a_student_that_exists_gets_an_adapter(shop):
-    distil(shop, "big", "big", "own", SMALL, SPLIT)
+    distill(shop, "big", "big", "own", SMALL, SPLIT)
     assert (shop.folder("policies", "own") / "adapters.safetensors").exists()
     assert open_policy(shop, "own").lora is not None
 
 
 def test_a_teacher_without_a_valid_chain_is_told(shop):
     with pytest.raises(QAgentError, match="only 0 can be learned from"):
-        distil(shop, "big", "nano", "own", SMALL, SPLIT)
+        distill(shop, "big", "nano", "own", SMALL, SPLIT)
     assert not (shop.folder("policies", "own")).exists()
 
 
 def test_a_name_that_is_taken_is_refused(shop):
     with pytest.raises(QAgentError, match="the policy big exists"):
-        distil(shop, "big", "nano", "big", SMALL, SPLIT)
+        distill(shop, "big", "nano", "big", SMALL, SPLIT)

@@ -14,16 +14,16 @@ import pytest
 
 from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
-from qagent_mlx.environment.environment import measure
+from qagent_mlx.environment.environment import evaluate_policy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.runs import checkpoint
-from qagent_mlx.runs.run import Run, training
+from qagent_mlx.runs.run import Run, run_lock
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import Trainer, resume_grpo, train_grpo
 from qagent_mlx.train.grpo_config import GrpoConfig
-from qagent_mlx.train.monitors import AlarmConfig, AlarmRang
+from qagent_mlx.train.monitors import AlarmConfig, AlarmStop
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
@@ -216,7 +216,7 @@ def test_a_run_that_was_killed_while_it_was_made_is_no_run(shop, monkeypatch):
 
 
 def test_two_processes_never_train_one_run(shop):
-    with training(shop, "mine"), pytest.raises(QAgentError, match=r"by process \d+"):
+    with run_lock(shop, "mine"), pytest.raises(QAgentError, match=r"by process \d+"):
         train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, run="mine")
 
 
@@ -296,7 +296,7 @@ def test_an_alarm_stops_with_a_checkpoint_and_the_run_may_go_on(shop):
     alarms = AlarmConfig(format="stop", dropped="off", entropy="off", patience=2)
     # A policy of random weights never ends in a recommendation.
     config = changed(alarms=alarms, save_every=100)
-    with pytest.raises(AlarmRang, match="step 2 by its alarm format.*--alarm format=warn"):
+    with pytest.raises(AlarmStop, match="step 2 by its alarm format.*--alarm format=warn"):
         train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
     record = Run.open(shop, "grpo")
     assert [a["name"] for a in record.rows("alarms")] == ["format"]
@@ -340,7 +340,7 @@ def test_evaluation_uses_the_rewards_of_the_run(shop):
 
     policy = open_policy(shop, "base")
     environment = Environment.of_shop(shop, policy.codec, policy.info.agent, SPLIT)
-    found = measure(
+    found = evaluate_policy(
         environment,
         policy,
         environment.of_split("validation")[:2],

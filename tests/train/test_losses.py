@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.train.losses import CLIPS, clipped_gain, k3, overlong_penalty, ratios, shares
+from qagent_mlx.train.losses import (
+    CLIPS,
+    clipped_surrogate,
+    importance_ratios,
+    k3,
+    overlong_penalty,
+    token_weights,
+)
 
 # Two chains: one of 1 token, one of 3; advantages 2 and -1.
 LENGTHS = np.array([1.0, 3.0])
@@ -17,11 +24,13 @@ ADVANTAGE = np.array([2.0, -1.0])
 
 
 def objective(loss, ratio_logs, low, high, copies=(1, 1), most=4):
-    share = shares(loss, LENGTHS, np.array(copies, dtype=float), most)
+    share = token_weights(loss, LENGTHS, np.array(copies, dtype=float), most)
     sampled = mx.array(np.full(4, -1.0, dtype=np.float32))
     logprob = sampled + mx.array(np.array(ratio_logs, dtype=np.float32))
-    ratio = ratios(loss, logprob, sampled, mx.array(ROW), mx.array(LENGTHS.astype(np.float32)))
-    gain, clipped = clipped_gain(ratio, mx.array(ADVANTAGE[ROW].astype(np.float32)), low, high)
+    ratio = importance_ratios(
+        loss, logprob, sampled, mx.array(ROW), mx.array(LENGTHS.astype(np.float32))
+    )
+    gain, clipped = clipped_surrogate(ratio, mx.array(ADVANTAGE[ROW].astype(np.float32)), low, high)
     return float((mx.array(share[ROW].astype(np.float32)) * gain).sum()), np.array(clipped)
 
 
@@ -76,7 +85,7 @@ def test_the_gradient_of_gspo_is_shared_by_the_tokens_of_a_chain():
     sampled = mx.zeros(4)
 
     def value(logprob):
-        ratio = ratios("gspo", logprob, sampled, mx.array(ROW), mx.array([1.0, 3.0]))
+        ratio = importance_ratios("gspo", logprob, sampled, mx.array(ROW), mx.array([1.0, 3.0]))
         return (mx.array([0.5, 1 / 6, 1 / 6, 1 / 6]) * ratio * mx.array([2.0, -1, -1, -1])).sum()
 
     gradient = np.array(mx.grad(value)(mx.zeros(4)))
@@ -86,7 +95,7 @@ def test_the_gradient_of_gspo_is_shared_by_the_tokens_of_a_chain():
 
 def test_a_clipped_token_has_no_gradient():
     def value(logprob):
-        gain, _ = clipped_gain(mx.exp(logprob), mx.array([1.0, 1.0]), 0.2, 0.28)
+        gain, _ = clipped_surrogate(mx.exp(logprob), mx.array([1.0, 1.0]), 0.2, 0.28)
         return gain.sum()
 
     gradient = np.array(mx.grad(value)(mx.array([math.log(1.5), math.log(1.1)])))
@@ -116,4 +125,4 @@ def test_overlong_shaping_by_hand():
 )
 def test_shares_make_one(loss, chains):
     lengths, copies = (np.array(c, dtype=float) for c in zip(*chains, strict=True))
-    assert (shares(loss, lengths, copies, 100) * lengths).sum() == pytest.approx(1)
+    assert (token_weights(loss, lengths, copies, 100) * lengths).sum() == pytest.approx(1)

@@ -6,7 +6,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.train.memory_estimate import check_memory
-from qagent_mlx.train.monitors import NAMES, AlarmConfig, Watch, with_actions
+from qagent_mlx.train.monitors import NAMES, AlarmConfig, Monitor, with_actions
 
 CONFIG = AlarmConfig(patience=3)
 FINE = {
@@ -38,7 +38,7 @@ def rang(watch, *rows, first=1):
 @pytest.mark.parametrize("name", TROUBLE)
 def test_an_alarm_rings_after_so_many_steps_in_a_row_and_says_why(name):
     bad = {**FINE, **TROUBLE[name]}
-    watch = Watch(replace(CONFIG, **{name: "stop"}))
+    watch = Monitor(replace(CONFIG, **{name: "stop"}))
     (alarm,) = rang(watch, bad, bad, FINE, bad, bad, bad)
     assert (alarm.name, alarm.action, alarm.step) == (name, "stop", 6)
     assert WORDS[name] in alarm.reason
@@ -47,36 +47,36 @@ def test_an_alarm_rings_after_so_many_steps_in_a_row_and_says_why(name):
 @pytest.mark.parametrize("name", TROUBLE)
 def test_an_alarm_that_is_off_is_silent(name):
     bad = {**FINE, **TROUBLE[name]}
-    assert not rang(Watch(replace(CONFIG, **{name: "off"})), *[bad] * 6)
+    assert not rang(Monitor(replace(CONFIG, **{name: "off"})), *[bad] * 6)
 
 
 def test_a_warning_is_given_once_until_things_are_well_again():
     bad = {**FINE, **TROUBLE["kl"]}
-    watch = Watch(replace(CONFIG, kl="warn"))
+    watch = Monitor(replace(CONFIG, kl="warn"))
     assert [a.step for a in rang(watch, *[bad] * 5, FINE, *[bad] * 4)] == [3, 9]
 
 
 def test_a_first_ratio_that_is_not_one_rings_at_once():
-    (alarm,) = rang(Watch(CONFIG), FINE, {**FINE, "ratio_drift": 0.2})
+    (alarm,) = rang(Monitor(CONFIG), FINE, {**FINE, "ratio_drift": 0.2})
     assert (alarm.name, alarm.step) == ("ratio", 2)
     assert "first ratio is not 1" in alarm.reason
 
 
 def test_what_is_no_number_rings_like_what_is_too_large():
     bad = {**FINE, "kl": float("nan")}
-    assert [a.name for a in rang(Watch(CONFIG), bad, bad, bad)] == ["kl"]
+    assert [a.name for a in rang(Monitor(CONFIG), bad, bad, bad)] == ["kl"]
 
 
 def test_a_step_without_an_update_rings_for_its_groups_only():
     bad = {"recommended": 1.0, "groups": 8, "dropped_groups": 8}
-    assert [a.name for a in rang(Watch(CONFIG), bad, bad, bad)] == ["dropped"]
+    assert [a.name for a in rang(Monitor(CONFIG), bad, bad, bad)] == ["dropped"]
 
 
 def test_a_resumed_watch_stands_where_the_unbroken_one_stood():
     bad = {**FINE, **TROUBLE["kl"]}
     rows = [{"step": i, **row} for i, row in enumerate([FINE, bad, bad, bad, bad, FINE, bad], 1)]
     for cut in range(len(rows)):
-        whole, resumed = Watch(replace(CONFIG, kl="warn")), Watch(replace(CONFIG, kl="warn"))
+        whole, resumed = Monitor(replace(CONFIG, kl="warn")), Monitor(replace(CONFIG, kl="warn"))
         before = [whole.look(row) for row in rows]
         resumed.replay(rows[:cut])
         assert [resumed.look(row) for row in rows[cut:]] == before[cut:]

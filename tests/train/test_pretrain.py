@@ -2,13 +2,15 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from qagent_mlx.policy.scoring import Chain
+from qagent_mlx.policy.scoring import TrainingSequence
 from qagent_mlx.train.fit import predicted_cost
 from qagent_mlx.train.pretrain import PretrainConfig, _spread, pretrain
 
 
 def chains(count, length):
-    return [Chain(list(range(20, 20 + length)), [True] * length, i) for i in range(count)]
+    return [
+        TrainingSequence(list(range(20, 20 + length)), [True] * length, i) for i in range(count)
+    ]
 
 
 def test_a_predicted_cost_grows_with_steps_and_changes_no_weight(new_nano):

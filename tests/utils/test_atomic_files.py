@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.atomic_files import (
-    clear_left,
+    clear_leftovers,
     read_json,
     replacing,
     replacing_folder,
@@ -114,7 +114,7 @@ def test_nothing_is_cleared_while_somebody_writes_in_the_folder(tmp_path):
         first.write_text("1")
         with replacing(path) as second:
             second.write_text("2")
-        clear_left(tmp_path)
+        clear_leftovers(tmp_path)
         assert first.read_text() == "1"
         assert len(list(tmp_path.iterdir())) == 3
     assert path.read_text() == "1"

@@ -6,7 +6,13 @@ import sys
 import pytest
 
 from qagent_mlx.utils import runtime
-from qagent_mlx.utils.blas import ARENAS, _find_openblas, _missing_instructions, blas_state, prepare
+from qagent_mlx.utils.blas import (
+    ARENAS,
+    _find_openblas,
+    _missing_instructions,
+    blas_state,
+    load_fast_blas,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs another BLAS")
 
@@ -130,7 +136,7 @@ def test_without_a_compiler_mlx_does_not_try_to_compile():
 def test_preparing_twice_changes_nothing():
     state = blas_state()
     handles = list(state.handles)
-    assert prepare() is state
+    assert load_fast_blas() is state
     assert state.handles == handles
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics import Ranking
-from .search_log import EngagementLog, SearchLog, best, ranking
+from .search_log import EngagementLog, SearchLog, ranking, top_queries
 
 if TYPE_CHECKING:
     from ...environment.environment import Example
@@ -61,7 +61,7 @@ class CategoryPopular:
             if mine:
                 top = min(mine, key=lambda c: (-mine[c], c))
                 scores = queries.get(top)
-            made[i] = ranking(log, best(k, counts, scores))
+            made[i] = ranking(log, top_queries(k, counts, scores))
         return made
 
 
@@ -94,7 +94,7 @@ class Markov:
             if source is not None:
                 for query, count in after[source].items():
                     scores[query] = count
-            made[i] = ranking(log, best(k, counts, scores))
+            made[i] = ranking(log, top_queries(k, counts, scores))
         return made
 
 
@@ -135,7 +135,7 @@ class _ByProducts:
                     total = under[other].total()
                     for query, count in under[other].items():
                         scores[query] += FADE**place * likeness * count / total
-            made[i] = ranking(log, best(k, counts, np.round(scores, 12)))
+            made[i] = ranking(log, top_queries(k, counts, np.round(scores, 12)))
         return made
 
     def _begin(self) -> None:

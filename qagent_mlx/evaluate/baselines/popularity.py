@@ -20,8 +20,8 @@ from ...utils.text import query_key
 from ..metrics import Ranking
 from .collaborative import CategoryPopular, ItemCF, Markov, Swing
 from .sasrec import SasRec
-from .search_log import EngagementLog, SearchLog, best, ranking
-from .text_similarity import Dense, Lexical
+from .search_log import EngagementLog, SearchLog, ranking, top_queries
+from .text_similarity import BM25Similarity, DenseSimilarity
 
 if TYPE_CHECKING:
     from ...environment.environment import Environment, Example
@@ -57,7 +57,7 @@ class Popular:
         """At most ``k`` queries for each example, the best first."""
         made = [Ranking(())] * len(examples)
         for i, _, counts in self._log.sweep(examples):
-            made[i] = ranking(self._log, best(k, counts))
+            made[i] = ranking(self._log, top_queries(k, counts))
         return made
 
 
@@ -81,7 +81,7 @@ class Trending:
             np.add.at(recent, log.queries[last:end], 1)
             np.subtract.at(recent, log.queries[first:start], 1)
             first, last = start, end
-            made[i] = ranking(log, best(k, counts, recent))
+            made[i] = ranking(log, top_queries(k, counts, recent))
         return made
 
 
@@ -99,7 +99,7 @@ class RepeatLast:
         made = [Ranking(())] * len(examples)
         for i, moment, counts in log.sweep(examples):
             own = log.last_of(examples[i].case.user_id, moment, k)
-            fill = [q for q in best(k, counts) if q not in own]
+            fill = [q for q in top_queries(k, counts) if q not in own]
             made[i] = ranking(log, [*own, *fill][:k], own)
         return made
 
@@ -143,7 +143,7 @@ class CoOccurrence:
             scores = np.zeros(len(log.spellings))
             for place, query in enumerate(log.last_of(user_id, moment, SOURCES)):
                 scores += FADE**place * self._next(query, moment, user)
-            made[i] = ranking(log, best(k, counts, np.round(scores, 12)))
+            made[i] = ranking(log, top_queries(k, counts, np.round(scores, 12)))
         return made
 
     def _next(self, query: int, moment: np.datetime64, user: int) -> np.ndarray:
@@ -159,7 +159,7 @@ class CoOccurrence:
         return np.asarray(total / (weight.sum() + PRIOR))
 
 
-class TopLine:
+class MemoryRankerBaseline:
     """The lines of the user's profile in their own order: the memory without an agent."""
 
     name = "top-line"
@@ -175,12 +175,13 @@ class TopLine:
         return made
 
 
-class Sources:
+class BaselineData:
     """What baselines are made from, each read when one first asks for it.
 
     Args:
         shop: Its log as it is now.
-        environment: Gives the encoder of the shop's index; without one there is no `Dense`.
+        environment: Gives the encoder of the shop's index; without one there is no
+            `DenseSimilarity`.
     """
 
     def __init__(self, shop: Shop, environment: Environment | None = None) -> None:
@@ -205,7 +206,7 @@ class Sources:
         return self._environment.search.index.encoder
 
 
-BASELINES: dict[str, Callable[[Sources], System]] = {
+BASELINES: dict[str, Callable[[BaselineData], System]] = {
     "popular": lambda s: Popular(s.log),
     "trending": lambda s: Trending(s.log),
     "repeat-last": lambda s: RepeatLast(s.log),
@@ -214,10 +215,10 @@ BASELINES: dict[str, Callable[[Sources], System]] = {
     "co-occurrence": lambda s: CoOccurrence(s.log),
     "item-cf": lambda s: ItemCF(s.log, s.engaged),
     "swing": lambda s: Swing(s.log, s.engaged),
-    "bm25": lambda s: Lexical(s.log, s.engaged),
-    "dense": lambda s: Dense(s.log, s.engaged, s.encoder),
+    "bm25": lambda s: BM25Similarity(s.log, s.engaged),
+    "dense": lambda s: DenseSimilarity(s.log, s.engaged, s.encoder),
     "sasrec": lambda s: SasRec(s.log),
-    "top-line": lambda s: TopLine(),
+    "top-line": lambda s: MemoryRankerBaseline(),
 }
 SLOW = ("sasrec",)  # those that train a model: only when asked for by name
 
@@ -227,11 +228,11 @@ def baselines(shop: Shop, environment: Environment | None = None) -> list[System
 
     Without an environment the dense one is left out, as it needs the shop's index.
     """
-    sources = Sources(shop, environment)
+    sources = BaselineData(shop, environment)
     left_out = {*SLOW, *(() if environment is not None else ("dense",))}
     return [make(sources) for name, make in BASELINES.items() if name not in left_out]
 
 
 def baseline(shop: Shop, name: str, environment: Environment | None = None) -> System:
     """One of `BASELINES`."""
-    return BASELINES[name](Sources(shop, environment))
+    return BASELINES[name](BaselineData(shop, environment))

@@ -18,7 +18,7 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ..metrics import Ranking
-from .search_log import SearchLog, best, moment_of, ranking
+from .search_log import SearchLog, moment_of, ranking, top_queries
 
 if TYPE_CHECKING:
     from ...environment.environment import Example
@@ -121,7 +121,7 @@ class SasRec:
             mine = np.full(len(log.spellings), -np.inf)
             # Who has searched nothing that is known gets the most popular.
             mine[known] = np.round(scores[i], 5) if rows[i].any() else 0.0
-            made[i] = ranking(log, best(k, counts, mine))
+            made[i] = ranking(log, top_queries(k, counts, mine))
         return made
 
     def _of_user(self, user_id: str, moment: np.datetime64) -> np.ndarray:

@@ -208,7 +208,7 @@ def moment_of(as_of: datetime) -> np.datetime64:
     return np.datetime64(as_of, "us")
 
 
-def best(k: int, counts: np.ndarray, scores: np.ndarray | None = None) -> list[int]:
+def top_queries(k: int, counts: np.ndarray, scores: np.ndarray | None = None) -> list[int]:
     """The ``k`` best queries of those searched so far: by score, then count, then number."""
     seen = np.flatnonzero(counts)
     first = counts if scores is None else scores

@@ -15,7 +15,7 @@ import numpy as np
 from ...inventory.analyzer import product_terms
 from ...inventory.encoders.subword import Encoder
 from ..metrics import Ranking
-from .search_log import EngagementLog, SearchLog, best, ranking
+from .search_log import EngagementLog, SearchLog, ranking, top_queries
 
 if TYPE_CHECKING:
     from ...environment.environment import Example
@@ -52,7 +52,7 @@ class _ByText:
             scores = None
             if texts:
                 scores = np.round(self._score(texts, counts > 0), 9)
-            made[i] = ranking(log, best(k, counts, scores), own)
+            made[i] = ranking(log, top_queries(k, counts, scores), own)
         return made
 
     def _score(self, texts: Sequence[tuple[str, float]], seen: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ class _ByText:
         raise NotImplementedError
 
 
-class Lexical(_ByText):
+class BM25Similarity(_ByText):
     """BM25 over past queries; word statistics are those of the queries so far."""
 
     name = "bm25"
@@ -99,7 +99,7 @@ class Lexical(_ByText):
         return scores
 
 
-class Dense(_ByText):
+class DenseSimilarity(_ByText):
     """Cosine of past queries to the history, in the space of the shop's own encoder."""
 
     name = "dense"

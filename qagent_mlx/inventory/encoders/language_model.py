@@ -22,7 +22,7 @@ from ...utils.runtime import device_name
 _BATCH_TOKENS = 8192  # of one batch, padding included
 
 
-class Reader:
+class TextReader:
     """A decoder that reads texts and says what it holds at their last token."""
 
     def __init__(self, folder: Path) -> None:

@@ -109,9 +109,9 @@ class ModelEncoder:
 
     @cached_property
     def _reader(self) -> Any:
-        from .language_model import Reader
+        from .language_model import TextReader
 
-        return Reader(self.folder)
+        return TextReader(self.folder)
 
     @property
     def dimensions(self) -> int:
