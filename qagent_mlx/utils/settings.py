@@ -1,0 +1,226 @@
+"""Settings: dataclasses whose fields say what they are, in which range and in which unit.
+
+A setting is described once, in its annotation:
+
+    steps: Annotated[int, Meta(ge=1, description="Training steps.")] = 100
+    half_life: Annotated[float, Meta(gt=0, description="…", extra={"unit": "days"})] = 14.0
+    advantage: Annotated[Literal["grpo", "gdpo"], Meta(description="…")] = "gdpo"
+
+Reading TOML and JSON (`merge`), validation (`check`), the command line's options and the
+reference page (`describe`) all come from that. Errors name the setting, never a flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import reprlib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import QAgentError
+
+T = TypeVar("T")
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}  # by the names that msgspec gives them
+_BOUNDS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
+
+
+class SettingError(QAgentError):
+    """A setting has a value that it cannot have, or does not exist.
+
+    Attributes:
+        setting: Its dotted name, such as ``lora.rank``.
+        reason: What is wrong, to be read after the name.
+    """
+
+    def __init__(self, setting: str, reason: str, where: str = "") -> None:
+        self.setting, self.reason, self.where = setting, reason, where
+        super().__init__(f"{where + ': ' if where else ''}{setting} {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a field of a settings class is.
+
+    Attributes:
+        name: Dotted where the field stands in a nested settings class.
+        kind: The Python type that a value has, without None.
+        default: The value where nobody gives one.
+        description: A sentence or noun phrase that stands alone.
+        unit: What a number counts, such as ``days``; empty where it has none.
+        choices: All values, where they are few.
+        bounds: ``ge``, ``gt``, ``le``, ``lt`` and their limits.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+    unit: str
+    choices: tuple[Any, ...]
+    bounds: dict[str, float]
+
+
+def check(config: Any) -> None:
+    """Validate every field of a settings dataclass against its annotation.
+
+    Raises:
+        SettingError: names the first setting that has a value it cannot have.
+    """
+    merge(config, {})
+
+
+def merge(default: T, values: Any, where: str = "") -> T:
+    """A copy of a settings dataclass with values from a file or request put in.
+
+    A nested settings class is given as a table. A table of numbers (``weights``) changes the
+    entries that it names and keeps the others.
+
+    Args:
+        default: What holds where ``values`` says nothing.
+        values: A mapping of plain values, as TOML or JSON give them.
+        where: What the values come from; the beginning of error messages.
+
+    Raises:
+        SettingError: a name is unknown (with the one that was probably meant), or a value has
+            the wrong type or is out of range.
+    """
+    combined = _combined(default, values, where, "")
+    try:
+        merged = msgspec.convert(combined, type(default))
+    except msgspec.ValidationError as error:
+        raise _explained(type(default), combined, str(error), where) from None
+    for name, number in _numbers(asdict(merged), ""):  # type: ignore[call-overload]
+        if not math.isfinite(number):
+            raise SettingError(name, f"must be a finite number, not {number}", where)
+    return merged
+
+
+def describe(settings: type, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a settings class, nested ones under dotted names, in order."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    for field in fields(settings):
+        hint = hints[field.name]
+        default = (
+            field.default
+            if field.default is not MISSING
+            else (field.default_factory() if field.default_factory is not MISSING else None)
+        )
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from describe(hint, f"{prefix}{field.name}.")
+            continue
+        meta, kind = _unwrapped(hint)
+        bounds = {n: getattr(meta, n) for n in ("ge", "gt", "le", "lt")} if meta else {}
+        yield Setting(
+            name=prefix + field.name,
+            kind=kind,
+            default=default,
+            description=(meta.description or "") if meta else "",
+            unit=((meta.extra or {}).get("unit", "")) if meta else "",
+            choices=typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (),
+            bounds={name: limit for name, limit in bounds.items() if limit is not None},
+        )
+
+
+def unknown_name(name: object, known: list[str]) -> str:
+    """What to say of a setting that does not exist: the near match, or all that do."""
+    shown = reprlib.repr(name)
+    near = difflib.get_close_matches(str(name)[:100], known, 1)
+    if near:
+        return f"unknown setting {shown}; did you mean {near[0]}?"
+    return f"unknown setting {shown}; known are {', '.join(known)}"
+
+
+def _combined(default: Any, values: Any, where: str, prefix: str) -> dict[str, Any]:
+    """The plain values of ``default`` with ``values`` put in their places."""
+    if not isinstance(values, Mapping):
+        place = ": ".join(filter(None, (where, prefix.rstrip("."))))
+        raise QAgentError(f"{place} must be a table of settings, not {type(values).__name__}")
+    known = [field.name for field in fields(default)]
+    for name in values:
+        if name not in known:
+            place = ": ".join(filter(None, (where, prefix.rstrip("."))))
+            raise QAgentError(f"{place + ': ' if place else ''}{unknown_name(name, known)}")
+    combined = {}
+    for name in known:
+        now = getattr(default, name)
+        if is_dataclass(now) and not isinstance(now, type):
+            combined[name] = _combined(now, values.get(name, {}), where, f"{prefix}{name}.")
+        elif name not in values:
+            combined[name] = now
+        elif isinstance(now, Mapping) and isinstance(values[name], Mapping):
+            combined[name] = {**now, **values[name]}
+        else:
+            combined[name] = values[name]
+    return combined
+
+
+def _explained(settings: type, values: Any, message: str, where: str) -> SettingError:
+    """A validation error in plain words: the setting, what it must be, and what it is."""
+    wanted, _, path = message.partition(" - at `$")
+    steps = re.findall(r"\.([A-Za-z_0-9]+)|\[(\d+|\.\.\.)\]", path)
+    name = ".".join(field for field, _ in steps if field)
+    value = values
+    for field, _ in steps:
+        if field:
+            value = value[field]
+    if wanted.startswith("Invalid enum value"):
+        choices = next((s.choices for s in describe(settings) if s.name == name), ())
+        return SettingError(
+            name, f"must be one of {', '.join(map(str, choices))}, not {reprlib.repr(value)}", where
+        )
+    if not wanted.startswith("Expected "):  # "Number out of range" and the like
+        return SettingError(name, f"cannot be {reprlib.repr(value)}: {wanted.lower()}", where)
+    wanted = wanted.removeprefix("Expected ").partition(", got")[0]
+    kinds, _, bound = wanted.partition("` ")
+    text = " or ".join(_TYPES.get(kind, kind) for kind in kinds.strip("`").split(" | "))
+    sign, _, limit = bound.partition(" ")
+    if sign in _BOUNDS:
+        text += f" {_BOUNDS[sign]} {limit.removesuffix('.0')}"
+    elif bound:
+        text += f" {bound}"
+    verb = "must hold" if "[" in path else "must be"
+    return SettingError(name, f"{verb} {text}, not {reprlib.repr(value)}", where)
+
+
+def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Every float in nested plain values, with the name of the setting that holds it."""
+    if isinstance(values, float):
+        yield name, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _numbers(value, name)
+
+
+def _unwrapped(hint: Any) -> tuple[msgspec.Meta | None, Any]:
+    """The `Meta` of an annotation, and its type without it and without None."""
+    meta = None
+    while True:
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Annotated:
+            meta = next((a for a in arguments[1:] if isinstance(a, msgspec.Meta)), meta)
+            hint = arguments[0]
+        elif type(None) in arguments:
+            rest = [a for a in arguments if a is not type(None)]
+            hint = rest[0] if len(rest) == 1 else typing.Union[tuple(rest)]  # noqa: UP007
+            if len(rest) > 1:
+                return meta, hint
+        else:
+            return meta, hint
