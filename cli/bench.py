@@ -71,7 +71,7 @@ def bench(
     from qagent_mlx.bench.workloads import Agentic, Workload
     from qagent_mlx.distributed import launcher, world
 
-    if workers > 1 and not world.inside():
+    if workers > 1 and not world.is_worker():
         if against or workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
         launcher.check(workers, prompts)
@@ -84,7 +84,7 @@ def bench(
         report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
     else:
         report = measure.standard(model, work, steps, warmup)
-    if not world.world().is_main_process:
+    if not world.current_world().is_main_process:
         return
     report = {**measure.environment(), **report}
     if as_json:

@@ -555,16 +555,16 @@ def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, ki
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.inventory.index import ensure
 
-    if world.launched():
+    if world.started_by_launcher():
         if workers > 1:
             raise QAgentError("--workers is for one machine; mlx.launch has started the processes")
-        if not world.world().is_main_process:
+        if not world.current_world().is_main_process:
             hush()
         return
     if workers == 1:
         return
-    if world.inside():
-        world.world()  # before the long preparations, while the others are there too
+    if world.is_worker():
+        world.current_world()  # before the long preparations, while the others are there too
         return
     launcher.check(workers, cases)
     with opened(shop_path) as shop:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..agent.decode import Decoder, DecodingBatch, DecodingSequence
 from ..agent.types import Rollout
-from ..distributed.world import all_rollouts
+from ..distributed.world import gather_rollouts
 from ..errors import QAgentError
 from ..models.download import sample_folder
 from ..models.fast_load import load_plain
@@ -284,7 +284,7 @@ class Standard:
             )
             for i, row in enumerate(rows)
         ]
-        return all_rollouts(self.trainer.world, own)
+        return gather_rollouts(self.trainer.world, own)
 
 
 @contextmanager

@@ -209,7 +209,7 @@ class SilentRun:
         """Nothing is written."""
 
 
-def all_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
+def gather_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of all workers, in order of case and member."""
     if world.size == 1:
         return list(own)
@@ -225,34 +225,34 @@ def all_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
     return sorted(made, key=lambda rollout: (rollout.case, rollout.member))
 
 
-def inside() -> bool:
+def is_worker() -> bool:
     """Whether this process is a worker that `launch` started."""
     return WORKERS_ENV in os.environ
 
 
-def launched() -> bool:
+def started_by_launcher() -> bool:
     """Whether ``mlx.launch`` (or ``mpirun``, by it or alone) started this process."""
-    return not inside() and any(name in os.environ for name in LAUNCHERS)
+    return not is_worker() and any(name in os.environ for name in LAUNCHERS)
 
 
 @cache
-def world() -> World:
+def current_world() -> World:
     """The workers that this process belongs to; itself alone outside of a launcher.
 
     Raises:
         QAgentError: the workers cannot reach each other.
     """
-    if not inside() and not launched():
+    if not is_worker() and not started_by_launcher():
         return World()
     try:
-        group = mx.distributed.init(strict=True, backend="ring" if inside() else "any")
+        group = mx.distributed.init(strict=True, backend="ring" if is_worker() else "any")
     except RuntimeError as error:
-        where = "over the loopback address" if inside() else "by the addresses of the hosts file"
+        where = "over the loopback address" if is_worker() else "by the addresses of the hosts file"
         raise QAgentError(
             f"the workers cannot reach each other {where} ({error}); "
-            f"train without {'--workers' if inside() else 'mlx.launch'}"
+            f"train without {'--workers' if is_worker() else 'mlx.launch'}"
         ) from error
     made = World(group if group.size() > 1 else None)
-    if made.size > 1 and not inside() and "MLX_HOSTFILE" in os.environ:
+    if made.size > 1 and not is_worker() and "MLX_HOSTFILE" in os.environ:
         made.watch()
     return made

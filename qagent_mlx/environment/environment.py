@@ -18,7 +18,7 @@ import numpy as np
 from ..agent.rollout import RolloutRunner
 from ..agent.tools import SearchProducts
 from ..agent.types import Rollout, Task
-from ..distributed.world import world
+from ..distributed.world import current_world
 from ..errors import QAgentError
 from ..inventory.click_log import ClickLog
 from ..inventory.index import InventoryIndex, ensure, load
@@ -119,7 +119,7 @@ class Environment:
         Raises:
             QAgentError: the machines' shops differ.
         """
-        workers = world()
+        workers = current_world()
         if workers.size == 1:
             return make()
         if workers.folder is None:
@@ -273,7 +273,7 @@ def evaluate_policy(
     Returns:
         Means of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
     """
-    workers = world()
+    workers = current_world()
     own = [examples[i] for i in workers.local_indices(len(examples))]
     runner = environment.rollout_runner(policy, policy.info.agent)
     rollouts = runner.run([e.task for e in own], 1, None)

@@ -109,9 +109,9 @@ def launched_shard() -> tuple[int, int] | None:
     """Which of how many processes this is, where ``mlx.launch`` or ``mpirun`` started it."""
     from ..distributed import world as distributed
 
-    if not distributed.launched():
+    if not distributed.started_by_launcher():
         return None
-    world = distributed.world()
+    world = distributed.current_world()
     return (world.rank + 1, world.size) if world.size > 1 else None
 
 

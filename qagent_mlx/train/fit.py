@@ -13,7 +13,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from ..distributed.world import world
+from ..distributed.world import current_world
 from ..errors import QAgentError
 from ..policy.policy import Policy
 from ..policy.scoring import TrainingBatch, TrainingSequence, make_batch, token_logprobs
@@ -85,7 +85,7 @@ def fit(
 
     value_and_grad = nn.value_and_grad(policy.model, loss_of)
     policy.model.train()
-    workers = world()
+    workers = current_world()
     losses, start = [], time.perf_counter()
     for step in range(first_step, config.steps):
         began = time.perf_counter()

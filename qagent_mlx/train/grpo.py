@@ -106,7 +106,7 @@ class Trainer:
         self.stop = StopSignal()
         self.opening: SharedPrompt | None = None  # of the last step's chains
         self.checked = False  # whether a gradient of this run was looked at
-        self.world = world.world()
+        self.world = world.current_world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
         self.runner = environment.rollout_runner(policy, policy.info.agent)
@@ -223,7 +223,7 @@ class Trainer:
         examples = [self.examples[order[i]] for i in mine]
         rollouts = self.runner.run([e.task for e in examples], self.config.group, seed, None, mine)
         rewards = self.world.all_gather_rows(self.rewards(rollouts, examples), mine, len(order))
-        rollouts = world.all_rollouts(self.world, rollouts)
+        rollouts = world.gather_rollouts(self.world, rollouts)
         for rollout in rollouts:
             rollout.case += before  # groups are numbered through the rounds of a step
         return rollouts, rewards

@@ -115,7 +115,7 @@ def train_sft(
         shop, lambda: Environment.of_shop(shop, trained.codec, agent, split)
     )
     demonstrations = _demonstrations(environment, trained, config)
-    workers = world.world()
+    workers = world.current_world()
     workers.assert_equal(f"policies {policy}", trained.info.base_fingerprint)
     if not workers.is_main_process:
         silent, optimizer = workers.silent_run(shop), _optimizer(trained, config)
@@ -191,7 +191,7 @@ def resume_sft(
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     demonstrations = _demonstrations(environment, trained, config)
     optimizer = _optimizer(trained, config)
-    workers = world.world()
+    workers = world.current_world()
     if not workers.is_main_process:
         silent = workers.silent_run(shop)
         state = checkpoint.restore(silent.folder / "checkpoints", trained, optimizer)
@@ -286,7 +286,7 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     places = record.folder / "checkpoints"
-    workers = world.world()
+    workers = world.current_world()
     if workers.is_main_process:
         checkpoint.clear(places)
     demonstrator, usable = demonstrations

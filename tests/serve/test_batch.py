@@ -165,7 +165,7 @@ def test_a_process_that_a_launcher_started_takes_its_own_share(monkeypatch):
     assert launched_shard() is None
     world = distributed.World()
     world.rank, world.size = 2, 4
-    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(distributed, "current_world", lambda: world)
     for launcher in distributed.LAUNCHERS:
         with monkeypatch.context() as patch:
             patch.setenv(launcher, "2")

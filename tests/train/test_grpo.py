@@ -109,7 +109,7 @@ def test_a_zero_gradient_on_the_first_step_stops_the_run(shop, monkeypatch):
 
 def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch):
     trainer = trainer_of(shop)
-    run = trainer.roller.run
+    run = trainer.runner.run
 
     def off(*arguments):
         rollouts = run(*arguments)
@@ -117,7 +117,7 @@ def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch)
             rollout.logprobs = [v - 0.3 for v in rollout.logprobs]
         return rollouts
 
-    monkeypatch.setattr(trainer.roller, "run", off)
+    monkeypatch.setattr(trainer.runner, "run", off)
     with pytest.raises(QAgentError, match="scores its own samples differently"):
         trainer.step(0)
 
@@ -126,7 +126,7 @@ def test_equal_chains_count_as_often_as_they_came(shop):
     """One computation for equal chains gives the gradient of all of them."""
     trainer = trainer_of(shop)
     trainer.policy.model.eval()
-    rollouts = trainer.roller.run([e.task for e in trainer.examples[:2]], 4, (5,))
+    rollouts = trainer.runner.run([e.task for e in trainer.examples[:2]], 4, (5,))
     first, other = rollouts[0], rollouts[4]
     again = replace(first, case=99)  # of another group, so it is computed by itself
     gradients, rows = [], []
