@@ -24,11 +24,12 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..shop.config import MemoryConfig, from_dict
+from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
+from ..utils.settings import merge
 from . import shop_statistics, store
 from .profile import SECTIONS, Memory
 from .ranker import MemoryRanker
@@ -119,7 +120,7 @@ class Partitions:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise QAgentError(f"the partitions {folder} are of another version; split again")
         self.parts: int = manifest["parts"]
-        self.config: MemoryConfig = from_dict(MemoryConfig, manifest["config"], "manifest")
+        self.config = merge(MemoryConfig(), manifest["config"], "manifest")
         self.worth = MemoryRanker.of_text(manifest["line_worth"])
         self._pattern: str = manifest["events"]
         self._open: dict[int, duckdb.DuckDBPyConnection] = {}

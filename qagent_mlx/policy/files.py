@@ -15,8 +15,8 @@ from ..models.load import load_model_folder
 from ..protocol.actions import PROTOCOL_VERSION
 from ..protocol.codec import AnyCodec, ShopCodec, load_codec
 from ..protocol.config import AgentConfig
-from ..shop.config import from_dict
 from ..utils.atomic_files import read_json, settle, unfinished
+from ..utils.settings import merge
 from .lora import LoraConfig
 from .policy import CHAT_PROFILE_BUDGET, CHAT_TURN_TOKENS, Policy, PolicyInfo
 
@@ -32,7 +32,7 @@ def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
         return None
     values = read_json(path, f"the policy {folder.name}")
     try:
-        agent = from_dict(AgentConfig, values.pop("agent"), "agent")
+        agent = merge(AgentConfig(), values.pop("agent"), "agent")
         info = PolicyInfo(agent=agent, **values)
         for name in ("name", "base", "base_fingerprint", "dtype", "weights"):
             if not isinstance(getattr(info, name), str):

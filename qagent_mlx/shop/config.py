@@ -1,109 +1,121 @@
-"""Settings of a shop."""
+"""Settings of a shop, stored in its ``shop.json``."""
 
 from __future__ import annotations
 
-import typing
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from ..errors import QAgentError
+from msgspec import Meta
+
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
+# A century at most: what is longer overflows timestamps.
+Days = Annotated[float, Meta(gt=0, le=36_500, extra={"unit": "days"})]
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How events become memory. Saved with the shop, so that a profile can be made again."""
+    """How a user's events become memory. Stored with the shop, so that profiles are repeatable."""
 
-    session_gap_minutes: float = 30.0
-    half_life_days: float = 14.0
-    weight_search: float = 1.0
-    weight_view: float = 0.3
-    weight_click: float = 1.0
-    weight_cart: float = 2.0
-    weight_purchase: float = 4.0
-    trend_days: float = 2.0
-    trend_long_days: float = 14.0
-    budget: int = 128
-    references: int = 16
-    least_users: int = 1  # who must have searched a query before others may see it
-    swing: float = 0.0  # how much pairs of users who made the same step add to its count
+    session_gap_minutes: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=36_500 * 1440,
+            description="Pause between two events that starts a new session.",
+            extra={"unit": "minutes"},
+        ),
+    ] = 30.0
+    half_life_days: Annotated[
+        Days, Meta(description="Age at which an event counts half in a user's interests.")
+    ] = 14.0
+    weight_search: Annotated[Weight, Meta(description="Weight of a search.")] = 1.0
+    weight_view: Annotated[Weight, Meta(description="Weight of a product view.")] = 0.3
+    weight_click: Annotated[Weight, Meta(description="Weight of a click.")] = 1.0
+    weight_cart: Annotated[Weight, Meta(description="Weight of an add to cart.")] = 2.0
+    weight_purchase: Annotated[Weight, Meta(description="Weight of a purchase.")] = 4.0
+    trend_days: Annotated[Days, Meta(description="Window of the shop's current trends.")] = 2.0
+    trend_long_days: Annotated[
+        Days, Meta(description="Window that current trends are compared with.")
+    ] = 14.0
+    budget: Annotated[
+        int, Meta(ge=0, description="Tokens of a profile, at most.", extra={"unit": "tokens"})
+    ] = 128
+    references: Annotated[
+        int, Meta(ge=0, le=32, description="Queries of a profile that the agent can refer to.")
+    ] = 16
+    least_users: Annotated[
+        int,
+        Meta(ge=1, description="Users who must have searched a query before others may see it."),
+    ] = 1
+    swing: Annotated[
+        Weight,
+        Meta(
+            description="Weight of pairs of users who share a transition (Swing); 0 turns it off."
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Weights of the rankings that hybrid search fuses, and their pool sizes."""
+    """Weights of the rankings that hybrid search fuses, and how deep it looks into each."""
 
-    weight_lexical: float = 1.0
-    weight_dense: float = 0.3
-    weight_clicks: float = 3.0  # of their ranks
-    weight_shares: float = 1.0  # of their shares
-    click_half_life_days: float = 30.0
-    rrf_k: int = 60
-    pool: int = 50
-    dimensions: int = 128
-    similar_clicks: float = 0.8  # clicks of queries at least so similar stand in; above 1: none
-    encoder: str = "subword"  # or a model folder, or FILE.py:FUNCTION; see inventory/encoders.py
-    encoder_instruction: str = "Given a shop's search query, retrieve the products it asks for"
-    reranker: str | None = None  # a model folder; see inventory/rerank.py
-    rerank_depth: int = 20  # how many of the best hits it reads
-    engine: dict[str, Any] | None = None  # the shop's own search; see inventory/engines.py
+    weight_lexical: Annotated[Weight, Meta(description="Fusion weight of the BM25 ranking.")] = 1.0
+    weight_dense: Annotated[Weight, Meta(description="Fusion weight of the vector ranking.")] = 0.3
+    weight_clicks: Annotated[Weight, Meta(description="Fusion weight of the click ranking.")] = 3.0
+    weight_shares: Annotated[
+        Weight, Meta(description="Weight of a product's share of the query's past clicks.")
+    ] = 1.0
+    click_half_life_days: Annotated[
+        Days, Meta(description="Age at which a past click counts half.")
+    ] = 30.0
+    rrf_k: Annotated[
+        int, Meta(ge=0, le=10**6, description="Constant of reciprocal rank fusion.")
+    ] = 60
+    pool: Annotated[
+        int, Meta(ge=1, le=10**5, description="Candidates that BM25 and vectors each contribute.")
+    ] = 50
+    dimensions: Annotated[int, Meta(ge=2, le=8192, description="Length of vectors, at most.")] = 128
+    similar_clicks: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Cosine similarity from which a past query's clicks stand in for those of "
+            "a query without any; above 1 turns it off.",
+        ),
+    ] = 0.8
+    encoder: Annotated[
+        str,
+        Meta(
+            description="Encoder of the vectors: subword (learned from the shop), a model folder, "
+            "or FILE.py:FUNCTION."
+        ),
+    ] = "subword"
+    encoder_instruction: Annotated[
+        str, Meta(description="Instruction that encoder and reranker models read before a query.")
+    ] = "Given a shop's search query, retrieve the products it asks for"
+    reranker: Annotated[
+        str | None, Meta(description="Folder of a model that reranks the best hits.")
+    ] = None
+    rerank_depth: Annotated[
+        int, Meta(ge=0, le=10**4, description="Best hits that the reranker reads.")
+    ] = 20
+    engine: Annotated[
+        dict[str, Any] | None,
+        Meta(description="The shop's own search engine; see inventory/external_engines.py."),
+    ] = None
 
 
 @dataclass(frozen=True)
 class ShopConfig:
-    """All settings of a shop, as saved in ``shop.shop.json``."""
+    """All settings of a shop."""
 
-    name: str = "shop"
-    currency: str = "$"
+    name: Annotated[str, Meta(description="Name of the shop.")] = "shop"
+    currency: Annotated[str, Meta(description="Currency sign shown before prices.")] = "$"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    simulated: dict[str, Any] | None = None  # the simulator's settings, for simulated shops
-    derived_queries: str | None = None  # how queries were made, where the log had none
-
-
-def from_dict(cls: Any, values: dict[str, Any], where: str) -> Any:
-    """A dataclass from a dict, with unknown keys and wrong types refused by name."""
-    if not isinstance(values, dict):
-        raise QAgentError(f"{where} must be an object, not {type(values).__name__}")
-    known = {f.name: f for f in fields(cls)}
-    unknown = sorted(name[:40] for name in set(values) - set(known))[:5]
-    if unknown:
-        raise QAgentError(
-            f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
-    default, hints = cls(), typing.get_type_hints(cls)
-    made = {}
-    for name, value in values.items():
-        now = getattr(default, name)
-        hint = hints[name]
-        allowed = [typing.get_origin(a) or a for a in typing.get_args(hint) or (hint,)]
-        if now is not None:
-            allowed = [float, int] if isinstance(now, float) else [type(now)]
-        if isinstance(now, tuple):
-            allowed.append(list)
-        # A bool is an int to Python, and to nobody else.
-        fits = isinstance(value, tuple(allowed)) and (
-            not isinstance(value, bool) or bool in allowed
-        )
-        if not fits:
-            wanted = " or ".join(
-                "null" if a is type(None) else a.__name__ for a in allowed if a is not list
-            )
-            raise QAgentError(f"{where}: {name} must be {wanted}, not {type(value).__name__}")
-        if isinstance(now, float):
-            try:
-                value = float(value)
-            except OverflowError:
-                raise QAgentError(f"{where}: {name} is too large a number") from None
-        if isinstance(now, tuple) and isinstance(value, list):
-            value = tuple(value)
-        made[name] = value
-    return replace(default, **made)
-
-
-def config_from_dict(values: dict[str, Any], where: str) -> ShopConfig:
-    """A `ShopConfig` from the JSON in ``shop.shop.json``."""
-    values = dict(values)
-    memory = from_dict(MemoryConfig, values.pop("memory", {}), f"{where}: memory")
-    search = from_dict(SearchConfig, values.pop("search", {}), f"{where}: search")
-    made: ShopConfig = from_dict(ShopConfig, values, where)
-    return replace(made, memory=memory, search=search)
+    simulated: Annotated[
+        dict[str, Any] | None, Meta(description="Settings of the simulator that made the data.")
+    ] = None
+    derived_queries: Annotated[
+        str | None, Meta(description="How queries were derived, where nobody typed any.")
+    ] = None

@@ -26,8 +26,9 @@ import duckdb
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, read_json, write_json
 from ..utils.database import open_duckdb
+from ..utils.settings import check, merge
 from ..utils.text import clean
-from .config import ShopConfig, config_from_dict
+from .config import ShopConfig
 from .schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Shop:
 
         Raises:
             QAgentError: the folder already holds something, or cannot be written.
+            SettingError: a setting has a value that it cannot have.
         """
         path = Path(path)
         if (path / "shop.json").exists():
@@ -72,6 +74,7 @@ class Shop:
         if path.exists() and any(path.iterdir()):
             raise QAgentError(f"{path} is not empty; choose a new folder for the shop")
         config = config or ShopConfig(name=path.resolve().name)
+        check(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,7 +118,7 @@ class Shop:
                 f"the shop {path} has lost its shop.duckdb; make it again with qagent init"
             )
         _refuse_links(path)
-        return cls(path, config_from_dict(values, f"{path}/shop.json"), read_only=read_only)
+        return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
 
     def save_config(self) -> None:
         """Write the settings to ``shop.shop.json``."""

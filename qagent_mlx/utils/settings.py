@@ -18,7 +18,7 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -102,11 +102,15 @@ def merge(default: T, values: Any, where: str = "") -> T:
     combined = _combined(default, values, where, "")
     try:
         merged = msgspec.convert(combined, type(default))
+        for name, number in _numbers(combined, ""):
+            if not math.isfinite(number):
+                raise SettingError(name, f"must be a finite number, not {number}", where)
     except msgspec.ValidationError as error:
         raise _explained(type(default), combined, str(error), where) from None
-    for name, number in _numbers(asdict(merged), ""):  # type: ignore[call-overload]
-        if not math.isfinite(number):
-            raise SettingError(name, f"must be a finite number, not {number}", where)
+    except RecursionError:
+        raise QAgentError(
+            f"{where + ': ' if where else ''}the values are nested too deeply"
+        ) from None
     return merged
 
 
@@ -123,16 +127,21 @@ def describe(settings: type, prefix: str = "") -> Iterator[Setting]:
         if isinstance(hint, type) and is_dataclass(hint):
             yield from describe(hint, f"{prefix}{field.name}.")
             continue
-        meta, kind = _unwrapped(hint)
-        bounds = {n: getattr(meta, n) for n in ("ge", "gt", "le", "lt")} if meta else {}
+        metas, kind = _unwrapped(hint)
+        bounds = {
+            name: limit
+            for name in ("ge", "gt", "le", "lt")
+            for meta in metas
+            if (limit := getattr(meta, name)) is not None
+        }
         yield Setting(
             name=prefix + field.name,
             kind=kind,
             default=default,
-            description=(meta.description or "") if meta else "",
-            unit=((meta.extra or {}).get("unit", "")) if meta else "",
+            description=next((m.description for m in metas if m.description), ""),
+            unit=next((m.extra["unit"] for m in metas if m.extra and "unit" in m.extra), ""),
             choices=typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (),
-            bounds={name: limit for name, limit in bounds.items() if limit is not None},
+            bounds=bounds,
         )
 
 
@@ -209,18 +218,19 @@ def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(value, name)
 
 
-def _unwrapped(hint: Any) -> tuple[msgspec.Meta | None, Any]:
-    """The `Meta` of an annotation, and its type without it and without None."""
-    meta = None
+def _unwrapped(hint: Any) -> tuple[list[msgspec.Meta], Any]:
+    """Split an annotation into its `Meta`s, outermost first, and its type without None."""
+    metas: list[msgspec.Meta] = []
     while True:
         arguments = typing.get_args(hint)
         if typing.get_origin(hint) is typing.Annotated:
-            meta = next((a for a in arguments[1:] if isinstance(a, msgspec.Meta)), meta)
+            # Annotated[Annotated[float, A], B] is flattened to the arguments float, A, B.
+            metas += [a for a in reversed(arguments[1:]) if isinstance(a, msgspec.Meta)]
             hint = arguments[0]
         elif type(None) in arguments:
             rest = [a for a in arguments if a is not type(None)]
             hint = rest[0] if len(rest) == 1 else typing.Union[tuple(rest)]  # noqa: UP007
             if len(rest) > 1:
-                return meta, hint
+                return metas, hint
         else:
-            return meta, hint
+            return metas, hint

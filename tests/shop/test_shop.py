@@ -10,8 +10,10 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
+from qagent_mlx.protocol.actions import MAX_REFERENCES
 from qagent_mlx.shop.config import MemoryConfig, SearchConfig, ShopConfig
 from qagent_mlx.shop.shop import Shop, check_name
+from qagent_mlx.utils.settings import SettingError, describe
 
 
 @pytest.fixture
@@ -83,19 +85,40 @@ def test_a_shop_of_another_version_is_refused(folder):
     [
         ("{", "damaged"),
         ("[1]", "holds no object"),
-        ({"colour": 1}, "unknown setting colour; known are currency, "),
-        ({"memory": {"budgte": 3}}, "memory: unknown setting budgte"),
-        ({"memory": {"budget": "x"}}, "budget must be int, not str"),
-        ({"memory": {"budget": True}}, "budget must be int, not bool"),
-        ({"memory": {"budget": 1.5}}, "budget must be int, not float"),
-        ({"memory": []}, "memory must be an object"),
-        ({"search": None}, "search must be an object"),
+        ({"colour": 1}, "unknown setting 'colour'; known are name, currency, "),
+        ({"memory": {"budgte": 3}}, "memory: unknown setting 'budgte'; did you mean budget?"),
+        ({"memory": {"budget": "x"}}, "memory.budget must be a whole number, not 'x'"),
+        ({"memory": {"budget": True}}, "memory.budget must be a whole number, not True"),
+        ({"memory": {"budget": 1.5}}, "memory.budget must be a whole number, not 1.5"),
+        ({"memory": {"half_life_days": 0}}, "memory.half_life_days must be a number above 0"),
+        ({"memory": {"trend_days": 1e300}}, "memory.trend_days must be a number of at most 36500"),
+        ({"memory": {"weight_view": float("nan")}}, "memory.weight_view must be a number of at"),
+        ({"memory": {"swing": -1}}, "memory.swing must be a number of at least 0, not -1"),
+        ({"search": {"click_half_life_days": float("inf")}}, "must be a number of at most 36500"),
+        ({"search": {"dimensions": 10**9}}, "search.dimensions must be a whole number of at most"),
+        ({"search": {"pool": 0}}, "search.pool must be a whole number of at least 1, not 0"),
+        ({"search": {"engine": "x"}}, "search.engine must be a table or nothing, not 'x'"),
+        ({"memory": []}, "memory must be a table of settings"),
+        ({"search": None}, "search must be a table of settings"),
     ],
 )
 def test_damaged_settings_are_named(folder, settings, says):
     text = settings if isinstance(settings, str) else json.dumps({"version": 1, **settings})
     (folder / "shop.json").write_text(text)
     assert says in refused(folder)
+
+
+def test_every_setting_says_what_it_is_and_none_allows_more_references_than_the_protocol():
+    settings = {setting.name: setting for setting in describe(ShopConfig)}
+    assert all(setting.description.endswith(".") for setting in settings.values())
+    assert settings["memory.references"].bounds["le"] == MAX_REFERENCES
+    assert settings["memory.half_life_days"].unit == "days"
+
+
+def test_a_shop_is_not_made_with_settings_that_it_would_refuse(tmp_path):
+    with pytest.raises(SettingError, match=r"memory\.budget must be a whole number of at least 0"):
+        Shop.create(tmp_path / "shop", ShopConfig(memory=MemoryConfig(budget=-1)))
+    assert not (tmp_path / "shop").exists()
 
 
 def test_whole_numbers_stand_for_fractions(folder):

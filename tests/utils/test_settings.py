@@ -19,10 +19,14 @@ class Inner:
 class Outer:
     steps: Annotated[int, Meta(ge=1, description="Training steps.")] = 100
     age: Annotated[float, Meta(gt=0, description="Age.", extra={"unit": "days"})] = 2.0
+    late: Annotated[
+        Annotated[float, Meta(lt=9, extra={"unit": "days"})], Meta(description="L.")
+    ] = 1.0
     kind: Annotated[Literal["a", "b"], Meta(description="Which one.")] = "a"
     clip: Annotated[float, Meta(ge=0, lt=1)] | None = None
     weights: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=lambda: {"x": 1.0})
     points: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    anything: dict[str, object] = field(default_factory=dict)
     names: tuple[str, ...] = ("one",)
     inner: Inner = field(default_factory=Inner)
 
@@ -84,6 +88,14 @@ def test_a_name_that_does_not_exist_is_answered_with_the_near_one():
         merge(Outer(), {"inner": 3}, "x")
 
 
+def test_values_that_are_nested_too_deeply_are_refused():
+    deep: object = 1
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(QAgentError, match="x: the values are nested too deeply"):
+        merge(Outer(), {"anything": deep}, "x")
+
+
 def test_what_was_made_in_python_is_checked_too():
     check(Outer())
     with pytest.raises(SettingError, match="steps must be a whole number of at least 1"):
@@ -96,5 +108,7 @@ def test_settings_are_described_by_their_annotations():
     assert settings["steps"].description == "Training steps."
     assert settings["steps"].bounds == {"ge": 1} and settings["steps"].default == 100
     assert settings["age"].unit == "days" and settings["age"].kind is float
+    late = settings["late"]
+    assert (late.description, late.unit, late.bounds) == ("L.", "days", {"lt": 9})
     assert settings["kind"].choices == ("a", "b")
     assert settings["clip"].kind is float and settings["clip"].default is None
