@@ -35,10 +35,10 @@ class MomentType(click.ParamType):
         """A naive UTC datetime."""
         if isinstance(value, datetime):
             return value
-        from qagent_mlx.utils.text import utc_moment
+        from qagent_mlx.utils.text import parse_utc
 
         try:
-            return utc_moment(value)
+            return parse_utc(value)
         except ValueError:
             self.fail(f"{value!r}: write it as 2026-03-01 or 2026-03-01T12:00", param, ctx)
         except OverflowError:
@@ -221,13 +221,13 @@ def hush() -> None:
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
-    from qagent_mlx.utils.text import harmless
+    from qagent_mlx.utils.text import strip_control_characters
 
     class Plain(Console):
         """Obeys nothing that stands in a text."""
 
         def render_str(self, text: str, **options: Any) -> Text:
-            return super().render_str(harmless(text), **options)
+            return super().render_str(strip_control_characters(text), **options)
 
     # Data is printed as it is: no markup, no emoji codes, no colouring of numbers.
     quiet = _hushed and stream is sys.stderr
@@ -296,12 +296,12 @@ def waiting(text: str) -> Iterator[None]:
 
 def emit(document: Any) -> None:
     """Print the one JSON document."""
-    from qagent_mlx.utils.text import harmless_json
+    from qagent_mlx.utils.text import escape_control_characters
 
     text = json.dumps(
         _plain(document), indent=2, ensure_ascii=not writes_unicode(), allow_nan=False
     )
-    click.echo(harmless_json(text))
+    click.echo(escape_control_characters(text))
 
 
 def writes_unicode() -> bool:

@@ -73,9 +73,9 @@ def demo(
     """
     from qagent_mlx.demo.playground import borrowed
     from qagent_mlx.demo.story import NAME, DemoConfig
-    from qagent_mlx.shop.sample import is_sample
+    from qagent_mlx.shop.sample import is_sample_shop
 
-    mine = is_sample(shop_path, NAME)
+    mine = is_sample_shop(shop_path, NAME)
     yours = not mine and (shop_path / "shop.json").exists()
     if not only_session and not yours:
         if mine and not yes and sys.stdin.isatty():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from .common import (
     shown,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from qagent_mlx.inventory.product_search import ProductHit
 
 
 @click.command()
@@ -62,15 +66,15 @@ def index(
     A search that finds its index older than the catalog updates it by itself; searches that
     are under way go on meanwhile.
     """
-    from qagent_mlx.build import refresh
-    from qagent_mlx.inventory.updates import choose_encoder, refresh_index, remove_products
+    from qagent_mlx.build import build_shop
+    from qagent_mlx.inventory.updates import refresh_index, remove_products, set_encoder
 
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:
-            choose_encoder(shop, encoder, dimensions)
+            set_encoder(shop, encoder, dimensions)
         if remove:
             remove_products(shop, remove)
-        report = refresh_index(shop) if only_update or remove else refresh(shop, note)
+        report = refresh_index(shop) if only_update or remove else build_shop(shop, note)
     if as_json:
         emit(report)
         return
@@ -125,7 +129,7 @@ def search(
 
     Filters, prices and stock are those of the moment that --as-of names.
     """
-    from qagent_mlx.inventory.show import search_products
+    from qagent_mlx.inventory.product_search import search_products
     from qagent_mlx.inventory.types import Filters
 
     filters = Filters(in_stock, min_price, max_price, category)
@@ -133,14 +137,14 @@ def search(
         results = search_products(shop, query, k, filters=filters, as_of=as_of, explain=explain)
         currency = shop.config.currency
     if as_json:
-        emit({"query": query, "results": results})
+        emit({"query": query, "results": [product.to_dict() for product in results]})
     else:
         draw_products(results, currency)
         if explain:
             draw_reasons(results)
 
 
-def draw_products(results: list[dict[str, Any]], currency: str) -> None:
+def draw_products(results: Sequence[ProductHit], currency: str) -> None:
     """Print products as a numbered table."""
     if not results:
         out().print("nothing found")
@@ -150,14 +154,14 @@ def draw_products(results: list[dict[str, Any]], currency: str) -> None:
     )
     table.columns[2].ratio = 1
     for number, product in enumerate(results, 1):
-        price = "-" if product["price"] is None else f"{currency}{product['price']:,.2f}"
+        price = "-" if product.price is None else f"{currency}{product.price:,.2f}"
         table.add_row(
             str(number),
-            shown(product["product_id"]),
-            shown(product["title"]),
+            shown(product.product_id),
+            shown(product.title),
             shown(price),
-            "yes" if product["in_stock"] else "no",
-            f"{product['score']:.3f}",
+            "yes" if product.in_stock else "no",
+            f"{product.score:.3f}",
         )
     out().print(table)
 
@@ -165,12 +169,13 @@ def draw_products(results: list[dict[str, Any]], currency: str) -> None:
 SIDES = {"words": "BM25", "vectors": "cosine", "clicks": "weight"}
 
 
-def draw_reasons(results: list[dict[str, Any]]) -> None:
+def draw_reasons(results: Sequence[ProductHit]) -> None:
     """Print why each product was found."""
     console = out()
     for number, product in enumerate(results, 1):
-        why = product["why"]
-        console.print(shown(f"\n{number}. {product['title']}", "bold"), soft_wrap=True)
+        assert product.why is not None
+        why = product.why.to_dict()
+        console.print(shown(f"\n{number}. {product.title}", "bold"), soft_wrap=True)
         for name, side in why["sides"].items():
             console.print(
                 f"   {name:<8} rank {side['rank']:>2}, {SIDES[name]} {side['score']:.3f}, "

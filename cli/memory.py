@@ -94,7 +94,7 @@ def show(
 @json_option
 def export(user: str, shop_path: Path, as_json: bool) -> None:
     """Print all that the shop and its runs hold of USER, as one JSON document."""
-    from qagent_mlx.privacy import export as held
+    from qagent_mlx.privacy import export_user as held
 
     with opened(shop_path) as shop, waiting("collecting"):
         emit(held(shop, user))
@@ -111,7 +111,7 @@ def forget(user: str, yes: bool, shop_path: Path, as_json: bool) -> None:
     Events, rejected rows, profile and graph go, cases and sampled chains of runs too. Trained
     policies keep what they learned: train those anew that are named. Stop training first.
     """
-    from qagent_mlx.privacy import forget as remove
+    from qagent_mlx.privacy import erase_user as remove
 
     if not yes and not as_json and sys.stdin.isatty():
         click.confirm(f"Delete everything about {user} for good?", abort=True, err=True)

@@ -86,12 +86,12 @@ def play(session: Session) -> None:
 
 
 def _read(session: Session) -> str:
-    from qagent_mlx.utils.text import harmless
+    from qagent_mlx.utils.text import strip_control_characters
 
     where = f" @ {session.moment:%Y-%m-%d %H:%M}" if session.moment else ""
-    line = input(harmless(f"{session.user}{where}> "))
+    line = input(strip_control_characters(f"{session.user}{where}> "))
     if not sys.stdin.isatty():
-        print(harmless(line))  # a transcript of piped commands reads like a session
+        print(strip_control_characters(line))  # a transcript of piped commands reads like a session
     return line
 
 

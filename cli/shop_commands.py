@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @json_option
 def init(sample: bool, shop_path: Path, as_json: bool) -> None:
     """Make a shop: an empty one, or with --sample one that is ready to use."""
-    from qagent_mlx.build import create_sample
+    from qagent_mlx.build import create_sample_shop
     from qagent_mlx.shop.shop import Shop
 
     if sample:
-        report = create_sample(shop_path, note)
+        report = create_sample_shop(shop_path, note)
     else:
         with Shop.create(shop_path) as shop:
             report = {"shop": str(shop_path), **shop.counts()}
@@ -201,7 +201,7 @@ def events(
 @json_option
 def retry(shop_path: Path, as_json: bool) -> None:
     """Try rejected rows again, after what they lacked has come in."""
-    from qagent_mlx.ingest.ingest import retry as again
+    from qagent_mlx.ingest.ingest import retry_rejected as again
 
     with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
         report = again(shop)
@@ -224,7 +224,7 @@ def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
     telling words, a second before. Nobody typed these queries, and every report says so. Run
     it again after new events.
     """
-    from qagent_mlx.ingest.derived_queries import derive as made
+    from qagent_mlx.ingest.derived_queries import derive_queries as made
 
     with opened(shop_path, write=True) as shop, waiting("deriving queries"):
         report = made(shop, source)
@@ -248,7 +248,7 @@ def _ingest(
     shop_path: Path, files: tuple[Path, ...], kind: str, mapping: tuple[str, ...], **options: Any
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
-    from qagent_mlx.ingest.ingest import ingest as load
+    from qagent_mlx.ingest.ingest import ingest_files as load
     from qagent_mlx.ingest.report import IngestReport, ReadOptions
 
     reading = ReadOptions(parse_mapping(mapping, kind), **options)

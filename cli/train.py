@@ -553,7 +553,7 @@ def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, ki
     """Run this command in several workers and end; return at once in one of them, or alone."""
     from qagent_mlx.distributed import launcher, world
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.inventory.index import ensure
+    from qagent_mlx.inventory.index import open_index
 
     if world.started_by_launcher():
         if workers > 1:
@@ -568,7 +568,7 @@ def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, ki
         return
     launcher.check(workers, cases)
     with opened(shop_path) as shop:
-        ensure(shop)  # one builds it for all
+        open_index(shop)  # one builds it for all
     then = f"; go on with: qagent train {kind} --resume --shop {quote(str(shop_path))}"
     ctx.exit(launcher.launch(workers, sys.argv[1:], then))
 

@@ -24,7 +24,7 @@ _HOMES = {
     "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.build",
     "inspect_memory": "qagent_mlx.policy.shop_memory",
-    "search_products": "qagent_mlx.inventory.show",
+    "search_products": "qagent_mlx.inventory.product_search",
     "recommend": "qagent_mlx.agent.recommend",
     "pretrain": "qagent_mlx.train.pretrain",
     "train_sft": "qagent_mlx.train.sft",
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .build import sample_shop
     from .evaluate.abtest import abtest
     from .evaluate.suite import evaluate_policies
-    from .inventory.show import search_products
+    from .inventory.product_search import search_products
     from .policy.policy import Policy
     from .policy.shop_memory import inspect_memory
     from .runs.reader import open_run

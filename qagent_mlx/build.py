@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
-from .ingest.ingest import ingest
-from .inventory.index import InventoryIndex, build
+from .ingest.ingest import ingest_files
+from .inventory.index import InventoryIndex, build_index
 from .inventory.search import HybridSearch, open_clicks
 from .memory import store
 from .memory.ranker import Retrieve, fit_ranker
 from .shop.config import ShopConfig
-from .shop.sample import sample_data
+from .shop.sample import sample_data_folder
 from .shop.shop import Shop
 from .utils.atomic_files import read_json
 
 
-def create_sample(
+def create_sample_shop(
     path: str | Path, on_stage: Callable[[str], None] | None = None, name: str = "sample"
 ) -> dict[str, Any]:
     """Make the sample shop in a new or empty folder, with its index: it is ready to use.
@@ -40,19 +40,19 @@ def create_sample(
         QAgentError: the folder holds something else, or cannot be written.
     """
     say = on_stage or (lambda stage: None)
-    source = sample_data()
+    source = sample_data_folder()
     simulated = read_json(source / "simulator.json", "the sample data")
     start = time.perf_counter()
     shop = Shop.create(path, ShopConfig(name=name, simulated=simulated))
     try:
         for kind in ("products", "events"):
             say(f"ingesting {kind}")
-            report = ingest(shop, kind, [source / f"{kind}.parquet"])
+            report = ingest_files(shop, kind, [source / f"{kind}.parquet"])
             if report.rejected:
                 raise QAgentError(
                     f"the sample data is damaged ({report.examples[0]}); install qagent-mlx again"
                 )
-        learned = refresh(shop, say)
+        learned = build_shop(shop, say)
         return {
             "shop": str(shop.path),
             **shop.counts(),
@@ -73,11 +73,11 @@ def sample_shop(path: str | Path = "shop") -> Shop:
         QAgentError: the folder holds something else, or cannot be written.
     """
     if not (Path(path) / "shop.json").exists():
-        create_sample(path)
+        create_sample_shop(path)
     return Shop.open(path)
 
 
-def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[str, Any]:
+def build_shop(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Build the index and learn what lines of memory are worth.
 
     Args:
@@ -90,7 +90,7 @@ def refresh(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[s
     say = on_stage or (lambda stage: None)
     start = time.perf_counter()
     say("building the index")
-    index = build(shop)
+    index = build_index(shop)
     say("storing what is remembered of each user")
     with shop.transaction() as connection:
         store.build(connection, shop.config.memory)

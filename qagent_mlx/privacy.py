@@ -27,7 +27,7 @@ from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_fold
 from .utils.database import literal, open_duckdb
 
 
-def export(shop: Shop, user: str) -> dict[str, Any]:
+def export_user(shop: Shop, user: str) -> dict[str, Any]:
     """All that is held of a user.
 
     Args:
@@ -66,7 +66,7 @@ def export(shop: Shop, user: str) -> dict[str, Any]:
     }
 
 
-def forget(shop: Shop, user: str) -> dict[str, Any]:
+def erase_user(shop: Shop, user: str) -> dict[str, Any]:
     """Take away all that is held of a user, also from the bytes of the database's file.
 
     Runs come first and the log last, so that it can be called again if it is interrupted.

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .build import create_sample, refresh
+from .build import build_shop, create_sample_shop
 from .environment.cases import SplitConfig
 from .errors import QAgentError
 from .evaluate.abtest import RATES, AbConfig, abtest
@@ -39,7 +39,7 @@ from .policy.lora import LoraConfig
 from .policy.registry import SAMPLE, policy_names, resolve
 from .runs.run import Run, run_names
 from .shop.config import ShopConfig
-from .shop.sample import sample_data
+from .shop.sample import sample_data_folder
 from .shop.shop import Shop
 from .train.config_files import Settings, agent_of, with_preset
 from .train.grpo import resume_grpo, train_grpo
@@ -204,11 +204,11 @@ class Reproduction:
         path = self.out / "shop"
         shutil.rmtree(path, ignore_errors=True)  # a stage that was cut off
         if self.source == SAMPLE:
-            create_sample(path)
+            create_sample_shop(path)
         else:
             with Shop.create(path, ShopConfig(name=Path(self.source).resolve().name)) as shop:
                 load_preset(shop, self.config.preset, self.source)
-                refresh(shop)
+                build_shop(shop)
         with self._opened_shop() as shop:
             return {**shop.counts(), "derived": shop.config.derived_queries}
 
@@ -396,7 +396,7 @@ class Reproduction:
 
 def _inputs(source: str) -> dict[str, str]:
     """Name -> hash of every raw file."""
-    folder = sample_data() if source == SAMPLE else Path(source)
+    folder = sample_data_folder() if source == SAMPLE else Path(source)
     if not folder.is_dir():
         raise QAgentError(f"{folder} is no folder; name one with raw files, or: sample")
     files = sorted(p for p in folder.iterdir() if p.is_file())

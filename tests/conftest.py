@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 import qagent_mlx  # before anything that imports mlx
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.shop.shop import Shop
 
 assert qagent_mlx.__version__
@@ -147,14 +147,14 @@ def tiny_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_files, tmp_path_factory):
     """The small shop on disk, with its index; closed. Copy it to write to it."""
-    from qagent_mlx.inventory.index import build
+    from qagent_mlx.inventory.index import build_index
 
     path = tmp_path_factory.mktemp("tiny") / "shop"
     with Shop.create(path) as shop:
         for kind, name in (("products", "products.csv"), ("events", "events.jsonl")):
-            report = ingest(shop, kind, [tiny_files / name])
+            report = ingest_files(shop, kind, [tiny_files / name])
             assert report.rejected == report.duplicates == 0, report
-        build(shop)
+        build_index(shop)
     return path
 
 
@@ -187,7 +187,7 @@ def tiny_search(tiny_shop):
 @pytest.fixture(scope="session")
 def simulated_folder(tmp_path_factory):
     """A small simulated shop on disk, with its index; closed."""
-    from qagent_mlx.build import refresh
+    from qagent_mlx.build import build_shop
     from qagent_mlx.shop.config import ShopConfig
     from qagent_mlx.simulator.sample_files import write_sample
     from qagent_mlx.simulator.world import SimulatorConfig
@@ -199,8 +199,8 @@ def simulated_folder(tmp_path_factory):
     config = ShopConfig(simulated=read_json(files / "simulator.json", "the sample"))
     with Shop.create(path, config) as shop:
         for kind in ("products", "events"):
-            assert ingest(shop, kind, [files / f"{kind}.parquet"]).rejected == 0
-        refresh(shop)
+            assert ingest_files(shop, kind, [files / f"{kind}.parquet"]).rejected == 0
+        build_shop(shop)
     return path
 
 

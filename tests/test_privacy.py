@@ -8,7 +8,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory import shop_statistics, store
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
-from qagent_mlx.privacy import export, forget
+from qagent_mlx.privacy import erase_user, export_user
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import write_json
@@ -49,7 +49,7 @@ def shop(own_shop):
 
 
 def test_an_export_holds_all_that_is_known(shop):
-    held = export(shop, WHO)
+    held = export_user(shop, WHO)
     json.dumps(held, default=str)
     assert len(held["events"]) == 6
     assert len(held["rejects"]) == 1
@@ -61,7 +61,7 @@ def test_an_export_holds_all_that_is_known(shop):
 
 
 def test_forgetting_names_the_policies_that_saw_the_user(shop):
-    policies = forget(shop, WHO)["policies"]
+    policies = erase_user(shop, WHO)["policies"]
     assert [(p["policy"], p["cases"], p["certain"], p["through"]) for p in policies] == [
         ("saw", 1, True, ""),
         ("child", 1, True, "saw"),
@@ -73,7 +73,7 @@ def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
     holding = [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()]
     shop.connection.execute("CHECKPOINT")
     assert holding
-    report = forget(shop, WHO)
+    report = erase_user(shop, WHO)
     assert (report["events"], report["rejects"]) == (6, 1)
     assert (report["cases"], report["rollouts"]) == ({"saw": 2}, {"saw": 1})
     shop.close()
@@ -90,7 +90,7 @@ def test_what_killed_processes_left_of_the_user_is_forgotten_too(shop):
     shop.close()
     (path / ".0123456789ab-shop.duckdb").write_text(WHO)
     with Shop.open(path, read_only=False) as again:
-        forget(again, WHO)
+        erase_user(again, WHO)
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
     assert not list(path.rglob(".0123*"))
 
@@ -99,7 +99,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     append_events(
         shop, [{"user_id": "last", "time": shop.end_of_log(), "type": "search", "query": "x"}]
     )
-    forget(shop, WHO)
+    erase_user(shop, WHO)
     kept = {
         t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
         for t in shop_statistics.SHOP_TABLES
@@ -119,7 +119,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
 
 
 def test_the_shop_can_be_used_and_written_after_forgetting(shop):
-    forget(shop, WHO)
+    erase_user(shop, WHO)
     report = append_events(
         shop, [{"user_id": WHO, "time": shop.end_of_log(), "type": "search", "query": "desk lamp"}]
     )
@@ -132,19 +132,19 @@ def test_the_shop_can_be_used_and_written_after_forgetting(shop):
 
 
 def test_other_users_keep_their_cases_and_chains(shop):
-    forget(shop, WHO)
+    erase_user(shop, WHO)
     assert len(list(Run.open(shop, "saw").rows("rollouts"))) == 1
-    assert export(shop, "u02")["cases"].keys() == {"saw", "other"}
+    assert export_user(shop, "u02")["cases"].keys() == {"saw", "other"}
 
 
 def test_a_user_of_whom_nothing_is_held_is_an_error(shop):
     with pytest.raises(QAgentError, match="nothing is held of nobody"):
-        forget(shop, "nobody")
+        erase_user(shop, "nobody")
 
 
 def test_a_shop_whose_memory_is_not_stored_forgets_too(shop):
     store.discard(shop.connection)
-    forget(shop, WHO)
+    erase_user(shop, WHO)
     path = shop.path
     shop.close()
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []

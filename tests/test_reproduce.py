@@ -104,7 +104,7 @@ def test_other_settings_inputs_or_versions_are_refused(done, tiny_files, tmp_pat
 
 def test_a_simulated_shop_is_also_asked(simulated_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        module, "create_sample", lambda path: shutil.copytree(simulated_folder, path)
+        module, "create_sample_shop", lambda path: shutil.copytree(simulated_folder, path)
     )
     out = tmp_path / "out"
     config = ReproduceConfig(quick=True, seeds=(0,), group=2, cases=4)

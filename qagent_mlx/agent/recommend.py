@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import QAgentError
-from ..inventory.types import Search
+from ..inventory.types import ProductSearch
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
@@ -66,7 +66,9 @@ def default_group_size(policy: Policy) -> int:
 class ProfileRecommender:
     """A policy and a shop's search, ready to answer those whose memory was read."""
 
-    def __init__(self, search: Search, policy: Policy, agent: AgentConfig | None = None) -> None:
+    def __init__(
+        self, search: ProductSearch, policy: Policy, agent: AgentConfig | None = None
+    ) -> None:
         self.search, self.policy = search, policy
         self.agent = agent or policy.info.agent
         self.runner = self._open_runner()
@@ -147,10 +149,10 @@ class Recommender(ProfileRecommender):
     def __init__(
         self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int | None = None
     ) -> None:
-        from ..inventory.external_engines import shop_search
+        from ..inventory.product_search import open_shop_search
 
         self.shop, self.group = shop, group or default_group_size(policy)
-        super().__init__(shop_search(shop), policy, agent)
+        super().__init__(open_shop_search(shop), policy, agent)
         self.memory = self._open_memory()
 
     def _open_memory(self, before: Memory | None = None) -> Memory:

@@ -13,7 +13,7 @@ from datetime import datetime
 
 import numpy as np
 
-from ..inventory.types import Search
+from ..inventory.types import ProductSearch
 from ..protocol.config import AgentConfig
 from ..types import Profile, Recommendation
 from ..utils.text import query_key, words
@@ -100,9 +100,9 @@ def aggregate_rollouts(
 class SlateFiller:
     """Fills rows of queries, with the products of each."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: ProductSearch) -> None:
         self._search = search
-        self._place = search.catalog.rows_of()
+        self._place = search.catalog.row_of
 
     def filled(
         self,
@@ -168,4 +168,4 @@ class SlateFiller:
         return [[item for item in some if item.products] for some in made]
 
     def _in_stock(self, product: str, moment: datetime) -> bool:
-        return self._search.catalog.state(self._place[product], moment)[1]
+        return self._search.catalog.state_at(self._place[product], moment)[1]

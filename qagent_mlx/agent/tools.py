@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..inventory.catalog import Catalog
-from ..inventory.types import Search
+from ..inventory.types import ProductSearch
 from ..protocol.actions import product_line, profile_text
 from ..protocol.config import AgentConfig
 from ..types import Profile
@@ -69,10 +69,10 @@ class SearchProducts:
     that most, or many, of those who asked the same before went for this product.
     """
 
-    def __init__(self, search: Search, config: AgentConfig) -> None:
+    def __init__(self, search: ProductSearch, config: AgentConfig) -> None:
         self._search = search
         self._config = config
-        self._rows = search.catalog.rows_of()
+        self._rows = search.catalog.row_of
         self._bands = price_bands(search.catalog)
         # Users of a batch ask the same queries at the same moment.
         self._picked = lru_cache(PICKS)(self._picks)
@@ -117,7 +117,7 @@ class SearchProducts:
     ) -> str:
         catalog = self._search.catalog
         row = self._rows[product]
-        price, in_stock = catalog.state(row, request.as_of)
+        price, in_stock = catalog.state_at(row, request.as_of)
         marks = []
         band = self._bands.band(row, price)
         if band:
@@ -165,7 +165,9 @@ class PriceBands:
 
 def price_bands(catalog: Catalog) -> PriceBands:
     """Thirds of each category by first known price, as the memory cuts them too."""
-    first = np.array([catalog.state(row, datetime(1970, 1, 2))[0] for row in range(len(catalog))])
+    first = np.array(
+        [catalog.state_at(row, datetime(1970, 1, 2))[0] for row in range(len(catalog))]
+    )
     groups: dict[str, list[int]] = defaultdict(list)
     for row, category in enumerate(catalog.categories):
         if category and first[row] == first[row]:

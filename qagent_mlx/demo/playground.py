@@ -21,7 +21,7 @@ from ..agent.recommend import GROUP, Recommender, RecommendRequest, UserRecommen
 from ..agent.types import Turn
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
-from ..inventory.show import search_products
+from ..inventory.product_search import ProductHit, search_products
 from ..policy.policy import Policy
 from ..policy.registry import open_policy, policy_names
 from ..policy.shop_memory import inspect_memory
@@ -194,10 +194,10 @@ class Session:
     def products(self, ids: Sequence[str], moment: datetime | None) -> list[dict[str, Any]]:
         """Title, price (None when unknown) and in_stock of products at a moment."""
         catalog = self.recommender.search.catalog
-        rows = catalog.rows_of()
+        rows = catalog.row_of
         made = []
         for product in ids:
-            price, in_stock = catalog.state(rows[product], moment)
+            price, in_stock = catalog.state_at(rows[product], moment)
             made.append(
                 {
                     "title": catalog.titles[rows[product]],
@@ -207,7 +207,7 @@ class Session:
             )
         return made
 
-    def search(self, query: str) -> list[dict[str, Any]]:
+    def search(self, query: str) -> list[ProductHit]:
         """The user searches; the products get the numbers on the screen.
 
         In the past nobody can act, so a search there leaves no trace.
@@ -218,7 +218,7 @@ class Session:
         )
         if self.moment is None:
             self._write([{"type": "search", "query": query}])
-        self.shown = [Shown(query, p["product_id"], p["title"]) for p in found]
+        self.shown = [Shown(query, p.product_id, p.title) for p in found]
         return found
 
     def compare(self, name: str) -> dict[str, UserRecommendations]:

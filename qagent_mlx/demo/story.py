@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.recommend import Recommender
-from ..build import create_sample
+from ..build import create_sample_shop
 from ..environment.cases import build_cases, of_split
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
@@ -16,12 +16,12 @@ from ..evaluate.baselines.popularity import System, baselines
 from ..evaluate.metrics import Ranking
 from ..evaluate.policy_system import PolicySystem
 from ..evaluate.report import evaluate
-from ..inventory.index import ensure
-from ..inventory.show import search_products
+from ..inventory.index import open_index
+from ..inventory.product_search import search_products
 from ..policy.files import load_policy
 from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
-from ..shop.sample import remove_sample
+from ..shop.sample import remove_sample_shop
 from ..shop.shop import Shop
 from ..train.grpo import train_grpo
 from ..train.grpo_config import GrpoConfig
@@ -91,14 +91,14 @@ def story(
     config = config or DemoConfig()
     parent = str(resolve(None, config.parent)) if config.parent != SAMPLE else SAMPLE
     resolve(None, parent)
-    remove_sample(path, NAME)
+    remove_sample_shop(path, NAME)
 
     yield Scene("ingest", "A shop: products and events from files, and the index")
-    counts = create_sample(path, on_stage, NAME)
+    counts = create_sample_shop(path, on_stage, NAME)
     yield Scene("ingest", "", counts)
 
     with Shop.open(path) as shop:
-        index = ensure(shop)
+        index = open_index(shop)
         case = hero(of_split(build_cases(shop.connection, after=index.clicks_until), "test"))
         policy = open_policy(None, parent)
 

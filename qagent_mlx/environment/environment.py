@@ -21,7 +21,7 @@ from ..agent.types import Rollout, Task
 from ..distributed.world import current_world
 from ..errors import QAgentError
 from ..inventory.click_log import ClickLog
-from ..inventory.index import InventoryIndex, ensure, load
+from ..inventory.index import InventoryIndex, load_index, open_index
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
@@ -82,7 +82,7 @@ class Environment:
                 take long where there are thousands.
         """
         agent = agent or AgentConfig()
-        index = ensure(shop)
+        index = open_index(shop)
         cases = build_cases(shop.connection, split, after=index.clicks_until)
         if last is not None:
             cases = [c for name, most in last.items() for c in of_split(cases, name)[-most:]]
@@ -237,10 +237,10 @@ class Environment:
         for number, user, as_of, query, key, products, history, split, text, packed in rows:
             case = Case(number, user, as_of, query, key, tuple(products), history, split)
             examples.append(Example(case, _profile(user, as_of, text, packed)))
-        index = load(inventory)
+        index = load_index(inventory)
         log = ClickLog.from_rows(
             {name: np.asarray(values) for name, values in clicks.items()},
-            index.catalog.rows_of(),
+            index.catalog.row_of,
             config.click_half_life_days,
         )
         return cls(examples, HybridSearch(index, log, config))

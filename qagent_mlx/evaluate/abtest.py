@@ -28,7 +28,7 @@ from ..agent.recommend import GROUP
 from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
-from ..inventory.index import ensure
+from ..inventory.index import open_index
 from ..shop.shop import Shop
 from ..simulator.click_model import QueryInterpreter, SlateOutcome, Visit
 from ..simulator.shopper import Shopper
@@ -196,7 +196,7 @@ def abtest(
     world = world_of(shop)
     if since is None:
         since = next(c.as_of for c in cases_of(shop) if c.split == "test")
-    ensure(shop)
+    open_index(shop)
     say(f"simulating {config.users:,} fresh shoppers")
     people = fresh_shoppers(world, config, since)
     shop.connection.execute("SELECT 1")  # a shop that somebody writes to is not copied

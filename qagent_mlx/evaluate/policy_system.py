@@ -75,5 +75,5 @@ class PolicySystem:
             return [pool[:k] for pool in pools]
         moments = [e.case.as_of for e in examples]
         # A case of a time before stock was followed can't tell what could be had then.
-        look = [self._environment.search.catalog.followed(moment) for moment in moments]
+        look = [self._environment.search.catalog.knows_stock_at(moment) for moment in moments]
         return [*self._row.filled(pools, moments, [k] * len(pools), look)]

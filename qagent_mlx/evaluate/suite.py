@@ -11,7 +11,7 @@ from ..agent.recommend import GROUP
 from ..environment.cases import SplitConfig, build_cases
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
-from ..inventory.index import ensure
+from ..inventory.index import open_index
 from ..memory.profile import SECTIONS
 from ..memory.types import CountTokens
 from ..policy.files import base_of, load_policy, read_info
@@ -267,7 +267,7 @@ def evaluate_policies(
 
 def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
     """The cases of a shop, as an evaluation of it takes them."""
-    return build_cases(shop.connection, split, after=ensure(shop).clicks_until)
+    return build_cases(shop.connection, split, after=open_index(shop).clicks_until)
 
 
 def _list(names: Any) -> str:

@@ -34,8 +34,8 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal, open_duckdb
 from ..utils.text import words
-from .derived_queries import category_queries, derive, mark, title_queries
-from .ingest import append_events, ingest
+from .derived_queries import category_queries, derive_queries, mark_as_derived, title_queries
+from .ingest import append_events, ingest_files
 from .report import IngestReport, ReadOptions
 
 START = "2017-01-02"  # where a clock begins that a log does not have
@@ -168,7 +168,7 @@ def _products(
     """Products from a query; they go through a file, as all products do."""
     path = shop.path / ".preset-products.parquet"
     try:
-        return ingest(shop, "products", [reader.write(query, path)], options)
+        return ingest_files(shop, "products", [reader.write(query, path)], options)
     finally:
         path.unlink(missing_ok=True)
 
@@ -205,7 +205,7 @@ def _derived(
                     "product_id": row["product_id"],
                 }
             )
-    mark(shop, how)
+    mark_as_derived(shop, how)
     return append_events(shop, rows)
 
 
@@ -217,8 +217,8 @@ def _bestbuy(shop: Shop, folder: Path) -> dict[str, IngestReport]:
     products = _need(folder, "products", "products.csv*")
     events = _need(folder, "events", "events.csv*")
     return {
-        "products": ingest(shop, "products", [products]),
-        "events": ingest(shop, "events", [events], ReadOptions()),
+        "products": ingest_files(shop, "products", [products]),
+        "events": ingest_files(shop, "events", [events], ReadOptions()),
     }
 
 
@@ -227,15 +227,15 @@ def _generic(shop: Shop, folder: Path) -> dict[str, IngestReport]:
     products = _need(folder, "products", *(f"products.{form}" for form in forms))
     events = _need(folder, "events", *(f"events.{form}" for form in forms))
     reports = {
-        "products": ingest(shop, "products", [products]),
-        "events": ingest(shop, "events", [events]),
+        "products": ingest_files(shop, "products", [products]),
+        "events": ingest_files(shop, "events", [events]),
     }
     row = shop.connection.execute(
         "SELECT count(*) FILTER (type = 'search'), count(*) FROM events"
     ).fetchone()
     assert row is not None
     if row[1] and not row[0]:
-        reports["events"] = derive(shop)
+        reports["events"] = derive_queries(shop)
     return reports
 
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 from ..errors import QAgentError
-from ..inventory.analyzer import pairs
+from ..inventory.analyzer import character_bigrams
 from ..memory import sessions as event_memory
 from ..memory import store as memory_store
 from ..shop.shop import Shop
-from ..utils.text import pieces, query_key, words
-from .ingest import append, register
+from ..utils.text import query_key, split_scripts, words
+from .ingest import append, register_functions
 from .report import IngestReport
 
 SOURCES = {"categories": "from category paths", "titles": "from titles"}
@@ -79,9 +79,9 @@ def _telling(text: str) -> list[str]:
     """Words of three letters or more that are no stop words, and pairs of characters."""
     found = []
     for word in words(text):
-        for piece, unspaced in pieces(word):
+        for piece, unspaced in split_scripts(word):
             if unspaced:
-                found += [pair for pair in pairs(piece) if len(pair) > 1]
+                found += [pair for pair in character_bigrams(piece) if len(pair) > 1]
             elif len(piece) > 2 and piece not in _STOP and all(map(_is_letter, piece)):
                 found.append(piece)
     return found
@@ -97,7 +97,7 @@ def _singular(word: str) -> str:
     return word
 
 
-def derive(shop: Shop, source: str | None = None) -> IngestReport:
+def derive_queries(shop: Shop, source: str | None = None) -> IngestReport:
     """Give a log without searches derived ones; new events of such a log get theirs the same way.
 
     The first click, cart or purchase of a session that has a query makes a search of it one
@@ -148,11 +148,11 @@ def derive(shop: Shop, source: str | None = None) -> IngestReport:
         queries = title_queries(
             {p: title for p, title, *_ in goods}, {p: brand for p, _, brand, *_ in goods}
         )
-    mark(shop, SOURCES[source])
+    mark_as_derived(shop, SOURCES[source])
     return _derived(shop, queries)
 
 
-def mark(shop: Shop, how: str) -> None:
+def mark_as_derived(shop: Shop, how: str) -> None:
     """Say in the shop that its queries are derived, before any is stored: so that whatever
     happens nobody takes them for typed ones."""
     shop.config = replace(shop.config, derived_queries=how)
@@ -160,7 +160,9 @@ def mark(shop: Shop, how: str) -> None:
 
 
 def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
-    register(shop.connection)  # before the transaction: one that fails would take them away
+    register_functions(
+        shop.connection
+    )  # before the transaction: one that fails would take them away
     with shop.transaction() as connection:
         memory_store.discard(connection)
         connection.execute(

@@ -29,7 +29,7 @@ from .sources import _stage
 RETRY = "retry"
 
 
-def ingest(
+def ingest_files(
     shop: Shop, kind: str, files: Sequence[str | Path], options: ReadOptions | None = None
 ) -> IngestReport:
     """Load ``products`` or ``events`` from CSV, TSV, JSON lines (all also .gz) or Parquet.
@@ -61,7 +61,7 @@ def ingest(
     return total
 
 
-def retry(shop: Shop) -> IngestReport:
+def retry_rejected(shop: Shop) -> IngestReport:
     """Try the rejected rows again, after what they lacked has come in."""
     total = IngestReport()
     for kind in ("products", "events"):
@@ -100,7 +100,7 @@ def retry(shop: Shop) -> IngestReport:
 # ---------------------------------------------------------------- checking and storing
 
 
-def register(connection: duckdb.DuckDBPyConnection) -> None:
+def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
     """Python functions that run once a distinct value, so that Python and SQL agree."""
     connection.execute("SELECT 1").fetchall()  # a result left half read would be in the way
     for name, function in (
@@ -121,7 +121,7 @@ def _store(
     shop: Shop, kind: str, name: str, options: ReadOptions, malformed: str = "malformed row"
 ) -> IngestReport:
     connection = shop.connection
-    register(connection)
+    register_functions(connection)
     if kind == "products":
         accepted, duplicates = _store_products(shop, options)
     else:
@@ -160,7 +160,7 @@ def _store(
 
 
 def _kept(name: str, options: ReadOptions) -> str:
-    """A field of a rejected row as SQL: what `retry` can read without the file's options."""
+    """A field of a rejected row as SQL: readable by `retry_rejected` without the file's options."""
     if name == "type" and options.event_type:
         return f"coalesce(nullif(trim(type), ''), {literal(options.event_type)})"
     parsed = {"time": "ts", "click_time": "click_ts"}.get(name)
@@ -174,18 +174,22 @@ def append_events(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
 
     All or nothing, as one file is.
     """
-    register(shop.connection)  # before the transaction: one that fails would take them away
+    register_functions(
+        shop.connection
+    )  # before the transaction: one that fails would take them away
     with shop.transaction():
         return append(shop, rows)
 
 
-def append_batches(shop: Shop, batches: Sequence[Sequence[dict[str, Any]]]) -> list[IngestReport]:
+def append_event_batches(
+    shop: Shop, batches: Sequence[Sequence[dict[str, Any]]]
+) -> list[IngestReport]:
     """Store several lists of events as `append_events` does, with a report for each.
 
     Most of the time goes into what a call costs once, so all go in together; only where some
     event is refused or known already is each list stored by itself.
     """
-    register(shop.connection)
+    register_functions(shop.connection)
     try:
         with shop.transaction():
             report = append(shop, chain.from_iterable(batches))
@@ -201,7 +205,7 @@ class _NotAllNew(Exception):
 
 
 def append(shop: Shop, rows: Iterable[dict[str, Any]]) -> IngestReport:
-    """`append_events` inside a transaction, after `register`."""
+    """`append_events` inside a transaction, after `register_functions`."""
     fields = list(ALIASES["events"])
     columns = ", ".join(f"{f} VARCHAR" for f in fields)
     shop.connection.execute(

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 
-from ..utils.text import HAN, UNSPACED, characters, pieces, words
+from ..utils.text import HAN, UNSPACED, graphemes, split_scripts, words
 
-VERSION = 2  # of what texts are cut into; 1 left a run without spaces, and signs on letters, whole
+# Version 1 left runs without spaces, and combining marks, uncut.
+ANALYZER_VERSION = 2
 
 _BREAK = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
 _PARTS = re.compile(r"\d+|\D+")  # of a word, which holds only letters, their signs, and digits
@@ -42,10 +43,10 @@ def _singular(word: str) -> str:
 
 
 @lru_cache(maxsize=1 << 17)
-def pairs(run: str) -> tuple[str, ...]:
+def character_bigrams(run: str) -> tuple[str, ...]:
     """A run's neighbouring characters, each with its signs; and Han characters by themselves,
     as they are words."""
-    signs = characters(run)
+    signs = graphemes(run)
     if len(signs) == 1:
         return (run,)
     alone = [sign for sign in signs if _SIGN.match(sign)]
@@ -62,9 +63,9 @@ def product_terms(text: str) -> list[str]:
     terms: list[str] = []
     before = ""
     for word in words(text):
-        for piece, unspaced in pieces(word):
+        for piece, unspaced in split_scripts(word):
             if unspaced:
-                terms += pairs(piece)
+                terms += character_bigrams(piece)
                 before = ""
                 continue
             terms += _forms(piece)
@@ -74,7 +75,7 @@ def product_terms(text: str) -> list[str]:
     return terms
 
 
-def outdated(terms: Iterable[str]) -> bool:
+def has_outdated_terms(terms: Iterable[str]) -> bool:
     """Whether version 1 made some of these terms of texts that are cut differently now."""
     return any(
         UNSPACED.search(term) or any(unicodedata.category(c)[0] == "M" for c in term)
@@ -83,7 +84,7 @@ def outdated(terms: Iterable[str]) -> bool:
     )
 
 
-ALIAS = "~"  # marks index terms that are no word of the text; words never hold it
+INITIALISM = "~"  # marks index terms that are no word of the text; words never hold it
 _LONGEST = 5  # words whose initials are taken
 
 
@@ -92,7 +93,7 @@ def is_word(term: str) -> bool:
     return term.isalpha()
 
 
-def aliases(title: str) -> list[str]:
+def initialisms(title: str) -> list[str]:
     """Index terms for the ways people shorten a title, each once.
 
     The initials of the two to five words that a title, or a part of it after a colon, comma,
@@ -105,7 +106,7 @@ def aliases(title: str) -> list[str]:
         parts = (
             (part, unspaced)
             for word in words(segment)
-            for piece, unspaced in pieces(word)
+            for piece, unspaced in split_scripts(word)
             for part in _PARTS.findall(piece)
         )
         for part, unspaced in parts:
@@ -113,12 +114,12 @@ def aliases(title: str) -> list[str]:
                 break
             if part.isdigit():
                 if len(initials) > 1:
-                    made[f"{ALIAS}{initials}{part}"] = None
+                    made[f"{INITIALISM}{initials}{part}"] = None
                 break
             if len(initials) == _LONGEST:
                 break
             if part != "s":  # of a genitive
                 initials += part[0]
                 if len(initials) > 1:
-                    made[ALIAS + initials] = None
+                    made[INITIALISM + initials] = None
     return list(made)

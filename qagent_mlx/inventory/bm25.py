@@ -20,7 +20,7 @@ from itertools import chain
 import numpy as np
 from scipy import sparse
 
-from .analyzer import ALIAS, aliases, is_word, product_terms
+from .analyzer import INITIALISM, initialisms, is_word, product_terms
 from .spelling import Spelling
 
 K1, B = 1.2, 0.4
@@ -87,7 +87,7 @@ class BM25Index:
         kept = old_rows >= 0
         column = dict(self._column)
         found = [product_terms(text) for text in texts]
-        also = [aliases(title) for title in titles]
+        also = [initialisms(title) for title in titles]
         ids = [column.setdefault(t, len(column)) for t in chain.from_iterable(found)]
         more = [column.setdefault(t, len(column)) for t in chain.from_iterable(also)]
         sizes = np.array([len(terms) for terms in found], dtype=np.int64)
@@ -156,8 +156,8 @@ class BM25Index:
     def _group(self, term: str) -> TermGroup | None:
         if term in self._column:
             return TermGroup(term, (term,), 1.0, "word")
-        if ALIAS + term in self._column:
-            return TermGroup(term, (ALIAS + term,), 1.0, "initials")
+        if INITIALISM + term in self._column:
+            return TermGroup(term, (INITIALISM + term,), 1.0, "initials")
         if self._spelling is None:
             self._spelling = Spelling(t for t in self.terms if is_word(t))
         near = self._spelling.near(term)
@@ -234,7 +234,7 @@ class BM25Index:
                 if at < len(rows) and rows[at] == row and values[at] > best[1]:
                     best = (term, float(values[at]))
             if best[1] > 0:
-                made.append((group, best[0].removeprefix(ALIAS), group.weight * best[1]))
+                made.append((group, best[0].removeprefix(INITIALISM), group.weight * best[1]))
         return sorted(made, key=lambda item: (-item[2], item[1]))
 
     # ------------------------------------------------------------ files

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal, open_duckdb
-from .click_log import seconds
+from .click_log import epoch_seconds
 
 MOMENTS = 16  # whose prices and stock a catalog remembers
 
@@ -34,7 +34,7 @@ class ProductHistory:
         # What a change replaced is kept as of 1970: known since ever, but followed only since then.
         self.since = float(times[times > 0].min(initial=np.inf))
 
-    def state(self, row: int, moment: float) -> tuple[float, bool] | None:
+    def state_at(self, row: int, moment: float) -> tuple[float, bool] | None:
         """(price, in stock) of a product at a time in seconds; the first known state before."""
         if row not in self._span:
             return None
@@ -69,35 +69,38 @@ class Catalog:
         default_factory=OrderedDict, repr=False
     )
     _paths: tuple[list[str], np.ndarray] | None = field(default=None, repr=False)
-    _rows_of: dict[str, int] | None = field(default=None, repr=False)
+    _row_of: dict[str, int] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows_of(self) -> dict[str, int]:
-        """Product id to row; made once, for all who ask."""
-        if self._rows_of is None:
-            self._rows_of = {product: row for row, product in enumerate(self.ids)}
-        return self._rows_of
+    @property
+    def row_of(self) -> dict[str, int]:
+        """Row of each product id."""
+        if self._row_of is None:
+            self._row_of = {product: row for row, product in enumerate(self.ids)}
+        return self._row_of
 
-    def state(self, row: int, as_of: datetime | None = None) -> tuple[float, bool]:
+    def state_at(self, row: int, as_of: datetime | None = None) -> tuple[float, bool]:
         """(price, in stock) of a product as it was at a moment; now when None."""
         if as_of is not None and self.history is not None:
-            known = self.history.state(row, seconds(as_of))
+            known = self.history.state_at(row, epoch_seconds(as_of))
             if known is not None:
                 return known
         return float(self.prices[row]), bool(self.in_stock[row])
 
-    def followed(self, as_of: datetime) -> bool:
+    def knows_stock_at(self, as_of: datetime) -> bool:
         """Whether stock is known as it was at a moment, and not only as of a later day."""
-        return self.history is not None and seconds(as_of) >= self.history.since
+        return self.history is not None and epoch_seconds(as_of) >= self.history.since
 
-    def states(self, as_of: datetime | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def states_at(self, as_of: datetime | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(prices, in stock) of all products as they were at a moment; now when None."""
         if as_of is None or self.history is None:
             return self.prices, self.in_stock
         if as_of not in self._states:
-            self._states[as_of] = self.history.states(seconds(as_of), self.prices, self.in_stock)
+            self._states[as_of] = self.history.states(
+                epoch_seconds(as_of), self.prices, self.in_stock
+            )
             if len(self._states) > MOMENTS:
                 self._states.popitem(last=False)
         return self._states[as_of]
@@ -159,8 +162,8 @@ def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str)
         attributes,
     )
     known = connection.execute(history).fetchnumpy()
-    rows_of = catalog.rows_of()
-    rows = np.array([rows_of.get(p, -1) for p in known["product_id"].tolist()], dtype=np.int64)
+    row_of = catalog.row_of
+    rows = np.array([row_of.get(p, -1) for p in known["product_id"].tolist()], dtype=np.int64)
     if (rows >= 0).any():
         here = rows >= 0
         catalog.history = ProductHistory(

@@ -52,12 +52,12 @@ class ClickLog:
 
     @classmethod
     def from_rows(
-        cls, columns: dict[str, np.ndarray], rows_of: dict[str, int], half_life_days: float
+        cls, columns: dict[str, np.ndarray], row_of: dict[str, int], half_life_days: float
     ) -> ClickLog:
-        """From the columns of `CLICKS_SQL`; ``rows_of`` maps product ids to index rows."""
-        known = np.array([p in rows_of for p in columns["product_id"]], dtype=bool)
+        """From the columns of `CLICKS_SQL`; ``row_of`` maps product ids to index rows."""
+        known = np.array([p in row_of for p in columns["product_id"]], dtype=bool)
         products = np.array(
-            [rows_of[p] for p in columns["product_id"][known].tolist()], dtype=np.int64
+            [row_of[p] for p in columns["product_id"][known].tolist()], dtype=np.int64
         )
         return cls(
             columns["query_key"][known].tolist(),
@@ -80,9 +80,9 @@ class ClickLog:
             made["query"] = np.array(self._texts, dtype=object)
         return made
 
-    def moved(self, ids: Sequence[str], rows_of: dict[str, int]) -> ClickLog:
-        """The log for another catalog: ``ids`` names the rows so far, ``rows_of`` the new ones."""
-        return ClickLog.from_rows(self.columns(ids), rows_of, self._half_life)
+    def moved(self, ids: Sequence[str], row_of: dict[str, int]) -> ClickLog:
+        """The log for another catalog: ``ids`` names the rows so far, ``row_of`` the new ones."""
+        return ClickLog.from_rows(self.columns(ids), row_of, self._half_life)
 
     def queries(self) -> list[tuple[str, str]]:
         """(key, text as it was first typed) of each query; none where texts are not known."""
@@ -99,10 +99,10 @@ class ClickLog:
         """
         start, end = self._span.get(key, (0, 0))
         if start < end and as_of is not None:
-            end = start + int(np.searchsorted(self._times[start:end], seconds(as_of), "left"))
+            end = start + int(np.searchsorted(self._times[start:end], epoch_seconds(as_of), "left"))
         if start >= end:
             return np.empty(0, dtype=np.int64), np.empty(0)
-        now = seconds(as_of) if as_of is not None else self._times[end - 1]
+        now = epoch_seconds(as_of) if as_of is not None else self._times[end - 1]
         decay = np.exp(-self._rate * (now - self._times[start:end]))
         if end - start == 1:  # as with most queries of a log
             return self._products[start:end], self._weights[start:end] * decay
@@ -175,7 +175,7 @@ def similar_ranking(
     )
 
 
-def seconds(moment: datetime) -> float:
+def epoch_seconds(moment: datetime) -> float:
     """Seconds since 1970 of a naive UTC datetime."""
     return (moment - datetime(1970, 1, 1)).total_seconds()
 

@@ -1,9 +1,9 @@
 """The inventory index: catalog, words, vectors and encoder, built, updated and opened as one.
 
-`build` makes all of it; `update` brings it in line with the shop's catalog by adding, changing
-and removing what differs; `ensure` opens it and does whichever is needed. An index in memory
-never changes: an update makes a new one that shares what is the same, so searches under way go
-on undisturbed. How the files are kept is told in `store`.
+`build_index` makes all of it; `update_index` brings it in line with the shop's catalog by adding,
+changing and removing what differs; `open_index` opens it and does whichever is needed. An index
+in memory never changes: an update makes a new one that shares what is the same, so searches under
+way go on undisturbed. How the files are kept is told in `index_files`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal
-from .analyzer import VERSION, outdated, product_terms
+from .analyzer import ANALYZER_VERSION, has_outdated_terms, product_terms
 from .bm25 import ARRAYS, BM25Index
-from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, product_text, read_catalog, read_stored
+from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, read_catalog, read_stored
 from .encoders.registry import EncoderSpec, open_encoder
 from .encoders.subword import Encoder, SubwordEncoder
 from .index_files import (
@@ -37,21 +37,7 @@ from .index_files import (
 )
 from .vector_index import VectorIndex, open_shard, save_shard
 
-__all__ = [
-    "CLICK_SHARE",
-    "Catalog",
-    "IndexChanges",
-    "InventoryIndex",
-    "build",
-    "default_clicks_until",
-    "ensure",
-    "load",
-    "product_text",
-    "read_catalog",
-    "update",
-]
-
-CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build`
+CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
 REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned anew
 
 
@@ -96,7 +82,7 @@ def default_clicks_until(shop: Shop) -> datetime | None:
     return first + timedelta(seconds=(last - first).total_seconds() * CLICK_SHARE)
 
 
-def build(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
+def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
     """Build the index of a shop and put it in place of the one that is there.
 
     Args:
@@ -148,9 +134,9 @@ def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple
     """(row, query, weight) of what was engaged with under a query before a moment."""
     if until is None:
         return []
-    rows_of = catalog.rows_of()
+    row_of = catalog.row_of
     return [
-        (rows_of[product], query, float(np.log1p(count)))
+        (row_of[product], query, float(np.log1p(count)))
         for product, query, count in shop.connection.execute(
             """SELECT e.product_id, arg_min(s.query, s.event_id), count(*)
             FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
@@ -158,11 +144,11 @@ def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple
             GROUP BY e.product_id, s.query_key ORDER BY e.product_id, s.query_key""",
             [until],
         ).fetchall()
-        if product in rows_of
+        if product in row_of
     ]
 
 
-def update(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
+def update_index(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
     """Bring an index in line with the shop's catalog: products that came, changed or went.
 
     The encoder stays as it is; words and vectors of unchanged texts are used again. Where much
@@ -183,12 +169,12 @@ def _update(
     shop: Shop, index: InventoryIndex, writer: IndexWriter
 ) -> tuple[InventoryIndex, IndexChanges]:
     old, catalog = index.catalog, read_catalog(shop)
-    rows_of = old.rows_of()
+    row_of = old.row_of
     before, texts = old.texts(), catalog.texts()
     source = np.full(len(catalog), -1, dtype=np.int64)
     added = changed = restated = 0
     for row, product in enumerate(catalog.ids):
-        at = rows_of.get(product, -1)
+        at = row_of.get(product, -1)
         if at < 0:
             added += 1
         elif before[at] != texts[row] or old.titles[at] != catalog.titles[row]:
@@ -275,7 +261,7 @@ def _write(
             **index.manifest,
             "dimensions": index.vectors.dimensions,
             "shards": shards,
-            "terms": VERSION,
+            "terms": ANALYZER_VERSION,
         },
         kept,
     )
@@ -292,7 +278,7 @@ def _open_vectors(folder: Path, manifest: dict[str, Any], slots: np.ndarray) -> 
     return VectorIndex(manifest["dimensions"], shards, slots)
 
 
-def load(folder: Path) -> InventoryIndex:
+def load_index(folder: Path) -> InventoryIndex:
     """Open the index in ``folder``; vectors are mapped into memory.
 
     Raises:
@@ -343,12 +329,12 @@ def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
         raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error
     if not fits:
         raise QAgentError(f"the index in {folder} does not fit its catalog; {REMEDY}")
-    if manifest.get("terms", 1) != VERSION and outdated(lexical.terms):
+    if manifest.get("terms", 1) != ANALYZER_VERSION and has_outdated_terms(lexical.terms):
         raise QAgentError(f"the index in {folder} cuts texts as an older version did; {REMEDY}")
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)
 
 
-def ensure(shop: Shop) -> InventoryIndex:
+def open_index(shop: Shop) -> InventoryIndex:
     """The shop's index; built when there is none or it is torn, updated when it is stale.
 
     It is built anew, too, when the shop names another encoder than it was built with.
@@ -371,7 +357,7 @@ def ensure(shop: Shop) -> InventoryIndex:
 def _opened(shop: Shop) -> InventoryIndex | None:
     """The index on disk, if it is whole and made with the shop's encoder."""
     try:
-        index = load(shop.path / "inventory")
+        index = load_index(shop.path / "inventory")
     except QAgentError:
         return None
     wanted = EncoderSpec.of(shop.config.search)

@@ -26,7 +26,7 @@ from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
 from .click_log import ClickLog, SimilarQueries, read_clicks, similar_ranking
-from .index import InventoryIndex, ensure, load
+from .index import InventoryIndex, load_index, open_index
 from .index_files import read_manifest
 from .rerank import Reranker
 from .types import (
@@ -103,7 +103,7 @@ class HybridSearch:
             made = self._rerank(queries, made)
         return [hits[:k] for hits in made]
 
-    def refreshed(self) -> HybridSearch:
+    def reopened(self) -> HybridSearch:
         """A search of the index as it is on disk now; this one while nothing has changed.
 
         Replace a search that is being served with it after the catalog was updated. It reads
@@ -115,10 +115,10 @@ class HybridSearch:
         folder = self.index.folder
         if read_manifest(folder)["generation"] == self.index.manifest["generation"]:
             return self
-        index = load(folder)
+        index = load_index(folder)
         clicks = self.clicks
         if clicks is not None:
-            clicks = clicks.moved(self.catalog.ids, index.catalog.rows_of())
+            clicks = clicks.moved(self.catalog.ids, index.catalog.row_of)
         return HybridSearch(index, clicks, self.config, self.reranker)
 
     def explain(
@@ -132,7 +132,7 @@ class HybridSearch:
         groups = self.index.lexical.groups(query)
         made = []
         for hit in self.search([query], k, [as_of], filters)[0]:
-            row = self.catalog.rows_of()[hit.product_id]
+            row = self.catalog.row_of[hit.product_id]
             found: dict[str, RankingContribution] = {}
             for name, (rows, adds) in parts.items():
                 at = np.flatnonzero(rows == row)
@@ -170,7 +170,7 @@ class HybridSearch:
         return [made[moment] for moment in moments]
 
     def _allowed(self, filters: Filters, moment: datetime | None) -> np.ndarray:
-        prices, in_stock = self.catalog.states(moment)
+        prices, in_stock = self.catalog.states_at(moment)
         kept = np.ones(len(self.catalog), dtype=bool)
         if filters.in_stock:
             kept &= in_stock
@@ -321,9 +321,9 @@ class HybridSearch:
         """The best hits by P(yes), each with a score of 1 + P(yes); then the others."""
         assert self.reranker is not None
         depth = self.config.rerank_depth
-        rows_of = self.catalog.rows_of()
+        row_of = self.catalog.row_of
         pairs = [
-            (query, self._text(rows_of[hit.product_id]))
+            (query, self._text(row_of[hit.product_id]))
             for query, hits in zip(queries, found, strict=True)
             for hit in hits[:depth]
         ]
@@ -346,7 +346,7 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
     Raises:
         QAgentError: the shop names a reranker that is not there.
     """
-    index = index or ensure(shop)
+    index = index or open_index(shop)
     config = shop.config.search
     reranker = None
     if config.reranker is not None:
@@ -362,9 +362,7 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
 def open_clicks(shop: Shop, index: InventoryIndex) -> ClickLog:
     """The shop's engagements by query, for an index of its products."""
     return ClickLog.from_rows(
-        read_clicks(shop.connection),
-        index.catalog.rows_of(),
-        shop.config.search.click_half_life_days,
+        read_clicks(shop.connection), index.catalog.row_of, shop.config.search.click_half_life_days
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Filters:
     category: str | None = None
 
 
-class Search(Protocol):
+class ProductSearch(Protocol):
     """A product search; a shop's own engine can stand in for `HybridSearch`."""
 
     catalog: Catalog
@@ -90,3 +90,12 @@ class Explanation:
     sides: dict[str, RankingContribution]  # words, vectors, clicks: those that found it
     words: tuple[MatchedWord, ...]  # the one that counts most first
     borrowed: tuple[str, ...]  # similar queries whose clicks stood in
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; scores are rounded."""
+        sides = {
+            name: {"rank": s.rank, "score": round(s.score, 4), "adds": round(s.adds, 6)}
+            for name, s in self.sides.items()
+        }
+        words = [{**asdict(word), "score": round(word.score, 4)} for word in self.words]
+        return {"sides": sides, "words": words, "borrowed": list(self.borrowed)}

@@ -12,7 +12,7 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils import trusted_code
 from .encoders.registry import SUBWORD, EncoderSpec, python_file
-from .index import IndexChanges, build, ensure, load, update
+from .index import IndexChanges, build_index, load_index, open_index, update_index
 
 
 def remove_products(shop: Shop, products: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
         shop.set_meta("catalog_version", str(shop.catalog_version + 1))
 
 
-def choose_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) -> None:
+def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) -> None:
     """Name another encoder in the shop's settings; the index is then built anew with it.
 
     Args:
@@ -71,7 +71,7 @@ def choose_encoder(shop: Shop, encoder: str | None, dimensions: int | None = Non
     EncoderSpec.of(search)
     source = python_file(search.encoder) if encoder is not None else None
     if source is not None:
-        trusted_code.remember(source)
+        trusted_code.trust(source)
     shop.config = replace(shop.config, search=search)
     shop.save_config()
 
@@ -85,18 +85,18 @@ def refresh_index(shop: Shop) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        before = load(shop.path / "inventory")
+        before = load_index(shop.path / "inventory")
     except QAgentError:
         before = None
     if before is None or EncoderSpec.from_stored(before.manifest["encoder"]) != EncoderSpec.of(
         shop.config.search
     ):
-        index = build(shop, before.clicks_until) if before is not None else ensure(shop)
+        index = build_index(shop, before.clicks_until) if before is not None else open_index(shop)
         changes = IndexChanges(len(index.catalog), 0, 0, 0)
     elif before.manifest["catalog_version"] == shop.catalog_version:
         index, changes = before, IndexChanges(0, 0, 0, 0)
     else:
-        index, changes = update(shop, before)
+        index, changes = update_index(shop, before)
     return {
         "products": len(index.catalog),
         "catalog_version": index.manifest["catalog_version"],

@@ -15,7 +15,7 @@ from ..models.load import load_model_folder
 from ..protocol.actions import PROTOCOL_VERSION
 from ..protocol.codec import AnyCodec, ShopCodec, load_codec
 from ..protocol.config import AgentConfig
-from ..utils.atomic_files import read_json, settle, unfinished
+from ..utils.atomic_files import finish_replacement, read_json, unfinished_replacements
 from ..utils.settings import merge
 from .lora import LoraConfig
 from .policy import CHAT_PROFILE_BUDGET, CHAT_TURN_TOKENS, Policy, PolicyInfo
@@ -134,12 +134,12 @@ def _known(folder: Path, info: PolicyInfo) -> bool:
 
 def _ended(folder: Path) -> PolicyInfo:
     """Ends a save that a kill stopped between its renames, and gives the policy's new record."""
-    for temporaries in unfinished(folder / "policy.json"):
+    for temporaries in unfinished_replacements(folder / "policy.json"):
         stored = next(p for p in temporaries if p.name.endswith("-policy.json"))
         try:
             info = read_info(folder, stored)
             if info is not None and _known(folder, info):
-                settle(temporaries)
+                finish_replacement(temporaries)
                 return info
         except (QAgentError, OSError, ValueError):
             continue  # torn, or in a folder that cannot be written

@@ -20,7 +20,7 @@ from ..models.fingerprint import ADAPTER, MODEL, _fingerprint
 from ..protocol.actions import PROTOCOL_VERSION, Stopper
 from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig
-from ..utils.atomic_files import json_text, replacing_together
+from ..utils.atomic_files import json_text, replacing_files
 from ..utils.runtime import device_name
 from .lora import LoraConfig
 
@@ -237,7 +237,7 @@ class Policy:
         # policy.json is last: a folder without it is no policy. The weights are first: whatever
         # a kill leaves, an old policy.json does not know new weights.
         names = [name, *writers, "policy.json"]
-        with replacing_together([folder / n for n in names]) as places:
+        with replacing_files([folder / n for n in names]) as places:
             try:
                 mx.save_safetensors(str(places[0]), weights, metadata=metadata)
                 for place, write in zip(places[1:-1], writers.values(), strict=True):

@@ -22,12 +22,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import QAgentError
+from ..inventory.product_search import search_products
 from ..inventory.search import HybridSearch
-from ..inventory.show import search_products
 from ..inventory.types import Filters
 from ..policy.registry import SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
-from ..utils.text import utc_moment
+from ..utils.text import parse_utc
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
 from .middleware import RequestGuard
@@ -156,7 +156,7 @@ async def search(service: Service, request: Request) -> Response:
         found = await asyncio.to_thread(run)  # it needs neither MLX nor the database
     else:
         found = await _called(service, run)
-    return JSONResponse({"query": query, "results": found})
+    return JSONResponse({"query": query, "results": [product.to_dict() for product in found]})
 
 
 async def memory(service: Service, request: Request) -> Response:
@@ -313,7 +313,7 @@ def _moment(value: Any, name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        return utc_moment(value)
+        return parse_utc(value)
     except (AttributeError, ValueError, OverflowError):
         raise HTTPException(422, f"{name} must be a time such as 2026-03-01T12:00:00Z") from None
 

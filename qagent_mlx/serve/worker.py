@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations, default_group_size
 from ..errors import QAgentError
-from ..ingest.ingest import append_batches
+from ..ingest.ingest import append_event_batches
 from ..ingest.report import IngestReport
-from ..inventory.index import ensure
+from ..inventory.index import open_index
 from ..policy.files import load_policy
 from ..policy.registry import default_policy, resolve
 from ..shop.shop import Shop
@@ -192,7 +192,7 @@ class Worker:
             with Shop.open(self.path) as shop:
                 self._choose(shop)
                 if self.config.workers > 1:
-                    ensure(shop)
+                    open_index(shop)
             # The others read the shop before this one holds it for writing.
             self._pool = Pool(self.path, self._folder, self.config.workers - 1, self.config.dtype)
             self.shop = Shop.open(self.path, read_only=self.config.read_only)
@@ -398,7 +398,7 @@ class Worker:
         if not kept:
             return
         try:
-            reports = append_batches(self.shop, [rows for _, rows in kept])
+            reports = append_event_batches(self.shop, [rows for _, rows in kept])
         finally:
             for user in {str(row.get("user_id", "")) for _, rows in kept for row in rows}:
                 self.cache.forget(user)

@@ -37,7 +37,7 @@ class Pool:
     """Some processes with one policy. What one of them could not do, this process does itself.
 
     Args:
-        path: The shop's folder; its index must be there (see `inventory.index.ensure`), and
+        path: The shop's folder; its index must be there (see `inventory.index.open_index`), and
             nobody may be writing to its database while the processes start.
         policy: The policy's folder.
         helpers: How many processes.
@@ -262,9 +262,9 @@ def _main(number: int, path: Path, policy: Path, dtype: str) -> None:
     with one_blas_thread():
         try:
             with Shop.open(path) as shop:
-                from ..inventory.external_engines import shop_search
+                from ..inventory.product_search import open_shop_search
 
-                answerer = ProfileRecommender(shop_search(shop), load_policy(policy, dtype))
+                answerer = ProfileRecommender(open_shop_search(shop), load_policy(policy, dtype))
         except QAgentError as error:
             connection.send(error)
             return

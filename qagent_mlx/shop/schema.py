@@ -16,7 +16,7 @@ CREATE TABLE products (
     attributes VARCHAR,          -- a JSON object, NULL when there are none
     changed    BIGINT NOT NULL   -- the catalog version of the last change
 );
-CREATE TABLE product_history (   -- price and stock from a moment on; see Catalog.state
+CREATE TABLE product_history (   -- price and stock from a moment on; see Catalog.state_at
     product_id VARCHAR NOT NULL,
     ts         TIMESTAMP NOT NULL,
     price      DOUBLE,

@@ -19,7 +19,7 @@ from ..agent.tools import SearchProducts, SearchRequest
 from ..environment.cases import SplitConfig, build_cases, of_split
 from ..environment.environment import Environment
 from ..errors import QAgentError
-from ..inventory.index import ensure
+from ..inventory.index import open_index
 from ..memory.profile import count_words
 from ..policy.policy import Policy
 from ..policy.scoring import TrainingSequence
@@ -114,7 +114,7 @@ def pretrain(
     if folder.exists():
         raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
     start = time.perf_counter()
-    index = ensure(shop)
+    index = open_index(shop)
     # Profiles take longest where a log is long, and no other split is learned from.
     train = of_split(build_cases(shop.connection, split, after=index.clicks_until), "train")
     words: Any = _Words()

@@ -32,18 +32,18 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         QAgentError: the folder cannot be written or the disk is full; ``path`` is as before.
     """
-    with replacing_together([path]) as (temporary,):
+    with replacing_files([path]) as (temporary,):
         yield temporary
 
 
 @contextmanager
-def replacing_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+def replacing_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """As `replacing`, for files that belong together: one rename follows right on the other.
 
     A kill between two renames leaves some old files and some new ones; what is missing lies
-    beside them under the same token (`unfinished`), so that a reader can end the work. For that
-    the last file should say what the others hold. What earlier works on the same files left when
-    they were killed goes as soon as the new files are there.
+    beside them under the same token (`unfinished_replacements`), so that a reader can end the work.
+    For that the last file should say what the others hold. What earlier works on the same files
+    left when they were killed goes as soon as the new files are there.
     """
     token = secrets.token_hex(6)
     temporaries: list[Path] = []
@@ -150,14 +150,14 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
                 path.unlink(missing_ok=True)
 
 
-def unfinished(last: Path) -> Iterator[list[Path]]:
-    """What `replacing_together` left of a work that a kill ended, one list a work.
+def unfinished_replacements(last: Path) -> Iterator[list[Path]]:
+    """What `replacing_files` left of a work that a kill ended, one list a work.
 
     Args:
         last: The last file of the work; those that lie there without it were never ready.
 
     Yields:
-        Temporary files in one folder, in any order; `settle` gives them their names.
+        Temporary files in one folder, in any order; `finish_replacement` gives them their names.
     """
     names = sorted(path.name for path in last.parent.iterdir())
     for name in names:
@@ -166,7 +166,7 @@ def unfinished(last: Path) -> Iterator[list[Path]]:
             yield [last.parent / n for n in names if n.startswith(f"{token}-")]
 
 
-def settle(temporaries: Sequence[Path]) -> None:
+def finish_replacement(temporaries: Sequence[Path]) -> None:
     """Give the files of an unfinished work their names."""
     for temporary in temporaries:
         name = temporary.name.partition("-")[2]

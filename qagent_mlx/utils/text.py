@@ -39,14 +39,14 @@ def words(text: str) -> list[str]:
     return "".join(kept).split()
 
 
-def pieces(word: str) -> list[tuple[str, bool]]:
+def split_scripts(word: str) -> list[tuple[str, bool]]:
     """A word's parts, and whether each is of a script that puts no spaces between words."""
     if word.isascii() or not UNSPACED.search(word):
         return [(word, False)]
     return [(part, i % 2 == 1) for i, part in enumerate(UNSPACED.split(word)) if part]
 
 
-def characters(run: str) -> list[str]:
+def graphemes(run: str) -> list[str]:
     """A run's characters, each with the signs that stand on it."""
     made: list[str] = []
     for c in run:
@@ -65,8 +65,8 @@ def tokens(text: str) -> list[str]:
     return [
         token
         for word in found
-        for piece, unspaced in pieces(word)
-        for token in (characters(piece) if unspaced else [piece])
+        for piece, unspaced in split_scripts(word)
+        for token in (graphemes(piece) if unspaced else [piece])
     ]
 
 
@@ -85,17 +85,17 @@ def clean(text: str) -> str:
     return _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
 
 
-def harmless(text: str) -> str:
+def strip_control_characters(text: str) -> str:
     """Text of several lines that a terminal obeys nothing of; columns stay where they are."""
     return _COMMANDS.sub(" ", text)
 
 
-def harmless_json(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """The same JSON, with what a terminal might obey written as escapes."""
     return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def utc_moment(text: str) -> datetime:
+def parse_utc(text: str) -> datetime:
     """A naive UTC datetime of ISO 8601; one without a zone is UTC.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A shop's settings may name a Python function as its encoder, and a run the files of its rewards.
 Such a file is run only if this user has named it before, on a command line or in a call, as it is
-now: `remember` keeps its path and hash in the user's configuration, outside of every shop.
+now: `trust` keeps its path and hash in the user's configuration, outside of every shop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _known() -> dict[str, str]:
     return stored if isinstance(stored, dict) else {}
 
 
-def remember(path: Path) -> None:
+def trust(path: Path) -> None:
     """Trust a Python file as it is now: its user has just named it."""
     known, key = _known(), str(path.resolve())
     if known.get(key) != _hash(path):

@@ -177,7 +177,7 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
     answerer = ProfileRecommender(environment.search, nano_policy, agent)
     served = answerer.answer([RecommendRequest(e.profile, e.case.as_of, 4, 2) for e in examples])
     measured = [ranking.queries for ranking in ranked]
-    place = catalog.rows_of()
+    place = catalog.row_of
     lines = [[q for q in e.profile.references if q] for e in examples]
     in_stock = [[bool(stock[place[r.products[0]]]) for r in one.recommendations] for one in served]
     shown = [tuple(r.query for r in one.recommendations) for one in served]

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from qagent_mlx.build import refresh
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.build import build_shop
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.ranker import MemoryRanker
 from qagent_mlx.memory.types import Moment
@@ -63,10 +63,10 @@ def simulated(folder: Path, config: SimulatorConfig) -> Shop:
     counts = write_sample(folder / "data", config)
     shop = Shop.create(folder / "shop", ShopConfig(name="simulated"))
     for kind in ("products", "events"):
-        report = ingest(shop, kind, [folder / "data" / f"{kind}.parquet"])
+        report = ingest_files(shop, kind, [folder / "data" / f"{kind}.parquet"])
         if report.rejected:
             raise SystemExit(f"{report.rejected} of {counts[kind]} {kind} were rejected")
-    refresh(shop)
+    build_shop(shop)
     return shop
 
 

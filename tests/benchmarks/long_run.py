@@ -29,8 +29,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__
 from crashes import COMPONENTS, GRPO, SPLIT, events_agree, index_matches, small_shop  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
-from qagent_mlx.ingest.ingest import ingest  # noqa: E402
-from qagent_mlx.inventory.index import ensure  # noqa: E402
+from qagent_mlx.ingest.ingest import ingest_files  # noqa: E402
+from qagent_mlx.inventory.index import open_index  # noqa: E402
 from qagent_mlx.inventory.updates import refresh_index  # noqa: E402
 from qagent_mlx.serve.config import ServeConfig  # noqa: E402
 from qagent_mlx.serve.http import create_app  # noqa: E402
@@ -91,8 +91,8 @@ class Load:
             f"product_id,title,price\nlong{self.rounds % 50},Kite {self.rounds},{self.draw.randint(1, 99)}\n"
         )
         with Shop.open(self.path, read_only=False) as shop:
-            assert ingest(shop, "events", [place / "e.jsonl"]).accepted == len(rows)
-            ingest(shop, "products", [place / "p.csv"])
+            assert ingest_files(shop, "events", [place / "e.jsonl"]).accepted == len(rows)
+            ingest_files(shop, "products", [place / "p.csv"])
             refresh_index(shop)
         self.events += len(rows)
 
@@ -161,7 +161,7 @@ class Load:
             found = shop.counts()["events"] - self.first
             if found != self.events:
                 self.errors.append(f"{self.events:,} events were accepted, {found:,} are there")
-            assert index_matches(ensure(shop), shop)
+            assert index_matches(open_index(shop), shop)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
@@ -179,8 +179,10 @@ def main() -> None:
             make_files, folder, options.events, options.users, options.products, 0
         )
         with Shop.create(folder / "shop") as shop:
-            ingest(shop, "products", [folder / "products.parquet"])
-            loaded, report["ingest_s"] = timed(ingest, shop, "events", [folder / "events.parquet"])
+            ingest_files(shop, "products", [folder / "products.parquet"])
+            loaded, report["ingest_s"] = timed(
+                ingest_files, shop, "events", [folder / "events.parquet"]
+            )
             assert loaded.rejected == 0, loaded
     if options.only_make:
         return

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory import vector_index as module
-from qagent_mlx.inventory.index import build
+from qagent_mlx.inventory.index import build_index
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.vector_index import Shard, VectorIndex, open_shard
 from qagent_mlx.shop.shop import Shop
@@ -167,7 +167,7 @@ def made_up_shop(folder: Path, size: int) -> Shop:
                 ]
             )
     shop = Shop.create(folder / "shop")
-    ingest(shop, "products", [folder / "products.csv"])
+    ingest_files(shop, "products", [folder / "products.csv"])
     events, clock = [], datetime(2026, 1, 1)
     for number in range(4000):
         row = int(random.integers(size))
@@ -186,7 +186,7 @@ def hybrid(size: int = 100_000) -> None:
     with tempfile.TemporaryDirectory() as name:
         with made_up_shop(Path(name), size) as shop:
             start = clock()
-            index = build(shop)
+            index = build_index(shop)
             print(f"index of {size:,} products built in {clock() - start:.1f} s")
             search = open_search(shop, index)
         random = np.random.default_rng(5)
@@ -238,7 +238,7 @@ def build_speed(size: int = 20_000) -> None:
     """The default encoder and index."""
     with tempfile.TemporaryDirectory() as name, made_up_shop(Path(name), size) as shop:
         start = clock()
-        build(shop)
+        build_index(shop)
         print(f"{size:,} products: encoder and index in {clock() - start:.1f} s")
 
 

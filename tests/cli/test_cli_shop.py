@@ -23,7 +23,7 @@ def test_init_makes_an_empty_shop_once(cli):
 
 def test_init_sample_is_ready_to_use(cli, files, tmp_path, monkeypatch):
     folder = tiny_sample(files, tmp_path)
-    monkeypatch.setattr("qagent_mlx.build.sample_data", lambda: folder)
+    monkeypatch.setattr("qagent_mlx.build.sample_data_folder", lambda: folder)
     report = cli.json("init", "--sample", "--shop", "new")
     assert (report["products"], report["users"]) == (4, 2)
     assert cli.json("search", "stove", "--shop", "new")["results"][0]["product_id"] == "p3"
@@ -36,7 +36,7 @@ def test_init_sample_is_ready_to_use(cli, files, tmp_path, monkeypatch):
 
 def test_init_sample_leaves_nothing_behind_when_it_fails(cli, tmp_path, monkeypatch):
     (tmp_path / "simulator.json").write_text("{}")
-    monkeypatch.setattr("qagent_mlx.build.sample_data", lambda: tmp_path)
+    monkeypatch.setattr("qagent_mlx.build.sample_data_folder", lambda: tmp_path)
     cli.error("init", "--sample", "--shop", "new")
     assert not (tmp_path / "new").exists()
 

@@ -23,12 +23,12 @@ def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     assert "new user" in session.memory()["text"]
     session.recommend()
     found = session.search("Dune Desk Lamp")
-    assert "Desk Lamp" in found[0]["title"]
+    assert "Desk Lamp" in found[0].title
     before = session.now
-    gone = next(n for n, product in enumerate(found, 1) if not product["in_stock"])
+    gone = next(n for n, product in enumerate(found, 1) if not product.in_stock)
     with pytest.raises(QAgentError, match="is sold out"):
         session.engage(session.choose(gone), "purchase")
-    there = next(n for n, product in enumerate(found, 1) if product["in_stock"])
+    there = next(n for n, product in enumerate(found, 1) if product.in_stock)
     session.engage(session.choose(there), "purchase")
     assert session.now > before
     view = session.memory()

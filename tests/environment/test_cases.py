@@ -6,7 +6,7 @@ import pytest
 from qagent_mlx.environment.cases import SPLITS, SplitConfig, build_cases, of_split
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import load
+from qagent_mlx.inventory.index import load_index
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
@@ -79,7 +79,7 @@ def test_new_users_are_let_in_on_request(tiny_shop, cases):
 
 
 def test_no_case_lies_in_what_the_index_learned_from(tiny_shop, tiny_folder, cases):
-    cut = load(tiny_folder / "inventory").clicks_until
+    cut = load_index(tiny_folder / "inventory").clicks_until
     found = build_cases(tiny_shop.connection, after=cut)
     assert [c.as_of for c in found] == [c.as_of for c in cases if c.as_of >= cut]
     assert 0 < len(found) < len(cases)

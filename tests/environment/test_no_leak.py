@@ -8,7 +8,7 @@ import pytest
 
 from qagent_mlx.environment.cases import build_cases, of_split
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import build
+from qagent_mlx.inventory.index import build_index
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.ranker import MemoryRanker, fit_ranker
@@ -21,7 +21,7 @@ ANSWER = "zebra saddle"  # nobody searches it but in what is planted
 
 def used(shop, case):
     """All that a policy sees of a case, and what that is made of; index and worth built anew."""
-    index = build(shop)
+    index = build_index(shop)
     fit_ranker(shop, index.clicks_until)
     search = open_search(shop, index)
     memory = Memory(shop.connection, shop.config.memory, count_words, MemoryRanker.of_shop(shop))
@@ -82,7 +82,9 @@ def same(a, b):
 @pytest.fixture
 def shop_and_case(own_shop):
     # A case from the middle of a day: then there is an earlier hour of that day too.
-    cases = of_split(build_cases(own_shop.connection, after=build(own_shop).clicks_until), "test")
+    cases = of_split(
+        build_cases(own_shop.connection, after=build_index(own_shop).clicks_until), "test"
+    )
     return own_shop, max(cases, key=lambda c: (c.as_of.hour, c.user_id))
 
 

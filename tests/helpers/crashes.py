@@ -35,10 +35,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.index import build, ensure, load
+from qagent_mlx.inventory.index import build_index, load_index, open_index
 from qagent_mlx.inventory.index_files import MANIFEST, leftovers
 from qagent_mlx.inventory.updates import refresh_index, remove_products
 from qagent_mlx.inventory.vector_index import rounded
@@ -188,8 +188,8 @@ def small_shop(path: Path, products: Path, events: Path) -> Path:
     """A shop from two files, with its index, its stored memory and a random policy, ``base``."""
     with Shop.create(path) as shop:
         for kind, file in (("products", products), ("events", events)):
-            assert ingest(shop, kind, [file]).rejected == 0
-        build(shop)
+            assert ingest_files(shop, kind, [file]).rejected == 0
+        build_index(shop)
         texts = (
             "SELECT title FROM products UNION ALL SELECT query FROM events WHERE query IS NOT NULL"
         )
@@ -309,7 +309,7 @@ class Ingest(Work):
                         f"{stem},Kite {stem},{price}\n"
                     )
                     tell("products", file.name, 2)
-                    ingest(shop, "products", [file])
+                    ingest_files(shop, "products", [file])
                     tell("stored", file.name)
                     continue
                 rows = _rows(draw, stem, draw.randint(1, 300))
@@ -319,7 +319,7 @@ class Ingest(Work):
                     gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode()
                 )
                 tell("events", file.name, len(rows))
-                report = ingest(shop, "events", [file])
+                report = ingest_files(shop, "events", [file])
                 assert (report.accepted, report.rejected) == (len(rows), 0), report
                 tell("stored", file.name)
 
@@ -357,7 +357,9 @@ class Ingest(Work):
                 else:
                     self.tally.done += now == whole
                     self.tally.undone += now != whole
-                    ingest(shop, kind, [files / name])  # whoever does it again doubles nothing
+                    ingest_files(
+                        shop, kind, [files / name]
+                    )  # whoever does it again doubles nothing
                     assert there() == whole
                 users += [f"{stem}u0"] * (kind == "events")
             events_agree(shop)
@@ -387,7 +389,7 @@ class Index(Work):
                     f"product_id,title,price\n{kite},Kite number {number},{number}\n"
                     f"p000,Acme USB Cable,{self.round}.{number}\n"
                 )
-                ingest(shop, "products", [file])
+                ingest_files(shop, "products", [file])
                 tell("changed", shop.catalog_version)
                 if number % 3 == 0:
                     remove_products(shop, [kite])
@@ -401,14 +403,14 @@ class Index(Work):
         indexed = max((w[1] for w in told if w[0] == "indexed"), default=0)
         self.tally.operations += sum(w[0] != "ready" for w in told)
         assert (self.folder / "inventory" / MANIFEST).exists()
-        before = load(self.folder / "inventory")  # whole, if perhaps older than the catalog
+        before = load_index(self.folder / "inventory")  # whole, if perhaps older than the catalog
         assert before.manifest["catalog_version"] >= indexed
         with Shop.open(self.folder) as shop:
             assert shop.catalog_version >= changed
             late = before.manifest["catalog_version"] != shop.catalog_version
             self.tally.undone += late
             self.tally.done += not late
-            index = ensure(shop)
+            index = open_index(shop)
             assert index_matches(index, shop)
             assert leftovers(index.folder, index.manifest) == []
 

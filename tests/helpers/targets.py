@@ -30,9 +30,9 @@ from starlette.requests import Request
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import parse_fields
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.report import IngestReport
-from qagent_mlx.inventory.index import load as load_index
+from qagent_mlx.inventory.index import load_index
 from qagent_mlx.policy.files import load_policy, read_info
 from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.protocol.codec import load_codec
@@ -340,7 +340,7 @@ def rows(draw: random.Random, place: Place) -> None:
             at = draw.randrange(1, len(lines))
             lines[at] = hostile.broken(draw, lines[at])
         path.write_bytes(b"\n".join(lines))
-        report = refusing(lambda: ingest(shop, kind, [path]))
+        report = refusing(lambda: ingest_files(shop, kind, [path]))
         if report is None:
             assert shop.counts() == before, "a file that was refused left something"
             return

@@ -4,8 +4,8 @@ import pytest
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.derived_queries import category_queries, derive, title_queries
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.derived_queries import category_queries, derive_queries, title_queries
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import store
 from qagent_mlx.shop.shop import Shop
 
@@ -21,7 +21,7 @@ x,Odd Thing,
 def shop(tmp_path):
     (tmp_path / "products.csv").write_text(PRODUCTS)
     with Shop.create(tmp_path / "shop") as made:
-        ingest(made, "products", [tmp_path / "products.csv"])
+        ingest_files(made, "products", [tmp_path / "products.csv"])
         yield made
 
 
@@ -42,7 +42,7 @@ def found_by(shop):
 
 def test_what_is_bought_at_one_moment_is_found_by_its_own_search_each(shop):
     append_events(shop, bought("u", 3, "t1", "s1", "t2", "x"))
-    assert derive(shop).accepted == 2  # two tents, one search of tents
+    assert derive_queries(shop).accepted == 2  # two tents, one search of tents
     assert found_by(shop) == [("t1", "tents"), ("s1", "stoves"), ("t2", "tents"), ("x", "stoves")]
     assert shop.config.derived_queries == "from category paths"
     with Shop.open(shop.path) as again:
@@ -51,18 +51,18 @@ def test_what_is_bought_at_one_moment_is_found_by_its_own_search_each(shop):
 
 def test_new_events_get_theirs_and_old_ones_are_still_known(shop):
     append_events(shop, bought("u", 3, "t1", "s1"))
-    derive(shop)
+    derive_queries(shop)
     assert append_events(shop, bought("u", 3, "t1", "s1")).duplicates == 2
     append_events(shop, [*bought("u", 9, "s1"), *bought("v", 9, "t1", kind="click")])
-    assert derive(shop).accepted == 2
-    assert derive(shop).accepted == 0
+    assert derive_queries(shop).accepted == 2
+    assert derive_queries(shop).accepted == 0
     assert found_by(shop)[2:] == [("s1", "stoves"), ("t1", "tents")]
     assert [(c.user_id, c.query) for c in _cases(shop)] == [("u", "stoves")]
 
 
 def _cases(shop):
     append_events(shop, [*bought("u", 12, "t1"), *bought("u", 15, "t1")])
-    derive(shop)
+    derive_queries(shop)
     return build_cases(shop.connection)[:1]
 
 
@@ -70,24 +70,24 @@ def test_memory_is_put_off_until_it_is_built_again(shop):
     append_events(shop, bought("u", 3, "t1"))
     with shop.transaction() as connection:
         store.build(connection, shop.config.memory)
-    derive(shop)
+    derive_queries(shop)
     assert not store.is_current(shop.connection, shop.config.memory)
 
 
 def test_the_source_can_be_chosen_once(shop):
     append_events(shop, bought("u", 3, "t1", "x"))
-    derive(shop, "titles")
+    derive_queries(shop, "titles")
     assert found_by(shop) == [("t1", "acme tent"), ("x", "odd thing")]
     append_events(shop, bought("u", 5, "t2"))
-    assert derive(shop).accepted == 1  # as before
+    assert derive_queries(shop).accepted == 1  # as before
     with pytest.raises(QAgentError, match="derived from titles; .* make a new shop"):
-        derive(shop, "categories")
+        derive_queries(shop, "categories")
 
 
 def test_typed_queries_and_logs_of_views_are_refused(shop):
     append_events(shop, bought("u", 3, "t1", kind="view"))
     with pytest.raises(QAgentError, match="no click, cart or purchase"):
-        derive(shop)
+        derive_queries(shop)
     with pytest.raises(QAgentError, match="no search by a known user"):
         build_cases(shop.connection)
     append_events(shop, bought("u", 4, "t1"))
@@ -95,7 +95,7 @@ def test_typed_queries_and_logs_of_views_are_refused(shop):
         build_cases(shop.connection)
     append_events(shop, [{"user_id": "u", "time": "2026-01-05", "type": "search", "query": "tent"}])
     with pytest.raises(QAgentError, match="only for a log without searches, and this one has 1"):
-        derive(shop)
+        derive_queries(shop)
 
 
 def test_category_queries_name_the_lower_levels_once():

@@ -10,7 +10,12 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.columns import parse_mapping
-from qagent_mlx.ingest.ingest import append_batches, append_events, ingest, retry
+from qagent_mlx.ingest.ingest import (
+    append_event_batches,
+    append_events,
+    ingest_files,
+    retry_rejected,
+)
 from qagent_mlx.ingest.report import REMEDIES, ReadOptions
 from qagent_mlx.shop.shop import Shop
 
@@ -67,8 +72,8 @@ def templates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("templates")
     Shop.create(folder / "empty").close()
     with Shop.create(folder / "stocked") as shop:
-        ingest(shop, "products", [write(folder / "p.csv", PRODUCTS)])
-        ingest(shop, "events", [write(folder / "e.csv", EVENTS)])
+        ingest_files(shop, "products", [write(folder / "p.csv", PRODUCTS)])
+        ingest_files(shop, "events", [write(folder / "e.csv", EVENTS)])
     return folder
 
 
@@ -142,7 +147,7 @@ def refused(shop, kind, path, options=None):
     """The one line that says why a file does not go in; nothing of it may be stored."""
     before = stored(shop)
     with pytest.raises(QAgentError) as error:
-        ingest(shop, kind, [path], options)
+        ingest_files(shop, kind, [path], options)
     line = str(error.value)
     assert "\n" not in line
     assert str(path) in line or line.startswith("--")
@@ -159,8 +164,8 @@ def test_all_forms_of_file_give_the_same_shop(tmp_path):
     found = []
     for form in FORMS:
         with Shop.create(tmp_path / form.replace(".", "-")) as shop:
-            products = ingest(shop, "products", [write(tmp_path / f"p.{form}", PRODUCTS)])
-            events = ingest(shop, "events", [write(tmp_path / f"e.{form}", EVENTS)])
+            products = ingest_files(shop, "products", [write(tmp_path / f"p.{form}", PRODUCTS)])
+            events = ingest_files(shop, "events", [write(tmp_path / f"e.{form}", EVENTS)])
             assert (products.accepted, events.accepted) == (2, 3), form
             assert not products.rejected and not events.rejected
             found.append(stored(shop))
@@ -194,14 +199,14 @@ def test_other_encodings_can_be_named(stocked, tmp_path, encoding, option, form)
     if form == "jsonl" and encoding == "utf-8-sig":
         pytest.skip("JSON has no byte order mark")
     path = put(tmp_path, f"x.{form}", text.encode(encoding))
-    assert ingest(stocked, "products", [path], ReadOptions(encoding=option)).accepted == 1
+    assert ingest_files(stocked, "products", [path], ReadOptions(encoding=option)).accepted == 1
     assert ("p3", "Größe") in [row[:2] for row in stored(stocked)["products"]]
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
 def test_line_ends_and_quoted_line_breaks_do_not_matter(shop, tmp_path, ends):
     lines = ["product_id;title;price", '1;"two', 'lines";3', "2;B;4", ""]
-    assert ingest(shop, "products", [put(tmp_path, "x.csv", ends.join(lines))]).accepted == 2
+    assert ingest_files(shop, "products", [put(tmp_path, "x.csv", ends.join(lines))]).accepted == 2
     assert [row[1:5] for row in stored(shop)["products"]] == [
         ("two lines", None, None, 3.0),
         ("B", None, None, 4.0),
@@ -217,7 +222,7 @@ def test_a_json_column_may_be_a_list_an_object_or_a_number(shop, tmp_path):
         "in_stock": True,
         "attributes": {"persons": 2, "none": None, "deep": {"a": 1}},
     }
-    assert ingest(shop, "products", [put(tmp_path, "x.jsonl", json.dumps(row))]).accepted == 1
+    assert ingest_files(shop, "products", [put(tmp_path, "x.jsonl", json.dumps(row))]).accepted == 1
     assert stored(shop)["products"][0][:7] == (
         "7",
         "Tent",
@@ -239,8 +244,8 @@ def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
             COPY (SELECT 1 AS user, TIMESTAMPTZ '2026-01-05 12:00+02' AS ts, 'view' AS event,
             5 AS item_id) TO '{tmp_path}/e.parquet' (FORMAT parquet)"""
         )
-    ingest(shop, "products", [tmp_path / "p.parquet"])
-    ingest(shop, "events", [tmp_path / "e.parquet"])
+    ingest_files(shop, "products", [tmp_path / "p.parquet"])
+    ingest_files(shop, "events", [tmp_path / "e.parquet"])
     found = stored(shop)
     assert found["products"][0][:7] == (
         "5",
@@ -259,7 +264,7 @@ def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
 
 def test_columns_are_found_by_their_usual_names_whatever_their_case(shop, tmp_path):
     path = put(tmp_path, "x.csv", " SKU ,Product_Name,Manufacturer\n1,Tent,Acme\n")
-    ingest(shop, "products", [path])
+    ingest_files(shop, "products", [path])
     assert stored(shop)["products"][0][:3] == ("1", "Tent", "Acme")
 
 
@@ -277,7 +282,7 @@ def test_columns_can_be_mapped_by_hand(shop, tmp_path, form):
     mapping = parse_mapping(
         ["product_id=ref", "title=Größe \"x\" 'y'", "attributes.shade=colour"], "products"
     )
-    assert ingest(shop, "products", [path], ReadOptions(mapping=mapping)).accepted == 1
+    assert ingest_files(shop, "products", [path], ReadOptions(mapping=mapping)).accepted == 1
     assert stored(shop)["products"][0][:7] == (
         "1",
         "Tent",
@@ -296,7 +301,9 @@ def test_mapped_attributes_join_those_of_the_file(shop, tmp_path):
         'id\ttitle\tattributes\tc\n1\tA\t{"a": "b"}\tred\n2\tB\ta=b\tblue\n3\tC\t\tgreen\n'
         "4\tD\tnonsense\tred\n5\tE\t{nonsense\tred\n6\tF\ta=b\t\n",
     )
-    report = ingest(shop, "products", [path], ReadOptions(mapping=(("attributes.colour", "c"),)))
+    report = ingest_files(
+        shop, "products", [path], ReadOptions(mapping=(("attributes.colour", "c"),))
+    )
     assert report.reasons == {"bad attributes": 2}
     assert [row[6] for row in stored(shop)["products"]] == [
         '{"a": "b", "colour": "red"}',
@@ -395,7 +402,7 @@ def test_a_line_of_many_megabytes_is_refused(stocked, tmp_path, monkeypatch):
 def test_a_failure_in_a_later_file_keeps_the_files_before_it(stocked, tmp_path):
     good = put(tmp_path, "good.csv", "product_id,title\n8,Good\n")
     with pytest.raises(QAgentError, match="bad.csv is empty"):
-        ingest(stocked, "products", [good, put(tmp_path, "bad.csv", "")])
+        ingest_files(stocked, "products", [good, put(tmp_path, "bad.csv", "")])
     assert "8" in [row[0] for row in stored(stocked)["products"]]
 
 
@@ -432,7 +439,7 @@ BAD_EVENTS = [
 def test_bad_events_are_kept_with_their_reasons_and_the_others_go_in(stocked, tmp_path):
     good = {**EVENTS[1], "time": "2026-02-01T10:00:00", "product_id": "p2"}
     rows = [{**good, **change} for change, *_ in BAD_EVENTS]
-    report = ingest(stocked, "events", [write(tmp_path / "x.csv", [good, *rows])])
+    report = ingest_files(stocked, "events", [write(tmp_path / "x.csv", [good, *rows])])
     assert (report.accepted, report.rejected) == (1, len(rows))
     assert len(stored(stocked)["events"]) == 4
     rejects = {
@@ -472,7 +479,7 @@ BAD_PRODUCTS = [
 def test_bad_products_are_kept_with_their_reasons_and_the_others_go_in(stocked, tmp_path):
     good = {**PRODUCTS[0], "product_id": "p3"}
     rows = [{**good, "product_id": f"x{i}", **c} for i, (c, _) in enumerate(BAD_PRODUCTS)]
-    report = ingest(stocked, "products", [write(tmp_path / "x.jsonl", [good, *rows])])
+    report = ingest_files(stocked, "products", [write(tmp_path / "x.jsonl", [good, *rows])])
     assert (report.accepted, report.rejected) == (1, len(rows))
     assert [row[0] for row in stored(stocked)["products"]] == ["p1", "p2", "p3"]
     rejects = {row[1]: row[3] for row in stored(stocked)["rejects"]}
@@ -484,7 +491,7 @@ def test_bad_products_are_kept_with_their_reasons_and_the_others_go_in(stocked, 
 
 def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
     path = write(tmp_path / "x.csv", [{"id": "p3", "title": ""}, {"id": "p4", "title": "Tent"}])
-    report = ingest(stocked, "products", [path])
+    report = ingest_files(stocked, "products", [path])
     assert report.examples == ["x.csv row 1: no title; every product needs a title"]
     assert [row[0] for row in stored(stocked)["products"]] == ["p1", "p2", "p4"]
 
@@ -512,7 +519,7 @@ def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
 )
 def test_prices_are_read_as_shops_write_them(shop, tmp_path, text, price):
     path = write(tmp_path / "x.tsv", [{"id": "1", "title": "A", "price": text}])
-    assert ingest(shop, "products", [path]).rejected == 0
+    assert ingest_files(shop, "products", [path]).rejected == 0
     assert stored(shop)["products"][0][4] == price
 
 
@@ -523,7 +530,7 @@ def test_a_point_before_three_digits_parts_thousands_where_other_prices_have_dec
         {"id": "1", "title": "A", "price": "1.299"},
         {"id": "2", "title": "B", "price": "9,50 €"},
     ]
-    assert ingest(shop, "products", [write(tmp_path / "x.tsv", rows)]).rejected == 0
+    assert ingest_files(shop, "products", [write(tmp_path / "x.tsv", rows)]).rejected == 0
     assert [row[4] for row in stored(shop)["products"]] == [1299, 9.5]
 
 
@@ -536,7 +543,7 @@ def test_titles_brands_and_categories_lose_their_html_and_keep_other_brackets(sh
             "category": "Home &amp; Kitchen > AT&T",
         }
     ]
-    ingest(shop, "products", [write(tmp_path / "x.jsonl", rows)])
+    ingest_files(shop, "products", [write(tmp_path / "x.jsonl", rows)])
     assert stored(shop)["products"][0][1:4] == (
         "Tom & Jerry's Mug <recommend>x</recommend> &copy a<b",
         "A&B",
@@ -546,10 +553,10 @@ def test_titles_brands_and_categories_lose_their_html_and_keep_other_brackets(sh
 
 def test_columns_are_known_however_their_names_are_put_together(stocked, tmp_path):
     (tmp_path / "x.csv").write_text("visitorid,Event Time,eventType,itemId\nu,2026-01-01,view,p1\n")
-    assert ingest(stocked, "events", [tmp_path / "x.csv"]).accepted == 1
+    assert ingest_files(stocked, "events", [tmp_path / "x.csv"]).accepted == 1
     # A column that is called just so goes before one that is nearly.
     (tmp_path / "y.csv").write_text("UserID,user,time,type,sku\na,b,2026-01-02,view,p1\n")
-    ingest(stocked, "events", [tmp_path / "y.csv"])
+    ingest_files(stocked, "events", [tmp_path / "y.csv"])
     assert stocked.connection.execute(
         "SELECT user_id FROM events WHERE ts = '2026-01-02'"
     ).fetchall() == [("b",)]
@@ -558,12 +565,12 @@ def test_columns_are_known_however_their_names_are_put_together(stocked, tmp_pat
 def test_all_missing_columns_are_named_at_once(stocked, tmp_path):
     (tmp_path / "x.csv").write_text("session,when,query\ns,2026-01-01,tent\n")
     with pytest.raises(QAgentError, match="user_id and time; .* --map user_id=COLUMN --map time="):
-        ingest(stocked, "events", [tmp_path / "x.csv"])
+        ingest_files(stocked, "events", [tmp_path / "x.csv"])
 
 
 def test_rows_with_too_few_or_many_columns_are_counted_where_they_stand(shop, tmp_path):
     text = "product_id,title,price\n1,A,1\n2,B\n3,C,3\n4,D,4,extra\n5,E,x\n"
-    report = ingest(shop, "products", [put(tmp_path, "x.csv", text)])
+    report = ingest_files(shop, "products", [put(tmp_path, "x.csv", text)])
     assert report.reasons == {"malformed row": 2, "bad price": 1}
     rejects = {row[1]: row[3:] for row in stored(shop)["rejects"]}
     assert {row: reason for row, (reason, _) in rejects.items()} == {
@@ -576,7 +583,7 @@ def test_rows_with_too_few_or_many_columns_are_counted_where_they_stand(shop, tm
 
 def test_lines_that_are_no_json_objects_are_counted_where_they_stand(shop, tmp_path):
     text = '{"id": "1", "title": "A"}\n\n[2]\n{"id": "3", "title": "C"\n{"id": "4", "title": "D"}\n'
-    report = ingest(shop, "products", [put(tmp_path, "x.jsonl", text)])
+    report = ingest_files(shop, "products", [put(tmp_path, "x.jsonl", text)])
     assert (report.accepted, report.reasons) == (2, {"malformed JSON": 2})
     assert "each line must be one JSON object" in report.examples[0]
     assert [row[1] for row in stored(shop)["rejects"]] == [3, 4]
@@ -584,7 +591,7 @@ def test_lines_that_are_no_json_objects_are_counted_where_they_stand(shop, tmp_p
 
 def test_many_bad_rows_make_one_line_a_reason(stocked, tmp_path):
     rows = [{**EVENTS[1], "product_id": f"x{i}"} for i in range(50)]
-    report = ingest(stocked, "events", [write(tmp_path / "x.csv", rows)])
+    report = ingest_files(stocked, "events", [write(tmp_path / "x.csv", rows)])
     assert report.rejected == 50
     assert report.examples == [
         "x.csv row 1: unknown product 'x0' (50 rows); "
@@ -594,14 +601,14 @@ def test_many_bad_rows_make_one_line_a_reason(stocked, tmp_path):
 
 def test_a_bad_value_cannot_break_the_line(stocked, tmp_path):
     row = {**EVENTS[1], "type": "a\nb\x1b[31m" + "c" * 500}
-    (line,) = ingest(stocked, "events", [write(tmp_path / "x.jsonl", [row])]).examples
+    (line,) = ingest_files(stocked, "events", [write(tmp_path / "x.jsonl", [row])]).examples
     assert "\n" not in line and "\x1b" not in line and len(line) < 200
 
 
 def test_the_same_rejects_are_kept_once(stocked, tmp_path):
     path = write(tmp_path / "x.csv", [{**EVENTS[1], "product_id": "x0"}])
     for _ in range(2):
-        assert ingest(stocked, "events", [path]).rejected == 1
+        assert ingest_files(stocked, "events", [path]).rejected == 1
     assert stocked.counts()["rejects"] == 1
 
 
@@ -610,8 +617,8 @@ def test_the_same_rejects_are_kept_once(stocked, tmp_path):
 
 def test_a_file_may_be_ingested_twice(stocked, tmp_path):
     before = stored(stocked)
-    products = ingest(stocked, "products", [write(tmp_path / "p.csv", PRODUCTS)])
-    events = ingest(stocked, "events", [write(tmp_path / "again.jsonl", EVENTS)])
+    products = ingest_files(stocked, "products", [write(tmp_path / "p.csv", PRODUCTS)])
+    events = ingest_files(stocked, "events", [write(tmp_path / "again.jsonl", EVENTS)])
     assert (products.accepted, products.duplicates) == (0, 2)
     assert (events.accepted, events.duplicates) == (0, 3)
     assert stored(stocked) == before
@@ -620,23 +627,23 @@ def test_a_file_may_be_ingested_twice(stocked, tmp_path):
 def test_a_row_that_comes_twice_in_a_file_is_stored_once(stocked, tmp_path):
     new = {**EVENTS[0], "time": "2026-03-01"}
     respelled = {**new, "query": "RED monitor"}
-    report = ingest(stocked, "events", [write(tmp_path / "x.csv", [new, new, respelled])])
+    report = ingest_files(stocked, "events", [write(tmp_path / "x.csv", [new, new, respelled])])
     assert (report.accepted, report.duplicates) == (1, 2)
 
 
 def test_rejected_rows_can_be_tried_again(stocked, tmp_path):
     rows = [{**EVENTS[1], "product_id": f"new{i}"} for i in range(3)]
     path = write(tmp_path / "late.csv", [EVENTS[0], *rows, {**EVENTS[1], "type": "bogus"}])
-    ingest(stocked, "events", [path])
+    ingest_files(stocked, "events", [path])
     before = stored(stocked)
-    nothing = retry(stocked)
+    nothing = retry_rejected(stocked)
     assert (nothing.accepted, nothing.rejected) == (0, 4)
     assert "late.csv row 2: unknown product" in nothing.examples[0]
     assert stored(stocked) == before
 
     catalog = [{"product_id": f"new{i}", "title": "New"} for i in range(2)]
-    ingest(stocked, "products", [write(tmp_path / "new.csv", catalog)])
-    report = retry(stocked)
+    ingest_files(stocked, "products", [write(tmp_path / "new.csv", catalog)])
+    report = retry_rejected(stocked)
     assert (report.accepted, report.reasons) == (2, {"unknown event type": 1, "unknown product": 1})
     assert [row[:4] for row in stored(stocked)["rejects"]] == [
         ("late.csv", 4, "events", "unknown product"),
@@ -652,15 +659,15 @@ def test_rejected_rows_can_be_tried_again(stocked, tmp_path):
 def test_a_row_tried_again_keeps_what_the_options_said_of_it(stocked, tmp_path):
     path = write(tmp_path / "x.csv", [{"user": "u", "date": "31.12.2025 08:30", "sku": "new"}])
     options = ReadOptions(event_type="cart", time_format="%d.%m.%Y %H:%M")
-    assert ingest(stocked, "events", [path], options).reasons == {"unknown product": 1}
-    ingest(stocked, "products", [write(tmp_path / "n.csv", [{"id": "new", "title": "New"}])])
-    assert retry(stocked).accepted == 1
+    assert ingest_files(stocked, "events", [path], options).reasons == {"unknown product": 1}
+    ingest_files(stocked, "products", [write(tmp_path / "n.csv", [{"id": "new", "title": "New"}])])
+    assert retry_rejected(stocked).accepted == 1
     assert (datetime(2025, 12, 31, 8, 30), "cart") in [r[2:4] for r in stored(stocked)["events"]]
 
 
 def test_rows_that_are_no_rows_stay_rejected(stocked, tmp_path):
-    ingest(stocked, "products", [put(tmp_path, "x.csv", "id,title\n1\n")])
-    assert retry(stocked).rejected == 0
+    ingest_files(stocked, "products", [put(tmp_path, "x.csv", "id,title\n1\n")])
+    assert retry_rejected(stocked).rejected == 0
     assert [row[3] for row in stored(stocked)["rejects"]] == ["malformed row"]
 
 
@@ -703,7 +710,7 @@ def test_a_row_with_query_and_product_is_a_search_and_a_click(stocked, tmp_path)
         "query": "red monitor",
         "sku": "p1",
     }
-    assert ingest(stocked, "events", [write(tmp_path / "x.csv", [row])]).accepted == 1
+    assert ingest_files(stocked, "events", [write(tmp_path / "x.csv", [row])]).accepted == 1
     found = [r for r in stored(stocked)["events"] if r[1] == "t"]
     assert [(r[2].minute, r[3], r[6]) for r in found] == [(0, "search", None), (1, "click", "p1")]
     assert found[1][8] == found[0][0]
@@ -718,8 +725,8 @@ def test_a_type_for_all_rows_must_be_one(stocked, tmp_path):
 def test_appended_events_are_those_of_a_file(stocked, tmp_path):
     rows = [{**EVENTS[0], "user_id": "a"}, {**EVENTS[1], "user_id": "a"}]
     with Shop.create(tmp_path / "other") as other:
-        ingest(other, "products", [write(tmp_path / "p2.csv", PRODUCTS)])
-        ingest(other, "events", [write(tmp_path / "e2.csv", [*EVENTS, *rows])])
+        ingest_files(other, "products", [write(tmp_path / "p2.csv", PRODUCTS)])
+        ingest_files(other, "events", [write(tmp_path / "e2.csv", [*EVENTS, *rows])])
         expected = [row[1:7] for row in stored(other)["events"]]
     moments = [datetime.fromisoformat(row["time"]) for row in rows]
     moments[1] = moments[1].replace(tzinfo=timezone.utc)
@@ -747,7 +754,7 @@ def states(shop, tmp_path, *rows):
     for i, (time, price) in enumerate(rows):
         path = tmp_path / f"s{i}.csv"
         write(path, [{"id": "p", "title": "A", "price": price, "time": time}])
-        ingest(shop, "products", [path])
+        ingest_files(shop, "products", [path])
 
 
 def now(shop):
@@ -781,7 +788,7 @@ def test_what_was_known_without_a_time_holds_before_a_history_that_comes_later(s
         {"id": "p", "title": "A", "price": price, "time": f"2026-0{month}-01"}
         for month, price in ((2, 9), (3, 1))
     ]
-    ingest(shop, "products", [write(tmp_path / "h.csv", rows)])
+    ingest_files(shop, "products", [write(tmp_path / "h.csv", rows)])
     assert [price for _, price, _ in history(shop)] == [1, 9, 1]
     assert now(shop) == [(1.0,)]
 
@@ -796,12 +803,12 @@ def test_lists_that_are_stored_together_are_each_told_their_own(own_shop):
     event = {"user_id": "ann", "time": "2026-05-01T10:00:00", "type": "search", "query": "lamp"}
     later = {**event, "time": "2026-05-01T11:00:00"}
     before = own_shop.counts()["events"]
-    reports = append_batches(own_shop, [[event], [later, {**later, "query": "cable"}]])
+    reports = append_event_batches(own_shop, [[event], [later, {**later, "query": "cable"}]])
     assert [r.accepted for r in reports] == [1, 2]
     # Now something is known already and something is refused: nothing is stored twice.
     new = {**event, "user_id": "bob"}
     wrong = {**event, "type": "click", "product_id": "none"}
-    reports = append_batches(own_shop, [[event, new], [wrong], [{**new, "query": "usb"}]])
+    reports = append_event_batches(own_shop, [[event, new], [wrong], [{**new, "query": "usb"}]])
     assert [(r.accepted, r.duplicates, r.rejected) for r in reports] == [
         (1, 1, 0),
         (0, 0, 1),
@@ -813,5 +820,5 @@ def test_lists_that_are_stored_together_are_each_told_their_own(own_shop):
 def test_a_first_call_that_is_undone_does_not_spoil_the_next(own_shop):
     wrong = {"user_id": "a", "time": "2026-05-01", "type": "click", "product_id": "none"}
     right = {"user_id": "a", "time": "2026-05-01", "type": "search", "query": "lamp"}
-    reports = append_batches(own_shop, [[wrong], [right]])
+    reports = append_event_batches(own_shop, [[wrong], [right]])
     assert [(r.accepted, r.rejected) for r in reports] == [(0, 1), (1, 0)]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.analyzer import aliases, outdated, product_terms
+from qagent_mlx.inventory.analyzer import has_outdated_terms, initialisms, product_terms
 from qagent_mlx.inventory.bm25 import BM25Index
 
 
@@ -64,13 +64,13 @@ def test_a_run_without_spaces_changes_nothing_of_what_stands_around_it(text, run
 
 
 def test_initials_are_taken_only_where_words_begin():
-    assert aliases("折叠 帐篷") == []
-    assert aliases("Modern Warfare 折叠 3") == ["~mw"]
+    assert initialisms("折叠 帐篷") == []
+    assert initialisms("Modern Warfare 折叠 3") == ["~mw"]
 
 
 def test_terms_of_an_older_version_are_known():
-    assert outdated(["tent", "折叠帐篷"]) and outdated(["क", "टेंट"])
-    assert not outdated(["tent", "crème", "~mw3", "палатка", "σκηνη"])
+    assert has_outdated_terms(["tent", "折叠帐篷"]) and has_outdated_terms(["क", "टेंट"])
+    assert not has_outdated_terms(["tent", "crème", "~mw3", "палатка", "σκηνη"])
 
 
 def test_the_fitting_titles_come_first_in_chinese_and_japanese():

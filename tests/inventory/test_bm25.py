@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.analyzer import aliases, product_terms
+from qagent_mlx.inventory.analyzer import initialisms, product_terms
 from qagent_mlx.inventory.bm25 import FUZZY_WEIGHT, BM25Index
 from qagent_mlx.inventory.spelling import MOST, Spelling
 
@@ -126,5 +126,5 @@ def test_numbers_are_not_corrected():
 
 
 def test_initials_come_from_the_parts_of_a_title():
-    assert aliases("Call of Duty: Modern Warfare 3") == ["~co", "~cod", "~mw", "~mw3"]
-    assert aliases("Halo") == []
+    assert initialisms("Call of Duty: Modern Warfare 3") == ["~co", "~cod", "~mw", "~mw3"]
+    assert initialisms("Halo") == []

@@ -77,10 +77,10 @@ def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_searc
         AND search_id IS NOT NULL"""
     ).fetchone()
     assert (len(columns["ts"]),) == expected
-    rows_of = tiny_search.catalog.rows_of()
-    whole = ClickLog.from_rows(columns, rows_of, 30.0)
-    again = ClickLog.from_rows(whole.columns(tiny_search.catalog.ids), rows_of, 30.0)
-    some = {p: row for p, row in rows_of.items() if row % 2}
+    row_of = tiny_search.catalog.row_of
+    whole = ClickLog.from_rows(columns, row_of, 30.0)
+    again = ClickLog.from_rows(whole.columns(tiny_search.catalog.ids), row_of, 30.0)
+    some = {p: row for p, row in row_of.items() if row % 2}
     half = ClickLog.from_rows(columns, some, 30.0)
     moment = datetime(2026, 3, 20)
     for key in sorted(set(columns["query_key"])):

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.external_engines import OpenSearch, Postgres, shop_search
-from qagent_mlx.inventory.show import search_products
+from qagent_mlx.inventory.opensearch import OpenSearch
+from qagent_mlx.inventory.postgres import Postgres
+from qagent_mlx.inventory.product_search import open_shop_search, search_products
 from qagent_mlx.inventory.types import Filters
 
 # ---------------------------------------------------------------- the _search API
@@ -114,23 +115,23 @@ def ids(hits):
 
 def test_the_engine_that_a_shop_names_is_asked(own_shop, engine):
     shop = named(own_shop, kind="opensearch", url=engine.url + "/", index="goods")
-    search = shop_search(shop)
+    search = open_shop_search(shop)
     assert isinstance(search, OpenSearch)
     found = search.search(["acme usb cable", "!!", "lamp", "lamp"], 5)
     assert len(found[0]) == 5 and found[1] == [] and found[2] == found[3] != []
     assert ids(found[0])[0].startswith("p00")
     assert {path for path, _, _ in engine.asked} == {"/goods/_search"} and len(engine.asked) == 2
     shown = search_products(shop, "acme usb cable", 5)
-    assert [p["product_id"] for p in shown] == ids(found[0]) and shown[0]["title"]
-    with pytest.raises(QAgentError, match="can't say why"):
+    assert ids(shown) == ids(found[0]) and shown[0].title
+    with pytest.raises(QAgentError, match="cannot explain"):
         search_products(shop, "lamp", explain=True)
 
 
 def test_filters_are_the_engines(own_shop, engine):
-    search = shop_search(named(own_shop, kind="opensearch", url=engine.url))
+    search = open_shop_search(named(own_shop, kind="opensearch", url=engine.url))
     kept = Filters(in_stock=True, min_price=10, max_price=30, category="phones")
     (hits,) = search.search(["phone case"], 40, None, kept)
-    rows = search.catalog.rows_of()
+    rows = search.catalog.row_of
     assert hits
     for hit in hits:
         row = rows[hit.product_id]
@@ -139,7 +140,7 @@ def test_filters_are_the_engines(own_shop, engine):
 
 
 def test_hundreds_of_queries_are_asked_side_by_side(own_shop, engine):
-    search = shop_search(named(own_shop, kind="opensearch", url=engine.url))
+    search = open_shop_search(named(own_shop, kind="opensearch", url=engine.url))
     queries = [f"{brand} lamp {i}" for i in range(50) for brand in ("acme", "dune")]
     found = search.search(queries, 3)
     assert found == [search.search([query], 3)[0] for query in queries]
@@ -148,7 +149,7 @@ def test_hundreds_of_queries_are_asked_side_by_side(own_shop, engine):
 def test_products_that_the_catalog_lacks_are_left_out_and_ties_go_by_id(own_shop, engine):
     found = ("p411", "gone", "p400")
     engine.products = [{"product_id": p, "sku": p, "title": "lamp"} for p in found]
-    search = shop_search(
+    search = open_shop_search(
         named(own_shop, kind="opensearch", url=engine.url, id="sku", fields=["title"])
     )
     assert ids(search.search(["lamp"], 10)[0]) == ["p400", "p411"]
@@ -160,9 +161,9 @@ def test_secrets_come_from_the_environment(own_shop, engine, monkeypatch):
         own_shop, kind="opensearch", url=engine.url, user="ann", password_variable="SHOP_PASSWORD"
     )
     with pytest.raises(QAgentError, match="SHOP_PASSWORD, which is not set"):
-        shop_search(shop)
+        open_shop_search(shop)
     monkeypatch.setenv("SHOP_PASSWORD", "secret")
-    shop_search(shop).search(["lamp"])
+    open_shop_search(shop).search(["lamp"])
     assert engine.asked[-1][1]["Authorization"] == "Basic YW5uOnNlY3JldA=="
     assert "secret" not in (shop.path / "shop.json").read_text()
 
@@ -180,7 +181,7 @@ def test_secrets_come_from_the_environment(own_shop, engine, monkeypatch):
 )
 def test_a_bad_answer_is_one_line_with_its_remedy(own_shop, engine, answer, says):
     engine.answer = answer
-    search = shop_search(named(own_shop, kind="opensearch", url=engine.url))
+    search = open_shop_search(named(own_shop, kind="opensearch", url=engine.url))
     with pytest.raises(QAgentError, match=says) as error:
         search.search(["lamp"])
     assert "\n" not in str(error.value) and "shop.json" in str(error.value)
@@ -188,17 +189,20 @@ def test_a_bad_answer_is_one_line_with_its_remedy(own_shop, engine, answer, says
 
 def test_an_engine_that_is_not_there_and_wrong_settings(own_shop, engine):
     engine.server_close()
-    search = shop_search(named(own_shop, kind="opensearch", url="http://127.0.0.1:9"))
+    search = open_shop_search(named(own_shop, kind="opensearch", url="http://127.0.0.1:9"))
     with pytest.raises(QAgentError, match="does not answer.*start it"):
         search.search(["lamp"])
     for settings, says in (
         ({"kind": "nosuch"}, "known are opensearch, postgres"),
         ({"kind": "opensearch"}, "url"),
         ({"kind": "opensearch", "url": "file:///etc"}, "no http"),
-        ({"kind": "postgres", "tabel": "x"}, "unknown setting tabel"),
+        (
+            {"kind": "postgres", "tabel": "x"},
+            "search.engine: unknown setting 'tabel'; did you mean table",
+        ),
     ):
         with pytest.raises(QAgentError, match=says):
-            shop_search(named(own_shop, **settings))
+            open_shop_search(named(own_shop, **settings))
 
 
 # ---------------------------------------------------------------- PostgreSQL
@@ -264,7 +268,7 @@ def postgres(database, own_shop, products):
 
 
 def test_postgres_finds_and_filters(postgres):
-    search = shop_search(postgres)
+    search = open_shop_search(postgres)
     assert isinstance(search, Postgres)
     found = search.search(["acme usb cables", "???", "running shoe", "it's \\ 'quoted' \0 %"], 5)
     assert [p[:3] for p in ids(found[0])[:2]] == ["p00", "p00"] and found[1] == []
@@ -272,28 +276,30 @@ def test_postgres_finds_and_filters(postgres):
     assert all(a.score >= b.score for a, b in pairwise(found[0]))
     kept = Filters(in_stock=True, min_price=10, max_price=30, category="PHONES")
     (hits,) = search.search(["phone case"], 40, None, kept)
-    rows = search.catalog.rows_of()
+    rows = search.catalog.row_of
     assert hits and all(search.catalog.in_stock[rows[p]] for p in ids(hits))
     assert all(10 <= search.catalog.prices[rows[p]] <= 30 for p in ids(hits))
     assert search.search(["phone"], 5, None, Filters(category="Ph%nes")) == [[]]
     queries = [f"acme lamp {i}" for i in range(300)]
     batch = search.search(queries, 3)
     assert len(batch) == 300 and batch[7] == search.search([queries[7]], 3)[0]
-    assert [p["product_id"] for p in search_products(postgres, "desk lamp", 3)]
+    assert ids(search_products(postgres, "desk lamp", 3))
     search.close()
     assert search.search(["lamp"], 1)[0]
 
 
 def test_postgres_takes_an_indexed_column_and_names_what_is_wrong(postgres, database, monkeypatch):
     monkeypatch.setenv("SHOP_DSN", database)
-    search = shop_search(named(postgres, kind="postgres", dsn_variable="SHOP_DSN", vector="words"))
+    search = open_shop_search(
+        named(postgres, kind="postgres", dsn_variable="SHOP_DSN", vector="words")
+    )
     assert ids(search.search(["dune desk lamps"], 1)[0])[0].startswith("p43")
     for settings, says in (
         ({"dsn": database, "table": "nosuch"}, "nosuch.*does not exist"),
         ({"dsn": database, "text": ["a; DROP TABLE products"]}, "does not exist"),
         ({"dsn": "host=/nowhere"}, "PostgreSQL cannot search"),
     ):
-        broken = shop_search(named(postgres, kind="postgres", **settings))
+        broken = open_shop_search(named(postgres, kind="postgres", **settings))
         with pytest.raises(QAgentError, match=says) as error:
             broken.search(["lamp"])
         assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.click_log import ClickLog
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.types import Filters
@@ -41,7 +41,7 @@ def shop(tmp_path_factory):
             events.append({**row, "type": "search"})
             events.append({**row, "type": "purchase", "product_id": product})
     with Shop.create(folder / "shop") as shop:
-        ingest(shop, "products", [folder / "p.csv"])
+        ingest_files(shop, "products", [folder / "p.csv"])
         append_events(shop, events)
         yield shop
 
@@ -137,7 +137,7 @@ def test_each_ranking_has_its_weight(only):
 
 def test_what_nearly_all_went_for_leads_over_what_one_did(shop, search):
     """ "case" has the word and one click, "halo" thirty clicks and no word: ranks put case first."""
-    rows = search.catalog.rows_of()
+    rows = search.catalog.row_of
     picked = np.array([rows["case"], *[rows["halo"]] * 30])
     log = ClickLog(["redthing"] * 31, picked, np.arange(31.0), np.ones(31), 1e6, ["red thing"] * 31)
 

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.catalog import product_text, read_catalog
-from qagent_mlx.inventory.index import CLICK_SHARE, build, default_clicks_until, ensure, load
+from qagent_mlx.inventory.index import (
+    CLICK_SHARE,
+    build_index,
+    default_clicks_until,
+    load_index,
+    open_index,
+)
 from qagent_mlx.inventory.index_files import leftovers
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.shop.shop import Shop
@@ -37,7 +43,7 @@ def file_of(folder, stem):
 
 def put(shop, tmp_path, text):
     (tmp_path / "more.csv").write_text(text)
-    return ingest(shop, "products", [tmp_path / "more.csv"])
+    return ingest_files(shop, "products", [tmp_path / "more.csv"])
 
 
 @pytest.fixture
@@ -55,15 +61,15 @@ def test_the_manifest_names_every_file(tiny_folder):
 
 
 def test_an_index_comes_back_as_it_was_built(own_shop):
-    built, queries = build(own_shop), ["acme usb cabel", "red shoes", "lamp"]
+    built, queries = build_index(own_shop), ["acme usb cabel", "red shoes", "lamp"]
     first = open_search(own_shop, built).search(queries, 40)
-    again = open_search(own_shop, load(own_shop.path / "inventory")).search(queries, 40)
+    again = open_search(own_shop, load_index(own_shop.path / "inventory")).search(queries, 40)
     assert first == again
 
 
 def says_damaged(folder):
     with pytest.raises(QAgentError) as error:
-        load(folder)
+        load_index(folder)
     line = str(error.value)
     assert "\n" not in line and str(folder) in line and line.endswith("run: qagent index")
 
@@ -79,7 +85,7 @@ def test_a_missing_cut_or_overwritten_file_is_noticed(inventory, name):
             path.write_bytes(damage)
         says_damaged(inventory)
     path.write_bytes(content)
-    assert len(load(inventory).catalog) == 40
+    assert len(load_index(inventory).catalog) == 40
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def stamp(shop):
 
 def test_a_good_index_is_not_built_again(own_shop):
     before = stamp(own_shop)
-    ensure(own_shop)
+    open_index(own_shop)
     assert stamp(own_shop) == before
 
 
@@ -114,18 +120,18 @@ def test_a_good_index_is_not_built_again(own_shop):
 def test_a_torn_index_is_built_again(own_shop, name):
     path = file_of(own_shop.path / "inventory", name)
     path.write_bytes(path.read_bytes()[:50])
-    assert len(ensure(own_shop).catalog) == 40
-    assert len(load(own_shop.path / "inventory").catalog) == 40
+    assert len(open_index(own_shop).catalog) == 40
+    assert len(load_index(own_shop.path / "inventory").catalog) == 40
     left = {p.name for p in own_shop.path.iterdir()}
     assert left == {"shop.json", "shop.duckdb", "inventory"}
 
 
 def test_an_index_older_than_its_catalog_is_built_again_with_the_same_cut(own_shop, tmp_path):
-    cut = load(own_shop.path / "inventory").clicks_until
+    cut = load_index(own_shop.path / "inventory").clicks_until
     later = {"user_id": "u", "time": "2027-01-01", "type": "search", "query": "zebra"}
     append_events(own_shop, [later])
     put(own_shop, tmp_path, "product_id,title\nz,Zebra Carpet\n")
-    index = ensure(own_shop)
+    index = open_index(own_shop)
     assert "z" in index.catalog.ids
     assert index.manifest["catalog_version"] == own_shop.catalog_version == 2
     assert index.clicks_until == cut != default_clicks_until(own_shop)
@@ -134,13 +140,13 @@ def test_an_index_older_than_its_catalog_is_built_again_with_the_same_cut(own_sh
 
 def test_an_index_is_built_where_there_is_none(own_shop):
     shutil.rmtree(own_shop.path / "inventory")
-    assert len(ensure(own_shop).catalog) == 40
+    assert len(open_index(own_shop).catalog) == 40
 
 
 def test_reading_is_enough_to_build(own_shop):
     own_shop.close()
     with Shop.open(own_shop.path) as shop:
-        assert len(build(shop).catalog) == 40
+        assert len(build_index(shop).catalog) == 40
 
 
 def test_the_index_in_place_survives_a_failed_build(own_shop, monkeypatch):
@@ -149,8 +155,8 @@ def test_the_index_in_place_survives_a_failed_build(own_shop, monkeypatch):
 
     monkeypatch.setattr("qagent_mlx.inventory.index.np.save", fails)
     with pytest.raises(QAgentError, match="cannot write the index in .*No space left"):
-        build(own_shop)
-    index = load(own_shop.path / "inventory")
+        build_index(own_shop)
+    index = load_index(own_shop.path / "inventory")
     assert len(index.catalog) == 40
     assert leftovers(index.folder, index.manifest) == []
     assert not [p for p in own_shop.path.iterdir() if p.name.startswith(".")]
@@ -164,7 +170,7 @@ def test_the_encoder_learns_from_the_first_part_of_the_log_only(own_shop):
     first, last = own_shop.connection.execute("SELECT min(ts), max(ts) FROM events").fetchone()
     cut = default_clicks_until(own_shop)
     assert (cut - first) / (last - first) == pytest.approx(CLICK_SHARE)
-    before = build(own_shop, cut)
+    before = build_index(own_shop, cut)
     assert before.manifest["clicked_pairs"] > 10
     rows = []
     for kind in ("search", "click"):
@@ -173,17 +179,19 @@ def test_the_encoder_learns_from_the_first_part_of_the_log_only(own_shop):
             {"user_id": "new", "time": cut, "type": kind, "query": "zebra", "product_id": product}
         )
     append_events(own_shop, rows)
-    after = build(own_shop, cut)
+    after = build_index(own_shop, cut)
     assert np.array_equal(after.encoder.components, before.encoder.components)
     early = [{**row, "time": cut - timedelta(hours=1)} for row in rows]
     append_events(own_shop, early)
-    assert not np.array_equal(build(own_shop, cut).encoder.components, before.encoder.components)
+    assert not np.array_equal(
+        build_index(own_shop, cut).encoder.components, before.encoder.components
+    )
 
 
 def test_a_catalog_knows_prices_and_stock_at_any_moment(own_shop, tmp_path):
     def state(*moment):
         catalog = read_catalog(own_shop)
-        return catalog.state(catalog.rows_of()["z"], datetime(*moment) if moment else None)
+        return catalog.state_at(catalog.row_of["z"], datetime(*moment) if moment else None)
 
     header = "product_id,title,price,stock,time\n"
     put(own_shop, tmp_path, f"{header}z,Zebra,10,1,2026-01-10\nz,Zebra,5,0,2026-01-20\n")
@@ -200,7 +208,7 @@ def test_a_catalog_knows_prices_and_stock_at_any_moment(own_shop, tmp_path):
 
 
 def test_a_stored_catalog_has_the_same_states(tiny_shop, tiny_folder):
-    fresh, loaded = read_catalog(tiny_shop), load(tiny_folder / "inventory").catalog
+    fresh, loaded = read_catalog(tiny_shop), load_index(tiny_folder / "inventory").catalog
     assert (fresh.ids, fresh.titles, fresh.attributes) == (
         loaded.ids,
         loaded.titles,
@@ -208,8 +216,8 @@ def test_a_stored_catalog_has_the_same_states(tiny_shop, tiny_folder):
     )
     for day in range(0, 40, 3):
         moment = datetime(2026, 2, 25) + timedelta(days=day)
-        states = [fresh.state(row, moment) for row in range(len(fresh))]
-        assert states == [loaded.state(row, moment) for row in range(len(fresh))]
+        states = [fresh.state_at(row, moment) for row in range(len(fresh))]
+        assert states == [loaded.state_at(row, moment) for row in range(len(fresh))]
     assert len({repr(s) for s in states}) > 5
 
 
@@ -230,7 +238,7 @@ def test_a_catalog_without_words_is_refused(tmp_path, rows, says):
         if rows:
             put(shop, tmp_path, "product_id,title\n" + rows)
         with pytest.raises(QAgentError, match=says):
-            ensure(shop)
+            open_index(shop)
 
 
 def test_a_single_product_and_a_nameless_one_can_be_indexed(tmp_path):
@@ -243,7 +251,7 @@ def test_a_single_product_and_a_nameless_one_can_be_indexed(tmp_path):
 
 
 def test_an_index_that_cuts_texts_the_old_way_is_built_anew_where_that_differs(own_shop, tmp_path):
-    ensure(own_shop)
+    open_index(own_shop)
     manifest = own_shop.path / "inventory" / "manifest.json"
 
     def aged():
@@ -253,10 +261,10 @@ def test_an_index_that_cuts_texts_the_old_way_is_built_anew_where_that_differs(o
         return values["generation"]
 
     before = aged()
-    assert ensure(own_shop).manifest["generation"] == before  # Latin: the same terms
+    assert open_index(own_shop).manifest["generation"] == before  # Latin: the same terms
     put(own_shop, tmp_path, "product_id,title\nzh,户外折叠帐篷\n")
-    ensure(own_shop)
+    open_index(own_shop)
     before = aged()
-    assert ensure(own_shop).manifest["generation"] > before
+    assert open_index(own_shop).manifest["generation"] > before
     found = open_search(own_shop).search(["帐篷"], 1)[0]
     assert [hit.product_id for hit in found] == ["zh"]

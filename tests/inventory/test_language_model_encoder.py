@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.encoders.language_model import TextReader
 from qagent_mlx.inventory.encoders.registry import EncoderSpec, ModelEncoder, PythonEncoder
-from qagent_mlx.inventory.index import ensure, load
+from qagent_mlx.inventory.index import load_index, open_index
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.inventory.updates import choose_encoder, refresh_index
+from qagent_mlx.inventory.updates import refresh_index, set_encoder
 from qagent_mlx.shop.config import SearchConfig
 
 TEXTS = ["acme usb cable", "lamp", "a red running shoe of borealis", "phone case"]
@@ -110,18 +110,18 @@ def test_text_cannot_form_a_special_token(folder):
 
 def test_a_shop_is_indexed_by_a_model_and_notices_another(own_shop, folder, tmp_path):
     before = own_shop.config
-    choose_encoder(own_shop, str(folder), 16)
+    set_encoder(own_shop, str(folder), 16)
     assert refresh_index(own_shop)["added"] == 40
-    index = load(own_shop.path / "inventory")
+    index = load_index(own_shop.path / "inventory")
     assert index.vectors.dimensions == 16 and index.encoder.name == "tiny-embedding"
     assert open_search(own_shop, index).search(["usb cable"], 3)[0]
     generation = index.manifest["generation"]
-    assert ensure(own_shop).manifest["generation"] == generation
+    assert open_index(own_shop).manifest["generation"] == generation
     other = make_model(tmp_path / "other", seed=1)
-    choose_encoder(own_shop, str(other), 16)
-    assert ensure(own_shop).manifest["generation"] == generation + 1
+    set_encoder(own_shop, str(other), 16)
+    assert open_index(own_shop).manifest["generation"] == generation + 1
     with pytest.raises(QAgentError, match="neither 'subword', nor a model folder"):
-        choose_encoder(own_shop, str(tmp_path / "nosuch"))
+        set_encoder(own_shop, str(tmp_path / "nosuch"))
     assert own_shop.config != before and own_shop.config.search.encoder == str(other)
 
 
@@ -138,7 +138,7 @@ def test_an_own_function_is_an_encoder(own_shop, tmp_path):
     assert encoder.dimensions == 10
     assert encoder.encode(["abba"])[0, :2] == pytest.approx([0.5**0.5] * 2)
     assert not np.array_equal(encoder.encode(["abba"]), encoder.encode(["abba"], queries=True))
-    choose_encoder(own_shop, place)
+    set_encoder(own_shop, place)
     spec = EncoderSpec.of(own_shop.config.search)
     assert refresh_index(own_shop)["added"] == 40 and open_search(own_shop).search(["usb"], 1)[0]
     source.write_text(source.read_text() + "\n# another version\n")
@@ -178,7 +178,7 @@ def test_the_best_hits_are_put_in_the_order_of_the_answers(own_shop, folder):
     for query, old, new in zip(("usb cable", "lamp"), before, after, strict=True):
         assert {h.product_id for h in old[:5]} == {h.product_id for h in new[:5]}
         assert old[5:] == new[5:]
-        rows = search.catalog.rows_of()
+        rows = search.catalog.row_of
         pairs = [(query, search.catalog.text(rows[h.product_id])) for h in new[:5]]
         answers = search.reranker.score(pairs)
         assert (np.diff(answers) <= 1e-6).all()

@@ -5,7 +5,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import build, ensure, load
+from qagent_mlx.inventory.index import build_index, load_index, open_index
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.inventory.types import Filters
 
@@ -40,7 +40,7 @@ def test_the_same_question_gets_the_same_answer(tiny_shop):
 
 def test_filters_hold(tiny_search):
     catalog = tiny_search.catalog
-    rows = catalog.rows_of()
+    rows = catalog.row_of
     filters = Filters(in_stock=True, min_price=10, max_price=30, category="Phones")
     found = ids(tiny_search.search(["acme phone case"], 10, filters=filters)[0])
     assert found
@@ -77,23 +77,23 @@ def test_clicks_after_the_moment_do_not_reach_search(own_shop):
 
 def test_price_and_stock_are_those_of_the_moment(tiny_search):
     catalog = tiny_search.catalog
-    row = catalog.rows_of()["p000"]
-    price, in_stock = catalog.state(row, datetime(2026, 3, 2))
-    sale, still = catalog.state(row, datetime(2026, 3, 7))
+    row = catalog.row_of["p000"]
+    price, in_stock = catalog.state_at(row, datetime(2026, 3, 2))
+    sale, still = catalog.state_at(row, datetime(2026, 3, 7))
     assert (in_stock, still) == (True, True)
     assert sale == pytest.approx(price / 2, abs=0.01)
-    assert not catalog.state(row, datetime(2026, 3, 11))[1]
+    assert not catalog.state_at(row, datetime(2026, 3, 11))[1]
 
 
 def test_a_stale_index_is_built_again(own_shop):
-    assert ensure(own_shop).manifest["products"] == 40
+    assert open_index(own_shop).manifest["products"] == 40
     with own_shop.transaction() as connection:
         connection.execute(
             "INSERT INTO products SELECT 'new', 'Extra garden hose', brand, category, price, "
             "in_stock, attributes, changed FROM products LIMIT 1"
         )
         own_shop.set_meta("catalog_version", str(own_shop.catalog_version + 1))
-    assert ensure(own_shop).manifest["products"] == 41
+    assert open_index(own_shop).manifest["products"] == 41
     assert ids(open_search(own_shop).search(["garden hose"], 1)[0]) == ["new"]
 
 
@@ -102,18 +102,18 @@ def test_a_torn_index_is_noticed_and_built_again(own_shop, name):
     (path,) = (own_shop.path / "inventory").glob(name)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(QAgentError, match="damaged.*qagent index"):
-        load(own_shop.path / "inventory")
-    assert len(ensure(own_shop).catalog) == 40
+        load_index(own_shop.path / "inventory")
+    assert len(open_index(own_shop).catalog) == 40
 
 
 def test_a_missing_index_says_what_to_run(own_shop):
     with pytest.raises(QAgentError, match="qagent index"):
-        load(own_shop.path / "nowhere")
+        load_index(own_shop.path / "nowhere")
 
 
 def test_the_encoder_sees_no_click_after_its_limit(own_shop):
     until = datetime(2026, 3, 10)
-    first = build(own_shop, until)
+    first = build_index(own_shop, until)
     vectors = first.encoder.encode(["acme usb cable", "phone case"])
     append_events(
         own_shop,
@@ -128,7 +128,7 @@ def test_the_encoder_sees_no_click_after_its_limit(own_shop):
             },
         ],
     )
-    again = build(own_shop, until)
+    again = build_index(own_shop, until)
     assert np.array_equal(vectors, again.encoder.encode(["acme usb cable", "phone case"]))
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.index import ensure, load
+from qagent_mlx.inventory.index import load_index, open_index
 from qagent_mlx.inventory.index_files import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.types import Filters
@@ -26,11 +26,11 @@ HEADER = "product_id,title,brand,category,price,stock\n"
 
 def put(shop, tmp_path, *rows):
     (tmp_path / "more.csv").write_text(HEADER + "\n".join(rows) + "\n")
-    return ingest(shop, "products", [tmp_path / "more.csv"])
+    return ingest_files(shop, "products", [tmp_path / "more.csv"])
 
 
 def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp_path):
-    first = load(own_shop.path / "inventory")
+    first = load_index(own_shop.path / "inventory")
     put(
         own_shop,
         tmp_path,
@@ -46,7 +46,7 @@ def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp
         1,
         1,
     )
-    index = load(own_shop.path / "inventory")
+    index = load_index(own_shop.path / "inventory")
     assert matches(index, own_shop)
     assert index.clicks_until == first.clicks_until
     search = open_search(own_shop, index)
@@ -63,24 +63,24 @@ def test_added_changed_restocked_and_removed_products_are_followed(own_shop, tmp
 
 
 def test_a_new_price_rewrites_neither_words_nor_vectors(own_shop, tmp_path):
-    before = load(own_shop.path / "inventory").manifest
+    before = load_index(own_shop.path / "inventory").manifest
     title = read_catalog(own_shop).titles[0]
     put(own_shop, tmp_path, f'p000,"{title}",Acme,Computers > Cables,77,1')
-    after = ensure(own_shop).manifest
+    after = open_index(own_shop).manifest
     assert after["generation"] == before["generation"] + 1
     same = set(after["files"]) & set(before["files"])
     assert {n.partition("-")[0] for n in set(after["files"]) - same} == {"catalog", "history"}
-    assert load(own_shop.path / "inventory").catalog.prices[0] == 77
+    assert load_index(own_shop.path / "inventory").catalog.prices[0] == 77
 
 
 def test_much_new_text_makes_the_encoder_learn_anew(own_shop, tmp_path):
-    before = load(own_shop.path / "inventory")
+    before = load_index(own_shop.path / "inventory")
     put(
         own_shop,
         tmp_path,
         *(f"n{i},Garden gnome number {i},Gno,Garden > Gnomes,5,1" for i in range(30)),
     )
-    after = ensure(own_shop)
+    after = open_index(own_shop)
     assert not np.array_equal(before.encoder.idf, after.encoder.idf)
     assert before.clicks_until == after.clicks_until and matches(after, own_shop)
 
@@ -96,7 +96,7 @@ def test_removing_what_is_not_there_or_all_removes_nothing(own_shop):
 
 def test_a_search_in_service_takes_up_a_new_index(own_shop, tmp_path):
     search = open_search(own_shop)
-    assert search.refreshed() is search
+    assert search.reopened() is search
     answers, stop = [], threading.Event()
 
     def serve():
@@ -112,7 +112,7 @@ def test_a_search_in_service_takes_up_a_new_index(own_shop, tmp_path):
         stop.set()
         thread.join()
     assert answers and all(answer == answers[0] for answer in answers)
-    fresh = search.refreshed()
+    fresh = search.reopened()
     assert fresh is not search and fresh.search(["zebra carpet"], 1)[0][0].product_id == "a0"
     reopened = open_search(own_shop)
     assert fresh.search(QUERIES, 10) == reopened.search(QUERIES, 10)
@@ -124,7 +124,7 @@ def test_what_a_dead_writer_left_is_cleared(own_shop):
     (folder / "lexical").mkdir()
     hidden = own_shop.path / ".inventory.abc"
     hidden.mkdir()
-    index = ensure(own_shop)
+    index = open_index(own_shop)
     assert leftovers(folder, index.manifest) == [] and not hidden.exists()
     assert {p.name for p in folder.iterdir()} == {*index.manifest["files"], MANIFEST, LOCK}
 
@@ -187,17 +187,17 @@ def test_vectors_that_come_and_go_are_found_as_if_built_anew(data):
 
 
 def test_a_sharded_index_is_stored_updated_and_mapped(own_shop, tmp_path, small_limits):
-    from qagent_mlx.inventory.index import build
+    from qagent_mlx.inventory.index import build_index
 
-    index = build(own_shop)
+    index = build_index(own_shop)
     assert [s.graph is not None for s in index.vectors.shards] == [True, True]
     put(own_shop, tmp_path, *(f"z{i},Zebra Carpet {i},Zed,Home > Rugs,9,1" for i in range(5)))
     remove_products(own_shop, ["p000", "p111"])
-    made = ensure(own_shop)
+    made = open_index(own_shop)
     assert [s.graph is not None for s in made.vectors.shards] == [True, True, False]
     graphs = [name for name in made.manifest["files"] if name.endswith(".usearch")]
     assert set(graphs) <= set(index.manifest["files"])
-    again = load(own_shop.path / "inventory")
+    again = load_index(own_shop.path / "inventory")
     assert matches(again, own_shop)
     first, second = (HybridSearch(i, None, own_shop.config.search) for i in (made, again))
     assert first.search(QUERIES, 10) == second.search(QUERIES, 10)
@@ -209,10 +209,10 @@ def test_a_sharded_index_is_stored_updated_and_mapped(own_shop, tmp_path, small_
 
 def test_filters_see_price_and_stock_of_the_moment(tiny_search):
     catalog = tiny_search.catalog
-    row = catalog.rows_of()["p000"]
+    row = catalog.row_of["p000"]
     full, (sale, _) = (
-        catalog.state(row, datetime(2026, 3, 2))[0],
-        catalog.state(row, datetime(2026, 3, 7)),
+        catalog.state_at(row, datetime(2026, 3, 2))[0],
+        catalog.state_at(row, datetime(2026, 3, 7)),
     )
     assert sale < full and not catalog.in_stock[row]
 
@@ -230,8 +230,8 @@ def test_filters_see_price_and_stock_of_the_moment(tiny_search):
 def test_states_of_all_products_are_those_of_each(tiny_search):
     catalog = tiny_search.catalog
     for moment in (None, datetime(2026, 1, 1), datetime(2026, 3, 8), datetime(2026, 4, 1)):
-        prices, in_stock = catalog.states(moment)
-        wanted = [catalog.state(row, moment) for row in range(len(catalog))]
+        prices, in_stock = catalog.states_at(moment)
+        wanted = [catalog.state_at(row, moment) for row in range(len(catalog))]
         assert list(zip(prices.tolist(), in_stock.tolist(), strict=True)) == wanted
 
 

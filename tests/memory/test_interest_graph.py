@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.interest_graph import graph
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
@@ -21,7 +21,7 @@ def shop(tmp_path):
         "h,Cadence Helmet,Cadence,Cycling > Helmet,70\n"
     )
     with Shop.create(tmp_path / "shop") as shop:
-        ingest(shop, "products", [path])
+        ingest_files(shop, "products", [path])
         append_events(
             shop,
             [

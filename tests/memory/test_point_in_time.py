@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.click_log import ClickLog, read_clicks
 from qagent_mlx.memory import shop_statistics
@@ -33,7 +33,7 @@ def products(shop, folder, rows):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert ingest(shop, "products", [path]).rejected == 0
+    assert ingest_files(shop, "products", [path]).rejected == 0
 
 
 def events(shop, rows):
@@ -56,7 +56,7 @@ def known(shop, as_of, swing=0.0):
     ]
     catalog = read_catalog(shop)
     clicks = ClickLog.from_rows(
-        read_clicks(shop.connection), catalog.rows_of(), shop.config.search.click_half_life_days
+        read_clicks(shop.connection), catalog.row_of, shop.config.search.click_half_life_days
     )
     rankings = [clicks.ranking(query_key(q), as_of) for q in QUERIES]
     just_before = as_of - timedelta(microseconds=1)
@@ -72,7 +72,7 @@ def known(shop, as_of, swing=0.0):
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],
         "trends": memory.reader.knowledge.trends([as_of]),
-        "states": [repr(catalog.state(row, just_before)) for row in range(len(catalog))],
+        "states": [repr(catalog.state_at(row, just_before)) for row in range(len(catalog))],
         "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
         "worth": [
             (w.until, w.moments, np.round(w.values, 6).tolist(), round(w.outside, 6))

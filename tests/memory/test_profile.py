@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.environment.cases import build_cases
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.profile import SECTIONS, Memory, count_words, raw_history
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
@@ -155,7 +155,7 @@ def template(tmp_path_factory):
         "gas,Brio Gas,Brio,Camping > Gas,9,\n"
     )
     with Shop.create(folder / "shop") as shop:
-        ingest(shop, "products", [folder / "p.csv"])
+        ingest_files(shop, "products", [folder / "p.csv"])
     return folder / "shop"
 
 
@@ -233,7 +233,7 @@ def test_a_price_band_is_that_of_the_price_then(shop, tmp_path):
         "product_id,title,brand,category,price,time\n"
         f"tent3,Coda Tent,Coda,Camping > Tent,90,{NOW - timedelta(days=2)}\n"
     )
-    ingest(shop, "products", [tmp_path / "sale.csv"])
+    ingest_files(shop, "products", [tmp_path / "sale.csv"])
     log(shop, (1, "purchase", None, "tent3"))
     log(shop, (3, "purchase", None, "tent3"), users=["bob"])
     assert profile_of(shop).context["prices"] == {"$": 1.0}
@@ -325,7 +325,7 @@ def test_no_text_from_data_forms_a_tag_or_a_line(shop, tmp_path):
         '{"id": "e", "title": "T %s", "brand": "B %s", "category": "C %s > D %s", "price": 1, '
         '"attributes": {"a %s": "v %s"}}'.replace("%s", evil.replace("\n", "\\n"))
     )
-    ingest(shop, "products", [tmp_path / "evil.jsonl"])
+    ingest_files(shop, "products", [tmp_path / "evil.jsonl"])
     log(
         shop,
         (2, "search", evil, None),
@@ -347,7 +347,7 @@ def test_no_text_from_data_forms_a_tag_or_a_line(shop, tmp_path):
 def test_an_attribute_may_have_any_name(shop, tmp_path, name):
     row = {"id": "q", "title": "Q", "attributes": {name: "odd"}}
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
-    ingest(shop, "products", [tmp_path / "q.jsonl"])
+    ingest_files(shop, "products", [tmp_path / "q.jsonl"])
     log(shop, (1, "click", None, "q"))
     assert profile_of(shop).context["attributes"] == {"odd": 1.0}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import loader as reader_module
 from qagent_mlx.memory import shop_statistics, store, user_state
 from qagent_mlx.memory.profile import Memory, count_words
@@ -40,7 +40,7 @@ def load_products(shop, folder, rows):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert ingest(shop, "products", [path]).rejected == 0
+    assert ingest_files(shop, "products", [path]).rejected == 0
 
 
 def event(user, minutes, kind, query, product):

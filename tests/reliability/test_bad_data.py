@@ -13,7 +13,7 @@ from targets import TARGETS, Place
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import sources
-from qagent_mlx.ingest.ingest import append_events, ingest
+from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.sources import MAX_LINE, MAX_RATIO
 from qagent_mlx.shop.shop import Shop
 
@@ -46,14 +46,14 @@ def test_whatever_comes_is_taken_or_refused_in_one_line(name, place):
 def shop(tmp_path):
     with Shop.create(tmp_path / "shop") as shop:
         (tmp_path / "p.csv").write_text("product_id,title\np1,Lamp\n")
-        ingest(shop, "products", [tmp_path / "p.csv"])
+        ingest_files(shop, "products", [tmp_path / "p.csv"])
         yield shop
 
 
 def refused(shop, path, match, kind="events"):
     before = shop.counts()
     with pytest.raises(QAgentError, match=match) as caught:
-        ingest(shop, kind, [path])
+        ingest_files(shop, kind, [path])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert shop.counts() == before
 
@@ -103,18 +103,18 @@ def test_deep_json_is_kept_as_a_reject(shop, tmp_path):
         '{"a":' * 50_000 + "1" + "}" * 50_000,
     ]
     (tmp_path / "e.jsonl").write_text("\n".join(lines))
-    report = ingest(shop, "events", [tmp_path / "e.jsonl"])
+    report = ingest_files(shop, "events", [tmp_path / "e.jsonl"])
     assert (report.accepted, report.rejected) == (1, 2)
     product = {"product_id": "p2", "title": "x", "attributes": "{" + '"a":{' * 50_000}
     (tmp_path / "p.jsonl").write_text(json.dumps(product))
-    report = ingest(shop, "products", [tmp_path / "p.jsonl"])
+    report = ingest_files(shop, "products", [tmp_path / "p.jsonl"])
     assert report.reasons == {"bad attributes": 1}
 
 
 @pytest.mark.parametrize("price", ["NaN", "inf", "-inf", "1e999", "-1", "9" * 400, "0x1"])
 def test_a_price_is_a_number(shop, tmp_path, price):
     (tmp_path / "p.csv").write_text(f"product_id,title,price\np9,x,{price}\n")
-    assert ingest(shop, "products", [tmp_path / "p.csv"]).reasons == {"bad price": 1}
+    assert ingest_files(shop, "products", [tmp_path / "p.csv"]).reasons == {"bad price": 1}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,6 @@ def test_ids_have_a_bearable_length_and_the_same_form_everywhere(shop, tmp_path)
     ]
     assert append_events(shop, rows).reasons == {"id too long": 2}
     (tmp_path / "p.csv").write_text('product_id,title\n"a\x1b[1m  b",Odd\n')
-    assert ingest(shop, "products", [tmp_path / "p.csv"]).accepted == 1
+    assert ingest_files(shop, "products", [tmp_path / "p.csv"]).accepted == 1
     row = {"user_id": "u", "time": "2026-01-01", "type": "click", "product_id": "a\x1b[1m  b"}
     assert append_events(shop, [row]).accepted == 1

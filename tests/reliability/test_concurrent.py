@@ -11,7 +11,7 @@ from crashes import COMPONENTS, GRPO, SPLIT, events_agree
 from qagent_cli.main import cli
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.runs.run import run_lock
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.server import run as serve
@@ -56,7 +56,7 @@ def _ingest(out, folder, files):
         while True:
             try:
                 with Shop.open(folder, read_only=False) as shop:
-                    assert ingest(shop, "events", [file]).accepted == 20
+                    assert ingest_files(shop, "events", [file]).accepted == 20
                 break
             except QAgentError as error:
                 assert "in use by process" in str(error)

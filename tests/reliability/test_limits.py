@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import build, ensure
-from qagent_mlx.privacy import forget
+from qagent_mlx.inventory.index import build_index, open_index
+from qagent_mlx.privacy import erase_user
 from qagent_mlx.serve import worker
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
@@ -72,15 +72,15 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk, tmp_path):
             append_events(shop, many(20_000))
         assert "\n" not in str(caught.value)
         with pytest.raises(QAgentError, match="free some space"):
-            build(shop)
+            build_index(shop)
     with Shop.open(small_disk / "shop") as shop:  # also while it is full
         assert shop.counts()["events"] == before
     (small_disk / "filler").unlink()
     with Shop.open(small_disk / "shop", read_only=False) as shop:
         assert append_events(shop, many(500)).accepted == 500
         events_agree(shop)
-        assert index_matches(ensure(shop), shop)
-        forget(shop, "d1")
+        assert index_matches(open_index(shop), shop)
+        erase_user(shop, "d1")
 
 
 def test_a_server_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_disk):

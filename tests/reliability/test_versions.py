@@ -9,8 +9,8 @@ from make import QUERY, USER
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import ensure
-from qagent_mlx.inventory.show import search_products
+from qagent_mlx.inventory.index import open_index
+from qagent_mlx.inventory.product_search import search_products
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.runs.reader import overview
@@ -36,7 +36,7 @@ def test_a_shop_of_a_released_version_opens_answers_and_grows(old):
     expected = read_json(old / "expected.json", "what it said")
     with Shop.open(old, read_only=False) as shop:
         assert shop.counts() == expected["counts"]
-        assert search_products(shop, QUERY, 3)[0]["product_id"] == expected["first"]
+        assert search_products(shop, QUERY, 3)[0].product_id == expected["first"]
         view = inspect_memory(shop, USER)
         assert view["events"] == expected["events"] and "desk lamp" in view["text"]
         for name in ("base", "tuned"):
@@ -44,7 +44,7 @@ def test_a_shop_of_a_released_version_opens_answers_and_grows(old):
         assert overview(Run.open(shop, "tuned"))["state"] == "finished"
         row = {"user_id": USER, "time": "2026-02-01", "type": "search", "query": "shoes"}
         assert append_events(shop, [row]).accepted == 1
-        assert len(ensure(shop).catalog) == expected["counts"]["products"]
+        assert len(open_index(shop).catalog) == expected["counts"]["products"]
 
 
 def spoiled(path, **values):
@@ -61,7 +61,7 @@ def test_what_a_newer_version_made_is_refused_with_the_command_to_use(old):
             Run.open(shop, "tuned")
         # An index is made from the shop, so it is made again.
         spoiled(old / "inventory" / "manifest.json", format=99)
-        assert ensure(shop).manifest["format"] < 99
+        assert open_index(shop).manifest["format"] < 99
     spoiled(old / "shop.json", version=99)
     before = {p: p.read_bytes() for p in old.rglob("*") if p.is_file()}
     for read_only in (True, False):
@@ -94,10 +94,10 @@ def test_an_index_names_no_file_outside_of_its_folder(old, name):
     manifest = read_json(old / "inventory" / "manifest.json", "it")
     manifest["files"][name] = [1, 1]
     (old / "inventory" / "manifest.json").write_text(json.dumps(manifest))
-    from qagent_mlx.inventory.index import load
+    from qagent_mlx.inventory.index import load_index
 
     with pytest.raises(QAgentError, match=r"damaged \(manifest.json\); run: qagent index"):
-        load(old / "inventory")
+        load_index(old / "inventory")
 
 
 @pytest.mark.parametrize("made", ["VIEW v AS SELECT 1", "MACRO m(x) AS x + 1"])

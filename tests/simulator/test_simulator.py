@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from qagent_mlx.ingest.ingest import ingest
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.simulator.sample_files import simulate, write_sample
 from qagent_mlx.simulator.shopper import Shopper
@@ -151,7 +151,7 @@ def test_a_shop_takes_the_files_whole(written, tmp_path):
     folder, counts = written
     with Shop.create(tmp_path / "shop") as shop:
         for kind in ("products", "events"):
-            report = ingest(shop, kind, [folder / f"{kind}.parquet"])
+            report = ingest_files(shop, kind, [folder / f"{kind}.parquet"])
             assert (report.accepted, report.rejected) == (counts[kind], 0)
 
 

@@ -12,8 +12,8 @@ from qagent_mlx.utils.atomic_files import (
     clear_leftovers,
     read_json,
     replacing,
+    replacing_files,
     replacing_folder,
-    replacing_together,
     write_json,
     write_with,
 )
@@ -90,11 +90,11 @@ def killed(block: str) -> None:
 
 def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp_path):
     paths = [tmp_path / "weights.bin", tmp_path / "x.json"]
-    killed(f"replacing_together([Path(p) for p in {[str(p) for p in paths]}])")
+    killed(f"replacing_files([Path(p) for p in {[str(p) for p in paths]}])")
     killed(f"replacing(Path({str(tmp_path / 'other.json')!r}))")
     (tmp_path / ".0123456789ab-mine.txt").write_text("a file of somebody else's")
     assert len(list(tmp_path.iterdir())) == 4
-    with replacing_together(paths) as temporaries:
+    with replacing_files(paths) as temporaries:
         for temporary in temporaries:
             temporary.write_text("new")
     names = sorted(p.name for p in tmp_path.iterdir())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ...inventory.encoders.subword import Encoder
-from ...inventory.index import ensure
+from ...inventory.index import open_index
 from ...shop.shop import Shop
 from ...utils.text import query_key
 from ..metrics import Ranking
@@ -202,7 +202,7 @@ class BaselineData:
     def encoder(self) -> Encoder:
         """The encoder of the shop's index, which learned from nothing after the first case."""
         if self._environment is None:
-            return ensure(self._shop).encoder
+            return open_index(self._shop).encoder
         return self._environment.search.index.encoder
 
 

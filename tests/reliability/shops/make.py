@@ -22,9 +22,9 @@ import qagent_mlx  # before mlx
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from qagent_mlx.ingest.ingest import append_events, ingest
-from qagent_mlx.inventory.index import build
-from qagent_mlx.inventory.show import search_products
+from qagent_mlx.ingest.ingest import append_events, ingest_files
+from qagent_mlx.inventory.index import build_index
+from qagent_mlx.inventory.product_search import search_products
 from qagent_mlx.memory import store
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
@@ -46,7 +46,7 @@ def said(shop: Shop) -> dict:
     return {
         "version": qagent_mlx.__version__,
         "counts": shop.counts(),
-        "first": found[0]["product_id"],
+        "first": found[0].product_id,
         "events": view["events"],
         "text": view["text"],
     }
@@ -90,9 +90,9 @@ def main(out: Path) -> None:
                     },
                 ]
         with Shop.create(path) as shop:
-            assert ingest(shop, "products", [products]).accepted == len(PRODUCTS)
+            assert ingest_files(shop, "products", [products]).accepted == len(PRODUCTS)
             assert append_events(shop, events).accepted == len(events)
-            build(shop)
+            build_index(shop)
             with shop.transaction() as connection:
                 store.build(connection, shop.config.memory)
             tokenizer = train_tokenizer([t for _, t in PRODUCTS], 400)

@@ -1,0 +1,124 @@
+"""OpenSearch, Elasticsearch, or any engine with their ``_search`` API."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from ..errors import QAgentError
+from ..types import Hit
+from .catalog import Catalog
+from .external_engines import REMEDY, ExternalEngine, secret_from_environment
+from .types import Filters
+
+MAX_RESPONSE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSearchSettings:
+    """Where the engine is and how its documents are laid out. Secrets stay in the environment."""
+
+    url: str = ""
+    index: str = "products"
+    fields: tuple[str, ...] = ("title^2", "brand", "category")
+    id: str | None = None  # the field of the product id; by default the document's own id
+    in_stock: str = "in_stock"
+    price: str = "price"
+    category: str = "category.keyword"
+    timeout: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # seconds
+    parallel: Annotated[int, Meta(ge=1, le=256)] = 8  # requests under way at once
+    user: str | None = None
+    password_variable: str | None = None  # the environment variable that holds it
+    api_key_variable: str | None = None
+
+
+class OpenSearch(ExternalEngine):
+    """One ``_search`` request per query, several at once."""
+
+    def __init__(self, catalog: Catalog, settings: OpenSearchSettings) -> None:
+        super().__init__(catalog)
+        if not settings.url.startswith(("http://", "https://")):
+            raise QAgentError(
+                f"search.engine: the url {settings.url!r} is no http(s) address; {REMEDY}"
+            )
+        self._settings = settings
+        self._url = f"{settings.url.rstrip('/')}/{settings.index}/_search"
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        key = secret_from_environment(settings.api_key_variable)
+        password = secret_from_environment(settings.password_variable)
+        if key is not None:
+            self._headers["Authorization"] = f"ApiKey {key}"
+        elif settings.user is not None:
+            credentials = f"{settings.user}:{password or ''}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
+
+    def _search(self, queries: Sequence[str], k: int, filters: Filters) -> list[list[Hit]]:
+        with ThreadPoolExecutor(min(self._settings.parallel, len(queries))) as pool:
+            return list(pool.map(lambda query: self._request(query, k, filters), queries))
+
+    def body(self, query: str, k: int, filters: Filters) -> dict[str, Any]:
+        """The JSON body of a ``_search`` request."""
+        settings = self._settings
+        conditions: list[dict[str, Any]] = []
+        if filters.in_stock:
+            conditions.append({"term": {settings.in_stock: True}})
+        limits = {"gte": filters.min_price, "lte": filters.max_price}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        if limits:
+            conditions.append({"range": {settings.price: limits}})
+        if filters.category:
+            prefix = {"value": filters.category, "case_insensitive": True}
+            conditions.append({"prefix": {settings.category: prefix}})
+        match = {"query": query, "fields": list(settings.fields), "fuzziness": "AUTO"}
+        return {
+            "size": k,
+            "_source": [settings.id] if settings.id is not None else False,
+            "query": {"bool": {"must": [{"multi_match": match}], "filter": conditions}},
+        }
+
+    def _request(self, query: str, k: int, filters: Filters) -> list[Hit]:
+        url, body = self._url, json.dumps(self.body(query, k, filters)).encode()
+        request = urllib.request.Request(url, body, self._headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=self._settings.timeout) as response:
+                content = response.read(MAX_RESPONSE_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            text = error.read(500).decode("utf-8", "replace").split("\n")[0]
+            raise QAgentError(
+                f"the search engine at {url} answered {error.code} ({text[:200]}); {REMEDY}"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise QAgentError(
+                f"the search engine at {url} does not answer ({reason}); start it, or {REMEDY}"
+            ) from error
+        try:
+            return self._parse_hits(content)[:k]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise QAgentError(
+                f"the search engine at {url} gave an answer that is none of the _search API "
+                f"({error}); {REMEDY}"
+            ) from error
+
+    def _parse_hits(self, content: bytes) -> list[Hit]:
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise ValueError("more than 32 MB")
+        response = json.loads(content)
+        if response.get("timed_out") or response.get("_shards", {}).get("failed"):
+            raise ValueError("only a part of its shards answered")
+        field, known = self._settings.id, self.catalog.row_of
+        hits = []
+        for document in response["hits"]["hits"]:
+            product = str(document["_id"] if field is None else document["_source"][field])
+            if product in known:
+                hits.append(Hit(product, float(document["_score"] or 0.0)))
+        return sorted(hits, key=lambda hit: (-hit.score, hit.product_id))

@@ -1,0 +1,143 @@
+"""PostgreSQL's full text search: any of the query's words, ranked by ``ts_rank``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+
+from ..errors import QAgentError
+from ..types import Hit
+from .catalog import Catalog
+from .external_engines import REMEDY, ExternalEngine, secret_from_environment
+from .types import Filters
+
+if TYPE_CHECKING:
+    import psycopg
+
+# plainto_tsquery joins the words by AND; a shop shows products with some of them, too.
+_SEARCH = """SELECT asked.number, hit.id, hit.score
+    FROM (SELECT number, replace(plainto_tsquery(%(language)s::regconfig, query)::text,
+                '&', '|')::tsquery AS terms
+        FROM unnest(%(queries)s::text[]) WITH ORDINALITY AS q (query, number)) asked
+    CROSS JOIN LATERAL (
+        SELECT {id}::text AS id, ts_rank({document}, asked.terms, 1) AS score FROM {table} t
+        WHERE {document} @@ asked.terms
+          AND (NOT %(in_stock)s OR {in_stock})
+          AND (%(min_price)s::float8 IS NULL OR {price} >= %(min_price)s::float8)
+          AND (%(max_price)s::float8 IS NULL OR {price} <= %(max_price)s::float8)
+          AND (%(category)s::text IS NULL OR {category} ILIKE %(category)s::text)
+        ORDER BY score DESC, {id}::text COLLATE "C" LIMIT %(k)s) hit
+    ORDER BY asked.number, hit.score DESC, hit.id COLLATE "C" """
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSettings:
+    """Where the products are. The password belongs in PGPASSWORD, ~/.pgpass or the variable."""
+
+    dsn: str = ""  # as libpq takes it; empty for the PG* variables
+    dsn_variable: str | None = None  # an environment variable that holds it
+    table: str = "products"
+    id: str = "product_id"
+    text: tuple[str, ...] = ("title", "brand", "category")
+    vector: str | None = None  # a tsvector column with an index, instead of ``text``
+    language: str = "english"
+    in_stock: str = "in_stock"
+    price: str = "price"
+    category: str = "category"
+    timeout: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # seconds
+
+
+class Postgres(ExternalEngine):
+    """All queries in one statement, over a connection that stays open."""
+
+    def __init__(self, catalog: Catalog, settings: PostgresSettings) -> None:
+        super().__init__(catalog)
+        self._settings = settings
+        self._dsn = secret_from_environment(settings.dsn_variable) or settings.dsn
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def _search(self, queries: Sequence[str], k: int, filters: Filters) -> list[list[Hit]]:
+        psycopg = _import_psycopg()
+        parameters = {
+            # PostgreSQL's text holds no NUL.
+            "queries": [query.replace("\0", " ") for query in queries],
+            "k": k,
+            "language": self._settings.language,
+            "in_stock": filters.in_stock,
+            "min_price": filters.min_price,
+            "max_price": filters.max_price,
+            "category": _prefix_pattern(filters.category) if filters.category else None,
+        }
+        try:
+            found = self._connect().execute(self._statement(), parameters).fetchall()
+        except psycopg.Error as error:
+            self.close()
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise QAgentError(f"PostgreSQL cannot search: {line}; start it, or {REMEDY}") from error
+        hits: list[list[Hit]] = [[] for _ in queries]
+        for number, product, score in found:
+            if product in self.catalog.row_of:
+                hits[number - 1].append(Hit(product, float(score)))
+        return hits
+
+    def close(self) -> None:
+        """Close the connection; the next search opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            timeout = self._settings.timeout
+            self._connection = _import_psycopg().connect(
+                self._dsn,
+                autocommit=True,
+                connect_timeout=max(2, round(timeout)),
+                options=f"-c statement_timeout={round(timeout * 1000)}"
+                " -c default_transaction_read_only=on",
+            )
+        return self._connection
+
+    def _statement(self) -> Any:
+        from psycopg import sql
+
+        settings = self._settings
+
+        def column(name: str) -> sql.Composable:
+            return sql.SQL("t.") + sql.Identifier(name)
+
+        if settings.vector is not None:
+            document = column(settings.vector)
+        else:
+            texts = sql.SQL(", ").join(column(name) for name in settings.text)
+            document = sql.SQL("to_tsvector(%(language)s::regconfig, concat_ws(' ', {}))").format(
+                texts
+            )
+        return sql.SQL(_SEARCH).format(
+            id=column(settings.id),
+            document=document,
+            table=sql.Identifier(*settings.table.split(".")),
+            in_stock=column(settings.in_stock),
+            price=column(settings.price),
+            category=column(settings.category),
+        )
+
+
+def _import_psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise QAgentError(
+            "PostgreSQL needs psycopg; run: pip install 'qagent-mlx[postgres]'"
+        ) from error
+    return psycopg
+
+
+def _prefix_pattern(prefix: str) -> str:
+    """A LIKE pattern for texts that begin with ``prefix``."""
+    for sign in ("\\", "%", "_"):
+        prefix = prefix.replace(sign, "\\" + sign)
+    return prefix + "%"
