@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from importlib import import_module
 from typing import Any
@@ -45,8 +46,7 @@ class QAgentGroup(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
-        return with_examples(cmd_name, getattr(module, cmd_name))
+        return _command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help's list, without importing what it lists."""
@@ -73,6 +73,35 @@ class QAgentGroup(click.Group):
                 click.echo("Interrupted.", err=True)
                 ctx.exit(130)
             raise click.ClickException(_line(error)) from error
+
+
+@functools.cache
+def _command(name: str) -> click.Command:
+    """Import a command."""
+    module = import_module(f"{__package__}.{COMMANDS[name][0]}")
+    return _configured(with_examples(name, getattr(module, name)))
+
+
+def _configured(command: click.Command) -> click.Command:
+    """The command, which prepares this process when it runs; its help does without."""
+    if isinstance(command, click.Group):
+        for sub in command.commands.values():
+            _configured(sub)
+    callback = command.callback
+    if callback is None:
+        return command
+
+    @functools.wraps(callback)
+    def configured(*args: Any, **options: Any) -> Any:
+        context = click.get_current_context()
+        if context.invoked_subcommand is None:
+            import qagent_mlx
+
+            qagent_mlx.configure()
+        return callback(*args, **options)
+
+    command.callback = configured
+    return command
 
 
 def _expected() -> tuple[type[BaseException], ...]:

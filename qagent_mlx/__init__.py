@@ -1,8 +1,15 @@
 """qagent-mlx: query recommendation by a search agent that learns from what it retrieves.
 
 An open implementation of QueryAgent-R1 (arXiv:2606.05671) on MLX-LM, DuckDB and usearch.
-Importing the package loads a fast BLAS on Linux (see `qagent_mlx.utils.blas`), so import it
-before ``mlx``. Everything else loads when it is first used.
+
+Importing the package loads nothing and changes nothing in the process. Call `configure` first,
+before numpy and MLX are imported, for a fast BLAS and settings that suit a CPU:
+
+    import qagent_mlx as qa
+
+    qa.configure()
+    shop = qa.sample_shop("shop")
+    qa.recommend(shop, ["u0001"])
 """
 
 from __future__ import annotations
@@ -11,15 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
-from .utils.blas import load_fast_blas as _prepare
-from .utils.lazy_imports import defer_imports as _put_off
-
-_prepare()
-_put_off()
 
 __version__ = "0.1.0"
 
-_HOMES = {
+# public name -> the module that defines it; imported when the name is first used.
+_MODULES = {
+    "configure": "qagent_mlx.utils.runtime",
     "Shop": "qagent_mlx.shop.shop",
     "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.build",
@@ -32,9 +36,9 @@ _HOMES = {
     "open_run": "qagent_mlx.runs.reader",
     "evaluate_policies": "qagent_mlx.evaluate.suite",
     "abtest": "qagent_mlx.evaluate.abtest",
-}  # no name of a module here: importing that would put it in the place of the function
+}
 
-__all__ = ["QAgentError", "__version__", *_HOMES]
+__all__ = ["QAgentError", "__version__", *_MODULES]
 
 if TYPE_CHECKING:
     from .agent.recommend import recommend
@@ -49,9 +53,14 @@ if TYPE_CHECKING:
     from .train.grpo import train_grpo
     from .train.pretrain import pretrain
     from .train.sft import train_sft
+    from .utils.runtime import configure
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import settings
 
-import qagent_mlx  # before anything that imports mlx
-from qagent_mlx.ingest.ingest import ingest_files
-from qagent_mlx.shop.shop import Shop
+import qagent_mlx
 
-assert qagent_mlx.__version__
+qagent_mlx.configure()  # before numpy and MLX are imported
+
+from qagent_mlx.ingest.ingest import ingest_files  # noqa: E402
+from qagent_mlx.shop.shop import Shop  # noqa: E402
 
 # The same examples each time: a test that fails for one of us fails for all.
 settings.register_profile("qagent", deadline=None, derandomize=True, database=None)

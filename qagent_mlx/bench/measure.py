@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 from ..agent.decode import DecodingSequence
 from ..policy.policy import Policy
-from ..utils.blas import blas_state
+from ..utils.blas import load_fast_blas
 from ..utils.doctor import gemm_gflops
 from ..utils.runtime import device_name
 from .workloads import Agentic, Standard, Workload, agentic_rollout, model_folder, open_policy
@@ -176,6 +176,6 @@ def environment() -> dict[str, Any]:
     return {
         "machine": machine(),
         "device": device_name(),
-        "blas": blas_state().name,
+        "blas": load_fast_blas().name,
         "mlx": version("mlx"),
     }

@@ -1,6 +1,6 @@
 """mlx-lm-lora's own GRPO trainer on prompts that come in on stdin, one step a line.
 
-Runs in an environment of its own and imports nothing of this package but ``utils.runtime.py``, by
+Runs in an environment of its own and imports nothing of this package but ``utils/blas.py``, by
 its path, for the fast BLAS (QAGENT_BLAS; "off" leaves it as it is installed).
 """
 
@@ -12,11 +12,11 @@ import tempfile
 import time
 
 work = json.loads(sys.argv[1])
-spec = importlib.util.spec_from_file_location("runtime", work["runtime"])
-runtime = importlib.util.module_from_spec(spec)
-sys.modules["runtime"] = runtime
-spec.loader.exec_module(runtime)
-state = runtime.prepare()
+spec = importlib.util.spec_from_file_location("blas", work["blas_module"])
+blas = importlib.util.module_from_spec(spec)
+sys.modules["blas"] = blas
+spec.loader.exec_module(blas)
+state = blas.load_fast_blas()
 
 import mlx.core as mx
 import mlx.optimizers as optim

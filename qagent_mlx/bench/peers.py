@@ -13,9 +13,9 @@ from statistics import median
 from typing import Any
 
 from ..errors import QAgentError
-from ..utils import runtime
+from ..utils import blas
 from ..utils.atomic_files import read_json, write_json
-from ..utils.blas import blas_state
+from ..utils.runtime import ARENAS
 from .measure import cache_folder, peak_memory
 from .workloads import Standard, Workload, model_folder, open_policy, prompts, vocabulary
 
@@ -65,20 +65,21 @@ class Peer:
         folder: Path,
         work: Workload,
         all_prompts: list[list[list[int]]],
-        blas: bool,
+        fast_blas: bool,
     ) -> None:
         self.name = name
         script = Path(__file__).with_name(f"peer_{name.replace('-', '_')}.py")
         settings = {
             **asdict(work),
             "folder": str(folder),
-            "runtime": runtime.__file__,
+            "blas_module": blas.__file__,
             "all_prompts": all_prompts if name == "trl" else [],
         }
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
-        path = blas_state().path
-        environment["QAGENT_BLAS"] = path if blas and path else "off"
+        path = blas.load_fast_blas().path
+        environment[blas.BLAS_ENV] = path if fast_blas and path else "off"
+        environment.setdefault("MALLOC_ARENA_MAX", str(ARENAS))
         log = cache_folder() / "peers" / f"{name}.log"
         self._log = log.open("w")
         self._process = subprocess.Popen(
@@ -121,7 +122,7 @@ def against(
     work: Workload,
     steps: int,
     warmup: int = 1,
-    blas: bool = True,
+    fast_blas: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Ours and a peer's steps in turn, on the same prompts and the same weights.
@@ -132,7 +133,7 @@ def against(
         work: What a step is.
         steps: Pairs of steps.
         warmup: Pairs before them that do not count.
-        blas: Whether an MLX peer gets our fast BLAS, or the one that it comes with.
+        fast_blas: Whether an MLX peer gets our fast BLAS, or the one that it comes with.
         note: Told what is going on.
     """
     python = installed(name, note)
@@ -140,7 +141,7 @@ def against(
     ours = Standard(open_policy(folder, work), work)
     known = vocabulary(ours.policy)
     all_prompts = [prompts(work, known, number) for number in range(warmup + steps)]
-    peer = Peer(name, python, folder, work, all_prompts, blas)
+    peer = Peer(name, python, folder, work, all_prompts, fast_blas)
     pairs: list[dict[str, float]] = []
     memory = 0.0
     try:
@@ -173,7 +174,7 @@ def against(
         "model": model,
         "against": name,
         "peer": peer.ready,
-        "peer_fast_blas": blas,
+        "peer_fast_blas": fast_blas,
         "sizes": asdict(replace(work)),
         "pairs": pairs,
         **{k: median(p[k] for p in pairs) for k in pairs[0]},

@@ -1,1 +1,5 @@
 """Data-parallel training: workers, collectives, their watchdog and stop signals."""
+
+from ..utils.blas import load_fast_blas
+
+load_fast_blas()  # before a module of this package imports MLX

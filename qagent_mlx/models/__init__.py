@@ -1,1 +1,5 @@
 """Language models: loading, running and naming them."""
+
+from ..utils.blas import load_fast_blas
+
+load_fast_blas()  # before a module of this package imports MLX

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 
 from .actions import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 WORDS_TOKENS = 16  # of a query in the model's own words
 MIN_P = 0.1  # a guided draw leaves out what is this much less likely than the likeliest
@@ -112,6 +114,8 @@ def constrained(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.arra
     noise there (min-p, arXiv:2407.01082). Masks may be shorter than V: padding of the
     vocabulary is never allowed.
     """
+    import mlx.core as mx
+
     allowed = np.ones(logits.shape, dtype=bool)
     for row, mask in enumerate(masks):
         if mask is not None:

@@ -8,7 +8,6 @@ that new events are known at once.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from ..agent.recommend import ProfileRecommender, RecommendRequest, UserRecommen
 from ..errors import QAgentError
 from ..policy.files import load_policy
 from ..shop.shop import Shop
-from ..utils.blas import one_blas_thread
 
 log = logging.getLogger("qagent.pool")
 
@@ -204,6 +202,13 @@ class Pool:
             self._helpers.remove(helper)
 
 
+# The process is configured before its modules import numpy and MLX.
+_PROGRAM = (
+    "import qagent_mlx; qagent_mlx.configure(threads=1); "
+    "from qagent_mlx.serve.worker_processes import main; main()"
+)
+
+
 class _Helper:
     """One process and the line to it."""
 
@@ -213,8 +218,8 @@ class _Helper:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-m",
-                    "qagent_mlx.serve.worker_processes",
+                    "-c",
+                    _PROGRAM,
                     str(theirs.fileno()),
                     str(path),
                     str(policy),
@@ -222,7 +227,6 @@ class _Helper:
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
 
     def ready(self, until: float) -> None:
@@ -255,35 +259,31 @@ def _raised(value: Any) -> Any:
     return value
 
 
-def _main(number: int, path: Path, policy: Path, dtype: str) -> None:
-    """What one of the processes does."""
+def main() -> None:
+    """Answer requests in a worker process, until whoever started it closes the connection."""
+    _, number, path, policy, dtype = sys.argv
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
-    connection: Connection[Any, Any] = Connection(number)
-    with one_blas_thread():
+    connection: Connection[Any, Any] = Connection(int(number))
+    try:
+        with Shop.open(Path(path)) as shop:
+            from ..inventory.product_search import open_shop_search
+
+            answerer = ProfileRecommender(open_shop_search(shop), load_policy(Path(policy), dtype))
+    except QAgentError as error:
+        connection.send(error)
+        return
+    connection.send(None)
+    while True:
         try:
-            with Shop.open(path) as shop:
-                from ..inventory.product_search import open_shop_search
-
-                answerer = ProfileRecommender(open_shop_search(shop), load_policy(policy, dtype))
-        except QAgentError as error:
-            connection.send(error)
+            job = connection.recv()
+        except (EOFError, OSError):
             return
-        connection.send(None)
-        while True:
-            try:
-                job = connection.recv()
-            except (EOFError, OSError):
-                return
-            try:
-                if isinstance(job, Path):
-                    answerer.use(load_policy(job, dtype))
-                    made: Any = None
-                else:
-                    made = [(one.recommendations, one.latency_ms) for one in answerer.answer(*job)]
-            except QAgentError as error:
-                made = error
-            connection.send(made)
-
-
-if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+        try:
+            if isinstance(job, Path):
+                answerer.use(load_policy(job, dtype))
+                made: Any = None
+            else:
+                made = [(one.recommendations, one.latency_ms) for one in answerer.answer(*job)]
+        except QAgentError as error:
+            made = error
+        connection.send(made)

@@ -3,7 +3,8 @@
 MLX's Linux wheel links the reference BLAS, whose matrix products are one to two orders
 of magnitude slower than OpenBLAS. The dynamic linker resolves ``cblas_*`` in the global
 scope first, so an OpenBLAS that is loaded there *before* ``mlx.core`` takes over every
-product with no rebuild. `load_fast_blas` does that; it runs when `qagent_mlx` is imported.
+product with no rebuild. `load_fast_blas` does that. Each package that imports MLX calls it
+in its ``__init__``.
 
 macOS needs none of it: MLX uses Metal and Accelerate there.
 """
@@ -14,102 +15,61 @@ import ctypes
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 # Dispatches by processor at run time; cmeel's x86 build runs on AVX-512 machines only.
 BLAS_PACKAGE = "ngsolve-openblas" if platform.machine() == "x86_64" else "cmeel-openblas"
-_M_ARENA_MAX = -8  # of malloc.h
-ARENAS = 4  # of glibc's malloc, at most; it would take eight a core
-THREAD_ENVS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # what OpenBLAS asks, in this order
+THREAD_ENVS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # OpenBLAS reads them in this order
 BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_sgemm
 
 
-@dataclass(slots=True)
-class BlasState:
-    """What `load_fast_blas` did: which library answers, and what went wrong if none does."""
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """The BLAS that MLX's matrix products use.
+
+    Attributes:
+        name: ``OpenBLAS``, ``Accelerate``, a library's file name, or ``reference``.
+        path: The library that was loaded; None where MLX's own answers.
+        problem: Why no fast BLAS was loaded; None where one was, or where none is needed.
+        library: The loaded library.
+    """
 
     name: str = "reference"
     path: str | None = None
     problem: str | None = None
-    handles: list[Any] = field(default_factory=list, repr=False)
+    library: Any = field(default=None, repr=False, compare=False)
 
 
-_blas = BlasState()
-_prepared = False
+@cache
+def load_fast_blas() -> Blas:
+    """Load a fast BLAS into the global symbol scope, once, and say which one it is.
 
-
-def load_fast_blas() -> BlasState:
-    """Load a fast BLAS into the global symbol scope, once. Never raises.
-
-    Must run before ``mlx.core`` is imported: afterwards MLX's symbols are bound. What
-    happened is kept for `blas_state` and shown by ``qagent doctor``.
+    Must run before ``mlx.core`` is imported: afterwards MLX's symbols are bound. Never raises;
+    what went wrong is the result's ``problem``, which ``qagent doctor`` shows.
     """
-    global _prepared
-    if _prepared:
-        return _blas
-    _prepared = True
-    _bound_arenas()
     if sys.platform == "darwin":
-        _blas.name = "Accelerate"
-        return _blas
+        return Blas("Accelerate")
     if sys.platform != "linux":
-        _blas.problem = f"no fast BLAS is known for {sys.platform}"
-        return _blas
-    if not any(name in os.environ for name in THREAD_ENVS):
-        # A second thread gains a tenth on a quiet machine and costs up to eight times on a busy
-        # one, where the others wait for it in a loop; and other sums round in other ways, so that
-        # a run could not be resumed to the same bits elsewhere. Cores are for `--workers`.
-        os.environ[THREAD_ENVS[0]] = "1"
-    if shutil.which("g++") is None:
-        # MLX compiles fused CPU kernels with g++ at run time.
-        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+        return Blas(problem=f"no fast BLAS is known for {sys.platform}")
     wanted = os.environ.get(BLAS_ENV, "")
     if wanted == "off":
-        _blas.problem = f"switched off by {BLAS_ENV}=off"
-        return _blas
+        return Blas(problem=f"switched off by {BLAS_ENV}=off")
     if "mlx.core" in sys.modules:
-        _blas.problem = "mlx was imported before qagent_mlx; import qagent_mlx first"
-        return _blas
+        return Blas(problem="mlx was imported before; call qagent_mlx.configure() first")
     path = Path(wanted) if wanted else _find_openblas()
     if path is None:
-        _blas.problem = f"{BLAS_PACKAGE} is not installed; pip install {BLAS_PACKAGE}"
-        return _blas
+        return Blas(problem=f"{BLAS_PACKAGE} is not installed; pip install {BLAS_PACKAGE}")
     try:
-        _load_global(path)
+        library = _load_global(path)
     except (OSError, AttributeError) as error:
-        _blas.problem = f"{path.name} could not be loaded: {error}"
-        return _blas
-    _blas.name = "OpenBLAS" if "openblas" in path.name else path.name
-    _blas.path = str(path)
-    return _blas
-
-
-def _bound_arenas() -> None:
-    """Let threads share a few heaps of glibc's malloc.
-
-    A thread gets a heap of its own while there are less than eight a core, and each keeps what
-    its largest work took: a process that starts threads now and then (DuckDB's with each
-    database that is opened, MLX's with each thread that computes) grows until all are that
-    large. Where the environment names a number, that stands.
-    """
-    if sys.platform != "linux" or "MALLOC_ARENA_MAX" in os.environ:
-        return
-    if "malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, min(ARENAS, max(2, os.cpu_count() or 1)))
-
-
-def blas_state() -> BlasState:
-    """The state that `load_fast_blas` left."""
-    return _blas
+        return Blas(problem=f"{path.name} could not be loaded: {error}")
+    return Blas("OpenBLAS" if "openblas" in path.name else path.name, str(path), None, library)
 
 
 def _find_openblas() -> Path | None:
@@ -129,7 +89,7 @@ def _find_openblas() -> Path | None:
     return None
 
 
-def _load_global(path: Path) -> None:
+def _load_global(path: Path) -> ctypes.CDLL:
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
@@ -143,7 +103,7 @@ def _load_global(path: Path) -> None:
     missing = _missing_instructions(handle)
     if missing:
         raise OSError(f"it was built for processors with {missing}, which this one lacks")
-    _blas.handles.append(ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL))
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 # What an OpenBLAS without runtime dispatch may use, by the processor it was built for.
@@ -187,7 +147,7 @@ def _lend_gfortran(error: OSError) -> None:
         if not found:
             continue
         for helper in sorted(libs.glob("libquadmath*.so*")):
-            _blas.handles.append(ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL))
+            ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
         soname = found[0].name.encode() + b"\0"
         wanted = b"libgfortran.so.5\0"
         image = found[0].read_bytes()
@@ -196,19 +156,26 @@ def _lend_gfortran(error: OSError) -> None:
         descriptor = os.memfd_create("libgfortran.so.5")
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(image.replace(soname, wanted.ljust(len(soname), b"\0")))
-        _blas.handles.append(ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL))
+        ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
         os.close(descriptor)
         return
     raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")
 
 
 def blas_threads() -> int:
-    """How many threads a matrix product on the CPU may use; numpy's own loops use as many."""
+    """The number of threads that a matrix product on the CPU may use."""
     for name in THREAD_ENVS:
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:
             return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def set_blas_threads(threads: int) -> None:
+    """Let OpenBLAS use this many threads, where it is what MLX's products use."""
+    library = load_fast_blas().library
+    if hasattr(library, "openblas_set_num_threads"):
+        library.openblas_set_num_threads(threads)
 
 
 @contextmanager
@@ -218,7 +185,7 @@ def one_blas_thread(when: bool = True) -> Iterator[None]:
     Thin products gain nothing from a second thread, and on a busy machine its waiting costs
     many times the product.
     """
-    library: Any = _blas.handles[-1] if _blas.path and _blas.handles else None
+    library = load_fast_blas().library
     if not when or not hasattr(library, "openblas_set_num_threads"):
         yield
         return

@@ -9,12 +9,13 @@ import sys
 import time
 from typing import Any
 
-from .blas import blas_state, blas_threads
+from .blas import blas_threads, load_fast_blas
 from .runtime import device_name, total_memory
 
 
 def gemm_gflops(seconds: float = 0.3) -> tuple[float, float]:
     """Measured GFLOP/s of MLX and of numpy for a 512x576 by 576x1536 float32 product."""
+    load_fast_blas()
     import mlx.core as mx
     import numpy as np
 
@@ -55,13 +56,13 @@ def doctor() -> dict[str, Any]:
             versions[package] = None
             warnings.append(f"{package} is not installed; run: pip install {package}")
     mlx_speed, numpy_speed = gemm_gflops()
-    device, blas = device_name(), blas_state()
+    device, blas = device_name(), load_fast_blas()
     if blas.problem:
         warnings.append(f"matrix products use MLX's reference BLAS: {blas.problem}")
     elif device == "cpu" and sys.platform == "linux" and mlx_speed < 0.15 * numpy_speed:
         warnings.append(
             f"{blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
-            f"{numpy_speed:.0f}; import qagent_mlx before mlx"
+            f"{numpy_speed:.0f}; call qagent_mlx.configure() before mlx is imported"
         )
     compiler = shutil.which("g++")
     if device == "cpu" and sys.platform == "linux" and compiler is None:

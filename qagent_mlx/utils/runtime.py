@@ -1,13 +1,71 @@
-"""The process: its device, the memory it may use, and memory that it gives back."""
+"""The process: how it computes, its device, and its memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .blas import THREAD_ENVS, load_fast_blas, set_blas_threads
+from .lazy_imports import defer_imports
+from .settings import SettingError
+
+ARENAS = 4  # heaps of glibc's malloc, at most; by itself it would open eight for each core
+_M_ARENA_MAX = -8  # of malloc.h
+
+
+def configure(threads: int | None = None) -> None:
+    """Prepare this process for computing with MLX and numpy on a CPU.
+
+    Call it once, before numpy, MLX and mlx-lm are imported. Importing `qagent_mlx` changes
+    nothing in its host process. This function loads a fast BLAS and sets what holds for the whole
+    process, on Linux: the number of BLAS threads, a bound on the heaps of glibc's malloc, and
+    ``MLX_DISABLE_COMPILE`` where no compiler is installed. On every system it defers the
+    import of what mlx-lm needs for other models than a shop's own (see `lazy_imports`).
+
+    Args:
+        threads: Threads of a matrix product. By default what ``OPENBLAS_NUM_THREADS`` or
+            ``OMP_NUM_THREADS`` says, else one: a second thread gains a tenth on a quiet machine,
+            costs up to eight times on a busy one, and rounds sums differently.
+
+    Raises:
+        SettingError: the number of threads is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise SettingError("threads", f"must be at least 1, not {threads}")
+    if sys.platform == "linux":
+        if threads is None and not any(name in os.environ for name in THREAD_ENVS):
+            threads = 1
+        if threads is not None:
+            os.environ[THREAD_ENVS[0]] = str(threads)
+            set_blas_threads(threads)
+        _bound_arenas()
+        if shutil.which("g++") is None:
+            # MLX compiles fused CPU kernels with g++ at run time.
+            os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+    load_fast_blas()
+    defer_imports()
+
+
+def _bound_arenas() -> None:
+    """Let threads share a few heaps of glibc's malloc.
+
+    By default a thread gets a heap of its own while there are fewer than eight for each core,
+    and each heap keeps what its largest work took. A process that starts threads now and then
+    (DuckDB's with each database that is opened, MLX's with each thread that computes) would
+    grow until all heaps are that large. A number in the environment takes precedence.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
+    if "malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, min(ARENAS, max(2, os.cpu_count() or 1)))
 
 
 def release_memory() -> None:
@@ -17,23 +75,23 @@ def release_memory() -> None:
     Training's phases (decoding, update) want buffers of other sizes, so that without this a
     process grows to the sum of what each takes.
     """
-    import mlx.core as mx
-
-    mx.clear_cache()
+    if "mlx.core" in sys.modules:
+        sys.modules["mlx.core"].clear_cache()
     if trim := _malloc_trim():
         trim(0)
 
 
 @cache
 def _malloc_trim() -> Any:
-    """glibc's function of that name; None where the C library has none."""
+    """The C library's ``malloc_trim``; None where it has none, as on macOS."""
     if sys.platform != "linux":
         return None
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def device_name() -> str:
-    """``"gpu"`` where MLX computes on Metal or CUDA, else ``"cpu"``."""
+    """The name of MLX's default device: ``gpu`` (Metal or CUDA) or ``cpu``."""
+    load_fast_blas()
     import mlx.core as mx
 
     return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"

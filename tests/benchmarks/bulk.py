@@ -14,6 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.serve import batch

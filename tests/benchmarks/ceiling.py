@@ -25,6 +25,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import lightgbm
 import numpy as np
 

@@ -17,6 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import numpy as np
 
 from qagent_mlx.build import build_shop

@@ -28,11 +28,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
-from drawn import Drawn  # noqa: E402
-from fuzzing import shop_with_run  # noqa: E402
-from targets import TARGETS, Place  # noqa: E402
+import qagent_mlx
 
-import qagent_mlx  # noqa: E402, F401  (before mlx)
+qagent_mlx.configure()  # before numpy and MLX are imported
+
+from drawn import Drawn
+from fuzzing import shop_with_run
+from targets import TARGETS, Place
 
 HANG = 20.0  # seconds of processor time, so that a busy machine hangs nothing
 WAITED = 600.0  # seconds

@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import qagent_mlx  # noqa: F401  (before mlx)
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 from qagent_mlx.bench.measure import cache_folder, environment
 from qagent_mlx.bench.workloads import Standard, Workload, model_folder, open_policy
 

@@ -18,10 +18,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
-from conftest import tiny_events, tiny_products  # noqa: E402
-from crashes import WORKS, kill_and_check, small_shop  # noqa: E402
+import qagent_mlx
 
-import qagent_mlx  # noqa: E402, F401  (before mlx)
+qagent_mlx.configure()  # before numpy and MLX are imported
+
+from conftest import tiny_events, tiny_products
+from crashes import WORKS, kill_and_check, small_shop
 
 
 def main() -> None:

@@ -13,6 +13,10 @@ import sys
 import time
 from statistics import median, quantiles
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.bench.measure import environment
 from qagent_mlx.policy.registry import open_policy

@@ -26,16 +26,20 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
-from crashes import COMPONENTS, GRPO, SPLIT, events_agree, index_matches, small_shop  # noqa: E402
-from starlette.testclient import TestClient  # noqa: E402
+import qagent_mlx
 
-from qagent_mlx.ingest.ingest import ingest_files  # noqa: E402
-from qagent_mlx.inventory.index import open_index  # noqa: E402
-from qagent_mlx.inventory.updates import refresh_index  # noqa: E402
-from qagent_mlx.serve.config import ServeConfig  # noqa: E402
-from qagent_mlx.serve.http import create_app  # noqa: E402
-from qagent_mlx.shop.shop import Shop  # noqa: E402
-from qagent_mlx.train.grpo import train_grpo  # noqa: E402
+qagent_mlx.configure()  # before numpy and MLX are imported
+
+from crashes import COMPONENTS, GRPO, SPLIT, events_agree, index_matches, small_shop
+from starlette.testclient import TestClient
+
+from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.inventory.index import open_index
+from qagent_mlx.inventory.updates import refresh_index
+from qagent_mlx.serve.config import ServeConfig
+from qagent_mlx.serve.http import create_app
+from qagent_mlx.shop.shop import Shop
+from qagent_mlx.train.grpo import train_grpo
 
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case", "gift")
 

@@ -17,6 +17,10 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import duckdb
 import numpy as np
 

@@ -16,6 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import numpy as np
 
 from qagent_mlx.agent.types import Rollout

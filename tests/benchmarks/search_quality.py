@@ -20,6 +20,10 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import numpy as np
 
 from qagent_mlx.evaluate.metrics import bootstrap, paired_difference

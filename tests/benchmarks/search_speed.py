@@ -22,6 +22,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import numpy as np
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files

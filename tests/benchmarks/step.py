@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import sys
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop

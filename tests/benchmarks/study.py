@@ -11,6 +11,10 @@ trained (its preset's agent). ``--set NAME:key=value`` makes further arms, for e
 a study that was ended goes on where it stopped.
 
 The table gives the mean over seeds with a 95 % t interval over seeds, and the paired difference
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 from the first arm with a 95 % bootstrap interval over users' cases (each case's mean over seeds
 is what is paired). ``--abtest`` adds what simulated shoppers do (``qagent abtest``) with the
 first arm's policy of the same seed against each. No test runs this in full.

@@ -35,6 +35,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import numpy as np
 from study import scores_of
 

@@ -25,9 +25,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-import qagent_mlx  # before mlx
+import qagent_mlx
 
-# isort: split
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
@@ -59,8 +60,6 @@ from qagent_mlx.train.grpo import resume_grpo, train_grpo
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.monitors import AlarmConfig
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
-
-assert qagent_mlx.__version__
 
 START = datetime(2026, 4, 1)
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case")

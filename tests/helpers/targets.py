@@ -20,9 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import qagent_mlx  # before mlx
+import qagent_mlx
 
-# isort: split
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import hostile
 import mlx.core as mx
 from starlette.exceptions import HTTPException
@@ -46,8 +47,6 @@ from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.config_files import Settings, read_settings
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.utils import text as text_module
-
-assert qagent_mlx.__version__
 
 
 class Place:

@@ -163,6 +163,7 @@ def test_sft_goes_on_to_the_same_bits(shop, unbroken):
 KILLED = """
 import sys
 import qagent_mlx
+qagent_mlx.configure()
 from qagent_mlx.shop.shop import Shop
 sys.path.insert(0, {tests!r})
 from test_endurance import COMPONENTS, SPLIT, changed

@@ -6,13 +6,9 @@ import sys
 import pytest
 
 from qagent_mlx.utils import runtime
-from qagent_mlx.utils.blas import (
-    ARENAS,
-    _find_openblas,
-    _missing_instructions,
-    blas_state,
-    load_fast_blas,
-)
+from qagent_mlx.utils.blas import _find_openblas, _missing_instructions, load_fast_blas
+from qagent_mlx.utils.runtime import ARENAS, configure
+from qagent_mlx.utils.settings import SettingError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs another BLAS")
 
@@ -30,9 +26,11 @@ def run(code, **env):
 
 
 STATE = (
-    "import json; from qagent_mlx.utils.blas import blas_state as state; import mlx.core as mx\n"
+    "import json, qagent_mlx; qagent_mlx.configure(); import mlx.core as mx\n"
+    "from qagent_mlx.utils.blas import load_fast_blas\n"
+    "blas = load_fast_blas()\n"
     "product = (mx.ones((64, 64)) @ mx.ones((64, 64))).tolist()[0][0]\n"
-    "print(json.dumps([state().name, state().path, state().problem, product]))"
+    "print(json.dumps([blas.name, blas.path, blas.problem, product]))"
 )
 
 
@@ -54,7 +52,7 @@ def test_without_a_fast_blas_all_works_and_the_doctor_says_why():
 def test_mlx_that_was_imported_first_is_noticed():
     name, path, problem, product = run("import mlx.core\n" + STATE)
     assert (name, path, product) == ("reference", None, 64)
-    assert "import qagent_mlx first" in problem
+    assert "qagent_mlx.configure() first" in problem
 
 
 @linux
@@ -116,34 +114,43 @@ def test_a_library_that_is_no_blas_is_named(tmp_path):
     ("given", "threads"),
     [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2), ({"OMP_NUM_THREADS": "2"}, 2)],
 )
-def test_products_use_one_thread_unless_the_user_says_more(monkeypatch, given, threads):
-    code = (
-        "import json, qagent_mlx; from qagent_mlx.utils import blas;"
-        "library = blas.blas_state().handles[-1];"
-        "print(json.dumps([blas.blas_threads(), library.openblas_get_num_threads()]))"
-    )
+@pytest.mark.parametrize("before", ["", "import qagent_mlx.models; "])
+def test_products_use_one_thread_unless_the_user_says_more(monkeypatch, given, threads, before):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert run(code, **given) == [threads, min(threads, os.cpu_count() or 1)]
+    count = min(threads, os.cpu_count() or 1)
+    assert run(before + THREADS.format(""), **given) == [threads, count]
+
+
+THREADS = (
+    "import json, qagent_mlx; qagent_mlx.configure({}); from qagent_mlx.utils import blas;"
+    "library = blas.load_fast_blas().library;"
+    "print(json.dumps([blas.blas_threads(), library.openblas_get_num_threads()]))"
+)
+
+
+@linux
+def test_configure_sets_the_number_of_threads():
+    assert run(THREADS.format("threads=2"), OPENBLAS_NUM_THREADS="1")[0] == 2
+    assert run("import qagent_mlx.models; " + THREADS.format(1))[1] == 1
+    with pytest.raises(SettingError, match="threads must be at least 1"):
+        configure(threads=0)
 
 
 @linux
 def test_without_a_compiler_mlx_does_not_try_to_compile():
-    code = "import json, os, qagent_mlx; print(json.dumps(os.environ.get('MLX_DISABLE_COMPILE')))"
+    code = (
+        "import json, os, qagent_mlx; qagent_mlx.configure();"
+        "print(json.dumps(os.environ.get('MLX_DISABLE_COMPILE')))"
+    )
     assert run(code, PATH="") == "1"
 
 
-def test_preparing_twice_changes_nothing():
-    state = blas_state()
-    handles = list(state.handles)
-    assert load_fast_blas() is state
-    assert state.handles == handles
-
-
-def test_importing_the_package_loads_no_model_library():
-    code = "import json, sys, qagent_mlx; print(json.dumps(sorted(sys.modules)))"
-    loaded = run(code)
-    assert not {"mlx.core", "duckdb", "numpy", "transformers"} & set(loaded)
+def test_configuring_twice_changes_nothing():
+    blas, environment = load_fast_blas(), dict(os.environ)
+    configure()
+    assert load_fast_blas() is blas
+    assert dict(os.environ) == environment
 
 
 def test_memory_is_what_this_process_may_use():
@@ -154,6 +161,8 @@ def test_memory_is_what_this_process_may_use():
 HEAPS = """
 import ctypes, re, sys, tempfile, threading
 import qagent_mlx
+if sys.argv[1:] == ["configure"]:
+    qagent_mlx.configure()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 meet = threading.Barrier(24)
@@ -174,9 +183,9 @@ with tempfile.NamedTemporaryFile("r") as file:
 
 @linux
 def test_threads_share_a_few_heaps_unless_the_user_says_how_many():
-    def heaps(**more):
+    def heaps(*arguments, **more):
         found = subprocess.run(
-            [sys.executable, "-c", HEAPS],
+            [sys.executable, "-c", HEAPS, *arguments],
             capture_output=True,
             text=True,
             check=True,
@@ -184,6 +193,7 @@ def test_threads_share_a_few_heaps_unless_the_user_says_how_many():
         )
         return int(found.stdout)
 
-    assert heaps() <= ARENAS
-    assert heaps(MALLOC_ARENA_MAX="1") == 1
-    assert heaps(MALLOC_ARENA_MAX="64") > ARENAS
+    assert heaps("configure") <= ARENAS
+    assert heaps() > ARENAS  # importing the package sets nothing
+    assert heaps("configure", MALLOC_ARENA_MAX="1") == 1
+    assert heaps("configure", MALLOC_ARENA_MAX="64") > ARENAS

@@ -21,7 +21,7 @@ def run(code):
 
 def test_a_shops_own_policy_is_loaded_without_transformers():
     heavy = run(
-        "from pathlib import Path; from qagent_mlx.policy.files import load_policy; from qagent_mlx.policy.lora import LoraConfig\n"
+        "import qagent_mlx; qagent_mlx.configure(); from pathlib import Path; from qagent_mlx.policy.files import load_policy; from qagent_mlx.policy.lora import LoraConfig\n"
         "import qagent_mlx.agent.recommend\n"
         f"load_policy(Path({str(sample_folder())!r})).add_lora(LoraConfig())\n"
         "print(json.dumps([n for n in ('transformers', 'huggingface_hub', 'scipy.optimize')"
@@ -40,7 +40,7 @@ def test_mlx_lms_own_names_are_there_when_they_are_asked_for():
         "from mlx_lm import *\nimport mlx_lm; convert = mlx_lm.convert",
     ):
         found = run(
-            "import qagent_mlx, mlx_lm\n" + code + "\n"
+            "import qagent_mlx; qagent_mlx.configure(); import mlx_lm\n" + code + "\n"
             "print(json.dumps([callable(generate), callable(load), callable(convert),"
             " type(mlx_lm).__name__, mlx_lm.__version__ > '0', 'utils' in dir(mlx_lm)]))"
         )
@@ -49,7 +49,7 @@ def test_mlx_lms_own_names_are_there_when_they_are_asked_for():
 
 def test_the_tuner_package_is_whole_when_it_is_asked_for():
     found = run(
-        "import qagent_mlx\nfrom mlx_lm.tuner.lora import LoRALinear\n"
+        "import qagent_mlx; qagent_mlx.configure()\nfrom mlx_lm.tuner.lora import LoRALinear\n"
         "before = 'transformers' in sys.modules\n"
         "from mlx_lm.tuner import linear_to_lora_layers, train\nimport mlx_lm.tuner.utils\n"
         "print(json.dumps([before, callable(train),"
@@ -60,7 +60,7 @@ def test_the_tuner_package_is_whole_when_it_is_asked_for():
 
 def test_what_mlx_lm_has_not_got_is_an_attribute_error():
     found = run(
-        "import qagent_mlx, mlx_lm\nprint(json.dumps([hasattr(mlx_lm, 'nothing'),"
+        "import qagent_mlx; qagent_mlx.configure(); import mlx_lm\nprint(json.dumps([hasattr(mlx_lm, 'nothing'),"
         " hasattr(mlx_lm, '__nothing__'), hasattr(mlx_lm, 'load')]))"
     )
     assert found == [False, False, True]

@@ -1,1 +1,5 @@
 """Recommenders without an agent, for comparison."""
+
+from ...utils.blas import load_fast_blas
+
+load_fast_blas()  # before a module of this package imports MLX

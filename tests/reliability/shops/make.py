@@ -16,9 +16,10 @@ import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import qagent_mlx  # before mlx
+import qagent_mlx
 
-# isort: split
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import mlx.core as mx
 from mlx.utils import tree_map
 
