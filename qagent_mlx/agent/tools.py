@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from ..inventory.catalog import Catalog
 from ..inventory.types import ProductSearch
 from ..protocol.actions import product_line, profile_text
 from ..protocol.config import AgentConfig
+from ..protocol.marks import Mark
 from ..types import Profile
 from ..utils.text import query_key
 
@@ -73,7 +70,6 @@ class SearchProducts:
         self._search = search
         self._config = config
         self._rows = search.catalog.row_of
-        self._bands = price_bands(search.catalog)
         # Users of a batch ask the same queries at the same moment.
         self._picked = lru_cache(PICKS)(self._picks)
         self._titles: dict[int, str] = {}
@@ -118,26 +114,26 @@ class SearchProducts:
         catalog = self._search.catalog
         row = self._rows[product]
         price, in_stock = catalog.state_at(row, request.as_of)
-        marks = []
-        band = self._bands.band(row, price)
+        marks: list[str] = []
+        band = catalog.price_band(row, price)
         if band:
             marks.append(band)
         if self._config.marks:
             context = request.context
             if band and context.get("prices", {}).get(band, 0.0) >= 0.25:
-                marks.append("fits")
+                marks.append(Mark.FITS)
             brand = (catalog.brands[row] or "").lower()
             if context.get("brands", {}).get(brand, 0.0) >= 0.15:
-                marks.append("brand")
+                marks.append(Mark.BRAND)
             if product in context.get("bought", ()):
-                marks.append("bought")
+                marks.append(Mark.BOUGHT)
             elif product in context.get("seen", ()):
-                marks.append("seen")
+                marks.append(Mark.SEEN)
         share = picks.get(row, 0.0)
         if share >= 0.2:
-            marks.append("chosen" if share >= 0.5 else "often")
+            marks.append(Mark.CHOSEN if share >= 0.5 else Mark.OFTEN)
         if not in_stock:
-            marks.append("out")
+            marks.append(Mark.OUT)
         title = self._titles.get(row)
         if title is None:
             title = self._titles[row] = short_title(catalog.titles[row], self._config)
@@ -148,32 +144,3 @@ def short_title(title: str, config: AgentConfig) -> str:
     """The first words of a title, without model numbers: what an agent can use of it."""
     found = [w for w in title.replace(",", " ").split() if not _MODEL_NUMBER.fullmatch(w)]
     return " ".join(found[: config.title_words])
-
-
-class PriceBands:
-    """Cheap, middling or dear within a category: ``$``, ``$$``, ``$$$``."""
-
-    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
-        self._low, self._high = low, high
-
-    def band(self, row: int, price: float) -> str:
-        """The band of a price for the product in ``row``; empty when it has none."""
-        if not (price == price and self._low[row] == self._low[row]):  # NaN: no price known
-            return ""
-        return "$" if price <= self._low[row] else "$$" if price <= self._high[row] else "$$$"
-
-
-def price_bands(catalog: Catalog) -> PriceBands:
-    """Thirds of each category by first known price, as the memory cuts them too."""
-    first = np.array(
-        [catalog.state_at(row, datetime(1970, 1, 2))[0] for row in range(len(catalog))]
-    )
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, category in enumerate(catalog.categories):
-        if category and first[row] == first[row]:
-            groups[category].append(row)
-    low = np.full(len(catalog), np.nan)
-    high = np.full(len(catalog), np.nan)
-    for rows in groups.values():
-        low[rows], high[rows] = np.quantile(first[rows], [1 / 3, 2 / 3])
-    return PriceBands(low, high)

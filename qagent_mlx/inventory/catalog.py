@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 
 from ..errors import QAgentError
+from ..shop.price_bands import price_band, price_limits_sql
 from ..shop.shop import Shop
 from ..utils.database import literal, open_duckdb
 from .click_log import epoch_seconds
@@ -65,6 +66,8 @@ class Catalog:
     in_stock: np.ndarray  # bool
     attributes: list[str | None]  # JSON
     history: ProductHistory | None = None
+    # (products, 2): up to which price each product is cheap, and middling, in its category
+    price_limits: np.ndarray | None = None
     _states: OrderedDict[datetime, tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, repr=False
     )
@@ -104,6 +107,10 @@ class Catalog:
             if len(self._states) > MOMENTS:
                 self._states.popitem(last=False)
         return self._states[as_of]
+
+    def price_band(self, row: int, price: float) -> str:
+        """The band of a price within a product's category, ``$`` to ``$$$``; see `price_band`."""
+        return "" if self.price_limits is None else price_band(price, *self.price_limits[row])
 
     def within(self, prefix: str) -> np.ndarray:
         """Rows whose category path begins so, whatever the case; bool (rows,)."""
@@ -160,6 +167,13 @@ def _catalog(connection: duckdb.DuckDBPyConnection, products: str, history: str)
         np.array([np.nan if p is None else p for p in prices], dtype=np.float64),
         np.array(stock, dtype=bool),
         attributes,
+    )
+    limits = connection.execute(
+        f"SELECT low, high FROM ({price_limits_sql(f'({products})', f'({history})')}) "
+        "ORDER BY product_id"
+    ).fetchnumpy()
+    catalog.price_limits = np.stack(
+        [np.ma.filled(np.ma.asarray(limits[name]), np.nan) for name in ("low", "high")], axis=1
     )
     known = connection.execute(history).fetchnumpy()
     row_of = catalog.row_of

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import duckdb
 
+from ..shop.price_bands import price_band
 from ..utils.text import tokens
 
 TYPES = ("search", "view", "click", "cart", "purchase")
@@ -65,9 +66,7 @@ class ProductFacts(NamedTuple):
         place = bisect_right(self.times, at) - 1
         price = self.prices[place] if place >= 0 else None
         price = self.price if price is None else price
-        if price is None or self.low is None or self.high is None:
-            return ""
-        return "$" if price <= self.low else "$$" if price <= self.high else "$$$"
+        return price_band(price, self.low, self.high)
 
 
 class Wording(NamedTuple):

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-AGES = (
-    (0.1, "now"),
-    (1.5, "today"),
-    (4.0, "days"),
-    (9.0, "week"),
-    (18.0, "weeks"),
-    (45.0, "month"),
-)
-AGE_WORDS = (*(word for _, word in AGES), "old")
-OUTCOMES = ("unmet", "liked", "carted", "bought")
+from ..protocol.marks import AGES, OUTCOMES, Scale
+
 # The time since a purchase against the usual time until such a thing is bought again.
-DUE = ((0.4, "early"), (0.7, "soon"), (0.9, "nearly"), (1.15, "due"), (1.6, "late"))
-DUE_WORDS = (*(word for _, word in DUE), "over")
+DUE = Scale((0.4, 0.7, 0.9, 1.15, 1.6), ("early", "soon", "nearly", "due", "late", "over"))
 # The time since what led to a neighbour against the usual time until people follow it.
-TIMING = ((0.3, "much too early"), (0.6, "early"), (1.2, "in time"), (2.2, "late"))
-TIMING_WORDS = (*(word for _, word in TIMING), "much too late")
+TIMING = Scale(
+    (0.3, 0.6, 1.2, 2.2), ("much too early", "early", "in time", "late", "much too late")
+)
 # How much a category is needed, and how far from the usual time (see `candidates.needs`).
-NEED = (
-    (0.003, "none"),
-    (0.01, "trace"),
-    (0.02, "faint"),
-    (0.05, "slight"),
-    (0.1, "some"),
-    (0.2, "fair"),
-    (0.4, "good"),
-    (0.8, "strong"),
+NEED = Scale(
+    (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8),
+    ("none", "trace", "faint", "slight", "some", "fair", "good", "strong", "sure"),
 )
-NEED_WORDS = (*(word for _, word in NEED), "sure")
-PACE = (
-    (-2.0, "far too early"),
-    (-1.0, "too early"),
-    (-0.4, "early"),
-    (0.4, "in time"),
-    (1.0, "late"),
-    (2.0, "too late"),
+PACE = Scale(
+    (-2.0, -1.0, -0.4, 0.4, 1.0, 2.0),
+    ("far too early", "too early", "early", "in time", "late", "too late", "far too late"),
 )
-PACE_WORDS = (*(word for _, word in PACE), "far too late")
 PRESSING = 0.1  # of what is needed as much as that, wording and taste decide
 SOURCE_KINDS = {"c": "category", "p": "product", "q": "query", "r": "retry"}
 
 
-def age_word(days: float) -> str:
-    """A length of time as one word, from ``now`` to ``old``."""
-    return next((word for limit, word in AGES if days < limit), "old")
-
-
-def _words(values: np.ndarray, scale: Sequence[tuple[float, str]]) -> np.ndarray:
-    """Which word of a scale each value is: 0 to len(scale), as `age_word` tells."""
-    return np.searchsorted([limit for limit, _ in scale], values, side="right")
+def _bins(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """The bin of each value: 0 to ``len(scale.limits)``."""
+    return np.searchsorted(scale.limits, values, side="right")
 
 
 def _log(values: np.ndarray, add: float = 0.0) -> np.ndarray:
@@ -62,23 +37,23 @@ def _log(values: np.ndarray, add: float = 0.0) -> np.ndarray:
 
 
 def _with_ages(name: str) -> list[str]:
-    return [f"{name} {word}" for word in AGE_WORDS]
+    return [f"{name} {word}" for word in AGES.words]
 
 
 FEATURES = (
     "own",
     "back",
     "times",
-    *(name for outcome in OUTCOMES for name in (outcome, *_with_ages(outcome))),
+    *(name for outcome in OUTCOMES for name in (str(outcome), *_with_ages(outcome))),
     *_with_ages("own"),
     "bought long ago",
     "had",
     *_with_ages("had"),
     "again",
-    *(n for word in DUE_WORDS for n in (word, f"{word} again")),
+    *(n for word in DUE.words for n in (word, f"{word} again")),
     "next",
     "next score",
-    *(f"{name} {word}" for name in SOURCE_KINDS.values() for word in TIMING_WORDS),
+    *(f"{name} {word}" for name in SOURCE_KINDS.values() for word in TIMING.words),
     "trend",
     "trend share",
     "short share",
@@ -107,8 +82,8 @@ FEATURES = (
     "covered",
     "returned",
     "own returned",
-    *(f"need {word}" for word in NEED_WORDS),
-    *(f"after {what} {word}" for what in ("liked", "bought") for word in PACE_WORDS),
+    *(f"need {word}" for word in NEED.words),
+    *(f"after {what} {word}" for what in ("liked", "bought") for word in PACE.words),
     "pressing own",
     "pressing next",
     "pressing worded",
@@ -134,11 +109,11 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
         table[at, _PLACE[name] + word * step] = values
 
     own = np.flatnonzero(~np.isnan(c["back"]))
-    last, age = c["last"][own].astype(int), _words(c["age"][own], AGES)
+    last, age = c["last"][own].astype(int), _bins(c["age"][own], AGES)
     put("own", own)
     put("back", own, _log(c["back"][own]))
     put("times", own, _log(c["times"][own]))
-    outcome = last * (1 + len(AGE_WORDS))
+    outcome = last * (1 + len(AGES.words))
     put_word(OUTCOMES[0], own, outcome)
     put_word(OUTCOMES[0], own, outcome + 1 + age)
     put_word("own now", own, age)
@@ -148,21 +123,21 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     had = np.flatnonzero(~np.isnan(c["had_age"]))
     again = np.nan_to_num(c["again"])
     put("had", had)
-    put_word("had now", had, _words(c["had_age"][had], AGES))
+    put_word("had now", had, _bins(c["had_age"][had], AGES))
     put("again", had, _log(again[had], 0.02))
     due = had[~np.isnan(c["due"][had])]
-    word = _words(c["due"][due], DUE)
-    put_word(DUE_WORDS[0], due, word, step=2)
-    put_word(f"{DUE_WORDS[0]} again", due, word, again[due], step=2)
+    word = _bins(c["due"][due], DUE)
+    put_word(DUE.words[0], due, word, step=2)
+    put_word(f"{DUE.words[0]} again", due, word, again[due], step=2)
 
     follows = np.flatnonzero(~np.isnan(c["next_score"]))
     put("next", follows)
     put("next score", follows, np.log10(np.maximum(c["next_score"][follows], 1e-4)) + 2.0)
     kinds = list(SOURCE_KINDS)
     source = np.array([kinds.index(s[0]) for s in c["source"][follows].tolist()], dtype=int)
-    timing = _words(np.exp(c["timing"][follows]), TIMING)
-    first = f"{SOURCE_KINDS[kinds[0]]} {TIMING_WORDS[0]}"
-    put_word(first, follows, source * len(TIMING_WORDS) + timing)
+    timing = _bins(np.exp(c["timing"][follows]), TIMING)
+    first = f"{SOURCE_KINDS[kinds[0]]} {TIMING.words[0]}"
+    put_word(first, follows, source * len(TIMING.words) + timing)
 
     trends = np.flatnonzero(~np.isnan(c["share"]))
     share, short, longer = (c[n][trends] for n in ("share", "short_share", "longer_share"))
@@ -176,16 +151,16 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     put("success", every, np.log(c["success"]))
     put("focus", every, c["focus"])
     leaf = np.flatnonzero(~np.isnan(c["leaf_last"]))
-    outcome = c["leaf_last"][leaf].astype(int) * (1 + len(AGE_WORDS))
+    outcome = c["leaf_last"][leaf].astype(int) * (1 + len(AGES.words))
     put("leaf", leaf)
     put("leaf times", leaf, _log(c["leaf_times"][leaf]))
     put_word(f"leaf {OUTCOMES[0]}", leaf, outcome)
-    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome + 1 + _words(c["leaf_age"][leaf], AGES))
+    put_word(f"leaf {OUTCOMES[0]}", leaf, outcome + 1 + _bins(c["leaf_age"][leaf], AGES))
     known = np.flatnonzero(~np.isnan(c["main_age"]))
     put("main", known)
     put("main unsearched", known[np.isnan(c["back"][known])])
     put("main bought", known, np.nan_to_num(c["main_bought"][known]))
-    put_word("main now", known, _words(c["main_age"][known], AGES))
+    put_word("main now", known, _bins(c["main_age"][known], AGES))
 
     named = c["kind"]
     put("wording", every, _log(c["wording"], 0.1))
@@ -201,10 +176,10 @@ def features(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     put("returned", every, _log(c["returned"]))
     put("own returned", own, _log(c["returned"][own]))
     needed = np.flatnonzero(~np.isnan(c["need"]))
-    put_word(f"need {NEED_WORDS[0]}", needed, _words(c["need"][needed], NEED))
-    pace = _words(c["pace"][needed], PACE)
-    pace += len(PACE_WORDS) * c["need_bought"][needed].astype(int)
-    put_word(f"after liked {PACE_WORDS[0]}", needed, pace)
+    put_word(f"need {NEED.words[0]}", needed, _bins(c["need"][needed], NEED))
+    pace = _bins(c["pace"][needed], PACE)
+    pace += len(PACE.words) * c["need_bought"][needed].astype(int)
+    put_word(f"after liked {PACE.words[0]}", needed, pace)
     pressing = np.nan_to_num(c["need"]) > PRESSING
     put("pressing own", own[pressing[own]])
     put("pressing next", follows[pressing[follows]])

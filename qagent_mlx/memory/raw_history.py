@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import duckdb
 
 from ..protocol.escape import safe
+from ..protocol.marks import AGES
 from ..types import Line
-from .ranking_features import age_word
 from .types import Moment
 
 RAW = "raw"
@@ -58,7 +58,7 @@ def raw_lines(
         lines.append(
             Line(
                 section=RAW,
-                text=f"{kind} {safe(text)} {age_word(age)}",
+                text=f"{kind} {safe(text)} {AGES.word(age)}",
                 score=round(1 / (2 + len(lines)), 12),
                 query=text if named else None,
                 reason="from your history" if named else "",

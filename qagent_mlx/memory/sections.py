@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..protocol.escape import safe
+from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line
-from .ranking_features import OUTCOMES, age_word
 from .user_state import UserState
 
 
@@ -36,26 +36,26 @@ def _query_lines(
             section, most = "trending", share
         marks, why = list[str](), ""
         if own:
-            marks += [OUTCOMES[int(last)], age_word(age)]
+            marks += [OUTCOMES[int(last)], AGES.word(age)]
             why = f"you searched it {_ago(age)}" + (
                 " and found nothing that suited" if last == 0 else ""
             )
         elif had_age == had_age:
-            marks += ["had", age_word(had_age)]
+            marks += [Mark.HAD, AGES.word(had_age)]
         if section == "neighbours":
             why = _because(source, typed) + (f"; {why}" if why else "")
-        if trends and share >= 0.004:
-            marks.append("top" if share >= 0.04 else "hot" if share >= 0.015 else "warm")
+        if trends and (popularity := POPULARITY.word(share)):
+            marks.append(popularity)
             growth = share / max(longer, 1e-9)
             if growth >= 1.5:
-                marks.append("rising")
+                marks.append(Mark.RISING)
             elif growth <= 0.6:
-                marks.append("fading")
+                marks.append(Mark.FADING)
         if section == "trending":
             why = f"{share:.1%} of the shop's searches just now"
         if success < 0.2:
-            marks.append("poor")
-        word = chance_word(chance)
+            marks.append(Mark.POOR)
+        word = PROBABILITIES.word(chance)
         text = " ".join([safe(query), *marks, *([word] if word else [])])
         # Sums differ in their last digits from run to run; what is equal must stay equal.
         made.append(Line(section, text, round(chance, 12), query=query, reason=why))
@@ -77,18 +77,6 @@ _SHOWN = (
 )
 
 
-def chance_word(chance: float) -> str:
-    """How likely a query is wanted next, as one word; empty for the many that hardly are."""
-    return next(
-        (
-            word
-            for limit, word in ((0.3, "surely"), (0.15, "likely"), (0.07, "maybe"))
-            if chance >= limit
-        ),
-        "",
-    )
-
-
 def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
     by_kind: dict[str, list[str]] = defaultdict(list)
     limits = {"category": 3, "brand": 3, "price": 1, "attribute": 2}
@@ -96,25 +84,31 @@ def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
         if kind in limits and len(by_kind[kind]) < limits[kind] and share >= 0.1:
             by_kind[kind].append(safe(node))
     parts = [" ".join(by_kind[kind]) for kind in limits if by_kind[kind]]
-    return [Line("graph", "likes " + ", ".join(parts).lower(), 0.35)] if parts else []
+    return [Line("graph", f"{Mark.LIKES} " + ", ".join(parts).lower(), 0.35)] if parts else []
+
+
+_WORDINGS = {
+    "brand": Mark.NAMES_BRANDS,
+    "attribute": Mark.NAMES_DETAILS,
+    "plain": Mark.SHORT_QUERIES,
+}
 
 
 def _identity_lines(state: UserState) -> list[Line]:
     if not state.identity:
-        return [Line("identity", "new user", 0.2)]
+        return [Line("identity", str(Mark.NEW_USER), 0.2)]
     events, _, purchases, away, gap, gaps = state.identity[0]
-    parts = ["heavy" if events >= 60 else "regular" if events >= 12 else "light"]
+    parts = [ACTIVITY.word(events)]
     kind, share = max(((k, s) for k, s in state.wording), key=lambda item: item[1], default=("", 0))
     if share >= 0.5:
-        names = {"brand": "names brands", "attribute": "names details", "plain": "short queries"}
-        parts.append(names[kind])
+        parts.append(_WORDINGS[kind])
     brands = [(node, share) for kind, node, _, share in state.nodes if kind == "brand"]
     loyal = next((node for node, share in brands if share >= 0.6 and purchases >= 2), None)
     if loyal:
-        parts.append(f"loyal {safe(loyal).lower()}")
+        parts.append(f"{Mark.LOYAL} {safe(loyal).lower()}")
     if gaps >= 2:
-        parts.append(f"buys every {age_word(gap)}")
-    parts.append(f"away {age_word(away)}")
+        parts.append(f"{Mark.BUYS_EVERY} {AGES.word(gap)}")
+    parts.append(f"{Mark.AWAY} {AGES.word(away)}")
     return [Line("identity", " ".join(parts), 0.25)]
 
 
@@ -124,7 +118,7 @@ def _seen_lines(products: Sequence[Sequence[Any]]) -> list[Line]:
     for _, bought, title, _leaf, age, in_last, engaged in products:
         if in_last and not engaged and not bought and len(made) < 1:
             shown = " ".join(safe(title).lower().split()[:6])
-            made.append(Line("latest", f"viewed {shown} {age_word(age)}", 0.06))
+            made.append(Line("latest", f"{Mark.VIEWED} {shown} {AGES.word(age)}", 0.06))
     return made
 
 

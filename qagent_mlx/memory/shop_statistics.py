@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import duckdb
 
 from ..shop.config import MemoryConfig
+from ..shop.price_bands import price_limits_sql
 from ..utils.text import tokens
 from .event_log import Event, EventLog
 from .transitions import WITHIN, Transitions, transitions_of
@@ -24,21 +25,11 @@ TRENDS = 40  # how many trending queries are kept an hour
 
 # ---------------------------------------------------------------- what the shop knows
 
-# Price bands come from each product's first known price, so a sale moves a product into a
-# lower band and a later price change moves no boundary.
-_GOODS = """
-WITH first AS (
-    SELECT product_id, arg_min_null(price, ts) AS price FROM product_history GROUP BY 1),
-priced AS (
-    SELECT p.product_id, p.title, p.brand, p.category, p.attributes,
-           trim(split_part(p.category, '>', 1)) AS top,
-           trim(split_part(p.category, '>', -1)) AS leaf,
-           CASE WHEN f.product_id IS NULL THEN p.price ELSE f.price END AS price
-    FROM products p LEFT JOIN first f ON f.product_id = p.product_id)
-SELECT * EXCLUDE price, price,
-       quantile_cont(price, 1 / 3) OVER (PARTITION BY category) AS low,
-       quantile_cont(price, 2 / 3) OVER (PARTITION BY category) AS high
-FROM priced"""
+_GOODS = f"""
+SELECT p.product_id, p.title, p.brand, p.category, p.attributes,
+       trim(split_part(p.category, '>', 1)) AS top, trim(split_part(p.category, '>', -1)) AS leaf,
+       l.price, l.low, l.high
+FROM products p JOIN ({price_limits_sql()}) l USING (product_id)"""
 
 # What each user's events tell (see `traces`). outcomes: searches that led to an engagement, known
 # since the first one; product_id is the strongest. steps: having done `source`, a user searched

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..protocol.escape import safe
+from ..protocol.marks import AGES, OUTCOMES
 from ..utils.atomic_files import read_json, write_json
-from .ranking_features import OUTCOMES, age_word
 from .types import UserMemory
 
 WORDS = 16  # a line is cut after so many
@@ -64,8 +64,8 @@ def summary_facts(rows: UserMemory) -> list[str]:
     events, sessions, purchases, away, gap, gaps = rows.state.identity[0]
     facts = [f"{_about(events)} events in {_about(sessions)} visits, {_about(purchases)} purchases"]
     if gaps >= 2:
-        facts.append(f"buys every {age_word(gap)}")
-    facts.append(f"last seen: {age_word(away)}")
+        facts.append(f"buys every {AGES.word(gap)}")
+    facts.append(f"last seen: {AGES.word(away)}")
     for kind in ("category", "brand", "attribute", "price"):
         liked = [(n, s) for k, n, _, s in rows.state.nodes if k == kind and s >= 0.2][:3]
         if liked:

@@ -25,6 +25,7 @@ from typing import Literal, Protocol
 
 from ..types import Profile
 from .escape import safe
+from .marks import Mark
 
 PROTOCOL_VERSION = 2
 MAX_REFERENCES = 32
@@ -158,13 +159,13 @@ def expand(action: Action, references: Sequence[str], searched: Sequence[str]) -
 
 def profile_text(profile: Profile) -> str:
     """The observation that answers ``<fetch_memory/>``."""
-    body = profile.text if profile.lines else "nothing known"
+    body = profile.text if profile.lines else Mark.NOTHING_KNOWN
     return f"{PROFILE}{body}{PROFILE_END}"
 
 
 def results_text(number: int, lines: Sequence[str]) -> str:
     """The observation that answers a chain's search ``number``: a product a line, or ``none``."""
-    body = "\n".join(lines) if lines else "none"
+    body = "\n".join(lines) if lines else Mark.NONE
     return f"{RESULTS}{SLOTS[number - 1]}{body}{RESULTS_END}"
 
 

@@ -13,57 +13,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..memory.ranking_features import AGE_WORDS, OUTCOMES
+from ..protocol.marks import MARK_WORDS
 
-# Words that profiles and results say of themselves, see memory/profile.py and agent/tools.py.
-MARKS = frozenset(
-    (
-        *AGE_WORDS,
-        *OUTCOMES,
-        "had",
-        "top",
-        "hot",
-        "warm",
-        "rising",
-        "fading",
-        "poor",
-        "surely",
-        "likely",
-        "maybe",
-        "likes",
-        "new",
-        "user",
-        "heavy",
-        "regular",
-        "light",
-        "names",
-        "brands",
-        "details",
-        "short",
-        "queries",
-        "loyal",
-        "buys",
-        "every",
-        "away",
-        "viewed",
-        "nothing",
-        "known",
-        "none",
-        "fits",
-        "brand",
-        "bought",
-        "seen",
-        "chosen",
-        "often",
-        "out",
-    )
-)
 _WORD = re.compile(r"[^\s<>,$]+")
 
 
 def _is_data(word: str) -> bool:
     # Single digits number the results.
-    return word not in MARKS and not (len(word) == 1 and word.isdigit())
+    return word not in MARK_WORDS and not (len(word) == 1 and word.isdigit())
 
 
 class Delexicalizer:

@@ -42,33 +42,18 @@ from qagent_mlx.memory.loader import MemoryLoader
 from qagent_mlx.memory.profile import tables_of
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.protocol.marks import AGES, OUTCOMES, Mark
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
 MARKS = (
-    "unmet",
-    "liked",
-    "carted",
-    "bought",
-    "had",
-    "now",
-    "today",
-    "days",
-    "week",
-    "weeks",
-    "month",
-    "old",
-    "top",
-    "hot",
-    "warm",
-    "rising",
-    "fading",
-    "poor",
-    "surely",
-    "likely",
-    "maybe",
+    *(*OUTCOMES, Mark.HAD, *AGES.words, Mark.TOP, Mark.HOT, Mark.WARM, Mark.RISING, Mark.FADING),
+    *(Mark.POOR, Mark.SURELY, Mark.LIKELY, Mark.MAYBE),
 )
-SEEN = ("fits", "brand", "bought", "seen", "chosen", "often", "out", "$", "$$", "$$$")
+SEEN = (
+    *(Mark.FITS, Mark.BRAND, Mark.BOUGHT, Mark.SEEN, Mark.CHOSEN, Mark.OFTEN, Mark.OUT),
+    *(Mark.CHEAP, Mark.MIDDLE, Mark.DEAR),
+)
 SHOWN = 3  # products of each line
 TREES: dict[str, Any] = {
     "objective": "binary",

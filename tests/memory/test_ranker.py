@@ -19,7 +19,7 @@ from qagent_mlx.memory.ranker import (
     fit_ranker,
     satisfied,
 )
-from qagent_mlx.memory.ranking_features import FEATURES, age_word, features
+from qagent_mlx.memory.ranking_features import FEATURES, features
 from qagent_mlx.memory.sessions import SuccessfulSession
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
@@ -44,24 +44,6 @@ def rows(*lines):
 OWN = {"times": 2, "best": 3, "last": 3, "age": 5.0, "back": 2}
 TREND = {"share": 0.1, "longer_share": 0.05, "short_share": 0.01, "trend_place": 1, "recent": 9}
 NEXT = {"next_score": 0.01, "next_place": 1, "source": "q:b", "timing": 0.0, "had_age": 0.05}
-
-
-@pytest.mark.parametrize(
-    ("days", "word"),
-    [
-        (0, "now"),
-        (0.1, "today"),
-        (1.49, "today"),
-        (1.5, "days"),
-        (4, "week"),
-        (9, "weeks"),
-        (18, "month"),
-        (45, "old"),
-        (9999, "old"),
-    ],
-)
-def test_ages_are_words(days, word):
-    assert age_word(days) == word
 
 
 def test_features_by_hand():

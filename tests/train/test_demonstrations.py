@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.protocol.actions import parse_action
-from qagent_mlx.train.delexicalize import MARKS, Delexicalizer
+from qagent_mlx.protocol.marks import MARK_WORDS
+from qagent_mlx.train.delexicalize import Delexicalizer
 from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
 from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
 from qagent_mlx.utils.text import query_key
@@ -73,7 +74,7 @@ def test_a_disguised_chain_keeps_its_marks_and_its_actions(made):
         ]
         actions = [re.findall(r"<(?:search|recommend)><\w+>", t) for t in texts]
         assert actions[0] == actions[1]
-        marks = [[w for w in re.findall(r"\w+", t) if w in MARKS] for t in texts]
+        marks = [[w for w in re.findall(r"\w+", t) if w in MARK_WORDS] for t in texts]
         assert marks[0] == marks[1]
         changed += texts[0] != texts[1]
     assert changed > 30
@@ -85,7 +86,7 @@ def test_a_word_is_the_same_other_word_wherever_it_comes(seed):
     line, title = worded("usb desk lamp bought <r3>"), worded("1 Acme Desk Lamp $$ chosen")
     assert line.split()[1:3] == [w.lower() for w in title.split()[2:4]]
     assert line.endswith("bought <r3>") and title.endswith("$$ chosen") and title[:2] == "1 "
-    known = {w.lower() for text in TEXTS for w in re.findall(r"[^\s,>]+", text)} - MARKS
+    known = {w.lower() for text in TEXTS for w in re.findall(r"[^\s,>]+", text)} - MARK_WORDS
     assert set(line.split()[:3]) <= known
     assert worded("never heard") == "never heard"
 
