@@ -194,7 +194,7 @@ def _draw_user(data: dict[str, Any]) -> None:
     console.print(shown(f"what the user then searched: {case.query}", "bold"))
 
 
-_DRAW: dict[str, Callable[[dict[str, Any]], None]] = {
+_DRAW: dict[str, Callable[[Any], None]] = {
     "ingest": _draw_ingest,
     "memory": draw_memory,
     "search": _draw_search,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,12 @@ from .common import (
     waiting,
     writes_unicode,
 )
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from qagent_mlx.memory.inspect import MemoryView
+    from qagent_mlx.memory.interest_graph import InterestGraph
 
 
 class UserFirst(click.Group):
@@ -83,7 +90,7 @@ def show(
         write_page(view, html)
         note(f"wrote {html}")
     if as_json:
-        emit(view)
+        emit(view.to_dict())
     elif not html:
         draw_memory(view)
 
@@ -159,9 +166,9 @@ def split(folder: Path, parts: int, shop_path: Path, as_json: bool) -> None:
     with opened(shop_path) as shop, waiting("writing partitions"):
         report = write(shop, folder, parts)
     if as_json:
-        emit(report)
+        emit(asdict(report))
     else:
-        out().print(shown(f"wrote {sum(report['events']):,} events in {parts} partitions"))
+        out().print(shown(f"wrote {sum(report.events):,} events in {parts} partitions"))
         out().print(shown(f"next: qagent memory build {folder}"), soft_wrap=True)
 
 
@@ -175,64 +182,58 @@ def build(folder: Path, as_json: bool) -> None:
     with waiting("building partitions"):
         report = build_all(folder)
     if as_json:
-        emit(report)
+        emit(asdict(report))
     else:
         out().print(
-            f"rank {report['rank']} of {report['size']} built {len(report['parts'])} "
-            f"partitions with {report['users']:,} users"
+            f"rank {report.rank} of {report.size} built {len(report.parts)} "
+            f"partitions with {report.users:,} users"
         )
 
 
-def draw_memory(view: dict[str, Any]) -> None:
+def draw_memory(view: MemoryView) -> None:
     """Print a user's profile and interest graph."""
     from rich.text import Text
 
     console = out()
-    what = f"{view['events']:,} events" if view["events"] else "no events: a new user"
-    console.print(
-        shown(f"{view['user']} at {view['as_of'][:16].replace('T', ' ')} UTC, {what}", "bold")
-    )
-    console.print(
-        f"profile of {view['tokens']} tokens instead of {view['raw_tokens']:,} of raw log\n"
-    )
-    for line in view["text"].splitlines():
+    events = f"{view.events:,} events" if view.events else "no events: a new user"
+    console.print(shown(f"{view.user} at {view.as_of:%Y-%m-%d %H:%M} UTC, {events}", "bold"))
+    console.print(f"profile of {view.tokens} tokens instead of {view.raw_tokens:,} of raw log\n")
+    for line in view.text.splitlines():
         console.print(Text.assemble("  ", shown(line)))
-    if view["graph"]["nodes"]:
+    if view.graph.nodes:
         console.print()
-        console.print(_graph_tree(view["graph"]))
+        console.print(_graph_tree(view.graph))
 
 
-def _graph_tree(graph: dict[str, Any]) -> Any:
+def _graph_tree(graph: InterestGraph) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
     tree = Tree(Text("interest graph", "bold"), guide_style="dim")
     # Products go under "seen"; the other kinds keep the order of how much they say.
-    kinds = ("category", "department", "brand", "attribute", "price", "term", "product")
+    order = ("category", "department", "brand", "attribute", "price", "term", "product")
     mark = "█" if writes_unicode() else "#"
     linked: dict[str, list[str]] = {}
     after: dict[str, list[str]] = {}
-    for edge in graph["edges"]:
-        if (edge["kind"], edge["relation"]) == ("category-category", "next"):
-            after.setdefault(edge["from"], []).append(edge["to"])
-        if (edge["kind"], edge["relation"]) != ("category-brand", "session"):
-            continue
-        linked.setdefault(edge["from"], []).append(edge["to"])
-    for kind in kinds:
-        nodes = [n for n in graph["nodes"] if n["kind"] == kind][:5]
+    for edge in graph.edges:
+        kinds = edge.source_kind, edge.target_kind, edge.relation
+        if kinds == ("category", "category", "next"):
+            after.setdefault(edge.source, []).append(edge.target)
+        elif kinds == ("category", "brand", "session"):
+            linked.setdefault(edge.source, []).append(edge.target)
+    for kind in order:
+        nodes = [node for node in graph.nodes if node.kind == kind][:5]
         if not nodes:
             continue
         branch = tree.add(Text(kind, "bold"))
         for node in nodes:
-            bar = mark * max(1, round(node["share"] * 12))
-            name = node.get("title") or node["node"]
-            line = Text.assemble(
-                (f"{bar:<12} ", "cyan"), f"{node['share']:>4.0%}  ", shown(short(name, 48))
-            )
-            brands = linked.get(node["node"], []) if kind == "category" else []
+            bar = mark * max(1, round(node.share * 12))
+            name = shown(short(node.title or node.name, 48))
+            line = Text.assemble((f"{bar:<12} ", "cyan"), f"{node.share:>4.0%}  ", name)
+            brands = linked.get(node.name, []) if kind == "category" else []
             leaf = branch.add(line)
             if brands:
                 leaf.add(Text.assemble("with ", shown(", ".join(brands[:4]))))
-            if kind == "category" and node["node"] in after:
-                leaf.add(Text.assemble("then ", shown(", ".join(after[node["node"]][:4]))))
+            if kind == "category" and node.name in after:
+                leaf.add(Text.assemble("then ", shown(", ".join(after[node.name][:4]))))
     return tree

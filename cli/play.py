@@ -135,7 +135,7 @@ def _be(session: Session, name: str, rest: str) -> None:
     change = {"next": session.next_user, "random": session.random_user, "new": session.new_user}
     user = change[name]() if name in change else session.use(rest)
     view = session.memory()
-    known = f"{view['events']:,} events" if view["events"] else "a new user"
+    known = f"{view.events:,} events" if view.events else "a new user"
     out().print(shown(f"you are {user}: {known}; try memory, recommend"))
 
 
@@ -162,8 +162,8 @@ def _travel(session: Session, rest: str) -> None:
     seen = session.memory()
     out().print(
         shown(
-            f"it is {seen['as_of'][:16].replace('T', ' ')} UTC; {session.user} has done "
-            f"{seen['events']:,} things so far"
+            f"it is {seen.as_of:%Y-%m-%d %H:%M} UTC; {session.user} has done "
+            f"{seen.events:,} things so far"
         )
     )
 

@@ -16,8 +16,7 @@ from typing import Any
 import duckdb
 
 from .errors import QAgentError
-from .memory import shop_statistics as memory_tables
-from .memory import store
+from .memory import shop_tables, store
 from .memory.summarizer import summary_files
 from .policy.registry import policy_names
 from .policy.shop_memory import SUMMARIES, inspect_memory
@@ -51,7 +50,7 @@ def export_user(shop: Shop, user: str) -> dict[str, Any]:
         "user": user,
         "events": events,
         "rejects": _dicts(shop, f"SELECT * FROM rejects WHERE {_REJECTED}", [user, user]),
-        "memory": inspect_memory(shop, user) if events else None,
+        "memory": inspect_memory(shop, user).to_dict() if events else None,
         "stored": stored[0] if stored else None,
         "cases": {run.name: rows for run in _runs(shop) if (rows := _cases(run.folder, user))},
         "rollouts": {
@@ -242,8 +241,8 @@ def _forget_in_run(run: Run, user: str) -> None:
 
 def _drop_stored(connection: duckdb.DuckDBPyConnection) -> None:
     """Stored memory that no longer follows the log would keep what is to be forgotten."""
-    memory_tables.drop_temporary(connection)
-    for name in (*memory_tables.SHOP_TABLES, "swing", "profiles"):
+    shop_tables.drop_temporary(connection)
+    for name in (*shop_tables.SHOP_TABLES, "swing", "profiles"):
         connection.execute(f"DROP TABLE IF EXISTS {name}")
     store.discard(connection)
 

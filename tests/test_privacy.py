@@ -6,7 +6,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.memory import shop_statistics, store
+from qagent_mlx.memory import shop_tables, store
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 from qagent_mlx.privacy import erase_user, export_user
 from qagent_mlx.runs.run import Run
@@ -102,7 +102,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     erase_user(shop, WHO)
     kept = {
         t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
-        for t in shop_statistics.SHOP_TABLES
+        for t in shop_tables.SHOP_TABLES
     }
     users = {u for (u,) in shop.connection.execute("SELECT user_id FROM profiles").fetchall()}
     assert WHO not in users
@@ -111,11 +111,11 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     store.build(shop.connection, shop.config.memory)
     again = {
         t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
-        for t in shop_statistics.SHOP_TABLES
+        for t in shop_tables.SHOP_TABLES
     }
     assert kept == again
     assert views == [inspect_memory(shop, user) for user in ("u01", WHO)]
-    assert views[1]["events"] == 0
+    assert views[1].events == 0
 
 
 def test_the_shop_can_be_used_and_written_after_forgetting(shop):
@@ -124,7 +124,7 @@ def test_the_shop_can_be_used_and_written_after_forgetting(shop):
         shop, [{"user_id": WHO, "time": shop.end_of_log(), "type": "search", "query": "desk lamp"}]
     )
     assert report.accepted == 1
-    assert inspect_memory(shop, WHO)["events"] == 1
+    assert inspect_memory(shop, WHO).events == 1
     ids = shop.connection.execute(
         "SELECT count(*), count(DISTINCT event_id) FROM events"
     ).fetchone()
@@ -149,4 +149,4 @@ def test_a_shop_whose_memory_is_not_stored_forgets_too(shop):
     shop.close()
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
     with Shop.open(path) as again:
-        assert inspect_memory(again, "u01")["events"] > 0
+        assert inspect_memory(again, "u01").events > 0

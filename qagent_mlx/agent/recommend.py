@@ -164,7 +164,7 @@ class Recommender(ProfileRecommender):
             self.policy.codec.count,
             MemoryRanker.of_shop(self.shop),
             # What the shop knew at the start of the day is the same for the next memory.
-            knowledge=before.reader.knowledge if before and same else None,
+            statistics=before.loader.statistics if before and same else None,
         )
 
     def refresh(self) -> None:

@@ -22,6 +22,7 @@ from ..agent.types import Turn
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
 from ..inventory.product_search import ProductHit, search_products
+from ..memory.inspect import MemoryView
 from ..policy.policy import Policy
 from ..policy.registry import open_policy, policy_names
 from ..policy.shop_memory import inspect_memory
@@ -157,8 +158,8 @@ class Session:
             self._recommender = Recommender(self.shop, self.policy, group=self._group)
         return self._recommender
 
-    def memory(self) -> dict[str, Any]:
-        """See `policy.shop_memory.inspect_memory`."""
+    def memory(self) -> MemoryView:
+        """The user's profile and interest graph."""
         return inspect_memory(self.shop, self.user, self.moment, self.policy.codec.count)
 
     def recommend(self, watch: Callable[[Seen], None] | None = None) -> UserRecommendations:

@@ -18,6 +18,7 @@ from ..evaluate.policy_system import PolicySystem
 from ..evaluate.report import evaluate
 from ..inventory.index import open_index
 from ..inventory.product_search import search_products
+from ..memory.inspect import MemoryView
 from ..policy.files import load_policy
 from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
@@ -52,7 +53,7 @@ class Scene:
 
     name: str
     title: str
-    data: dict[str, Any] | None = None
+    data: dict[str, Any] | MemoryView | None = None
 
 
 class _Remembered:

@@ -1,278 +1,237 @@
-"""The queries that a user may want next, with all that is known of each: what worth weighs."""
+"""Candidates: the queries that a user may want next, with all that the ranker sees of each."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .statistics_cache import KINDS, NEVER, NOBODY, NOTHING, DayStatistics, Trend, Vocabulary
-from .user_state import UserState
+from .neighbours import Neighbour, needs
+from .statistics_cache import NO_CYCLE, NO_FACTS, DayStatistics, QueryFacts, Trend, Vocabulary
+from .user_state import OwnQuery, UserState
 
-CANDIDATES = 32  # queries of each side (own, neighbours, trends) that are weighed
-ECHOED = 8  # of the user's last queries: whose words are looked for in other queries
-
-TEXT = ("query_key", "query", "source", "leaf", "kind")
-NUMBERS = (
-    "times",
-    "best",
-    "last",
-    "age",
-    "back",
-    "next_score",
-    "next_place",
-    "timing",
-    "share",
-    "longer_share",
-    "short_share",
-    "trend_place",
-    "recent",
-    "had_age",
-    "again",
-    "due",
-    "success",
-    "focus",
-    "leaf_last",
-    "leaf_age",
-    "leaf_times",
-    "wording",
-    "taste",
-    "used",
-    "main_bought",
-    "main_age",
-    "echo_last",
-    "echo_own",
-    "covered",
-    "returned",
-    "need",
-    "pace",
-    "need_bought",
-)
+MAX_CANDIDATES = 32  # own queries, and trends
+MAX_ECHOED = 8  # of the user's last queries, whose words are looked for in candidates
 
 
-def empty_candidates(rows: int) -> dict[str, np.ndarray]:
-    """Columns as `candidates` makes them, with nothing known of any row.
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Candidate queries as columns; ages and delays are in days.
 
-    Text is an object array with None where there is nothing, all else float64 with NaN.
+    Where a statement does not apply to a query, a number is NaN and a text None.
     """
-    made = {name: np.full(rows, np.nan) for name in NUMBERS}
-    return made | {name: np.full(rows, None, dtype=object) for name in TEXT}
+
+    # The query, what its wording names, and the category that it mostly leads to
+    query_key: np.ndarray
+    query: np.ndarray
+    kind: np.ndarray
+    leaf: np.ndarray
+    source: np.ndarray  # of the neighbour (`user_state.Source`)
+    # The user's own searches of it
+    recency_rank: np.ndarray  # 1: the user's last query
+    searches: np.ndarray
+    last_outcome: np.ndarray
+    age: np.ndarray
+    # As a neighbour
+    neighbour_score: np.ndarray
+    timing: np.ndarray
+    # Its share of the shop's searches just now, against those of a longer and a shorter window
+    trend_share: np.ndarray
+    longer_share: np.ndarray
+    short_share: np.ndarray
+    # Its category: the user's last purchase, P(bought again), and age / usual days between
+    bought_age: np.ndarray
+    repurchase: np.ndarray
+    repurchase_pace: np.ndarray
+    # Searches of it in the shop, smoothed
+    success: np.ndarray  # P(engagement | search)
+    focus: np.ndarray  # P(the top product | engagement)
+    coverage: np.ndarray  # P(one of the top ten products | engagement)
+    return_rate: np.ndarray  # P(searched again in the next session)
+    # The user's searches of its category
+    leaf_outcome: np.ndarray
+    leaf_age: np.ndarray
+    leaf_searches: np.ndarray
+    # The user's shares of its kind of wording, and of the brand or attribute that it names
+    wording: np.ndarray
+    taste: np.ndarray
+    typed: np.ndarray
+    # The product that it mostly leads to, where the user has engaged with that
+    product_bought: np.ndarray
+    product_age: np.ndarray
+    # Jaccard similarity of its words to the user's last query, and the most to one of the last
+    echo_last: np.ndarray
+    echo_most: np.ndarray
+    # How much its category is needed (`neighbours.Need`)
+    need: np.ndarray
+    need_pace: np.ndarray
+    need_bought: np.ndarray
+
+    @classmethod
+    def unknown(cls, size: int) -> Candidates:
+        """Candidates of which nothing is known."""
+        numbers = iter(np.full((len(COLUMNS) - len(TEXTS), size), np.nan))
+        return cls(
+            **{name: np.full(size, None) if name in TEXTS else next(numbers) for name in COLUMNS}
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Candidates]) -> Candidates:
+        """The candidates of several moments one after the other."""
+        parts = parts or [cls.unknown(0)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+
+    def __len__(self) -> int:
+        return len(self.query_key)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Candidates:
+        return Candidates(*(getattr(self, name)[rows] for name in COLUMNS))
 
 
-class Neighbour(NamedTuple):
-    """A query that others went on to, and the source that says most for it."""
-
-    score: float
-    place: int
-    source: str
-    timing: float | None
+COLUMNS = tuple(f.name for f in fields(Candidates))
+TEXTS = ("query_key", "query", "kind", "leaf", "source")
 
 
-def neighbours(
-    state: UserState, day: DayStatistics, vocabulary: Vocabulary
-) -> dict[str, Neighbour]:
-    """What people with the user's past went on to search, fitted to the user's taste."""
-    found = [(row, day.followers.get(row[0], NOBODY)) for row in state.sources]
-    found = [(row, f) for row, f in found if len(f.ids)]
-    if not found:
-        return {}
-    sizes = [len(f.ids) for _, f in found]
-    value = np.concatenate([f.chance for _, f in found])
-    value *= np.repeat([weight for (_, weight, _), _ in found], sizes)
-    ids, place = np.unique(np.concatenate([f.ids for _, f in found]), return_inverse=True)
-    # Sums differ in their last digits from order to order; what is equal must stay equal.
-    score = np.round(0.3 * np.bincount(place, value), 12)
-    fit = _fit(state, ids, vocabulary)
-    fitting = score * fit
-    ranked = np.round(fitting, 12)
-    if len(ids) > CANDIDATES:
-        least = np.partition(ranked, -CANDIDATES)[-CANDIDATES]
-        top = np.flatnonzero(ranked >= least).tolist()
-    else:
-        top = list(range(len(ids)))
-    keys = {i: vocabulary.keys[ids[i]] for i in top}
-    top = sorted(top, key=lambda i: (-ranked[i], keys[i]))[:CANDIDATES]
-    says: dict[int, tuple[float, str, float]] = {}
-    delays: dict[int, tuple[float, str, float]] = {}
-    chosen = np.zeros(len(ids), bool)
-    chosen[top] = True
-    owner = np.repeat(np.arange(len(found)), sizes)
-    delay = np.concatenate([f.delay for _, f in found])
-    here = np.flatnonzero(chosen[place])
-    for i, o, v, d in zip(
-        place[here].tolist(),
-        owner[here].tolist(),
-        np.round(value[here], 12).tolist(),
-        delay[here].tolist(),
-        strict=True,
-    ):
-        source, _, age = found[o][0]
-        if i not in says or (v, source) > says[i][:2]:
-            says[i] = (v, source, age)
-        if d == d and (i not in delays or (v, source) > delays[i][:2]):
-            delays[i] = (v, source, d)
-    scale = float(score.sum() / fitting.sum())
-    made = {}
-    for number, i in enumerate(top, 1):
-        _, source, age = says[i]
-        timing = float(np.log(max(age, 0.02) / delays[i][2])) if i in delays else None
-        made[keys[i]] = Neighbour(float(fitting[i]) * scale, number, source, timing)
-    return made
-
-
-class Need(NamedTuple):
-    """How much a category is needed again, or next, and what says so."""
-
-    strength: float
-    pace: float = 0.0  # deviations of ln days from the usual time: below 0 it is early
-    bought: bool = False  # what is followed was bought, and not only liked
-
-
-def needs(state: UserState, day: DayStatistics) -> dict[str, Need]:
-    """What people come back for who engaged with what the user did, as long ago.
-
-    The strength is P(category) times the density of coming back after that time; of several
-    engagements the one that says most counts.
-    """
-    made: dict[str, Need] = {}
-    for category, age in state.engaged:
-        back = day.returns.get(category, NEVER)
-        paces = (np.log(max(age, 0.02)) - back.pace) / back.spread
-        # Equal ones stay equal, so that the first of them counts everywhere.
-        says = np.round(back.chance * np.exp(-0.5 * paces**2) / back.spread, 12)
-        for leaf, strength, pace in zip(back.leaves, says.tolist(), paces.tolist(), strict=True):
-            if leaf not in made or strength > made[leaf].strength:
-                made[leaf] = Need(strength, pace, category.startswith("b:"))
-    return made
-
-
-def _named(rows: list[list[Any]]) -> dict[str | None, float]:
-    return dict(rows)
-
-
-def _fit(state: UserState, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """How well the wording of queries fits the user: (ids,)."""
-    kinds, modifiers = vocabulary.worded()
-    share = _named(state.wording)
-    worded = np.array([share.get(kind, 0.0) + 0.15 for kind in KINDS])
-    liked = np.full(len(vocabulary.modifiers) + 1, 0.07)
-    for rows in (state.taste, state.used):
-        for word, amount in rows:
-            if word in vocabulary.modifiers:
-                liked[vocabulary.modifiers[word]] += amount
-    kind = kinds[ids]
-    return np.asarray(worded[kind] * np.where(kind == 0, 0.4, liked[modifiers[ids]]))
+def candidate_keys(
+    state: UserState, near: Mapping[str, Neighbour], trends: Mapping[str, Trend]
+) -> set[str]:
+    """The keys of the user's last queries, of neighbours and of what is trending."""
+    own = {query.key for query in state.queries[:MAX_CANDIDATES]}
+    trending = {key for key, trend in trends.items() if trend.rank <= MAX_CANDIDATES}
+    return own | near.keys() | trending
 
 
 def candidates(
     state: UserState,
-    near: dict[str, Neighbour],
+    near: Mapping[str, Neighbour],
     day: DayStatistics,
-    trends: dict[str, Trend],
+    trends: Mapping[str, Trend],
     vocabulary: Vocabulary,
-) -> dict[str, np.ndarray]:
-    """Columns of `TEXT` and `NUMBERS`, a row a query, in order of the keys.
+) -> Candidates:
+    """The candidates of a moment in order of their keys.
 
     Args:
-        state: The user's, at the moment.
-        near: What `neighbours` says.
-        day: With the facts of all the queries read, and the cycles of their categories.
-        trends: Of the moment's hour.
+        state: The user's state.
+        near: The user's neighbours.
+        day: Statistics of the moment's day; facts of all candidates and the user's queries, and
+            cycles of their categories, have been read.
+        trends: Trends of the moment's hour.
         vocabulary: Knows all the queries.
     """
-    own = {row[0]: (back, *row[1:]) for back, row in enumerate(state.own, 1)}
-    touched: dict[str, list[float]] = {}  # when the user last searched in a category
-    for key, _, times, _, last, age in state.own:
-        leaf = day.facts.get(key, NOTHING).leaf
+    keys = sorted(candidate_keys(state, near, trends) & vocabulary.ids.keys())
+    table = Candidates.unknown(len(keys))
+    if not keys:
+        return table
+    facts = [day.facts.get(key, NO_FACTS) for key in keys]
+    wordings = [vocabulary.wordings[vocabulary.ids[key]] for key in keys]
+    table.query_key[:] = _texts(keys)
+    table.query[:] = _texts([wording.query for wording in wordings])
+    table.kind[:] = _texts([wording.kind for wording in wordings])
+    table.leaf[:] = _texts([fact.leaf for fact in facts])
+    table.wording[:] = [state.wording.get(wording.kind, 0.0) for wording in wordings]
+    table.taste[:] = [state.taste.get(wording.modifier or "", 0.0) for wording in wordings]
+    table.typed[:] = [state.typed.get(wording.modifier or "", 0.0) for wording in wordings]
+    _add_own_searches(table, keys, state.queries)
+    _add_neighbours_and_trends(table, keys, near, trends)
+    _add_facts(table, facts)
+    _add_categories(table, state, day)
+    _add_products(table, facts, state)
+    _add_echoes(table, keys, state.queries[:MAX_ECHOED], vocabulary)
+    return table
+
+
+def _texts(values: Sequence[str | None]) -> np.ndarray:
+    return np.array(values, dtype=object)
+
+
+def _add_own_searches(table: Candidates, keys: list[str], queries: Sequence[OwnQuery]) -> None:
+    place = {key: row for row, key in enumerate(keys)}
+    ranked = [(rank, query) for rank, query in enumerate(queries, 1) if query.key in place]
+    rows = [place[query.key] for _, query in ranked]
+    table.query[rows] = _texts([query.text for _, query in ranked])
+    table.recency_rank[rows] = [rank for rank, _ in ranked]
+    table.searches[rows] = [query.searches for _, query in ranked]
+    table.last_outcome[rows] = [query.last_outcome for _, query in ranked]
+    table.age[rows] = [query.age for _, query in ranked]
+
+
+def _add_neighbours_and_trends(
+    table: Candidates, keys: list[str], near: Mapping[str, Neighbour], trends: Mapping[str, Trend]
+) -> None:
+    rows = [row for row, key in enumerate(keys) if key in near]
+    found = [near[keys[row]] for row in rows]
+    table.neighbour_score[rows] = [neighbour.score for neighbour in found]
+    table.source[rows] = _texts([neighbour.source for neighbour in found])
+    table.timing[rows] = [neighbour.timing for neighbour in found]
+    rows = [row for row, key in enumerate(keys) if key in trends]
+    shares = [trends[keys[row]] for row in rows]
+    table.trend_share[rows] = [trend.share for trend in shares]
+    table.longer_share[rows] = [trend.longer_share for trend in shares]
+    table.short_share[rows] = [trend.short_share for trend in shares]
+
+
+def _add_facts(table: Candidates, facts: Sequence[QueryFacts]) -> None:
+    """Rates of what became of the queries, each drawn towards a prior."""
+    searches = np.array([fact.searches for fact in facts])
+    engagements = np.array([fact.engagements for fact in facts])
+    table.success[:] = (engagements + 1.0) / (searches + 2.0)
+    table.focus[:] = (np.array([f.top_engagements for f in facts]) + 0.3) / (engagements + 1.0)
+    top_ten = np.array([fact.top_ten_engagements for fact in facts])
+    table.coverage[:] = (top_ten + 1.0) / (engagements + 1.5)
+    repeated = np.array([fact.repeated for fact in facts])
+    table.return_rate[:] = (repeated + 0.2) / (np.array([f.followed for f in facts]) + 2.0)
+
+
+def _add_categories(table: Candidates, state: UserState, day: DayStatistics) -> None:
+    """What the user bought, searched and needs of the queries' categories."""
+    searched: dict[str, list[OwnQuery]] = defaultdict(list)  # the last searched first
+    for query in state.queries:
+        if leaf := day.facts.get(query.key, NO_FACTS).leaf:
+            searched[leaf].append(query)
+    needed = needs(state, day)
+    for row, leaf in enumerate(table.leaf):
         if leaf is None:
             continue
-        row = touched.get(leaf)
-        if row is None:
-            touched[leaf] = [last, age, times]
-        else:
-            row[2] += times
-    had, wording, taste, used = (
-        _named(rows) for rows in (state.had, state.wording, state.taste, state.used)
-    )
-    knows = {product: (float(bought), age) for product, bought, age in state.knows}
+        cycle = day.cycles.get(leaf, NO_CYCLE)
+        table.repurchase[row] = cycle.probability
+        if leaf in state.bought:
+            table.bought_age[row] = state.bought[leaf]
+            table.repurchase_pace[row] = state.bought[leaf] / (cycle.days or np.nan)
+        if leaf in searched:
+            last = searched[leaf][0]
+            table.leaf_outcome[row], table.leaf_age[row] = last.last_outcome, last.age
+            table.leaf_searches[row] = sum(query.searches for query in searched[leaf])
+        if leaf in needed:
+            table.need[row], table.need_pace[row], table.need_bought[row] = needed[leaf]
+
+
+def _add_products(table: Candidates, facts: Sequence[QueryFacts], state: UserState) -> None:
+    engaged = {product.product_id: product for product in state.engaged_products}
+    for row, fact in enumerate(facts):
+        if product := engaged.get(fact.top_product or ""):
+            table.product_bought[row], table.product_age[row] = product.bought, product.age
+
+
+def _add_echoes(
+    table: Candidates, keys: list[str], queries: Sequence[OwnQuery], vocabulary: Vocabulary
+) -> None:
+    """Shared words with the user's last queries; a query is not compared with itself."""
     said = [
-        (row[0], vocabulary.bags[vocabulary.number[row[0]]])
-        for row in state.own[:ECHOED]
-        if row[0] in vocabulary.number
+        (query.key, vocabulary.terms[vocabulary.ids[query.key]])
+        for query in queries
+        if query.key in vocabulary.ids
     ]
-    spoken = frozenset().union(*(bag for _, bag in said))  # their words: most share none of them
-    due = needs(state, day)
-    keys = sorted(candidate_keys(state, near, trends) & vocabulary.number.keys())
-    text: list[tuple[str | None, ...]] = []
-    numbers: list[tuple[Any, ...]] = []
-    nothing: tuple[Any, ...] = (None,) * 5
-    for key in keys:
-        back, query, times, best, last, age = own.get(key, (None, *nothing))
-        at = vocabulary.number[key]
-        known, bag = vocabulary.wordings[at], vocabulary.bags[at]
-        fact = day.facts.get(key, NOTHING)
-        next_score, next_place, source, timing = near.get(key, nothing[:4])
-        share, longer, short, place, recent = trends.get(key, nothing)
-        had_age = had.get(fact.leaf)
-        again, gap = day.cycles.get(fact.leaf, (None, None)) if fact.leaf else (None, None)
-        echo = [0.0]
-        if not spoken.isdisjoint(bag):
-            echo = [_likeness(bag, other) if key != mine else 0.0 for mine, other in said]
-        leaf_last, leaf_age, leaf_times = touched.get(fact.leaf or "", nothing[:3])
-        need = due.get(fact.leaf or "", nothing[:3])
-        main_bought, main_age = knows.get(fact.main or "", (None, None))
-        text.append((key, query or known.query, source, fact.leaf, known.kind))
-        numbers.append(
-            (
-                times,
-                best,
-                last,
-                age,
-                back,
-                next_score,
-                next_place,
-                timing,
-                share,
-                longer,
-                short,
-                place,
-                recent,
-                had_age,
-                again,
-                had_age / gap if had_age is not None and gap else None,
-                (fact.met + 1.0) / (fact.asked + 2.0),
-                (fact.most + 0.3) / (fact.met + 1.0),
-                leaf_last,
-                leaf_age,
-                leaf_times,
-                wording.get(known.kind, 0.0),
-                taste.get(known.modifier, 0.0),
-                used.get(known.modifier, 0.0),
-                main_bought,
-                main_age,
-                echo[0],
-                max(echo),
-                (fact.ten + 1.0) / (fact.met + 1.5),
-                (fact.same + 0.2) / (fact.followed + 2.0),
-                *need,
-            )
-        )
-    if not keys:
-        return empty_candidates(0)
-    table = np.ascontiguousarray(np.array(numbers, dtype=np.float64).T)
-    words = np.array(text, dtype=object).T
-    return dict(zip(NUMBERS, table, strict=True)) | dict(zip(TEXT, words, strict=True))
+    spoken = frozenset[str]().union(*(terms for _, terms in said))
+    table.echo_last[:] = table.echo_most[:] = 0.0
+    for row, key in enumerate(keys):
+        terms = vocabulary.terms[vocabulary.ids[key]]
+        if not spoken.isdisjoint(terms):  # most share none of them
+            echoes = [_jaccard(terms, other) if key != own else 0.0 for own, other in said]
+            table.echo_last[row], table.echo_most[row] = echoes[0], max(echoes)
 
 
-def _likeness(a: frozenset[str], b: frozenset[str]) -> float:
-    """Words in both of all words (Jaccard)."""
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     both = len(a & b)
     return both / (len(a) + len(b) - both) if both else 0.0
-
-
-def candidate_keys(
-    state: UserState, near: dict[str, Neighbour], trends: dict[str, Trend]
-) -> set[str]:
-    """The keys of the queries that are weighed."""
-    made = {row[0] for row in state.own[:CANDIDATES]} | near.keys()
-    return made | {key for key, trend in trends.items() if trend.place <= CANDIDATES}

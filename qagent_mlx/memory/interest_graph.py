@@ -1,100 +1,139 @@
-"""The interest graph of one user at a moment, as nodes and edges that can be shown."""
+"""The interest graph of one user at a moment, as nodes and edges that can be drawn."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-from .profile import Memory
+from .interests import Node, strongest_interests
+from .loader import MemoryLoader
 from .types import Moment
-from .user_state import NODES, heaviest
 
-EDGES = 72  # of each relation
+MAX_EDGES = 72  # of each relation
 
-# From what is wide to what is narrow: an edge within a session points that way.
+# From wide to narrow: an edge within a session points that way.
 KINDS = ("category", "department", "brand", "attribute", "price", "term", "product")
-LEADING = ("category", "brand", "term")  # of these, edges lead from a session to the next
+FOLLOWED = ("category", "brand", "term")  # kinds with edges from a session to the next
 
-Node = tuple[str, str]  # kind and name
 Edge = tuple[str, Node, Node]  # relation, from, to
 
 
-def graph(memory: Memory, moment: Moment) -> dict[str, list[dict[str, Any]]]:
-    """What a user is interested in, from events before the moment only.
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """Something that the user is interested in; ``kind`` is one of `KINDS`."""
 
-    Args:
-        memory: Of the user's shop.
-        moment: The user and the time.
+    kind: str
+    name: str
+    weight: float  # event weights, halved each half-life
+    share: float  # of the weight of its kind
+    title: str | None = None  # of a product
 
-    Returns:
-        ``nodes``: kind (see `KINDS`), node, weight (event weights, halved each half-life),
-        share of its kind; products also with their title. ``edges``: from, from_kind, to,
-        to_kind, kind (as ``category-brand``), relation and weight. An edge of the relation
-        ``session`` joins what was touched in the same sessions, one of ``next`` leads from
-        what a session touched to what the following session did. Both ends are among the nodes.
-    """
-    touches, events, log = memory.reader.touches(moment)
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; only products have a title."""
+        title = {} if self.title is None else {"title": self.title}
+        values = {"kind": self.kind, "node": self.name, "weight": self.weight, "share": self.share}
+        return values | title
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEdge:
+    """Two nodes of the same sessions (relation ``session``), or of one and the ``next``."""
+
+    source: str
+    source_kind: str
+    target: str
+    target_kind: str
+    relation: str
+    weight: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; ``kind`` is written like ``category-brand``."""
+        return {
+            "from": self.source,
+            "from_kind": self.source_kind,
+            "to": self.target,
+            "to_kind": self.target_kind,
+            "kind": f"{self.source_kind}-{self.target_kind}",
+            "relation": self.relation,
+            "weight": self.weight,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InterestGraph:
+    """What a user is interested in; both ends of an edge are among the nodes."""
+
+    nodes: tuple[GraphNode, ...]
+    edges: tuple[GraphEdge, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "nodes": [node.to_dict() for node in self.nodes],
+            "edges": [edge.to_dict() for edge in self.edges],
+        }
+
+
+def interest_graph(loader: MemoryLoader, moment: Moment) -> InterestGraph:
+    """What a user is interested in, from events before the moment only."""
+    touches, events, log = loader.interest_touches(moment)
     weights: dict[Node, float] = defaultdict(float)
-    for _, kind, node, weight in touches:
-        weights[kind, node] += weight
-    rows = heaviest(weights, NODES)
-    nodes: list[dict[str, Any]] = [
-        {"kind": kind, "node": node, "weight": round(weight, 4), "share": round(share, 4)}
-        for kind, node, weight, share in rows
-    ]
-    for shown_node in nodes:
-        if shown_node["kind"] == "product":
-            shown_node["title"] = log.goods[shown_node["node"]].title
-    shown = {(kind, node) for kind, node, _, _ in rows}
+    for _, node, weight in touches:
+        weights[node] += weight
+    interests = strongest_interests(weights)
+    shown = {(interest.kind, interest.name) for interest in interests}
     sessions: dict[int, dict[Node, float]] = {e.session_id: {} for e in events}  # in their order
-    for session, kind, name, weight in touches:
-        if (kind, name) in shown:
-            here = sessions[session]
-            here[kind, name] = here.get((kind, name), 0.0) + weight
-    linked: dict[Edge, float] = defaultdict(float)
-    for edge, weight in _links(list(sessions.values())):
-        linked[edge] += weight
-    return {"nodes": nodes, "edges": [_shown(edge, linked[edge]) for edge in _strongest(linked)]}
+    for session, node, weight in touches:
+        if node in shown:
+            sessions[session][node] = sessions[session].get(node, 0.0) + weight
+    edges: dict[Edge, float] = defaultdict(float)
+    for edge, weight in _edges(list(sessions.values())):
+        edges[edge] += weight
+    return InterestGraph(
+        tuple(
+            GraphNode(
+                interest.kind,
+                interest.name,
+                round(interest.weight, 4),
+                round(interest.share, 4),
+                log.products[interest.name].title if interest.kind == "product" else None,
+            )
+            for interest in interests
+        ),
+        tuple(
+            GraphEdge(source, source_kind, target, target_kind, relation, round(edges[edge], 4))
+            for edge in _strongest(edges)
+            for relation, (source_kind, source), (target_kind, target) in [edge]
+        ),
+    )
 
 
-def _links(sessions: list[dict[Node, float]]) -> Iterator[tuple[Edge, float]]:
-    """What two sessions have in common, or two ends in one: the weaker end's weight."""
+def _edges(sessions: list[dict[Node, float]]) -> Iterator[tuple[Edge, float]]:
+    """Pairs of nodes within sessions and across two in a row, with the weaker node's weight."""
     for touched in sessions:
-        ends = [end for end in touched if end[0] != "department"]
-        for one, other in combinations(sorted(ends, key=lambda end: KINDS.index(end[0])), 2):
-            if one[0] != other[0]:
-                yield ("session", one, other), min(touched[one], touched[other])
+        nodes = [node for node in touched if node[0] != "department"]
+        for a, b in combinations(sorted(nodes, key=lambda node: KINDS.index(node[0])), 2):
+            if a[0] != b[0]:
+                yield ("session", a, b), min(touched[a], touched[b])
     for before, after in pairwise(sessions):
-        for one, weight in before.items():
-            if one[0] in LEADING:
-                for other, later in after.items():
-                    if other[0] == one[0] and other != one:
-                        yield ("next", one, other), min(weight, later)
+        for a, weight in before.items():
+            if a[0] in FOLLOWED:
+                for b, later in after.items():
+                    if b[0] == a[0] and b != a:
+                        yield ("next", a, b), min(weight, later)
 
 
-def _strongest(linked: Mapping[Edge, float]) -> list[Edge]:
-    """At most `EDGES` of a relation; those of categories and brands are counted apart."""
-    order = sorted(linked, key=lambda edge: (-round(linked[edge], 9), *edge[1], *edge[2]))
+def _strongest(edges: Mapping[Edge, float]) -> list[Edge]:
+    """At most `MAX_EDGES` of a relation; those of categories and brands are counted apart."""
+    order = sorted(edges, key=lambda edge: (-round(edges[edge], 9), *edge[1], *edge[2]))
     counts: dict[tuple[str, bool], int] = defaultdict(int)
-    kept = []
+    strongest = []
     for edge in order:
         group = edge[0], (edge[1][0], edge[2][0]) == ("category", "brand")
         counts[group] += 1
-        if counts[group] <= EDGES:
-            kept.append(edge)
-    return sorted(kept, key=lambda edge: edge[0] == "next")
-
-
-def _shown(edge: Edge, weight: float) -> dict[str, Any]:
-    relation, (source_kind, source), (target_kind, target) = edge
-    return {
-        "from": source,
-        "from_kind": source_kind,
-        "to": target,
-        "to_kind": target_kind,
-        "kind": f"{source_kind}-{target_kind}",
-        "relation": relation,
-        "weight": round(weight, 4),
-    }
+        if counts[group] <= MAX_EDGES:
+            strongest.append(edge)
+    return sorted(strongest, key=lambda edge: edge[0] == "next")

@@ -1,12 +1,13 @@
-"""Which queries are the shop's, and which are somebody's own.
+"""k-anonymity of recommended queries: a query that few have searched stays with its users.
 
-What one person has typed may be a name or an address. With ``memory.least_users`` above 1 a
+What one person has typed may be a name or an address. With `MemoryConfig.least_users` above 1 a
 query reaches other people's profiles only once so many people have searched it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -17,24 +18,18 @@ from .types import Moment, UserMemory
 def drop_private_candidates(
     connection: duckdb.DuckDBPyConnection,
     moments: Sequence[Moment],
-    rows: Sequence[UserMemory],
-    least: int,
-) -> None:
-    """Take candidates away that fewer than ``least`` people had searched by a moment.
+    memories: Sequence[UserMemory],
+    least_users: int,
+) -> list[UserMemory]:
+    """Without the candidates that fewer than ``least_users`` people had searched by a moment.
 
     A user's own queries stay. Nothing at or after the moment counts.
-
-    Args:
-        connection: The shop's database.
-        moments: Whose profiles are made.
-        rows: What they are made of; changed in place.
-        least: People, the user included.
     """
+    own = [~np.isnan(memory.candidates.recency_rank) for memory in memories]
     others = [
-        (i, moment.as_of, key)
-        for i, (moment, mine) in enumerate(zip(moments, rows, strict=True))
-        for key, back in zip(mine.candidates["query_key"], mine.candidates["back"], strict=True)
-        if back != back  # NaN: the user has not searched it
+        (number, moment.as_of, key)
+        for number, (moment, memory) in enumerate(zip(moments, memories, strict=True))
+        for key in memory.candidates.query_key[~own[number]]
     ]
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE asked_of (moment BIGINT, as_of TIMESTAMP, query_key VARCHAR)"
@@ -42,20 +37,24 @@ def drop_private_candidates(
     with connection.appender("asked_of") as appender:
         for row in others:
             appender.append_row(*row)
-    shared = set(
+    public = set(
         connection.execute(
             """SELECT a.moment, a.query_key FROM asked_of a
             JOIN (SELECT query_key, user_id, min(ts) AS first FROM events
                   WHERE type = 'search' AND query_key IN (SELECT query_key FROM asked_of)
                   GROUP BY ALL) e ON e.query_key = a.query_key AND e.first < a.as_of
             GROUP BY ALL HAVING count(*) >= ?""",
-            [least],
+            [least_users],
         ).fetchall()
     )
     connection.execute("DROP TABLE asked_of")
-    for i, mine in enumerate(rows):
-        keys, back = mine.candidates["query_key"], mine.candidates["back"]
-        kept = np.array(
-            [b == b or (i, key) in shared for key, b in zip(keys, back, strict=True)], dtype=bool
+    return [
+        replace(
+            memory,
+            candidates=memory.candidates[
+                own[number]
+                | np.array([(number, key) in public for key in memory.candidates.query_key], bool)
+            ],
         )
-        mine.candidates = {name: column[kept] for name, column in mine.candidates.items()}
+        for number, memory in enumerate(memories)
+    ]

@@ -1,182 +1,186 @@
-"""Reads what profiles are made of: stored states where they stand, computed ones for the rest."""
+"""Loads what profiles are made of: stored states where they are valid, computed ones elsewhere."""
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import duckdb
-import numpy as np
+import msgspec
 
 from ..shop.config import MemoryConfig
-from . import shop_statistics, store
-from .candidates import candidate_keys, candidates, empty_candidates, neighbours
-from .event_log import Event, EventLog, of_users
-from .statistics_cache import NOTHING, StatisticsCache, start_of_day
+from . import shop_tables, store
+from .candidates import candidate_keys, candidates
+from .event_log import Event, EventLog, start_of_day, users_condition
+from .interests import Node, touches
+from .neighbours import neighbours
+from .past_searches import past_searches
+from .state_builder import user_state
+from .statistics_cache import NO_FACTS, StatisticsCache
 from .types import Moment, UserMemory
-from .user_state import PastSearch, UserState, searches, touches, user_state
+from .user_state import UserState
+
+_SECONDS_A_DAY = 86_400
 
 
 class MemoryLoader:
-    """Reads a shop's database; sees new events where memory is stored (see `store`).
+    """Loads users' memory from a shop's database; follows new events where memory is stored.
 
     Args:
         connection: Read only is enough.
         config: How events weigh.
-        knowledge: What another reader of the same database has read already.
+        statistics: The statistics that another loader of the same database has read already.
     """
 
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
-        knowledge: StatisticsCache | None = None,
+        statistics: StatisticsCache | None = None,
     ) -> None:
         self.connection, self.config = connection, config
-        self.knowledge = knowledge or StatisticsCache(connection, config)
+        self.statistics = statistics or StatisticsCache(connection, config)
         self._fingerprint = store.fingerprint(config)
-        self._fixed: dict[str, str] | None = None
-        self._made = 0  # how often tables of this connection only were made
+        self._fixed: store.StoreState | None = None
+        self._temporary = 0  # how often temporary tables were created
 
-    def rows(self, moments: Sequence[Moment]) -> list[UserMemory]:
+    def load(self, moments: Sequence[Moment]) -> list[UserMemory]:
         """What each moment's profile is made of."""
-        state = self.ready()
         states: list[UserState | None] = [None] * len(moments)
-        if store.log_end(state):
-            states = self._stored(moments)
-        missing = [i for i, found in enumerate(states) if found is None]
-        for i, made in zip(missing, self._made_states([moments[i] for i in missing]), strict=True):
-            states[i] = made
-        return self._assembled(moments, [s for s in states if s is not None])
+        if self.prepare().log_end:
+            states = self._stored_states(moments)
+        missing = [i for i, state in enumerate(states) if state is None]
+        for i, state in zip(
+            missing, self._computed_states([moments[i] for i in missing]), strict=True
+        ):
+            states[i] = state
+        return self._with_candidates(moments, [state for state in states if state is not None])
 
-    def computed(self, moments: Sequence[Moment]) -> list[UserMemory]:
-        """The same as `rows`, from the log itself."""
-        self.ready()
-        return self._assembled(moments, list(self._made_states(moments)))
+    def compute(self, moments: Sequence[Moment]) -> list[UserMemory]:
+        """The same as `load`, from the log itself instead of stored states."""
+        self.prepare()
+        return self._with_candidates(moments, self._computed_states(moments))
 
-    def touches(
+    def interest_touches(
         self, moment: Moment
-    ) -> tuple[list[tuple[int, str, str, float]], Sequence[Event], EventLog]:
-        """Every touch of the user's interest graph, the events, and what is known of them."""
-        self.ready()
+    ) -> tuple[list[tuple[int, Node, float]], Sequence[Event], EventLog]:
+        """The touches of the user's interest graph (`interests.touches`), events and log."""
+        self.prepare()
         log = EventLog(self.connection)
-        events = _before(log.of([moment.user_id]).get(moment.user_id, []), moment.at)
-        asked: list[PastSearch] = searches(events)
-        found = touches(events, asked, moment.at, log.goods, log.wordings, self.config)
+        events = _before(log.read([moment.user_id]).get(moment.user_id, []), moment.at)
+        searches = past_searches(events)
+        found = touches(events, searches, moment.at, log.products, log.wordings, self.config)
         return list(found), events, log
 
     def read_all(self, as_of: datetime) -> None:
-        """Read all that the shop knew on the day, so that nobody who asks has to wait for it."""
-        self.ready()
-        self.knowledge.read_all(as_of)
+        """Read all that the shop knew on a moment's day, so that no request has to wait for it."""
+        self.prepare()
+        self.statistics.read_all(as_of)
 
-    def ready(self) -> dict[str, str]:
-        """The tables about the whole shop can be read; the store's state, empty without one."""
+    def prepare(self) -> store.StoreState:
+        """Make sure that the tables about the shop can be read, and return what they stand for."""
         state = self._fixed
         if state is None:
-            state = store.state(self.connection)
-            if state.get("memory") == self._fingerprint:
+            state = store.store_state(self.connection)
+            if state.fingerprint == self._fingerprint:
                 if self._is_readonly():
                     self._fixed = state  # nobody can change it under this connection
-                if self._made:
-                    shop_statistics.drop_temporary(self.connection)
-                    self._made = 0
+                if self._temporary:
+                    shop_tables.drop_temporary(self.connection)
+                    self._temporary = 0
             else:
-                # They are made once: without a store, a reader sees one state of the log.
-                if not self._made or not shop_statistics.has_temporary(self.connection):
-                    shop_statistics.prepare_shop(self.connection, bool(self.config.swing))
-                    self._made += 1
-                state = {"memory": f"temporary {id(self)} {self._made}"}
-        self.knowledge.follow(state)
+                # Created once: without stored memory, a loader sees one state of the log.
+                if not self._temporary or not shop_tables.has_temporary(self.connection):
+                    shop_tables.create_shop_tables(
+                        self.connection, "TEMP TABLE", bool(self.config.swing)
+                    )
+                    self._temporary += 1
+                state = store.StoreState(f"temporary {id(self)} {self._temporary}")
+        self.statistics.follow(state)
         return state
 
     def _is_readonly(self) -> bool:
-        row = self.connection.execute(
+        ((readonly,),) = self.connection.execute(
             "SELECT readonly FROM duckdb_databases() WHERE database_name = current_database()"
-        ).fetchone()
-        return bool(row and row[0])
-
-    # ------------------------------------------------------------ states
-
-    def _stored(self, moments: Sequence[Moment]) -> list[UserState | None]:
-        """The state of each moment after the user's last event, else None."""
-        users = list({m.user_id for m in moments})
-        where, values = of_users(users)
-        found = self.connection.execute(
-            f"SELECT user_id, made, state FROM profiles WHERE {where}", values
         ).fetchall()
-        rows = {user: (made, packed) for user, made, packed in found}
+        return bool(readonly)
+
+    def _stored_states(self, moments: Sequence[Moment]) -> list[UserState | None]:
+        """Stored states, advanced to the moments; None at moments before the user's last event."""
+        where, parameters = users_condition(list({moment.user_id for moment in moments}))
+        rows = self.connection.execute(
+            f"SELECT user_id, made, state FROM profiles WHERE {where}", parameters
+        ).fetchall()
+        stored = {user: (last_event, packed) for user, last_event, packed in rows}
         states: list[UserState | None] = []
         for moment in moments:
-            row = rows.get(moment.user_id)
-            if row is None:
-                states.append(UserState())  # nobody without a row has events
-            elif moment.as_of > row[0]:
-                kept = UserState(**json.loads(row[1]))
-                days = (moment.as_of - row[0]).total_seconds() / 86400
-                states.append(kept.advance(days, self.config.half_life_days))
-            else:
+            if moment.user_id not in stored:
+                states.append(UserState())  # who is not stored has no events
+                continue
+            last_event, packed = stored[moment.user_id]
+            if moment.as_of <= last_event:
                 states.append(None)
+                continue
+            state = msgspec.json.decode(packed, type=UserState)
+            days = (moment.as_of - last_event).total_seconds() / _SECONDS_A_DAY
+            states.append(state.advance(days, self.config.half_life_days))
         return states
 
-    def _made_states(self, moments: Sequence[Moment]) -> Iterator[UserState]:
-        """Each moment's state, from the log."""
+    def _computed_states(self, moments: Sequence[Moment]) -> list[UserState]:
+        """The state at each moment, from the log."""
         if not moments:
-            return
+            return []
         log = EventLog(self.connection)
-        events = log.of({m.user_id for m in moments})
-        for moment in moments:
-            known = _before(events.get(moment.user_id, []), moment.at)
-            yield user_state(known, moment.at, log.goods, log.wordings, self.config)
+        histories = log.read({moment.user_id for moment in moments})
+        return [
+            user_state(
+                _before(histories.get(moment.user_id, []), moment.at),
+                moment.at,
+                log.products,
+                log.wordings,
+                self.config,
+            )
+            for moment in moments
+        ]
 
-    # ------------------------------------------------------------ candidates
-
-    def _assembled(
+    def _with_candidates(
         self, moments: Sequence[Moment], states: Sequence[UserState]
     ) -> list[UserMemory]:
         """Add what the shop knew at the start of each moment's day and hour."""
-        known = self.knowledge
-        days = [start_of_day(m.as_of) for m in moments]
+        statistics = self.statistics
+        starts = [start_of_day(moment.as_of) for moment in moments]
         sources: dict[datetime, set[str]] = defaultdict(set)
-        engaged: dict[datetime, set[str]] = defaultdict(set)
-        for start, state in zip(days, states, strict=True):
-            sources[start].update(row[0] for row in state.sources)
-            engaged[start].update(row[0] for row in state.engaged)
-        known.vocabulary.learn(row[0] for state in states for row in state.own)
-        known.followers(sources)
-        known.returns(engaged)
-        day_of = {start: known.day(start) for start in sources}
+        categories: dict[datetime, set[str]] = defaultdict(set)
+        for start, state in zip(starts, states, strict=True):
+            sources[start].update(source.key for source in state.sources)
+            categories[start].update(state.engaged)
+        statistics.vocabulary.learn(query.key for state in states for query in state.queries)
+        statistics.read("followers", sources)
+        statistics.read("returns", categories)
+        days = {start: statistics.day(start) for start in sources}
         near = [
-            neighbours(state, day_of[start], known.vocabulary)
-            for start, state in zip(days, states, strict=True)
+            neighbours(state, days[start], statistics.vocabulary)
+            for start, state in zip(starts, states, strict=True)
         ]
-        trends = known.trends(m.as_of for m in moments)
+        trends = statistics.trends(moment.as_of for moment in moments)
         queries: dict[datetime, set[str]] = defaultdict(set)
-        for start, state, mine, hour in zip(days, states, near, trends, strict=True):
-            queries[start] |= candidate_keys(state, mine, hour)
-            queries[start].update(row[0] for row in state.own)
-        known.facts(queries)
-        known.cycles(
-            {
-                start: {leaf for key in keys if (leaf := day.facts.get(key, NOTHING).leaf)}
-                for start, keys in queries.items()
-                if not (day := day_of[start]).whole
-            }
-        )
+        for start, state, found, hour in zip(starts, states, near, trends, strict=True):
+            queries[start] |= candidate_keys(state, found, hour)
+            queries[start].update(query.key for query in state.queries)
+        statistics.read("facts", queries)
+        leaves = {
+            start: {leaf for key in keys if (leaf := days[start].facts.get(key, NO_FACTS).leaf)}
+            for start, keys in queries.items()
+            if not days[start].whole
+        }
+        statistics.read("cycles", leaves)
         return [
-            UserMemory(candidates(state, mine, day_of[start], hour, known.vocabulary), state)
-            for state, mine, start, hour in zip(states, near, days, trends, strict=True)
+            UserMemory(candidates(state, found, days[start], hour, statistics.vocabulary), state)
+            for state, found, start, hour in zip(states, near, starts, trends, strict=True)
         ]
 
 
 def _before(events: Sequence[Event], at: int) -> Sequence[Event]:
     return events[: bisect_left(events, at, key=lambda event: event.at)]
-
-
-def concatenate_candidates(rows: Sequence[UserMemory]) -> dict[str, np.ndarray]:
-    """The candidates of several moments one below the other."""
-    parts = [empty_candidates(0), *(r.candidates for r in rows)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,17 +1,16 @@
 """Profiles: a user's memory as a few lines that a small model can read.
 
-Each section turns rows into scored lines; `pack` fits the lines with the most worth a token
-into the budget. A line's worth is the chance that its query is what the user wants next (see
-`worth`), so the same code shows a fast-moving shop its trends and a shop of regulars their
-habits. Lines about the user come first, then the lines with a query, the likeliest first.
+Each section of a profile is a list of scored lines. A line's score is the probability that its
+query is what the user wants next (see `ranker`), so the same code shows a fast-moving shop its
+trends and a shop of regulars their habits. Lines are packed into the token budget by score per
+token. Lines about the user come first, then the lines with a query, the most probable first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,31 +21,30 @@ from ..protocol.profile_text import _written, render
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile
 from .k_anonymity import drop_private_candidates
-from .loader import MemoryLoader, concatenate_candidates
+from .loader import MemoryLoader
 from .ranker import MemoryRanker
-from .ranking_features import features
+from .ranking_features import feature_tables
 from .raw_history import RAW, raw_lines
-from .sections import _context, _graph_lines, _identity_lines, _query_lines, _seen_lines
+from .sections import graph_lines, identity_lines, query_lines, search_context, viewed_lines
 from .statistics_cache import StatisticsCache
 from .summarizer import Summarizer
 from .types import CountTokens, Moment, UserMemory
 from .user_state import UserState
 
 SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
-TOGETHER = 64  # moments whose candidates are weighed together
-COUNTED = 100_000  # lines whose tokens are remembered
+MAX_COUNTED = 100_000  # lines whose token counts are remembered
 
 
 class Memory:
-    """Makes profiles from a shop's database.
+    """Writes profiles from a shop's database.
 
     Args:
         connection: The shop's database; read only is enough.
         config: How events weigh and how long a profile may be.
-        count: Tokens of each of some texts, by the tokenizer of the model that will read them.
-        worth: How lines are valued; the defaults when None.
+        count: Counts the tokens of each text, by the tokenizer of the model that will read them.
+        ranker: Ranks candidate queries; with default weights when None.
         summarizer: Writes the identity line instead of marks; none by default.
-        knowledge: What another memory of the same database has read already.
+        statistics: What another memory of the same database has read already.
     """
 
     def __init__(
@@ -54,17 +52,16 @@ class Memory:
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
         count: CountTokens,
-        worth: MemoryRanker | None = None,
+        ranker: MemoryRanker | None = None,
         summarizer: Summarizer | None = None,
-        knowledge: StatisticsCache | None = None,
+        statistics: StatisticsCache | None = None,
     ) -> None:
+        self.connection, self.config = connection, config
+        self.ranker = ranker or MemoryRanker.default()
         self.summarizer = summarizer
-        self.connection = connection
-        self.worth = worth or MemoryRanker.default()
-        self.config = config
+        self.loader = MemoryLoader(connection, config, statistics)
         self._count = count
-        self._counted: dict[str, int] = {}
-        self.reader = MemoryLoader(connection, config, knowledge)
+        self._counts: dict[str, int] = {}
 
     def profiles(
         self,
@@ -78,137 +75,114 @@ class Memory:
             moments: In any order; a user may come more than once.
             sections: Which sections to write; leave some out for ablations. ``("raw",)``
                 writes the newest events themselves instead of an abstraction of them.
-            budget: Tokens a profile may have; the shop's setting by default.
+            budget: Tokens that a profile may have; the shop's setting by default.
 
         Raises:
             QAgentError: there is no such section.
         """
         wanted = check_sections(sections)
+        budget = self.config.budget if budget is None else budget
         if not moments:
             return []
         if wanted == {RAW}:
-            allowed = self.config.budget if budget is None else budget
+            logs = raw_lines(self.connection, moments, budget)
             return [
-                self._cut(moment, lines, allowed)
-                for moment, lines in zip(
-                    moments, raw_lines(self.connection, moments, allowed), strict=True
-                )
+                self._truncate(moment, lines, budget)
+                for moment, lines in zip(moments, logs, strict=True)
             ]
-        rows = self.reader.rows(moments)
+        memories = self.loader.load(moments)
         if self.config.least_users > 1:
-            drop_private_candidates(self.connection, moments, rows, self.config.least_users)
-        made = []
-        for moment, mine, table in zip(moments, rows, tables_of(rows), strict=True):
-            chances = self.worth.at(moment.as_of).probabilities(table)
-            lines = [
-                *_graph_lines(mine.state.nodes),
-                *_identity_lines(mine.state),
-                *_seen_lines(mine.state.products),
-                # Far more than fit, so that what a short line gains by its price is not lost.
-                *_query_lines(
-                    mine.candidates,
-                    chances,
-                    3 * self.config.references,
-                    {key: query for key, query, *_ in mine.state.own},
-                ),
-            ]
-            lines = [line for line in lines if line.section in wanted]
-            if self.summarizer and "identity" in wanted:
-                lines = self._summarized(moment, mine, lines)
-            context = _context(mine.state)
-            allowed = self.config.budget if budget is None else budget
-            made.append(self._pack(moment, lines, context, allowed))
-        return made
+            memories = drop_private_candidates(
+                self.connection, moments, memories, self.config.least_users
+            )
+        tables = feature_tables([memory.candidates for memory in memories])
+        profiles = []
+        for moment, memory, table in zip(moments, memories, tables, strict=True):
+            probabilities = self.ranker.at(moment.as_of).probabilities(table)
+            lines = self._lines(moment, memory, probabilities, wanted)
+            profiles.append(self._pack(moment, lines, memory.state, budget))
+        return profiles
+
+    def _lines(
+        self, moment: Moment, memory: UserMemory, probabilities: np.ndarray, sections: set[str]
+    ) -> list[Line]:
+        """The lines of some sections, many more than fit."""
+        state = memory.state
+        identity = identity_lines(state)
+        summarizer = self.summarizer if "identity" in sections else None
+        if summarizer and (summary := summarizer.line(moment.user_id, state)):
+            identity = [replace(line, text=summary) for line in identity]
+        typed = {query.key: query.text for query in state.queries}
+        most = 3 * self.config.references
+        lines = [
+            *graph_lines(state.interests),
+            *identity,
+            *viewed_lines(state.recent_products),
+            *query_lines(memory.candidates, probabilities, most, typed),
+        ]
+        return [line for line in lines if line.section in sections]
 
     def read_all(self, as_of: datetime) -> None:
-        """Read what the shop knew on the day, so that nobody who asks then has to wait."""
-        self.reader.read_all(as_of)
+        """Read what the shop knew on a moment's day, so that no request has to wait for it."""
+        self.loader.read_all(as_of)
 
     def raw_tokens(self, moment: Moment) -> int:
         """Tokens of the user's whole log before a moment, an event a line."""
         return sum(self.count(raw_history(self.connection, moment)))
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; remembered, as lines come back often."""
-        if len(self._counted) > COUNTED:
-            self._counted.clear()
-        fresh = [t for t in dict.fromkeys(texts) if t not in self._counted]
+        """Tokens of each text; remembered, as the same lines come often."""
+        if len(self._counts) > MAX_COUNTED:
+            self._counts.clear()
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._counts]
         if fresh:
-            self._counted.update(zip(fresh, self._count(fresh), strict=True))
-        return [self._counted[t] for t in texts]
+            self._counts.update(zip(fresh, self._count(fresh), strict=True))
+        return [self._counts[text] for text in texts]
 
-    def _pack(
-        self, moment: Moment, lines: list[Line], context: dict[str, Any], budget: int
-    ) -> Profile:
-        """Choose lines by worth a token."""
+    def _pack(self, moment: Moment, lines: list[Line], state: UserState, budget: int) -> Profile:
+        """The lines with the best score per token that fit, in their order."""
         # The last reference is the longest one, where a tokenizer spells them out.
         last = self.config.references - 1
         costs = self.count([_written(line, last) + "\n" for line in lines])
         order = sorted(range(len(lines)), key=lambda i: (-lines[i].score / costs[i], i))
-        chosen, spent, references = [], 0, 0
+        chosen, tokens, references = [], 0, 0
         for i in order:
-            if spent + costs[i] > budget:
+            has_query = lines[i].query is not None
+            if tokens + costs[i] > budget or (has_query and references > last):
                 continue
-            if lines[i].query is not None:
-                if references >= self.config.references:
-                    continue
-                references += 1
+            references += has_query
             chosen.append(i)
-            spent += costs[i]
-        return self._made(moment, [lines[i] for i in sorted(chosen)], spent, context)
+            tokens += costs[i]
+        return _profile(moment, [lines[i] for i in sorted(chosen)], tokens, state)
 
-    def _summarized(self, moment: Moment, rows: UserMemory, lines: list[Line]) -> list[Line]:
-        """The lines with the model's line of identity, where it wrote one."""
-        assert self.summarizer is not None
-        text = self.summarizer.line(moment.user_id, rows)
-        return [
-            replace(line, text=text) if text and line.section == "identity" else line
-            for line in lines
-        ]
-
-    def _cut(self, moment: Moment, lines: list[Line], budget: int) -> Profile:
+    def _truncate(self, moment: Moment, lines: list[Line], budget: int) -> Profile:
         """The first lines, as many as fit; beyond the last reference queries have none."""
         last = self.config.references - 1
-        kept: list[Line] = []
-        spent = references = 0
+        chosen: list[Line] = []
+        tokens = references = 0
         for line in lines:
             if line.query is not None and references > last:
                 line = replace(line, query=None, reason="")
             cost = self.count([_written(line, last) + "\n"])[0]
-            if spent + cost > budget:
+            if tokens + cost > budget:
                 break
-            kept.append(line)
-            spent += cost
+            chosen.append(line)
+            tokens += cost
             references += line.query is not None
-        return self._made(moment, kept, spent, _context(UserState()))
-
-    def _made(
-        self, moment: Moment, kept: list[Line], spent: int, context: dict[str, Any]
-    ) -> Profile:
-        queries = [line.query for line in kept if line.query is not None]
-        return Profile(
-            user_id=moment.user_id,
-            as_of=moment.as_of,
-            text=render(kept),
-            lines=tuple(kept),
-            references=tuple(queries),
-            tokens=spent,
-            raw_tokens=0,
-            context=context,
-        )
+        return _profile(moment, chosen, tokens, UserState())
 
 
-def tables_of(rows: Sequence[UserMemory]) -> Iterator[np.ndarray]:
-    """`features` of the candidates of some moments, computed in one go."""
-    for start in range(0, len(rows), TOGETHER):
-        some = rows[start : start + TOGETHER]
-        whole = features(concatenate_candidates(some))
-        at = 0
-        for mine in some:
-            # Of its own: a sum over columns must not depend on what lies beside it.
-            size = len(mine.candidates["back"])
-            yield whole[at : at + size].copy()
-            at += size
+def _profile(moment: Moment, lines: list[Line], tokens: int, state: UserState) -> Profile:
+    return Profile(
+        user_id=moment.user_id,
+        as_of=moment.as_of,
+        text=render(lines),
+        lines=tuple(lines),
+        references=tuple(line.query for line in lines if line.query is not None),
+        tokens=tokens,
+        raw_tokens=0,
+        context=search_context(state),
+    )
 
 
 def check_sections(sections: Iterable[str]) -> set[str]:
@@ -228,12 +202,12 @@ def check_sections(sections: Iterable[str]) -> set[str]:
 
 
 def count_words(texts: Sequence[str]) -> list[int]:
-    """A token a word and a tag: what stands in for a tokenizer where there is none yet."""
+    """Count a token a word and a tag: stands in for a tokenizer where there is none yet."""
     return [len(text.replace("<", " <").split()) + 1 for text in texts]
 
 
 def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[str]:
-    """The log itself as text, an event a line, oldest first: what a profile stands in for."""
+    """The user's log before a moment as text, an event a line, the oldest first."""
     return [
         f"{ts:%Y-%m-%d %H:%M} {kind} {safe(text)}"
         for ts, kind, text in connection.execute(
@@ -244,6 +218,3 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
             [moment.user_id, moment.as_of],
         ).fetchall()
     ]
-
-
-# ---------------------------------------------------------------- sections

@@ -1,29 +1,30 @@
-"""What a line of memory is worth: the chance that its query is what the user wants next.
+"""The memory ranker: how probable each candidate is the query that the user wants next.
 
-A conditional logit over all candidate lines of a moment, with an outside option for "none
-of these". A moment whose own query retrieves nothing that its user went on to engage with
-teaches less (see `satisfied`): a recommendation is worth what it leads to. The weights start
-from defaults that fit an average shop and move towards the shop's own log, as far as that log
-speaks. They are learned again and again along the log, each time from what lay before, and a
-moment is served by the last weights that were learned before it: so nothing that is evaluated
-was seen, and the last cases profit from most of the log.
+A conditional logit over all candidates of a moment, with an outside option for "none of them". A
+moment whose own query retrieves nothing that its user went on to engage with counts less (see
+`session_weights`): a recommendation is worth what it leads to. The weights start from defaults
+that fit an average shop and move towards the shop's own log, as far as that log is informative.
+They are learned repeatedly along the log, each time from what lay before, and a moment is served
+by the last weights that were learned before it: so nothing that is evaluated was seen in training.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from ..shop.shop import Shop
-from .ranking_features import _PLACE, FEATURES, features
+from .candidates import Candidates
+from .loader import MemoryLoader
+from .ranking_features import FEATURE_INDEX, FEATURES, features
 from .sessions import SuccessfulSession, successful_sessions
+from .types import Moment
 
 _DEFAULTS = {
     "own": 0.8,
@@ -42,14 +43,16 @@ _DEFAULTS = {
     "trend share": 1.0,
     "success": 0.4,
 }
-OUTSIDE = 1.5  # the default logit of "none of these"
-PULL = 5.0  # how many moments' worth of evidence the defaults are
+OUTSIDE = 1.5  # the default logit of "none of them"
+PRIOR_MOMENTS = 5.0  # the strength of the defaults
 MAX_MOMENTS = 3000  # the latest of the log that weights are learned from
-STEPS = 6  # how often, at most, they are learned along the log
+MAX_STEPS = 6  # along the log
 MIN_STEP = timedelta(days=7)
-# What a moment counts, by what its own query retrieves there: nothing that the user engaged with,
-# such a product among the first ten, or one in the first place.
+# The weight of a moment in learning, by what its own query retrieves there: nothing that the user
+# engaged with, such a product among the first ten, or one in the first place.
 NOTHING_FOUND, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
+_META = "line_worth"  # the key under which a shop keeps learned weights
+_BLOCK = 50_000  # candidates whose dense features are computed at once
 
 # The products that each of some queries retrieves at its moment, the best first.
 Retrieve = Callable[[Sequence[str], Sequence[datetime]], Sequence[Sequence[str]]]
@@ -61,23 +64,23 @@ class RankerWeights:
 
     values: np.ndarray
     outside: float
-    moments: int = 0  # how many moments of the log they were learned from
+    moments: int = 0  # of the log that they were learned from
     until: datetime = datetime.min
 
     @classmethod
     def default(cls) -> RankerWeights:
-        """What an average shop would say."""
+        """The weights of an average shop."""
         return cls(np.array([_DEFAULTS.get(name, 0.0) for name in FEATURES]), OUTSIDE)
 
     def probabilities(self, table: np.ndarray) -> np.ndarray:
-        """The chance of each of one moment's candidates: (rows,) of (rows, len(FEATURES))."""
+        """The probability of each of a moment's candidates: (n,) from features (n, `FEATURES`)."""
         if not len(table):
             return np.empty(0)
         logits = table @ self.values
         top = max(float(logits.max()), self.outside)
-        weight = np.exp(logits - top)
-        chances: np.ndarray = weight / (weight.sum() + np.exp(self.outside - top))
-        return chances
+        odds = np.exp(logits - top)
+        probabilities: np.ndarray = odds / (odds.sum() + np.exp(self.outside - top))
+        return probabilities
 
 
 @dataclass(frozen=True)
@@ -88,80 +91,92 @@ class MemoryRanker:
 
     @classmethod
     def default(cls) -> MemoryRanker:
-        """What an average shop would say, at any time."""
+        """The weights of an average shop, at any time."""
         return cls((RankerWeights.default(),))
 
     @classmethod
     def of_shop(cls, shop: Shop) -> MemoryRanker:
         """What the shop has learned; the defaults before that."""
-        return cls.of_text(shop.meta("line_worth", ""))
+        return cls.from_json(shop.meta(_META, ""))
 
     @classmethod
-    def of_text(cls, stored: str) -> MemoryRanker:
-        """The weights as `fit_ranker` keeps them; the defaults for an empty text."""
-        values: dict[str, Any] = json.loads(stored) if stored else {}
-        known = {name: place for place, name in enumerate(values.get("features", ()))}
-        if not known or not known.keys() <= _PLACE.keys() or "steps" not in values:
+    def from_json(cls, text: str) -> MemoryRanker:
+        """Weights as `to_json` writes them; the defaults for an empty text."""
+        stored = json.loads(text) if text else {}
+        places = {name: place for place, name in enumerate(stored.get("features", ()))}
+        if not places or not places.keys() <= FEATURE_INDEX.keys() or "steps" not in stored:
             return cls.default()
-        # What an earlier version learned says nothing of features that came since.
-        places = np.array([known.get(name, -1) for name in FEATURES])
+        # Weights that an earlier version learned are 0 for features that came since.
+        order = np.array([places.get(name, -1) for name in FEATURES])
         learned = (
             RankerWeights(
-                np.append(step["weights"], 0.0)[places],
+                np.append(step["weights"], 0.0)[order],
                 step["outside"],
                 step["moments"],
                 datetime.fromisoformat(step["until"]),
             )
-            for step in values["steps"]
+            for step in stored["steps"]
         )
         return cls((RankerWeights.default(), *learned))
 
+    def to_json(self) -> str:
+        """The learned weights as text."""
+        steps = [
+            {
+                "until": step.until.isoformat(),
+                "moments": step.moments,
+                "outside": step.outside,
+                "weights": step.values.tolist(),
+            }
+            for step in self.steps[1:]
+        ]
+        return json.dumps({"features": FEATURES, "steps": steps})
+
     def at(self, as_of: datetime) -> RankerWeights:
         """The last weights that were learned from before a moment."""
-        return self.steps[bisect_right([w.until for w in self.steps], as_of) - 1]
+        return self.steps[bisect_right([step.until for step in self.steps], as_of) - 1]
 
     @property
     def moments(self) -> int:
-        """How many moments of the log the last weights were learned from."""
+        """The number of moments of the log that the last weights were learned from."""
         return self.steps[-1].moments
 
 
-def satisfied(sessions: Sequence[SuccessfulSession], retrieve: Retrieve | None) -> list[float]:
-    """What the moment of each session counts: `NOTHING_FOUND`, `AMONG_TEN` or `FIRST`.
+def session_weights(
+    sessions: Sequence[SuccessfulSession], retrieve: Retrieve | None
+) -> list[float]:
+    """The weight of each session in learning: `NOTHING_FOUND`, `AMONG_TEN` or `FIRST`.
 
-    The same things that the reward of a chain asks for: the likeliest line is then the one whose
-    query is right where it finds something. All count in full without a search.
+    It agrees with the reward of a chain, so the most probable candidate is the one whose query is
+    right where it finds something. Without a search, all sessions count in full.
     """
     if retrieve is None:
         return [FIRST] * len(sessions)
-    found = retrieve([s.query for s in sessions], [s.start for s in sessions])
-    made = []
-    for session, products in zip(sessions, found, strict=True):
+    results = retrieve([s.query for s in sessions], [s.start for s in sessions])
+    weights = []
+    for session, products in zip(sessions, results, strict=True):
         hits = [product in session.products for product in products[:10]]
-        made.append(FIRST if any(hits[:1]) else AMONG_TEN if any(hits) else NOTHING_FOUND)
-    return made
+        weights.append(FIRST if any(hits[:1]) else AMONG_TEN if any(hits) else NOTHING_FOUND)
+    return weights
 
 
 def fit_ranker(
     shop: Shop, since: datetime | None, retrieve: Retrieve | None = None
 ) -> MemoryRanker:
-    """Learn the weights along the log and keep them in the shop.
+    """Learn weights along the log and keep them in the shop.
 
     Args:
         shop: Open for writing.
-        since: The first time that something is learned, from all before it; then again each
-            `MIN_STEP`, or less often in a long log. None keeps the defaults.
+        since: The first weights are learned from all before it; then again each `MIN_STEP`, or
+            less often in a long log. None keeps the defaults.
         retrieve: The shop's search, which tells what the right queries led to.
     """
     if since is None:
         return MemoryRanker.default()
-    from .loader import MemoryLoader, concatenate_candidates
-    from .types import Moment
-
     connection = shop.connection
-    row = connection.execute("SELECT max(ts) FROM events").fetchone()
-    end = row[0] if row and row[0] else since
-    step = max(MIN_STEP, (end - since) / STEPS)
+    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
+    end = end or since
+    step = max(MIN_STEP, (end - since) / MAX_STEPS)
     cuts = [since]
     while cuts[-1] + step <= end:
         cuts.append(cuts[-1] + step)
@@ -170,96 +185,107 @@ def fit_ranker(
         [s for s in successful_sessions(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
         for cut in cuts
     ]
-    moments = {(s.user_id, s.start): s for part in known for s in part}
-    place = {key: i for i, key in enumerate(moments)}
     sessions = list(dict.fromkeys(s for part in known for s in part))
-    counts = dict(zip(sessions, satisfied(sessions, retrieve), strict=True))
-    learned: list[RankerWeights] = []
-    if moments:
-        rows = MemoryLoader(connection, shop.config.memory).computed(
-            [Moment(*key) for key in moments]
-        )
-        columns = concatenate_candidates(rows)
-        start = np.r_[0, np.cumsum([len(r.candidates["back"]) for r in rows])]
-        table = _sparse(columns)
-        keys = columns["query_key"]
-        before = RankerWeights.default()
+    learned = [RankerWeights.default()]
+    if sessions:
+        weights = dict(zip(sessions, session_weights(sessions, retrieve), strict=True))
+        moments = list(dict.fromkeys(Moment(s.user_id, s.start) for s in sessions))
+        number = {moment: i for i, moment in enumerate(moments)}
+        memories = MemoryLoader(connection, shop.config.memory).compute(moments)
+        choices = Choices.of([memory.candidates for memory in memories])
         for cut, part in zip(cuts, known, strict=True):
-            numbers = [place[s.user_id, s.start] for s in part]
-            targets, weight = [s.query_key for s in part], [counts[s] for s in part]
-            before = _fit(table, keys, start, numbers, targets, weight, before)
-            learned.append(RankerWeights(before.values, before.outside, before.moments, cut))
-    stored = {
-        "features": FEATURES,
-        "steps": [
-            {
-                "until": w.until.isoformat(),
-                "moments": w.moments,
-                "outside": w.outside,
-                "weights": w.values.tolist(),
-            }
-            for w in learned
-        ],
-    }
-    shop.set_meta("line_worth", json.dumps(stored))
-    return MemoryRanker((RankerWeights.default(), *learned))
+            fitted = fit_weights(
+                choices,
+                [number[Moment(s.user_id, s.start)] for s in part],
+                [s.query_key for s in part],
+                [weights[s] for s in part],
+                learned[-1],
+            )
+            learned.append(replace(fitted, until=cut))
+    ranker = MemoryRanker(tuple(learned))
+    shop.set_meta(_META, ranker.to_json())
+    return ranker
 
 
-def _sparse(columns: Mapping[str, np.ndarray], block: int = 50_000) -> sparse.csr_matrix:
-    rows = len(columns["back"])
-    parts = [
-        sparse.csr_matrix(features({n: v[i : i + block] for n, v in columns.items()}))
-        for i in range(0, rows, block)
-    ]
-    return sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, len(FEATURES)))
+@dataclass(frozen=True)
+class Choices:
+    """The candidates of many moments: those of moment m are rows ``starts[m]:starts[m + 1]``."""
+
+    table: sparse.csr_matrix  # their features
+    keys: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Candidates]) -> Choices:
+        """The choices of moments with these candidates."""
+        whole = Candidates.concatenate(parts)
+        tables = [
+            sparse.csr_matrix(features(whole[start : start + _BLOCK]))
+            for start in range(0, len(whole), _BLOCK)
+        ]
+        empty = sparse.csr_matrix((0, len(FEATURES)))
+        return cls(
+            sparse.vstack(tables, format="csr") if tables else empty,
+            whole.query_key,
+            np.cumsum([0, *(len(part) for part in parts)]),
+        )
 
 
-def _fit(
-    table: sparse.csr_matrix,
-    keys: np.ndarray,
-    starts: np.ndarray,
+def fit_weights(
+    choices: Choices,
     moments: Sequence[int],
     targets: Sequence[str],
-    counts: Sequence[float],
+    weights: Sequence[float],
     start: RankerWeights,
 ) -> RankerWeights:
-    """Maximum a posteriori weights of the conditional logit, found from ``start`` on.
+    """Maximum a posteriori weights of the conditional logit.
 
-    Rows ``starts[m]:starts[m + 1]`` of ``table`` and ``keys`` belong to moment ``m``, which counts
-    ``counts[m]`` times.
+    Args:
+        choices: What there was to choose from.
+        moments: The moments to learn from; those without candidates are left out.
+        targets: The key of each moment's query, among the candidates or not.
+        weights: How much each moment counts.
+        start: Where the optimiser starts.
     """
+    starts = choices.starts
     filled = [
-        (slice(int(starts[m]), int(starts[m + 1])), key, count)
-        for m, key, count in zip(moments, targets, counts, strict=True)
+        (slice(int(starts[m]), int(starts[m + 1])), key, weight)
+        for m, key, weight in zip(moments, targets, weights, strict=True)
         if starts[m + 1] > starts[m]
     ]
     prior = RankerWeights.default()
     if not filled:
         return prior
-    x = table[np.concatenate([np.arange(s.start, s.stop) for s, _, _ in filled])]
+    x = choices.table[np.concatenate([np.arange(s.start, s.stop) for s, _, _ in filled])]
+    transposed = x.T.tocsr()
     sizes = np.array([s.stop - s.start for s, _, _ in filled])
     first = np.r_[0, np.cumsum(sizes)[:-1]]
-    owner = np.repeat(np.arange(len(filled)), sizes)
-    weight = np.array([count for *_, count in filled])
-    of_row = weight[owner]
-    right = np.concatenate([keys[s] == key for s, key, _ in filled]) * of_row
-    none = weight - np.bincount(owner, right, len(filled))
+    moment_of = np.repeat(np.arange(len(filled)), sizes)
+    weight = np.array([weight for *_, weight in filled])
+    right = np.concatenate([choices.keys[s] == key for s, key, _ in filled]) * weight[moment_of]
+    outside = weight - np.bincount(moment_of, right, len(filled))  # the target is no candidate
     centre = np.append(prior.values, prior.outside)
-    turned = x.T.tocsr()
-    from scipy.optimize import minimize  # half a second that only learning needs
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        logits, outside = x @ theta[:-1], theta[-1]
-        top = np.maximum(np.maximum.reduceat(logits, first), outside)
-        odds = np.exp(logits - top[owner])
-        other = np.exp(outside - top)
-        total = np.bincount(owner, odds, len(filled)) + other
-        chance, missed = odds / total[owner], other / total
-        pull = theta - centre
-        value = -(right * np.log(np.maximum(chance, 1e-300))).sum()
-        value -= (none * np.log(np.maximum(missed, 1e-300))).sum()
-        slope = np.append(turned @ (of_row * chance - right), (weight * missed - none).sum())
-        return float(value + 0.5 * PULL * pull @ pull), slope + PULL * pull
+        """The negative log-posterior and its gradient."""
+        logits, outside_logit = x @ theta[:-1], theta[-1]
+        top = np.maximum(np.maximum.reduceat(logits, first), outside_logit)
+        odds = np.exp(logits - top[moment_of])
+        outside_odds = np.exp(outside_logit - top)
+        total = np.bincount(moment_of, odds, len(filled)) + outside_odds
+        p, p_outside = odds / total[moment_of], outside_odds / total
+        distance = theta - centre
+        value = -(right * np.log(np.maximum(p, 1e-300))).sum()
+        value -= (outside * np.log(np.maximum(p_outside, 1e-300))).sum()
+        gradient = np.append(
+            transposed @ (weight[moment_of] * p - right), (weight * p_outside - outside).sum()
+        )
+        return (
+            float(value + 0.5 * PRIOR_MOMENTS * distance @ distance),
+            gradient + PRIOR_MOMENTS * distance,
+        )
+
+    from scipy.optimize import minimize  # half a second that only learning needs
 
     best = minimize(
         loss,

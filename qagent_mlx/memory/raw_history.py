@@ -1,8 +1,7 @@
 """The raw history as a profile: what abstraction has to beat at the same token budget.
 
-The newest events that fit into the budget, an event a line, the newest first. A search's
-line can be named by its reference, as lines of an abstracted profile can, so that the same
-policy reads and acts on both.
+The newest events that fit into the budget, an event a line, the newest first. A search's line can
+be named by its reference, so that the same policy reads and acts on both kinds of profile.
 """
 
 from __future__ import annotations
@@ -14,54 +13,36 @@ import duckdb
 from ..protocol.escape import safe
 from ..protocol.marks import AGES
 from ..types import Line
+from .sql import sql
 from .types import Moment
 
-RAW = "raw"
-
-_NEWEST = """
-SELECT m.moment, e.type, e.query_key,
-       coalesce(CASE WHEN e.type = 'search' THEN e.query END, p.title, e.query, '') AS text,
-       epoch(m.as_of - e.ts) / 86400 AS age
-FROM (SELECT unnest($numbers) AS moment, unnest($users) AS user_id,
-             unnest($times)::TIMESTAMP AS as_of) m
-JOIN events e ON e.user_id = m.user_id AND e.ts < m.as_of
-LEFT JOIN products p USING (product_id)
-QUALIFY row_number() OVER (PARTITION BY m.moment ORDER BY e.ts DESC, e.event_id DESC) <= {most}
-ORDER BY m.moment, e.ts DESC, e.event_id DESC
-"""
+RAW = "raw"  # the section's name
 
 
 def raw_lines(
     connection: duckdb.DuckDBPyConnection, moments: Sequence[Moment], budget: int
 ) -> list[list[Line]]:
-    """The newest events of each moment as lines, the newest first.
-
-    Args:
-        connection: The shop's database.
-        moments: In any order.
-        budget: Tokens that a profile may have; no line is shorter than a token.
-    """
-    made: list[list[Line]] = [[] for _ in moments]
+    """The newest events of each moment as lines; at most ``budget``, as no line is free."""
+    lines: list[list[Line]] = [[] for _ in moments]
     seen: list[set[str]] = [set() for _ in moments]
-    query = _NEWEST.format(most=max(0, budget))
     values = {
         "numbers": list(range(len(moments))),
-        "users": [m.user_id for m in moments],
-        "times": [m.as_of for m in moments],
+        "users": [moment.user_id for moment in moments],
+        "times": [moment.as_of for moment in moments],
     }
+    query = sql("newest_events", most=max(0, budget))
     for number, kind, key, text, age in connection.execute(query, values).fetchall():
-        lines = made[number]
         # One reference a query: the same query searched again is a line without one.
         named = kind == "search" and key not in seen[number]
         if named:
             seen[number].add(key)
-        lines.append(
+        lines[number].append(
             Line(
                 section=RAW,
                 text=f"{kind} {safe(text)} {AGES.word(age)}",
-                score=round(1 / (2 + len(lines)), 12),
+                score=round(1 / (2 + len(lines[number])), 12),
                 query=text if named else None,
                 reason="from your history" if named else "",
             )
         )
-    return made
+    return lines

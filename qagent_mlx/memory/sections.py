@@ -2,91 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line
-from .user_state import UserState
+from .candidates import Candidates
+from .user_state import Interest, RecentProduct, UserState
 
-
-def _query_lines(
-    candidates: Mapping[str, np.ndarray], chances: np.ndarray, keep: int, typed: Mapping[str, str]
-) -> list[Line]:
-    """Lines with a query: the user's own, neighbours, and trending ones, likeliest first.
-
-    A query that comes from several sides is one line, in the section that says most of it.
-    The last mark, beside the reference, says how likely the query is wanted next. ``typed`` has
-    the user's own queries by their keys, for the reasons.
-    """
-    order = np.argsort(-chances, kind="stable")[:keep]
-    made: list[Line] = []
-    for chance, query, back, last, age, had_age, next_score, source, share, longer, success in zip(
-        chances[order].tolist(), *(candidates[name][order].tolist() for name in _SHOWN), strict=True
-    ):
-        own, follows, trends = back == back, next_score == next_score, share == share  # or NaN
-        section, most = "latest", 1.0 if own else 0.0
-        if follows and next_score > most:
-            section, most = "neighbours", next_score
-        if trends and share > most:
-            section, most = "trending", share
-        marks, why = list[str](), ""
-        if own:
-            marks += [OUTCOMES[int(last)], AGES.word(age)]
-            why = f"you searched it {_ago(age)}" + (
-                " and found nothing that suited" if last == 0 else ""
-            )
-        elif had_age == had_age:
-            marks += [Mark.HAD, AGES.word(had_age)]
-        if section == "neighbours":
-            why = _because(source, typed) + (f"; {why}" if why else "")
-        if trends and (popularity := POPULARITY.word(share)):
-            marks.append(popularity)
-            growth = share / max(longer, 1e-9)
-            if growth >= 1.5:
-                marks.append(Mark.RISING)
-            elif growth <= 0.6:
-                marks.append(Mark.FADING)
-        if section == "trending":
-            why = f"{share:.1%} of the shop's searches just now"
-        if success < 0.2:
-            marks.append(Mark.POOR)
-        word = PROBABILITIES.word(chance)
-        text = " ".join([safe(query), *marks, *([word] if word else [])])
-        # Sums differ in their last digits from run to run; what is equal must stay equal.
-        made.append(Line(section, text, round(chance, 12), query=query, reason=why))
-    return sorted(made, key=lambda line: (-line.score, line.text))
-
-
-# What a line tells of a candidate.
-_SHOWN = (
-    "query",
-    "back",
-    "last",
-    "age",
-    "had_age",
-    "next_score",
-    "source",
-    "share",
-    "longer_share",
-    "success",
-)
-
-
-def _graph_lines(nodes: Sequence[Sequence[Any]]) -> list[Line]:
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    limits = {"category": 3, "brand": 3, "price": 1, "attribute": 2}
-    for kind, node, _, share in nodes:
-        if kind in limits and len(by_kind[kind]) < limits[kind] and share >= 0.1:
-            by_kind[kind].append(safe(node))
-    parts = [" ".join(by_kind[kind]) for kind in limits if by_kind[kind]]
-    return [Line("graph", f"{Mark.LIKES} " + ", ".join(parts).lower(), 0.35)] if parts else []
-
-
+_GRAPH_LIMITS = {"category": 3, "brand": 3, "price": 1, "attribute": 2}  # interests of each kind
 _WORDINGS = {
     "brand": Mark.NAMES_BRANDS,
     "attribute": Mark.NAMES_DETAILS,
@@ -94,58 +21,101 @@ _WORDINGS = {
 }
 
 
-def _identity_lines(state: UserState) -> list[Line]:
-    if not state.identity:
-        return [Line("identity", str(Mark.NEW_USER), 0.2)]
-    events, _, purchases, away, gap, gaps = state.identity[0]
-    parts = [ACTIVITY.word(events)]
-    kind, share = max(((k, s) for k, s in state.wording), key=lambda item: item[1], default=("", 0))
-    if share >= 0.5:
-        parts.append(_WORDINGS[kind])
-    brands = [(node, share) for kind, node, _, share in state.nodes if kind == "brand"]
-    loyal = next((node for node, share in brands if share >= 0.6 and purchases >= 2), None)
-    if loyal:
-        parts.append(f"{Mark.LOYAL} {safe(loyal).lower()}")
-    if gaps >= 2:
-        parts.append(f"{Mark.BUYS_EVERY} {AGES.word(gap)}")
-    parts.append(f"{Mark.AWAY} {AGES.word(away)}")
-    return [Line("identity", " ".join(parts), 0.25)]
+class _Shown(NamedTuple):
+    """What a line tells of a candidate: some columns of `Candidates`."""
+
+    query: str
+    recency_rank: float
+    last_outcome: float
+    age: float
+    bought_age: float
+    neighbour_score: float
+    source: str | None
+    trend_share: float
+    longer_share: float
+    success: float
 
 
-def _seen_lines(products: Sequence[Sequence[Any]]) -> list[Line]:
-    """What the last session looked at without searching for it."""
-    made: list[Line] = []
-    for _, bought, title, _leaf, age, in_last, engaged in products:
-        if in_last and not engaged and not bought and len(made) < 1:
-            shown = " ".join(safe(title).lower().split()[:6])
-            made.append(Line("latest", f"{Mark.VIEWED} {shown} {AGES.word(age)}", 0.06))
-    return made
+def query_lines(
+    candidates: Candidates, probabilities: np.ndarray, most: int, typed: Mapping[str, str]
+) -> list[Line]:
+    """Lines with a query: the user's own, neighbours and trending ones, the most probable first.
+
+    Args:
+        candidates: The candidates of a moment.
+        probabilities: That the user wants each candidate next.
+        most: How many lines to write.
+        typed: The user's own queries by their keys, for the reasons.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:most]
+    columns = (getattr(candidates, name)[order].tolist() for name in _Shown._fields)
+    lines = []
+    for probability, shown in zip(
+        probabilities[order].tolist(), map(_Shown, *columns), strict=True
+    ):
+        section = _section(shown)
+        text = " ".join([safe(shown.query), *_marks(shown, probability)])
+        # Sums differ in their last digits from run to run; what is equal must stay equal.
+        score = round(probability, 12)
+        reason = _reason(shown, section, typed)
+        lines.append(Line(section, text, score, query=shown.query, reason=reason))
+    return sorted(lines, key=lambda line: (-line.score, line.text))
 
 
-def _context(state: UserState) -> dict[str, Any]:
-    """What the search tool needs to mark products for this user, at this moment."""
-    shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
-    for kind, node, _, share in state.nodes:
-        if kind in shares:
-            shares[kind][node.lower()] = round(share, 3)
-    return {
-        "brands": shares["brand"],
-        "prices": shares["price"],
-        "attributes": shares["attribute"],
-        "bought": [p[0] for p in state.products if p[1]],
-        "seen": [p[0] for p in state.products if not p[1]],
-    }
+def _section(shown: _Shown) -> str:
+    """The section that says most of a query that comes from several sides."""
+    section, most = "latest", 1.0 if _known(shown.recency_rank) else 0.0
+    if shown.neighbour_score > most:  # never where it is NaN
+        section, most = "neighbours", shown.neighbour_score
+    return "trending" if shown.trend_share > most else section
+
+
+def _marks(shown: _Shown, probability: float) -> list[str]:
+    """The words behind a query; the last, beside the reference, says how probable it is."""
+    marks: list[str] = []
+    if _known(shown.recency_rank):
+        marks += [OUTCOMES[int(shown.last_outcome)], AGES.word(shown.age)]
+    elif _known(shown.bought_age):
+        marks += [Mark.HAD, AGES.word(shown.bought_age)]
+    if _known(shown.trend_share) and (popularity := POPULARITY.word(shown.trend_share)):
+        growth = shown.trend_share / max(shown.longer_share, 1e-9)
+        marks.append(popularity)
+        if growth >= 1.5:
+            marks.append(Mark.RISING)
+        elif growth <= 0.6:
+            marks.append(Mark.FADING)
+    if shown.success < 0.2:
+        marks.append(Mark.POOR)
+    if word := PROBABILITIES.word(probability):
+        marks.append(word)
+    return marks
+
+
+def _reason(shown: _Shown, section: str, typed: Mapping[str, str]) -> str:
+    """Why a query is recommended, for people."""
+    own = ""
+    if _known(shown.recency_rank):
+        vain = " and found nothing that suited" if shown.last_outcome == 0 else ""
+        own = f"you searched it {_ago(shown.age)}{vain}"
+    if section == "trending":
+        return f"{shown.trend_share:.1%} of the shop's searches just now"
+    if section == "neighbours":
+        return "; ".join(filter(None, (_because(shown.source, typed), own)))
+    return own
+
+
+def _known(value: float) -> bool:
+    return value == value  # not NaN
 
 
 def _ago(days: float) -> str:
     if days < 1 / 24:
         return "just now"
-    if days < 1.5:
-        return f"{days * 24:.0f} hours ago"
-    return f"{days:.0f} days ago"
+    return f"{days * 24:.0f} hours ago" if days < 1.5 else f"{days:.0f} days ago"
 
 
 def _because(source: str | None, typed: Mapping[str, str]) -> str:
+    """Why others searched a query, by the kind of its source (`user_state.Source`)."""
     kind, _, name = (source or "").partition(":")
     query = f"“{typed[name]}”" if name in typed else "what you searched"
     return {
@@ -154,3 +124,55 @@ def _because(source: str | None, typed: Mapping[str, str]) -> str:
         "p": "what people search after a product that you chose",
         "r": f"what worked for people whose search for {query} had led nowhere",
     }.get(kind, "like you, others searched it")
+
+
+def graph_lines(interests: Sequence[Interest]) -> list[Line]:
+    """One line with the user's main interests."""
+    parts = []
+    for kind, most in _GRAPH_LIMITS.items():
+        names = [safe(i.name) for i in interests if i.kind == kind and i.share >= 0.1][:most]
+        if names:
+            parts.append(" ".join(names))
+    return [Line("graph", f"{Mark.LIKES} " + ", ".join(parts).lower(), 0.35)] if parts else []
+
+
+def identity_lines(state: UserState) -> list[Line]:
+    """One line on who the user is: how active, how they search, whom they are loyal to."""
+    activity = state.activity
+    if activity is None:
+        return [Line("identity", str(Mark.NEW_USER), 0.2)]
+    parts: list[str] = [ACTIVITY.word(activity.events)]
+    kind = next(iter(state.wording), "")  # the most frequent
+    if state.wording.get(kind, 0.0) >= 0.5:
+        parts.append(_WORDINGS[kind])
+    if activity.purchases >= 2:
+        brands = [i.name for i in state.interests if i.kind == "brand" and i.share >= 0.6]
+        parts += [f"{Mark.LOYAL} {safe(name).lower()}" for name in brands[:1]]
+    if activity.purchase_gaps >= 2:
+        parts.append(f"{Mark.BUYS_EVERY} {AGES.word(activity.purchase_gap or 0.0)}")
+    parts.append(f"{Mark.AWAY} {AGES.word(activity.days_away)}")
+    return [Line("identity", " ".join(parts), 0.25)]
+
+
+def viewed_lines(products: Sequence[RecentProduct]) -> list[Line]:
+    """The last product that the last session viewed and did not engage with."""
+    for product in products:
+        if product.in_last_session and not product.engaged and not product.bought:
+            title = " ".join(safe(product.title).lower().split()[:6])
+            return [Line("latest", f"{Mark.VIEWED} {title} {AGES.word(product.age)}", 0.06)]
+    return []
+
+
+def search_context(state: UserState) -> dict[str, Any]:
+    """What the search tool needs to mark products for this user, at this moment."""
+    shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
+    for interest in state.interests:
+        if interest.kind in shares:
+            shares[interest.kind][interest.name.lower()] = round(interest.share, 3)
+    return {
+        "brands": shares["brand"],
+        "prices": shares["price"],
+        "attributes": shares["attribute"],
+        "bought": [p.product_id for p in state.recent_products if p.bought],
+        "seen": [p.product_id for p in state.recent_products if not p.bought],
+    }

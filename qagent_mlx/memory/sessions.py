@@ -1,4 +1,4 @@
-"""Events to sessions, and engagements to the searches that they belong to."""
+"""Groups events into sessions, and ties engagements to the searches that led to them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import duckdb
+
+from .sql import sql
 
 if TYPE_CHECKING:
     from ..shop.config import MemoryConfig
@@ -27,29 +29,7 @@ def refresh_sessions(
         users: SQL that selects the ids of the users to refresh.
     """
     gap = f"INTERVAL '{config.session_gap_minutes * 60:.0f} seconds'"
-    connection.execute(
-        f"""UPDATE events SET session_id = n.session_id, search_id = n.search_id FROM (
-            WITH marked AS (
-                SELECT event_id, user_id, ts, type, query_key,
-                       CASE WHEN ts - lag(ts) OVER w <= {gap} THEN NULL ELSE event_id END AS first
-                FROM events WHERE user_id IN ({users})
-                WINDOW w AS (PARTITION BY user_id ORDER BY ts, event_id)),
-            numbered AS (
-                SELECT *, last_value(first IGNORE NULLS) OVER (
-                    PARTITION BY user_id ORDER BY ts, event_id) AS session_id FROM marked),
-            tied AS (
-                SELECT *, CASE WHEN type = 'search' THEN event_id END AS own FROM numbered)
-            SELECT event_id, session_id, CASE
-                WHEN query_key IS NULL THEN last_value(own IGNORE NULLS) OVER (
-                    PARTITION BY user_id, session_id ORDER BY ts, event_id)
-                ELSE last_value(own IGNORE NULLS) OVER (
-                    PARTITION BY user_id, session_id, query_key ORDER BY ts, event_id)
-                END AS search_id
-            FROM tied) n
-        WHERE events.event_id = n.event_id
-          AND (events.session_id IS DISTINCT FROM n.session_id
-               OR events.search_id IS DISTINCT FROM n.search_id)"""
-    )
+    connection.execute(sql("refresh_sessions", gap=gap, users=users))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,34 +49,6 @@ class SuccessfulSession:
     history: int
 
 
-# {join}: which searches count, those with engagements or all.
-_SUCCESSES = """
-WITH log AS (SELECT * FROM events WHERE ts < $before),
-engaged AS (
-    SELECT search_id, product_id, min(ts) AS ts,
-           max(CASE type WHEN 'click' THEN 1 WHEN 'cart' THEN 2 ELSE 3 END) AS level
-    FROM log WHERE type IN ('click', 'cart', 'purchase') AND search_id IS NOT NULL
-    GROUP BY search_id, product_id),
-ranked AS (
-    SELECT search_id, list(product_id ORDER BY level DESC, ts, product_id) AS products
-    FROM engaged GROUP BY search_id),
-started AS (SELECT session_id, any_value(user_id) AS user_id, min(ts) AS start
-            FROM log GROUP BY session_id),
-first AS (
-    SELECT s.session_id, arg_min(s.event_id, (s.ts, s.event_id)) AS event_id
-    FROM log s {join} ranked r ON r.search_id = s.event_id
-    WHERE s.type = 'search' GROUP BY s.session_id),
-earlier AS (
-    SELECT st.session_id, count(e.event_id) AS n
-    FROM started st LEFT JOIN log e ON e.user_id = st.user_id AND e.ts < st.start
-    GROUP BY st.session_id)
-SELECT st.user_id, st.start, s.query, s.query_key, coalesce(r.products, []), h.n
-FROM first f JOIN started st USING (session_id) JOIN log s ON s.event_id = f.event_id
-{join} ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
-WHERE st.start >= $after ORDER BY st.start, f.event_id
-"""
-
-
 def successful_sessions(
     connection: duckdb.DuckDBPyConnection,
     after: datetime | None = None,
@@ -107,7 +59,7 @@ def successful_sessions(
     A session that goes on beyond ``before`` counts with its first part: what comes later
     changes nothing.
     """
-    return _found(connection, "JOIN", after, before)
+    return _sessions(connection, "JOIN", after, before)
 
 
 def first_searches(
@@ -116,10 +68,10 @@ def first_searches(
     before: datetime | None = None,
 ) -> list[SuccessfulSession]:
     """The first search of each session, whatever came of it; limits as `successful_sessions`."""
-    return _found(connection, "LEFT JOIN", after, before)
+    return _sessions(connection, "LEFT JOIN", after, before)
 
 
-def _found(
+def _sessions(
     connection: duckdb.DuckDBPyConnection,
     join: str,
     after: datetime | None,
@@ -129,6 +81,6 @@ def _found(
     return [
         SuccessfulSession(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(
-            _SUCCESSES.format(join=join), limits
+            sql("successful_sessions", join=join), limits
         ).fetchall()
     ]

@@ -2,24 +2,23 @@
 
     events/part=K/*.parquet   the log of the users whose hash falls on K, read in place
     products.parquet, product_history.parquet, manifest.json
-    shared/part=K/            what partition K tells the others: its searches that led to
-                              something, its steps, hourly counts and first spellings
+    shared/part=K/            what partition K contributes to all: transitions of its users, hourly
+                              counts of searches and first spellings
     memory/part=K.duckdb      the profiles of partition K's users, ready to be served
 
-A user's sessions and steps come from that user's events alone, and counts add up. So each
-partition makes its share (`contribute`), reads what the others made (`build`), and knows of
-the whole shop what one machine would: the union of the partitions is the one big shop.
-`events` in the manifest may be any pattern that DuckDB reads, with ``{part}`` for the number.
+A user's sessions and transitions depend on that user's events alone, and counts add up. So each
+partition contributes its share (`Partitions.contribute`), reads those of the others
+(`Partitions.build`), and knows of the whole shop what one machine would. ``events`` in the manifest
+may be any pattern that DuckDB reads, with ``{part}`` for the number.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -30,30 +29,46 @@ from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.settings import merge
-from . import shop_statistics, store
+from . import shop_tables, store
 from .profile import SECTIONS, Memory
 from .ranker import MemoryRanker
 from .types import CountTokens, Moment
 
 FORMAT = 1
-_SHARED = (*shop_statistics.TRACES, "hourly", "spellings")
+CONTRIBUTED = (*shop_tables.TRANSITIONS, "hourly", "spellings")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What `split` wrote: how many events are in each partition."""
+
+    folder: str
+    parts: int
+    events: list[int]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What one process of `build_all` built: partitions, and users with a profile in them."""
+
+    rank: int
+    size: int
+    parts: list[int]
+    users: int
 
 
 def part_of(user: str, parts: int) -> int:
-    """Which partition a user is in: the same on every machine and with every DuckDB."""
+    """The partition that a user is in: the same on every machine and with every DuckDB."""
     return int(hashlib.md5(user.encode()).hexdigest()[:8], 16) % parts
 
 
-def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
+def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
     """Write a shop's log in partitions, with what else building needs.
 
     Args:
         shop: Read only is enough.
         folder: A new or empty folder.
-        parts: How many partitions.
-
-    Returns:
-        folder, parts, and events (how many in each partition).
+        parts: The number of partitions.
 
     Raises:
         QAgentError: the folder holds something or cannot be written; there are no parts.
@@ -63,43 +78,39 @@ def split(shop: Shop, folder: Path, parts: int) -> dict[str, Any]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise QAgentError(f"{folder} is not empty; choose a new folder for the partitions")
     connection = shop.connection
-    counts = []
     connection.execute("CREATE OR REPLACE TEMP TABLE placed (user_id VARCHAR, part INTEGER)")
     users = connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
     with connection.appender("placed") as appender:
         for (user,) in users:
             appender.append_row(user, part_of(user, parts))
+    counts = []
     for part in range(parts):
-        with replacing(folder / "events" / f"part={part}" / "events.parquet") as path:
-            connection.execute(
-                f"""COPY (
-                    SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
-                    USING (user_id) ORDER BY user_id, ts, event_id)
-                TO {literal(path)} (FORMAT parquet)"""
-            )
+        events = f"""SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
+            USING (user_id) ORDER BY user_id, ts, event_id"""
         counts.append(
-            connection.execute(f"SELECT count(*) FROM {_events(folder, part)}").fetchall()[0][0]
+            _write(connection, events, folder / "events" / f"part={part}" / "events.parquet")
         )
     for name in ("products", "product_history"):
-        with replacing(folder / f"{name}.parquet") as path:
-            connection.execute(f"COPY (FROM {name}) TO {literal(path)} (FORMAT parquet)")
+        _write(connection, f"FROM {name}", folder / f"{name}.parquet")
     # The manifest comes last: a folder without it is no set of partitions yet.
-    write_json(
-        folder / "manifest.json",
-        {
-            "format": FORMAT,
-            "parts": parts,
-            "events": "events/part={part}/*.parquet",
-            "config": asdict(shop.config.memory),
-            "line_worth": shop.meta("line_worth", ""),
-        },
-    )
-    return {"folder": str(folder), "parts": parts, "events": counts}
+    manifest = {
+        "format": FORMAT,
+        "parts": parts,
+        "events": "events/part={part}/*.parquet",
+        "config": asdict(shop.config.memory),
+        "line_worth": MemoryRanker.of_shop(shop).to_json(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return SplitReport(str(folder), parts, counts)
 
 
-def _events(folder: Path, part: int, pattern: str = "events/part={part}/*.parquet") -> str:
-    place = pattern.format(part=part)
-    return f"read_parquet({literal(place if '://' in place else folder / place)})"
+def _write(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
+    """Write a query's rows as Parquet; returns how many there are."""
+    with replacing(path) as temporary:
+        ((rows,),) = connection.execute(
+            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet)"
+        ).fetchall()
+    return int(rows)
 
 
 class Partitions:
@@ -121,27 +132,22 @@ class Partitions:
             raise QAgentError(f"the partitions {folder} are of another version; split again")
         self.parts: int = manifest["parts"]
         self.config = merge(MemoryConfig(), manifest["config"], "manifest")
-        self.worth = MemoryRanker.of_text(manifest["line_worth"])
-        self._pattern: str = manifest["events"]
-        self._open: dict[int, duckdb.DuckDBPyConnection] = {}
+        self.ranker = MemoryRanker.from_json(manifest["line_worth"])
+        self._events: str = manifest["events"]
         self._memories: dict[int, Memory] = {}
 
-    # ------------------------------------------------------------ building
-
     def contribute(self, part: int) -> None:
-        """Make what one partition tells the others; needs its own events only."""
+        """Write what one partition contributes to all; needs its own events only."""
         with open_duckdb() as connection:
-            self._view(connection, part)
-            self._catalog(connection)
-            shop_statistics.make_traces(connection, "TABLE")
-            for name in ("hourly", "spellings"):
-                connection.execute(f"CREATE TABLE {name} AS {shop_statistics.select(name)}")
-            for name in _SHARED:
-                with replacing(self._shared(part, name)) as path:
-                    connection.execute(f"COPY {name} TO {literal(path)} (FORMAT parquet)")
+            self._create_views(connection, part)
+            for name in ("goods", "hourly", "spellings"):
+                shop_tables.create(connection, name)
+            shop_tables.create_transitions(connection)
+            for name in CONTRIBUTED:
+                _write(connection, f"FROM {name}", self._contribution(part, name))
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
         write_json(
-            self._shared(part, "end", "json"),
+            self._contribution(part, "end", "json"),
             {"end": end.isoformat() if end else "", "memory": store.fingerprint(self.config)},
         )
 
@@ -149,71 +155,72 @@ class Partitions:
         """Store the profiles of one partition's users; every partition has contributed.
 
         Returns:
-            How many users have a profile.
+            The number of users with a profile.
 
         Raises:
             QAgentError: a partition has not contributed yet, or by another version.
         """
-        paths = [self._shared(p, "end", "json") for p in range(self.parts)]
-        said = [read_json(path, "a partition") if path.exists() else {} for path in paths]
-        now = store.fingerprint(self.config)
-        missing = [str(p) for p, one in enumerate(said) if not one]
-        older = [str(p) for p, one in enumerate(said) if one and one.get("memory") != now]
+        end = self._log_end()
+        self.close()
+        with replacing(self._database(part)) as path:
+            path.unlink()  # DuckDB creates its files itself
+            with open_duckdb(path) as connection:
+                connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
+                self._create_views(connection, part)
+                shop_tables.create(connection, "goods")
+                for name in CONTRIBUTED:
+                    # In order of the partitions, without a column for them.
+                    paths = [literal(self._contribution(p, name)) for p in range(self.parts)]
+                    rows = f"FROM read_parquet([{', '.join(paths)}], hive_partitioning = false)"
+                    if name == "spellings":
+                        rows = f"""SELECT query_key, arg_min(query, (ts, event_id)) AS query,
+                            min(ts) AS ts, arg_min(event_id, (ts, event_id)) AS event_id
+                            {rows} GROUP BY query_key"""
+                    connection.execute(f"CREATE TABLE {name} AS {rows}")
+                if self.config.swing:
+                    shop_tables.create(connection, "swing")
+                shop_tables.create_wordings(connection)
+                return store.build_profiles(connection, self.config, end)
+
+    def _log_end(self) -> datetime | None:
+        """The last event of all partitions.
+
+        Raises:
+            QAgentError: a partition has not contributed yet, or by another version.
+        """
+        paths = [self._contribution(part, "end", "json") for part in range(self.parts)]
+        written = [read_json(path, "a partition") if path.exists() else {} for path in paths]
+        current = store.fingerprint(self.config)
+        missing = [str(part) for part, end in enumerate(written) if not end]
+        older = [str(p) for p, end in enumerate(written) if end and end.get("memory") != current]
         if missing or older:
             why = "not contributed" if missing else "contributed by another version"
             raise QAgentError(
                 f"partition {', '.join(missing or older)} of {self.folder} has {why}; "
                 "run qagent memory build with the same version on every machine"
             )
-        end = max((datetime.fromisoformat(one["end"]) for one in said if one["end"]), default=None)
-        target = self._database(part)
-        self.close()
-        with replacing(target) as path:
-            path.unlink()  # DuckDB makes its files itself
-            with open_duckdb(path) as connection:
-                connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
-                self._view(connection, part)
-                self._catalog(connection)
-                for name in (*shop_statistics.TRACES, "hourly"):
-                    connection.execute(f"CREATE TABLE {name} AS FROM {self._all(name)}")
-                connection.execute(
-                    f"""CREATE TABLE spellings AS
-                    SELECT query_key, arg_min(query, (ts, event_id)) AS query, min(ts) AS ts,
-                           arg_min(event_id, (ts, event_id)) AS event_id
-                    FROM {self._all("spellings")} GROUP BY query_key"""
-                )
-                if self.config.swing:
-                    connection.execute(f"CREATE TABLE swing AS {shop_statistics.select('swing')}")
-                shop_statistics.make_wordings(connection, "TABLE")
-                return store.build_profiles(connection, self.config, end)
+        ends = [datetime.fromisoformat(end["end"]) for end in written if end["end"]]
+        return max(ends, default=None)
 
-    def _shared(self, part: int, name: str, suffix: str = "parquet") -> Path:
+    def _contribution(self, part: int, name: str, suffix: str = "parquet") -> Path:
         return self.folder / "shared" / f"part={part}" / f"{name}.{suffix}"
-
-    def _all(self, name: str) -> str:
-        # In order of the partitions, without a column for them.
-        paths = ", ".join(literal(self._shared(p, name)) for p in range(self.parts))
-        return f"read_parquet([{paths}], hive_partitioning = false)"
 
     def _database(self, part: int) -> Path:
         return self.folder / "memory" / f"part={part}.duckdb"
 
-    def _view(self, connection: duckdb.DuckDBPyConnection, part: int) -> None:
-        """``events`` and the catalog, read in place."""
+    def _create_views(self, connection: duckdb.DuckDBPyConnection, part: int) -> None:
+        """Create ``events`` and the catalog as views of the files."""
+        events = self._events.format(part=part)
+        events = literal(events if "://" in events else self.folder / events)
         connection.execute(
             f"""CREATE OR REPLACE TEMP VIEW events AS
             SELECT event_id, user_id, ts, type, query, query_key, product_id, session_id, search_id
-            FROM {_events(self.folder, part, self._pattern)};
+            FROM read_parquet({events});
             CREATE OR REPLACE TEMP VIEW products AS
             FROM read_parquet({literal(self.folder / "products.parquet")});
             CREATE OR REPLACE TEMP VIEW product_history AS
             FROM read_parquet({literal(self.folder / "product_history.parquet")})"""
         )
-
-    def _catalog(self, connection: duckdb.DuckDBPyConnection) -> None:
-        connection.execute(f"CREATE TABLE goods AS {shop_statistics.select('goods')}")
-
-    # ------------------------------------------------------------ serving
 
     def memory(self, part: int, count: CountTokens) -> Memory:
         """The memory of one partition's users.
@@ -229,9 +236,8 @@ class Partitions:
                     f"qagent memory build {self.folder}"
                 )
             connection = open_duckdb(path, read_only=True)
-            self._view(connection, part)
-            self._open[part] = connection
-            self._memories[part] = Memory(connection, self.config, count, self.worth)
+            self._create_views(connection, part)
+            self._memories[part] = Memory(connection, self.config, count, self.ranker)
         return self._memories[part]
 
     def profiles(
@@ -242,20 +248,19 @@ class Partitions:
         budget: int | None = None,
     ) -> list[Profile]:
         """As `Memory.profiles`, each user's from the partition that has the user."""
-        made: dict[int, Profile] = {}
+        profiles: dict[int, Profile] = {}
         for part in range(self.parts):
-            mine = [i for i, m in enumerate(moments) if part_of(m.user_id, self.parts) == part]
-            if mine:
+            own = [i for i, m in enumerate(moments) if part_of(m.user_id, self.parts) == part]
+            if own:
                 memory = self.memory(part, count)
-                found = memory.profiles([moments[i] for i in mine], sections, budget)
-                made.update(zip(mine, found, strict=True))
-        return [made[i] for i in range(len(moments))]
+                found = memory.profiles([moments[i] for i in own], sections, budget)
+                profiles.update(zip(own, found, strict=True))
+        return [profiles[i] for i in range(len(moments))]
 
     def close(self) -> None:
-        """Let go of the databases."""
-        for connection in self._open.values():
-            connection.close()
-        self._open.clear()
+        """Close the databases."""
+        for memory in self._memories.values():
+            memory.connection.close()
         self._memories.clear()
 
     def __enter__(self) -> Partitions:
@@ -265,24 +270,20 @@ class Partitions:
         self.close()
 
 
-def build_all(folder: Path) -> dict[str, Any]:
-    """Build every partition: alone, or as one rank of ``mlx.launch``, which builds its share.
-
-    Returns:
-        rank, size, parts (those built here), users (with a profile here).
-    """
+def build_all(folder: Path) -> BuildReport:
+    """Build every partition: alone, or as one rank of ``mlx.launch``, which builds its share."""
     import mlx.core as mx
 
     group = mx.distributed.init()
     rank, size = group.rank(), group.size()
     users = 0
     with Partitions(folder) as partitions:
-        mine = range(rank, partitions.parts, size)
-        for part in mine:
+        own = range(rank, partitions.parts, size)
+        for part in own:
             partitions.contribute(part)
         # Nobody reads before all have written.
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
-        for part in mine:
+        for part in own:
             users += partitions.build(part)
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
-    return {"rank": rank, "size": size, "parts": list(mine), "users": users}
+    return BuildReport(rank, size, list(own), users)

@@ -1,149 +1,145 @@
-"""Memory kept in the shop's database, so that a profile is read and not made.
+"""Memory stored in the shop's database, so that a profile is read instead of computed.
 
-`build` stores the tables about the whole shop and each user's state as of their last event
-(see `state`). `update` brings both up to date after new events and touches only what those
-affect: a user's state hangs on nobody else. What others did comes in when a profile is read,
-from the tables about the shop as they stood at the start of the day (see `knowledge`).
+`build` stores the tables about the whole shop and each user's state as of the user's last event.
+`update` follows new events and changes only what they affect: a user's state depends on nobody
+else. What others did comes in when a profile is read, from the tables about the shop as they were
+at the start of the day (see `statistics_cache`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
 
 import duckdb
+import msgspec
 
 from ..shop.config import MemoryConfig
-from . import shop_statistics
-from .event_log import SEARCH, Event, EventLog, microseconds, of_users, time_of
-from .transitions import transitions_of
-from .user_state import SETS, user_state
+from . import shop_tables
+from .event_log import SEARCH, Event, EventLog, from_microseconds, start_of_day, users_condition
+from .sql import ALL, sql
+from .state_builder import user_state
 
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
-MEMORY_FORMAT = 2
+MEMORY_FORMAT = 3
 
+# DuckDB's default for long texts, Zstandard, has to unpack thousands of rows to read one.
 _PROFILES = """
 CREATE OR REPLACE TABLE profiles (
     user_id VARCHAR PRIMARY KEY,
     made    TIMESTAMP NOT NULL, -- the user's last event
     events  BIGINT NOT NULL,
-    state   VARCHAR NOT NULL USING COMPRESSION dict_fsst -- a JSON object, see `State`
+    state   VARCHAR NOT NULL USING COMPRESSION dict_fsst -- JSON of a `UserState`
 )"""
-# Zstandard, which DuckDB takes for long texts, must unpack some thousand rows to read one:
-# 25 ms instead of 1. A column for each part of the state would double the time to read it.
 
-_HOUR = 3600_000_000  # microseconds
 
-# The store's state, in the table `meta`. `memory` is the fingerprint; `memory_end` the end of
-# the log; `memory_epoch` and `memory_hours` grow when late events, or the lack of some, change
-# what was known at the start of the day, and of the hour, that the log had reached.
-_KEYS = ("memory", "memory_epoch", "memory_hours", "memory_end")
+@dataclass(frozen=True)
+class StoreState:
+    """What the stored tables stand for; kept in ``meta`` under the names in `_META`.
+
+    The versions grow when late or deleted events change what was known at the start of a day, or
+    of the last hour of the log: then caches of it are outdated.
+    """
+
+    fingerprint: str = ""
+    days_version: int = 0
+    hours_version: int = 0
+    log_end: datetime | None = None
+
+
+_META = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 
 def fingerprint(config: MemoryConfig) -> str:
-    """Identify what stored rows mean: the format and the settings that they were made with."""
-    read = ("budget", "least_users")  # what matters only when rows are read
-    settings = {k: v for k, v in asdict(config).items() if k not in read}
+    """Identify what stored rows mean: the format and the settings that they were computed with."""
+    of_reading = ("budget", "least_users")
+    settings = {name: value for name, value in asdict(config).items() if name not in of_reading}
     text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def state(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """What the store says of itself (see `_KEYS`)."""
-    return dict(connection.execute(f"SELECT key, value FROM meta WHERE key IN {_KEYS}").fetchall())
-
-
-def log_end(state: Mapping[str, str]) -> datetime | None:
-    """When the log of a stored memory ends; None without events, or where nothing is stored."""
-    end = state.get("memory_end")
-    return datetime.fromisoformat(end) if end else None
+def store_state(connection: duckdb.DuckDBPyConnection) -> StoreState:
+    """What the stored tables stand for, in whatever format they are."""
+    meta = dict(connection.execute(f"SELECT key, value FROM meta WHERE key IN {_META}").fetchall())
+    stored, days, hours, end = (meta.get(name) for name in _META)
+    return StoreState(
+        stored or "", int(days or 0), int(hours or 0), datetime.fromisoformat(end) if end else None
+    )
 
 
 def is_current(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> bool:
-    """Whether the stored tables follow the log, under these settings."""
-    return state(connection).get("memory") == fingerprint(config)
+    """Whether memory is stored in this format, under these settings."""
+    return store_state(connection).fingerprint == fingerprint(config)
 
 
-def _set(connection: duckdb.DuckDBPyConnection, **values: str) -> None:
+def _write_state(connection: duckdb.DuckDBPyConnection, state: StoreState) -> None:
+    end = state.log_end.isoformat() if state.log_end else ""
+    values = [state.fingerprint, str(state.days_version), str(state.hours_version), end]
     connection.execute(
-        "INSERT OR REPLACE INTO meta SELECT unnest($1), unnest($2)", [[*values], [*values.values()]]
+        "INSERT OR REPLACE INTO meta SELECT unnest($1), unnest($2)", [list(_META), values]
     )
 
 
-# ---------------------------------------------------------------- building
+def _log_end(connection: duckdb.DuckDBPyConnection) -> datetime | None:
+    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
+    return end
 
 
 def build(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> int:
-    """Store the memory of the whole shop anew; the caller's transaction makes it all or nothing.
+    """Store the memory of the whole shop anew; returns the number of users with a state.
 
     Args:
-        connection: The shop's database, open for writing.
+        connection: Open for writing; the caller's transaction makes it all or nothing.
         config: How events weigh.
-
-    Returns:
-        How many users have a profile.
     """
-    shop_statistics.drop_temporary(connection)
-    shop_statistics.make_derived(connection, "TABLE")
-    shop_statistics.clear_traces(connection, "TABLE")
-    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-    _begin(connection, config, end)
-    users = 0
-    # One reading of the log serves both: most of the time goes into making its rows.
-    for log, histories in shop_statistics.everybody(connection):
-        shop_statistics.add_traces(
-            connection, (transitions_of(events, log.goods) for events in histories.values())
-        )
-        _fill(connection, config, log, histories)
-        users += len(histories)
-    if config.swing:
-        shop_statistics.make_swing(connection, "TABLE")
-    return users
+    shop_tables.drop_temporary(connection)
+    _create_profiles(connection, config, _log_end(connection))
+    shop_tables.create_shop_tables(
+        connection,
+        "TABLE",
+        bool(config.swing),
+        lambda log, histories: _store_states(connection, config, log, histories),
+    )
+    return _count_profiles(connection)
 
 
 def build_profiles(
-    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, end: datetime | None
+    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, log_end: datetime | None
 ) -> int:
-    """Store the states of all users of ``events``; the tables about the whole shop are there.
+    """Store the states of all users of ``events``, beside tables about a larger shop.
 
     Args:
-        connection: Open for writing, without tables that only it can see.
+        connection: Open for writing, with `shop_tables.SHOP_TABLES`.
         config: How events weigh.
-        end: The last event of the whole shop, of whoever it is.
+        log_end: The last event of the whole shop, of whichever user.
 
     Returns:
-        How many users have a profile.
+        The number of users with a state.
     """
-    _begin(connection, config, end)
-    users = 0
-    for log, histories in shop_statistics.everybody(connection):
-        _fill(connection, config, log, histories)
-        users += len(histories)
-    return users
+    _create_profiles(connection, config, log_end)
+    for log, histories in shop_tables.all_histories(connection):
+        _store_states(connection, config, log, histories)
+    return _count_profiles(connection)
 
 
-def _begin(
-    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, end: datetime | None
+def _count_profiles(connection: duckdb.DuckDBPyConnection) -> int:
+    ((users,),) = connection.execute("SELECT count(*) FROM profiles").fetchall()
+    return int(users)
+
+
+def _create_profiles(
+    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, log_end: datetime | None
 ) -> None:
-    """Make the table of states, with nothing in it, and say how far the log goes."""
     connection.execute(f"DROP TABLE IF EXISTS followers; {_PROFILES}")  # of older versions
-    _set(
+    state = store_state(connection)
+    _write_state(
         connection,
-        memory=fingerprint(config),
-        memory_epoch=_after(state(connection), "memory_epoch"),
-        memory_hours=_after(state(connection), "memory_hours"),
-        memory_end=end.isoformat() if end else "",
+        StoreState(fingerprint(config), state.days_version + 1, state.hours_version + 1, log_end),
     )
-
-
-def _after(state: Mapping[str, str], key: str) -> str:
-    return str(int(state.get(key) or 0) + 1)
 
 
 def discard(connection: duckdb.DuckDBPyConnection) -> None:
@@ -151,28 +147,22 @@ def discard(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DELETE FROM meta WHERE key = 'memory'")
 
 
-_packed = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def _fill(
+def _store_states(
     connection: duckdb.DuckDBPyConnection,
     config: MemoryConfig,
     log: EventLog,
     histories: Mapping[str, Sequence[Event]],
 ) -> None:
-    """Store the states of some users, of whom none is stored."""
+    """Store the states of users who have none in the table."""
     log.read_wordings(
         {e.query_key or "" for events in histories.values() for e in events if e.type == SEARCH}
     )
     with connection.appender("profiles") as appender:
         for user, events in histories.items():
             at = events[-1].at
-            made = user_state(events, at, log.goods, log.wordings, config)
-            packed = _packed({name: getattr(made, name) for name in SETS})
-            appender.append_row(user, time_of(at), len(events), packed)
-
-
-# ---------------------------------------------------------------- new events
+            state = user_state(events, at, log.products, log.wordings, config)
+            packed = msgspec.json.encode(state).decode()
+            appender.append_row(user, from_microseconds(at), len(events), packed)
 
 
 def update(
@@ -181,166 +171,118 @@ def update(
     users: Iterable[str],
     after_id: int | None,
 ) -> None:
-    """Bring what is stored up to date with new events of some users.
-
-    Does nothing where nothing is stored.
+    """Follow a change of some users' events, where memory is stored.
 
     Args:
         connection: Inside the transaction that stored the events and numbered the sessions.
         config: How events weigh.
         users: Whose events changed.
-        after_id: The new events have greater ids; None when events were taken away.
+        after_id: The new events have greater ids; None when events were deleted.
     """
-    known = state(connection)
-    if known.get("memory") != fingerprint(config):
+    before = store_state(connection)
+    if before.fingerprint != fingerprint(config):
         return
     if config.swing:
-        discard(connection)  # new steps change what others' pairs say: `build` counts them anew
+        discard(connection)  # new steps change what other users' pairs vouch for
         return
-    shop_statistics.drop_temporary(connection)
-    touched = sorted(set(users))
+    shop_tables.drop_temporary(connection)
+    changed = sorted(set(users))
     log = EventLog(connection, worded=False)
-    histories = log.of(touched)
-    for name in shop_statistics.TRACES:
-        _delete(connection, name, touched)
-    shop_statistics.add_traces(
-        connection, (transitions_of(events, log.goods) for events in histories.values())
-    )
-    first = None
-    if after_id is None:
-        others = _count_again(connection)
-    else:
-        new = [e for events in histories.values() for e in events if e.event_id > after_id]
-        first = min((event.at for event in new), default=None)
-        others = _count_new(connection, [event for event in new if event.type == SEARCH])
-    _follow(connection, known, first, changed=bool(others) or after_id is None)
-    others -= set(touched)
-    histories |= log.of(sorted(others)) if others else {}
-    _delete(connection, "profiles", [*touched, *sorted(others)])
-    _fill(connection, config, log, histories)
+    histories = log.read(changed)
+    for table in shop_tables.TRANSITIONS:
+        _delete(connection, table, changed)
+    shop_tables.add_transitions(connection, log, histories)
+    reworded = _follow_searches(connection, after_id)
+    _write_state(connection, _followed(connection, before, after_id, bool(reworded)))
+    others = sorted(reworded.difference(changed))
+    histories |= log.read(others) if others else {}
+    _delete(connection, "profiles", [*changed, *others])
+    _store_states(connection, config, log, histories)
 
 
 def _delete(connection: duckdb.DuckDBPyConnection, table: str, users: Sequence[str]) -> None:
-    where, values = of_users(users)
-    connection.execute(f"DELETE FROM {table} WHERE {where}", values)
+    where, parameters = users_condition(users)
+    connection.execute(f"DELETE FROM {table} WHERE {where}", parameters)
 
 
-def _follow(
-    connection: duckdb.DuckDBPyConnection,
-    known: Mapping[str, str],
-    first: int | None,
-    changed: bool,
-) -> None:
-    """Say up to when the log goes, and whether what was known of the past has changed.
-
-    Args:
-        connection: With the events stored.
-        known: The store's state before them.
-        first: The time of the earliest new event.
-        changed: It has, whatever the events' times are.
-    """
-    ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
-    before = log_end(known)
-    values = {"memory_end": end.isoformat() if end else ""}
-    if before is not None:
-        hour = before.replace(minute=0, second=0, microsecond=0)
-        if changed or (first is not None and first < microseconds(hour.replace(hour=0))):
-            values["memory_epoch"] = _after(known, "memory_epoch")
-        elif first is not None and first < microseconds(hour):
-            values["memory_hours"] = _after(known, "memory_hours")
-    _set(connection, **values)
-
-
-def _count_new(connection: duckdb.DuckDBPyConnection, new: Sequence[Event]) -> set[str]:
-    """Count new searches by the hour, and follow spellings that come first; see `_respell`."""
-    if not new:
-        return set()
-    counts = Counter((e.at - e.at % _HOUR, e.query_key) for e in new)
-    with connection.appender("hourly") as appender:
-        for (hour, key), n in counts.items():
-            appender.append_row(time_of(hour), key, n)
-    firsts: dict[str, Event] = {}
-    for event in sorted(new, key=lambda e: (e.at, e.event_id)):
-        firsts.setdefault(event.query_key or "", event)
-    known = {
-        key: ((microseconds(ts), number), query)
-        for key, query, ts, number in connection.execute(
-            "SELECT * FROM spellings WHERE query_key IN (SELECT unnest($1))", [list(firsts)]
+def _followed(
+    connection: duckdb.DuckDBPyConnection, before: StoreState, after_id: int | None, reworded: bool
+) -> StoreState:
+    """The state of the store after a change of events (see `update`)."""
+    days, hours = before.days_version, before.hours_version
+    if before.log_end is not None:
+        hour = before.log_end.replace(minute=0, second=0, microsecond=0)
+        ((earliest,),) = connection.execute(
+            "SELECT min(ts) FROM events WHERE event_id > ?", [after_id or 0]
         ).fetchall()
-    }
-    rows = []
-    for key, event in firsts.items():
-        first, before = known.get(key, (None, None))
-        if first is None or (event.at, event.event_id) < first:
-            rows.append((key, event.query, time_of(event.at), event.event_id, before))
-    return _respell(connection, rows)
+        if reworded or after_id is None or (earliest and earliest < start_of_day(hour)):
+            days += 1
+        elif earliest and earliest < hour:
+            hours += 1
+    return StoreState(before.fingerprint, days, hours, _log_end(connection))
 
 
-def _count_again(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Count all searches again, after some were taken away; see `_respell`."""
-    connection.execute(f"CREATE OR REPLACE TABLE hourly AS {shop_statistics.select('hourly')}")
-    rows = connection.execute(
-        f"""SELECT query_key, n.query, n.ts, n.event_id, s.query
-        FROM ({shop_statistics.select("spellings")}) n FULL JOIN spellings s USING (query_key)
-        WHERE s.event_id IS DISTINCT FROM n.event_id"""
-    ).fetchall()
-    return _respell(connection, rows)
-
-
-def _respell(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[Any, ...]]) -> set[str]:
-    """Follow how queries are spelled now.
-
-    Args:
-        connection: Open for writing.
-        rows: The key, the query (None: nobody searched it), its first search's time and
-            event_id, and the query before (None: it is new).
+def _follow_searches(connection: duckdb.DuckDBPyConnection, after_id: int | None) -> set[str]:
+    """Follow counts and spellings of searches after a change of events (see `update`).
 
     Returns:
-        Who searched a query that is worded differently now.
+        The users who searched a query that is worded differently now.
     """
-    if not rows:
+    fresh = sql("spellings", after_id=ALL if after_id is None else after_id)
+    if after_id is None:
+        shop_tables.create(connection, "hourly")
+        changed = (
+            "FULL JOIN spellings s USING (query_key) WHERE n.event_id IS DISTINCT FROM s.event_id"
+        )
+    else:
+        connection.execute(f"INSERT INTO hourly {sql('hourly', after_id=after_id)}")
+        changed = """LEFT JOIN spellings s USING (query_key)
+            WHERE s.event_id IS NULL OR (n.ts, n.event_id) < (s.ts, s.event_id)"""
+    # Where nobody searches a query any longer, there is no text but the one before.
+    spellings = connection.execute(
+        f"SELECT query_key, n.query, n.ts, n.event_id, s.query FROM ({fresh}) n {changed}"
+    ).fetchall()
+    if not spellings:
         return set()
-    keys = [row[0] for row in rows]
-    connection.execute("DELETE FROM spellings WHERE query_key IN (SELECT unnest($1))", [keys])
-    with connection.appender("spellings") as appender:
-        for key, query, ts, number, _ in rows:
-            if query is not None:
-                appender.append_row(key, query, ts, number)
-    changed = [(key, query, before) for key, query, _, _, before in rows if query != before]
-    shop_statistics.add_wordings(
-        connection, [(k, query) for k, query, _ in changed if query is not None]
+    connection.execute(
+        "DELETE FROM spellings WHERE query_key IN (SELECT unnest($1))",
+        [[key for key, *_ in spellings]],
     )
-    known = [key for key, _, before in changed if before is not None]
+    with connection.appender("spellings") as appender:
+        for key, query, ts, event_id, _ in spellings:
+            if query is not None:
+                appender.append_row(key, query, ts, event_id)
+    reworded = [(key, query, before) for key, query, *_, before in spellings if query != before]
+    shop_tables.add_wordings(connection, [(key, q) for key, q, _ in reworded if q is not None])
+    known = [key for key, _, before in reworded if before is not None]
     if not known:
         return set()
-    return {
-        user
-        for (user,) in connection.execute(
-            "SELECT DISTINCT user_id FROM events WHERE query_key IN (SELECT unnest($1))", [known]
-        ).fetchall()
-    }
+    users = connection.execute(
+        "SELECT DISTINCT user_id FROM events WHERE query_key IN (SELECT unnest($1))", [known]
+    ).fetchall()
+    return {user for (user,) in users}
 
 
 def catalog_changed(
     connection: duckdb.DuckDBPyConnection, config: MemoryConfig, changed: str
 ) -> None:
-    """Follow a change of products: prices and stock of now touch nothing that is stored.
+    """Follow a change of products; prices and stock of now touch nothing that is stored.
 
     Args:
         connection: Inside the transaction that stored the products.
         config: How events weigh.
-        changed: SQL that selects product_id and ts of the states that were stored.
+        changed: SQL that selects product_id and ts of the product states that were stored.
     """
     if not is_current(connection, config):
         return
-    shop_statistics.drop_temporary(connection)
-    row = connection.execute(
-        f"""WITH fresh AS ({shop_statistics.select("goods")})
+    shop_tables.drop_temporary(connection)
+    ((differences,),) = connection.execute(
+        f"""WITH fresh AS ({shop_tables.derived_sql("goods")})
         SELECT count(*) FROM ((FROM goods EXCEPT FROM fresh) UNION ALL
                               (FROM fresh EXCEPT FROM goods))"""
-    ).fetchone()
-    if row and row[0]:
-        discard(connection)  # titles, categories or price bands: everything hangs on them
+    ).fetchall()
+    if differences:
+        discard(connection)  # titles, categories or price bands: everything depends on them
         return
     users = connection.execute(
         f"""SELECT DISTINCT e.user_id FROM events e JOIN ({changed}) c

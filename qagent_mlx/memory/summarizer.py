@@ -1,8 +1,8 @@
 """The identity line written by a language model, for shops that want prose instead of marks.
 
-Off by default. Any mlx-lm model will do. The model is told facts from the user's rows (never
-the log itself) and writes one line; what it wrote is kept by the hash of model and facts, so
-a profile costs a generation only when the facts have changed.
+Off by default. Any mlx-lm model will do. The model reads facts of the user's state (never the log
+itself) and writes one line, which is kept in a file by the hash of model and facts: a profile costs
+a generation only when the facts have changed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from ..protocol.escape import safe
 from ..protocol.marks import AGES, OUTCOMES
 from ..utils.atomic_files import read_json, write_json
-from .types import UserMemory
+from .user_state import UserState
 
-WORDS = 16  # a line is cut after so many
+MAX_WORDS = 16  # of a line
 PROMPT = """\
 Facts about a shopper:
 {facts}
@@ -32,17 +32,17 @@ class Summarizer:
 
     Args:
         write: Turns a prompt into text; the same prompt must give the same text.
-        model: Which model writes: its fingerprint, so that another one writes anew.
-        folder: Where lines are kept: one file each, named by the hash.
+        model: The fingerprint of the model that writes; another model writes anew.
+        folder: Keeps the lines: one file each, named by the hash.
     """
 
     write: Callable[[str], str]
     model: str
     folder: Path
 
-    def line(self, user: str, rows: UserMemory) -> str:
-        """The line, or an empty text where the model wrote nothing or nothing is known."""
-        facts = summary_facts(rows)
+    def line(self, user: str, state: UserState) -> str:
+        """The line; empty where the model wrote nothing or nothing is known of the user."""
+        facts = summary_facts(state)
         if not facts:
             return ""
         prompt = PROMPT.format(facts="\n".join(f"- {fact}" for fact in facts))
@@ -52,27 +52,30 @@ class Summarizer:
             return str(read_json(path, "a kept summary")["line"])
         # A model may go on: only its first line counts, and it can form no tag.
         written = next((x for x in self.write(prompt).splitlines() if x.strip()), "")
-        line = " ".join(safe(written).split()[:WORDS])
+        line = " ".join(safe(written).split()[:MAX_WORDS])
         write_json(path, {"user": user, "model": self.model, "line": line})
         return line
 
 
-def summary_facts(rows: UserMemory) -> list[str]:
-    """What the model is told: coarse, so that it does not change from hour to hour."""
-    if not rows.state.identity:
+def summary_facts(state: UserState) -> list[str]:
+    """What the model reads: coarse, so that it does not change from hour to hour."""
+    activity = state.activity
+    if activity is None:
         return []
-    events, sessions, purchases, away, gap, gaps = rows.state.identity[0]
-    facts = [f"{_about(events)} events in {_about(sessions)} visits, {_about(purchases)} purchases"]
-    if gaps >= 2:
-        facts.append(f"buys every {AGES.word(gap)}")
-    facts.append(f"last seen: {AGES.word(away)}")
+    facts = [
+        f"{_about(activity.events)} events in {_about(activity.sessions)} visits, "
+        f"{_about(activity.purchases)} purchases"
+    ]
+    if activity.purchase_gaps >= 2:
+        facts.append(f"buys every {AGES.word(activity.purchase_gap or 0.0)}")
+    facts.append(f"last seen: {AGES.word(activity.days_away)}")
     for kind in ("category", "brand", "attribute", "price"):
-        liked = [(n, s) for k, n, _, s in rows.state.nodes if k == kind and s >= 0.2][:3]
+        liked = [i for i in state.interests if i.kind == kind and i.share >= 0.2][:3]
         if liked:
-            shares = ", ".join(f"{safe(node)} {round(share, 1):.0%}" for node, share in liked)
+            shares = ", ".join(f"{safe(i.name)} {round(i.share, 1):.0%}" for i in liked)
             facts.append(f"{kind}: {shares}")
-    for _, query, _, _, last, _ in rows.state.own[:4]:
-        facts.append(f"searched {safe(query)}: {OUTCOMES[last]}")
+    for query in state.queries[:4]:
+        facts.append(f"searched {safe(query.text)}: {OUTCOMES[query.last_outcome]}")
     return facts
 
 
@@ -86,8 +89,5 @@ def summary_files(folder: Path, user: str) -> list[Path]:
     """The files of kept lines about a user."""
     if not folder.exists():
         return []
-    return [
-        path
-        for path in sorted(folder.glob("*.json"))
-        if read_json(path, "a kept summary").get("user") == user
-    ]
+    paths = sorted(folder.glob("*.json"))
+    return [path for path in paths if read_json(path, "a kept summary").get("user") == user]

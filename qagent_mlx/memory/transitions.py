@@ -1,162 +1,189 @@
-"""What one user's events tell the shop: searches that led somewhere, and what followed what.
+"""What one user's events teach the shop: searches with success, and what followed what.
 
-Nothing of it hangs on other users, so new events of some replace the traces of these alone.
+Nothing here depends on other users, so new events of a user replace that user's transitions alone.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
-from .event_log import PURCHASE, Event, ProductFacts, time_of
-from .user_state import PastSearch, category_of, leaf_of, searches
+from .event_log import DAY, PURCHASE, Event, ProductFacts, from_microseconds
+from .past_searches import PastSearch, category_key, leaf_of, past_searches
 
-APART = 3  # a success leads to the next ones, so many at most
-WITHIN = 45 * 86400_000_000  # microseconds until then, at most
-FURTHER = 12  # how many searches after one that led nowhere may show how its session went on
-WHOLE = 6  # the closeness of the next success; in sixths, so that sums are exact in any order
-
-_DAY = 86400e6  # microseconds
-
-
-@dataclass(slots=True)
-class Transitions:
-    """Rows of the tables of the same names (see `tables.TRACES`)."""
-
-    outcomes: list[tuple[Any, ...]] = field(default_factory=list)
-    steps: list[tuple[Any, ...]] = field(default_factory=list)
-    cycles: list[tuple[Any, ...]] = field(default_factory=list)
-    returns: list[tuple[Any, ...]] = field(default_factory=list)
+MAX_STEPS = 3  # a success leads to at most so many successes after it
+MAX_RETRIES = 12  # searches after one without success that may show how its session went on
+WITHIN_DAYS = 45  # from one success to the next
+# How close a step's two searches are, in sixths, so that sums are exact in any order.
+ADJACENT = 6
 
 
-def transitions_of(events: Sequence[Event], goods: Mapping[str, ProductFacts]) -> Transitions:
-    """The traces of one user.
+# The rows of the tables of the same names. ``known``: when the shop could first know of it.
+
+
+class Outcome(NamedTuple):
+    """A search that led to an engagement; ``product_id`` is of the strongest engagement."""
+
+    user_id: str
+    event_id: int
+    query_key: str | None
+    known: datetime
+    first_product: str | None
+    product_id: str | None
+
+
+class Step(NamedTuple):
+    """Having done ``source`` (`user_state.Source`), a user searched a query with success."""
+
+    user_id: str
+    source: str
+    query_key: str | None
+    known: datetime
+    closeness: int
+    delay: float  # days
+
+
+class Cycle(NamedTuple):
+    """A purchase of a category; ``gap``: days since the user's purchase before, if any."""
+
+    user_id: str
+    leaf: str
+    known: datetime
+    gap: float | None
+
+
+class Return(NamedTuple):
+    """Having searched with success, a user came back: with the ``same`` query or not."""
+
+    user_id: str
+    query_key: str | None
+    known: datetime
+    same: bool
+    category: str | None  # what the user had engaged with (`category_key`)
+    leaf: str | None  # what the user came back for
+    delay: float  # days
+
+
+class Transitions(NamedTuple):
+    """All that one user's events teach, by table."""
+
+    outcomes: list[Outcome]
+    steps: list[Step]
+    cycles: list[Cycle]
+    returns: list[Return]
+
+
+def transitions_of(events: Sequence[Event], products: Mapping[str, ProductFacts]) -> Transitions:
+    """The transitions of one user.
 
     Args:
-        events: All of the user's, the oldest first.
-        goods: Of the products of the events.
+        events: All of the user's events, the oldest first.
+        products: Facts of the products of the events.
     """
-    made = Transitions()
     if not events:
-        return made
-    asked = searches(events)
+        return Transitions([], [], [], [])
     user = events[0].user_id
-    for search in asked:
-        if search.known is not None:
-            event = search.event
-            made.outcomes.append(
-                (
-                    event.event_id,
-                    user,
-                    event.session_id,
-                    time_of(event.at),
-                    event.query_key,
-                    time_of(search.known),
-                    search.first_product,
-                    search.product_id,
-                )
-            )
-    known = sorted(
-        (s for s in asked if s.known is not None),
-        key=lambda s: (s.known, s.event.at, s.event.event_id),
+    searches = past_searches(events)
+    successes = sorted(
+        (search for search in searches if search.known is not None),
+        key=lambda search: (search.known, search.event.at, search.event.event_id),
     )
-    made.steps = [(user, *step) for step in (*_after_success(known, goods), *_after_none(asked))]
-    made.cycles = [(user, *cycle) for cycle in _cycles(events, goods)]
-    made.returns = [(user, *one) for one in _returns(known, goods)]
-    return made
+    return Transitions(
+        outcomes=[_outcome(search) for search in searches if search.known is not None],
+        steps=[*_steps_after_success(user, successes, products), *_retries(user, searches)],
+        cycles=list(_cycles(user, events, products)),
+        returns=list(_returns(user, successes, products)),
+    )
 
 
-def _after_success(
-    known: Sequence[PastSearch], goods: Mapping[str, ProductFacts]
-) -> list[tuple[Any, ...]]:
-    """Having done ``source``, a user searched with success, one to three searches later."""
-    made = []
-    for n, before in enumerate(known):
-        one = before.event
-        leaf = leaf_of(before.product_id, goods)
-        for apart in range(1, APART + 1):
-            if n + apart >= len(known):
-                break
-            after = known[n + apart]
-            other = after.event
-            if other.session_id == one.session_id or other.at >= one.at + WITHIN:
+def _outcome(search: PastSearch) -> Outcome:
+    event = search.event
+    return Outcome(
+        event.user_id,
+        event.event_id,
+        event.query_key,
+        from_microseconds(search.known or 0),
+        search.first_product,
+        search.product_id,
+    )
+
+
+def _steps_after_success(
+    user: str, successes: Sequence[PastSearch], products: Mapping[str, ProductFacts]
+) -> Iterator[Step]:
+    """From each success to the next ones, in other sessions."""
+    for number, before in enumerate(successes):
+        start = before.event
+        leaf = leaf_of(before.product_id, products)
+        for distance, after in enumerate(successes[number + 1 : number + 1 + MAX_STEPS], 1):
+            end = after.event
+            if end.session_id == start.session_id or end.at >= start.at + WITHIN_DAYS * DAY:
                 continue
-            delay = (other.at - one.at) / _DAY
-            step = (other.query_key, time_of(after.known or 0), WHOLE // apart, delay)
-            if leaf:
-                made.append((f"c:{leaf}", *step))
-            if one.query_key != other.query_key:
-                made.append((f"q:{one.query_key}", *step))
-                made.append((f"p:{before.product_id}", *step))
-    return made
+            known, delay = from_microseconds(after.known or 0), (end.at - start.at) / DAY
+            sources = [f"c:{leaf}"] if leaf else []
+            if start.query_key != end.query_key:
+                sources += [f"q:{start.query_key}", f"p:{before.product_id}"]
+            for source in sources:
+                yield Step(user, source, end.query_key, known, ADJACENT // distance, delay)
 
 
-def _after_none(asked: Sequence[PastSearch]) -> list[tuple[Any, ...]]:
-    """What led nowhere, and how the same session went on."""
+def _retries(user: str, searches: Sequence[PastSearch]) -> Iterator[Step]:
+    """From each search to the successes of its session that came before its own, if any."""
     sessions: dict[int, list[PastSearch]] = defaultdict(list)
-    for search in asked:
+    for search in searches:
         sessions[search.event.session_id].append(search)
-    made = []
-    for visit in sessions.values():
-        for n, before in enumerate(visit):
-            for after in visit[n + 1 : n + 1 + FURTHER]:
+    for session in sessions.values():
+        for number, before in enumerate(session):
+            for after in session[number + 1 : number + 1 + MAX_RETRIES]:
                 if (
                     after.known is not None
                     and after.event.query_key != before.event.query_key
                     and (before.known is None or before.known > after.known)
                 ):
-                    made.append(
-                        (
-                            f"r:{before.event.query_key}",
-                            after.event.query_key,
-                            time_of(after.known),
-                            WHOLE,
-                            (after.event.at - before.event.at) / _DAY,
-                        )
+                    yield Step(
+                        user,
+                        f"r:{before.event.query_key}",
+                        after.event.query_key,
+                        from_microseconds(after.known),
+                        ADJACENT,
+                        (after.event.at - before.event.at) / DAY,
                     )
-    return made
 
 
-def _cycles(events: Sequence[Event], goods: Mapping[str, ProductFacts]) -> list[tuple[Any, ...]]:
-    """How long after a purchase the user bought something of the same category again."""
-    visits: dict[str, dict[int, int]] = defaultdict(dict)
+def _cycles(
+    user: str, events: Sequence[Event], products: Mapping[str, ProductFacts]
+) -> Iterator[Cycle]:
+    """The user's purchases by category, one a session."""
+    purchases: dict[str, dict[int, int]] = defaultdict(dict)
     for event in events:
-        if event.type == PURCHASE and (leaf := leaf_of(event.product_id, goods)):
-            visits[leaf].setdefault(event.session_id, event.at)
-    made: list[tuple[Any, ...]] = []
-    for leaf, sessions in visits.items():
+        if event.type == PURCHASE and (leaf := leaf_of(event.product_id, products)):
+            purchases[leaf].setdefault(event.session_id, event.at)
+    for leaf, sessions in purchases.items():
         times = sorted(sessions.values())
-        made.append((leaf, time_of(times[0]), None))
-        made += [(leaf, time_of(now), (now - last) / _DAY) for last, now in pairwise(times)]
-    return made
+        yield Cycle(user, leaf, from_microseconds(times[0]), None)
+        for earlier, later in pairwise(times):
+            yield Cycle(user, leaf, from_microseconds(later), (later - earlier) / DAY)
 
 
 def _returns(
-    known: Sequence[PastSearch], goods: Mapping[str, ProductFacts]
-) -> list[tuple[Any, ...]]:
-    """Of each success but those of the last such session: what the user came back for.
-
-    That is the first success of the next session that had one.
-    """
-    visits: dict[int, list[PastSearch]] = {}
-    for search in known:
-        visits.setdefault(search.event.session_id, []).append(search)
-    made = []
-    for now, then in pairwise(visits.values()):
-        back = then[0]
-        leaf = leaf_of(back.first_product, goods)
-        for before in now:
-            made.append(
-                (
-                    before.event.query_key,
-                    time_of(back.known or 0),
-                    before.event.query_key == back.event.query_key,
-                    category_of(before, goods),
-                    leaf,
-                    (back.event.at - before.event.at) / _DAY,
-                )
+    user: str, successes: Sequence[PastSearch], products: Mapping[str, ProductFacts]
+) -> Iterator[Return]:
+    """From each success to the first success of the next session that had one."""
+    sessions: dict[int, list[PastSearch]] = {}
+    for search in successes:
+        sessions.setdefault(search.event.session_id, []).append(search)
+    for session, next_session in pairwise(sessions.values()):
+        back = next_session[0]
+        for before in session:
+            yield Return(
+                user,
+                before.event.query_key,
+                from_microseconds(back.known or 0),
+                before.event.query_key == back.event.query_key,
+                category_key(before, products),
+                leaf_of(back.first_product, products),
+                (back.event.at - before.event.at) / DAY,
             )
-    return made

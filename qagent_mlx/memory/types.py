@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
-import numpy as np
-
+from .candidates import Candidates
 from .event_log import microseconds
 from .user_state import UserState
 
@@ -16,7 +15,7 @@ CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A user and a time; nothing at or after it is seen."""
+    """A user and a time; nothing at or after the time is seen."""
 
     user_id: str
     as_of: datetime
@@ -27,9 +26,9 @@ class Moment:
         return microseconds(self.as_of)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class UserMemory:
-    """What a profile is made of: columns of candidates, and the rest of the user's state."""
+    """What a profile is made of: candidate queries, and the rest of the user's state."""
 
-    candidates: dict[str, np.ndarray]
-    state: UserState = field(default_factory=UserState)
+    candidates: Candidates
+    state: UserState

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import QAgentError
-from ..memory.interest_graph import graph
-from ..memory.profile import SECTIONS, Memory, count_words
+from ..memory.inspect import MemoryView, memory_view
+from ..memory.profile import Memory, count_words
 from ..memory.ranker import MemoryRanker
 from ..memory.summarizer import Summarizer
 from ..memory.types import CountTokens, Moment
@@ -16,11 +16,11 @@ from ..shop.shop import Shop
 if TYPE_CHECKING:
     from .policy import Policy
 
-SUMMARIES = "summaries"  # the folder of lines that a summarizer wrote
+SUMMARIES = "summaries"  # the shop's folder of lines that a summarizer wrote
 
 
 def token_counter(shop: Shop) -> CountTokens:
-    """Counts tokens as the shop's first policy does; by words where no policy can be read."""
+    """Count tokens as the shop's first policy does; by words where no policy can be read."""
     from ..protocol.codec import load_codec
     from .registry import SAMPLE, policy_names, resolve
 
@@ -55,14 +55,14 @@ def open_summarizer(shop: Shop, name: str) -> Summarizer:
             loaded.append(load_policy(folder))
         policy = loaded[0]
         ids = policy.codec.encode(prompt)
-        made: list[int] = []
+        written: list[int] = []
         for token, _ in generate_step(mx.array(ids), policy.model, max_tokens=32):
             if int(token) in policy.codec.eos_ids:
                 break
-            made.append(int(token))
-            if "\n" in policy.codec.decode(made).strip():
+            written.append(int(token))
+            if "\n" in policy.codec.decode(written).strip():
                 break
-        return policy.codec.decode(made)
+        return policy.codec.decode(written)
 
     return Summarizer(write, fingerprint(folder), shop.path / SUMMARIES)
 
@@ -74,7 +74,7 @@ def inspect_memory(
     count: CountTokens | None = None,
     summarizer: str | None = None,
     memory: Memory | None = None,
-) -> dict[str, Any]:
+) -> MemoryView:
     """A user's profile and interest graph at a moment.
 
     Args:
@@ -84,13 +84,7 @@ def inspect_memory(
         count: Counts tokens; `token_counter` by default.
         summarizer: A model folder or policy that writes the identity line; off by default.
         memory: One that is open, in place of a new one with ``count`` and ``summarizer``.
-
-    Returns:
-        user, as_of, events (before the moment), tokens, raw_tokens (of the log itself),
-        text, sections (name -> texts of its lines), graph.
     """
-
-    moment = Moment(user, as_of or shop.end_of_log())
     if memory is None:
         memory = Memory(
             shop.connection,
@@ -99,20 +93,4 @@ def inspect_memory(
             MemoryRanker.of_shop(shop),
             open_summarizer(shop, summarizer) if summarizer else None,
         )
-    profile = memory.profiles([moment])[0]
-    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
-    for line in profile.lines:
-        sections[line.section].append(line.text)
-    row = shop.connection.execute(
-        "SELECT count(*) FROM events WHERE user_id = ? AND ts < ?", [user, moment.as_of]
-    ).fetchone()
-    return {
-        "user": user,
-        "as_of": moment.as_of.isoformat(),
-        "events": row[0] if row else 0,
-        "tokens": profile.tokens,
-        "raw_tokens": memory.raw_tokens(moment),
-        "text": profile.text,
-        "sections": sections,
-        "graph": graph(memory, moment),
-    }
+    return memory_view(memory, Moment(user, as_of or shop.end_of_log()))

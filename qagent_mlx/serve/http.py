@@ -169,7 +169,7 @@ async def memory(service: Service, request: Request) -> Response:
     found = await _called(
         service, lambda: inspect_memory(worker.shop, user, as_of, memory=worker.recommender.memory)
     )
-    return JSONResponse(found)
+    return JSONResponse(found.to_dict())
 
 
 async def policy(service: Service, request: Request) -> Response:

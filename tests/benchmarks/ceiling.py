@@ -39,7 +39,7 @@ from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
 from qagent_mlx.evaluate.metrics import Ranking, bootstrap
 from qagent_mlx.evaluate.suite import SystemFactory
 from qagent_mlx.memory.loader import MemoryLoader
-from qagent_mlx.memory.profile import tables_of
+from qagent_mlx.memory.ranking_features import feature_tables
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.protocol.marks import AGES, OUTCOMES, Mark
@@ -118,16 +118,17 @@ def lines_of(shop: Shop, environment: Environment) -> list[Lines]:
     """The cases of an environment with what can be seen of each line."""
     search = SearchProducts(environment.search, AgentConfig(results_shown=SHOWN))
     examples = environment.examples
-    rows = MemoryLoader(shop.connection, shop.config.memory).rows(
+    memories = MemoryLoader(shop.connection, shop.config.memory).load(
         [Moment(e.case.user_id, e.case.as_of) for e in examples]
     )
+    tables = feature_tables([memory.candidates for memory in memories])
     made = []
-    for example, mine, table in zip(examples, rows, tables_of(rows), strict=True):
+    for example, memory, table in zip(examples, memories, tables, strict=True):
         queries = example.profile.references
         moment = example.case.as_of
         found = search.run([SearchRequest(q, moment, example.profile.context) for q in queries])
-        place = {key: i for i, key in enumerate(mine.candidates["query_key"].tolist())}
-        knows = {product: age for product, _, age in mine.state.knows}
+        place = {key: i for i, key in enumerate(memory.candidates.query_key)}
+        knows = {product.product_id: product.age for product in memory.state.engaged_products}
         # As many as the tool asks for: these answers are remembered.
         hits = environment.search.search(queries, 10, [moment] * len(queries))
         behind = np.hstack(

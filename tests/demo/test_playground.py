@@ -20,7 +20,7 @@ def session(own_shop):
 def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     user = session.new_user()
     assert not session.shop.has_events(user)
-    assert "new user" in session.memory()["text"]
+    assert "new user" in session.memory().text
     session.recommend()
     found = session.search("Dune Desk Lamp")
     assert "Desk Lamp" in found[0].title
@@ -32,8 +32,8 @@ def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
     session.engage(session.choose(there), "purchase")
     assert session.now > before
     view = session.memory()
-    assert view["events"] == 3
-    assert {n["node"] for n in view["graph"]["nodes"] if n["kind"] == "category"} == {"Lamps"}
+    assert view.events == 3
+    assert {n.name for n in view.graph.nodes if n.kind == "category"} == {"Lamps"}
     # The purchase belongs to the search, so it counts as a success of that query.
     assert session.shop.connection.execute(
         "SELECT count(*) FROM events e JOIN events s ON s.event_id = e.search_id "
@@ -80,9 +80,9 @@ def test_users_are_found_by_id_and_by_what_they_searched(session):
 
 def test_the_past_knows_nothing_of_the_future_and_cannot_be_changed(session):
     start = session.shop.connection.execute("SELECT min(ts) FROM events").fetchone()[0]
-    now = session.memory()["events"]
+    now = session.memory().events
     session.travel(start)
-    assert session.memory()["events"] == 0 < now
+    assert session.memory().events == 0 < now
     assert session.recommend().as_of == start
     before = session.shop.counts()["events"]
     session.search("usb cable")
@@ -90,7 +90,7 @@ def test_the_past_knows_nothing_of_the_future_and_cannot_be_changed(session):
     with pytest.raises(QAgentError, match="as-of now"):
         session.engage(session.choose(1), "click")
     session.travel(None)
-    assert session.memory()["events"] == now
+    assert session.memory().events == now
 
 
 def test_a_chain_is_told_turn_by_turn_as_it_happens(session):

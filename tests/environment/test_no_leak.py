@@ -3,16 +3,16 @@
 import re
 from datetime import timedelta
 
-import numpy as np
 import pytest
 
 from qagent_mlx.environment.cases import build_cases, of_split
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build_index
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.memory.candidates import COLUMNS
+from qagent_mlx.memory.event_log import start_of_day
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.ranker import MemoryRanker, fit_ranker
-from qagent_mlx.memory.statistics_cache import start_of_day
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.utils.text import query_key
 
@@ -27,19 +27,19 @@ def used(shop, case):
     memory = Memory(shop.connection, shop.config.memory, count_words, MemoryRanker.of_shop(shop))
     moment = Moment(case.user_id, case.as_of)
     profile = memory.profiles([moment], budget=400)[0]
-    rows = memory.reader.computed([moment])[0]
-    known = memory.reader.knowledge
-    sources = [source for source, *_ in rows.state.sources]
+    (loaded,) = memory.loader.compute([moment])
+    known = memory.loader.statistics
+    sources = [source.key for source in loaded.state.sources]
     day = start_of_day(case.as_of)
-    known.followers({day: set(sources)})
-    known.facts({day: {query_key(ANSWER), query_key(case.query)}})
+    known.read("followers", {day: set(sources)})
+    known.read("facts", {day: {query_key(ANSWER), query_key(case.query)}})
     day = known.day(day)
     texts = [ANSWER, case.query, *index.catalog.titles[:20]]
     weights = MemoryRanker.of_shop(shop).at(case.as_of)
     hits = search.search([ANSWER, case.query], 10, [case.as_of, case.as_of])
     return {
         "profile": (profile.text, profile.lines, profile.references, profile.context),
-        "state": rows.state,
+        "state": loaded.state,
         "neighbours": {
             source: [
                 (known.vocabulary.keys[i], p, d)
@@ -47,7 +47,7 @@ def used(shop, case):
             ]
             for source in sources
         },
-        "candidates": {name: np.array(c).tolist() for name, c in sorted(rows.candidates.items())},
+        "candidates": {name: getattr(loaded.candidates, name).tolist() for name in COLUMNS},
         "facts": [day.facts.get(query_key(query)) for query in (ANSWER, case.query)],
         "trends": known.trends([case.as_of])[0],
         "encoder": (index.manifest["clicked_pairs"], index.encoder.encode(texts).tolist()),

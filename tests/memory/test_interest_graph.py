@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.memory.interest_graph import graph
+from qagent_mlx.memory.interest_graph import interest_graph
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
@@ -39,7 +39,7 @@ def shop(tmp_path):
 
 def of(shop, *moment):
     memory = Memory(shop.connection, shop.config.memory, count_words)
-    return graph(memory, Moment("ann", datetime(*moment)))
+    return interest_graph(memory.loader, Moment("ann", datetime(*moment))).to_dict()
 
 
 def test_brands_are_linked_to_categories_of_the_same_session_only(shop):

@@ -15,7 +15,7 @@ import pytest
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.click_log import ClickLog, read_clicks
-from qagent_mlx.memory import shop_statistics
+from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.profile import Memory, count_words, raw_history
 from qagent_mlx.memory.ranker import fit_ranker
 from qagent_mlx.memory.types import Moment
@@ -71,7 +71,7 @@ def known(shop, as_of, swing=0.0):
     return {
         "profiles": profiles,
         "history": [raw_history(shop.connection, moment) for moment in moments],
-        "trends": memory.reader.knowledge.trends([as_of]),
+        "trends": memory.loader.statistics.trends([as_of]),
         "states": [repr(catalog.state_at(row, just_before)) for row in range(len(catalog))],
         "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
         "worth": [
@@ -192,7 +192,7 @@ def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_p
                     event(start + 1, user, "click", query, "mat"),
                 ]
         events(shop, rows)
-        shop_statistics.prepare_shop(shop.connection, swing=True)
+        shop_tables.create_shop_tables(shop.connection, "TEMP TABLE", swing=True)
         found = dict(
             shop.connection.execute(
                 "SELECT source || '>' || query_key, sum(vouched) FROM swing GROUP BY 1"

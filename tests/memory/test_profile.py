@@ -383,5 +383,5 @@ def test_profiles_of_many_are_those_of_one_by_one(tiny_shop, moments, monkeypatc
     memory = memory_of(tiny_shop)
     alone = [memory.profiles([moment])[0] for moment in moments]
     for together in (1, 5, 64):
-        monkeypatch.setattr("qagent_mlx.memory.profile.TOGETHER", together)
+        monkeypatch.setattr("qagent_mlx.memory.ranking_features.TOGETHER", together)
         assert memory.profiles(moments) == alone

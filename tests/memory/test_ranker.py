@@ -7,17 +7,18 @@ import pytest
 from scipy import sparse
 
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.memory.candidates import empty_candidates
+from qagent_mlx.memory.candidates import Candidates
 from qagent_mlx.memory.loader import MemoryLoader
 from qagent_mlx.memory.ranker import (
     AMONG_TEN,
     FIRST,
     NOTHING_FOUND,
+    Choices,
     MemoryRanker,
     RankerWeights,
-    _fit,
     fit_ranker,
-    satisfied,
+    fit_weights,
+    session_weights,
 )
 from qagent_mlx.memory.ranking_features import FEATURES, features
 from qagent_mlx.memory.sessions import SuccessfulSession
@@ -28,22 +29,22 @@ START = datetime(2026, 1, 1, 12)
 
 
 def rows(*lines):
-    """Candidate columns of some lines, of which all that is not named is unknown."""
-    made = empty_candidates(len(lines))
-    made["success"][:] = 0.5
-    made["covered"][:] = made["returned"][:] = 1.0
-    made["focus"][:] = made["wording"][:] = made["taste"][:] = made["used"][:] = 0.0
-    made["query_key"][:] = made["query"][:] = "a"
-    made["kind"][:] = "plain"
+    """Candidates of some lines, of which all that is not named is unknown."""
+    table = Candidates.unknown(len(lines))
+    table.success[:] = 0.5
+    table.coverage[:] = table.return_rate[:] = 1.0
+    table.focus[:] = table.wording[:] = table.taste[:] = table.typed[:] = 0.0
+    table.query_key[:] = table.query[:] = "a"
+    table.kind[:] = "plain"
     for i, line in enumerate(lines):
         for name, value in line.items():
-            made[name][i] = value
-    return made
+            getattr(table, name)[i] = value
+    return table
 
 
-OWN = {"times": 2, "best": 3, "last": 3, "age": 5.0, "back": 2}
-TREND = {"share": 0.1, "longer_share": 0.05, "short_share": 0.01, "trend_place": 1, "recent": 9}
-NEXT = {"next_score": 0.01, "next_place": 1, "source": "q:b", "timing": 0.0, "had_age": 0.05}
+OWN = {"searches": 2, "last_outcome": 3, "age": 5.0, "recency_rank": 2}
+TREND = {"trend_share": 0.1, "longer_share": 0.05, "short_share": 0.01}
+NEXT = {"neighbour_score": 0.01, "source": "q:b", "timing": 0.0, "bought_age": 0.05}
 
 
 def test_features_by_hand():
@@ -85,7 +86,12 @@ def test_features_by_hand():
 
 def test_a_purchase_that_comes_round_again_is_due_by_the_shops_own_rhythm():
     early, due, late = features(
-        rows(*({"had_age": age, "due": age / 20, "again": 0.5} for age in (5.0, 20.0, 60.0)))
+        rows(
+            *(
+                {"bought_age": age, "repurchase_pace": age / 20, "repurchase": 0.5}
+                for age in (5.0, 20.0, 60.0)
+            )
+        )
     ).tolist()
     word = {name: i for i, name in enumerate(FEATURES)}
     assert (early[word["early"]], due[word["due"]], late[word["over"]]) == (1, 1, 1)
@@ -146,7 +152,7 @@ def test_a_shop_of_regulars_learns_that_habits_come_back(tmp_path):
     with shop_of(tmp_path / "same", always) as same, shop_of(tmp_path / "new", never) as new:
         regulars, fashion = fit_ranker(same, since), fit_ranker(new, since)
         assert regulars.moments == fashion.moments == 7 * 12  # all but each user's first
-        own = features(rows({"times": 3, "best": 1, "last": 1, "age": 1.0, "back": 1}))
+        own = features(rows({"searches": 3, "last_outcome": 1, "age": 1.0, "recency_rank": 1}))
         assert regulars.at(since).probabilities(own)[0] > 0.6
         assert fashion.at(since).probabilities(own)[0] < 0.3
         again = MemoryRanker.of_shop(same)
@@ -181,26 +187,25 @@ def test_a_moment_counts_by_what_its_query_retrieves():
         asked.extend(zip(queries, moments, strict=True))
         return retrieved
 
-    assert satisfied(sessions, retrieve) == [
+    assert session_weights(sessions, retrieve) == [
         FIRST,
         AMONG_TEN,
         NOTHING_FOUND,
         NOTHING_FOUND,
     ]  # k is the eleventh
     assert asked == [("query", START)] * 4
-    assert satisfied(sessions, None) == [FIRST] * 4
+    assert session_weights(sessions, None) == [FIRST] * 4
 
 
 def test_a_moment_that_counts_twice_is_two_moments():
     table = sparse.csr_matrix(features(rows(OWN, TREND, NEXT, OWN)))
-    keys = np.array(["a", "b", "c", "a"])
-    starts = np.array([0, 3, 4])
+    choices = Choices(table, np.array(["a", "b", "c", "a"]), np.array([0, 3, 4]))
     default = RankerWeights.default()
-    twice = _fit(table, keys, starts, [0, 1], ["b", "z"], [2.0, 1.0], default)
-    again = _fit(table, keys, starts, [0, 0, 1], ["b", "b", "z"], [1.0] * 3, default)
+    twice = fit_weights(choices, [0, 1], ["b", "z"], [2.0, 1.0], default)
+    again = fit_weights(choices, [0, 0, 1], ["b", "b", "z"], [1.0] * 3, default)
     assert twice.values == pytest.approx(again.values, abs=1e-4)
     assert twice.outside == pytest.approx(again.outside, abs=1e-4)
-    once = _fit(table, keys, starts, [0, 1], ["b", "z"], [1.0, 1.0], default)
+    once = fit_weights(choices, [0, 1], ["b", "z"], [1.0, 1.0], default)
     trend = FEATURES.index("trend")
     assert twice.values[trend] > once.values[trend] + 1e-2 > default.values[trend]
 
@@ -219,7 +224,7 @@ def test_what_leads_to_something_teaches_most(tmp_path):
         )
         return worth.at(since).probabilities(own)[0]
 
-    own = features(rows({"times": 1, "best": 1, "last": 1, "age": 1.0, "back": 1}))
+    own = features(rows({"searches": 1, "last_outcome": 1, "age": 1.0, "recency_rank": 1}))
     with shop:
         plain = fit_ranker(shop, since).at(since).probabilities(own)[0]
         assert learned("habit", "fashion") == pytest.approx(plain)
@@ -256,16 +261,14 @@ def test_a_query_is_known_by_how_often_people_come_back_to_it(tmp_path):
     ]
     with shop:
         append_events(shop, made)
-        reader = MemoryLoader(shop.connection, shop.config.memory)
+        loader = MemoryLoader(shop.connection, shop.config.memory)
 
         def at(day):
-            (found,) = reader.computed([Moment("a", START + timedelta(days=day))])
-            columns = found.candidates
+            (found,) = loader.compute([Moment("a", START + timedelta(days=day))])
+            c = found.candidates
             return {
-                query: (covered, returned)
-                for query, covered, returned in zip(
-                    columns["query"].tolist(), columns["covered"], columns["returned"], strict=True
-                )
+                query: rates
+                for query, *rates in zip(c.query, c.coverage, c.return_rate, strict=True)
             }
 
         soon, before, later = at(1), at(2), at(5)
@@ -307,16 +310,14 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
         ]
     with shop:
         append_events(shop, made)
-        reader = MemoryLoader(shop.connection, shop.config.memory)
+        loader = MemoryLoader(shop.connection, shop.config.memory)
 
         def at(user, day):
-            (found,) = reader.computed([Moment(user, START + timedelta(days=day))])
+            (found,) = loader.compute([Moment(user, START + timedelta(days=day))])
             c = found.candidates
             return {
                 leaf: row
-                for leaf, *row in zip(
-                    c["leaf"].tolist(), c["need"], c["pace"], c["need_bought"], strict=True
-                )
+                for leaf, *row in zip(c.leaf, c.need, c.need_pace, c.need_bought, strict=True)
             }
 
         bought, liked, soon = at("e", 30), at("f", 21), at("e", 20.5)
@@ -334,8 +335,8 @@ def test_what_is_needed_hangs_on_what_was_taken_and_when(tmp_path):
     assert np.isnan(liked["tea"][0])
     table = features(
         rows(
-            {"need": 0.15, "pace": -1.5, "need_bought": 1.0, **TREND},
-            {"need": 0.05, "pace": 3.0, "need_bought": 0.0, **OWN},
+            {"need": 0.15, "need_pace": -1.5, "need_bought": 1.0, **TREND},
+            {"need": 0.05, "need_pace": 3.0, "need_bought": 0.0, **OWN},
         )
     )
     first, second = [{n for n, v in zip(FEATURES, row, strict=True) if v} for row in table.tolist()]
@@ -382,15 +383,9 @@ def test_a_query_is_known_by_the_words_that_the_user_searched_before(tmp_path):
                 for day, user, query in asked
             ],
         )
-        reader = MemoryLoader(shop.connection, shop.config.memory)
-        found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
-    echo = dict(
-        zip(
-            found["query"].tolist(),
-            zip(found["echo_last"], found["echo_own"], strict=True),
-            strict=True,
-        )
-    )
+        loader = MemoryLoader(shop.connection, shop.config.memory)
+        found = loader.compute([Moment("a", START + timedelta(days=4))])[0].candidates
+    echo = dict(zip(found.query, zip(found.echo_last, found.echo_most, strict=True), strict=True))
     assert echo["lamp"] == (1 / 2, 1 / 2)
     assert echo["blue gel pen"] == (0, 2 / 4)
     assert echo["stapler"] == (0, 0)
@@ -418,9 +413,9 @@ def test_scripts_without_spaces_share_words_and_name_brands(tmp_path):
                 )
             ],
         )
-        reader = MemoryLoader(shop.connection, shop.config.memory)
-        found = reader.computed([Moment("a", START + timedelta(days=4))])[0].candidates
-    at = {query: i for i, query in enumerate(found["query"].tolist())}
-    assert found["echo_last"][at["阿迪达斯跑鞋"]] == pytest.approx(2 / 6)
-    assert found["echo_last"][at["雨伞"]] == 0
-    assert found["kind"][[at["阿迪达斯跑鞋"], at["雨伞"]]].tolist() == ["brand", "plain"]
+        loader = MemoryLoader(shop.connection, shop.config.memory)
+        found = loader.compute([Moment("a", START + timedelta(days=4))])[0].candidates
+    at = {query: i for i, query in enumerate(found.query)}
+    assert found.echo_last[at["阿迪达斯跑鞋"]] == pytest.approx(2 / 6)
+    assert found.echo_last[at["雨伞"]] == 0
+    assert found.kind[[at["阿迪达斯跑鞋"], at["雨伞"]]].tolist() == ["brand", "plain"]

@@ -18,10 +18,10 @@ from qagent_mlx.memory.types import Moment
 def folder(tiny_shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts") / "big"
     report = split(tiny_shop, folder, 2)
-    assert sum(report["events"]) == tiny_shop.counts()["events"]
-    assert min(report["events"]) > 0
+    assert sum(report.events) == tiny_shop.counts()["events"]
+    assert min(report.events) > 0
     built = build_all(folder)
-    assert (built["parts"], built["users"]) == ([0, 1], tiny_shop.counts()["users"])
+    assert (built.parts, built.users) == ([0, 1], tiny_shop.counts()["users"])
     return folder
 
 

@@ -70,7 +70,7 @@ def test_a_silent_model_leaves_the_line_as_it_was(tiny_shop, moment, tmp_path):
 def test_of_a_new_user_the_model_is_told_nothing(tiny_shop, moment, tmp_path):
     memory = memory_of(tiny_shop, lambda prompt: pytest.fail("asked"), tmp_path)
     assert identity(memory.profiles([Moment("nobody", moment.as_of)])[0]) == ["new user"]
-    assert summary_facts(memory.reader.computed([Moment("nobody", moment.as_of)])[0]) == []
+    assert summary_facts(memory.loader.compute([Moment("nobody", moment.as_of)])[0].state) == []
 
 
 def test_any_model_folder_can_write(own_shop, new_nano, tmp_path):

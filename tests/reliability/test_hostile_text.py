@@ -107,7 +107,7 @@ def test_sql_in_text_is_stored_and_runs_nowhere(shop, users):
     search = open_search(shop)
     search.search([q for canary in CANARIES for q in (canary, f"lamp {canary}")], 5)
     for user in users[::8]:
-        assert inspect_memory(shop, user)["events"] == 12
+        assert inspect_memory(shop, user).events == 12
     assert shop.counts() == counts
 
 
@@ -200,7 +200,8 @@ def test_what_one_person_did_is_in_nobody_elses_profile(base_folder, tmp_path):
         )
         assert append_events(shop, rows).rejected == 0
         seen = {
-            u: json.dumps(inspect_memory(shop, u)) for u in ("alice", "carol", "u01", "u05", "new")
+            u: json.dumps(inspect_memory(shop, u).to_dict())
+            for u in ("alice", "carol", "u01", "u05", "new")
         }
         recommender = Recommender(shop, open_policy(shop, "base"), group=2)
         decode = recommender.policy.codec.decode

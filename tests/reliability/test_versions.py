@@ -38,7 +38,7 @@ def test_a_shop_of_a_released_version_opens_answers_and_grows(old):
         assert shop.counts() == expected["counts"]
         assert search_products(shop, QUERY, 3)[0].product_id == expected["first"]
         view = inspect_memory(shop, USER)
-        assert view["events"] == expected["events"] and "desk lamp" in view["text"]
+        assert view.events == expected["events"] and "desk lamp" in view.text
         for name in ("base", "tuned"):
             assert open_policy(shop, name).info.name == name
         assert overview(Run.open(shop, "tuned"))["state"] == "finished"

@@ -410,5 +410,7 @@ def test_the_memory_shown_is_that_of_a_memory_opened_anew(serving, own_folder):
     shown = client.get("/users/u01/memory").json()
     worker = client.app.state.service.worker
     assert shown == worker.call(
-        lambda: inspect_memory(worker.shop, "u01", None, worker.recommender.policy.codec.count)
+        lambda: inspect_memory(
+            worker.shop, "u01", None, worker.recommender.policy.codec.count
+        ).to_dict()
     ).result(30)

@@ -5,7 +5,7 @@ import pytest
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.memory.event_log import EventLog
-from qagent_mlx.memory.shop_statistics import prepare_shop
+from qagent_mlx.memory.shop_tables import create_shop_tables
 from qagent_mlx.shop.price_bands import price_band
 from qagent_mlx.shop.shop import Shop
 
@@ -31,13 +31,13 @@ def test_memory_and_the_search_tool_see_the_same_bands(tmp_path):
     with Shop.create(tmp_path / "shop") as shop:
         ingest_files(shop, "products", [tmp_path / "p.csv"])
         catalog = read_catalog(shop)
-        prepare_shop(shop.connection)
+        create_shop_tables(shop.connection, "TEMP TABLE", swing=False)
         log = EventLog(shop.connection)
-        log._read_goods(set(catalog.ids))
+        log._read_products(set(catalog.ids))
     bands = {}
     for product, row in catalog.row_of.items():
         for price in (3.0, 4.0, 20.0, 35.0, 60.0, 500.0):
-            facts = log.goods[product]
+            facts = log.products[product]
             band = catalog.price_band(row, price)
             assert band == price_band(price, facts.low, facts.high)
             bands[product, price] = band

@@ -48,8 +48,8 @@ def said(shop: Shop) -> dict:
         "version": qagent_mlx.__version__,
         "counts": shop.counts(),
         "first": found[0].product_id,
-        "events": view["events"],
-        "text": view["text"],
+        "events": view.events,
+        "text": view.text,
     }
 
 

@@ -1,0 +1,59 @@
+"""A user's memory as people look at it: the profile beside the log and the interest graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .interest_graph import InterestGraph, interest_graph
+from .profile import SECTIONS, Memory
+from .types import Moment
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryView:
+    """A user's profile and interest graph at a moment."""
+
+    user: str
+    as_of: datetime
+    events: int  # before the moment
+    tokens: int  # of the profile
+    raw_tokens: int  # of the log that it stands for
+    text: str
+    sections: dict[str, list[str]]  # the texts of each section's lines
+    graph: InterestGraph
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "user": self.user,
+            "as_of": self.as_of.isoformat(),
+            "events": self.events,
+            "tokens": self.tokens,
+            "raw_tokens": self.raw_tokens,
+            "text": self.text,
+            "sections": self.sections,
+            "graph": self.graph.to_dict(),
+        }
+
+
+def memory_view(memory: Memory, moment: Moment) -> MemoryView:
+    """A user's memory at a moment; somebody unknown has that of a new user."""
+    profile = memory.profiles([moment])[0]
+    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+    for line in profile.lines:
+        sections[line.section].append(line.text)
+    ((events,),) = memory.connection.execute(
+        "SELECT count(*) FROM events WHERE user_id = ? AND ts < ?", [moment.user_id, moment.as_of]
+    ).fetchall()
+    return MemoryView(
+        user=moment.user_id,
+        as_of=moment.as_of,
+        events=events,
+        tokens=profile.tokens,
+        raw_tokens=memory.raw_tokens(moment),
+        text=profile.text,
+        sections=sections,
+        graph=interest_graph(memory.loader, moment),
+    )

@@ -1,0 +1,186 @@
+"""The tables about a whole shop that statistics are computed from: built from log and catalog.
+
+- ``goods``: the catalog with departments, leaf categories and the limits of price bands
+- ``hourly``: searches of each query by the hour; ``spellings``: how each was first typed
+- ``modifiers``, ``query_kinds``: brands and attributes, and which of them queries name
+- ``outcomes``, ``steps``, ``cycles``, ``returns``: users' transitions (see `transitions`)
+- ``swing``: how much pairs of users vouch for a step, where `MemoryConfig.swing` asks for it
+
+They are stored with the shop's memory (see `store`), or else temporary tables of one connection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import duckdb
+
+from ..shop.price_bands import price_limits_sql
+from ..utils.text import tokens
+from .event_log import Event, EventLog
+from .sql import ALL, sql
+from .transitions import Transitions, transitions_of
+
+CHUNK = 4000  # users whose events are in memory at once
+MAX_NAME = 8  # tokens of a brand or attribute, where a token may be a single character
+
+Histories = dict[str, list[Event]]
+
+TRANSITIONS = {
+    "outcomes": """user_id VARCHAR, event_id BIGINT, query_key VARCHAR, known TIMESTAMP,
+        first_product VARCHAR, product_id VARCHAR""",
+    "steps": """user_id VARCHAR, source VARCHAR, query_key VARCHAR, known TIMESTAMP,
+        closeness INTEGER, delay DOUBLE""",
+    "cycles": "user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE",
+    "returns": """user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN,
+        category VARCHAR, leaf VARCHAR, delay DOUBLE""",
+}
+
+SHOP_TABLES = ("goods", "hourly", "spellings", *TRANSITIONS, "modifiers", "query_kinds")
+
+
+def create_shop_tables(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str,
+    swing: bool,
+    visit: Callable[[EventLog, Histories], object] | None = None,
+) -> None:
+    """Create `SHOP_TABLES`, and ``swing``, from the log and the catalog.
+
+    Args:
+        connection: The shop's database.
+        kind: TABLE, or TEMP TABLE for this connection only.
+        swing: Whether ``swing`` is wanted.
+        visit: Called with the events of all users, in parts: most of the time goes into
+            reading them, so whoever needs them too should not read them again.
+    """
+    for name in ("goods", "hourly", "spellings"):
+        create(connection, name, kind)
+    create_wordings(connection, kind)
+    create_transitions(connection, kind, visit)
+    if swing:
+        create(connection, "swing", kind)
+
+
+def create(connection: duckdb.DuckDBPyConnection, name: str, kind: str = "TABLE") -> None:
+    """Create one of the tables that SQL alone derives."""
+    connection.execute(f"CREATE OR REPLACE {kind} {name} AS {derived_sql(name)}")
+
+
+def derived_sql(name: str) -> str:
+    """The SQL of ``goods``, ``hourly``, ``spellings`` or ``swing``."""
+    return sql(name, price_limits=price_limits_sql(), after_id=ALL)
+
+
+def drop_temporary(connection: duckdb.DuckDBPyConnection) -> None:
+    """Drop this connection's temporary tables, so that the names mean the stored tables again."""
+    if has_temporary(connection):
+        for name in (*SHOP_TABLES, "swing"):
+            connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
+
+
+def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether this connection has the tables as temporary ones."""
+    return bool(
+        connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE temporary AND table_name = 'query_kinds'"
+        ).fetchone()
+    )
+
+
+def all_histories(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[EventLog, Histories]]:
+    """The events of all users, `CHUNK` users at a time, and what is known of their products."""
+    rows = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
+    users = [user for (user,) in rows]
+    log = EventLog(connection, worded=False)
+    for start in range(0, len(users), CHUNK):
+        yield log, log.read(users[start : start + CHUNK])
+
+
+def create_transitions(
+    connection: duckdb.DuckDBPyConnection,
+    kind: str = "TABLE",
+    visit: Callable[[EventLog, Histories], object] | None = None,
+) -> None:
+    """Create the tables of users' transitions, from ``events`` and ``goods``."""
+    for name, columns in TRANSITIONS.items():
+        connection.execute(f"CREATE OR REPLACE {kind} {name} ({columns})")
+    for log, histories in all_histories(connection):
+        add_transitions(connection, log, histories)
+        if visit:
+            visit(log, histories)
+
+
+def add_transitions(
+    connection: duckdb.DuckDBPyConnection, log: EventLog, histories: Mapping[str, Sequence[Event]]
+) -> None:
+    """Add the transitions of users who have none in the tables."""
+    with ExitStack() as stack:
+        appenders = {name: stack.enter_context(connection.appender(name)) for name in TRANSITIONS}
+        for events in histories.values():
+            transitions: Transitions = transitions_of(events, log.products)
+            for name, appender in appenders.items():
+                for row in getattr(transitions, name):
+                    appender.append_row(*row)
+
+
+def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:
+    """Create ``modifiers`` and ``query_kinds``, from ``goods`` and ``spellings``."""
+    connection.execute(
+        f"""CREATE OR REPLACE {kind} modifiers (kind VARCHAR, text VARCHAR);
+        CREATE OR REPLACE {kind} query_kinds (
+            query_key VARCHAR, query VARCHAR, kind VARCHAR, modifier VARCHAR)"""
+    )
+    brands = connection.execute("SELECT DISTINCT brand FROM goods WHERE brand IS NOT NULL")
+    modifiers = {("brand", brand.lower()) for (brand,) in brands.fetchall()}
+    attributes = connection.execute(
+        "SELECT DISTINCT attributes FROM goods WHERE attributes IS NOT NULL"
+    )
+    for (values,) in attributes.fetchall():
+        modifiers |= {("attribute", str(value).lower()) for value in json.loads(values).values()}
+    with connection.appender("modifiers") as appender:
+        for modifier in sorted(modifiers):
+            appender.append_row(*modifier)
+    add_wordings(
+        connection, connection.execute("SELECT query_key, query FROM spellings").fetchall()
+    )
+
+
+def add_wordings(
+    connection: duckdb.DuckDBPyConnection, spellings: Iterable[tuple[str, str]]
+) -> None:
+    """Store how queries are worded, in place of what was stored of them.
+
+    Args:
+        connection: With the tables of `create_wordings`.
+        spellings: The key and the text of each query.
+    """
+    queries = dict(spellings)
+    if not queries:
+        return
+    connection.execute(
+        "DELETE FROM query_kinds WHERE query_key IN (SELECT unnest($1))", [list(queries)]
+    )
+    # Brands come last: they win over attributes of the same words.
+    known = connection.execute("SELECT kind, text FROM modifiers ORDER BY kind, text").fetchall()
+    modifiers = {tuple(tokens(text)): (kind, text) for kind, text in known}
+    modifiers.pop((), None)
+    with connection.appender("query_kinds") as appender:
+        for key, text in queries.items():
+            appender.append_row(key, text, *query_wording(text, modifiers))
+
+
+def query_wording(
+    text: str, modifiers: Mapping[tuple[str, ...], tuple[str, str]]
+) -> tuple[str, str | None]:
+    """How a query is worded: ``brand`` or ``attribute`` with the name, or ``plain`` and None."""
+    words = tokens(text)
+    best: tuple[str, str] | None = None
+    for size in (3, 2, 1) if text.isascii() else range(MAX_NAME, 0, -1):
+        for start in range(len(words) - size + 1):
+            match = modifiers.get(tuple(words[start : start + size]))
+            if match and (best is None or (best[0] != "brand" and match[0] == "brand")):
+                best = match
+    return best or ("plain", None)
