@@ -62,7 +62,7 @@ class Setting:
         default: The value where nobody gives one.
         description: A sentence or noun phrase that stands alone.
         unit: What a number counts, such as ``days``; empty where it has none.
-        choices: All values, where they are few.
+        choices: All values, or all that a tuple may hold, where they are few.
         bounds: ``ge``, ``gt``, ``le``, ``lt`` and their limits.
     """
 
@@ -140,7 +140,7 @@ def describe(settings: type, prefix: str = "") -> Iterator[Setting]:
             default=default,
             description=next((m.description for m in metas if m.description), ""),
             unit=next((m.extra["unit"] for m in metas if m.extra and "unit" in m.extra), ""),
-            choices=typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else (),
+            choices=_choices(kind),
             bounds=bounds,
         )
 
@@ -189,8 +189,9 @@ def _explained(settings: type, values: Any, message: str, where: str) -> Setting
             value = value[field]
     if wanted.startswith("Invalid enum value"):
         choices = next((s.choices for s in describe(settings) if s.name == name), ())
+        verb = "must hold only" if "[" in path else "must be one of"
         return SettingError(
-            name, f"must be one of {', '.join(map(str, choices))}, not {reprlib.repr(value)}", where
+            name, f"{verb} {', '.join(map(str, choices))}, not {reprlib.repr(value)}", where
         )
     if not wanted.startswith("Expected "):  # "Number out of range" and the like
         return SettingError(name, f"cannot be {reprlib.repr(value)}: {wanted.lower()}", where)
@@ -216,6 +217,13 @@ def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
     elif isinstance(values, (list, tuple)):
         for value in values:
             yield from _numbers(value, name)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, or of the Literal that a tuple holds; empty for other types."""
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def _unwrapped(hint: Any) -> tuple[list[msgspec.Meta], Any]:

@@ -28,6 +28,7 @@ class Outer:
     points: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     anything: dict[str, object] = field(default_factory=dict)
     names: tuple[str, ...] = ("one",)
+    kinds: tuple[Literal["a", "b"], ...] = ()
     inner: Inner = field(default_factory=Inner)
 
 
@@ -59,6 +60,7 @@ def test_values_take_the_place_of_defaults_also_inside():
     ("values", "setting", "reason"),
     [
         ({"steps": 0}, "steps", "must be a whole number of at least 1, not 0"),
+        ({"kinds": ["a", "c"]}, "kinds", "must hold only a, b, not "),
         ({"steps": True}, "steps", "must be a whole number, not True"),
         ({"steps": 2.0}, "steps", "must be a whole number, not 2.0"),
         ({"age": float("nan")}, "age", "must be a number above 0, not nan"),
@@ -110,5 +112,5 @@ def test_settings_are_described_by_their_annotations():
     assert settings["age"].unit == "days" and settings["age"].kind is float
     late = settings["late"]
     assert (late.description, late.unit, late.bounds) == ("L.", "days", {"lt": 9})
-    assert settings["kind"].choices == ("a", "b")
+    assert settings["kind"].choices == settings["kinds"].choices == ("a", "b")
     assert settings["clip"].kind is float and settings["clip"].default is None
