@@ -82,13 +82,15 @@ def abtest(
     changed. CTR: taps a row of queries shown; guided CVR: purchases a tap. Each shopper sees
     both, and the test is paired.
     """
-    from qagent_mlx.evaluate.abtest import AbConfig
     from qagent_mlx.evaluate.abtest import abtest as run
+    from qagent_mlx.evaluate.config import AbConfig
 
     config = AbConfig(users=users, visits=visits, k=k, draws=draws, seed=seed, detect=detect)
     with opened(shop_path) as shop:
         currency = shop.config.currency
-        report = run(shop, control, treatment, config, since=test_from, group=group, on_stage=note)
+        report = run(
+            shop, control, treatment, config, test_from=test_from, group=group, on_stage=note
+        ).to_dict()
     if as_json:
         emit(report)
     else:

@@ -73,7 +73,7 @@ class NameType(PlainType):
             shop = Path(ctx.params.get("shop_path") or "shop")
             found += [path.parent.name for path in shop.glob(self._pattern)]
         if self._baselines:
-            from qagent_mlx.evaluate.baselines.popularity import BASELINES
+            from qagent_mlx.evaluate.baselines.registry import BASELINES
 
             found += BASELINES
         return [CompletionItem(n) for n in sorted({*found}) if n.startswith(incomplete)]

@@ -17,7 +17,8 @@ from .memory import draw_memory
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from qagent_mlx.demo.story import DemoConfig, Scene
+    from qagent_mlx.demo.config import DemoConfig
+    from qagent_mlx.demo.story import Scene
     from qagent_mlx.shop.shop import Shop
 
 
@@ -71,11 +72,12 @@ def demo(
     With --shop PATH of a shop of your own there is only the session, on a copy of it that is
     thrown away at the end, unless you say --keep. Commands may also be piped in.
     """
+    from qagent_mlx.demo.config import DemoConfig
     from qagent_mlx.demo.playground import borrowed
-    from qagent_mlx.demo.story import NAME, DemoConfig
+    from qagent_mlx.demo.story import SHOP_NAME
     from qagent_mlx.shop.sample import is_sample_shop
 
-    mine = is_sample_shop(shop_path, NAME)
+    mine = is_sample_shop(shop_path, SHOP_NAME)
     yours = not mine and (shop_path / "shop.json").exists()
     if not only_session and not yours:
         if mine and not yes and sys.stdin.isatty():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +24,9 @@ from .common import (
     split_options,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from qagent_mlx.evaluate.report import EvaluationReport
 
 EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
 
@@ -123,66 +126,52 @@ def evaluate(
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
     the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
     """
-    from qagent_mlx.evaluate.baselines.search_log import SearchLog
-    from qagent_mlx.evaluate.report import evaluate as measure
+    from qagent_mlx.evaluate.config import EvaluationConfig
     from qagent_mlx.evaluate.suite import evaluation_suite
     from qagent_mlx.policy.registry import default_policy
 
     pairs = _pairs(compare)
-    config = split_config(test_from, min_history, test_share, validation_share)
     switched = [name for name, on in (("no search", no_search), ("no memory", no_memory)) if on]
-    parts = list(dict.fromkeys([*switched, *ablations]))
+    parts = tuple(dict.fromkeys([*switched, *ablations]))
+    config = EvaluationConfig(
+        split=split,  # type: ignore[arg-type]
+        limit=limit,
+        group=group,
+        seed=seed,
+        with_baselines=baselines,
+        baselines=named,
+        prompted=prompted,
+        ablations=parts,
+        compare=tuple(pairs),
+        by=by or (("history", "tail", "own") if html_path else ()),  # type: ignore[arg-type]
+        details=EXAMPLES if html_path else 0,
+        dtype=dtype or "",  # type: ignore[arg-type]
+    )
     with opened(shop_path) as shop:
         if not (policies or baselines or named or prompted):
             policies = (default_policy(shop, "grpo"),)
         if not prompted:
             _check_names(pairs, policies, parts, named, baselines)
         with waiting("reading cases"):
-            environment, systems = evaluation_suite(
+            suite = evaluation_suite(
                 shop,
                 policies,
-                ablations=parts,
-                with_baselines=baselines,
-                extra=named,
-                prompted=prompted,
-                split=config,
-                only=split,
-                group=group,
-                seed=seed,
-                keep=EXAMPLES if html_path else 0,
-                dtype=dtype or "",
+                config,
+                split_config(test_from, min_history, test_share, validation_share),
             )
-            log = SearchLog.of_shop(shop)
             if html_path is not None:
-                from qagent_mlx.evaluate.html_report import curves
+                from qagent_mlx.evaluate.html_report import reward_curves
 
-                runs = curves(shop)
-        derived, title = shop.config.derived_queries, shop.config.name
-        simulated = bool(shop.config.simulated)
-    names = [system.name for system in systems]
-    pairs = [(a, b) for a, c in pairs for b in (names if c == "*" else [c]) if a != b]
-    report = measure(
-        environment,
-        systems,
-        split,
-        5,
-        limit,
-        seed=seed,
-        on_progress=Progress(),
-        compare=pairs,
-        log=log,
-        by=by or (("history", "tail", "own") if html_path else ()),
-        details=EXAMPLES if html_path else 0,
-    )
-    report |= {"derived": derived, "simulated": simulated, "shop": title}
+                curves = reward_curves(shop)
+    report = suite.evaluate(Progress())
     if html_path is not None:
         from qagent_mlx.evaluate.html_report import write_page
 
-        chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
-        write_page(html_path, report, environment.search.catalog, chains, runs)
+        catalog = suite.environment.search.catalog
+        write_page(html_path, report, catalog, suite.rollouts(), curves)
         note(f"wrote {html_path}")
     if as_json:
-        emit({k: v for k, v in report.items() if k != "details"})
+        emit(report.to_dict())
     else:
         draw_report(report)
 
@@ -200,16 +189,16 @@ class Progress:
         self._started = time.perf_counter()
 
 
-def draw_report(report: dict[str, Any]) -> None:
+def draw_report(report: EvaluationReport) -> None:
     """Print the metrics, and the comparisons when there are some."""
-    from qagent_mlx.evaluate.report import comparison_table, slice_tables, table
+    from qagent_mlx.evaluate.tables import comparison_table, slice_tables, table
 
     console = out()
     console.print(table(report))
     for one in slice_tables(report):
         console.print()
         console.print(one)
-    if report["comparisons"]:
+    if report.comparisons:
         console.print()
         console.print(comparison_table(report))
 
@@ -217,13 +206,13 @@ def draw_report(report: dict[str, Any]) -> None:
 def _check_names(
     pairs: list[tuple[str, str]],
     policies: tuple[str, ...],
-    parts: list[str],
+    parts: tuple[str, ...],
     named: tuple[str, ...],
     baselines: bool,
 ) -> None:
     """Say at once, not after the cases were read, that a compared system is not evaluated."""
     from qagent_mlx.errors import QAgentError
-    from qagent_mlx.evaluate.baselines.popularity import BASELINES
+    from qagent_mlx.evaluate.baselines.registry import BASELINES
 
     known = {"*", *policies, *named, *(f"{p} ({part})" for p in policies for part in parts)}
     known |= set(BASELINES) if baselines else set()

@@ -60,7 +60,8 @@ def reproduce(
     shop the A/B tests. It takes hours on a small machine; killed, the same command goes on
     where it was.
     """
-    from qagent_mlx.reproduce import ReproduceConfig, Reproduction
+    from qagent_mlx.reproduce.config import ReproduceConfig
+    from qagent_mlx.reproduce.reproduction import Reproduction
     from qagent_mlx.utils.atomic_files import read_json
 
     from .abtest import draw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from ..build import create_sample_shop
 from ..environment.cases import build_cases, of_split
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
-from ..evaluate.baselines.popularity import System, baselines
-from ..evaluate.metrics import Ranking
+from ..evaluate.baselines.registry import BASELINES, BaselineData
+from ..evaluate.config import EvaluationConfig
+from ..evaluate.metrics import Ranking, System
 from ..evaluate.policy_system import PolicySystem
-from ..evaluate.report import evaluate
+from ..evaluate.report import EvaluationReport, evaluate
 from ..inventory.index import open_index
 from ..inventory.product_search import search_products
-from ..memory.inspect import MemoryView
+from ..memory.profile import Memory
+from ..memory.ranker import MemoryRanker
+from ..memory.types import Moment
 from ..policy.files import load_policy
 from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
@@ -28,48 +31,20 @@ from ..train.grpo import train_grpo
 from ..train.grpo_config import GrpoConfig
 from ..train.sft import SftConfig, train_sft
 from ..types import Case
+from ..utils.settings import check
+from .config import DemoConfig
 
-NAME = "demo"  # the shop's name in its settings: only a shop of this name is ever removed
-SHOWN_BASELINES = ("popular", "repeat-last", "co-occurrence")
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """How long the story takes."""
-
-    parent: str = SAMPLE
-    sft_steps: int = 20
-    grpo_steps: int = 25
-    cases: int = 500  # test cases of the evaluations
-    chains: int = 1  # a case in the evaluations: what one chain learns is not hidden by a vote
-    group: int = 8
-    measured: int = 50  # validation cases of the rewards that training reports
-    seed: int = 0
+SHOP_NAME = "demo"  # only a sample shop that has this name in its settings is ever removed
+BASELINES_SHOWN = ("popular", "repeat-last", "co-occurrence")
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A part of the story: its data when it has ended, None when it begins."""
+    """A part of the story: it is yielded without data when it begins, and with data at its end."""
 
     name: str
     title: str
-    data: dict[str, Any] | MemoryView | None = None
-
-
-class _Remembered:
-    """A system whose answers are kept, as the second evaluation asks what the first did."""
-
-    def __init__(self, system: System) -> None:
-        self.name = system.name
-        self._system = system
-        self._known: dict[tuple[int, ...], list[Ranking]] = {}
-
-    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """At most ``k`` queries for each example, the best first."""
-        key = (k, *(e.case.case_id for e in examples))
-        if key not in self._known:
-            self._known[key] = self._system.rank(examples, k)
-        return self._known[key]
+    data: Any = None
 
 
 def story(
@@ -78,63 +53,96 @@ def story(
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Scene]:
-    """Make the demo shop and tell the story; each scene is yielded as it begins and ends.
+    """Create the demo shop and tell the story.
 
     Args:
-        path: The shop's folder; a demo shop that is there is made anew.
+        path: The shop's folder; a demo shop that is there is created anew.
         config: How long it takes.
         on_stage: Called with what begins inside a scene.
-        on_step: Called after each step of training with its metrics.
+        on_step: Called after each training step with its metrics.
+
+    Yields:
+        Each scene as it begins and as it ends.
 
     Raises:
         QAgentError: the folder holds something else, or the parent policy is missing.
     """
     config = config or DemoConfig()
-    parent = str(resolve(None, config.parent)) if config.parent != SAMPLE else SAMPLE
+    check(config)
+    parent = SAMPLE if config.parent == SAMPLE else str(resolve(None, config.parent))
     resolve(None, parent)
-    remove_sample_shop(path, NAME)
+    remove_sample_shop(path, SHOP_NAME)
 
     yield Scene("ingest", "A shop: products and events from files, and the index")
-    counts = create_sample_shop(path, on_stage, NAME)
-    yield Scene("ingest", "", counts)
-
+    yield Scene("ingest", "", create_sample_shop(path, on_stage, SHOP_NAME))
     with Shop.open(path) as shop:
-        index = open_index(shop)
-        case = hero(of_split(build_cases(shop.connection, after=index.clicks_until), "test"))
-        policy = open_policy(None, parent)
+        for name, title, action in _Story(shop, parent, config, on_step).scenes():
+            yield Scene(name, title)
+            yield Scene(name, "", action())
 
-        yield Scene("memory", "Memory: what the agent may know of one user at one moment")
-        view = inspect_memory(shop, case.user_id, case.as_of, policy.codec.count)
-        yield Scene("memory", "", view)
 
-        yield Scene("search", "Search: what a query retrieves at that moment")
-        query = _first_query(shop, policy.codec.count, case)
-        found = search_products(shop, query, 5, as_of=case.as_of)
-        yield Scene("search", "", {"query": query, "results": found})
+class _Story:
+    """The scenes that need the shop, and what later ones take from earlier ones."""
 
-        yield Scene("sft", f"SFT: the {_short(parent)} policy practises chains of retrieval")
-        environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
-        report = train_sft(
-            shop,
-            parent,
+    def __init__(
+        self,
+        shop: Shop,
+        parent: str,
+        config: DemoConfig,
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._shop, self._parent, self._config, self._on_step = shop, parent, config, on_step
+        self._policy = open_policy(None, parent)
+        cases = build_cases(shop.connection, after=open_index(shop).clicks_until)
+        self._case = example_case(of_split(cases, "test"))
+
+    def scenes(self) -> list[tuple[str, str, Callable[[], Any]]]:
+        sft = f"SFT: the {Path(self._parent).name} policy practises chains of retrieval"
+        after = "Evaluation after: against SFT and recommenders without a model"
+        return [
+            ("memory", "Memory: what the agent may know of one user at one moment", self._memory),
+            ("search", "Search: what a query retrieves at that moment", self._search),
+            ("sft", sft, self._sft),
+            ("before", "Evaluation before reinforcement learning", self._before),
+            ("grpo", "GRPO: the policy learns from what its own queries retrieve", self._grpo),
+            ("after", after, self._after),
+            ("user", "The same user, before and after", self._user),
+        ]
+
+    def _memory(self) -> Any:
+        case = self._case
+        return inspect_memory(self._shop, case.user_id, case.as_of, self._policy.codec.count)
+
+    def _search(self) -> dict[str, Any]:
+        """The query that memory ranks first; the true one only where memory has none."""
+        shop, case = self._shop, self._case
+        ranker = MemoryRanker.of_shop(shop)
+        memory = Memory(shop.connection, shop.config.memory, self._policy.codec.count, ranker)
+        profile = memory.profiles([Moment(case.user_id, case.as_of)])[0]
+        query = profile.references[0] if profile.references else case.query
+        return {"query": query, "results": search_products(shop, query, 5, as_of=case.as_of)}
+
+    def _sft(self) -> Any:
+        config, policy = self._config, self._policy
+        self._environment = Environment.of_shop(self._shop, policy.codec, policy.info.agent)
+        return train_sft(
+            self._shop,
+            self._parent,
             "sft",
             SftConfig(steps=config.sft_steps, measured=config.measured, seed=config.seed),
-            environment=environment,
-            on_step=on_step,
+            environment=self._environment,
+            on_step=self._on_step,
         )
-        yield Scene("sft", "", report)
 
-        yield Scene("before", "Evaluation before reinforcement learning")
-        sft = load_policy(shop.path / "policies" / "sft")
-        before = _Remembered(
-            PolicySystem("sft", sft, environment, group=config.chains, seed=config.seed)
-        )
-        first = evaluate(environment, [before], "test", 5, config.cases, seed=config.seed)
-        yield Scene("before", "", first)
+    def _before(self) -> EvaluationReport:
+        self._sft_system = _Cached(self._system("sft"))
+        self._first = self._evaluate([self._sft_system])
+        return self._first
 
-        yield Scene("grpo", "GRPO: the policy learns from what its own queries retrieve")
-        report = train_grpo(
-            shop,
+    def _grpo(self) -> Any:
+        config = self._config
+        return train_grpo(
+            self._shop,
             "sft",
             "grpo",
             GrpoConfig(
@@ -143,60 +151,70 @@ def story(
                 measured=config.measured,
                 seed=config.seed,
             ),
-            environment=environment,
-            on_step=on_step,
+            environment=self._environment,
+            on_step=self._on_step,
         )
-        yield Scene("grpo", "", report)
 
-        yield Scene("after", "Evaluation after: against SFT and recommenders without a model")
-        grpo = load_policy(shop.path / "policies" / "grpo")
+    def _after(self) -> EvaluationReport:
+        data = BaselineData(self._shop)
         systems: list[System] = [
-            PolicySystem("grpo", grpo, environment, group=config.chains, seed=config.seed),
-            before,
-            *(b for b in baselines(shop) if b.name in SHOWN_BASELINES),
+            self._system("grpo"),
+            self._sft_system,
+            *(BASELINES[name](data) for name in BASELINES_SHOWN),
         ]
-        second = evaluate(
-            environment,
-            systems,
-            "test",
-            5,
-            config.cases,
-            seed=config.seed,
-            compare=[("grpo", "sft")],
+        report = self._evaluate(systems, compare=(("grpo", "sft"),))
+        # SFT's rankings came from the first evaluation, and took their time there.
+        latency = self._first.system("sft").latency_ms
+        return replace(
+            report,
+            systems=tuple(
+                replace(result, latency_ms=latency) if result.name == "sft" else result
+                for result in report.systems
+            ),
         )
-        for system in second["systems"]:
-            if system["name"] == "sft":  # its answers were remembered, which took no time
-                system["latency_ms"] = first["systems"][0]["latency_ms"]
-        yield Scene("after", "", second)
 
-        yield Scene("user", "The same user, before and after")
-        answers = {
-            name: Recommender(shop, one, group=config.group).recommend(
-                [case.user_id], 5, case.as_of, config.seed
-            )[0]
-            for name, one in (("sft", sft), ("grpo", grpo))
-        }
-        yield Scene("user", "", {"case": case, "answers": answers})
+    def _user(self) -> dict[str, Any]:
+        config, case = self._config, self._case
+        answers = {}
+        for name in ("sft", "grpo"):
+            recommender = Recommender(self._shop, self._load(name), group=config.group)
+            answers[name] = recommender.recommend([case.user_id], 5, case.as_of, config.seed)[0]
+        return {"case": case, "answers": answers}
+
+    def _load(self, name: str) -> Any:
+        return load_policy(self._shop.path / "policies" / name)
+
+    def _system(self, name: str) -> PolicySystem:
+        config = self._config
+        return PolicySystem(
+            name, self._load(name), self._environment, group=config.chains, seed=config.seed
+        )
+
+    def _evaluate(
+        self, systems: Sequence[System], compare: tuple[tuple[str, str], ...] = ()
+    ) -> EvaluationReport:
+        config = EvaluationConfig(limit=self._config.cases, seed=self._config.seed, compare=compare)
+        return evaluate(self._environment, systems, config)
 
 
-def hero(cases: Sequence[Case]) -> Case:
+class _Cached:
+    """A system that ranks the same cases once: both evaluations ask for SFT's rankings."""
+
+    def __init__(self, system: System) -> None:
+        self.name = system.name
+        self._system = system
+        self._rankings: dict[tuple[int, ...], list[Ranking]] = {}
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        key = (k, *(e.case.case_id for e in examples))
+        if key not in self._rankings:
+            self._rankings[key] = self._system.rank(examples, k)
+        return self._rankings[key]
+
+
+def example_case(cases: Sequence[Case]) -> Case:
     """The case that the story follows: a user with some history, from the middle of the split."""
     if not cases:
         raise QAgentError("the shop has no test case; its log is too short for the demo")
-    known = [c for c in cases if 20 <= c.history <= 60] or list(cases)
-    return known[len(known) // 2]
-
-
-def _first_query(shop: Shop, count: Any, case: Case) -> str:
-    """The query that memory thinks likeliest; never the true one unless memory names it."""
-    from ..memory.profile import Memory
-    from ..memory.ranker import MemoryRanker
-    from ..memory.types import Moment
-
-    memory = Memory(shop.connection, shop.config.memory, count, MemoryRanker.of_shop(shop))
-    profile = memory.profiles([Moment(case.user_id, case.as_of)])[0]
-    return profile.references[0] if profile.references else case.query
-
-
-def _short(name: str) -> str:
-    return Path(name).name
+    with_history = [c for c in cases if 20 <= c.history <= 60] or list(cases)
+    return with_history[len(with_history) // 2]

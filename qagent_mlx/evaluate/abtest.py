@@ -2,29 +2,24 @@
 
 The shoppers live in the shop's own simulated world with tastes of their own. Until a visit
 they leave a log like everybody else's; at the visit both systems read it, each shows ``k``
-queries, and the shopper answers both (`tapping`), as two copies of one person would. So the
-test is paired, and common random numbers keep its variance small. Nothing that the systems
-show changes what the shopper does later.
-
-Rates are over all shoppers: CTR is taps over rows shown, guided CVR is purchases over taps
-(as the paper's guided conversion, arXiv:2606.05671), revenue is per row shown. Shoppers, not
-visits, are resampled; p comes from swapping the two systems within shoppers at random.
+queries, and the shopper responds to both (`simulator.click_model`), as two copies of one
+person would. So the test is paired, and common random numbers keep its variance small.
+Nothing that the systems show changes what the shopper does later.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
-from ..agent.recommend import GROUP
 from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
@@ -34,47 +29,150 @@ from ..simulator.click_model import QueryInterpreter, SlateOutcome, Visit
 from ..simulator.shopper import Shopper
 from ..simulator.world import START, SimulatedShop, SimulatorConfig, moment
 from ..types import Case
-from .baselines.popularity import System
-from .metrics import FLIPS
-from .suite import SystemFactory, cases_of, parts_of
+from ..utils.settings import SettingError, check, merge
+from .config import AbConfig, EvaluationConfig
+from .metrics import System
+from .significance import RateComparison, compare_rates, sample_size
+from .suite import SystemFactory, cases_of, split_name
 
 FRESH = 5  # part of a fresh shopper's seed; those of the sample's own shoppers have a 2
-RESAMPLES = 2000
-POWER = 0.8
-ARMS = ("control", "treatment")
 RATES = {  # name -> (what is counted, over what)
-    "ctr": ("taps", "rows"),
+    "ctr": ("taps", "visits"),
     "cvr": ("purchases", "taps"),
-    "orders": ("purchases", "rows"),
-    "revenue": ("revenue", "rows"),
+    "orders": ("purchases", "visits"),
+    "revenue": ("revenue", "visits"),
 }
-
 
 MakeSystem = Callable[[Shop, Environment], System]
 
 
-@dataclass(frozen=True)
-class AbConfig:
-    """How a test is run."""
+@dataclass(frozen=True, slots=True)
+class AbTestReport:
+    """Both arms of a simulated A/B test.
 
-    users: int = 500
-    visits: int = 3  # of one shopper at most, the first ones of the test's time
-    k: int = 5
-    draws: int = 10  # how often each visit is lived through, each time with other luck
-    seed: int = 0
-    detect: float = 0.03  # the lift that the sample sizes are for
+    Rates are over all shoppers: CTR is taps over slates shown, guided CVR is purchases over
+    taps (as the paper's guided conversion, arXiv:2606.05671), orders and revenue are per slate.
+    Shoppers, not visits, are resampled and swapped.
+
+    Attributes:
+        control: Name of the control arm's system.
+        treatment: Name of the treatment arm's.
+        rates: ``ctr``, ``cvr``, ``orders`` and ``revenue`` in both arms.
+        users: Number of shoppers.
+        visits: Number of slates that each arm showed.
+        identical: Share of the outcomes that were the same in both arms.
+        most_tapped: The queries that were tapped most and how often, for each arm.
+        since: Visits from this moment on are part of the test.
+        config: Size and seed.
+    """
+
+    control: str
+    treatment: str
+    rates: dict[str, RateComparison]
+    users: int
+    visits: int
+    identical: float
+    most_tapped: tuple[list[tuple[str, int]], list[tuple[str, int]]]
+    since: datetime
+    config: AbConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "arms": {"control": self.control, "treatment": self.treatment},
+            **{name: asdict(rate) for name, rate in self.rates.items()},
+            "users": self.users,
+            "rows": self.visits,
+            "same": self.identical,
+            "tapped": [
+                [{"query": query, "taps": taps} for query, taps in arm] for arm in self.most_tapped
+            ],
+            "since": self.since.isoformat(),
+            "settings": asdict(self.config),
+        }
 
 
 @dataclass(frozen=True)
 class Population:
-    """Fresh shoppers: what they did before, and the visits at which they are asked."""
+    """Fresh shoppers: their log before the test, and their visits during it.
+
+    Each visit has a case, which has no wanted query: nobody knows one.
+    """
 
     log: list[dict[str, Any]]
     visits: list[Visit]
-    cases: list[Case]  # one a visit; without an answer, as nobody knows one
+    cases: list[Case]
 
 
-def world_of(shop: Shop) -> SimulatedShop:
+def abtest(
+    shop: Shop,
+    control: str,
+    treatment: str,
+    config: AbConfig | None = None,
+    *,
+    test_from: datetime | None = None,
+    group: int = EvaluationConfig.group,
+    systems: Mapping[str, MakeSystem] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> AbTestReport:
+    """Run a simulated A/B test; the shop itself is not changed.
+
+    Args:
+        shop: A simulated one; read only is enough.
+        control: A policy, a baseline, ``NAME (ablation)``, or one of ``systems``.
+        treatment: The same.
+        config: Size and seed.
+        test_from: When the test begins; by default where the test cases do.
+        group: Chains of a policy at a visit.
+        systems: Recommenders of one's own by name, each built from a copy of the shop that
+            knows the fresh shoppers' log, and from the visits.
+        on_stage: Called with what begins.
+
+    Raises:
+        QAgentError: the shop is not simulated, or a name is unknown.
+    """
+    config = config or AbConfig()
+    check(config)
+    report_stage = on_stage or (lambda stage: None)
+    if control == treatment:
+        raise QAgentError("control and treatment are the same; name two different systems")
+    own_systems = systems or {}
+    for name in (control, treatment):
+        if name not in own_systems:
+            split_name(shop, name)  # unknown names are refused before shoppers are simulated
+    world = simulated_world(shop)
+    if test_from is None:
+        test_from = next(c.as_of for c in cases_of(shop) if c.split == "test")
+    open_index(shop)
+    report_stage(f"simulating {config.users:,} fresh shoppers")
+    population = fresh_shoppers(world, config, test_from)
+    shop.connection.execute("SELECT 1")  # a shop that somebody writes to is not copied
+    with (
+        tempfile.TemporaryDirectory(prefix="qagent-ab-") as folder,
+        _copy(shop, Path(folder) / "shop") as copy,
+    ):
+        if append_events(copy, population.log).rejected:
+            raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
+        factory = SystemFactory(
+            copy,
+            lambda codec, agent: Environment.of_cases(copy, population.cases, codec, agent),
+            EvaluationConfig(group=group, seed=config.seed),
+            policies=shop,
+        )
+        arms = [
+            own_systems[name](copy, factory.environment)
+            if name in own_systems
+            else factory.named(name)
+            for name in (control, treatment)
+        ]
+        outcomes = []
+        for system in arms:
+            report_stage(f"{system.name} recommends at {len(population.visits):,} visits")
+            outcomes.append(_respond(factory.environment, world, population, system, config))
+    return compare_arms((control, treatment), population.cases, outcomes, config, test_from)
+
+
+def simulated_world(shop: Shop) -> SimulatedShop:
     """The world that a simulated shop was made from.
 
     Raises:
@@ -86,13 +184,13 @@ def world_of(shop: Shop) -> SimulatedShop:
             f"{shop.path} is not a simulated shop, and only simulated shoppers can be asked; "
             "make one with: qagent init --sample"
         )
-    known = {f.name for f in fields(SimulatorConfig)}
-    if set(settings) - known:
+    try:
+        world = SimulatedShop(merge(SimulatorConfig(), settings))
+    except QAgentError as error:
         raise QAgentError(
-            f"{shop.path} was simulated by another version (setting "
-            f"{sorted(set(settings) - known)[0]}); make it again with: qagent init --sample"
-        )
-    world = SimulatedShop(SimulatorConfig(**settings))
+            f"{shop.path} was simulated by another version ({error}); make it again with: "
+            "qagent init --sample"
+        ) from error
     titles = dict(shop.connection.execute("SELECT product_id, title FROM products").fetchall())
     if titles != {p.product_id: p.title for p in world.products}:
         raise QAgentError(
@@ -102,132 +200,57 @@ def world_of(shop: Shop) -> SimulatedShop:
     return world
 
 
-def fresh_shoppers(world: SimulatedShop, config: AbConfig, since: datetime) -> Population:
-    """New shoppers, each alive until their last visit of the test.
+def fresh_shoppers(world: SimulatedShop, config: AbConfig, test_from: datetime) -> Population:
+    """Simulate new shoppers, each up to their last visit of the test.
 
     Args:
         world: They know its products.
         config: How many, and how many visits of each.
-        since: Visits from this moment on are part of the test.
+        test_from: Visits from this moment on are part of the test.
+
+    Raises:
+        SettingError: too few shoppers come after that moment.
     """
-    first = (since - START) / timedelta(days=1)
     log: list[dict[str, Any]] = []
     visits: list[Visit] = []
     cases: list[Case] = []
-    number = 0
-    while len({c.user_id for c in cases}) < config.users:
+    users = number = 0
+    while users < config.users:
         seed = (world.config.seed, FRESH, config.seed, number)
         shopper = Shopper(world, f"fresh-{config.seed}-{number:05d}", seed)
         number += 1
         if number > 10 * config.users + 100:
-            raise QAgentError(
-                f"only {len({c.user_id for c in cases})} of {number} simulated shoppers come "
-                f"after {since:%Y-%m-%d %H:%M}; let the test begin earlier with --test-from"
+            raise SettingError(
+                "test_from",
+                f"is too late: only {users} of {number} simulated shoppers come after "
+                f"{test_from:%Y-%m-%d %H:%M}; let the test begin earlier",
             )
-        mine: list[dict[str, Any]] = []
-        asked = before = 0
-        for day, events in shopper.visits():
-            # Now and then a visit begins before the last one has ended: nobody is asked then.
-            if day >= first and mine and moment(day) > max(e["time"] for e in mine):
-                visits.append(Visit.of(shopper, day, (*seed, asked)))
-                cases.append(
-                    Case(
-                        case_id=len(cases),
-                        user_id=shopper.user_id,
-                        as_of=moment(day),
-                        query="",
-                        query_key="",
-                        products=(),
-                        history=len(mine),
-                        split="test",
-                    )
-                )
-                asked, before = asked + 1, len(mine)
-                if asked == config.visits:
-                    break
-            mine += list(events)
-        log += mine[:before]
+        events, shopper_visits = _shopper_visits(shopper, seed, config.visits, test_from)
+        for visit, history in shopper_visits:
+            visits.append(visit)
+            as_of = moment(visit.day)
+            case = Case(len(cases), shopper.user_id, as_of, "", "", (), history, "test")
+            cases.append(case)
+        users += bool(shopper_visits)
+        log += events[: shopper_visits[-1][1]] if shopper_visits else []
     return Population(sorted(log, key=lambda e: (e["time"], e["user_id"])), visits, cases)
 
 
-def abtest(
-    shop: Shop,
-    control: str,
-    treatment: str,
-    config: AbConfig | None = None,
-    *,
-    since: datetime | None = None,
-    group: int = GROUP,
-    systems: Mapping[str, MakeSystem] | None = None,
-    on_stage: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Run the test; the shop itself is not changed.
-
-    Args:
-        shop: A simulated one; read only is enough.
-        control: A policy, a baseline, ``NAME (ablation)``, or one of ``systems``.
-        treatment: The same.
-        config: Size and seed.
-        since: When the test begins; by default where the test cases do.
-        group: Chains of a policy at a visit.
-        systems: Recommenders of one's own by name, each made of a copy of the shop that knows
-            the fresh shoppers' log, and of the visits.
-        on_stage: Called with what begins.
-
-    Returns:
-        ``ctr``, ``cvr``, ``orders`` (purchases a row shown) and ``revenue`` (a row shown), each
-        with ``control``, ``treatment``, ``lift`` (relative; None when control has none), its
-        95 % interval ``lo`` and ``hi``, ``p``, and ``sample_size``: shoppers that an unpaired test
-        needs in each arm to find a lift of ``config.detect`` (two-sided 5 %, power 80 %; None
-        where nothing happened). Also ``arms``, ``users``, ``rows``, ``same`` (share of the
-        visits at which both showed the same), ``settings``.
-
-    Raises:
-        QAgentError: the shop is not simulated, or a name is unknown.
-    """
-    config = config or AbConfig()
-    say = on_stage or (lambda stage: None)
-    if control == treatment:
-        raise QAgentError("control and treatment are the same; name two different systems")
-    own_systems = dict(systems or {})
-    for name in (control, treatment):
-        if name not in own_systems:
-            parts_of(shop, name)  # before the shoppers, who take a while
-    world = world_of(shop)
-    if since is None:
-        since = next(c.as_of for c in cases_of(shop) if c.split == "test")
-    open_index(shop)
-    say(f"simulating {config.users:,} fresh shoppers")
-    people = fresh_shoppers(world, config, since)
-    shop.connection.execute("SELECT 1")  # a shop that somebody writes to is not copied
-    with (
-        tempfile.TemporaryDirectory(prefix="qagent-ab-") as folder,
-        _copy(shop, Path(folder) / "shop") as own,
-    ):
-        if append_events(own, people.log).rejected:
-            raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
-        line = SystemFactory(
-            own,
-            lambda codec, agent: Environment.of_cases(own, people.cases, codec, agent),
-            group=group,
-            seed=config.seed,
-            policies=shop,
-        )
-        arms = [
-            own_systems[name](own, line.environment) if name in own_systems else line.named(name)
-            for name in (control, treatment)
-        ]
-        answers = _answers(line.environment, world, people, arms, config, say)
-    report = compare_arms(people.cases, answers, config)
-    flat = [[a for visit in arm for a in visit] for arm in answers]
-    return {
-        "arms": {"control": control, "treatment": treatment},
-        **report,
-        "same": float(np.mean([a == b for a, b in zip(*flat, strict=True)])),
-        "tapped": [_most([a.query for a in arm]) for arm in flat],
-        "since": since.isoformat(),
-        "settings": asdict(config),
-    }
+def _shopper_visits(
+    shopper: Shopper, seed: tuple[int, ...], count: int, test_from: datetime
+) -> tuple[list[dict[str, Any]], list[tuple[Visit, int]]]:
+    """A shopper's events, and their first visits of the test, each with the events before it."""
+    first_day = (test_from - START) / timedelta(days=1)
+    events: list[dict[str, Any]] = []
+    visits: list[tuple[Visit, int]] = []
+    for day, session in shopper.visits():
+        # Now and then a visit begins before the last one has ended: nothing is shown then.
+        if day >= first_day and events and moment(day) > max(e["time"] for e in events):
+            visits.append((Visit.of(shopper, day, (*seed, len(visits))), len(events)))
+            if len(visits) == count:
+                break
+        events += session
+    return events, visits
 
 
 def _copy(shop: Shop, path: Path) -> Shop:
@@ -240,152 +263,84 @@ def _copy(shop: Shop, path: Path) -> Shop:
     return Shop.open(path, read_only=False)
 
 
-def _answers(
+def _respond(
     environment: Environment,
     world: SimulatedShop,
-    people: Population,
-    systems: Sequence[System],
+    population: Population,
+    system: System,
     config: AbConfig,
-    say: Callable[[str], None],
-) -> list[list[list[SlateOutcome]]]:
-    """For each system, what every visit led to, a draw at a time."""
-    place = {p.product_id: i for i, p in enumerate(world.products)}
-    meanings = QueryInterpreter(world)
-    made = []
-    for system in systems:
-        say(f"{system.name} recommends at {len(people.visits):,} visits")
-        rankings = system.rank(environment.examples, config.k)
-        answers = []
-        for visit, case, ranking in zip(people.visits, people.cases, rankings, strict=True):
+) -> list[list[SlateOutcome]]:
+    """The outcomes of each visit with a system's slates, one for each draw."""
+    index = {p.product_id: i for i, p in enumerate(world.products)}
+    interpreter = QueryInterpreter(world)
+    rankings = system.rank(environment.examples, config.k)
+    outcomes = []
+    for visit, case, ranking in zip(population.visits, population.cases, rankings, strict=True):
 
-            def retrieve(query: str, as_of: datetime = case.as_of) -> np.ndarray:
-                return np.array([place[p] for p in environment.retrieve(query, as_of)], dtype=int)
+        def retrieve(query: str, as_of: datetime = case.as_of) -> np.ndarray:
+            return np.array([index[p] for p in environment.retrieve(query, as_of)], dtype=int)
 
-            shown = ranking.queries[: config.k]
-            answers.append(visit.answers(meanings, shown, retrieve, config.draws))
-        made.append(answers)
-    return made
-
-
-def _most(queries: Sequence[str]) -> list[dict[str, Any]]:
-    """The queries that were tapped most."""
-    kept = [q for q in queries if q]
-    order = sorted(set(kept), key=lambda q: (-kept.count(q), q))
-    return [{"query": q, "taps": kept.count(q)} for q in order[:5]]
-
-
-# ---------------------------------------------------------------- statistics
+        slate = ranking.queries[: config.k]
+        outcomes.append(visit.answers(interpreter, slate, retrieve, config.draws))
+    return outcomes
 
 
 def compare_arms(
-    cases: Sequence[Case], answers: Sequence[Sequence[Sequence[SlateOutcome]]], config: AbConfig
-) -> dict[str, Any]:
-    """Rates of both arms with lift, interval, p and the sample size for a lift.
+    arms: tuple[str, str],
+    cases: Sequence[Case],
+    outcomes: Sequence[Sequence[Sequence[SlateOutcome]]],
+    config: AbConfig,
+    test_from: datetime = START,
+) -> AbTestReport:
+    """Compare the rates of both arms.
 
     Args:
-        cases: One a visit; their users are the clusters.
-        answers: Of control and of treatment: for each visit, one answer a draw.
+        arms: Names of the control's and of the treatment's system.
+        cases: One for each visit; their users are the clusters.
+        outcomes: Of control and of treatment: for each visit, one outcome for each draw.
         config: Seed, and the lift to detect.
+        test_from: When the test began.
     """
     users = sorted({c.user_id for c in cases})
     number = {user: i for i, user in enumerate(users)}
     owner = np.array([number[c.user_id] for c in cases])
 
     def per_user(value: Callable[[SlateOutcome], float]) -> np.ndarray:
-        """(draws, 2, users)"""
-        values = np.array([[[value(a) for a in v] for v in arm] for arm in answers], dtype=float)
-        made = np.zeros((values.shape[2], 2, len(users)))
-        for draw in range(len(made)):
-            for arm in (0, 1):
-                made[draw, arm] = np.bincount(owner, values[arm, :, draw], len(users))
-        return made
+        """Sums over each user's visits, (draws, 2, users)."""
+        values = np.array(
+            [[[value(o) for o in visit] for visit in arm] for arm in outcomes], dtype=float
+        )
+        sums = [
+            [np.bincount(owner, arm[:, draw], len(users)) for arm in values]
+            for draw in range(values.shape[2])
+        ]
+        return np.array(sums)
 
     counts = {
-        "rows": per_user(lambda a: 1.0),
-        "taps": per_user(lambda a: float(a.tapped)),
-        "purchases": per_user(lambda a: float(a.bought)),
-        "revenue": per_user(lambda a: a.revenue),
+        "visits": per_user(lambda outcome: 1.0),
+        "taps": per_user(lambda outcome: float(outcome.tapped)),
+        "purchases": per_user(lambda outcome: float(outcome.bought)),
+        "revenue": per_user(lambda outcome: outcome.revenue),
     }
-    report: dict[str, Any] = {}
-    for name, (top, bottom) in RATES.items():
-        row = ratio_difference(counts[top].mean(axis=0), counts[bottom].mean(axis=0), config.seed)
-        report[name] = {**row, "needed": sample_size(counts[top], counts[bottom], config.detect)}
-    return {**report, "users": len(users), "rows": len(cases)}
+    rates = {}
+    for name, (numerator, denominator) in RATES.items():
+        n, d = counts[numerator], counts[denominator]
+        rate = compare_rates(n.mean(axis=0), d.mean(axis=0), config.seed)
+        rates[name] = replace(rate, needed=sample_size(n, d, config.detect))
+    control, treatment = ([o for visit in arm for o in visit] for arm in outcomes)
+    return AbTestReport(
+        control=arms[0],
+        treatment=arms[1],
+        rates=rates,
+        users=len(users),
+        visits=len(cases),
+        identical=float(np.mean([a == b for a, b in zip(control, treatment, strict=True)])),
+        most_tapped=(_most_tapped(control), _most_tapped(treatment)),
+        since=test_from,
+        config=config,
+    )
 
 
-def ratio_difference(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> dict[str, float | None]:
-    """A ratio of sums in two paired arms.
-
-    Args:
-        top: What is counted, (2, users), control first.
-        bottom: Over what, (2, users).
-        seed: Of the resamples and the swaps.
-
-    Returns:
-        ``control``, ``treatment``, ``lift``, ``lo``, ``hi``, ``p``.
-    """
-    users = top.shape[1]
-    control, treatment = (_ratio(top[i].sum(), bottom[i].sum()) for i in (0, 1))
-    random = np.random.default_rng([seed, 11])
-    lifts = []
-    for _ in range(RESAMPLES):
-        weight = np.bincount(random.integers(0, users, users), minlength=users)
-        a, b = (_ratio(top[i] @ weight, bottom[i] @ weight) for i in (0, 1))
-        if a > 0:
-            lifts.append(b / a - 1)
-    known = control > 0 and len(lifts) > RESAMPLES / 2
-    lo, hi = np.quantile(lifts, (0.025, 0.975)) if known else (None, None)
-    return {
-        "control": control,
-        "treatment": treatment,
-        "lift": treatment / control - 1 if known else None,
-        "lo": None if lo is None else float(lo),
-        "hi": None if hi is None else float(hi),
-        "p": permutation_p(top, bottom, seed),
-    }
-
-
-def permutation_p(top: np.ndarray, bottom: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of a permutation test that swaps the two arms within users at random."""
-    differs = np.flatnonzero((top[0] != top[1]) | (bottom[0] != bottom[1]))
-    fixed = np.ones(top.shape[1], dtype=bool)
-    fixed[differs] = False
-    base = np.array([top[:, fixed].sum(axis=1), bottom[:, fixed].sum(axis=1)])
-    a, b = top[:, differs], bottom[:, differs]
-    observed = abs(_ratio(top[1].sum(), bottom[1].sum()) - _ratio(top[0].sum(), bottom[0].sum()))
-    if not len(differs) or not observed:
-        return 1.0
-    random = np.random.default_rng([seed, 12])
-    extreme = 0
-    for at in range(0, FLIPS, 1000):
-        swap = random.integers(0, 2, (min(1000, FLIPS - at), len(differs))).astype(float)
-        tops = [base[0, i] + (1 - swap) @ a[i] + swap @ a[1 - i] for i in (0, 1)]
-        bottoms = [base[1, i] + (1 - swap) @ b[i] + swap @ b[1 - i] for i in (0, 1)]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rates = [np.where(n > 0, t / n, 0.0) for t, n in zip(tops, bottoms, strict=True)]
-        extreme += int((np.abs(rates[1] - rates[0]) >= observed - 1e-12).sum())
-    return (1 + extreme) / (1 + FLIPS)
-
-
-def sample_size(top: np.ndarray, bottom: np.ndarray, detect: float) -> int | None:
-    """Users an arm of an unpaired test with a power of 80 % at a two-sided 5 %.
-
-    The variance of the control's ratio between users, by the delta method, once a draw: in a
-    real test everybody lives through a moment once.
-
-    Args:
-        top: What is counted, (draws, 2, users), control first.
-        bottom: Over what, (draws, 2, users).
-        detect: The relative lift to find.
-    """
-    control = _ratio(top[:, 0].sum(), bottom[:, 0].sum())
-    if not control or detect <= 0:
-        return None
-    residual = (top[:, 0] - control * bottom[:, 0]) / bottom[:, 0].mean()
-    variance = float(residual.var(axis=1).mean())
-    z = norm.ppf((1 + 0.95) / 2) + norm.ppf(POWER)
-    return int(np.ceil(2 * variance * (z / (detect * control)) ** 2)) if variance else None
-
-
-def _ratio(top: float, bottom: float) -> float:
-    return float(top / bottom) if bottom else 0.0
+def _most_tapped(outcomes: Sequence[SlateOutcome]) -> list[tuple[str, int]]:
+    taps = Counter(outcome.query for outcome in outcomes if outcome.query)
+    return sorted(taps.items(), key=lambda item: (-item[1], item[0]))[:5]

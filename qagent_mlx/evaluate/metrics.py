@@ -1,20 +1,21 @@
-"""Metrics of recommended queries, and how sure a measured number is.
+"""Metrics of recommended queries.
 
 A recommendation is judged by its words (does it equal the user's next query?), by what it
-retrieves (is the product that the user then engaged with on top?), and by both at once,
-``cons@1`` (Q_EM, I_Hit@1 and Cons@1 of arXiv:2606.05671).
+retrieves (is its top product one that the user then engaged with?), and by both at once:
+Q_EM, I_Hit@1 and Cons@1 of arXiv:2606.05671.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ..environment.environment import Example
 from ..environment.ir_metrics import ndcg
 from ..types import Case
 from ..utils.text import query_key, rouge_l, tokens
@@ -35,26 +36,19 @@ METRICS = (
     "zero_result",
     "diversity",
 )
-FLIPS = 10_000  # sign flips of a paired test: no p below 0.0001
-_CHUNK = 1 << 20  # how many resampled cases are held at once
-
-
-class Retrieval(Protocol):
-    """The part of an `Environment` that metrics need."""
-
-    def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
-        """At most ten products that a query retrieves at a moment, the best first."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What a system recommends for one case, the best first.
+    """The queries that a system recommends for one case, the best first.
 
-    ``valid`` is the share of its chains that were well formed and searched the query that
-    they recommend, ``searches`` and ``tokens`` their mean cost; a system without chains
-    keeps the defaults. ``scores`` says how sure it is of each query, in [0, 1]; empty where a
-    system does not know.
+    Attributes:
+        queries: At most as many as were asked for.
+        valid: Share of the chains that were well formed and had searched the query that they
+            recommend; systems without chains keep the defaults of this and the next two.
+        searches: Mean number of searches of a chain.
+        tokens: Mean number of tokens of a chain.
+        scores: Confidence in each query, in [0, 1]; empty where a system has none.
     """
 
     queries: tuple[str, ...]
@@ -64,27 +58,48 @@ class Ranking:
     scores: tuple[float, ...] = ()
 
 
-def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str, float]:
-    """Every one of `METRICS` for one case; the means over cases are what is reported.
+class System(Protocol):
+    """Anything that recommends queries: a policy or a baseline."""
 
-    ``zero_result``: the first query retrieves nothing. ``diversity``: 1 minus the words that
-    two of the queries share (Jaccard), averaged over all pairs.
+    @property
+    def name(self) -> str:
+        """The system's name in reports."""
+        ...
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Recommend at most ``k`` queries for each example, the best first."""
+        ...
+
+
+class Retrieval(Protocol):
+    """The part of an `Environment` that metrics need."""
+
+    def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
+        """The ten best products that a query retrieves at a moment."""
+        ...
+
+
+def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str, float]:
+    """Compute all `METRICS` of one case; reports give their means over cases.
+
+    ``zero_result``: the first query retrieves nothing. ``coverage``: there is a first query.
     """
     top = ranking.queries[0] if ranking.queries else ""
-    place = next((i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key), 0)
+    matches = (i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key)
+    rank = next(matches, 0)  # of the user's next query, from 1; 0 where it is not recommended
     products = environment.retrieve(top, case.as_of)[:10] if query_key(top) else ()
-    wanted = set(case.products)
-    same_query = place == 1
-    same_product = bool(products) and products[0] in wanted
+    relevant = set(case.products)
+    query_match = rank == 1
+    product_match = bool(products) and products[0] in relevant
     return {
-        "q_em": float(same_query),
+        "q_em": float(query_match),
         "q_rouge": rouge_l(top, case.query),
-        "q_hit@5": float(1 <= place <= 5),
-        "i_hit@1": float(same_product),
-        "i_hit@10": float(not wanted.isdisjoint(products)),
+        "q_hit@5": float(1 <= rank <= 5),
+        "i_hit@1": float(product_match),
+        "i_hit@10": float(not relevant.isdisjoint(products)),
         "i_ndcg@10": ndcg(products, case.products, 10),
-        "cons@1": float(same_query and same_product),
-        "mrr": 1 / place if place else 0.0,
+        "cons@1": float(query_match and product_match),
+        "mrr": 1 / rank if rank else 0.0,
         "valid": ranking.valid,
         "coverage": float(bool(query_key(top))),
         "searches": ranking.searches,
@@ -95,112 +110,46 @@ def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str
 
 
 def diversity(queries: Sequence[str]) -> float:
-    """1 - mean Jaccard likeness of the words of all pairs; 0 where there is no pair."""
+    """1 minus the mean Jaccard similarity of the words of all pairs; 0 for fewer than two."""
     bags = [frozenset(tokens(q)) for q in queries]
     pairs = [(a, b) for a, b in combinations(bags, 2) if a or b]
     return float(np.mean([1 - len(a & b) / len(a | b) for a, b in pairs])) if pairs else 0.0
 
 
-def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """Whether what a system says of its first query comes true as often as it says.
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Cases of similar confidence: its mean, the share of hits, and the number of cases."""
 
-    Args:
-        scores: What it said, (cases,), each in [0, 1].
-        hits: Whether the query was the one, (cases,).
-        bins: Equal parts of [0, 1].
+    confidence: float
+    accuracy: float
+    cases: int
 
-    Returns:
-        ``ece`` (expected calibration error: the mean gap of a bin, weighted by its cases),
-        ``brier`` (mean squared error), ``bins`` (list of ``said``, ``true``, ``cases``).
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How well a confidence predicts hits.
+
+    Attributes:
+        ece: Expected calibration error: the mean gap between confidence and accuracy of a
+            bin, weighted by its cases.
+        brier: Mean squared error of the confidence.
+        bins: The bins that hold a case, by confidence.
     """
-    place = np.minimum((scores * bins).astype(int), bins - 1)
-    made = [
-        {
-            "said": float(scores[mine].mean()),
-            "true": float(hits[mine].mean()),
-            "cases": int(mine.sum()),
-        }
-        for mine in (place == i for i in range(bins))
-        if mine.any()
+
+    ece: float
+    brier: float
+    bins: tuple[CalibrationBin, ...]
+
+
+def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> Calibration:
+    """Compare confidences, (cases,) in [0, 1], with hits, (cases,) of 0 or 1."""
+    index = np.minimum((scores * bins).astype(int), bins - 1)
+    filled = [
+        CalibrationBin(
+            float(scores[members].mean()), float(hits[members].mean()), int(members.sum())
+        )
+        for members in (index == i for i in range(bins))
+        if members.any()
     ]
-    gap = sum(b["cases"] * abs(b["said"] - b["true"]) for b in made)
-    return {"ece": gap / len(scores), "brier": float(np.mean((scores - hits) ** 2)), "bins": made}
-
-
-def bootstrap(values: np.ndarray, seed: int = 0, samples: int = 2000) -> tuple[float, float, float]:
-    """The mean with its 95 % percentile bootstrap interval (Efron, 1979).
-
-    Args:
-        values: One number a case, (cases,).
-        seed: The same seed and number of cases draw the same resamples.
-        samples: How many resamples.
-
-    Raises:
-        ValueError: there is no case, or ``values`` has more than one axis.
-    """
-    values = _checked(values)
-    means = np.empty(samples)
-    random = np.random.default_rng(seed)
-    for rows in _chunks(samples, len(values)):
-        drawn = random.integers(0, len(values), (rows.stop - rows.start, len(values)))
-        means[rows] = values[drawn].mean(axis=1)
-    lo, hi = np.quantile(means, (0.025, 0.975))
-    return float(values.mean()), float(lo), float(hi)
-
-
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, seed: int = 0, samples: int = 2000
-) -> dict[str, float]:
-    """How much better ``a`` is than ``b`` on the same cases.
-
-    Args:
-        a: One number a case, (cases,).
-        b: The other system's, in the same order.
-        seed: Draws resamples and sign flips.
-        samples: Resamples of the interval.
-
-    Returns:
-        ``diff`` (mean of a - b), its 95 % bootstrap interval ``lo`` and ``hi``, and the
-        two-sided ``p`` of a sign-flip permutation test: under the null hypothesis either
-        system could have got either of a case's two scores.
-
-    Raises:
-        ValueError: the two differ in shape, or there is no case.
-    """
-    a, b = _checked(a), _checked(b)
-    if a.shape != b.shape:
-        raise ValueError(f"paired systems need the same cases, not {a.shape} and {b.shape}")
-    difference = a - b
-    mean, lo, hi = bootstrap(difference, seed, samples)
-    moved = difference[difference != 0]
-    # A sum that equals the observed one may differ from it in the last bits.
-    observed = abs(moved.sum()) - 1e-9
-    random = np.random.default_rng([seed, 1])
-    extreme = 0
-    for rows in _chunks(FLIPS, max(len(moved), 1)):
-        signs = random.integers(0, 2, (rows.stop - rows.start, len(moved)), dtype=np.int8)
-        extreme += int((np.abs((2.0 * signs - 1.0) @ moved) >= observed).sum())
-    return {"diff": mean, "lo": lo, "hi": hi, "p": (1 + extreme) / (1 + FLIPS)}
-
-
-def holm(pvalues: Sequence[float]) -> list[float]:
-    """P-values adjusted for being several (Holm, 1979), in the order given."""
-    adjusted = [0.0] * len(pvalues)
-    largest = 0.0
-    for done, i in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
-        largest = max(largest, min(1.0, (len(pvalues) - done) * pvalues[i]))
-        adjusted[i] = largest
-    return adjusted
-
-
-def _checked(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"one number a case is needed, not an array of shape {values.shape}")
-    return values
-
-
-def _chunks(rows: int, width: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // width)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    gap = sum(b.cases * abs(b.confidence - b.accuracy) for b in filled)
+    return Calibration(gap / len(scores), float(np.mean((scores - hits) ** 2)), tuple(filled))

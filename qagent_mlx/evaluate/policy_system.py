@@ -1,4 +1,4 @@
-"""Policies as systems that can be evaluated beside the baselines."""
+"""Policies as systems that are evaluated beside the baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
 
 
 class PolicySystem:
-    """A policy as it is served: a group of chains a case, pooled."""
+    """A policy as it is served: a group of chains for each case, aggregated to a slate.
+
+    Args:
+        name: The system's name in reports.
+        policy: Samples the chains.
+        environment: Searches the inventory as it was at a case's moment.
+        agent: How chains run; by default as the policy was trained.
+        group: Chains of a case.
+        seed: Seed of the sampling.
+        keep: Keep the chains of the first so many cases in ``rollouts``, by case id.
+    """
 
     def __init__(
         self,
@@ -32,48 +42,46 @@ class PolicySystem:
         keep: int = 0,
     ) -> None:
         self.name = name
-        self.kept: dict[int, list[Rollout]] = {}  # case id -> chains, of the first ``keep``
+        self.rollouts: dict[int, list[Rollout]] = {}
         self._keep = keep
         self._agent = agent or policy.info.agent
-        self._roller = environment.rollout_runner(policy, self._agent, guided=True)
-        self._environment, self._row = environment, SlateFiller(environment.search)
+        self._runner = environment.rollout_runner(policy, self._agent, guided=True)
+        self._environment, self._filler = environment, SlateFiller(environment.search)
         self._group, self._seed = group, seed
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """What the policy recommends for each example, the best first."""
-        made: list[Ranking] = []
-        for at in range(0, len(examples), CASES_AT_ONCE):
-            part = examples[at : at + CASES_AT_ONCE]
-            rollouts = self._roller.run([e.task for e in part], self._group, (self._seed, at))
-            groups = [rollouts[i * self._group : (i + 1) * self._group] for i in range(len(part))]
-            for example, chains, recommended in zip(
-                part, groups, self._rows(part, groups, k), strict=True
-            ):
-                if len(self.kept) < self._keep:
-                    self.kept[example.case.case_id] = chains
-                made.append(
+        """Recommend at most ``k`` queries for each example, the best first."""
+        rankings: list[Ranking] = []
+        for start in range(0, len(examples), CASES_AT_ONCE):
+            batch = examples[start : start + CASES_AT_ONCE]
+            rollouts = self._runner.run([e.task for e in batch], self._group, (self._seed, start))
+            groups = [rollouts[i * self._group : (i + 1) * self._group] for i in range(len(batch))]
+            slates = self._slates(batch, groups, k)
+            for example, group, slate in zip(batch, groups, slates, strict=True):
+                if len(self.rollouts) < self._keep:
+                    self.rollouts[example.case.case_id] = group
+                valid = [r.validated and r.finish == "recommended" for r in group]
+                rankings.append(
                     Ranking(
-                        tuple(r.query for r in recommended),
-                        valid=float(
-                            np.mean([c.validated and c.finish == "recommended" for c in chains])
-                        ),
-                        searches=float(np.mean([c.searches for c in chains])),
-                        tokens=float(np.mean([len(c.tokens) for c in chains])),
-                        scores=tuple(r.score for r in recommended),
+                        tuple(r.query for r in slate),
+                        valid=float(np.mean(valid)),
+                        searches=float(np.mean([r.searches for r in group])),
+                        tokens=float(np.mean([len(r.tokens) for r in group])),
+                        scores=tuple(r.score for r in slate),
                     )
                 )
-        return made
+        return rankings
 
-    def _rows(
+    def _slates(
         self, examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], k: int
     ) -> list[Sequence[Recommendation]]:
-        pools = [
-            aggregate_group(self._agent, chains, example.profile)
-            for example, chains in zip(examples, groups, strict=True)
+        aggregated = [
+            aggregate_group(self._agent, group, example.profile)
+            for example, group in zip(examples, groups, strict=True)
         ]
         if not self._agent.search:
-            return [pool[:k] for pool in pools]
+            return [recommendations[:k] for recommendations in aggregated]
         moments = [e.case.as_of for e in examples]
-        # A case of a time before stock was followed can't tell what could be had then.
-        look = [self._environment.search.catalog.knows_stock_at(moment) for moment in moments]
-        return [*self._row.filled(pools, moments, [k] * len(pools), look)]
+        # Of a time before stock was recorded nobody can say what was sold out.
+        recorded = [self._environment.search.catalog.knows_stock_at(moment) for moment in moments]
+        return [*self._filler.filled(aggregated, moments, [k] * len(examples), recorded)]

@@ -1,60 +1,59 @@
-"""For whom a system is good: cases cut by history, by how common the wanted query is, or both
-the user and the query being old acquaintances. All cuts are point-in-time."""
+"""Slices of the cases: by the user's history, by how common the wanted query is, and by whether
+the user had searched it before. Each is decided by what came before the case alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..environment.environment import Example
 from .baselines.search_log import SearchLog, moment_of
 
-if TYPE_CHECKING:
-    from ..environment.environment import Example
-
 HISTORY = ((0, "new user"), (4, "1-4 events"), (19, "5-19 events"), (49, "20-49 events"))
-TAIL = 5  # a query that was searched at most so often before is of the tail
-HEAD = 0.5  # the most common queries that together make up so much of all searches
+LONG_HISTORY = "50+ events"
+TAIL = 5  # searches before the case, at most, of a tail query
+HEAD = 0.5  # share of all searches that head queries make up together
 
 
 def by_history(examples: Sequence[Example], log: SearchLog) -> list[str]:
-    """How many events the user had before: cold start first."""
+    """How many events the user had before the case."""
     return [
-        next((name for most, name in HISTORY if e.case.history <= most), "50+ events")
+        next((name for most, name in HISTORY if e.case.history <= most), LONG_HISTORY)
         for e in examples
     ]
 
 
 def by_tail(examples: Sequence[Example], log: SearchLog) -> list[str]:
-    """How common the wanted query was before the moment.
+    """How common the wanted query was before the case.
 
     ``head``: one of the most common, which make up half of all searches; ``tail``: searched
     at most 5 times; ``unseen``: never; ``middle``: the others.
     """
-    made = [""] * len(examples)
-    for i, _, counts in log.sweep(examples):
-        number = log.numbers.get(examples[i].case.query_key)
-        mine = int(counts[number]) if number is not None else 0
-        if mine == 0:
-            made[i] = "unseen"
-        elif mine <= TAIL:
-            made[i] = "tail"
+    names = [""] * len(examples)
+    for state in log.sweep(examples):
+        number = log.numbers.get(examples[state.index].case.query_key)
+        count = int(state.counts[number]) if number is not None else 0
+        if count == 0:
+            name = "unseen"
+        elif count <= TAIL:
+            name = "tail"
         else:
-            above = int(counts[counts > mine].sum())
-            made[i] = "head" if above < HEAD * counts.sum() else "middle"
-    return made
+            above = int(state.counts[state.counts > count].sum())
+            name = "head" if above < HEAD * state.counts.sum() else "middle"
+        names[state.index] = name
+    return names
 
 
 def by_own(examples: Sequence[Example], log: SearchLog) -> list[str]:
     """Whether the user had searched the wanted query before."""
-    made = []
+    names = []
     for example in examples:
         case = example.case
-        number = log.numbers.get(case.query_key, -1)
-        own = log.last_of(case.user_id, moment_of(case.as_of), len(log.times))
-        made.append("searched before" if number in own else "new to the user")
-    return made
+        own = log.last_queries(case.user_id, moment_of(case.as_of), len(log.times))
+        known = log.numbers.get(case.query_key, -1) in own
+        names.append("searched before" if known else "new to the user")
+    return names
 
 
 CUTS: dict[str, Callable[[Sequence[Example], SearchLog], list[str]]] = {
@@ -64,17 +63,13 @@ CUTS: dict[str, Callable[[Sequence[Example], SearchLog], list[str]]] = {
 }
 ORDER = (
     *(name for _, name in HISTORY),
-    "50+ events",
-    "head",
-    "middle",
-    "tail",
-    "unseen",
-    "searched before",
-    "new to the user",
+    LONG_HISTORY,
+    *("head", "middle", "tail", "unseen"),
+    *("searched before", "new to the user"),
 )
 
 
-def groups(cut: str, examples: Sequence[Example], log: SearchLog) -> dict[str, np.ndarray]:
-    """Name of a slice -> places of its cases, in the order in which reports show them."""
+def slice_cases(cut: str, examples: Sequence[Example], log: SearchLog) -> dict[str, np.ndarray]:
+    """The indices of each slice's cases, by the slice's name, in the order of reports."""
     names = np.array(CUTS[cut](examples, log))
     return {name: np.flatnonzero(names == name) for name in ORDER if (names == name).any()}

@@ -1,13 +1,13 @@
-"""Policies, their ablations and the baselines, made ready to be evaluated side by side."""
+"""Evaluation suites: policies, their ablations and baselines on the same cases of a shop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..agent.recommend import GROUP
+from ..agent.types import Rollout
 from ..environment.cases import SplitConfig, build_cases
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
@@ -19,16 +19,18 @@ from ..policy.policy import Policy
 from ..policy.registry import policy_names, resolve
 from ..policy.shop_memory import token_counter
 from ..protocol.config import AgentConfig
+from ..shop.config import ShopConfig
 from ..shop.shop import Shop
 from ..types import Case
-from .baselines.popularity import BASELINES, System, baseline, baselines
 from .baselines.prompted_llm import PromptedModel
+from .baselines.registry import BASELINES, UNTRAINED, BaselineData
 from .baselines.search_log import SearchLog
-from .metrics import Ranking
+from .config import EvaluationConfig
+from .metrics import Ranking, System
 from .policy_system import PolicySystem
-from .report import Report, evaluate
+from .report import EvaluationReport, Progress, evaluate
 
-ABLATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {  # name -> settings of the agent that it changes
     "no search": {"search": False},
     "no memory": {"memory": False},
     "no refinement": {"max_searches": 1},
@@ -38,104 +40,169 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         for section in SECTIONS
     },
 }
-Make = Callable[[Any, AgentConfig], Environment]
+MakeEnvironment = Callable[[Any, AgentConfig], Environment]
 
 
-class _Counter:
-    """A codec as far as profiles need one."""
+@dataclass(frozen=True)
+class EvaluationSuite:
+    """Systems and the cases that they are evaluated on; the shop's database is not needed again.
 
-    def __init__(self, count: CountTokens) -> None:
-        self.count = count
+    Attributes:
+        environment: The cases with their profiles, and the inventory.
+        systems: In the order of reports.
+        config: What is reported.
+        log: The shop's searches.
+        shop: The shop's settings.
+    """
+
+    environment: Environment
+    systems: Sequence[System]
+    config: EvaluationConfig
+    log: SearchLog
+    shop: ShopConfig
+
+    def evaluate(self, on_progress: Progress | None = None) -> EvaluationReport:
+        """Let every system rank every case, and score the rankings (see `report.evaluate`)."""
+        report = evaluate(
+            self.environment, self.systems, self.config, log=self.log, on_progress=on_progress
+        )
+        return report.with_shop(self.shop)
+
+    def rollouts(self) -> dict[str, dict[int, list[Rollout]]]:
+        """The chains that each policy kept, by case id."""
+        policies = (s for s in self.systems if isinstance(s, PolicySystem))
+        return {policy.name: policy.rollouts for policy in policies if policy.rollouts}
 
 
-class OwnMemory:
-    """A policy beside others that were trained with other profiles: it reads its own kind."""
-
-    def __init__(self, system: System, environment: Environment) -> None:
-        self.name = system.name
-        self._system = system
-        self._examples = {e.case.case_id: e for e in environment.examples}
-
-    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """What the policy recommends for the same cases."""
-        return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
-
-
-class SystemFactory:
-    """Makes systems by name on one set of cases.
-
-    The cases and their profiles are made once for all systems that read profiles of one kind
-    (the same tokenizer, budget and sections). The first system's profiles are those that the
-    baselines and the report see.
+def evaluation_suite(
+    shop: Shop,
+    policies: Sequence[str],
+    config: EvaluationConfig | None = None,
+    split: SplitConfig | None = None,
+) -> EvaluationSuite:
+    """Prepare policies, ablations and baselines for an evaluation.
 
     Args:
         shop: Its index is built when it is missing or stale.
-        make: The environment of a kind of profile: (codec, agent) -> `Environment`.
-        group: Chains a case.
-        seed: Of the sampling.
-        policies: Where policies are looked up; the shop by default.
-        keep: Policies keep the chains of so many cases.
-        dtype: Of the policies' weights.
+        policies: Names; a name given twice counts once.
+        config: Which systems stand beside them, and how policies sample.
+        split: Which cases there are, and how they are split.
+
+    Raises:
+        QAgentError: there is no policy, baseline or ablation of a name.
+    """
+    config = config or EvaluationConfig()
+    _check_known("ablation", config.ablations, ABLATIONS)
+    _check_known("baseline", config.baselines, BASELINES)
+    cases = [case for case in cases_of(shop, split) if case.split == config.split]
+    factory = SystemFactory(
+        shop, lambda codec, agent: Environment.of_cases(shop, cases, codec, agent), config
+    )
+    systems = [
+        factory.policy(name, ablation)
+        for name in dict.fromkeys(policies)
+        for ablation in ("", *config.ablations)
+    ]
+    data = BaselineData(shop, factory.environment)
+    names = [*UNTRAINED] if config.with_baselines else []
+    names += [n for n in config.baselines if n not in {*names, *(s.name for s in systems)}]
+    systems += [BASELINES[name](data) for name in dict.fromkeys(names)]
+    systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
+    return EvaluationSuite(factory.environment, systems, config, data.log, shop.config)
+
+
+def evaluate_policies(
+    shop: Shop,
+    policies: Sequence[str],
+    config: EvaluationConfig | None = None,
+    *,
+    split: SplitConfig | None = None,
+    on_progress: Progress | None = None,
+) -> EvaluationReport:
+    """Evaluate policies of a shop, and baselines, on what its users did next.
+
+    Args:
+        shop: Its index is built when it is missing or stale.
+        policies: Names.
+        config: Cases, further systems, comparisons and slices.
+        split: Which cases there are, and how they are split.
+        on_progress: Called when a system begins and when it has ended.
+
+    Returns:
+        See `EvaluationReport`; `tables.table` draws it.
+    """
+    return evaluation_suite(shop, policies, config, split).evaluate(on_progress)
+
+
+class SystemFactory:
+    """Builds systems by name on one set of cases.
+
+    Cases get their profiles once for all systems that read profiles of one kind (the same
+    tokenizer, budget and sections). The first system's profiles are those that the baselines
+    and the report see.
+
+    Args:
+        shop: Its index is built when it is missing or stale.
+        make_environment: The cases with their profiles, by codec and agent.
+        config: How policies sample.
+        policies: The shop that has the policies, where it is another one.
     """
 
     def __init__(
         self,
         shop: Shop,
-        make: Make,
-        *,
-        group: int = GROUP,
-        seed: int = 0,
+        make_environment: MakeEnvironment,
+        config: EvaluationConfig | None = None,
         policies: Shop | None = None,
-        keep: int = 0,
-        dtype: str = "",
     ) -> None:
-        self._shop, self._make, self._group, self._seed = shop, make, group, seed
-        self._keep, self._dtype = keep, dtype
+        self._shop, self._make_environment = shop, make_environment
+        self._config = config or EvaluationConfig()
         self._policies = policies or shop
         self._environments: dict[Any, Environment] = {}
         self._loaded: dict[str, Policy] = {}
 
     @property
     def environment(self) -> Environment:
-        """The cases with the profiles of the first system; plain ones when there is no policy."""
+        """The cases with the profiles of the first system; default ones where there is none."""
         if not self._environments:
-            counter: Any = _Counter(token_counter(self._policies))
-            self._environments[None] = self._make(counter, AgentConfig())
+            counter: Any = _TokenCounter(token_counter(self._policies))
+            self._environments[None] = self._make_environment(counter, AgentConfig())
         return next(iter(self._environments.values()))
 
     def policy(self, name: str, ablation: str = "") -> System:
-        """A policy, or with an ablation the system ``NAME (ablation)``."""
+        """The system of a policy, or ``NAME (ablation)``."""
         folder = resolve(self._policies, name)
         if name not in self._loaded:
-            self._loaded[name] = load_policy(folder, self._dtype)
+            self._loaded[name] = load_policy(folder, self._config.dtype)
         policy = self._loaded[name]
-        agent = policy.info.agent
-        if ablation:
-            agent = replace(agent, **ABLATIONS[ablation])
-        kind = (_tokenizer(folder), agent.profile_budget, agent.sections)
-        if kind not in self._environments:
-            self._environments[kind] = self._make(policy.codec, agent)
-        mine = self._environments[kind]
+        agent = replace(policy.info.agent, **ABLATIONS[ablation] if ablation else {})
+        profiles = (_tokenizer_of(folder), agent.profile_budget, agent.sections)
+        if profiles not in self._environments:
+            self._environments[profiles] = self._make_environment(policy.codec, agent)
+        environment = self._environments[profiles]
         title = f"{name} ({ablation})" if ablation else name
-        system: System = PolicySystem(
-            title, policy, mine, agent, self._group, self._seed, self._keep
+        config = self._config
+        system = PolicySystem(
+            title, policy, environment, agent, config.group, config.seed, config.details
         )
-        return OwnMemory(system, mine) if mine is not self.environment else system
+        if environment is self.environment:
+            return system
+        return _OwnProfiles(system, environment)
 
     def named(self, name: str) -> System:
-        """A system by the name that reports give it: a baseline, a policy, or its ablation.
+        """The system that reports call so: a baseline, a policy, or ``POLICY (ablation)``.
 
         Raises:
             QAgentError: nothing is called so; says what there is.
         """
-        base, ablation = parts_of(self._policies, name)
+        base, ablation = split_name(self._policies, name)
         if base in BASELINES and base not in policy_names(self._policies):
-            return baseline(self._shop, base, self.environment)
+            return BASELINES[base](BaselineData(self._shop, self.environment))
         return self.policy(base, ablation)
 
 
-def parts_of(policies: Shop, name: str) -> tuple[str, str]:
-    """What a system's name says: a baseline or policy, and an ablation or nothing.
+def split_name(policies: Shop, name: str) -> tuple[str, str]:
+    """A system's name as a baseline or policy, and an ablation or nothing.
 
     Raises:
         QAgentError: nothing is called so; says what there is.
@@ -157,124 +224,31 @@ def parts_of(policies: Shop, name: str) -> tuple[str, str]:
     return name, ""
 
 
-def evaluation_suite(
-    shop: Shop,
-    policies: Sequence[str],
-    *,
-    ablations: Sequence[str] = (),
-    with_baselines: bool = False,
-    extra: Sequence[str] = (),
-    split: SplitConfig | None = None,
-    only: str = "",
-    prompted: Sequence[str] = (),
-    group: int = GROUP,
-    seed: int = 0,
-    keep: int = 0,
-    dtype: str = "",
-) -> tuple[Environment, list[System]]:
-    """The environment of an evaluation, and its systems in order.
-
-    Args:
-        shop: Its index is built when it is missing or stale.
-        policies: Names; a name given twice counts once.
-        ablations: Of `ABLATIONS`; each adds one more system a policy, ``NAME (ablation)``.
-        with_baselines: Add the recommenders without a language model.
-        extra: Baselines by name, beside or instead of all.
-        split: Which cases there are, and where they are cut.
-        only: Of one split, ``train``, ``validation`` or ``test``; all by default.
-        prompted: Folders of chat models that are asked in a single prompt.
-        group: Chains a case.
-        seed: Of the sampling.
-        keep: Policies keep the chains of so many cases (``PolicySystem.kept``).
-        dtype: Of the policies' weights, see `models.load.set_precision`.
-
-    Raises:
-        QAgentError: there is no policy, baseline or ablation of a name.
-    """
-    unknown = [name for name in ablations if name not in ABLATIONS]
-    unknown_baselines = [name for name in extra if name not in BASELINES]
-    if unknown:
-        raise QAgentError(f"there is no ablation {unknown[0]!r}; known are {_list(ABLATIONS)}")
-    if unknown_baselines:
-        raise QAgentError(
-            f"there is no baseline {unknown_baselines[0]!r}; known are {_list(BASELINES)}"
-        )
-
-    cases = [c for c in cases_of(shop, split) if only in ("", c.split)]
-
-    def make(codec: Any, agent: AgentConfig) -> Environment:
-        return Environment.of_cases(shop, cases, codec, agent)
-
-    line = SystemFactory(shop, make, group=group, seed=seed, keep=keep, dtype=dtype)
-    systems = [
-        line.policy(name, ablation)
-        for name in dict.fromkeys(policies)
-        for ablation in ("", *ablations)
-    ]
-    environment = line.environment
-    if with_baselines:
-        systems += baselines(shop, environment)
-    here = {system.name for system in systems}
-    systems += [baseline(shop, name, environment) for name in extra if name not in here]
-    systems += [PromptedModel(folder) for folder in dict.fromkeys(prompted)]
-    return environment, systems
-
-
-def evaluate_policies(
-    shop: Shop,
-    policies: Sequence[str],
-    *,
-    with_baselines: bool = False,
-    on: str = "test",
-    limit: int | None = None,
-    compare: Sequence[tuple[str, str]] = (),
-    by: Sequence[str] = (),
-    on_progress: Callable[[str, int], None] | None = None,
-    **options: Any,
-) -> Report:
-    """Measure policies of a shop, and baselines, on what its users did next.
-
-    Args:
-        shop: Its index is built when it is missing or stale.
-        policies: Names, as for `evaluation_suite`.
-        with_baselines: Also the recommenders without a language model.
-        on: The split.
-        limit: So many cases, evenly spaced over the split.
-        compare: Names of systems (a, b) to compare, case by case.
-        by: Also slices, of `slices.CUTS`.
-        on_progress: As for `report.evaluate`.
-        options: Others of `evaluation_suite`: ablations, extra, group, seed, …
-
-    Returns:
-        See `report.evaluate`; `report.table` draws it.
-    """
-    environment, systems = evaluation_suite(
-        shop, policies, with_baselines=with_baselines, only=on, **options
-    )
-    return evaluate(
-        environment,
-        systems,
-        on,
-        5,
-        limit,
-        seed=options.get("seed", 0),
-        on_progress=on_progress,
-        compare=compare,
-        by=by,
-        log=SearchLog.of_shop(shop),
-    )
-
-
 def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
-    """The cases of a shop, as an evaluation of it takes them."""
+    """The cases of a shop, as an evaluation takes them."""
     return build_cases(shop.connection, split, after=open_index(shop).clicks_until)
 
 
-def _list(names: Any) -> str:
-    return ", ".join(names)
+class _TokenCounter:
+    """Stands for a codec where only profiles are made, which need nothing else of it."""
+
+    def __init__(self, count: CountTokens) -> None:
+        self.count = count
 
 
-def _tokenizer(folder: Path) -> bytes:
+class _OwnProfiles:
+    """A policy beside others that read other profiles: it gets its own for the same cases."""
+
+    def __init__(self, system: System, environment: Environment) -> None:
+        self.name = system.name
+        self._system = system
+        self._examples = {e.case.case_id: e for e in environment.examples}
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
+
+
+def _tokenizer_of(folder: Path) -> bytes:
     """The tokenizer file of the model below a policy's adapters."""
     while not (folder / "tokenizer.json").exists():
         info = read_info(folder)
@@ -282,3 +256,9 @@ def _tokenizer(folder: Path) -> bytes:
             return b""
         folder = base_of(folder, info)
     return (folder / "tokenizer.json").read_bytes()
+
+
+def _check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise QAgentError(f"there is no {kind} {name!r}; known are {', '.join(known)}")

@@ -35,8 +35,10 @@ import numpy as np
 from qagent_mlx.agent.tools import SearchProducts, SearchRequest, SearchResult
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment, Example
-from qagent_mlx.evaluate.abtest import AbConfig, MakeSystem, abtest
-from qagent_mlx.evaluate.metrics import Ranking, bootstrap
+from qagent_mlx.evaluate.abtest import MakeSystem, abtest
+from qagent_mlx.evaluate.config import AbConfig
+from qagent_mlx.evaluate.metrics import Ranking
+from qagent_mlx.evaluate.significance import bootstrap
 from qagent_mlx.evaluate.suite import SystemFactory
 from qagent_mlx.memory.loader import MemoryLoader
 from qagent_mlx.memory.ranking_features import feature_tables
@@ -201,12 +203,12 @@ def asked(shop: Shop, learn: Sequence[Lines], seeds: int) -> None:
             return make
 
         arms = {wanted: system(wanted) for wanted in ("q_em", "cons@1")}
-        found = abtest(shop, *arms, AbConfig(k=1), systems=arms)
+        report = abtest(shop, *arms, AbConfig(k=1), systems=arms)
         cells = [
-            f"{100 * r['lift']:+.1f} % [{100 * r['lo']:+.1f}, {100 * r['hi']:+.1f}], p {r['p']:.3f}"
-            for r in (found[name] for name in ("ctr", "cvr", "orders"))
+            f"{100 * r.lift:+.1f} % [{100 * r.lo:+.1f}, {100 * r.hi:+.1f}], p {r.p:.3f}"
+            for r in (report.rates[name] for name in ("ctr", "cvr", "orders"))
         ]
-        print(f"| {seed} | {' | '.join(cells)} | {found['same']:.0%} |", flush=True)
+        print(f"| {seed} | {' | '.join(cells)} | {report.identical:.0%} |", flush=True)
 
 
 def main() -> None:
@@ -229,8 +231,8 @@ def main() -> None:
         mean = np.mean(made, axis=0)
         cells = []
         for column in mean.T:
-            low, high = bootstrap(column)[1:]
-            cells.append(f"{100 * column.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+            i = bootstrap(column)
+            cells.append(f"{100 * i.mean:.1f} [{100 * i.lo:.1f}, {100 * i.hi:.1f}]")
         seeds = ", ".join(f"{100 * one[:, 2].mean():.1f}" for one in made)
         print(f"| {name} | {' | '.join(cells)} | {seeds} |", flush=True)
 

@@ -16,7 +16,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 
 import numpy as np
 
-from qagent_mlx.evaluate.metrics import bootstrap, paired_difference
+from qagent_mlx.evaluate.significance import bootstrap, paired_difference
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import words
@@ -129,12 +129,12 @@ def main() -> None:
         search = HybridSearch(full.index, full.clicks, replace(base, **weights))
         scores[name] = measure(search, queries, truth, moment)
     report["systems"] = {
-        name: {metric: bootstrap(values) for metric, values in found.items()}
-        for name, found in scores.items()
+        name: {metric: asdict(bootstrap(values)) for metric, values in metrics.items()}
+        for name, metrics in scores.items()
     }
     report["paired"] = {
         f"{one} - {other}": {
-            metric: paired_difference(scores[one][metric], scores[other][metric])
+            metric: asdict(paired_difference(scores[one][metric], scores[other][metric]))
             for metric in ("ndcg@10", "recall@10")
         }
         for one in ("hybrid", "words+vectors")
@@ -155,12 +155,14 @@ def main() -> None:
         json.dump(report, sys.stdout, indent=2, default=float)
         return
     print({k: v for k, v in report.items() if not isinstance(v, dict)})
-    for name, found in report["systems"].items():
-        line = "  ".join(f"{m} {v:.3f} [{lo:.3f}, {hi:.3f}]" for m, (v, lo, hi) in found.items())
-        print(f"{name:16}{line}")
-    for name, found in report["paired"].items():
+    for name, metrics in report["systems"].items():
         line = "  ".join(
-            f"{m} {v['diff']:+.3f} [{v['lo']:+.3f}, {v['hi']:+.3f}]" for m, v in found.items()
+            f"{m} {v['mean']:.3f} [{v['lo']:.3f}, {v['hi']:.3f}]" for m, v in metrics.items()
+        )
+        print(f"{name:16}{line}")
+    for name, differences in report["paired"].items():
+        line = "  ".join(
+            f"{m} {v['diff']:+.3f} [{v['lo']:+.3f}, {v['hi']:+.3f}]" for m, v in differences.items()
         )
         print(f"{name:24}{line}")
     for name, (value, ratio, lo, hi) in report["typos"].items():

@@ -34,8 +34,9 @@ from typing import Any
 
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import RATES
-from qagent_mlx.evaluate.metrics import Ranking, paired_difference, score_case
+from qagent_mlx.evaluate.metrics import Ranking, score_case
 from qagent_mlx.evaluate.policy_system import PolicySystem
+from qagent_mlx.evaluate.significance import paired_difference
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.config_files import PRESETS, Settings, agent_of, merged, with_preset
@@ -190,7 +191,7 @@ def table(results: list[dict[str, Any]]) -> str:
                     for one in (arm, first)
                 ]
                 d = paired_difference(*sides)
-                cell += f" ({100 * d['diff']:+.1f} [{100 * d['lo']:+.1f}, {100 * d['hi']:+.1f}])"
+                cell += f" ({100 * d.diff:+.1f} [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}])"
             cells.append(cell)
         searches = np.mean([np.mean(r["scores"]["searches"]) for r in mine])
         lines.append(f"| {arm} | {len(mine)} | " + " | ".join(cells) + f" | {searches:.2f} |")

@@ -31,7 +31,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.baselines.popularity import Trending
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
-from qagent_mlx.evaluate.metrics import Ranking, bootstrap, holm, paired_difference
+from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.evaluate.policy_system import PolicySystem
+from qagent_mlx.evaluate.significance import bootstrap, holm, paired_difference
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.protocol.config import AgentConfig
@@ -166,7 +167,7 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for arm in arms:
         facts = [float(np.mean([r[n] for r in mine[arm]])) for n in ("tokens", "lines", "within")]
-        cells = [percent(*bootstrap(values(arm, metric, seeds[arm]))) for metric in SHOWN]
+        cells = [percent(*astuple(bootstrap(values(arm, metric, seeds[arm])))) for metric in SHOWN]
         lines.append(
             f"| {arm} | {len(seeds[arm])} | {facts[0]:.0f} | {facts[1]:.1f} | "
             f"{100 * facts[2]:.1f} | " + " | ".join(cells) + " |"
@@ -179,9 +180,9 @@ def table(results: list[dict[str, Any]]) -> str:
                 rows.append((f"{arms[0]} - {arm}, {metric}", d))
     if rows:
         lines += ["", "| difference, points | | p | p after Holm |", "|---|--:|--:|--:|"]
-        for (what, d), p in zip(rows, holm([d["p"] for _, d in rows]), strict=True):
-            cell = percent(d["diff"], d["lo"], d["hi"], "+")
-            lines.append(f"| {what} | {cell} | {d['p']:.4f} | {p:.4f} |")
+        for (what, d), p in zip(rows, holm([d.p for _, d in rows]), strict=True):
+            cell = percent(d.diff, d.lo, d.hi, "+")
+            lines.append(f"| {what} | {cell} | {d.p:.4f} | {p:.4f} |")
     return "\n".join(lines)
 
 

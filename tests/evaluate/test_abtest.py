@@ -1,31 +1,24 @@
 from datetime import datetime
 
-import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.evaluate.abtest import (
-    AbConfig,
-    abtest,
-    compare_arms,
-    fresh_shoppers,
-    permutation_p,
-    ratio_difference,
-    sample_size,
-    world_of,
-)
-from qagent_mlx.evaluate.baselines.popularity import baseline
+from qagent_mlx.evaluate.abtest import abtest, compare_arms, fresh_shoppers, simulated_world
+from qagent_mlx.evaluate.baselines.registry import BASELINES, BaselineData
+from qagent_mlx.evaluate.config import AbConfig
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.simulator.click_model import SlateOutcome
 from qagent_mlx.simulator.world import moment
 from qagent_mlx.types import Case
+from qagent_mlx.utils.settings import SettingError
 
+ARMS = ("control", "treatment")
 SMALL = AbConfig(users=12, visits=2, draws=4)
 
 
 @pytest.fixture(scope="module")
 def world(simulated_shop):
-    return world_of(simulated_shop)
+    return simulated_world(simulated_shop)
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +46,29 @@ def test_fresh_shoppers_are_new_and_nothing_of_theirs_comes_after_their_visits(w
 
 
 def test_the_report_has_the_keys_that_others_read(report):
-    assert report["users"] == 12 and report["rows"] >= 12
+    values = report.to_dict()
+    assert values["users"] == 12 and values["rows"] >= 12
     for name in ("ctr", "cvr", "orders", "revenue"):
-        row = report[name]
-        assert set(row) == {"control", "treatment", "lift", "lo", "hi", "p", "needed"}
-        assert 0 < row["p"] <= 1
-        if row["lift"] is not None:
-            assert row["lo"] <= row["lift"] <= row["hi"]
-    assert report["ctr"]["treatment"] > report["ctr"]["control"]
-    assert 0 <= report["same"] < 1
+        rate = values[name]
+        assert set(rate) == {"control", "treatment", "lift", "lo", "hi", "p", "needed"}
+        assert 0 < rate["p"] <= 1
+        if rate["lift"] is not None:
+            assert rate["lo"] <= rate["lift"] <= rate["hi"]
+    assert values["ctr"]["treatment"] > values["ctr"]["control"]
+    assert 0 <= values["same"] < 1
+    assert set(values) == {
+        *("arms", "ctr", "cvr", "orders", "revenue", "users", "rows"),
+        *("same", "tapped", "since", "settings"),
+    }
+    assert all(set(query) == {"query", "taps"} for arm in values["tapped"] for query in arm)
 
 
 def test_swapping_the_arms_swaps_the_rates_and_keeps_p(simulated_shop, report):
     other = abtest(simulated_shop, "repeat-last", "popular", SMALL)
     for name in ("ctr", "cvr", "orders", "revenue"):
-        assert other[name]["control"] == report[name]["treatment"]
-        assert other[name]["treatment"] == report[name]["control"]
-        assert other[name]["p"] == pytest.approx(report[name]["p"], abs=0.03)
+        swapped, rate = other.rates[name], report.rates[name]
+        assert (swapped.control, swapped.treatment) == (rate.treatment, rate.control)
+        assert swapped.p == pytest.approx(rate.p, abs=0.03)
 
 
 def test_a_recommender_of_ones_own_can_be_asked(simulated_shop, report):
@@ -81,13 +80,13 @@ def test_a_recommender_of_ones_own_can_be_asked(simulated_shop, report):
             return [Ranking(()) for _ in examples]
 
     own = {
-        "mine": lambda shop, environment: baseline(shop, "repeat-last", environment),
+        "mine": lambda shop, environment: BASELINES["repeat-last"](BaselineData(shop)),
         "silent": lambda shop, environment: Silent(),
     }
     made = abtest(simulated_shop, "silent", "mine", SMALL, systems=own)
     for name in ("ctr", "cvr", "orders", "revenue"):
-        assert made[name]["treatment"] == report[name]["treatment"]
-        assert made[name]["control"] == 0
+        assert made.rates[name].treatment == report.rates[name].treatment
+        assert made.rates[name].control == 0
     with pytest.raises(QAgentError, match="there is no policy"):
         abtest(simulated_shop, "silent", "unknown", SMALL, systems=own)
 
@@ -105,13 +104,16 @@ def test_two_systems_that_show_the_same_do_not_differ():
         [SlateOutcome()],
         [SlateOutcome(1, "b", 1, False, 0.0)],
     ]
-    found = compare_arms(cases(["u", "u", "v"]), [row, row], AbConfig())
+    found = compare_arms(ARMS, cases(["u", "u", "v"]), [row, row], AbConfig())
     for name in ("ctr", "cvr", "orders", "revenue"):
-        assert found[name]["p"] == 1.0
-        assert found[name]["lift"] == found[name]["lo"] == found[name]["hi"] == 0.0
-    assert found["ctr"]["control"] == pytest.approx(2 / 3)
-    assert found["cvr"]["control"] == pytest.approx(1 / 2)
-    assert found["revenue"]["control"] == pytest.approx(3.0)
+        rate = found.rates[name]
+        assert rate.p == 1.0
+        assert rate.lift == rate.lo == rate.hi == 0.0
+    assert found.rates["ctr"].control == pytest.approx(2 / 3)
+    assert found.rates["cvr"].control == pytest.approx(1 / 2)
+    assert found.rates["revenue"].control == pytest.approx(3.0)
+    assert found.identical == 1.0
+    assert found.most_tapped == ([("a", 1), ("b", 1)], [("a", 1), ("b", 1)])
 
 
 def test_rates_are_over_all_shoppers_and_draws():
@@ -120,52 +122,20 @@ def test_rates_are_over_all_shoppers_and_draws():
         [SlateOutcome(0, "a", 1, True, 4.0), SlateOutcome(0, "a")],
     ]
     treatment = [[SlateOutcome(), SlateOutcome()], [SlateOutcome(0, "a", 1, True, 4.0)] * 2]
-    found = compare_arms(cases(["u", "v"]), [control, treatment], AbConfig())
-    assert found["ctr"]["control"] == pytest.approx(3 / 4)
-    assert found["ctr"]["treatment"] == pytest.approx(2 / 4)
-    assert found["cvr"]["control"] == pytest.approx(1 / 3)
-    assert found["cvr"]["treatment"] == pytest.approx(1.0)
-    assert found["orders"]["lift"] == pytest.approx(1.0)
-    assert (found["users"], found["rows"]) == (2, 2)
+    found = compare_arms(ARMS, cases(["u", "v"]), [control, treatment], AbConfig())
+    assert found.rates["ctr"].control == pytest.approx(3 / 4)
+    assert found.rates["ctr"].treatment == pytest.approx(2 / 4)
+    assert found.rates["cvr"].control == pytest.approx(1 / 3)
+    assert found.rates["cvr"].treatment == pytest.approx(1.0)
+    assert found.rates["orders"].lift == pytest.approx(1.0)
+    assert (found.users, found.visits) == (2, 2)
 
 
 def test_a_control_without_any_success_has_no_lift():
     zero, one = [[SlateOutcome()]], [[SlateOutcome(0, "a", 1, True, 4.0)]]
-    found = compare_arms(cases(["u"]), [zero, one], AbConfig())
-    assert found["ctr"]["lift"] is found["ctr"]["lo"] is found["ctr"]["needed"] is None
-
-
-def test_p_is_uniform_where_nothing_differs_and_small_where_much_does():
-    random = np.random.default_rng(0)
-    p = []
-    for seed in range(120):
-        bottom = np.ones((2, 60))
-        top = (random.random((2, 60)) < 0.3).astype(float)
-        p.append(permutation_p(top, bottom, seed))
-    assert np.mean(np.array(p) < 0.05) <= 0.11
-    assert 0.4 < np.mean(p) < 0.65
-    top = np.stack([random.random(60) < 0.2, random.random(60) < 0.7]).astype(float)
-    assert permutation_p(top, np.ones((2, 60))) < 0.01
-
-
-def test_the_interval_covers_the_true_lift_about_as_often_as_it_says():
-    random = np.random.default_rng(1)
-    covered = 0
-    for seed in range(40):
-        bottom = random.integers(1, 4, (2, 200)).astype(float)
-        top = random.binomial(bottom.astype(int), [[0.2], [0.24]]).astype(float)
-        row = ratio_difference(top, bottom, seed)
-        covered += row["lo"] <= 0.2 <= row["hi"]
-    assert covered >= 33
-
-
-def test_the_sample_size_is_the_textbook_one_for_a_plain_rate():
-    random = np.random.default_rng(2)
-    top = (random.random((20, 2, 4000)) < 0.25).astype(float)
-    found = sample_size(top, np.ones_like(top), 0.1)
-    # 2 (1.96 + 0.84)^2 p (1 - p) / (0.1 p)^2
-    assert found == pytest.approx(2 * 7.849 * 0.75 / (0.01 * 0.25), rel=0.03)
-    assert sample_size(top, np.ones_like(top), 0.2) == pytest.approx(found / 4, rel=0.01)
+    found = compare_arms(ARMS, cases(["u"]), [zero, one], AbConfig())
+    rate = found.rates["ctr"]
+    assert rate.lift is rate.lo is rate.needed is None
 
 
 def test_a_shop_that_is_not_simulated_is_refused(tiny_shop):
@@ -186,5 +156,5 @@ def test_unknown_and_equal_names_are_refused_before_anything_is_simulated(simula
 
 
 def test_a_test_that_begins_after_all_visits_is_refused(world):
-    with pytest.raises(QAgentError, match="--test-from"):
+    with pytest.raises(SettingError, match="test_from is too late: only 0 of "):
         fresh_shoppers(world, AbConfig(users=3), moment(400))

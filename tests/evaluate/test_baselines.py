@@ -5,20 +5,11 @@ import numpy as np
 import pytest
 
 from qagent_mlx.environment.environment import Example
-from qagent_mlx.evaluate.baselines.popularity import (
-    BASELINES,
-    FADE,
-    NEXT,
-    PRIOR,
-    SOURCES,
-    CoOccurrence,
-    MemoryRankerBaseline,
-    Popular,
-    RepeatLast,
-    Trending,
-    baselines,
-)
+from qagent_mlx.evaluate.baselines.memory_ranker import MemoryRankerBaseline
+from qagent_mlx.evaluate.baselines.popularity import Popular, RepeatLast, Trending
+from qagent_mlx.evaluate.baselines.registry import BASELINES, UNTRAINED, BaselineData
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
+from qagent_mlx.evaluate.baselines.transitions import FADE, NEXT, PRIOR, SOURCES, CoOccurrence
 from qagent_mlx.evaluate.metrics import Ranking
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.profile import Memory
@@ -98,6 +89,12 @@ def filled(rows, keys, k):
     """The keys as they were first typed, filled up with the most popular."""
     spelled = first_spellings(rows)
     return tuple(spelled[key] for key in [*keys, *(q for q in by_count(rows) if q not in keys)][:k])
+
+
+def baselines(shop):
+    """All that need neither training nor the shop's index, on the log as it is now."""
+    data = BaselineData(shop)
+    return [BASELINES[name](data) for name in UNTRAINED if name != "dense"]
 
 
 def answers(system, examples, k=5):

@@ -8,7 +8,7 @@ import pytest
 
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.evaluate.baselines.collaborative import ALPHA, Swing
-from qagent_mlx.evaluate.baselines.popularity import BASELINES, BaselineData
+from qagent_mlx.evaluate.baselines.registry import BASELINES, BaselineData
 from qagent_mlx.evaluate.baselines.sasrec import SasRec, SasRecConfig
 from qagent_mlx.evaluate.baselines.search_log import EngagementLog, SearchLog
 from qagent_mlx.ingest.ingest import append_events
@@ -185,7 +185,7 @@ def test_swing_equals_its_formula(tiny_shop):
             weight = 1 / np.sqrt(len(baskets[u]) * len(baskets[v])) / (ALPHA + len(common))
             for other in common - {product}:
                 expected[other] = expected.get(other, 0) + weight
-    assert dict(swing._alike(product)) == pytest.approx(expected)
+    assert dict(swing._similar(product)) == pytest.approx(expected)
 
 
 def test_text_baselines_find_queries_like_the_history(own_shop):

@@ -1,6 +1,5 @@
 """Systems by name, slices and the HTML page, on the small shop."""
 
-import copy
 import re
 import shutil
 from dataclasses import replace
@@ -11,13 +10,15 @@ import numpy as np
 import pytest
 
 from qagent_mlx.agent.recommend import Recommender, RecommendRequest
+from qagent_mlx.environment.environment import Environment
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.evaluate.baselines.prompted_llm import PromptedModel, parse
+from qagent_mlx.evaluate.baselines.prompted_llm import PromptedModel, parse_queries
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
-from qagent_mlx.evaluate.html_report import page, write_page
-from qagent_mlx.evaluate.report import evaluate, slice_tables
-from qagent_mlx.evaluate.slices import CUTS, groups
-from qagent_mlx.evaluate.suite import ABLATIONS, evaluation_suite
+from qagent_mlx.evaluate.config import EvaluationConfig
+from qagent_mlx.evaluate.html_report import RewardCurve, page, write_page
+from qagent_mlx.evaluate.slices import CUTS, slice_cases
+from qagent_mlx.evaluate.suite import ABLATIONS, SystemFactory, cases_of, evaluation_suite
+from qagent_mlx.evaluate.tables import slice_tables
 from qagent_mlx.memory.profile import SECTIONS
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
@@ -28,12 +29,6 @@ from qagent_mlx.shop.shop import Shop
 @pytest.fixture
 def shop(module_shop):
     return module_shop
-
-
-@pytest.fixture
-def measured(made):
-    environment, systems, report = made
-    return environment, systems, copy.deepcopy(report)
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +43,28 @@ def module_shop(tiny_folder, new_nano, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(module_shop):
-    shop = module_shop
-    environment, systems = evaluation_suite(
-        shop,
+def measured(module_shop):
+    """A suite and its report, which are frozen."""
+    suite = evaluation_suite(
+        module_shop,
         ["nano"],
-        ablations=["no refinement"],
-        extra=["popular", "repeat-last"],
-        only="test",
-        group=2,
-        keep=3,
+        EvaluationConfig(
+            ablations=("no refinement",),
+            baselines=("popular", "repeat-last"),
+            group=2,
+            by=tuple(CUTS),
+            details=3,
+            compare=(("nano", "popular"),),
+        ),
     )
-    report = evaluate(
-        environment,
-        systems,
-        log=SearchLog.of_shop(shop),
-        by=list(CUTS),
-        details=3,
-        compare=[("nano", "popular")],
-    )
-    return environment, systems, report | {"shop": "tiny <shop>", "derived": "from titles"}
+    return suite, replace(suite.evaluate(), shop="tiny <shop>", derived="from titles")
 
 
 def test_each_section_can_be_switched_off_alone(shop):
     parts = [f"no {section}" for section in SECTIONS]
     assert set(parts) < set(ABLATIONS)
-    _, systems = evaluation_suite(shop, ["nano"], ablations=parts, only="validation", group=1)
+    config = EvaluationConfig(ablations=tuple(parts), split="validation", group=1)
+    systems = evaluation_suite(shop, ["nano"], config).systems
     assert [s.name for s in systems] == ["nano", *(f"nano ({part})" for part in parts)]
     whole = {line.section for e in systems[0]._environment.examples for line in e.profile.lines}
     assert whole == set(SECTIONS)
@@ -83,18 +74,16 @@ def test_each_section_can_be_switched_off_alone(shop):
 
 
 def test_no_refinement_searches_once_at_most(measured):
-    report = measured[2]
-    searches = {s["name"]: s["metrics"]["searches"]["mean"] for s in report["systems"]}
-    assert searches["nano (no refinement)"] <= 1.0
+    result = measured[1].system("nano (no refinement)")
+    assert result.metrics["searches"].mean <= 1.0
 
 
 def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
-    environment, systems = evaluation_suite(
-        shop, ["nano"], ablations=["no memory"], only="test", group=2, keep=8
-    )
-    examples = environment.of_split("test")[:8]
+    config = EvaluationConfig(ablations=("no memory",), group=2, details=8)
+    suite = evaluation_suite(shop, ["nano"], config)
+    examples, systems = suite.environment.of_split("test")[:8], suite.systems
     for example, found in zip(examples, systems[1].rank(examples, 5), strict=True):
-        said = {t.query for c in systems[1].kept[example.case.case_id] for t in c.turns}
+        said = {t.query for c in systems[1].rollouts[example.case.case_id] for t in c.turns}
         assert set(found.queries) <= said
     with_memory = systems[0].rank(examples, 5)
     assert all(len(found.queries) == 5 for found in with_memory)
@@ -107,8 +96,10 @@ def test_without_memory_no_line_of_it_fills_an_answer_up(shop):
 
 
 def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
-    part, _ = evaluation_suite(shop, [], only="test")
-    whole, _ = evaluation_suite(shop, [])
+    part = evaluation_suite(shop, []).environment
+    whole = SystemFactory(
+        shop, lambda codec, agent: Environment.of_cases(shop, cases_of(shop), codec, agent)
+    ).environment
     assert {e.case.split for e in part.examples} == {"test"}
     assert part.examples == whole.of_split("test") != whole.examples
 
@@ -116,31 +107,30 @@ def test_only_one_splits_profiles_are_made_and_they_are_the_same(shop):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ablations": ["no luck"]}, "no ablation 'no luck'.*no search"),
-        ({"extra": ["magic"]}, "no baseline 'magic'.*popular"),
-        ({"prompted": ["nowhere"]}, "no mlx-lm model folder"),
+        ({"ablations": ("no luck",)}, "no ablation 'no luck'.*no search"),
+        ({"baselines": ("magic",)}, "no baseline 'magic'.*popular"),
+        ({"prompted": ("nowhere",)}, "no mlx-lm model folder"),
     ],
 )
 def test_unknown_names_are_refused(shop, options, message):
     with pytest.raises(QAgentError, match=message):
-        evaluation_suite(shop, ["nano"], **options)
+        evaluation_suite(shop, ["nano"], EvaluationConfig(**options))
 
 
 def test_every_case_is_in_one_slice_of_each_cut(measured):
-    environment, _, report = measured
+    suite, report = measured
     for cut in CUTS:
-        rows = [r for r in report["slices"] if r["by"] == cut]
-        assert sum(r["cases"] for r in rows) == report["cases"] == len(environment.examples)
+        slices = [result for result in report.slices if result.by == cut]
+        assert sum(r.cases for r in slices) == report.cases == len(suite.environment.examples)
     assert len(slice_tables(report)) == len(CUTS)
 
 
 def test_slices_know_only_what_came_before(shop, measured):
-    environment, _, _ = measured
-    log = SearchLog.of_shop(shop)
+    environment, log = measured[0].environment, SearchLog.of_shop(shop)
     searched = shop.connection.execute(
         "SELECT user_id, ts, query_key FROM events WHERE type = 'search'"
     ).fetchall()
-    own, tail = groups("own", environment.examples, log), groups("tail", environment.examples, log)
+    own, tail = (slice_cases(cut, environment.examples, log) for cut in ("own", "tail"))
     for i, example in enumerate(environment.examples):
         case = example.case
         before = [(u, q) for u, ts, q in searched if ts < case.as_of]
@@ -178,11 +168,12 @@ class Watch(HTMLParser):
 
 
 def test_the_page_is_whole_and_loads_nothing(measured, tmp_path):
-    environment, systems, report = measured
-    chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
-    assert len(chains["nano"]) == 3
-    runs = [{"run": "grpo", "steps": [1, 2, 3], "reward": [0.1, 0.1, 0.1]}]
-    write_page(tmp_path / "r.html", report, environment.search.catalog, chains, runs)
+    suite, report = measured
+    rollouts = suite.rollouts()
+    assert len(rollouts["nano"]) == 3
+    curves = [RewardCurve("grpo", [1, 2, 3], [0.1, 0.1, 0.1])]
+    catalog = suite.environment.search.catalog
+    write_page(tmp_path / "r.html", report, catalog, rollouts, curves)
     text = (tmp_path / "r.html").read_text()
     watch = Watch()
     watch.feed(text)
@@ -194,27 +185,30 @@ def test_the_page_is_whole_and_loads_nothing(measured, tmp_path):
 
 
 def test_text_from_data_cannot_become_markup(measured):
-    environment, systems, report = measured
+    suite, report = measured
     evil = "<b-evil onload=x>\"'&"
-    for detail in report["details"]:
-        detail.update(user=evil, query=evil, profile=evil)
-        for answer in detail["systems"].values():
-            answer["queries"] = [evil]
+    details = []
+    for detail in report.details:
+        case = replace(detail.example.case, user_id=evil, query=evil)
+        example = replace(
+            detail.example, case=case, profile=replace(detail.example.profile, text=evil)
+        )
+        answers = {name: replace(a, queries=(evil,)) for name, a in detail.answers.items()}
+        details.append(replace(detail, example=example, answers=answers))
+    titles = dict.fromkeys(suite.environment.search.catalog.ids, evil)
     watch = Watch()
-    watch.feed(
-        page(report, dict.fromkeys(environment.search.catalog.ids, evil), {"nano": systems[0].kept})
-    )
+    watch.feed(page(replace(report, details=tuple(details)), titles, suite.rollouts()))
     assert watch.loads == ["data:,"] and evil in watch.text
 
 
 def test_a_prompted_models_lines_become_queries():
     said = '1. "Red shoes"\n- red-shoes\n\n2) usb cable\n!!\n* ' + "x" * 90 + "\nlamp"
-    assert parse(said, 5) == ("Red shoes", "usb cable", "lamp")
-    assert parse(said, 1) == ("Red shoes",)
+    assert parse_queries(said, 5) == ("Red shoes", "usb cable", "lamp")
+    assert parse_queries(said, 1) == ("Red shoes",)
 
 
 def test_any_model_folder_can_be_prompted(shop):
-    environment, _ = evaluation_suite(shop, [], only="test")
+    environment = evaluation_suite(shop, []).environment
     system = PromptedModel(str(shop.path / "policies" / "nano"))
     assert system.name == "prompted nano"
     found = system.rank(environment.examples[:2], 3)

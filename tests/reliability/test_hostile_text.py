@@ -21,9 +21,8 @@ from targets import Place, protocol, texts
 
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.agent.tools import SearchProducts, SearchRequest
-from qagent_mlx.evaluate.baselines.search_log import SearchLog
+from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.html_report import page as evaluate_page
-from qagent_mlx.evaluate.report import evaluate
 from qagent_mlx.evaluate.suite import evaluation_suite
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.search import open_search
@@ -287,23 +286,19 @@ def pages(shop, users):
     made = {f"memory {u}": memory_page(inspect_memory(shop, u)) for u in wanted}
     for name in ("grpo", "sft"):
         made[f"run {name}"] = run_page(Run.open(shop, name))
-    environment, systems = evaluation_suite(
-        shop, ["base"], extra=["popular", "repeat-last"], only="test", group=1, keep=9
-    )
-    report = evaluate(
-        environment,
-        systems,
+    config = EvaluationConfig(
+        baselines=("popular", "repeat-last"),
+        group=1,
         limit=12,
         details=9,
         by=("history",),
-        compare=[("base", "popular")],
-        log=SearchLog.of_shop(shop),
+        compare=(("base", "popular"),),
     )
-    report |= {"shop": CANARIES[20], "derived": None, "simulated": False}
-    chains = {s.name: s.kept for s in systems if getattr(s, "kept", None)}
-    catalog = environment.search.catalog
+    suite = evaluation_suite(shop, ["base"], config)
+    report = replace(suite.evaluate(), shop=CANARIES[20], derived=None, simulated=False)
+    catalog = suite.environment.search.catalog
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
-    made["evaluate"] = evaluate_page(report, titles, chains, [])
+    made["evaluate"] = evaluate_page(report, titles, suite.rollouts(), [])
     return made
 
 

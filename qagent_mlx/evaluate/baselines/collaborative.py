@@ -1,179 +1,84 @@
-"""Baselines that learn from what other users searched and chose.
-
-All are point-in-time: cases are answered in order of time, and counts grow along with it.
-"""
+"""Item-based collaborative filtering: similar products, and the queries they are chosen under."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..metrics import Ranking
-from .search_log import EngagementLog, SearchLog, ranking, top_queries
+from ...environment.environment import Example
+from ...types import Case
+from .point_in_time import EngagementBaseline
+from .search_log import SweepState
 
-if TYPE_CHECKING:
-    from ...environment.environment import Example
-
-RECENT = 10  # how many of a user's last products count
-FADE = 0.85  # how much less each earlier one of them counts
-NEIGHBOURS = 30  # products alike that are kept of each
-KEPT = 30  # how many of a user's products new ones are paired with
+RECENT = 10  # the user's last products that similar ones are sought for
+FADE = 0.85  # weight of each product against the one after it
+NEIGHBOURS = 30  # most similar products of each product
+PAIRED = 30  # the user's products that a new one is paired with
 ALPHA = 5.0  # smoothing of Swing, as in arXiv:2010.05525
-SWING_USERS = 200  # of one product, the last ones
+SWING_USERS = 200  # the last users of a product that are paired
 
 
-class CategoryPopular:
-    """What is searched most for the category that the user engages with most.
+class _ItemBased(EngagementBaseline):
+    """Products similar to the user's own, and the queries under which those are chosen."""
 
-    A query belongs to the categories of the products that were chosen under it.
-    """
+    def _start(self, examples: Sequence[Example]) -> None:
+        super()._start(examples)
+        self._queries: defaultdict[int, Counter[int]] = defaultdict(Counter)  # of each product
+        self._baskets: defaultdict[str, dict[int, None]] = defaultdict(dict)  # latest last
 
-    name = "category-popular"
+    def _learn(self, index: int) -> None:
+        log = self.engagements
+        user, product, query = log.users[index], int(log.products[index]), int(log.queries[index])
+        if query >= 0:
+            self._queries[product][query] += 1
+        basket = self._baskets[user]
+        if product not in basket:
+            self._learn_pair(user, list(basket), product)
+        basket[product] = basket.pop(product, None)
 
-    def __init__(self, log: SearchLog, engaged: EngagementLog) -> None:
-        self._log, self._engaged = log, engaged
-
-    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """At most ``k`` queries for each example, the best first."""
-        log, engaged = self._log, self._engaged
-        made = [Ranking(())] * len(examples)
-        queries: dict[int, np.ndarray] = {}
-        liked: defaultdict[str, Counter[int]] = defaultdict(Counter)
-        done = 0
-        for i, moment, counts in log.sweep(examples):
-            end = engaged.before(moment)
-            for place in range(done, end):
-                category = int(engaged.categories[engaged.products[place]])
-                if category < 0:
+    def _scores(self, case: Case, state: SweepState) -> np.ndarray:
+        """The queries of products similar to the user's last ones."""
+        scores = np.zeros(len(self.log.spellings))
+        own = list(reversed(self._baskets.get(case.user_id, {})))
+        for position, product in enumerate(own[:RECENT]):
+            for other, similarity in self._similar(product):
+                if other in own:
                     continue
-                liked[engaged.users[place]][category] += engaged.weights[place]
-                if engaged.queries[place] >= 0:
-                    if category not in queries:
-                        queries[category] = np.zeros(len(log.spellings))
-                    queries[category][engaged.queries[place]] += 1
-            done = end
-            mine = liked.get(examples[i].case.user_id)
-            scores = None
-            if mine:
-                top = min(mine, key=lambda c: (-mine[c], c))
-                scores = queries.get(top)
-            made[i] = ranking(log, top_queries(k, counts, scores))
-        return made
+                total = self._queries[other].total()
+                for query, count in self._queries[other].items():
+                    scores[query] += FADE**position * similarity * count / total
+        return np.round(scores, 12)
 
-
-class Markov:
-    """What followed the user's last query, whoever searched it; a first-order chain."""
-
-    name = "markov"
-
-    def __init__(self, log: SearchLog) -> None:
-        self._log = log
-
-    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """At most ``k`` queries for each example, the best first."""
-        log = self._log
-        made = [Ranking(())] * len(examples)
-        after: defaultdict[int, Counter[int]] = defaultdict(Counter)
-        last: dict[int, int] = {}
-        done = 0
-        for i, moment, counts in log.sweep(examples):
-            end = log.before(moment)
-            for user, query in zip(
-                log.users[done:end].tolist(), log.queries[done:end].tolist(), strict=True
-            ):
-                if user in last:
-                    after[last[user]][query] += 1
-                last[user] = query
-            done = end
-            scores = np.zeros(len(log.spellings))
-            source = last.get(log.user_numbers.get(examples[i].case.user_id, -1))
-            if source is not None:
-                for query, count in after[source].items():
-                    scores[query] = count
-            made[i] = ranking(log, top_queries(k, counts, scores))
-        return made
-
-
-class _ByProducts:
-    """Products like those of the user, and the queries under which they are chosen."""
-
-    name = ""
-
-    def __init__(self, log: SearchLog, engaged: EngagementLog) -> None:
-        self._log, self._engaged = log, engaged
-
-    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
-        """At most ``k`` queries for each example, the best first."""
-        log, engaged = self._log, self._engaged
-        made = [Ranking(())] * len(examples)
-        under: defaultdict[int, Counter[int]] = defaultdict(Counter)  # product -> its queries
-        baskets: defaultdict[str, dict[int, None]] = defaultdict(dict)
-        self._begin()
-        done = 0
-        for i, moment, counts in log.sweep(examples):
-            end = engaged.before(moment)
-            for place in range(done, end):
-                product, query = int(engaged.products[place]), int(engaged.queries[place])
-                if query >= 0:
-                    under[product][query] += 1
-                basket = baskets[engaged.users[place]]
-                if product not in basket:
-                    self._learn(engaged.users[place], list(basket), product)
-                basket[product] = basket.pop(product, None)
-            done = end
-            self._turn(moment)
-            scores = np.zeros(len(log.spellings))
-            mine = list(reversed(baskets.get(examples[i].case.user_id, {})))
-            for place, product in enumerate(mine[:RECENT]):
-                for other, likeness in self._alike(product):
-                    if other in mine:
-                        continue
-                    total = under[other].total()
-                    for query, count in under[other].items():
-                        scores[query] += FADE**place * likeness * count / total
-            made[i] = ranking(log, top_queries(k, counts, np.round(scores, 12)))
-        return made
-
-    def _begin(self) -> None:
+    def _learn_pair(self, user: str, basket: list[int], product: int) -> None:
+        """Learn that a user chose a product for the first time, after those of the basket."""
         raise NotImplementedError
 
-    def _learn(self, user: str, basket: list[int], product: int) -> None:
-        """Somebody chose a product for the first time."""
-        raise NotImplementedError
-
-    def _turn(self, moment: np.datetime64) -> None:
-        """All that came before a moment has been learned."""
-
-    def _alike(self, product: int) -> list[tuple[int, float]]:
-        """The products most like one, the best first."""
+    def _similar(self, product: int) -> list[tuple[int, float]]:
+        """The most similar products with their similarity, the best first."""
         raise NotImplementedError
 
 
-def _nearest(found: dict[int, float]) -> list[tuple[int, float]]:
-    return sorted(found.items(), key=lambda item: (-round(item[1], 12), item[0]))[:NEIGHBOURS]
-
-
-class ItemCF(_ByProducts):
-    """Item-based collaborative filtering (cosine; active users count less), then queries."""
+class ItemCF(_ItemBased):
+    """Cosine of products over users, active users counting less (arXiv:1301.7363)."""
 
     name = "item-cf"
 
-    def _begin(self) -> None:
+    def _start(self, examples: Sequence[Example]) -> None:
+        super()._start(examples)
         self._together: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self._count: Counter[int] = Counter()
 
-    def _learn(self, user: str, basket: list[int], product: int) -> None:
+    def _learn_pair(self, user: str, basket: list[int], product: int) -> None:
         self._count[product] += 1
         weight = 1.0 / float(np.log(2.0 + len(basket)))
-        for other in basket[-KEPT:]:
+        for other in basket[-PAIRED:]:
             for a, b in ((product, other), (other, product)):
                 self._together[a][b] = self._together[a].get(b, 0.0) + weight
 
-    def _alike(self, product: int) -> list[tuple[int, float]]:
+    def _similar(self, product: int) -> list[tuple[int, float]]:
         count = self._count
         return _nearest(
             {
@@ -183,43 +88,48 @@ class ItemCF(_ByProducts):
         )
 
 
-class Swing(_ByProducts):
-    """Swing (arXiv:2010.05525): two products are alike when pairs of users chose both and
-    little else in common; then queries. What it knows is that of the start of the day.
+class Swing(_ItemBased):
+    """Swing (arXiv:2010.05525): products are similar when pairs of users chose both of them
+    and little else in common. Similarities are computed anew each day.
     """
 
     name = "swing"
 
-    def _begin(self) -> None:
-        self._baskets: defaultdict[str, set[int]] = defaultdict(set)
-        self._users: defaultdict[int, list[str]] = defaultdict(list)
+    def _start(self, examples: Sequence[Example]) -> None:
+        super()._start(examples)
+        self._products: defaultdict[str, set[int]] = defaultdict(set)  # of each user
+        self._users: defaultdict[int, list[str]] = defaultdict(list)  # of each product
         self._pending: list[tuple[str, int]] = []
         self._day: np.datetime64 | None = None
-        self._known: dict[int, list[tuple[int, float]]] = {}
+        self._neighbours: dict[int, list[tuple[int, float]]] = {}
 
-    def _learn(self, user: str, basket: list[int], product: int) -> None:
+    def _observe(self, state: SweepState) -> None:
+        super()._observe(state)
+        day = state.moment.astype("datetime64[D]")
+        if day == self._day:
+            return
+        for user, product in self._pending:
+            self._products[user].add(product)
+            self._users[product].append(user)
+        self._pending, self._day, self._neighbours = [], day, {}
+
+    def _learn_pair(self, user: str, basket: list[int], product: int) -> None:
         self._pending.append((user, product))
 
-    def _turn(self, moment: np.datetime64) -> None:
-        day = moment.astype("datetime64[D]")
-        if self._day is not None and day == self._day:
-            return
-        # What was pending came before this moment; likeness is computed anew a day.
-        for user, product in self._pending:
-            self._baskets[user].add(product)
-            self._users[product].append(user)
-        self._pending, self._day, self._known = [], day, {}
-
-    def _alike(self, product: int) -> list[tuple[int, float]]:
-        if product not in self._known:
-            users = [u for u in self._users.get(product, []) if len(self._baskets[u]) > 1]
-            found: defaultdict[int, float] = defaultdict(float)
-            weight = {u: 1.0 / float(np.sqrt(len(self._baskets[u]))) for u in users}
+    def _similar(self, product: int) -> list[tuple[int, float]]:
+        if product not in self._neighbours:
+            users = [u for u in self._users.get(product, []) if len(self._products[u]) > 1]
+            weight = {u: 1.0 / float(np.sqrt(len(self._products[u]))) for u in users}
+            scores: defaultdict[int, float] = defaultdict(float)
             for u, v in combinations(users[-SWING_USERS:], 2):
-                common = self._baskets[u] & self._baskets[v]
+                common = self._products[u] & self._products[v]
                 if len(common) > 1:
-                    for other in common:
-                        if other != product:
-                            found[other] += weight[u] * weight[v] / (ALPHA + len(common))
-            self._known[product] = _nearest(found)
-        return self._known[product]
+                    for other in common - {product}:
+                        scores[other] += weight[u] * weight[v] / (ALPHA + len(common))
+            self._neighbours[product] = _nearest(scores)
+        return self._neighbours[product]
+
+
+def _nearest(similarities: Mapping[int, float]) -> list[tuple[int, float]]:
+    ranked = sorted(similarities.items(), key=lambda item: (-round(item[1], 12), item[0]))
+    return ranked[:NEIGHBOURS]

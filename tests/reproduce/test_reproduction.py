@@ -5,9 +5,11 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import cli
-from qagent_mlx import reproduce as module
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.reproduce import ReproduceConfig, Reproduction
+from qagent_mlx.reproduce import manifest as manifests
+from qagent_mlx.reproduce import reproduction as stages_module
+from qagent_mlx.reproduce.config import ReproduceConfig
+from qagent_mlx.reproduce.reproduction import Reproduction
 
 QUICK = ReproduceConfig(quick=True, seeds=(0,), group=2)
 
@@ -91,7 +93,7 @@ def test_other_settings_inputs_or_versions_are_refused(done, tiny_files, tmp_pat
         Reproduction(str(tiny_files), out, ReproduceConfig(quick=True, seeds=(1,), group=2))
     with pytest.raises(QAgentError, match="other source"):
         Reproduction("sample", out, QUICK)
-    monkeypatch.setattr(module, "_versions", lambda: {"python": "2.7"})
+    monkeypatch.setattr(manifests, "_versions", lambda: {"python": "2.7"})
     with pytest.raises(QAgentError, match="other versions"):
         Reproduction(str(tiny_files), out, QUICK)
     with pytest.raises(QAgentError, match="no folder"):
@@ -104,7 +106,7 @@ def test_other_settings_inputs_or_versions_are_refused(done, tiny_files, tmp_pat
 
 def test_a_simulated_shop_is_also_asked(simulated_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        module, "create_sample_shop", lambda path: shutil.copytree(simulated_folder, path)
+        stages_module, "create_sample_shop", lambda path: shutil.copytree(simulated_folder, path)
     )
     out = tmp_path / "out"
     config = ReproduceConfig(quick=True, seeds=(0,), group=2, cases=4)

@@ -1,0 +1,65 @@
+"""The baselines by name: recommenders that need no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from ...environment.environment import Environment
+from ...inventory.encoders.subword import Encoder
+from ...inventory.index import open_index
+from ...shop.shop import Shop
+from ..metrics import System
+from .collaborative import ItemCF, Swing
+from .memory_ranker import MemoryRankerBaseline
+from .popularity import CategoryPopular, Popular, RepeatLast, Trending
+from .sasrec import SasRec
+from .search_log import EngagementLog, SearchLog
+from .text_similarity import BM25Similarity, DenseSimilarity
+from .transitions import CoOccurrence, Markov
+
+
+class BaselineData:
+    """The data of a shop that baselines are built from, each read at its first use.
+
+    Args:
+        shop: Its log as it is now.
+        environment: Gives the encoder of the shop's index, where it is open already.
+    """
+
+    def __init__(self, shop: Shop, environment: Environment | None = None) -> None:
+        self._shop, self._environment = shop, environment
+
+    @cached_property
+    def log(self) -> SearchLog:
+        """The shop's searches."""
+        return SearchLog.of_shop(self._shop)
+
+    @cached_property
+    def engagements(self) -> EngagementLog:
+        """The shop's clicks, carts and purchases."""
+        return EngagementLog.of_shop(self._shop, self.log)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the shop's index, which learned from nothing after the first case."""
+        if self._environment is None:
+            return open_index(self._shop).encoder
+        return self._environment.search.index.encoder
+
+
+BASELINES: dict[str, Callable[[BaselineData], System]] = {
+    "popular": lambda data: Popular(data.log),
+    "trending": lambda data: Trending(data.log),
+    "repeat-last": lambda data: RepeatLast(data.log),
+    "category-popular": lambda data: CategoryPopular(data.log, data.engagements),
+    "markov": lambda data: Markov(data.log),
+    "co-occurrence": lambda data: CoOccurrence(data.log),
+    "item-cf": lambda data: ItemCF(data.log, data.engagements),
+    "swing": lambda data: Swing(data.log, data.engagements),
+    "bm25": lambda data: BM25Similarity(data.log, data.engagements),
+    "dense": lambda data: DenseSimilarity(data.log, data.engagements, data.encoder),
+    "sasrec": lambda data: SasRec(data.log),
+    "top-line": lambda data: MemoryRankerBaseline(),
+}
+UNTRAINED = tuple(name for name in BASELINES if name != "sasrec")  # they answer at once

@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from shelf import AS_OF, Shelf, a_case
+
+from qagent_mlx.environment.environment import Example
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.evaluate.config import EvaluationConfig
+from qagent_mlx.evaluate.metrics import METRICS, Ranking
+from qagent_mlx.evaluate.report import MAIN, evaluate
+from qagent_mlx.evaluate.significance import holm
+from qagent_mlx.evaluate.tables import compared_pairs, comparison_table, markdown, table
+from qagent_mlx.types import Profile
+
+
+class Fixed:
+    """Recommends the same queries for every case, or what a function says."""
+
+    def __init__(self, name, answer):
+        self.name, self.answer = name, answer
+
+    def rank(self, examples, k):
+        return [Ranking(tuple(self.answer(e.case))[:k]) for e in examples]
+
+
+def examples(n):
+    made = []
+    for i in range(n):
+        case = a_case(i, query=f"query {i}", key=f"query{i}", products=(f"p{i}",), user=f"u{i}")
+        made.append(Example(case, Profile(case.user_id, AS_OF, "", (), (), 0, 0, {})))
+    return made
+
+
+def right_for(part):
+    """Right for the first ``part`` of every ten cases."""
+    return lambda case: [case.query if case.case_id % 10 < part else "nothing"]
+
+
+def shelf_of(n):
+    return Shelf({f"query {i}": (f"p{i}",) for i in range(n)}, examples(n))
+
+
+def test_evaluate_reports_means_intervals_and_comparisons():
+    calls = []
+    report = evaluate(
+        shelf_of(100),
+        [Fixed("good", right_for(6)), Fixed("poor", right_for(2)), Fixed("mute", lambda _: [])],
+        EvaluationConfig(compare=(("good", "poor"), ("poor", "mute"))),
+        on_progress=lambda name, done: calls.append((name, done)),
+    )
+    assert report.split == "test" and report.cases == 100
+    assert [s.name for s in report.systems] == ["good", "poor", "mute"]
+    good, poor, mute = (s.metrics for s in report.systems)
+    assert tuple(good) == METRICS
+    assert good["cons@1"].mean == pytest.approx(0.6)
+    assert poor["q_em"].mean == pytest.approx(0.2)
+    assert poor["q_em"].lo < 0.2 < poor["q_em"].hi
+    assert mute["coverage"].mean == 0
+    assert all(s.latency_ms >= 0 for s in report.systems)
+    first = report.comparisons[0]
+    assert (first.a, first.b, first.metric) == ("good", "poor", "cons@1")
+    assert first.diff == pytest.approx(0.4) and first.p_holm < 0.01
+    assert len(report.comparisons) == 10
+    adjusted = holm([comparison.p for comparison in report.comparisons])
+    assert [comparison.p_holm for comparison in report.comparisons] == adjusted
+    assert calls == [(n, c) for n in ("good", "poor", "mute") for c in (0, 100)]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 99, 100, 1000])
+def test_a_limit_takes_evenly_spaced_cases(limit):
+    seen: list[int] = []
+
+    def watch(case):
+        seen.append(case.case_id)
+        return []
+
+    report = evaluate(shelf_of(100), [Fixed("x", watch)], EvaluationConfig(limit=limit))
+    assert report.cases == len(seen) == len(set(seen)) == min(limit, 100)
+    steps = np.diff(seen)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    assert 100 - seen[-1] < 100 / min(limit, 100) + 1  # the last part of the split is in
+
+
+@pytest.mark.parametrize(
+    ("systems", "options", "message"),
+    [
+        ([], {}, "nothing to evaluate"),
+        (["x", "x"], {}, "two systems are called x"),
+        (["x"], {"compare": (("x", "y"),)}, "cannot compare y"),
+        (["x"], {"split": "tset"}, "split must be one of train, validation, test, not 'tset'"),
+        (["x"], {"split": "train"}, "no case in the split 'train'"),
+        (["x"], {"limit": 0}, "limit must be .* of at least 1, not 0"),
+        (["x"], {"by": ("age",)}, "by must hold only history, tail, own"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(systems, options, message):
+    with pytest.raises(QAgentError, match=message):
+        evaluate(
+            shelf_of(3),
+            [Fixed(name, lambda _: []) for name in systems],
+            EvaluationConfig(**options),
+        )
+
+
+def test_tables_are_whole_in_80_columns():
+    names = ["co-occurrence", "consistency-grpo-2"]
+    report = evaluate(
+        shelf_of(100),
+        [Fixed(n, right_for(10 - i)) for i, n in enumerate(names)],
+        EvaluationConfig(compare=((names[1], names[0]),)),
+    )
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(report), comparison_table(report))
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for word in (*names, *MAIN, "100.0 ±0.0", "90.0 ±", "-10.0 ["):
+        assert word in text, word
+
+
+def test_markdown_has_a_row_for_each_system_and_each_pair():
+    report = evaluate(
+        shelf_of(10),
+        [Fixed("a", right_for(6)), Fixed("b", right_for(2))],
+        EvaluationConfig(compare=(("a", "b"),)),
+    )
+    rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 + 2 + 1
+    assert rows[-1].startswith("| a | b | +40.0 [") and len(rows[-1].split(" | ")) == 2 + 5
+    assert rows[2].startswith("| a | 60.0 ±")
+    alone = evaluate(shelf_of(10), [Fixed("a", right_for(6))])
+    assert markdown(alone).count("| --- |") == 1
+
+
+class Sure(Fixed):
+    """Says how sure it is."""
+
+    def rank(self, examples, k):
+        return [Ranking(r.queries, scores=(0.5,)) for r in super().rank(examples, k)]
+
+
+def test_the_report_counts_distinct_queries_and_calibrates_where_it_can():
+    systems = [Fixed("same", lambda c: ["hat"]), Sure("right", lambda c: [c.query])]
+    report = evaluate(shelf_of(6), systems)
+    same, right = report.systems
+    assert (same.distinct, same.calibration) == (1, None)
+    assert right.distinct == 6 and right.calibration.ece == pytest.approx(0.5)
+
+
+def test_slices_need_the_searches():
+    with pytest.raises(ValueError, match="the shop's searches"):
+        evaluate(shelf_of(3), [Fixed("a", lambda c: ["x"])], EvaluationConfig(by=("own",)))
+
+
+def test_a_star_compares_with_every_other_system():
+    systems = [Fixed(name, lambda c: ["x"]) for name in "abc"]
+    report = evaluate(shelf_of(3), systems, EvaluationConfig(compare=(("b", "*"),)))
+    assert list(compared_pairs(report)) == [("b", "a"), ("b", "c")]
+
+
+def test_the_json_has_the_keys_that_others_read():
+    systems = [Fixed("same", lambda c: ["hat"]), Sure("right", lambda c: [c.query])]
+    config = EvaluationConfig(compare=(("same", "right"),), details=2)
+    report = evaluate(shelf_of(6), systems, config)
+    assert [list(d.answers) for d in report.details] == [["same", "right"]] * 2
+    values = json.loads(json.dumps(report.to_dict()))
+    assert set(values) == {
+        *("split", "cases", "systems", "comparisons", "slices"),
+        *("derived", "simulated", "shop"),
+    }
+    same, right = values["systems"]
+    assert set(same) == {"name", "metrics", "latency_ms", "distinct", "calibration"}
+    assert set(same["metrics"]["q_em"]) == {"mean", "lo", "hi"}
+    assert same["calibration"] is None
+    assert set(right["calibration"]) == {"ece", "brier", "bins"}
+    assert right["calibration"]["bins"] == [{"said": 0.5, "true": 1.0, "cases": 6}]
+    assert set(values["comparisons"][0]) == {"a", "b", "metric", "diff", "lo", "hi", "p", "p_holm"}
