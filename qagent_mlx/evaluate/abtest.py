@@ -281,7 +281,7 @@ def _respond(
             return np.array([index[p] for p in environment.retrieve(query, as_of)], dtype=int)
 
         slate = ranking.queries[: config.k]
-        outcomes.append(visit.answers(interpreter, slate, retrieve, config.draws))
+        outcomes.append(visit.outcomes(interpreter, slate, retrieve, config.draws))
     return outcomes
 
 

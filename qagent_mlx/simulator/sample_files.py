@@ -2,65 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from ..utils.atomic_files import replacing, write_json
 from ..utils.database import open_duckdb
 from .shopper import Shopper
 from .world import START, SimulatedShop, SimulatorConfig
 
+COLUMNS = {
+    "products": "product_id VARCHAR, title VARCHAR, brand VARCHAR, time TIMESTAMP, "
+    "category VARCHAR, price DOUBLE, stock BOOLEAN, attributes VARCHAR",
+    "events": "user_id VARCHAR, time TIMESTAMP, type VARCHAR, query VARCHAR, product_id VARCHAR",
+}
 
-def simulate(
-    config: SimulatorConfig | None = None,
-) -> tuple[SimulatedShop, list[dict[str, object]]]:
-    """A world and the log that its shoppers left, in order of time."""
+
+def simulate(config: SimulatorConfig | None = None) -> tuple[SimulatedShop, list[dict[str, Any]]]:
+    """Simulate a shop and the log that its shoppers leave, in order of time."""
     world = SimulatedShop(config)
-    log: list[dict[str, object]] = []
+    log: list[dict[str, Any]] = []
     end = START + timedelta(days=world.config.days)
     for number in range(world.config.users):
         shopper = Shopper(world, f"u{number + 1:04d}", (world.config.seed, 2, number))
-        log += [e for e in shopper.live() if e["time"] < end]  # type: ignore[operator]
-    log.sort(key=lambda e: (e["time"], e["user_id"]))  # type: ignore[arg-type, return-value, unused-ignore]
+        log += [event for event in shopper.events() if event["time"] < end]
+    log.sort(key=lambda event: (event["time"], event["user_id"]))
     return world, log
 
 
 def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[str, int]:
-    """Write ``products.parquet``, ``events.parquet`` and ``simulator.json`` to a folder."""
+    """Write ``products.parquet``, ``events.parquet`` and ``simulator.json``; returns row counts."""
     world, log = simulate(config)
-    connection = open_duckdb()
-    columns = {
-        "products": {
-            "product_id": "VARCHAR",
-            "title": "VARCHAR",
-            "brand": "VARCHAR",
-            "time": "TIMESTAMP",
-            "category": "VARCHAR",
-            "price": "DOUBLE",
-            "stock": "BOOLEAN",
-            "attributes": "VARCHAR",
-        },
-        "events": {
-            "user_id": "VARCHAR",
-            "time": "TIMESTAMP",
-            "type": "VARCHAR",
-            "query": "VARCHAR",
-            "product_id": "VARCHAR",
-        },
+    tables: dict[str, Sequence[dict[str, Any]]] = {
+        "products": list(world.product_records()),
+        "events": log,
     }
-    counts = {}
-    for name, rows in (("products", list(world.product_rows())), ("events", log)):
-        kinds = ", ".join(f"{c} {t}" for c, t in columns[name].items())
-        connection.execute(f"CREATE TABLE {name} ({kinds})")
+    connection = open_duckdb()
+    for name, records in tables.items():
+        columns = [column.split()[0] for column in COLUMNS[name].split(", ")]
+        connection.execute(f"CREATE TABLE {name} ({COLUMNS[name]})")
         with connection.appender(name) as appender:
-            for row in rows:
-                appender.append_row(*(row[c] for c in columns[name]))
+            for record in records:
+                appender.append_row(*(record[column] for column in columns))
         with replacing(folder / f"{name}.parquet") as temporary:
             connection.execute(
                 f"COPY {name} TO '{temporary}' (FORMAT parquet, COMPRESSION zstd, "
                 "COMPRESSION_LEVEL 19)"
             )
-        counts[name] = len(rows)
     write_json(folder / "simulator.json", asdict(world.config))
-    return counts
+    return {name: len(records) for name, records in tables.items()}

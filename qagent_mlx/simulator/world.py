@@ -1,20 +1,25 @@
-"""The simulated shop: products, stock, prices and its search engine."""
+"""The simulated shop: products, stock, prices, trends and its search engine."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from ..utils.text import words
-from .catalog_data import Brand, ProductType, brands, follow_ups, product_types
+from .catalog_data import load_catalog
 
 START = datetime(2026, 1, 5)
+TIER_PRICES = (0.55, 1.0, 1.9)  # price of a brand's products against the middle one, by its tier
+K1, B = 1.2, 0.4  # of BM25
 
 
 def moment(day: float) -> datetime:
@@ -26,31 +31,51 @@ def moment(day: float) -> datetime:
 class SimulatorConfig:
     """Everything that, with the code, determines a simulated shop."""
 
-    seed: int = 7
-    users: int = 1500
-    days: int = 90
-    products_per_pair: float = 8.0  # products of one type by one brand
-    missing: float = 0.05  # single products that are never in stock
-    days_in_stock: float = 14.0  # a line sells out after about this long ...
-    days_sold_out: float = 10.0  # ... and comes back after about this long
-    days_between_sales: float = 30.0
-    days_on_sale: float = 6.0
-    sale_price: float = 0.55
-    typo_rate: float = 0.03
-    patience: int = 3  # searches in a session before giving up
-    aspiration: float = 0.9  # how much fame, beside taste, decides which brand is typed
+    seed: Annotated[int, Meta(ge=0, description="Seed of products, stock and shoppers.")] = 7
+    users: Annotated[int, Meta(ge=0, description="Shoppers in the log.")] = 1500
+    days: Annotated[int, Meta(ge=1, description="Length of the log.", extra={"unit": "days"})] = 90
+    products_per_pair: Annotated[
+        float, Meta(ge=2, description="Mean number of products of one type by one brand.")
+    ] = 8.0
+    missing: Annotated[
+        float, Meta(ge=0, le=1, description="Share of products that are never in stock.")
+    ] = 0.05
+    days_in_stock: Annotated[
+        float, Meta(gt=0, description="Mean time until a line sells out.", extra={"unit": "days"})
+    ] = 14.0
+    days_sold_out: Annotated[
+        float, Meta(gt=0, description="Mean time until it is restocked.", extra={"unit": "days"})
+    ] = 10.0
+    days_between_sales: Annotated[
+        float, Meta(gt=0, description="Mean time between two sales.", extra={"unit": "days"})
+    ] = 30.0
+    days_on_sale: Annotated[
+        float, Meta(gt=0, description="Mean length of a sale.", extra={"unit": "days"})
+    ] = 6.0
+    sale_price: Annotated[
+        float, Meta(gt=0, le=1, description="Price on sale, as a share of the usual one.")
+    ] = 0.55
+    typo_rate: Annotated[
+        float, Meta(ge=0, le=1, description="Probability of a typo in a query.")
+    ] = 0.03
+    patience: Annotated[
+        int, Meta(ge=1, description="Searches for one need before a shopper gives up.")
+    ] = 3
+    aspiration: Annotated[
+        float, Meta(ge=0, description="Weight of fame, beside taste, in which brand is typed.")
+    ] = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class SimProduct:
-    """A product and what the simulator knows of it."""
+    """A product, with what only the simulator knows of it."""
 
     product_id: str
     title: str
     type_index: int
     brand_index: int
     price: float
-    missing: bool
+    missing: bool  # never in stock
     spec: int
     style: int
     model: str
@@ -59,95 +84,98 @@ class SimProduct:
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One way of wording a need."""
+    """One way of wording a need: ``kind`` is generic, brand, spec, style or model."""
 
     text: str
-    kind: str  # generic, brand, spec, style, model
+    kind: str
     brand: int = -1
     option: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class ProductColumns:
-    """Products as columns: brand, specification in [0, 1], and style as a place in the names."""
+    """What decides whether a product is to somebody's taste, (products,) each."""
 
     brands: np.ndarray
-    spec: np.ndarray
-    styles: np.ndarray
-    style_names: list[str]  # in the order in which the products first have them
+    specs: np.ndarray  # place among the type's specifications, in [0, 1]
+    styles: np.ndarray  # index in style_names
+    style_names: list[str]  # in the order in which products first have them
 
 
 class SimulatedSearch:
-    """The simulated shop's search: BM25 over titles and categories, then quality.
+    """The simulated shop's search: BM25 over titles and brands, then quality.
 
-    It does not know the shopper, and it does not hide what is sold out, like many a
-    real one.
+    It does not know the shopper, and like many a real one it shows what is sold out. It is not
+    the inventory's BM25, whose changes must never change the sample log.
     """
 
-    def __init__(self, documents: list[str], prior: np.ndarray, k1: float = 1.2, b: float = 0.4):
-        self.prior = prior
-        postings: dict[str, dict[int, int]] = {}
-        lengths = np.zeros(len(documents))
-        for i, text in enumerate(documents):
-            terms = words(text)
-            lengths[i] = len(terms)
-            for term in terms:
-                postings.setdefault(term, {}).setdefault(i, 0)
-                postings[term][i] += 1
-        norm = k1 * (1 - b + b * lengths / lengths.mean())
+    def __init__(self, documents: list[str], prior: np.ndarray) -> None:
+        self._prior = prior
+        bags = [Counter(words(text)) for text in documents]
+        lengths = np.array([bag.total() for bag in bags], dtype=float)
+        postings: dict[str, list[tuple[int, int]]] = {}
+        for document, bag in enumerate(bags):
+            for term, count in bag.items():
+                postings.setdefault(term, []).append((document, count))
+        norm = K1 * (1 - B + B * lengths / lengths.mean())
         self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for term, counts in postings.items():
-            ids = np.fromiter(counts, dtype=np.int64)
-            tf = np.array([counts[i] for i in ids.tolist()], dtype=float)
+        for term, pairs in postings.items():
+            ids, counts = np.array(pairs).T
             idf = np.log(1 + (len(documents) - len(ids) + 0.5) / (len(ids) + 0.5))
-            self._weights[term] = (ids, idf * tf * (k1 + 1) / (tf + norm[ids]))
+            tf = counts.astype(float)
+            self._weights[term] = (ids, idf * tf * (K1 + 1) / (tf + norm[ids]))
         self._cache: dict[str, np.ndarray] = {}
 
     def search(self, query: str, k: int = 10) -> np.ndarray:
-        """Indices of the top ``k`` products; fewer when fewer match any word."""
-        cached = self._cache.get(query)
-        if cached is None:
-            scores = np.zeros(len(self.prior))
+        """Indices of the top ``k`` products; fewer where fewer match any word."""
+        if query not in self._cache:
+            scores = np.zeros(len(self._prior))
             for term in words(query):
                 if term in self._weights:
-                    ids, weight = self._weights[term]
-                    scores[ids] += weight
-            hit = np.flatnonzero(scores > 0)
+                    ids, weights = self._weights[term]
+                    scores[ids] += weights
+            hits = np.flatnonzero(scores > 0)
             # A page of results does not show what matches only one of several words.
-            if len(hit):
-                hit = hit[scores[hit] > 0.8 * scores[hit].max()]
-            total = np.round(scores[hit] + self.prior[hit], 6)
-            cached = hit[np.lexsort((hit, -total))][:20]
-            self._cache[query] = cached
-        return cached[:k]
+            if len(hits):
+                hits = hits[scores[hits] > 0.8 * scores[hits].max()]
+            total = np.round(scores[hits] + self._prior[hits], 6)
+            self._cache[query] = hits[np.lexsort((hits, -total))][:20]
+        return self._cache[query][:k]
 
 
 class SimulatedShop:
-    """The catalog, its engine, and what is in fashion when. Made from the seed alone."""
+    """Catalog, stock and prices over time, search engine and trends; made from the seed alone.
+
+    A line is one brand's products of one type: they sell out, are restocked and go on sale
+    together. Each week some product types and one brand are trending.
+    """
 
     def __init__(self, config: SimulatorConfig | None = None) -> None:
         self.config = config or SimulatorConfig()
-        self.types: list[ProductType] = product_types()
-        self.brands: list[Brand] = brands()
+        catalog = load_catalog()
+        self.types, self.brands = catalog.types, catalog.brands
         self.type_index = {t.name: i for i, t in enumerate(self.types)}
         self.departments = sorted({t.department for t in self.types})
-        self.next_needs = [
-            [(self.type_index[n], p, d) for n, p, d in follow_ups().get(t.name, [])]
-            for t in self.types
-        ]
         self.sellers = [
             [i for i, b in enumerate(self.brands) if t.department in b.departments]
             for t in self.types
         ]
         rng = np.random.default_rng([self.config.seed, 1])
         self.products = self._make_products(rng)
-        # A line (one brand's products of one type) sells out, comes back, and is on sale.
-        self.sold_out, self.on_sale = self._make_lines(np.random.default_rng([self.config.seed, 3]))
         weeks = self.config.days // 7 + 2
-        # Each week a few types and one brand are in fashion.
-        self.hot_types = [rng.choice(len(self.types), 4, replace=False) for _ in range(weeks)]
-        self.hot_brand = [int(rng.integers(len(self.brands))) for _ in range(weeks)]
-        self.by_type = [
+        self.trending_types = [rng.choice(len(self.types), 4, replace=False) for _ in range(weeks)]
+        self.trending_brand = [int(rng.integers(len(self.brands))) for _ in range(weeks)]
+        config, rng = self.config, np.random.default_rng([self.config.seed, 3])
+        lines = sorted({(p.type_index, p.brand_index) for p in self.products})
+        # Days at which the state of a line changes, in turn: sold out and back, on sale and off.
+        self._stock_changes = {
+            line: self._changes(rng, config.days_in_stock, config.days_sold_out) for line in lines
+        }
+        self._sale_changes = {
+            line: self._changes(rng, config.days_between_sales, config.days_on_sale)
+            for line in lines
+        }
+        self.of_type = [
             np.array([i for i, p in enumerate(self.products) if p.type_index == t])
             for t in range(len(self.types))
         ]
@@ -160,28 +188,26 @@ class SimulatedShop:
         self.phrases = [self._phrases(t) for t in range(len(self.types))]
 
     def _make_products(self, rng: np.random.Generator) -> list[SimProduct]:
-        tier_price = (0.55, 1.0, 1.9)
-        made: list[SimProduct] = []
-        for t, kind in enumerate(self.types):
-            for b in self.sellers[t]:
-                brand = self.brands[b]
+        products: list[SimProduct] = []
+        for type_index, kind in enumerate(self.types):
+            for brand_index in self.sellers[type_index]:
+                brand = self.brands[brand_index]
                 options = [(i, j) for i in range(len(kind.specs)) for j in range(len(kind.styles))]
                 count = min(len(options), int(rng.poisson(self.config.products_per_pair - 2)) + 2)
                 chosen = sorted(rng.permutation(len(options))[:count].tolist())
                 name = kind.other_name if rng.random() < 0.3 else kind.name
                 letters = (brand.name[0] + kind.name[0]).upper()
-                for c in chosen:
-                    spec, style = options[c]
+                for spec, style in (options[option] for option in chosen):
                     model = f"{letters}{int(rng.integers(100, 999))}"
-                    price = kind.price * tier_price[brand.tier] * (0.8 + 0.2 * spec)
+                    price = kind.price * TIER_PRICES[brand.tier] * (0.8 + 0.2 * spec)
                     price *= float(rng.lognormal(0, 0.08))
-                    made.append(
+                    products.append(
                         SimProduct(
-                            product_id=f"p{len(made) + 1:04d}",
+                            product_id=f"p{len(products) + 1:04d}",
                             title=f"{brand.name} {model} {kind.specs[spec]} {name.title()}, "
                             f"{kind.styles[style]}",
-                            type_index=t,
-                            brand_index=b,
+                            type_index=type_index,
+                            brand_index=brand_index,
                             price=round(max(round(price), 2) - 0.01, 2),
                             missing=bool(rng.random() < self.config.missing),
                             spec=spec,
@@ -190,96 +216,76 @@ class SimulatedShop:
                             quality=float(rng.random()),
                         )
                     )
-        return made
+        return products
 
-    def _make_lines(
-        self, rng: np.random.Generator
-    ) -> tuple[dict[tuple[int, int], list[float]], dict[tuple[int, int], list[float]]]:
-        """Days at which each line's state flips: sold out and back, on sale and off."""
-
-        def flips(off: float, on: float) -> list[float]:
-            # Begin somewhere in the cycle, so that the first day is like any other.
-            at = -float(rng.random()) * (off + on) * 2
-            made = []
-            while at < self.config.days:
-                at += float(rng.exponential(off))
-                made.append(at)
-                at += float(rng.exponential(on))
-                made.append(at)
-            return made
-
-        config = self.config
-        lines = sorted({(p.type_index, p.brand_index) for p in self.products})
-        out = {line: flips(config.days_in_stock, config.days_sold_out) for line in lines}
-        sale = {line: flips(config.days_between_sales, config.days_on_sale) for line in lines}
-        return out, sale
+    def _changes(self, rng: np.random.Generator, off: float, on: float) -> list[float]:
+        """Days at which a state goes on and off, for exponential times of these means."""
+        # Begin somewhere in the cycle, so that the first day is like any other.
+        day = -float(rng.random()) * (off + on) * 2
+        changes = []
+        while day < self.config.days:
+            for mean in (off, on):
+                day += float(rng.exponential(mean))
+                changes.append(day)
+        return changes
 
     def in_stock(self, i: int, day: float) -> bool:
         """Whether a product can be bought on a day."""
         product = self.products[i]
-        line = (product.type_index, product.brand_index)
-        return not product.missing and bisect_right(self.sold_out[line], day) % 2 == 0
+        changes = self._stock_changes[product.type_index, product.brand_index]
+        return not product.missing and bisect_right(changes, day) % 2 == 0
 
     def price(self, i: int, day: float) -> float:
         """What a product costs on a day."""
         product = self.products[i]
-        line = (product.type_index, product.brand_index)
-        if bisect_right(self.on_sale[line], day) % 2 == 0:
+        changes = self._sale_changes[product.type_index, product.brand_index]
+        if bisect_right(changes, day) % 2 == 0:
             return product.price
         return round(product.price * self.config.sale_price, 2)
 
-    def _phrases(self, t: int) -> list[Phrase]:
-        kind = self.types[t]
-        made = [Phrase(kind.name, "generic"), Phrase(kind.other_name, "generic", option=1)]
-        made += [
-            Phrase(f"{self.brands[b].name.lower()} {kind.name}", "brand", brand=b)
-            for b in self.sellers[t]
+    def _phrases(self, type_index: int) -> list[Phrase]:
+        kind = self.types[type_index]
+        return [
+            Phrase(kind.name, "generic"),
+            Phrase(kind.other_name, "generic", option=1),
+            *(
+                Phrase(f"{self.brands[b].name.lower()} {kind.name}", "brand", brand=b)
+                for b in self.sellers[type_index]
+            ),
+            *(Phrase(f"{s} {kind.name}", "spec", option=i) for i, s in enumerate(kind.specs)),
+            *(Phrase(f"{s} {kind.name}", "style", option=i) for i, s in enumerate(kind.styles)),
         ]
-        made += [Phrase(f"{s} {kind.name}", "spec", option=i) for i, s in enumerate(kind.specs)]
-        made += [Phrase(f"{s} {kind.name}", "style", option=i) for i, s in enumerate(kind.styles)]
-        return made
 
     @cached_property
-    def facts(self) -> ProductColumns:
-        """What of each product decides whether it is to somebody's taste."""
-        names: dict[str, int] = {}
-        styles = [
-            names.setdefault(self.types[p.type_index].styles[p.style], len(names))
-            for p in self.products
+    def columns(self) -> ProductColumns:
+        """The products' brands, specifications and styles as arrays."""
+        kinds = [self.types[p.type_index] for p in self.products]
+        styles = [kind.styles[p.style] for kind, p in zip(kinds, self.products, strict=True)]
+        names = list(dict.fromkeys(styles))
+        specs = [
+            p.spec / max(len(kind.specs) - 1, 1)
+            for kind, p in zip(kinds, self.products, strict=True)
         ]
         return ProductColumns(
             np.array([p.brand_index for p in self.products]),
-            np.array(
-                [p.spec / max(len(self.types[p.type_index].specs) - 1, 1) for p in self.products]
-            ),
-            np.array(styles),
-            list(names),
+            np.array(specs),
+            np.array([names.index(style) for style in styles]),
+            names,
         )
 
-    @cached_property
-    def attributes(self) -> list[dict[str, str]]:
-        """What the catalog says of each product beside title, brand and category."""
-        return [
-            {
-                "spec": self.types[p.type_index].specs[p.spec],
-                "style": self.types[p.type_index].styles[p.style],
-            }
-            for p in self.products
-        ]
-
-    def product_rows(self) -> Iterator[dict[str, object]]:
-        """The catalog as a shop would export it: a row a product, and one a change."""
-        for i, (product, attributes) in enumerate(zip(self.products, self.attributes, strict=True)):
+    def product_records(self) -> Iterator[dict[str, Any]]:
+        """The catalog as a shop would export it: a record for each product and each change."""
+        for i, product in enumerate(self.products):
             kind = self.types[product.type_index]
             line = (product.type_index, product.brand_index)
-            days = [0.0, *(d for d in self.sold_out[line] if 0 < d < self.config.days)]
-            days += [d for d in self.on_sale[line] if 0 < d < self.config.days]
+            changes = [*self._stock_changes[line], *self._sale_changes[line]]
             last: tuple[float, bool] | None = None
-            for day in sorted(days):
+            for day in sorted([0.0, *(d for d in changes if 0 < d < self.config.days)]):
                 state = (self.price(i, day), self.in_stock(i, day))
                 if state == last:
                     continue
                 last = state
+                attributes = {"spec": kind.specs[product.spec], "style": kind.styles[product.style]}
                 yield {
                     "product_id": product.product_id,
                     "time": moment(day),

@@ -12,6 +12,7 @@ import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.simulator.catalog_data import load_catalog
 from qagent_mlx.simulator.sample_files import simulate, write_sample
 from qagent_mlx.simulator.shopper import Shopper
 from qagent_mlx.simulator.world import START, SimulatedShop, SimulatorConfig, moment
@@ -69,7 +70,7 @@ def test_hash_seeds_decide_nothing(simulated):
 
 def test_shoppers_do_not_depend_on_each_other(simulated):
     world, log = simulated
-    alone = list(Shopper(world, "u0005", (SMALL.seed, 2, 4)).live())
+    alone = list(Shopper(world, "u0005", (SMALL.seed, 2, 4)).events())
     end = START + timedelta(days=SMALL.days)
     assert [e for e in alone if e["time"] < end] == [e for e in log if e["user_id"] == "u0005"]
 
@@ -109,7 +110,7 @@ def test_what_is_bought_was_clicked_and_could_be_bought(simulated):
 def test_prices_and_stock_are_written_as_they_change(simulated):
     world, _ = simulated
     states = {}
-    for row in world.product_rows():
+    for row in world.product_records():
         states.setdefault(row["product_id"], []).append((row["time"], row["price"], row["stock"]))
     assert list(states) == [p.product_id for p in world.products]
     for i, changes in enumerate(states.values()):
@@ -126,7 +127,7 @@ def test_prices_and_stock_are_written_as_they_change(simulated):
 def test_the_written_files_hold_what_a_shop_would_see_and_no_more(written, simulated):
     folder, counts = written
     world, log = simulated
-    assert counts == {"products": len(list(world.product_rows())), "events": len(log)}
+    assert counts == {"products": len(list(world.product_records())), "events": len(log)}
     assert {p.name for p in folder.iterdir()} == {
         "products.parquet",
         "events.parquet",
@@ -165,14 +166,25 @@ def test_the_sample_data_are_what_the_simulator_makes():
         products = connection.execute(
             f"SELECT {', '.join(CATALOG)} FROM '{SAMPLE}/products.parquet'"
         ).fetchall()
-        assert products == [tuple(row[c] for c in CATALOG) for row in world.product_rows()]
+        assert products == [tuple(row[c] for c in CATALOG) for row in world.product_records()]
         for number in (0, 700, 1499):
             user = f"u{number + 1:04}"
             shopper = Shopper(world, user, (config.seed, 2, number))
-            expected = [tuple(e.values()) for e in shopper.live() if e["time"] < end]
+            expected = [tuple(e.values()) for e in shopper.events() if e["time"] < end]
             found = connection.execute(
                 f"""SELECT user_id, time, type, query, product_id
                 FROM '{SAMPLE}/events.parquet' WHERE user_id = ?""",
                 [user],
             ).fetchall()
             assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_the_catalog_file_fits_together():
+    catalog = load_catalog()
+    names = [t.name for t in catalog.types]
+    departments = {t.department for t in catalog.types}
+    assert len(set(names)) == len(names) == 84 and len(departments) == 14
+    assert {f.type for t in catalog.types for f in t.follow_ups} <= set(names)
+    assert all(0 < f.probability <= 1 and f.days > 0 for t in catalog.types for f in t.follow_ups)
+    assert {d for b in catalog.brands for d in b.departments} == departments
+    assert {b.tier for b in catalog.brands} == {0, 1, 2}
