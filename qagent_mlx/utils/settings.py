@@ -19,13 +19,17 @@ import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import QAgentError
 
 T = TypeVar("T")
+
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
 
 _TYPES = {
     "int": "a whole number",
@@ -178,33 +182,41 @@ def _combined(default: Any, values: Any, where: str, prefix: str) -> dict[str, A
     return combined
 
 
-def _explained(settings: type, values: Any, message: str, where: str) -> SettingError:
-    """A validation error in plain words: the setting, what it must be, and what it is."""
+def requirement(message: str) -> tuple[str, str]:
+    """A validation error of msgspec in plain words: the dotted name, and what must be.
+
+    ``"Expected `int` >= 1 - at `$.lora.rank`"`` becomes ``("lora.rank", "must be a whole
+    number of at least 1")``.
+    """
     wanted, _, path = message.partition(" - at `$")
-    steps = re.findall(r"\.([A-Za-z_0-9]+)|\[(\d+|\.\.\.)\]", path)
-    name = ".".join(field for field, _ in steps if field)
-    value = values
-    for field, _ in steps:
-        if field:
-            value = value[field]
-    if wanted.startswith("Invalid enum value"):
-        choices = next((s.choices for s in describe(settings) if s.name == name), ())
-        verb = "must hold only" if "[" in path else "must be one of"
-        return SettingError(
-            name, f"{verb} {', '.join(map(str, choices))}, not {reprlib.repr(value)}", where
-        )
+    name = ".".join(re.findall(r"\.([A-Za-z_0-9]+)", path))
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", wanted):
+        return ".".join(filter(None, (name, missing[1]))), "must be given"
     if not wanted.startswith("Expected "):  # "Number out of range" and the like
-        return SettingError(name, f"cannot be {reprlib.repr(value)}: {wanted.lower()}", where)
-    wanted = wanted.removeprefix("Expected ").partition(", got")[0]
-    kinds, _, bound = wanted.partition("` ")
+        return name, f"cannot be used: {wanted[:1].lower()}{wanted[1:]}"
+    kinds, _, bound = wanted.removeprefix("Expected ").partition(", got")[0].partition("` ")
     text = " or ".join(_TYPES.get(kind, kind) for kind in kinds.strip("`").split(" | "))
-    sign, _, limit = bound.partition(" ")
+    items = "items" if kinds.endswith("array") else "characters"
+    length = bound.startswith("of length ")
+    sign, _, limit = bound.removeprefix("of length ").partition(" ")
     if sign in _BOUNDS:
-        text += f" {_BOUNDS[sign]} {limit.removesuffix('.0')}"
+        text += f" {_BOUNDS[sign]} {limit.removesuffix('.0')}{f' {items}' if length else ''}"
     elif bound:
         text += f" {bound}"
-    verb = "must hold" if "[" in path else "must be"
-    return SettingError(name, f"{verb} {text}, not {reprlib.repr(value)}", where)
+    return name, f"{'must hold' if '[' in path else 'must be'} {text}"
+
+
+def _explained(settings: type, values: Any, message: str, where: str) -> SettingError:
+    """A validation error in plain words: the setting, what it must be, and what it is."""
+    name, must = requirement(message)
+    value = values
+    for field in name.split("."):
+        value = value[field]
+    if message.startswith("Invalid enum value"):
+        choices = next((s.choices for s in describe(settings) if s.name == name), ())
+        verb = "must hold only" if "[" in message else "must be one of"
+        must = f"{verb} {', '.join(map(str, choices))}"
+    return SettingError(name, f"{must}, not {reprlib.repr(value)}", where)
 
 
 def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:

@@ -7,7 +7,7 @@ import pytest
 from msgspec import Meta
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.utils.settings import SettingError, check, describe, merge
+from qagent_mlx.utils.settings import SettingError, check, describe, merge, requirement
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Outer:
         Annotated[float, Meta(lt=9, extra={"unit": "days"})], Meta(description="L.")
     ] = 1.0
     kind: Annotated[Literal["a", "b"], Meta(description="Which one.")] = "a"
-    clip: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    clip: Annotated[Annotated[float, Meta(ge=0, lt=1)] | None, Meta(description="Clip.")] = None
     weights: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=lambda: {"x": 1.0})
     points: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     anything: dict[str, object] = field(default_factory=dict)
@@ -104,6 +104,21 @@ def test_what_was_made_in_python_is_checked_too():
         check(replace(Outer(), steps=0))
 
 
+@pytest.mark.parametrize(
+    ("message", "name", "must"),
+    [
+        ("Expected `int` >= 1 - at `$.lora.rank`", "lora.rank", "must be a whole number of at"),
+        ("Expected `str` of length >= 1 - at `$.q`", "q", "must be text of at least 1 characters"),
+        ("Expected `array` of length <= 5 - at `$.q`", "q", "must be a list of at most 5 items"),
+        ("Object missing required field `user`", "user", "must be given"),
+        ("Object missing required field `user` - at `$.a`", "a.user", "must be given"),
+    ],
+)
+def test_a_validation_error_is_told_in_plain_words(message, name, must):
+    assert requirement(message)[0] == name
+    assert requirement(message)[1].startswith(must)
+
+
 def test_settings_are_described_by_their_annotations():
     settings = {s.name: s for s in describe(Outer)}
     assert list(settings)[-1] == "inner.rank"
@@ -114,3 +129,5 @@ def test_settings_are_described_by_their_annotations():
     assert (late.description, late.unit, late.bounds) == ("L.", "days", {"lt": 9})
     assert settings["kind"].choices == settings["kinds"].choices == ("a", "b")
     assert settings["clip"].kind is float and settings["clip"].default is None
+    assert settings["clip"].bounds == {"ge": 0, "lt": 1}
+    assert settings["clip"].description == "Clip."
