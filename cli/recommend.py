@@ -146,7 +146,8 @@ def _bulk(
     as_json: bool,
 ) -> None:
     from qagent_mlx.serve.batch import (
-        FEW,
+        FEW_USERS,
+        BulkConfig,
         all_users,
         bulk_recommend,
         default_workers,
@@ -164,19 +165,15 @@ def _bulk(
         users = shard_of(users, *shard)
     if workers is None:
         # A launched rank has its own core already; a few users are done before others start.
-        workers = 1 if shard or len(users) < FEW else default_workers()
+        workers = 1 if shard or len(users) < FEW_USERS else default_workers()
     with CountProgress("recommending", len(users)) as progress:
         report = bulk_recommend(
             recommender,
             users,
             path,
-            k,
-            as_of,
-            seed,
+            BulkConfig(k, as_of, seed, workers, dtype),
             lambda now: progress(now.done, now.fresh, now.seconds, now.left),
-            workers=workers,
-            dtype=dtype,
-        )
+        ).to_dict()
     if as_json:
         emit(report)
         return

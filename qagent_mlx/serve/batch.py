@@ -1,7 +1,7 @@
 """Recommendations for many users into one Parquet file, in parts that survive a stop.
 
 The parts lie in a folder beside the file, each written whole or not at all, until the last
-one is there. A run that starts again with the same question goes on behind its parts: the
+one is there. A run that starts again with the same task goes on behind its parts: the
 moment is the first run's, and a user's chains do not depend on who else is in the batch, so
 the file is the same as that of a run that was never stopped.
 """
@@ -13,12 +13,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import duckdb
+from msgspec import Meta
 
 from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
@@ -27,18 +28,39 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.text import clean
-from .worker_processes import Pool
+from .worker_processes import WorkerPool
 
-PART = 128  # users a part: what a stop can cost
-AT_ONCE = 32  # users whose chains decode together; larger batches copy more than they save
-FEW = 300  # users that are done about as soon as another process has started
+DECODE_USERS = 32  # users whose chains decode together; larger batches copy more than they save
+FEW_USERS = 300  # users that are done about as soon as another process has started
 
 _SCHEMA = """CREATE TABLE part (user_id VARCHAR, as_of TIMESTAMP, rank INTEGER, query VARCHAR,
 score DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BulkConfig:
+    """How to recommend to many users."""
+
+    k: Annotated[int, Meta(ge=1, le=100, description="Queries a user.")] = 5
+    as_of: Annotated[
+        datetime | None,
+        Meta(description="A moment (UTC); nothing at or after it is used. By default the log's."),
+    ] = None
+    seed: Annotated[int, Meta(ge=0, description="Seed of the sampling.")] = 0
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1, le=64, description="Processes, this one included; the file is the same with any."
+        ),
+    ] = 1
+    dtype: Annotated[
+        str, Meta(description="Number type of the policy's weights in the other processes.")
+    ] = ""
+    part: Annotated[int, Meta(ge=1, description="Users a part: what a stop can cost.")] = 128
+
+
+@dataclass(frozen=True, slots=True)
+class BulkProgress:
     """How far a run has come. ``seconds`` and ``fresh`` count this run only."""
 
     done: int
@@ -52,11 +74,39 @@ class Progress:
         return (self.users - self.done) * self.seconds / self.fresh if self.fresh else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class BulkReport:
+    """What a run wrote.
+
+    ``empty`` counts users without any recommendation, ``resumed`` users done by an earlier
+    run; ``seconds`` and ``users_per_s`` are of this run.
+    """
+
+    out: str
+    users: int
+    recommendations: int
+    empty: int
+    resumed: int
+    seconds: float
+    users_per_s: float
+    as_of: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    users: list[str]
+    path: Path
+
+
 def read_users(path: Path) -> list[str]:
-    """User ids from a file: the column ``user_id`` of a Parquet file, else a line each.
+    """User ids from a file: the column ``user_id`` of a Parquet file, else one a line.
 
     Raises:
-        QAgentError: the file cannot be read, or names nobody.
+        QAgentError: the file cannot be read, or holds no user.
     """
     if path.suffix == ".parquet":
         with open_duckdb() as connection:
@@ -67,27 +117,25 @@ def read_users(path: Path) -> list[str]:
             except duckdb.Error as error:
                 line = str(error).splitlines()[0]
                 raise QAgentError(f"{path}: {line}; it needs a column user_id") from error
-        found = [user for (user,) in rows if user]
+        users = [user for (user,) in rows if user]
     else:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise QAgentError(f"{path} is no UTF-8 text; write one user id a line") from error
-        found = [line.strip() for line in lines if line.strip()]
-    if not found:
+        users = [line.strip() for line in lines if line.strip()]
+    if not users:
         raise QAgentError(f"{path} names no user; write one user id a line")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(users))
 
 
 def all_users(shop: Shop, as_of: datetime | None = None) -> list[str]:
-    """Everybody who did something before a moment, in order of id."""
-    before = as_of or shop.end_of_log()
-    return [
-        user
-        for (user,) in shop.connection.execute(
-            "SELECT DISTINCT user_id FROM events WHERE ts < ? ORDER BY user_id", [before]
-        ).fetchall()
-    ]
+    """Every user with an event before a moment, in order of id."""
+    rows = shop.connection.execute(
+        "SELECT DISTINCT user_id FROM events WHERE ts < ? ORDER BY user_id",
+        [as_of or shop.end_of_log()],
+    ).fetchall()
+    return [user for (user,) in rows]
 
 
 def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
@@ -124,142 +172,125 @@ def bulk_recommend(
     recommender: Recommender,
     users: Sequence[str],
     out: Path,
-    k: int = 5,
-    as_of: datetime | None = None,
-    seed: int = 0,
-    on_progress: Callable[[Progress], None] | None = None,
-    part: int = PART,
-    workers: int = 1,
-    dtype: str = "",
-) -> dict[str, Any]:
-    """Recommend to many users and write a row for each recommendation.
+    config: BulkConfig | None = None,
+    on_progress: Callable[[BulkProgress], None] | None = None,
+) -> BulkReport:
+    """Recommend to many users and write one row for each recommendation.
 
     Args:
         recommender: Its group is the number of chains a user.
         users: Ids, each once.
         out: The Parquet file: user_id, as_of, rank (from 1), query, score, votes, products
             (ids), reason; in the order of ``users`` and rank.
-        k: Queries a user.
-        as_of: As in `Recommender.recommend`.
-        seed: Of the sampling.
+        config: Number of queries, moment, seed and processes.
         on_progress: Called as users are done.
-        part: Users a part.
-        workers: Processes, this one included; the file does not depend on them.
-        dtype: Of the policy's weights in the other processes, as in this one.
-
-    Returns:
-        out, users, recommendations, empty (users without any), resumed (users done by an
-        earlier run), seconds and users_per_s (of this run), as_of.
 
     Raises:
-        QAgentError: the file cannot be written.
+        QAgentError: there is no user, or the file cannot be written.
     """
     if not users:
         raise QAgentError("there is nobody to recommend to")
+    config = config or BulkConfig()
     folder = out.parent / f".{out.name}.parts"
-    question = _question(recommender, users, k, as_of, seed, part)
-    moment = _begin(folder, question, as_of or recommender.shop.end_of_log())
-    parts = [list(users[i : i + part]) for i in range(0, len(users), part)]
-    paths = [folder / f"{number:06}.parquet" for number in range(len(parts))]
-    done = resumed = sum(
-        len(mine) for mine, path in zip(parts, paths, strict=True) if path.exists()
+    moment = _begin(
+        folder, _task(recommender, users, config), config.as_of or recommender.shop.end_of_log()
     )
-    began = time.perf_counter()
+    parts = [
+        _Part(list(users[at : at + config.part]), folder / f"{number:06}.parquet")
+        for number, at in enumerate(range(0, len(users), config.part))
+    ]
+    missing = [part for part in parts if not part.path.exists()]
+    done = resumed = len(users) - sum(len(part.users) for part in missing)
+    start = time.perf_counter()
 
-    def tell(more: int) -> None:
+    def report_progress(more: int) -> None:
         if on_progress is not None:
-            fresh = done + more - resumed
-            spent = time.perf_counter() - began
-            on_progress(Progress(done + more, len(users), fresh, spent))
+            fresh, seconds = done + more - resumed, time.perf_counter() - start
+            on_progress(BulkProgress(done + more, len(users), fresh, seconds))
 
-    tell(0)
-    missing = [(mine, path) for mine, path in zip(parts, paths, strict=True) if not path.exists()]
-
-    def units() -> Iterator[list[RecommendRequest]]:
-        for mine, _ in missing:
-            for at in range(0, len(mine), AT_ONCE):
-                profiles = recommender.profiles(mine[at : at + AT_ONCE], moment)
-                yield [
-                    RecommendRequest(profile, moment, k, recommender.group) for profile in profiles
-                ]
-
-    with _pool(recommender, workers, dtype) as pool:
-        answers = pool.answer_units(recommender, units(), seed)
-        for mine, path in missing:
-            rows: list[UserRecommendations] = []
-            while len(rows) < len(mine):
-                rows += next(answers)
-                tell(len(rows))
-            _write(path, rows)
-            done += len(mine)
-    seconds = time.perf_counter() - began
-    counted, with_some = _join(folder, paths, out)
+    report_progress(0)
+    with _open_pool(recommender, config) as pool:
+        units = _units(recommender, missing, moment, config.k)
+        results = pool.answer_units(recommender, units, config.seed)
+        for part in missing:
+            recommendations: list[UserRecommendations] = []
+            while len(recommendations) < len(part.users):
+                recommendations += next(results)
+                report_progress(len(recommendations))
+            _write_part(part.path, recommendations)
+            done += len(part.users)
+    seconds = time.perf_counter() - start
+    rows, users_with_rows = _join_parts(folder, parts, out)
     shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "out": str(out),
-        "users": len(users),
-        "recommendations": counted,
-        "empty": len(users) - with_some,
-        "resumed": resumed,
-        "seconds": round(seconds, 2),
-        "users_per_s": round((len(users) - resumed) / max(seconds, 1e-9), 2),
-        "as_of": moment.isoformat(),
-    }
+    return BulkReport(
+        out=str(out),
+        users=len(users),
+        recommendations=rows,
+        empty=len(users) - users_with_rows,
+        resumed=resumed,
+        seconds=round(seconds, 2),
+        users_per_s=round((len(users) - resumed) / max(seconds, 1e-9), 2),
+        as_of=moment.isoformat(),
+    )
 
 
-def _pool(recommender: Recommender, workers: int, dtype: str) -> Pool:
-    """The other processes of a run."""
+def _units(
+    recommender: Recommender, parts: Sequence[_Part], moment: datetime, k: int
+) -> Iterator[list[RecommendRequest]]:
+    """The requests of the parts' users, in batches that decode together."""
+    for part in parts:
+        for at in range(0, len(part.users), DECODE_USERS):
+            profiles = recommender.profiles(part.users[at : at + DECODE_USERS], moment)
+            yield [RecommendRequest(p, moment, k, recommender.group) for p in profiles]
+
+
+def _open_pool(recommender: Recommender, config: BulkConfig) -> WorkerPool:
+    """The processes beside this one."""
     folder = recommender.policy.folder
-    if workers > 1 and folder is None:
+    if config.workers > 1 and folder is None:
         raise QAgentError("several workers need a policy that is saved; go on with one worker")
-    return Pool(recommender.shop.path, folder or Path(), workers - 1, dtype)
+    path = recommender.shop.path
+    return WorkerPool(path, folder or Path(), config.workers - 1, config.dtype)
 
 
-def _question(
-    recommender: Recommender,
-    users: Sequence[str],
-    k: int,
-    as_of: datetime | None,
-    seed: int,
-    part: int,
-) -> dict[str, Any]:
-    """What the parts depend on."""
+def _task(recommender: Recommender, users: Sequence[str], config: BulkConfig) -> dict[str, Any]:
+    """Everything that the parts depend on."""
     digest = hashlib.sha256("\n".join(users).encode("utf-8", "surrogatepass")).hexdigest()
     folder = recommender.policy.folder
     return {
         "policy": recommender.policy.info.name,
         "weights": fingerprint(folder) if folder is not None else "",
         "group": recommender.group,
-        "k": k,
-        "seed": seed,
-        "part": part,
+        "k": config.k,
+        "seed": config.seed,
+        "part": config.part,
         "users": digest,
-        "as_of": as_of.isoformat() if as_of else None,
+        "as_of": config.as_of.isoformat() if config.as_of else None,
     }
 
 
-def _begin(folder: Path, question: dict[str, Any], moment: datetime) -> datetime:
-    """Make the folder of parts, or go on with it; returns the moment that all parts are of."""
+def _begin(folder: Path, task: dict[str, Any], moment: datetime) -> datetime:
+    """Create the folder of parts, or go on with it; returns the moment of all parts."""
     path = folder / "question.json"
     if path.exists():
         stored = read_json(path, f"the folder {folder}")
-        if isinstance(stored, dict) and stored.get("question") == question:
+        if isinstance(stored, dict) and stored.get("question") == task:
             return datetime.fromisoformat(stored["moment"])
-        # Parts of another question: other users, another policy or other settings.
+        # Parts of another task: other users, another policy or other settings.
         shutil.rmtree(folder)
-    write_json(path, {"question": question, "moment": moment.isoformat()})
+    write_json(path, {"question": task, "moment": moment.isoformat()})
     return moment
 
 
-def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
+def _write_part(path: Path, recommendations: Sequence[UserRecommendations]) -> None:
     with replacing(path) as temporary, open_duckdb() as connection:
         connection.execute(_SCHEMA)
         with connection.appender("part") as appender:
-            for one in found:
-                for rank, r in enumerate(one.recommendations, 1):
+            for user in recommendations:
+                for rank, r in enumerate(user.recommendations, 1):
                     appender.append_row(
-                        one.user_id,
-                        one.as_of,
+                        user.user_id,
+                        user.as_of,
                         rank,
                         r.query,
                         r.score,
@@ -270,21 +301,21 @@ def _write(path: Path, found: Sequence[UserRecommendations]) -> None:
         _copy(connection, "part", temporary)
 
 
-def _join(folder: Path, paths: Sequence[Path], out: Path) -> tuple[int, int]:
-    """Write the parts as one file; returns its rows and users."""
-    files = "[" + ", ".join(literal(p) for p in paths) + "]"
+def _join_parts(folder: Path, parts: Sequence[_Part], out: Path) -> tuple[int, int]:
+    """Write the parts as one file; returns its numbers of rows and of users."""
+    files = "[" + ", ".join(literal(part.path) for part in parts) + "]"
     with replacing(out) as temporary, open_duckdb() as connection:
         try:
             connection.execute(f"CREATE VIEW joined AS SELECT * FROM read_parquet({files})")
             _copy(connection, "joined", temporary)
-            row = connection.execute(
+            counts = connection.execute(
                 "SELECT count(*), count(DISTINCT user_id) FROM joined"
             ).fetchone()
         except duckdb.Error as error:
             line = str(error).splitlines()[0]
             raise QAgentError(f"{line}; remove {folder} and run the command again") from error
-    assert row is not None
-    return row[0], row[1]
+    assert counts is not None
+    return counts[0], counts[1]
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:

@@ -1,43 +1,105 @@
-"""How a server runs."""
+"""Settings of the server."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Annotated
 
-from ..agent.recommend import GROUP
-from ..errors import QAgentError
+from msgspec import Meta
+
+from ..utils.settings import Natural, Positive, SettingError, check
+
+TOKEN_LENGTH = 16  # characters that a token must have where other machines can connect
+
+_Seconds = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
+_Milliseconds = Annotated[float, Meta(extra={"unit": "milliseconds"})]
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """All settings of a server, with defaults for one shop on one machine."""
 
-    host: str = "127.0.0.1"
-    port: int = 8800
-    token: str = ""  # what clients must bring; needed to listen beyond this machine
-    policy: str = ""  # empty: grpo, else the newest
-    dtype: str = ""  # of its weights; empty: what suits the device
-    k: int = 5
-    chains: int = 0  # a request gets, and may ask for at most; 0: what the policy needs, and GROUP
-    workers: int = 1  # processes that decode
-    seed: int = 0
-    deadline_ms: float = 1000.0  # of a request that names none
-    collect_ms: float = 3.0  # how long the worker waits for company before it decodes
-    batch: int = 32  # users in one decode
-    queue: int = 256  # requests that may wait; who comes later gets the trending queries
-    cache_seconds: float = 60.0  # how long an answer is good when its user does nothing; 0: off
-    cache_users: int = 20_000
-    rate: float = 200.0  # requests a second of one client; 0: no limit
-    burst: float = 400.0
-    body_bytes: int = 1 << 20
-    events_a_post: int = 1000
-    watch: bool = True  # take up the policy anew when its folder changes
-    read_only: bool = False  # refuse events, and let other processes read the shop
+    host: Annotated[
+        str, Meta(description="Address to listen on; beyond this machine a token is needed.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    ] = 8800
+    token: Annotated[
+        str, Meta(description="Secret that clients send; needed to listen beyond this machine.")
+    ] = ""
+    policy: Annotated[
+        str, Meta(description="Policy that answers; by default grpo, else the newest.")
+    ] = ""
+    dtype: Annotated[
+        str, Meta(description="Number type of the weights; by default what suits the device.")
+    ] = ""
+    k: Annotated[
+        int, Meta(ge=1, le=100, description="Queries for a request that names no number.")
+    ] = 5
+    chains: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Meta(
+            description="Chains a user, and the most that a request may ask for; by default 2 "
+            "of a policy trained by GRPO, else 8, and a request may ask for 8."
+        ),
+    ] = None
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Processes that decode; one a core is most. Each takes about 300 MB.",
+        ),
+    ] = 1
+    seed: Annotated[Natural, Meta(description="Seed of the sampling.")] = 0
+    deadline_ms: Annotated[
+        _Milliseconds,
+        Meta(
+            ge=1,
+            le=60_000,
+            description="Deadline of a request that names none; if it passes, a fallback is sent.",
+        ),
+    ] = 1000.0
+    collect_ms: Annotated[
+        _Milliseconds,
+        Meta(ge=0, description="Time that the first request waits for others to share its decode."),
+    ] = 3.0
+    batch: Annotated[Positive, Meta(description="Users in one decode, at most.")] = 32
+    queue: Annotated[
+        Positive, Meta(description="Requests that may wait; later ones get a fallback at once.")
+    ] = 256
+    cache_seconds: Annotated[
+        _Seconds,
+        Meta(description="How long a response is good when its user does nothing; 0 for never."),
+    ] = 60.0
+    cache_users: Annotated[
+        Positive, Meta(description="Users whose responses are cached, at most.")
+    ] = 20_000
+    rate: Annotated[
+        float, Meta(ge=0, description="Requests a second of one client, at most; 0 for no limit.")
+    ] = 200.0
+    burst: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="Requests at once of one client; by default what 2 seconds allow."),
+    ] = None
+    body_bytes: Annotated[
+        Positive, Meta(description="Size of a request's body, at most.", extra={"unit": "bytes"})
+    ] = 1 << 20
+    events_a_post: Annotated[Positive, Meta(description="Events in one request, at most.")] = 1000
+    watch: Annotated[bool, Meta(description="Load the policy again when it was trained anew.")] = (
+        True
+    )
+    read_only: Annotated[
+        bool, Meta(description="Refuse events, and let other processes read the shop.")
+    ] = False
 
     @property
-    def most_chains(self) -> int:
-        """What a request may ask for."""
+    def max_chains(self) -> int:
+        """The most chains that a request may ask for."""
+        from ..agent.recommend import GROUP
+
         return self.chains or GROUP
 
     @property
@@ -54,18 +116,14 @@ class ServeConfig:
         """Refuse what would be unsafe or could never answer.
 
         Raises:
-            QAgentError: names the setting and what it may be.
+            SettingError: names the setting and what it may be.
         """
-        if not self.loopback and len(self.token) < 16:
-            raise QAgentError(
-                f"to listen on {self.host} clients need a token: put at least 16 characters into "
-                "QAGENT_TOKEN or a --token-file, or listen on 127.0.0.1"
+        check(self)
+        if not self.loopback and len(self.token) < TOKEN_LENGTH:
+            raise SettingError(
+                "token",
+                f"must have at least {TOKEN_LENGTH} characters to listen on {self.host}; or "
+                "listen on 127.0.0.1",
             )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
-            raise QAgentError("the token must be plain ASCII; make one with: openssl rand -hex 24")
-        if min(self.k, self.workers, self.batch, self.queue, self.events_a_post) < 1:
-            raise QAgentError("k, workers, batch and queue must be at least 1")
-        if self.chains < 0:
-            raise QAgentError("chains must be at least 1, or 0 for what the policy needs")
-        if self.deadline_ms <= 0 or self.collect_ms < 0 or self.rate < 0:
-            raise QAgentError("the deadline must be above 0, collecting and the rate at least 0")
+            raise SettingError("token", "must be plain ASCII; make one with: openssl rand -hex 24")

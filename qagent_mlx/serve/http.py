@@ -5,41 +5,156 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import QAgentError
+from ..ingest.report import IngestReport
 from ..inventory.product_search import search_products
 from ..inventory.search import HybridSearch
 from ..inventory.types import Filters
 from ..policy.registry import SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
-from ..utils.text import parse_utc
+from . import schema
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
 from .middleware import RequestGuard
-from .openapi import openapi_document
+from .openapi import Endpoint, openapi_document
+from .schema import parse, parse_time
 from .service import Service
 from .worker import Worker
 
 BODY_SECONDS = 10.0  # in which a body must have come
 CALL_SECONDS = 30.0  # in which the worker must have come to a call
-MOST_QUERIES = 100
-MOST_DEADLINE_MS = 60_000.0
-EVENT_FIELDS = ("user_id", "type", "query", "product_id", "time")
+
+T = TypeVar("T")
+
+
+async def recommend(service: Service, request: Request) -> Response:
+    """Recommend queries to a user, in time."""
+    body = parse(schema.RecommendBody, await _body(service, request))
+    config = service.config
+    if body.chains is not None and body.chains > config.max_chains:
+        text = f"chains must be a whole number of at most {config.max_chains}"
+        raise HTTPException(422, text)
+    reply = await service.recommend(
+        body.user,
+        config.k if body.k is None else body.k,
+        service.worker.responder.chains if body.chains is None else body.chains,
+        config.deadline_ms if body.deadline_ms is None else body.deadline_ms,
+        parse_time(body.as_of, "as_of"),
+    )
+    return _json(reply)
+
+
+async def events(service: Service, request: Request) -> Response:
+    """Store what users did. The next recommendation knows it."""
+    body = await _body(service, request)
+    values = body.get("events", [body])
+    limit = service.config.events_a_post
+    if not isinstance(values, list) or not 1 <= len(values) <= limit:
+        raise HTTPException(422, f"events must be a list of 1 to {limit} events")
+    posted = []
+    for number, value in enumerate(values, 1):
+        where = f"event {number}: "
+        if not isinstance(value, dict):
+            raise HTTPException(422, f"{where}must be an object")
+        event = msgspec.structs.asdict(parse(schema.EventBody, value, where))
+        posted.append({**event, "time": parse_time(event["time"], f"{where}time")})
+    report = await _result(service.worker.post(posted))
+    return _json(report, 422 if report.rejected and not report.accepted else 200)
+
+
+async def search(service: Service, request: Request) -> Response:
+    """Search the inventory."""
+    given = parse(schema.SearchParameters, _query_parameters(request))
+    filters = Filters(given.in_stock, given.min_price, given.max_price, given.category)
+    responder = service.worker.responder
+    engine = responder.recommender.search
+    run = partial(search_products, responder.shop, given.q, given.k, filters=filters, search=engine)
+    if isinstance(engine, HybridSearch) and engine.reranker is None:
+        results = await asyncio.to_thread(run)  # it needs neither MLX nor the database
+    else:
+        results = await _result(service.worker.call(run))
+    products = [schema.FoundProduct(**product.to_dict()) for product in results]
+    return _json(schema.SearchReply(given.q, products))
+
+
+async def memory(service: Service, request: Request) -> Response:
+    """What is remembered of a user."""
+    given = parse(schema.MemoryParameters, _query_parameters(request))
+    user = request.path_params["user"]
+    as_of = parse_time(given.as_of, "as_of")
+    responder = service.worker.responder
+
+    view = await _result(
+        service.worker.call(
+            lambda: inspect_memory(responder.shop, user, as_of, memory=responder.recommender.memory)
+        )
+    )
+    return _json(schema.MemoryReply(**view.to_dict()))
+
+
+async def policy(service: Service, request: Request) -> Response:
+    """Recommend with another policy of the shop."""
+    name = parse(schema.PolicyBody, await _body(service, request)).policy
+    responder = service.worker.responder
+
+    def change() -> str:
+        names = [*policy_names(responder.shop), SAMPLE]
+        if name not in names:  # never a path: a client that may ask may not read files
+            raise QAgentError(f"there is no policy {name}; known are {', '.join(names)}")
+        return responder.use_policy(name)
+
+    return _json(schema.PolicyBody(await _result(service.worker.call(change))))
+
+
+async def health(service: Service, _request: Request) -> Response:
+    """Whether the server answers."""
+    worker = service.worker
+    reply = schema.HealthReply(
+        status="ok" if worker.alive else "failed",
+        policy=worker.responder.policy,
+        waiting=worker.waiting,
+        read_only=service.config.read_only,
+    )
+    return _json(reply, 200 if worker.alive else 503)
+
+
+async def metrics(service: Service, _request: Request) -> Response:
+    """Counters in Prometheus' text format."""
+    return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+async def openapi(service: Service, _request: Request) -> Response:
+    """This document."""
+    return _json(openapi_document(ENDPOINTS, service.config))
+
+
+ENDPOINTS = (
+    Endpoint("/recommend", recommend, schema.RecommendReply, body=(schema.RecommendBody,)),
+    Endpoint("/events", events, IngestReport, body=(schema.EventBody, schema.EventsBody)),
+    Endpoint("/search", search, schema.SearchReply, query=schema.SearchParameters),
+    Endpoint(
+        "/users/{user:path}/memory", memory, schema.MemoryReply, query=schema.MemoryParameters
+    ),
+    Endpoint("/policy", policy, schema.PolicyBody, body=(schema.PolicyBody,)),
+    Endpoint("/healthz", health, schema.HealthReply),
+    Endpoint("/metrics", metrics),
+    Endpoint("/openapi.json", openapi, dict),
+)
 
 
 def create_app(path: Path, config: ServeConfig) -> Starlette:
@@ -58,25 +173,13 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
         yield
         await asyncio.to_thread(worker.stop)
 
-    def route(path: str, handler: Handler, method: str) -> Route:
-        return Route(path, partial(handler, service), methods=[method])
-
     middleware = [Middleware(RequestGuard, config=config, metrics=worker.metrics)]
     if config.loopback and not config.token:
         # A page in a browser of this machine cannot reach the shop through a name of its own.
         hosts = ["127.0.0.1", "localhost", "[::1]"]
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
     app = Starlette(
-        routes=[
-            route("/recommend", recommend, "POST"),
-            route("/events", events, "POST"),
-            route("/search", search, "GET"),
-            route("/users/{user:path}/memory", memory, "GET"),
-            route("/policy", policy, "POST"),
-            route("/healthz", health, "GET"),
-            route("/metrics", metrics, "GET"),
-            route("/openapi.json", openapi, "GET"),
-        ],
+        routes=[Route(e.path, partial(e.handler, service), methods=[e.method]) for e in ENDPOINTS],
         middleware=middleware,
         exception_handlers={
             HTTPException: _http_error,
@@ -89,138 +192,8 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
     return app
 
 
-Handler = Callable[[Service, Request], Awaitable[Response]]
-
-# ---------------------------------------------------------------- routes
-
-
-async def recommend(service: Service, request: Request) -> Response:
-    """POST /recommend."""
-    body = await _body(service, request)
-    config = service.config
-    _known(body, ("user", "k", "chains", "deadline_ms", "as_of"))
-    found = await service.recommend(
-        _text(body, "user", 500),
-        _number(body, "k", config.k, 1, MOST_QUERIES),
-        _number(body, "chains", service.worker.chains, 1, config.most_chains),
-        _real(body, "deadline_ms", config.deadline_ms, 1.0, MOST_DEADLINE_MS),
-        _moment(body.get("as_of"), "as_of"),
-    )
-    return JSONResponse(found)
-
-
-async def events(service: Service, request: Request) -> Response:
-    """POST /events."""
-    body = await _body(service, request)
-    rows = body.get("events", [body])
-    most = service.config.events_a_post
-    if not isinstance(rows, list) or not 1 <= len(rows) <= most:
-        raise HTTPException(422, f"events must be a list of 1 to {most} events")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise HTTPException(422, f"event {number} must be an object")
-        _known(row, EVENT_FIELDS, f"event {number}: ")
-        for name in EVENT_FIELDS:
-            if row.get(name) is not None and not _valid(row[name]):
-                raise HTTPException(422, f"event {number}: {name} must be text")
-        row["time"] = _moment(row.get("time"), f"event {number}: time")
-    report = await _awaited(service.worker.post(rows))
-    answer = {
-        "accepted": report.accepted,
-        "rejected": report.rejected,
-        "duplicates": report.duplicates,
-        "reasons": report.reasons,
-        "examples": report.examples,
-    }
-    return JSONResponse(answer, 422 if report.rejected and not report.accepted else 200)
-
-
-async def search(service: Service, request: Request) -> Response:
-    """GET /search."""
-    given = request.query_params
-    _known(given, ("q", "k", "in_stock", "min_price", "max_price", "category"))
-    query = given.get("q", "")
-    if not query or len(query) > 500:
-        raise HTTPException(422, "q must be a query of 1 to 500 characters")
-    k = _number(given, "k", 10, 1, MOST_QUERIES)
-    filters = Filters(
-        in_stock=_switch(given, "in_stock"),
-        min_price=_price(given, "min_price"),
-        max_price=_price(given, "max_price"),
-        category=given.get("category"),
-    )
-    worker = service.worker
-    engine = worker.recommender.search
-    run = partial(search_products, worker.shop, query, k, filters=filters, search=engine)
-    if isinstance(engine, HybridSearch) and engine.reranker is None:
-        found = await asyncio.to_thread(run)  # it needs neither MLX nor the database
-    else:
-        found = await _called(service, run)
-    return JSONResponse({"query": query, "results": [product.to_dict() for product in found]})
-
-
-async def memory(service: Service, request: Request) -> Response:
-    """GET /users/{id}/memory."""
-    given = request.query_params
-    _known(given, ("as_of",))
-    user = request.path_params["user"]
-    as_of = _moment(given.get("as_of"), "as_of")
-    worker = service.worker
-    found = await _called(
-        service, lambda: inspect_memory(worker.shop, user, as_of, memory=worker.recommender.memory)
-    )
-    return JSONResponse(found.to_dict())
-
-
-async def policy(service: Service, request: Request) -> Response:
-    """POST /policy."""
-    body = await _body(service, request)
-    _known(body, ("policy",))
-    name = _text(body, "policy", 100)
-    worker = service.worker
-
-    def change() -> str:
-        known = [*policy_names(worker.shop), SAMPLE]
-        if name not in known:  # never a path: whoever may ask for answers may not read files
-            raise QAgentError(f"there is no policy {name}; known are {', '.join(known)}")
-        return worker.use_policy(name)
-
-    return JSONResponse({"policy": await _called(service, change)})
-
-
-async def health(service: Service, _request: Request) -> Response:
-    """GET /healthz."""
-    worker = service.worker
-    return JSONResponse(
-        {
-            "status": "ok" if worker.alive else "failed",
-            "policy": worker.policy,
-            "waiting": worker.waiting,
-            "read_only": service.config.read_only,
-        },
-        200 if worker.alive else 503,
-    )
-
-
-async def metrics(service: Service, _request: Request) -> Response:
-    """GET /metrics."""
-    return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
-
-
-async def openapi(service: Service, _request: Request) -> Response:
-    """GET /openapi.json."""
-    return JSONResponse(openapi_document(service.config))
-
-
-# ---------------------------------------------------------------- reading
-
-
-async def _called(service: Service, run: Callable[[], Any]) -> Any:
-    """What a call in the worker's thread returns."""
-    return await _awaited(service.worker.call(run))
-
-
-async def _awaited(future: Future[Any]) -> Any:
+async def _result(future: Future[T]) -> T:
+    """The result of a job of the worker's thread."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
     except asyncio.TimeoutError:
@@ -256,76 +229,19 @@ async def _body(service: Service, request: Request) -> dict[str, Any]:
     return body
 
 
-def _known(given: Any, names: tuple[str, ...], where: str = "") -> None:
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise HTTPException(
-            422, f"{where}unknown field {unknown[0][:40]!r}; known are {', '.join(names)}"
-        )
+def _query_parameters(request: Request) -> dict[str, str]:
+    """The parameters of a request's query; an empty one is left out."""
+    return {name: value for name, value in request.query_params.items() if value}
 
 
-def _text(given: Any, name: str, most: int) -> str:
-    value = given.get(name)
-    if not _valid(value) or not 1 <= len(value) <= most:
-        raise HTTPException(422, f"{name} must be text of 1 to {most} characters")
-    return str(value)
-
-
-def _valid(value: Any) -> bool:
-    """Whether it is text, without the half characters that JSON's escapes can make."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _number(given: Any, name: str, default: int, least: int, most: int) -> int:
-    value = _real(given, name, default, least, most)
-    if value != int(value):
-        raise HTTPException(422, f"{name} must be a whole number")
-    return int(value)
-
-
-def _real(given: Any, name: str, default: float, least: float, most: float) -> float:
-    value = given.get(name)
-    if value is None:
-        return default
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not least <= number <= most:
-        raise HTTPException(422, f"{name} must be a number from {least:g} to {most:g}")
-    return number
-
-
-def _switch(given: Any, name: str) -> bool:
-    values = {"": False, "0": False, "false": False, "1": True, "true": True}
-    value = given.get(name, "").lower()
-    if value not in values:
-        raise HTTPException(422, f"{name} must be true or false")
-    return values[value]
-
-
-def _price(given: Any, name: str) -> float | None:
-    return _real(given, name, 0.0, 0.0, 1e12) if name in given else None
-
-
-def _moment(value: Any, name: str) -> datetime | None:
-    """A naive UTC datetime of ISO 8601; one without a zone is UTC."""
-    if value is None:
-        return None
-    try:
-        return parse_utc(value)
-    except (AttributeError, ValueError, OverflowError):
-        raise HTTPException(422, f"{name} must be a time such as 2026-03-01T12:00:00Z") from None
-
-
-# ---------------------------------------------------------------- errors
+def _json(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(document), status, headers, "application/json")
 
 
 def _error(
     request: Request, status: int, text: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    body = {"error": text, "request_id": request.state.request_id}
-    return JSONResponse(body, status, headers)
+    return _json(schema.ErrorReply(text, request.state.request_id), status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -337,5 +253,5 @@ async def _user_error(request: Request, error: Exception) -> Response:
     return _error(request, 400, str(error))
 
 
-async def _server_error(request: Request, _error_: Exception) -> Response:
+async def _server_error(request: Request, _: Exception) -> Response:
     return _error(request, 500, "something went wrong; the server's log says what")

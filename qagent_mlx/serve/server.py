@@ -1,4 +1,4 @@
-"""Running a server until it is told to stop."""
+"""Run a server until it is told to stop."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
 
     Args:
         path: The shop's folder.
-        config: How.
-        say: Gets a line when the server answers.
+        config: Settings of the server.
+        say: Called with a line when the server is ready.
 
     Raises:
         QAgentError: the settings are unsafe, the port is taken, or the shop cannot be served.
     """
     app = create_app(path, config)
-    service = app.state.service
-    worker: Worker = service.worker
+    worker: Worker = app.state.service.worker
     worker.start()  # its errors are the user's, so they come before the server's own words
     _log_to_stderr()
     settings = uvicorn.Config(
@@ -49,15 +48,13 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     except (OSError, SystemExit) as error:
         worker.stop()
         raise QAgentError(
-            f"cannot listen on {config.host}:{config.port}; choose another --port or --host"
+            f"cannot listen on {config.host}:{config.port}; choose another port or host"
         ) from error
     if hasattr(signal, "SIGHUP"):
-        signal.signal(
-            signal.SIGHUP, lambda *_: worker.call(lambda: worker.use_policy(worker.policy))
-        )
+        signal.signal(signal.SIGHUP, lambda *_: worker.use_policy(worker.responder.policy))
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"{worker.policy} serves {path} on http://{shown}:{port}  (Ctrl-C stops)")
+    address = f"[{host}]" if ":" in host else host
+    say(f"{worker.responder.policy} serves {path} on http://{address}:{port}  (Ctrl-C stops)")
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     finally:
@@ -65,7 +62,7 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
 
 
 def _log_to_stderr() -> None:
-    """A line a request and a line an error; uvicorn's own errors too."""
+    """Log a line for each request and each error, also for uvicorn's own errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("qagent.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):

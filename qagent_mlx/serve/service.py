@@ -1,4 +1,4 @@
-"""Answers within a deadline: from the cache, from the worker, or the best that is at hand."""
+"""Responses within a deadline: from the cache, from the worker, or the best fallback at hand."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from ..agent.recommend import recommendations_to_dicts
 from .config import ServeConfig
-from .metrics import Metrics
-from .worker import PendingRequest, RecommendResponse, Worker
+from .requests import PendingRequest, RecommendResponse
+from .schema import Reason, RecommendedQuery, RecommendReply
+from .worker import Worker
 
-MARGIN = 0.01  # seconds kept for writing the answer
+WRITE_SECONDS = 0.01  # of a deadline: what it takes to write the response
 
 
 class Service:
-    """What the routes ask.
+    """Answers requests for queries in time; the routes use it.
 
     Args:
         worker: Started.
@@ -27,62 +27,64 @@ class Service:
 
     def __init__(self, worker: Worker, config: ServeConfig) -> None:
         self.worker, self.config = worker, config
-        self.metrics: Metrics = worker.metrics
+        self.metrics = worker.metrics
 
     async def recommend(
         self, user: str, k: int, chains: int, deadline_ms: float, as_of: datetime | None = None
-    ) -> dict[str, Any]:
-        """Recommendations in time: what the agent says, or a fallback that is marked as one."""
-        began = time.monotonic()
-        request = PendingRequest(user, k, chains, began + deadline_ms / 1000 - MARGIN, as_of)
-        answer = self.worker.cache.get(user, request.key)
-        self.metrics.cache.labels("hit" if answer else "miss").inc()
-        if answer is not None:
-            answer = replace(answer, cached=True)
+    ) -> RecommendReply:
+        """Recommendations in time: the agent's, or a fallback that is marked as one."""
+        start = time.monotonic()
+        request = PendingRequest(user, k, chains, start + deadline_ms / 1000 - WRITE_SECONDS, as_of)
+        responder = self.worker.responder
+        response = responder.cache.get(user, request.key)
+        self.metrics.cache.labels("hit" if response else "miss").inc()
+        if response is not None:
+            response = replace(response, cached=True)
         elif self.worker.waiting >= self.config.queue:
-            answer = self._fallback(request, "overload")
+            response = self._fallback(request, "overload")
         else:
-            answer = await self._ask(request)
-        self.metrics.answers.labels("cache" if answer.cached else answer.source).inc()
-        if answer.source != "agent":
-            self.metrics.fallbacks.labels(answer.reason).inc()
-        return {
-            "user": user,
-            "as_of": answer.as_of.isoformat() if answer.as_of else None,
-            "recommendations": recommendations_to_dicts(
-                answer.recommendations[:k], self.worker.titles
-            ),
-            "source": answer.source,
-            "fallback": answer.source != "agent",
-            "reason": answer.reason,
-            "policy": answer.policy,
-            "chains": answer.chains,
-            "cached": answer.cached,
-            "latency_ms": round((time.monotonic() - began) * 1000, 1),
-        }
+            response = await self._wait(request)
+        fallback = response.source != "agent"
+        self.metrics.answers.labels("cache" if response.cached else response.source).inc()
+        if fallback:
+            self.metrics.fallbacks.labels(response.reason).inc()
+        queries = recommendations_to_dicts(response.recommendations[:k], responder.titles)
+        return RecommendReply(
+            user=user,
+            as_of=response.as_of.isoformat() if response.as_of else None,
+            recommendations=[RecommendedQuery(**query) for query in queries],
+            source=response.source,
+            fallback=fallback,
+            reason=response.reason,
+            policy=response.policy,
+            chains=response.chains,
+            cached=response.cached,
+            latency_ms=round((time.monotonic() - start) * 1000, 1),
+        )
 
-    async def _ask(self, request: PendingRequest) -> RecommendResponse:
+    async def _wait(self, request: PendingRequest) -> RecommendResponse:
         self.worker.submit(request)
         waiter = asyncio.wrap_future(request.future)
-        left = max(0.0, request.deadline - time.monotonic())
-        done, _ = await asyncio.wait({waiter}, timeout=left)
+        seconds = max(0.0, request.deadline - time.monotonic())
+        done, _ = await asyncio.wait({waiter}, timeout=seconds)
         if not done:
             request.given_up = True
-            # Nobody listens to what comes too late; an error in it was logged by the worker.
-            waiter.add_done_callback(_ignored)
+            # What comes too late is dropped; an error in it was logged by the worker.
+            waiter.add_done_callback(_ignore)
             return self._fallback(request, "deadline")
         if waiter.exception() is not None:
             return self._fallback(request, "error")
         return waiter.result()
 
-    def _fallback(self, request: PendingRequest, reason: str) -> RecommendResponse:
+    def _fallback(self, request: PendingRequest, reason: Reason) -> RecommendResponse:
         """The user's memory without the agent where it was read, else what is trending."""
-        found = request.fallback or self.worker.trending
-        if found is None:
-            return RecommendResponse((), "trending", None, self.worker.policy, reason=reason)
-        return replace(found, reason=reason)
+        responder = self.worker.responder
+        response = request.fallback or responder.trending
+        if response is None:
+            return RecommendResponse((), "trending", None, responder.policy, reason=reason)
+        return replace(response, reason=reason)
 
 
-def _ignored(waiter: asyncio.Future[RecommendResponse]) -> None:
+def _ignore(waiter: asyncio.Future[RecommendResponse]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         waiter.exception()

@@ -1,8 +1,8 @@
-"""Processes that answer beside this one: a policy and a search each, on a core each.
+"""Processes that decode beside this one: a policy and a search each, on a core each.
 
 They read the shop's index, whose large parts are mapped into memory and so shared, and then let
-go of its database, which one process may write to. Memory is read by whoever asks them, so
-that new events are known at once.
+go of its database, which one process may write to. Profiles are read by the process that asks,
+so that new events are known at once.
 """
 
 from __future__ import annotations
@@ -26,38 +26,45 @@ from ..shop.shop import Shop
 log = logging.getLogger("qagent.pool")
 
 START_SECONDS = 120.0  # in which a process must be ready
-AHEAD = 2  # units that a process has been given: one it computes, one that waits for it
+UNITS_AHEAD = 2  # units that a process has been given: one it computes, one that waits for it
 
-Answers = list[UserRecommendations]
+# A process is configured before its modules import numpy and MLX.
+_PROGRAM = (
+    "import qagent_mlx; qagent_mlx.configure(threads=1); "
+    "from qagent_mlx.serve.worker_processes import main; main()"
+)
+
+Results = list[UserRecommendations]
+Unit = Sequence[RecommendRequest]
 
 
-class Pool:
-    """Some processes with one policy. What one of them could not do, this process does itself.
+class WorkerPool:
+    """Processes with one policy. What one of them could not do, this process does itself.
 
     Args:
         path: The shop's folder; its index must be there (see `inventory.index.open_index`), and
-            nobody may be writing to its database while the processes start.
+            no process may be writing to its database while these start.
         policy: The policy's folder.
-        helpers: How many processes.
-        dtype: Of the policy's weights.
+        processes: How many.
+        dtype: Number type of the policy's weights.
     """
 
-    def __init__(self, path: Path, policy: Path, helpers: int, dtype: str = "") -> None:
-        self._helpers: list[_Helper] = []
+    def __init__(self, path: Path, policy: Path, processes: int, dtype: str = "") -> None:
+        self._processes: list[WorkerProcess] = []
         try:
-            for _ in range(helpers):
-                self._helpers.append(_Helper(path, policy, dtype))
-            until = time.monotonic() + START_SECONDS
-            for helper in self._helpers:
-                helper.ready(until)
+            for _ in range(processes):
+                self._processes.append(WorkerProcess(path, policy, dtype))
+            deadline = time.monotonic() + START_SECONDS
+            for process in self._processes:
+                process.wait_until_ready(deadline)
         except BaseException:
             self.close()
             raise
 
     def __len__(self) -> int:
-        return len(self._helpers)
+        return len(self._processes)
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -65,210 +72,216 @@ class Pool:
 
     def close(self) -> None:
         """End the processes."""
-        for helper in self._helpers:
-            helper.end()
-        self._helpers = []
+        for process in self._processes:
+            process.end()
+        self._processes = []
 
     def use(self, policy: Path) -> None:
-        """Answer with another policy from now on; a process that cannot is ended."""
-        for helper in list(self._helpers):
+        """Recommend with another policy from now on; a process that cannot is ended."""
+        for process in list(self._processes):
             try:
-                helper.connection.send(policy)
-                _raised(helper.connection.recv())
+                process.connection.send(policy)
+                _raised(process.connection.recv())
             except (EOFError, OSError, QAgentError) as error:
-                self._lose(helper, error)
+                self._remove(process, error)
 
     def answer(
         self,
         own: ProfileRecommender,
-        asks: Sequence[RecommendRequest],
+        requests: Sequence[RecommendRequest],
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
-    ) -> Answers:
+    ) -> Results:
         """As `ProfileRecommender.answer`, with the users shared out evenly.
 
-        Chains stay with the processes.
+        The results of the processes come without their chains.
 
         Args:
             own: Answers this process's share.
-            asks: Of all users.
-            seed: Of the sampling.
-            progress: Of this process's share, as in `ProfileRecommender.answer`.
+            requests: Of all users.
+            seed: Seed of the sampling.
+            progress: Follows this process's share, as in `ProfileRecommender.answer`.
         """
-        workers = len(self._helpers) + 1
-        shares = [list(asks[i::workers]) for i in range(workers)]
-        given = [
-            (helper, number, share)
-            for number, (helper, share) in enumerate(
-                zip(list(self._helpers), shares[1:], strict=True), 1
+        workers = len(self._processes) + 1
+        shares = [list(requests[i::workers]) for i in range(workers)]
+        sent = [
+            (process, number, share)
+            for number, (process, share) in enumerate(
+                zip(list(self._processes), shares[1:], strict=True), 1
             )
-            if share and self._send(helper, (share, seed))
+            if share and self._send(process, (share, seed))
         ]
-        found: dict[int, Answers] = {}
+        results: dict[int, Results] = {}
         errors: list[QAgentError] = []
         try:
-            found[0] = own.answer(shares[0], seed, progress)
+            results[0] = own.answer(shares[0], seed, progress)
         finally:
-            # All of them, whatever happens: the next answer must not get this one's.
-            for helper, number, share in given:
+            # Receive from all of them, whatever happens: the next call must not get this one's.
+            for process, number, share in sent:
                 try:
-                    answers = self._receive(helper, share)
+                    received = self._receive(process, share)
                 except QAgentError as error:
                     errors.append(error)
                     continue
-                if answers is not None:
-                    found[number] = answers
+                if received is not None:
+                    results[number] = received
         if errors:
             raise errors[0]
         for number, share in enumerate(shares):
-            if number not in found:
-                found[number] = own.answer(share, seed, progress)
-        return [found[i % workers][i // workers] for i in range(len(asks))]
+            if number not in results:
+                results[number] = own.answer(share, seed, progress)
+        return [results[i % workers][i // workers] for i in range(len(requests))]
 
     def answer_units(
-        self, own: ProfileRecommender, units: Iterable[Sequence[RecommendRequest]], seed: int = 0
-    ) -> Iterator[Answers]:
-        """Answers of a long row of units, in order; whoever is free takes the next.
+        self, own: ProfileRecommender, units: Iterable[Unit], seed: int = 0
+    ) -> Iterator[Results]:
+        """Results of a long sequence of units, in order; each goes to a process that is free.
 
         Args:
             own: Takes a unit itself when all processes have enough to do.
-            units: Each is decoded in one batch; made when somebody takes it.
-            seed: Of the sampling.
+            units: Each is decoded in one batch; computed when a process takes it.
+            seed: Seed of the sampling.
         """
         source = enumerate(units)
-        given: dict[_Helper, deque[tuple[int, Sequence[RecommendRequest]]]] = {
-            h: deque() for h in self._helpers
+        assigned: dict[WorkerProcess, deque[tuple[int, Unit]]] = {
+            process: deque() for process in self._processes
         }
-        found: dict[int, Answers] = {}
-        number, left = 0, True
-        while left or any(given.values()) or number in found:
-            for helper in list(self._helpers):
-                while left and len(given[helper]) < AHEAD:
+        results: dict[int, Results] = {}
+        exhausted, number = False, 0
+        while not exhausted or any(assigned.values()) or number in results:
+            for process in list(self._processes):
+                while not exhausted and len(assigned[process]) < UNITS_AHEAD:
                     unit = next(source, None)
-                    left = unit is not None
-                    if unit is not None:
-                        given[helper].append(unit)
-                        if not self._send(helper, (unit[1], seed)):
-                            break
-            unit = next(source, None) if left else None
-            left = left and unit is not None
+                    if unit is None:
+                        exhausted = True
+                        break
+                    assigned[process].append(unit)
+                    if not self._send(process, (unit[1], seed)):
+                        break
+            unit = None if exhausted else next(source, None)
+            exhausted = unit is None
             if unit is not None:
-                found[unit[0]] = own.answer(unit[1], seed)
-            busy = [h for h in given if given[h]]
-            alive = [h.connection for h in busy if h in self._helpers]
-            # With a unit of its own done, or with some of a lost one to do, it only looks; with
-            # none it waits.
-            idle = unit is None and len(alive) == len(busy)
-            ready = wait(alive, None if idle else 0) if alive else []
-            for helper in busy:
-                lost = helper not in self._helpers
-                if not lost and helper.connection not in ready:
-                    continue
-                answers = None if lost else self._receive(helper, given[helper][0][1])
-                if answers is not None:
-                    found[given[helper].popleft()[0]] = answers
-                else:
-                    for at, asks in given[helper]:
-                        found[at] = own.answer(asks, seed)
-                    given[helper].clear()
-            while number in found:
-                yield found.pop(number)
+                results[unit[0]] = own.answer(unit[1], seed)
+            self._gather(own, assigned, results, seed, block=exhausted)
+            while number in results:
+                yield results.pop(number)
                 number += 1
 
-    def _send(self, helper: _Helper, job: Any) -> bool:
+    def _gather(
+        self,
+        own: ProfileRecommender,
+        assigned: dict[WorkerProcess, deque[tuple[int, Unit]]],
+        results: dict[int, Results],
+        seed: int,
+        block: bool,
+    ) -> None:
+        """Take the results that are ready; do the units of processes that are gone.
+
+        Waits for a result where ``block`` says that this process has nothing else to do.
+        """
+        busy = [process for process, units in assigned.items() if units]
+        alive = [process.connection for process in busy if process in self._processes]
+        block = block and len(alive) == len(busy)
+        ready = wait(alive, None if block else 0) if alive else []
+        for process in busy:
+            units = assigned[process]
+            if process in self._processes:
+                if process.connection not in ready:
+                    continue
+                received = self._receive(process, units[0][1])
+                if received is not None:
+                    results[units.popleft()[0]] = received
+                    continue
+            for number, unit in units:
+                results[number] = own.answer(unit, seed)
+            units.clear()
+
+    def _send(self, process: WorkerProcess, job: Any) -> bool:
         try:
-            helper.connection.send(job)
+            process.connection.send(job)
         except OSError as error:
-            self._lose(helper, error)
+            self._remove(process, error)
             return False
         return True
 
-    def _receive(self, helper: _Helper, asks: Sequence[RecommendRequest]) -> Answers | None:
-        """What it answered; None where the process is gone."""
+    def _receive(self, process: WorkerProcess, unit: Unit) -> Results | None:
+        """What a process computed; None where it is gone."""
         try:
-            found = _raised(helper.connection.recv())
+            received = _raised(process.connection.recv())
         except (EOFError, OSError) as error:
-            self._lose(helper, error)
+            self._remove(process, error)
             return None
         return [
-            UserRecommendations(a.profile.user_id, a.as_of, recommendations, ms, (), a.profile)
-            for a, (recommendations, ms) in zip(asks, found, strict=True)
+            UserRecommendations(r.profile.user_id, r.as_of, recommendations, ms, (), r.profile)
+            for r, (recommendations, ms) in zip(unit, received, strict=True)
         ]
 
-    def _lose(self, helper: _Helper, error: BaseException) -> None:
-        log.error("process %s is gone (%r); going on without it", helper.process.pid, error)
-        helper.end()
-        if helper in self._helpers:
-            self._helpers.remove(helper)
+    def _remove(self, process: WorkerProcess, error: BaseException) -> None:
+        log.error("process %s is gone (%r); going on without it", process.pid, error)
+        process.end()
+        if process in self._processes:
+            self._processes.remove(process)
 
 
-# The process is configured before its modules import numpy and MLX.
-_PROGRAM = (
-    "import qagent_mlx; qagent_mlx.configure(threads=1); "
-    "from qagent_mlx.serve.worker_processes import main; main()"
-)
-
-
-class _Helper:
-    """One process and the line to it."""
+class WorkerProcess:
+    """One process and the connection to it."""
 
     def __init__(self, path: Path, policy: Path, dtype: str) -> None:
-        self.connection, theirs = Pipe()
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _PROGRAM,
-                    str(theirs.fileno()),
-                    str(path),
-                    str(policy),
-                    dtype,
-                ],
-                pass_fds=[theirs.fileno()],
+        self.connection, remote = Pipe()
+        with remote:
+            arguments = [str(remote.fileno()), str(path), str(policy), dtype]
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *arguments],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
             )
 
-    def ready(self, until: float) -> None:
-        """Wait until it can answer.
+    @property
+    def pid(self) -> int:
+        """The number that the system gave the process."""
+        return self._process.pid
+
+    def wait_until_ready(self, deadline: float) -> None:
+        """Wait until it can decode.
 
         Raises:
             QAgentError: what the shop or the policy has to say, or it did not start.
         """
         try:
-            if self.connection.poll(max(0.0, until - time.monotonic())):
+            if self.connection.poll(max(0.0, deadline - time.monotonic())):
                 _raised(self.connection.recv())
                 return
         except (EOFError, OSError):
             pass
-        raise QAgentError("a process that should answer did not start; go on with --workers 1")
+        raise QAgentError("a worker process did not start; go on with one worker")
 
     def end(self) -> None:
-        """It ends when nobody can ask it any more."""
+        """Close the connection, at which the process ends."""
         self.connection.close()
         try:
-            self.process.wait(5)
+            self._process.wait(5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self._process.kill()
+            self._process.wait()
 
 
-def _raised(value: Any) -> Any:
-    if isinstance(value, QAgentError):
-        raise value
-    return value
+def _raised(received: Any) -> Any:
+    if isinstance(received, QAgentError):
+        raise received
+    return received
 
 
 def main() -> None:
-    """Answer requests in a worker process, until whoever started it closes the connection."""
-    _, number, path, policy, dtype = sys.argv
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
-    connection: Connection[Any, Any] = Connection(int(number))
+    """Answer the jobs that come through a connection until it is closed."""
+    _, descriptor, path, policy, dtype = sys.argv
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    connection: Connection[Any, Any] = Connection(int(descriptor))
     try:
         with Shop.open(Path(path)) as shop:
             from ..inventory.product_search import open_shop_search
 
-            answerer = ProfileRecommender(open_shop_search(shop), load_policy(Path(policy), dtype))
+            search = open_shop_search(shop)
+            recommender = ProfileRecommender(search, load_policy(Path(policy), dtype))
     except QAgentError as error:
         connection.send(error)
         return
@@ -278,12 +291,12 @@ def main() -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
+        reply: Any = None
         try:
             if isinstance(job, Path):
-                answerer.use(load_policy(job, dtype))
-                made: Any = None
+                recommender.use(load_policy(job, dtype))
             else:
-                made = [(one.recommendations, one.latency_ms) for one in answerer.answer(*job)]
+                reply = [(r.recommendations, r.latency_ms) for r in recommender.answer(*job)]
         except QAgentError as error:
-            made = error
-        connection.send(made)
+            reply = error
+        connection.send(reply)

@@ -48,10 +48,13 @@ def main() -> None:
             rates.setdefault("one by one", []).append(given.single / (time.perf_counter() - began))
             for workers in given.workers:
                 report = batch.bulk_recommend(
-                    recommender, users, Path(folder) / "out.parquet", workers=workers
+                    recommender,
+                    users,
+                    Path(folder) / "out.parquet",
+                    batch.BulkConfig(workers=workers),
                 )
                 name = f"bulk, {workers} workers"
-                rates.setdefault(name, []).append(report["users_per_s"])
+                rates.setdefault(name, []).append(report.users_per_s)
     print(json.dumps({name: round(statistics.median(r), 2) for name, r in rates.items()}))
 
 

@@ -165,11 +165,8 @@ class _Worker:
     """Takes what the routes would hand to the computing thread, and computes nothing."""
 
     def __init__(self) -> None:
-        self.cache = SimpleNamespace(get=lambda *_: None)
-        self.waiting, self.policy, self.shop, self.titles = 0, "a", None, {}
-        self.chains = 2
-        search = SimpleNamespace()
-        self.recommender = SimpleNamespace(search=search, policy=None)
+        recommender = SimpleNamespace(search=SimpleNamespace(), policy=None)
+        self.responder = SimpleNamespace(shop=None, chains=2, recommender=recommender)
 
     def post(self, rows: Any) -> Future[IngestReport]:
         """As `Worker.post`."""

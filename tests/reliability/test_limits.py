@@ -17,7 +17,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build_index, open_index
 from qagent_mlx.privacy import erase_user
-from qagent_mlx.serve import worker
+from qagent_mlx.serve import event_store
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.shop.shop import Shop
@@ -147,7 +147,7 @@ def test_a_clock_that_goes_back_loses_no_event(base_folder, tmp_path, monkeypatc
         def now(cls, tz=None):
             return cls.at
 
-    monkeypatch.setattr(worker, "datetime", Clock)
+    monkeypatch.setattr(event_store, "datetime", Clock)
     config = ServeConfig(policy="base", chains=1, deadline_ms=30_000.0)
     with TestClient(create_app(folder, config), base_url="http://127.0.0.1") as client:
         for hours in (0, -30, 1, -90_000):

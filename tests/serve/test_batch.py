@@ -11,14 +11,15 @@ from qagent_mlx.distributed import world as distributed
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.serve.batch import (
-    Progress,
+    BulkConfig,
+    BulkProgress,
     all_users,
     bulk_recommend,
     launched_shard,
     read_users,
     shard_of,
 )
-from qagent_mlx.serve.worker_processes import Pool
+from qagent_mlx.serve.worker_processes import WorkerPool
 from qagent_mlx.shop.shop import Shop
 
 
@@ -37,7 +38,9 @@ class Stopped(Exception):
 
 def test_the_file_says_what_one_by_one_recommending_says(recommender, tiny_shop, tmp_path):
     users = all_users(tiny_shop)[:5]
-    report = bulk_recommend(recommender, users, tmp_path / "all.parquet", k=3, part=2)
+    report = bulk_recommend(
+        recommender, users, tmp_path / "all.parquet", BulkConfig(k=3, part=2)
+    ).to_dict()
     expected = [
         (user, rank, r.query, r.score, list(r.products))
         for user in users
@@ -54,18 +57,18 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_file(
 ):
     users = all_users(tiny_shop)[:6]
     whole, out = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
-    bulk_recommend(recommender, users, whole, part=2)
+    bulk_recommend(recommender, users, whole, BulkConfig(part=2))
 
     def stop(progress):
         if progress.done >= 4:
             raise Stopped
 
     with pytest.raises(Stopped):
-        bulk_recommend(recommender, users, out, part=2, on_progress=stop)
+        bulk_recommend(recommender, users, out, BulkConfig(part=2), stop)
     assert not out.exists()
     seen = []
-    report = bulk_recommend(recommender, users, out, part=2, on_progress=seen.append)
-    assert report["resumed"] in (2, 4) and seen[0].done == report["resumed"]
+    report = bulk_recommend(recommender, users, out, BulkConfig(part=2), seen.append)
+    assert report.resumed in (2, 4) and seen[0].done == report.resumed
     assert seen[-1].done == 6
     assert rows(out) == rows(whole)
 
@@ -79,9 +82,9 @@ def test_parts_of_another_question_are_not_used(recommender, tiny_shop, tmp_path
             raise Stopped
 
     with pytest.raises(Stopped):
-        bulk_recommend(recommender, users, out, k=5, part=2, on_progress=stop)
-    report = bulk_recommend(recommender, users, out, k=1, part=2)
-    assert report["resumed"] == 0
+        bulk_recommend(recommender, users, out, BulkConfig(k=5, part=2), stop)
+    report = bulk_recommend(recommender, users, out, BulkConfig(k=1, part=2))
+    assert report.resumed == 0
     assert {row[2] for row in rows(out)} == {1}
 
 
@@ -93,8 +96,8 @@ def test_shards_have_everybody_once(tiny_shop):
 
 
 def test_time_left_is_the_rest_at_this_runs_pace():
-    assert Progress(done=60, users=100, fresh=10, seconds=5.0).left == 20.0
-    assert Progress(done=50, users=100, fresh=0, seconds=1.0).left == 0.0
+    assert BulkProgress(done=60, users=100, fresh=10, seconds=5.0).left == 20.0
+    assert BulkProgress(done=50, users=100, fresh=0, seconds=1.0).left == 0.0
 
 
 def test_users_come_from_lines_or_a_column(tmp_path):
@@ -132,7 +135,10 @@ def test_two_workers_write_the_file_that_one_writes(saved, tmp_path):
         users = all_users(shop)[:9]
         for workers in (1, 2):
             bulk_recommend(
-                recommender, users, tmp_path / f"{workers}.parquet", part=2, workers=workers
+                recommender,
+                users,
+                tmp_path / f"{workers}.parquet",
+                BulkConfig(part=2, workers=workers),
             )
     assert rows(tmp_path / "2.parquet") == rows(tmp_path / "1.parquet")
 
@@ -146,9 +152,9 @@ def test_what_a_lost_process_was_given_is_done_by_this_one(saved, noticed):
             RecommendRequest(p, moment, 3, 2) for p in recommender.profiles(all_users(shop)[:5])
         ]
         expected = [one.recommendations for one in recommender.answer(asks)]
-        with Pool(saved, saved / "policies" / "nano", 1) as pool:
+        with WorkerPool(saved, saved / "policies" / "nano", 1) as pool:
             assert [one.recommendations for one in pool.answer(recommender, asks)] == expected
-            process = pool._helpers[0].process
+            process = pool._processes[0]._process
             if noticed == "when it is given work":
                 process.kill()
                 process.wait()

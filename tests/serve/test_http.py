@@ -124,11 +124,11 @@ def test_a_deadline_gets_the_memorys_lines_or_the_trends_and_says_so(serving):
 def test_whoever_cannot_be_answered_in_time_gets_the_memorys_top_line(serving):
     client = serving(cache_seconds=0.0)
     service = client.app.state.service
-    service.worker._pace = 1000.0  # as if decoding took minutes
+    service.worker.responder.pace.seconds_per_chain = 1000.0  # as if decoding took minutes
     got = ask(client).json()
     assert (got["source"], got["reason"]) == ("top-line", "deadline")
     worker = service.worker
-    profile = worker.call(lambda: worker.recommender.profiles(["u01"])[0]).result()
+    profile = worker.call(lambda: worker.responder.recommender.profiles(["u01"])[0]).result()
     assert got["recommendations"][0]["query"] == profile.references[0]
 
 
@@ -151,7 +151,7 @@ def test_too_long_a_queue_answers_at_once(serving):
 
 def test_an_error_in_a_decode_is_a_fallback_and_the_worker_lives_on(serving, monkeypatch, caplog):
     client = serving(cache_seconds=0.0)
-    recommender = client.app.state.service.worker.recommender
+    recommender = client.app.state.service.worker.responder.recommender
     with monkeypatch.context() as patch:
         patch.setattr(recommender.runner, "run", lambda *_, **__: 1 / 0)
         got = ask(client).json()
@@ -191,7 +191,7 @@ def test_a_changed_policy_is_taken_up_and_no_request_is_lost(serving, own_folder
     path = own_folder / "policies" / "b" / "policy.json"
     path.write_text(path.read_text())
     worker = client.app.state.service.worker
-    worker._looked = 0.0
+    worker._watched_at = 0.0
     ask(client)
     ask(client)
     assert metric(client, "qagent_policy_loads_total", outcome="taken") == loads + 1
@@ -343,8 +343,30 @@ def test_the_description_has_every_route_and_no_other(serving):
     assert routes == {(p, m) for p, item in described["paths"].items() for m in item}
     names = set(re.findall(r"#/components/schemas/(\w+)", str(described)))
     assert names <= set(described["components"]["schemas"])
-    answer = ask(client).json()
-    assert set(answer) == set(described["components"]["schemas"]["Answer"]["properties"])
+    schemas = described["components"]["schemas"]
+    event = {"user_id": "u01", "type": "search", "query": "usb cable"}
+    for reply, answer in (
+        ("RecommendReply", ask(client)),
+        ("IngestReport", client.post("/events", json=event)),
+        ("SearchReply", client.get("/search", params={"q": "usb"})),
+        ("MemoryReply", client.get("/users/u01/memory")),
+        ("PolicyBody", client.post("/policy", json={"policy": "a"})),
+        ("HealthReply", client.get("/healthz")),
+        ("ErrorReply", client.get("/search")),
+    ):
+        assert set(answer.json()) == set(schemas[reply]["properties"]), reply
+
+
+def test_the_description_has_the_limits_that_hold(serving):
+    client = serving(k=7, chains=3, events_a_post=4)
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    fields = schemas["RecommendBody"]["properties"]
+    assert (fields["k"]["default"], fields["chains"]["maximum"]) == (7, 3)
+    assert ask(client, chains=3).status_code == 200 and ask(client, chains=4).status_code == 422
+    most = schemas["EventsBody"]["properties"]["events"]["maxItems"]
+    events = [{"user_id": "u", "type": "search", "query": "x"}] * (most + 1)
+    assert client.post("/events", json={"events": events}).status_code == 422
+    assert client.post("/events", json={"events": events[1:]}).status_code == 200
 
 
 def test_a_read_only_server_refuses_events_and_shares_the_shop(serving, own_folder):
@@ -408,9 +430,9 @@ def test_the_memory_shown_is_that_of_a_memory_opened_anew(serving, own_folder):
     event = {"user_id": "u01", "type": "search", "query": "desk lamp"}
     assert client.post("/events", json=event).status_code == 200
     shown = client.get("/users/u01/memory").json()
-    worker = client.app.state.service.worker
-    assert shown == worker.call(
-        lambda: inspect_memory(
-            worker.shop, "u01", None, worker.recommender.policy.codec.count
-        ).to_dict()
-    ).result(30)
+    responder = client.app.state.service.worker.responder
+    count = responder.recommender.policy.codec.count
+    call = client.app.state.service.worker.call(
+        lambda: inspect_memory(responder.shop, "u01", None, count).to_dict()
+    )
+    assert shown == call.result(30)

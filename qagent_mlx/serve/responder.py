@@ -1,0 +1,285 @@
+"""Answer requests from a policy and a shop: one decode for all that came together.
+
+A `Responder` lives in the worker thread. It reads the users' memory, decides what can be
+decoded before the deadlines, decodes, and keeps what it computed for as long as it is good.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..agent.recommend import Recommender, RecommendRequest, default_group_size
+from ..errors import QAgentError
+from ..inventory.index import open_index
+from ..policy.files import load_policy
+from ..policy.registry import default_policy, resolve
+from ..shop.shop import Shop
+from ..types import Profile
+from .cache import UserCache
+from .config import ServeConfig
+from .metrics import Metrics
+from .requests import PendingRequest, RecommendResponse
+from .worker_processes import WorkerPool
+
+log = logging.getLogger("qagent.serve")
+
+TRENDING_SECONDS = 60.0  # how long the trending response is good
+TRENDING_QUERIES = 20
+FIXED_CHAINS = 16  # a decode of n chains takes about as long as n + so many chains cost each
+
+
+class _Abandoned(Exception):
+    """No client waits for this decode any more."""
+
+
+@dataclass(slots=True)
+class DecodePace:
+    """How long decodes take, learned from those that were done."""
+
+    seconds_per_chain: float = 0.02
+
+    def seconds(self, chains: int) -> float:
+        """The time that a decode of so many chains will take."""
+        return self.seconds_per_chain * (FIXED_CHAINS + chains)
+
+    def chains(self, seconds: float) -> float:
+        """How many chains can be decoded in a time; below 0 where not even one can."""
+        return seconds / self.seconds_per_chain - FIXED_CHAINS
+
+    def observe(self, chains: int, seconds: float) -> None:
+        """Learn from a decode (an exponential moving average)."""
+        self.seconds_per_chain += 0.2 * (seconds / (chains + FIXED_CHAINS) - self.seconds_per_chain)
+
+    def slow_down(self) -> None:
+        """Learn from a decode that nobody waited for: it was slower than expected."""
+        self.seconds_per_chain *= 1.2
+
+
+@dataclass(slots=True)
+class _SharedRequest:
+    """Requests of one user that ask the same at the same time: decoded once."""
+
+    request: RecommendRequest
+    waiting: list[PendingRequest] = field(default_factory=list)
+
+
+@contextmanager
+def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterator[Responder]:
+    """Open the shop, the policy and the worker processes of a server.
+
+    Raises:
+        QAgentError: what `Shop.open` or the policy has to say.
+    """
+    with Shop.open(path) as shop:
+        name = config.policy or default_policy(shop, "grpo")
+        folder = resolve(shop, name)
+        if config.workers > 1:
+            open_index(shop)
+    # The processes read the shop before this one holds it for writing.
+    with (
+        WorkerPool(path, folder, config.workers - 1, config.dtype) as pool,
+        Shop.open(path, read_only=config.read_only) as shop,
+    ):
+        yield Responder(shop, name, pool, config, metrics)
+
+
+class Responder:
+    """A policy and a shop, ready to answer requests. For one thread.
+
+    Args:
+        shop: Open; for writing where events are taken.
+        policy: The name of the policy that recommends.
+        pool: Processes that decode beside this one.
+        config: Cache, seed, and what requests get by default.
+        metrics: Counts what was done.
+
+    Attributes:
+        policy: The name of the policy.
+        chains: What a request gets that names no number of chains.
+        trending: The response for somebody of whom nothing is known.
+        titles: Title of each product id.
+    """
+
+    def __init__(
+        self, shop: Shop, policy: str, pool: WorkerPool, config: ServeConfig, metrics: Metrics
+    ) -> None:
+        self.shop, self.policy = shop, policy
+        self._pool, self._config, self._metrics = pool, config, metrics
+        self._folder = resolve(shop, policy)
+        self._saved_at = _saved_at(self._folder)
+        self.recommender = Recommender(
+            shop, load_policy(self._folder, config.dtype), group=config.chains
+        )
+        self.chains = self.recommender.group
+        catalog = self.recommender.search.catalog
+        self.titles: dict[str, str] = dict(zip(catalog.ids, catalog.titles, strict=True))
+        self.cache: UserCache[RecommendResponse] = UserCache(
+            config.cache_seconds, config.cache_users
+        )
+        self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
+        self.pace = DecodePace()
+        self.trending: RecommendResponse | None = None
+        self._trending_at = 0.0
+        self.refresh_trending()
+
+    def respond(self, pending: Sequence[PendingRequest]) -> None:
+        """Answer requests in one decode; the future of each is set as soon as it is known."""
+        now = self.shop.end_of_log()
+        requests = [
+            RecommendRequest(profile, request.as_of or now, request.k, request.chains)
+            for request, profile in zip(pending, self._read_profiles(pending, now), strict=True)
+        ]
+        lines = self.recommender.top_lines(requests)
+        for waiting, request, line in zip(pending, requests, lines, strict=True):
+            waiting.fallback = RecommendResponse(line, "top-line", request.as_of, self.policy)
+        shared = self._shared(pending, requests)
+        if shared:
+            self._decode(shared)
+
+    def forget(self, users: Iterable[str]) -> None:
+        """Drop what is cached of users who did something, and see the new events."""
+        for user in users:
+            self.cache.forget(user)
+            self._profiles.forget(user)
+        self.recommender.refresh()
+
+    def use_policy(self, name: str) -> str:
+        """Recommend with another policy, or with the same one as it is saved now.
+
+        Raises:
+            QAgentError: there is none of that name, or it cannot be loaded; the old one stays.
+        """
+        folder = resolve(self.shop, name)
+        saved_at = _saved_at(folder)
+        try:
+            policy = load_policy(folder, self._config.dtype)
+        except QAgentError:
+            self._saved_at = saved_at  # it is not tried again until it changes
+            self._metrics.policies.labels("refused").inc()
+            raise
+        self.recommender.use(policy)
+        self._pool.use(folder)
+        self.chains = self._config.chains or default_group_size(policy)
+        self.policy, self._folder, self._saved_at = name, folder, saved_at
+        self.cache.clear()
+        self._profiles.clear()
+        self.trending = None
+        self.refresh_trending()
+        self._metrics.policies.labels("taken").inc()
+        log.info("policy %s taken up", name)
+        return name
+
+    def policy_changed(self) -> bool:
+        """Whether the policy was saved again since it was loaded."""
+        return _saved_at(self._folder) not in (None, self._saved_at)
+
+    def trending_expired(self) -> bool:
+        """Whether it is time for `refresh_trending`."""
+        return time.monotonic() - self._trending_at >= TRENDING_SECONDS
+
+    def refresh_trending(self) -> None:
+        """Compute the response for everybody: what a new user would get."""
+        self._trending_at = time.monotonic()
+        now = self.shop.end_of_log()
+        # Once a day this takes a while; here no request waits for it.
+        self.recommender.memory.read_all(now)
+        if self.trending is not None and self.trending.as_of == now:
+            return
+        profile = self.recommender.profiles([""], now)[0]
+        request = RecommendRequest(profile, now, TRENDING_QUERIES)
+        queries = self.recommender.top_lines([request])[0]
+        self.trending = RecommendResponse(queries, "trending", now, self.policy)
+
+    def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:
+        """The users' profiles; those of users who did nothing since are still good."""
+        current = {r.user: self._profiles.get(r.user, None) for r in pending if r.as_of is None}
+        missing = [user for user, profile in current.items() if profile is None]
+        if missing:
+            profiles = self.recommender.profiles(missing, now)
+            for user, profile in zip(missing, profiles, strict=True):
+                current[user] = profile
+                self._profiles.put(user, None, profile)
+        return [
+            (current.get(r.user) if r.as_of is None else None)
+            or self.recommender.profiles([r.user], r.as_of)[0]
+            for r in pending
+        ]
+
+    def _shared(
+        self, pending: Sequence[PendingRequest], requests: Sequence[RecommendRequest]
+    ) -> list[_SharedRequest]:
+        """What can be decoded before the deadlines; all other requests get their fallback."""
+        now = time.monotonic()
+        shortest = self.pace.seconds(len(pending))  # with a single chain for each
+        in_time = []
+        for waiting, request in zip(pending, requests, strict=True):
+            if waiting.deadline - now >= shortest:
+                in_time.append((waiting, request))
+            else:
+                _fall_back(waiting)
+        if not in_time:
+            return []
+        chains = self.pace.chains(min(w.deadline for w, _ in in_time) - time.monotonic())
+        share = min(1.0, max(0.0, chains / sum(w.chains for w, _ in in_time)))
+        shared: dict[tuple[Any, ...], _SharedRequest] = {}
+        for waiting, request in in_time:
+            request = replace(request, group=max(1, int(request.group * share)))
+            key = (waiting.user, waiting.key)
+            shared.setdefault(key, _SharedRequest(request)).waiting.append(waiting)
+        return list(shared.values())
+
+    def _decode(self, shared: Sequence[_SharedRequest]) -> None:
+        """Run the chains and set the responses."""
+
+        def progress(_done: int) -> None:
+            if all(waiting.given_up for s in shared for waiting in s.waiting):
+                raise _Abandoned
+
+        requests = [s.request for s in shared]
+        start = time.monotonic()
+        try:
+            results = self._pool.answer(self.recommender, requests, self._config.seed, progress)
+        except _Abandoned:
+            self.pace.slow_down()
+            for s in shared:
+                for waiting in s.waiting:
+                    _fall_back(waiting)
+            return
+        seconds = time.monotonic() - start
+        chains = sum(request.group for request in requests)
+        self.pace.observe(chains, seconds)
+        self._metrics.batch.observe(len(requests))
+        self._metrics.decode.observe(seconds)
+        self._metrics.chains.inc(chains)
+        for s, result in zip(shared, results, strict=True):
+            response = RecommendResponse(
+                result.recommendations, "agent", result.as_of, self.policy, s.request.group
+            )
+            for waiting in s.waiting:
+                if response.chains == waiting.chains:  # not one that had to be cut short
+                    self.cache.put(waiting.user, waiting.key, response)
+                if not waiting.future.done():
+                    waiting.future.set_result(response)
+
+
+def _fall_back(request: PendingRequest) -> None:
+    assert request.fallback is not None
+    if not request.future.done():
+        request.future.set_result(replace(request.fallback, reason="deadline"))
+
+
+def _saved_at(folder: Path) -> int | None:
+    """Changes when a policy is saved: ``policy.json`` is written last."""
+    for name in ("policy.json", "config.json"):
+        try:
+            return (folder / name).stat().st_mtime_ns
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,219 @@
+"""What clients send and receive, as types: they validate requests and describe the API.
+
+`parse` reads a request into one of the types; ``/openapi.json`` (`openapi`) is generated from
+the same types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.exceptions import HTTPException
+
+from ..types import EVENT_TYPES
+from ..utils.settings import Natural, Positive, requirement
+from ..utils.text import parse_utc
+
+S = TypeVar("S", bound=Struct)
+
+MAX_QUERIES = 100
+MAX_DEADLINE_MS = 60_000.0
+MAX_PRICE = 1e12
+
+Source = Literal["agent", "top-line", "trending"]
+Reason = Literal["", "deadline", "overload", "error"]
+QueryCount = Annotated[int, Meta(ge=1, le=MAX_QUERIES)]
+Milliseconds = Annotated[float, Meta(ge=1, le=MAX_DEADLINE_MS)]
+Text = Annotated[str, Meta(min_length=1, max_length=500)]
+Price = Annotated[float, Meta(ge=0, le=MAX_PRICE)]
+Time = Annotated[
+    str, Meta(description="UTC unless it has a zone.", extra_json_schema={"format": "date-time"})
+]
+
+
+class RecommendBody(Struct, forbid_unknown_fields=True):
+    """Body of POST /recommend."""
+
+    user: Annotated[Text, Meta(description="An id; somebody unknown is a new user.")]
+    k: Annotated[QueryCount | None, Meta(description="Number of queries.")] = None
+    chains: Annotated[
+        Positive | None,
+        Meta(
+            description="The budget: chains of retrieval that are run; by default what the "
+            "server was started with, or as many as the policy needs."
+        ),
+    ] = None
+    deadline_ms: Annotated[
+        Milliseconds | None, Meta(description="When it cannot be met the response is a fallback.")
+    ] = None
+    as_of: Annotated[Time | None, Meta(description="Nothing at or after it is used.")] = None
+
+
+class EventBody(Struct, forbid_unknown_fields=True):
+    """One event. An event that lacks something is rejected, with the reason in the response."""
+
+    user_id: Annotated[str | None, Meta(description="Who did it; always needed.")] = None
+    type: Annotated[
+        str | None, Meta(description=f"One of {', '.join(EVENT_TYPES)}; always needed.")
+    ] = None
+    query: Annotated[str | None, Meta(description="What was typed; needed for a search.")] = None
+    product_id: Annotated[str | None, Meta(description="Needed for everything but a search.")] = (
+        None
+    )
+    time: Annotated[Time | None, Meta(description="When it happened; by default now.")] = None
+
+
+class EventsBody(Struct):
+    """Several events in one request."""
+
+    events: Annotated[list[EventBody], Meta(min_length=1)]
+
+
+class PolicyBody(Struct, forbid_unknown_fields=True):
+    """The name of a policy of the shop."""
+
+    policy: Annotated[str, Meta(min_length=1, max_length=100)]
+
+
+class SearchParameters(Struct, forbid_unknown_fields=True):
+    """Query parameters of GET /search."""
+
+    q: Text
+    k: QueryCount = 10
+    in_stock: bool = False
+    min_price: Price | None = None
+    max_price: Price | None = None
+    category: str | None = None
+
+
+class MemoryParameters(Struct, forbid_unknown_fields=True):
+    """Query parameters of GET /users/{user}/memory."""
+
+    as_of: Time | None = None
+
+
+class ProductTitle(Struct):
+    """A product by its id and title."""
+
+    product_id: str
+    title: str
+
+
+class RecommendedQuery(Struct):
+    """A query worth showing, with what it retrieves."""
+
+    query: str
+    score: Annotated[float, Meta(description="Share of the chains that agree.")]
+    products: list[ProductTitle]
+    reason: str
+    votes: Natural
+
+
+class RecommendReply(Struct):
+    """Recommendations to a user: the agent's, or a fallback that is marked as one."""
+
+    user: str
+    as_of: str | None
+    recommendations: list[RecommendedQuery]
+    source: Annotated[
+        Source,
+        Meta(
+            description="top-line: the user's memory without a chain; trending: what the shop "
+            "searches for now."
+        ),
+    ]
+    fallback: bool
+    reason: Annotated[Reason, Meta(description="Why it is a fallback.")]
+    policy: str
+    chains: Natural
+    cached: bool
+    latency_ms: float
+
+
+class FoundProduct(Struct):
+    """A product that a search found."""
+
+    product_id: str
+    title: str
+    score: float
+    price: float | None
+    in_stock: bool
+    brand: str | None
+
+
+class SearchReply(Struct):
+    """Products for a query, the best first."""
+
+    query: str
+    results: list[FoundProduct]
+
+
+class MemoryReply(Struct):
+    """What is remembered of a user."""
+
+    user: str
+    as_of: str
+    events: Natural
+    tokens: Natural
+    raw_tokens: Natural
+    text: str
+    sections: dict[str, list[str]]
+    graph: dict[str, Any]
+
+
+class HealthReply(Struct):
+    """Whether the server answers."""
+
+    status: Literal["ok", "failed"]
+    policy: str
+    waiting: Natural
+    read_only: bool
+
+
+class ErrorReply(Struct):
+    """Why a request was refused."""
+
+    error: str
+    request_id: str
+
+
+def parse(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Read JSON values or query parameters into a type. Numbers may be given as text.
+
+    Raises:
+        HTTPException: 422, names the first field that is unknown or has a wrong value.
+    """
+    names = kind.__struct_fields__
+    unknown = (
+        sorted(set(values) - set(names)) if kind.__struct_config__.forbid_unknown_fields else []
+    )
+    if unknown:
+        known = ", ".join(names)
+        raise HTTPException(422, f"{where}unknown field {unknown[0][:40]!r}; known are {known}")
+    for name, value in values.items():
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            # JSON's escapes can make half characters, which nothing can store.
+            raise HTTPException(422, f"{where}{name} must be text of whole characters")
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        name, must = requirement(str(error))
+        raise HTTPException(422, f"{where}{name} {must}") from None
+
+
+def parse_time(text: str | None, name: str) -> datetime | None:
+    """A naive UTC datetime of ISO 8601; a time without a zone is UTC.
+
+    Raises:
+        HTTPException: 422, it is no such time.
+    """
+    if text is None:
+        return None
+    try:
+        return parse_utc(text)
+    except (ValueError, OverflowError):
+        raise HTTPException(422, f"{name} must be a time such as 2026-03-01T12:00:00Z") from None
