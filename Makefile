@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check notebooks install clean
+.PHONY: demo test check hooks notebooks install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,11 +17,16 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Lint, format, types and layers; `.pre-commit-config.yaml` runs the same before a commit.
 check: install
 	$(BIN)/ruff check qagent_mlx cli tests notebooks
 	$(BIN)/ruff format --check qagent_mlx cli tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: install
+	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
+	$(BIN)/pre-commit install
 
 # Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
 notebooks: install
