@@ -8,18 +8,9 @@ from typing import Any
 
 import click
 
-from .common import (
-    MOMENT,
-    SYSTEM,
-    emit,
-    json_option,
-    note,
-    opened,
-    out,
-    plain_table,
-    shop_option,
-    shown,
-)
+from .console import note, out, plain_table, safe
+from .options import Output, json_option, opened, shop_option
+from .param_types import MOMENT, SYSTEM
 
 NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue": "revenue a row"}
 
@@ -73,8 +64,7 @@ def abtest(
     group: int,
     seed: int,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Ask fresh simulated shoppers: do they tap B's queries more than A's, and buy more?
 
     A and B are policies, baselines (popular, trending, swing …) or an ablation such as
@@ -91,10 +81,7 @@ def abtest(
         report = run(
             shop, control, treatment, config, test_from=test_from, group=group, on_stage=note
         ).to_dict()
-    if as_json:
-        emit(report)
-    else:
-        draw(report, currency)
+    return Output(report, lambda: draw(report, currency))
 
 
 def draw(report: dict[str, Any], currency: str) -> None:
@@ -102,7 +89,7 @@ def draw(report: dict[str, Any], currency: str) -> None:
     console = out()
     detect = report["settings"]["detect"]
     console.print(
-        shown(
+        safe(
             f"{report['users']:,} simulated shoppers, {report['rows']:,} visits; "
             f"at {report['same']:.0%} of them both lead to the same"
         )
@@ -130,9 +117,9 @@ def draw(report: dict[str, Any], currency: str) -> None:
     console.print(table)
     for arm, tapped in zip(("control", "treatment"), report["tapped"], strict=True):
         most = ", ".join(f"{t['query']} ({t['taps']})" for t in tapped) or "nothing"
-        console.print(shown(f"{arm} ({report['arms'][arm]}): most tapped {most}"))
+        console.print(safe(f"{arm} ({report['arms'][arm]}): most tapped {most}"))
     console.print(
-        shown("needed: shoppers in each arm of an unpaired test, for a power of 80 % at 5 %"),
+        safe("needed: shoppers in each arm of an unpaired test, for a power of 80 % at 5 %"),
         style="dim",
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .common import emit, json_option, note, out, plain_table, shown
+from .console import note, out, plain_table, safe
+from .options import Output, json_option
 
 POSITIVE = click.IntRange(1)
 
@@ -64,8 +65,7 @@ def bench(
     group: int,
     new_tokens: int,
     workers: int,
-    as_json: bool,
-) -> None:
+) -> Output | None:
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
@@ -85,17 +85,14 @@ def bench(
     else:
         report = measure.standard(model, work, steps, warmup)
     if not world.current_world().is_main_process:
-        return
+        return None
     report = {**measure.environment(), **report}
-    if as_json:
-        emit(report)
-        return
-    _show(report)
+    return Output(report, lambda: _show(report))
 
 
 def _show(report: dict[str, Any]) -> None:
     console = out()
-    console.print(shown(f"{report['machine']}; {report['device']}, {report['blas']}"))
+    console.print(safe(f"{report['machine']}; {report['device']}, {report['blas']}"))
     table = plain_table("", "", numbers=("",))
     table.show_header = False
     if "against" in report:
@@ -110,7 +107,7 @@ def _show(report: dict[str, Any]) -> None:
         console.print(table)
         ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in report["pairs"])
         console.print(
-            shown(
+            safe(
                 f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; "
                 f"processor time: {report['cpu_ratio']:.2f})"
             )

@@ -13,7 +13,7 @@ def completion(shell: str) -> None:
 
     from .main import cli
 
-    found = get_completion_class(shell)
-    assert found is not None
-    made = found(cli, {}, "qagent", "_QAGENT_COMPLETE")
-    click.echo(made.source_template % made.source_vars())
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(cli, {}, "qagent", "_QAGENT_COMPLETE")
+    click.echo(script.source_template % script.source_vars())

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import POLICY, note, opened, out, plain_table, shown, waiting
+from .console import note, out, plain_table, safe, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
+from .options import opened
+from .param_types import POLICY
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ def _tell(path: Path, config: DemoConfig) -> None:
             if scene.data is None:
                 number += 1
                 console.print()
-                console.print(shown(f"{number}. {scene.title}", "bold cyan"))
+                console.print(safe(f"{number}. {scene.title}", "bold cyan"))
                 steps.begin(scene, config)
             else:
                 steps.end()
@@ -166,7 +168,7 @@ def _draw_ingest(data: dict[str, Any]) -> None:
 
 
 def _draw_search(data: dict[str, Any]) -> None:
-    out().print(shown(f"query: {data['query']}"))
+    out().print(safe(f"query: {data['query']}"))
     draw_products(data["results"], "$")
 
 
@@ -182,7 +184,7 @@ def _draw_user(data: dict[str, Any]) -> None:
 
     case, answers = data["case"], data["answers"]
     console = out()
-    console.print(shown(f"{case.user_id} at {case.as_of:%Y-%m-%d %H:%M} UTC"))
+    console.print(safe(f"{case.user_id} at {case.as_of:%Y-%m-%d %H:%M} UTC"))
     table = plain_table("#", *(f"after {name.upper()}" for name in answers), numbers=("#",))
     lists = [answer.recommendations for answer in answers.values()]
     for place in range(max(map(len, lists), default=0)):
@@ -190,10 +192,10 @@ def _draw_user(data: dict[str, Any]) -> None:
         for ranked in lists:
             query = ranked[place].query if place < len(ranked) else ""
             right = bool(query) and query_key(query) == case.query_key
-            cells.append(shown(f"{query} ✓" if right else query, "bold green" if right else ""))
+            cells.append(safe(f"{query} ✓" if right else query, "bold green" if right else ""))
         table.add_row(str(place + 1), *cells)
     console.print(table)
-    console.print(shown(f"what the user then searched: {case.query}", "bold"))
+    console.print(safe(f"what the user then searched: {case.query}", "bold"))
 
 
 _DRAW: dict[str, Callable[[Any], None]] = {

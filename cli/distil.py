@@ -9,20 +9,9 @@ from typing import Any
 
 import click
 
-from .common import (
-    PLAIN,
-    POLICY,
-    emit,
-    given,
-    json_option,
-    note,
-    opened,
-    out,
-    shop_option,
-    shown,
-    split_config,
-    split_options,
-)
+from .console import note, out, safe
+from .options import Output, given, json_option, opened, shop_option, split_config, split_options
+from .param_types import PLAIN, POLICY
 from .progress import TrainingProgress
 
 
@@ -59,8 +48,7 @@ def distil(
     test_share: float | None,
     validation_share: float | None,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.distill import DistillConfig
@@ -74,10 +62,7 @@ def distil(
         master = teacher or default_policy(shop, "grpo")
         with TrainingProgress(config.steps, f"distilling {master} -> {name}") as progress:
             report = run(shop, master, student, name, config, split, Sampled(), progress)
-    if as_json:
-        emit(report)
-        return
-    draw(report)
+    return Output(report, lambda: draw(report))
 
 
 class Sampled:
@@ -98,7 +83,7 @@ def draw(report: dict[str, Any]) -> None:
     """Print what came of it."""
     console = out()
     console.print(
-        shown(
+        safe(
             f"{report['chains']:,} chains of {report['teacher']}, {report['validated']:,} "
             f"validated, {report['kept']:,} learned from"
         ),
@@ -107,14 +92,14 @@ def draw(report: dict[str, Any]) -> None:
     for who, name in (("teacher", report["teacher"]), ("student", report["policy"])):
         size = report["parameters" if who == "student" else "parameters_teacher"]
         console.print(
-            shown(
+            safe(
                 f"{name}: {size / 1e6:,.1f} M parameters, reward {report[f'reward_{who}']:.3f}, "
                 f"{report[f'ms_{who}']:.0f} ms a chain"
             ),
             soft_wrap=True,
         )
     console.print(
-        shown(
+        safe(
             f"{report['speedup']:.1f} times as fast; next: qagent evaluate --policy "
             f"{quote(report['teacher'])} --policy {report['policy']}"
         ),

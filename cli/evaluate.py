@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import (
-    BASELINE,
-    PLAIN,
-    POLICY,
+from .console import note, out, waiting
+from .options import (
+    Output,
     dtype_option,
-    emit,
     json_option,
-    note,
     opened,
-    out,
     shop_option,
     split_config,
     split_options,
-    waiting,
 )
+from .param_types import BASELINE, PLAIN, POLICY
 
 if TYPE_CHECKING:
     from qagent_mlx.evaluate.report import EvaluationReport
@@ -119,8 +115,7 @@ def evaluate(
     test_share: float | None,
     validation_share: float | None,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Measure what is recommended against what users searched and engaged with next.
 
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
@@ -170,10 +165,7 @@ def evaluate(
         catalog = suite.environment.search.catalog
         write_page(html_path, report, catalog, suite.rollouts(), curves)
         note(f"wrote {html_path}")
-    if as_json:
-        emit(report.to_dict())
-    else:
-        draw_report(report)
+    return Output(report.to_dict(), lambda: draw_report(report))
 
 
 class Progress:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from msgspec import Meta
 
-from .common import (
-    PLAIN,
-    as_of_option,
-    emit,
-    json_option,
-    note,
-    opened,
-    out,
-    plain_table,
-    shop_option,
-    shown,
-    waiting,
-)
+from .console import note, out, plain_table, safe, say, waiting
+from .options import Output, as_of_option, json_option, opened, setting_options, shop_option
+from .param_types import PLAIN
 
 if TYPE_CHECKING:
     from qagent_mlx.inventory.product_search import ProductHit
@@ -45,22 +37,23 @@ if TYPE_CHECKING:
     "--encoder",
     type=PLAIN,
     metavar="ENCODER",
-    help="subword (learned from the shop), a model folder, or FILE.py:FUNCTION; kept.",
+    help="Encoder of the vectors, kept for next time: subword (learned from the shop), a model "
+    "folder, or FILE.py:FUNCTION.",
 )
 @click.option(
-    "--dimensions", type=click.IntRange(2, 8192), help="Length of the vectors, at most; kept."
+    "--dimensions",
+    type=click.IntRange(2, 8192),
+    help="Length of the vectors, at most; kept for next time.",
 )
 @shop_option
 @json_option
 def index(
-    *,
     only_update: bool,
     remove: tuple[str, ...],
     encoder: str | None,
     dimensions: int | None,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Build or refresh the inventory index, and learn what lines of memory are worth.
 
     A search that finds its index older than the catalog updates it by itself; searches that
@@ -75,56 +68,70 @@ def index(
         if remove:
             remove_products(shop, remove)
         report = refresh_index(shop) if only_update or remove else build_shop(shop, note)
-    if as_json:
-        emit(report)
-        return
-    console = out()
+    return Output(report, lambda: _draw_index(report))
+
+
+def _draw_index(report: dict[str, Any]) -> None:
     if "added" in report:
-        console.print(
+        say(
             f"{report['products']:,} products: {report['added']:,} added, "
             f"{report['changed']:,} changed, {report['restated']:,} with a new price or stock, "
             f"{report['removed']:,} removed, in {report['seconds']:.1f} s"
         )
         return
-    console.print(
+    say(
         f"{report['products']:,} products indexed with {report['clicked_pairs']:,} "
         f"query-product pairs, in {report['seconds']:.1f} s"
     )
     if report["learned_from"]:
-        console.print(
+        say(
             f"memory learned the worth of its lines from {report['learned_from']:,} moments "
             f"before {report['clicks_until'][:10]}"
         )
     else:
-        console.print("memory keeps its default weights: the log holds too little to learn from")
+        say("memory keeps its default weights: the log holds too little to learn from")
+
+
+@dataclass(frozen=True)
+class SearchFilters:
+    """Which products a search may return."""
+
+    in_stock: Annotated[bool, Meta(description="Only products in stock.")] = False
+    min_price: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="The lowest price.")
+    ] = None
+    max_price: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="The highest price.")
+    ] = None
+    category: Annotated[str | None, Meta(description="The beginning of the category's path.")] = (
+        None
+    )
 
 
 @click.command()
 @click.argument("query", type=PLAIN)
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 1000), help="How many.")
-@click.option("--in-stock", is_flag=True, help="Only products in stock.")
-@click.option("--min-price", type=click.FloatRange(min=0), help="The least price.")
-@click.option("--max-price", type=click.FloatRange(min=0), help="The highest price.")
+@click.option(
+    "-k",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Number of products, at most.",
+)
+@setting_options(SearchFilters, into="filters", build=True)
 @click.option(
     "--explain", is_flag=True, help="Show what words, vectors and past clicks say of each hit."
 )
-@click.option("--category", type=PLAIN, help="The beginning of the category's path.")
 @as_of_option
 @shop_option
 @json_option
 def search(
-    *,
     query: str,
     k: int,
-    in_stock: bool,
-    min_price: float | None,
-    max_price: float | None,
-    category: str | None,
+    filters: SearchFilters,
     explain: bool,
     as_of: datetime | None,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Search the inventory for QUERY: words, vectors and past clicks, fused.
 
     Filters, prices and stock are those of the moment that --as-of names.
@@ -132,62 +139,63 @@ def search(
     from qagent_mlx.inventory.product_search import search_products
     from qagent_mlx.inventory.types import Filters
 
-    filters = Filters(in_stock, min_price, max_price, category)
     with opened(shop_path) as shop, waiting("searching"):
-        results = search_products(shop, query, k, filters=filters, as_of=as_of, explain=explain)
+        products = search_products(
+            shop, query, k, filters=Filters(**asdict(filters)), as_of=as_of, explain=explain
+        )
         currency = shop.config.currency
-    if as_json:
-        emit({"query": query, "results": [product.to_dict() for product in results]})
-    else:
-        draw_products(results, currency)
+
+    def draw() -> None:
+        draw_products(products, currency)
         if explain:
-            draw_reasons(results)
+            _draw_reasons(products)
+
+    return Output({"query": query, "results": [p.to_dict() for p in products]}, draw)
 
 
-def draw_products(results: Sequence[ProductHit], currency: str) -> None:
+def draw_products(products: Sequence[ProductHit], currency: str) -> None:
     """Print products as a numbered table."""
-    if not results:
-        out().print("nothing found")
+    if not products:
+        say("nothing found")
         return
     table = plain_table(
         "#", "product", "title", "price", "stock", "score", numbers=("#", "price", "score")
     )
     table.columns[2].ratio = 1
-    for number, product in enumerate(results, 1):
+    for rank, product in enumerate(products, 1):
         price = "-" if product.price is None else f"{currency}{product.price:,.2f}"
         table.add_row(
-            str(number),
-            shown(product.product_id),
-            shown(product.title),
-            shown(price),
+            str(rank),
+            safe(product.product_id),
+            safe(product.title),
+            safe(price),
             "yes" if product.in_stock else "no",
             f"{product.score:.3f}",
         )
     out().print(table)
 
 
-SIDES = {"words": "BM25", "vectors": "cosine", "clicks": "weight"}
+_SCORES = {"words": "BM25", "vectors": "cosine", "clicks": "weight"}
 
 
-def draw_reasons(results: Sequence[ProductHit]) -> None:
+def _draw_reasons(products: Sequence[ProductHit]) -> None:
     """Print why each product was found."""
-    console = out()
-    for number, product in enumerate(results, 1):
+    for rank, product in enumerate(products, 1):
         assert product.why is not None
         why = product.why.to_dict()
-        console.print(shown(f"\n{number}. {product.title}", "bold"), soft_wrap=True)
+        say(f"{rank}. {product.title}", "bold")
         for name, side in why["sides"].items():
-            console.print(
-                f"   {name:<8} rank {side['rank']:>2}, {SIDES[name]} {side['score']:.3f}, "
+            out().print(
+                f"   {name:<8} rank {side['rank']:>2}, {_SCORES[name]} {side['score']:.3f}, "
                 f"adds {side['adds']:.4f}"
             )
-        told = [
+        matches = [
             word["typed"]
             if word["typed"] == word["matched"]
             else f"{word['typed']} as {word['matched']} ({word['how']})"
             for word in why["words"]
         ]
-        if told:
-            console.print(shown("   matched  " + ", ".join(dict.fromkeys(told))), soft_wrap=True)
+        if matches:
+            say("   matched  " + ", ".join(dict.fromkeys(matches)))
         if why["borrowed"]:
-            console.print(shown("   clicks under " + ", ".join(why["borrowed"])), soft_wrap=True)
+            say("   clicks under " + ", ".join(why["borrowed"]))

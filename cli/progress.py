@@ -1,13 +1,18 @@
-"""What training shows while it runs: a live bar on a terminal, now and then a line elsewhere."""
+"""Progress on stderr: a live bar on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .common import err, shown
+from .console import err, safe
 
-EVERY = 10  # steps between lines where stderr is no terminal
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.progress import Progress
+
+LINE_STEPS = 10  # steps between lines where stderr is no terminal
+LINE_SECONDS = 10.0
 
 _NAMES = {
     "reward": "reward",
@@ -19,8 +24,20 @@ _NAMES = {
 }
 
 
+def _bar(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+        console=console,
+    )
+
+
 class TrainingProgress:
-    """Shows the metrics of each step on stderr. Call it with a step's metrics.
+    """Show the metrics of each training step. Call it with a step's metrics.
 
     Args:
         steps: How many steps there will be.
@@ -28,86 +45,68 @@ class TrainingProgress:
     """
 
     def __init__(self, steps: int, title: str) -> None:
-        from rich.console import Group
         from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         from qagent_mlx.utils.text import clean
 
-        title = clean(title)
-        self._steps, self._title = steps, title
+        self._steps, self._title = steps, clean(title)
         self._console = err()
-        self._start = self._first = time.perf_counter()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=self._console,
-        )
-        self._task = self._bar.add_task(f"{title}: preparing", total=steps, left="")
-        self._row: dict[str, Any] = {}
-        self._group = Group
-        self._live: Live | None = (
-            Live(self._view(), console=self._console, refresh_per_second=4, transient=False)
-            if self._console.is_terminal
-            else None
-        )
+        self._start = self._first_step_start = time.perf_counter()
+        self._first_step = 0
+        self._metrics: dict[str, Any] = {}
+        self._bar = _bar(self._console)
+        self._task = self._bar.add_task(f"{self._title}: preparing", total=steps, left="")
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(self._view(), console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> TrainingProgress:
         if self._live is not None:
-            self._live.__enter__()
+            self._live.start()
         else:
-            self._console.print(f"{self._title}: preparing")
+            self._print(f"{self._title}: preparing")
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
-    @property
-    def started(self) -> bool:
-        """Whether a step has ended."""
-        return bool(self._row)
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Take one step's metrics."""
-        for reason in row.get("alarms", ()):
-            self._console.print(
-                shown(f"alarm at step {row['step']}: {reason}", "bold red"), soft_wrap=True
-            )
-        steps = int(row.get("steps", self._steps))
-        step = int(row["step"])
+    def __call__(self, metrics: dict[str, Any]) -> None:
+        """Show one step's metrics."""
+        step, steps = int(metrics["step"]), int(metrics.get("steps", self._steps))
+        for reason in metrics.get("alarms", ()):
+            self._print(f"alarm at step {step}: {reason}", "bold red")
         now = time.perf_counter()
-        if not self._row:
+        if not self._metrics:
             # The first step has no step before it to measure from.
-            self._first, self._first_step = now - row["seconds"], step - 1
-        done = step - self._first_step
-        left = (now - self._first) / done * (steps - step)
+            self._first_step_start, self._first_step = now - metrics["seconds"], step - 1
+        seconds = now - self._first_step_start
         # Supervised training counts its tokens up, GRPO counts them a step.
-        rate = row.get("tokens_per_s") or row["tokens"] / max(now - self._first, 1e-9)
-        self._row = {**row, "tokens_per_s": rate}
-        remaining = f"{_clock(left)} left" if step < steps else f"{_clock(now - self._start)}"
+        rate = metrics.get("tokens_per_s") or metrics["tokens"] / max(seconds, 1e-9)
+        self._metrics = {**metrics, "tokens_per_s": rate}
+        left = seconds / (step - self._first_step) * (steps - step)
+        remaining = f"{_clock(left)} left" if step < steps else _clock(now - self._start)
         self._bar.update(
             self._task, completed=step, total=steps, description=self._title, left=remaining
         )
         if self._live is not None:
             self._live.update(self._view())
-        elif step == 1 or step % EVERY == 0 or step == steps:
-            self._console.print(
-                shown(f"step {step}/{steps}  {'  '.join(describe(self._row))}  {remaining}"),
-                soft_wrap=True,
-            )
+        elif step == 1 or step % LINE_STEPS == 0 or step == steps:
+            described = "  ".join(describe_metrics(self._metrics))
+            self._print(f"step {step}/{steps}  {described}  {remaining}")
 
-    def _view(self) -> Any:
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(safe(text, style), soft_wrap=True)
+
+    def _view(self) -> Group:
+        from rich.console import Group
         from rich.text import Text
 
-        parts = describe(self._row) if self._row else []
-        return self._group(self._bar, Text("  ".join(parts), no_wrap=False))
+        return Group(self._bar, Text("  ".join(describe_metrics(self._metrics))))
 
 
 class CountProgress:
-    """How many of something are done: a bar on a terminal, now and then a line elsewhere.
+    """Show how many of something are done.
 
     Args:
         title: What is being done.
@@ -115,19 +114,11 @@ class CountProgress:
     """
 
     def __init__(self, title: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
         self._title, self._total = title, total
         self._console = err()
-        self._said = time.perf_counter()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._printed_at = time.perf_counter()
+        self._bar = _bar(self._console)
+        self._bar.disable = not self._console.is_terminal
         self._task = self._bar.add_task(title, total=total, left="")
 
     def __enter__(self) -> CountProgress:
@@ -142,27 +133,27 @@ class CountProgress:
         text = f"{fresh / seconds:.1f}/s, {_clock(left)} left" if fresh else ""
         self._bar.update(self._task, completed=done, left=text)
         now = time.perf_counter()
-        if not self._console.is_terminal and (now - self._said >= 10 or done == self._total):
-            self._said = now
-            self._console.print(
-                shown(f"{self._title}: {done:,} of {self._total:,}  {text}"), soft_wrap=True
-            )
+        if self._console.is_terminal:
+            return
+        if now - self._printed_at >= LINE_SECONDS or done == self._total:
+            self._printed_at = now
+            line = f"{self._title}: {done:,} of {self._total:,}  {text}"
+            self._console.print(safe(line), soft_wrap=True)
 
 
-def describe(row: dict[str, Any]) -> list[str]:
+def describe_metrics(metrics: dict[str, Any]) -> list[str]:
     """A step's metrics as short texts: reward or loss first, then what explains it."""
-    parts = [f"{name} {row[key]:.3f}" for key, name in _NAMES.items() if key in row]
-    if "reward" in row:
+    parts = [f"{name} {metrics[key]:.3f}" for key, name in _NAMES.items() if key in metrics]
+    if "reward" in metrics:
         # The loss of a policy gradient says nothing; its reward components do.
-        parts = [p for p in parts if not p.startswith("loss")]
-        components = [
+        parts = [part for part in parts if not part.startswith("loss")]
+        parts[1:1] = [
             f"{key.removeprefix('reward_')} {value:.2f}"
-            for key, value in row.items()
+            for key, value in metrics.items()
             if key.startswith("reward_") and key not in ("reward_format", "reward_tool")
         ]
-        parts[1:1] = components
-    if "tokens_per_s" in row:
-        parts.append(f"{row['tokens_per_s']:,.0f} tok/s")
+    if "tokens_per_s" in metrics:
+        parts.append(f"{metrics['tokens_per_s']:,.0f} tok/s")
     return parts
 
 

@@ -2,98 +2,96 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from msgspec import Meta
+
+from qagent_mlx.serve.config import BulkConfig
+from qagent_mlx.utils.settings import merge
 
 from .chains import chain_lines
-from .common import (
-    PLAIN,
-    POLICY,
-    ShardType,
-    as_of_option,
-    dtype_option,
-    emit,
-    json_option,
-    note,
-    opened,
-    out,
-    plain_table,
-    shop_option,
-    short,
-    shown,
-    waiting,
-)
+from .console import note, out, plain_table, safe, say, short, waiting
+from .options import Changes, Output, json_option, opened, setting_options, shop_option
+from .param_types import DTYPE, EXISTING_FILE, FILE, PLAIN, POLICY, ShardType
 from .progress import CountProgress
 
 if TYPE_CHECKING:
     from qagent_mlx.agent.recommend import Recommender, UserRecommendations
 
 
+@dataclass(frozen=True)
+class Recipients:
+    """Many users, and the file for their recommendations."""
+
+    everybody: Annotated[bool, Meta(description="Everybody in the log; needs --out.")] = False
+    file: Annotated[
+        Path | None,
+        Meta(description="Users: an id a line, or a Parquet column user_id; needs --out."),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Meta(
+            description="Where many users' recommendations go; a run that stopped goes on from "
+            "its parts."
+        ),
+    ] = None
+    shard: Annotated[
+        tuple[int, int] | None,
+        Meta(
+            description="Only the I-th of N shares of the users, for N processes at once; under "
+            "mlx.launch each rank takes its own and writes FILE-I-of-N.parquet."
+        ),
+    ] = None
+
+    @property
+    def many(self) -> bool:
+        """Whether everybody or a file of users is meant."""
+        return self.everybody or self.file is not None
+
+
 @click.command()
 @click.argument("users", nargs=-1, type=PLAIN, metavar="[USER...]")
-@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 100), help="How many.")
-@click.option("--policy", type=POLICY, help="Which policy.  [default: grpo, else the newest]")
+@click.option(
+    "--policy", type=POLICY, help="Policy that recommends.  [default: grpo, else the newest]"
+)
 @click.option(
     "--group",
     type=click.IntRange(1, 256),
     metavar="N",
     help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
-@click.option("--all", "everybody", is_flag=True, help="Everybody in the log; needs --out.")
-@click.option(
-    "--users",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE",
-    help="Users: an id a line, or a Parquet column user_id; needs --out.",
+@setting_options(
+    Recipients,
+    into="recipients",
+    build=True,
+    everybody={"flags": ("--all",)},
+    file={"flags": ("--users",), "type": EXISTING_FILE, "metavar": "FILE"},
+    out={"metavar": "FILE.parquet", "type": FILE},
+    shard={"type": ShardType(), "metavar": "I/N"},
 )
-@click.option(
-    "--out",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.parquet",
-    help="Where many users' recommendations go; a run that stopped goes on from its parts.",
+@setting_options(
+    BulkConfig,
+    *("k", "seed", "workers", "as_of", "dtype"),
+    into="changes",
+    workers={"metavar": "N"},
+    as_of={"metavar": "T"},
+    dtype={"type": DTYPE},
 )
-@click.option(
-    "--shard",
-    type=ShardType(),
-    metavar="I/N",
-    help="Only the I-th of N shares of the users, for N processes at once; under mlx.launch "
-    "each rank takes its own and writes FILE-I-of-N.parquet.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    metavar="N",
-    help="Processes for many users, on this machine.  [default: one a core, at most 4]",
-)
-@as_of_option
-@dtype_option
 @shop_option
 @json_option
 def recommend(
-    *,
     users: tuple[str, ...],
-    k: int,
     policy: str | None,
     group: int | None,
-    seed: int,
     chains: bool,
-    everybody: bool,
-    file: Path | None,
-    path: Path | None,
-    shard: tuple[int, int] | None,
-    workers: int | None,
-    as_of: datetime | None,
-    dtype: str | None,
+    recipients: Recipients,
+    changes: Changes,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Recommend queries to each USER, with the products they retrieve and why.
 
     With --json one user gives one object (user, recommendations, latency_ms); several users
@@ -102,146 +100,129 @@ def recommend(
     from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.policy.registry import default_policy, open_policy
 
-    many = everybody or file is not None
-    if sum((bool(users), everybody, file is not None)) != 1:
-        raise click.UsageError("name one or more users, or give --all or --users FILE")
-    if many != (path is not None):
-        raise click.UsageError("--all and --users go with --out FILE.parquet")
-    if many and chains:
-        raise click.UsageError("--chains is for users that are named one by one")
-    if shard and not many:
-        raise click.UsageError("--shard goes with --all or --users")
-    if workers and not many:
-        raise click.UsageError("--workers goes with --all or --users")
+    _check_usage(users, recipients, chains, "workers" in changes)
+    config = merge(BulkConfig(), changes)
     with opened(shop_path) as shop:
         name = policy or default_policy(shop, "grpo")
         with waiting("opening the shop"):
-            recommender = Recommender(shop, open_policy(shop, name, dtype or ""), group=group)
-        if path is not None:
-            _bulk(recommender, file, path, shard, workers, k, as_of, seed, dtype or "", as_json)
-            return
+            recommender = Recommender(shop, open_policy(shop, name, config.dtype), group=group)
+        if recipients.out is not None:
+            return _recommend_to_many(recommender, recipients, recipients.out, config)
         with waiting("recommending"):
-            found = recommender.recommend(users, k, as_of, seed)
+            results = recommender.recommend(users, config.k, config.as_of, config.seed)
         strangers = [user for user in dict.fromkeys(users) if not shop.has_events(user)]
     if strangers:  # perhaps a slip of the pen
         note(f"no events yet, so recommended to as a new user: {', '.join(strangers[:5])}")
-    documents = [document(recommender, one, chains) for one in found]
-    if as_json:
-        emit(documents[0] if len(documents) == 1 else {"users": documents})
-        return
-    for one in documents:
-        draw_recommendations(one, f"policy {name}")
+    documents = [_document(recommender, result, chains) for result in results]
+
+    def draw() -> None:
+        for document in documents:
+            draw_recommendations(document, f"policy {name}")
+
+    return Output(documents[0] if len(documents) == 1 else {"users": documents}, draw)
 
 
-def _bulk(
-    recommender: Recommender,
-    file: Path | None,
-    path: Path,
-    shard: tuple[int, int] | None,
-    workers: int | None,
-    k: int,
-    as_of: datetime | None,
-    seed: int,
-    dtype: str,
-    as_json: bool,
+def _check_usage(
+    users: tuple[str, ...], recipients: Recipients, chains: bool, workers: bool
 ) -> None:
-    from qagent_mlx.serve.batch import (
-        FEW_USERS,
-        BulkConfig,
-        all_users,
-        bulk_recommend,
-        default_workers,
-        launched_shard,
-        read_users,
-        shard_of,
-        shard_path,
-    )
+    """Refuse options that do not go together."""
+    many = recipients.many
+    if bool(users) + recipients.everybody + (recipients.file is not None) != 1:
+        raise click.UsageError("name one or more users, or give --all or --users FILE")
+    if many != (recipients.out is not None):
+        raise click.UsageError("--all and --users go with --out FILE.parquet")
+    if many and chains:
+        raise click.UsageError("--chains is for users that are named one by one")
+    for flag, given in (("--shard", recipients.shard), ("--workers", workers)):
+        if given and not many:
+            raise click.UsageError(f"{flag} goes with --all or --users")
 
-    launched = launched_shard() if shard is None else None
-    if launched:
-        shard, path = launched, shard_path(path, *launched)
-    users = read_users(file) if file else all_users(recommender.shop, as_of)
-    if shard:
-        users = shard_of(users, *shard)
-    if workers is None:
-        # A launched rank has its own core already; a few users are done before others start.
-        workers = 1 if shard or len(users) < FEW_USERS else default_workers()
+
+def _recommend_to_many(
+    recommender: Recommender, recipients: Recipients, path: Path, config: BulkConfig
+) -> Output:
+    from qagent_mlx.serve import batch
+
+    shard = recipients.shard
+    if shard is None and (shard := batch.launched_shard()):
+        path = batch.shard_path(path, *shard)
+    if recipients.file is not None:
+        users = batch.read_users(recipients.file)
+    else:
+        users = batch.all_users(recommender.shop, config.as_of)
+    if shard:  # each of them has a core already
+        users = batch.shard_of(users, *shard)
+        config = replace(config, workers=config.workers or 1)
     with CountProgress("recommending", len(users)) as progress:
-        report = bulk_recommend(
+        report = batch.bulk_recommend(
             recommender,
             users,
             path,
-            BulkConfig(k, as_of, seed, workers, dtype),
+            config,
             lambda now: progress(now.done, now.fresh, now.seconds, now.left),
-        ).to_dict()
-    if as_json:
-        emit(report)
-        return
-    again = f" ({report['resumed']:,} were there already)" if report["resumed"] else ""
-    out().print(
-        shown(
-            f"{report['recommendations']:,} recommendations for {report['users']:,} users{again} "
-            f"in {report['seconds']:.0f} s, {report['users_per_s']:.1f} users/s: {path}"
-        ),
-        soft_wrap=True,
+        )
+    resumed = f" ({report.resumed:,} were there already)" if report.resumed else ""
+    text = (
+        f"{report.recommendations:,} recommendations for {report.users:,} users{resumed} in "
+        f"{report.seconds:.0f} s, {report.users_per_s:.1f} users/s: {path}"
     )
+    return Output(report.to_dict(), lambda: say(text))
 
 
-def document(
-    recommender: Recommender, found: UserRecommendations, chains: bool = False
+def _document(
+    recommender: Recommender, result: UserRecommendations, chains: bool
 ) -> dict[str, Any]:
-    """One user's recommendations with DESIGN's keys."""
+    """One user's recommendations as JSON has them."""
     from qagent_mlx.agent.recommend import recommendations_to_dicts
 
     catalog = recommender.search.catalog
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
-    made: dict[str, Any] = {
-        "user": found.user_id,
-        "as_of": found.as_of.isoformat(),
-        "recommendations": recommendations_to_dicts(found.recommendations, titles),
-        "latency_ms": round(found.latency_ms, 1),
+    document: dict[str, Any] = {
+        "user": result.user_id,
+        "as_of": result.as_of.isoformat(),
+        "recommendations": recommendations_to_dicts(result.recommendations, titles),
+        "latency_ms": round(result.latency_ms, 1),
     }
     if chains:
         decode = recommender.policy.codec.decode
-        made["chains"] = [
+        document["chains"] = [
             {
-                "query": c.query,
-                "finish": c.finish,
-                "validated": c.validated,
-                "text": decode(c.tokens[c.prompt_length :]),
+                "query": chain.query,
+                "finish": chain.finish,
+                "validated": chain.validated,
+                "text": decode(chain.tokens[chain.prompt_length :]),
             }
-            for c in found.chains
+            for chain in result.chains
         ]
-    return made
+    return document
 
 
-def draw_recommendations(one: dict[str, Any], by: str) -> None:
+def draw_recommendations(document: dict[str, Any], by: str) -> None:
     """Print one user's recommendations, and the chains when they are there."""
     from rich.text import Text
 
     console = out()
     console.print(
-        shown(f"{one['user']} at {one['as_of'][:16].replace('T', ' ')} UTC", "bold"),
-        shown(f"({by}, {one['latency_ms']:.0f} ms)", "dim"),
+        safe(f"{document['user']} at {document['as_of'][:16].replace('T', ' ')} UTC", "bold"),
+        safe(f"({by}, {document['latency_ms']:.0f} ms)", "dim"),
     )
-    if not one["recommendations"]:
+    if not document["recommendations"]:
         console.print("  nothing to recommend: no chain searched a query that found products")
-    table = plain_table("#", "query", "votes", "top products and reason", numbers=("#",))
-    table.columns[3].ratio = 1
-    table.columns[1].max_width = 26
-    for number, r in enumerate(one["recommendations"], 1):
-        lines = [shown(short(p["title"], 44)) for p in r["products"][:2]]
-        lines.append(shown(r["reason"], "dim"))
-        table.add_row(
-            str(number), shown(r["query"], "bold"), f"{r['score']:.0%}", Text("\n").join(lines)
-        )
-    if one["recommendations"]:
+    else:
+        table = plain_table("#", "query", "votes", "top products and reason", numbers=("#",))
+        table.columns[3].ratio = 1
+        table.columns[1].max_width = 26
+        for rank, r in enumerate(document["recommendations"], 1):
+            lines = [safe(short(product["title"], 44)) for product in r["products"][:2]]
+            lines.append(safe(r["reason"], "dim"))
+            query = safe(r["query"], "bold")
+            table.add_row(str(rank), query, f"{r['score']:.0%}", Text("\n").join(lines))
         console.print(table)
-    for number, chain in enumerate(one.get("chains", ()), 1):
+    for number, chain in enumerate(document.get("chains", ()), 1):
         console.print()
         state = "validated" if chain["validated"] else chain["finish"]
         console.print(f"chain {number}: {state}", style="bold")
         # All chains read the same memory; once is enough.
         for line in chain_lines(chain["text"], memory=number == 1):
-            console.print(line, soft_wrap=False)
+            console.print(line)
     console.print()

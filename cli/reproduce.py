@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from .common import MOMENT, PLAIN, emit, given, json_option, note, opened, out, shown
+from .console import note, out, say
+from .options import Output, given, json_option, opened
+from .param_types import MOMENT, PLAIN
 
 
 @click.command()
@@ -51,8 +53,7 @@ def reproduce(
     test_from: datetime | None,
     min_history: int | None,
     quick: bool,
-    as_json: bool,
-) -> None:
+) -> Output:
     """From raw data to the full table: SOURCE is "sample" or a folder of raw files.
 
     Ingest, index, base policy, SFT and GRPO for each seed, arms with other rewards or
@@ -62,9 +63,6 @@ def reproduce(
     """
     from qagent_mlx.reproduce.config import ReproduceConfig
     from qagent_mlx.reproduce.reproduction import Reproduction
-    from qagent_mlx.utils.atomic_files import read_json
-
-    from .abtest import draw
 
     config = ReproduceConfig(
         preset=preset,
@@ -84,21 +82,23 @@ def reproduce(
     )
     place = folder or Path(f"reproduce-{Path(source).name}")
     manifest = Reproduction(source, place, config, note, _Steps()).run()
-    if as_json:
-        emit({"out": str(place), **manifest})
-        return
+    return Output({"out": str(place), **manifest}, lambda: _draw(place))
+
+
+def _draw(place: Path) -> None:
+    from qagent_mlx.utils.atomic_files import read_json
+
+    from .abtest import draw
+
     console = out()
     console.print((place / "table.md").read_text(encoding="utf-8"), soft_wrap=True)
     if (place / "abtest.json").exists():
         with opened(place / "shop") as shop:
             currency = shop.config.currency
         for control, report in read_json(place / "abtest.json", "the A/B test").items():
-            console.print(shown(f"Simulated A/B test against {control}"), style="bold")
+            say(f"Simulated A/B test against {control}", "bold")
             draw(report, currency)
-    console.print(
-        shown(f"report: {place / 'report.html'}; manifest: {place / 'manifest.json'}"),
-        soft_wrap=True,
-    )
+    say(f"report: {place / 'report.html'}; manifest: {place / 'manifest.json'}")
 
 
 class _Steps:

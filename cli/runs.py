@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from msgspec import Meta
 
 from .chains import chain_lines
-from .common import PLAIN, RUN, emit, json_option, opened, out, plain_table, shop_option, shown
+from .console import out, plain_table, safe, say
+from .options import Output, json_option, opened, setting_options, shop_option
+from .param_types import FILE, PLAIN, RUN
 
 if TYPE_CHECKING:
     from qagent_mlx.runs.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 50
+
+sql_option = click.option(
+    "--sql",
+    type=PLAIN,
+    metavar="QUERY",
+    help="Query the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
+)
 
 
 @click.group()
@@ -26,210 +37,182 @@ def runs() -> None:
 @runs.command("list")
 @shop_option
 @json_option
-def list_runs(shop_path: Path, as_json: bool) -> None:
+def list_runs(shop_path: Path) -> Output:
     """List the runs, oldest first."""
     from qagent_mlx.runs.reader import all_runs, overview
 
     with opened(shop_path) as shop:
-        found = [overview(run) for run in all_runs(shop)]
-    if as_json:
-        emit({"runs": found})
+        overviews = [overview(run) for run in all_runs(shop)]
+    return Output({"runs": overviews}, lambda: _draw_list(overviews))
+
+
+def _draw_list(overviews: list[dict[str, Any]]) -> None:
+    if not overviews:
+        say("no runs yet; train with: qagent train sft")
         return
-    if not found:
-        out().print("no runs yet; train with: qagent train sft")
-        return
-    table = plain_table(
-        "run",
-        "kind",
-        "policy",
-        "from",
-        "steps",
-        "reward",
-        "seconds",
-        "state",
-        numbers=("steps", "seconds"),
-    )
-    for one in found:
-        first, last = one["reward_first"], one["reward_last"]
-        reward = f"{first:.3f} → {last:.3f}" if first is not None and last is not None else "-"
+    columns = ("run", "kind", "policy", "from", "steps", "reward", "seconds", "state")
+    table = plain_table(*columns, numbers=("steps", "seconds"))
+    for run in overviews:
+        first, last = run["reward_first"], run["reward_last"]
         table.add_row(
-            shown(one["run"]),
-            shown(one["kind"]),
-            shown(one["policy"]),
-            shown(one["base"]),
-            f"{one['steps']}/{one['planned']}",
-            reward,
-            f"{one['seconds']:.0f}",
-            one["state"],
+            *(safe(run[name]) for name in ("run", "kind", "policy", "base")),
+            f"{run['steps']}/{run['planned']}",
+            "-" if first is None or last is None else f"{first:.3f} → {last:.3f}",
+            f"{run['seconds']:.0f}",
+            run["state"],
         )
     out().print(table)
-
-
-sql_option = click.option(
-    "--sql",
-    type=PLAIN,
-    metavar="QUERY",
-    help="Query the run's files by DuckDB SQL: tables metrics, rollouts, alarms, cases, clicks.",
-)
 
 
 @runs.command()
 @click.argument("run", required=False, type=RUN)
 @click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write a report with plots into one HTML file.",
+    "--html", type=FILE, metavar="FILE", help="Write a report with plots into one HTML file."
 )
 @sql_option
 @shop_option
 @json_option
-def show(
-    run: str | None, html: Path | None, sql: str | None, shop_path: Path, as_json: bool
-) -> None:
+def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -> Output:
     """Show a run's settings, alarms and curves; the latest run by default."""
-    from rich.text import Text
-
-    from qagent_mlx.runs.reader import curves, first_and_last_mean, open_run, overview, rows_of
+    from qagent_mlx.runs.reader import open_run, overview, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run)
     if html is not None:
-        _write_page(record, html, as_json)
-        return
+        return _write_page(record, html)
     if sql is not None:
-        _answer(record, sql, as_json)
-        return
-    rows, alarms, facts = rows_of(record, "metrics"), rows_of(record, "alarms"), overview(record)
-    if as_json:
-        emit(
-            {
-                **facts,
-                "config": record.config,
-                "summary": record.summary,
-                "alarms": alarms,
-                "metrics": rows,
-            }
-        )
-        return
-    console = out()
-    console.print(
-        shown(
-            f"{facts['run']}: {facts['kind']}, {facts['base']} → {facts['policy']}, "
-            f"{facts['steps']}/{facts['planned']} steps, {facts['state']}",
-            "bold",
-        )
+        return _query(record, sql)
+    document = {
+        **overview(record),
+        "config": record.config,
+        "summary": record.summary,
+        "alarms": rows_of(record, "alarms"),
+        "metrics": rows_of(record, "metrics"),
+    }
+    return Output(document, lambda: _draw_run(document))
+
+
+def _draw_run(run: dict[str, Any]) -> None:
+    say(
+        f"{run['run']}: {run['kind']}, {run['base']} → {run['policy']}, "
+        f"{run['steps']}/{run['planned']} steps, {run['state']}",
+        "bold",
     )
-    settings = dict(record.config.get("train", {}))
+    settings = run["config"].get("train", {})
     for name, value in settings.items():
         nested = value.items() if isinstance(value, dict) else ()
-        text = ", ".join(f"{k} {v}" for k, v in nested) or str(value)
-        console.print(Text.assemble("  ", shown(f"{name.replace('_', ' ')}: {text}")))
-    if not rows:
-        console.print("no steps yet")
+        text = ", ".join(f"{k} {v}" for k, v in nested) or value
+        out().print("  ", safe(f"{name.replace('_', ' ')}: {text}"), sep="")
+    if not run["metrics"]:
+        say("no steps yet")
         return
-    console.print()
+    _draw_curves(run["metrics"])
+    for alarm in run["alarms"]:
+        say(f"alarm at step {alarm['step']} ({alarm['action']}): {alarm['reason']}", "red")
+    summary = run["summary"] or {}
+    if summary.get("best_step"):
+        say(
+            f"kept: the policy after step {summary['best_step']}, best in "
+            f"{settings.get('best_by')} ({summary['best_value']:.3f})"
+        )
+    if "validation_reward" in summary:
+        say(f"reward of greedy chains on validation cases: {summary['validation_reward']:.3f}")
+
+
+def _draw_curves(metrics: list[dict[str, Any]]) -> None:
+    from qagent_mlx.runs.reader import curves, first_and_last_mean
+
     table = plain_table("", "first", "last", "", numbers=("first", "last"))
-    for key, points in curves(rows).items():
+    for key, points in curves(metrics).items():
         values = [value for _, value in points]
         first, last = first_and_last_mean(values)
-        table.add_row(
-            shown(key.replace("_", " ")), f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH)
-        )
+        name = safe(key.replace("_", " "))
+        table.add_row(name, f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH))
+    console = out()
+    console.print()
     console.print(table)
-    for alarm in alarms:
-        console.print(
-            shown(f"alarm at step {alarm['step']} ({alarm['action']}): {alarm['reason']}", "red"),
-            soft_wrap=True,
+
+
+@dataclass(frozen=True)
+class ChainFilter:
+    """Which chains of a run to show, and in which order."""
+
+    step: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Only chains of this step.")
+    ] = None
+    case: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Only chains of this case.")
+    ] = None
+    user: Annotated[str | None, Meta(description="Only chains of this user.")] = None
+    least: Annotated[float | None, Meta(description="Only chains with at least this reward.")] = (
+        None
+    )
+    most: Annotated[float | None, Meta(description="Only chains with at most this reward.")] = None
+    finish: Annotated[
+        str | None, Meta(description="Only chains that ended so: recommended, invalid, length …")
+    ] = None
+    best: Annotated[bool, Meta(description="The highest reward first.")] = False
+    worst: Annotated[bool, Meta(description="The lowest reward first.")] = False
+    n: Annotated[int, Meta(ge=1, description="Number of chains, at most.")] = 4
+
+    def choose(self, rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The chains to show; the latest ones where no order was asked for."""
+        from qagent_mlx.runs.reader import filter_chains
+
+        chosen = filter_chains(
+            rollouts,
+            step=self.step,
+            case=self.case,
+            user=self.user,
+            least=self.least,
+            most=self.most,
+            finish=self.finish,
         )
-    if record.summary and record.summary.get("best_step"):
-        console.print(
-            shown(
-                f"kept: the policy after step {record.summary['best_step']}, best in "
-                f"{settings.get('best_by')} ({record.summary['best_value']:.3f})"
-            )
-        )
-    if record.summary and "validation_reward" in record.summary:
-        console.print(
-            f"reward of greedy chains on validation cases: "
-            f"{record.summary['validation_reward']:.3f}"
-        )
+        if not (self.best or self.worst):
+            return chosen[-self.n :]
+        return sorted(chosen, key=lambda row: row["reward"], reverse=self.best)[: self.n]
 
 
 @runs.command()
 @click.argument("run", required=False, type=RUN)
-@click.option("--step", type=click.IntRange(1), help="Only of this step.")
-@click.option("--case", type=click.IntRange(0), help="Only of this case.")
-@click.option("--user", type=PLAIN, help="Only of this user.")
-@click.option("--min-reward", "least", type=float, help="Only with at least this reward.")
-@click.option("--max-reward", "most", type=float, help="Only with at most this reward.")
-@click.option("--finish", type=PLAIN, help="Only that ended so: recommended, invalid, length …")
-@click.option("--best", "order", flag_value="best", help="The highest reward first.")
-@click.option("--worst", "order", flag_value="worst", help="The lowest reward first.")
-@click.option("-n", default=4, show_default=True, type=click.IntRange(1), help="How many.")
+@setting_options(
+    ChainFilter,
+    into="chosen",
+    build=True,
+    least={"flags": ("--min-reward",)},
+    most={"flags": ("--max-reward",)},
+)
 @sql_option
 @shop_option
 @json_option
-def rollouts(
-    *,
-    run: str | None,
-    step: int | None,
-    case: int | None,
-    user: str | None,
-    least: float | None,
-    most: float | None,
-    finish: str | None,
-    order: str | None,
-    n: int,
-    sql: str | None,
-    shop_path: Path,
-    as_json: bool,
-) -> None:
+def rollouts(run: str | None, chosen: ChainFilter, sql: str | None, shop_path: Path) -> Output:
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
-    from qagent_mlx.runs.reader import filter_chains, open_run, rows_of
+    from qagent_mlx.runs.reader import open_run, rows_of
 
     with opened(shop_path) as shop:
         record = open_run(shop, run, kind="grpo")
     if sql is not None:
-        _answer(record, sql, as_json)
-        return
-    rows = filter_chains(
-        rows_of(record, "rollouts"),
-        step=step,
-        case=case,
-        user=user,
-        least=least,
-        most=most,
-        finish=finish,
-    )
-    if order is not None:
-        rows.sort(key=lambda row: row["reward"], reverse=order == "best")
-        rows = rows[:n]
-    else:
-        rows = rows[-n:]
-    if as_json:
-        emit({"run": record.name, "rollouts": rows})
-        return
+        return _query(record, sql)
+    chains = chosen.choose(rows_of(record, "rollouts"))
+    return Output({"run": record.name, "rollouts": chains}, lambda: _draw_rollouts(chains))
+
+
+def _draw_rollouts(chains: list[dict[str, Any]]) -> None:
     console = out()
-    if not rows:
-        console.print("no such chains were kept (see runs show: logged groups)")
-    for row in rows:
-        console.print(
-            shown(
-                f"step {row['step']}, case {row['case_id']}, {row['user']}, "
-                f"chain {row['member'] + 1}",
-                "bold",
-            )
+    if not chains:
+        say("no such chains were kept (see runs show: logged groups)")
+    for row in chains:
+        say(
+            f"step {row['step']}, case {row['case_id']}, {row['user']}, chain {row['member'] + 1}",
+            "bold",
         )
         for line in chain_lines(row["chain"]):
             console.print(line)
-        console.print(shown(f"recommended: {row['recommended'] or '-'} ({row['finish']})"))
-        console.print(shown(f"wanted:      {row['wanted']}"))
+        say(f"recommended: {row['recommended'] or '-'} ({row['finish']})")
+        say(f"wanted:      {row['wanted']}")
         parts = "  ".join(f"{name} {value:.2f}" for name, value in row["rewards"].items())
-        console.print(
-            shown(f"reward {row['reward']:.3f}  ({parts})  advantage {row['advantage']:+.2f}")
-        )
-        console.print(shown(f"tokens {row['tokens']}, of which sampled {row['sampled_tokens']}"))
+        say(f"reward {row['reward']:.3f}  ({parts})  advantage {row['advantage']:+.2f}")
+        say(f"tokens {row['tokens']}, of which sampled {row['sampled_tokens']}")
         console.print()
 
 
@@ -238,67 +221,68 @@ def rollouts(
 @click.argument("second", type=RUN)
 @shop_option
 @json_option
-def diff(first: str, second: str, shop_path: Path, as_json: bool) -> None:
+def diff(first: str, second: str, shop_path: Path) -> Output:
     """Compare two runs: settings that differ, and how either went."""
     from qagent_mlx.runs.reader import compare_runs
     from qagent_mlx.runs.run import Run
 
     with opened(shop_path) as shop:
-        found = compare_runs(Run.open(shop, first), Run.open(shop, second))
-    if as_json:
-        emit(found)
-        return
+        comparison = compare_runs(Run.open(shop, first), Run.open(shop, second))
+    return Output(comparison, lambda: _draw_comparison(first, second, comparison))
+
+
+def _draw_comparison(first: str, second: str, comparison: dict[str, Any]) -> None:
     console = out()
-    table = plain_table("setting", first, second)
-    for name, values in found["settings"].items():
-        table.add_row(shown(name), *(shown("-" if v is None else v) for v in values))
-    if found["settings"]:
+    if comparison["settings"]:
+        table = plain_table("setting", first, second)
+        for name, values in comparison["settings"].items():
+            table.add_row(safe(name), *(safe("-" if v is None else v) for v in values))
         console.print(table)
     else:
-        console.print("the settings are the same")
+        say("the settings are the same")
     console.print()
     table = plain_table("first → last tenth", first, second, numbers=(first, second))
-    for name, pair in found["metrics"].items():
-        shares = [f"{p[0]:.3f} → {p[1]:.3f}" if p else "-" for p in pair]
-        table.add_row(shown(name.replace("_", " ")), *shares)
+    for name, pair in comparison["metrics"].items():
+        means = [f"{means[0]:.3f} → {means[1]:.3f}" if means else "-" for means in pair]
+        table.add_row(safe(name.replace("_", " ")), *means)
     console.print(table)
-    console.print(
-        f"steps: {found['steps'][0]} and {found['steps'][1]}, the first {found['same_until']} "
-        "with the very same numbers"
+    steps = comparison["steps"]
+    say(
+        f"steps: {steps[0]} and {steps[1]}, the first {comparison['same_until']} with the very "
+        "same numbers"
     )
 
 
-def _write_page(run: Run, path: Path, as_json: bool) -> None:
+def _write_page(run: Run, path: Path) -> Output:
     from qagent_mlx.runs.html_report import page
     from qagent_mlx.utils.atomic_files import replacing
 
     text = page(run)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    if as_json:
-        emit({"run": run.name, "html": str(path)})
-    else:
-        out().print(shown(f"wrote {path}; open it in a browser"))
+    document = {"run": run.name, "html": str(path)}
+    return Output(document, lambda: say(f"wrote {path}; open it in a browser"))
 
 
-def _answer(run: Run, sql: str, as_json: bool) -> None:
+def _query(run: Run, sql: str) -> Output:
     from qagent_mlx.runs.reader import query
 
     columns, rows = query(run, sql)
-    if as_json:
-        emit({"run": run.name, "columns": columns, "rows": rows})
-        return
-    table = plain_table(*(str(shown(column)) for column in columns))
-    for row in rows:
-        table.add_row(*(shown("-" if v is None else v) for v in row))
-    out().print(table)
+
+    def draw() -> None:
+        table = plain_table(*(str(safe(column)) for column in columns))
+        for row in rows:
+            table.add_row(*(safe("-" if value is None else value) for value in row))
+        out().print(table)
+
+    return Output({"run": run.name, "columns": columns, "rows": rows}, draw)
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """A curve in one line, from its least to its greatest value."""
+    """A curve in one line, from its lowest to its highest value."""
     from qagent_mlx.runs.reader import mean
 
-    finite = [v for v in values if math.isfinite(v)]
+    finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     count = min(width, len(finite))

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from msgspec import Meta
 
-from .common import emit, json_option, note, opened, out, shop_option, shown, waiting
+from .console import note, say, waiting
+from .options import Output, json_option, opened, setting_options, shop_option
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.report import IngestReport
+
+KINDS = ("products", "events")
 
 
 @click.command()
 @click.option("--sample", is_flag=True, help="Fill it with the sample shop's data, ready to use.")
 @shop_option
 @json_option
-def init(sample: bool, shop_path: Path, as_json: bool) -> None:
+def init(sample: bool, shop_path: Path) -> Output:
     """Make a shop: an empty one, or with --sample one that is ready to use."""
     from qagent_mlx.build import create_sample_shop
     from qagent_mlx.shop.shop import Shop
 
     if sample:
         report = create_sample_shop(shop_path, note)
+        lines = (
+            f"made the sample shop in {shop_path}: {report['products']:,} products, "
+            f"{report['events']:,} events of {report['users']:,} users in "
+            f"{report['sessions']:,} sessions ({report['seconds']:.0f} s)",
+            "next: qagent recommend USER, or qagent memory USER",
+        )
     else:
         with Shop.create(shop_path) as shop:
             report = {"shop": str(shop_path), **shop.counts()}
-    if as_json:
-        emit(report)
-        return
-    console = out()
-    if not sample:
-        console.print(shown(f"made an empty shop in {shop_path}"), soft_wrap=True)
-        console.print(shown(f"next: qagent ingest products FILE --shop {shop_path}"))
-        return
-    console.print(
-        shown(
-            f"made the sample shop in {shop_path}: {report['products']:,} products, "
-            f"{report['events']:,} events of {report['users']:,} users in "
-            f"{report['sessions']:,} sessions ({report['seconds']:.0f} s)"
+        lines = (
+            f"made an empty shop in {shop_path}",
+            f"next: qagent ingest products FILE --shop {shop_path}",
         )
-    )
-    console.print("next: qagent recommend USER, or qagent memory USER")
 
+    def draw() -> None:
+        for line in lines:
+            say(line)
 
-# ---------------------------------------------------------------- ingest
+    return Output(report, draw)
 
 
 @click.group(invoke_without_command=True)
@@ -60,14 +63,14 @@ def init(sample: bool, shop_path: Path, as_json: bool) -> None:
     "folder",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Where the preset's raw files are.",
+    help="The folder of the preset's raw files.",
 )
 @shop_option
 @json_option
 @click.pass_context
 def ingest(
-    ctx: click.Context, preset: str | None, folder: Path | None, shop_path: Path, as_json: bool
-) -> None:
+    ctx: click.Context, preset: str | None, folder: Path | None, shop_path: Path
+) -> Output | None:
     """Load products and events from CSV, TSV, JSON lines (all also .gz) or Parquet.
 
     A file goes in whole or not at all, and twice does no harm. Rows that do not fit are kept
@@ -92,7 +95,7 @@ def ingest(
         sources = [ctx.get_parameter_source(name) for name in ctx.params]
         if any(source is not None and source.name == "COMMANDLINE" for source in sources):
             raise click.UsageError("write the options behind the command", ctx)
-        return
+        return None
     if preset is None:
         if folder is not None:
             raise click.UsageError("--from needs a --preset", ctx)
@@ -100,112 +103,94 @@ def ingest(
         ctx.exit(2)
     if folder is None:
         raise click.UsageError("--preset needs --from FOLDER, where its raw files are", ctx)
+    return _load_preset(shop_path, preset, folder)
+
+
+def _load_preset(shop_path: Path, preset: str, folder: Path) -> Output:
     from qagent_mlx.ingest.datasets import load_preset
 
     with opened(shop_path, write=True) as shop, waiting(f"reading {folder}"):
         report = load_preset(shop, preset, folder)
-    totals = {
-        key: sum(report[kind][key] for kind in ("products", "events"))
-        for key in ("accepted", "rejected", "duplicates")
+    reports = [report[kind] for kind in KINDS]
+    reasons = sum((Counter(r["reasons"]) for r in reports), Counter())
+    document = {
+        **{name: sum(r[name] for r in reports) for name in ("accepted", "rejected", "duplicates")},
+        "reasons": dict(reasons),
+        **report,
     }
-    if as_json:
-        reasons: dict[str, int] = {}
-        for kind in ("products", "events"):
-            for reason, count in report[kind]["reasons"].items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        emit({**totals, "reasons": reasons, **report})
-        return
-    console = out()
-    for kind in ("products", "events"):
-        row = report[kind]
-        why = ", ".join(f"{count:,} {reason}" for reason, count in row["reasons"].items())
-        console.print(
-            shown(
-                f"{kind}: {row['accepted']:,} accepted, {row['duplicates']:,} known already, "
-                f"{row['rejected']:,} rejected" + (f" ({why})" if why else "")
-            ),
-            soft_wrap=True,
-        )
-    if report["derived"]:
-        console.print(shown(f"queries are derived {report['derived']}; nobody typed them"))
-    console.print("next: qagent index")
+
+    def draw() -> None:
+        for kind in KINDS:
+            counts = report[kind]
+            why = ", ".join(f"{count:,} {reason}" for reason, count in counts["reasons"].items())
+            say(
+                f"{kind}: {counts['accepted']:,} accepted, {counts['duplicates']:,} known "
+                f"already, {counts['rejected']:,} rejected{f' ({why})' if why else ''}"
+            )
+        if report["derived"]:
+            say(f"queries are derived {report['derived']}; nobody typed them")
+        say("next: qagent index")
+
+    return Output(document, draw)
 
 
-def _file_options(function: Any) -> Any:
-    for option in (
-        json_option,
-        shop_option,
-        click.option(
-            "--time-format", metavar="FORMAT", help="Of times, as in strptime, e.g. %d.%m.%Y."
-        ),
-        click.option("--encoding", default="utf-8", show_default=True, help="Of text files."),
-        click.option(
-            "--map",
-            "mapping",
-            multiple=True,
-            metavar="FIELD=COLUMN",
-            help="Which column holds a field; may be repeated.",
-        ),
-        click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    ):
-        function = option(function)
-    return function
+@dataclass(frozen=True)
+class FileOptions:
+    """How to read the files of products or events."""
+
+    mapping: Annotated[
+        tuple[str, ...], Meta(description="Which column holds a field; may be repeated.")
+    ] = ()
+    encoding: Annotated[str, Meta(description="Character encoding of text files.")] = "utf-8"
+    time_format: Annotated[
+        str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
+    ] = None
+
+
+files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+file_options = setting_options(
+    FileOptions,
+    into="options",
+    build=True,
+    mapping={"flags": ("--map",), "metavar": "FIELD=COLUMN"},
+    time_format={"metavar": "FORMAT"},
+)
 
 
 @ingest.command()
-@_file_options
-def products(
-    *,
-    files: tuple[Path, ...],
-    mapping: tuple[str, ...],
-    encoding: str,
-    time_format: str | None,
-    shop_path: Path,
-    as_json: bool,
-) -> None:
+@files_argument
+@file_options
+@shop_option
+@json_option
+def products(files: tuple[Path, ...], options: FileOptions, shop_path: Path) -> Output:
     """Load products: product_id, title, brand, category, price, stock, attributes, time."""
-    report = _ingest(
-        shop_path, files, "products", mapping, encoding=encoding, time_format=time_format
-    )
-    _show_ingest(report, as_json, "qagent ingest events FILE, or qagent index")
+    report = _ingest(shop_path, files, "products", options)
+    return _ingested(report, "qagent ingest events FILE, or qagent index")
 
 
 @ingest.command()
 @click.option("--type", "event_type", help="The type of all rows, for files without such a column.")
-@_file_options
+@files_argument
+@file_options
+@shop_option
+@json_option
 def events(
-    *,
-    files: tuple[Path, ...],
-    mapping: tuple[str, ...],
-    encoding: str,
-    time_format: str | None,
-    event_type: str | None,
-    shop_path: Path,
-    as_json: bool,
-) -> None:
+    files: tuple[Path, ...], options: FileOptions, event_type: str | None, shop_path: Path
+) -> Output:
     """Load events: user_id, time, type, query, product_id, click_time."""
-    report = _ingest(
-        shop_path,
-        files,
-        "events",
-        mapping,
-        encoding=encoding,
-        time_format=time_format,
-        event_type=event_type,
-    )
-    _show_ingest(report, as_json, "qagent index")
+    return _ingested(_ingest(shop_path, files, "events", options, event_type), "qagent index")
 
 
 @ingest.command()
 @shop_option
 @json_option
-def retry(shop_path: Path, as_json: bool) -> None:
+def retry(shop_path: Path) -> Output:
     """Try rejected rows again, after what they lacked has come in."""
-    from qagent_mlx.ingest.ingest import retry_rejected as again
+    from qagent_mlx.ingest.ingest import retry_rejected
 
     with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
-        report = again(shop)
-    _show_ingest(report, as_json, "qagent index")
+        report = retry_rejected(shop)
+    return _ingested(report, "qagent index")
 
 
 @ingest.command()
@@ -217,67 +202,70 @@ def retry(shop_path: Path, as_json: bool) -> None:
 )
 @shop_option
 @json_option
-def derive(source: str | None, shop_path: Path, as_json: bool) -> None:
+def derive(source: str | None, shop_path: Path) -> Output:
     """Make queries for a log without searches, from what was clicked, carted or bought.
 
     Each such event makes a search of its product's category path, or of its title's most
     telling words, a second before. Nobody typed these queries, and every report says so. Run
     it again after new events.
     """
-    from qagent_mlx.ingest.derived_queries import derive_queries as made
+    from qagent_mlx.ingest.derived_queries import derive_queries
 
     with opened(shop_path, write=True) as shop, waiting("deriving queries"):
-        report = made(shop, source)
+        report = derive_queries(shop, source)
         how = shop.config.derived_queries
-    if as_json:
-        emit(
-            {
-                "accepted": report.accepted,
-                "rejected": report.rejected,
-                "derived": how,
-                "duplicates": report.duplicates,
-                "reasons": report.reasons,
-            }
-        )
-        return
-    out().print(shown(f"{report.accepted:,} searches derived {how}; nobody typed them"))
-    out().print("next: qagent index")
+    document = {
+        "accepted": report.accepted,
+        "rejected": report.rejected,
+        "derived": how,
+        "duplicates": report.duplicates,
+        "reasons": report.reasons,
+    }
+
+    def draw() -> None:
+        say(f"{report.accepted:,} searches derived {how}; nobody typed them")
+        say("next: qagent index")
+
+    return Output(document, draw)
 
 
 def _ingest(
-    shop_path: Path, files: tuple[Path, ...], kind: str, mapping: tuple[str, ...], **options: Any
+    shop_path: Path,
+    files: tuple[Path, ...],
+    kind: str,
+    options: FileOptions,
+    event_type: str | None = None,
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
-    from qagent_mlx.ingest.ingest import ingest_files as load
+    from qagent_mlx.ingest.ingest import ingest_files
     from qagent_mlx.ingest.report import IngestReport, ReadOptions
 
-    reading = ReadOptions(parse_mapping(mapping, kind), **options)
+    mapping = parse_mapping(options.mapping, kind)
+    reading = ReadOptions(mapping, options.encoding, options.time_format, event_type)
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
         for file in files:
             with waiting(f"reading {file}"):
-                total.add(load(shop, kind, [file], reading))
+                total.add(ingest_files(shop, kind, [file], reading))
     return total
 
 
-def _show_ingest(report: IngestReport, as_json: bool, then: str) -> None:
-    if as_json:
-        emit(
-            {
-                "accepted": report.accepted,
-                "rejected": report.rejected,
-                "duplicates": report.duplicates,
-                "reasons": report.reasons,
-                "examples": report.examples,
-            }
+def _ingested(report: IngestReport, then: str) -> Output:
+    def draw() -> None:
+        say(
+            f"{report.accepted:,} accepted, {report.duplicates:,} known already, "
+            f"{report.rejected:,} rejected"
         )
-        return
-    console = out()
-    console.print(
-        f"{report.accepted:,} accepted, {report.duplicates:,} known already, "
-        f"{report.rejected:,} rejected"
-    )
-    for example in report.examples:
-        console.print(shown("  " + example), soft_wrap=True)
-    if report.accepted:
-        console.print(f"next: {then}")
+        for example in report.examples:
+            say(f"  {example}")
+        if report.accepted:
+            say(f"next: {then}")
+
+    document: dict[str, Any] = {
+        "accepted": report.accepted,
+        "rejected": report.rejected,
+        "duplicates": report.duplicates,
+        "reasons": report.reasons,
+        "examples": report.examples,
+    }
+    return Output(document, draw)

@@ -12,23 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    POLICY,
-    RUN,
+from .console import hush, note, say
+from .options import (
     F,
+    Output,
     dtype_option,
-    emit,
     given,
-    hush,
     json_option,
-    note,
     opened,
-    out,
     shop_option,
-    shown,
     split_config,
     split_options,
 )
+from .param_types import POLICY, RUN
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -84,8 +80,7 @@ def pretrain(
     test_share: float | None,
     validation_share: float | None,
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output:
     """Train a small policy and its tokenizer from nothing but this shop's data."""
     from qagent_mlx.train.pretrain import PretrainConfig
     from qagent_mlx.train.pretrain import pretrain as run
@@ -104,18 +99,17 @@ def pretrain(
     ):
         report = run(shop, name, config, split=split, on_step=progress, on_cost=_announce(config))
     rate = report["tokens"] / max(report["seconds"], 1e-9)
-    if as_json:
-        emit({"run": None, **report, "tokens_per_s": round(rate)})
-        return
-    console = out()
-    console.print(
-        shown(
+    document = {"run": None, **report, "tokens_per_s": round(rate)}
+
+    def draw() -> None:
+        say(
             f"policy {name}: {report['parameters'] / 1e6:.1f} M parameters, {report['steps']} "
             f"steps, loss {report['loss_first']:.3f} -> {report['loss_last']:.3f}, "
             f"{report['seconds']:.0f} s"
         )
-    )
-    console.print(shown(f"next: qagent train sft --policy {name}"))
+        say(f"next: qagent train sft --policy {name}")
+
+    return Output(document, draw)
 
 
 def _announce(config: Any) -> Any:
@@ -197,9 +191,8 @@ def sft(
     resume: bool,
     config_path: Path | None,
     shop_path: Path,
-    as_json: bool,
     **flags: Any,
-) -> None:
+) -> Output | None:
     """Train an adapter on demonstration chains."""
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.config_files import agent_of
@@ -213,8 +206,7 @@ def sft(
             run = _to_resume(shop, run_name, "sft")
             with TrainingProgress(_planned(run), f"SFT {run.name}") as progress, _stops(ctx):
                 report = resume_sft(shop, run.name, progress)
-        _show(report, as_json, f"qagent train grpo --policy {run.config['policy']}")
-        return
+        return _trained(report, f"qagent train grpo --policy {run.config['policy']}")
     settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
     _share_out(ctx, workers, settings.train.batch_size, shop_path, "sft")
     with opened(shop_path) as shop:
@@ -232,7 +224,7 @@ def sft(
                 run=settings.run or None,
                 on_step=progress,
             )
-    _show(report, as_json, f"qagent train grpo --policy {settings.name}")
+    return _trained(report, f"qagent train grpo --policy {settings.name}")
 
 
 @train.command()
@@ -350,14 +342,13 @@ def grpo(
     alarms: tuple[str, ...],
     logs: tuple[str, ...],
     shop_path: Path,
-    as_json: bool,
     **flags: Any,
-) -> None:
+) -> Output | None:
     """Train a policy by GRPO on its own chains, with rewards from the live inventory."""
     workers = flags.pop("workers")
     if resume:
         _share_out(ctx, workers, workers, shop_path, "grpo")
-        _resume_grpo(
+        return _resume_grpo(
             ctx,
             run_name=run_name,
             steps=flags["steps"],
@@ -365,9 +356,7 @@ def grpo(
             alarms=alarms,
             logs=logs,
             shop_path=shop_path,
-            as_json=as_json,
         )
-        return
     from dataclasses import replace
 
     from qagent_mlx.environment.custom_rewards import components_of, reward_files
@@ -408,7 +397,7 @@ def grpo(
                 about={"preset": settings.preset, "reward_files": reward_files(specs)},
             )
     then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
-    _show(report, as_json, then)
+    return _trained(report, then)
 
 
 def _settings(
@@ -474,8 +463,7 @@ def _resume_grpo(
     alarms: tuple[str, ...],
     logs: tuple[str, ...],
     shop_path: Path,
-    as_json: bool,
-) -> None:
+) -> Output | None:
     from qagent_mlx.environment.custom_rewards import components_of, reward_specs
     from qagent_mlx.runs.loggers import logging_to
     from qagent_mlx.train.config_files import merged
@@ -496,7 +484,7 @@ def _resume_grpo(
             report = resume_grpo(
                 shop, run.name, steps, components_of(specs), each(progress, log), changed
             )
-    _show(report, as_json, f"qagent evaluate --policy {run.config['policy']}")
+    return _trained(report, f"qagent evaluate --policy {run.config['policy']}")
 
 
 def _refuse_changes(ctx: click.Context, kept: frozenset[str]) -> None:
@@ -582,18 +570,16 @@ def _check_parent(parent: str, name: str) -> None:
         )
 
 
-def _show(report: dict[str, Any], as_json: bool, then: str) -> None:
+def _trained(report: dict[str, Any], then: str) -> Output | None:
     if not report:  # another worker shows it
-        return
-    if as_json:
-        emit(report)
-        return
-    console = out()
-    console.print(
-        shown(
+        return None
+
+    def draw() -> None:
+        say(
             f"policy {report['policy']} (run {report['run']}): {report['steps']} steps, reward "
             f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}, "
             f"{report['seconds']:.0f} s, {report['tokens_per_s']:,} tokens/s"
         )
-    )
-    console.print(shown(f"next: {then}"), soft_wrap=True)
+        say(f"next: {then}")
+
+    return Output(report, draw)

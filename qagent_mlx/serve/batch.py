@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import duckdb
-from msgspec import Meta
 
 from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
@@ -28,35 +27,14 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.text import clean
+from .config import BulkConfig
 from .worker_processes import WorkerPool
 
 DECODE_USERS = 32  # users whose chains decode together; larger batches copy more than they save
-FEW_USERS = 300  # users that are done about as soon as another process has started
+MANY_USERS = 300  # fewer are done about as soon as another process has started
 
 _SCHEMA = """CREATE TABLE part (user_id VARCHAR, as_of TIMESTAMP, rank INTEGER, query VARCHAR,
 score DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
-
-
-@dataclass(frozen=True, slots=True)
-class BulkConfig:
-    """How to recommend to many users."""
-
-    k: Annotated[int, Meta(ge=1, le=100, description="Queries a user.")] = 5
-    as_of: Annotated[
-        datetime | None,
-        Meta(description="A moment (UTC); nothing at or after it is used. By default the log's."),
-    ] = None
-    seed: Annotated[int, Meta(ge=0, description="Seed of the sampling.")] = 0
-    workers: Annotated[
-        int,
-        Meta(
-            ge=1, le=64, description="Processes, this one included; the file is the same with any."
-        ),
-    ] = 1
-    dtype: Annotated[
-        str, Meta(description="Number type of the policy's weights in the other processes.")
-    ] = ""
-    part: Annotated[int, Meta(ge=1, description="Users a part: what a stop can cost.")] = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +187,7 @@ def bulk_recommend(
             on_progress(BulkProgress(done + more, len(users), fresh, seconds))
 
     report_progress(0)
-    with _open_pool(recommender, config) as pool:
+    with _open_pool(recommender, config, len(users)) as pool:
         units = _units(recommender, missing, moment, config.k)
         results = pool.answer_units(recommender, units, config.seed)
         for part in missing:
@@ -244,13 +222,15 @@ def _units(
             yield [RecommendRequest(p, moment, k, recommender.group) for p in profiles]
 
 
-def _open_pool(recommender: Recommender, config: BulkConfig) -> WorkerPool:
+def _open_pool(recommender: Recommender, config: BulkConfig, users: int) -> WorkerPool:
     """The processes beside this one."""
     folder = recommender.policy.folder
-    if config.workers > 1 and folder is None:
+    workers = config.workers
+    if workers is None:
+        workers = default_workers() if users >= MANY_USERS and folder is not None else 1
+    if workers > 1 and folder is None:
         raise QAgentError("several workers need a policy that is saved; go on with one worker")
-    path = recommender.shop.path
-    return WorkerPool(path, folder or Path(), config.workers - 1, config.dtype)
+    return WorkerPool(recommender.shop.path, folder or Path(), workers - 1, config.dtype)
 
 
 def _task(recommender: Recommender, users: Sequence[str], config: BulkConfig) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Settings of the server."""
+"""Settings of the server, and of recommending to many users at once."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 from msgspec import Meta
@@ -127,3 +128,29 @@ class ServeConfig:
             )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise SettingError("token", "must be plain ASCII; make one with: openssl rand -hex 24")
+
+
+@dataclass(frozen=True, slots=True)
+class BulkConfig:
+    """How to recommend to many users (`batch.bulk_recommend`)."""
+
+    k: Annotated[int, Meta(ge=1, le=100, description="Queries a user.")] = 5
+    as_of: Annotated[
+        datetime | None,
+        Meta(
+            description="A moment (UTC); nothing at or after it is used. Default: after the "
+            "log's last event."
+        ),
+    ] = None
+    seed: Annotated[Natural, Meta(description="Seed of the sampling.")] = 0
+    workers: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(
+            description="Processes for many users, on this machine; by default one a core, at "
+            "most 4."
+        ),
+    ] = None
+    dtype: Annotated[
+        str, Meta(description="Number type of the weights; by default what suits the device.")
+    ] = ""
+    part: Annotated[Positive, Meta(description="Users a part: what a stop can cost.")] = 128

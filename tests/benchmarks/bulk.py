@@ -21,6 +21,7 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.serve import batch
+from qagent_mlx.serve.config import BulkConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.blas import one_blas_thread
 
@@ -48,10 +49,7 @@ def main() -> None:
             rates.setdefault("one by one", []).append(given.single / (time.perf_counter() - began))
             for workers in given.workers:
                 report = batch.bulk_recommend(
-                    recommender,
-                    users,
-                    Path(folder) / "out.parquet",
-                    batch.BulkConfig(workers=workers),
+                    recommender, users, Path(folder) / "out.parquet", BulkConfig(workers=workers)
                 )
                 name = f"bulk, {workers} workers"
                 rates.setdefault(name, []).append(report.users_per_s)

@@ -10,7 +10,7 @@ import pytest
 from qagent_cli.main import COMMANDS
 from qagent_cli.main import cli as root
 
-HEAVY = ("mlx", "duckdb", "numpy", "rich", "qagent_mlx")
+HEAVY = ("mlx", "duckdb", "numpy", "rich")
 
 
 def test_help_loads_nothing_heavy():
@@ -18,7 +18,7 @@ def test_help_loads_nothing_heavy():
         "import sys\n"
         "from qagent_cli.main import cli\n"
         "try:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+        f"print([m for m in {(*HEAVY, 'qagent_mlx')!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -113,7 +113,7 @@ def test_doctor_has_its_keys(cli, monkeypatch):
 
 
 def test_nothing_moves_in_a_notebooks_cell(monkeypatch):
-    from qagent_cli import common
+    from qagent_cli import console
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -126,8 +126,8 @@ def test_nothing_moves_in_a_notebooks_cell(monkeypatch):
             monkeypatch.setenv("JPY_PARENT_PID", jupyter)
         else:
             monkeypatch.delenv("JPY_PARENT_PID", raising=False)
-        assert common.err().is_terminal != bool(jupyter)
-        with common.waiting("reading"):
+        assert console.err().is_terminal != bool(jupyter)
+        with console.waiting("reading"):
             pass
         assert ("reading" in sys.stderr.getvalue()) != bool(jupyter)
         sys.stderr.truncate(0)

@@ -57,7 +57,6 @@ def test_a_students_cases_are_split_as_its_evaluation_will_be(cli, built, monkey
         "qagent_mlx.train.distill.distill",
         lambda shop, teacher, student, name, config, split, *rest: seen.append(split) or {},
     )
-    monkeypatch.setattr("qagent_cli.distil.emit", lambda report: None)
     cli.run("distil", "--teacher", "sample", "--test-from", "2026-01-15", "--shop", built, "--json")
     assert seen[0].test_from == "2026-01-15T00:00:00"
 

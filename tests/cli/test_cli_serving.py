@@ -13,10 +13,12 @@ import urllib.request
 import click
 import duckdb
 import pytest
-from qagent_cli.examples import EXAMPLES
+from qagent_cli.examples import read_examples
 from qagent_cli.main import cli as root
 
 from qagent_mlx.policy.small_llama import save_base
+
+EXAMPLES = read_examples()
 
 
 @pytest.fixture(scope="module")

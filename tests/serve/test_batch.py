@@ -11,7 +11,6 @@ from qagent_mlx.distributed import world as distributed
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.serve.batch import (
-    BulkConfig,
     BulkProgress,
     all_users,
     bulk_recommend,
@@ -19,6 +18,7 @@ from qagent_mlx.serve.batch import (
     read_users,
     shard_of,
 )
+from qagent_mlx.serve.config import BulkConfig
 from qagent_mlx.serve.worker_processes import WorkerPool
 from qagent_mlx.shop.shop import Shop
 

@@ -1,0 +1,273 @@
+"""Options that are generated from settings, and options that many commands share.
+
+`setting_options` turns the annotated fields of a dataclass (see `qagent_mlx.utils.settings`)
+into options of a command: type, range, choices, default and help come from the annotations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import typing
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.utils.settings import Setting, SettingError, describe
+
+from .console import emit
+from .param_types import DTYPE, FILE, FOLDER, MOMENT, PLAIN
+
+if TYPE_CHECKING:
+    from qagent_mlx.shop.shop import Shop
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Changes = dict[str, Any]  # settings that were given, nested as `utils.settings.merge` takes them
+
+_NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+class SettingOption(click.Option):
+    """An option that gives a setting its value. ``setting`` is the setting's dotted name."""
+
+    def __init__(self, *args: Any, setting: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.setting = setting
+
+
+def setting_options(
+    settings: type, *names: str, into: str, build: bool = False, **attributes: Any
+) -> Callable[[F], F]:
+    """Give a command options for settings.
+
+    Args:
+        settings: A dataclass of annotated fields.
+        names: Which fields, dotted where nested; all by default.
+        into: The command's parameter that gets the values.
+        build: Whether it gets an instance of ``settings``; by default it gets the `Changes`
+            that were given on the command line.
+        attributes: For a field, what differs from its annotation: its flag or flags, or a dict
+            of attributes of `click.option` (``flags`` among them). Dots in names are ``__``.
+    """
+    described = {setting.name: setting for setting in describe(settings)}
+    options = {f"{into}__{name.replace('.', '__')}": described[name] for name in names or described}
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(*args: Any, **parameters: Any) -> Any:
+            context = click.get_current_context()
+            values = {}
+            for parameter, setting in options.items():
+                value = parameters.pop(parameter)
+                if setting.kind is bool:
+                    value = value != setting.default  # a flag switches the default
+                elif value is None:
+                    value = setting.default
+                if build or context.get_parameter_source(parameter) not in _NOT_GIVEN:
+                    values[setting.name] = value
+            parameters[into] = settings(**values) if build else _nested(values)
+            return function(*args, **parameters)
+
+        for parameter, setting in reversed(options.items()):
+            differing = attributes.get(parameter.removeprefix(f"{into}__"), {})
+            command = _option(setting, parameter, differing)(command)
+        return typing.cast(F, command)
+
+    return decorate
+
+
+def with_flags(error: SettingError, command: click.Command) -> QAgentError:
+    """The error as the command line puts it: settings are named by the flags that set them."""
+    if error.where:  # a file, which knows no flags
+        return error
+    flags = {}
+    for option in command.params:
+        if isinstance(option, click.Option):
+            flags[getattr(option, "setting", option.name)] = max(option.opts, key=len)
+    reason = re.sub(r"\b[a-z]+(?:_[a-z0-9]+)+\b", lambda m: flags.get(m[0], m[0]), error.reason)
+    return QAgentError(f"{flags.get(error.setting, error.setting)} {reason}")
+
+
+def _option(setting: Setting, parameter: str, differing: dict[str, Any]) -> Callable[[F], F]:
+    """The click option of a setting."""
+    flags = differing.get("flags", ())
+    attributes: dict[str, Any] = {
+        "help": setting.description,
+        "default": None if setting.default == "" else setting.default,
+        "show_default": setting.default not in (None, "", ()),
+    }
+    kind = setting.kind
+    if typing.get_args(kind)[1:] == (...,):  # tuple[kind, ...]
+        attributes["multiple"] = True
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        attributes |= {"is_flag": True, "default": False, "show_default": False}
+    else:
+        attributes["type"] = _type(kind, setting)
+    if setting.unit:
+        attributes["metavar"] = setting.unit.upper()
+    attributes |= {name: value for name, value in differing.items() if name != "flags"}
+    name = setting.name.rpartition(".")[2].replace("_", "-")
+    flag = f"--{name}" if len(name) > 1 else f"-{name}"
+    return click.option(
+        *(flags or (flag,)), parameter, cls=SettingOption, setting=setting.name, **attributes
+    )
+
+
+def _type(kind: Any, setting: Setting) -> click.ParamType:
+    if setting.choices:
+        return click.Choice(setting.choices)
+    bounds = setting.bounds
+    low: Any = bounds.get("ge", bounds.get("gt"))
+    high: Any = bounds.get("le", bounds.get("lt"))
+    if kind is int:
+        return click.IntRange(low, high) if bounds else click.INT
+    if kind is float:
+        if not bounds:
+            return click.FLOAT
+        return click.FloatRange(low, high, min_open="gt" in bounds, max_open="lt" in bounds)
+    return {datetime: MOMENT, Path: FILE}.get(kind, PLAIN)
+
+
+def _nested(values: dict[str, Any]) -> Changes:
+    """``{"lora.rank": 4}`` as ``{"lora": {"rank": 4}}``."""
+    changes: Changes = {}
+    for name, value in values.items():
+        *tables, last = name.split(".")
+        table = changes
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[last] = value
+    return changes
+
+
+# Options that many commands share
+
+
+class Output(typing.NamedTuple):
+    """What a command has to say: a document for ``--json``, else what ``draw`` prints."""
+
+    document: Any
+    draw: Callable[[], None]
+
+
+def json_option(function: Callable[..., Output | None]) -> Callable[..., None]:
+    """``--json``: print the document of the command's `Output` instead of drawing it."""
+
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, **parameters: Any) -> None:
+        output = function(*args, **parameters)
+        if output is None:
+            return
+        if as_json:
+            emit(output.document)
+        else:
+            output.draw()
+
+    text = "Print one JSON document on stdout."
+    return click.option("--json", "as_json", is_flag=True, help=text)(command)
+
+
+def shop_option(function: F) -> F:
+    """``--shop PATH``, or QAGENT_SHOP, or ./shop."""
+    return click.option(
+        "--shop",
+        "shop_path",
+        type=FOLDER,
+        envvar="QAGENT_SHOP",
+        default=Path("shop"),
+        show_default="./shop",
+        show_envvar=True,
+        metavar="PATH",
+        help="The shop's folder.",
+    )(function)
+
+
+as_of_option = click.option(
+    "--as-of",
+    type=MOMENT,
+    metavar="T",
+    help="A moment (UTC); nothing at or after it is used. Default: after the log's last event.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=DTYPE,
+    help="Number type of the model's weights; 4bit keeps or makes a quantised one.  [default: "
+    "float32 on a CPU, as stored on a GPU]",
+)
+
+
+def split_options(function: F) -> F:
+    """Options that say which moments of the log are cases, and where they are cut by time."""
+    for option in (
+        click.option(
+            "--validation-share",
+            type=click.FloatRange(0, 0.9),
+            default=None,
+            help="Share of the cases just before the test cases.  [default: 0.05]",
+        ),
+        click.option(
+            "--test-share",
+            type=click.FloatRange(0, 0.9),
+            default=None,
+            help="Share of the cases that are test cases, the last ones.  [default: 0.2]",
+        ),
+        click.option(
+            "--test-from",
+            type=MOMENT,
+            metavar="T",
+            help="Cases from this moment on are test cases, instead of a share.",
+        ),
+        click.option(
+            "--min-history",
+            type=click.IntRange(min=0),
+            default=None,
+            help="Events a user must have before a case; 0 lets new users in.  [default: 1]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def split_config(
+    test_from: datetime | None,
+    min_history: int | None,
+    test_share: float | None,
+    validation_share: float | None,
+    base: Any = None,
+) -> Any:
+    """The `SplitConfig` that `split_options` describe, on top of another one."""
+    from dataclasses import replace
+
+    from qagent_mlx.environment.cases import SplitConfig
+
+    return replace(
+        base or SplitConfig(),
+        **given(
+            test_from=test_from.isoformat() if test_from else None,
+            min_history=min_history,
+            test_share=test_share,
+            validation_share=validation_share,
+        ),
+    )
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None. The others keep their defaults."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
+    """The shop in a folder, closed at the end."""
+    from qagent_mlx.shop.shop import Shop
+
+    with Shop.open(path, read_only=not write) as shop:
+        yield shop
