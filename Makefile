@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check hooks notebooks install clean
+.PHONY: demo test check hooks reference notebooks install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,14 +19,18 @@ test: install
 
 # Lint, format, types and layers; `.pre-commit-config.yaml` runs the same before a commit.
 check: install
-	$(BIN)/ruff check qagent_mlx cli tests notebooks
-	$(BIN)/ruff format --check qagent_mlx cli tests
+	$(BIN)/ruff check qagent_mlx cli tests notebooks docs
+	$(BIN)/ruff format --check qagent_mlx cli tests docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 hooks: install
 	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
 	$(BIN)/pre-commit install
+
+# The page of all settings, from their annotations.
+reference: install
+	$(BIN)/python docs/reference/generate.py
 
 # Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
 notebooks: install

@@ -35,11 +35,18 @@ _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 class SettingOption(click.Option):
-    """An option that gives a setting its value. ``setting`` is the setting's dotted name."""
+    """An option that gives a setting its value.
 
-    def __init__(self, *args: Any, setting: str = "", **attributes: Any) -> None:
+    Args:
+        setting: The setting's dotted name.
+        settings: The class that it is a field of.
+    """
+
+    def __init__(
+        self, *args: Any, setting: str, settings: type | None = None, **attributes: Any
+    ) -> None:
         super().__init__(*args, **attributes)
-        self.setting = setting
+        self.setting, self.settings = setting, settings
 
 
 def setting_options(
@@ -53,8 +60,8 @@ def setting_options(
         into: The command's parameter that gets the values.
         build: Whether it gets an instance of ``settings``; by default it gets the `Changes`
             that were given on the command line.
-        attributes: For a field, what differs from its annotation: its flag or flags, or a dict
-            of attributes of `click.option` (``flags`` among them). Dots in names are ``__``.
+        attributes: For a field, what differs from its annotation: its flag, or a dict of
+            attributes of `click.option` (``flags`` among them). Dots in names are ``__``.
     """
     described = {setting.name: setting for setting in describe(settings)}
     options = {f"{into}__{name.replace('.', '__')}": described[name] for name in names or described}
@@ -77,7 +84,9 @@ def setting_options(
 
         for parameter, setting in reversed(options.items()):
             differing = attributes.get(parameter.removeprefix(f"{into}__"), {})
-            command = _option(setting, parameter, differing)(command)
+            if isinstance(differing, str):
+                differing = {"flags": (differing,)}
+            command = _option(settings, setting, parameter, differing)(command)
         return typing.cast(F, command)
 
     return decorate
@@ -87,15 +96,19 @@ def with_flags(error: SettingError, command: click.Command) -> QAgentError:
     """The error as the command line puts it: settings are named by the flags that set them."""
     if error.where:  # a file, which knows no flags
         return error
-    flags = {}
+    flags: dict[str, str] = {}
     for option in command.params:
         if isinstance(option, click.Option):
-            flags[getattr(option, "setting", option.name)] = max(option.opts, key=len)
+            setting = getattr(option, "setting", str(option.name))
+            flags[setting] = max(option.opts, key=len)
+            flags.setdefault(setting.rpartition(".")[2], flags[setting])
     reason = re.sub(r"\b[a-z]+(?:_[a-z0-9]+)+\b", lambda m: flags.get(m[0], m[0]), error.reason)
     return QAgentError(f"{flags.get(error.setting, error.setting)} {reason}")
 
 
-def _option(setting: Setting, parameter: str, differing: dict[str, Any]) -> Callable[[F], F]:
+def _option(
+    settings: type, setting: Setting, parameter: str, differing: dict[str, Any]
+) -> Callable[[F], F]:
     """The click option of a setting."""
     flags = differing.get("flags", ())
     attributes: dict[str, Any] = {
@@ -116,9 +129,8 @@ def _option(setting: Setting, parameter: str, differing: dict[str, Any]) -> Call
     attributes |= {name: value for name, value in differing.items() if name != "flags"}
     name = setting.name.rpartition(".")[2].replace("_", "-")
     flag = f"--{name}" if len(name) > 1 else f"-{name}"
-    return click.option(
-        *(flags or (flag,)), parameter, cls=SettingOption, setting=setting.name, **attributes
-    )
+    attributes |= {"cls": SettingOption, "setting": setting.name, "settings": settings}
+    return click.option(*(flags or (flag,)), parameter, **attributes)
 
 
 def _type(kind: Any, setting: Setting) -> click.ParamType:

@@ -68,7 +68,7 @@ class Recipients:
     Recipients,
     into="recipients",
     build=True,
-    everybody={"flags": ("--all",)},
+    everybody="--all",
     file={"flags": ("--users",), "type": EXISTING_FILE, "metavar": "FILE"},
     out={"metavar": "FILE.parquet", "type": FILE},
     shard={"type": ShardType(), "metavar": "I/N"},

@@ -175,13 +175,7 @@ class ChainFilter:
 
 @runs.command()
 @click.argument("run", required=False, type=RUN)
-@setting_options(
-    ChainFilter,
-    into="chosen",
-    build=True,
-    least={"flags": ("--min-reward",)},
-    most={"flags": ("--max-reward",)},
-)
+@setting_options(ChainFilter, into="chosen", build=True, least="--min-reward", most="--max-reward")
 @sql_option
 @shop_option
 @json_option

@@ -32,7 +32,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     chains={"flags": ("--group", "--chains"), "metavar": "N"},
     workers={"metavar": "N"},
     deadline_ms={"flags": ("--deadline",), "metavar": "MS"},
-    cache_seconds={"flags": ("--cache",)},
+    cache_seconds="--cache",
     watch={"flags": ("--no-watch",), "help": "Do not take up a policy that is trained anew."},
     dtype={"type": DTYPE},
 )

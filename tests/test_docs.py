@@ -1,0 +1,45 @@
+"""The documents agree with the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from qagent_cli.options import SettingOption
+
+from qagent_mlx.utils.settings import describe
+
+ROOT = Path(__file__).parents[1]
+GENERATOR = runpy.run_path(str(ROOT / "docs" / "reference" / "generate.py"))
+
+
+def test_the_reference_page_is_up_to_date():
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert page == GENERATOR["reference"](), "run: make reference"
+
+
+@pytest.mark.parametrize("path", [path for _, _, path in GENERATOR["SECTIONS"]])
+def test_every_setting_says_what_it_is_in_a_sentence(path):
+    for setting in describe(GENERATOR["settings_class"](path)):
+        assert setting.description.endswith("."), f"{path}: {setting.name}"
+        assert setting.description[0].isupper(), f"{path}: {setting.name}"
+
+
+def test_the_classes_of_all_options_are_on_the_reference_page():
+    on_page = {GENERATOR["settings_class"](path) for _, _, path in GENERATOR["SECTIONS"]}
+    for command in GENERATOR["commands"]():
+        for option in command.params:
+            if isinstance(option, SettingOption) and option.settings is not None:
+                ours = option.settings.__module__.startswith("qagent_mlx")
+                assert option.settings in on_page or not ours, option.settings
+
+
+def test_the_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|[\w]+\.(?:py|toml))`", text)
+    assert len(paths) > 30
+    for path in paths:
+        places = (ROOT / path, ROOT / "qagent_mlx" / path)
+        assert any(place.exists() for place in places), path
