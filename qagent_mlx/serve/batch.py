@@ -178,25 +178,16 @@ def bulk_recommend(
         for number, at in enumerate(range(0, len(users), config.part))
     ]
     missing = [part for part in parts if not part.path.exists()]
-    done = resumed = len(users) - sum(len(part.users) for part in missing)
+    resumed = len(users) - sum(len(part.users) for part in missing)
     start = time.perf_counter()
 
-    def report_progress(more: int) -> None:
+    def report_progress(fresh: int) -> None:
         if on_progress is not None:
-            fresh, seconds = done + more - resumed, time.perf_counter() - start
-            on_progress(BulkProgress(done + more, len(users), fresh, seconds))
+            seconds = time.perf_counter() - start
+            on_progress(BulkProgress(resumed + fresh, len(users), fresh, seconds))
 
     report_progress(0)
-    with _open_pool(recommender, config, len(users)) as pool:
-        units = _units(recommender, missing, moment, config.k)
-        results = pool.answer_units(recommender, units, config.seed)
-        for part in missing:
-            recommendations: list[UserRecommendations] = []
-            while len(recommendations) < len(part.users):
-                recommendations += next(results)
-                report_progress(len(recommendations))
-            _write_part(part.path, recommendations)
-            done += len(part.users)
+    _write_parts(recommender, missing, moment, config, report_progress)
     seconds = time.perf_counter() - start
     rows, users_with_rows = _join_parts(folder, parts, out)
     shutil.rmtree(folder, ignore_errors=True)
@@ -220,6 +211,28 @@ def _units(
         for at in range(0, len(part.users), DECODE_USERS):
             profiles = recommender.profiles(part.users[at : at + DECODE_USERS], moment)
             yield [RecommendRequest(p, moment, k, recommender.group) for p in profiles]
+
+
+def _write_parts(
+    recommender: Recommender,
+    parts: Sequence[_Part],
+    moment: datetime,
+    config: BulkConfig,
+    report_progress: Callable[[int], None],
+) -> None:
+    """Recommend to the users of parts; ``report_progress`` gets the number of users done."""
+    done = 0
+    users = sum(len(part.users) for part in parts)
+    with _open_pool(recommender, config, users) as pool:
+        units = _units(recommender, parts, moment, config.k)
+        results = pool.answer_units(recommender, units, config.seed)
+        for part in parts:
+            recommendations: list[UserRecommendations] = []
+            while len(recommendations) < len(part.users):
+                recommendations += next(results)
+                report_progress(done + len(recommendations))
+            _write_part(part.path, recommendations)
+            done += len(part.users)
 
 
 def _open_pool(recommender: Recommender, config: BulkConfig, users: int) -> WorkerPool:
