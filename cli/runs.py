@@ -149,7 +149,10 @@ class ChainFilter:
     )
     most: Annotated[float | None, Meta(description="Only chains with at most this reward.")] = None
     finish: Annotated[
-        str | None, Meta(description="Only chains that ended so: recommended, invalid, length …")
+        str | None,
+        Meta(
+            description="Only chains that ended like this: recommended, invalid, length and so on."
+        ),
     ] = None
     best: Annotated[bool, Meta(description="The highest reward first.")] = False
     worst: Annotated[bool, Meta(description="The lowest reward first.")] = False

@@ -139,7 +139,7 @@ class FileOptions:
     """How to read the files of products or events."""
 
     mapping: Annotated[
-        tuple[str, ...], Meta(description="Which column holds a field; may be repeated.")
+        tuple[str, ...], Meta(description="Column that holds a field; may be repeated.")
     ] = ()
     encoding: Annotated[str, Meta(description="Character encoding of text files.")] = "utf-8"
     time_format: Annotated[
