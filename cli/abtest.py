@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .console import note, out, plain_table, safe
+from .console import note, out, print_table, safe
 from .options import Output, json_option, opened, shop_option
 from .param_types import MOMENT, SYSTEM
 
@@ -95,26 +95,21 @@ def draw(report: dict[str, Any], currency: str) -> None:
         )
     )
     needed = f"needed, {detect:+.0%}"
-    table = plain_table(
-        "",
-        "control",
-        "treatment",
-        "lift [95%]",
-        "p",
-        needed,
-        numbers=("control", "treatment", "lift [95%]", "p", needed),
-    )
+    rows = []
     for name, title in NAMES.items():
-        row = report[name]
-        table.add_row(
-            title,
-            _rate(name, row["control"], currency),
-            _rate(name, row["treatment"], currency),
-            _lift(row),
-            "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-            "-" if row["needed"] is None else f"{row['needed']:,}",
+        rates = report[name]
+        rows.append(
+            (
+                title,
+                _rate(name, rates["control"], currency),
+                _rate(name, rates["treatment"], currency),
+                _lift(rates),
+                "<.001" if rates["p"] < 0.001 else f"{rates['p']:.3f}",
+                "-" if rates["needed"] is None else f"{rates['needed']:,}",
+            )
         )
-    console.print(table)
+    columns = ("", "control", "treatment", "lift [95%]", "p", needed)
+    print_table(columns, rows, numbers=columns[1:])
     for arm, tapped in zip(("control", "treatment"), report["tapped"], strict=True):
         most = ", ".join(f"{t['query']} ({t['taps']})" for t in tapped) or "nothing"
         console.print(safe(f"{arm} ({report['arms'][arm]}): most tapped {most}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import note, out, plain_table, safe
+from .console import note, print_table, say
 from .options import Output, json_option
 
 POSITIVE = click.IntRange(1)
@@ -87,54 +87,62 @@ def bench(
     if not world.current_world().is_main_process:
         return None
     report = {**measure.environment(), **report}
-    return Output(report, lambda: _show(report))
+    return Output(report, lambda: _draw(report))
 
 
-def _show(report: dict[str, Any]) -> None:
-    console = out()
-    console.print(safe(f"{report['machine']}; {report['device']}, {report['blas']}"))
-    table = plain_table("", "", numbers=("",))
-    table.show_header = False
+def _draw(report: dict[str, Any]) -> None:
+    say(f"{report['machine']}; {report['device']}, {report['blas']}")
     if "against" in report:
-        table = plain_table("", "rollout s", "update s", "step s", "peak MB")
-        times = ("rollout_seconds", "update_seconds", "seconds")
-        for who, prefix in (("qagent", ""), (report["against"], "peer_")):
-            table.add_row(
-                who,
-                *(f"{report[prefix + name]:.2f}" for name in times),
-                f"{report[prefix + 'peak_memory_mb']:.0f}",
-            )
-        console.print(table)
-        ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in report["pairs"])
-        console.print(
-            safe(
-                f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; "
-                f"processor time: {report['cpu_ratio']:.2f})"
-            )
-        )
-        return
-    if report["workload"] == "agentic":
-        table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
-        table.add_row("the same chains re-prefilled", f"{report['reprefill_seconds']:.2f} s")
+        _draw_pairs(report)
+    elif report["workload"] == "agentic":
         ratios = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
-        table.add_row("ratio", f"{report['ratio']:.2f} ({ratios})")
-        table.add_row(
-            "same chains",
-            f"{report['same_chains']:.0%}, log-probabilities within "
-            f"{report['logprob_difference']:.0e} until they part",
+        _draw_rows(
+            ("rollout", f"{report['rollout_seconds']:.2f} s"),
+            ("the same chains re-prefilled", f"{report['reprefill_seconds']:.2f} s"),
+            ("ratio", f"{report['ratio']:.2f} ({ratios})"),
+            (
+                "same chains",
+                f"{report['same_chains']:.0%}, log-probabilities within "
+                f"{report['logprob_difference']:.0e} until they part",
+            ),
+            ("tokens", f"{report['tokens_per_s']:,.0f} /s"),
+            ("peak memory", f"{report['peak_memory_mb']:.0f} MB"),
         )
-        table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
-        table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
-        console.print(table)
-        return
-    table.add_row("rollout", f"{report['rollout_seconds']:.2f} s")
-    table.add_row("update", f"{report['update_seconds']:.2f} s")
-    table.add_row("tokens", f"{report['tokens_per_s']:,.0f} /s")
-    table.add_row("peak memory", f"{report['peak_memory_mb']:.0f} MB")
-    table.add_row(
-        "matrix products",
-        f"{report['product_share']:.0%} of the step at {report['gemm_gflops']:.0f} GFLOP/s",
+    else:
+        _draw_rows(
+            ("rollout", f"{report['rollout_seconds']:.2f} s"),
+            ("update", f"{report['update_seconds']:.2f} s"),
+            ("tokens", f"{report['tokens_per_s']:,.0f} /s"),
+            ("peak memory", f"{report['peak_memory_mb']:.0f} MB"),
+            (
+                "matrix products",
+                f"{report['product_share']:.0%} of the step at {report['gemm_gflops']:.0f} GFLOP/s",
+            ),
+            *(
+                (f"  {name}", f"{seconds:.2f} s  {seconds / report['seconds']:.0%}")
+                for name, seconds in report["profile"].items()
+            ),
+        )
+
+
+def _draw_rows(*rows: tuple[str, str]) -> None:
+    print_table(("", ""), rows, numbers=("",))
+
+
+def _draw_pairs(report: dict[str, Any]) -> None:
+    """Our times beside another trainer's."""
+    times = ("rollout_seconds", "update_seconds", "seconds")
+    rows = [
+        (
+            name,
+            *(f"{report[prefix + time]:.2f}" for time in times),
+            f"{report[prefix + 'peak_memory_mb']:.0f}",
+        )
+        for name, prefix in (("qagent", ""), (report["against"], "peer_"))
+    ]
+    print_table(("", "rollout s", "update s", "step s", "peak MB"), rows)
+    ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in report["pairs"])
+    say(
+        f"{report['ratio']:.2f} times as fast (pair by pair: {ratios}; processor time: "
+        f"{report['cpu_ratio']:.2f})"
     )
-    for name, seconds in report["profile"].items():
-        table.add_row(f"  {name}", f"{seconds:.2f} s  {seconds / report['seconds']:.0%}")
-    console.print(table)

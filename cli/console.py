@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
 _hushed = False
@@ -86,20 +85,37 @@ def short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
-def plain_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A table without frames, readable at 80 columns and without colour.
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    numbers: Sequence[str] = (),
+    wide: str = "",
+    widths: Mapping[str, int] | None = None,
+) -> None:
+    """Print a table without frames, readable at 80 columns and without colour.
 
     Args:
-        columns: Headings; without any there is no heading.
-        numbers: The columns that are aligned to the right.
+        columns: Headings; where all are empty there is no heading.
+        rows: Cells are made safe, unless they are rich's own.
+        numbers: Columns that are aligned to the right.
+        wide: The column that takes the room that is left.
+        widths: The most characters of columns.
     """
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.show_header = any(columns)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
+        table.add_column(
+            safe(column),
+            justify="right" if column in numbers else "left",
+            ratio=1 if column and column == wide else None,
+            max_width=(widths or {}).get(column),
+        )
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else safe(cell) for cell in row))
+    out().print(table)
 
 
 @contextlib.contextmanager

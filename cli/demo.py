@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import note, out, plain_table, safe, waiting
+from .console import note, out, print_table, safe, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
@@ -185,16 +186,14 @@ def _draw_user(data: dict[str, Any]) -> None:
     case, answers = data["case"], data["answers"]
     console = out()
     console.print(safe(f"{case.user_id} at {case.as_of:%Y-%m-%d %H:%M} UTC"))
-    table = plain_table("#", *(f"after {name.upper()}" for name in answers), numbers=("#",))
-    lists = [answer.recommendations for answer in answers.values()]
-    for place in range(max(map(len, lists), default=0)):
-        cells = []
-        for ranked in lists:
-            query = ranked[place].query if place < len(ranked) else ""
-            right = bool(query) and query_key(query) == case.query_key
-            cells.append(safe(f"{query} ✓" if right else query, "bold green" if right else ""))
-        table.add_row(str(place + 1), *cells)
-    console.print(table)
+    columns = [answer.recommendations for answer in answers.values()]
+    rows = []
+    for rank, cells in enumerate(zip_longest(*columns), 1):
+        queries = [recommendation.query if recommendation else "" for recommendation in cells]
+        right = [bool(query) and query_key(query) == case.query_key for query in queries]
+        marked = zip(queries, right, strict=True)
+        rows.append((rank, *(safe(f"{q} ✓", "bold green") if ok else q for q, ok in marked)))
+    print_table(("#", *(f"after {name.upper()}" for name in answers)), rows, numbers=("#",))
     console.print(safe(f"what the user then searched: {case.query}", "bold"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .console import out, plain_table, safe, say, waiting
+from .console import print_table, say, waiting
 from .options import Output, json_option
 
 
@@ -22,15 +22,15 @@ def doctor() -> Output:
 
 
 def _draw(report: dict[str, Any]) -> None:
-    table = plain_table("", "")
-    for name in ("machine", "python", "device", "blas", "blas_path", "blas_threads"):
-        table.add_row(name.replace("_", " "), safe(report[name] or "-"))
-    table.add_row("matrix products", f"{report['gemm_gflops']:.1f} GFLOP/s")
-    table.add_row("the same in numpy", f"{report['numpy_gemm_gflops']:.1f} GFLOP/s")
-    table.add_row("compiler", safe(report["compiler"] or "-"))
-    for package, version in report["versions"].items():
-        table.add_row(package, safe(version or "not installed"))
-    out().print(table)
+    names = ("machine", "python", "device", "blas", "blas_path", "blas_threads")
+    rows = [
+        *((name.replace("_", " "), report[name] or "-") for name in names),
+        ("matrix products", f"{report['gemm_gflops']:.1f} GFLOP/s"),
+        ("the same in numpy", f"{report['numpy_gemm_gflops']:.1f} GFLOP/s"),
+        ("compiler", report["compiler"] or "-"),
+        *((package, version or "not installed") for package, version in report["versions"].items()),
+    ]
+    print_table(("", ""), rows)
     for warning in report["warnings"]:
         say(f"warning: {warning}", "yellow")
     say("all is well" if report["ok"] else "works, but see the warnings")

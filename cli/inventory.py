@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from msgspec import Meta
 
-from .console import note, out, plain_table, safe, say, waiting
+from .console import note, out, print_table, say, waiting
 from .options import Output, as_of_option, json_option, opened, setting_options, shop_option
 from .param_types import PLAIN
 
@@ -158,21 +158,19 @@ def draw_products(products: Sequence[ProductHit], currency: str) -> None:
     if not products:
         say("nothing found")
         return
-    table = plain_table(
-        "#", "product", "title", "price", "stock", "score", numbers=("#", "price", "score")
-    )
-    table.columns[2].ratio = 1
-    for rank, product in enumerate(products, 1):
-        price = "-" if product.price is None else f"{currency}{product.price:,.2f}"
-        table.add_row(
-            str(rank),
-            safe(product.product_id),
-            safe(product.title),
-            safe(price),
+    rows = [
+        (
+            rank,
+            product.product_id,
+            product.title,
+            "-" if product.price is None else f"{currency}{product.price:,.2f}",
             "yes" if product.in_stock else "no",
             f"{product.score:.3f}",
         )
-    out().print(table)
+        for rank, product in enumerate(products, 1)
+    ]
+    columns = ("#", "product", "title", "price", "stock", "score")
+    print_table(columns, rows, numbers=("#", "price", "score"), wide="title")
 
 
 _SCORES = {"words": "BM25", "vectors": "cosine", "clicks": "weight"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import err, note, out, plain_table, safe, say
+from .console import err, note, out, print_table, say
 from .options import Output, json_option, opened, shop_option
 from .param_types import FOLDER, PLAIN, POLICY
 
@@ -46,21 +46,19 @@ def list_models(ctx: click.Context, shop_path: Path) -> Output:
 
 
 def _draw_models(policies: list[dict[str, Any]], named: list[dict[str, Any]]) -> None:
-    table = plain_table("policy", "base", "MB", "trained", numbers=("MB",))
-    for model in policies:
-        table.add_row(
-            safe(", ".join([model["name"], *model.get("also", ())])),
-            safe(Path(model["base"]).name or "-"),
+    rows: list[tuple[object, ...]] = [
+        (
+            ", ".join([model["name"], *model.get("also", ())]),
+            Path(model["base"]).name or "-",
             f"{model['megabytes']:.1f}",
-            safe(", ".join(model["trained"]) or "-"),
+            ", ".join(model["trained"]) or "-",
         )
-    console = out()
-    console.print(table)
-    console.print()
-    columns = ("model", "kind", "parameters", "licence", "serve", "train", "here")
-    table = plain_table(*columns, numbers=("parameters", "serve", "train"))
-    for model in named:
-        table.add_row(
+        for model in policies
+    ]
+    print_table(("policy", "base", "MB", "trained"), rows, numbers=("MB",))
+    out().print()
+    rows = [
+        (
             model["name"],
             model["kind"],
             f"{model['parameters'] / 1e6:,.0f} M",
@@ -69,7 +67,10 @@ def _draw_models(policies: list[dict[str, Any]], named: list[dict[str, Any]]) ->
             f"{model['training_bytes'] / 1e9:.1f} GB",
             "pulled" if model["folder"] else "fits" if model["serving_fits"] else "too large",
         )
-    console.print(table)
+        for model in named
+    ]
+    columns = ("model", "kind", "parameters", "licence", "serve", "train", "here")
+    print_table(columns, rows, numbers=("parameters", "serve", "train"))
     say("fetch one with: qagent models pull MODEL (a hub id owner/model works too)")
 
 
@@ -89,13 +90,11 @@ def show(ctx: click.Context, name: str, shop_path: Path) -> Output:
     with _shop_if_any(ctx, shop_path) as shop:
         report = details(shop, name)
 
-    def draw() -> None:
-        table = plain_table("", "")
-        for key, value in report.items():
-            table.add_row(key.removesuffix("_bytes").replace("_", " "), safe(_text(key, value)))
-        out().print(table)
-
-    return Output(report, draw)
+    rows = [
+        (key.removesuffix("_bytes").replace("_", " "), _text(key, value))
+        for key, value in report.items()
+    ]
+    return Output(report, lambda: print_table(("", ""), rows))
 
 
 @models.command()

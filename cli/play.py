@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .chains import chain_lines
-from .console import note, out, plain_table, safe, short, waiting
+from .console import note, out, print_table, safe, short, waiting
 from .inventory import draw_products
 from .memory import draw_memory
 from .param_types import MOMENT, PLAIN
@@ -98,15 +98,16 @@ def _find_users(session: Session, text: str) -> None:
     if not users:
         _print("nobody")
         return
-    table = plain_table("user", "events", "last seen", "last query", numbers=("events",))
-    for user in users:
-        table.add_row(
-            safe(user["user"]),
+    rows = [
+        (
+            user["user"],
             f"{user['events']:,}",
             f"{user['last']:%Y-%m-%d %H:%M}",
-            safe(short(user["query"], 40)),
+            short(user["query"], 40),
         )
-    out().print(table)
+        for user in users
+    ]
+    print_table(("user", "events", "last seen", "last query"), rows, numbers=("events",))
 
 
 def _change_user(change: str, session: Session, user: str) -> None:
@@ -137,17 +138,13 @@ def _recommend(session: Session, _: str) -> None:
     if not result.recommendations:
         _print("nothing to recommend: no chain searched a query that found products")
         return
-    table = plain_table("#", "query", "votes", "top product", numbers=("#", "votes"))
-    table.columns[3].ratio = 1
+    rows = []
     for rank, r in enumerate(result.recommendations, 1):
         top = session.products(r.products[:1], result.as_of)
-        table.add_row(
-            str(rank),
-            safe(short(r.query, 30), "bold"),
-            f"{r.votes}/{chains}",
-            safe(short(top[0]["title"], 36)) if top else "",
-        )
-    console.print(table)
+        title = short(top[0]["title"], 36) if top else ""
+        rows.append((rank, safe(short(r.query, 30), "bold"), f"{r.votes}/{chains}", title))
+    columns = ("#", "query", "votes", "top product")
+    print_table(columns, rows, numbers=("#", "votes"), wide="top product")
 
 
 def _turn_lines(seen: Seen, currency: str) -> Iterator[Text]:
@@ -260,9 +257,6 @@ def _train(session: Session, count: str) -> None:
 
 def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
     """Recommendations of several policies; a query that the first does not have is "(new)"."""
-    table = plain_table("#", *results, numbers=("#",))
-    for column in table.columns[1:]:
-        column.max_width = 36
     first, *others = results.values()
     known = {r.query for r in first.recommendations}
     columns = [
@@ -273,9 +267,8 @@ def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
         ]
         for result in (first, *others)
     ]
-    for rank, cells in enumerate(zip_longest(*columns, fillvalue=""), 1):
-        table.add_row(str(rank), *map(safe, cells))
-    out().print(table)
+    rows = [(rank, *cells) for rank, cells in enumerate(zip_longest(*columns, fillvalue=""), 1)]
+    print_table(("#", *results), rows, numbers=("#",), widths=dict.fromkeys(results, 36))
 
 
 _HANDLERS: dict[str, Callable[[Session, str], None]] = {

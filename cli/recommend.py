@@ -13,7 +13,7 @@ from qagent_mlx.serve.config import BulkConfig
 from qagent_mlx.utils.settings import merge
 
 from .chains import chain_lines
-from .console import note, out, plain_table, safe, say, short, waiting
+from .console import note, out, print_table, safe, say, short, waiting
 from .options import Changes, Output, json_option, opened, setting_options, shop_option
 from .param_types import DTYPE, EXISTING_FILE, FILE, PLAIN, POLICY, ShardType
 from .progress import CountProgress
@@ -209,15 +209,13 @@ def draw_recommendations(document: dict[str, Any], by: str) -> None:
     if not document["recommendations"]:
         console.print("  nothing to recommend: no chain searched a query that found products")
     else:
-        table = plain_table("#", "query", "votes", "top products and reason", numbers=("#",))
-        table.columns[3].ratio = 1
-        table.columns[1].max_width = 26
+        rows = []
         for rank, r in enumerate(document["recommendations"], 1):
             lines = [safe(short(product["title"], 44)) for product in r["products"][:2]]
-            lines.append(safe(r["reason"], "dim"))
-            query = safe(r["query"], "bold")
-            table.add_row(str(rank), query, f"{r['score']:.0%}", Text("\n").join(lines))
-        console.print(table)
+            products = Text("\n").join([*lines, safe(r["reason"], "dim")])
+            rows.append((rank, safe(r["query"], "bold"), f"{r['score']:.0%}", products))
+        columns = ("#", "query", "votes", "top products and reason")
+        print_table(columns, rows, numbers=("#",), wide=columns[3], widths={"query": 26})
     for number, chain in enumerate(document.get("chains", ()), 1):
         console.print()
         state = "validated" if chain["validated"] else chain["finish"]

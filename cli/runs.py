@@ -11,7 +11,7 @@ import click
 from msgspec import Meta
 
 from .chains import chain_lines
-from .console import out, plain_table, safe, say
+from .console import out, print_table, safe, say
 from .options import Output, json_option, opened, setting_options, shop_option
 from .param_types import FILE, PLAIN, RUN
 
@@ -50,18 +50,21 @@ def _draw_list(overviews: list[dict[str, Any]]) -> None:
     if not overviews:
         say("no runs yet; train with: qagent train sft")
         return
-    columns = ("run", "kind", "policy", "from", "steps", "reward", "seconds", "state")
-    table = plain_table(*columns, numbers=("steps", "seconds"))
+    rows = []
     for run in overviews:
         first, last = run["reward_first"], run["reward_last"]
-        table.add_row(
-            *(safe(run[name]) for name in ("run", "kind", "policy", "base")),
-            f"{run['steps']}/{run['planned']}",
-            "-" if first is None or last is None else f"{first:.3f} → {last:.3f}",
-            f"{run['seconds']:.0f}",
-            run["state"],
+        reward = "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
+        rows.append(
+            (
+                *(run[name] for name in ("run", "kind", "policy", "base")),
+                f"{run['steps']}/{run['planned']}",
+                reward,
+                f"{run['seconds']:.0f}",
+                run["state"],
+            )
         )
-    out().print(table)
+    columns = ("run", "kind", "policy", "from", "steps", "reward", "seconds", "state")
+    print_table(columns, rows, numbers=("steps", "seconds"))
 
 
 @runs.command()
@@ -122,15 +125,14 @@ def _draw_run(run: dict[str, Any]) -> None:
 def _draw_curves(metrics: list[dict[str, Any]]) -> None:
     from qagent_mlx.runs.reader import curves, first_and_last_mean
 
-    table = plain_table("", "first", "last", "", numbers=("first", "last"))
+    rows = []
     for key, points in curves(metrics).items():
         values = [value for _, value in points]
         first, last = first_and_last_mean(values)
-        name = safe(key.replace("_", " "))
-        table.add_row(name, f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH))
-    console = out()
-    console.print()
-    console.print(table)
+        name = key.replace("_", " ")
+        rows.append((name, f"{first:.3f}", f"{last:.3f}", sparkline(values, WIDTH)))
+    out().print()
+    print_table(("", "first", "last", ""), rows, numbers=("first", "last"))
 
 
 @dataclass(frozen=True)
@@ -229,20 +231,23 @@ def diff(first: str, second: str, shop_path: Path) -> Output:
 
 
 def _draw_comparison(first: str, second: str, comparison: dict[str, Any]) -> None:
-    console = out()
     if comparison["settings"]:
-        table = plain_table("setting", first, second)
-        for name, values in comparison["settings"].items():
-            table.add_row(safe(name), *(safe("-" if v is None else v) for v in values))
-        console.print(table)
+        rows = [
+            (name, *("-" if value is None else value for value in values))
+            for name, values in comparison["settings"].items()
+        ]
+        print_table(("setting", first, second), rows)
     else:
         say("the settings are the same")
-    console.print()
-    table = plain_table("first → last tenth", first, second, numbers=(first, second))
-    for name, pair in comparison["metrics"].items():
-        means = [f"{means[0]:.3f} → {means[1]:.3f}" if means else "-" for means in pair]
-        table.add_row(safe(name.replace("_", " ")), *means)
-    console.print(table)
+    out().print()
+    rows = [
+        (
+            name.replace("_", " "),
+            *(f"{means[0]:.3f} → {means[1]:.3f}" if means else "-" for means in pair),
+        )
+        for name, pair in comparison["metrics"].items()
+    ]
+    print_table(("first → last tenth", first, second), rows, numbers=(first, second))
     steps = comparison["steps"]
     say(
         f"steps: {steps[0]} and {steps[1]}, the first {comparison['same_until']} with the very "
@@ -266,13 +271,9 @@ def _query(run: Run, sql: str) -> Output:
 
     columns, rows = query(run, sql)
 
-    def draw() -> None:
-        table = plain_table(*(str(safe(column)) for column in columns))
-        for row in rows:
-            table.add_row(*(safe("-" if value is None else value) for value in row))
-        out().print(table)
-
-    return Output({"run": run.name, "columns": columns, "rows": rows}, draw)
+    cells = [["-" if value is None else value for value in row] for row in rows]
+    document = {"run": run.name, "columns": columns, "rows": rows}
+    return Output(document, lambda: print_table(columns, cells))
 
 
 def sparkline(values: list[float], width: int) -> str:
