@@ -12,8 +12,8 @@ from .errors import QAgentError
 from .ingest.ingest import ingest_files
 from .inventory.index import InventoryIndex, build_index
 from .inventory.search import HybridSearch, open_clicks
-from .memory import store
 from .memory.ranker import Retrieve, fit_ranker
+from .memory.store import MemoryStore
 from .shop.config import ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
@@ -93,7 +93,7 @@ def build_shop(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dic
     index = build_index(shop)
     say("storing what is remembered of each user")
     with shop.transaction() as connection:
-        store.build(connection, shop.config.memory)
+        MemoryStore(connection, shop.config.memory).build()
     say("learning what lines of memory are worth")
     worth = fit_ranker(shop, index.clicks_until, _retrieve(shop, index))
     return {

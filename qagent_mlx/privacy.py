@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from .errors import QAgentError
-from .memory import shop_tables, store
+from .memory.store import MemoryStore
 from .memory.summarizer import summary_files
 from .policy.registry import policy_names
 from .policy.shop_memory import SUMMARIES, inspect_memory
@@ -40,7 +40,7 @@ def export_user(shop: Shop, user: str) -> dict[str, Any]:
     """
     events = _dicts(shop, "SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user])
     stored: list[dict[str, Any]] = []
-    if store.is_current(shop.connection, shop.config.memory):
+    if MemoryStore(shop.connection, shop.config.memory).is_current():
         stored = _dicts(shop, "SELECT * FROM profiles WHERE user_id = ?", [user])
     for row in stored:
         for name, value in row.items():
@@ -92,14 +92,14 @@ def erase_user(shop: Shop, user: str) -> dict[str, Any]:
             _forget_in_run(run, user)
     for path in summary_files(shop.path / SUMMARIES, user):
         path.unlink()
+    store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_REJECTED}", [user, user])
         if held["events"]:
             connection.execute("DELETE FROM events WHERE user_id = ?", [user])
-            if store.is_current(connection, shop.config.memory):
-                store.update(connection, shop.config.memory, [user], None)
-        if not store.is_current(connection, shop.config.memory):
-            _drop_stored(connection)
+            store.update([user], None)
+        if not store.is_current():
+            store.drop()  # what no longer follows the log would keep the user
     _rewrite(shop)
     return {"user": user, **held, "policies": policies}
 
@@ -237,14 +237,6 @@ def _forget_in_run(run: Run, user: str) -> None:
                 "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
                 encoding="utf-8",
             )
-
-
-def _drop_stored(connection: duckdb.DuckDBPyConnection) -> None:
-    """Stored memory that no longer follows the log would keep what is to be forgotten."""
-    shop_tables.drop_temporary(connection)
-    for name in (*shop_tables.SHOP_TABLES, "swing", "profiles"):
-        connection.execute(f"DROP TABLE IF EXISTS {name}")
-    store.discard(connection)
 
 
 def _rewrite(shop: Shop) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.memory import shop_tables, store
+from qagent_mlx.memory import shop_tables
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 from qagent_mlx.privacy import erase_user, export_user
 from qagent_mlx.runs.run import Run
@@ -19,7 +20,7 @@ WHO = "Zaphod-Beeblebrox-42"
 @pytest.fixture
 def shop(own_shop):
     """The small shop with one more user, a rejected row of theirs, a run and two policies."""
-    store.build(own_shop.connection, own_shop.config.memory)
+    MemoryStore(own_shop.connection, own_shop.config.memory).build()
     start = own_shop.end_of_log() - timedelta(days=1)
     rows = [
         {
@@ -108,7 +109,7 @@ def test_the_shop_is_as_if_the_user_had_never_come(shop):
     assert WHO not in users
     assert len(users) == shop.counts()["users"]
     views = [inspect_memory(shop, user) for user in ("u01", WHO)]
-    store.build(shop.connection, shop.config.memory)
+    MemoryStore(shop.connection, shop.config.memory).build()
     again = {
         t: shop.connection.execute(f"FROM {t} ORDER BY ALL").fetchall()
         for t in shop_tables.SHOP_TABLES
@@ -143,7 +144,7 @@ def test_a_user_of_whom_nothing_is_held_is_an_error(shop):
 
 
 def test_a_shop_whose_memory_is_not_stored_forgets_too(shop):
-    store.discard(shop.connection)
+    MemoryStore(shop.connection, shop.config.memory).discard()
     erase_user(shop, WHO)
     path = shop.path
     shop.close()

@@ -16,7 +16,7 @@ from datetime import timedelta
 from ..errors import QAgentError
 from ..inventory.analyzer import character_bigrams
 from ..memory import sessions as event_memory
-from ..memory import store as memory_store
+from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.text import query_key, split_scripts, words
 from .ingest import append, register_functions
@@ -164,7 +164,7 @@ def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
         shop.connection
     )  # before the transaction: one that fails would take them away
     with shop.transaction() as connection:
-        memory_store.discard(connection)
+        MemoryStore(connection, shop.config.memory).discard()
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE derived (product_id VARCHAR, text VARCHAR, key VARCHAR)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..memory import sessions as event_memory
-from ..memory import store as memory_store
+from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
@@ -97,6 +97,6 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
             connection, shop.config.memory, "SELECT DISTINCT user_id FROM fresh"
         )
         users = connection.execute("SELECT DISTINCT user_id FROM fresh").fetchall()
-        memory_store.update(connection, shop.config.memory, [user for (user,) in users], last_id)
+        MemoryStore(connection, shop.config.memory).update([user for (user,) in users], last_id)
     connection.execute("DROP TABLE fresh")
     return stored, good - stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..memory import store as memory_store
+from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from .parse_fields import _BLANK, MAX_ID, MAX_TITLE, _time, price
 from .report import ReadOptions
@@ -136,8 +136,8 @@ def _store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     good, stored = row
     if stored:
         shop.set_meta("catalog_version", str(version))
-        memory_store.catalog_changed(
-            connection, shop.config.memory, "SELECT product_id, ts FROM fresh_history"
+        MemoryStore(connection, shop.config.memory).catalog_changed(
+            "SELECT product_id, ts FROM fresh_history"
         )
     connection.execute("DROP TABLE states; DROP TABLE fresh; DROP TABLE fresh_history")
     return stored, good - stored

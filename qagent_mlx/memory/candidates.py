@@ -161,10 +161,10 @@ def _add_neighbours_and_trends(
     table: Candidates, keys: list[str], near: Mapping[str, Neighbour], trends: Mapping[str, Trend]
 ) -> None:
     rows = [row for row, key in enumerate(keys) if key in near]
-    found = [near[keys[row]] for row in rows]
-    table.neighbour_score[rows] = [neighbour.score for neighbour in found]
-    table.source[rows] = _texts([neighbour.source for neighbour in found])
-    table.timing[rows] = [neighbour.timing for neighbour in found]
+    followers = [near[keys[row]] for row in rows]
+    table.neighbour_score[rows] = [neighbour.score for neighbour in followers]
+    table.source[rows] = _texts([neighbour.source for neighbour in followers])
+    table.timing[rows] = [neighbour.timing for neighbour in followers]
     rows = [row for row, key in enumerate(keys) if key in trends]
     shares = [trends[keys[row]] for row in rows]
     table.trend_share[rows] = [trend.share for trend in shares]

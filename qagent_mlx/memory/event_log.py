@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import NamedTuple
 
 import duckdb
@@ -16,6 +18,7 @@ from ..utils.text import tokens
 
 SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # positions in `EVENT_TYPES`
 DAY = 86_400_000_000  # microseconds
+BOUGHT = 3  # the outcome of a search that led to a purchase
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1), timedelta(microseconds=1)
 
@@ -79,6 +82,65 @@ class Wording(NamedTuple):
     terms: Sequence[str]
 
 
+@dataclass(slots=True)
+class PastSearch:
+    """A search of a user, and what came of it."""
+
+    event: Event
+    outcome: int = 0  # 0 nothing, 1 click, 2 cart, 3 purchase
+    product_id: str | None = None  # of the strongest engagement
+    known: int = 0  # when the first engagement came, in microseconds since 1970
+    first_product: str | None = None  # of the first engagement
+
+
+class History:
+    """One user's events up to a moment, and the searches among them.
+
+    Args:
+        events: The oldest first.
+        log: Knows their products and queries.
+        at: The moment in microseconds since 1970; the last event's by default.
+    """
+
+    def __init__(self, events: Sequence[Event], log: EventLog, at: int | None = None) -> None:
+        self.events, self.log = events, log
+        self.at = events[-1].at if at is None else at
+        self.user = events[0].user_id if events else ""
+        self.products, self.wordings = log.products, log.wordings
+
+    @cached_property
+    def searches(self) -> list[PastSearch]:
+        """The searches, the oldest first."""
+        searches = {e.event_id: PastSearch(e) for e in self.events if e.type == SEARCH}
+        for event in self.events:
+            if event.type >= CLICK and event.search_id in searches:
+                search, outcome = searches[event.search_id], event.type - CLICK + 1
+                if not search.outcome:
+                    search.known, search.first_product = event.at, event.product_id
+                if outcome > search.outcome:  # the earliest of the strongest
+                    search.outcome, search.product_id = outcome, event.product_id
+        return list(searches.values())
+
+    def before(self, at: int) -> History:
+        """The history as it was at an earlier or later moment."""
+        end = bisect_left(self.events, at, key=lambda event: event.at)
+        return History(self.events[:end], self.log, at)
+
+    def age(self, event: Event) -> float:
+        """Days from an event to the moment."""
+        return (self.at - event.at) / DAY
+
+    def leaf(self, product: str | None) -> str | None:
+        """The narrowest category of a product; None where none is known."""
+        facts = self.products.get(product or "")
+        return (facts.leaf or None) if facts is not None else None
+
+    def category_key(self, search: PastSearch) -> str | None:
+        """The category that a search led to: ``b:`` (bought) or ``l:`` (liked) and its name."""
+        leaf = self.leaf(search.product_id)
+        return f"{'b' if search.outcome == BOUGHT else 'l'}:{leaf}" if leaf else None
+
+
 _EVENTS = """
 SELECT user_id, event_id, epoch_us(ts), list_position({types}, type::VARCHAR) - 1, query,
        query_key, product_id, session_id, search_id
@@ -117,44 +179,42 @@ class EventLog:
 
     Args:
         connection: With the tables of `shop_tables`.
-        worded: Also read how the users' queries are worded.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, *, worded: bool = True) -> None:
-        self._connection, self._worded = connection, worded
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
         self.products: dict[str, ProductFacts] = {}
         self.wordings: dict[str, Wording] = {}
 
-    def read(self, users: Iterable[str]) -> dict[str, list[Event]]:
-        """The events of each user that has any, the oldest first."""
+    def read(self, users: Iterable[str]) -> dict[str, History]:
+        """The history of each user that has any; wordings of queries are not read yet."""
         where, parameters = users_condition(list(users))
-        events = [
-            Event._make(row)
-            for row in self._connection.execute(
-                _EVENTS.format(types=list(EVENT_TYPES), where=where), parameters
-            ).fetchall()
-        ]
-        histories: dict[str, list[Event]] = {}
-        for event in events:
-            histories.setdefault(event.user_id, []).append(event)
-        self._read_products({e.product_id for e in events if e.product_id and e.type != SEARCH})
-        if self._worded:
-            self.read_wordings({e.query_key or "" for e in events if e.type == SEARCH})
-        return histories
+        events: dict[str, list[Event]] = defaultdict(list)
+        products = set()
+        for row in self._connection.execute(
+            _EVENTS.format(types=list(EVENT_TYPES), where=where), parameters
+        ).fetchall():
+            event = Event._make(row)
+            events[event.user_id].append(event)
+            if event.type != SEARCH and event.product_id is not None:
+                products.add(event.product_id)
+        self._read_products(products)
+        return {user: History(own, self) for user, own in events.items()}
 
-    def read_wordings(self, keys: Collection[str]) -> None:
-        """Read how these queries are worded, where that is not known yet."""
-        fresh = set(keys) - self.wordings.keys()
-        if fresh:
+    def read_wordings(self, histories: Iterable[History]) -> None:
+        """Read how the queries of some histories are worded, where that is not known yet."""
+        events = (event for history in histories for event in history.events)
+        keys = {event.query_key or "" for event in events if event.type == SEARCH}
+        if fresh := keys - self.wordings.keys():
             self.wordings |= read_wordings(self._connection, fresh)
 
     def _read_products(self, products: set[str]) -> None:
         fresh = [list(products - self.products.keys())]
         if not fresh[0]:
             return
-        history: dict[str, tuple[list[int], list[float | None]]] = defaultdict(lambda: ([], []))
+        changes: dict[str, tuple[list[int], list[float | None]]] = defaultdict(lambda: ([], []))
         for product, at, price in self._connection.execute(_PRICES, fresh).fetchall():
-            history[product][0].append(at)
-            history[product][1].append(price)
+            changes[product][0].append(at)
+            changes[product][1].append(price)
         for product, *facts in self._connection.execute(_PRODUCTS, fresh).fetchall():
-            self.products[product] = ProductFacts(*facts, *history.get(product, ((), ())))
+            self.products[product] = ProductFacts(*facts, *changes.get(product, ((), ())))

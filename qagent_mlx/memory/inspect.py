@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from .interest_graph import InterestGraph, interest_graph
 from .profile import SECTIONS, Memory
 from .types import Moment
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryView:
+class MemoryView(msgspec.Struct, frozen=True):
     """A user's profile and interest graph at a moment."""
 
     user: str
@@ -26,16 +26,8 @@ class MemoryView:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "user": self.user,
-            "as_of": self.as_of.isoformat(),
-            "events": self.events,
-            "tokens": self.tokens,
-            "raw_tokens": self.raw_tokens,
-            "text": self.text,
-            "sections": self.sections,
-            "graph": self.graph.to_dict(),
-        }
+        view: dict[str, Any] = msgspec.to_builtins(self)
+        return view
 
 
 def memory_view(memory: Memory, moment: Moment) -> MemoryView:

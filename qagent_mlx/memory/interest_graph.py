@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Any
 
-from .interests import Node, strongest_interests
+from msgspec import Struct, field
+
 from .loader import MemoryLoader
+from .state_builder import Node, strongest_interests, touches
 from .types import Moment
 
 MAX_EDGES = 72  # of each relation
@@ -21,94 +21,68 @@ FOLLOWED = ("category", "brand", "term")  # kinds with edges from a session to t
 Edge = tuple[str, Node, Node]  # relation, from, to
 
 
-@dataclass(frozen=True, slots=True)
-class GraphNode:
+class GraphNode(Struct, frozen=True, omit_defaults=True):
     """Something that the user is interested in; ``kind`` is one of `KINDS`."""
 
     kind: str
-    name: str
+    name: str = field(name="node")
     weight: float  # event weights, halved each half-life
     share: float  # of the weight of its kind
     title: str | None = None  # of a product
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON; only products have a title."""
-        title = {} if self.title is None else {"title": self.title}
-        values = {"kind": self.kind, "node": self.name, "weight": self.weight, "share": self.share}
-        return values | title
 
-
-@dataclass(frozen=True, slots=True)
-class GraphEdge:
+class GraphEdge(Struct, frozen=True):
     """Two nodes of the same sessions (relation ``session``), or of one and the ``next``."""
 
-    source: str
-    source_kind: str
-    target: str
-    target_kind: str
+    source: str = field(name="from")
+    source_kind: str = field(name="from_kind")
+    target: str = field(name="to")
+    target_kind: str = field(name="to_kind")
+    kind: str  # written like ``category-brand``
     relation: str
     weight: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON; ``kind`` is written like ``category-brand``."""
-        return {
-            "from": self.source,
-            "from_kind": self.source_kind,
-            "to": self.target,
-            "to_kind": self.target_kind,
-            "kind": f"{self.source_kind}-{self.target_kind}",
-            "relation": self.relation,
-            "weight": self.weight,
-        }
 
-
-@dataclass(frozen=True, slots=True)
-class InterestGraph:
+class InterestGraph(Struct, frozen=True):
     """What a user is interested in; both ends of an edge are among the nodes."""
 
-    nodes: tuple[GraphNode, ...]
-    edges: tuple[GraphEdge, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "nodes": [node.to_dict() for node in self.nodes],
-            "edges": [edge.to_dict() for edge in self.edges],
-        }
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
 
 
 def interest_graph(loader: MemoryLoader, moment: Moment) -> InterestGraph:
     """What a user is interested in, from events before the moment only."""
-    touches, events, log = loader.interest_touches(moment)
+    history = loader.history(moment)
+    touched = list(touches(history, loader.config))
     weights: dict[Node, float] = defaultdict(float)
-    for _, node, weight in touches:
+    for _, node, weight in touched:
         weights[node] += weight
     interests = strongest_interests(weights)
     shown = {(interest.kind, interest.name) for interest in interests}
-    sessions: dict[int, dict[Node, float]] = {e.session_id: {} for e in events}  # in their order
-    for session, node, weight in touches:
+    sessions: dict[int, dict[Node, float]] = {e.session_id: {} for e in history.events}
+    for session, node, weight in touched:
         if node in shown:
             sessions[session][node] = sessions[session].get(node, 0.0) + weight
     edges: dict[Edge, float] = defaultdict(float)
     for edge, weight in _edges(list(sessions.values())):
         edges[edge] += weight
-    return InterestGraph(
-        tuple(
-            GraphNode(
-                interest.kind,
-                interest.name,
-                round(interest.weight, 4),
-                round(interest.share, 4),
-                log.products[interest.name].title if interest.kind == "product" else None,
-            )
-            for interest in interests
-        ),
-        tuple(
-            GraphEdge(source, source_kind, target, target_kind, relation, round(edges[edge], 4))
-            for edge in _strongest(edges)
-            for relation, (source_kind, source), (target_kind, target) in [edge]
-        ),
-    )
+    nodes = [
+        GraphNode(
+            i.kind,
+            i.name,
+            round(i.weight, 4),
+            round(i.share, 4),
+            history.products[i.name].title if i.kind == "product" else None,
+        )
+        for i in interests
+    ]
+    return InterestGraph(nodes, [_graph_edge(edge, edges[edge]) for edge in _strongest(edges)])
+
+
+def _graph_edge(edge: Edge, weight: float) -> GraphEdge:
+    relation, (source_kind, source), (target_kind, target) = edge
+    kind = f"{source_kind}-{target_kind}"
+    return GraphEdge(source, source_kind, target, target_kind, kind, relation, round(weight, 4))
 
 
 def _edges(sessions: list[dict[Node, float]]) -> Iterator[tuple[Edge, float]]:

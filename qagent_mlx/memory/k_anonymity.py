@@ -26,35 +26,30 @@ def drop_private_candidates(
     A user's own queries stay. Nothing at or after the moment counts.
     """
     own = [~np.isnan(memory.candidates.recency_rank) for memory in memories]
-    others = [
+    asked = [
         (number, moment.as_of, key)
         for number, (moment, memory) in enumerate(zip(moments, memories, strict=True))
         for key in memory.candidates.query_key[~own[number]]
     ]
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE asked_of (moment BIGINT, as_of TIMESTAMP, query_key VARCHAR)"
-    )
-    with connection.appender("asked_of") as appender:
-        for row in others:
-            appender.append_row(*row)
+    numbers, times, keys = map(list, zip(*asked, strict=True)) if asked else ([], [], [])
     public = set(
         connection.execute(
-            """SELECT a.moment, a.query_key FROM asked_of a
+            """WITH asked AS (SELECT unnest($numbers) AS moment, unnest($times)::TIMESTAMP AS as_of,
+                                     unnest($keys)::VARCHAR AS query_key)
+            SELECT a.moment, a.query_key FROM asked a
             JOIN (SELECT query_key, user_id, min(ts) AS first FROM events
-                  WHERE type = 'search' AND query_key IN (SELECT query_key FROM asked_of)
+                  WHERE type = 'search' AND query_key IN (SELECT query_key FROM asked)
                   GROUP BY ALL) e ON e.query_key = a.query_key AND e.first < a.as_of
-            GROUP BY ALL HAVING count(*) >= ?""",
-            [least_users],
+            GROUP BY ALL HAVING count(*) >= $least_users""",
+            {"numbers": numbers, "times": times, "keys": keys, "least_users": least_users},
         ).fetchall()
     )
-    connection.execute("DROP TABLE asked_of")
-    return [
-        replace(
-            memory,
-            candidates=memory.candidates[
-                own[number]
-                | np.array([(number, key) in public for key in memory.candidates.query_key], bool)
-            ],
-        )
+    public_or_own = (
+        own[number]
+        | np.array([(number, key) in public for key in memory.candidates.query_key], bool)
         for number, memory in enumerate(memories)
+    )
+    return [
+        replace(memory, candidates=memory.candidates[rows])
+        for memory, rows in zip(memories, public_or_own, strict=True)
     ]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 import duckdb
 import msgspec
 
 from ..shop.config import MemoryConfig
-from . import shop_tables, store
+from . import shop_tables
 from .candidates import candidate_keys, candidates
-from .event_log import Event, EventLog, start_of_day, users_condition
-from .interests import Node, touches
+from .event_log import EventLog, History, start_of_day, users_condition
 from .neighbours import neighbours
-from .past_searches import past_searches
 from .state_builder import user_state
 from .statistics_cache import NO_FACTS, StatisticsCache
+from .store import MemoryStore, StoreState
 from .types import Moment, UserMemory
 from .user_state import UserState
 
@@ -42,8 +40,8 @@ class MemoryLoader:
     ) -> None:
         self.connection, self.config = connection, config
         self.statistics = statistics or StatisticsCache(connection, config)
-        self._fingerprint = store.fingerprint(config)
-        self._fixed: store.StoreState | None = None
+        self._store = MemoryStore(connection, config)
+        self._fixed: StoreState | None = None
         self._temporary = 0  # how often temporary tables were created
 
     def load(self, moments: Sequence[Moment]) -> list[UserMemory]:
@@ -63,28 +61,23 @@ class MemoryLoader:
         self.prepare()
         return self._with_candidates(moments, self._computed_states(moments))
 
-    def interest_touches(
-        self, moment: Moment
-    ) -> tuple[list[tuple[int, Node, float]], Sequence[Event], EventLog]:
-        """The touches of the user's interest graph (`interests.touches`), events and log."""
+    def history(self, moment: Moment) -> History:
+        """The user's events before a moment."""
         self.prepare()
-        log = EventLog(self.connection)
-        events = _before(log.read([moment.user_id]).get(moment.user_id, []), moment.at)
-        searches = past_searches(events)
-        found = touches(events, searches, moment.at, log.products, log.wordings, self.config)
-        return list(found), events, log
+        (history,) = self._histories([moment])
+        return history
 
     def read_all(self, as_of: datetime) -> None:
         """Read all that the shop knew on a moment's day, so that no request has to wait for it."""
         self.prepare()
         self.statistics.read_all(as_of)
 
-    def prepare(self) -> store.StoreState:
+    def prepare(self) -> StoreState:
         """Make sure that the tables about the shop can be read, and return what they stand for."""
         state = self._fixed
         if state is None:
-            state = store.store_state(self.connection)
-            if state.fingerprint == self._fingerprint:
+            state = self._store.state()
+            if state.fingerprint == self._store.fingerprint:
                 if self._is_readonly():
                     self._fixed = state  # nobody can change it under this connection
                 if self._temporary:
@@ -97,7 +90,7 @@ class MemoryLoader:
                         self.connection, "TEMP TABLE", bool(self.config.swing)
                     )
                     self._temporary += 1
-                state = store.StoreState(f"temporary {id(self)} {self._temporary}")
+                state = StoreState(f"temporary {id(self)} {self._temporary}")
         self.statistics.follow(state)
         return state
 
@@ -130,20 +123,16 @@ class MemoryLoader:
 
     def _computed_states(self, moments: Sequence[Moment]) -> list[UserState]:
         """The state at each moment, from the log."""
-        if not moments:
-            return []
-        log = EventLog(self.connection)
-        histories = log.read({moment.user_id for moment in moments})
-        return [
-            user_state(
-                _before(histories.get(moment.user_id, []), moment.at),
-                moment.at,
-                log.products,
-                log.wordings,
-                self.config,
-            )
-            for moment in moments
-        ]
+        return [user_state(history, self.config) for history in self._histories(moments)]
+
+    def _histories(self, moments: Sequence[Moment]) -> Iterator[History]:
+        """The user's history before each moment."""
+        if moments:
+            log = EventLog(self.connection)
+            histories = log.read({moment.user_id for moment in moments})
+            log.read_wordings(histories.values())
+            for moment in moments:
+                yield histories.get(moment.user_id, History([], log, 0)).before(moment.at)
 
     def _with_candidates(
         self, moments: Sequence[Moment], states: Sequence[UserState]
@@ -160,14 +149,14 @@ class MemoryLoader:
         statistics.read("followers", sources)
         statistics.read("returns", categories)
         days = {start: statistics.day(start) for start in sources}
-        near = [
+        nearest = [
             neighbours(state, days[start], statistics.vocabulary)
             for start, state in zip(starts, states, strict=True)
         ]
         trends = statistics.trends(moment.as_of for moment in moments)
         queries: dict[datetime, set[str]] = defaultdict(set)
-        for start, state, found, hour in zip(starts, states, near, trends, strict=True):
-            queries[start] |= candidate_keys(state, found, hour)
+        for start, state, near, hour in zip(starts, states, nearest, trends, strict=True):
+            queries[start] |= candidate_keys(state, near, hour)
             queries[start].update(query.key for query in state.queries)
         statistics.read("facts", queries)
         leaves = {
@@ -177,10 +166,6 @@ class MemoryLoader:
         }
         statistics.read("cycles", leaves)
         return [
-            UserMemory(candidates(state, found, days[start], hour, statistics.vocabulary), state)
-            for state, found, start, hour in zip(states, near, starts, trends, strict=True)
+            UserMemory(candidates(state, near, days[start], hour, statistics.vocabulary), state)
+            for state, near, start, hour in zip(states, nearest, starts, trends, strict=True)
         ]
-
-
-def _before(events: Sequence[Event], at: int) -> Sequence[Event]:
-    return events[: bisect_left(events, at, key=lambda event: event.at)]

@@ -68,14 +68,14 @@ def neighbours(
         if delay == delay and (query not in usual or (value, source.key) > usual[query][:2]):
             usual[query] = value, source.key, delay
     scale = float(scores.sum() / fitted.sum())
-    found = {}
+    nearest = {}
     for query in chosen:
         _, key, age = strongest[query]
         timing = float("nan")
         if query in usual:
             timing = float(np.log(max(age, _LEAST_DAYS) / usual[query][2]))
-        found[vocabulary.keys[ids[query]]] = Neighbour(float(fitted[query]) * scale, key, timing)
-    return found
+        nearest[vocabulary.keys[ids[query]]] = Neighbour(float(fitted[query]) * scale, key, timing)
+    return nearest
 
 
 def _largest(values: np.ndarray, ids: np.ndarray, vocabulary: Vocabulary) -> list[int]:

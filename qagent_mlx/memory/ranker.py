@@ -10,12 +10,12 @@ by the last weights that were learned before it: so nothing that is evaluated wa
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+import msgspec
 import numpy as np
 from scipy import sparse
 
@@ -27,21 +27,9 @@ from .sessions import SuccessfulSession, successful_sessions
 from .types import Moment
 
 _DEFAULTS = {
-    "own": 0.8,
-    "back": -0.3,
-    "unmet": 0.2,
-    "liked": 0.6,
-    "carted": 0.6,
-    "bought": -0.8,
-    "own old": -0.5,
-    "bought long ago": 0.3,
-    "had": -0.5,
-    "had now": -0.5,
-    "next": 0.4,
-    "next score": 0.8,
-    "trend": 0.3,
-    "trend share": 1.0,
-    "success": 0.4,
+    **{"own": 0.8, "back": -0.3, "unmet": 0.2, "liked": 0.6, "carted": 0.6, "bought": -0.8},
+    **{"own old": -0.5, "bought long ago": 0.3, "had": -0.5, "had now": -0.5},
+    **{"next": 0.4, "next score": 0.8, "trend": 0.3, "trend share": 1.0, "success": 0.4},
 }
 OUTSIDE = 1.5  # the default logit of "none of them"
 PRIOR_MOMENTS = 5.0  # the strength of the defaults
@@ -83,6 +71,18 @@ class RankerWeights:
         return probabilities
 
 
+class _StoredStep(msgspec.Struct):
+    until: datetime
+    moments: int
+    outside: float
+    weights: list[float]
+
+
+class _StoredRanker(msgspec.Struct):
+    features: list[str] = []
+    steps: list[_StoredStep] = []
+
+
 @dataclass(frozen=True)
 class MemoryRanker:
     """The weights along the log, by the moment from which they serve."""
@@ -102,35 +102,25 @@ class MemoryRanker:
     @classmethod
     def from_json(cls, text: str) -> MemoryRanker:
         """Weights as `to_json` writes them; the defaults for an empty text."""
-        stored = json.loads(text) if text else {}
-        places = {name: place for place, name in enumerate(stored.get("features", ()))}
-        if not places or not places.keys() <= FEATURE_INDEX.keys() or "steps" not in stored:
+        stored = msgspec.json.decode(text or "{}", type=_StoredRanker)
+        places = {name: place for place, name in enumerate(stored.features)}
+        if not places or not places.keys() <= FEATURE_INDEX.keys():
             return cls.default()
         # Weights that an earlier version learned are 0 for features that came since.
         order = np.array([places.get(name, -1) for name in FEATURES])
         learned = (
-            RankerWeights(
-                np.append(step["weights"], 0.0)[order],
-                step["outside"],
-                step["moments"],
-                datetime.fromisoformat(step["until"]),
-            )
-            for step in stored["steps"]
+            RankerWeights(np.append(s.weights, 0.0)[order], s.outside, s.moments, s.until)
+            for s in stored.steps
         )
         return cls((RankerWeights.default(), *learned))
 
     def to_json(self) -> str:
         """The learned weights as text."""
         steps = [
-            {
-                "until": step.until.isoformat(),
-                "moments": step.moments,
-                "outside": step.outside,
-                "weights": step.values.tolist(),
-            }
+            _StoredStep(step.until, step.moments, step.outside, step.values.tolist())
             for step in self.steps[1:]
         ]
-        return json.dumps({"features": FEATURES, "steps": steps})
+        return msgspec.json.encode(_StoredRanker(list(FEATURES), steps)).decode()
 
     def at(self, as_of: datetime) -> RankerWeights:
         """The last weights that were learned from before a moment."""
@@ -247,22 +237,19 @@ def fit_weights(
         weights: How much each moment counts.
         start: Where the optimiser starts.
     """
-    starts = choices.starts
-    filled = [
-        (slice(int(starts[m]), int(starts[m + 1])), key, weight)
-        for m, key, weight in zip(moments, targets, weights, strict=True)
-        if starts[m + 1] > starts[m]
-    ]
+    filled = [i for i, m in enumerate(moments) if choices.starts[m] < choices.starts[m + 1]]
     prior = RankerWeights.default()
     if not filled:
         return prior
-    x = choices.table[np.concatenate([np.arange(s.start, s.stop) for s, _, _ in filled])]
+    parts = [np.arange(*choices.starts[moments[i] : moments[i] + 2]) for i in filled]
+    moment_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    first = np.flatnonzero(np.diff(moment_of, prepend=-1))
+    rows = np.concatenate(parts)
+    x = choices.table[rows]
     transposed = x.T.tocsr()
-    sizes = np.array([s.stop - s.start for s, _, _ in filled])
-    first = np.r_[0, np.cumsum(sizes)[:-1]]
-    moment_of = np.repeat(np.arange(len(filled)), sizes)
-    weight = np.array([weight for *_, weight in filled])
-    right = np.concatenate([choices.keys[s] == key for s, key, _ in filled]) * weight[moment_of]
+    weight = np.array([weights[i] for i in filled])
+    target = np.array([targets[i] for i in filled], dtype=object)
+    right = (choices.keys[rows] == target[moment_of]) * weight[moment_of]
     outside = weight - np.bincount(moment_of, right, len(filled))  # the target is no candidate
     centre = np.append(prior.values, prior.outside)
 
@@ -280,18 +267,11 @@ def fit_weights(
         gradient = np.append(
             transposed @ (weight[moment_of] * p - right), (weight * p_outside - outside).sum()
         )
-        return (
-            float(value + 0.5 * PRIOR_MOMENTS * distance @ distance),
-            gradient + PRIOR_MOMENTS * distance,
-        )
+        value += 0.5 * PRIOR_MOMENTS * distance @ distance
+        return float(value), gradient + PRIOR_MOMENTS * distance
 
     from scipy.optimize import minimize  # half a second that only learning needs
 
-    best = minimize(
-        loss,
-        np.append(start.values, start.outside),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 100, "ftol": 1e-7},
-    )
+    initial, options = np.append(start.values, start.outside), {"maxiter": 100, "ftol": 1e-7}
+    best = minimize(loss, initial, jac=True, method="L-BFGS-B", options=options)
     return RankerWeights(best.x[:-1], float(best.x[-1]), len(filled))

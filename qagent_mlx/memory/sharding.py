@@ -29,9 +29,10 @@ from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.settings import merge
-from . import shop_tables, store
+from . import shop_tables
 from .profile import SECTIONS, Memory
 from .ranker import MemoryRanker
+from .store import MemoryStore, fingerprint
 from .types import CountTokens, Moment
 
 FORMAT = 1
@@ -148,7 +149,7 @@ class Partitions:
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
         write_json(
             self._contribution(part, "end", "json"),
-            {"end": end.isoformat() if end else "", "memory": store.fingerprint(self.config)},
+            {"end": end.isoformat() if end else "", "memory": fingerprint(self.config)},
         )
 
     def build(self, part: int) -> int:
@@ -180,7 +181,7 @@ class Partitions:
                 if self.config.swing:
                     shop_tables.create(connection, "swing")
                 shop_tables.create_wordings(connection)
-                return store.build_profiles(connection, self.config, end)
+                return MemoryStore(connection, self.config).build_profiles(end)
 
     def _log_end(self) -> datetime | None:
         """The last event of all partitions.
@@ -190,7 +191,7 @@ class Partitions:
         """
         paths = [self._contribution(part, "end", "json") for part in range(self.parts)]
         written = [read_json(path, "a partition") if path.exists() else {} for path in paths]
-        current = store.fingerprint(self.config)
+        current = fingerprint(self.config)
         missing = [str(part) for part, end in enumerate(written) if not end]
         older = [str(p) for p, end in enumerate(written) if end and end.get("memory") != current]
         if missing or older:
@@ -253,8 +254,8 @@ class Partitions:
             own = [i for i, m in enumerate(moments) if part_of(m.user_id, self.parts) == part]
             if own:
                 memory = self.memory(part, count)
-                found = memory.profiles([moments[i] for i in own], sections, budget)
-                profiles.update(zip(own, found, strict=True))
+                written = memory.profiles([moments[i] for i in own], sections, budget)
+                profiles.update(zip(own, written, strict=True))
         return [profiles[i] for i in range(len(moments))]
 
     def close(self) -> None:

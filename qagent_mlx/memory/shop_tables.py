@@ -12,21 +12,19 @@ They are stored with the shop's memory (see `store`), or else temporary tables o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 
 import duckdb
 
 from ..shop.price_bands import price_limits_sql
 from ..utils.text import tokens
-from .event_log import Event, EventLog
+from .event_log import EventLog, History
 from .sql import ALL, sql
-from .transitions import Transitions, transitions_of
+from .transitions import transitions_of
 
 CHUNK = 4000  # users whose events are in memory at once
 MAX_NAME = 8  # tokens of a brand or attribute, where a token may be a single character
-
-Histories = dict[str, list[Event]]
 
 TRANSITIONS = {
     "outcomes": """user_id VARCHAR, event_id BIGINT, query_key VARCHAR, known TIMESTAMP,
@@ -45,16 +43,15 @@ def create_shop_tables(
     connection: duckdb.DuckDBPyConnection,
     kind: str,
     swing: bool,
-    visit: Callable[[EventLog, Histories], object] | None = None,
+    visit: Callable[[list[History]], object] | None = None,
 ) -> None:
-    """Create `SHOP_TABLES`, and ``swing``, from the log and the catalog.
+    """Create `SHOP_TABLES`, and ``swing`` where it is wanted, from the log and the catalog.
 
     Args:
         connection: The shop's database.
         kind: TABLE, or TEMP TABLE for this connection only.
-        swing: Whether ``swing`` is wanted.
-        visit: Called with the events of all users, in parts: most of the time goes into
-            reading them, so whoever needs them too should not read them again.
+        swing: Whether to create ``swing``.
+        visit: See `create_transitions`.
     """
     for name in ("goods", "hourly", "spellings"):
         create(connection, name, kind)
@@ -90,37 +87,38 @@ def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
     )
 
 
-def all_histories(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[EventLog, Histories]]:
-    """The events of all users, `CHUNK` users at a time, and what is known of their products."""
+def all_histories(connection: duckdb.DuckDBPyConnection) -> Iterator[list[History]]:
+    """The histories of all users, `CHUNK` users at a time."""
     rows = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
     users = [user for (user,) in rows]
-    log = EventLog(connection, worded=False)
+    log = EventLog(connection)
     for start in range(0, len(users), CHUNK):
-        yield log, log.read(users[start : start + CHUNK])
+        yield list(log.read(users[start : start + CHUNK]).values())
 
 
 def create_transitions(
     connection: duckdb.DuckDBPyConnection,
     kind: str = "TABLE",
-    visit: Callable[[EventLog, Histories], object] | None = None,
+    visit: Callable[[list[History]], object] | None = None,
 ) -> None:
-    """Create the tables of users' transitions, from ``events`` and ``goods``."""
+    """Create the tables of users' transitions, from ``events`` and ``goods``.
+
+    ``visit`` is called with the histories of all users, in parts: most of the time goes into
+    reading them, so whoever needs them too should not read them again.
+    """
     for name, columns in TRANSITIONS.items():
         connection.execute(f"CREATE OR REPLACE {kind} {name} ({columns})")
-    for log, histories in all_histories(connection):
-        add_transitions(connection, log, histories)
+    for histories in all_histories(connection):
+        add_transitions(connection, histories)
         if visit:
-            visit(log, histories)
+            visit(histories)
 
 
-def add_transitions(
-    connection: duckdb.DuckDBPyConnection, log: EventLog, histories: Mapping[str, Sequence[Event]]
-) -> None:
+def add_transitions(connection: duckdb.DuckDBPyConnection, histories: Iterable[History]) -> None:
     """Add the transitions of users who have none in the tables."""
     with ExitStack() as stack:
-        appenders = {name: stack.enter_context(connection.appender(name)) for name in TRANSITIONS}
-        for events in histories.values():
-            transitions: Transitions = transitions_of(events, log.products)
+        appenders = {n: stack.enter_context(connection.appender(n)) for n in TRANSITIONS}
+        for transitions in map(transitions_of, histories):
             for name, appender in appenders.items():
                 for row in getattr(transitions, name):
                     appender.append_row(*row)
@@ -143,21 +141,12 @@ def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") 
     with connection.appender("modifiers") as appender:
         for modifier in sorted(modifiers):
             appender.append_row(*modifier)
-    add_wordings(
-        connection, connection.execute("SELECT query_key, query FROM spellings").fetchall()
-    )
+    spellings = connection.execute("SELECT query_key, query FROM spellings").fetchall()
+    add_wordings(connection, dict(spellings))
 
 
-def add_wordings(
-    connection: duckdb.DuckDBPyConnection, spellings: Iterable[tuple[str, str]]
-) -> None:
-    """Store how queries are worded, in place of what was stored of them.
-
-    Args:
-        connection: With the tables of `create_wordings`.
-        spellings: The key and the text of each query.
-    """
-    queries = dict(spellings)
+def add_wordings(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, str]) -> None:
+    """Store how queries (key -> text) are worded, in place of what was stored of them."""
     if not queries:
         return
     connection.execute(

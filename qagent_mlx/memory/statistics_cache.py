@@ -7,10 +7,10 @@ that ask, and whole once many have asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import duckdb
@@ -74,11 +74,6 @@ class Returns(NamedTuple):
     spread: np.ndarray
 
 
-NO_FOLLOWERS = Followers(np.empty(0, np.int64), np.empty(0), np.empty(0))
-NO_FACTS, NO_CYCLE = QueryFacts(), Cycle()
-NO_RETURNS = Returns([], np.empty(0), np.empty(0), np.empty(0))
-
-
 @dataclass(slots=True)
 class DayStatistics:
     """What was known at the start of a day; keys that are missing have not been read yet."""
@@ -92,13 +87,25 @@ class DayStatistics:
     whole: bool = False  # all keys that were known have been read
 
 
-# For each field of `DayStatistics`: the column of its keys, a table with all of them, and what
-# holds for a key of which nothing is known.
-_FIELDS: dict[str, tuple[str, str, Any]] = {
-    "followers": ("source", "steps", NO_FOLLOWERS),
-    "facts": ("query_key", "spellings", NO_FACTS),
-    "cycles": ("leaf", "cycles", NO_CYCLE),
-    "returns": ("category", "returns", NO_RETURNS),
+class _Statistic(NamedTuple):
+    """How a field of `DayStatistics` is read."""
+
+    key: str  # the column of its keys
+    table: str  # with all keys
+    unknown: Any  # the value of a key of which nothing was known
+    make: Callable[..., Any]  # the value from the columns beside key and day
+
+
+NO_FOLLOWERS = Followers(np.empty(0, np.int64), np.empty(0), np.empty(0))
+NO_FACTS, NO_CYCLE = QueryFacts(), Cycle()
+NO_RETURNS = Returns([], np.empty(0), np.empty(0), np.empty(0))
+_STATISTICS = {
+    "followers": _Statistic("source", "steps", NO_FOLLOWERS, Followers),
+    "facts": _Statistic("query_key", "spellings", NO_FACTS, QueryFacts),
+    "cycles": _Statistic("leaf", "cycles", NO_CYCLE, Cycle),
+    "returns": _Statistic(
+        "category", "returns", NO_RETURNS, lambda leaves, *x: Returns(leaves, *map(np.array, x))
+    ),
 }
 
 
@@ -190,14 +197,16 @@ class StatisticsCache:
     def read_all(self, moment: datetime) -> None:
         """Read all of a moment's day and hour: what a server does before it is asked."""
         self.trends([moment])
-        day, start = self.day(moment), start_of_day(moment)
+        day = self.day(moment)
         if day.whole:
             return
         keys = self._connection.execute("SELECT query_key FROM spellings").fetchall()
         self.vocabulary.learn(key for (key,) in keys)
-        for name, (column, table, _) in _FIELDS.items():
-            wanted = f"SELECT DISTINCT {column}, $day::TIMESTAMP AS day FROM {table}"
-            self._read(name, wanted, {"day": start})
+        for name, statistic in _STATISTICS.items():
+            wanted = (
+                f"SELECT DISTINCT {statistic.key}, $day::TIMESTAMP AS day FROM {statistic.table}"
+            )
+            self._read(name, wanted, {"day": start_of_day(moment)})
         day.whole = True
 
     def read(self, name: str, wanted: Mapping[datetime, set[str]]) -> None:
@@ -207,7 +216,6 @@ class StatisticsCache:
             name: The field.
             wanted: Keys, by the start of the day.
         """
-        column, _, nothing = _FIELDS[name]
         keys: list[str] = []
         days: list[datetime] = []
         for start, asked in wanted.items():
@@ -223,48 +231,41 @@ class StatisticsCache:
             days += [start] * len(missing)
         if not keys:
             return
-        query = f"SELECT unnest($keys) AS {column}, unnest($days)::TIMESTAMP AS day"
+        key_column, _, unknown, _ = _STATISTICS[name]
+        query = f"SELECT unnest($keys) AS {key_column}, unnest($days)::TIMESTAMP AS day"
         self._read(name, query, {"keys": keys, "days": days})
         for start, key in zip(days, keys, strict=True):
-            getattr(self._days[start], name).setdefault(key, nothing)
+            getattr(self._days[start], name).setdefault(key, unknown)
 
     def _read(self, name: str, wanted: str, values: dict[str, Any]) -> None:
-        getattr(self, f"_read_{name}")(wanted, values)
+        """Read a field for the keys and days that the query ``wanted`` selects."""
+        if name == "followers":  # by far the most: read as columns
+            self._read_followers(wanted, values)
+            return
+        make = _STATISTICS[name].make
+        for key, day, *row in self._connection.execute(sql(name, wanted=wanted), values).fetchall():
+            getattr(self._days[day], name)[key] = make(*row)
 
     def _read_followers(self, wanted: str, values: dict[str, Any]) -> None:
-        query = _followers_sql(self._config.swing, wanted)
+        steps, count = "steps", "sum(s.closeness) / 6"
+        if swing := self._config.swing:
+            steps = f"""(SELECT source, query_key, known, closeness / 6 AS weight, delay FROM steps
+                UNION ALL SELECT source, query_key, known, {swing} * vouched, NULL FROM swing)"""
+            count = "round(sum(s.weight), 9)"
+        query = sql("followers", wanted=wanted, steps=steps, count=count)
         columns = self._connection.execute(query, values).fetchnumpy()
-        keys = np.ma.getdata(columns["query_key"])
+        keys, sources, days = (np.ma.getdata(columns[n]) for n in ("query_key", "source", "day"))
         if not len(keys):
             return
         self.vocabulary.learn(keys)
         ids = np.fromiter((self.vocabulary.ids[key] for key in keys), np.int64, len(keys))
         probability = np.ma.getdata(columns["p"]).astype(float)
         delay = np.ma.filled(np.ma.asarray(columns["delay"]).astype(float), np.nan)
-        sources, days = np.ma.getdata(columns["source"]), np.ma.getdata(columns["day"])
         new = np.flatnonzero((sources[1:] != sources[:-1]) | (days[1:] != days[:-1])) + 1
         for start, stop in pairwise([0, *new.tolist(), len(keys)]):
+            rows = slice(start, stop)
             day = self._days[days[start].astype("datetime64[us]").item()]
-            day.followers[sources[start]] = Followers(
-                ids[start:stop], probability[start:stop], delay[start:stop]
-            )
-
-    def _read_facts(self, wanted: str, values: dict[str, Any]) -> None:
-        query = sql("facts", wanted=wanted)
-        for key, day, *facts in self._connection.execute(query, values).fetchall():
-            self._days[day].facts[key] = QueryFacts._make(facts)
-
-    def _read_cycles(self, wanted: str, values: dict[str, Any]) -> None:
-        query = sql("cycles", wanted=wanted)
-        for leaf, day, probability, days in self._connection.execute(query, values).fetchall():
-            self._days[day].cycles[leaf] = Cycle(probability, np.nan if days is None else days)
-
-    def _read_returns(self, wanted: str, values: dict[str, Any]) -> None:
-        query = sql("returns", wanted=wanted)
-        rows = self._connection.execute(query, values).fetchall()
-        for (category, day), group in groupby(rows, key=lambda row: row[:2]):
-            leaves, *numbers = zip(*(row[2:] for row in group), strict=True)
-            self._days[day].returns[category] = Returns(list(leaves), *map(np.array, numbers))
+            day.followers[sources[start]] = Followers(ids[rows], probability[rows], delay[rows])
 
     def trends(self, moments: Iterable[datetime]) -> list[dict[str, Trend]]:
         """What the shop searched before the start of each moment's hour, the most first."""
@@ -276,27 +277,14 @@ class StatisticsCache:
         }
         if missing:
             self._hours |= {hour: (self._state.log_end, {}) for hour in missing}
-            for hour, key, *trend in self._connection.execute(
-                _trends_sql(self._config), {"hours": sorted(missing)}
-            ).fetchall():
-                self._hours[hour][1][key] = Trend._make(trend)
+            query = sql(
+                "trends",
+                window=round(self._config.trend_days * 24),
+                short=max(1, round(self._config.trend_days * 6)),
+                long=round(self._config.trend_long_days * 24),
+            )
+            rows = self._connection.execute(query, {"hours": sorted(missing)}).fetchall()
+            for hour, key, *trend in rows:
+                self._hours[hour][1][key] = Trend(*trend)
             self.vocabulary.learn(key for hour in missing for key in self._hours[hour][1])
         return [self._hours[hour][1] for hour in hours]
-
-
-def _followers_sql(swing: float, wanted: str) -> str:
-    steps, count = "steps", "sum(s.closeness) / 6"
-    if swing:
-        steps = f"""(SELECT source, query_key, known, closeness / 6 AS weight, delay FROM steps
-            UNION ALL SELECT source, query_key, known, {swing} * vouched, NULL FROM swing)"""
-        count = "round(sum(s.weight), 9)"
-    return sql("followers", wanted=wanted, steps=steps, count=count)
-
-
-def _trends_sql(config: MemoryConfig) -> str:
-    return sql(
-        "trends",
-        window=round(config.trend_days * 24),
-        short=max(1, round(config.trend_days * 6)),
-        long=round(config.trend_long_days * 24),
-    )

@@ -6,13 +6,12 @@ Nothing here depends on other users, so new events of a user replace that user's
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from .event_log import DAY, PURCHASE, Event, ProductFacts, from_microseconds
-from .past_searches import PastSearch, category_key, leaf_of, past_searches
+from .event_log import DAY, PURCHASE, History, PastSearch, from_microseconds
 
 MAX_STEPS = 3  # a success leads to at most so many successes after it
 MAX_RETRIES = 12  # searches after one without success that may show how its session went on
@@ -62,7 +61,7 @@ class Return(NamedTuple):
     query_key: str | None
     known: datetime
     same: bool
-    category: str | None  # what the user had engaged with (`category_key`)
+    category: str | None  # what the user had engaged with (`History.category_key`)
     leaf: str | None  # what the user came back for
     delay: float  # days
 
@@ -76,114 +75,86 @@ class Transitions(NamedTuple):
     returns: list[Return]
 
 
-def transitions_of(events: Sequence[Event], products: Mapping[str, ProductFacts]) -> Transitions:
-    """The transitions of one user.
-
-    Args:
-        events: All of the user's events, the oldest first.
-        products: Facts of the products of the events.
-    """
-    if not events:
-        return Transitions([], [], [], [])
-    user = events[0].user_id
-    searches = past_searches(events)
-    successes = sorted(
-        (search for search in searches if search.known is not None),
-        key=lambda search: (search.known, search.event.at, search.event.event_id),
-    )
-    return Transitions(
-        outcomes=[_outcome(search) for search in searches if search.known is not None],
-        steps=[*_steps_after_success(user, successes, products), *_retries(user, searches)],
-        cycles=list(_cycles(user, events, products)),
-        returns=list(_returns(user, successes, products)),
-    )
+def transitions_of(history: History) -> Transitions:
+    """The transitions of one user who has events."""
+    successes = [search for search in history.searches if search.outcome]
+    outcomes = [
+        Outcome(
+            history.user,
+            search.event.event_id,
+            search.event.query_key,
+            from_microseconds(search.known),
+            search.first_product,
+            search.product_id,
+        )
+        for search in successes
+    ]
+    successes.sort(key=lambda search: (search.known, search.event.at, search.event.event_id))
+    steps = [*_steps_after_success(history, successes), *_retries(history)]
+    returns = list(_returns(history, successes))
+    return Transitions(outcomes, steps, list(_cycles(history)), returns)
 
 
-def _outcome(search: PastSearch) -> Outcome:
-    event = search.event
-    return Outcome(
-        event.user_id,
-        event.event_id,
-        event.query_key,
-        from_microseconds(search.known or 0),
-        search.first_product,
-        search.product_id,
-    )
-
-
-def _steps_after_success(
-    user: str, successes: Sequence[PastSearch], products: Mapping[str, ProductFacts]
-) -> Iterator[Step]:
+def _steps_after_success(history: History, successes: Sequence[PastSearch]) -> Iterator[Step]:
     """From each success to the next ones, in other sessions."""
     for number, before in enumerate(successes):
         start = before.event
-        leaf = leaf_of(before.product_id, products)
+        leaf = history.leaf(before.product_id)
         for distance, after in enumerate(successes[number + 1 : number + 1 + MAX_STEPS], 1):
             end = after.event
             if end.session_id == start.session_id or end.at >= start.at + WITHIN_DAYS * DAY:
                 continue
-            known, delay = from_microseconds(after.known or 0), (end.at - start.at) / DAY
+            known, delay = from_microseconds(after.known), (end.at - start.at) / DAY
             sources = [f"c:{leaf}"] if leaf else []
             if start.query_key != end.query_key:
                 sources += [f"q:{start.query_key}", f"p:{before.product_id}"]
             for source in sources:
-                yield Step(user, source, end.query_key, known, ADJACENT // distance, delay)
+                yield Step(history.user, source, end.query_key, known, ADJACENT // distance, delay)
 
 
-def _retries(user: str, searches: Sequence[PastSearch]) -> Iterator[Step]:
+def _retries(history: History) -> Iterator[Step]:
     """From each search to the successes of its session that came before its own, if any."""
     sessions: dict[int, list[PastSearch]] = defaultdict(list)
-    for search in searches:
+    for search in history.searches:
         sessions[search.event.session_id].append(search)
     for session in sessions.values():
         for number, before in enumerate(session):
+            source = f"r:{before.event.query_key}"
             for after in session[number + 1 : number + 1 + MAX_RETRIES]:
-                if (
-                    after.known is not None
-                    and after.event.query_key != before.event.query_key
-                    and (before.known is None or before.known > after.known)
-                ):
-                    yield Step(
-                        user,
-                        f"r:{before.event.query_key}",
-                        after.event.query_key,
-                        from_microseconds(after.known),
-                        ADJACENT,
-                        (after.event.at - before.event.at) / DAY,
-                    )
+                query, delay = after.event.query_key, (after.event.at - before.event.at) / DAY
+                first = after.outcome and not (before.outcome and before.known <= after.known)
+                if first and query != before.event.query_key:
+                    known = from_microseconds(after.known)
+                    yield Step(history.user, source, query, known, ADJACENT, delay)
 
 
-def _cycles(
-    user: str, events: Sequence[Event], products: Mapping[str, ProductFacts]
-) -> Iterator[Cycle]:
+def _cycles(history: History) -> Iterator[Cycle]:
     """The user's purchases by category, one a session."""
     purchases: dict[str, dict[int, int]] = defaultdict(dict)
-    for event in events:
-        if event.type == PURCHASE and (leaf := leaf_of(event.product_id, products)):
+    for event in history.events:
+        if event.type == PURCHASE and (leaf := history.leaf(event.product_id)):
             purchases[leaf].setdefault(event.session_id, event.at)
     for leaf, sessions in purchases.items():
         times = sorted(sessions.values())
-        yield Cycle(user, leaf, from_microseconds(times[0]), None)
+        yield Cycle(history.user, leaf, from_microseconds(times[0]), None)
         for earlier, later in pairwise(times):
-            yield Cycle(user, leaf, from_microseconds(later), (later - earlier) / DAY)
+            yield Cycle(history.user, leaf, from_microseconds(later), (later - earlier) / DAY)
 
 
-def _returns(
-    user: str, successes: Sequence[PastSearch], products: Mapping[str, ProductFacts]
-) -> Iterator[Return]:
+def _returns(history: History, successes: Sequence[PastSearch]) -> Iterator[Return]:
     """From each success to the first success of the next session that had one."""
-    sessions: dict[int, list[PastSearch]] = {}
+    sessions: dict[int, list[PastSearch]] = defaultdict(list)
     for search in successes:
-        sessions.setdefault(search.event.session_id, []).append(search)
+        sessions[search.event.session_id].append(search)
     for session, next_session in pairwise(sessions.values()):
         back = next_session[0]
         for before in session:
             yield Return(
-                user,
+                history.user,
                 before.event.query_key,
-                from_microseconds(back.known or 0),
+                from_microseconds(back.known),
                 before.event.query_key == back.event.query_key,
-                category_key(before, products),
-                leaf_of(back.first_product, products),
+                history.category_key(before),
+                history.leaf(back.first_product),
                 (back.event.at - before.event.at) / DAY,
             )

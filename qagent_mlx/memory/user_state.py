@@ -48,10 +48,10 @@ class RecentProduct(Struct, array_like=True):
 
     product_id: str
     title: str
-    bought: bool
-    engaged: bool
-    in_last_session: bool
     age: float
+    bought: bool = False
+    engaged: bool = False
+    in_last_session: bool = False
 
 
 class Interest(Struct, array_like=True):
@@ -83,7 +83,7 @@ class UserState(Struct):
     queries: list[OwnQuery] = []  # the last searched first
     sources: list[Source] = []
     bought: dict[str, float] = {}  # category -> days since the last purchase
-    engaged: dict[str, float] = {}  # category key (`category_key`) -> days since
+    engaged: dict[str, float] = {}  # category key (`History.category_key`) -> days since
     engaged_products: list[EngagedProduct] = []  # the latest first
     recent_products: list[RecentProduct] = []  # the latest first
     wording: dict[str, float] = {}  # kind of wording -> share, the largest first

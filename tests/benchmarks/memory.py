@@ -25,8 +25,8 @@ import duckdb
 import numpy as np
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -196,7 +196,7 @@ def main() -> None:
 
         def build() -> int:
             with shop.transaction() as connection:
-                return store.build(connection, config)
+                return MemoryStore(connection, config).build()
 
         if not options.skip_build:
             (report["profiles"], report["build_s"]), report["build_cpu_s"] = spent(timed, build)

@@ -43,8 +43,8 @@ from qagent_mlx.inventory.index import build_index, load_index, open_index
 from qagent_mlx.inventory.index_files import MANIFEST, leftovers
 from qagent_mlx.inventory.updates import refresh_index, remove_products
 from qagent_mlx.inventory.vector_index import rounded
-from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
@@ -197,7 +197,7 @@ def small_shop(path: Path, products: Path, events: Path) -> Path:
         policy, config = new_policy(tokenizer, "nano", "base", 0)
         save_base(policy, tokenizer, config, path / "policies" / "base")
         with shop.transaction() as connection:
-            store.build(connection, shop.config.memory)
+            MemoryStore(connection, shop.config.memory).build()
     return path
 
 
@@ -223,12 +223,12 @@ def memory_agrees(shop: Shop, users: list[str]) -> None:
         memory = Memory(shop.connection, shop.config.memory, count_words)
         return [profile.text for profile in memory.profiles(moments)]
 
-    if not store.is_current(shop.connection, shop.config.memory):
+    if not MemoryStore(shop.connection, shop.config.memory).is_current():
         # A new product moved the price bands, which puts the store off until `qagent index`.
         with shop.transaction():
-            store.build(shop.connection, shop.config.memory)
+            MemoryStore(shop.connection, shop.config.memory).build()
     stored = texts()
-    store.discard(shop.connection)
+    MemoryStore(shop.connection, shop.config.memory).discard()
     assert texts() == stored
 
 

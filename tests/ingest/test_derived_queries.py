@@ -6,7 +6,7 @@ from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.derived_queries import category_queries, derive_queries, title_queries
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.memory import store
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.shop.shop import Shop
 
 PRODUCTS = """product_id,title,category
@@ -69,9 +69,9 @@ def _cases(shop):
 def test_memory_is_put_off_until_it_is_built_again(shop):
     append_events(shop, bought("u", 3, "t1"))
     with shop.transaction() as connection:
-        store.build(connection, shop.config.memory)
+        MemoryStore(connection, shop.config.memory).build()
     derive_queries(shop)
-    assert not store.is_current(shop.connection, shop.config.memory)
+    assert not MemoryStore(shop.connection, shop.config.memory).is_current()
 
 
 def test_the_source_can_be_chosen_once(shop):

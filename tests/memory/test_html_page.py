@@ -1,7 +1,8 @@
 import json
 import re
-from dataclasses import replace
 from datetime import datetime
+
+from msgspec.structs import replace
 
 from qagent_mlx.memory.html_page import page, write_page
 from qagent_mlx.memory.inspect import MemoryView
@@ -29,7 +30,7 @@ def test_text_from_data_closes_no_tag():
         raw_tokens=1,
         text="<!-- <script>",
         sections={},
-        graph=InterestGraph((), ()),
+        graph=InterestGraph([], []),
     )
     plain = replace(view, user="", text="")
     assert page(view).count("<script") == page(plain).count("<script")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import msgspec
 import pytest
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
@@ -39,7 +40,7 @@ def shop(tmp_path):
 
 def of(shop, *moment):
     memory = Memory(shop.connection, shop.config.memory, count_words)
-    return interest_graph(memory.loader, Moment("ann", datetime(*moment))).to_dict()
+    return msgspec.to_builtins(interest_graph(memory.loader, Moment("ann", datetime(*moment))))
 
 
 def test_brands_are_linked_to_categories_of_the_same_session_only(shop):

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.memory import store
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.sharding import Partitions, build_all, part_of, split
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 
 
@@ -46,7 +46,7 @@ def test_a_partition_holds_its_own_users_only_and_serves_them_from_store(folder,
         held = []
         for part in range(2):
             memory = partitions.memory(part, count_words)
-            assert store.is_current(memory.connection, memory.config)
+            assert MemoryStore(memory.connection, memory.config).is_current()
             rows = memory.connection.execute("SELECT user_id FROM profiles").fetchall()
             assert {part_of(u, 2) for (u,) in rows} == {part}
             held += [u for (u,) in rows]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import loader as loader_module
-from qagent_mlx.memory import shop_tables, state_builder, store
+from qagent_mlx.memory import shop_tables, state_builder
 from qagent_mlx.memory.candidates import COLUMNS, TEXTS
 from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -136,23 +137,23 @@ def test_what_grew_with_the_log_equals_what_is_built_at_once(
         Shop.open(folder / "grown", read_only=False) as grown,
         Shop.open(folder / "plain", read_only=False) as plain,
     ):
-        store.build(grown.connection, grown.config.memory)
+        MemoryStore(grown.connection, grown.config.memory).build()
         memory = Memory(grown.connection, grown.config.memory, count_words)  # of a server
         for part in batches:
             for shop in (grown, plain):
                 append_events(shop, flat(part))
             as_of = end_of(plain) + timedelta(seconds=later)
-            assert store.is_current(grown.connection, grown.config.memory)
+            assert MemoryStore(grown.connection, grown.config.memory).is_current()
             if whole:
                 memory.read_all(as_of)
             assert profiles(grown, as_of, memory) == profiles(plain, as_of)
-        store.build(plain.connection, plain.config.memory)
+        MemoryStore(plain.connection, plain.config.memory).build()
         assert stored(grown) == stored(plain)
 
 
 @pytest.mark.parametrize("later", [timedelta(seconds=1), timedelta(hours=30), timedelta(days=9)])
 def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop, monkeypatch):
-    store.build(own_shop.connection, own_shop.config.memory)
+    MemoryStore(own_shop.connection, own_shop.config.memory).build()
     as_of = end_of(own_shop) + later
     people = [
         u for (u,) in own_shop.connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
@@ -200,7 +201,7 @@ def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp
     ):
         for shop in (grown, plain):
             append_events(shop, log)
-        store.build(grown.connection, grown.config.memory)
+        MemoryStore(grown.connection, grown.config.memory).build()
         as_of = end_of(plain) + timedelta(hours=1)
         for minutes, price in ((61, 1), (500, 99), (None, 3)):
             time = None if minutes is None else DAY + timedelta(minutes=minutes)
@@ -208,11 +209,11 @@ def test_a_price_of_now_leaves_what_is_stored_and_one_of_then_follows(empty, tmp
                 load_products(
                     shop, tmp_path, [{**PRODUCTS[1], "time": time, "price": price, "stock": 0}]
                 )
-            assert store.is_current(grown.connection, grown.config.memory)
+            assert MemoryStore(grown.connection, grown.config.memory).is_current()
             assert profiles(grown, as_of) == profiles(plain, as_of)
         for shop in (grown, plain):
             load_products(shop, tmp_path, [{**PRODUCTS[1], "time": None, "brand": "new"}])
-        assert not store.is_current(grown.connection, grown.config.memory)
+        assert not MemoryStore(grown.connection, grown.config.memory).is_current()
         assert profiles(grown, as_of) == profiles(plain, as_of)
 
 
@@ -233,7 +234,7 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
         late += [event("u1", 11, "click", "thing", "p1"), event("u1", 61, "click", "zork", "p2")]
         for shop in (grown, plain):
             append_events(shop, first)
-        store.build(grown.connection, grown.config.memory)
+        MemoryStore(grown.connection, grown.config.memory).build()
         for shop in (grown, plain):
             append_events(shop, late)
         as_of = end_of(plain) + timedelta(hours=1)
@@ -243,7 +244,7 @@ def test_late_events_of_an_earlier_day_are_known_to_all(empty, tmp_path):
 
 def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
     """Stored states stand on any day; what the shop knew is read when the day begins."""
-    store.build(own_shop.connection, own_shop.config.memory)
+    MemoryStore(own_shop.connection, own_shop.config.memory).build()
     memory = Memory(own_shop.connection, own_shop.config.memory, count_words)
     people = [Moment(user, end_of(own_shop) + timedelta(seconds=1)) for user in ("u00", "u01", "x")]
     for days in range(6):
@@ -253,8 +254,7 @@ def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
         memory.read_all(moments[0].as_of)
         with monkeypatch.context() as nothing_more:
             statistics = memory.loader.statistics
-            for name in ("_read_followers", "_read_facts", "_read_cycles"):
-                nothing_more.setattr(statistics, name, lambda *_: pytest.fail("read again"))
+            nothing_more.setattr(statistics, "_read", lambda *_: pytest.fail("read again"))
             nothing_more.setattr(loader_module, "user_state", lambda *_: pytest.fail("computed"))
             assert memory.profiles(moments) == expected
     assert sum(day.whole for day in memory.loader.statistics._days.values()) <= 3

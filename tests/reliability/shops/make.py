@@ -26,7 +26,7 @@ from mlx.utils import tree_map
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.index import build_index
 from qagent_mlx.inventory.product_search import search_products
-from qagent_mlx.memory import store
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.policy.shop_memory import inspect_memory
@@ -95,7 +95,7 @@ def main(out: Path) -> None:
             assert append_events(shop, events).accepted == len(events)
             build_index(shop)
             with shop.transaction() as connection:
-                store.build(connection, shop.config.memory)
+                MemoryStore(connection, shop.config.memory).build()
             tokenizer = train_tokenizer([t for _, t in PRODUCTS], 400)
             policy, config = new_policy(tokenizer, "nano", "base", 0)
             policy.model.update(tree_map(mx.zeros_like, policy.model.parameters()))

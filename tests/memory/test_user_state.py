@@ -1,0 +1,42 @@
+import msgspec
+import pytest
+
+from qagent_mlx.memory.user_state import (
+    Activity,
+    EngagedProduct,
+    Interest,
+    OwnQuery,
+    RecentProduct,
+    Source,
+    UserState,
+)
+
+
+def state():
+    return UserState(
+        queries=[OwnQuery("tent", "Tent", 2, 3, 1, 1.0)],
+        sources=[Source("q:tent", 0.4, 1.0)],
+        bought={"Tent": 2.0},
+        engaged={"b:Tent": 2.0},
+        engaged_products=[EngagedProduct("p", True, 2.0)],
+        recent_products=[RecentProduct("p", "A tent", 2.0, bought=True)],
+        wording={"plain": 1.0},
+        interests=[Interest("brand", "Acme", 8.0, 1.0)],
+        activity=Activity(5, 2, 1, 1.0, None, 0),
+    )
+
+
+def test_ages_grow_and_weights_halve_each_half_life():
+    later = state().advance(days=14.0, half_life=7.0)
+    assert later.queries[0].age == later.sources[0].age == later.activity.days_away == 15.0
+    assert later.engaged_products[0].age == later.recent_products[0].age == 16.0
+    assert later.bought == {"Tent": 16.0} and later.engaged == {"b:Tent": 16.0}
+    assert later.interests == [Interest("brand", "Acme", 2.0, 1.0)]
+    assert later.wording == {"plain": 1.0}
+
+
+@pytest.mark.parametrize("before", [state(), UserState()])
+def test_a_state_is_stored_as_json(before):
+    packed = msgspec.json.encode(before)
+    assert msgspec.json.decode(packed, type=UserState) == before
+    assert b'"queries":[["tent","Tent",2,3,1,1.0]]' in packed or before == UserState()
