@@ -173,14 +173,12 @@ def _document(
     recommender: Recommender, result: UserRecommendations, chains: bool
 ) -> dict[str, Any]:
     """One user's recommendations as JSON has them."""
-    from qagent_mlx.agent.recommend import recommendations_to_dicts
-
     catalog = recommender.search.catalog
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
     document: dict[str, Any] = {
         "user": result.user_id,
         "as_of": result.as_of.isoformat(),
-        "recommendations": recommendations_to_dicts(result.recommendations, titles),
+        "recommendations": [r.to_dict(titles) for r in result.recommendations],
         "latency_ms": round(result.latency_ms, 1),
     }
     if chains:

@@ -1,13 +1,16 @@
-"""The values that the parts of the package pass to each other."""
+"""Values that every part of the package passes on: products, cases, profiles, queries."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+Split = Literal["train", "validation", "test"]
 
 EVENT_TYPES = ("search", "view", "click", "cart", "purchase")
-ENGAGEMENTS = ("click", "cart", "purchase")  # what makes a search a success
+ENGAGEMENTS = ("click", "cart", "purchase")  # event types that make a search a success
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,13 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A moment at which a query could have been recommended, and what then happened.
+    """A moment at which a query could have been recommended, and what the user then did.
 
-    ``as_of`` is the start of a session; ``query`` is the first search of that session
-    that led to an engagement, ``products`` what the user engaged with under it, the
-    strongest first. Nothing at or after ``as_of`` may reach the agent. Of a training case that
-    asks for what people type (`SplitConfig.learn_from`), ``query`` is the session's first
-    search and ``products`` may be empty.
+    ``as_of`` is the start of a session; nothing at or after it may reach the agent. ``query``
+    is the session's first search that led to an engagement, ``products`` are those engaged
+    with under it, the strongest engagement first. (Training cases made with
+    ``SplitConfig.learn_from = "searches"`` hold the session's first search, and may have no
+    products.)
     """
 
     case_id: int
@@ -41,7 +44,7 @@ class Case:
     query_key: str
     products: tuple[str, ...]
     history: int  # events of this user before as_of
-    split: str = "train"
+    split: Split = "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a profile. A line with a ``query`` can be named by a reference token."""
+    """One line of a profile. The agent can point at the ``query`` of a line that has one."""
 
     section: str
     text: str
@@ -64,11 +67,26 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """A user's abstracted memory at a moment, rendered within a token budget.
+class UserContext:
+    """What the search tool must know of a user to mark the products that fit them.
 
-    ``references[i]`` is the query that reference ``i`` stands for. ``context`` holds what
-    the search tool needs to mark results for this user (see `agent.tools`).
+    ``brands`` (lower case), ``prices`` (price bands) and ``attributes`` map a value to its
+    share of the user's engagements, from 0 to 1; ``bought`` and ``seen`` are product ids.
+    """
+
+    brands: Mapping[str, float] = field(default_factory=dict)
+    prices: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    bought: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user's memory at a moment, abstracted to lines that fit a token budget.
+
+    ``text`` is what the agent reads; ``references[i]`` is the query that its mark ``<ri>``
+    stands for, and ``tokens`` its length.
     """
 
     user_id: str
@@ -76,17 +94,32 @@ class Profile:
     text: str
     lines: tuple[Line, ...]
     references: tuple[str, ...]
-    tokens: int
-    raw_tokens: int
-    context: dict[str, Any]
+    tokens: int = 0
+    context: UserContext = UserContext()
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A query worth showing, with the products it retrieves and why."""
+    """A query to show, the products that it retrieves, and why it is recommended.
+
+    ``votes`` is the number of chains that recommended it, ``score`` their share.
+    """
 
     query: str
     score: float
     products: tuple[str, ...]
     reason: str
     votes: int = 0
+
+    def to_dict(self, titles: Mapping[str, str]) -> dict[str, Any]:
+        """Plain values for JSON; ``titles`` maps product ids to titles."""
+        return {
+            "query": self.query,
+            "score": self.score,
+            "products": [{"product_id": p, "title": titles.get(p, "")} for p in self.products],
+            "reason": self.reason,
+            "votes": self.votes,
+        }
+
+
+Slate: TypeAlias = tuple[Recommendation, ...]  # what one user is shown, best first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..protocol.grammar import Grammar, Moves
 from ..utils.text import query_key
 from .decode import DecodingSequence
 from .tools import FetchMemory, SearchRequest, SearchResult, empty_profile
-from .types import Rollout, Task, Turn
+from .types import Finish, Rollout, Task, Turn
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
 
@@ -55,7 +56,7 @@ class Episode:
         self.request: SearchRequest | None = None
         self.note = ""
         self.query = ""
-        self.finish = ""
+        self.finish: Finish | Literal[""] = ""
         self.repeated = self.refused = 0
 
     def _allowed(self) -> np.ndarray:
@@ -139,11 +140,11 @@ class Episode:
         return Rollout(
             case=self.number,
             member=self.member,
-            tokens=self.row.tokens,
+            tokens=tuple(self.row.tokens),
             prompt_length=len(self.rules.policy.prompt),
-            sampled=self.row.sampled,
-            logprobs=self.row.logprobs,
-            turns=self.turns,
+            sampled=tuple(self.row.sampled),
+            logprobs=tuple(self.row.logprobs),
+            turns=tuple(self.turns),
             query=self.query,
             finish=self.finish,
             repeated=self.repeated,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -206,22 +206,6 @@ class Recommender(ProfileRecommender):
 def _stream(user: str, member: int) -> int:
     """A number for a user's chain, the same in every process."""
     return zlib.crc32(f"{member}:{user}".encode("utf-8", "surrogatepass"))
-
-
-def recommendations_to_dicts(
-    recommendations: Sequence[Recommendation], titles: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Recommendations as plain values: query, score, products (id and title), reason, votes."""
-    return [
-        {
-            "query": r.query,
-            "score": r.score,
-            "products": [{"product_id": p, "title": titles.get(p, "")} for p in r.products],
-            "reason": r.reason,
-            "votes": r.votes,
-        }
-        for r in recommendations
-    ]
 
 
 def recommend(

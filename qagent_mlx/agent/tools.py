@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 from ..inventory.types import ProductSearch
 from ..protocol.actions import product_line, profile_text
 from ..protocol.config import AgentConfig
 from ..protocol.marks import Mark
-from ..types import Profile
+from ..types import Profile, UserContext
 from ..utils.text import query_key
 
 KEPT = 10  # products of a query
@@ -37,7 +36,7 @@ class FetchMemory:
 
 def empty_profile(profile: Profile) -> Profile:
     """The profile of somebody of whom nothing is known."""
-    return Profile(profile.user_id, profile.as_of, "", (), (), 0, profile.raw_tokens, {})
+    return Profile(profile.user_id, profile.as_of, "", (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class SearchRequest:
 
     query: str
     as_of: datetime | None
-    context: dict[str, Any]
+    context: UserContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +119,14 @@ class SearchProducts:
             marks.append(band)
         if self._config.marks:
             context = request.context
-            if band and context.get("prices", {}).get(band, 0.0) >= 0.25:
+            if band and context.prices.get(band, 0.0) >= 0.25:
                 marks.append(Mark.FITS)
             brand = (catalog.brands[row] or "").lower()
-            if context.get("brands", {}).get(brand, 0.0) >= 0.15:
+            if context.brands.get(brand, 0.0) >= 0.15:
                 marks.append(Mark.BRAND)
-            if product in context.get("bought", ()):
+            if product in context.bought:
                 marks.append(Mark.BOUGHT)
-            elif product in context.get("seen", ()):
+            elif product in context.seen:
                 marks.append(Mark.SEEN)
         share = picks.get(row, 0.0)
         if share >= 0.2:

@@ -277,10 +277,10 @@ class Standard:
             Rollout(
                 mine[i // work.group],
                 i % work.group,
-                row.tokens,
+                tuple(row.tokens),
                 work.prompt_tokens,
-                row.sampled,
-                row.logprobs,
+                tuple(row.sampled),
+                tuple(row.logprobs),
             )
             for i, row in enumerate(rows)
         ]

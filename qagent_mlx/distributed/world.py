@@ -17,12 +17,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
@@ -213,16 +213,11 @@ def gather_rollouts(world: World, own: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts of all workers, in order of case and member."""
     if world.size == 1:
         return list(own)
-    from ..agent.types import Rollout, Turn
+    from ..agent.types import Rollout
 
-    made = []
-    for text in world.all_gather_texts(json.dumps([asdict(rollout) for rollout in own])):
-        for values in json.loads(text):
-            turns = [
-                Turn(**{**turn, "products": tuple(turn["products"])}) for turn in values["turns"]
-            ]
-            made.append(Rollout(**{**values, "turns": turns}))
-    return sorted(made, key=lambda rollout: (rollout.case, rollout.member))
+    texts = world.all_gather_texts(msgspec.json.encode(own).decode())
+    rollouts = [r for text in texts for r in msgspec.json.decode(text, type=list[Rollout])]
+    return sorted(rollouts, key=lambda rollout: (rollout.case, rollout.member))
 
 
 def is_worker() -> bool:

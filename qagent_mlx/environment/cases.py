@@ -18,9 +18,9 @@ import duckdb
 
 from ..errors import QAgentError
 from ..memory.sessions import SuccessfulSession, first_searches, successful_sessions
-from ..types import Case
+from ..types import Case, Split
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LEARN_FROM = ("successes", "searches")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 
 from ..agent.rollout import RolloutRunner
 from ..agent.tools import SearchProducts
@@ -32,11 +31,12 @@ from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Case, Profile
-from ..utils.database import literal, open_duckdb
 from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
-from .files import _copy, _profile, _profile_json
+from .files import read_cases, read_columns, write_cases, write_columns
 from .rewards import Component, Outcome, component_rewards, weighted_reward
+
+CASES, CLICKS = "cases.parquet", "clicks.parquet"  # files in a run's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,66 +183,28 @@ class Environment:
             engaged_titles=tuple(self._title[p] for p in case.products if p in self._title),
         )
 
-    # ------------------------------------------------------------ files
-
     def save(self, folder: Path) -> None:
         """Write ``cases.parquet`` (profiles included) and ``clicks.parquet``."""
-        with open_duckdb() as connection:
-            connection.execute(
-                """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP,
-                query VARCHAR, query_key VARCHAR, products VARCHAR[], history INTEGER,
-                split VARCHAR, profile VARCHAR, profile_json VARCHAR)"""
-            )
-            with connection.appender("cases") as appender:
-                for example in self.examples:
-                    c, p = example.case, example.profile
-                    appender.append_row(
-                        c.case_id,
-                        c.user_id,
-                        c.as_of,
-                        c.query,
-                        c.query_key,
-                        list(c.products),
-                        c.history,
-                        c.split,
-                        p.text,
-                        _profile_json(p),
-                    )
-            _copy(connection, "cases", folder / "cases.parquet")
-            clicks = self.search.clicks
-            if clicks is not None:
-                connection.register("clicks", clicks.columns(self.search.catalog.ids))
-                _copy(connection, "clicks", folder / "clicks.parquet")
+        write_cases(folder / CASES, ((e.case, e.profile) for e in self.examples))
+        if self.search.clicks is not None:
+            write_columns(folder / CLICKS, self.search.clicks.columns(self.search.catalog.ids))
 
     @classmethod
     def restore(cls, folder: Path, inventory: Path, config: SearchConfig) -> Environment:
-        """What `save` wrote.
+        """Read what `save` wrote; the search index comes from the folder ``inventory``.
 
         Raises:
             QAgentError: a file is missing or damaged.
         """
         try:
-            with open_duckdb() as connection:
-                rows = connection.execute(
-                    f"SELECT * FROM read_parquet({literal(folder / 'cases.parquet')})"
-                ).fetchall()
-                clicks = connection.execute(
-                    f"SELECT * FROM read_parquet({literal(folder / 'clicks.parquet')})"
-                ).fetchnumpy()
+            examples = [Example(case, profile) for case, profile in read_cases(folder / CASES)]
+            clicks = read_columns(folder / CLICKS)
         except duckdb.Error as error:
             raise QAgentError(
                 f"the run {folder.name} is damaged ({str(error).splitlines()[0]}); start a new one"
             ) from error
-        examples = []
-        for number, user, as_of, query, key, products, history, split, text, packed in rows:
-            case = Case(number, user, as_of, query, key, tuple(products), history, split)
-            examples.append(Example(case, _profile(user, as_of, text, packed)))
         index = load_index(inventory)
-        log = ClickLog.from_rows(
-            {name: np.asarray(values) for name, values in clicks.items()},
-            index.catalog.row_of,
-            config.click_half_life_days,
-        )
+        log = ClickLog.from_rows(clicks, index.catalog.row_of, config.click_half_life_days)
         return cls(examples, HybridSearch(index, log, config))
 
     @classmethod

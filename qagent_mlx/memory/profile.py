@@ -180,7 +180,6 @@ def _profile(moment: Moment, lines: list[Line], tokens: int, state: UserState) -
         lines=tuple(lines),
         references=tuple(line.query for line in lines if line.query is not None),
         tokens=tokens,
-        raw_tokens=0,
         context=search_context(state),
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
-from ..types import Line
+from ..types import Line, UserContext
 from .candidates import Candidates
 from .user_state import Interest, RecentProduct, UserState
 
@@ -163,16 +163,16 @@ def viewed_lines(products: Sequence[RecentProduct]) -> list[Line]:
     return []
 
 
-def search_context(state: UserState) -> dict[str, Any]:
+def search_context(state: UserState) -> UserContext:
     """What the search tool needs to mark products for this user, at this moment."""
     shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
     for interest in state.interests:
         if interest.kind in shares:
             shares[interest.kind][interest.name.lower()] = round(interest.share, 3)
-    return {
-        "brands": shares["brand"],
-        "prices": shares["price"],
-        "attributes": shares["attribute"],
-        "bought": [p.product_id for p in state.recent_products if p.bought],
-        "seen": [p.product_id for p in state.recent_products if not p.bought],
-    }
+    return UserContext(
+        brands=shares["brand"],
+        prices=shares["price"],
+        attributes=shares["attribute"],
+        bought=tuple(p.product_id for p in state.recent_products if p.bought),
+        seen=tuple(p.product_id for p in state.recent_products if not p.bought),
+    )

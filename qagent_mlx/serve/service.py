@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from datetime import datetime
 
-from ..agent.recommend import recommendations_to_dicts
 from .config import ServeConfig
 from .requests import PendingRequest, RecommendResponse
 from .schema import Reason, RecommendedQuery, RecommendReply
@@ -48,7 +47,7 @@ class Service:
         self.metrics.answers.labels("cache" if response.cached else response.source).inc()
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
-        queries = recommendations_to_dicts(response.recommendations[:k], responder.titles)
+        queries = [r.to_dict(responder.titles) for r in response.recommendations[:k]]
         return RecommendReply(
             user=user,
             as_of=response.as_of.isoformat() if response.as_of else None,

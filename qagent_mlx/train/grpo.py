@@ -223,9 +223,10 @@ class Trainer:
         examples = [self.examples[order[i]] for i in mine]
         rollouts = self.runner.run([e.task for e in examples], self.config.group, seed, None, mine)
         rewards = self.world.all_gather_rows(self.rewards(rollouts, examples), mine, len(order))
-        rollouts = world.gather_rollouts(self.world, rollouts)
-        for rollout in rollouts:
-            rollout.case += before  # groups are numbered through the rounds of a step
+        # Groups are numbered through the rounds of a step.
+        rollouts = [
+            replace(r, case=r.case + before) for r in world.gather_rollouts(self.world, rollouts)
+        ]
         return rollouts, rewards
 
     def shaped(
@@ -311,7 +312,7 @@ class Trainer:
         copies = Counter((r.case, tuple(r.tokens), a) for r, a in kept)
         distinct = {(r.case, tuple(r.tokens), a): r for r, a in kept}
         rollouts = list(distinct.values())
-        chains = [TrainingSequence(r.tokens, r.trained_mask, r.case) for r in rollouts]
+        chains = [TrainingSequence(list(r.tokens), r.trained_mask, r.case) for r in rollouts]
         advantages = np.array([a for _, _, a in distinct], dtype=np.float32)
         lengths = np.array([sum(chain.trained[1:]) for chain in chains], dtype=np.float32)
         counts = np.array([copies[key] for key in distinct], dtype=np.float32)

@@ -21,7 +21,7 @@ NOW = datetime(2026, 2, 1)
 def profile(*queries, user="u"):
     lines = tuple(Line("latest", q, 0.1, query=q) for q in queries)
     text = "\n".join(f"{q} <r{i}>" for i, q in enumerate(queries))
-    return Profile(user, NOW, text, lines, tuple(queries), 0, 0, {"bought": [], "seen": []})
+    return Profile(user, NOW, text, lines, tuple(queries))
 
 
 @pytest.fixture
@@ -226,9 +226,8 @@ def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy,
 
 def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():
     """A chat model writes a tag in several tokens, and a query in many."""
-    sampled = [True] * 2 + [False] * 3 + [True] * 5
-    made = Rollout(
-        0, 0, list(range(12)), 2, sampled, [-9.0] * 2 + [0.0] * 3 + [-1.0, -2.0, 0, 0, -0.5]
-    )
-    assert made.answer_logprob == -3.5
-    assert Rollout(0, 0, [], 0, [], []).answer_logprob == 0
+    sampled = (True,) * 2 + (False,) * 3 + (True,) * 5
+    logprobs = (-9.0,) * 2 + (0.0,) * 3 + (-1.0, -2.0, 0.0, 0.0, -0.5)
+    rollout = Rollout(0, 0, tuple(range(12)), 2, sampled, logprobs)
+    assert rollout.answer_logprob == -3.5
+    assert Rollout(0, 0, (), 0, (), ()).answer_logprob == 0

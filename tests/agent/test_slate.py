@@ -23,14 +23,14 @@ NOW = datetime(2026, 2, 1)
 def profile(*queries):
     lines = [Line("identity", "likes tea", 0.0)]
     lines += [Line("latest", q, 0.1, query=q, reason=f"because {q}") for q in queries]
-    return Profile("u", NOW, "", tuple(lines), tuple(queries), 0, 0, {})
+    return Profile("u", NOW, "", tuple(lines), tuple(queries))
 
 
 def chain(*searched, answer="", logprob=-1.0):
     """A chain that searched (query, products) pairs and recommended ``answer``."""
-    turns = [Turn("search", query, products=tuple(products)) for query, products in searched]
+    turns = tuple(Turn("search", query, products=tuple(products)) for query, products in searched)
     return Rollout(
-        0, 0, [1, 2], 1, [True], [logprob], turns, answer, "recommended" if answer else "invalid"
+        0, 0, (1, 2), 1, (True,), (logprob,), turns, answer, "recommended" if answer else "invalid"
     )
 
 

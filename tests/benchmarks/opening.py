@@ -42,8 +42,10 @@ def chains(groups: int, members: int, vocabulary: int, seed: int) -> list[Rollou
         memory = [*draw(10), *draw(190)]
         for member in range(members):
             sampled = [True] * 10 + [False] * 190 + [True] * 12 + [False] * 48 + [True] * 10
-            tokens = [*prompt, *memory, *draw(70)]
-            made.append(Rollout(group, member, tokens, 300, sampled, [-10.0] * len(sampled)))
+            tokens = (*prompt, *memory, *draw(70))
+            made.append(
+                Rollout(group, member, tokens, 300, tuple(sampled), (-10.0,) * len(sampled))
+            )
     return made
 
 

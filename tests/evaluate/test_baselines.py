@@ -31,7 +31,7 @@ def an_example(user, hours, references=()):
     as_of = START + timedelta(hours=hours)
     case = Case(0, user, as_of, "x", "x", (), 1, "test")
     lines = tuple(Line("latest", q, 0.1, q) for q in references)
-    return Example(case, Profile(user, as_of, "", lines, tuple(references), 0, 0, {}))
+    return Example(case, Profile(user, as_of, "", lines, tuple(references)))
 
 
 def with_profiles(shop, examples):

@@ -22,7 +22,7 @@ SMALL = SasRecConfig(width=16, blocks=1, heads=1, epochs=3)
 
 def example(user, as_of=MOMENT):
     case = Case(0, user, as_of, "x", "x", (), 1, "test")
-    return Example(case, Profile(user, as_of, "", (), (), 0, 0, {}))
+    return Example(case, Profile(user, as_of, "", (), ()))
 
 
 def made(name, shop):

@@ -16,6 +16,7 @@ from qagent_mlx.protocol.escape import safe
 from qagent_mlx.protocol.profile_text import render
 from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.types import UserContext
 
 REFERENCE = re.compile(r" <r(\d+)>$")
 
@@ -135,7 +136,7 @@ def test_a_new_user_gets_what_is_trending_only(whole, moments):
     found = whole[moments.index(Moment("nobody", moments[-2].as_of))]
     assert [line.text for line in found.lines if line.section == "identity"] == ["new user"]
     assert {line.section for line in found.lines} == {"identity", "trending"}
-    assert found.context == {"brands": {}, "prices": {}, "attributes": {}, "bought": [], "seen": []}
+    assert found.context == UserContext()
     assert whole[-1].text == "new user"  # before the shop's first day
 
 
@@ -221,10 +222,10 @@ def test_interests_are_those_of_what_was_engaged_with(shop):
     profile = profile_of(shop)
     (likes,) = (line.text for line in profile.lines if line.section == "graph")
     assert likes == "likes tent, acme, $, red"
-    assert profile.context["bought"] == ["tent"]
-    assert profile.context["seen"] == ["stove"]
-    assert profile.context["brands"]["acme"] > 0.9
-    assert profile.context["attributes"] == {"red": 1.0}
+    assert profile.context.bought == ("tent",)
+    assert profile.context.seen == ("stove",)
+    assert profile.context.brands["acme"] > 0.9
+    assert profile.context.attributes == {"red": 1.0}
 
 
 def test_a_price_band_is_that_of_the_price_then(shop, tmp_path):
@@ -236,13 +237,13 @@ def test_a_price_band_is_that_of_the_price_then(shop, tmp_path):
     ingest_files(shop, "products", [tmp_path / "sale.csv"])
     log(shop, (1, "purchase", None, "tent3"))
     log(shop, (3, "purchase", None, "tent3"), users=["bob"])
-    assert profile_of(shop).context["prices"] == {"$": 1.0}
-    assert profile_of(shop, "bob").context["prices"] == {"$$$": 1.0}
+    assert profile_of(shop).context.prices == {"$": 1.0}
+    assert profile_of(shop, "bob").context.prices == {"$$$": 1.0}
 
 
 def test_recent_interests_weigh_more(shop):
     log(shop, (30, "purchase", None, "tent"), (1, "click", None, "stove"))
-    brands = profile_of(shop).context["brands"]
+    brands = profile_of(shop).context.brands
     half_life = shop.config.memory.half_life_days
     old, new = 4 * 2 ** (-30 / half_life), 2 ** (-1 / half_life)
     assert brands["acme"] == pytest.approx(old / (old + new), abs=1e-3)
@@ -349,7 +350,7 @@ def test_an_attribute_may_have_any_name(shop, tmp_path, name):
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
     ingest_files(shop, "products", [tmp_path / "q.jsonl"])
     log(shop, (1, "click", None, "q"))
-    assert profile_of(shop).context["attributes"] == {"odd": 1.0}
+    assert profile_of(shop).context.attributes == {"odd": 1.0}
 
 
 def test_the_raw_log_is_told_an_event_a_line(shop):

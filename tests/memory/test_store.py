@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 import msgspec
@@ -91,7 +92,7 @@ def comparable(profile):
         return round(value, 3) if isinstance(value, float) else value
 
     lines = [(x.section, x.text, round(x.score, 9), x.reason) for x in profile.lines]
-    return profile.text, profile.references, profile.tokens, lines, rounded(profile.context)
+    return profile.text, profile.references, profile.tokens, lines, rounded(asdict(profile.context))
 
 
 def stored(shop):

@@ -28,7 +28,7 @@ def policy(folder):
 def profile(*queries, text=""):
     lines = tuple(Line("latest", q, 0.1, query=q) for q in queries)
     text = text or "\n".join(f"{q} <r{i}>" for i, q in enumerate(queries))
-    return Profile("u", NOW, text, lines, tuple(queries), 0, 0, {"bought": [], "seen": []})
+    return Profile("u", NOW, text, lines, tuple(queries))
 
 
 def test_a_chain_is_a_conversation_in_the_models_template(policy):

@@ -40,10 +40,10 @@ def chains(groups=3, members=3, prompt=40, seed=0):
                 Rollout(
                     group,
                     member,
-                    [*first, *said, *profile, *results, *last],
+                    (*first, *said, *profile, *results, *last),
                     prompt,
-                    sampled,
-                    random.normal(-1.5, 0.3, len(sampled)).tolist(),
+                    tuple(sampled),
+                    tuple(random.normal(-1.5, 0.3, len(sampled)).tolist()),
                 )
             )
     return made
@@ -117,7 +117,7 @@ def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, b
 
 def test_only_long_openings_of_several_groups_are_shared(nano_policy):
     def told(rollouts):
-        return [TrainingSequence(r.tokens, r.trained_mask, r.case) for r in rollouts]
+        return [TrainingSequence(list(r.tokens), r.trained_mask, r.case) for r in rollouts]
 
     policy = nano_policy
     assert SharedPrompt.of(policy, told(chains(groups=1))) is None

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -19,16 +20,14 @@ SMALL = DistillConfig(cases=10, group=2, steps=2, batch_size=4, vocab_size=512, 
 
 def example(*queries):
     lines = tuple(Line("latest", q, 0.1, query=q) for q in queries)
-    profile = Profile("u", NOW, "", lines, tuple(queries), 0, 0, {})
+    profile = Profile("u", NOW, "", lines, tuple(queries))
     return Example(Case(0, "u", NOW, "", "", (), 1, "train"), profile)
 
 
 def rollout(*searched, query, **changes):
-    turns = [Turn("fetch"), *(Turn("search", q) for q in searched), Turn("recommend", query)]
-    made = Rollout(0, 0, [], 0, [], [], turns=turns, query=query, finish="recommended")
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+    turns = (Turn("fetch"), *(Turn("search", q) for q in searched), Turn("recommend", query))
+    recommended = Rollout(0, 0, (), 0, (), (), turns=turns, query=query, finish="recommended")
+    return replace(recommended, **changes)
 
 
 def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
@@ -42,7 +41,7 @@ def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
         rollout("coffee", query="coffee"),  # not in the student's memory
         rollout("usb cable", query="usb cable", repeated=1),
         rollout("usb cable", query="usb cable", refused=1),
-        rollout("usb cable", query="usb cable", turns=[Turn("search", "usb cable")]),
+        rollout("usb cable", query="usb cable", turns=(Turn("search", "usb cable"),)),
     ],
 )
 def test_what_a_student_could_not_do_is_not_told(chain):
@@ -68,9 +67,8 @@ def scripted_teacher(monkeypatch):
         for number, task in enumerate(tasks):
             for member in range(group):
                 chosen = list(task.profile.references[:2])
-                made = rollout(*chosen, query=chosen[-1] if chosen else "")
-                made.case, made.member = number, member
-                chains.append(made)
+                query = chosen[-1] if chosen else ""
+                chains.append(rollout(*chosen, query=query, case=number, member=member))
         return chains
 
     monkeypatch.setattr(RolloutRunner, "run", play)

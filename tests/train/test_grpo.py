@@ -112,10 +112,10 @@ def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch)
     run = trainer.runner.run
 
     def off(*arguments):
-        rollouts = run(*arguments)
-        for rollout in rollouts:
-            rollout.logprobs = [v - 0.3 for v in rollout.logprobs]
-        return rollouts
+        return [
+            replace(rollout, logprobs=tuple(v - 0.3 for v in rollout.logprobs))
+            for rollout in run(*arguments)
+        ]
 
     monkeypatch.setattr(trainer.runner, "run", off)
     with pytest.raises(QAgentError, match="scores its own samples differently"):
