@@ -175,12 +175,7 @@ def _document(
     """One user's recommendations as JSON has them."""
     catalog = recommender.search.catalog
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
-    document: dict[str, Any] = {
-        "user": result.user_id,
-        "as_of": result.as_of.isoformat(),
-        "recommendations": [r.to_dict(titles) for r in result.recommendations],
-        "latency_ms": round(result.latency_ms, 1),
-    }
+    document = result.to_dict(titles)
     if chains:
         decode = recommender.policy.codec.decode
         document["chains"] = [

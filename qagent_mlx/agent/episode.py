@@ -1,21 +1,21 @@
-"""One chain of retrieval: its turns, its tool calls and how it ends."""
+"""One chain of retrieval: what the policy does, what it observes, and how the chain ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from ..policy.policy import Policy
-from ..protocol.actions import expand, parse_action, refusal_text, results_text
+from ..protocol.actions import Action, expand, parse_action, refusal_text, results_text
 from ..protocol.config import AgentConfig
 from ..protocol.grammar import Grammar, Moves
 from ..utils.text import query_key
-from .decode import DecodingSequence
+from .sequences import DecodingSequence
 from .tools import FetchMemory, SearchRequest, SearchResult, empty_profile
-from .types import Finish, Rollout, Task, Turn
+from .types import Finish, Rollout, Task, Turn, TurnKind
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
 
@@ -26,133 +26,156 @@ class EpisodeRules:
 
     policy: Policy
     config: AgentConfig
+    memory: FetchMemory
     grammar: Grammar | None  # constrains what may be drawn; None while training
-    observation: Callable[[str], list[int]]  # the token ids of a tool's answer
+    encode_observation: Callable[[str], list[int]]  # token ids of a tool's answer
 
 
 class Episode:
-    """One chain of retrieval while it runs: its turns so far, and the row that decodes it."""
+    """One chain of retrieval while it runs: the turns so far and the sequence that is decoded.
+
+    The runner decodes `sequence` until a turn ends and calls `act`; where that says so, it
+    runs the tools and calls `observe`. At the end `rollout` has the result.
+
+    Args:
+        rules: Shared by the runner's episodes.
+        task: Whom to recommend to.
+        case: Position of the task in its batch.
+        member: Position of the chain in its task's group.
+        seed: Of the random streams; None decodes greedily.
+        watch: Called with each turn as soon as it has its answer.
+    """
 
     def __init__(
-        self, rules: EpisodeRules, task: Task, number: int, member: int, seed: Sequence[int] | None
+        self,
+        rules: EpisodeRules,
+        task: Task,
+        case: int,
+        member: int,
+        seed: Sequence[int] | None,
+        watch: Callable[[Turn], None] | None = None,
     ) -> None:
-        self.rules, self.task, self.number, self.member = rules, task, number, member
-        policy, config = rules.policy, rules.config
-        self.profile = task.profile if config.memory else empty_profile(task.profile)
-        uniforms = None
+        self.rules, self.task, self.case, self.member = rules, task, case, member
+        self.profile = task.profile if rules.config.memory else empty_profile(task.profile)
+        stream = None
         if seed is not None:
-            place = number if task.stream is None else task.stream
-            uniforms = np.random.Generator(np.random.Philox(key=_key((*seed, place, member))))
-        self.row = DecodingSequence(
-            tokens=list(policy.prompt),
-            stopper=policy.stopper(),
-            uniforms=uniforms,
-            turn_limit=config.turn_tokens,
+            number = case if task.stream is None else task.stream
+            key = _hash_integers((*seed, number, member))
+            stream = np.random.Generator(np.random.Philox(key=key))
+        self.sequence = DecodingSequence(
+            tokens=list(rules.policy.prompt),
+            stopper=rules.policy.stopper(),
+            stream=stream,
+            turn_limit=rules.config.turn_tokens,
             tag=self,
-            allowed=self._allowed if rules.grammar is not None else None,
+            allowed_ids=self._allowed_ids if rules.grammar is not None else None,
         )
         self.turns: list[Turn] = []
-        self.watch: Callable[[Turn], None] | None = None
-        self.request: SearchRequest | None = None
-        self.note = ""
-        self.query = ""
-        self.finish: Finish | Literal[""] = ""
-        self.repeated = self.refused = 0
+        self.request: SearchRequest | None = None  # a search that waits for its result
+        self._watch = watch
+        self._query = ""
+        self._finish: Finish | Literal[""] = ""
+        self._repeated = self._refused = 0
 
-    def _allowed(self) -> np.ndarray:
-        """The ids that may come next in this turn."""
-        grammar, policy = self.rules.grammar, self.rules.policy
-        assert grammar is not None
-        searched = {query_key(t.query) for t in self.turns if t.kind == "search"}
-        count = sum(t.kind == "search" for t in self.turns)
-        fetched = any(t.kind == "fetch" for t in self.turns)
-        left = fetched and count < self.rules.config.max_searches
-        fresh = [i for i, q in enumerate(self.profile.references) if query_key(q) not in searched]
+    @property
+    def _searched(self) -> list[str]:
+        """The queries of the searches so far."""
+        return [turn.query for turn in self.turns if turn.kind == "search"]
+
+    @property
+    def _fetched(self) -> bool:
+        return any(turn.kind == "fetch" for turn in self.turns)
+
+    def _allowed_ids(self) -> np.ndarray:
+        """Which ids may come next in this turn: (V,) of bool."""
+        rules = self.rules
+        assert rules.grammar is not None
+        count = len(self._searched)
+        searched = {query_key(query) for query in self._searched}
+        may_search = self._fetched and count < rules.config.max_searches
+        unsearched = [
+            i for i, q in enumerate(self.profile.references) if query_key(q) not in searched
+        ]
         moves = Moves(
-            fetch=not fetched,
-            lines=tuple(fresh) if left else (),
-            words=left,
-            searched=count if fetched else 0,
+            fetch=not self._fetched,
+            lines=tuple(unsearched) if may_search else (),
+            words=may_search,
+            searched=count if self._fetched else 0,
         )
-        return grammar.mask(policy.codec.decode(self.row.turn), len(self.row.turn), moves)
+        turn = self.sequence.turn
+        return rules.grammar.mask(rules.policy.codec.decode(turn), len(turn), moves)
 
-    def acted(self) -> bool:
-        """Read what the row just said; true when it waits for an answer."""
-        action = parse_action(self.rules.policy.codec.decode(self.row.turn))
-        config = self.rules.config
-        self.request, self.note = None, ""
+    def act(self) -> bool:
+        """Read the turn that was just decoded; returns whether it waits for a tool's answer."""
+        action = parse_action(self.rules.policy.codec.decode(self.sequence.turn))
+        self.request = None
         if action.kind == "invalid":
-            closed = len(self.row.turn) < self.row.turn_limit
-            self.finish = "invalid" if closed else "length"
+            was_cut = len(self.sequence.turn) >= self.sequence.turn_limit
+            self._finish = "length" if was_cut else "invalid"
             return False
         if action.kind == "fetch":
-            if any(t.kind == "fetch" for t in self.turns):
-                self.refused += 1
-            self.turns.append(Turn("fetch", think=action.think))
-            return self._goes_on()
-        earlier = [t.query for t in self.turns if t.kind == "search"]
-        query = expand(action, self.profile.references, earlier)
+            self._refused += self._fetched
+            return self._add_turn("fetch", action)
+        # Here a reference such as <r3> becomes the query that it stands for.
+        query = expand(action, self.profile.references, self._searched)
         if query is None or not query_key(query):
-            self.finish = "invalid"
+            self._finish = "invalid"
             return False
         if action.kind == "recommend":
-            self.query, self.finish = query, "recommended"
-            self.turns.append(Turn("recommend", query, action.reference, think=action.think))
+            self._add_turn("recommend", action, query)
+            self._query, self._finish = query, "recommended"
             self._report()
             return False
-        if any(query_key(q) == query_key(query) for q in earlier):
-            self.repeated += 1
-        if len(earlier) >= config.max_searches:
-            self.refused += 1
-            self.note = "limit"
-            self.turns.append(Turn("refused", query, action.reference, think=action.think))
-            return self._goes_on()
-        self.turns.append(Turn("search", query, action.reference, think=action.think))
+        self._repeated += any(query_key(q) == query_key(query) for q in self._searched)
+        if len(self._searched) >= self.rules.config.max_searches:
+            self._refused += 1
+            return self._add_turn("refused", action, query)
         self.request = SearchRequest(query, self.task.as_of, self.profile.context)
-        return self._goes_on()
+        return self._add_turn("search", action, query)
 
-    def _goes_on(self) -> bool:
-        if len(self.turns) >= self.rules.config.max_searches + MAX_TURNS_BEYOND_SEARCHES:
-            self.finish = "turns"
-            return False
-        return True
+    def _add_turn(self, kind: TurnKind, action: Action, query: str = "") -> bool:
+        """Note a turn; returns whether the chain may have another one."""
+        self.turns.append(Turn(kind, query, action.reference, think=action.think))
+        if len(self.turns) < self.rules.config.max_searches + MAX_TURNS_BEYOND_SEARCHES:
+            return True
+        self._finish = "turns"
+        return False
 
-    def answer(self, found: SearchResult | None, memory: FetchMemory) -> None:
-        """Insert the tool's answer into the row."""
-        last = self.turns[-1]
-        if last.kind == "fetch":
-            text = memory.run(self.profile)
-        elif found is not None:
-            self.turns[-1] = Turn(last.kind, last.query, last.reference, found.products, last.think)
-            number = sum(t.kind == "search" for t in self.turns)
-            text = results_text(number, found.lines)
+    def observe(self, result: SearchResult | None) -> None:
+        """Insert the answer to the last turn; ``result`` is that of a search."""
+        turn = self.turns[-1]
+        if turn.kind == "fetch":
+            text = self.rules.memory.run(self.profile)
+        elif result is not None:
+            self.turns[-1] = replace(turn, products=result.products)
+            text = results_text(len(self._searched), result.lines)
         else:
             text = refusal_text()
-        self.row.insert(self.rules.observation(text))
+        self.sequence.insert(self.rules.encode_observation(text))
         self._report()
 
     def _report(self) -> None:
-        if self.watch is not None:
-            self.watch(self.turns[-1])
+        if self._watch is not None:
+            self._watch(self.turns[-1])
 
     def rollout(self) -> Rollout:
-        """The finished chain."""
+        """The chain as it is now."""
         return Rollout(
-            case=self.number,
+            case=self.case,
             member=self.member,
-            tokens=tuple(self.row.tokens),
+            tokens=tuple(self.sequence.tokens),
             prompt_length=len(self.rules.policy.prompt),
-            sampled=tuple(self.row.sampled),
-            logprobs=tuple(self.row.logprobs),
+            sampled=tuple(self.sequence.sampled),
+            logprobs=tuple(self.sequence.logprobs),
             turns=tuple(self.turns),
-            query=self.query,
-            finish=self.finish,
-            repeated=self.repeated,
-            refused=self.refused,
+            query=self._query,
+            finish=self._finish,
+            repeated=self._repeated,
+            refused=self._refused,
         )
 
 
-def _key(parts: Sequence[int]) -> int:
-    """A 64-bit key that differs for different sequences of integers."""
-    state = np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(2)
+def _hash_integers(integers: Sequence[int]) -> int:
+    """A 64-bit hash of a sequence of integers."""
+    state = np.random.SeedSequence([i & 0xFFFFFFFF for i in integers]).generate_state(2)
     return int(state[0]) << 32 | int(state[1])

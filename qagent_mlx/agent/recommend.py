@@ -1,13 +1,12 @@
-"""Recommending: chains of many users in one batch, and a row of queries for each."""
+"""Recommend queries: chains of many users in one batch, and a slate for each user."""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from ..errors import QAgentError
@@ -19,131 +18,145 @@ from ..policy.policy import Policy
 from ..policy.registry import open_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from ..types import Profile, Recommendation
+from ..types import Profile, Recommendation, Slate
 from .rollout import RolloutRunner
 from .slate import SlateFiller, aggregate_group, aggregate_rollouts
 from .tools import SearchProducts
-from .types import Rollout, Task, Turn
+from .types import Rollout, Task, Turn, split_groups
 
-GROUP = 8  # chains a user
-# Of a policy trained by GRPO, whose chains mostly agree: on the sample shop's test cases it reached
-# cons@1 13.1, 13.5, 13.3 and 13.3 % with 1, 2, 4 and 8 chains; SFT 10.6, 12.3, 12.9 and 13.3 %.
-SURE_GROUP = 2
+GROUP = 8  # chains for each user
+GRPO_GROUP = 2  # chains of a policy trained by GRPO mostly agree: two find what eight find
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecommendations:
-    """What one user is shown. ``latency_ms`` is the time of the batch shared by its users."""
+    """What one user is shown, and how it came about.
+
+    ``latency_ms`` is the time of the batch divided by its number of users.
+    """
 
     user_id: str
     as_of: datetime
-    recommendations: tuple[Recommendation, ...]
+    recommendations: Slate
     latency_ms: float
     chains: tuple[Rollout, ...]
     profile: Profile
 
+    def to_dict(self, titles: Mapping[str, str]) -> dict[str, Any]:
+        """Plain values for JSON, without chains; ``titles`` maps product ids to titles."""
+        return {
+            "user": self.user_id,
+            "as_of": self.as_of.isoformat(),
+            "recommendations": [r.to_dict(titles) for r in self.recommendations],
+            "latency_ms": round(self.latency_ms, 1),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
-    """A user who waits for recommendations: their memory at a moment, and how much to give."""
+    """A user who waits for a slate: their profile at a moment, and how much to compute.
+
+    Raises:
+        QAgentError: no query or no chain is asked for.
+    """
 
     profile: Profile
     as_of: datetime
-    k: int = 5
-    group: int = GROUP  # chains: the budget of this answer
+    k: int = 5  # queries
+    group: int = GROUP  # chains
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.group < 1:
             raise QAgentError("ask for at least one query and one chain")
 
+    def tasks(self) -> list[Task]:
+        """A task for each chain, with a random stream that follows from user and member."""
+        return [
+            Task(self.profile, self.as_of, _random_stream(self.profile.user_id, member))
+            for member in range(self.group)
+        ]
+
 
 def default_group_size(policy: Policy) -> int:
-    """How many chains a user a policy needs."""
+    """How many chains a policy needs for each user."""
     trained = policy.info.trained
-    return SURE_GROUP if trained and trained[-1].get("stage") == "grpo" else GROUP
+    return GRPO_GROUP if trained and trained[-1].get("stage") == "grpo" else GROUP
 
 
 class ProfileRecommender:
-    """A policy and a shop's search, ready to answer those whose memory was read."""
+    """Recommends to users whose profiles are at hand: a policy and a shop's search."""
 
     def __init__(
         self, search: ProductSearch, policy: Policy, agent: AgentConfig | None = None
     ) -> None:
-        self.search, self.policy = search, policy
-        self.agent = agent or policy.info.agent
-        self.runner = self._open_runner()
-        self._row = SlateFiller(search)
+        self.search = search
+        self._slates = SlateFiller(search)
+        self._set_policy(policy, agent or policy.info.agent)
 
-    def _open_runner(self) -> RolloutRunner:
-        return RolloutRunner(
-            self.policy, SearchProducts(self.search, self.agent), self.agent, guided=True
-        )
+    def _set_policy(self, policy: Policy, agent: AgentConfig) -> None:
+        self.policy, self.agent = policy, agent
+        self.runner = RolloutRunner(policy, SearchProducts(self.search, agent), agent, guided=True)
 
-    def use(self, policy: Policy) -> None:
-        """Answer with another policy from now on."""
-        self.policy, self.agent = policy, policy.info.agent
-        self.runner = self._open_runner()
+    def use_policy(self, policy: Policy) -> None:
+        """Recommend with another policy from now on."""
+        self._set_policy(policy, policy.info.agent)
 
     def answer(
         self,
-        asks: Sequence[RecommendRequest],
+        requests: Sequence[RecommendRequest],
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
         watch: Callable[[int, Turn], None] | None = None,
     ) -> list[UserRecommendations]:
-        """Run all chains of some users in one batch, and pool them.
+        """Run the chains of all requests in one batch and fill a slate for each.
 
-        A user's chains are sampled from a stream of their own (of the seed and the id), so
-        nobody's answer depends on who else is in the batch.
+        Chains are sampled from the random stream of their user and member, so nobody's slate
+        depends on who else is in the batch.
 
         Args:
-            asks: Each with its own number of queries and chains.
-            seed: Of the sampling.
+            requests: Each with its own number of queries and chains.
+            seed: Of the random streams.
             progress: Called with the number of chains that have ended; what it raises ends
                 the batch.
-            watch: Called with a chain's place and its turn, as soon as that has its answer.
+            watch: Called with a chain's position and its turn, as soon as that has its answer.
         """
         start = time.perf_counter()
-        tasks = [
-            Task(ask.profile, ask.as_of, _stream(ask.profile.user_id, member))
-            for ask in asks
-            for member in range(ask.group)
-        ]
-        rollouts = iter(self.runner.run(tasks, 1, (seed,), progress, watch=watch))
-        chains = [tuple(islice(rollouts, ask.group)) for ask in asks]
-        pools = [
-            aggregate_group(self.agent, c, a.profile) for c, a in zip(chains, asks, strict=True)
-        ]
-        shown = self._filled(pools, asks, self.agent.search)
-        each = (time.perf_counter() - start) * 1000 / max(1, len(asks))
+        chains = [task for request in requests for task in request.tasks()]
+        rollouts = self.runner.run(chains, 1, (seed,), progress, watch=watch)
+        tasks = [Task(request.profile, request.as_of) for request in requests]
+        groups = split_groups(rollouts, tasks, [request.group for request in requests])
+        ranked = [aggregate_group(self.agent, group) for group in groups]
+        slates = self._fill(requests, ranked, check_stock=self.agent.search)
+        latency = (time.perf_counter() - start) * 1000 / max(1, len(requests))
         return [
-            UserRecommendations(ask.profile.user_id, ask.as_of, one, each, own, ask.profile)
-            for ask, one, own in zip(asks, shown, chains, strict=True)
+            UserRecommendations(r.profile.user_id, r.as_of, slate, latency, g.rollouts, r.profile)
+            for r, g, slate in zip(requests, groups, slates, strict=True)
         ]
 
-    def top_lines(self, asks: Sequence[RecommendRequest]) -> list[tuple[Recommendation, ...]]:
-        """What the memory alone recommends, without a chain: the best baseline, at once."""
-        return self._filled([aggregate_rollouts((), ask.profile) for ask in asks], asks, False)
+    def recommend_from_memory(self, requests: Sequence[RecommendRequest]) -> list[Slate]:
+        """The slates of the memory ranker: the profiles' queries in order, without any chain."""
+        ranked = [aggregate_rollouts((), request.profile) for request in requests]
+        return self._fill(requests, ranked, check_stock=False)
 
-    def _filled(
+    def _fill(
         self,
-        pools: Sequence[Sequence[Recommendation]],
-        asks: Sequence[RecommendRequest],
-        look: bool,
-    ) -> list[tuple[Recommendation, ...]]:
-        moments = [ask.as_of for ask in asks]
-        ks = [ask.k for ask in asks]
-        return self._row.filled(pools, moments, ks, [look] * len(asks))
+        requests: Sequence[RecommendRequest],
+        ranked: Sequence[Sequence[Recommendation]],
+        check_stock: bool,
+    ) -> list[Slate]:
+        moments = [request.as_of for request in requests]
+        sizes = [request.k for request in requests]
+        return self._slates.fill(ranked, moments, sizes, [check_stock] * len(requests))
 
 
 class Recommender(ProfileRecommender):
-    """A policy, a shop's memory and its search, ready to recommend.
+    """Recommends to users of a shop: a policy, the shop's memory and its search.
 
     Args:
-        shop: Read only is enough.
+        shop: May be open for reading only.
         policy: Recommends.
-        agent: How its chains run; as it was trained by default.
-        group: Chains a user; as many as the policy needs by default.
+        agent: How its chains run; by default as it was trained.
+        group: Chains for each user; by default as many as the policy needs.
     """
 
     def __init__(
@@ -155,29 +168,29 @@ class Recommender(ProfileRecommender):
         super().__init__(open_shop_search(shop), policy, agent)
         self.memory = self._open_memory()
 
-    def _open_memory(self, before: Memory | None = None) -> Memory:
+    def _open_memory(self, previous: Memory | None = None) -> Memory:
         # A shop that was closed meanwhile, for a training say, has another connection now.
-        same = before is not None and before.connection is self.shop.connection
+        is_same = previous is not None and previous.connection is self.shop.connection
         return Memory(
             self.shop.connection,
             self.shop.config.memory,
             self.policy.codec.count,
             MemoryRanker.of_shop(self.shop),
             # What the shop knew at the start of the day is the same for the next memory.
-            statistics=before.loader.statistics if before and same else None,
+            statistics=previous.loader.statistics if previous and is_same else None,
         )
 
     def refresh(self) -> None:
         """See events that were stored since; the policy and the search stay as they are."""
         self.memory = self._open_memory(self.memory)
 
-    def use(self, policy: Policy) -> None:
+    def use_policy(self, policy: Policy) -> None:
         """Recommend with another policy from now on."""
-        super().use(policy)
+        super().use_policy(policy)
         self.refresh()
 
     def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
-        """The users' memory as the policy reads it; by default at the moment after the log."""
+        """The users' profiles as the policy reads them; by default just after the log's end."""
         moment = as_of or self.shop.end_of_log()
         return self.memory.profiles(
             [Moment(user, moment) for user in users], self.agent.sections, self.agent.profile_budget
@@ -189,22 +202,22 @@ class Recommender(ProfileRecommender):
         """Recommend ``k`` queries to each user; all chains run in one batch.
 
         Args:
-            users: Ids; somebody unknown is treated as a new user.
-            k: Queries a user.
+            users: Ids; an unknown one is treated as a new user.
+            k: Queries for each user.
             as_of: Nothing at or after this moment is used; by default the moment after the
                 log's last event, so that a log of last year gives last year's answer.
-            seed: Of the sampling.
+            seed: Of the random streams.
         """
         moment = as_of or self.shop.end_of_log()
         start = time.perf_counter()
         profiles = self.profiles(users, moment)
-        spent = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        made = self.answer([RecommendRequest(p, moment, k, self.group) for p in profiles], seed)
-        return [replace(one, latency_ms=one.latency_ms + spent) for one in made]
+        reading = (time.perf_counter() - start) * 1000 / max(1, len(users))
+        answers = self.answer([RecommendRequest(p, moment, k, self.group) for p in profiles], seed)
+        return [replace(a, latency_ms=a.latency_ms + reading) for a in answers]
 
 
-def _stream(user: str, member: int) -> int:
-    """A number for a user's chain, the same in every process."""
+def _random_stream(user: str, member: int) -> int:
+    """The number of the random stream of a user's chain, the same in every process."""
     return zlib.crc32(f"{member}:{user}".encode("utf-8", "surrogatepass"))
 
 
@@ -212,5 +225,4 @@ def recommend(
     shop: Shop, users: Sequence[str], k: int = 5, policy: str = "grpo", **options: Any
 ) -> list[UserRecommendations]:
     """Recommend ``k`` queries to each user with a policy of the shop (see `Recommender`)."""
-    recommender = Recommender(shop, open_policy(shop, policy))
-    return recommender.recommend(users, k, **options)
+    return Recommender(shop, open_policy(shop, policy)).recommend(users, k, **options)

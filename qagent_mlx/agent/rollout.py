@@ -1,7 +1,7 @@
-"""Chains of retrieval, many at once: decode, stop at an action, run the tool, go on.
+"""Chains of retrieval, many at once: decode until a turn ends, run the tools, go on.
 
-The trained ids are the sampled ids: a rollout keeps the very tokens that the policy chose
-and the environment inserted, with a mask that tells them apart.
+Rollouts keep the very ids that the policy chose and the tools inserted, with a mask that tells
+them apart; nothing is decoded to text and encoded again.
 """
 
 from __future__ import annotations
@@ -9,21 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
-import mlx.core as mx
-
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..utils.runtime import total_memory
-from .decode import Decoder, DecodingBatch
+from .decode import Decoder
 from .episode import Episode, EpisodeRules
+from .sequences import DecodingBatch
 from .tools import FetchMemory, SearchProducts
 from .types import Rollout, Task, Turn
 
-OBSERVATIONS = 4096  # tool answers whose ids are remembered
+OBSERVATIONS = 4096  # answers of tools whose token ids are remembered
+CACHE_STEP = 256  # tokens in which caches are accounted for
 
 
 class RolloutRunner:
-    """Runs chains with one policy, one search engine and one configuration."""
+    """Runs chains with one policy, one search engine and one configuration.
+
+    Args:
+        policy: Decodes the chains.
+        tools: Answers their searches.
+        config: How chains run.
+        max_rows: Chains that decode or wait for a tool at the same time.
+        memory: Bytes for their keys and values; an eighth of the machine's memory by default.
+        guided: For serving with a policy that stays as it is: draw only what forms an action.
+            Training scores the full distribution, so it must not be guided.
+    """
 
     def __init__(
         self,
@@ -34,32 +44,19 @@ class RolloutRunner:
         memory: int | None = None,
         guided: bool = False,
     ) -> None:
-        """Chains that are decoded together are bounded by ``max_rows`` and by memory.
-
-        Args:
-            policy: Whose chains.
-            tools: What answers searches.
-            config: How chains run.
-            max_rows: Rows that decode or wait at the same time.
-            memory: Bytes for their keys and values; an eighth of the machine's by default.
-            guided: For serving, with a policy that stays as it is: draw only what is an action
-                where the policy's chains are so.
-        """
-        self.policy = policy
-        # Guided chains draw only what is allowed; training must not be (see grammar.py).
-        grammar = policy.codec.grammar() if guided and config.guided else None
-        self.config = config
+        self.policy, self.config, self.tools = policy, config, tools
+        self.max_rows = max_rows
         self.memory = total_memory() // 8 if memory is None else memory
-        self._token_bytes = policy.cache_bytes
-        # Chains of a group read the same profile and much the same results.
-        observation = lru_cache(OBSERVATIONS)(policy.codec.observation)
-        self.rules = EpisodeRules(policy, config, grammar, observation)
-        self._longest = len(policy.prompt) + config.profile_budget
-        self._tools = tools
-        self._memory = FetchMemory(config)
-        self._trained = not guided
         self.decoder = Decoder(policy, light=True)
-        self._max_rows = max_rows
+        self._is_training = not guided
+        self.rules = EpisodeRules(
+            policy,
+            config,
+            memory=FetchMemory(config),
+            grammar=policy.codec.grammar() if guided and config.guided else None,
+            # Chains of a group read the same profile and much the same results.
+            encode_observation=lru_cache(OBSERVATIONS)(policy.codec.observation),
+        )
 
     def run(
         self,
@@ -70,87 +67,111 @@ class RolloutRunner:
         numbers: Sequence[int] | None = None,
         watch: Callable[[int, Turn], None] | None = None,
     ) -> list[Rollout]:
-        """``group`` chains for each task, in order of task and member.
+        """Run ``group`` chains for each task; returns them in order of task and member.
 
         Args:
-            tasks: One a case.
-            group: Rollouts a task (G).
-            seed: With a seed every chain is sampled at temperature 1 from its own stream,
-                which depends only on the seed, the task's place (or stream) and the member.
-                None decodes greedily.
+            tasks: One for each case.
+            group: Chains for each task (G).
+            seed: Every chain is sampled at temperature 1 from a random stream of its own, which
+                depends on the seed, the task's position (or stream) and the member only. None
+                decodes greedily.
             progress: Called with the number of chains that have ended.
-            numbers: The tasks' places, where these are some of a larger list.
-            watch: Called with a chain's place and its turn, as soon as that has its answer.
+            numbers: Positions of the tasks, where they are part of a longer list.
+            watch: Called with a chain's position and its turn, as soon as that has its answer.
         """
-        if self._trained:  # perhaps since the last call
+        if self._is_training:  # the weights may have changed since the last call
             self.decoder.refresh()
+        positions = range(len(tasks)) if numbers is None else numbers
         chains = [
-            Episode(self.rules, task, number, member, seed)
-            for number, task in zip(
-                range(len(tasks)) if numbers is None else numbers, tasks, strict=True
-            )
+            (task, position, member)
+            for task, position in zip(tasks, positions, strict=True)
             for member in range(group)
         ]
-        # Each call starts anew, so that a resumed run makes the batches of an unbroken one.
-        self._longest = len(self.policy.prompt) + self.config.profile_budget
-        if watch is not None:
-            for place, chain in enumerate(chains):
-                chain.watch = partial(watch, place)
-        done = 0
-        fresh = list(chains)
-        going = DecodingBatch([], [], None)
-        waiting: list[DecodingBatch] = []
-        while fresh or going.rows or waiting:
-            most = self._rows_that_fit()
-            held = len(going.rows) + sum(len(w.rows) for w in waiting)
-            room = most - held
-            # Joining a running batch copies its cache, so rows come in by half batches.
-            if fresh and (2 * room >= most or not held):
-                admitted, fresh = fresh[:room], fresh[room:]
-                going.extend(self.decoder.start([c.row for c in admitted]))
-            parked_rows = sum(len(w.rows) for w in waiting)
-            # Tools run in batches: when nobody decodes, or when most rows wait.
-            if waiting and (not going.rows or parked_rows >= 2 * len(going.rows)):
-                going.extend(self._answer(_join(waiting)))
-                waiting = []
-            going, halted = self.decoder.draw(going)
-            if halted.rows:
-                # What the chains said decides who waits for a tool and who has ended.
-                keep = [i for i, row in enumerate(halted.rows) if row.tag.acted()]
-                done += len(halted.rows) - len(keep)
-                if keep:
-                    parked = halted.take(keep) if len(keep) < len(halted.rows) else halted
-                    mx.eval([c.state for c in parked.cache])
-                    waiting.append(parked)
-                if progress is not None:
-                    progress(done)
-            if going.rows:
-                self.decoder.advance(going)
-        return [chain.rollout() for chain in chains]
+        episodes = [
+            Episode(self.rules, *chain, seed, watch=partial(watch, i) if watch else None)
+            for i, chain in enumerate(chains)
+        ]
+        schedule = _Schedule(self, episodes)
+        while schedule.unfinished:
+            schedule.admit()
+            schedule.run_tools()
+            if schedule.decode() and progress is not None:
+                progress(schedule.ended)
+        return [episode.rollout() for episode in episodes]
 
-    def _rows_that_fit(self) -> int:
-        """How many rows may be held: as many as memory has room for at the length seen so far.
+    def rows_that_fit(self, length: int) -> int:
+        """Number of chains of ``length`` tokens whose caches fit into memory, at least 1.
 
-        Caches grow in steps of 256 tokens, and while one grows or a row leaves there are two.
+        Twice as much is set aside, because a cache that grows and one that loses rows exist
+        twice for a moment.
         """
-        length = -(-self._longest // 256) * 256
-        fitting = self.memory // max(1, 2 * length * self._token_bytes)
-        return int(max(1, min(self._max_rows, fitting)))
-
-    def _answer(self, batch: DecodingBatch) -> DecodingBatch:
-        """Run the tools of all rows that wait, in one call, and put the answers in."""
-        chains: list[Episode] = [row.tag for row in batch.rows]
-        asking = [c for c in chains if c.request is not None]
-        found = self._tools.run([c.request for c in asking if c.request is not None])
-        answers = dict(zip((id(c) for c in asking), found, strict=True))
-        for chain in chains:
-            chain.answer(answers.get(id(chain)), self._memory)
-            self._longest = max(self._longest, len(chain.row.tokens))
-        return self.decoder.resume(batch)
+        length = -(-length // CACHE_STEP) * CACHE_STEP
+        fitting = self.memory // max(1, 2 * length * self.policy.cache_bytes)
+        return int(max(1, min(self.max_rows, fitting)))
 
 
-def _join(parts: list[DecodingBatch]) -> DecodingBatch:
-    joined = parts[0]
-    for part in parts[1:]:
-        joined.extend(part)
-    return joined
+class _Schedule:
+    """Which chains of one `RolloutRunner.run` decode, wait for a tool, or have not begun.
+
+    It depends on the chains alone, so a resumed run makes the batches of an unbroken one.
+    """
+
+    def __init__(self, runner: RolloutRunner, episodes: Sequence[Episode]) -> None:
+        self._runner, self._decoder = runner, runner.decoder
+        self._queue = list(episodes)
+        self._running = DecodingBatch()
+        self._waiting: list[DecodingBatch] = []
+        self._longest = len(runner.policy.prompt) + runner.config.profile_budget  # tokens
+        self.ended = 0
+
+    @property
+    def _waiting_rows(self) -> int:
+        return sum(len(batch.sequences) for batch in self._waiting)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a chain has not ended."""
+        return bool(self._queue or self._running.sequences or self._waiting)
+
+    def admit(self) -> None:
+        """Begin chains where there is room for them.
+
+        Joining a running batch copies its cache, so chains come in by half batches.
+        """
+        capacity = self._runner.rows_that_fit(self._longest)
+        held = len(self._running.sequences) + self._waiting_rows
+        room = capacity - held
+        if self._queue and (2 * room >= capacity or not held):
+            admitted, self._queue = self._queue[:room], self._queue[room:]
+            self._running.extend(self._decoder.start([e.sequence for e in admitted]))
+
+    def run_tools(self) -> None:
+        """Answer the chains that wait, all in one call: when none decodes, or most wait."""
+        running = len(self._running.sequences)
+        if not self._waiting or (running and self._waiting_rows < 2 * running):
+            return
+        batch, *others = self._waiting
+        for other in others:
+            batch.extend(other)
+        self._waiting = []
+        episodes: list[Episode] = [sequence.tag for sequence in batch.sequences]
+        requests = {i: e.request for i, e in enumerate(episodes) if e.request is not None}
+        results = dict(zip(requests, self._runner.tools.run(list(requests.values())), strict=True))
+        for i, episode in enumerate(episodes):
+            episode.observe(results.get(i))
+            self._longest = max(self._longest, len(episode.sequence.tokens))
+        self._running.extend(self._decoder.resume(batch))
+
+    def decode(self) -> bool:
+        """Draw one id for each running chain; returns whether some turn has ended."""
+        self._running, stopped = self._decoder.draw(self._running)
+        if stopped.sequences:
+            waits = [i for i, s in enumerate(stopped.sequences) if s.tag.act()]
+            self.ended += len(stopped.sequences) - len(waits)
+            if waits:
+                parked = stopped.select(waits) if len(waits) < len(stopped.sequences) else stopped
+                parked.evaluate()
+                self._waiting.append(parked)
+        if self._running.sequences:
+            self._decoder.advance(self._running)
+        return bool(stopped.sequences)

@@ -1,171 +1,187 @@
-"""From a group of chains to a row of queries worth showing.
+"""From a group of chains to a slate: the queries that one user is shown.
 
-The agent decides what comes first. What fills the row behind it are queries that the agent did
+The agent decides which query comes first. The rest of a slate are queries that the agent did
 not choose, mostly ones that it never searched; so they are searched here, and a query whose
-first product is sold out comes after those whose first product can be had.
+top product is sold out ranks behind those whose top product can be bought.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
 
 from ..inventory.types import ProductSearch
 from ..protocol.config import AgentConfig
-from ..types import Profile, Recommendation
+from ..types import Profile, Recommendation, Slate
 from ..utils.text import query_key, words
-from .tools import KEPT, empty_profile
-from .types import Rollout
+from .tools import RETRIEVED, empty_profile
+from .types import Group, Rollout
 
 
-def aggregate_group(
-    agent: AgentConfig, rollouts: Sequence[Rollout], profile: Profile
-) -> list[Recommendation]:
-    """`aggregate_rollouts` by the rules that a group of chains ran under."""
-    # Without memory no line of it may fill the answer up.
-    read = profile if agent.memory else empty_profile(profile)
-    return aggregate_rollouts(rollouts, read, validated=agent.search)
+@dataclass(slots=True)
+class _Candidate:
+    """A query of the chains or of the profile, and what speaks for it."""
+
+    query: str
+    products: tuple[str, ...] = ()
+    votes: int = 0  # chains that recommend it
+    logprob: float = -np.inf  # of the most certain recommendation
+    searches: int = 0
+
+    @property
+    def preference(self) -> tuple[float, ...]:
+        """Candidates with lower values rank higher."""
+        return (-self.votes, -self.logprob, -self.searches)
+
+
+def aggregate_group(agent: AgentConfig, group: Group) -> list[Recommendation]:
+    """`aggregate_rollouts` of a group, by the rules that its chains ran under."""
+    # Without memory no line of the profile may fill up the slate.
+    profile = group.task.profile if agent.memory else empty_profile(group.task.profile)
+    return aggregate_rollouts(group.rollouts, profile, validated=agent.search)
 
 
 def aggregate_rollouts(
     rollouts: Sequence[Rollout], profile: Profile, validated: bool = True
 ) -> list[Recommendation]:
-    """Rank what a group of chains recommends.
+    """Rank the queries of a group of chains and of the profile that they read.
 
-    Validated recommendations come first, by votes, then by the best log-probability of the
-    answer. Queries that some chain searched and that found products follow, in the order of
-    how many chains searched them, and last the other lines of memory; these have no products
-    yet. Near-duplicates and queries of which a chain found that they retrieve nothing are left
-    out.
+    Recommended queries come first, by votes, then by the log-probability of the most certain
+    vote. Queries that chains searched follow, the most often searched first, and then the
+    other lines of the profile in its order; these have no products yet. Queries of equal words
+    and queries that retrieved nothing are left out.
 
     Args:
-        rollouts: The chains of one user; without any, the lines of memory in their order.
-        profile: What they read; says why a query was in reach.
-        validated: Only queries that found products count; off where search is switched off.
+        rollouts: The chains of one user; without any, the profile's queries in their order.
+        profile: What the chains read; it says why a query is recommended.
+        validated: Only queries that retrieved products count; off where search is off.
     """
-    votes: dict[str, int] = {}
-    surest: dict[str, float] = {}
-    looked: dict[str, int] = {}
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    searched: set[str] = set()
-    for rollout in rollouts:
-        for turn in rollout.turns:
-            if turn.kind != "search":
-                continue
-            key = query_key(turn.query)
-            searched.add(key)
-            if turn.products or not validated:
-                found.setdefault(key, (turn.query, turn.products))
-                looked[key] = looked.get(key, 0) + 1
-        if rollout.query and not validated:
-            found.setdefault(rollout.key, (rollout.query, ()))
-            looked.setdefault(rollout.key, 0)
-        if rollout.key in found and (rollout.validated or not validated):
-            votes[rollout.key] = votes.get(rollout.key, 0) + 1
-            surest[rollout.key] = max(surest.get(rollout.key, -np.inf), rollout.answer_logprob)
-    order = sorted(
-        found, key=lambda key: (-votes.get(key, 0), -surest.get(key, -np.inf), -looked[key], key)
-    )
+    candidates = _candidates(rollouts, validated)
+    ranked = sorted(candidates, key=lambda key: (candidates[key].preference, key))
+    searched = {query_key(t.query) for r in rollouts for t in r.turns if t.kind == "search"}
     reasons = {}
     for line in profile.lines:
-        if line.query is not None:
-            key = query_key(line.query)
-            reasons[key] = line.reason
-            if key not in found and key not in searched:
-                found[key] = (line.query, ())
-                order.append(key)
-    made: list[Recommendation] = []
+        if line.query is None:
+            continue
+        key = query_key(line.query)
+        reasons[key] = line.reason
+        if key not in candidates and key not in searched:
+            candidates[key] = _Candidate(line.query)
+            ranked.append(key)
+    recommendations: list[Recommendation] = []
     seen: set[frozenset[str]] = set()
-    for key in order:
-        query, products = found[key]
-        bag = frozenset(words(query))
+    for key in ranked:
+        candidate = candidates[key]
+        bag = frozenset(words(candidate.query))
         if bag in seen:
             continue
         seen.add(bag)
-        made.append(
+        recommendations.append(
             Recommendation(
-                query=query,
-                score=round(votes.get(key, 0) / max(1, len(rollouts)), 4),
-                products=products,
+                query=candidate.query,
+                score=round(candidate.votes / max(1, len(rollouts)), 4),
+                products=candidate.products,
                 reason=reasons.get(key, "") or "composed from your memory",
-                votes=votes.get(key, 0),
+                votes=candidate.votes,
             )
         )
-    return made
+    return recommendations
+
+
+def _candidates(rollouts: Sequence[Rollout], validated: bool) -> dict[str, _Candidate]:
+    """The queries that chains searched or recommend, by their normalised form."""
+    candidates: dict[str, _Candidate] = {}
+    for rollout in rollouts:
+        for turn in rollout.turns:
+            if turn.kind == "search" and (turn.products or not validated):
+                key = query_key(turn.query)
+                candidate = candidates.setdefault(key, _Candidate(turn.query, turn.products))
+                candidate.searches += 1
+        if rollout.query and not validated:
+            candidates.setdefault(rollout.key, _Candidate(rollout.query))
+        recommended = candidates.get(rollout.key)
+        if recommended is not None and (rollout.validated or not validated):
+            recommended.votes += 1
+            recommended.logprob = max(recommended.logprob, rollout.answer_logprob)
+    return candidates
 
 
 class SlateFiller:
-    """Fills rows of queries, with the products of each."""
+    """Fills slates from ranked queries, and adds the products that each query retrieves."""
 
     def __init__(self, search: ProductSearch) -> None:
         self._search = search
-        self._place = search.catalog.row_of
+        self._catalog = search.catalog
 
-    def filled(
+    def fill(
         self,
-        pools: Sequence[Sequence[Recommendation]],
+        ranked: Sequence[Sequence[Recommendation]],
         moments: Sequence[datetime],
-        ks: Sequence[int],
-        look: Sequence[bool],
-    ) -> list[tuple[Recommendation, ...]]:
-        """The row that each user is shown.
+        sizes: Sequence[int],
+        check_stock: Sequence[bool],
+    ) -> list[Slate]:
+        """Choose what each user is shown.
 
-        The first query of a pool stays first where a chain recommends it. Of the others as
-        many are searched as it takes to fill the row with queries whose first product is in
-        stock; those whose is not follow them. What finds nothing is left out. The search is
-        asked a few times, about all users at once.
+        The first query stays first where a chain recommends it. Of the others, as many are
+        searched as it takes to fill the slate with queries whose top product is in stock;
+        queries whose top product is sold out follow them, and queries that retrieve nothing
+        are left out. Each round searches for all users in one call.
 
         Args:
-            pools: Of each user, the best first (`aggregate_rollouts`).
-            moments: Of each user; stock is as of then.
-            ks: How many queries a row has at most.
-            look: Of each user, whether stock counts; otherwise the pool's order stays.
+            ranked: The queries of each user, best first (`aggregate_rollouts`).
+            moments: The moment of each user, as of which products are in stock.
+            sizes: How many queries each user is shown at most.
+            check_stock: Whether stock counts for a user; otherwise the order stays.
         """
-        shown: list[list[Recommendation]] = [[] for _ in pools]
-        sold_out: list[list[Recommendation]] = [[] for _ in pools]
-        at = [0] * len(pools)  # what comes next of each pool
+        users = range(len(ranked))
+        available: list[list[Recommendation]] = [[] for _ in users]
+        sold_out: list[list[Recommendation]] = [[] for _ in users]
+        position = [0] * len(ranked)  # in the ranked queries of each user
         while True:
-            now = [
-                pool[i : i + k - len(row)]
-                for pool, i, k, row in zip(pools, at, ks, shown, strict=True)
+            missing = [
+                ranked[user][position[user] :][: sizes[user] - len(available[user])]
+                for user in users
             ]
-            if not any(now):
+            if not any(missing):
                 break
-            for user, some in enumerate(self._searched(now, moments)):
-                at[user] += len(now[user])
-                for item in some:
-                    chosen = not shown[user] and bool(item.votes)
-                    kept = (
-                        chosen or not look[user] or self._in_stock(item.products[0], moments[user])
+            for user, found in enumerate(self._search_all(missing, moments)):
+                position[user] += len(missing[user])
+                for item in found:
+                    is_choice = not available[user] and item.votes > 0
+                    is_shown = (
+                        is_choice
+                        or not check_stock[user]
+                        or self._in_stock(item.products[0], moments[user])
                     )
-                    (shown if kept else sold_out)[user].append(item)
-        return [tuple([*row, *rest][:k]) for row, rest, k in zip(shown, sold_out, ks, strict=True)]
+                    (available if is_shown else sold_out)[user].append(item)
+        return [tuple([*available[u], *sold_out[u]][: sizes[u]]) for u in users]
 
-    def _searched(
-        self, items: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
+    def _search_all(
+        self, queries: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
     ) -> list[list[Recommendation]]:
-        """The items with products; without those that find nothing."""
-        asked = list(
+        """Each user's queries with their products, without those that retrieve nothing."""
+        requests = list(
             dict.fromkeys(
                 (item.query, moment)
-                for some, moment in zip(items, moments, strict=True)
-                for item in some
+                for items, moment in zip(queries, moments, strict=True)
+                for item in items
                 if not item.products
             )
         )
-        found: dict[tuple[str, datetime], tuple[str, ...]] = {}
-        if asked:
-            hits = self._search.search([q for q, _ in asked], KEPT, [m for _, m in asked])
-            for key, retrieved in zip(asked, hits, strict=True):
-                found[key] = tuple(hit.product_id for hit in retrieved)
-        made = [
-            [replace(i, products=i.products or found[i.query, moment]) for i in some]
-            for some, moment in zip(items, moments, strict=True)
+        products: dict[tuple[str, datetime], tuple[str, ...]] = {}
+        if requests:
+            texts, times = [query for query, _ in requests], [moment for _, moment in requests]
+            results = self._search.search(texts, RETRIEVED, times)
+            for request, hits in zip(requests, results, strict=True):
+                products[request] = tuple(hit.product_id for hit in hits)
+        completed = [
+            [replace(i, products=i.products or products[i.query, moment]) for i in items]
+            for items, moment in zip(queries, moments, strict=True)
         ]
-        return [[item for item in some if item.products] for some in made]
+        return [[item for item in items if item.products] for items in completed]
 
     def _in_stock(self, product: str, moment: datetime) -> bool:
-        return self._search.catalog.state_at(self._place[product], moment)[1]
+        return self._catalog.state_at(self._catalog.row_of[product], moment)[1]

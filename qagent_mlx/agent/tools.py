@@ -15,7 +15,7 @@ from ..protocol.marks import Mark
 from ..types import Profile, UserContext
 from ..utils.text import query_key
 
-KEPT = 10  # products of a query
+RETRIEVED = 10  # products that a search returns
 PICKS = 4096  # queries at a moment whose picks are remembered
 ENOUGH_PICKS = 2.0  # engagements, of what weight a recent click has, before shares mean anything
 _MODEL_NUMBER = re.compile(r"[a-z]{1,4}-?\d{3,}[a-z]?", re.IGNORECASE)
@@ -82,7 +82,9 @@ class SearchProducts:
         hits = dict(
             zip(
                 unique,
-                self._search.search([q for q, _ in unique], KEPT, [moment for _, moment in unique]),
+                self._search.search(
+                    [q for q, _ in unique], RETRIEVED, [moment for _, moment in unique]
+                ),
                 strict=True,
             )
         )

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..agent.decode import DecodingSequence
+from ..agent.sequences import DecodingSequence
 from ..policy.policy import Policy
 from ..utils.blas import load_fast_blas
 from ..utils.doctor import gemm_gflops

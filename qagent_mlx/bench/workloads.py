@@ -19,7 +19,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..agent.decode import Decoder, DecodingBatch, DecodingSequence
+from ..agent.decode import Decoder
+from ..agent.sequences import DecodingBatch, DecodingSequence
 from ..agent.types import Rollout
 from ..distributed.world import gather_rollouts
 from ..errors import QAgentError
@@ -258,7 +259,7 @@ class Standard:
                 tokens=list(prompt),
                 stopper=Never(),  # type: ignore[arg-type]
                 turn_limit=work.new_tokens,
-                uniforms=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])),
+                stream=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])),
             )
             for i, prompt in enumerate(prompts(work, vocabulary(self.policy), number))
             if i in mine
@@ -266,9 +267,9 @@ class Standard:
         ]
         self.policy.model.eval()
         batch = decoder.start(rows)
-        while batch.rows:
+        while batch.sequences:
             batch, _ = decoder.draw(batch)
-            if batch.rows:
+            if batch.sequences:
                 decoder.advance(batch)
         made.prefilled, made.decoded = decoder.prefill_tokens, decoder.decode_tokens
         made.prefilled *= self.trainer.world.size
@@ -379,28 +380,28 @@ def agentic_rollout(
 
     task = text(shape.task)
     rows = [
-        DecodingSequence(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, uniforms=None)  # type: ignore[arg-type]
+        DecodingSequence(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, stream=None)  # type: ignore[arg-type]
         for case in range(shape.cases)
         for member in range(shape.group)
     ]
     policy.model.eval()
     decoder = Decoder(policy, light=True)  # as training decodes
-    batch = DecodingBatch([], [], None)
+    batch = DecodingBatch()
     for index, (said, inserted) in enumerate(shape.turns):
         for place, row in enumerate(rows):
             row.turn_limit = said
             if index == 1:
-                row.uniforms = np.random.Generator(np.random.Philox(key=[number, place]))
+                row.stream = np.random.Generator(np.random.Philox(key=[number, place]))
         if index == 0 and not reprefill:
             batch = decoder.start(rows)
         elif reprefill:
             batch = _computed_again(decoder, rows)
         else:
             batch = decoder.resume(batch)
-        halted = DecodingBatch([], [], None)
-        while batch.rows:
+        halted = DecodingBatch()
+        while batch.sequences:
             batch, halted = decoder.draw(batch)
-            if batch.rows:
+            if batch.sequences:
                 decoder.advance(batch)
         batch = halted
         answers = {case: text(inserted) for case in range(shape.cases)}
@@ -411,10 +412,10 @@ def agentic_rollout(
 
 
 def _computed_again(decoder: Decoder, rows: Sequence[DecodingSequence]) -> DecodingBatch:
-    cache = decoder.fresh(len(rows))
-    logits = decoder._prefill([row.tokens for row in rows], cache)
+    cache = decoder.empty_cache(len(rows))
+    logits = decoder.prefill([row.tokens for row in rows], cache)
     for row in rows:
-        row.pending, row.turn = [], []
+        row.start_turn()
     mx.eval(logits, [c.state for c in cache])
     return DecodingBatch(list(rows), cache, logits)
 

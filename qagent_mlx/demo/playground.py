@@ -331,7 +331,7 @@ class Session:
         finally:
             self.recommender.refresh()  # training lets go of the database
         self.policy, self.policy_name = open_policy(self.shop, name), name
-        self.recommender.use(self.policy)
+        self.recommender.use_policy(self.policy)
         return {"report": report, "before": before, "after": self.recommend()}
 
     def _events(self, user: str) -> int:

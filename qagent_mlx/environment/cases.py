@@ -1,39 +1,73 @@
 """Cases: moments of the log at which a query could have been recommended.
 
-The first search of a session that led to an engagement makes a case; its moment is the
-session's start. So a session in which somebody tried one query in vain and then another
-with success asks for the second one, which is what the chain of retrieval is for.
+The first search of a session that led to an engagement makes a case; the case's moment is the
+session's start. A session in which somebody tried one query in vain and then another with
+success therefore asks for the second one, which is what the chain of retrieval is for.
 
-A recommender that never looks at products knows nothing of success: it learns what people
-type. ``SplitConfig.learn_from = "searches"`` makes such training cases; what is tested stays.
+A recommender that never looks at products learns what people type, not what succeeds.
+``SplitConfig.learn_from = "searches"`` makes training and validation cases for it; the test
+cases stay the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
+from typing import Annotated, Literal, get_args
 
 import duckdb
+from msgspec import Meta
 
 from ..errors import QAgentError
 from ..memory.sessions import SuccessfulSession, first_searches, successful_sessions
 from ..types import Case, Split
+from ..utils.settings import SettingError, check
+from ..utils.text import parse_utc
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-LEARN_FROM = ("successes", "searches")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How cases are chosen and split by time."""
+    """Which moments of the log are cases, and how time splits them."""
 
-    min_history: int = 1  # events before the moment; 0 lets new users in
-    test_share: float = 0.2  # the last part of the cases, by time
-    validation_share: float = 0.05  # the part before that
-    test_from: str = ""  # ISO time; cuts there instead of by share
-    # "searches": training and validation ask for each session's first search, whatever came of it
-    learn_from: str = "successes"
+    min_history: Annotated[
+        int, Meta(ge=0, description="Events a user must have before a case; 0 lets new users in.")
+    ] = 1
+    test_share: Annotated[
+        float,
+        Meta(ge=0, le=0.9, description="Share of the cases that are test cases, the last ones."),
+    ] = 0.2
+    validation_share: Annotated[
+        float, Meta(ge=0, le=0.9, description="Share of the cases just before the test cases.")
+    ] = 0.05
+    test_from: Annotated[
+        str,
+        Meta(description="Cases from this ISO 8601 moment on are test cases, instead of a share."),
+    ] = ""
+    learn_from: Annotated[
+        Literal["successes", "searches"],
+        Meta(
+            description="What training and validation cases ask for: each session's first "
+            "successful search, or its first search whatever came of it."
+        ),
+    ] = "successes"
+
+    def test_moment(self) -> datetime | None:
+        """The moment of ``test_from``; None when it is empty.
+
+        Raises:
+            SettingError: it is no moment.
+        """
+        if not self.test_from:
+            return None
+        try:
+            return parse_utc(self.test_from)
+        except (ValueError, OverflowError):
+            raise SettingError(
+                "test_from", f"{self.test_from!r}: write it as 2011-10-12 or 2011-10-12T00:00"
+            ) from None
 
 
 def build_cases(
@@ -41,85 +75,86 @@ def build_cases(
     config: SplitConfig | None = None,
     after: datetime | None = None,
 ) -> list[Case]:
-    """All cases from ``after`` on, in order of time, each with its split.
+    """Find all cases of a log, in order of time, and split them.
 
     Args:
         connection: A shop's database.
-        config: Who counts and where to cut.
-        after: The index's ``clicks_until``: earlier cases would see what it learned.
+        config: Which moments are cases, and where the splits are cut.
+        after: Leave out earlier cases: the index's ``clicks_until``, because search has learned
+            from what users did before that moment.
 
     Raises:
-        QAgentError: no search in the log led to an engagement, a split would be empty, or
-            ``learn_from`` is unknown.
+        QAgentError: no search in the log led to an engagement, or a split would be empty.
+        SettingError: a setting has a value that it cannot have.
     """
     config = config or SplitConfig()
-    if config.learn_from not in LEARN_FROM:
-        raise QAgentError(f"learn_from is {' or '.join(LEARN_FROM)}, not {config.learn_from!r}")
+    check(config)
     cases = _cases(successful_sessions(connection, after), config.min_history)
     if not cases:
-        raise QAgentError(f"the log holds no case: {_why_none(connection)}")
-    if config.test_from:
-        try:
-            cut = datetime.fromisoformat(config.test_from)
-        except ValueError:
-            raise QAgentError(
-                f"test_from {config.test_from!r}: write it as 2011-10-12 or 2011-10-12T00:00"
-            ) from None
-        if cut.tzinfo is not None:
-            cut = cut.astimezone(timezone.utc).replace(tzinfo=None)
-        first_test = next((i for i, c in enumerate(cases) if c.as_of >= cut), len(cases))
-    else:
-        first_test = len(cases) - max(1, round(len(cases) * config.test_share))
-    first_validation = first_test - max(1, round(len(cases) * config.validation_share))
-    if first_validation < 1 or first_test >= len(cases):
-        if config.test_from and len(cases) > 2:
-            raise QAgentError(
-                f"test_from {config.test_from} leaves no case to test or to train on: the "
-                f"{len(cases)} cases are from {cases[0].as_of:%Y-%m-%d} to "
-                f"{cases[-1].as_of:%Y-%m-%d}; choose a moment between"
-            )
-        raise QAgentError(
-            f"{len(cases)} cases are too few for a train, validation and test split; "
-            "ingest a longer log, or lower the shares of validation and test"
-        )
+        raise QAgentError(f"the log holds no case: {_what_is_missing(connection)}")
+    validation, test = _split_positions(cases, config)
     if config.learn_from == "searches":
         # The same cuts in time, so that nothing of the test is learned from.
-        validation, test = cases[first_validation].as_of, cases[first_test].as_of
-        typed = _cases(first_searches(connection, after, before=test), config.min_history)
-        cases = [*typed, *cases[first_test:]]
-        first_validation = sum(c.as_of < validation for c in typed)
-        first_test = len(typed)
+        validation_start, test_start = cases[validation].as_of, cases[test].as_of
+        searches = first_searches(connection, after, before=test_start)
+        learned = _cases(searches, config.min_history)
+        cases = [*learned, *cases[test:]]
+        validation = sum(case.as_of < validation_start for case in learned)
+        test = len(learned)
     return [
-        replace(c, case_id=i, split=SPLITS[(i >= first_validation) + (i >= first_test)])
-        for i, c in enumerate(cases)
+        replace(case, case_id=i, split=SPLITS[(i >= validation) + (i >= test)])
+        for i, case in enumerate(cases)
     ]
 
 
-def _cases(found: Sequence[SuccessfulSession], min_history: int) -> list[Case]:
-    """Cases of those with some history, not numbered yet."""
+def _split_positions(cases: Sequence[Case], config: SplitConfig) -> tuple[int, int]:
+    """Positions of the first validation case and of the first test case."""
+    moment = config.test_moment()
+    if moment is not None:
+        test = next((i for i, case in enumerate(cases) if case.as_of >= moment), len(cases))
+    else:
+        test = len(cases) - max(1, round(len(cases) * config.test_share))
+    validation = test - max(1, round(len(cases) * config.validation_share))
+    if validation >= 1 and test < len(cases):
+        return validation, test
+    if moment is not None and len(cases) > 2:
+        raise SettingError(
+            "test_from",
+            f"{config.test_from} leaves no case to test or to train on: the {len(cases)} cases "
+            f"are from {cases[0].as_of:%Y-%m-%d} to {cases[-1].as_of:%Y-%m-%d}; choose a moment "
+            "between",
+        )
+    raise QAgentError(
+        f"{len(cases)} cases are too few for a train, validation and test split; "
+        "ingest a longer log, or lower the shares of validation and test"
+    )
+
+
+def _cases(sessions: Sequence[SuccessfulSession], min_history: int) -> list[Case]:
+    """A case for each session of a user with enough history, not numbered yet."""
     return [
         Case(
             case_id=0,
-            user_id=s.user_id,
-            as_of=s.start,
-            query=s.query,
-            query_key=s.query_key,
-            products=s.products,
-            history=s.history,
+            user_id=session.user_id,
+            as_of=session.start,
+            query=session.query,
+            query_key=session.query_key,
+            products=session.products,
+            history=session.history,
         )
-        for s in found
-        if s.history >= min_history
+        for session in sessions
+        if session.history >= min_history
     ]
 
 
-def _why_none(connection: duckdb.DuckDBPyConnection) -> str:
-    """What the log lacks, and the remedy."""
-    searches, engaged = connection.execute(
+def _what_is_missing(connection: duckdb.DuckDBPyConnection) -> str:
+    """What a log without cases lacks, and the remedy."""
+    searches, engagements = connection.execute(
         """SELECT count(*) FILTER (type = 'search'),
                count(*) FILTER (type IN ('click', 'cart', 'purchase')) FROM events"""
     ).fetchall()[0]
-    if not searches and engaged:
-        return "it has no searches; ingest them, or make some with: qagent ingest derive"
+    if not searches and engagements:
+        return "it has no searches; ingest them, or derive some with: qagent ingest derive"
     return (
         "no search by a known user led to a click, cart or purchase; "
         "ingest events of both kinds with user ids"
@@ -128,4 +163,4 @@ def _why_none(connection: duckdb.DuckDBPyConnection) -> str:
 
 def of_split(cases: Sequence[Case], split: str) -> list[Case]:
     """The cases of one split."""
-    return [c for c in cases if c.split == split]
+    return [case for case in cases if case.split == split]

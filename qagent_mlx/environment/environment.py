@@ -1,4 +1,4 @@
-"""What a policy is trained and measured in: cases with their profiles, and the inventory.
+"""The environment of training and evaluation: cases with their profiles, and the search.
 
 A run copies all of it into its own folder and lets go of the shop's database, so that the
 shop can be written to while a policy trains, and a resumed run sees exactly what it saw.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from ..agent.rollout import RolloutRunner
-from ..agent.tools import SearchProducts
+from ..agent.tools import RETRIEVED, SearchProducts
 from ..agent.types import Rollout, Task
 from ..distributed.world import current_world
 from ..errors import QAgentError
@@ -31,36 +31,36 @@ from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Case, Profile
-from ..utils.text import query_key
 from .cases import SplitConfig, build_cases, of_split
 from .files import read_cases, read_columns, write_cases, write_columns
 from .rewards import Component, Outcome, component_rewards, weighted_reward
 
 CASES, CLICKS = "cases.parquet", "clicks.parquet"  # files in a run's folder
+RESULTS = 200_000  # results of searches that are remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A case and the memory that the agent will find."""
+    """A case and the profile that the agent reads in it."""
 
     case: Case
     profile: Profile
 
     @property
     def task(self) -> Task:
-        """What a chain is told; the answer is no part of it."""
+        """What a chain is given. What the user then did is no part of it."""
         return Task(self.profile, self.case.as_of)
 
 
 class Environment:
-    """Cases, and the inventory as it was at each of their moments."""
+    """Examples, and the search as it was at the moment of each of them."""
 
     def __init__(self, examples: Sequence[Example], search: HybridSearch) -> None:
         self.examples = list(examples)
         self.search = search
         catalog = search.catalog
         self._title = dict(zip(catalog.ids, catalog.titles, strict=True))
-        self._found: dict[tuple[str, Any], tuple[str, ...]] = {}
+        self._results: dict[tuple[str, datetime], tuple[str, ...]] = {}
 
     @classmethod
     def of_shop(
@@ -69,15 +69,15 @@ class Environment:
         codec: AnyCodec,
         agent: AgentConfig | None = None,
         split: SplitConfig | None = None,
-        last: dict[str, int] | None = None,
+        last: Mapping[str, int] | None = None,
     ) -> Environment:
         """All cases of a shop with their profiles, in one pass over its log.
 
         Args:
-            shop: Its index is built when it is missing or stale.
+            shop: Its index is built when it is missing or out of date.
             codec: Counts the tokens of the profiles.
-            agent: Sections and budget of the profiles.
-            split: Which cases there are, and where they are cut.
+            agent: Sections and token budget of the profiles.
+            split: Which moments are cases, and how time splits them.
             last: Split -> only its last so many cases, and none of the other splits; profiles
                 take long where there are thousands.
         """
@@ -85,7 +85,7 @@ class Environment:
         index = open_index(shop)
         cases = build_cases(shop.connection, split, after=index.clicks_until)
         if last is not None:
-            cases = [c for name, most in last.items() for c in of_split(cases, name)[-most:]]
+            cases = [c for name, count in last.items() for c in of_split(cases, name)[-count:]]
         return cls.of_cases(shop, cases, codec, agent, index)
 
     @classmethod
@@ -97,13 +97,9 @@ class Environment:
         agent: AgentConfig,
         index: InventoryIndex | None = None,
     ) -> Environment:
-        """Given cases of a shop with their profiles, and the shop's search.
-
-        ``index`` is the shop's where it is at hand; it is opened otherwise.
-        """
-        memory = Memory(
-            shop.connection, shop.config.memory, codec.count, MemoryRanker.of_shop(shop)
-        )
+        """Given cases of a shop with their profiles; ``index`` is opened if it is not given."""
+        ranker = MemoryRanker.of_shop(shop)
+        memory = Memory(shop.connection, shop.config.memory, codec.count, ranker)
         profiles = memory.profiles(
             [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
         )
@@ -111,69 +107,69 @@ class Environment:
         return cls(examples, open_search(shop, index))
 
     @classmethod
-    def shared(cls, shop: Shop, make: Callable[[], Environment]) -> Environment:
-        """What ``make`` gives, made once for all workers of a machine: profiles take longest.
+    def shared(cls, shop: Shop, build: Callable[[], Environment]) -> Environment:
+        """Build an environment once for all workers of a machine: profiles take long.
 
-        Workers on other machines make their own, and all of them compare.
+        Workers on several machines build one each, and compare them.
 
         Raises:
             QAgentError: the machines' shops differ.
         """
         workers = current_world()
         if workers.size == 1:
-            return make()
+            return build()
         if workers.folder is None:
-            environment = make()
+            environment = build()
             workers.assert_equal("cases or profiles", environment.digest())
             return environment
-        place = workers.folder / "environment"
-        if workers.is_main_process:
-            environment = make()
-            making = workers.folder / "making"
-            making.mkdir()
-            environment.save(making)
-            making.rename(place)
-            return environment
-        workers.wait_for(place)
-        return cls.restore(place, shop.path / "inventory", shop.config.search)
+        folder = workers.folder / "environment"
+        if not workers.is_main_process:
+            workers.wait_for(folder)
+            return cls.restore(folder, shop.path / "inventory", shop.config.search)
+        environment = build()
+        unfinished = workers.folder / "unfinished"
+        unfinished.mkdir()
+        environment.save(unfinished)
+        unfinished.rename(folder)
+        return environment
 
     def digest(self) -> str:
-        """Identifies the cases and what the agent reads of each."""
-        made = hashlib.sha256()
+        """A hash of the cases and of what the agent reads in each."""
+        digest = hashlib.sha256()
         for example in self.examples:
             case = example.case
-            made.update(f"{case.case_id} {case.as_of} {case.split} {case.query}\0".encode())
-            made.update(f"{example.profile.text}\0".encode())
-        return made.hexdigest()
+            digest.update(f"{case.case_id} {case.as_of} {case.split} {case.query}\0".encode())
+            digest.update(f"{example.profile.text}\0".encode())
+        return digest.hexdigest()
 
     def of_split(self, split: str) -> list[Example]:
-        """The examples of ``train``, ``validation`` or ``test``, in order of time."""
+        """The examples of one split, in order of time."""
         return [e for e in self.examples if e.case.split == split]
 
     def rollout_runner(
         self, policy: Policy, agent: AgentConfig, guided: bool = False
     ) -> RolloutRunner:
-        """Runs chains of a policy in this environment; ``guided`` as they are served."""
+        """What runs a policy's chains here; ``guided`` as they are served."""
         return RolloutRunner(policy, SearchProducts(self.search, agent), agent, guided=guided)
 
-    def retrieve(self, query: str, as_of: Any) -> tuple[str, ...]:
-        """The ten products that a query retrieves at a moment."""
+    def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
+        """The products that a query retrieves at a moment, best first."""
         key = (query, as_of)
-        if key not in self._found:
-            if len(self._found) > 200_000:
-                self._found.clear()
-            hits = self.search.search([query], 10, [as_of])[0]
-            self._found[key] = tuple(h.product_id for h in hits)
-        return self._found[key]
+        if key not in self._results:
+            if len(self._results) > RESULTS:
+                self._results.clear()
+            hits = self.search.search([query], RETRIEVED, [as_of])[0]
+            self._results[key] = tuple(hit.product_id for hit in hits)
+        return self._results[key]
 
     def outcome(self, rollout: Rollout, case: Case) -> Outcome:
-        """A chain beside what its user then did.
+        """Put a chain beside what its user then did, for the rewards.
 
-        The products are looked up again where the chain did not search its own query, so
-        an unvalidated recommendation is judged by what it would have shown.
+        Where the chain did not search the query that it recommends, the query is searched
+        now: an unvalidated recommendation is judged by what it would have shown.
         """
         products = rollout.products
-        if not products and rollout.query and query_key(rollout.query):
+        if not products and rollout.key:
             products = self.retrieve(rollout.query, case.as_of)
         return Outcome(
             rollout=rollout,
@@ -209,7 +205,7 @@ class Environment:
 
     @classmethod
     def resume(cls, shop: Shop, folder: Path, catalog_version: int) -> Environment:
-        """What `save` wrote, for a run that goes on exactly.
+        """Read what `save` wrote, for a run that goes on exactly.
 
         Raises:
             QAgentError: a file is damaged, or the shop's catalog has changed since.
@@ -230,10 +226,10 @@ def evaluate_policy(
     weights: Mapping[str, float],
     components: Mapping[str, Component] | None = None,
 ) -> dict[str, float]:
-    """One greedy chain for each example, judged.
+    """Run one greedy chain for each example and compare it with what the user then did.
 
     Returns:
-        Means of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
+        Means over all examples of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
     """
     workers = current_world()
     own = [examples[i] for i in workers.local_indices(len(examples))]
@@ -246,20 +242,6 @@ def evaluate_policy(
         "i_hit@1": [o.item_hit for o in outcomes],
         "cons@1": [o.query_hit and o.item_hit for o in outcomes],
     }
-    sums = workers.all_reduce_scalars(*(float(sum(row)) for row in values.values()))
+    sums = workers.all_reduce_scalars(*(float(sum(column)) for column in values.values()))
     count = len(examples) or float("nan")
-    return {name: value / count for name, value in zip(values, sums, strict=True)}
-
-
-def without_sections(example: Example, sections: Sequence[str]) -> Example:
-    """The example with some sections of its profile removed (for ablations)."""
-    from ..protocol.profile_text import render
-
-    lines = tuple(line for line in example.profile.lines if line.section not in sections)
-    profile = replace(
-        example.profile,
-        lines=lines,
-        text=render(lines),
-        references=tuple(line.query for line in lines if line.query is not None),
-    )
-    return Example(example.case, profile)
+    return {name: total / count for name, total in zip(values, sums, strict=True)}

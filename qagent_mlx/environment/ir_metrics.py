@@ -1,4 +1,4 @@
-"""Metrics of ranked retrieval."""
+"""Metrics of ranked retrieval, for rewards and for evaluation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 
 def ndcg(retrieved: Sequence[str], relevant: Sequence[str], k: int) -> float:
-    """NDCG@k with binary relevance."""
-    wanted = set(relevant)
-    gain = sum(1 / math.log2(i + 2) for i, p in enumerate(retrieved[:k]) if p in wanted)
-    best = sum(1 / math.log2(i + 2) for i in range(min(k, len(wanted))))
-    return gain / best if best else 0.0
+    """NDCG@k with binary relevance, in [0, 1]; 0 when nothing is relevant."""
+    relevant_ids = set(relevant)
+    gain = sum(1 / math.log2(i + 2) for i, p in enumerate(retrieved[:k]) if p in relevant_ids)
+    ideal = sum(1 / math.log2(i + 2) for i in range(min(k, len(relevant_ids))))
+    return gain / ideal if ideal else 0.0

@@ -1,9 +1,9 @@
-"""Rewards: small functions of a finished chain and what the user then did.
+"""Rewards: how good a finished chain is, given what the user then did.
 
-Each component is in [0, 1] and is logged on its own. A component is a function
-``(Outcome) -> float``; `COMPONENTS` is the table, and `load_component` adds one from a
-user's file. The paper rewards format, tool use, and hits with a query and an item part,
-each hard and soft (arXiv:2606.05671, reported).
+A reward is a weighted mean of components (`weighted_reward`). A component is a function
+``(Outcome) -> float`` with values in [0, 1], and is logged on its own. `COMPONENTS` lists
+them; add yours here, or in a file of your own (`custom_rewards.load_component`). The paper
+rewards format, tool use, and hits of query and item, each hard and soft (arXiv:2606.05671).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..types import Case
+from ..utils.settings import SettingError
 from ..utils.text import rouge_l
 from .ir_metrics import ndcg
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A chain beside what the user then did.
+    """A chain beside what its user then did: all that a reward component sees.
 
-    ``products`` is what the recommended query retrieves at the case's moment, whether the
-    chain searched it or not; ``titles`` are the titles of the first retrieved product and
-    of the products that the user engaged with.
+    ``products`` are what the recommended query retrieves at the case's moment, best first,
+    whether the chain searched it or not. ``top_title`` is the title of the first of them,
+    ``engaged_titles`` those of the products that the user engaged with.
     """
 
     rollout: Rollout
@@ -36,12 +37,12 @@ class Outcome:
 
     @property
     def query_hit(self) -> bool:
-        """The recommended query equals the user's next one."""
+        """Whether the chain recommends the query that the user typed next (exact match)."""
         return self.rollout.key == self.case.query_key and bool(self.rollout.key)
 
     @property
     def item_hit(self) -> bool:
-        """The first product that it retrieves is one that the user engaged with."""
+        """Whether the user engaged with the first product that the query retrieves."""
         return bool(self.products) and self.products[0] in self.case.products
 
 
@@ -49,32 +50,35 @@ Component = Callable[[Outcome], float]
 
 
 def format_reward(outcome: Outcome) -> float:
-    """1 for a chain that ends in a recommendation, 0 for one that breaks off."""
+    """1 if the chain ends in a recommendation, 0 if it breaks off."""
     return float(outcome.rollout.finish == "recommended")
 
 
 def tool_reward(outcome: Outcome) -> float:
-    """Thirds for: memory read, recommended query searched, nothing asked twice."""
+    """A third each: memory read, recommended query searched, no action repeated or refused."""
     rollout = outcome.rollout
-    clean = rollout.repeated == 0 and rollout.refused == 0
-    return (rollout.fetched + rollout.validated + clean) / 3
+    is_clean = rollout.repeated == 0 and rollout.refused == 0
+    return (rollout.fetched + rollout.validated + is_clean) / 3
 
 
 def query_reward(outcome: Outcome) -> float:
-    """0.8 for the very query, and up to 0.2 for shared words (ROUGE-L)."""
-    soft = rouge_l(outcome.rollout.query, outcome.case.query)
-    return 0.8 * outcome.query_hit + 0.2 * soft
+    """0.8 for the query that the user typed next, plus 0.2 x ROUGE-L of the two."""
+    overlap = rouge_l(outcome.rollout.query, outcome.case.query)
+    return 0.8 * outcome.query_hit + 0.2 * overlap
 
 
 def item_reward(outcome: Outcome) -> float:
-    """0.6 for an engaged product on top, 0.3 x NDCG@10, 0.1 for a like title (ROUGE-L)."""
-    soft = max((rouge_l(outcome.top_title, t) for t in outcome.engaged_titles), default=0.0)
-    ranked = ndcg(outcome.products, outcome.case.products, 10)
-    return 0.6 * outcome.item_hit + 0.3 * ranked + 0.1 * soft
+    """0.6 for an engaged product on top, plus 0.3 x NDCG@10, plus 0.1 x ROUGE-L of the titles."""
+    overlap = max((rouge_l(outcome.top_title, t) for t in outcome.engaged_titles), default=0.0)
+    gain = ndcg(outcome.products, outcome.case.products, 10)
+    return 0.6 * outcome.item_hit + 0.3 * gain + 0.1 * overlap
 
 
 def consistency_reward(outcome: Outcome) -> float:
-    """Query and item, both or nothing: 1 when the wanted query retrieves the wanted product."""
+    """1 if the query is the next one and its top product was engaged with, otherwise 0.
+
+    Its mean over cases is the metric ``cons@1``.
+    """
     return float(outcome.query_hit and outcome.item_hit)
 
 
@@ -98,58 +102,63 @@ WEIGHTS: dict[str, float] = {
 def component_rewards(
     outcome: Outcome, components: Mapping[str, Component] | None = None
 ) -> dict[str, float]:
-    """Each component of one chain.
+    """The value of each component for one chain.
+
+    Args:
+        outcome: The chain and what its user then did.
+        components: Functions by name; `COMPONENTS` by default.
 
     Raises:
-        QAgentError: a component returned something that is not a number in [0, 1].
+        QAgentError: a component fails or returns something that is no number in [0, 1].
     """
-    made = {}
+    rewards = {}
     for name, component in (components or COMPONENTS).items():
         try:
             value = float(component(outcome))
-        except Exception as error:  # whatever a user's own reward raises is the answer
+        except Exception as error:  # whatever a user's own reward raises is shown
             raise QAgentError(
                 f"the reward {name} failed: {type(error).__name__}: {error}"
             ) from error
         if not 0.0 <= value <= 1.0:
             raise QAgentError(f"the reward {name} returned {value}; rewards lie between 0 and 1")
-        made[name] = value
-    return made
+        rewards[name] = value
+    return rewards
 
 
-def weighted_reward(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted mean of the components, in [0, 1]."""
-    weight = sum(weights.get(name, 0.0) for name in parts)
-    return sum(weights.get(name, 0.0) * value for name, value in parts.items()) / max(weight, 1e-9)
+def weighted_reward(rewards: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted mean of the components, in [0, 1]; one without a weight does not count."""
+    total = sum(weights.get(name, 0.0) for name in rewards)
+    return sum(weights.get(name, 0.0) * v for name, v in rewards.items()) / max(total, 1e-9)
 
 
-WeightSchedule = tuple[tuple[float, float], ...]
+WeightSchedule = tuple[tuple[float, float], ...]  # (step, weight) points
 
 
-def parse_weight(pair: str, known: Sequence[str]) -> tuple[str, float | WeightSchedule]:
-    """``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes.
+def parse_weight(text: str, known: Sequence[str]) -> tuple[str, float | WeightSchedule]:
+    """Read ``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes.
 
     Raises:
-        QAgentError: the name is unknown or a value is no number from 0 on.
+        SettingError: there is no component of that name, or a number is not from 0 on.
     """
-    name, sign, text = pair.partition("=")
+    name, _, value = text.partition("=")
     if name not in known:
-        raise QAgentError(
-            f"--weight {pair}: there is no reward {name!r}; known are {', '.join(known)}"
+        raise SettingError(
+            "weights", f"{text}: there is no reward {name!r}; known are {', '.join(known)}"
         )
     try:
-        if "@" not in text:
-            weight = float(text)
-            if sign and math.isfinite(weight) and weight >= 0:
+        if "@" not in value:
+            weight = float(value)
+            if math.isfinite(weight) and weight >= 0:
                 return name, weight
         else:
-            points = [tuple(float(v) for v in part.split("@")) for part in text.split(",")]
-            curve = tuple((step, weight) for weight, step in points)
-            if all(math.isfinite(v) and v >= 0 for point in curve for v in point):
-                return name, curve
+            points = [tuple(float(v) for v in part.split("@")) for part in value.split(",")]
+            schedule = tuple((step, weight) for weight, step in points)
+            if all(math.isfinite(v) and v >= 0 for point in schedule for v in point):
+                return name, schedule
     except ValueError:
         pass
-    raise QAgentError(
-        f"--weight {pair}: write it as {name}=0.5, with a number from 0 on, or as "
-        f"{name}=0@1,2@30 for a weight that changes from step 1 to step 30"
+    raise SettingError(
+        "weights",
+        f"{text}: write it as {name}=0.5, with a number from 0 on, or as "
+        f"{name}=0@1,2@30 for a weight that changes from step 1 to step 30",
     )

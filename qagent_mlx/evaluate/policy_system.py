@@ -8,7 +8,7 @@ import numpy as np
 
 from ..agent.recommend import GROUP
 from ..agent.slate import SlateFiller, aggregate_group
-from ..agent.types import Rollout
+from ..agent.types import Group, Rollout, split_groups
 from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
@@ -54,34 +54,33 @@ class PolicySystem:
         rankings: list[Ranking] = []
         for start in range(0, len(examples), CASES_AT_ONCE):
             batch = examples[start : start + CASES_AT_ONCE]
-            rollouts = self._runner.run([e.task for e in batch], self._group, (self._seed, start))
-            groups = [rollouts[i * self._group : (i + 1) * self._group] for i in range(len(batch))]
+            tasks = [e.task for e in batch]
+            rollouts = self._runner.run(tasks, self._group, (self._seed, start))
+            groups = split_groups(rollouts, tasks, [self._group] * len(batch))
             slates = self._slates(batch, groups, k)
             for example, group, slate in zip(batch, groups, slates, strict=True):
+                chains = group.rollouts
                 if len(self.rollouts) < self._keep:
-                    self.rollouts[example.case.case_id] = group
-                valid = [r.validated and r.finish == "recommended" for r in group]
+                    self.rollouts[example.case.case_id] = list(chains)
+                valid = [r.validated and r.finish == "recommended" for r in chains]
                 rankings.append(
                     Ranking(
                         tuple(r.query for r in slate),
                         valid=float(np.mean(valid)),
-                        searches=float(np.mean([r.searches for r in group])),
-                        tokens=float(np.mean([len(r.tokens) for r in group])),
+                        searches=float(np.mean([r.searches for r in chains])),
+                        tokens=float(np.mean([len(r.tokens) for r in chains])),
                         scores=tuple(r.score for r in slate),
                     )
                 )
         return rankings
 
     def _slates(
-        self, examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], k: int
+        self, examples: Sequence[Example], groups: Sequence[Group], k: int
     ) -> list[Sequence[Recommendation]]:
-        aggregated = [
-            aggregate_group(self._agent, group, example.profile)
-            for example, group in zip(examples, groups, strict=True)
-        ]
+        aggregated = [aggregate_group(self._agent, group) for group in groups]
         if not self._agent.search:
             return [recommendations[:k] for recommendations in aggregated]
         moments = [e.case.as_of for e in examples]
         # Of a time before stock was recorded nobody can say what was sold out.
         recorded = [self._environment.search.catalog.knows_stock_at(moment) for moment in moments]
-        return [*self._filler.filled(aggregated, moments, [k] * len(examples), recorded)]
+        return [*self._filler.fill(aggregated, moments, [k] * len(examples), recorded)]

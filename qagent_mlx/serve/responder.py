@@ -136,7 +136,7 @@ class Responder:
             RecommendRequest(profile, request.as_of or now, request.k, request.chains)
             for request, profile in zip(pending, self._read_profiles(pending, now), strict=True)
         ]
-        lines = self.recommender.top_lines(requests)
+        lines = self.recommender.recommend_from_memory(requests)
         for waiting, request, line in zip(pending, requests, lines, strict=True):
             waiting.fallback = RecommendResponse(line, "top-line", request.as_of, self.policy)
         shared = self._shared(pending, requests)
@@ -164,7 +164,7 @@ class Responder:
             self._saved_at = saved_at  # it is not tried again until it changes
             self._metrics.policies.labels("refused").inc()
             raise
-        self.recommender.use(policy)
+        self.recommender.use_policy(policy)
         self._pool.use(folder)
         self.chains = self._config.chains or default_group_size(policy)
         self.policy, self._folder, self._saved_at = name, folder, saved_at
@@ -194,7 +194,7 @@ class Responder:
             return
         profile = self.recommender.profiles([""], now)[0]
         request = RecommendRequest(profile, now, TRENDING_QUERIES)
-        queries = self.recommender.top_lines([request])[0]
+        queries = self.recommender.recommend_from_memory([request])[0]
         self.trending = RecommendResponse(queries, "trending", now, self.policy)
 
     def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:

@@ -294,7 +294,7 @@ def main() -> None:
         reply: Any = None
         try:
             if isinstance(job, Path):
-                recommender.use(load_policy(job, dtype))
+                recommender.use_policy(load_policy(job, dtype))
             else:
                 reply = [(r.recommendations, r.latency_ms) for r in recommender.answer(*job)]
         except QAgentError as error:

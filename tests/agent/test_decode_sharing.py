@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from stoppers import Never
 
-from qagent_mlx.agent.decode import Decoder, DecodingSequence
+from qagent_mlx.agent.decode import Decoder
+from qagent_mlx.agent.sequences import DecodingSequence
 
 
 def rows(policy, seeds, limit=12):
@@ -21,19 +22,19 @@ def decoded(policy, made, insert=()):
     batch, most = decoder.start(made), 0
     for again in range(2):
         waiting = None
-        while batch.rows:
+        while batch.sequences:
             batch, halted = decoder.draw(batch)
-            if halted.rows:
+            if halted.sequences:
                 mx.eval([c.state for c in halted.cache])
                 if waiting is None:
                     waiting = halted
                 else:
                     waiting.extend(halted)
-            if batch.rows:
+            if batch.sequences:
                 decoder.advance(batch)
                 most = max(most, 0 if again else batch.contexts)
         if not again:
-            for i, row in enumerate(waiting.rows):
+            for i, row in enumerate(waiting.sequences):
                 row.insert(insert[i % len(insert)] if insert else [])
             batch = decoder.resume(waiting)
     return most

@@ -9,6 +9,8 @@ import pytest
 
 from qagent_mlx.agent import decode
 from qagent_mlx.agent.rollout import RolloutRunner
+from qagent_mlx.agent.sampling import sample
+from qagent_mlx.agent.sequences import DecodingSequence
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Rollout, Task
 from qagent_mlx.protocol.config import AgentConfig
@@ -40,8 +42,8 @@ def play(runner, monkeypatch):
             for key, turns in scripts.items()
         }
 
-        def scripted(logits, rows, owner):
-            ids = [next(streams[row.tag.number, row.tag.member]) for row in rows]
+        def scripted(logits, sequences, context_of):
+            ids = [next(streams[s.tag.case, s.tag.member]) for s in sequences]
             return ids, [-0.5] * len(ids)
 
         monkeypatch.setattr(decode, "sample", scripted)
@@ -200,16 +202,16 @@ def test_seeds_differ_and_repeat(runner):
 
 def test_samples_follow_the_distribution():
     """The sampler draws each id as often as its probability says."""
-    rows = []
-    for i in range(4000):
-        row = decode.DecodingSequence([], None, np.random.Generator(np.random.Philox(key=i)), 1)
-        rows.append(row)
-    chances = np.array([0.5, 0.3, 0.15, 0.05])
-    logits = mx.broadcast_to(mx.log(mx.array(chances)), (4000, 4))
-    ids, logprobs = decode.sample(logits, rows, range(len(rows)))
-    seen = np.bincount(ids, minlength=4) / 4000
-    assert np.allclose(seen, chances, atol=0.03)
-    assert np.allclose(logprobs, np.log(chances)[ids], atol=1e-5)
+    sequences = [
+        DecodingSequence([], None, np.random.Generator(np.random.Philox(key=i)), 1)
+        for i in range(4000)
+    ]
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = mx.broadcast_to(mx.log(mx.array(probabilities)), (4000, 4))
+    ids, logprobs = sample(logits, sequences, range(len(sequences)))
+    frequencies = np.bincount(ids, minlength=4) / 4000
+    assert np.allclose(frequencies, probabilities, atol=0.03)
+    assert np.allclose(logprobs, np.log(probabilities)[ids], atol=1e-5)
 
 
 def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy, tiny_search):
@@ -218,10 +220,10 @@ def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy,
     poor = RolloutRunner(nano_policy, tools, AGENT, memory=2 * 512 * nano_policy.cache_bytes * 4)
     held = []
     start = poor.decoder.start
-    poor.decoder.start = lambda rows: held.append(len(rows)) or start(rows)
+    poor.decoder.start = lambda sequences: held.append(len(sequences)) or start(sequences)
     assert [c.tokens for c in sampled(poor)] == [c.tokens for c in whole]
     assert max(held) <= 8
-    assert RolloutRunner(nano_policy, tools, AGENT, memory=1)._rows_that_fit() == 1
+    assert RolloutRunner(nano_policy, tools, AGENT, memory=1).rows_that_fit(100) == 1
 
 
 def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():

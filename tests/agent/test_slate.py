@@ -1,4 +1,4 @@
-"""What a group of chains recommends, and what fills the row behind it."""
+"""What a group of chains recommends, and what fills the slate behind it."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qagent_mlx.agent.recommend import ProfileRecommender, RecommendRequest
 from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.slate import SlateFiller, aggregate_group, aggregate_rollouts
-from qagent_mlx.agent.types import Rollout, Turn
+from qagent_mlx.agent.types import Group, Rollout, Task, Turn
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, ProductHistory
@@ -57,8 +57,8 @@ class Shelf:
         return [[Hit(p, 1.0) for p in self.found[q][:k]] for q in queries]
 
 
-def names(row):
-    return [r.query for r in row]
+def queries(slate):
+    return [r.query for r in slate]
 
 
 def test_votes_come_first_then_what_was_searched_then_memory():
@@ -69,13 +69,13 @@ def test_votes_come_first_then_what_was_searched_then_memory():
         chain(("rope", []), answer="rope"),  # it finds nothing
         chain(answer="boots"),  # nobody searched it
     ]
-    made = aggregate_rollouts(
+    ranked = aggregate_rollouts(
         chains, profile("boots", "rope", "tent", "Tents lamp", "lamp  tents", "stove")
     )
-    assert names(made) == ["stove", "lamp", "tent", "boots", "Tents lamp"]
-    assert [r.votes for r in made] == [2, 1, 0, 0, 0] and made[0].score == 0.4
-    assert made[0].products == ("b",) and made[3].products == ()
-    assert made[1].reason == "composed from your memory" and made[2].reason == "because tent"
+    assert queries(ranked) == ["stove", "lamp", "tent", "boots", "Tents lamp"]
+    assert [r.votes for r in ranked] == [2, 1, 0, 0, 0] and ranked[0].score == 0.4
+    assert ranked[0].products == ("b",) and ranked[3].products == ()
+    assert ranked[1].reason == "composed from your memory" and ranked[2].reason == "because tent"
 
 
 def test_of_equal_votes_the_surest_answer_leads():
@@ -83,35 +83,35 @@ def test_of_equal_votes_the_surest_answer_leads():
         chain(("tent", ["a"]), answer="tent", logprob=-0.7),
         chain(("lamp", ["c"]), answer="lamp", logprob=-0.2),
     ]
-    assert names(aggregate_rollouts(tied, profile())) == ["lamp", "tent"]
+    assert queries(aggregate_rollouts(tied, profile())) == ["lamp", "tent"]
 
 
-def test_without_memory_no_line_fills_the_row():
-    chains = [chain(("tent", ["a"]), answer="tent")]
-    assert names(aggregate_group(AgentConfig(memory=False), chains, profile("lamp"))) == ["tent"]
-    assert names(aggregate_group(AgentConfig(), chains, profile("lamp"))) == ["tent", "lamp"]
+def test_without_memory_no_line_fills_the_slate():
+    group = Group(Task(profile("lamp"), NOW), (chain(("tent", ["a"]), answer="tent"),))
+    assert queries(aggregate_group(AgentConfig(memory=False), group)) == ["tent"]
+    assert queries(aggregate_group(AgentConfig(), group)) == ["tent", "lamp"]
 
 
 def test_what_is_sold_out_comes_behind_what_can_be_had():
     shelf = Shelf({"q1": ["gone"], "q2": ["here"], "q3": [], "q4": ["too"]}, sold_out=["gone"])
     first = Recommendation("q0", 1.0, ("gone",), "", votes=3)  # the agent chose it all the same
     rest = [Recommendation(f"q{i}", 0.0, (), "") for i in (1, 2, 3, 4)]
-    rows = SlateFiller(shelf)
-    (row,) = rows.filled([[first, *rest]], [NOW], [4], [True])
-    assert names(row) == ["q0", "q2", "q4", "q1"]
-    assert [r.products for r in row] == [("gone",), ("here",), ("too",), ("gone",)]
-    (row,) = rows.filled([[first, *rest]], [NOW], [4], [False])
-    assert names(row) == ["q0", "q1", "q2", "q4"]
-    (row,) = rows.filled([rest], [NOW], [1], [True])  # nobody chose: the first that can be had
-    assert names(row) == ["q2"]
+    filler = SlateFiller(shelf)
+    (slate,) = filler.fill([[first, *rest]], [NOW], [4], [True])
+    assert queries(slate) == ["q0", "q2", "q4", "q1"]
+    assert [r.products for r in slate] == [("gone",), ("here",), ("too",), ("gone",)]
+    (slate,) = filler.fill([[first, *rest]], [NOW], [4], [False])
+    assert queries(slate) == ["q0", "q1", "q2", "q4"]
+    (slate,) = filler.fill([rest], [NOW], [1], [True])  # nobody chose: the first that can be had
+    assert queries(slate) == ["q2"]
 
 
-def test_no_more_is_searched_than_the_row_needs():
+def test_no_more_is_searched_than_the_slate_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])
     asked = [Recommendation(q, 0.0, (), "") for q in found]
-    (row,) = SlateFiller(shelf).filled([asked], [NOW], [3], [True])
-    assert names(row) == ["q1", "q3", "q4"]
+    (slate,) = SlateFiller(shelf).fill([asked], [NOW], [3], [True])
+    assert queries(slate) == ["q1", "q3", "q4"]
     assert shelf.asked == [("q0", "q1", "q2"), ("q3", "q4")]
 
 
@@ -119,10 +119,16 @@ def test_users_are_asked_about_at_once():
     shelf = Shelf({"q0": ["a"], "q1": ["b"]}, sold_out=["b"])
     items = [Recommendation("q0", 0.0, (), ""), Recommendation("q1", 0.0, (), "")]
     turned = items[::-1]
-    rows = SlateFiller(shelf).filled(
+    slates = SlateFiller(shelf).fill(
         [items, items[:1], [], turned, turned], [NOW] * 5, [2, 5, 5, 2, 2], [True] * 4 + [False]
     )
-    assert [names(row) for row in rows] == [["q0", "q1"], ["q0"], [], ["q0", "q1"], ["q1", "q0"]]
+    assert [queries(slate) for slate in slates] == [
+        ["q0", "q1"],
+        ["q0"],
+        [],
+        ["q0", "q1"],
+        ["q1", "q0"],
+    ]
     assert shelf.asked == [("q0", "q1")]
 
 
@@ -133,7 +139,7 @@ def test_users_are_asked_about_at_once():
     st.booleans(),
     st.booleans(),
 )
-def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
+def test_the_slate_is_the_ranking_parted_by_stock(kinds, k, look, voted):
     """As if everything had been searched: the agent's choice, what is in stock, what is not."""
     found = {f"q{i}": [] if kind == "nothing" else [f"p{i}"] for i, (kind, _) in enumerate(kinds)}
     shelf = Shelf(found, sold_out=[f"p{i}" for i, (kind, _) in enumerate(kinds) if kind == "out"])
@@ -143,19 +149,19 @@ def test_the_row_is_the_pool_parted_by_stock(kinds, k, look, voted):
     ]
     if voted and items and kinds[0][0] != "nothing":
         items[0] = Recommendation("q0", 1.0, ("p0",), "", votes=1)
-    (row,) = SlateFiller(shelf).filled([items], [NOW], [k], [look])
+    (slate,) = SlateFiller(shelf).fill([items], [NOW], [k], [look])
     some = [i for i in items if found[i.query]]
     if look:
         place = {f"q{i}": kind == "out" for i, (kind, _) in enumerate(kinds)}
         some.sort(key=lambda i: bool(not i.votes and place[i.query]))
-    assert names(row) == names(some[:k])
-    assert all(r.products == tuple(found[r.query]) for r in row)
+    assert queries(slate) == queries(some[:k])
+    assert all(r.products == tuple(found[r.query]) for r in slate)
 
 
 @pytest.mark.parametrize(
     ("search", "followed"), [(True, 1.0), (False, 1.0), (True, 0.0), (True, 4e9)]
 )
-def test_a_policy_is_measured_by_the_rows_that_it_serves(
+def test_a_policy_is_measured_by_the_slates_that_it_serves(
     nano_policy, tiny_shop, monkeypatch, search, followed
 ):
     """But not by stock of a later day: what is sold out now says nothing of a case's moment."""
@@ -174,19 +180,21 @@ def test_a_policy_is_measured_by_the_rows_that_it_serves(
 
     monkeypatch.setattr(RolloutRunner, "run", run)
     ranked = PolicySystem("p", nano_policy, environment, agent, group=2).rank(examples, 4)
-    answerer = ProfileRecommender(environment.search, nano_policy, agent)
-    served = answerer.answer([RecommendRequest(e.profile, e.case.as_of, 4, 2) for e in examples])
+    recommender = ProfileRecommender(environment.search, nano_policy, agent)
+    served = recommender.answer([RecommendRequest(e.profile, e.case.as_of, 4, 2) for e in examples])
     measured = [ranking.queries for ranking in ranked]
     place = catalog.row_of
     lines = [[q for q in e.profile.references if q] for e in examples]
-    in_stock = [[bool(stock[place[r.products[0]]]) for r in one.recommendations] for one in served]
-    shown = [tuple(r.query for r in one.recommendations) for one in served]
+    in_stock = [
+        [bool(stock[place[r.products[0]]]) for r in answer.recommendations] for answer in served
+    ]
+    shown = [tuple(queries(answer.recommendations)) for answer in served]
     if search:  # nothing was looked at, so nothing is chosen: what can be had leads
-        assert all(row == sorted(row, reverse=True) for row in in_stock)
+        assert all(flags == sorted(flags, reverse=True) for flags in in_stock)
     else:  # the choice stands, and so does memory's order
-        assert [queries[0] for queries in shown] == [e.profile.references[2] for e in examples]
-        assert any(row != sorted(row, reverse=True) for row in in_stock)
+        assert [slate[0] for slate in shown] == [e.profile.references[2] for e in examples]
+        assert any(flags != sorted(flags, reverse=True) for flags in in_stock)
     if followed == 1.0:
         assert measured == shown
     else:
-        assert measured == [tuple(queries[:4]) for queries in lines] != shown
+        assert measured == [tuple(line[:4]) for line in lines] != shown

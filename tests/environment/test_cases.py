@@ -136,9 +136,13 @@ def test_training_may_ask_for_what_people_type_first(tiny_shop, cases):
         (SplitConfig(test_from="soon"), "test_from 'soon': write it as 2011-10-12"),
         (SplitConfig(test_from="2030-01-01"), "leaves no case to test .* from 2026-.* to 2026-"),
         (SplitConfig(test_from="2020-01-01"), "or to train on"),
-        (SplitConfig(test_share=1.0), "too few"),
+        (SplitConfig(test_share=0.9, validation_share=0.2), "too few"),
+        (SplitConfig(test_share=1.0), "test_share must be a number of at most 0.9, not 1.0"),
         (SplitConfig(validation_share=0.9), "too few"),
-        (SplitConfig(learn_from="clicks"), "successes or searches, not 'clicks'"),
+        (
+            SplitConfig(learn_from="clicks"),
+            "learn_from must be one of successes, searches, not 'clicks'",
+        ),
     ],
 )
 def test_splits_that_cannot_be_are_refused(tiny_shop, config, says):

@@ -29,7 +29,7 @@ def examples(n):
     made = []
     for i in range(n):
         case = a_case(i, query=f"query {i}", key=f"query{i}", products=(f"p{i}",), user=f"u{i}")
-        made.append(Example(case, Profile(case.user_id, AS_OF, "", (), (), 0, 0, {})))
+        made.append(Example(case, Profile(case.user_id, AS_OF, "", (), ())))
     return made
 
 

@@ -8,7 +8,8 @@ import pytest
 from mlx.utils import tree_flatten
 from stoppers import Never
 
-from qagent_mlx.agent.decode import Decoder, DecodingSequence
+from qagent_mlx.agent.decode import Decoder
+from qagent_mlx.agent.sequences import DecodingSequence
 from qagent_mlx.models.numpy_decoder import NumpyDecoder
 from qagent_mlx.policy.lora import LoraConfig
 
@@ -67,16 +68,16 @@ def test_a_light_decoder_draws_the_same_tokens(adapted):
         decoder = Decoder(adapted, light=light)
         batch, waiting = decoder.start(rows), None
         for again in (True, False):
-            while batch.rows:
+            while batch.sequences:
                 batch, halted = decoder.draw(batch)
-                if halted.rows and waiting is not None:
+                if halted.sequences and waiting is not None:
                     waiting.extend(halted)
-                elif halted.rows:
+                elif halted.sequences:
                     waiting = halted
-                if batch.rows:
+                if batch.sequences:
                     decoder.advance(batch)
             if again:
-                for row in waiting.rows:
+                for row in waiting.sequences:
                     row.insert([17, 18, 19])
                 batch, waiting = decoder.resume(waiting), None
         return rows
