@@ -97,6 +97,10 @@ class Profile:
     tokens: int = 0
     context: UserContext = UserContext()
 
+    def without_memory(self) -> Profile:
+        """The profile of the same user if nothing were known of them."""
+        return Profile(self.user_id, self.as_of, "", (), ())
+
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:

@@ -31,15 +31,13 @@ SMALL_MODEL = 20_000_000  # weights below which the products of a step are too t
 class Decoder:
     """Decodes sequences with one policy.
 
-    Args:
-        policy: The model.
-        light: On a CPU, decode a small model with a numpy copy of its weights (see
-            `models.numpy_decoder`); call `refresh` when the policy was trained.
+    On a CPU, ``use_numpy`` decodes a small model with a numpy copy of its weights (see
+    `models.numpy_decoder`); call `refresh` when the policy was trained.
     """
 
-    def __init__(self, policy: Policy, light: bool = False) -> None:
+    def __init__(self, policy: Policy, use_numpy: bool = True) -> None:
         self.policy = policy
-        self._wants_numpy = light
+        self._use_numpy = use_numpy
         self._numpy: NumpyDecoder | None = None
         self.refresh()
         self._is_small = policy.parameters < SMALL_MODEL
@@ -48,7 +46,7 @@ class Decoder:
 
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
-        if self._wants_numpy:
+        if self._use_numpy:
             self._numpy = NumpyDecoder.of(self.policy.model, self.policy.parameters)
 
     def start(self, sequences: Sequence[DecodingSequence]) -> DecodingBatch:

@@ -9,12 +9,19 @@ from typing import Literal
 import numpy as np
 
 from ..policy.policy import Policy
-from ..protocol.actions import Action, expand, parse_action, refusal_text, results_text
+from ..protocol.actions import (
+    Action,
+    expand,
+    parse_action,
+    profile_text,
+    refusal_text,
+    results_text,
+)
 from ..protocol.config import AgentConfig
 from ..protocol.grammar import Grammar, Moves
 from ..utils.text import query_key
 from .sequences import DecodingSequence
-from .tools import FetchMemory, SearchRequest, SearchResult, empty_profile
+from .tools import SearchRequest, SearchResult
 from .types import Finish, Rollout, Task, Turn, TurnKind
 
 MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
@@ -26,7 +33,6 @@ class EpisodeRules:
 
     policy: Policy
     config: AgentConfig
-    memory: FetchMemory
     grammar: Grammar | None  # constrains what may be drawn; None while training
     encode_observation: Callable[[str], list[int]]  # token ids of a tool's answer
 
@@ -56,7 +62,7 @@ class Episode:
         watch: Callable[[Turn], None] | None = None,
     ) -> None:
         self.rules, self.task, self.case, self.member = rules, task, case, member
-        self.profile = task.profile if rules.config.memory else empty_profile(task.profile)
+        self.profile = task.profile if rules.config.memory else task.profile.without_memory()
         stream = None
         if seed is not None:
             number = case if task.stream is None else task.stream
@@ -145,7 +151,7 @@ class Episode:
         """Insert the answer to the last turn; ``result`` is that of a search."""
         turn = self.turns[-1]
         if turn.kind == "fetch":
-            text = self.rules.memory.run(self.profile)
+            text = profile_text(self.profile)
         elif result is not None:
             self.turns[-1] = replace(turn, products=result.products)
             text = results_text(len(self._searched), result.lines)

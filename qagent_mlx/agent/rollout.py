@@ -15,7 +15,7 @@ from ..utils.runtime import total_memory
 from .decode import Decoder
 from .episode import Episode, EpisodeRules
 from .sequences import DecodingBatch
-from .tools import FetchMemory, SearchProducts
+from .tools import SearchProducts
 from .types import Rollout, Task, Turn
 
 OBSERVATIONS = 4096  # answers of tools whose token ids are remembered
@@ -47,12 +47,11 @@ class RolloutRunner:
         self.policy, self.config, self.tools = policy, config, tools
         self.max_rows = max_rows
         self.memory = total_memory() // 8 if memory is None else memory
-        self.decoder = Decoder(policy, light=True)
+        self.decoder = Decoder(policy)
         self._is_training = not guided
         self.rules = EpisodeRules(
             policy,
             config,
-            memory=FetchMemory(config),
             grammar=policy.codec.grammar() if guided and config.guided else None,
             # Chains of a group read the same profile and much the same results.
             encode_observation=lru_cache(OBSERVATIONS)(policy.codec.observation),

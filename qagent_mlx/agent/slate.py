@@ -17,7 +17,7 @@ from ..inventory.types import ProductSearch
 from ..protocol.config import AgentConfig
 from ..types import Profile, Recommendation, Slate
 from ..utils.text import query_key, words
-from .tools import RETRIEVED, empty_profile
+from .tools import RETRIEVED
 from .types import Group, Rollout
 
 
@@ -40,7 +40,7 @@ class _Candidate:
 def aggregate_group(agent: AgentConfig, group: Group) -> list[Recommendation]:
     """`aggregate_rollouts` of a group, by the rules that its chains ran under."""
     # Without memory no line of the profile may fill up the slate.
-    profile = group.task.profile if agent.memory else empty_profile(group.task.profile)
+    profile = group.task.profile if agent.memory else group.task.profile.without_memory()
     return aggregate_rollouts(group.rollouts, profile, validated=agent.search)
 
 

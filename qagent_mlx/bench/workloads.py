@@ -252,7 +252,7 @@ class Standard:
     def rollout(self, number: int, made: Step) -> list[Rollout]:
         """All chains of a step."""
         work = self.work
-        decoder = Decoder(self.policy, light=True)
+        decoder = Decoder(self.policy)
         mine = self.trainer.world.local_indices(work.prompts)
         rows = [
             DecodingSequence(
@@ -385,7 +385,7 @@ def agentic_rollout(
         for member in range(shape.group)
     ]
     policy.model.eval()
-    decoder = Decoder(policy, light=True)  # as training decodes
+    decoder = Decoder(policy)
     batch = DecodingBatch()
     for index, (said, inserted) in enumerate(shape.turns):
         for place, row in enumerate(rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import duckdb
@@ -17,12 +17,10 @@ from ..utils.database import literal, open_duckdb
 
 _SCHEMA = """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP, query VARCHAR,
 query_key VARCHAR, products VARCHAR[], history INTEGER, split VARCHAR, profile VARCHAR,
-profile_json VARCHAR)"""
+profile_json VARCHAR)"""  # the fields of `Case` in order, the profile's text, and the rest of it
 
 
 class _ProfileJson(msgspec.Struct):
-    """The column ``profile_json``: what the other columns do not say of a profile."""
-
     lines: tuple[Line, ...]
     tokens: int
     context: UserContext
@@ -34,23 +32,9 @@ def write_cases(path: Path, cases: Iterable[tuple[Case, Profile]]) -> None:
         connection.execute(_SCHEMA)
         with connection.appender("cases") as appender:
             for case, profile in cases:
-                packed = {
-                    "lines": [asdict(line) for line in profile.lines],
-                    "tokens": profile.tokens,
-                    "context": asdict(profile.context),
-                }
-                appender.append_row(
-                    case.case_id,
-                    case.user_id,
-                    case.as_of,
-                    case.query,
-                    case.query_key,
-                    list(case.products),
-                    case.history,
-                    case.split,
-                    profile.text,
-                    json.dumps(packed),
-                )
+                values = asdict(profile)
+                packed = json.dumps({name: values[name] for name in _ProfileJson.__struct_fields__})
+                appender.append_row(*astuple(case), profile.text, packed)
         _copy(connection, "cases", path)
 
 
@@ -65,11 +49,9 @@ def read_cases(path: Path) -> list[tuple[Case, Profile]]:
     cases = []
     for number, user, as_of, query, key, products, history, split, text, packed in rows:
         case = Case(number, user, as_of, query, key, tuple(products), history, split)
-        stored = msgspec.json.decode(packed, type=_ProfileJson)
-        references = tuple(line.query for line in stored.lines if line.query is not None)
-        profile = Profile(
-            user, as_of, text, stored.lines, references, stored.tokens, stored.context
-        )
+        rest = msgspec.json.decode(packed, type=_ProfileJson)
+        references = tuple(line.query for line in rest.lines if line.query is not None)
+        profile = Profile(user, as_of, text, rest.lines, references, rest.tokens, rest.context)
         cases.append((case, profile))
     return cases
 
@@ -88,8 +70,8 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         duckdb.Error: the file is missing or damaged.
     """
     with open_duckdb() as connection:
-        found = connection.execute(f"SELECT * FROM read_parquet({literal(path)})").fetchnumpy()
-    return {name: np.asarray(values) for name, values in found.items()}
+        columns = connection.execute(f"FROM read_parquet({literal(path)})").fetchnumpy()
+    return {name: np.asarray(values) for name, values in columns.items()}
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:

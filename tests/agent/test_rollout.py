@@ -9,10 +9,8 @@ import pytest
 
 from qagent_mlx.agent import decode
 from qagent_mlx.agent.rollout import RolloutRunner
-from qagent_mlx.agent.sampling import sample
-from qagent_mlx.agent.sequences import DecodingSequence
 from qagent_mlx.agent.tools import SearchProducts
-from qagent_mlx.agent.types import Rollout, Task
+from qagent_mlx.agent.types import Task
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Line, Profile
 
@@ -169,9 +167,6 @@ def test_a_row_that_waits_does_not_change_the_others(play):
             assert chain.turns[1].query == f"query {chain.case}"
 
 
-# ---------------------------------------------------------------- with a real model
-
-
 def sampled(runner, seed=(3,), tasks=6, group=4):
     some = [Task(profile(f"query {i}", "usb cable"), NOW) for i in range(tasks)]
     return runner.run(some, group, seed)
@@ -200,20 +195,6 @@ def test_seeds_differ_and_repeat(runner):
     assert [c.tokens for c in first] != [c.tokens for c in other]
 
 
-def test_samples_follow_the_distribution():
-    """The sampler draws each id as often as its probability says."""
-    sequences = [
-        DecodingSequence([], None, np.random.Generator(np.random.Philox(key=i)), 1)
-        for i in range(4000)
-    ]
-    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
-    logits = mx.broadcast_to(mx.log(mx.array(probabilities)), (4000, 4))
-    ids, logprobs = sample(logits, sequences, range(len(sequences)))
-    frequencies = np.bincount(ids, minlength=4) / 4000
-    assert np.allclose(frequencies, probabilities, atol=0.03)
-    assert np.allclose(logprobs, np.log(probabilities)[ids], atol=1e-5)
-
-
 def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy, tiny_search):
     whole = sampled(runner)
     tools = SearchProducts(tiny_search, AGENT)
@@ -224,12 +205,3 @@ def test_little_memory_means_fewer_rows_and_the_same_chains(runner, nano_policy,
     assert [c.tokens for c in sampled(poor)] == [c.tokens for c in whole]
     assert max(held) <= 8
     assert RolloutRunner(nano_policy, tools, AGENT, memory=1).rows_that_fit(100) == 1
-
-
-def test_an_answer_is_as_likely_as_all_tokens_of_its_turn():
-    """A chat model writes a tag in several tokens, and a query in many."""
-    sampled = (True,) * 2 + (False,) * 3 + (True,) * 5
-    logprobs = (-9.0,) * 2 + (0.0,) * 3 + (-1.0, -2.0, 0.0, 0.0, -0.5)
-    rollout = Rollout(0, 0, tuple(range(12)), 2, sampled, logprobs)
-    assert rollout.answer_logprob == -3.5
-    assert Rollout(0, 0, (), 0, (), ()).answer_logprob == 0

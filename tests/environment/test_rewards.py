@@ -3,17 +3,16 @@ from datetime import datetime
 import pytest
 
 from qagent_mlx.agent.types import Rollout, Turn
-from qagent_mlx.environment.custom_rewards import load_component
-from qagent_mlx.environment.ir_metrics import ndcg
 from qagent_mlx.environment.rewards import (
-    COMPONENTS,
     WEIGHTS,
     Outcome,
     component_rewards,
+    parse_weight,
     weighted_reward,
 )
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.types import Case
+from qagent_mlx.utils.settings import SettingError
 
 CASE = Case(0, "u", datetime(2026, 1, 1), "gears of war 3", "gearsofwar3", ("p1",), 3)
 
@@ -78,27 +77,35 @@ def test_a_chain_that_breaks_off_gets_next_to_nothing():
     assert weighted_reward(parts, WEIGHTS) < 0.15
 
 
-def test_ndcg_by_hand():
-    assert ndcg(["a", "b"], ["b"], 10) == pytest.approx(0.6309, abs=1e-4)
-    assert ndcg(["a"], ["b"], 10) == 0
-    assert ndcg(["a", "b"], ["a", "b"], 10) == 1
-
-
 def test_a_component_outside_0_and_1_is_refused():
     with pytest.raises(QAgentError, match="between 0 and 1"):
         component_rewards(outcome(PERFECT), {"mine": lambda _: 2.0})
 
 
-def test_a_reward_from_a_file_is_loaded_and_its_errors_are_shown(tmp_path):
-    good = tmp_path / "mine.py"
-    good.write_text("def short(outcome):\n    return float(len(outcome.rollout.turns) < 4)\n")
-    name, component = load_component(f"{good}:short")
-    assert component_rewards(outcome(PERFECT), {**COMPONENTS, name: component})["short"] == 1
-    bad = tmp_path / "bad.py"
-    bad.write_text("import nothing_of_that_name\n")
-    with pytest.raises(QAgentError, match="nothing_of_that_name"):
-        load_component(f"{bad}:short")
-    with pytest.raises(QAgentError, match="no function other"):
-        load_component(f"{good}:other")
-    with pytest.raises(QAgentError, match="FILE:NAME"):
-        load_component("short")
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("query=0.5", ("query", 0.5)),
+        ("query=0", ("query", 0.0)),
+        ("item=0@1,2@30", ("item", ((1.0, 0.0), (30.0, 2.0)))),
+    ],
+)
+def test_weights_are_read(text, parsed):
+    assert parse_weight(text, ["query", "item"]) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("fun=1", "there is no reward 'fun'; known are query"),
+        ("query", "write it as query=0.5"),
+        ("query=-1", "write it as query=0.5"),
+        ("query=inf", "write it as query=0.5"),
+        ("query=1@2@3", "query=0@1,2@30"),
+        ("query=1@2,3", "query=0@1,2@30"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(text, reason):
+    with pytest.raises(SettingError, match=reason) as error:
+        parse_weight(text, ["query"])
+    assert error.value.setting == "weights"

@@ -65,7 +65,7 @@ def test_a_light_decoder_draws_the_same_tokens(adapted):
             DecodingSequence(list(adapted.prompt), Never(), np.random.default_rng(seed), 4 + seed)
             for seed in (0, 1, 2, 0, 1)
         ]
-        decoder = Decoder(adapted, light=light)
+        decoder = Decoder(adapted, use_numpy=light)
         batch, waiting = decoder.start(rows), None
         for again in (True, False):
             while batch.sequences:

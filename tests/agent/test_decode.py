@@ -16,9 +16,9 @@ def rows(policy, seeds, limit=12):
     ]
 
 
-def decoded(policy, made, insert=()):
+def decoded(policy, made, use_numpy, insert=()):
     """Decode to the turns' limit, put tokens in, decode again; returns the first turn's contexts."""
-    decoder = Decoder(policy)
+    decoder = Decoder(policy, use_numpy)
     batch, most = decoder.start(made), 0
     for again in range(2):
         waiting = None
@@ -40,23 +40,25 @@ def decoded(policy, made, insert=()):
     return most
 
 
-def test_rows_that_share_contexts_draw_what_each_would_draw_alone(nano_policy):
+@pytest.mark.parametrize("use_numpy", [False, True])
+def test_rows_that_share_contexts_draw_what_each_would_draw_alone(nano_policy, use_numpy):
     seeds = [1, 2, 3, 1, 2, 1]
     together = rows(nano_policy, seeds)
     for i, row in enumerate(together):
         row.turn_limit = 4 + i  # rows that leave must not disturb those that stay
-    most = decoded(nano_policy, together, ([5, 6], [5, 6], [7]))
+    most = decoded(nano_policy, together, use_numpy, ([5, 6], [5, 6], [7]))
     assert most == 3  # copies of a stream are computed once
     for i, seed in enumerate(seeds):
         alone = rows(nano_policy, [seed], 4 + i)
         order = [row for row in together if row is together[i]]
         index = sorted(range(len(seeds)), key=lambda j: together[j].turn_limit).index(i)
-        decoded(nano_policy, alone, (([5, 6], [5, 6], [7])[index % 3],))
+        decoded(nano_policy, alone, use_numpy, (([5, 6], [5, 6], [7])[index % 3],))
         assert order[0].tokens == alone[0].tokens
         assert order[0].logprobs == pytest.approx(alone[0].logprobs, abs=1e-4)
 
 
-def test_equal_rows_cost_one_context_until_they_part(nano_policy):
+@pytest.mark.parametrize("use_numpy", [False, True])
+def test_equal_rows_cost_one_context_until_they_part(nano_policy, use_numpy):
     same = rows(nano_policy, [4] * 8)
-    assert decoded(nano_policy, same) == 1
+    assert decoded(nano_policy, same, use_numpy) == 1
     assert len({tuple(row.tokens) for row in same}) == 1

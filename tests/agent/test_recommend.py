@@ -1,0 +1,84 @@
+from datetime import datetime
+from types import SimpleNamespace
+
+import pytest
+
+from qagent_mlx.agent.recommend import (
+    GROUP,
+    GRPO_GROUP,
+    ProfileRecommender,
+    RecommendRequest,
+    UserRecommendations,
+    default_group_size,
+)
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.types import Line, Profile, Recommendation
+
+NOW = datetime(2026, 2, 1)
+
+
+def profile(user, *queries):
+    lines = tuple(Line("latest", q, 0.1, query=q, reason=f"because {q}") for q in queries)
+    text = "\n".join(f"{q} <r{i}>" for i, q in enumerate(queries))
+    return Profile(user, NOW, text, lines, tuple(queries))
+
+
+@pytest.fixture
+def recommender(nano_policy, tiny_search):
+    return ProfileRecommender(tiny_search, nano_policy, AgentConfig(max_searches=2))
+
+
+@pytest.mark.parametrize("values", [{"k": 0}, {"group": 0}])
+def test_a_request_asks_for_something(values):
+    with pytest.raises(QAgentError, match="at least one query and one chain"):
+        RecommendRequest(profile("u"), NOW, **values)
+
+
+def test_a_policy_of_grpo_needs_fewer_chains():
+    def policy(*stages):
+        return SimpleNamespace(info=SimpleNamespace(trained=[{"stage": s} for s in stages]))
+
+    assert default_group_size(policy()) == default_group_size(policy("grpo", "sft")) == GROUP
+    assert default_group_size(policy("sft", "grpo")) == GRPO_GROUP
+
+
+def test_an_answer_does_not_depend_on_who_else_asks(recommender):
+    requests = [
+        RecommendRequest(profile(f"u{i}", f"usb {i}", "usb cable"), NOW, 3, 1 + i) for i in range(4)
+    ]
+    together = recommender.answer(requests, seed=5)
+    assert [len(answer.chains) for answer in together] == [1, 2, 3, 4]
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = recommender.answer([request], seed=5)
+        assert [c.tokens for c in alone.chains] == [c.tokens for c in answer.chains]
+        assert alone.recommendations == answer.recommendations
+
+
+def test_memory_alone_recommends_the_queries_of_the_profile_in_order(recommender):
+    request = RecommendRequest(profile("u", "usb cable", "phone case", "desk lamp"), NOW, k=2)
+    (slate,) = recommender.recommend_from_memory([request])
+    assert [r.query for r in slate] == ["usb cable", "phone case"]
+    assert all(r.votes == 0 and r.products and r.reason == f"because {r.query}" for r in slate)
+
+
+def test_recommendations_as_plain_values():
+    item = Recommendation("tent", 0.5, ("p1", "p2"), "because", 1)
+    answer = UserRecommendations("u", NOW, (item,), 12.345, (), profile("u"))
+    assert answer.to_dict({"p1": "Tent"}) == {
+        "user": "u",
+        "as_of": "2026-02-01T00:00:00",
+        "recommendations": [
+            {
+                "query": "tent",
+                "score": 0.5,
+                "products": [
+                    {"product_id": "p1", "title": "Tent"},
+                    {"product_id": "p2", "title": ""},
+                ],
+                "reason": "because",
+                "votes": 1,
+            }
+        ],
+        "latency_ms": 12.3,
+    }
