@@ -101,8 +101,8 @@ def _candidates(rollouts: Sequence[Rollout], validated: bool) -> dict[str, _Cand
                 candidate = candidates.setdefault(key, _Candidate(turn.query, turn.products))
                 candidate.searches += 1
         if rollout.query and not validated:
-            candidates.setdefault(rollout.key, _Candidate(rollout.query))
-        recommended = candidates.get(rollout.key)
+            candidates.setdefault(rollout.query_key, _Candidate(rollout.query))
+        recommended = candidates.get(rollout.query_key)
         if recommended is not None and (rollout.validated or not validated):
             recommended.votes += 1
             recommended.logprob = max(recommended.logprob, rollout.answer_logprob)

@@ -77,7 +77,7 @@ class Rollout:
         return [v for s, v in zip(self.sampled, self.logprobs, strict=True) if s]
 
     @property
-    def key(self) -> str:
+    def query_key(self) -> str:
         """The normalised form of the recommended query; empty when there is none."""
         return query_key(self.query) if self.query else ""
 
@@ -94,12 +94,12 @@ class Rollout:
     @property
     def validated(self) -> bool:
         """Whether the chain searched the query that it recommends."""
-        return bool(self.query) and self.key in self.searched
+        return bool(self.query) and self.query_key in self.searched
 
     @property
     def products(self) -> tuple[str, ...]:
         """What the recommended query retrieved in this chain, best first."""
-        return self.searched.get(self.key, ())
+        return self.searched.get(self.query_key, ())
 
     @property
     def fetched(self) -> bool:

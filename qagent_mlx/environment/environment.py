@@ -169,7 +169,7 @@ class Environment:
         now: an unvalidated recommendation is judged by what it would have shown.
         """
         products = rollout.products
-        if not products and rollout.key:
+        if not products and rollout.query_key:
             products = self.retrieve(rollout.query, case.as_of)
         return Outcome(
             rollout=rollout,

@@ -38,7 +38,7 @@ class Outcome:
     @property
     def query_hit(self) -> bool:
         """Whether the chain recommends the query that the user typed next (exact match)."""
-        return self.rollout.key == self.case.query_key and bool(self.rollout.key)
+        return self.rollout.query_key == self.case.query_key and bool(self.rollout.query_key)
 
     @property
     def item_hit(self) -> bool:

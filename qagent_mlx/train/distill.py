@@ -190,7 +190,7 @@ def retold(example: Example, rollout: Rollout) -> list[int] | None:
     searched = [query_key(t.query) for t in rollout.turns if t.kind == "search"]
     if any(key not in place for key in searched):
         return None
-    return [*(place[key] for key in searched), place[rollout.key]]
+    return [*(place[key] for key in searched), place[rollout.query_key]]
 
 
 def _spread(examples: Sequence[Example], most: int) -> list[Example]:
