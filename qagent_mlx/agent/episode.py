@@ -38,18 +38,11 @@ class EpisodeRules:
 
 
 class Episode:
-    """One chain of retrieval while it runs: the turns so far and the sequence that is decoded.
+    """One chain of retrieval while it runs: member ``member`` of the group of task ``case``.
 
-    The runner decodes `sequence` until a turn ends and calls `act`; where that says so, it
-    runs the tools and calls `observe`. At the end `rollout` has the result.
-
-    Args:
-        rules: Shared by the runner's episodes.
-        task: Whom to recommend to.
-        case: Position of the task in its batch.
-        member: Position of the chain in its task's group.
-        seed: Of the random streams; None decodes greedily.
-        watch: Called with each turn as soon as it has its answer.
+    The runner decodes `sequence` until a turn ends and calls `act`; if the turn needs a tool,
+    it calls `observe` with the result. `rollout` is the finished chain. ``watch`` is called
+    with each turn as soon as that has its answer; without a ``seed``, decoding is greedy.
     """
 
     def __init__(
@@ -85,7 +78,6 @@ class Episode:
 
     @property
     def _searched(self) -> list[str]:
-        """The queries of the searches so far."""
         return [turn.query for turn in self.turns if turn.kind == "search"]
 
     @property
@@ -96,17 +88,15 @@ class Episode:
         """Which ids may come next in this turn: (V,) of bool."""
         rules = self.rules
         assert rules.grammar is not None
-        count = len(self._searched)
+        count, fetched = len(self._searched), self._fetched
         searched = {query_key(query) for query in self._searched}
-        may_search = self._fetched and count < rules.config.max_searches
-        unsearched = [
-            i for i, q in enumerate(self.profile.references) if query_key(q) not in searched
-        ]
+        may_search = fetched and count < rules.config.max_searches
+        references = enumerate(self.profile.references if may_search else ())
         moves = Moves(
-            fetch=not self._fetched,
-            lines=tuple(unsearched) if may_search else (),
+            fetch=not fetched,
+            lines=tuple(i for i, query in references if query_key(query) not in searched),
             words=may_search,
-            searched=count if self._fetched else 0,
+            searched=count if fetched else 0,
         )
         turn = self.sequence.turn
         return rules.grammar.mask(rules.policy.codec.decode(turn), len(turn), moves)

@@ -54,11 +54,7 @@ class UserRecommendations:
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
-    """A user who waits for a slate: their profile at a moment, and how much to compute.
-
-    Raises:
-        QAgentError: no query or no chain is asked for.
-    """
+    """A user who waits for a slate: their profile at a moment, and how much to compute."""
 
     profile: Profile
     as_of: datetime
@@ -110,15 +106,9 @@ class ProfileRecommender:
     ) -> list[UserRecommendations]:
         """Run the chains of all requests in one batch and fill a slate for each.
 
-        Chains are sampled from the random stream of their user and member, so nobody's slate
-        depends on who else is in the batch.
-
-        Args:
-            requests: Each with its own number of queries and chains.
-            seed: Of the random streams.
-            progress: Called with the number of chains that have ended; what it raises ends
-                the batch.
-            watch: Called with a chain's position and its turn, as soon as that has its answer.
+        Each chain has the random stream of its user and member, so nobody's slate depends on
+        who else is in the batch. ``progress`` and ``watch`` are those of `RolloutRunner.run`;
+        what ``progress`` raises ends the batch.
         """
         start = time.perf_counter()
         chains = [task for request in requests for task in request.tasks()]

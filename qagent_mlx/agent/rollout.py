@@ -25,14 +25,10 @@ CACHE_STEP = 256  # tokens in which caches are accounted for
 class RolloutRunner:
     """Runs chains with one policy, one search engine and one configuration.
 
-    Args:
-        policy: Decodes the chains.
-        tools: Answers their searches.
-        config: How chains run.
-        max_rows: Chains that decode or wait for a tool at the same time.
-        memory: Bytes for their keys and values; an eighth of the machine's memory by default.
-        guided: For serving with a policy that stays as it is: draw only what forms an action.
-            Training scores the full distribution, so it must not be guided.
+    At most ``max_rows`` chains decode or wait for a tool at the same time, and fewer where
+    their keys and values would take more than ``memory`` bytes (by default an eighth of the
+    machine's). ``guided`` is for serving with a policy that stays as it is: only tokens that
+    form an action are drawn. Training scores the full distribution and must not be guided.
     """
 
     def __init__(
@@ -99,12 +95,9 @@ class RolloutRunner:
         return [episode.rollout() for episode in episodes]
 
     def rows_that_fit(self, length: int) -> int:
-        """Number of chains of ``length`` tokens whose caches fit into memory, at least 1.
-
-        Twice as much is set aside, because a cache that grows and one that loses rows exist
-        twice for a moment.
-        """
+        """Number of chains of ``length`` tokens whose caches fit into memory, at least 1."""
         length = -(-length // CACHE_STEP) * CACHE_STEP
+        # A cache that grows, and one that loses rows, exists twice for a moment.
         fitting = self.memory // max(1, 2 * length * self.policy.cache_bytes)
         return int(max(1, min(self.max_rows, fitting)))
 
@@ -129,7 +122,6 @@ class _Schedule:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a chain has not ended."""
         return bool(self._queue or self._running.sequences or self._waiting)
 
     def admit(self) -> None:

@@ -49,7 +49,7 @@ class DecodingSequence:
         return self.stopper.feed(token) or len(self.turn) >= self.turn_limit
 
     def start_turn(self) -> None:
-        """Begin a turn, with all ids so far in the cache."""
+        """Begin a turn; all ids so far are in the cache."""
         self.pending, self.turn = [], []
         self.stopper.reset()
 
@@ -79,12 +79,9 @@ class DecodingBatch:
     def select(
         self, indices: Sequence[int], keys: Sequence[Any] | None = None, *, copied: bool = False
     ) -> DecodingBatch:
-        """A batch of some of the sequences, which goes on with this batch's cache if it can.
+        """A batch of some of the sequences; those of different ``keys`` share no context.
 
-        Args:
-            indices: Positions of the sequences.
-            keys: A value for each of them; those with different keys share no context any more.
-            copied: Copy the cache in any case, because this batch's will be written to.
+        It goes on with this batch's cache where it can, unless it must be ``copied``.
         """
         row_of: dict[tuple[int, Any], int] = {}  # (context here, key) -> context there
         context_of = [

@@ -147,9 +147,9 @@ class SlateFiller:
             ]
             if not any(missing):
                 break
-            for user, found in enumerate(self._search_all(missing, moments)):
+            for user, searched in enumerate(self._search_all(missing, moments)):
                 position[user] += len(missing[user])
-                for item in found:
+                for item in searched:
                     is_choice = not available[user] and item.votes > 0
                     is_shown = (
                         is_choice

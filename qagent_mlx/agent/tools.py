@@ -60,10 +60,10 @@ class SearchProducts:
         # Chains of a group often ask the same, which is searched once.
         unique = list(dict.fromkeys((r.query, r.as_of) for r in requests))
         queries, moments = [query for query, _ in unique], [moment for _, moment in unique]
-        hits = self._search.search(queries, RETRIEVED, moments)
+        results = self._search.search(queries, RETRIEVED, moments)
         products = {
-            key: tuple(hit.product_id for hit in found)
-            for key, found in zip(unique, hits, strict=True)
+            key: tuple(hit.product_id for hit in hits)
+            for key, hits in zip(unique, results, strict=True)
         }
         return [self._result(r, products[r.query, r.as_of]) for r in requests]
 

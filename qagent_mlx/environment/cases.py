@@ -54,21 +54,6 @@ class SplitConfig:
         ),
     ] = "successes"
 
-    def test_moment(self) -> datetime | None:
-        """The moment of ``test_from``; None when it is empty.
-
-        Raises:
-            SettingError: it is no moment.
-        """
-        if not self.test_from:
-            return None
-        try:
-            return parse_utc(self.test_from)
-        except (ValueError, OverflowError):
-            raise SettingError(
-                "test_from", f"{self.test_from!r}: write it as 2011-10-12 or 2011-10-12T00:00"
-            ) from None
-
 
 def build_cases(
     connection: duckdb.DuckDBPyConnection,
@@ -109,15 +94,19 @@ def build_cases(
 
 def _split_positions(cases: Sequence[Case], config: SplitConfig) -> tuple[int, int]:
     """Positions of the first validation case and of the first test case."""
-    moment = config.test_moment()
-    if moment is not None:
-        test = next((i for i, case in enumerate(cases) if case.as_of >= moment), len(cases))
+    if config.test_from:
+        try:
+            moment = parse_utc(config.test_from)
+        except (ValueError, OverflowError):
+            reason = f"{config.test_from!r}: write it as 2011-10-12 or 2011-10-12T00:00"
+            raise SettingError("test_from", reason) from None
+        test = sum(case.as_of < moment for case in cases)
     else:
         test = len(cases) - max(1, round(len(cases) * config.test_share))
     validation = test - max(1, round(len(cases) * config.validation_share))
     if validation >= 1 and test < len(cases):
         return validation, test
-    if moment is not None and len(cases) > 2:
+    if config.test_from and len(cases) > 2:
         raise SettingError(
             "test_from",
             f"{config.test_from} leaves no case to test or to train on: the {len(cases)} cases "
@@ -133,17 +122,9 @@ def _split_positions(cases: Sequence[Case], config: SplitConfig) -> tuple[int, i
 def _cases(sessions: Sequence[SuccessfulSession], min_history: int) -> list[Case]:
     """A case for each session of a user with enough history, not numbered yet."""
     return [
-        Case(
-            case_id=0,
-            user_id=session.user_id,
-            as_of=session.start,
-            query=session.query,
-            query_key=session.query_key,
-            products=session.products,
-            history=session.history,
-        )
-        for session in sessions
-        if session.history >= min_history
+        Case(0, s.user_id, s.start, s.query, s.query_key, s.products, s.history)
+        for s in sessions
+        if s.history >= min_history
     ]
 
 
