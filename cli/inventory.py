@@ -67,7 +67,8 @@ def index(
             set_encoder(shop, encoder, dimensions)
         if remove:
             remove_products(shop, remove)
-        report = refresh_index(shop) if only_update or remove else build_shop(shop, note)
+        refreshes = only_update or bool(remove)
+        report = (refresh_index(shop) if refreshes else build_shop(shop, note)).to_dict()
     return Output(report, lambda: _draw_index(report))
 
 

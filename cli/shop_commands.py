@@ -29,7 +29,7 @@ def init(sample: bool, shop_path: Path) -> Output:
     from qagent_mlx.shop.shop import Shop
 
     if sample:
-        report = create_sample_shop(shop_path, note)
+        report = create_sample_shop(shop_path, note).to_dict()
         lines = (
             f"made the sample shop in {shop_path}: {report['products']:,} products, "
             f"{report['events']:,} events of {report['users']:,} users in "

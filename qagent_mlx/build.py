@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,55 +20,124 @@ from .shop.sample import sample_data_folder
 from .shop.shop import Shop
 from .utils.atomic_files import read_json
 
+OnStage = Callable[[str], None]  # called with what begins
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What an index and a memory ranker were built from."""
+
+    products: int
+    clicks_until: datetime | None  # the encoder learned from clicks before this moment
+    clicked_pairs: int  # of query and product, that it learned from
+    learned_from: int  # moments that the memory ranker learned from
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "products": self.products,
+            "clicks_until": self.clicks_until.isoformat() if self.clicks_until else None,
+            "clicked_pairs": self.clicked_pairs,
+            "learned_from": self.learned_from,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SampleShopReport:
+    """What the sample shop holds."""
+
+    shop: Path
+    counts: dict[str, int]  # see `Shop.counts`
+    learned_from: int  # moments that the memory ranker learned from
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the counts stand beside the other values."""
+        return {
+            "shop": str(self.shop),
+            **self.counts,
+            "learned_from": self.learned_from,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
+    """Build the search index, store memory, and fit the memory ranker.
+
+    Args:
+        shop: Open for writing.
+        on_stage: Called with what begins.
+    """
+    notify = on_stage or (lambda stage: None)
+    start = time.perf_counter()
+    notify("building the index")
+    index = build_index(shop)
+    notify("storing what is remembered of each user")
+    with shop.transaction() as connection:
+        MemoryStore(connection, shop.config.memory).build()
+    notify("learning what lines of memory are worth")
+    ranker = fit_ranker(shop, index.clicks_until, _retrieval(shop, index))
+    return BuildReport(
+        len(index.catalog),
+        index.clicks_until,
+        index.manifest.clicked_pairs,
+        ranker.moments,
+        time.perf_counter() - start,
+    )
+
+
+def _retrieval(shop: Shop, index: InventoryIndex) -> Retrieve:
+    """The shop's search without its reranker, which would read thousands of result lists."""
+    search = HybridSearch(index, open_clicks(shop, index), shop.config.search)
+
+    def retrieve(queries: Sequence[str], moments: Sequence[datetime]) -> list[list[str]]:
+        return [[hit.product_id for hit in hits] for hits in search.search(queries, 10, moments)]
+
+    return retrieve
+
 
 def create_sample_shop(
-    path: str | Path, on_stage: Callable[[str], None] | None = None, name: str = "sample"
-) -> dict[str, Any]:
-    """Make the sample shop in a new or empty folder, with its index: it is ready to use.
+    path: str | Path, on_stage: OnStage | None = None, name: str = "sample"
+) -> SampleShopReport:
+    """Create the sample shop in a new or empty folder, built and ready to use.
 
     A shop that could not be finished is deleted again.
 
     Args:
         path: The new shop's folder.
         on_stage: Called with what begins.
-        name: What the shop is called in its settings.
-
-    Returns:
-        shop, what `Shop.counts` says, ``learned_from`` (moments that memory learned the
-        worth of its lines from), and ``seconds``.
+        name: Name of the shop in its settings.
 
     Raises:
         QAgentError: the folder holds something else, or cannot be written.
     """
-    say = on_stage or (lambda stage: None)
+    notify = on_stage or (lambda stage: None)
     source = sample_data_folder()
     simulated = read_json(source / "simulator.json", "the sample data")
     start = time.perf_counter()
     shop = Shop.create(path, ShopConfig(name=name, simulated=simulated))
     try:
         for kind in ("products", "events"):
-            say(f"ingesting {kind}")
+            notify(f"ingesting {kind}")
             report = ingest_files(shop, kind, [source / f"{kind}.parquet"])
             if report.rejected:
                 raise QAgentError(
                     f"the sample data is damaged ({report.examples[0]}); install qagent-mlx again"
                 )
-        learned = build_shop(shop, say)
-        return {
-            "shop": str(shop.path),
-            **shop.counts(),
-            "learned_from": learned["learned_from"],
-            "seconds": round(time.perf_counter() - start, 1),
-        }
+        learned_from = build_shop(shop, notify).learned_from
+        seconds = time.perf_counter() - start
+        return SampleShopReport(shop.path, shop.counts(), learned_from, seconds)
     except BaseException:
-        shop.remove()
+        shop.delete()
         raise
     finally:
         shop.close()
 
 
 def sample_shop(path: str | Path = "shop") -> Shop:
-    """The sample shop in a folder, open for reading; made first where it is not there yet.
+    """Open the sample shop in a folder for reading; created first where it is not there yet.
 
     Raises:
         QAgentError: the folder holds something else, or cannot be written.
@@ -75,41 +145,3 @@ def sample_shop(path: str | Path = "shop") -> Shop:
     if not (Path(path) / "shop.json").exists():
         create_sample_shop(path)
     return Shop.open(path)
-
-
-def build_shop(shop: Shop, on_stage: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Build the index and learn what lines of memory are worth.
-
-    Args:
-        shop: Open for writing.
-        on_stage: Called with what begins.
-
-    Returns:
-        products, clicks_until, clicked_pairs, learned_from, seconds.
-    """
-    say = on_stage or (lambda stage: None)
-    start = time.perf_counter()
-    say("building the index")
-    index = build_index(shop)
-    say("storing what is remembered of each user")
-    with shop.transaction() as connection:
-        MemoryStore(connection, shop.config.memory).build()
-    say("learning what lines of memory are worth")
-    worth = fit_ranker(shop, index.clicks_until, _retrieve(shop, index))
-    return {
-        "products": len(index.catalog),
-        "clicks_until": index.manifest["clicks_until"],
-        "clicked_pairs": index.manifest["clicked_pairs"],
-        "learned_from": worth.moments,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-
-
-def _retrieve(shop: Shop, index: InventoryIndex) -> Retrieve:
-    """What the shop's search finds; without its reranker, which would read thousands of pages."""
-    search = HybridSearch(index, open_clicks(shop, index), shop.config.search)
-
-    def retrieve(queries: Sequence[str], moments: Sequence[datetime]) -> list[list[str]]:
-        return [[hit.product_id for hit in hits] for hits in search.search(queries, 10, moments)]
-
-    return retrieve

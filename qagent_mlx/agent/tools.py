@@ -103,11 +103,12 @@ class SearchProducts:
         clicks = getattr(self._search, "clicks", None)  # a shop's own engine may have none
         if clicks is None or not self._config.marks:
             return {}
-        rows, weights = clicks.ranking(query_key(query), moment)
-        total = float(weights.sum())
+        ranking = clicks.ranking(query_key(query), moment)
+        total = float(ranking.scores.sum())
         if total < MIN_ENGAGEMENTS:
             return {}
-        return dict(zip(rows.tolist(), (weights / total).tolist(), strict=True))
+        shares = (ranking.scores / total).tolist()
+        return dict(zip(ranking.rows.tolist(), shares, strict=True))
 
     def _short_title(self, row: int) -> str:
         """The first words of a product's title without model numbers, which no agent can use."""

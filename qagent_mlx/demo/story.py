@@ -74,7 +74,7 @@ def story(
     remove_sample_shop(path, SHOP_NAME)
 
     yield Scene("ingest", "A shop: products and events from files, and the index")
-    yield Scene("ingest", "", create_sample_shop(path, on_stage, SHOP_NAME))
+    yield Scene("ingest", "", create_sample_shop(path, on_stage, SHOP_NAME).to_dict())
     with Shop.open(path) as shop:
         for name, title, action in _Story(shop, parent, config, on_step).scenes():
             yield Scene(name, title)

@@ -183,7 +183,7 @@ class Environment:
         """Write ``cases.parquet`` (profiles included) and ``clicks.parquet``."""
         write_cases(folder / CASES, ((e.case, e.profile) for e in self.examples))
         if self.search.clicks is not None:
-            write_columns(folder / CLICKS, self.search.clicks.columns(self.search.catalog.ids))
+            write_columns(folder / CLICKS, self.search.clicks.columns)
 
     @classmethod
     def restore(cls, folder: Path, inventory: Path, config: SearchConfig) -> Environment:
@@ -200,7 +200,7 @@ class Environment:
                 f"the run {folder.name} is damaged ({str(error).splitlines()[0]}); start a new one"
             ) from error
         index = load_index(inventory)
-        log = ClickLog.from_rows(clicks, index.catalog.row_of, config.click_half_life_days)
+        log = ClickLog(clicks, index.catalog.row_of, config.click_half_life_days)
         return cls(examples, HybridSearch(index, log, config))
 
     @classmethod
@@ -211,7 +211,7 @@ class Environment:
             QAgentError: a file is damaged, or the shop's catalog has changed since.
         """
         environment = cls.restore(folder, shop.path / "inventory", shop.config.search)
-        if environment.search.index.manifest["catalog_version"] != catalog_version:
+        if environment.search.index.manifest.catalog_version != catalog_version:
             raise QAgentError(
                 f"the catalog has changed since the run {folder.name} began, so it cannot go on "
                 "exactly; start a new run"

@@ -1,8 +1,8 @@
-"""Words as shops need them: model numbers, units and plurals that are written many ways.
+"""Split titles and queries into index terms: shops write numbers, units and plurals in many ways.
 
-Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and
-Korean, whose words carry endings, are cut into overlapping pairs of characters, as Lucene's
-CJK analyser does; no dictionary is needed.
+Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) and
+Korean, whose words carry endings, are split into character bigrams, as Lucene's CJK analyser
+does; no dictionary is needed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,42 @@ from ..utils.text import HAN, UNSPACED, graphemes, split_scripts, words
 
 # Version 1 left runs without spaces, and combining marks, uncut.
 ANALYZER_VERSION = 2
+INITIALISM = "~"  # begins index terms that are initials; no word of a text holds it
+MAX_INITIALS = 5
 
-_BREAK = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
-_PARTS = re.compile(r"\d+|\D+")  # of a word, which holds only letters, their signs, and digits
-_SIGN = re.compile(f"[{HAN}]")
+_SEGMENT_END = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
+_LETTERS_OR_DIGITS = re.compile(r"\d+|\D+")
+_HAN = re.compile(f"[{HAN}]")
+
+
+def product_terms(text: str) -> list[str]:
+    """Index terms of a title or query.
+
+    Each word in singular, its letter and digit parts, and each pair of neighbours of which one
+    is a number joined: "Gears of War 3" and "gears of war3" share ``war``, ``3`` and ``war3``.
+    In scripts without spaces, character bigrams: 折叠帐篷 and 帐篷 share 帐篷.
+    """
+    terms: list[str] = []
+    previous = ""
+    for word in words(text):
+        for part, unspaced in split_scripts(word):
+            if unspaced:
+                terms += character_bigrams(part)
+                previous = ""
+                continue
+            terms += _word_terms(part)
+            if previous and (part[0].isdigit() or previous[-1].isdigit()) and part != previous:
+                terms.append(previous + part)
+            previous = part
+    return terms
 
 
 @lru_cache(maxsize=1 << 17)
-def _forms(word: str) -> tuple[str, ...]:
-    parts = _PARTS.findall(word)
-    forms = [_singular(word)]
-    if len(parts) > 1:  # "war3" is found by "war" and "3", "64gb" by "64" and "gb"
-        forms += [_singular(p) for p in parts]
-    return tuple(forms)
+def _word_terms(word: str) -> tuple[str, ...]:
+    parts = _LETTERS_OR_DIGITS.findall(word)
+    if len(parts) > 1:  # "64gb" is found by "64" and by "gb"
+        return (_singular(word), *map(_singular, parts))
+    return (_singular(word),)
 
 
 def _singular(word: str) -> str:
@@ -44,82 +67,47 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def character_bigrams(run: str) -> tuple[str, ...]:
-    """A run's neighbouring characters, each with its signs; and Han characters by themselves,
-    as they are words."""
-    signs = graphemes(run)
-    if len(signs) == 1:
+    """Pairs of neighbouring characters, and each Han character, which is a word of its own."""
+    characters = graphemes(run)
+    if len(characters) == 1:
         return (run,)
-    alone = [sign for sign in signs if _SIGN.match(sign)]
-    return (*(a + b for a, b in pairwise(signs)), *alone)
+    han = [character for character in characters if _HAN.match(character)]
+    return (*(a + b for a, b in pairwise(characters)), *han)
 
 
-def product_terms(text: str) -> list[str]:
-    """Index terms of a title or query.
+def initialisms(title: str) -> list[str]:
+    """Index terms for the ways in which people shorten a title, without duplicates.
 
-    Each word in singular, its letter and digit parts, and each pair of neighbours of which
-    one is a number joined: "Gears of War 3" and "gears of war3" share ``war``, ``3`` and
-    ``war3``. Of scripts without spaces the pairs of characters: 折叠帐篷 and 帐篷 share 帐篷.
+    The initials of the two to five words that begin a title or a part of it (behind a colon,
+    comma, bracket or dash), also with the number that follows them: "Call of Duty: Modern
+    Warfare 3" is found by ``cod``, ``mw`` and ``mw3``.
     """
-    terms: list[str] = []
-    before = ""
-    for word in words(text):
-        for piece, unspaced in split_scripts(word):
-            if unspaced:
-                terms += character_bigrams(piece)
-                before = ""
-                continue
-            terms += _forms(piece)
-            if before and (piece[0].isdigit() or before[-1].isdigit()) and piece != before:
-                terms.append(before + piece)
-            before = piece
-    return terms
+    terms: dict[str, None] = {}
+    for segment in _SEGMENT_END.split(title):
+        initials = ""
+        parts = (
+            (part, unspaced)
+            for word in words(segment)
+            for run, unspaced in split_scripts(word)
+            for part in _LETTERS_OR_DIGITS.findall(run)
+        )
+        for part, unspaced in parts:
+            if part.isdigit() and not unspaced and len(initials) > 1:
+                terms[f"{INITIALISM}{initials}{part}"] = None
+            # Where words begin is not known in scripts without spaces.
+            if unspaced or part.isdigit() or len(initials) == MAX_INITIALS:
+                break
+            if part != "s":  # of a genitive
+                initials += part[0]
+                if len(initials) > 1:
+                    terms[INITIALISM + initials] = None
+    return list(terms)
 
 
 def has_outdated_terms(terms: Iterable[str]) -> bool:
-    """Whether version 1 made some of these terms of texts that are cut differently now."""
+    """Whether version 1 made some of these terms from texts that are split differently now."""
     return any(
         UNSPACED.search(term) or any(unicodedata.category(c)[0] == "M" for c in term)
         for term in terms
         if not term.isascii()
     )
-
-
-INITIALISM = "~"  # marks index terms that are no word of the text; words never hold it
-_LONGEST = 5  # words whose initials are taken
-
-
-def is_word(term: str) -> bool:
-    """Whether an index term is a word of letters, as opposed to a number or an alias."""
-    return term.isalpha()
-
-
-def initialisms(title: str) -> list[str]:
-    """Index terms for the ways people shorten a title, each once.
-
-    The initials of the two to five words that a title, or a part of it after a colon, comma,
-    bracket or dash, begins with, and those before a number with it: "Call of Duty: Modern
-    Warfare 3" is found by ``cod``, ``mw`` and ``mw3``.
-    """
-    made: dict[str, None] = {}
-    for segment in _BREAK.split(title):
-        initials = ""
-        parts = (
-            (part, unspaced)
-            for word in words(segment)
-            for piece, unspaced in split_scripts(word)
-            for part in _PARTS.findall(piece)
-        )
-        for part, unspaced in parts:
-            if unspaced:  # where words begin is not known
-                break
-            if part.isdigit():
-                if len(initials) > 1:
-                    made[f"{INITIALISM}{initials}{part}"] = None
-                break
-            if len(initials) == _LONGEST:
-                break
-            if part != "s":  # of a genitive
-                initials += part[0]
-                if len(initials) > 1:
-                    made[INITIALISM + initials] = None
-    return list(made)

@@ -1,61 +1,61 @@
 """BM25 over product terms, in a form that can be updated in place and mapped into memory.
 
-The scores are those of Lucene's BM25 (Kamphuis et al., 2020), computed when the index is made,
-as in bm25s (arXiv:2407.03618); a test holds the two together. Unlike there, term counts are
-kept, so that products can be added, changed and removed without reading the others again, and
-the result is what a build from scratch gives, to the bit.
+Scores are those of Lucene's BM25, computed when the index is built, as in bm25s
+(arXiv:2407.03618). Unlike there, term frequencies are stored: products are added, changed and
+removed without reading the others again, with the same result as a build from scratch, to the
+bit. A document is a product; its number is the product's row in the catalog.
 
-A query's word that no product has is looked for in two more ways: as the initials of a title
-("mw3" for Modern Warfare 3), and as a word with one letter changed, missing, added, or two
-swapped.
+A query term that no product holds is looked up in two more ways: as the initials of a title
+("mw3" for Modern Warfare 3), and as a word with one letter changed, missing, added or swapped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 
 import numpy as np
 from scipy import sparse
 
-from .analyzer import INITIALISM, initialisms, is_word, product_terms
-from .spelling import Spelling
+from ..utils.bm25 import idf, length_norm
+from .analyzer import INITIALISM, initialisms, product_terms
+from .spelling import SpellingIndex
+from .types import MatchedWord, MatchKind, Ranking
 
-K1, B = 1.2, 0.4
-FUZZY_WEIGHT = 0.8  # of a word that was found by its spelling only; measured, see search_quality
-ARRAYS = ("counts", "rows", "starts", "lengths", "impacts", "vocabulary")
+SPELLING_WEIGHT = 0.8  # of a corrected word; measured, see search_quality
+STORED_ARRAYS = ("counts", "rows", "starts", "lengths", "impacts", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
-class TermGroup:
-    """Index terms that one term of a query may stand for; the best of them counts."""
+class QueryTerm:
+    """A term of a query, and the index terms that it may stand for; the best of them counts."""
 
     typed: str
-    terms: tuple[str, ...]
+    index_terms: tuple[str, ...]
     weight: float
-    how: str  # word, initials, spelling
+    how: MatchKind
 
 
 class BM25Index:
-    """Terms by rows in columns (CSC): which rows hold a term, how often, and what it is worth."""
+    """An inverted index in compressed columns: which documents hold a term, and how often."""
 
     def __init__(
         self,
-        vocabulary: Sequence[str],
-        counts: np.ndarray,  # uint16, (entries,)
-        rows: np.ndarray,  # int32, (entries,), ascending within a term
-        starts: np.ndarray,  # int64, (terms + 1,)
-        lengths: np.ndarray,  # int32, (rows,): terms of a row, aliases left out
-        impacts: np.ndarray | None = None,  # float32, (entries,)
+        terms: Sequence[str],
+        frequencies: np.ndarray,  # uint16, (postings,): occurrences of the term in the document
+        documents: np.ndarray,  # int32, (postings,), ascending within a term
+        offsets: np.ndarray,  # int64, (terms + 1,): where a term's postings begin
+        lengths: np.ndarray,  # int32, (documents,): terms of a document, without initialisms
+        impacts: np.ndarray | None = None,  # float32, (postings,): what a posting adds to a score
     ) -> None:
-        self.terms = vocabulary
-        self._counts, self._rows, self._starts, self._lengths = counts, rows, starts, lengths
-        self._column = {term: i for i, term in enumerate(vocabulary)}
-        self._impacts = self._weigh() if impacts is None else impacts
-        self._spelling: Spelling | None = None
-        self._groups: dict[str, TermGroup | None] = {}
+        self.terms = terms
+        self._frequencies, self._documents = frequencies, documents
+        self._offsets, self._lengths = offsets, lengths
+        self._column = {term: i for i, term in enumerate(terms)}
+        self._impacts = self._compute_impacts() if impacts is None else impacts
+        self._query_term = lru_cache(maxsize=100_000)(self._look_up)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -65,210 +65,220 @@ class BM25Index:
 
     @classmethod
     def build(cls, texts: Sequence[str], titles: Sequence[str]) -> BM25Index:
-        """Of one text a row; initials come from the titles alone."""
-        empty = cls([], *_empty())
-        return empty.rearranged(np.full(len(texts), -1, dtype=np.int64), texts, titles)
+        """Index one text per document; initialisms are taken from the titles alone."""
+        empty = cls(
+            [],
+            np.empty(0, dtype=np.uint16),
+            np.empty(0, dtype=np.int32),
+            np.zeros(1, dtype=np.int64),
+            np.empty(0, dtype=np.int32),
+        )
+        return empty.updated(np.full(len(texts), -1, dtype=np.int64), texts, titles)
 
-    def rearranged(
-        self, source: np.ndarray, texts: Sequence[str], titles: Sequence[str]
-    ) -> BM25Index:
+    def updated(self, source: np.ndarray, texts: Sequence[str], titles: Sequence[str]) -> BM25Index:
         """The index of a changed catalog.
 
         Args:
-            source: For each new row the old row that it is, or -1 for a new text, (rows,).
-            texts: The texts of the new rows, in order of row.
+            source: For each document its number in this index, or -1 if its text is new,
+                (documents,).
+            texts: The new texts, in order of document.
             titles: Their titles.
         """
-        fresh = np.flatnonzero(source < 0)
-        target = np.full(len(self._lengths), -1, dtype=np.int64)
-        target[source[source >= 0]] = np.flatnonzero(source >= 0)
-        old_rows = target[self._rows]
-        old_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._starts))
-        kept = old_rows >= 0
+        unchanged, fresh = source >= 0, np.flatnonzero(source < 0)
+        moved_to = np.full(len(self), -1, dtype=np.int64)
+        moved_to[source[unchanged]] = np.flatnonzero(unchanged)
+        documents = moved_to[self._documents]
+        kept = documents >= 0
         column = dict(self._column)
-        found = [product_terms(text) for text in texts]
-        also = [initialisms(title) for title in titles]
-        ids = [column.setdefault(t, len(column)) for t in chain.from_iterable(found)]
-        more = [column.setdefault(t, len(column)) for t in chain.from_iterable(also)]
-        sizes = np.array([len(terms) for terms in found], dtype=np.int64)
+        text_terms = [product_terms(text) for text in texts]
+        initials = [initialisms(title) for title in titles]
+        fresh_columns = [
+            column.setdefault(term, len(column))
+            for term in chain.from_iterable(chain(text_terms, initials))
+        ]
+        text_lengths = [len(terms) for terms in text_terms]
         matrix = sparse.coo_matrix(
             (
                 np.concatenate(
                     [
-                        self._counts[kept].astype(np.int32),
-                        np.ones(len(ids) + len(more), dtype=np.int32),
+                        self._frequencies[kept].astype(np.int32),
+                        np.ones(len(fresh_columns), dtype=np.int32),
                     ]
                 ),
                 (
                     np.concatenate(
                         [
-                            old_rows[kept],
-                            np.repeat(fresh, sizes),
-                            np.repeat(fresh, [len(terms) for terms in also]),
+                            documents[kept],
+                            np.repeat(fresh, text_lengths),
+                            np.repeat(fresh, [len(terms) for terms in initials]),
                         ]
                     ),
-                    np.concatenate([old_columns[kept], np.array(ids + more, dtype=np.int64)]),
+                    np.concatenate(
+                        [self._posting_columns()[kept], np.array(fresh_columns, dtype=np.int64)]
+                    ),
                 ),
             ),
             shape=(len(source), len(column)),
-        ).tocsc()
+        ).tocsc()  # adds up what stands at the same place
         matrix.sort_indices()
-        used = np.flatnonzero(np.diff(matrix.indptr))
-        starts = np.concatenate([[0], np.cumsum(np.diff(matrix.indptr)[used])])
+        sizes = np.diff(matrix.indptr)
         names = list(column)
         lengths = np.empty(len(source), dtype=np.int32)
-        lengths[source >= 0] = self._lengths[source[source >= 0]]
-        lengths[fresh] = sizes
+        lengths[unchanged] = self._lengths[source[unchanged]]
+        lengths[fresh] = text_lengths
         return BM25Index(
-            [names[i] for i in used.tolist()],
+            [names[i] for i in np.flatnonzero(sizes).tolist()],
             np.minimum(matrix.data, 65535).astype(np.uint16),
             matrix.indices.astype(np.int32),
-            starts.astype(np.int64),
+            np.concatenate([[0], np.cumsum(sizes[sizes > 0])]).astype(np.int64),
             lengths,
         )
 
-    def _weigh(self) -> np.ndarray:
-        """What each entry adds to a score, float32: idf times damped count."""
-        size = len(self._lengths)
-        held = np.diff(self._starts)
-        idf = np.log(1 + (size - held + 0.5) / (held + 0.5)).astype(np.float32)
-        mean = self._lengths.mean() if size else 1.0
-        norm = K1 * (1 - B + B * self._lengths / max(mean, 1e-9))
-        counts = self._counts.astype(np.float32)
-        damped = counts / (norm[self._rows] + counts)
-        return (np.repeat(idf, held) * damped).astype(np.float32)
+    def _posting_columns(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))
 
-    # ------------------------------------------------------------ queries
+    def _compute_impacts(self) -> np.ndarray:
+        document_frequencies = np.diff(self._offsets)
+        term_idf = idf(len(self), document_frequencies).astype(np.float32)
+        norm = length_norm(self._lengths, max(self._lengths.mean() if len(self) else 1.0, 1e-9))
+        frequencies = self._frequencies.astype(np.float32)
+        damped = frequencies / (norm[self._documents] + frequencies)
+        return (np.repeat(term_idf, document_frequencies) * damped).astype(np.float32)
 
-    def groups(self, query: str) -> list[TermGroup]:
-        """What the query's terms stand for in this index; what stands for nothing is left out."""
-        made = []
-        for term in product_terms(query):
-            if term not in self._groups:
-                if len(self._groups) > 100_000:
-                    self._groups.clear()
-                self._groups[term] = self._group(term)
-            group = self._groups[term]
-            if group is not None:
-                made.append(group)
-        return made
+    def query_terms(self, query: str) -> list[QueryTerm]:
+        """The query's terms that match something in this index."""
+        return [found for term in product_terms(query) if (found := self._query_term(term))]
 
-    def _group(self, term: str) -> TermGroup | None:
+    def _look_up(self, term: str) -> QueryTerm | None:
         if term in self._column:
-            return TermGroup(term, (term,), 1.0, "word")
+            return QueryTerm(term, (term,), 1.0, "word")
         if INITIALISM + term in self._column:
-            return TermGroup(term, (INITIALISM + term,), 1.0, "initials")
-        if self._spelling is None:
-            self._spelling = Spelling(t for t in self.terms if is_word(t))
-        near = self._spelling.near(term)
-        return TermGroup(term, near, FUZZY_WEIGHT, "spelling") if near else None
+            return QueryTerm(term, (INITIALISM + term,), 1.0, "initials")
+        corrections = self._spelling.corrections(term)
+        return QueryTerm(term, corrections, SPELLING_WEIGHT, "spelling") if corrections else None
+
+    @cached_property
+    def _spelling(self) -> SpellingIndex:
+        return SpellingIndex(term for term in self.terms if term.isalpha())
 
     def postings(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that hold an index term, ascending, and what each adds to a score."""
-        at = self._column[term]
-        place = slice(self._starts[at], self._starts[at + 1])
-        return self._rows[place], self._impacts[place]
+        """The documents that hold an index term, ascending, and what it adds to each score."""
+        column = self._column[term]
+        span = slice(self._offsets[column], self._offsets[column + 1])
+        return self._documents[span], self._impacts[span]
 
-    def scores(self, groups: Sequence[TermGroup]) -> np.ndarray:
-        """The score of every row, float32 (rows,)."""
-        total = np.zeros(len(self._lengths), dtype=np.float32)
-        for group in groups:
-            if len(group.terms) == 1:
-                rows, values = self.postings(group.terms[0])
-                total[rows] += values if group.weight == 1.0 else np.float32(group.weight) * values
+    def scores(self, terms: Sequence[QueryTerm]) -> np.ndarray:
+        """The score of every document, float32 (documents,)."""
+        total = np.zeros(len(self), dtype=np.float32)
+        for term in terms:
+            if len(term.index_terms) == 1:
+                documents, impacts = self.postings(term.index_terms[0])
+                weighted = impacts if term.weight == 1.0 else np.float32(term.weight) * impacts
+                total[documents] += weighted
                 continue
             best = np.zeros(len(total), dtype=np.float32)
-            for term in group.terms:
-                rows, values = self.postings(term)
-                best[rows] = np.maximum(best[rows], values)
-            total += np.float32(group.weight) * best
+            for name in term.index_terms:
+                documents, impacts = self.postings(name)
+                best[documents] = np.maximum(best[documents], impacts)
+            total += np.float32(term.weight) * best
         return total
 
-    def found(self, asked: Sequence[Sequence[TermGroup]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query's groups the rows that hold a term, in any order, and their scores.
+    def search(
+        self, queries: Sequence[Sequence[QueryTerm]], k: int, allowed: np.ndarray | None = None
+    ) -> list[Ranking]:
+        """The ``k`` best documents of each query; scores are those of `scores`.
 
-        The same scores as `scores`, for hundreds of queries at once.
+        Args:
+            queries: What `query_terms` says of each; hundreds at once are fast.
+            k: Number of documents, at most.
+            allowed: The documents that may be returned, bool (documents,).
         """
-        simple = [all(len(group.terms) == 1 for group in groups) for groups in asked]
-        terms: list[int] = []
+        # A product of sparse matrices adds the impacts in the order of a query's terms. It
+        # cannot take the best of several index terms, as corrected words need.
+        direct = [all(len(term.index_terms) == 1 for term in terms) for terms in queries]
+        columns: list[int] = []
         weights: list[float] = []
-        starts = [0]
-        for groups, plain in zip(asked, simple, strict=True):
-            if plain:
-                terms += [self._column[group.terms[0]] for group in groups]
-                weights += [group.weight for group in groups]
-            starts.append(len(terms))
-        # A product of sparse matrices adds what a row's terms are worth in their order.
-        queries = sparse.csr_matrix(
-            (np.array(weights, dtype=np.float32), np.array(terms, dtype=np.int32), starts),
-            shape=(len(asked), len(self.terms)),
+        offsets = [0]
+        for terms, is_direct in zip(queries, direct, strict=True):
+            if is_direct:
+                columns += [self._column[term.index_terms[0]] for term in terms]
+                weights += [term.weight for term in terms]
+            offsets.append(len(columns))
+        matrix = sparse.csr_matrix(
+            (np.array(weights, dtype=np.float32), np.array(columns, dtype=np.int32), offsets),
+            shape=(len(queries), len(self.terms)),
         )
-        total = queries @ self._matrix
-        edges = total.indptr.tolist()
-        made = []
-        for number, (groups, plain) in enumerate(zip(asked, simple, strict=True)):
-            if plain:
-                at = slice(edges[number], edges[number + 1])
-                made.append((total.indices[at], total.data[at]))
+        product = matrix @ self._matrix
+        bounds = product.indptr.tolist()
+        rankings = []
+        for number, (terms, is_direct) in enumerate(zip(queries, direct, strict=True)):
+            if is_direct:
+                span = slice(bounds[number], bounds[number + 1])
+                documents, scores = product.indices[span], product.data[span]
             else:
-                scores = self.scores(groups)
-                rows = np.flatnonzero(scores)
-                made.append((rows, scores[rows]))
-        return made
+                scores = self.scores(terms)
+                documents = np.flatnonzero(scores)
+                scores = scores[documents]
+            if allowed is not None:
+                passes = allowed[documents]
+                documents, scores = documents[passes], scores[passes]
+            best = _top(documents, scores, k)
+            rankings.append(Ranking(documents[best].astype(np.int64), scores[best]))
+        return rankings
 
     @cached_property
     def _matrix(self) -> sparse.csr_matrix:
-        """What each row (columns) is worth to each term (rows)."""
+        """Impacts, (terms, documents)."""
         return sparse.csr_matrix(
-            (self._impacts, self._rows, self._starts), (len(self.terms), len(self._lengths))
+            (self._impacts, self._documents, self._offsets), (len(self.terms), len(self))
         )
 
-    def why(self, groups: Sequence[TermGroup], row: int) -> list[tuple[TermGroup, str, float]]:
-        """What a row's score is made of: (group, index term, what it adds), the most first."""
-        made = []
-        for group in groups:
-            best = ("", 0.0)
-            for term in group.terms:
-                rows, values = self.postings(term)
-                at = int(np.searchsorted(rows, row))
-                if at < len(rows) and rows[at] == row and values[at] > best[1]:
-                    best = (term, float(values[at]))
-            if best[1] > 0:
-                made.append((group, best[0].removeprefix(INITIALISM), group.weight * best[1]))
-        return sorted(made, key=lambda item: (-item[2], item[1]))
-
-    # ------------------------------------------------------------ files
+    def explain(self, terms: Sequence[QueryTerm], document: int) -> list[MatchedWord]:
+        """What each query term adds to a document's score, the most first."""
+        matched = []
+        for term in terms:
+            name, impact = "", 0.0
+            for candidate in term.index_terms:
+                documents, impacts = self.postings(candidate)
+                at = int(np.searchsorted(documents, document))
+                if at < len(documents) and documents[at] == document and impacts[at] > impact:
+                    name, impact = candidate, float(impacts[at])
+            if impact > 0:
+                matched.append(
+                    MatchedWord(
+                        term.typed, name.removeprefix(INITIALISM), term.how, term.weight * impact
+                    )
+                )
+        return sorted(matched, key=lambda word: (-word.score, word.matched))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored, by name."""
-        text = "\n".join(self.terms).encode()
-        return {
-            "counts": self._counts,
-            "rows": self._rows,
-            "starts": self._starts,
-            "lengths": self._lengths,
-            "impacts": self._impacts,
-            "vocabulary": np.frombuffer(text, dtype=np.uint8),
-        }
+        """The arrays to store, by the names of `STORED_ARRAYS`."""
+        vocabulary = np.frombuffer("\n".join(self.terms).encode(), dtype=np.uint8)
+        parts = (self._frequencies, self._documents, self._offsets, self._lengths, self._impacts)
+        return dict(zip(STORED_ARRAYS, (*parts, vocabulary), strict=True))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> BM25Index:
-        """What `arrays` gave; raises ValueError where the parts don't fit."""
+        """The index that `arrays` describes; raises ValueError where they do not fit together."""
         text = arrays["vocabulary"].tobytes().decode()
         terms = text.split("\n") if text else []
-        starts, rows = arrays["starts"], arrays["rows"]
+        parts = [arrays[name] for name in STORED_ARRAYS[:-1]]
+        frequencies, documents, offsets, _, impacts = parts
         if not (
-            len(starts) == len(terms) + 1
-            and starts[-1] == len(rows) == len(arrays["counts"]) == len(arrays["impacts"])
+            len(offsets) == len(terms) + 1
+            and offsets[-1] == len(documents) == len(frequencies) == len(impacts)
         ):
             raise ValueError("the lexical index does not fit its vocabulary")
-        return cls(terms, arrays["counts"], rows, starts, arrays["lengths"], arrays["impacts"])
+        return cls(terms, *parts)
 
 
-def _empty() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        np.empty(0, dtype=np.uint16),
-        np.empty(0, dtype=np.int32),
-        np.zeros(1, dtype=np.int64),
-        np.empty(0, dtype=np.int32),
-    )
+def _top(documents: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the ``k`` best scores above zero, rounded to five decimals; ties by document."""
+    positions: np.ndarray = np.arange(len(scores))
+    if len(scores) > k:
+        # Rounding keeps the order, so the best and what may tie with them are among these.
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        positions = np.flatnonzero(scores >= threshold - 2e-5)
+    rounded = np.round(scores[positions], 5)
+    positions, rounded = positions[rounded > 0], rounded[rounded > 0]
+    return positions[np.lexsort((documents[positions], -rounded))][:k]

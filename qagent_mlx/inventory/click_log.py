@@ -1,21 +1,25 @@
-"""What earlier users engaged with after a query: the third side of hybrid search.
+"""What earlier users engaged with after a query: the third ranking of hybrid search.
 
-Point-in-time: `ClickLog.ranking` counts only engagements before the moment it is asked
-about, so a case never profits from what came after it. A query that nobody has typed before
-borrows from queries that are written like it, by the same rule.
+Point-in-time: `ClickLog.ranking` counts only engagements before the moment it is asked for, so a
+case never profits from what came after it. A query that nobody has typed before borrows from
+queries that are worded like it, by the same rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 
 import duckdb
 import numpy as np
 
-from .encoders.subword import Encoder
+from ..utils.database import epoch_seconds
+from .encoders.encoder import Encoder
+from .types import EMPTY_RANKING, ClickRanking, Ranking, SimilarQuery
 
-SHARE, MOST = 0.3, 5  # of similar queries' evidence; measured, see search_quality
+# Of similar queries' evidence, and how many lend theirs; measured, see search_quality.
+SIMILAR_SHARE, SIMILAR_QUERIES = 0.3, 5
 
 CLICKS_SQL = """
 SELECT s.query_key, s.query, e.product_id, epoch(e.ts) AS ts,
@@ -26,161 +30,117 @@ ORDER BY s.query_key, e.ts, e.event_id
 """
 
 
+def read_clicks(connection: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
+    """The columns of `CLICKS_SQL`: query_key, query, product_id, ts, weight."""
+    columns = connection.execute(CLICKS_SQL).fetchnumpy()
+    return {name: np.asarray(values) for name, values in columns.items()}
+
+
 class ClickLog:
-    """Engagements by query, sorted by time; answers for any moment."""
+    """Engagements by query, in order of time."""
 
     def __init__(
-        self,
-        keys: Sequence[str],
-        products: np.ndarray,
-        times: np.ndarray,
-        weights: np.ndarray,
-        half_life_days: float,
-        texts: Sequence[str] | None = None,
+        self, columns: dict[str, np.ndarray], row_of: dict[str, int], half_life_days: float
     ) -> None:
-        """One entry an engagement, by key and time; ``texts`` holds the queries as typed."""
-        self._keys, self._products, self._times, self._weights = keys, products, times, weights
-        self._texts = texts
-        self._half_life = half_life_days
-        self._rate = np.log(2) / (half_life_days * 86400)
-        self._span: dict[str, tuple[int, int]] = {}
-        start = 0
-        for i in range(1, len(keys) + 1):
-            if i == len(keys) or keys[i] != keys[start]:
-                self._span[keys[start]] = (start, i)
-                start = i
+        """Index the columns of `read_clicks`.
 
-    @classmethod
-    def from_rows(
-        cls, columns: dict[str, np.ndarray], row_of: dict[str, int], half_life_days: float
-    ) -> ClickLog:
-        """From the columns of `CLICKS_SQL`; ``row_of`` maps product ids to index rows."""
-        known = np.array([p in row_of for p in columns["product_id"]], dtype=bool)
-        products = np.array(
-            [row_of[p] for p in columns["product_id"][known].tolist()], dtype=np.int64
-        )
-        return cls(
-            columns["query_key"][known].tolist(),
-            products,
-            columns["ts"][known].astype(float),
-            columns["weight"][known].astype(float),
-            half_life_days,
-            columns["query"][known].tolist() if "query" in columns else None,
-        )
-
-    def columns(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The log as columns that `from_rows` takes; ``ids`` names the index rows."""
-        made = {
-            "query_key": np.array(self._keys, dtype=object),
-            "product_id": np.array([ids[row] for row in self._products.tolist()], dtype=object),
-            "ts": self._times,
-            "weight": self._weights,
-        }
-        if self._texts is not None:
-            made["query"] = np.array(self._texts, dtype=object)
-        return made
-
-    def moved(self, ids: Sequence[str], row_of: dict[str, int]) -> ClickLog:
-        """The log for another catalog: ``ids`` names the rows so far, ``row_of`` the new ones."""
-        return ClickLog.from_rows(self.columns(ids), row_of, self._half_life)
-
-    def queries(self) -> list[tuple[str, str]]:
-        """(key, text as it was first typed) of each query; none where texts are not known."""
-        if self._texts is None:
-            return []
-        return [(key, self._texts[start]) for key, (start, _) in self._span.items()]
-
-    def ranking(
-        self, key: str, as_of: datetime | None, limit: int = 50
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and decayed weights of what was engaged with for a query before ``as_of``.
-
-        The heaviest first, ties by row.
+        Args:
+            columns: One entry per engagement, ordered by query key and time.
+            row_of: Row of each product id; engagements with other products are left out.
+            half_life_days: Age at which an engagement counts half.
         """
-        start, end = self._span.get(key, (0, 0))
+        known = np.array([p in row_of for p in columns["product_id"]], dtype=bool)
+        # As given, without other products; kept to be stored with a run.
+        self.columns = {name: values[known] for name, values in columns.items()}
+        products = self.columns["product_id"].tolist()
+        self._rows = np.array([row_of[product] for product in products], dtype=np.int64)
+        self._times = self.columns["ts"].astype(float)
+        self._weights = self.columns["weight"].astype(float)
+        self._decay_rate = np.log(2) / (half_life_days * 86400)
+        keys = self.columns["query_key"]
+        bounds = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]) if len(keys) else keys
+        self._span_of_key = {keys[a]: (a, b) for a, b in pairwise(bounds.tolist())}
+        # (key, text as it was first typed); stored runs of earlier versions lack the texts.
+        self.queries: list[tuple[str, str]] = []
+        if "query" in self.columns:
+            texts = self.columns["query"]
+            self.queries = [(key, texts[a]) for key, (a, _) in self._span_of_key.items()]
+
+    def ranking(self, key: str, as_of: datetime | None, limit: int = 50) -> Ranking:
+        """Rank what was engaged with for a query before a moment, by decayed weight.
+
+        The heaviest comes first, ties by row; None counts the whole log.
+        """
+        start, end = self._span_of_key.get(key, (0, 0))
         if start < end and as_of is not None:
-            end = start + int(np.searchsorted(self._times[start:end], epoch_seconds(as_of), "left"))
+            times = self._times[start:end]
+            end = start + int(np.searchsorted(times, epoch_seconds(as_of), "left"))
         if start >= end:
-            return np.empty(0, dtype=np.int64), np.empty(0)
+            return EMPTY_RANKING
         now = epoch_seconds(as_of) if as_of is not None else self._times[end - 1]
-        decay = np.exp(-self._rate * (now - self._times[start:end]))
+        weights = self._weights[start:end] * np.exp(
+            -self._decay_rate * (now - self._times[start:end])
+        )
         if end - start == 1:  # as with most queries of a log
-            return self._products[start:end], self._weights[start:end] * decay
-        rows, inverse = np.unique(self._products[start:end], return_inverse=True)
-        weight = np.bincount(inverse, self._weights[start:end] * decay)
-        order = np.lexsort((rows, -np.round(weight, 9)))[:limit]
-        return rows[order], weight[order]
+            return Ranking(self._rows[start:end], weights)
+        rows, inverse = np.unique(self._rows[start:end], return_inverse=True)
+        totals = np.bincount(inverse, weights)
+        order = np.lexsort((rows, -np.round(totals, 9)))[:limit]
+        return Ranking(rows[order], totals[order])
+
+    def borrowed_ranking(
+        self, similar: Sequence[SimilarQuery], as_of: datetime | None, limit: int = 50
+    ) -> ClickRanking:
+        """Rank what was engaged with under similar queries, for a query without clicks.
+
+        The evidence of a similar query counts `SIMILAR_SHARE` times its similarity cubed; only
+        the first `SIMILAR_QUERIES` that have any are used.
+        """
+        totals: dict[int, float] = {}
+        lenders: list[str] = []
+        for query in similar:
+            ranking = self.ranking(query.key, as_of, limit)
+            if not len(ranking):
+                continue
+            lenders.append(query.key)
+            share = SIMILAR_SHARE * query.similarity**3
+            for row, weight in zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True):
+                totals[row] = totals.get(row, 0.0) + share * weight
+            if len(lenders) == SIMILAR_QUERIES:
+                break
+        best = sorted(totals.items(), key=lambda item: (-round(item[1], 9), item[0]))[:limit]
+        rows = np.array([row for row, _ in best], dtype=np.int64)
+        weights = np.array([weight for _, weight in best])
+        return ClickRanking(Ranking(rows, weights), tuple(lenders))
 
 
-class SimilarQueries:
-    """Finds queries of a log that are written much like another one."""
+class SimilarQueryIndex:
+    """The vectors of a log's queries, searched for those that are worded like another query."""
 
     def __init__(self, clicks: ClickLog, encoder: Encoder) -> None:
-        found = clicks.queries()
-        self._keys = [key for key, _ in found]
-        self._vectors = encoder.encode([text for _, text in found], queries=True)
+        self._keys = [key for key, _ in clicks.queries]
+        self._vectors = encoder.encode([text for _, text in clicks.queries], queries=True)
 
-    def find(self, vectors: np.ndarray, least: float) -> list[list[tuple[str, float]]]:
-        """For each vector the (key, cosine similarity) of all queries at least so similar.
+    def search(self, vectors: np.ndarray, min_similarity: float) -> list[list[SimilarQuery]]:
+        """The logged queries that are at least so similar to each vector, most similar first.
 
-        The most similar come first, ties in the order of the log's keys.
+        Ties are in the order of the log's keys.
         """
-        made: list[list[tuple[str, float]]] = []
-        for vector, near in zip(vectors, vectors @ self._vectors.T, strict=True):
-            rows = np.flatnonzero(near >= least - 1e-4)
-            if not len(rows):
-                made.append([])
-                continue
-            # Computed again, one by one: a product's last bits depend on the batch.
-            exact = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1)
-            value = np.round(exact, 5)
-            order = np.lexsort((rows, -value))
-            made.append(
+        results: list[list[SimilarQuery]] = []
+        for vector, products in zip(vectors, vectors @ self._vectors.T, strict=True):
+            candidates = np.flatnonzero(products >= min_similarity - 1e-4)
+            # Computed again: the last bits of a matrix product depend on the batch.
+            similarities = np.round(
+                (self._vectors[candidates].astype(np.float64) * vector).sum(axis=1), 5
+            )
+            order = np.lexsort((candidates, -similarities))
+            results.append(
                 [
-                    (self._keys[row], score)
-                    for row, score in zip(rows[order].tolist(), value[order].tolist(), strict=True)
-                    if score >= least
+                    SimilarQuery(self._keys[number], similarity)
+                    for number, similarity in zip(
+                        candidates[order].tolist(), similarities[order].tolist(), strict=True
+                    )
+                    if similarity >= min_similarity
                 ]
             )
-        return made
-
-
-def similar_ranking(
-    clicks: ClickLog, similar: Sequence[tuple[str, float]], as_of: datetime | None, limit: int = 50
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """What was engaged with under similar queries before a moment, for one that has nothing.
-
-    The evidence of a similar query counts `SHARE` times its similarity cubed; the `MOST`
-    most similar that have any are used.
-
-    Returns:
-        Rows and weights as `ClickLog.ranking` gives them, and the keys that they came from.
-    """
-    total: dict[int, float] = {}
-    used: list[str] = []
-    for key, near in similar:
-        rows, weights = clicks.ranking(key, as_of, limit)
-        if not len(rows):
-            continue
-        used.append(key)
-        for row, weight in zip(rows.tolist(), weights.tolist(), strict=True):
-            total[row] = total.get(row, 0.0) + SHARE * near**3 * weight
-        if len(used) == MOST:
-            break
-    best = sorted(total.items(), key=lambda item: (-round(item[1], 9), item[0]))[:limit]
-    return (
-        np.array([row for row, _ in best], dtype=np.int64),
-        np.array([weight for _, weight in best]),
-        used,
-    )
-
-
-def epoch_seconds(moment: datetime) -> float:
-    """Seconds since 1970 of a naive UTC datetime."""
-    return (moment - datetime(1970, 1, 1)).total_seconds()
-
-
-def read_clicks(connection: duckdb.DuckDBPyConnection) -> dict[str, np.ndarray]:
-    """The columns of `CLICKS_SQL` as numpy arrays."""
-    rows = connection.execute(CLICKS_SQL).fetchnumpy()
-    return {name: np.asarray(values) for name, values in rows.items()}
+        return results

@@ -1,19 +1,19 @@
-"""The inventory index: catalog, words, vectors and encoder, built, updated and opened as one.
+"""The inventory index: catalog, BM25, vectors and encoder, built, updated and opened as one.
 
 `build_index` makes all of it; `update_index` brings it in line with the shop's catalog by adding,
 changing and removing what differs; `open_index` opens it and does whichever is needed. An index
 in memory never changes: an update makes a new one that shares what is the same, so searches under
-way go on undisturbed. How the files are kept is told in `index_files`.
+way are not disturbed. `index_files` says how the files are kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,15 +22,20 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .analyzer import ANALYZER_VERSION, has_outdated_terms, product_terms
-from .bm25 import ARRAYS, BM25Index
-from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, read_catalog, read_stored
+from .bm25 import STORED_ARRAYS, BM25Index
+from .catalog import HISTORY_SQL, PRODUCTS_SQL, Catalog, read_catalog, read_stored_catalog
+from .encoders.encoder import Encoder
 from .encoders.registry import EncoderSpec, open_encoder
-from .encoders.subword import Encoder, SubwordEncoder
+from .encoders.subword import ClickedQuery, SubwordEncoder
 from .index_files import (
     REMEDY,
+    FileStamp,
     IndexWriter,
+    Manifest,
+    StoredShard,
     check_files,
     clear_if_idle,
+    damaged,
     leftovers,
     read_manifest,
     writing,
@@ -38,15 +43,32 @@ from .index_files import (
 from .vector_index import VectorIndex, open_shard, save_shard
 
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
-REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned anew
+REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned again
+
+# What DuckDB, numpy and usearch raise for files whose content is damaged; numpy reads the
+# header of an array as a Python literal.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+    duckdb.Error,
+)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class InventoryIndex:
-    """All that static search needs, loaded."""
+    """All that search needs, whatever the moment."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     catalog: Catalog
     lexical: BM25Index
     vectors: VectorIndex
@@ -55,31 +77,17 @@ class InventoryIndex:
     @property
     def clicks_until(self) -> datetime | None:
         """The encoder learned from clicks before this moment, and from none after it."""
-        text = self.manifest.get("clicks_until")
-        return datetime.fromisoformat(text) if text else None
+        return self.manifest.clicks_until
 
 
 @dataclass(frozen=True, slots=True)
 class IndexChanges:
-    """What an update found: numbers of products."""
+    """How many products an update found different."""
 
     added: int
-    changed: int  # of which the text changed
+    changed: int  # whose text changed
     restated: int  # of which only price, stock or other facts changed
     removed: int
-
-
-def default_clicks_until(shop: Shop) -> datetime | None:
-    """The moment after the first part of the log, from which the encoder may learn.
-
-    One index serves training, evaluation and live search, so what is baked into it must
-    lie before every case; fresher clicks reach search through the point-in-time click log.
-    """
-    row = shop.connection.execute("SELECT min(ts), max(ts) FROM events").fetchone()
-    if row is None or row[0] is None:
-        return None
-    first, last = row
-    return first + timedelta(seconds=(last - first).total_seconds() * CLICK_SHARE)
 
 
 def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
@@ -98,61 +106,24 @@ def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIn
         return _build(shop, clicks_until, writer)
 
 
-def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> InventoryIndex:
-    catalog = read_catalog(shop)
-    until = clicks_until or default_clicks_until(shop)
-    texts = catalog.texts()
-    if not any(product_terms(text) for text in texts):
-        raise QAgentError(
-            f"no product of {shop.path} has a letter or digit in its title; "
-            "ingest products whose titles are words"
-        )
-    spec = EncoderSpec.of(shop.config.search)
-    clicked = _clicked(shop, catalog, until) if spec.learned else []
-    encoder: Encoder
-    if spec.learned:
-        encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
-    else:
-        encoder = open_encoder(spec)
-    lexical = BM25Index.build(texts, catalog.titles)
-    vectors = VectorIndex.build(encoder.encode(texts))
-    values = {
-        "encoder": spec.stored(encoder),
-        "clicks_until": until.isoformat() if until else None,
-        "clicked_pairs": len(clicked),
-    }
-    kept: dict[str, list[int]] = {}
-    return _write(
-        shop,
-        writer,
-        InventoryIndex(writer.folder, values, catalog, lexical, vectors, encoder),
-        kept,
-    )
+def default_clicks_until(shop: Shop) -> datetime | None:
+    """The moment until which the encoder may learn from clicks: the end of the log's first part.
 
-
-def _clicked(shop: Shop, catalog: Catalog, until: datetime | None) -> list[tuple[int, str, float]]:
-    """(row, query, weight) of what was engaged with under a query before a moment."""
-    if until is None:
-        return []
-    row_of = catalog.row_of
-    return [
-        (row_of[product], query, float(np.log1p(count)))
-        for product, query, count in shop.connection.execute(
-            """SELECT e.product_id, arg_min(s.query, s.event_id), count(*)
-            FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
-            WHERE e.type IN ('click', 'cart', 'purchase') AND e.ts < ?
-            GROUP BY e.product_id, s.query_key ORDER BY e.product_id, s.query_key""",
-            [until],
-        ).fetchall()
-        if product in row_of
-    ]
+    One index serves training, evaluation and live search, so what is baked into it must lie
+    before every case; later clicks reach search through the point-in-time click log.
+    """
+    ((first, last),) = shop.connection.execute("SELECT min(ts), max(ts) FROM events").fetchall()
+    if first is None:
+        return None
+    moment: datetime = first + timedelta(seconds=(last - first).total_seconds() * CLICK_SHARE)
+    return moment
 
 
 def update_index(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
-    """Bring an index in line with the shop's catalog: products that came, changed or went.
+    """Bring an index in line with the shop's catalog.
 
-    The encoder stays as it is; words and vectors of unchanged texts are used again. Where much
-    of the catalog is new text and the encoder is learned from it, all is built anew.
+    The encoder stays, and so do terms and vectors of unchanged texts. Where much of the catalog
+    is new text and the encoder is learned from it, all is built again.
 
     Args:
         shop: Read only is enough.
@@ -165,124 +136,31 @@ def update_index(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, Ind
         return _update(shop, index, writer)
 
 
-def _update(
-    shop: Shop, index: InventoryIndex, writer: IndexWriter
-) -> tuple[InventoryIndex, IndexChanges]:
-    old, catalog = index.catalog, read_catalog(shop)
-    row_of = old.row_of
-    before, texts = old.texts(), catalog.texts()
-    source = np.full(len(catalog), -1, dtype=np.int64)
-    added = changed = restated = 0
-    for row, product in enumerate(catalog.ids):
-        at = row_of.get(product, -1)
-        if at < 0:
-            added += 1
-        elif before[at] != texts[row] or old.titles[at] != catalog.titles[row]:
-            changed += 1
-        else:
-            source[row] = at
-            restated += _facts(old, at) != _facts(catalog, row)
-    removed = len(old) - (len(catalog) - added)
-    changes = IndexChanges(added, changed, restated, removed)
-    spec = EncoderSpec.of(shop.config.search)
-    if spec.learned and added + changed > REFIT_SHARE * len(catalog):
-        return _build(shop, index.clicks_until, writer), changes
-    fresh = np.flatnonzero(source < 0)
-    same = len(source) == len(old) and bool((source == np.arange(len(source))).all())
-    new_texts = [texts[row] for row in fresh.tolist()]
-    made = InventoryIndex(
-        writer.folder,
-        {key: index.manifest[key] for key in ("encoder", "clicks_until", "clicked_pairs")},
-        catalog,
-        index.lexical
-        if same
-        else index.lexical.rearranged(
-            source, new_texts, [catalog.titles[row] for row in fresh.tolist()]
-        ),
-        index.vectors
-        if same
-        else index.vectors.rearranged(source, index.encoder.encode(new_texts)),
-        index.encoder,
-    )
-    # Files whose content stays are named by the new generation too, if they are still there.
-    kept = {
-        name: stored
-        for name, stored in index.manifest["files"].items()
-        if (writer.folder / name).exists()
-        and (
-            name.startswith("encoder-")
-            or (same and name.startswith(("lexical_", "slots-")))
-            or name in {shard.file for shard in made.vectors.shards}
-        )
-    }
-    return _write(shop, writer, made, kept), changes
+def open_index(shop: Shop) -> InventoryIndex:
+    """The shop's index: built when there is none or it is damaged, updated when it is out of date.
 
-
-def _facts(catalog: Catalog, row: int) -> tuple[Any, ...]:
-    return (
-        repr(catalog.prices[row]),
-        catalog.in_stock[row],
-        catalog.brands[row],
-        catalog.categories[row],
-        catalog.attributes[row],
-    )
-
-
-def _write(
-    shop: Shop, writer: IndexWriter, index: InventoryIndex, kept: dict[str, list[int]]
-) -> InventoryIndex:
-    """Write what is not ``kept``, and return the index with its manifest and mapped shards."""
-
-    def has(stem: str) -> bool:
-        return any(name.startswith(f"{stem}-") for name in kept)
-
-    def copy(query: str, path: Path) -> None:
-        shop.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
-
-    writer.add("catalog.parquet", partial(copy, PRODUCTS_SQL))
-    writer.add("history.parquet", partial(copy, HISTORY_SQL))
-    arrays = {f"lexical_{name}": array for name, array in index.lexical.arrays().items()}
-    for name, array in {**arrays, "slots": index.vectors.slots}.items():
-        if not has(name):
-            writer.add(f"{name}.npy", partial(_save_array, array))
-    if isinstance(index.encoder, SubwordEncoder) and not has("encoder"):
-        writer.add("encoder.npz", index.encoder.save)
-    shards: list[list[Any]] = []
-    for number, shard in enumerate(index.vectors.shards):
-        file = shard.file
-        if file is None or file not in kept:
-            suffix = "npy" if shard.graph is None else "usearch"
-            file = writer.add(f"vectors{number}.{suffix}", partial(save_shard, shard))
-        shards.append([file, shard.start, shard.size])
-    index.manifest = writer.commit(
-        {
-            "catalog_version": shop.catalog_version,
-            "products": len(index.catalog),
-            **index.manifest,
-            "dimensions": index.vectors.dimensions,
-            "shards": shards,
-            "terms": ANALYZER_VERSION,
-        },
-        kept,
-    )
-    index.vectors = _open_vectors(index.folder, index.manifest, index.vectors.slots)
-    return index
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    np.save(path, array)
-
-
-def _open_vectors(folder: Path, manifest: dict[str, Any], slots: np.ndarray) -> VectorIndex:
-    shards = [open_shard(folder, *shard) for shard in manifest["shards"]]
-    return VectorIndex(manifest["dimensions"], shards, slots)
+    It is built again, too, when the shop names another encoder than it was built with.
+    """
+    index = _load_if_usable(shop)
+    if index is not None and index.manifest.catalog_version == shop.catalog_version:
+        if leftovers(index.folder, index.manifest):
+            clear_if_idle(index.folder)
+        return index
+    with writing(shop.path / "inventory") as writer:
+        # Another process may have done it while this one waited.
+        index = _load_if_usable(shop)
+        if index is None:
+            return _build(shop, _last_clicks_until(shop), writer)
+        if index.manifest.catalog_version != shop.catalog_version:
+            return _update(shop, index, writer)[0]
+        return index
 
 
 def load_index(folder: Path) -> InventoryIndex:
     """Open the index in ``folder``; vectors are mapped into memory.
 
     Raises:
-        QAgentError: there is none, or it is torn, damaged or of another format.
+        QAgentError: there is none, or it is incomplete, damaged or of another format.
     """
     while True:
         manifest = read_manifest(folder)
@@ -294,80 +172,190 @@ def load_index(folder: Path) -> InventoryIndex:
                 raise
 
 
-def _load(folder: Path, manifest: dict[str, Any]) -> InventoryIndex:
+def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> InventoryIndex:
+    catalog = read_catalog(shop)
+    clicks_until = clicks_until or default_clicks_until(shop)
+    texts = catalog.texts()
+    if not any(product_terms(text) for text in texts):
+        raise QAgentError(
+            f"no product of {shop.path} has a letter or digit in its title; "
+            "ingest products whose titles are words"
+        )
+    spec = EncoderSpec.of(shop.config.search)
+    clicked: list[ClickedQuery] = []
+    encoder: Encoder
+    if spec.is_learned:
+        clicked = _clicked_queries(shop, catalog, clicks_until)
+        encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
+    else:
+        encoder = open_encoder(spec)
+    lexical = BM25Index.build(texts, catalog.titles)
+    vectors = VectorIndex.build(encoder.encode(texts))
+    manifest = Manifest(
+        generation=writer.generation,
+        catalog_version=shop.catalog_version,
+        products=len(catalog),
+        encoder=spec,
+        clicks_until=clicks_until,
+        clicked_pairs=len(clicked),
+        dimensions=vectors.dimensions,
+        terms=ANALYZER_VERSION,
+    )
+    index = InventoryIndex(writer.folder, manifest, catalog, lexical, vectors, encoder)
+    return _store(shop, writer, index, {})
+
+
+def _clicked_queries(shop: Shop, catalog: Catalog, until: datetime | None) -> list[ClickedQuery]:
+    """Queries and the products that users engaged with under them before a moment."""
+    if until is None:
+        return []
+    return [
+        ClickedQuery(catalog.row_of[product], query, float(np.log1p(count)))
+        for product, query, count in shop.connection.execute(
+            """SELECT e.product_id, arg_min(s.query, s.event_id), count(*)
+            FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
+            WHERE e.type IN ('click', 'cart', 'purchase') AND e.ts < ?
+            GROUP BY e.product_id, s.query_key ORDER BY e.product_id, s.query_key""",
+            [until],
+        ).fetchall()
+        if product in catalog.row_of
+    ]
+
+
+def _update(
+    shop: Shop, index: InventoryIndex, writer: IndexWriter
+) -> tuple[InventoryIndex, IndexChanges]:
+    catalog = read_catalog(shop)
+    texts = catalog.texts()
+    source, changes = _compare(index.catalog, catalog, texts)
+    spec = EncoderSpec.of(shop.config.search)
+    if spec.is_learned and changes.added + changes.changed > REFIT_SHARE * len(catalog):
+        return _build(shop, index.clicks_until, writer), changes
+    lexical, vectors = index.lexical, index.vectors
+    same_texts = len(source) == len(index.catalog) and bool(
+        (source == np.arange(len(source))).all()
+    )
+    if not same_texts:
+        fresh = np.flatnonzero(source < 0).tolist()
+        fresh_texts = [texts[row] for row in fresh]
+        lexical = lexical.updated(source, fresh_texts, [catalog.titles[row] for row in fresh])
+        vectors = vectors.updated(source, index.encoder.encode(fresh_texts))
+    # Files whose content stays are used by the new generation too, if they are still there.
+    shard_files = {shard.file for shard in vectors.shards}
+    reused = {
+        name: stamp
+        for name, stamp in index.manifest.files.items()
+        if (writer.folder / name).exists()
+        and (
+            name.startswith("encoder-")
+            or (same_texts and name.startswith(("lexical_", "slots-")))
+            or name in shard_files
+        )
+    }
+    manifest = replace(
+        index.manifest,
+        generation=writer.generation,
+        catalog_version=shop.catalog_version,
+        products=len(catalog),
+        dimensions=vectors.dimensions,
+        terms=ANALYZER_VERSION,
+    )
+    updated = InventoryIndex(writer.folder, manifest, catalog, lexical, vectors, index.encoder)
+    return _store(shop, writer, updated, reused), changes
+
+
+def _compare(old: Catalog, new: Catalog, texts: list[str]) -> tuple[np.ndarray, IndexChanges]:
+    """For each new row the old row with the same text (-1 where there is none), and counts."""
+    source = np.full(len(new), -1, dtype=np.int64)
+    added = changed = restated = 0
+    for row, product in enumerate(new.ids):
+        old_row = old.row_of.get(product, -1)
+        if old_row < 0:
+            added += 1
+        elif old.text(old_row) != texts[row] or old.titles[old_row] != new.titles[row]:
+            changed += 1
+        else:
+            source[row] = old_row
+            restated += _facts(old, old_row) != _facts(new, row)
+    removed = len(old) - (len(new) - added)
+    return source, IndexChanges(added, changed, restated, removed)
+
+
+def _facts(catalog: Catalog, row: int) -> tuple[object, ...]:
+    columns = (catalog.in_stock, catalog.brands, catalog.categories, catalog.attributes)
+    # By its text a price that is NaN equals itself.
+    return (repr(catalog.prices[row]), *(column[row] for column in columns))
+
+
+def _store(
+    shop: Shop, writer: IndexWriter, index: InventoryIndex, reused: Mapping[str, FileStamp]
+) -> InventoryIndex:
+    """Write the files that are not reused; the returned index has its vectors mapped."""
+    reused_stems = {name.rpartition("-")[0] for name in reused}
+
+    def copy(query: str, path: Path) -> None:
+        shop.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
+
+    writer.add("catalog.parquet", partial(copy, PRODUCTS_SQL))
+    writer.add("history.parquet", partial(copy, HISTORY_SQL))
+    arrays = {f"lexical_{name}": array for name, array in index.lexical.arrays().items()}
+    for name, array in {**arrays, "slots": index.vectors.slots}.items():
+        if name not in reused_stems:
+            writer.add(f"{name}.npy", partial(np.save, arr=array))
+    if isinstance(index.encoder, SubwordEncoder) and "encoder" not in reused_stems:
+        writer.add("encoder.npz", index.encoder.save)
+    shards: list[StoredShard] = []
+    for number, shard in enumerate(index.vectors.shards):
+        file = shard.file
+        if file is None or file not in reused:
+            suffix = "npy" if shard.graph is None else "usearch"
+            file = writer.add(f"vectors{number}.{suffix}", partial(save_shard, shard))
+        shards.append(StoredShard(file, shard.start, shard.size))
+    manifest = writer.commit(replace(index.manifest, shards=tuple(shards)), reused)
+    vectors = _open_vectors(index.folder, manifest, index.vectors.slots)
+    return replace(index, manifest=manifest, vectors=vectors)
+
+
+def _open_vectors(folder: Path, manifest: Manifest, slots: np.ndarray) -> VectorIndex:
+    shards = [open_shard(folder, *shard) for shard in manifest.shards]
+    return VectorIndex(manifest.dimensions, shards, slots)
+
+
+def _load(folder: Path, manifest: Manifest) -> InventoryIndex:
     check_files(folder, manifest)
+    spec = manifest.encoder
     try:
-        files = {name.rpartition("-")[0]: folder / name for name in manifest["files"]}
-        catalog = read_stored(files["catalog"], files["history"])
+        files = {name.rpartition("-")[0]: folder / name for name in manifest.files}
+        catalog = read_stored_catalog(files["catalog"], files["history"])
         lexical = BM25Index.from_arrays(
-            {name: np.load(files[f"lexical_{name}"], mmap_mode="r") for name in ARRAYS}
+            {name: np.load(files[f"lexical_{name}"], mmap_mode="r") for name in STORED_ARRAYS}
         )
         vectors = _open_vectors(folder, manifest, np.load(files["slots"]))
-        spec = EncoderSpec.from_stored(manifest["encoder"])
         encoder: Encoder = (
-            SubwordEncoder.load(files["encoder"]) if spec.learned else open_encoder(spec)
+            SubwordEncoder.load(files["encoder"]) if spec.is_learned else open_encoder(spec)
         )
-        fits = len(catalog) == len(lexical) == len(vectors) == manifest["products"]
-    except QAgentError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        EOFError,
-        ArithmeticError,
-        MemoryError,
-        duckdb.Error,
-        SyntaxError,
-        TokenError,  # numpy reads an array's header as Python's own literals
-    ) as error:
+    except _DAMAGE as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise QAgentError(f"the index in {folder} is damaged ({line}); {REMEDY}") from error
-    if not fits:
+        raise damaged(folder, line) from error
+    if not len(catalog) == len(lexical) == len(vectors) == manifest.products:
         raise QAgentError(f"the index in {folder} does not fit its catalog; {REMEDY}")
-    if manifest.get("terms", 1) != ANALYZER_VERSION and has_outdated_terms(lexical.terms):
+    if manifest.terms != ANALYZER_VERSION and has_outdated_terms(lexical.terms):
         raise QAgentError(f"the index in {folder} cuts texts as an older version did; {REMEDY}")
     return InventoryIndex(folder, manifest, catalog, lexical, vectors, encoder)
 
 
-def open_index(shop: Shop) -> InventoryIndex:
-    """The shop's index; built when there is none or it is torn, updated when it is stale.
-
-    It is built anew, too, when the shop names another encoder than it was built with.
-    """
-    index = _opened(shop)
-    if index is not None and index.manifest["catalog_version"] == shop.catalog_version:
-        if leftovers(index.folder, index.manifest):
-            clear_if_idle(index.folder)
-        return index
-    with writing(shop.path / "inventory") as writer:
-        # Another process may have done it while this one waited.
-        index = _opened(shop)
-        if index is None:
-            return _build(shop, _last_cut(shop), writer)
-        if index.manifest["catalog_version"] != shop.catalog_version:
-            return _update(shop, index, writer)[0]
-        return index
-
-
-def _opened(shop: Shop) -> InventoryIndex | None:
-    """The index on disk, if it is whole and made with the shop's encoder."""
+def _load_if_usable(shop: Shop) -> InventoryIndex | None:
+    """The index on disk, if it is whole and was built with the shop's encoder."""
     try:
         index = load_index(shop.path / "inventory")
     except QAgentError:
         return None
-    wanted = EncoderSpec.of(shop.config.search)
-    return index if EncoderSpec.from_stored(index.manifest["encoder"]) == wanted else None
+    return index if index.manifest.encoder == EncoderSpec.of(shop.config.search) else None
 
 
-def _last_cut(shop: Shop) -> datetime | None:
-    """The moment that the last index's encoder learned until, if that can still be read."""
+def _last_clicks_until(shop: Shop) -> datetime | None:
+    """Until when the last index's encoder learned, if its manifest can still be read."""
     try:
-        text = read_manifest(shop.path / "inventory")["clicks_until"]
-        return datetime.fromisoformat(text) if text else None
-    except (QAgentError, ValueError, TypeError):
+        return read_manifest(shop.path / "inventory").clicks_until
+    except QAgentError:
         return None

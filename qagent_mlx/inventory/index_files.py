@@ -1,91 +1,129 @@
-"""The index's folder: generations of files, and a manifest that says which of them hold.
+"""The index's folder: generations of files, and a manifest that names those in force.
 
-    inventory/manifest.json         which files make the index, their sizes and checksums,
-                                    and the catalog version that they were made from
-    inventory/catalog-7.parquet     made by generation 7; a later one may go on using it
-    inventory/.lock                 held by whoever writes
+    inventory/manifest.json         the files of the index, their sizes and checksums, and the
+                                    catalog version that they were built from
+    inventory/catalog-7.parquet     written by generation 7; a later one may go on using it
+    inventory/.lock                 held by the writer
 
-A writer makes the files of the next generation beside those in use, flushes them, and then
-replaces the manifest. Whoever is killed before that has changed nothing, and what was left
-behind is cleared by the next writer. Readers never wait: files that an open index has mapped
-stay readable after their names are gone.
+A writer puts the files of the next generation beside those in use, flushes them, and then
+replaces the manifest. A writer that is killed before that has changed nothing, and the next one
+clears what it left. Readers never wait: files that an open index has mapped into memory stay
+readable after their names are gone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import duckdb
+import msgspec
+from msgspec import Meta
 
 from ..errors import QAgentError
-from ..utils.atomic_files import locked, read_json, sync_folder, write_json
+from ..utils.atomic_files import locked, sync_folder, write_json
+from .encoders.registry import EncoderSpec
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-KEYS = {"generation", "catalog_version", "products", "clicks_until", "files", "shards", "encoder"}
-CHECKED = 64 << 20  # bytes; larger files are checked by size alone, or opening would read them
+MAX_CHECKSUM_BYTES = 64 << 20  # larger files are checked by size alone, for speed of opening
 REMEDY = "run: qagent index"
-WAIT = 600.0  # seconds for another writer, who may be building an index
-BUSY = "wait until it ends, or stop it"
+WRITER_WAIT = 600.0  # seconds; another writer may be building an index
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+class FileStamp(NamedTuple):
+    """Size and checksum of a file of the index."""
+
+    size: Count
+    checksum: Count
+
+
+class StoredShard(NamedTuple):
+    """A file of vectors, and the slots that it holds."""
+
+    file: str
+    start: Count
+    size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an index consists of, and what it was built from; stored in this order."""
+
+    format: int = FORMAT
+    generation: Count
+    catalog_version: Count
+    products: Count
+    encoder: EncoderSpec
+    clicks_until: Annotated[datetime, Meta(tz=False)] | None  # the encoder learned until then
+    clicked_pairs: Count = 0  # that it learned from
+    dimensions: Count
+    shards: tuple[StoredShard, ...] = ()
+    terms: int = 1  # version of the analyzer
+    files: dict[str, FileStamp] = field(default_factory=dict)
+
+
+class _AnyFormat(msgspec.Struct):
+    format: int
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of the index in ``folder``.
 
     Raises:
         QAgentError: there is none, or it is damaged or of another format.
     """
-    if not (folder / MANIFEST).exists():
-        raise QAgentError(f"{folder} holds no index; {REMEDY}")
     try:
-        manifest = read_json(folder / MANIFEST, "the index manifest")
-    except QAgentError as error:
-        raise QAgentError(f"{error}; {REMEDY}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise QAgentError(f"{folder} holds an index of another format; {REMEDY}")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not manifest.keys() >= KEYS or not all(map(_plain, files)):
-        raise QAgentError(f"the index in {folder} is damaged ({MANIFEST}); {REMEDY}")
-    whole = [manifest[key] for key in ("generation", "catalog_version", "products")]
-    whole += [n for pair in files.values() for n in (pair if _pair(pair) else [None])]
-    if not all(isinstance(n, int) and 0 <= n < 1 << 62 for n in whole):
-        raise QAgentError(f"the index in {folder} is damaged ({MANIFEST}); {REMEDY}")
+        content = (folder / MANIFEST).read_bytes()
+        if msgspec.json.decode(content, type=_AnyFormat).format != FORMAT:
+            raise QAgentError(f"{folder} holds an index of another format; {REMEDY}")
+        manifest = msgspec.json.decode(content, type=Manifest)
+        shard_files = {shard.file for shard in manifest.shards}
+        if not all(map(_is_plain, manifest.files)) or not shard_files <= manifest.files.keys():
+            raise ValueError("it names files outside of the folder")
+    except (FileNotFoundError, NotADirectoryError):
+        raise QAgentError(f"{folder} holds no index; {REMEDY}") from None
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise damaged(folder, MANIFEST) from error
     return manifest
 
 
-def _plain(name: str) -> bool:
-    """Whether it names a file of the folder, and nothing outside of it."""
+def damaged(folder: Path, detail: str) -> QAgentError:
+    """The error for an index that cannot be used."""
+    return QAgentError(f"the index in {folder} is damaged ({detail}); {REMEDY}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether this is a file's name inside the folder, not a path out of it."""
     return name == Path(name).name and not name.startswith(".") and "\0" not in name
 
 
-def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2
-
-
-def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compare every file with the manifest.
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its stamp.
 
     Raises:
         QAgentError: one is missing, or has another size or content.
     """
-    for name, (size, checksum) in manifest["files"].items():
+    for name, stamp in manifest.files.items():
         path = folder / name
         if (
             not path.is_file()
             or path.is_symlink()
-            or path.stat().st_size != size
-            or (size <= CHECKED and _checksum(path) != checksum)
+            or path.stat().st_size != stamp.size
+            or (stamp.size <= MAX_CHECKSUM_BYTES and checksum(path) != stamp.checksum)
         ):
-            raise QAgentError(f"the index in {folder} is damaged ({name}); {REMEDY}")
+            raise damaged(folder, name)
 
 
 class IndexWriter:
@@ -94,51 +132,50 @@ class IndexWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.generation = int(read_manifest(folder)["generation"]) + 1
+            self.generation = read_manifest(folder).generation + 1
         except QAgentError:
-            # Not 1 again: an index in memory may still count on a file of that name.
+            # Not 1 again: an index in memory may still rely on a file of that name.
             self.generation = int(time.time())
-        self._fresh: list[str] = []
+        self._added: list[str] = []
 
     def add(self, name: str, write: Callable[[Path], Any]) -> str:
         """Write a file of this generation, ``stem.suffix``, and return its name."""
         stem, _, suffix = name.partition(".")
-        full = f"{stem}-{self.generation}.{suffix}"
-        self._fresh.append(full)
-        write(self.folder / full)
-        with (self.folder / full).open("rb") as file:
+        full_name = f"{stem}-{self.generation}.{suffix}"
+        self._added.append(full_name)
+        write(self.folder / full_name)
+        with (self.folder / full_name).open("rb") as file:
             os.fsync(file.fileno())
-        return full
+        return full_name
 
-    def commit(
-        self, values: dict[str, Any], kept: dict[str, list[int]] | None = None
-    ) -> dict[str, Any]:
-        """Make the files that were added, and those ``kept`` from before, the index.
+    def commit(self, manifest: Manifest, reused: Mapping[str, FileStamp]) -> Manifest:
+        """Make the added files and those reused from earlier generations the index.
 
-        Returns the manifest: ``values`` with format, generation and files.
+        Returns the manifest with all files.
         """
-        files = dict(kept or {})
-        for name in self._fresh:
+        files = dict(reused)
+        for name in self._added:
             path = self.folder / name
-            files[name] = [path.stat().st_size, _checksum(path)]
-        manifest = {"format": FORMAT, "generation": self.generation, **values, "files": files}
+            files[name] = FileStamp(path.stat().st_size, checksum(path))
+        manifest = replace(manifest, files=files)
         sync_folder(self.folder)
-        write_json(self.folder / MANIFEST, manifest)
+        write_json(self.folder / MANIFEST, msgspec.to_builtins(manifest))
         clear(self.folder)
         return manifest
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[IndexWriter]:
-    """The right to write the index, held until the block ends; waits for another writer.
+    """Hold the right to write the index until the block ends; waits for another writer.
 
     Raises:
         QAgentError: the folder cannot be written, or another process has been writing for
-            `WAIT` seconds. The index is then as it was.
+            `WRITER_WAIT` seconds. The index is then as it was.
     """
+    busy = f"the index in {folder} is being written by {{}}; wait until it ends, or stop it"
     try:
         folder.mkdir(exist_ok=True)
-        with locked(folder / LOCK, f"the index in {folder} is being written by {{}}; {BUSY}", WAIT):
+        with locked(folder / LOCK, busy, WRITER_WAIT):
             clear(folder)
             try:
                 yield IndexWriter(folder)
@@ -146,51 +183,41 @@ def writing(folder: Path) -> Iterator[IndexWriter]:
                 clear(folder)
                 raise
     except (OSError, duckdb.Error) as error:
-        line = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise QAgentError(
-            f"cannot write the index in {folder}: {line}; "
+            f"cannot write the index in {folder}: {reason}; "
             "free some space, or make the folder writable"
         ) from error
 
 
-def clear_if_idle(folder: Path) -> None:
-    """Clear what a writer left that died; nothing where one works, or where we may not write."""
-    try:
-        with (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            clear(folder)
-    except OSError:
-        return
+def leftovers(folder: Path, manifest: Manifest | None) -> list[Path]:
+    """Files in the folder that do not belong to the index: of a writer at work, or a killed one."""
+    named = {*(manifest.files if manifest else ()), MANIFEST, LOCK}
+    return sorted(path for path in folder.iterdir() if path.name not in named)
 
 
 def clear(folder: Path) -> None:
-    """Remove what no manifest names: files of earlier generations and of writers that died."""
+    """Remove files of earlier generations and of killed writers."""
     try:
-        named = {*read_manifest(folder)["files"], MANIFEST, LOCK}
+        manifest = read_manifest(folder)
     except QAgentError:
-        named = {MANIFEST, LOCK}
-    for path in folder.iterdir():
-        if path.name not in named:
-            _remove(path)
+        manifest = None
     # Before format 2 an index was built in a hidden folder beside its place.
-    for path in folder.parent.glob(".inventory.*"):
-        _remove(path)
+    for path in (*leftovers(folder, manifest), *folder.parent.glob(".inventory.*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """Names in the folder that do not belong to the index: a writer works, or has died."""
-    named = {*manifest["files"], MANIFEST, LOCK}
-    return sorted(path.name for path in folder.iterdir() if path.name not in named)
+def clear_if_idle(folder: Path) -> None:
+    """Clear what a killed writer left, unless a writer is at work or the folder is read-only."""
+    with suppress(OSError, QAgentError), locked(folder / LOCK, "another process writes"):
+        clear(folder)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _checksum(path: Path) -> int:
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

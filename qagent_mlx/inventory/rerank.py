@@ -1,4 +1,4 @@
-"""Reordering the best hits by a reranking model's P(yes), as Qwen3-Reranker gives it.
+"""Rerank the best hits by a model's P(yes), as Qwen3-Reranker does.
 
 The model reads the query and one product, and is asked whether the product meets the query;
 the score is the probability of "yes" against "no" as the next token (arXiv:2506.05176).
@@ -16,22 +16,21 @@ import numpy as np
 if TYPE_CHECKING:
     from .encoders.language_model import TextReader
 
-_LEAD = (
+_PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
     'and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
     "<|im_start|>user\n"
 )
-_CLOSE = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 class Reranker:
-    """Scores query and product pairs with a model folder; loaded when first needed."""
+    """Scores pairs of query and product with a model, which is loaded when first needed."""
 
-    def __init__(
-        self, folder: Path, instruction: str, max_tokens: int = 512, batch: int = 32
-    ) -> None:
+    max_tokens, batch_size = 512, 32
+
+    def __init__(self, folder: Path, instruction: str) -> None:
         self.folder, self.instruction = folder, instruction
-        self.max_tokens, self.batch = max_tokens, batch
 
     @cached_property
     def _reader(self) -> TextReader:
@@ -43,12 +42,12 @@ class Reranker:
         """P(yes) of each (query, product text), float32 (len(pairs),)."""
         reader = self._reader
         yes, no = reader.token("yes"), reader.token("no")
-        lead, close = reader.ids(_LEAD, markup=True), reader.ids(_CLOSE, markup=True)
-        space = max(8, self.max_tokens - len(lead) - len(close))
-        rows = []
+        prefix, suffix = reader.ids(_PREFIX, markup=True), reader.ids(_SUFFIX, markup=True)
+        limit = max(8, self.max_tokens - len(prefix) - len(suffix))
+        prompts = []
         for query, text in pairs:
             body = f"<Instruct>: {self.instruction}\n<Query>: {query}\n<Document>: {text}"
-            rows.append([*lead, *reader.ids(body)[:space], *close])
-        logits = reader.last_logits(rows, (yes, no), self.batch).astype(np.float64)
-        answer: np.ndarray = 1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))
-        return answer.astype(np.float32)
+            prompts.append([*prefix, *reader.ids(body)[:limit], *suffix])
+        logits = reader.last_logits(prompts, (yes, no), self.batch_size).astype(np.float64)
+        probabilities: np.ndarray = 1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))
+        return probabilities.astype(np.float32)

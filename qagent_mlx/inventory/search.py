@@ -1,53 +1,49 @@
 """Hybrid search: BM25, vectors and past clicks, fused by reciprocal rank.
 
-score(product) = sum over rankings of  weight / (rrf_k + rank)      (Cormack et al., 2009)
-                 + weight_shares * its share of the query's past clicks
+    score(product) = sum over rankings of  weight / (rrf_k + rank)       (Cormack et al., 2009)
+                     + weight_shares * its share of the query's past clicks
 
 Ranks alone would let a word more or less decide between a product that nearly all went for and
 one that hardly anybody did. Past clicks count the more, the more evidence there is. Ties are
-broken by catalog row, so the same question always gets the same answer.
+broken by catalog row, so the same query always gets the same hits.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
+from cachetools import LRUCache
 
 from ..errors import QAgentError
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
-from .click_log import ClickLog, SimilarQueries, read_clicks, similar_ranking
-from .index import InventoryIndex, load_index, open_index
-from .index_files import read_manifest
+from .click_log import ClickLog, SimilarQueryIndex, read_clicks
+from .index import InventoryIndex, open_index
 from .rerank import Reranker
 from .types import (
+    EMPTY_RANKING,
     ClickRanking,
+    Contribution,
     Explanation,
     Filters,
-    MatchedWord,
-    RankingContribution,
-    StaticRankings,
+    Ranking,
+    SimilarQuery,
+    TextRankings,
 )
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-ENOUGH = 2.0  # weight of past clicks from which they count more than half of what they can
+HALF_EVIDENCE = 2.0  # weight of past clicks at which they count half of what they can
 CACHED_QUERIES = 20_000
-CACHED_ANSWERS = 4096  # queries at a moment: those of a batch ask much the same
+CACHED_HITS = 4096  # queries at a moment; those of a batch repeat each other
 
-
-_Asked = tuple[str, datetime | None, int]  # query, moment, depth
-_NOTHING = np.empty(0, dtype=np.int64)
+_Fusion = dict[str, Ranking]  # by side: its rows and what it adds to the fused score of each
 
 
 class HybridSearch:
@@ -65,8 +61,9 @@ class HybridSearch:
         self.clicks = clicks
         self.config = config
         self.reranker = reranker
-        self._static: OrderedDict[str, StaticRankings] = OrderedDict()
-        self._answers: OrderedDict[_Asked, list[Hit]] = OrderedDict()
+        # Both hold results of unfiltered searches only.
+        self._text_rankings: LRUCache[str, TextRankings] = LRUCache(CACHED_QUERIES)
+        self._hits: LRUCache[tuple[str, datetime | None, int], list[Hit]] = LRUCache(CACHED_HITS)
         self._lock = threading.Lock()
 
     def search(
@@ -76,268 +73,209 @@ class HybridSearch:
         as_of: Sequence[datetime | None] | None = None,
         filters: Filters | None = None,
     ) -> list[list[Hit]]:
-        """For each query at most ``k`` hits, the best first.
+        """For each query at most ``k`` hits, best first.
 
         Args:
-            queries: Texts; one without letters or digits finds nothing.
-            k: How many hits.
-            as_of: A moment a query; only clicks before it count, and filters see prices and
-                stock as they were then. None counts all, and sees them as they are now.
+            queries: Texts; one without letters or digits has no hits.
+            k: Number of hits.
+            as_of: A moment for each query: only clicks before it count, and filters see prices
+                and stock as they were then. None counts all, and sees them as they are now.
             filters: Applied before ranking.
         """
         moments = list(as_of) if as_of is not None else [None] * len(queries)
-        masks = self._masks(filters, moments)
         depth = max(k, self.config.rerank_depth) if self.reranker is not None else k
-        asked = [(query, moment, depth) for query, moment in zip(queries, moments, strict=True)]
-        free = all(mask is None for mask in masks)
-        known = self._remembered(self._answers, asked) if free else {}
-        fresh = [i for i, key in enumerate(asked) if key not in known]
-        sides = self._sides([queries[i] for i in fresh], [masks[i] for i in fresh])
-        made: list[list[Hit]] = [known.get(key, []) for key in asked]
-        for i, side in zip(fresh, sides, strict=True):
-            found = self._best(side, self.clicked(queries[i], side, moments[i]), masks[i], depth)
-            made[i] = [Hit(self.catalog.ids[row], score) for row, score in found]
-        if free:
-            self._remember(self._answers, {asked[i]: made[i] for i in fresh}, CACHED_ANSWERS)
+        if filters is None or filters == Filters():
+            hits = self._search_unfiltered(queries, moments, depth)
+        else:
+            hits = self._search_filtered(queries, moments, depth, filters)
         if self.reranker is not None:
-            made = self._rerank(queries, made)
-        return [hits[:k] for hits in made]
+            hits = self._rerank(self.reranker, queries, hits)
+        return [ranked[:k] for ranked in hits]
 
-    def reopened(self) -> HybridSearch:
-        """A search of the index as it is on disk now; this one while nothing has changed.
+    def _search_unfiltered(
+        self, queries: Sequence[str], moments: Sequence[datetime | None], k: int
+    ) -> list[list[Hit]]:
+        keys = [(query, moment, k) for query, moment in zip(queries, moments, strict=True)]
+        with self._lock:
+            known = {key: self._hits[key] for key in keys if key in self._hits}
+        fresh = [key for key in dict.fromkeys(keys) if key not in known]
+        texts = self._cached_text_rankings([query for query, _, _ in fresh])
+        found = {key: self._fuse_hits(key[0], texts[key[0]], key[1], None, k) for key in fresh}
+        with self._lock:
+            self._hits.update(found)
+        return [known[key] if key in known else found[key] for key in keys]
 
-        Replace a search that is being served with it after the catalog was updated. It reads
-        no database; the click log stays the one that was read.
+    def _search_filtered(
+        self, queries: Sequence[str], moments: Sequence[datetime | None], k: int, filters: Filters
+    ) -> list[list[Hit]]:
+        at_moment: dict[datetime | None, list[int]] = defaultdict(list)
+        for number, moment in enumerate(moments):
+            at_moment[moment].append(number)
+        hits: list[list[Hit]] = [[] for _ in queries]
+        for moment, numbers in at_moment.items():
+            allowed = self._allowed(filters, moment)
+            texts = self._rank_texts(dict.fromkeys(queries[i] for i in numbers), allowed)
+            for i in numbers:
+                hits[i] = self._fuse_hits(queries[i], texts[queries[i]], moment, allowed, k)
+        return hits
 
-        Raises:
-            QAgentError: the index on disk is gone or damaged; this search goes on working.
-        """
-        folder = self.index.folder
-        if read_manifest(folder)["generation"] == self.index.manifest["generation"]:
-            return self
-        index = load_index(folder)
-        clicks = self.clicks
-        if clicks is not None:
-            clicks = clicks.moved(self.catalog.ids, index.catalog.row_of)
-        return HybridSearch(index, clicks, self.config, self.reranker)
+    def _allowed(self, filters: Filters, moment: datetime | None) -> np.ndarray:
+        """Mask of the rows that pass the filters at a moment."""
+        prices, in_stock = self.catalog.states_at(moment)
+        allowed = np.ones(len(self.catalog), dtype=bool)
+        if filters.in_stock:
+            allowed &= in_stock
+        if filters.min_price is not None:
+            allowed &= prices >= filters.min_price
+        if filters.max_price is not None:
+            allowed &= prices <= filters.max_price
+        if filters.category:
+            allowed &= self.catalog.in_category(filters.category)
+        return allowed
+
+    def _cached_text_rankings(self, queries: Sequence[str]) -> dict[str, TextRankings]:
+        with self._lock:
+            known = {q: self._text_rankings[q] for q in queries if q in self._text_rankings}
+        fresh = self._rank_texts([q for q in dict.fromkeys(queries) if q not in known], None)
+        with self._lock:
+            self._text_rankings.update(fresh)
+        return known | fresh
+
+    def _rank_texts(
+        self, queries: Iterable[str], allowed: np.ndarray | None
+    ) -> dict[str, TextRankings]:
+        """What BM25 and vectors retrieve for distinct queries among the allowed rows."""
+        queries = list(queries)
+        if not queries:
+            return {}
+        index, depth = self.index, self.config.pool
+        vectors = index.encoder.encode(queries, queries=True)
+        dense = index.vectors.search(vectors, depth, allowed)
+        terms = [index.lexical.query_terms(query) for query in queries]
+        lexical = index.lexical.search(terms, depth, allowed)
+        similar: list[list[SimilarQuery]]
+        if self._similar_queries is None:
+            similar = [[]] * len(queries)
+        else:
+            similar = self._similar_queries.search(vectors, self.config.similar_clicks)
+        return {
+            query: TextRankings(
+                lexical[i], dense[i], tuple(s for s in similar[i] if s.key != query_key(query))
+            )
+            for i, query in enumerate(queries)
+        }
+
+    @cached_property
+    def _similar_queries(self) -> SimilarQueryIndex | None:
+        """None where it is switched off, or where encoding all logged queries takes long."""
+        config = self.config
+        if (
+            self.clicks is None
+            or not self.index.encoder.is_fast
+            or config.similar_clicks > 1
+            or config.weight_clicks == 0
+        ):
+            return None
+        return SimilarQueryIndex(self.clicks, self.index.encoder)
+
+    def _rank_clicks(
+        self, query: str, texts: TextRankings, moment: datetime | None
+    ) -> ClickRanking:
+        """Past clicks under the query at a moment; if it has none, under similar queries."""
+        if self.clicks is None:
+            return ClickRanking(EMPTY_RANKING)
+        ranking = self.clicks.ranking(query_key(query), moment)
+        if len(ranking) or not texts.similar:
+            return ClickRanking(ranking)
+        return self.clicks.borrowed_ranking(texts.similar, moment)
+
+    def _contributions(
+        self, texts: TextRankings, clicks: ClickRanking, allowed: np.ndarray | None
+    ) -> _Fusion:
+        config = self.config
+        clicked = clicks.ranking.filtered(allowed)
+        evidence = float(clicked.scores.sum())
+        adds = config.weight_clicks * evidence / (evidence + HALF_EVIDENCE) * self._by_rank(clicked)
+        if not clicks.borrowed:  # the clicks of similar queries do not say how many it would get
+            adds += config.weight_shares * clicked.scores / (evidence + HALF_EVIDENCE)
+        return {
+            "words": Ranking(
+                texts.lexical.rows, config.weight_lexical * self._by_rank(texts.lexical)
+            ),
+            "vectors": Ranking(texts.dense.rows, config.weight_dense * self._by_rank(texts.dense)),
+            "clicks": Ranking(clicked.rows, adds),
+        }
+
+    def _by_rank(self, ranking: Ranking) -> np.ndarray:
+        """Reciprocal rank, 1 / (rrf_k + rank), of each position: (rows,)."""
+        return np.asarray(1.0 / (self.config.rrf_k + np.arange(1, len(ranking) + 1)))
+
+    def _fuse_hits(
+        self,
+        query: str,
+        texts: TextRankings,
+        moment: datetime | None,
+        allowed: np.ndarray | None,
+        k: int,
+    ) -> list[Hit]:
+        """The ``k`` products with the highest fused score, ties by row."""
+        clicks = self._rank_clicks(query, texts, moment)
+        sides = self._contributions(texts, clicks, allowed).values()
+        rows, side_positions = np.unique(
+            np.concatenate([side.rows for side in sides]), return_inverse=True
+        )
+        if not len(rows):
+            return []
+        scores = np.bincount(side_positions, np.concatenate([side.scores for side in sides]))
+        best = np.lexsort((rows, -np.round(scores, 12)))[:k]
+        return [
+            Hit(self.catalog.ids[row], score)
+            for row, score in zip(rows[best].tolist(), scores[best].tolist(), strict=True)
+        ]
 
     def explain(
         self, query: str, k: int = 10, as_of: datetime | None = None, filters: Filters | None = None
     ) -> list[Explanation]:
-        """The hits of `search` with what each side says of them, the best first."""
-        (mask,) = self._masks(filters, [as_of])
-        (sides,) = self._sides([query], [mask])
-        clicked = self.clicked(query, sides, as_of)
-        parts = self._parts(sides, clicked, mask)
-        groups = self.index.lexical.groups(query)
-        made = []
+        """The hits of `search`, best first, with what each ranking adds to their scores."""
+        unfiltered = filters is None or filters == Filters()
+        allowed = None if unfiltered else self._allowed(filters or Filters(), as_of)
+        texts = self._rank_texts([query], allowed)[query]
+        clicks = self._rank_clicks(query, texts, as_of)
+        contributions = self._contributions(texts, clicks, allowed)
+        scores = {"words": texts.lexical, "vectors": texts.dense, "clicks": clicks.ranking}
+        terms = self.index.lexical.query_terms(query)
+        explanations = []
         for hit in self.search([query], k, [as_of], filters)[0]:
             row = self.catalog.row_of[hit.product_id]
-            found: dict[str, RankingContribution] = {}
-            for name, (rows, adds) in parts.items():
-                at = np.flatnonzero(rows == row)
-                if len(at):
-                    place = int(at[0])
-                    raw = self._raw(name, row, sides, clicked)
-                    found[name] = RankingContribution(place + 1, raw, float(adds[place]))
-            words = tuple(
-                MatchedWord(group.typed, term, group.how, value)
-                for group, term, value in self.index.lexical.why(groups, row)
-            )
-            borrowed = clicked.keys if "clicks" in found else ()
-            made.append(Explanation(hit, found, words, borrowed))
-        return made
+            sides: dict[str, Contribution] = {}
+            for name, ranking in contributions.items():
+                rank = ranking.rank(row)
+                if rank is not None:
+                    score = scores[name].score(row)
+                    sides[name] = Contribution(rank + 1, score, float(ranking.scores[rank]))
+            words = tuple(self.index.lexical.explain(terms, row))
+            borrowed = clicks.borrowed if "clicks" in sides else ()
+            explanations.append(Explanation(hit, sides, words, borrowed))
+        return explanations
 
-    @staticmethod
-    def _raw(name: str, row: int, sides: StaticRankings, clicked: ClickRanking) -> float:
-        """A side's own score of a row: BM25, cosine similarity, or decayed weight of clicks."""
-        rows, values = {
-            "words": (sides.lexical, sides.bm25),
-            "vectors": (sides.dense, 1 - sides.distances),
-            "clicks": (clicked.rows, clicked.evidence),
-        }[name]
-        return float(values[np.flatnonzero(rows == row)[0]])
-
-    # ------------------------------------------------------------ filters
-
-    def _masks(
-        self, filters: Filters | None, moments: Sequence[datetime | None]
-    ) -> list[np.ndarray | None]:
-        """Which rows may be found, for each moment; None where all may."""
-        if filters is None or filters == Filters():
-            return [None] * len(moments)
-        made = {moment: self._allowed(filters, moment) for moment in dict.fromkeys(moments)}
-        return [made[moment] for moment in moments]
-
-    def _allowed(self, filters: Filters, moment: datetime | None) -> np.ndarray:
-        prices, in_stock = self.catalog.states_at(moment)
-        kept = np.ones(len(self.catalog), dtype=bool)
-        if filters.in_stock:
-            kept &= in_stock
-        if filters.min_price is not None:
-            kept &= prices >= filters.min_price
-        if filters.max_price is not None:
-            kept &= prices <= filters.max_price
-        if filters.category:
-            kept &= self.catalog.within(filters.category)
-        return kept
-
-    # ------------------------------------------------------------ words and vectors
-
-    def _sides(
-        self, queries: Sequence[str], masks: Sequence[np.ndarray | None]
-    ) -> list[StaticRankings]:
-        """What words and vectors find for each query; remembered where nothing is filtered."""
-        made: dict[tuple[str, int], StaticRankings] = {}
-        groups: dict[int, list[str]] = {}
-        of_group = {id(mask): mask for mask in masks}
-        plain = [q for q, mask in zip(queries, masks, strict=True) if mask is None]
-        remembered = self._remembered(self._static, plain)
-        for query, mask in zip(queries, masks, strict=True):
-            key = (query, id(mask))
-            if key in made:
-                continue
-            known = remembered.get(query) if mask is None else None
-            if known is not None:
-                made[key] = known
-            elif query not in groups.setdefault(id(mask), []):
-                groups[id(mask)].append(query)
-        for group, fresh in groups.items():
-            mask = of_group[group]
-            ranked = dict(zip(fresh, self._rank(fresh, mask), strict=True))
-            made |= {(query, group): found for query, found in ranked.items()}
-            if mask is None:
-                self._remember(self._static, ranked, CACHED_QUERIES)
-        return [made[query, id(mask)] for query, mask in zip(queries, masks, strict=True)]
-
-    def _remembered(self, kept: OrderedDict[K, V], keys: Sequence[K]) -> dict[K, V]:
-        """What is known of some keys, in any thread."""
-        found: dict[K, V] = {}
-        with self._lock:
-            for key in keys:
-                if key in kept:
-                    kept.move_to_end(key)
-                    found[key] = kept[key]
-        return found
-
-    def _remember(self, kept: OrderedDict[K, V], found: Mapping[K, V], most: int) -> None:
-        with self._lock:
-            kept.update(found)
-            while len(kept) > most:
-                kept.popitem(last=False)
-
-    def _rank(self, queries: Sequence[str], allowed: np.ndarray | None) -> list[StaticRankings]:
-        vectors = self.index.encoder.encode(queries, queries=True)
-        dense = self.index.vectors.search(vectors, self.config.pool, allowed)
-        alike: list[list[tuple[str, float]]] = [[] for _ in queries]
-        if self._alike is not None and len(queries):
-            alike = self._alike.find(vectors, self.config.similar_clicks)
-        made = []
-        for query, near, words, (rows, distances) in zip(
-            queries, alike, self._words(queries, allowed), dense, strict=True
-        ):
-            key = query_key(query)
-            similar = tuple(item for item in near if item[0] != key)
-            made.append(StaticRankings(*words, rows, distances, similar))
-        return made
-
-    @cached_property
-    def _alike(self) -> SimilarQueries | None:
-        """The log's queries by likeness; None where that is off or encoding them costs much."""
-        if (
-            self.clicks is None
-            or not self.index.encoder.cheap
-            or self.config.similar_clicks > 1
-            or self.config.weight_clicks == 0
-        ):
-            return None
-        return SimilarQueries(self.clicks, self.index.encoder)
-
-    def _words(
-        self, queries: Sequence[str], allowed: np.ndarray | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The rows whose words fit best, and their scores, for each query."""
-        lexical = self.index.lexical
-        made = []
-        for rows, scores in lexical.found([lexical.groups(query) for query in queries]):
-            if allowed is not None:
-                kept = allowed[rows]
-                rows, scores = rows[kept], scores[kept]
-            best = _top(rows, scores, self.config.pool)
-            made.append((rows[best].astype(np.int64), scores[best]))
-        return made
-
-    # ------------------------------------------------------------ clicks and fusion
-
-    def clicked(self, query: str, sides: StaticRankings, moment: datetime | None) -> ClickRanking:
-        """The ranking of past clicks at a moment; similar queries stand in for a new one."""
-        if self.clicks is None:
-            return ClickRanking(_NOTHING, np.empty(0), ())
-        rows, evidence = self.clicks.ranking(query_key(query), moment)
-        if len(rows) or not sides.similar:
-            return ClickRanking(rows, evidence, ())
-        rows, evidence, keys = similar_ranking(self.clicks, sides.similar, moment)
-        return ClickRanking(rows, evidence, tuple(keys))
-
-    def _parts(
-        self, sides: StaticRankings, clicked: ClickRanking, allowed: np.ndarray | None
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Each ranking's rows, the best first, and what it adds to the score of each."""
-        config = self.config
-        rows, evidence = clicked.rows, clicked.evidence
-        if allowed is not None:
-            kept = allowed[rows]
-            rows, evidence = rows[kept], evidence[kept]
-        total = float(evidence.sum())
-        known = total + ENOUGH
-        of_clicks = config.weight_clicks * total / known * self._by_rank(rows)
-        if not clicked.keys:  # what similar queries led to says less of how much
-            of_clicks += config.weight_shares * evidence / known
-        return {
-            "words": (sides.lexical, config.weight_lexical * self._by_rank(sides.lexical)),
-            "vectors": (sides.dense, config.weight_dense * self._by_rank(sides.dense)),
-            "clicks": (rows, of_clicks),
-        }
-
-    def _by_rank(self, rows: np.ndarray) -> np.ndarray:
-        """1 / (rrf_k + rank) of rows that are in order: (rows,)."""
-        return np.asarray(1.0 / (self.config.rrf_k + np.arange(1, len(rows) + 1)))
-
-    def _best(
-        self, sides: StaticRankings, clicked: ClickRanking, allowed: np.ndarray | None, k: int
-    ) -> list[tuple[int, float]]:
-        """The ``k`` rows with the highest fused score, ties by row."""
-        parts = self._parts(sides, clicked, allowed).values()
-        rows, place = np.unique(np.concatenate([rows for rows, _ in parts]), return_inverse=True)
-        if not len(rows):
-            return []
-        scores = np.bincount(place, np.concatenate([adds for _, adds in parts]))
-        best = np.lexsort((rows, -np.round(scores, 12)))[:k]
-        return list(zip(rows[best].tolist(), scores[best].tolist(), strict=True))
-
-    # ------------------------------------------------------------ reranking
-
-    def _rerank(self, queries: Sequence[str], found: list[list[Hit]]) -> list[list[Hit]]:
-        """The best hits by P(yes), each with a score of 1 + P(yes); then the others."""
-        assert self.reranker is not None
-        depth = self.config.rerank_depth
-        row_of = self.catalog.row_of
+    def _rerank(
+        self, reranker: Reranker, queries: Sequence[str], hits: list[list[Hit]]
+    ) -> list[list[Hit]]:
+        """Order the first hits by P(yes), scored 1 + P(yes), and leave the others behind them."""
+        depth, catalog = self.config.rerank_depth, self.catalog
         pairs = [
-            (query, self._text(row_of[hit.product_id]))
-            for query, hits in zip(queries, found, strict=True)
-            for hit in hits[:depth]
+            (query, catalog.text(catalog.row_of[hit.product_id]))
+            for query, ranked in zip(queries, hits, strict=True)
+            for hit in ranked[:depth]
         ]
-        answers = iter(self.reranker.score(pairs).tolist())
-        made = []
-        for hits in found:
-            read = [Hit(hit.product_id, 1 + next(answers)) for hit in hits[:depth]]
-            # A stable sort: equal answers keep the order of the fused score.
-            read.sort(key=lambda hit: -round(hit.score, 6))
-            made.append(read + hits[depth:])
-        return made
-
-    def _text(self, row: int) -> str:
-        return self.catalog.text(row)
+        probabilities = iter(reranker.score(pairs).tolist())
+        reranked = []
+        for ranked in hits:
+            first = [Hit(hit.product_id, 1 + next(probabilities)) for hit in ranked[:depth]]
+            # The sort is stable: equal probabilities keep the order of the fused score.
+            first.sort(key=lambda hit: -round(hit.score, 6))
+            reranked.append(first + ranked[depth:])
+        return reranked
 
 
 def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:
@@ -361,18 +299,6 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
 
 def open_clicks(shop: Shop, index: InventoryIndex) -> ClickLog:
     """The shop's engagements by query, for an index of its products."""
-    return ClickLog.from_rows(
+    return ClickLog(
         read_clicks(shop.connection), index.catalog.row_of, shop.config.search.click_half_life_days
     )
-
-
-def _top(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the ``k`` best scores over zero, to five decimals, the best first; ties by row."""
-    places: np.ndarray = np.arange(len(scores))
-    if len(scores) > k:
-        # Rounding keeps the order, so the best and what may tie with them are among these.
-        least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero(scores >= least - 2e-5)
-    near = np.round(scores[places], 5)
-    places, near = places[near > 0], near[near > 0]
-    return places[np.lexsort((rows[places], -near))][:k]

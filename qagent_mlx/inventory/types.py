@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..types import Hit
 from .catalog import Catalog
 
+MatchKind = Literal["word", "initials", "spelling"]
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a search may return, by price and stock at its moment, and by category.
+    """Which products a search may return, by price and stock at its moment, and by category.
 
-    A category matches by the beginning of its path; a product without a price has none that
-    fits a range.
+    A category matches by the beginning of its path; a product without a price is in no range.
     """
 
     in_stock: bool = False
@@ -39,46 +40,81 @@ class ProductSearch(Protocol):
         as_of: Sequence[datetime | None] | None = None,
         filters: Filters | None = None,
     ) -> list[list[Hit]]:
-        """For each query at most ``k`` hits, the best first."""
+        """For each query at most ``k`` hits, best first."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class StaticRankings:
-    """What words and vectors find for a query, whenever it is asked: rows, the best first."""
+class Ranking:
+    """Catalog rows in order, best first, and the score of each."""
 
-    lexical: np.ndarray
-    bm25: np.ndarray
-    dense: np.ndarray
-    distances: np.ndarray
-    similar: tuple[tuple[str, float], ...]  # (key, similarity) of queries that are written alike
+    rows: np.ndarray  # int64
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def filtered(self, allowed: np.ndarray | None) -> Ranking:
+        """Only the rows that a mask over the catalog allows; all where it is None."""
+        if allowed is None:
+            return self
+        passes = allowed[self.rows]
+        return Ranking(self.rows[passes], self.scores[passes])
+
+    def rank(self, row: int) -> int | None:
+        """Position of a row, from 0; None where it is not in the ranking."""
+        positions = np.flatnonzero(self.rows == row)
+        return int(positions[0]) if len(positions) else None
+
+    def score(self, row: int) -> float:
+        """Score of a row that is in the ranking."""
+        return float(self.scores[np.flatnonzero(self.rows == row)[0]])
+
+
+EMPTY_RANKING = Ranking(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarQuery:
+    """A query of the log that is worded like another one."""
+
+    key: str
+    similarity: float  # cosine of their vectors
+
+
+@dataclass(frozen=True, slots=True)
+class TextRankings:
+    """What a query's text retrieves, whenever it is asked."""
+
+    lexical: Ranking  # by BM25
+    dense: Ranking  # by cosine similarity
+    similar: tuple[SimilarQuery, ...]  # most similar first
 
 
 @dataclass(frozen=True, slots=True)
 class ClickRanking:
-    """What past clicks say at a moment: rows, the best first, and whose clicks they were."""
+    """What earlier users engaged with, as known at a moment."""
 
-    rows: np.ndarray
-    evidence: np.ndarray
-    keys: tuple[str, ...]  # of the similar queries that stood in; empty for the query's own
+    ranking: Ranking  # by decayed weight of clicks
+    borrowed: tuple[str, ...] = ()  # keys of similar queries that stood in for the query's own
 
 
 @dataclass(frozen=True, slots=True)
-class RankingContribution:
-    """What one ranking says of a hit."""
+class Contribution:
+    """What one ranking adds to the fused score of a hit."""
 
     rank: int
     score: float  # BM25, cosine similarity, or decayed weight of clicks
-    adds: float  # to the fused score
+    adds: float
 
 
 @dataclass(frozen=True, slots=True)
 class MatchedWord:
-    """A term of the query and the term of the product that it met."""
+    """A term of the query and the term of the product that it matched."""
 
     typed: str
     matched: str
-    how: str  # word, initials, spelling
+    how: MatchKind
     score: float  # its part of the BM25 score
 
 
@@ -87,15 +123,15 @@ class Explanation:
     """Why a product was found."""
 
     hit: Hit
-    sides: dict[str, RankingContribution]  # words, vectors, clicks: those that found it
+    sides: dict[str, Contribution]  # by ranking ("words", "vectors", "clicks") that holds the hit
     words: tuple[MatchedWord, ...]  # the one that counts most first
     borrowed: tuple[str, ...]  # similar queries whose clicks stood in
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; scores are rounded."""
         sides = {
-            name: {"rank": s.rank, "score": round(s.score, 4), "adds": round(s.adds, 6)}
-            for name, s in self.sides.items()
+            name: {"rank": c.rank, "score": round(c.score, 4), "adds": round(c.adds, 6)}
+            for name, c in self.sides.items()
         }
         words = [{**asdict(word), "score": round(word.score, 4)} for word in self.words]
         return {"sides": sides, "words": words, "borrowed": list(self.borrowed)}

@@ -247,7 +247,7 @@ class Shop:
         found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
         return [p.name for p in sorted(found, key=lambda p: (p.stat().st_mtime, p.name))]
 
-    def remove(self) -> None:
+    def delete(self) -> None:
         """Delete the whole folder."""
         self.close()
         shutil.rmtree(self.path)

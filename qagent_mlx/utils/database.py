@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -26,3 +27,8 @@ def open_duckdb(
     with suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
+
+
+def epoch_seconds(moment: datetime) -> float:
+    """Seconds since 1970 of a naive UTC datetime."""
+    return (moment - datetime(1970, 1, 1)).total_seconds()

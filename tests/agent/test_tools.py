@@ -7,6 +7,7 @@ import pytest
 
 from qagent_mlx.agent.tools import SearchProducts, SearchRequest
 from qagent_mlx.inventory.catalog import Catalog
+from qagent_mlx.inventory.types import Ranking
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Hit, UserContext
 
@@ -21,7 +22,7 @@ class Clicks:
         self.weight = weight
 
     def ranking(self, key, moment):
-        return np.arange(3), np.array([0.5, 0.3, 0.2]) * self.weight
+        return Ranking(np.arange(3), np.array([0.5, 0.3, 0.2]) * self.weight)
 
 
 class Engine:

@@ -50,7 +50,7 @@ def used(shop, case):
         "candidates": {name: getattr(loaded.candidates, name).tolist() for name in COLUMNS},
         "facts": [day.facts.get(query_key(query)) for query in (ANSWER, case.query)],
         "trends": known.trends([case.as_of])[0],
-        "encoder": (index.manifest["clicked_pairs"], index.encoder.encode(texts).tolist()),
+        "encoder": (index.manifest.clicked_pairs, index.encoder.encode(texts).tolist()),
         "worth": (weights.values.tolist(), weights.outside),
         "search": hits,
     }

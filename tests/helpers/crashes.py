@@ -42,7 +42,7 @@ from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.index import build_index, load_index, open_index
 from qagent_mlx.inventory.index_files import MANIFEST, leftovers
 from qagent_mlx.inventory.updates import refresh_index, remove_products
-from qagent_mlx.inventory.vector_index import rounded
+from qagent_mlx.inventory.vector_index import to_half_precision
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
@@ -247,7 +247,7 @@ def index_matches(index: Any, shop: Shop) -> bool:
         assert getattr(index.catalog, name) == getattr(catalog, name)
     assert np.array_equal(index.catalog.prices, catalog.prices, equal_nan=True)
     assert np.array_equal(index.catalog.in_stock, catalog.in_stock)
-    assert index.manifest["catalog_version"] == shop.catalog_version
+    assert index.manifest.catalog_version == shop.catalog_version
     texts = catalog.texts()
     lexical = BM25Index.build(texts, catalog.titles)
     for query in (
@@ -257,9 +257,9 @@ def index_matches(index: Any, shop: Shop) -> bool:
         "desk lamp",
         "cofee beens",
     ):
-        wanted = lexical.scores(lexical.groups(query))
-        assert np.array_equal(index.lexical.scores(index.lexical.groups(query)), wanted)
-    vectors = rounded(index.encoder.encode(texts))
+        wanted = lexical.scores(lexical.query_terms(query))
+        assert np.array_equal(index.lexical.scores(index.lexical.query_terms(query)), wanted)
+    vectors = to_half_precision(index.encoder.encode(texts))
     assert np.allclose(index.vectors.get(np.arange(len(catalog))), vectors, atol=2e-3)
     return True
 
@@ -403,10 +403,10 @@ class Index(Work):
         self.tally.operations += sum(w[0] != "ready" for w in told)
         assert (self.folder / "inventory" / MANIFEST).exists()
         before = load_index(self.folder / "inventory")  # whole, if perhaps older than the catalog
-        assert before.manifest["catalog_version"] >= indexed
+        assert before.manifest.catalog_version >= indexed
         with Shop.open(self.folder) as shop:
             assert shop.catalog_version >= changed
-            late = before.manifest["catalog_version"] != shop.catalog_version
+            late = before.manifest.catalog_version != shop.catalog_version
             self.tally.undone += late
             self.tally.done += not late
             index = open_index(shop)

@@ -443,10 +443,10 @@ def indexes(draw: random.Random, place: Place) -> None:
     if not name.endswith(".json") and draw.random() < 0.7:
         # With sizes and checksums that fit, as whoever makes a trap would see to.
         manifest = json.loads(place.good["inventory/manifest.json"])
-        from qagent_mlx.inventory.index_files import _checksum
+        from qagent_mlx.inventory.index_files import checksum
 
         path = place.own / name
-        manifest["files"][path.name] = [path.stat().st_size, _checksum(path)]
+        manifest["files"][path.name] = [path.stat().st_size, checksum(path)]
         (place.own / "inventory" / "manifest.json").write_text(json.dumps(manifest))
     refusing(lambda: load_index(place.own / "inventory"))
     place.heal(name)

@@ -85,8 +85,8 @@ def test_the_fitting_titles_come_first_in_chinese_and_japanese():
     lexical = BM25Index.build(titles, titles)
 
     def found(query):
-        rows, scores = lexical.found([lexical.groups(query)])[0]
-        return [titles[row] for row in rows[scores.argsort()[::-1]]]
+        ranking = lexical.search([lexical.query_terms(query)], len(titles))[0]
+        return [titles[row] for row in ranking.rows]
 
     assert found("帐篷") == ["户外双人折叠帐篷"]
     assert found("双人帐篷")[:2] == ["户外双人折叠帐篷", "双人床四件套"]

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.inventory.analyzer import initialisms, product_terms
-from qagent_mlx.inventory.bm25 import FUZZY_WEIGHT, BM25Index
-from qagent_mlx.inventory.spelling import MOST, Spelling
+from qagent_mlx.inventory.bm25 import SPELLING_WEIGHT, BM25Index
+from qagent_mlx.inventory.spelling import MAX_CORRECTIONS, SpellingIndex
 
 TITLES = [
     "Call of Duty: Modern Warfare 3 - Xbox 360",
@@ -38,8 +38,8 @@ def test_scores_are_those_of_bm25s():
     oracle.index([product_terms(t) for t in TITLES], show_progress=False)
     for query in ("gears of war 3", "coffee", "xbox 360 controller", "of of war", "64 gb"):
         wanted = oracle.get_scores_from_ids(oracle.get_tokens_ids(product_terms(query)))
-        got = lexical.scores(lexical.groups(query))
-        if all(group.how == "word" for group in lexical.groups(query)):
+        got = lexical.scores(lexical.query_terms(query))
+        if all(term.how == "word" for term in lexical.query_terms(query)):
             assert got == pytest.approx(wanted, abs=2e-6), query
 
 
@@ -53,7 +53,7 @@ def test_an_update_gives_what_a_build_from_scratch_gives(before, after, data):
             source[row] = free.pop(data.draw(st.integers(0, len(free) - 1)))
             after[row] = before[source[row]]
     fresh = [after[row] for row in np.flatnonzero(source < 0)]
-    same(old.rearranged(source, fresh, fresh), BM25Index.build(after, after))
+    same(old.updated(source, fresh, fresh), BM25Index.build(after, after))
 
 
 @given(TEXTS)
@@ -79,23 +79,23 @@ def test_a_stored_index_is_the_same(texts):
 )
 def test_what_is_typed_finds_its_title(query, title, how):
     lexical = BM25Index.build(TITLES, TITLES)
-    groups = lexical.groups(query)
+    terms = lexical.query_terms(query)
     if how is None:
-        assert not any(group.how == "initials" for group in groups)
+        assert not any(term.how == "initials" for term in terms)
         return
-    assert int(lexical.scores(groups).argmax()) == title
-    reasons = lexical.why(groups, title)
-    assert how in {group.how for group, _, _ in reasons}
-    total = sum(value for _, _, value in reasons)
-    assert total == pytest.approx(lexical.scores(groups)[title], abs=1e-5)
+    assert int(lexical.scores(terms).argmax()) == title
+    matched = lexical.explain(terms, title)
+    assert how in {word.how for word in matched}
+    total = sum(word.score for word in matched)
+    assert total == pytest.approx(lexical.scores(terms)[title], abs=1e-5)
 
 
 def test_a_word_that_is_known_is_not_corrected():
     lexical = BM25Index.build(["cable", "table"], ["cable", "table"])
-    assert lexical.scores(lexical.groups("cable"))[1] == 0
-    near = lexical.scores(lexical.groups("xable"))
-    exact = lexical.scores(lexical.groups("cable"))
-    assert near == pytest.approx([FUZZY_WEIGHT * exact[0]] * 2)
+    assert lexical.scores(lexical.query_terms("cable"))[1] == 0
+    near = lexical.scores(lexical.query_terms("xable"))
+    exact = lexical.scores(lexical.query_terms("cable"))
+    assert near == pytest.approx([SPELLING_WEIGHT * exact[0]] * 2)
 
 
 def distance(a, b):
@@ -116,13 +116,13 @@ SHORT = st.text("abé", min_size=3, max_size=7)
 
 @given(st.lists(SHORT, unique=True, max_size=12), SHORT)
 def test_spelling_finds_exactly_the_words_that_are_one_edit_away(words, typed):
-    near = Spelling(words).near(typed)
+    near = SpellingIndex(words).corrections(typed)
     wanted = sorted(w for w in words if len(w) > 3 and len(typed) > 3 and distance(w, typed) == 1)
-    assert list(near) == wanted[:MOST]
+    assert list(near) == wanted[:MAX_CORRECTIONS]
 
 
 def test_numbers_are_not_corrected():
-    assert Spelling(["war2", "1080p"]).near("war3") == ()
+    assert SpellingIndex(["war2", "1080p"]).corrections("war3") == ()
 
 
 def test_initials_come_from_the_parts_of_a_title():

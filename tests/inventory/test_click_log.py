@@ -15,36 +15,36 @@ def log(*rows, half_life=10.0):
     """Rows of (query key, product number, days ago, weight)."""
     rows = sorted(rows, key=lambda row: (row[0], -row[2]))
     now = (NOW - datetime(1970, 1, 1)).total_seconds()
-    return ClickLog(
-        [key for key, *_ in rows],
-        np.array([product for _, product, *_ in rows], dtype=np.int64),
-        np.array([now - days * 86400 for *_, days, _ in rows]),
-        np.array([weight for *_, weight in rows], dtype=float),
-        half_life,
-    )
+    columns = {
+        "query_key": np.array([key for key, *_ in rows], dtype=object),
+        "product_id": np.array([str(product) for _, product, *_ in rows], dtype=object),
+        "ts": np.array([now - days * 86400 for *_, days, _ in rows]),
+        "weight": np.array([weight for *_, weight in rows], dtype=float),
+    }
+    return ClickLog(columns, {str(product): product for product in range(10)}, half_life)
 
 
 def test_weights_halve_with_age_and_add_up():
     found = log(("a", 1, 10, 2.0), ("a", 1, 20, 4.0), ("a", 2, 30, 8.0), ("b", 3, 1, 9.0))
-    rows, weights = found.ranking("a", NOW)
-    assert rows.tolist() == [1, 2]
-    assert weights == pytest.approx([1 + 1, 1])
+    ranking = found.ranking("a", NOW)
+    assert ranking.rows.tolist() == [1, 2]
+    assert ranking.scores == pytest.approx([1 + 1, 1])
 
 
 def test_ties_go_by_row_and_the_limit_keeps_the_heaviest():
     found = log(("a", 5, 1, 1.0), ("a", 2, 1, 1.0), ("a", 9, 1, 1.0), ("a", 7, 1, 3.0))
-    assert found.ranking("a", NOW)[0].tolist() == [7, 2, 5, 9]
-    assert found.ranking("a", NOW, limit=2)[0].tolist() == [7, 2]
+    assert found.ranking("a", NOW).rows.tolist() == [7, 2, 5, 9]
+    assert found.ranking("a", NOW, limit=2).rows.tolist() == [7, 2]
 
 
 def test_unknown_queries_and_early_moments_find_nothing():
     found = log(("a", 1, 5, 1.0))
     for key, moment in (("zebra", NOW), ("", NOW), ("a", NOW - timedelta(days=5))):
-        rows, weights = found.ranking(key, moment)
-        assert len(rows) == len(weights) == 0
-    assert found.ranking("a", NOW - timedelta(days=5) + SECOND)[0].tolist() == [1]
-    assert found.ranking("a", None)[0].tolist() == [1]
-    assert log().ranking("a", None)[0].tolist() == []
+        ranking = found.ranking(key, moment)
+        assert len(ranking.rows) == len(ranking.scores) == len(ranking) == 0
+    assert found.ranking("a", NOW - timedelta(days=5) + SECOND).rows.tolist() == [1]
+    assert found.ranking("a", None).rows.tolist() == [1]
+    assert log().ranking("a", None).rows.tolist() == []
 
 
 ROWS = st.lists(
@@ -64,10 +64,9 @@ def test_a_moment_sees_only_what_came_before_it(rows, days):
     before = [row for row in rows if row[2] > days]
     moment = NOW - timedelta(days=days)
     for key in "ab":
-        for one, other in zip(
-            log(*rows).ranking(key, moment), log(*before).ranking(key, moment), strict=True
-        ):
-            assert one.tolist() == other.tolist()
+        one, other = (log(*r).ranking(key, moment) for r in (rows, before))
+        assert one.rows.tolist() == other.rows.tolist()
+        assert one.scores.tolist() == other.scores.tolist()
 
 
 def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_search):
@@ -78,13 +77,14 @@ def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_searc
     ).fetchone()
     assert (len(columns["ts"]),) == expected
     row_of = tiny_search.catalog.row_of
-    whole = ClickLog.from_rows(columns, row_of, 30.0)
-    again = ClickLog.from_rows(whole.columns(tiny_search.catalog.ids), row_of, 30.0)
+    whole = ClickLog(columns, row_of, 30.0)
+    again = ClickLog(whole.columns, row_of, 30.0)
     some = {p: row for p, row in row_of.items() if row % 2}
-    half = ClickLog.from_rows(columns, some, 30.0)
+    half = ClickLog(columns, some, 30.0)
     moment = datetime(2026, 3, 20)
     for key in sorted(set(columns["query_key"])):
-        rows, weights = whole.ranking(key, moment)
-        assert again.ranking(key, moment)[0].tolist() == rows.tolist()
-        assert half.ranking(key, moment)[0].tolist() == [r for r in rows.tolist() if r % 2]
-        assert (np.diff(weights) <= 1e-9).all()
+        ranking = whole.ranking(key, moment)
+        rows = ranking.rows.tolist()
+        assert again.ranking(key, moment).rows.tolist() == rows
+        assert half.ranking(key, moment).rows.tolist() == [r for r in rows if r % 2]
+        assert (np.diff(ranking.scores) <= 1e-9).all()

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.encoders.subword import SubwordEncoder
+from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
 
 # That people who type "office light" want a lamp is known from clicks only.
-CLICKED = [(row, "office light", 3.0) for row in (3, 7, 11)]
+CLICKED = [ClickedQuery(row, "office light", 3.0) for row in (3, 7, 11)]
 TEXTS = [
     f"{brand} {thing}"
     for brand in ("acme", "brio", "coda")

@@ -137,9 +137,14 @@ def test_each_ranking_has_its_weight(only):
 
 def test_what_nearly_all_went_for_leads_over_what_one_did(shop, search):
     """ "case" has the word and one click, "halo" thirty clicks and no word: ranks put case first."""
-    rows = search.catalog.row_of
-    picked = np.array([rows["case"], *[rows["halo"]] * 30])
-    log = ClickLog(["redthing"] * 31, picked, np.arange(31.0), np.ones(31), 1e6, ["red thing"] * 31)
+    columns = {
+        "query_key": np.array(["redthing"] * 31, dtype=object),
+        "query": np.array(["red thing"] * 31, dtype=object),
+        "product_id": np.array(["case"] + ["halo"] * 30, dtype=object),
+        "ts": np.arange(31.0),
+        "weight": np.ones(31),
+    }
+    log = ClickLog(columns, search.catalog.row_of, 1e6)
 
     def first(query, **weights):
         return HybridSearch(search.index, log, replace(shop.config.search, **weights)).search(
@@ -149,10 +154,10 @@ def test_what_nearly_all_went_for_leads_over_what_one_did(shop, search):
     assert first("red thing", weight_shares=0.0).product_id == "case"
     ranks, shares = first("red thing", weight_shares=0.0), first("red thing", weight_shares=2.0)
     assert shares.product_id == "halo"
-    # 2 * 30 / (31 + ENOUGH), beside the first rank among clicks and its rank among vectors
+    # 2 * 30 / (31 + HALF_EVIDENCE), beside the first rank among clicks and its rank among vectors
     assert shares.score > 2 * 30 / 33 > ranks.score
     # Who types it otherwise gets those clicks, too, but not how many they are.
-    assert search.index.encoder.cheap
+    assert search.index.encoder.is_fast
     borrowed = [first("redthings", weight_shares=w, similar_clicks=0.5) for w in (0.0, 2.0)]
     assert borrowed[0] == borrowed[1]
     found = HybridSearch(search.index, log, replace(shop.config.search, similar_clicks=0.5))
@@ -166,7 +171,7 @@ def test_approximate_search_agrees_with_exact_search(tiny_search, monkeypatch):
     monkeypatch.setattr("qagent_mlx.inventory.vector_index.EXACT_BELOW", 0)
     index = tiny_search.index
     graph = VectorIndex.build(index.vectors.get(np.arange(len(index.catalog))))
-    assert index.vectors.exact and not graph.exact
+    assert index.vectors.is_exact and not graph.is_exact
     fresh = HybridSearch(replace(index, vectors=graph), tiny_search.clicks, tiny_search.config)
     assert [fresh.search(queries, 5, None, kept) for kept in (None, filters)] == exact
 
@@ -177,11 +182,11 @@ def test_remembered_rankings_are_bounded_and_change_nothing(shop, monkeypatch):
     queries = [f"xbox {i}" for i in range(8)]
     assert search.search(queries, 5) == fresh.search(queries, 5)
     assert search.search(queries[::-1], 5) == fresh.search(queries, 5)[::-1]
-    assert len(search._static) == 3
+    assert len(search._text_rankings) == 3
 
 
 def test_what_was_found_at_one_moment_is_not_told_of_another(shop, monkeypatch):
-    monkeypatch.setattr("qagent_mlx.inventory.search.CACHED_ANSWERS", 5)
+    monkeypatch.setattr("qagent_mlx.inventory.search.CACHED_HITS", 5)
     search = open_search(shop)
     moments = [None, datetime(2026, 1, 5, 10), datetime(2026, 1, 5, 10, 0, 0, 1)]
     asked = [
@@ -195,7 +200,7 @@ def test_what_was_found_at_one_moment_is_not_told_of_another(shop, monkeypatch):
         fresh = open_search(shop).search([query], k, [moment], filters)
         assert search.search([query], k, [moment], filters) == fresh
         assert search.search([query, query], k, [moment, None], filters)[0] == fresh[0]
-    assert len(search._answers) == 5
+    assert len(search._hits) == 5
 
 
 def test_clicks_on_products_that_are_gone_do_no_harm(own_shop):

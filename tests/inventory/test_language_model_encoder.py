@@ -71,7 +71,8 @@ def by_hand(folder, text):
 
 
 def test_vectors_are_last_hidden_states_whatever_the_batch(folder):
-    encoder = ModelEncoder(folder, 4096, "", batch=3)
+    encoder = ModelEncoder(folder, 4096, "")
+    encoder.batch_size = 3
     vectors = encoder.encode(TEXTS)
     assert vectors.shape == (4, 32) and encoder.dimensions == 32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
@@ -111,15 +112,15 @@ def test_text_cannot_form_a_special_token(folder):
 def test_a_shop_is_indexed_by_a_model_and_notices_another(own_shop, folder, tmp_path):
     before = own_shop.config
     set_encoder(own_shop, str(folder), 16)
-    assert refresh_index(own_shop)["added"] == 40
+    assert refresh_index(own_shop).changes.added == 40
     index = load_index(own_shop.path / "inventory")
-    assert index.vectors.dimensions == 16 and index.encoder.name == "tiny-embedding"
+    assert index.vectors.dimensions == 16 and index.manifest.encoder.name == "tiny-embedding"
     assert open_search(own_shop, index).search(["usb cable"], 3)[0]
-    generation = index.manifest["generation"]
-    assert open_index(own_shop).manifest["generation"] == generation
+    generation = index.manifest.generation
+    assert open_index(own_shop).manifest.generation == generation
     other = make_model(tmp_path / "other", seed=1)
     set_encoder(own_shop, str(other), 16)
-    assert open_index(own_shop).manifest["generation"] == generation + 1
+    assert open_index(own_shop).manifest.generation == generation + 1
     with pytest.raises(QAgentError, match="neither 'subword', nor a model folder"):
         set_encoder(own_shop, str(tmp_path / "nosuch"))
     assert own_shop.config != before and own_shop.config.search.encoder == str(other)
@@ -140,7 +141,9 @@ def test_an_own_function_is_an_encoder(own_shop, tmp_path):
     assert not np.array_equal(encoder.encode(["abba"]), encoder.encode(["abba"], queries=True))
     set_encoder(own_shop, place)
     spec = EncoderSpec.of(own_shop.config.search)
-    assert refresh_index(own_shop)["added"] == 40 and open_search(own_shop).search(["usb"], 1)[0]
+    assert (
+        refresh_index(own_shop).changes.added == 40 and open_search(own_shop).search(["usb"], 1)[0]
+    )
     source.write_text(source.read_text() + "\n# another version\n")
     assert EncoderSpec.of(own_shop.config.search) != spec
     with pytest.raises(QAgentError, match="named as it is now"):  # nobody said that this may run
@@ -151,7 +154,8 @@ def test_an_own_function_is_an_encoder(own_shop, tmp_path):
 
 
 def test_answers_are_the_probability_of_yes_against_no(folder):
-    reranker = Reranker(folder, "Find products", batch=2)
+    reranker = Reranker(folder, "Find products")
+    reranker.batch_size = 2
     pairs = [("lamp", "Desk Lamp"), ("lamp", "Phone Case, black"), ("usb cable", "x")]
     together = reranker.score(pairs)
     assert ((together > 0) & (together < 1)).all()

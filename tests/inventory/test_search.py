@@ -86,14 +86,14 @@ def test_price_and_stock_are_those_of_the_moment(tiny_search):
 
 
 def test_a_stale_index_is_built_again(own_shop):
-    assert open_index(own_shop).manifest["products"] == 40
+    assert open_index(own_shop).manifest.products == 40
     with own_shop.transaction() as connection:
         connection.execute(
             "INSERT INTO products SELECT 'new', 'Extra garden hose', brand, category, price, "
             "in_stock, attributes, changed FROM products LIMIT 1"
         )
         own_shop.set_meta("catalog_version", str(own_shop.catalog_version + 1))
-    assert open_index(own_shop).manifest["products"] == 41
+    assert open_index(own_shop).manifest.products == 41
     assert ids(open_search(own_shop).search(["garden hose"], 1)[0]) == ["new"]
 
 

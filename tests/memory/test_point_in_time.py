@@ -55,7 +55,7 @@ def known(shop, as_of, swing=0.0):
         for p in memory.profiles(moments, budget=400)
     ]
     catalog = read_catalog(shop)
-    clicks = ClickLog.from_rows(
+    clicks = ClickLog(
         read_clicks(shop.connection), catalog.row_of, shop.config.search.click_half_life_days
     )
     rankings = [clicks.ranking(query_key(q), as_of) for q in QUERIES]
@@ -64,7 +64,7 @@ def known(shop, as_of, swing=0.0):
         shop,
         as_of,
         lambda queries, moments: [
-            [catalog.ids[row] for row in clicks.ranking(query_key(query), moment)[0]]
+            [catalog.ids[row] for row in clicks.ranking(query_key(query), moment).rows]
             for query, moment in zip(queries, moments, strict=True)
         ],
     )
@@ -73,7 +73,7 @@ def known(shop, as_of, swing=0.0):
         "history": [raw_history(shop.connection, moment) for moment in moments],
         "trends": memory.loader.statistics.trends([as_of]),
         "states": [repr(catalog.state_at(row, just_before)) for row in range(len(catalog))],
-        "clicks": [(rows.tolist(), np.round(weight, 9).tolist()) for rows, weight in rankings],
+        "clicks": [(r.rows.tolist(), np.round(r.scores, 9).tolist()) for r in rankings],
         "worth": [
             (w.until, w.moments, np.round(w.values, 6).tolist(), round(w.outside, 6))
             for w in worth.steps

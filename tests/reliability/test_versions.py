@@ -61,7 +61,7 @@ def test_what_a_newer_version_made_is_refused_with_the_command_to_use(old):
             Run.open(shop, "tuned")
         # An index is made from the shop, so it is made again.
         spoiled(old / "inventory" / "manifest.json", format=99)
-        assert open_index(shop).manifest["format"] < 99
+        assert open_index(shop).manifest.format < 99
     spoiled(old / "shop.json", version=99)
     before = {p: p.read_bytes() for p in old.rglob("*") if p.is_file()}
     for read_only in (True, False):

@@ -239,6 +239,6 @@ def test_times_are_utc_wherever_the_machine_stands(tmp_path, monkeypatch):
 def test_removing_deletes_the_folder_and_nothing_beside_it(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "other")
     with Shop.open(folder) as shop:
-        shop.remove()
+        shop.delete()
     assert not folder.exists()
     assert (tmp_path / "other" / "shop.json").exists()

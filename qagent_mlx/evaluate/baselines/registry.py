@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from ...environment.environment import Environment
-from ...inventory.encoders.subword import Encoder
+from ...inventory.encoders.encoder import Encoder
 from ...inventory.index import open_index
 from ...shop.shop import Shop
 from ..metrics import System

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...inventory.analyzer import product_terms
-from ...inventory.encoders.subword import Encoder
+from ...inventory.encoders.encoder import Encoder
 from ...types import Case
 from ..metrics import Ranking
 from .point_in_time import PointInTimeBaseline

@@ -1,4 +1,4 @@
-"""Reading texts with mlx-lm models: hidden states for vectors, answers for relevance.
+"""Read texts with mlx-lm models: hidden states for vectors, next-token logits for relevance.
 
 Embedding and reranking models of the Qwen3 family are decoders. Texts are padded on the right,
 where a causal model's earlier states cannot see, and read in batches of like length.
@@ -7,7 +7,7 @@ where a causal model's earlier states cannot see, and read in batches of like le
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from ...errors import QAgentError
 from ...utils.atomic_files import read_json
 from ...utils.runtime import device_name
 
-_BATCH_TOKENS = 8192  # of one batch, padding included
+_BATCH_TOKENS = 8192  # padding included
 
 
 class TextReader:
-    """A decoder that reads texts and says what it holds at their last token."""
+    """A decoder whose state at the last token of a text is read."""
 
     def __init__(self, folder: Path) -> None:
         """Load an mlx-lm model folder; no code in it is run.
@@ -49,15 +49,15 @@ class TextReader:
     def ids(self, text: str, *, markup: bool = False) -> list[int]:
         """Token ids. Only where ``markup`` is true can text form a special token."""
         self._tokenizer.encode_special_tokens = not markup
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def text_ids(self, text: str, most: int) -> list[int]:
-        """Token ids of a whole text, closed by the model's end token; at most ``most``."""
+    def text_ids(self, text: str, limit: int) -> list[int]:
+        """Token ids of a whole text, closed by the model's end token; at most ``limit``."""
         ids = self.ids(text)
         if self._end is None:
-            return ids[:most] or [0]
-        return [*ids[: most - 1], self._end]
+            return ids[:limit] or [0]
+        return [*ids[: limit - 1], self._end]
 
     def token(self, text: str) -> int:
         """The id of one token.
@@ -65,57 +65,56 @@ class TextReader:
         Raises:
             QAgentError: the model has no such token.
         """
-        found = self._tokenizer.token_to_id(text)
-        if found is None:
+        token = self._tokenizer.token_to_id(text)
+        if token is None:
             raise QAgentError(
                 f"the model {self.folder} has no token {text!r}: it is no reranking model "
                 "of the Qwen3 family; choose another"
             )
-        return int(found)
+        return int(token)
 
-    def last_hidden(self, rows: Sequence[Sequence[int]], batch: int) -> np.ndarray:
-        """The last hidden state of each row of ids, float32 (rows, width)."""
-        made = np.zeros((len(rows), self.width), dtype=np.float32)
-        for part, ids, ends in _batches(rows, batch):
-            hidden = self.model.model(ids)[mx.arange(len(part)), ends]
-            made[part] = np.array(hidden.astype(mx.float32))
-        return made
+    def last_hidden(self, sequences: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+        """The last hidden state of each sequence of ids, float32 (sequences, width)."""
+        states = np.zeros((len(sequences), self.width), dtype=np.float32)
+        for numbers, hidden in self._last_states(sequences, batch_size):
+            states[numbers] = np.array(hidden.astype(mx.float32))
+        return states
 
     def last_logits(
-        self, rows: Sequence[Sequence[int]], tokens: Sequence[int], batch: int
+        self, sequences: Sequence[Sequence[int]], tokens: Sequence[int], batch_size: int
     ) -> np.ndarray:
-        """Logits of some tokens after each row of ids, float32 (rows, len(tokens))."""
-        made = np.zeros((len(rows), len(tokens)), dtype=np.float32)
-        wanted = mx.array(list(tokens))
-        for part, ids, ends in _batches(rows, batch):
-            hidden = self.model.model(ids)[mx.arange(len(part)), ends]
+        """Logits of some tokens after each sequence of ids, float32 (sequences, tokens)."""
+        selected = np.zeros((len(sequences), len(tokens)), dtype=np.float32)
+        columns = mx.array(list(tokens))
+        for numbers, hidden in self._last_states(sequences, batch_size):
             if hasattr(self.model, "lm_head"):
                 logits = self.model.lm_head(hidden)
             else:
                 logits = self.model.model.embed_tokens.as_linear(hidden)
-            made[part] = np.array(logits[:, wanted].astype(mx.float32))
-        return made
+            selected[numbers] = np.array(logits[:, columns].astype(mx.float32))
+        return selected
 
-
-def _batches(rows: Sequence[Sequence[int]], batch: int) -> Any:
-    """(row numbers, padded ids, last positions) of batches of like length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    at = 0
-    while at < len(order):
-        size = 1
-        while (
-            size < batch
-            and at + size < len(order)
-            and (size + 1) * len(rows[order[at + size]]) <= _BATCH_TOKENS
-        ):
-            size += 1
-        part = order[at : at + size]
-        width = len(rows[part[-1]])
-        ids = np.zeros((size, width), dtype=np.int32)
-        for i, number in enumerate(part):
-            ids[i, : len(rows[number])] = rows[number]
-        yield part, mx.array(ids), mx.array([len(rows[number]) - 1 for number in part])
-        at += size
+    def _last_states(
+        self, sequences: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[list[int], mx.array]]:
+        """Numbers of the sequences in a batch of like length, and their last hidden states."""
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        start = 0
+        while start < len(order):
+            size = 1
+            while (
+                size < batch_size
+                and start + size < len(order)
+                and (size + 1) * len(sequences[order[start + size]]) <= _BATCH_TOKENS
+            ):
+                size += 1
+            numbers = order[start : start + size]
+            ids = np.zeros((size, len(sequences[numbers[-1]])), dtype=np.int32)
+            for i, number in enumerate(numbers):
+                ids[i, : len(sequences[number])] = sequences[number]
+            ends = mx.array([len(sequences[number]) - 1 for number in numbers])
+            yield numbers, self.model.model(mx.array(ids))[mx.arange(size), ends]
+            start += size
 
 
 def _load(folder: Path) -> Any:

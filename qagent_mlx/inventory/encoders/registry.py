@@ -1,8 +1,8 @@
-"""The encoders that a shop can choose instead of the default: a model, or its own function.
+"""The encoders that a shop can choose.
 
-    "subword"            learned from the shop itself (`encoder.SubwordEncoder`)
+    "subword"            learned from the shop itself (`subword.SubwordEncoder`)
     "path/to/model"      an mlx-lm embedding model, such as Qwen3-Embedding
-    "file.py:function"   a Python function from a list of texts to an array, one row a text
+    "file.py:function"   a Python function from a list of texts to an array, one row per text
 
 A model reads each text once, causally, and the vector is its last hidden state at the closing
 token (arXiv:2506.05176). Queries carry an instruction, products do not.
@@ -10,35 +10,41 @@ token (arXiv:2506.05176). Queries carry an instruction, products do not.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import QAgentError
 from ...shop.config import SearchConfig
 from ...utils import trusted_code
-from .subword import Encoder
+from .encoder import Encoder, unit_length
+
+if TYPE_CHECKING:
+    from .language_model import TextReader
 
 SUBWORD = "subword"
+_DEFAULT = f"run: qagent index --encoder {SUBWORD}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSpec:
-    """Which encoder an index was made with; another one makes its vectors worthless."""
+    """Which encoder an index was built with; the vectors of another one do not compare."""
 
-    place: str  # "subword", a model folder, or FILE:NAME
+    name: str = field(default="", compare=False)
+    place: str  # "subword", a model folder, or FILE.py:FUNCTION
     dimensions: int  # at most; a model's vectors are cut to it
-    instruction: str  # before queries, for models
-    fingerprint: str  # of the model's weights, or of the function's file
+    instruction: str = ""  # before queries, for models
+    fingerprint: str = ""  # of the model's weights, or of the function's file
 
     @property
-    def learned(self) -> bool:
+    def is_learned(self) -> bool:
         """Whether it is the default, which is learned when the index is built."""
         return self.place == SUBWORD
 
@@ -51,82 +57,77 @@ class EncoderSpec:
         """
         place = config.encoder
         if place == SUBWORD:
-            return cls(place, config.dimensions, "", "")
+            return cls(name=SUBWORD, place=place, dimensions=config.dimensions)
         source = python_file(place)
         if source is not None:
-            return cls(place, config.dimensions, "", _file_mark(source))
+            if not source.exists():
+                raise QAgentError(
+                    f"the encoder's file {source} is not there; put it back, or {_DEFAULT}"
+                )
+            fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+            return cls(
+                name=place, place=place, dimensions=config.dimensions, fingerprint=fingerprint
+            )
         folder = Path(place)
         if not (folder / "config.json").exists():
             raise QAgentError(
                 f"the encoder {place} is neither {SUBWORD!r}, nor a model folder, nor "
-                "FILE.py:FUNCTION; correct search.encoder in shop.json, or run: "
-                f"qagent index --encoder {SUBWORD}"
+                f"FILE.py:FUNCTION; correct search.encoder in shop.json, or {_DEFAULT}"
             )
-        from ...models.fingerprint import fingerprint
+        from ...models.fingerprint import fingerprint as fingerprint_of
 
-        return cls(place, config.dimensions, config.encoder_instruction, fingerprint(folder))
-
-    @classmethod
-    def from_stored(cls, values: dict[str, Any]) -> EncoderSpec:
-        """What `stored` gave; raises KeyError or TypeError when something is missing."""
-        return cls(**{name: values[name] for name in cls.__slots__})
-
-    def stored(self, encoder: Encoder) -> dict[str, Any]:
-        """For the manifest."""
-        return {"name": encoder.name, **asdict(self)}
+        return cls(
+            name=folder.name,
+            place=place,
+            dimensions=config.dimensions,
+            instruction=config.encoder_instruction,
+            fingerprint=fingerprint_of(folder),
+        )
 
 
 def open_encoder(spec: EncoderSpec) -> Encoder:
     """The encoder of a spec that is not learned; a model is loaded when it is first needed."""
     source = python_file(spec.place)
-    if source is not None:
-        trusted_code.require(
-            source,
-            "the shop's encoder",
-            f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
-        )
-        return PythonEncoder(spec.place)
-    return ModelEncoder(Path(spec.place), spec.dimensions, spec.instruction)
+    if source is None:
+        return ModelEncoder(Path(spec.place), spec.dimensions, spec.instruction)
+    trusted_code.require(
+        source,
+        "the shop's encoder",
+        f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
+    )
+    return PythonEncoder(spec.place)
 
 
 class ModelEncoder:
-    """An mlx-lm model folder as an encoder: last-token pooling, cut, and length 1."""
+    """An mlx-lm model folder as an encoder: last-token pooling, cut to a length, of length 1."""
 
-    cheap = False
+    is_fast = False
+    max_tokens, batch_size = 512, 32
 
-    def __init__(
-        self,
-        folder: Path,
-        dimensions: int,
-        instruction: str,
-        max_tokens: int = 512,
-        batch: int = 32,
-    ) -> None:
-        self.name = folder.name
+    def __init__(self, folder: Path, dimensions: int, instruction: str) -> None:
         self.folder, self.instruction = folder, instruction
-        self.max_tokens, self.batch = max_tokens, batch
-        self._wanted = dimensions
+        self._max_dimensions = dimensions
 
     @cached_property
-    def _reader(self) -> Any:
+    def _reader(self) -> TextReader:
         from .language_model import TextReader
 
         return TextReader(self.folder)
 
     @property
     def dimensions(self) -> int:
-        """Length of the vectors: the model's, cut to what was asked for."""
-        return min(self._wanted, self._reader.width)
+        """Length of the vectors: the model's, cut to what the settings say."""
+        return min(self._max_dimensions, self._reader.width)
 
     def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
         """Unit vectors, float32 (len(texts), dimensions)."""
         reader = self._reader
-        lead = f"Instruct: {self.instruction}\nQuery:" if queries and self.instruction else ""
-        empty = np.array([not text.strip() for text in texts], dtype=bool)
-        ids = [reader.text_ids(lead + text, self.max_tokens) for text in texts]
-        vectors = reader.last_hidden(ids, self.batch)[:, : self.dimensions]
-        vectors[empty] = 0
-        return unit(vectors)
+        prefix = f"Instruct: {self.instruction}\nQuery:" if queries and self.instruction else ""
+        is_blank = np.array([not text.strip() for text in texts], dtype=bool)
+        ids = [reader.text_ids(prefix + text, self.max_tokens) for text in texts]
+        vectors = reader.last_hidden(ids, self.batch_size)[:, : self.dimensions]
+        vectors[is_blank] = 0
+        return unit_length(vectors)
 
 
 class PythonEncoder:
@@ -136,10 +137,9 @@ class PythonEncoder:
     are queries, and returns an array (len(texts), dimensions).
     """
 
-    cheap = False
+    is_fast = False
 
     def __init__(self, place: str) -> None:
-        self.name = place
         self._place = place
 
     @cached_property
@@ -148,33 +148,25 @@ class PythonEncoder:
 
     @cached_property
     def dimensions(self) -> int:
-        """Length of the vectors, found by asking for one."""
+        """Length of the vectors, found by encoding one text."""
         return self.encode(["a"]).shape[1]
 
     def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
         """Unit vectors, float32 (len(texts), dimensions)."""
-        takes = "queries" in inspect.signature(self._function).parameters
-        made = self._function(list(texts), **({"queries": queries} if takes else {}))
-        vectors = np.asarray(made, dtype=np.float32)
+        takes_queries = "queries" in inspect.signature(self._function).parameters
+        options = {"queries": queries} if takes_queries else {}
+        vectors = np.asarray(self._function(list(texts), **options), dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise QAgentError(
                 f"the encoder {self._place} returned an array of shape {vectors.shape} for "
                 f"{len(texts)} texts; it must return finite numbers of shape "
                 f"({len(texts)}, dimensions)"
             )
-        return unit(vectors)
+        return unit_length(vectors)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; rows of zeros stay."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    made: np.ndarray = vectors / np.maximum(length, 1e-9)
-    return made
-
-
-def load_function(place: str, what: str) -> Callable[..., Any]:
-    """The function that ``FILE.py:NAME`` names.
+def load_function(place: str, kind: str) -> Callable[..., Any]:
+    """The function that ``FILE.py:NAME`` names; ``kind`` says in errors what it is.
 
     Raises:
         QAgentError: there is no such file or function, or the file cannot be run.
@@ -182,33 +174,21 @@ def load_function(place: str, what: str) -> Callable[..., Any]:
     source = python_file(place)
     name = place.rpartition(":")[2]
     if source is None or not source.exists():
-        raise QAgentError(f"the {what} {place} is not there; write it as FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"qagent_{what}_{source.stem}", source)
+        raise QAgentError(f"the {kind} {place} is not there; write it as FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(f"qagent_{kind}_{source.stem}", source)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
-        raise QAgentError(f"the {what} {source} cannot be run: {error}; correct it") from error
-    function = getattr(module, name, None)
+        raise QAgentError(f"the {kind} {source} cannot be run: {error}; correct it") from error
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
-        raise QAgentError(f"the {what} {source} has no function {name}; correct the name")
-    found: Callable[..., Any] = function
-    return found
+        raise QAgentError(f"the {kind} {source} has no function {name}; correct the name")
+    return function
 
 
 def python_file(place: str) -> Path | None:
     """FILE of ``FILE.py:NAME``; None where it is not written so."""
     file, colon, name = place.rpartition(":")
     return Path(file) if colon and file.endswith(".py") and name.isidentifier() else None
-
-
-def _file_mark(path: Path) -> str:
-    import hashlib
-
-    if not path.exists():
-        raise QAgentError(
-            f"the encoder's file {path} is not there; put it back, or run: "
-            f"qagent index --encoder {SUBWORD}"
-        )
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
