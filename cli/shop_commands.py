@@ -111,27 +111,21 @@ def _load_preset(shop_path: Path, preset: str, folder: Path) -> Output:
 
     with opened(shop_path, write=True) as shop, waiting(f"reading {folder}"):
         report = load_preset(shop, preset, folder)
-    reports = [report[kind] for kind in KINDS]
-    reasons = sum((Counter(r["reasons"]) for r in reports), Counter())
-    document = {
-        **{name: sum(r[name] for r in reports) for name in ("accepted", "rejected", "duplicates")},
-        "reasons": dict(reasons),
-        **report,
-    }
+    total = (report.products + report.events).to_dict()
+    del total["examples"]
 
     def draw() -> None:
-        for kind in KINDS:
-            counts = report[kind]
-            why = ", ".join(f"{count:,} {reason}" for reason, count in counts["reasons"].items())
+        for kind, part in (("products", report.products), ("events", report.events)):
+            why = ", ".join(f"{count:,} {reason}" for reason, count in part.reasons.items())
             say(
-                f"{kind}: {counts['accepted']:,} accepted, {counts['duplicates']:,} known "
-                f"already, {counts['rejected']:,} rejected{f' ({why})' if why else ''}"
+                f"{kind}: {part.accepted:,} accepted, {part.duplicates:,} known "
+                f"already, {part.rejected:,} rejected{f' ({why})' if why else ''}"
             )
-        if report["derived"]:
-            say(f"queries are derived {report['derived']}; nobody typed them")
+        if report.derived:
+            say(f"queries are derived {report.derived}; nobody typed them")
         say("next: qagent index")
 
-    return Output(document, draw)
+    return Output({**total, **report.to_dict()}, draw)
 
 
 @dataclass(frozen=True)
@@ -246,7 +240,7 @@ def _ingest(
     with opened(shop_path, write=True) as shop:
         for file in files:
             with waiting(f"reading {file}"):
-                total.add(ingest_files(shop, kind, [file], reading))
+                total += ingest_files(shop, kind, [file], reading)
     return total
 
 
@@ -261,11 +255,4 @@ def _ingested(report: IngestReport, then: str) -> Output:
         if report.accepted:
             say(f"next: {then}")
 
-    document: dict[str, Any] = {
-        "accepted": report.accepted,
-        "rejected": report.rejected,
-        "duplicates": report.duplicates,
-        "reasons": report.reasons,
-        "examples": report.examples,
-    }
-    return Output(document, draw)
+    return Output(report.to_dict(), draw)

@@ -2,157 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from ..errors import QAgentError
 from ..types import EVENT_TYPES
 from ..utils.database import literal
-from .report import ReadOptions
+from ..utils.settings import SettingError
+from .report import Kind, ReadOptions
 
-ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
+# Fields, and the names that their columns usually have, the best first.
+FIELDS: dict[str, dict[str, str]] = {
     "products": {
-        "product_id": ("product_id", "sku", "item_id", "article_id", "parent_asin", "asin", "id"),
-        "title": ("title", "name", "product_name", "product_title", "prod_name", "item_name"),
-        "brand": ("brand", "product_brand", "manufacturer", "store"),
-        "category": ("category", "category_path", "categories", "main_category"),
-        "price": ("price",),
-        "stock": ("stock", "in_stock", "availability"),
-        "attributes": ("attributes",),
-        "time": ("time", "valid_from"),
+        "product_id": "product_id sku item_id article_id parent_asin asin id",
+        "title": "title name product_name product_title prod_name item_name",
+        "brand": "brand product_brand manufacturer store",
+        "category": "category category_path categories main_category",
+        "price": "price",
+        "stock": "stock in_stock availability",
+        "attributes": "attributes",
+        "time": "time valid_from",
     },
     "events": {
-        "user_id": ("user_id", "user", "customer_id", "visitor_id", "reviewer_id", "client_id"),
-        "time": (
-            "time",
-            "timestamp",
-            "ts",
-            "event_time",
-            "query_time",
-            "datetime",
-            "date",
-            "t_dat",
-            "unix_review_time",
-        ),
-        "type": ("type", "event_type", "event", "action"),
-        "query": ("query", "search_query", "search_term", "keywords"),
-        "product_id": ("product_id", "sku", "item_id", "article_id", "parent_asin", "asin"),
-        "click_time": ("click_time",),
+        "user_id": "user_id user customer_id visitor_id reviewer_id client_id",
+        "time": "time timestamp ts event_time query_time datetime date t_dat unix_review_time",
+        "type": "type event_type event action",
+        "query": "query search_query search_term keywords",
+        "product_id": "product_id sku item_id article_id parent_asin asin",
+        "click_time": "click_time",
     },
 }
 REQUIRED = {"products": ("product_id", "title"), "events": ("user_id", "time")}
-TYPE_NAMES = {
-    **{t: t for t in EVENT_TYPES},
-    "query": "search",
-    "pageview": "view",
-    "page_view": "view",
-    "detail": "view",
-    "addtocart": "cart",
-    "add_to_cart": "cart",
-    "atc": "cart",
-    "buy": "purchase",
-    "order": "purchase",
-    "transaction": "purchase",
+ATTRIBUTE = "attributes."  # begins the fields that a mapping adds to a product's attributes
+_OTHER_TYPE_NAMES = {
+    "search": "query",
+    "view": "pageview page_view detail",
+    "cart": "addtocart add_to_cart atc",
+    "purchase": "buy order transaction",
+}
+TYPE_NAMES = {name: name for name in EVENT_TYPES} | {
+    name: event_type for event_type, names in _OTHER_TYPE_NAMES.items() for name in names.split()
 }
 
 
-def parse_mapping(pairs: Iterable[str], kind: str) -> tuple[tuple[str, str], ...]:
+def parse_mapping(pairs: Iterable[str], kind: Kind) -> tuple[tuple[str, str], ...]:
     """``["title=name"]`` to pairs of field and column.
 
     Raises:
-        QAgentError: a pair has no ``=``, or names a field that does not exist.
+        SettingError: a pair has no ``=``, or names a field that does not exist.
     """
-    known = ALIASES[kind]
-    made = []
+    fields = FIELDS[kind]
+    mapping = []
     for pair in pairs:
-        name, sign, column = pair.partition("=")
-        if not sign or not column:
-            raise QAgentError(f"--map {pair}: write it as field=column")
-        attribute = kind == "products" and name.startswith("attributes.") and len(name) > 11
-        if name not in known and not attribute:
-            raise QAgentError(f"--map {pair}: {kind} have no field {name!r}, only {_list(known)}")
-        made.append((name, column))
-    return tuple(made)
+        name, _, column = pair.partition("=")
+        if not column:
+            raise SettingError("mapping", f"{pair!r} cannot be read: write it as field=column")
+        is_attribute = kind == "products" and name.startswith(ATTRIBUTE) and name != ATTRIBUTE
+        if name not in fields and not is_attribute:
+            raise SettingError(
+                "mapping", f"{pair!r}: {kind} have no field {name!r}, only {', '.join(fields)}"
+            )
+        mapping.append((name, column))
+    return tuple(mapping)
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def _columns(
-    kind: str, path: Path, present: Sequence[str], options: ReadOptions
-) -> list[tuple[str, str]]:
-    """Which column feeds which field.
+def choose_columns(
+    kind: Kind, path: Path, columns: Sequence[str], options: ReadOptions
+) -> dict[str, str]:
+    """Which column of a file feeds which field: the mapped one, or one of the usual names.
 
     Raises:
-        QAgentError: a mapped or required column is missing.
+        SettingError: a mapped or required column is missing.
     """
     mapping = dict(options.mapping)
-    lower: dict[str, str] = {}
-    bare: dict[str, str] = {}
-    for name in present:
-        lower.setdefault(name.strip().lower(), name)
-        bare.setdefault(_bare(name), name)
-    chosen, missing = [], []
-    for name in [*ALIASES[kind], *(m for m in mapping if m.startswith("attributes."))]:
-        if name in mapping:
-            column = mapping[name]
-            if column not in present:
-                raise QAgentError(
-                    f"{path} has no column {column!r} (for --map {name}={column}); "
-                    f"its columns are {_list(present)}"
-                )
-            chosen.append((name, column))
-            continue
-        aliases = ALIASES[kind][name]
-        found = [lower[a] for a in aliases if a in lower]
-        # "visitorId" and "Visitor ID" are as good as visitor_id, where that is not there.
-        found = found or [bare[b] for b in map(_bare, aliases) if b in bare]
+    by_name: dict[str, str] = {}
+    by_letters: dict[str, str] = {}  # "visitorId" and "Visitor ID" are as good as visitor_id
+    for column in columns:
+        by_name.setdefault(column.strip().lower(), column)
+        by_letters.setdefault(_letters(column), column)
+    chosen: dict[str, str] = {}
+    for field, names in FIELDS[kind].items():
+        usual = [by_name[n] for n in names.split() if n in by_name]
+        usual = usual or [by_letters[n] for n in map(_letters, names.split()) if n in by_letters]
         # A column that was mapped by hand to one field does not serve another one too.
-        found = [c for c in found if c not in mapping.values()]
-        if found:
-            chosen.append((name, found[0]))
-        elif name in REQUIRED[kind]:
-            missing.append(name)
+        free = [column for column in usual if column not in mapping.values()]
+        if field in mapping:
+            chosen[field] = mapping[field]
+        elif free:
+            chosen[field] = free[0]
+    chosen |= {field: column for field, column in mapping.items() if field.startswith(ATTRIBUTE)}
+    for field, column in mapping.items():
+        if column not in columns:
+            raise SettingError(
+                "mapping",
+                f"{field}={column} names a column that is not there",
+                f"{path} has no column {column!r}; its columns are {', '.join(columns)}",
+            )
+    missing = [field for field in REQUIRED[kind] if field not in chosen]
     if missing:
-        maps = " ".join(f"--map {name}=COLUMN" for name in missing)
-        which = "one" if len(missing) == 1 else "ones"
-        raise QAgentError(
-            f"{path} has no column for {' and '.join(missing)}; its columns are {_list(present)}; "
-            f"name the right {which} with {maps}"
+        raise SettingError(
+            "mapping",
+            "must name what is missing: " + " and ".join(f"{field}=COLUMN" for field in missing),
+            f"{path} has no column for {' and '.join(missing)}; "
+            f"its columns are {', '.join(columns)}",
         )
     return chosen
 
 
-def _bare(name: str) -> str:
+def _letters(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _quote(name: str) -> str:
+def quote(name: str) -> str:
+    """A column's name as SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def _select(kind: str, chosen: Sequence[tuple[str, str]], source: str) -> str:
-    """One SQL column a field, from ``source`` (an expression with a {} for the column)."""
-    by_field = dict(chosen)
-    parts = [
-        f"{source.format(_quote(by_field[f]))} AS {f}" if f in by_field else f"NULL::VARCHAR AS {f}"
-        for f in ALIASES[kind]
-    ]
-    extra = [(f, c) for f, c in chosen if f.startswith("attributes.")]
-    if extra:
-        pairs = ", ".join(f"{literal(f[11:])}, {source.format(_quote(c))}" for f, c in extra)
-        at = list(ALIASES[kind]).index("attributes")
-        base = f"coalesce(nullif(trim({parts[at].rsplit(' AS ', 1)[0]}), ''), '{{}}')"
-        # What is no JSON is k=v; k=v, or nothing that `_attributes` will take.
-        more = " || ".join(
-            f"coalesce({literal(f';{name[11:]}=')} || replace({source.format(_quote(column))}, "
-            "';', ','), '')"
-            for name, column in extra
-        )
-        patched = f"json_merge_patch(try_cast({base} AS JSON), json_object({pairs}))::VARCHAR"
-        parts[at] = (
-            f"CASE WHEN {base} NOT LIKE '{{%' THEN {base} || {more} "
-            f"WHEN json_valid({base}) THEN {patched} ELSE {base} END AS attributes"
-        )
-    return ", ".join(parts)
+def select_fields(kind: Kind, fields: Collection[str]) -> str:
+    """SQL for each field of a kind, from columns that are called as those ``fields`` that exist."""
+    sql = {f: quote(f) if f in fields else "NULL::VARCHAR" for f in FIELDS[kind]}
+    mapped = [field for field in fields if field.startswith(ATTRIBUTE)]
+    if mapped:
+        sql["attributes"] = _merged_attributes(sql["attributes"], mapped)
+    return ", ".join(f"{expression} AS {field}" for field, expression in sql.items())
+
+
+def _merged_attributes(attributes: str, mapped: Sequence[str]) -> str:
+    """SQL for the file's attributes with the mapped columns added, in the form that they have."""
+    names = {field: field.removeprefix(ATTRIBUTE) for field in mapped}
+    base = f"coalesce(nullif(trim({attributes}), ''), '{{}}')"
+    pairs = ", ".join(f"{literal(name)}, {quote(field)}" for field, name in names.items())
+    patched = f"json_merge_patch(try_cast({base} AS JSON), json_object({pairs}))::VARCHAR"
+    # Text that is no JSON is k=v; k=v, or nothing that `parse_fields.attributes` will take.
+    appended = " || ".join(
+        f"coalesce({literal(f';{name}=')} || replace({quote(field)}, ';', ','), '')"
+        for field, name in names.items()
+    )
+    return (
+        f"CASE WHEN {base} NOT LIKE '{{%' THEN {base} || {appended} "
+        f"WHEN json_valid({base}) THEN {patched} ELSE {base} END"
+    )

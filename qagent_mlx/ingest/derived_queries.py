@@ -1,8 +1,8 @@
-"""Queries for logs without any, from what was engaged with: nobody typed them.
+"""Queries for logs without any, derived from what was engaged with: nobody typed them.
 
-What is engaged with makes a search of its product's derived query just before it, as Ai et al.
-(SIGIR 2017, arXiv:1708.08123) do with category paths. Such a query measures whether the next
-*kind of product* is foreseen; the shop says so, and every report on it carries the mark.
+An engagement gets a search of its product's derived query just before it, as Ai et al. (SIGIR
+2017, arXiv:1708.08123) do with category paths. Such a query measures whether the next *kind of
+product* is foreseen; the shop says so, and every report on it carries the mark.
 """
 
 from __future__ import annotations
@@ -10,81 +10,87 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Literal, get_args
 
 from ..errors import QAgentError
 from ..inventory.analyzer import character_bigrams
-from ..memory import sessions as event_memory
+from ..memory import sessions
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.text import query_key, split_scripts, words
-from .ingest import append, register_functions
+from .ingest import append_in_transaction, register_functions
 from .report import IngestReport
 
-SOURCES = {"categories": "from category paths", "titles": "from titles"}
-_STOP = frozenset(
+Origin = Literal["categories", "titles"]
+ORIGINS = {"categories": "from category paths", "titles": "from titles"}
+_STOP_WORDS = frozenset(
     """a an and the of for with by in on to from or at as per new pack set inch inches count ct oz
     lb lbs pcs pc piece pieces box size x w h""".split()  # noqa: SIM905
 )
 
 
-def category_queries(categories: dict[str, str | None]) -> dict[str, str]:
-    """Product -> the query that its category path makes (Ai et al., 2017).
+def category_queries(categories: Mapping[str, str | None]) -> dict[str, str]:
+    """Derive a query from the category path of each product (Ai et al., 2017).
 
     The path's levels from the second on, each word once, stop words left out, the first level
-    kept where it is the only one: ``Office > Paper > Copy Paper`` makes ``paper copy``.
+    kept where it is the only one: ``Office > Paper > Copy Paper`` gives ``paper copy``.
     """
-    made = {}
+    queries = {}
     for product, path in categories.items():
         levels = [level for level in (path or "").split(">") if words(level)]
-        kept = levels[1:] or levels
-        distinct = dict.fromkeys(w for level in kept for w in words(level) if w not in _STOP)
-        if distinct:
-            made[product] = " ".join(distinct)
-    return made
+        terms = dict.fromkeys(
+            word
+            for level in levels[1:] or levels
+            for word in words(level)
+            if word not in _STOP_WORDS
+        )
+        if terms:
+            queries[product] = " ".join(terms)
+    return queries
 
 
-def title_queries(titles: dict[str, str], brands: dict[str, str | None]) -> dict[str, str]:
-    """Product -> a short query made of its title's most telling words.
+def title_queries(titles: Mapping[str, str], brands: Mapping[str, str | None]) -> dict[str, str]:
+    """Derive a query of one or two words from the title of each product.
 
-    The one or two words that say what kind of thing it is: words of the title that name no
-    brand, number or stop word and stand in several titles of the catalog, of which the two
-    that most products share come first; so that products of a kind share a query. In scripts
-    without spaces pairs of characters stand for words.
+    They are to say what kind of thing it is: words of the title that name no brand, number or
+    stop word, and of these the two that most titles of the catalog share, so that products of a
+    kind share a query. In scripts without spaces character bigrams stand for words.
     """
-    shared: Counter[str] = Counter()
-    terms: dict[str, list[str]] = {}
+    frequency: Counter[str] = Counter()
+    terms_of: dict[str, list[str]] = {}
     for product, title in titles.items():
         brand = brands.get(product) or ""
-        known_brand = {*words(brand), *_telling(brand)}
-        # What comes behind the first comma or dash is detail.
+        brand_words = {*words(brand), *_content_words(brand)}
+        # Behind the first comma or dash stand details.
         head = re.split(r"[,(\[|]| - ", title, maxsplit=1)[0]
         for text in (head, title):
-            found = [w for w in _telling(text) if w not in known_brand]
-            if found:
+            content = [word for word in _content_words(text) if word not in brand_words]
+            if content:
                 break
-        terms[product] = list(dict.fromkeys(_singular(w) for w in found))
-        shared.update(terms[product])
-    made = {}
-    for product, found in terms.items():
-        known = [w for w in found if shared[w] > 1] or found
-        best = sorted(known, key=lambda w: (-shared[w], known.index(w)))[:2]
+        terms_of[product] = list(dict.fromkeys(_singular(word) for word in content))
+        frequency.update(terms_of[product])
+    queries = {}
+    for product, terms in terms_of.items():
+        shared = [term for term in terms if frequency[term] > 1] or terms
+        best = sorted(shared, key=lambda term: -frequency[term])[:2]
         if best:
-            made[product] = " ".join(sorted(best, key=known.index))
-    return made
+            queries[product] = " ".join(sorted(best, key=shared.index))
+    return queries
 
 
-def _telling(text: str) -> list[str]:
-    """Words of three letters or more that are no stop words, and pairs of characters."""
-    found = []
+def _content_words(text: str) -> list[str]:
+    """Words of three letters or more that are no stop words, and character bigrams."""
+    content: list[str] = []
     for word in words(text):
-        for piece, unspaced in split_scripts(word):
+        for part, unspaced in split_scripts(word):
             if unspaced:
-                found += [pair for pair in character_bigrams(piece) if len(pair) > 1]
-            elif len(piece) > 2 and piece not in _STOP and all(map(_is_letter, piece)):
-                found.append(piece)
-    return found
+                content += [pair for pair in character_bigrams(part) if len(pair) > 1]
+            elif len(part) > 2 and part not in _STOP_WORDS and all(map(_is_letter, part)):
+                content.append(part)
+    return content
 
 
 def _is_letter(c: str) -> bool:
@@ -97,24 +103,23 @@ def _singular(word: str) -> str:
     return word
 
 
-def derive_queries(shop: Shop, source: str | None = None) -> IngestReport:
+def derive_queries(shop: Shop, origin: Origin | None = None) -> IngestReport:
     """Give a log without searches derived ones; new events of such a log get theirs the same way.
 
-    The first click, cart or purchase of a session that has a query makes a search of it one
-    second before; whatever was engaged with bears its query, so that each of several things
-    that were bought at once is found by its own search.
+    The first click, cart or purchase of a session that has a query gets a search of it one
+    second before. Every engagement bears its query, so that each of several things that were
+    bought at once is found by its own search.
 
     Args:
-        shop: Open for writing. Its memory is put off until `qagent index`.
-        source: Of `SOURCES`; by default as before, else categories where most products have
-            one, and titles where they have not.
+        shop: Open for writing. Its stored memory is discarded until `qagent index`.
+        origin: What queries are derived from; by default as before, else categories where most
+            products have one, and titles where they have not.
 
     Raises:
         QAgentError: people typed the log's queries, or nothing was engaged with.
     """
-    connection = shop.connection
     before = shop.config.derived_queries
-    ((searches, engaged),) = connection.execute(
+    ((searches, engagements),) = shop.connection.execute(
         """SELECT count(*) FILTER (type = 'search'),
                count(*) FILTER (type IN ('click', 'cart', 'purchase')) FROM events"""
     ).fetchall()
@@ -123,46 +128,47 @@ def derive_queries(shop: Shop, source: str | None = None) -> IngestReport:
             f"{shop.path}: queries are derived only for a log without searches, and this one has "
             f"{searches:,}"
         )
-    if not engaged:
+    if not engagements:
         raise QAgentError(
             f"{shop.path} holds no click, cart or purchase to derive queries from; views alone say "
-            "too little: ingest them with --type click if they are all that you have"
+            "too little: ingest them as clicks if they are all that you have"
         )
-    goods = connection.execute(
+    catalog = shop.connection.execute(
         """SELECT product_id, title, brand, category,
                product_id IN (SELECT product_id FROM events WHERE type <> 'search')
         FROM products"""
     ).fetchall()
-    if source is None:
-        again = [name for name, how in SOURCES.items() if how == before]
-        used = [bool(category) for *_, category, seen in goods if seen]
-        source = again[0] if again else "categories" if 2 * sum(used) >= len(used) else "titles"
-    if before is not None and before != SOURCES[source]:
+    if origin is None:
+        again = [known for known in get_args(Origin) if ORIGINS[known] == before]
+        has_category = [bool(category) for *_, category, engaged in catalog if engaged]
+        mostly = 2 * sum(has_category) >= len(has_category)
+        origin = again[0] if again else "categories" if mostly else "titles"
+    if before is not None and before != ORIGINS[origin]:
         raise QAgentError(
-            f"{shop.path}: its queries are derived {before}; to derive them {SOURCES[source]} "
+            f"{shop.path}: its queries are derived {before}; to derive them {ORIGINS[origin]} "
             "make a new shop"
         )
-    if source == "categories":
-        queries = category_queries({p: category for p, _, _, category, _ in goods})
+    if origin == "categories":
+        queries = category_queries({product: category for product, _, _, category, _ in catalog})
     else:
         queries = title_queries(
-            {p: title for p, title, *_ in goods}, {p: brand for p, _, brand, *_ in goods}
+            {product: title for product, title, *_ in catalog},
+            {product: brand for product, _, brand, *_ in catalog},
         )
-    mark_as_derived(shop, SOURCES[source])
-    return _derived(shop, queries)
+    mark_as_derived(shop, ORIGINS[origin])
+    return _store_queries(shop, queries)
 
 
 def mark_as_derived(shop: Shop, how: str) -> None:
-    """Say in the shop that its queries are derived, before any is stored: so that whatever
-    happens nobody takes them for typed ones."""
+    """Save in the shop how its queries are derived, before any is stored: whatever happens then,
+    nobody takes them for typed ones."""
     shop.config = replace(shop.config, derived_queries=how)
     shop.save_config()
 
 
-def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
-    register_functions(
-        shop.connection
-    )  # before the transaction: one that fails would take them away
+def _store_queries(shop: Shop, queries: Mapping[str, str]) -> IngestReport:
+    """Add the queries to engagements that have none, and a search before each group of them."""
+    register_functions(shop.connection)  # outside: a rolled back transaction would drop them
     with shop.transaction() as connection:
         MemoryStore(connection, shop.config.memory).discard()
         connection.execute(
@@ -171,14 +177,14 @@ def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
         with connection.appender("derived") as appender:
             for product, text in queries.items():
                 appender.append_row(product, text, query_key(text))
-        fresh = """events.type IN ('click', 'cart', 'purchase') AND events.query_key IS NULL
+        underived = """events.type IN ('click', 'cart', 'purchase') AND events.query_key IS NULL
             AND derived.product_id = events.product_id"""
-        users = "SELECT DISTINCT user_id FROM underived"
         connection.execute(
             f"""CREATE OR REPLACE TEMP TABLE underived AS
-            SELECT event_id, user_id, session_id, ts, text, key FROM events, derived WHERE {fresh};
+            SELECT event_id, user_id, session_id, ts, text, key FROM events, derived
+            WHERE {underived};
             UPDATE events SET query = derived.text, query_key = derived.key
-            FROM derived WHERE {fresh}"""
+            FROM derived WHERE {underived}"""
         )
         searches = connection.execute(
             """SELECT f.user_id, f.ts, f.text FROM underived f
@@ -187,18 +193,20 @@ def _derived(shop: Shop, queries: dict[str, str]) -> IngestReport:
             QUALIFY row_number() OVER (PARTITION BY session_id, key ORDER BY ts, event_id) = 1
             ORDER BY f.ts, f.event_id"""
         ).fetchall()
-        report = append(
+        report = append_in_transaction(
             shop,
             (
                 {
                     "user_id": user,
-                    "time": ts - timedelta(seconds=1),
+                    "time": engaged_at - timedelta(seconds=1),
                     "type": "search",
                     "query": text,
                 }
-                for user, ts, text in searches
+                for user, engaged_at, text in searches
             ),
         )
-        event_memory.refresh_sessions(connection, shop.config.memory, users)
+        sessions.refresh_sessions(
+            connection, shop.config.memory, "SELECT DISTINCT user_id FROM underived"
+        )
         connection.execute("DROP TABLE derived; DROP TABLE underived")
     return report

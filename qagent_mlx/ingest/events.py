@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
-from ..memory import sessions as event_memory
+import duckdb
+
+from ..memory import sessions
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
-from .parse_fields import _BLANK, _ID, MAX_ID, MAX_QUERY, _time
+from .parse_fields import MAX_ID, MAX_QUERY, OUT_OF_RANGE, blank_to_null, clean_id, timestamp
 from .report import ReadOptions
 
 
-def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
+def store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
+    """Store the good rows of ``stage``; all go to ``checked``, with a reason where they are bad.
+
+    A row with a query and a product, but no type, is a search and a click.
+
+    Returns:
+        Numbers of rows that were stored, and of duplicates.
+    """
     connection = shop.connection
-    types = ", ".join(f"({literal(k)}, {literal(v)})" for k, v in TYPE_NAMES.items())
+    _check(connection, options)
+    _find_fresh(connection, queries_are_derived=shop.config.derived_queries is not None)
+    ((last_id,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
+    connection.execute(
+        """INSERT INTO events
+        SELECT nextval('event_ids'), user_id, ts, type::event_type, query, query_key,
+               product_id, NULL, NULL
+        FROM (SELECT * FROM fresh ORDER BY ts, row, part)"""
+    )
+    ((good, stored),) = connection.execute(
+        """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
+                  (SELECT count(DISTINCT row) FROM fresh)"""
+    ).fetchall()
+    if stored:
+        fresh_users = "SELECT DISTINCT user_id FROM fresh"
+        sessions.refresh_sessions(connection, shop.config.memory, fresh_users)
+        users = [user for (user,) in connection.execute(fresh_users).fetchall()]
+        MemoryStore(connection, shop.config.memory).update(users, last_id)
+    connection.execute("DROP TABLE fresh")
+    return stored, good - stored
+
+
+def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
+    """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
+    types = ", ".join(f"({literal(name)}, {literal(t)})" for name, t in TYPE_NAMES.items())
     default = literal(options.event_type) if options.event_type else "NULL"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
-        WITH names AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
+        WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)),
         texts AS (SELECT s.*, nullif(qa_clean(s.user_id), '') AS user_,
-                nullif(n.query_, '') AS query_, {_ID.format("s.product_id")} AS product_,
-                {_BLANK.format("s.time")} AS time_text,
-                {_time("trim(s.time)", options.time_format)} AS ts,
-                {_time("trim(s.click_time)", options.time_format)} AS click_ts,
+                nullif(q.query_, '') AS query_, {clean_id("s.product_id")} AS product_,
+                {blank_to_null("s.time")} AS time_text,
+                {timestamp("trim(s.time)", options.time_format)} AS ts,
+                {timestamp("trim(s.click_time)", options.time_format)} AS click_ts,
                 coalesce(nullif(replace(replace(lower(trim(s.type)), ' ', '_'), '-', '_'), ''),
                          {default}) AS type_text
-            FROM stage s LEFT JOIN names n ON n.text = s.query),
+            FROM stage s LEFT JOIN queries q ON q.text = s.query),
         typed AS (SELECT t.*, qa_key(t.query_) AS key, k.type AS known,
                 CASE WHEN k.type IS NOT NULL THEN k.type::VARCHAR
                      WHEN type_text IS NOT NULL THEN NULL
@@ -42,8 +75,7 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
                  WHEN time_text IS NULL THEN 'no time'
                  WHEN ts IS NULL OR (click_time IS NOT NULL AND trim(click_time) <> ''
                       AND click_ts IS NULL) THEN 'unparseable time'
-                 WHEN ts < TIMESTAMP '1990-01-01' OR ts >= TIMESTAMP '2100-01-01'
-                 THEN 'time out of range'
+                 WHEN {OUT_OF_RANGE} THEN 'time out of range'
                  WHEN kind IS NULL AND type_text IS NOT NULL THEN 'unknown event type'
                  WHEN kind IS NULL THEN 'no event type'
                  WHEN kind = 'search' AND query_ IS NULL THEN 'search without a query'
@@ -58,8 +90,14 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
                  WHEN 'malformed row' THEN broken END AS detail
         FROM typed"""
     )
+
+
+def _find_fresh(connection: duckdb.DuckDBPyConnection, *, queries_are_derived: bool) -> None:
+    """The events of good rows that the log does not hold yet, as ``fresh``."""
     # A derived query is not in the file that its event came from.
-    derived = " OR o.query_key IS NULL" if shop.config.derived_queries else ""
+    same_query = "e.query_key IS NOT DISTINCT FROM o.query_key"
+    if queries_are_derived:
+        same_query = f"({same_query} OR o.query_key IS NULL)"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE fresh AS
         WITH split AS (
@@ -76,27 +114,5 @@ def _store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
             PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1)
         SELECT o.* FROM once o ANTI JOIN events e
             ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
-            AND (e.query_key IS NOT DISTINCT FROM o.query_key{derived})
-            AND e.product_id IS NOT DISTINCT FROM o.product_id"""
+            AND {same_query} AND e.product_id IS NOT DISTINCT FROM o.product_id"""
     )
-    last_id = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()[0][0]
-    connection.execute(
-        """INSERT INTO events
-        SELECT nextval('event_ids'), user_id, ts, type::event_type, query, query_key,
-               product_id, NULL, NULL
-        FROM (SELECT * FROM fresh ORDER BY ts, row, part)"""
-    )
-    row = connection.execute(
-        """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
-                  (SELECT count(DISTINCT row) FROM fresh)"""
-    ).fetchone()
-    assert row is not None
-    good, stored = row
-    if stored:
-        event_memory.refresh_sessions(
-            connection, shop.config.memory, "SELECT DISTINCT user_id FROM fresh"
-        )
-        users = connection.execute("SELECT DISTINCT user_id FROM fresh").fetchall()
-        MemoryStore(connection, shop.config.memory).update([user for (user,) in users], last_id)
-    connection.execute("DROP TABLE fresh")
-    return stored, good - stored

@@ -1,4 +1,4 @@
-"""Single fields of files, as shops and exporters write them, to what is stored."""
+"""Parse single fields of files, as shops and exporters write them, to what is stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import unicodedata
 from ..utils.database import literal
 from ..utils.text import clean
 
-MAX_TITLE = 2000
+MAX_ID, MAX_TITLE, MAX_QUERY = 256, 2000, 300  # characters
+BAD_ATTRIBUTES = "\0bad"  # no text holds it
+OUT_OF_RANGE = "ts < TIMESTAMP '1990-01-01' OR ts >= TIMESTAMP '2100-01-01'"  # SQL
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # Those that only shape text; whatever else stands in angle brackets is somebody's text.
@@ -30,7 +32,7 @@ _GROUPS = re.compile(r"[1-9]\d{0,2}(?:[ '’,.]\d{2,3})*[ '’,.]\d{3}")  # 1,23
 def plain(text: str) -> str:
     """Text without HTML: ``"Tom &amp; <b>Jerry</b>"`` to ``"Tom & Jerry"``."""
     if "&" in text:
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return _MARKUP.sub(" ", text) if "<" in text else text
 
 
@@ -45,10 +47,10 @@ def price(text: str, comma: bool = False) -> float | None:
     Returns:
         None where it is no price, or may be read in two ways.
     """
-    found = _PRICE.fullmatch(" ".join(unicodedata.normalize("NFKC", text).split()))
-    if found is None:
+    match = _PRICE.fullmatch(" ".join(unicodedata.normalize("NFKC", text).split()))
+    if match is None:
         return None
-    number = found["number"].strip()
+    number = match["number"].strip()
     last = max(number.rfind(","), number.rfind("."))
     whole, cents = number, ""
     if last >= 0:
@@ -68,74 +70,79 @@ def price(text: str, comma: bool = False) -> float | None:
 
 def attributes(text: str | None) -> str | None:
     """A JSON object of texts, from JSON or ``k=v; k=v``; raises ValueError on other text."""
-    if text is None or not text.strip() or text.strip() in {"{}", "null"}:
+    if text is None or text.strip() in {"", "{}", "null"}:
         return None
     text = text.strip()
     try:
         if text.startswith("{"):
-            loaded = json.loads(text)
+            values = json.loads(text)
         else:
-            loaded = dict(pair.split("=", 1) for pair in text.split(";") if pair.strip())
+            values = dict(pair.split("=", 1) for pair in text.split(";") if pair.strip())
     except RecursionError:
         raise ValueError("too deep") from None
-    made = {}
-    for name, value in loaded.items():
-        if value is None or isinstance(value, (dict, list)):
-            continue
-        key, shown = clean(str(name))[:60], clean(str(value))[:120]
-        if key and shown:
-            made[key] = shown
-    return json.dumps(made, ensure_ascii=False, sort_keys=True) if made else None
+    texts = {}
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (dict, list)):
+            key, shown = clean(str(name))[:60], clean(str(value))[:120]
+            if key and shown:
+                texts[key] = shown
+    return json.dumps(texts, ensure_ascii=False, sort_keys=True) if texts else None
 
 
 def attributes_or_mark(text: str) -> str:
-    """`attributes` for SQL: empty for none, and a mark that no text holds for a bad one."""
+    """`attributes` for SQL: empty for none, and `BAD_ATTRIBUTES` for text that is none."""
     try:
         return attributes(text) or ""
     except (ValueError, AttributeError):
-        return "\0bad"
+        return BAD_ATTRIBUTES
 
 
 def category(text: str) -> str:
-    """A path of levels, ``Camping > Tents``; from a list, or parted by ``>`` or ``|``.
+    """A path of levels, ``Camping > Tents``, from a list, or from text with ``>`` or ``|``.
 
-    Of a list of paths the first counts.
+    Of a list of paths the first one counts.
     """
     text = text.strip()
-    levels = _listed(text) if text.startswith("[") else None
+    levels = _parse_list(text) if text.startswith("[") else None
     if levels is None:
         levels = text.replace("|", ">").split(">")
-    return " > ".join(kept for level in levels if (kept := clean(level)))[:MAX_TITLE]
+    return " > ".join(level for level in map(clean, levels) if level)[:MAX_TITLE]
 
 
-def _listed(text: str) -> list[str] | None:
-    """The texts of a list as JSON or Python write it, of its first list if it holds some."""
+def _parse_list(text: str) -> list[str] | None:
+    """The texts of a list as JSON or Python write it, or of the first list inside it."""
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError):
         if len(text) > MAX_TITLE or "\\" in text:  # deep ones, and escapes that Python warns of
             return None
         try:
-            found = ast.literal_eval(text)
+            values = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return None
-    if isinstance(found, list) and found and isinstance(found[0], list):
-        found = found[0]
-    return [str(v) for v in found] if isinstance(found, list) else None
+    if isinstance(values, list) and values and isinstance(values[0], list):
+        values = values[0]
+    return [str(value) for value in values] if isinstance(values, list) else None
 
 
-MAX_ID = 256
-MAX_QUERY = 300
-_BLANK = "nullif(trim({0}), '')"
-# An id as the catalog has it. Plain ones, which nearly all are, need no Python for that.
-_ID = "CASE WHEN regexp_full_match({0}, '[!-~]+') THEN {0} ELSE nullif(qa_clean({0}), '') END"
+def blank_to_null(column: str) -> str:
+    """SQL: the trimmed text of a column, NULL where nothing is left."""
+    return f"nullif(trim({column}), '')"
 
 
-def _time(column: str, time_format: str | None) -> str:
-    """SQL that turns a text column into a UTC timestamp, or NULL."""
-    number = f"try_cast({column} AS DOUBLE)"
+def clean_id(column: str) -> str:
+    """SQL: an id as the catalog has it. Plain ones, nearly all, need no Python for that."""
+    return (
+        f"CASE WHEN regexp_full_match({column}, '[!-~]+') THEN {column} "
+        f"ELSE nullif(qa_clean({column}), '') END"
+    )
+
+
+def timestamp(column: str, time_format: str | None) -> str:
+    """SQL: a text column as a UTC timestamp, or NULL."""
     if time_format:
         return f"try_strptime({column}, {literal(time_format)})::TIMESTAMP"
+    number = f"try_cast({column} AS DOUBLE)"
     # Some put a space before the zone: "2026-03-01 12:00:00 +0100".
     zoned = f"regexp_replace({column}, '\\s+([+-]\\d\\d:?\\d\\d)$', '\\1')"
     return f"""CASE WHEN NOT isfinite({number}) THEN NULL

@@ -1,18 +1,24 @@
-"""What an ingest read, stored and rejected."""
+"""What an ingest reads, and what it stored and rejected."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from ..types import EVENT_TYPES
 from .parse_fields import MAX_ID, MAX_QUERY
 
+Kind = Literal["products", "events"]
+
 REMEDIES = {
     "unknown event type": f"use one of {', '.join(EVENT_TYPES)}",
-    "no event type": "map the column with --map type=COLUMN, or give all rows one with --type",
-    "unparseable time": "use ISO 8601 or epoch seconds, or give the format with --time-format",
+    "no event type": "map the column that holds it (type=COLUMN), or give all rows one type",
+    "unparseable time": "use ISO 8601 or epoch seconds, or give the time format of the file",
     "time out of range": "times must lie between 1990 and 2100; digits alone are epoch seconds, "
-    "others such as 20260301 need --time-format %Y%m%d",
+    "others such as 20260301 need a time format (%Y%m%d)",
     "no time": "every event needs a time",
     "no user": "every event needs a user",
     "no title": "every product needs a title",
@@ -31,32 +37,45 @@ REMEDIES = {
 }
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read files whose columns, encoding or times are not the usual ones."""
+
+    mapping: Annotated[
+        tuple[tuple[str, str], ...], Meta(description="Columns of fields, as (field, column).")
+    ] = ()
+    encoding: Annotated[str, Meta(description="Encoding of text files.")] = "utf-8"
+    time_format: Annotated[
+        str | None, Meta(description="Format of times, as in strptime, such as %d.%m.%Y.")
+    ] = None
+    event_type: Annotated[
+        Literal["search", "view", "click", "cart", "purchase"] | None,
+        Meta(description="Type of all events, for files without such a column."),
+    ] = None
+    html: Annotated[
+        bool, Meta(description="Remove entities and markup from titles, brands and categories.")
+    ] = True
+
+
+@dataclass(frozen=True, slots=True)
 class IngestReport:
     """What became of the rows of one or more files."""
 
     accepted: int = 0
     rejected: int = 0
     duplicates: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)  # rejected rows by reason
+    examples: tuple[str, ...] = ()  # a line for each reason and file
 
-    def add(self, other: IngestReport) -> None:
-        """Add another file's numbers to these."""
-        self.accepted += other.accepted
-        self.rejected += other.rejected
-        self.duplicates += other.duplicates
-        for reason, count in other.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
-        self.examples += other.examples
+    def __add__(self, other: IngestReport) -> IngestReport:
+        return IngestReport(
+            self.accepted + other.accepted,
+            self.rejected + other.rejected,
+            self.duplicates + other.duplicates,
+            dict(Counter(self.reasons) + Counter(other.reasons)),
+            self.examples + other.examples,
+        )
 
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How to read files whose columns, encoding or times are not the usual ones."""
-
-    mapping: tuple[tuple[str, str], ...] = ()
-    encoding: str = "utf-8"
-    time_format: str | None = None
-    event_type: str | None = None  # the type of all rows, for files without such a column
-    html: bool = True  # take entities and markup out of titles, brands and categories
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

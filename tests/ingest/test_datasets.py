@@ -57,8 +57,8 @@ def test_bestbuy_keeps_typed_queries_and_rejects_what_has_no_title(shop, raw):
         ],
     )
     report = load_preset(shop, "bestbuy", raw)
-    assert report["derived"] is None
-    assert report["events"]["accepted"] == 2 and report["events"]["rejected"] == 1
+    assert report.derived is None
+    assert report.events.accepted == 2 and report.events.rejected == 1
     assert [q for _, _, q, _ in events(shop, "search")] == ["halo", "fable"]
     assert [p for *_, p in events(shop, "click")] == ["1"]
 
@@ -82,7 +82,7 @@ def test_amazon_office_gets_a_clock_and_derived_queries(shop, raw):
         [("a", 0, 0), ("a", 1, 2), ("a", 2, 3), ("b", 0, 1), ("b", 1, 0)],
     )
     report = load_preset(shop, "amazon-office", raw)
-    assert report["derived"] == "from titles"
+    assert report.derived == "from titles"
     assert Shop.open(shop.path).config.derived_queries == "from titles"
     found = events(shop, "search")
     assert [(u, q) for u, _, q, _ in found if u == "a"] == [
@@ -166,8 +166,8 @@ def test_instacart_asks_for_first_purchases_by_aisle(shop, raw, form):
             [(r[1], r[6], r[7], r[8]) for r in INSTACART],
         )
     report = load_preset(shop, "instacart", raw)
-    assert "aisle" in report["derived"]
-    assert report["events"]["rejected"] == 0
+    assert "aisle" in report.derived
+    assert report.events.rejected == 0
     searched = [(u, q) for u, _, q, _ in events(shop, "search")]
     assert sorted(searched) == [
         ("1", "bread"),
@@ -234,8 +234,8 @@ def test_amazon_takes_the_escI_query_and_else_the_category(shop, raw):
         + "' (FORMAT parquet)"
     )
     report = load_preset(shop, "amazon", raw)
-    assert report["products"]["accepted"] == 2
-    assert "ESCI" in report["derived"] and "1 products" in report["derived"]
+    assert report.products.accepted == 2
+    assert "ESCI" in report.derived and "1 products" in report.derived
     assert [(u, q) for u, _, q, _ in events(shop, "search")] == [
         ("u1", "paper copy"),
         ("u1", "best smooth pens"),
@@ -252,12 +252,12 @@ def test_amazon_takes_no_file_of_reviews_by_chance(shop, raw):
     with pytest.raises(QAgentError, match="one file of reviews .* not Beauty.csv, Office_Products"):
         load_preset(shop, "amazon", raw)
     (raw / "Beauty.csv").rename(raw / "shopping_queries_dataset_sources.csv")  # ESCI's own
-    assert load_preset(shop, "amazon", raw)["events"]["accepted"]
+    assert load_preset(shop, "amazon", raw).events.accepted
 
 
 def test_amazon_without_esci_derives_from_categories(shop, raw):
     amazon_files(raw)
-    assert load_preset(shop, "amazon", raw)["derived"] == "from category paths"
+    assert load_preset(shop, "amazon", raw).derived == "from category paths"
 
 
 def test_generic_derives_only_where_nobody_searched(tmp_path, raw):
@@ -270,11 +270,11 @@ def test_generic_derives_only_where_nobody_searched(tmp_path, raw):
     bought = ("u", "2026-01-01T10:00:00", "purchase", "", "p1")
     write(raw / "events.csv", header, [bought])
     with Shop.create(tmp_path / "a") as shop:
-        assert load_preset(shop, "generic", raw)["derived"] == "from category paths"
+        assert load_preset(shop, "generic", raw).derived == "from category paths"
         assert [q for _, _, q, _ in events(shop, "search")] == ["tents"]
     write(raw / "events.csv", header, [bought, ("u", "2026-01-01T09:59:00", "search", "hut", "")])
     with Shop.create(tmp_path / "b") as shop:
-        assert load_preset(shop, "generic", raw)["derived"] is None
+        assert load_preset(shop, "generic", raw).derived is None
         assert [q for _, _, q, _ in events(shop, "search")] == ["hut"]
 
 
