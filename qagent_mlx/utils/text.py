@@ -1,10 +1,10 @@
 """One normalisation of text, used wherever two texts are compared.
 
-`words` folds case (NFKC), keeps letters, digits and combining marks, and splits at
-everything else. `query_key` joins the words: two queries are *equal* when their keys are,
-so "Gears of War3" equals "gears of war 3". Display text keeps the user's own spelling.
+`words` folds case (NFKC), keeps letters, digits and combining marks, and splits at everything
+else. `query_key` joins the words: two queries are *equal* when their keys are, so "Gears of War3"
+equals "gears of war 3". What is shown keeps the user's own spelling.
 
-Where two texts are compared by what they share, `tokens` cuts scripts that put no spaces
+Where two texts are compared by what they share, `tokens` splits scripts that put no spaces
 between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and Korean, whose words carry
 endings, into characters, as ROUGE does for Chinese.
 """
@@ -16,10 +16,9 @@ import unicodedata
 from datetime import datetime, timezone
 from functools import lru_cache
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]+")
-_COMMANDS = re.compile(  # the same without line breaks
-    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069]"
-)
+_INVISIBLE = "\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069"
+_CONTROL = re.compile(f"[\x00-\x1f{_INVISIBLE}]+")
+_CONTROL_IN_LINES = re.compile(f"[\x00-\x09\x0b-\x1f{_INVISIBLE}]")
 _SPACE = re.compile(r"\s+")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -35,38 +34,40 @@ def words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    kept = [c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text]
-    return "".join(kept).split()
+    return "".join(c if c.isalnum() or _is_mark(c) else " " for c in text).split()
+
+
+def _is_mark(c: str) -> bool:
+    return unicodedata.category(c)[0] == "M"
 
 
 def split_scripts(word: str) -> list[tuple[str, bool]]:
-    """A word's parts, and whether each is of a script that puts no spaces between words."""
+    """Split a word into parts, each with whether its script puts no spaces between words."""
     if word.isascii() or not UNSPACED.search(word):
         return [(word, False)]
     return [(part, i % 2 == 1) for i, part in enumerate(UNSPACED.split(word)) if part]
 
 
 def graphemes(run: str) -> list[str]:
-    """A run's characters, each with the signs that stand on it."""
-    made: list[str] = []
+    """Split a text into characters, each with the combining marks that stand on it."""
+    characters: list[str] = []
     for c in run:
-        if made and unicodedata.category(c)[0] == "M":
-            made[-1] += c
+        if characters and _is_mark(c):
+            characters[-1] += c
         else:
-            made.append(c)
-    return made
+            characters.append(c)
+    return characters
 
 
 def tokens(text: str) -> list[str]:
-    """The normalised words, of scripts without spaces the characters: ``["dior", "口", "红"]``."""
-    found = words(text)
+    """The normalised words, or characters in scripts without spaces: ``["dior", "口", "红"]``."""
     if text.isascii():
-        return found
+        return words(text)
     return [
         token
-        for word in found
-        for piece, unspaced in split_scripts(word)
-        for token in (graphemes(piece) if unspaced else [piece])
+        for word in words(text)
+        for part, unspaced in split_scripts(word)
+        for token in (graphemes(part) if unspaced else [part])
     ]
 
 
@@ -86,17 +87,17 @@ def clean(text: str) -> str:
 
 
 def strip_control_characters(text: str) -> str:
-    """Text of several lines that a terminal obeys nothing of; columns stay where they are."""
-    return _COMMANDS.sub(" ", text)
+    """Replace what a terminal would obey by spaces; line breaks and columns stay."""
+    return _CONTROL_IN_LINES.sub(" ", text)
 
 
 def escape_control_characters(text: str) -> str:
-    """The same JSON, with what a terminal might obey written as escapes."""
-    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """The same JSON, with what a terminal would obey written as escapes."""
+    return _CONTROL_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def parse_utc(text: str) -> datetime:
-    """A naive UTC datetime of ISO 8601; one without a zone is UTC.
+    """A naive UTC datetime from ISO 8601; a time without a zone is UTC.
 
     Raises:
         ValueError: it is no time.
@@ -110,16 +111,11 @@ def parse_utc(text: str) -> datetime:
 
 def rouge_l(candidate: str, reference: str) -> float:
     """ROUGE-L F1 over `tokens`, in [0, 1] (Lin, 2004); 1 for texts with equal keys."""
+    from rapidfuzz.distance import LCSseq  # not needed by the command line's help
+
     a, b = tokens(candidate), tokens(reference)
     if not a or not b:
         return 0.0
     if "".join(a) == "".join(b):
         return 1.0
-    row = [0] * (len(b) + 1)
-    for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, 1):
-            above = row[j]
-            row[j] = diagonal + 1 if x == y else max(above, row[j - 1])
-            diagonal = above
-    return 2.0 * row[-1] / (len(a) + len(b))
+    return 2.0 * LCSseq.similarity(a, b) / (len(a) + len(b))
