@@ -86,7 +86,7 @@ def export(user: str, shop_path: Path) -> Output:
     from qagent_mlx.privacy import export_user
 
     with opened(shop_path) as shop, waiting("collecting"):
-        document = export_user(shop, user)
+        document = export_user(shop, user).to_dict()
     return Output(document, lambda: emit(document))
 
 
@@ -107,7 +107,7 @@ def forget(ctx: click.Context, user: str, yes: bool, shop_path: Path) -> Output:
     if not yes and not ctx.params["as_json"] and sys.stdin.isatty():
         click.confirm(f"Delete everything about {user} for good?", abort=True, err=True)
     with opened(shop_path, write=True) as shop, waiting("forgetting"):
-        report = erase_user(shop, user)
+        report = erase_user(shop, user).to_dict()
     return Output(report, lambda: _draw_forgotten(user, report))
 
 

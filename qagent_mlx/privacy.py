@@ -1,8 +1,8 @@
-"""What a shop holds of one person: shown as JSON, or taken away.
+"""Export or erase everything that a shop stores about one user.
 
-Held are: events, rejected rows, the stored profile with its interest graph, and in runs the
-person's cases (profiles included) and sampled chains. A policy that was trained on a
-person's cases cannot unlearn them: it is named instead, so that it can be trained anew.
+That is: events, rejected rows, the stored profile with its interest graph, and in runs the user's
+cases (profiles included) and sampled chains. A policy that was trained on a user's cases cannot
+unlearn them: it is named instead, so that it can be trained again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from .errors import QAgentError
+from .memory.inspect import MemoryView
 from .memory.store import MemoryStore
 from .memory.summarizer import summary_files
 from .policy.registry import policy_names
@@ -23,50 +25,94 @@ from .policy.shop_memory import SUMMARIES, inspect_memory
 from .runs.run import Run, run_lock, run_names
 from .shop.shop import Shop
 from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder
-from .utils.database import literal, open_duckdb
+from .utils.database import fetch_dicts, literal, open_duckdb
+
+# A rejected row is stored as JSON, or as it was when it could not be read at all.
+_IS_REJECT_OF_USER = """CASE WHEN json_valid(raw)
+    THEN trim(json_extract_string(raw, '$.user_id')) = $user ELSE contains(raw, $user) END"""
 
 
-def export_user(shop: Shop, user: str) -> dict[str, Any]:
-    """All that is held of a user.
+@dataclass(frozen=True, slots=True)
+class PolicyExposure:
+    """A stage of a policy's training that a user's cases were part of."""
 
-    Args:
-        shop: Read only is enough.
-        user: An id.
-
-    Returns:
-        user, events, rejects, memory (profile and graph; None without events), stored (the
-        rows that profiles are made of), cases and rollouts (run -> rows), summaries (lines that
-        a summarizer wrote), policies (see `policies_that_saw`).
-    """
-    events = _dicts(shop, "SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user])
-    stored: list[dict[str, Any]] = []
-    if MemoryStore(shop.connection, shop.config.memory).is_current():
-        stored = _dicts(shop, "SELECT * FROM profiles WHERE user_id = ?", [user])
-    for row in stored:
-        for name, value in row.items():
-            if isinstance(value, str) and name != "user_id":
-                row[name] = json.loads(value)
-    return {
-        "user": user,
-        "events": events,
-        "rejects": _dicts(shop, f"SELECT * FROM rejects WHERE {_REJECTED}", [user, user]),
-        "memory": inspect_memory(shop, user).to_dict() if events else None,
-        "stored": stored[0] if stored else None,
-        "cases": {run.name: rows for run in _runs(shop) if (rows := _cases(run.folder, user))},
-        "rollouts": {
-            run.name: rows
-            for run in _runs(shop)
-            if (rows := [r for r in run.rows("rollouts") if r.get("user") == user])
-        },
-        "summaries": [
-            read_json(p, "a kept summary") for p in summary_files(shop.path / SUMMARIES, user)
-        ],
-        "policies": policies_that_saw(shop, user),
-    }
+    policy: str
+    stage: str
+    run: str
+    cases: int
+    certain: bool  # False where the run is gone or kept no cases, so that it is only likely
+    through: str  # the parent policy that saw the user; empty for the policy itself
 
 
-def erase_user(shop: Shop, user: str) -> dict[str, Any]:
-    """Take away all that is held of a user, also from the bytes of the database's file.
+@dataclass(frozen=True, slots=True)
+class UserData:
+    """Everything that a shop and its runs store about a user."""
+
+    user: str
+    events: list[dict[str, Any]]
+    rejects: list[dict[str, Any]]
+    memory: MemoryView | None  # profile and graph; None without events
+    stored: dict[str, Any] | None  # what profiles are made from
+    cases: dict[str, list[dict[str, Any]]]  # by run
+    rollouts: dict[str, list[dict[str, Any]]]  # by run
+    summaries: list[dict[str, Any]]  # lines that a summarizer wrote
+    policies: list[PolicyExposure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(replace(self, memory=None)) | {
+            "memory": self.memory.to_dict() if self.memory else None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureReport:
+    """How much was erased, and the policies that saw the user before."""
+
+    user: str
+    events: int
+    rejects: int
+    cases: dict[str, int]  # by run
+    rollouts: dict[str, int]  # by run
+    summaries: int
+    policies: list[PolicyExposure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def export_user(shop: Shop, user: str) -> UserData:
+    """Collect everything about the user with this id; a shop that is read only is enough."""
+    connection = shop.connection
+    events = fetch_dicts(
+        connection.execute("SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user])
+    )
+    stored = None
+    if MemoryStore(connection, shop.config.memory).is_current():
+        for row in fetch_dicts(
+            connection.execute("SELECT * FROM profiles WHERE user_id = ?", [user])
+        ):
+            stored = {
+                name: json.loads(value) if isinstance(value, str) and name != "user_id" else value
+                for name, value in row.items()
+            }
+    rejects = f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"
+    return UserData(
+        user,
+        events,
+        fetch_dicts(connection.execute(rejects, {"user": user})),
+        inspect_memory(shop, user) if events else None,
+        stored,
+        {run.name: cases for run in _runs(shop) if (cases := _cases(run, user))},
+        {run.name: rollouts for run in _runs(shop) if (rollouts := _rollouts(run, user))},
+        [read_json(path, "a stored summary") for path in _summaries(shop, user)],
+        exposed_policies(shop, user),
+    )
+
+
+def erase_user(shop: Shop, user: str) -> ErasureReport:
+    """Delete everything about a user, also from the bytes of the database's file.
 
     Runs come first and the log last, so that it can be called again if it is interrupted.
 
@@ -74,37 +120,80 @@ def erase_user(shop: Shop, user: str) -> dict[str, Any]:
         shop: Open for writing.
         user: An id.
 
-    Returns:
-        user, events, rejects, summaries, cases and rollouts (run -> how many), policies (see
-        `policies_that_saw`; as it was before).
-
     Raises:
-        QAgentError: nothing is held of this user, a run is being trained, or a file cannot
+        QAgentError: nothing is stored about this user, a run is being trained, or a file cannot
             be written.
     """
-    _clear(shop)
-    held = _held(shop, user)
-    policies = policies_that_saw(shop, user)
-    if not any(held.values()):
+    _clear_leftovers(shop)
+    report = _count(shop, user)
+    if not any((report.events, report.rejects, report.cases, report.rollouts, report.summaries)):
         raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
         with run_lock(shop, run.name):
-            _forget_in_run(run, user)
-    for path in summary_files(shop.path / SUMMARIES, user):
+            _erase_from_run(run, user)
+    for path in _summaries(shop, user):
         path.unlink()
     store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
-        connection.execute(f"DELETE FROM rejects WHERE {_REJECTED}", [user, user])
-        if held["events"]:
+        connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
+        if report.events:
             connection.execute("DELETE FROM events WHERE user_id = ?", [user])
             store.update([user], None)
         if not store.is_current():
             store.drop()  # what no longer follows the log would keep the user
-    _rewrite(shop)
-    return {"user": user, **held, "policies": policies}
+    _rewrite_database(shop)
+    return report
 
 
-def _clear(shop: Shop) -> None:
+def _count(shop: Shop, user: str) -> ErasureReport:
+    ((events, rejects),) = shop.connection.execute(
+        f"""SELECT (SELECT count(*) FROM events WHERE user_id = $user),
+            (SELECT count(*) FROM rejects WHERE {_IS_REJECT_OF_USER})""",
+        {"user": user},
+    ).fetchall()
+    return ErasureReport(
+        user,
+        events,
+        rejects,
+        {run.name: n for run in _runs(shop) if (n := len(_cases(run, user)))},
+        {run.name: n for run in _runs(shop) if (n := len(_rollouts(run, user)))},
+        len(_summaries(shop, user)),
+        exposed_policies(shop, user),
+    )
+
+
+def exposed_policies(shop: Shop, user: str) -> list[PolicyExposure]:
+    """The shop's policies whose training a user's cases were part of, oldest stage first.
+
+    A policy that was trained on top of another one has seen what that one saw.
+    """
+    infos: dict[str, dict[str, Any]] = {}
+    for name in policy_names(shop):
+        folder = shop.folder("policies", name)
+        infos[name] = read_json(folder / "policy.json", f"the policy {name}")
+    cases = {run.name: _cases(run, user) for run in _runs(shop)}
+    has_events = shop.has_events(user)
+    direct: dict[str, list[PolicyExposure]] = {name: [] for name in infos}
+    for name, info in infos.items():
+        for stage in info.get("trained", []):
+            run = stage.get("run", "")
+            trained_on = sum(case["split"] != "test" for case in cases.get(run, []))
+            if trained_on or (run not in cases and has_events):
+                exposure = PolicyExposure(name, stage["stage"], run, trained_on, run in cases, "")
+                direct[name].append(exposure)
+    exposures = []
+    for name, info in infos.items():
+        exposures += direct[name]
+        parent, visited = info.get("base", ""), {name}
+        while parent in infos and parent not in visited:
+            exposures += [replace(e, policy=name, through=parent) for e in direct[parent]]
+            visited.add(parent)
+            parent = infos[parent].get("base", "")
+    distinct = {replace(e, through=""): e for e in reversed(exposures)}
+    return list(distinct.values())[::-1]
+
+
+def _clear_leftovers(shop: Shop) -> None:
     """Remove what killed processes left behind, which may tell of anybody."""
     runs = run_names(shop)
     for name in shop.names("runs"):
@@ -114,132 +203,52 @@ def _clear(shop: Shop) -> None:
     clear_leftovers(shop.path / SUMMARIES)
 
 
-def _held(shop: Shop, user: str) -> dict[str, Any]:
-    """How much is held: events, rejects, summaries, cases and rollouts (run -> how many)."""
-    ((events,),) = shop.connection.execute(
-        "SELECT count(*) FROM events WHERE user_id = ?", [user]
-    ).fetchall()
-    ((rejects,),) = shop.connection.execute(
-        f"SELECT count(*) FROM rejects WHERE {_REJECTED}", [user, user]
-    ).fetchall()
-    cases, rollouts = {}, {}
-    for run in _runs(shop):
-        if n := len(_cases(run.folder, user)):
-            cases[run.name] = n
-        if n := sum(1 for row in run.rows("rollouts") if row.get("user") == user):
-            rollouts[run.name] = n
-    summaries = len(summary_files(shop.path / SUMMARIES, user))
-    return {
-        "events": events,
-        "rejects": rejects,
-        "cases": cases,
-        "rollouts": rollouts,
-        "summaries": summaries,
-    }
-
-
-def policies_that_saw(shop: Shop, user: str) -> list[dict[str, Any]]:
-    """The shop's policies whose training a user's cases were part of.
-
-    Returns:
-        policy, stage, run and cases for each stage, oldest first; ``certain`` is False where
-        the run is gone or kept no cases, so that it can only be supposed. A policy on top of
-        one that saw the user has seen them too: its stages name the parent in ``through``.
-    """
-    infos: dict[str, dict[str, Any]] = {}
-    for name in policy_names(shop):
-        folder = shop.folder("policies", name)
-        infos[name] = read_json(folder / "policy.json", f"the policy {name}")
-    kept = {run.name: _cases(run.folder, user) for run in _runs(shop)}
-    ((logged,),) = shop.connection.execute(
-        "SELECT count(*) FROM events WHERE user_id = ?", [user]
-    ).fetchall()
-    seen: dict[str, list[dict[str, Any]]] = {}
-    for name, info in infos.items():
-        found = seen.setdefault(name, [])
-        for stage in info.get("trained", []):
-            run = stage.get("run", "")
-            trained_on = [c for c in kept.get(run, []) if c["split"] != "test"]
-            known = run in kept
-            if trained_on or (not known and logged):
-                found.append(
-                    {
-                        "policy": name,
-                        "stage": stage["stage"],
-                        "run": run,
-                        "cases": len(trained_on),
-                        "certain": known,
-                        "through": "",
-                    }
-                )
-    made = []
-    for name, info in infos.items():
-        made += seen[name]
-        parent, passed = info.get("base", ""), {name}
-        while parent in infos and parent not in passed:
-            made += [{**stage, "policy": name, "through": parent} for stage in seen[parent]]
-            passed.add(parent)
-            parent = infos[parent].get("base", "")
-    unique = {json.dumps({**m, "through": ""}, sort_keys=True): m for m in reversed(made)}
-    return list(unique.values())[::-1]
-
-
-# ---------------------------------------------------------------- the parts
-
-# A rejected row is kept as JSON, or as it was when it could not be read at all.
-_REJECTED = """CASE WHEN json_valid(raw) THEN trim(json_extract_string(raw, '$.user_id')) = ?
-    ELSE contains(raw, ?) END"""
-
-
-def _dicts(shop: Shop, query: str, values: list[Any]) -> list[dict[str, Any]]:
-    found = shop.connection.execute(query, values)
-    names = [column[0] for column in found.description]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
-
-
 def _runs(shop: Shop) -> Iterator[Run]:
     for name in run_names(shop):
         yield Run.open(shop, name)
 
 
-def _cases(folder: Path, user: str) -> list[dict[str, Any]]:
-    path = folder / "cases.parquet"
+def _summaries(shop: Shop, user: str) -> list[Path]:
+    return summary_files(shop.path / SUMMARIES, user)
+
+
+def _cases(run: Run, user: str) -> list[dict[str, Any]]:
+    path = run.folder / "cases.parquet"
     if not path.exists():
         return []
     try:
         with open_duckdb() as connection:
-            found = connection.execute(
-                "SELECT * FROM read_parquet(?) WHERE user_id = ? ORDER BY case_id",
-                [str(path), user],
+            return fetch_dicts(
+                connection.execute(
+                    "SELECT * FROM read_parquet(?) WHERE user_id = ? ORDER BY case_id",
+                    [str(path), user],
+                )
             )
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
     except duckdb.Error as error:
-        raise QAgentError(
-            f"{path} is damaged; delete the run {folder.name} and try again"
-        ) from error
+        raise QAgentError(f"{path} is damaged; delete the run {run.name} and try again") from error
 
 
-def _forget_in_run(run: Run, user: str) -> None:
+def _rollouts(run: Run, user: str) -> list[dict[str, Any]]:
+    return [row for row in run.rows("rollouts") if row.get("user") == user]
+
+
+def _erase_from_run(run: Run, user: str) -> None:
     path = run.folder / "cases.parquet"
-    if _cases(run.folder, user):
+    if _cases(run, user):
         with replacing(path) as temporary, open_duckdb() as connection:
             connection.execute(
                 f"""COPY (SELECT * FROM read_parquet({literal(path)}) WHERE user_id <> ?)
                 TO {literal(temporary)} (FORMAT parquet)""",
                 [user],
             )
-    rows = list(run.rows("rollouts"))
-    kept = [row for row in rows if row.get("user") != user]
-    if len(kept) < len(rows):
+    if _rollouts(run, user):
+        others = [row for row in run.rows("rollouts") if row.get("user") != user]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in others]
         with replacing(run.folder / "rollouts.jsonl") as temporary:
-            temporary.write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
-                encoding="utf-8",
-            )
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def _rewrite(shop: Shop) -> None:
+def _rewrite_database(shop: Shop) -> None:
     """Copy the database into a new file: deleted rows stay in the old one's blocks."""
     connection = shop.connection
     path = shop.path / "shop.duckdb"

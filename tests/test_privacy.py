@@ -51,19 +51,19 @@ def shop(own_shop):
 
 def test_an_export_holds_all_that_is_known(shop):
     held = export_user(shop, WHO)
-    json.dumps(held, default=str)
-    assert len(held["events"]) == 6
-    assert len(held["rejects"]) == 1
-    assert held["memory"]["events"] == 6
-    assert held["stored"]["user_id"] == WHO
-    assert [c["case_id"] for c in held["cases"]["saw"]] == [1, 3]
-    assert len(held["rollouts"]["saw"]) == 1
-    assert "other" not in held["cases"]
+    json.dumps(held.to_dict(), default=str)
+    assert len(held.events) == 6
+    assert len(held.rejects) == 1
+    assert held.memory.events == 6
+    assert held.stored["user_id"] == WHO
+    assert [c["case_id"] for c in held.cases["saw"]] == [1, 3]
+    assert len(held.rollouts["saw"]) == 1
+    assert "other" not in held.cases
 
 
 def test_forgetting_names_the_policies_that_saw_the_user(shop):
-    policies = erase_user(shop, WHO)["policies"]
-    assert [(p["policy"], p["cases"], p["certain"], p["through"]) for p in policies] == [
+    policies = erase_user(shop, WHO).policies
+    assert [(p.policy, p.cases, p.certain, p.through) for p in policies] == [
         ("saw", 1, True, ""),
         ("child", 1, True, "saw"),
     ]
@@ -75,8 +75,8 @@ def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
     shop.connection.execute("CHECKPOINT")
     assert holding
     report = erase_user(shop, WHO)
-    assert (report["events"], report["rejects"]) == (6, 1)
-    assert (report["cases"], report["rollouts"]) == ({"saw": 2}, {"saw": 1})
+    assert (report.events, report.rejects) == (6, 1)
+    assert (report.cases, report.rollouts) == ({"saw": 2}, {"saw": 1})
     shop.close()
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
 
@@ -135,7 +135,7 @@ def test_the_shop_can_be_used_and_written_after_forgetting(shop):
 def test_other_users_keep_their_cases_and_chains(shop):
     erase_user(shop, WHO)
     assert len(list(Run.open(shop, "saw").rows("rollouts"))) == 1
-    assert export_user(shop, "u02")["cases"].keys() == {"saw", "other"}
+    assert export_user(shop, "u02").cases.keys() == {"saw", "other"}
 
 
 def test_a_user_of_whom_nothing_is_held_is_an_error(shop):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -32,3 +33,9 @@ def open_duckdb(
 def epoch_seconds(moment: datetime) -> float:
     """Seconds since 1970 of a naive UTC datetime."""
     return (moment - datetime(1970, 1, 1)).total_seconds()
+
+
+def fetch_dicts(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The rows of the last query as dicts by column name."""
+    names = [column[0] for column in connection.description or []]
+    return [dict(zip(names, row, strict=True)) for row in connection.fetchall()]
