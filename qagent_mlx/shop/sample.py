@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from ..errors import QAgentError
+from ..utils.atomic_files import read_json
 
 
 def sample_data_folder() -> Path:
-    """The folder of products.parquet, events.parquet and simulator.json."""
+    """The package's folder of products.parquet, events.parquet and simulator.json."""
     import qagent_sample  # type: ignore[import-not-found, unused-ignore]
 
     return Path(qagent_sample.__path__[0])
@@ -26,17 +26,15 @@ def remove_sample_shop(path: str | Path, name: str) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not is_sample_shop(path, name):
-        raise QAgentError(
-            f"{path} holds something else than a {name} shop; choose another --shop folder"
-        )
+        raise QAgentError(f"{path} holds something else than a {name} shop; choose another folder")
     shutil.rmtree(path)
 
 
 def is_sample_shop(path: str | Path, name: str) -> bool:
     """Whether a folder holds a simulated shop of that name."""
     try:
-        settings = json.loads((Path(path) / "shop.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = read_json(Path(path) / "shop.json", "the shop")
+    except QAgentError:
         return False
     return (
         isinstance(settings, dict)

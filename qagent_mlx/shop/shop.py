@@ -19,38 +19,33 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, read_json, write_json
-from ..utils.database import open_duckdb
+from ..utils.database import fetch_dicts, open_duckdb
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from .config import ShopConfig
 from .schema import SCHEMA
 
-if TYPE_CHECKING:
-    pass
-
 SHOP_VERSION = 1
-
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def check_name(name: str, what: str) -> str:
-    """``name`` if it can be a folder's name inside the shop, else a `QAgentError`."""
+def check_name(name: str, kind: str) -> str:
+    """Return ``name`` if it can be a folder's name inside the shop; raises QAgentError."""
     if not _NAME.fullmatch(name):
         raise QAgentError(
-            f"{name!r} cannot name a {what}; use letters, digits, dot, dash and underscore"
+            f"{name!r} cannot name a {kind}; use letters, digits, dot, dash and underscore"
         )
     return name
 
 
 class Shop:
-    """The door to a shop's folder. Use as a context manager, or call `close`."""
+    """A shop's folder and its database. Use as a context manager, or call `close`."""
 
     def __init__(self, path: Path, config: ShopConfig, *, read_only: bool) -> None:
         self.path = path
@@ -60,7 +55,7 @@ class Shop:
 
     @classmethod
     def create(cls, path: str | Path, config: ShopConfig | None = None) -> Shop:
-        """Make an empty shop in a new or empty folder.
+        """Create an empty shop in a new or empty folder.
 
         Raises:
             QAgentError: the folder already holds something, or cannot be written.
@@ -68,7 +63,7 @@ class Shop:
         """
         path = Path(path)
         if (path / "shop.json").exists():
-            raise QAgentError(f"{path} already holds a shop; choose another --shop folder")
+            raise QAgentError(f"{path} already holds a shop; choose another folder")
         if path.exists() and not path.is_dir():
             raise QAgentError(f"{path} is a file; choose a new folder for the shop")
         if path.exists() and any(path.iterdir()):
@@ -95,9 +90,7 @@ class Shop:
         """
         path = Path(path)
         if not (path / "shop.json").exists():
-            raise QAgentError(
-                f"there is no shop in {path}; make one with: qagent init --shop {path}"
-            )
+            raise QAgentError(f"there is no shop in {path}; make one there with: qagent init")
         values = read_json(path / "shop.json", f"the shop {path}")
         if not isinstance(values, dict):
             raise QAgentError(f"the shop {path} is damaged: {path}/shop.json holds no object")
@@ -121,12 +114,12 @@ class Shop:
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
 
     def save_config(self) -> None:
-        """Write the settings to ``shop.shop.json``."""
+        """Write the settings to ``shop.json``."""
         write_json(self.path / "shop.json", {"version": SHOP_VERSION, **asdict(self.config)})
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The database, opened when first asked for.
+        """The database, opened at the first use.
 
         Raises:
             QAgentError: another process writes to it, or the file is damaged.
@@ -140,14 +133,12 @@ class Shop:
                 raise
             self._connection = connection
             if not self.read_only:
-                clear_leftovers(
-                    self.path
-                )  # a rewritten database that was not ended is as large again
+                clear_leftovers(self.path)  # such as an unfinished copy of the database
         return self._connection
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """All or nothing: what the block does is kept only if it ends without an error."""
+        """Keep what the block does only if it ends without an error."""
         connection = self.connection
         connection.execute("BEGIN")
         try:
@@ -168,12 +159,12 @@ class Shop:
         try:
             connection.execute("ROLLBACK")
         except duckdb.Error:
-            # Ended by DuckDB itself; after a fatal one, as of a full disk, the database has to
-            # be opened anew, which the next use does.
+            # DuckDB ended it itself. After a fatal error, such as a full disk, the database has
+            # to be opened again, which the next use does.
             self.close()
 
     def close(self) -> None:
-        """Let go of the database, so that another process may write."""
+        """Close the database, so that another process may write."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -200,43 +191,46 @@ class Shop:
 
     def counts(self) -> dict[str, int]:
         """Numbers of products, events, users, sessions and rejected rows."""
-        row = self.connection.execute(
-            """SELECT (SELECT count(*) FROM products), (SELECT count(*) FROM events),
-                      (SELECT count(DISTINCT user_id) FROM events),
-                      (SELECT count(DISTINCT session_id) FROM events),
-                      (SELECT count(*) FROM rejects)"""
-        ).fetchone()
-        assert row is not None
-        return dict(zip(("products", "events", "users", "sessions", "rejects"), row, strict=True))
+        (counts,) = fetch_dicts(
+            self.connection.execute(
+                """SELECT (SELECT count(*) FROM products) AS products, count(*) AS events,
+                    count(DISTINCT user_id) AS users, count(DISTINCT session_id) AS sessions,
+                    (SELECT count(*) FROM rejects) AS rejects FROM events"""
+            )
+        )
+        return counts
 
     def has_events(self, user: str) -> bool:
         """Whether the log has an event of this user."""
-        row = self.connection.execute("SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user])
-        return row.fetchone() is not None
+        events = self.connection.execute("SELECT 1 FROM events WHERE user_id = ? LIMIT 1", [user])
+        return events.fetchone() is not None
 
     def end_of_log(self) -> datetime:
-        """The moment after the last event: what comes next is recommended as of then.
+        """The moment after the last event, as of which the next recommendation is made.
 
         Raises:
             QAgentError: the log is empty.
         """
-        row = self.connection.execute("SELECT max(ts) + INTERVAL 1 SECOND FROM events").fetchone()
-        if row is None or row[0] is None:
+        moment: datetime | None
+        ((moment,),) = self.connection.execute(
+            "SELECT max(ts) + INTERVAL 1 SECOND FROM events"
+        ).fetchall()
+        if moment is None:
             raise QAgentError(f"{self.path} has no events; run: qagent ingest events FILE")
-        moment: datetime = row[0]
         return moment
 
     def titles(self, products: Sequence[str]) -> list[str]:
-        """The products' titles, in order; empty where there is no such product."""
-        rows = self.connection.execute(
-            "SELECT product_id, title FROM products WHERE list_contains($ids, product_id)",
-            {"ids": list(products)},
-        ).fetchall()
-        known: dict[str, str] = dict(rows)
-        return [known.get(product, "") for product in products]
+        """Titles of products, in order; empty where there is no such product."""
+        titles: dict[str, str] = dict(
+            self.connection.execute(
+                "SELECT product_id, title FROM products WHERE list_contains($ids, product_id)",
+                {"ids": list(products)},
+            ).fetchall()
+        )
+        return [titles.get(product, "") for product in products]
 
     def folder(self, kind: str, name: str) -> Path:
-        """``policies/<name>`` or ``runs/<name>``, with the name checked."""
+        """``policies/<name>`` or ``runs/<name>``; raises QAgentError for other than plain names."""
         return self.path / kind / check_name(name, {"policies": "policy", "runs": "run"}[kind])
 
     def names(self, kind: str) -> list[str]:
@@ -244,8 +238,8 @@ class Shop:
         folder = self.path / kind
         if not folder.exists():
             return []
-        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        return [p.name for p in sorted(found, key=lambda p: (p.stat().st_mtime, p.name))]
+        folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        return [p.name for p in sorted(folders, key=lambda p: (p.stat().st_mtime, p.name))]
 
     def delete(self) -> None:
         """Delete the whole folder."""
@@ -254,7 +248,7 @@ class Shop:
 
 
 def _refuse_links(path: Path) -> None:
-    """A shop from a stranger leads nowhere else: what is written into it stays in it.
+    """Refuse links out of the folder: what is written into a stranger's shop stays in it.
 
     Raises:
         QAgentError: a part of the shop is a link out of its folder.
@@ -272,15 +266,14 @@ def _refuse_links(path: Path) -> None:
 
 
 def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection in UTC, with its errors turned into remedies."""
+    """Open a DuckDB connection in UTC, with errors that name the remedy."""
     try:
         connection = open_duckdb(path, read_only=read_only)
     except duckdb.IOException as error:
-        text = str(error)
-        holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", text)
+        holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", str(error))
         if holder:
             program, process = Path(holder[1]).name, holder[2]
-            # Only a writer can be in the way of a reader; in a writer's way are readers too.
+            # A reader is kept out by a writer only, a writer by readers too.
             doing = "being written to" if read_only else "in use"
             raise QAgentError(
                 f"{path.parent} is {doing} by process {process} ({program}); "
@@ -299,13 +292,13 @@ def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
 
 
 def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
-    """A shop holds tables. A view or a macro from a stranger could read any file of ours.
+    """Refuse views and macros: those of a stranger's shop could read any file of ours.
 
     Raises:
         QAgentError: there is one.
     """
     try:
-        found = connection.execute(
+        names = connection.execute(
             """SELECT view_name FROM duckdb_views()
             WHERE NOT internal AND NOT temporary AND database_name = current_database()
             UNION ALL SELECT function_name FROM duckdb_functions()
@@ -313,9 +306,9 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         ).fetchall()
     except duckdb.Error as error:
         raise _unreadable(path / "shop.duckdb", error) from error
-    if found:
+    if names:
         raise QAgentError(
-            f"{path}/shop.duckdb holds the view or macro {found[0][0]!r}, and a shop has none; "
+            f"{path}/shop.duckdb holds the view or macro {names[0][0]!r}, and a shop has none; "
             "drop it, or make the shop again with qagent init and ingest"
         )
 

@@ -65,7 +65,7 @@ def test_a_shop_is_made_in_a_new_or_empty_folder_only(tmp_path, folder):
 
 
 def test_no_shop_says_how_to_make_one(tmp_path):
-    assert "qagent init --shop" in refused(tmp_path / "none")
+    assert "qagent init" in refused(tmp_path / "none")
 
 
 def test_a_shop_of_another_version_is_refused(folder):

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .language_model import TextReader
 
 SUBWORD = "subword"
-_DEFAULT = f"run: qagent index --encoder {SUBWORD}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,8 @@ class EncoderSpec:
         if source is not None:
             if not source.exists():
                 raise QAgentError(
-                    f"the encoder's file {source} is not there; put it back, or {_DEFAULT}"
+                    f"the encoder's file {source} is not there; put it back, or choose the "
+                    f"encoder {SUBWORD}"
                 )
             fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
             return cls(
@@ -72,7 +72,7 @@ class EncoderSpec:
         if not (folder / "config.json").exists():
             raise QAgentError(
                 f"the encoder {place} is neither {SUBWORD!r}, nor a model folder, nor "
-                f"FILE.py:FUNCTION; correct search.encoder in shop.json, or {_DEFAULT}"
+                f"FILE.py:FUNCTION; correct search.encoder in shop.json, or choose {SUBWORD}"
             )
         from ...models.fingerprint import fingerprint as fingerprint_of
 
@@ -93,7 +93,7 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
     trusted_code.require(
         source,
         "the shop's encoder",
-        f"run: qagent index --encoder {spec.place}, or --encoder {SUBWORD} to do without",
+        f"choose {spec.place} as the encoder again, or {SUBWORD} to do without",
     )
     return PythonEncoder(spec.place)
 
