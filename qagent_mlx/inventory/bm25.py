@@ -7,6 +7,9 @@ bit. A document is a product; its number is the product's row in the catalog.
 
 A query term that no product holds is looked up in two more ways: as the initials of a title
 ("mw3" for Modern Warfare 3), and as a word with one letter changed, missing, added or swapped.
+
+The simulator and the BM25 baseline have postings of their own, in float64: the sample data must
+not change with this module, and the baseline's documents grow from case to case.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from itertools import chain
 import numpy as np
 from scipy import sparse
 
-from ..utils.bm25 import idf, length_norm
 from .analyzer import INITIALISM, initialisms, product_terms
 from .spelling import SpellingIndex
 from .types import MatchedWord, MatchKind, Ranking
 
+K1, B = 1.2, 0.4
 SPELLING_WEIGHT = 0.8  # of a corrected word; measured, see search_quality
 STORED_ARRAYS = ("counts", "rows", "starts", "lengths", "impacts", "vocabulary")
 
@@ -89,6 +92,7 @@ class BM25Index:
         moved_to[source[unchanged]] = np.flatnonzero(unchanged)
         documents = moved_to[self._documents]
         kept = documents >= 0
+        kept_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))[kept]
         column = dict(self._column)
         text_terms = [product_terms(text) for text in texts]
         initials = [initialisms(title) for title in titles]
@@ -97,29 +101,16 @@ class BM25Index:
             for term in chain.from_iterable(chain(text_terms, initials))
         ]
         text_lengths = [len(terms) for terms in text_terms]
-        matrix = sparse.coo_matrix(
-            (
-                np.concatenate(
-                    [
-                        self._frequencies[kept].astype(np.int32),
-                        np.ones(len(fresh_columns), dtype=np.int32),
-                    ]
-                ),
-                (
-                    np.concatenate(
-                        [
-                            documents[kept],
-                            np.repeat(fresh, text_lengths),
-                            np.repeat(fresh, [len(terms) for terms in initials]),
-                        ]
-                    ),
-                    np.concatenate(
-                        [self._posting_columns()[kept], np.array(fresh_columns, dtype=np.int64)]
-                    ),
-                ),
-            ),
-            shape=(len(source), len(column)),
-        ).tocsc()  # adds up what stands at the same place
+        fresh_documents = np.repeat(
+            np.concatenate([fresh, fresh]), text_lengths + [len(terms) for terms in initials]
+        )
+        counts = np.concatenate(
+            [self._frequencies[kept].astype(np.int32), np.ones(len(fresh_columns), np.int32)]
+        )
+        rows = np.concatenate([documents[kept], fresh_documents])
+        columns = np.concatenate([kept_columns, np.array(fresh_columns, dtype=np.int64)])
+        shape = (len(source), len(column))
+        matrix = sparse.coo_matrix((counts, (rows, columns)), shape).tocsc()  # adds up duplicates
         matrix.sort_indices()
         sizes = np.diff(matrix.indptr)
         names = list(column)
@@ -134,16 +125,15 @@ class BM25Index:
             lengths,
         )
 
-    def _posting_columns(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))
-
     def _compute_impacts(self) -> np.ndarray:
         document_frequencies = np.diff(self._offsets)
-        term_idf = idf(len(self), document_frequencies).astype(np.float32)
-        norm = length_norm(self._lengths, max(self._lengths.mean() if len(self) else 1.0, 1e-9))
+        missing = len(self) - document_frequencies
+        idf = np.log(1 + (missing + 0.5) / (document_frequencies + 0.5)).astype(np.float32)
+        mean_length = max(self._lengths.mean() if len(self) else 1.0, 1e-9)
+        norm = K1 * (1 - B + B * self._lengths / mean_length)
         frequencies = self._frequencies.astype(np.float32)
         damped = frequencies / (norm[self._documents] + frequencies)
-        return (np.repeat(term_idf, document_frequencies) * damped).astype(np.float32)
+        return (np.repeat(idf, document_frequencies) * damped).astype(np.float32)
 
     def query_terms(self, query: str) -> list[QueryTerm]:
         """The query's terms that match something in this index."""
@@ -186,12 +176,9 @@ class BM25Index:
     def search(
         self, queries: Sequence[Sequence[QueryTerm]], k: int, allowed: np.ndarray | None = None
     ) -> list[Ranking]:
-        """The ``k`` best documents of each query; scores are those of `scores`.
+        """Rank the ``k`` best documents of each query; hundreds of queries at once are fast.
 
-        Args:
-            queries: What `query_terms` says of each; hundreds at once are fast.
-            k: Number of documents, at most.
-            allowed: The documents that may be returned, bool (documents,).
+        ``allowed`` masks the documents that may be returned, bool (documents,).
         """
         # A product of sparse matrices adds the impacts in the order of a query's terms. It
         # cannot take the best of several index terms, as corrected words need.
@@ -237,18 +224,14 @@ class BM25Index:
         """What each query term adds to a document's score, the most first."""
         matched = []
         for term in terms:
-            name, impact = "", 0.0
+            best, name = 0.0, ""
             for candidate in term.index_terms:
                 documents, impacts = self.postings(candidate)
                 at = int(np.searchsorted(documents, document))
-                if at < len(documents) and documents[at] == document and impacts[at] > impact:
-                    name, impact = candidate, float(impacts[at])
-            if impact > 0:
-                matched.append(
-                    MatchedWord(
-                        term.typed, name.removeprefix(INITIALISM), term.how, term.weight * impact
-                    )
-                )
+                if at < len(documents) and documents[at] == document and impacts[at] > best:
+                    best, name = float(impacts[at]), candidate.removeprefix(INITIALISM)
+            if best > 0:
+                matched.append(MatchedWord(term.typed, name, term.how, term.weight * best))
         return sorted(matched, key=lambda word: (-word.score, word.matched))
 
     def arrays(self) -> dict[str, np.ndarray]:

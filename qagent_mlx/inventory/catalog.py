@@ -27,14 +27,14 @@ HISTORY_SQL = """SELECT product_id, epoch(ts) AS ts, price, in_stock
 
 
 class ProductState(NamedTuple):
-    """Price (NaN where there is none) and stock, of one product or as arrays of many."""
+    """Price (NaN where there is none) and stock of a product."""
 
     price: float
     in_stock: bool
 
 
 class CatalogState(NamedTuple):
-    """Prices (NaN where there are none) and stock of all products, (rows,)."""
+    """Prices and stock of all products, (rows,) each."""
 
     prices: np.ndarray
     in_stock: np.ndarray

@@ -1,6 +1,6 @@
 """What the search engines that a shop can name in place of the built-in one have in common.
 
-An engine is named in the shop's ``shop.json`` (see `opensearch` and `postgres` for settings):
+An engine is named in the shop's ``shop.json`` (see `OpenSearchSettings`, `PostgresSettings`):
 
     "search": {"engine": {"kind": "opensearch", "url": "http://localhost:9200",
                           "index": "products", "fields": ["title^2", "brand"]}}
@@ -18,7 +18,11 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
 
 from ..errors import QAgentError
 from ..types import Hit
@@ -27,6 +31,43 @@ from .catalog import Catalog
 from .types import Filters
 
 REMEDY = "correct search.engine in shop.json"
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSearchSettings:
+    """Where the engine is and how its documents are laid out. Secrets stay in the environment."""
+
+    url: str = ""
+    index: str = "products"
+    fields: tuple[str, ...] = ("title^2", "brand", "category")
+    id: str | None = None  # the field of the product id; by default the document's own id
+    in_stock: str = "in_stock"
+    price: str = "price"
+    category: str = "category.keyword"
+    timeout: Seconds = 10.0
+    parallel: Annotated[int, Meta(ge=1, le=256)] = 8  # requests under way at once
+    user: str | None = None
+    password_variable: str | None = None  # the environment variable that holds it
+    api_key_variable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSettings:
+    """Where the products are. The password belongs in PGPASSWORD, ~/.pgpass or the variable."""
+
+    dsn: str = ""  # as libpq takes it; empty for the PG* variables
+    dsn_variable: str | None = None  # an environment variable that holds it
+    table: str = "products"
+    id: str = "product_id"
+    text: tuple[str, ...] = ("title", "brand", "category")
+    vector: str | None = None  # a tsvector column with an index, instead of ``text``
+    language: str = "english"
+    in_stock: str = "in_stock"
+    price: str = "price"
+    category: str = "category"
+    timeout: Seconds = 10.0
 
 
 class ExternalEngine(ABC):

@@ -45,22 +45,11 @@ from .vector_index import VectorIndex, open_shard, save_shard
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
 REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned again
 
-# What DuckDB, numpy and usearch raise for files whose content is damaged; numpy reads the
-# header of an array as a Python literal.
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TokenError,
-    TypeError,
-    ValueError,
-    duckdb.Error,
-)
+# What DuckDB, numpy (which reads an array's header as a Python literal) and usearch raise for
+# damaged files.
+_DAMAGE: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, EOFError, LookupError)
+_DAMAGE += (MemoryError, OSError, RuntimeError, SyntaxError, TokenError, TypeError, ValueError)
+_DAMAGE += (duckdb.Error,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +80,10 @@ class IndexChanges:
 
 
 def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
-    """Build the index of a shop and put it in place of the one that is there.
+    """Build the index of a shop, open for reading or writing, in place of the one that is there.
 
-    Args:
-        shop: Read only is enough.
-        clicks_until: The encoder learns from clicks before this moment; by default from
-            the first part of the log (see `default_clicks_until`).
+    The encoder learns from clicks before ``clicks_until``; by default from the first part of the
+    log (see `default_clicks_until`).
 
     Raises:
         QAgentError: the shop has no products, its encoder cannot be opened, or its folder
@@ -120,14 +107,10 @@ def default_clicks_until(shop: Shop) -> datetime | None:
 
 
 def update_index(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
-    """Bring an index in line with the shop's catalog.
+    """Bring an index in line with the shop's catalog; the old one stays usable.
 
     The encoder stays, and so do terms and vectors of unchanged texts. Where much of the catalog
     is new text and the encoder is learned from it, all is built again.
-
-    Args:
-        shop: Read only is enough.
-        index: The shop's index as it was opened; it stays usable.
 
     Raises:
         QAgentError: the shop has no products, or its folder cannot be written.

@@ -149,10 +149,7 @@ class IndexWriter:
         return full_name
 
     def commit(self, manifest: Manifest, reused: Mapping[str, FileStamp]) -> Manifest:
-        """Make the added files and those reused from earlier generations the index.
-
-        Returns the manifest with all files.
-        """
+        """Make the added and the reused files the index; returns the manifest with all files."""
         files = dict(reused)
         for name in self._added:
             path = self.folder / name
@@ -169,8 +166,8 @@ def writing(folder: Path) -> Iterator[IndexWriter]:
     """Hold the right to write the index until the block ends; waits for another writer.
 
     Raises:
-        QAgentError: the folder cannot be written, or another process has been writing for
-            `WRITER_WAIT` seconds. The index is then as it was.
+        QAgentError: another process has been writing for `WRITER_WAIT` seconds, or the folder
+            cannot be written. The index is then as it was.
     """
     busy = f"the index in {folder} is being written by {{}}; wait until it ends, or stop it"
     try:

@@ -9,36 +9,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from ..errors import QAgentError
 from ..types import Hit
 from .catalog import Catalog
-from .external_engines import REMEDY, ExternalEngine, secret_from_environment
+from .external_engines import REMEDY, ExternalEngine, OpenSearchSettings, secret_from_environment
 from .types import Filters
 
 MAX_RESPONSE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSearchSettings:
-    """Where the engine is and how its documents are laid out. Secrets stay in the environment."""
-
-    url: str = ""
-    index: str = "products"
-    fields: tuple[str, ...] = ("title^2", "brand", "category")
-    id: str | None = None  # the field of the product id; by default the document's own id
-    in_stock: str = "in_stock"
-    price: str = "price"
-    category: str = "category.keyword"
-    timeout: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # seconds
-    parallel: Annotated[int, Meta(ge=1, le=256)] = 8  # requests under way at once
-    user: str | None = None
-    password_variable: str | None = None  # the environment variable that holds it
-    api_key_variable: str | None = None
 
 
 class OpenSearch(ExternalEngine):
@@ -92,15 +71,15 @@ class OpenSearch(ExternalEngine):
             with urllib.request.urlopen(request, timeout=self._settings.timeout) as response:
                 content = response.read(MAX_RESPONSE_BYTES + 1)
         except urllib.error.HTTPError as error:
-            text = error.read(500).decode("utf-8", "replace").split("\n")[0]
-            raise QAgentError(
-                f"the search engine at {url} answered {error.code} ({text[:200]}); {REMEDY}"
-            ) from error
+            text = error.read(500).decode("utf-8", "replace").split("\n")[0][:200]
+            message = f"the search engine at {url} answered {error.code} ({text}); {REMEDY}"
+            raise QAgentError(message) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            raise QAgentError(
+            message = (
                 f"the search engine at {url} does not answer ({reason}); start it, or {REMEDY}"
-            ) from error
+            )
+            raise QAgentError(message) from error
         try:
             return self._parse_hits(content)[:k]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

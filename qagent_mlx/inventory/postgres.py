@@ -1,21 +1,21 @@
-"""PostgreSQL's full text search: any of the query's words, ranked by ``ts_rank``."""
+"""PostgreSQL's full text search: any of the query's words, ranked by ``ts_rank``.
+
+Needs psycopg, an extra of the package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from msgspec import Meta
+import psycopg
+from psycopg import sql
 
 from ..errors import QAgentError
 from ..types import Hit
 from .catalog import Catalog
-from .external_engines import REMEDY, ExternalEngine, secret_from_environment
+from .external_engines import REMEDY, ExternalEngine, PostgresSettings, secret_from_environment
 from .types import Filters
-
-if TYPE_CHECKING:
-    import psycopg
 
 # plainto_tsquery joins the words by AND; a shop shows products with some of them, too.
 _SEARCH = """SELECT asked.number, hit.id, hit.score
@@ -33,23 +33,6 @@ _SEARCH = """SELECT asked.number, hit.id, hit.score
     ORDER BY asked.number, hit.score DESC, hit.id COLLATE "C" """
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresSettings:
-    """Where the products are. The password belongs in PGPASSWORD, ~/.pgpass or the variable."""
-
-    dsn: str = ""  # as libpq takes it; empty for the PG* variables
-    dsn_variable: str | None = None  # an environment variable that holds it
-    table: str = "products"
-    id: str = "product_id"
-    text: tuple[str, ...] = ("title", "brand", "category")
-    vector: str | None = None  # a tsvector column with an index, instead of ``text``
-    language: str = "english"
-    in_stock: str = "in_stock"
-    price: str = "price"
-    category: str = "category"
-    timeout: Annotated[float, Meta(gt=0, le=3600)] = 10.0  # seconds
-
-
 class Postgres(ExternalEngine):
     """All queries in one statement, over a connection that stays open."""
 
@@ -60,7 +43,6 @@ class Postgres(ExternalEngine):
         self._connection: psycopg.Connection[Any] | None = None
 
     def _search(self, queries: Sequence[str], k: int, filters: Filters) -> list[list[Hit]]:
-        psycopg = _import_psycopg()
         parameters = {
             # PostgreSQL's text holds no NUL.
             "queries": [query.replace("\0", " ") for query in queries],
@@ -92,7 +74,7 @@ class Postgres(ExternalEngine):
     def _connect(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             timeout = self._settings.timeout
-            self._connection = _import_psycopg().connect(
+            self._connection = psycopg.connect(
                 self._dsn,
                 autocommit=True,
                 connect_timeout=max(2, round(timeout)),
@@ -101,9 +83,7 @@ class Postgres(ExternalEngine):
             )
         return self._connection
 
-    def _statement(self) -> Any:
-        from psycopg import sql
-
+    def _statement(self) -> sql.Composed:
         settings = self._settings
 
         def column(name: str) -> sql.Composable:
@@ -124,16 +104,6 @@ class Postgres(ExternalEngine):
             price=column(settings.price),
             category=column(settings.category),
         )
-
-
-def _import_psycopg() -> Any:
-    try:
-        import psycopg
-    except ImportError as error:
-        raise QAgentError(
-            "PostgreSQL needs psycopg; run: pip install 'qagent-mlx[postgres]'"
-        ) from error
-    return psycopg
 
 
 def _prefix_pattern(prefix: str) -> str:

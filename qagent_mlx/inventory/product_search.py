@@ -12,15 +12,14 @@ from ..shop.shop import Shop
 from ..utils.settings import merge
 from ..utils.text import query_key
 from .catalog import read_catalog
-from .external_engines import REMEDY
-from .opensearch import OpenSearch, OpenSearchSettings
-from .postgres import Postgres, PostgresSettings
+from .external_engines import REMEDY, OpenSearchSettings, PostgresSettings
+from .opensearch import OpenSearch
 from .search import HybridSearch, open_search
 from .types import Explanation, Filters, ProductSearch
 
-ENGINES: dict[str, tuple[Any, Any]] = {
-    "opensearch": (OpenSearch, OpenSearchSettings),
-    "postgres": (Postgres, PostgresSettings),
+ENGINES: dict[str, type[OpenSearchSettings] | type[PostgresSettings]] = {
+    "opensearch": OpenSearchSettings,
+    "postgres": PostgresSettings,
 }
 
 
@@ -63,9 +62,16 @@ def open_shop_search(shop: Shop) -> ProductSearch:
         raise QAgentError(
             f"search.engine has the kind {kind!r}; known are {', '.join(ENGINES)}; {REMEDY}"
         )
-    engine, settings = ENGINES[kind]
-    search: ProductSearch = engine(read_catalog(shop), merge(settings(), values, "search.engine"))
-    return search
+    settings = merge(ENGINES[kind](), values, "search.engine")
+    if isinstance(settings, OpenSearchSettings):
+        return OpenSearch(read_catalog(shop), settings)
+    try:
+        from .postgres import Postgres
+    except ImportError as error:
+        raise QAgentError(
+            "PostgreSQL needs psycopg; run: pip install 'qagent-mlx[postgres]'"
+        ) from error
+    return Postgres(read_catalog(shop), settings)
 
 
 def search_products(
@@ -85,13 +91,12 @@ def search_products(
         query: What somebody would type.
         k: Number of products.
         filters: Applied before ranking, to prices and stock of the moment.
-        as_of: Clicks, prices and stock as they were then; now when None.
-        search: An open search of the shop; its own engine or the built-in one by default.
+        as_of: The moment of clicks, prices and stock; now when None.
+        search: An open search of the shop; by default its own engine or the built-in one.
         explain: Say what each ranking adds to a product's score.
 
     Raises:
-        QAgentError: the query has neither letters nor digits, or the shop's own engine was
-            asked to explain.
+        QAgentError: the query has no letters or digits, or the shop's own engine cannot explain.
     """
     if not query_key(query):
         raise QAgentError(f"{query!r} has no letters or digits; nothing to search for")

@@ -36,11 +36,9 @@ class RefreshReport:
 
 
 def remove_products(shop: Shop, products: Sequence[str]) -> None:
-    """Take products out of the catalog; what users did with them stays in the log.
+    """Take products out of the catalog of a shop that is open for writing.
 
-    Args:
-        shop: Open for writing. Its index is then out of date until `refresh_index`.
-        products: Their ids.
+    What users did with them stays in the log. The index is out of date until `refresh_index`.
 
     Raises:
         QAgentError: one is not in the catalog, or none would be left; nothing is removed.
@@ -69,16 +67,15 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
 
 
 def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) -> None:
-    """Name another encoder in the shop's settings; the index is then built again with it.
+    """Save another encoder in the shop's settings; the index is then built again with it.
 
     Args:
-        shop: Its settings are saved.
+        shop: Its settings are changed.
         encoder: ``subword``, a model folder, or ``FILE.py:FUNCTION``; None keeps it.
         dimensions: Length of the vectors, at most; None keeps it.
 
     Raises:
-        QAgentError: there is no such encoder; the settings stay.
-        SettingError: the dimensions are out of range.
+        QAgentError: there is no such encoder, or a setting is out of range.
     """
     search = shop.config.search
     if encoder is not None:

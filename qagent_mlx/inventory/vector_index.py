@@ -29,7 +29,7 @@ _SCORES_AT_ONCE = 1 << 23  # of an exact search
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Vectors near a query in any order, by number (slots or rows), and their cosine distances."""
+    """Slots or rows near a query, in any order, and their cosine distances."""
 
     numbers: np.ndarray
     distances: np.ndarray
@@ -107,9 +107,8 @@ class VectorIndex:
     def updated(self, source: np.ndarray, fresh: np.ndarray) -> VectorIndex:
         """The vectors of a changed catalog; graphs stay as they are.
 
-        Args:
-            source: For each row its row in this index, or -1 if its vector is new, (rows,).
-            fresh: The new vectors, in order of row.
+        ``source`` holds for each row its row in this index, or -1 if its vector is ``fresh``,
+        (rows,); those are given in order of row.
         """
         total = len(self._row_of_slot)
         slots = np.where(source >= 0, self.slots[source] if len(self.slots) else 0, 0)
@@ -148,15 +147,12 @@ class VectorIndex:
     def search(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> list[Ranking]:
-        """Rank the ``k`` nearest rows of each query by cosine similarity.
+        """Rank the ``k`` nearest rows of each query by cosine similarity, to five decimals.
 
         Args:
             queries: Unit vectors, float32 (queries, dimensions); one of zeros has no neighbours.
-            k: Number of rows.
-            allowed: The rows that may be returned, bool (rows,).
-
-        Returns:
-            For each query its ranking; similarities are rounded to five decimals, ties by row.
+            k: Number of rows, at most; ties are broken by row.
+            allowed: Mask of the rows that may be returned, bool (rows,).
         """
         size = len(self)
         k = min(k, size)

@@ -15,7 +15,6 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.opensearch import OpenSearch
-from qagent_mlx.inventory.postgres import Postgres
 from qagent_mlx.inventory.product_search import open_shop_search, search_products
 from qagent_mlx.inventory.types import Filters
 
@@ -268,6 +267,8 @@ def postgres(database, own_shop, products):
 
 
 def test_postgres_finds_and_filters(postgres):
+    from qagent_mlx.inventory.postgres import Postgres
+
     search = open_shop_search(postgres)
     assert isinstance(search, Postgres)
     found = search.search(["acme usb cables", "???", "running shoe", "it's \\ 'quoted' \0 %"], 5)
