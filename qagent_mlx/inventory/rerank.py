@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .encoders.language_model import TextReader
+from .encoders.language_model import TextReader
 
 _PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query "
@@ -34,8 +32,6 @@ class Reranker:
 
     @cached_property
     def _reader(self) -> TextReader:
-        from .encoders.language_model import TextReader
-
         return TextReader(self.folder)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

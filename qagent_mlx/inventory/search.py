@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cachetools import LRUCache
@@ -27,7 +28,6 @@ from ..types import Hit
 from ..utils.text import query_key
 from .click_log import ClickLog, SimilarQueryIndex, read_clicks
 from .index import InventoryIndex, open_index
-from .rerank import Reranker
 from .types import (
     EMPTY_RANKING,
     ClickRanking,
@@ -38,6 +38,9 @@ from .types import (
     SimilarQuery,
     TextRankings,
 )
+
+if TYPE_CHECKING:
+    from .rerank import Reranker
 
 HALF_EVIDENCE = 2.0  # weight of past clicks at which they count half of what they can
 CACHED_QUERIES = 20_000
@@ -293,6 +296,8 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
             raise QAgentError(
                 f"the reranker {folder} is no model folder; correct search.reranker in shop.json"
             )
+        from .rerank import Reranker  # needs MLX
+
         reranker = Reranker(folder, config.encoder_instruction)
     return HybridSearch(index, open_clicks(shop, index), config, reranker)
 

@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.inventory.encoders.language_model import TextReader
-from qagent_mlx.inventory.encoders.registry import EncoderSpec, ModelEncoder, PythonEncoder
+from qagent_mlx.inventory.encoders.language_model import ModelEncoder, TextReader
+from qagent_mlx.inventory.encoders.registry import EncoderSpec, PythonEncoder
 from qagent_mlx.inventory.index import load_index, open_index
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search

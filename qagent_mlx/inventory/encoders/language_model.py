@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,37 @@ from tokenizers import Tokenizer
 from ...errors import QAgentError
 from ...utils.atomic_files import read_json
 from ...utils.runtime import device_name
+from .encoder import unit_length
 
 _BATCH_TOKENS = 8192  # padding included
+
+
+class ModelEncoder:
+    """An mlx-lm model folder as an encoder: last-token pooling, cut to a length, of length 1."""
+
+    is_fast = False
+    max_tokens, batch_size = 512, 32
+
+    def __init__(self, folder: Path, dimensions: int, instruction: str) -> None:
+        self.folder, self.instruction = folder, instruction
+        self._max_dimensions = dimensions
+
+    @cached_property
+    def _reader(self) -> TextReader:
+        return TextReader(self.folder)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors: the model's, cut to what the settings say."""
+        return min(self._max_dimensions, self._reader.width)
+
+    def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
+        """Unit vectors, float32 (len(texts), dimensions)."""
+        prefix = f"Instruct: {self.instruction}\nQuery:" if queries and self.instruction else ""
+        ids = [self._reader.text_ids(prefix + text, self.max_tokens) for text in texts]
+        vectors = self._reader.last_hidden(ids, self.batch_size)[:, : self.dimensions]
+        vectors[[not text.strip() for text in texts]] = 0
+        return unit_length(vectors)
 
 
 class TextReader:

@@ -14,10 +14,10 @@ import hashlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from ...errors import QAgentError
 from ...shop.config import SearchConfig
 from ...utils import trusted_code
 from .encoder import Encoder, unit_length
-
-if TYPE_CHECKING:
-    from .language_model import TextReader
 
 SUBWORD = "subword"
 
@@ -55,79 +52,38 @@ class EncoderSpec:
             QAgentError: its files are not there.
         """
         place = config.encoder
-        if place == SUBWORD:
-            return cls(name=SUBWORD, place=place, dimensions=config.dimensions)
+        spec = cls(name=place, place=place, dimensions=config.dimensions)
+        if spec.is_learned:
+            return spec
         source = python_file(place)
         if source is not None:
             if not source.exists():
                 raise QAgentError(
-                    f"the encoder's file {source} is not there; put it back, or choose the "
-                    f"encoder {SUBWORD}"
+                    f"the encoder's file {source} is not there; put it back, or choose {SUBWORD}"
                 )
-            fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-            return cls(
-                name=place, place=place, dimensions=config.dimensions, fingerprint=fingerprint
-            )
+            return replace(spec, fingerprint=hashlib.sha256(source.read_bytes()).hexdigest()[:16])
         folder = Path(place)
         if not (folder / "config.json").exists():
             raise QAgentError(
                 f"the encoder {place} is neither {SUBWORD!r}, nor a model folder, nor "
                 f"FILE.py:FUNCTION; correct search.encoder in shop.json, or choose {SUBWORD}"
             )
-        from ...models.fingerprint import fingerprint as fingerprint_of
+        from ...models.fingerprint import fingerprint
 
-        return cls(
-            name=folder.name,
-            place=place,
-            dimensions=config.dimensions,
-            instruction=config.encoder_instruction,
-            fingerprint=fingerprint_of(folder),
-        )
+        instruction, mark = config.encoder_instruction, fingerprint(folder)
+        return replace(spec, name=folder.name, instruction=instruction, fingerprint=mark)
 
 
 def open_encoder(spec: EncoderSpec) -> Encoder:
     """The encoder of a spec that is not learned; a model is loaded when it is first needed."""
     source = python_file(spec.place)
     if source is None:
+        from .language_model import ModelEncoder
+
         return ModelEncoder(Path(spec.place), spec.dimensions, spec.instruction)
-    trusted_code.require(
-        source,
-        "the shop's encoder",
-        f"choose {spec.place} as the encoder again, or {SUBWORD} to do without",
-    )
+    remedy = f"choose {spec.place} as the encoder again, or {SUBWORD} to do without"
+    trusted_code.require(source, "the shop's encoder", remedy)
     return PythonEncoder(spec.place)
-
-
-class ModelEncoder:
-    """An mlx-lm model folder as an encoder: last-token pooling, cut to a length, of length 1."""
-
-    is_fast = False
-    max_tokens, batch_size = 512, 32
-
-    def __init__(self, folder: Path, dimensions: int, instruction: str) -> None:
-        self.folder, self.instruction = folder, instruction
-        self._max_dimensions = dimensions
-
-    @cached_property
-    def _reader(self) -> TextReader:
-        from .language_model import TextReader
-
-        return TextReader(self.folder)
-
-    @property
-    def dimensions(self) -> int:
-        """Length of the vectors: the model's, cut to what the settings say."""
-        return min(self._max_dimensions, self._reader.width)
-
-    def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
-        """Unit vectors, float32 (len(texts), dimensions)."""
-        reader = self._reader
-        prefix = f"Instruct: {self.instruction}\nQuery:" if queries and self.instruction else ""
-        is_blank = np.array([not text.strip() for text in texts], dtype=bool)
-        ids = [reader.text_ids(prefix + text, self.max_tokens) for text in texts]
-        vectors = reader.last_hidden(ids, self.batch_size)[:, : self.dimensions]
-        vectors[is_blank] = 0
-        return unit_length(vectors)
 
 
 class PythonEncoder:
