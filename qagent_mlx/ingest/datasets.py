@@ -1,21 +1,10 @@
-"""Read public data sets in the form in which they are published: ``qagent ingest --preset``.
+"""Read public data sets in the form in which they are published.
 
 A preset turns a folder of raw files into products and events, which go through the same checks as
 any other file. Where a log has no queries they are derived, from category paths or from titles:
 each purchase gets a search of its product's query just before it, as Ai et al. (SIGIR 2017,
 arXiv:1708.08123) do with category paths. Nobody typed such a query. It measures whether the next
-*kind of product* is foreseen, and every report on the shop says so.
-
-- ``bestbuy``: products.csv (sku, name), events.csv (user_id, query, sku, query_time,
-  click_time). Typed queries.
-- ``amazon``: Amazon Reviews 2023 (``*meta*.jsonl[.gz]`` and one file of reviews, .jsonl or
-  .csv, also .gz) and, where it is there, ESCI (``*examples*.parquet`` or .csv): a product's
-  query is the one that ESCI marks Exact for it, else one derived from its category path.
-- ``amazon-office``: products.csv (item_id, title, brand), purchases.csv (user_id, position,
-  item_id). Queries derived from titles.
-- ``instacart``: products.csv with aisle and department, order_items.csv; or the release's own
-  files (aisles, departments, orders, order_products__prior). Queries derived from aisles.
-- ``generic``: products.* and events.*; queries are derived when the events have none.
+*kind of product* is foreseen, and every report on the shop says so. Each preset names its files.
 """
 
 from __future__ import annotations
@@ -176,13 +165,17 @@ def _ingest_purchases(
 
 
 def _bestbuy(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
-    """Typed queries and clicks; some clicked products have no title and are rejected."""
+    """products.csv (sku, name), events.csv (user_id, query, sku, query_time, click_time).
+
+    Typed queries and clicks; some clicked products have no title and are rejected.
+    """
     products = raw.need("products", "products.csv*")
     events = raw.need("events", "events.csv*")
     return ingest_files(shop, "products", [products]), ingest_files(shop, "events", [events])
 
 
 def _generic(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
+    """products.* and events.*; queries are derived when the events have none."""
     forms = ("csv", "tsv", "jsonl", "parquet", "csv.gz", "tsv.gz", "jsonl.gz")
     catalog = raw.need("products", *(f"products.{form}" for form in forms))
     log = raw.need("events", *(f"events.{form}" for form in forms))
@@ -195,7 +188,10 @@ def _generic(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
 
 
 def _amazon_office(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
-    """Purchases in order, without times: the clock puts a week between a user's."""
+    """products.csv (item_id, title, brand), purchases.csv (user_id, position, item_id).
+
+    Purchases in order, without times: the clock puts a week between a user's.
+    """
     raw.table("p", raw.need("products", "products.csv*"), "item_id", "title", "brand")
     raw.table("e", raw.need("purchases", "purchases.csv*"), "user_id", "position", "item_id")
     products = raw.ingest_products(
@@ -227,7 +223,10 @@ def _amazon_office(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestRepo
 
 
 def _instacart(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
-    """Orders with day gaps; the aisle is the query, of products that are bought first."""
+    """products.csv with aisle and department, order_items.csv; or the files of the release.
+
+    Orders with day gaps; the aisle is the query, of products that a user buys for the first time.
+    """
     catalog = _instacart_tables(raw)
     products = raw.ingest_products(
         shop,
@@ -297,8 +296,9 @@ def _instacart_tables(raw: _RawFiles) -> str:
 
 
 def _amazon(shop: Shop, raw: _RawFiles) -> tuple[IngestReport, IngestReport]:
-    """Reviews as purchases; a product's ESCI query (marked Exact) stands before them.
+    """Amazon Reviews 2023 (``*meta*.jsonl``, one file of reviews) and, if there, ESCI's examples.
 
+    Reviews are purchases; a query that ESCI marks Exact for the product stands before them.
     Without ESCI, or for products that it does not know, category paths give the query.
     """
     _amazon_catalog(raw)

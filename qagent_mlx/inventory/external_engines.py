@@ -32,42 +32,64 @@ from .types import Filters
 
 REMEDY = "correct search.engine in shop.json"
 
-Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Seconds = Annotated[float, Meta(gt=0, le=3600, extra={"unit": "seconds"})]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSearchSettings:
     """Where the engine is and how its documents are laid out. Secrets stay in the environment."""
 
-    url: str = ""
-    index: str = "products"
-    fields: tuple[str, ...] = ("title^2", "brand", "category")
-    id: str | None = None  # the field of the product id; by default the document's own id
-    in_stock: str = "in_stock"
-    price: str = "price"
-    category: str = "category.keyword"
-    timeout: Seconds = 10.0
-    parallel: Annotated[int, Meta(ge=1, le=256)] = 8  # requests under way at once
-    user: str | None = None
-    password_variable: str | None = None  # the environment variable that holds it
-    api_key_variable: str | None = None
+    url: Annotated[str, Meta(description="Address of the engine.")] = ""
+    index: Annotated[str, Meta(description="Index that is searched.")] = "products"
+    fields: Annotated[
+        tuple[str, ...], Meta(description="Fields that are searched, with boosts such as title^2.")
+    ] = ("title^2", "brand", "category")
+    id: Annotated[
+        str | None, Meta(description="Field of the product id; by default the document's own id.")
+    ] = None
+    in_stock: Annotated[str, Meta(description="Field that says whether it is in stock.")] = (
+        "in_stock"
+    )
+    price: Annotated[str, Meta(description="Field of the price.")] = "price"
+    category: Annotated[str, Meta(description="Field of the category path.")] = "category.keyword"
+    timeout: Annotated[Seconds, Meta(description="Time to wait for an answer.")] = 10.0
+    parallel: Annotated[int, Meta(ge=1, le=256, description="Requests at the same time.")] = 8
+    user: Annotated[str | None, Meta(description="Name for basic authentication.")] = None
+    password_variable: Annotated[
+        str | None, Meta(description="Environment variable that holds the password.")
+    ] = None
+    api_key_variable: Annotated[
+        str | None, Meta(description="Environment variable that holds an API key.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresSettings:
     """Where the products are. The password belongs in PGPASSWORD, ~/.pgpass or the variable."""
 
-    dsn: str = ""  # as libpq takes it; empty for the PG* variables
-    dsn_variable: str | None = None  # an environment variable that holds it
-    table: str = "products"
-    id: str = "product_id"
-    text: tuple[str, ...] = ("title", "brand", "category")
-    vector: str | None = None  # a tsvector column with an index, instead of ``text``
-    language: str = "english"
-    in_stock: str = "in_stock"
-    price: str = "price"
-    category: str = "category"
-    timeout: Seconds = 10.0
+    dsn: Annotated[
+        str, Meta(description="Connection string of libpq; empty for the PG* variables.")
+    ] = ""
+    dsn_variable: Annotated[
+        str | None, Meta(description="Environment variable that holds the connection string.")
+    ] = None
+    table: Annotated[str, Meta(description="Table of the products.")] = "products"
+    id: Annotated[str, Meta(description="Column of the product id.")] = "product_id"
+    text: Annotated[tuple[str, ...], Meta(description="Columns that are searched.")] = (
+        "title",
+        "brand",
+        "category",
+    )
+    vector: Annotated[
+        str | None, Meta(description="Column of type tsvector that is searched instead of texts.")
+    ] = None
+    language: Annotated[str, Meta(description="Text search configuration.")] = "english"
+    in_stock: Annotated[str, Meta(description="Column that says whether it is in stock.")] = (
+        "in_stock"
+    )
+    price: Annotated[str, Meta(description="Column of the price.")] = "price"
+    category: Annotated[str, Meta(description="Column of the category path.")] = "category"
+    timeout: Annotated[Seconds, Meta(description="Time to wait for an answer.")] = 10.0
 
 
 class ExternalEngine(ABC):
