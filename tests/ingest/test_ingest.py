@@ -18,6 +18,8 @@ from qagent_mlx.ingest.ingest import (
 )
 from qagent_mlx.ingest.report import REMEDIES, ReadOptions
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.types import EVENT_TYPES
+from qagent_mlx.utils.settings import describe
 
 PRODUCTS = [
     {
@@ -610,6 +612,23 @@ def test_the_same_rejects_are_kept_once(stocked, tmp_path):
     for _ in range(2):
         assert ingest_files(stocked, "events", [path]).rejected == 1
     assert stocked.counts()["rejects"] == 1
+
+
+def test_reports_add_up(stocked, tmp_path):
+    rows = [{**EVENTS[1], "product_id": "x0"}, {**EVENTS[1], "type": "x"}]
+    first = ingest_files(stocked, "events", [write(tmp_path / "a.csv", rows)])
+    both = first + ingest_files(
+        stocked, "events", [write(tmp_path / "b.csv", [*rows[:1], *EVENTS])]
+    )
+    assert (both.accepted, both.rejected, both.duplicates) == (0, 3, 3)
+    assert both.reasons == {"unknown product": 2, "unknown event type": 1}
+    assert [line[:5] for line in both.examples] == ["a.csv", "a.csv", "b.csv"]
+    assert list(both.to_dict()) == ["accepted", "rejected", "duplicates", "reasons", "examples"]
+
+
+def test_the_options_know_the_types_of_events():
+    (choices,) = (s.choices for s in describe(ReadOptions) if s.name == "event_type")
+    assert choices == EVENT_TYPES
 
 
 # ---------------------------------------------------------------- duplicates, retry

@@ -90,7 +90,18 @@ def test_a_missing_cut_or_overwritten_file_is_noticed(inventory, name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 99}, {"format": None}, {"files": []}, {"products": 3}, {"catalog_version": ...}],
+    [
+        {"format": 99},
+        {"format": None},
+        {"files": []},
+        {"products": 3},
+        {"products": -1},
+        {"catalog_version": ...},
+        {"clicks_until": "2026-01-01T00:00:00Z"},
+        {"shards": [["../../vectors.npy", 0, 40]]},
+        {"shards": [["vectors0-1.npy", 0, 40, 1]]},
+        {"encoder": {"place": 3}},
+    ],
 )
 def test_a_manifest_that_does_not_fit_is_noticed(inventory, change):
     path = inventory / "manifest.json"

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.atomic_files import (
     clear_leftovers,
+    locked,
     read_json,
     replacing,
     replacing_files,
@@ -133,6 +135,34 @@ def test_a_folder_takes_its_place_whole_and_clears_what_killed_ones_left(tmp_pat
             (made / "file").write_text(text)
         assert (target / "file").read_text() == text
     assert sorted(p.name for p in tmp_path.iterdir()) == [".model [1].settings", "model [1]"]
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from qagent_mlx.utils.atomic_files import locked
+with locked(Path(sys.argv[1]), "held by {}"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        for wait in (0, 0.2):  # whoever waits in vain leaves the name as it is
+            with (
+                pytest.raises(QAgentError, match=f"^held by process {process.pid}$"),
+                locked(path, "held by {}", wait),
+            ):
+                pass
+        process.kill()
+    with locked(path, "held by {}", 5):
+        assert path.read_text() == f"{os.getpid()}\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_comes_back_in_any_script(tmp_path):

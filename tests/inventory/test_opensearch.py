@@ -1,24 +1,16 @@
-"""A shop's own engine: one that speaks the _search API, and a real PostgreSQL where there is one."""
+"""A shop's own engine that has the _search API."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from engines import ids, named
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.opensearch import OpenSearch
 from qagent_mlx.inventory.product_search import open_shop_search, search_products
 from qagent_mlx.inventory.types import Filters
-
-# ---------------------------------------------------------------- the _search API
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -78,15 +70,6 @@ class Engine(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def products(tiny_shop):
-    rows = tiny_shop.connection.execute(
-        "SELECT product_id, title, brand, category, price, in_stock FROM products"
-    )
-    names = [d[0] for d in rows.description]
-    return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
-
-
-@pytest.fixture
 def engine(products, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
@@ -98,18 +81,6 @@ def engine(products, monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def named(shop, **engine):
-    """The shop with an engine in its settings; saved, and read again."""
-    search = replace(shop.config.search, engine=engine)
-    shop.config = replace(shop.config, search=search)
-    shop.save_config()
-    return shop
-
-
-def ids(hits):
-    return [hit.product_id for hit in hits]
 
 
 def test_the_engine_that_a_shop_names_is_asked(own_shop, engine):
@@ -202,106 +173,3 @@ def test_an_engine_that_is_not_there_and_wrong_settings(own_shop, engine):
     ):
         with pytest.raises(QAgentError, match=says):
             open_shop_search(named(own_shop, **settings))
-
-
-# ---------------------------------------------------------------- PostgreSQL
-
-
-def binaries():
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    path = shutil.which("initdb")
-    return found[-1].parent if found else Path(path).parent if path else None
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A PostgreSQL of our own, on a socket in a temporary folder."""
-    pytest.importorskip("psycopg")
-    programs = binaries()
-    if programs is None or sys.platform == "win32":
-        pytest.skip("PostgreSQL is not installed")
-    # Socket paths have to be short, and PostgreSQL does not run as root.
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="qa-pg-"))
-    lead = []
-    if os.getuid() == 0:
-        if not shutil.which("runuser"):
-            pytest.skip("PostgreSQL does not run as root")
-        try:
-            shutil.chown(folder, "postgres", "postgres")
-        except LookupError:
-            pytest.skip("there is no user postgres to run it")
-        lead = ["runuser", "-u", "postgres", "--"]
-
-    def run(program, *arguments):
-        command = [*lead, str(programs / program), *map(str, arguments)]
-        subprocess.run(command, check=True, capture_output=True, cwd=folder)
-
-    data = folder / "data"
-    run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    run("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
-    yield f"host={folder} user=postgres dbname=postgres"
-    run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgres(database, own_shop, products):
-    import psycopg
-
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS products")
-        connection.execute(
-            """CREATE TABLE products (product_id text, title text, brand text, category text,
-            price float8, in_stock boolean, words tsvector GENERATED ALWAYS AS
-            (to_tsvector('english', title || ' ' || brand)) STORED)"""
-        )
-        connection.cursor().executemany(
-            """INSERT INTO products VALUES (%(product_id)s, %(title)s, %(brand)s, %(category)s,
-            %(price)s, %(in_stock)s)""",
-            products,
-        )
-    return named(own_shop, kind="postgres", dsn=database)
-
-
-def test_postgres_finds_and_filters(postgres):
-    from qagent_mlx.inventory.postgres import Postgres
-
-    search = open_shop_search(postgres)
-    assert isinstance(search, Postgres)
-    found = search.search(["acme usb cables", "???", "running shoe", "it's \\ 'quoted' \0 %"], 5)
-    assert [p[:3] for p in ids(found[0])[:2]] == ["p00", "p00"] and found[1] == []
-    assert all(p.startswith("p3") for p in ids(found[2])) and len(found[2]) == 5
-    assert all(a.score >= b.score for a, b in pairwise(found[0]))
-    kept = Filters(in_stock=True, min_price=10, max_price=30, category="PHONES")
-    (hits,) = search.search(["phone case"], 40, None, kept)
-    rows = search.catalog.row_of
-    assert hits and all(search.catalog.in_stock[rows[p]] for p in ids(hits))
-    assert all(10 <= search.catalog.prices[rows[p]] <= 30 for p in ids(hits))
-    assert search.search(["phone"], 5, None, Filters(category="Ph%nes")) == [[]]
-    queries = [f"acme lamp {i}" for i in range(300)]
-    batch = search.search(queries, 3)
-    assert len(batch) == 300 and batch[7] == search.search([queries[7]], 3)[0]
-    assert ids(search_products(postgres, "desk lamp", 3))
-    search.close()
-    assert search.search(["lamp"], 1)[0]
-
-
-def test_postgres_takes_an_indexed_column_and_names_what_is_wrong(postgres, database, monkeypatch):
-    monkeypatch.setenv("SHOP_DSN", database)
-    search = open_shop_search(
-        named(postgres, kind="postgres", dsn_variable="SHOP_DSN", vector="words")
-    )
-    assert ids(search.search(["dune desk lamps"], 1)[0])[0].startswith("p43")
-    for settings, says in (
-        ({"dsn": database, "table": "nosuch"}, "nosuch.*does not exist"),
-        ({"dsn": database, "text": ["a; DROP TABLE products"]}, "does not exist"),
-        ({"dsn": "host=/nowhere"}, "PostgreSQL cannot search"),
-    ):
-        broken = open_shop_search(named(postgres, kind="postgres", **settings))
-        with pytest.raises(QAgentError, match=says) as error:
-            broken.search(["lamp"])
-        assert "\n" not in str(error.value)
-    assert search.search(["lamp"], 1)[0]
