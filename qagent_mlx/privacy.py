@@ -84,25 +84,28 @@ class ErasureReport:
 
 def export_user(shop: Shop, user: str) -> UserData:
     """Collect everything about the user with this id; a shop that is read only is enough."""
-    connection = shop.connection
-    events = fetch_dicts(
-        connection.execute("SELECT * FROM events WHERE user_id = ? ORDER BY ts, event_id", [user])
-    )
+    data = _collect(shop, user)
+    return replace(data, memory=inspect_memory(shop, user) if data.events else None)
+
+
+def _collect(shop: Shop, user: str) -> UserData:
+    """What is stored about a user, without the profile that is rendered from it."""
+
+    def rows(query: str) -> list[dict[str, Any]]:
+        return fetch_dicts(shop.connection.execute(query, {"user": user}))
+
     stored = None
-    if MemoryStore(connection, shop.config.memory).is_current():
-        for row in fetch_dicts(
-            connection.execute("SELECT * FROM profiles WHERE user_id = ?", [user])
-        ):
+    if MemoryStore(shop.connection, shop.config.memory).is_current():
+        for row in rows("SELECT * FROM profiles WHERE user_id = $user"):
             stored = {
                 name: json.loads(value) if isinstance(value, str) and name != "user_id" else value
                 for name, value in row.items()
             }
-    rejects = f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"
     return UserData(
         user,
-        events,
-        fetch_dicts(connection.execute(rejects, {"user": user})),
-        inspect_memory(shop, user) if events else None,
+        rows("SELECT * FROM events WHERE user_id = $user ORDER BY ts, event_id"),
+        rows(f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"),
+        None,
         stored,
         {run.name: cases for run in _runs(shop) if (cases := _cases(run, user))},
         {run.name: rollouts for run in _runs(shop) if (rollouts := _rollouts(run, user))},
@@ -125,7 +128,16 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
             be written.
     """
     _clear_leftovers(shop)
-    report = _count(shop, user)
+    data = _collect(shop, user)
+    report = ErasureReport(
+        user,
+        len(data.events),
+        len(data.rejects),
+        {run: len(cases) for run, cases in data.cases.items()},
+        {run: len(rollouts) for run, rollouts in data.rollouts.items()},
+        len(data.summaries),
+        data.policies,
+    )
     if not any((report.events, report.rejects, report.cases, report.rollouts, report.summaries)):
         raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
@@ -143,23 +155,6 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
             store.drop()  # what no longer follows the log would keep the user
     _rewrite_database(shop)
     return report
-
-
-def _count(shop: Shop, user: str) -> ErasureReport:
-    ((events, rejects),) = shop.connection.execute(
-        f"""SELECT (SELECT count(*) FROM events WHERE user_id = $user),
-            (SELECT count(*) FROM rejects WHERE {_IS_REJECT_OF_USER})""",
-        {"user": user},
-    ).fetchall()
-    return ErasureReport(
-        user,
-        events,
-        rejects,
-        {run.name: n for run in _runs(shop) if (n := len(_cases(run, user)))},
-        {run.name: n for run in _runs(shop) if (n := len(_rollouts(run, user)))},
-        len(_summaries(shop, user)),
-        exposed_policies(shop, user),
-    )
 
 
 def exposed_policies(shop: Shop, user: str) -> list[PolicyExposure]:

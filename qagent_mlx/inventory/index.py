@@ -1,9 +1,8 @@
 """The inventory index: catalog, BM25, vectors and encoder, built, updated and opened as one.
 
-`build_index` makes all of it; `update_index` brings it in line with the shop's catalog by adding,
-changing and removing what differs; `open_index` opens it and does whichever is needed. An index
-in memory never changes: an update makes a new one that shares what is the same, so searches under
-way are not disturbed. `index_files` says how the files are kept.
+`build_index` makes all of it; `open_index` opens it and adds, changes and removes what the shop's
+catalog has different. An index in memory never changes: an update makes a new one that shares
+what is the same, so searches under way are not disturbed. `index_files` says how files are kept.
 """
 
 from __future__ import annotations
@@ -73,10 +72,10 @@ class InventoryIndex:
 class IndexChanges:
     """How many products an update found different."""
 
-    added: int
-    changed: int  # whose text changed
-    restated: int  # of which only price, stock or other facts changed
-    removed: int
+    added: int = 0
+    changed: int = 0  # whose text changed
+    restated: int = 0  # of which only price, stock or other facts changed
+    removed: int = 0
 
 
 def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
@@ -106,37 +105,35 @@ def default_clicks_until(shop: Shop) -> datetime | None:
     return moment
 
 
-def update_index(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
-    """Bring an index in line with the shop's catalog; the old one stays usable.
+def open_index(shop: Shop) -> InventoryIndex:
+    """The shop's index, brought in line with its catalog; see `sync_index`."""
+    return sync_index(shop)[0]
 
-    The encoder stays, and so do terms and vectors of unchanged texts. Where much of the catalog
-    is new text and the encoder is learned from it, all is built again.
+
+def sync_index(shop: Shop) -> tuple[InventoryIndex, IndexChanges]:
+    """Open the shop's index, built if there is none, and updated if it is out of date.
+
+    An update keeps the encoder, and terms and vectors of unchanged texts. All is built again
+    where the index is damaged or of another encoder than the shop names, or where much of the
+    catalog is new text that the encoder is learned from. An index that is open stays usable.
 
     Raises:
         QAgentError: the shop has no products, or its folder cannot be written.
-    """
-    with writing(shop.path / "inventory") as writer:
-        return _update(shop, index, writer)
-
-
-def open_index(shop: Shop) -> InventoryIndex:
-    """The shop's index: built when there is none or it is damaged, updated when it is out of date.
-
-    It is built again, too, when the shop names another encoder than it was built with.
     """
     index = _load_if_usable(shop)
     if index is not None and index.manifest.catalog_version == shop.catalog_version:
         if leftovers(index.folder, index.manifest):
             clear_if_idle(index.folder)
-        return index
+        return index, IndexChanges()
     with writing(shop.path / "inventory") as writer:
         # Another process may have done it while this one waited.
         index = _load_if_usable(shop)
         if index is None:
-            return _build(shop, _last_clicks_until(shop), writer)
+            index = _build(shop, _last_clicks_until(shop), writer)
+            return index, IndexChanges(added=len(index.catalog))
         if index.manifest.catalog_version != shop.catalog_version:
-            return _update(shop, index, writer)[0]
-        return index
+            return _update(shop, index, writer)
+        return index, IndexChanges()
 
 
 def load_index(folder: Path) -> InventoryIndex:

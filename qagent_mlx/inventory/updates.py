@@ -13,7 +13,7 @@ from ..shop.shop import Shop
 from ..utils import trusted_code
 from ..utils.settings import check
 from .encoders.registry import SUBWORD, EncoderSpec, python_file
-from .index import IndexChanges, build_index, load_index, open_index, update_index
+from .index import IndexChanges, sync_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +94,8 @@ def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) 
 
 
 def refresh_index(shop: Shop) -> RefreshReport:
-    """Bring the shop's index in line with its catalog.
-
-    Where there was no index, or one of another encoder, all products count as added.
-    """
+    """Bring the shop's index in line with its catalog; a new one counts all products as added."""
     start = time.perf_counter()
-    try:
-        before = load_index(shop.path / "inventory")
-    except QAgentError:
-        before = None
-    if before is None:
-        index = open_index(shop)
-        changes = IndexChanges(len(index.catalog), 0, 0, 0)
-    elif before.manifest.encoder != EncoderSpec.of(shop.config.search):
-        index = build_index(shop, before.clicks_until)
-        changes = IndexChanges(len(index.catalog), 0, 0, 0)
-    elif before.manifest.catalog_version == shop.catalog_version:
-        index, changes = before, IndexChanges(0, 0, 0, 0)
-    else:
-        index, changes = update_index(shop, before)
-    return RefreshReport(
-        len(index.catalog), index.manifest.catalog_version, changes, time.perf_counter() - start
-    )
+    index, changes = sync_index(shop)
+    seconds = time.perf_counter() - start
+    return RefreshReport(len(index.catalog), index.manifest.catalog_version, changes, seconds)
