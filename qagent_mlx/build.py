@@ -64,12 +64,7 @@ class SampleShopReport:
 
 
 def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
-    """Build the search index, store memory, and fit the memory ranker.
-
-    Args:
-        shop: Open for writing.
-        on_stage: Called with what begins.
-    """
+    """Build the search index, store memory, and fit the memory ranker of a writable shop."""
     notify = on_stage or (lambda stage: None)
     start = time.perf_counter()
     notify("building the index")
@@ -104,11 +99,6 @@ def create_sample_shop(
     """Create the sample shop in a new or empty folder, built and ready to use.
 
     A shop that could not be finished is deleted again.
-
-    Args:
-        path: The new shop's folder.
-        on_stage: Called with what begins.
-        name: Name of the shop in its settings.
 
     Raises:
         QAgentError: the folder holds something else, or cannot be written.

@@ -119,10 +119,6 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
 
     Runs come first and the log last, so that it can be called again if it is interrupted.
 
-    Args:
-        shop: Open for writing.
-        user: An id.
-
     Raises:
         QAgentError: nothing is stored about this user, a run is being trained, or a file cannot
             be written.

@@ -51,12 +51,7 @@ class PresetReport:
 
 
 def load_preset(shop: Shop, name: str, folder: str | Path) -> PresetReport:
-    """Read a folder of raw files into a shop.
-
-    Args:
-        shop: Open for writing; new, as a shop's queries are either typed or derived.
-        name: Of `PRESETS`.
-        folder: Holds the files that the preset names.
+    """Read a folder of a preset's raw files into a new shop that is open for writing.
 
     Raises:
         QAgentError: the preset, the folder or a file is missing, or the shop has other data.

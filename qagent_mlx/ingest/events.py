@@ -16,10 +16,8 @@ from .report import ReadOptions
 def store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     """Store the good rows of ``stage``; all go to ``checked``, with a reason where they are bad.
 
-    A row with a query and a product, but no type, is a search and a click.
-
-    Returns:
-        Numbers of rows that were stored, and of duplicates.
+    A row with a query and a product, but no type, is a search and a click. Returns the numbers
+    of rows that were stored, and of duplicates.
     """
     connection = shop.connection
     _check(connection, options)

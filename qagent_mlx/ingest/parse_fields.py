@@ -37,15 +37,11 @@ def plain(text: str) -> str:
 
 
 def price(text: str, comma: bool = False) -> float | None:
-    """The number in a price, with a point or a comma before its cents and any currency.
+    """The number in a price such as ``"$1,299.50"``, ``"1.299,50 €"`` or ``"CHF 12.-"``.
 
-    Args:
-        text: ``"$1,299.50"``, ``"1.299,50 €"``, ``"CHF 12.-"``, …
-        comma: Whether a point before three digits parts thousands: true of a file whose other
-            prices have a comma before the cents.
-
-    Returns:
-        None where it is no price, or may be read in two ways.
+    ``comma`` says that the other prices of the file have a comma before the cents, so that a
+    point before three digits separates thousands. None where it is no price, or may be read in
+    two ways.
     """
     match = _PRICE.fullmatch(" ".join(unicodedata.normalize("NFKC", text).split()))
     if match is None:

@@ -37,10 +37,8 @@ def store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
 
     ``products`` holds the newest state of each product and ``product_history`` all states. A row
     with a time says what held from then on. A row without one says what holds now; what held
-    before stays known for moments before now.
-
-    Returns:
-        Numbers of rows that were stored, and of duplicates.
+    before stays known for moments before now. Returns the numbers of rows that were stored, and
+    of duplicates.
     """
     connection, version = shop.connection, shop.catalog_version + 1
     _check(connection, options)

@@ -56,10 +56,7 @@ def stage_file(
 ) -> str:
     """Create the temporary table ``stage``: row, one text column per field, and broken.
 
-    Returns the reason for the rows that are broken.
-
-    Raises:
-        QAgentError: the file cannot be read; the message names the remedy.
+    Returns the reason for the rows that are broken; errors name the remedy.
     """
     name = path.name.lower()
     zipped = name.endswith(".gz")

@@ -63,9 +63,6 @@ class BM25Index:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def __contains__(self, term: str) -> bool:
-        return term in self._column
-
     @classmethod
     def build(cls, texts: Sequence[str], titles: Sequence[str]) -> BM25Index:
         """Index one text per document; initialisms are taken from the titles alone."""
@@ -81,11 +78,8 @@ class BM25Index:
     def updated(self, source: np.ndarray, texts: Sequence[str], titles: Sequence[str]) -> BM25Index:
         """The index of a changed catalog.
 
-        Args:
-            source: For each document its number in this index, or -1 if its text is new,
-                (documents,).
-            texts: The new texts, in order of document.
-            titles: Their titles.
+        ``source`` holds for each document its number in this index, or -1 if its text is new,
+        (documents,); ``texts`` and ``titles`` are those of the new ones, in order.
         """
         unchanged, fresh = source >= 0, np.flatnonzero(source < 0)
         moved_to = np.full(len(self), -1, dtype=np.int64)

@@ -42,12 +42,10 @@ class ClickLog:
     def __init__(
         self, columns: dict[str, np.ndarray], row_of: dict[str, int], half_life_days: float
     ) -> None:
-        """Index the columns of `read_clicks`.
+        """Index the columns of `read_clicks`: one entry per engagement, by query key and time.
 
-        Args:
-            columns: One entry per engagement, ordered by query key and time.
-            row_of: Row of each product id; engagements with other products are left out.
-            half_life_days: Age at which an engagement counts half.
+        Engagements with products that ``row_of`` (product id to row) lacks are left out; they
+        count half at an age of ``half_life_days``.
         """
         known = np.array([p in row_of for p in columns["product_id"]], dtype=bool)
         # As given, without other products; kept to be stored with a run.

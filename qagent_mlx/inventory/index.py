@@ -79,10 +79,9 @@ class IndexChanges:
 
 
 def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIndex:
-    """Build the index of a shop, open for reading or writing, in place of the one that is there.
+    """Build the index of a shop, in place of the one that is there.
 
-    The encoder learns from clicks before ``clicks_until``; by default from the first part of the
-    log (see `default_clicks_until`).
+    The encoder learns from clicks before ``clicks_until``; see `default_clicks_until`.
 
     Raises:
         QAgentError: the shop has no products, its encoder cannot be opened, or its folder

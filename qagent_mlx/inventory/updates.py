@@ -69,10 +69,7 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
 def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) -> None:
     """Save another encoder in the shop's settings; the index is then built again with it.
 
-    Args:
-        shop: Its settings are changed.
-        encoder: ``subword``, a model folder, or ``FILE.py:FUNCTION``; None keeps it.
-        dimensions: Length of the vectors, at most; None keeps it.
+    ``encoder`` is ``subword``, a model folder, or ``FILE.py:FUNCTION``; None keeps what is there.
 
     Raises:
         QAgentError: there is no such encoder, or a setting is out of range.

@@ -110,12 +110,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def _folder_in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
     """Keep others from clearing a folder while files are written in it; ends with the process.
 
-    A shared lock on the folder itself, which filelock does not have. Where the file system knows
-    no locks nobody ever clears it.
-
-    Args:
-        folder: Files are written in it.
-        exclusive: Only if nobody else writes in it; the block gets False otherwise.
+    A shared lock on the folder itself, which filelock does not have. An ``exclusive`` one is
+    False if anybody else writes there. Where the file system knows no locks nobody ever clears.
     """
     with ExitStack() as stack:
         is_locked = False
@@ -131,9 +127,7 @@ def _folder_in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
 def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove the temporary files of killed writers, unless somebody writes in the folder.
 
-    Args:
-        folder: Where files were replaced.
-        names: Names of the files whose temporaries are removed; all by default.
+    ``names`` are those of the replaced files; all by default.
     """
     with contextlib.suppress(OSError):
         leftovers = [
@@ -150,11 +144,8 @@ def clear_leftovers(folder: Path, names: Collection[str] | None = None) -> None:
 def unfinished_replacements(last: Path) -> Iterator[list[Path]]:
     """Temporary files of each `replacing_files` that was killed between its renames.
 
-    Args:
-        last: The last file of the replacement; those that lie there without it were never ready.
-
-    Yields:
-        The files of one replacement, in any order, for `finish_replacement`.
+    A replacement without its ``last`` file was never ready; each yielded one is for
+    `finish_replacement`.
     """
     names = sorted(path.name for path in last.parent.iterdir())
     for name in names:
@@ -173,15 +164,11 @@ def finish_replacement(temporaries: Sequence[Path]) -> None:
 
 @contextmanager
 def locked(path: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock ``path``, a file that names its holder, until the block or the process ends.
-
-    Args:
-        path: A file for the lock alone; it stays.
-        refusal: Message where another process holds it, with a ``{}`` for who that is.
-        wait: Seconds to wait for the other process.
+    """Hold the lock file ``path``, which names its holder, until the block or the process ends.
 
     Raises:
-        QAgentError: another process holds it.
+        QAgentError: another process holds it after ``wait`` seconds; the message is ``refusal``,
+            with its ``{}`` replaced by who that is.
         OSError: the file cannot be written.
     """
     from filelock import FileLock, Timeout  # slow to import
