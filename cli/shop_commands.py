@@ -13,9 +13,8 @@ from .console import note, say, waiting
 from .options import Output, json_option, opened, setting_options, shop_option
 
 if TYPE_CHECKING:
-    from qagent_mlx.ingest.report import IngestReport
-
-KINDS = ("products", "events")
+    from qagent_mlx.ingest.derived_queries import Origin
+    from qagent_mlx.ingest.report import EventType, IngestReport, Kind
 
 
 @click.command()
@@ -168,7 +167,7 @@ def products(files: tuple[Path, ...], options: FileOptions, shop_path: Path) -> 
 @shop_option
 @json_option
 def events(
-    files: tuple[Path, ...], options: FileOptions, event_type: str | None, shop_path: Path
+    files: tuple[Path, ...], options: FileOptions, event_type: EventType | None, shop_path: Path
 ) -> Output:
     """Load events: user_id, time, type, query, product_id, click_time."""
     return _ingested(_ingest(shop_path, files, "events", options, event_type), "qagent index")
@@ -195,7 +194,7 @@ def retry(shop_path: Path) -> Output:
 )
 @shop_option
 @json_option
-def derive(source: str | None, shop_path: Path) -> Output:
+def derive(source: Origin | None, shop_path: Path) -> Output:
     """Make queries for a log without searches, from what was clicked, carted or bought.
 
     Each such event makes a search of its product's category path, or of its title's most
@@ -225,9 +224,9 @@ def derive(source: str | None, shop_path: Path) -> Output:
 def _ingest(
     shop_path: Path,
     files: tuple[Path, ...],
-    kind: str,
+    kind: Kind,
     options: FileOptions,
-    event_type: str | None = None,
+    event_type: EventType | None = None,
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
     from qagent_mlx.ingest.ingest import ingest_files

@@ -90,20 +90,19 @@ def choose_columns(
         elif free:
             chosen[field] = free[0]
     chosen |= {field: column for field, column in mapping.items() if field.startswith(ATTRIBUTE)}
+    names = ", ".join(columns)
     for field, column in mapping.items():
         if column not in columns:
             raise SettingError(
                 "mapping",
-                f"{field}={column} names a column that is not there",
-                f"{path} has no column {column!r}; its columns are {', '.join(columns)}",
+                f"{field}={column}: {path} has no column {column!r}; its columns are {names}",
             )
     missing = [field for field in REQUIRED[kind] if field not in chosen]
     if missing:
         raise SettingError(
             "mapping",
-            "must name what is missing: " + " and ".join(f"{field}=COLUMN" for field in missing),
-            f"{path} has no column for {' and '.join(missing)}; "
-            f"its columns are {', '.join(columns)}",
+            f"must name what is missing ({' and '.join(f'{f}=COLUMN' for f in missing)}): {path} "
+            f"has no column for {' and '.join(missing)}; its columns are {names}",
         )
     return chosen
 

@@ -12,6 +12,7 @@ from ..types import EVENT_TYPES
 from .parse_fields import MAX_ID, MAX_QUERY
 
 Kind = Literal["products", "events"]
+EventType = Literal["search", "view", "click", "cart", "purchase"]
 
 REMEDIES = {
     "unknown event type": f"use one of {', '.join(EVENT_TYPES)}",
@@ -49,8 +50,7 @@ class ReadOptions:
         str | None, Meta(description="Format of times, as in strptime, such as %d.%m.%Y.")
     ] = None
     event_type: Annotated[
-        Literal["search", "view", "click", "cart", "purchase"] | None,
-        Meta(description="Type of all events, for files without such a column."),
+        EventType | None, Meta(description="Type of all events, for files without such a column.")
     ] = None
     html: Annotated[
         bool, Meta(description="Remove entities and markup from titles, brands and categories.")
