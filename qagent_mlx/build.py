@@ -25,7 +25,7 @@ OnStage = Callable[[str], None]  # called with what begins
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What an index and a memory ranker were built from."""
+    """Size and sources of a shop's index and memory ranker."""
 
     products: int
     clicks_until: datetime | None  # the encoder learned from clicks before this moment
@@ -46,7 +46,7 @@ class BuildReport:
 
 @dataclass(frozen=True, slots=True)
 class SampleShopReport:
-    """What the sample shop holds."""
+    """Contents of a new sample shop."""
 
     shop: Path
     counts: dict[str, int]  # see `Shop.counts`

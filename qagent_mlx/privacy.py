@@ -89,7 +89,7 @@ def export_user(shop: Shop, user: str) -> UserData:
 
 
 def _collect(shop: Shop, user: str) -> UserData:
-    """What is stored about a user, without the profile that is rendered from it."""
+    """Read everything about a user but the profile, which is rendered from it."""
 
     def rows(query: str) -> list[dict[str, Any]]:
         return fetch_dicts(shop.connection.execute(query, {"user": user}))

@@ -32,7 +32,7 @@ PURCHASE_DELAY = timedelta(seconds=20)  # behind the derived search
 
 @dataclass(frozen=True, slots=True)
 class PresetReport:
-    """What a preset stored, and how its queries were derived (None where people typed them)."""
+    """Reports of a preset's files, and how queries were derived (None where people typed them)."""
 
     preset: str
     derived: str | None
@@ -84,7 +84,7 @@ class _RawFiles:
         return None
 
     def need(self, name: str, *patterns: str) -> Path:
-        """As `find`; an error where there is no such file."""
+        """The file that `find` finds; raises QAgentError where there is none."""
         path = self.find(*patterns)
         if path is None:
             raise QAgentError(

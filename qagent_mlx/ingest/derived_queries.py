@@ -160,8 +160,7 @@ def derive_queries(shop: Shop, origin: Origin | None = None) -> IngestReport:
 
 
 def mark_as_derived(shop: Shop, how: str) -> None:
-    """Save in the shop how its queries are derived, before any is stored: whatever happens then,
-    nobody takes them for typed ones."""
+    """Save in the shop how its queries are derived, before any is stored as if it were typed."""
     shop.config = replace(shop.config, derived_queries=how)
     shop.save_config()
 

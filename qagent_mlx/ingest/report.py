@@ -1,4 +1,4 @@
-"""What an ingest reads, and what it stored and rejected."""
+"""Options and report of an ingest."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What became of the rows of one or more files."""
+    """Rows of one or more files that were stored, rejected, or known already."""
 
     accepted: int = 0
     rejected: int = 0

@@ -85,8 +85,8 @@ class BM25Index:
         moved_to = np.full(len(self), -1, dtype=np.int64)
         moved_to[source[unchanged]] = np.flatnonzero(unchanged)
         documents = moved_to[self._documents]
-        kept = documents >= 0
-        kept_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))[kept]
+        staying = documents >= 0
+        staying_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))[staying]
         column = dict(self._column)
         text_terms = [product_terms(text) for text in texts]
         initials = [initialisms(title) for title in titles]
@@ -99,10 +99,10 @@ class BM25Index:
             np.concatenate([fresh, fresh]), text_lengths + [len(terms) for terms in initials]
         )
         counts = np.concatenate(
-            [self._frequencies[kept].astype(np.int32), np.ones(len(fresh_columns), np.int32)]
+            [self._frequencies[staying].astype(np.int32), np.ones(len(fresh_columns), np.int32)]
         )
-        rows = np.concatenate([documents[kept], fresh_documents])
-        columns = np.concatenate([kept_columns, np.array(fresh_columns, dtype=np.int64)])
+        rows = np.concatenate([documents[staying], fresh_documents])
+        columns = np.concatenate([staying_columns, np.array(fresh_columns, dtype=np.int64)])
         shape = (len(source), len(column))
         matrix = sparse.coo_matrix((counts, (rows, columns)), shape).tocsc()  # adds up duplicates
         matrix.sort_indices()
@@ -131,7 +131,7 @@ class BM25Index:
 
     def query_terms(self, query: str) -> list[QueryTerm]:
         """The query's terms that match something in this index."""
-        return [found for term in product_terms(query) if (found := self._query_term(term))]
+        return [known for term in product_terms(query) if (known := self._query_term(term))]
 
     def _look_up(self, term: str) -> QueryTerm | None:
         if term in self._column:
@@ -215,7 +215,7 @@ class BM25Index:
         )
 
     def explain(self, terms: Sequence[QueryTerm], document: int) -> list[MatchedWord]:
-        """What each query term adds to a document's score, the most first."""
+        """The part of a document's score that each query term adds, the largest first."""
         matched = []
         for term in terms:
             best, name = 0.0, ""

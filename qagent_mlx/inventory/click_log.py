@@ -1,4 +1,4 @@
-"""What earlier users engaged with after a query: the third ranking of hybrid search.
+"""Engagements of earlier users by query: the third ranking of hybrid search.
 
 Point-in-time: `ClickLog.ranking` counts only engagements before the moment it is asked for, so a
 case never profits from what came after it. A query that nobody has typed before borrows from

@@ -1,4 +1,4 @@
-"""What the search engines that a shop can name in place of the built-in one have in common.
+"""Search engines that a shop can name in place of the built-in one.
 
 An engine is named in the shop's ``shop.json`` (see `OpenSearchSettings`, `PostgresSettings`):
 

@@ -59,7 +59,7 @@ class StoredShard(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What an index consists of, and what it was built from; stored in this order."""
+    """The parts of an index, and what they were built from; stored in this order."""
 
     format: int = FORMAT
     generation: Count

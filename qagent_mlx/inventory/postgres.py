@@ -54,13 +54,13 @@ class Postgres(ExternalEngine):
             "category": _prefix_pattern(filters.category) if filters.category else None,
         }
         try:
-            found = self._connect().execute(self._statement(), parameters).fetchall()
+            rows = self._connect().execute(self._statement(), parameters).fetchall()
         except psycopg.Error as error:
             self.close()
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise QAgentError(f"PostgreSQL cannot search: {line}; start it, or {REMEDY}") from error
         hits: list[list[Hit]] = [[] for _ in queries]
-        for number, product, score in found:
+        for number, product, score in rows:
             if product in self.catalog.row_of:
                 hits[number - 1].append(Hit(product, float(score)))
         return hits

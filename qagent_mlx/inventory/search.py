@@ -103,10 +103,10 @@ class HybridSearch:
             known = {key: self._hits[key] for key in keys if key in self._hits}
         fresh = [key for key in dict.fromkeys(keys) if key not in known]
         texts = self._cached_text_rankings([query for query, _, _ in fresh])
-        found = {key: self._fuse_hits(key[0], texts[key[0]], key[1], None, k) for key in fresh}
+        fused = {key: self._fuse_hits(key[0], texts[key[0]], key[1], None, k) for key in fresh}
         with self._lock:
-            self._hits.update(found)
-        return [known[key] if key in known else found[key] for key in keys]
+            self._hits.update(fused)
+        return [known[key] if key in known else fused[key] for key in keys]
 
     def _search_filtered(
         self, queries: Sequence[str], moments: Sequence[datetime | None], k: int, filters: Filters
@@ -147,7 +147,7 @@ class HybridSearch:
     def _rank_texts(
         self, queries: Iterable[str], allowed: np.ndarray | None
     ) -> dict[str, TextRankings]:
-        """What BM25 and vectors retrieve for distinct queries among the allowed rows."""
+        """Rank the allowed rows by BM25 and by vectors, for distinct queries."""
         queries = list(queries)
         if not queries:
             return {}

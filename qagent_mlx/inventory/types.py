@@ -84,7 +84,7 @@ class SimilarQuery:
 
 @dataclass(frozen=True, slots=True)
 class TextRankings:
-    """What a query's text retrieves, whenever it is asked."""
+    """The rankings that a query's text retrieves, at any moment."""
 
     lexical: Ranking  # by BM25
     dense: Ranking  # by cosine similarity
@@ -93,7 +93,7 @@ class TextRankings:
 
 @dataclass(frozen=True, slots=True)
 class ClickRanking:
-    """What earlier users engaged with, as known at a moment."""
+    """The ranking by engagements of earlier users, as known at a moment."""
 
     ranking: Ranking  # by decayed weight of clicks
     borrowed: tuple[str, ...] = ()  # keys of similar queries that stood in for the query's own
@@ -101,7 +101,7 @@ class ClickRanking:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one ranking adds to the fused score of a hit."""
+    """The part of a hit's fused score that comes from one ranking."""
 
     rank: int
     score: float  # BM25, cosine similarity, or decayed weight of clicks

@@ -61,7 +61,7 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
         ((remaining,),) = connection.execute("SELECT count(*) FROM products").fetchall()
         if not remaining:
             raise QAgentError(
-                "no product would be left; to start anew, make another shop with qagent init"
+                "no product would be left; to start again, make another shop with qagent init"
             )
         shop.set_meta("catalog_version", str(shop.catalog_version + 1))
 

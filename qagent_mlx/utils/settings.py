@@ -58,7 +58,7 @@ class SettingError(QAgentError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a field of a settings class is.
+    """Description of one field of a settings class.
 
     Attributes:
         name: Dotted where the field stands in a nested settings class.
@@ -150,7 +150,7 @@ def describe(settings: type, prefix: str = "") -> Iterator[Setting]:
 
 
 def unknown_name(name: object, known: list[str]) -> str:
-    """What to say of a setting that does not exist: the near match, or all that do."""
+    """The message for a setting that does not exist, with the near match or all names."""
     shown = reprlib.repr(name)
     near = difflib.get_close_matches(str(name)[:100], known, 1)
     if near:

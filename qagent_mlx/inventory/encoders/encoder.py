@@ -1,4 +1,4 @@
-"""What an encoder is: texts to unit vectors."""
+"""The protocol of encoders: texts to unit vectors."""
 
 from __future__ import annotations
 
