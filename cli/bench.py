@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .console import note, print_table, say
-from .options import Output, json_option
+from .options import PROGRAM, Output, json_option
 
 POSITIVE = click.IntRange(1)
 
@@ -74,9 +74,9 @@ def bench(
     if workers > 1 and not world.is_worker():
         if against or workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
-        launcher.check(workers, prompts)
+        launcher.check_workers(workers, prompts)
         measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
-        ctx.exit(launcher.launch(workers, sys.argv[1:]))
+        ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], workers))
     work = Workload(prompts, prompt_tokens, group, new_tokens)
     if against:
         report = peers.against(against, model, work, steps, warmup, not own_blas, note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,9 @@ from .console import note, out, safe
 from .options import Output, given, json_option, opened, shop_option, split_config, split_options
 from .param_types import PLAIN, POLICY
 from .progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from qagent_mlx.train.distill import DistillReport
 
 
 @click.command()
@@ -62,7 +65,7 @@ def distil(
         master = teacher or default_policy(shop, "grpo")
         with TrainingProgress(config.steps, f"distilling {master} -> {name}") as progress:
             report = run(shop, master, student, name, config, split, Sampled(), progress)
-    return Output(report, lambda: draw(report))
+    return Output(report.to_dict(), lambda: draw(report))
 
 
 class Sampled:
@@ -79,29 +82,30 @@ class Sampled:
             note(f"the teacher has sampled {done:,} of {whole:,} chains")
 
 
-def draw(report: dict[str, Any]) -> None:
+def draw(report: DistillReport) -> None:
     """Print what came of it."""
     console = out()
     console.print(
         safe(
-            f"{report['chains']:,} chains of {report['teacher']}, {report['validated']:,} "
-            f"validated, {report['kept']:,} learned from"
+            f"{report.chains:,} chains of {report.teacher}, {report.validated:,} "
+            f"validated, {report.kept:,} learned from"
         ),
         soft_wrap=True,
     )
-    for who, name in (("teacher", report["teacher"]), ("student", report["policy"])):
-        size = report["parameters" if who == "student" else "parameters_teacher"]
+    for name, size, reward, ms in (
+        (report.teacher, report.parameters_teacher, report.reward_teacher, report.ms_teacher),
+        (report.policy, report.parameters, report.reward_student, report.ms_student),
+    ):
         console.print(
             safe(
-                f"{name}: {size / 1e6:,.1f} M parameters, reward {report[f'reward_{who}']:.3f}, "
-                f"{report[f'ms_{who}']:.0f} ms a chain"
+                f"{name}: {size / 1e6:,.1f} M parameters, reward {reward:.3f}, {ms:.0f} ms a chain"
             ),
             soft_wrap=True,
         )
     console.print(
         safe(
-            f"{report['speedup']:.1f} times as fast; next: qagent evaluate --policy "
-            f"{quote(report['teacher'])} --policy {report['policy']}"
+            f"{report.speedup:.1f} times as fast; next: qagent evaluate --policy "
+            f"{quote(report.teacher)} --policy {report.policy}"
         ),
         soft_wrap=True,
     )

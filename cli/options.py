@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PROGRAM = [sys.executable, "-m", "qagent_mlx"]  # starts this command line
 Changes = dict[str, Any]  # settings that were given, nested as `utils.settings.merge` takes them
 
 _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)

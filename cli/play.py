@@ -247,8 +247,8 @@ def _train(session: Session, count: str) -> None:
         result = session.train(steps, progress, note)
     report, after = result["report"], session.policy_name
     text = (
-        f"{report['steps']} steps in {report['seconds']:.0f} s; reward "
-        f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}; "
+        f"{report.steps} steps in {report.seconds:.0f} s; reward "
+        f"{report.reward_first:.3f} -> {report.reward_last:.3f}; "
         f"{after} recommends from now on"
     )
     out().print(safe(text), soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,8 @@ from .options import Output, json_option, opened, setting_options, shop_option
 from .param_types import FILE, PLAIN, RUN
 
 if TYPE_CHECKING:
+    from qagent_mlx.runs.reader import RunComparison
+    from qagent_mlx.runs.records import RolloutRecord
     from qagent_mlx.runs.run import Run
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -42,7 +44,7 @@ def list_runs(shop_path: Path) -> Output:
     from qagent_mlx.runs.reader import all_runs, overview
 
     with opened(shop_path) as shop:
-        overviews = [overview(run) for run in all_runs(shop)]
+        overviews = [overview(run).to_dict() for run in all_runs(shop)]
     return Output({"runs": overviews}, lambda: _draw_list(overviews))
 
 
@@ -77,7 +79,7 @@ def _draw_list(overviews: list[dict[str, Any]]) -> None:
 @json_option
 def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -> Output:
     """Show a run's settings, alarms and curves; the latest run by default."""
-    from qagent_mlx.runs.reader import open_run, overview, rows_of
+    from qagent_mlx.runs.reader import open_run, overview, read_alerts, read_metrics
 
     with opened(shop_path) as shop:
         record = open_run(shop, run)
@@ -86,11 +88,11 @@ def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -
     if sql is not None:
         return _query(record, sql)
     document = {
-        **overview(record),
+        **overview(record).to_dict(),
         "config": record.config,
         "summary": record.summary,
-        "alarms": rows_of(record, "alarms"),
-        "metrics": rows_of(record, "metrics"),
+        "alarms": [asdict(alert) for alert in read_alerts(record)],
+        "metrics": read_metrics(record),
     }
     return Output(document, lambda: _draw_run(document))
 
@@ -123,7 +125,8 @@ def _draw_run(run: dict[str, Any]) -> None:
 
 
 def _draw_curves(metrics: list[dict[str, Any]]) -> None:
-    from qagent_mlx.runs.reader import curves, first_and_last_mean
+    from qagent_mlx.runs.reader import curves
+    from qagent_mlx.runs.records import first_and_last_mean
 
     rows = []
     for key, points in curves(metrics).items():
@@ -160,22 +163,22 @@ class ChainFilter:
     worst: Annotated[bool, Meta(description="The lowest reward first.")] = False
     n: Annotated[int, Meta(ge=1, description="Number of chains, at most.")] = 4
 
-    def choose(self, rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def choose(self, rollouts: list[RolloutRecord]) -> list[RolloutRecord]:
         """The chains to show; the latest ones where no order was asked for."""
-        from qagent_mlx.runs.reader import filter_chains
+        from qagent_mlx.runs.reader import filter_rollouts
 
-        chosen = filter_chains(
+        chosen = filter_rollouts(
             rollouts,
             step=self.step,
             case=self.case,
             user=self.user,
-            least=self.least,
-            most=self.most,
+            min_reward=self.least,
+            max_reward=self.most,
             finish=self.finish,
         )
         if not (self.best or self.worst):
             return chosen[-self.n :]
-        return sorted(chosen, key=lambda row: row["reward"], reverse=self.best)[: self.n]
+        return sorted(chosen, key=lambda rollout: rollout.reward, reverse=self.best)[: self.n]
 
 
 @runs.command()
@@ -186,32 +189,33 @@ class ChainFilter:
 @json_option
 def rollouts(run: str | None, chosen: ChainFilter, sql: str | None, shop_path: Path) -> Output:
     """Show chains of a GRPO run with their rewards; the latest ones by default."""
-    from qagent_mlx.runs.reader import open_run, rows_of
+    from qagent_mlx.runs.reader import open_run, read_rollouts
 
     with opened(shop_path) as shop:
         record = open_run(shop, run, kind="grpo")
     if sql is not None:
         return _query(record, sql)
-    chains = chosen.choose(rows_of(record, "rollouts"))
-    return Output({"run": record.name, "rollouts": chains}, lambda: _draw_rollouts(chains))
+    chains = chosen.choose(read_rollouts(record))
+    document = {"run": record.name, "rollouts": [asdict(chain) for chain in chains]}
+    return Output(document, lambda: _draw_rollouts(chains))
 
 
-def _draw_rollouts(chains: list[dict[str, Any]]) -> None:
+def _draw_rollouts(chains: list[RolloutRecord]) -> None:
     console = out()
     if not chains:
         say("no such chains were kept (see runs show: logged groups)")
-    for row in chains:
+    for chain in chains:
         say(
-            f"step {row['step']}, case {row['case_id']}, {row['user']}, chain {row['member'] + 1}",
+            f"step {chain.step}, case {chain.case_id}, {chain.user}, chain {chain.member + 1}",
             "bold",
         )
-        for line in chain_lines(row["chain"]):
+        for line in chain_lines(chain.chain):
             console.print(line)
-        say(f"recommended: {row['recommended'] or '-'} ({row['finish']})")
-        say(f"wanted:      {row['wanted']}")
-        parts = "  ".join(f"{name} {value:.2f}" for name, value in row["rewards"].items())
-        say(f"reward {row['reward']:.3f}  ({parts})  advantage {row['advantage']:+.2f}")
-        say(f"tokens {row['tokens']}, of which sampled {row['sampled_tokens']}")
+        say(f"recommended: {chain.recommended or '-'} ({chain.finish})")
+        say(f"wanted:      {chain.wanted}")
+        parts = "  ".join(f"{name} {value:.2f}" for name, value in chain.rewards.items())
+        say(f"reward {chain.reward:.3f}  ({parts})  advantage {chain.advantage:+.2f}")
+        say(f"tokens {chain.tokens}, of which sampled {chain.sampled_tokens}")
         console.print()
 
 
@@ -227,14 +231,14 @@ def diff(first: str, second: str, shop_path: Path) -> Output:
 
     with opened(shop_path) as shop:
         comparison = compare_runs(Run.open(shop, first), Run.open(shop, second))
-    return Output(comparison, lambda: _draw_comparison(first, second, comparison))
+    return Output(comparison.to_dict(), lambda: _draw_comparison(first, second, comparison))
 
 
-def _draw_comparison(first: str, second: str, comparison: dict[str, Any]) -> None:
-    if comparison["settings"]:
+def _draw_comparison(first: str, second: str, comparison: RunComparison) -> None:
+    if comparison.settings:
         rows = [
             (name, *("-" if value is None else value for value in values))
-            for name, values in comparison["settings"].items()
+            for name, values in comparison.settings.items()
         ]
         print_table(("setting", first, second), rows)
     else:
@@ -245,12 +249,12 @@ def _draw_comparison(first: str, second: str, comparison: dict[str, Any]) -> Non
             name.replace("_", " "),
             *(f"{means[0]:.3f} → {means[1]:.3f}" if means else "-" for means in pair),
         )
-        for name, pair in comparison["metrics"].items()
+        for name, pair in comparison.metrics.items()
     ]
     print_table(("first → last tenth", first, second), rows, numbers=(first, second))
-    steps = comparison["steps"]
+    steps = comparison.steps
     say(
-        f"steps: {steps[0]} and {steps[1]}, the first {comparison['same_until']} with the very "
+        f"steps: {steps[0]} and {steps[1]}, the first {comparison.same_until} with the very "
         "same numbers"
     )
 
@@ -278,14 +282,14 @@ def _query(run: Run, sql: str) -> Output:
 
 def sparkline(values: list[float], width: int) -> str:
     """A curve in one line, from its lowest to its highest value."""
-    from qagent_mlx.runs.reader import mean
+    from statistics import fmean
 
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     count = min(width, len(finite))
     means = [
-        mean(finite[i * len(finite) // count : (i + 1) * len(finite) // count])
+        fmean(finite[i * len(finite) // count : (i + 1) * len(finite) // count])
         for i in range(count)
     ]
     low, high = min(means), max(means)

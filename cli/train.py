@@ -14,6 +14,7 @@ import click
 
 from .console import hush, note, say
 from .options import (
+    PROGRAM,
     F,
     Output,
     dtype_option,
@@ -30,6 +31,9 @@ from .progress import TrainingProgress
 if TYPE_CHECKING:
     from qagent_mlx.runs.run import Run
     from qagent_mlx.shop.shop import Shop
+    from qagent_mlx.train.fit import TrainingCost
+    from qagent_mlx.train.grpo_run import GrpoReport
+    from qagent_mlx.train.sft import SftReport
 
 steps_option = click.option("--steps", type=click.IntRange(1), help="How long to train.")
 seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
@@ -86,11 +90,14 @@ def pretrain(
     from qagent_mlx.train.pretrain import pretrain as run
 
     config = PretrainConfig(
-        size=size,
-        seed=seed,
         **given(
-            steps=steps, batch_size=batch_size, learning_rate=learning_rate, vocab_size=vocab_size
-        ),
+            size=size,
+            seed=seed,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            vocab_size=vocab_size,
+        )
     )
     split = split_config(test_from, min_history, test_share, validation_share)
     with (
@@ -98,29 +105,25 @@ def pretrain(
         TrainingProgress(config.steps, f"pretraining {name}") as progress,
     ):
         report = run(shop, name, config, split=split, on_step=progress, on_cost=_announce(config))
-    rate = report["tokens"] / max(report["seconds"], 1e-9)
-    document = {"run": None, **report, "tokens_per_s": round(rate)}
 
     def draw() -> None:
         say(
-            f"policy {name}: {report['parameters'] / 1e6:.1f} M parameters, {report['steps']} "
-            f"steps, loss {report['loss_first']:.3f} -> {report['loss_last']:.3f}, "
-            f"{report['seconds']:.0f} s"
+            f"policy {name}: {report.parameters / 1e6:.1f} M parameters, {report.steps} steps, "
+            f"loss {report.loss_first:.3f} -> {report.loss_last:.3f}, {report.seconds:.0f} s"
         )
         say(f"next: qagent train sft --policy {name}")
 
-    return Output(document, draw)
+    return Output(report.to_dict(), draw)
 
 
 def _announce(config: Any) -> Any:
     """Says on stderr what a training will cost, before it starts."""
 
-    def announce(cost: dict[str, float]) -> None:
-        minutes = cost["seconds"] / 60
+    def announce(cost: TrainingCost) -> None:
         note(
-            f"{cost['parameters'] / 1e6:.1f} M parameters, {config.steps} steps, "
-            f"{cost['tokens'] / 1e6:.1f} M tokens: about {minutes:.0f} min on this machine, "
-            f"{cost['memory_bytes'] / 1e9:.1f} GB of memory"
+            f"{cost.parameters / 1e6:.1f} M parameters, {config.steps} steps, "
+            f"{cost.tokens / 1e6:.1f} M tokens: about {cost.seconds / 60:.0f} min on this machine, "
+            f"{cost.memory_bytes / 1e9:.1f} GB of memory"
         )
 
     return announce
@@ -195,7 +198,8 @@ def sft(
 ) -> Output | None:
     """Train an adapter on demonstration chains."""
     from qagent_mlx.policy.registry import default_policy
-    from qagent_mlx.train.config_files import agent_of
+    from qagent_mlx.train.config_files import agent_with_changes
+    from qagent_mlx.train.run_options import RunOptions
     from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
     workers = flags.pop("workers")
@@ -204,7 +208,8 @@ def sft(
         _refuse_changes(ctx, UNCHANGED)
         with opened(shop_path) as shop:
             run = _to_resume(shop, run_name, "sft")
-            with TrainingProgress(_planned(run), f"SFT {run.name}") as progress, _stops(ctx):
+            title = f"SFT {run.name}"
+            with TrainingProgress(_planned(run), title) as progress, _stops(ctx, shop_path, "sft"):
                 report = resume_sft(shop, run.name, progress)
         return _trained(report, f"qagent train grpo --policy {run.config['policy']}")
     settings = _settings(SftConfig(), flags, config_path, policy, name or "", run_name or "", "sft")
@@ -213,15 +218,19 @@ def sft(
         parent = settings.policy or default_policy(shop, "base")
         _check_parent(parent, settings.name)
         title = f"SFT {parent} -> {settings.name}"
-        with TrainingProgress(settings.train.steps, title) as progress, _stops(ctx):
+        with (
+            TrainingProgress(settings.train.steps, title) as progress,
+            _stops(ctx, shop_path, "sft"),
+        ):
             report = train_sft(
                 shop,
                 parent,
                 settings.name,
                 settings.train,
-                agent=agent_of(shop, parent, settings.agent),
                 split=settings.split,
-                run=settings.run or None,
+                options=RunOptions(
+                    run=settings.run or None, agent=agent_with_changes(shop, parent, settings.agent)
+                ),
                 on_step=progress,
             )
     return _trained(report, f"qagent train grpo --policy {settings.name}")
@@ -362,17 +371,18 @@ def grpo(
     from qagent_mlx.environment.custom_rewards import components_of, reward_files
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.runs.loggers import logging_to
-    from qagent_mlx.train.config_files import agent_of
-    from qagent_mlx.train.grpo import train_grpo
-    from qagent_mlx.train.grpo_config import GrpoConfig, weighed
+    from qagent_mlx.train.config_files import agent_with_changes
+    from qagent_mlx.train.grpo_config import GrpoConfig, with_weights
+    from qagent_mlx.train.grpo_run import train_grpo
     from qagent_mlx.train.monitors import with_actions
+    from qagent_mlx.train.run_options import RunOptions
 
     settings = _settings(
         GrpoConfig(), flags, config_path, policy, name or "", run_name or "", "grpo", preset
     )
     specs = [*settings.rewards, *rewards]
     components = components_of(specs)
-    config = weighed(settings.train, components, specs, weights)
+    config = with_weights(settings.train, components, specs, weights)
     config = replace(config, alarms=with_actions(config.alarms, alarms))
     _share_out(ctx, workers, config.cases_per_step, shop_path, "grpo")
     with opened(shop_path) as shop:
@@ -382,19 +392,21 @@ def grpo(
         with (
             TrainingProgress(config.steps, title) as progress,
             logging_to(logs, shop_path / "logs", settings.run or settings.name) as log,
-            _stops(ctx),
+            _stops(ctx, shop_path, "grpo"),
         ):
             report = train_grpo(
                 shop,
                 parent,
                 settings.name,
                 config,
-                agent=agent_of(shop, parent, settings.agent),
                 split=settings.split,
-                run=settings.run or None,
                 components=components,
+                options=RunOptions(
+                    run=settings.run or None,
+                    agent=agent_with_changes(shop, parent, settings.agent),
+                    about={"preset": settings.preset, "reward_files": reward_files(specs)},
+                ),
                 on_step=each(progress, log),
-                about={"preset": settings.preset, "reward_files": reward_files(specs)},
             )
     then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
     return _trained(report, then)
@@ -466,20 +478,20 @@ def _resume_grpo(
 ) -> Output | None:
     from qagent_mlx.environment.custom_rewards import components_of, reward_specs
     from qagent_mlx.runs.loggers import logging_to
-    from qagent_mlx.train.config_files import merged
-    from qagent_mlx.train.grpo import resume_grpo
+    from qagent_mlx.train.grpo_run import resume_grpo
     from qagent_mlx.train.monitors import AlarmConfig, with_actions
+    from qagent_mlx.utils.settings import merge
 
     _refuse_changes(ctx, UNCHANGED | {"steps", "rewards", "alarms", "logs"})
     with opened(shop_path) as shop:
         run = _to_resume(shop, run_name, "grpo")
         specs = list(rewards) or reward_specs(run.config.get("reward_files", []))
         stored = run.config.get("train", {}).get("alarms", {})
-        changed = with_actions(merged(AlarmConfig(), stored, f"the run {run.name}"), alarms)
+        changed = with_actions(merge(AlarmConfig(), stored, f"the run {run.name}"), alarms)
         with (
             TrainingProgress(steps or _planned(run), f"GRPO {run.name}") as progress,
             logging_to(logs, shop_path / "logs", run.name) as log,
-            _stops(ctx),
+            _stops(ctx, shop_path, "grpo"),
         ):
             report = resume_grpo(
                 shop, run.name, steps, components_of(specs), each(progress, log), changed
@@ -526,15 +538,25 @@ def _planned(run: Run) -> int:
 
 
 @contextlib.contextmanager
-def _stops(ctx: click.Context) -> Iterator[None]:
-    """Ends in the exit code of the signal that stopped a run, after saying how to go on."""
-    from qagent_mlx.distributed.stop_signal import Stopped
+def _stops(ctx: click.Context, shop_path: Path, kind: str) -> Iterator[None]:
+    """Says how to go on with a run that was stopped; ends in the exit code of its signal."""
+    from qagent_mlx.errors import QAgentError
+    from qagent_mlx.runs.loop import AlarmStop, Stopped
 
     try:
         yield
     except Stopped as stopped:
-        note(str(stopped))
-        ctx.exit(128 + stopped.number)
+        note(f"{stopped}; go on with: {_resume_command(kind, stopped.run, shop_path)}")
+        ctx.exit(128 + stopped.signal_number)
+    except AlarmStop as stop:
+        command = _resume_command(kind, stop.run, shop_path)
+        raise QAgentError(
+            f"{stop}; to go on all the same: {command} --alarm {stop.alert.name}=warn"
+        ) from stop
+
+
+def _resume_command(kind: str, run: str, shop_path: Path) -> str:
+    return f"qagent train {kind} --resume --run {run} --shop {quote(str(shop_path))}"
 
 
 def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, kind: str) -> None:
@@ -554,11 +576,11 @@ def _share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, ki
     if world.is_worker():
         world.current_world()  # before the long preparations, while the others are there too
         return
-    launcher.check(workers, cases)
+    launcher.check_workers(workers, cases)
     with opened(shop_path) as shop:
         open_index(shop)  # one builds it for all
     then = f"; go on with: qagent train {kind} --resume --shop {quote(str(shop_path))}"
-    ctx.exit(launcher.launch(workers, sys.argv[1:], then))
+    ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], workers, then))
 
 
 def _check_parent(parent: str, name: str) -> None:
@@ -570,16 +592,18 @@ def _check_parent(parent: str, name: str) -> None:
         )
 
 
-def _trained(report: dict[str, Any], then: str) -> Output | None:
-    if not report:  # another worker shows it
+def _trained(report: SftReport | GrpoReport, then: str) -> Output | None:
+    from qagent_mlx.distributed.world import current_world
+
+    if not current_world().is_main_process:  # which shows it
         return None
 
     def draw() -> None:
         say(
-            f"policy {report['policy']} (run {report['run']}): {report['steps']} steps, reward "
-            f"{report['reward_first']:.3f} -> {report['reward_last']:.3f}, "
-            f"{report['seconds']:.0f} s, {report['tokens_per_s']:,} tokens/s"
+            f"policy {report.policy} (run {report.run}): {report.steps} steps, reward "
+            f"{report.reward_first:.3f} -> {report.reward_last:.3f}, "
+            f"{report.seconds:.0f} s, {report.tokens_per_s:,} tokens/s"
         )
         say(f"next: {then}")
 
-    return Output(report, draw)
+    return Output(report.to_dict(), draw)

@@ -32,7 +32,7 @@ _MODULES = {
     "recommend": "qagent_mlx.agent.recommend",
     "pretrain": "qagent_mlx.train.pretrain",
     "train_sft": "qagent_mlx.train.sft",
-    "train_grpo": "qagent_mlx.train.grpo",
+    "train_grpo": "qagent_mlx.train.grpo_run",
     "open_run": "qagent_mlx.runs.reader",
     "evaluate_policies": "qagent_mlx.evaluate.suite",
     "abtest": "qagent_mlx.evaluate.abtest",
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .policy.shop_memory import inspect_memory
     from .runs.reader import open_run
     from .shop.shop import Shop
-    from .train.grpo import train_grpo
+    from .train.grpo_run import train_grpo
     from .train.pretrain import pretrain
     from .train.sft import train_sft
     from .utils.runtime import configure

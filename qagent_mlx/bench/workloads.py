@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -26,11 +27,12 @@ from ..distributed.world import gather_rollouts
 from ..errors import QAgentError
 from ..models.download import sample_folder
 from ..models.fast_load import load_plain
+from ..policy import scoring
+from ..policy.batches import TrainingSequence
 from ..policy.files import load_policy
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
-from ..policy.scoring import TrainingSequence
-from ..train import grpo
+from ..train import grpo, grpo_batches
 from ..train.grpo_config import GrpoConfig
 from ..utils.atomic_files import read_json, write_json
 
@@ -231,7 +233,7 @@ class Standard:
             group=work.group, cases_per_step=work.prompts, beta=work.beta, solvable=False
         )
         environment: Any = _NoShop()
-        self.trainer = grpo.Trainer(policy, environment, config)
+        self.trainer = grpo.GrpoTrainer(policy, environment, config)
 
     def step(self, number: int) -> Step:
         """One rollout and one update."""
@@ -292,54 +294,27 @@ class Standard:
 def _watched(parts: dict[str, float]) -> Iterator[None]:
     """Add up the seconds of a step's parts while the block runs."""
 
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*values: Any, **named: Any) -> Any:
             start = time.perf_counter()
-            made = call(*values, **named)
-            arrays = made if name in ("reference",) else None
-            if arrays is not None:
-                mx.eval(arrays)
+            result = function(*values, **named)
             parts[name] = parts.get(name, 0.0) + time.perf_counter() - start
-            return made
+            return result
 
         return run
 
-    def scored(*values: Any, **named: Any) -> Any:
-        if named.get("gradient", True):
-            return kept["token_logprobs"](*values, **named)
-        return timed("reference", kept["token_logprobs"])(*values, **named)
-
-    def slope(self: Any, *values: Any) -> Any:
-        start = time.perf_counter()
-        made = kept["_value_and_grad"](self, *values)
-        mx.eval(made)
-        parts["forward and backward"] = (
-            parts.get("forward and backward", 0.0) + time.perf_counter() - start
-        )
-        return made
-
-    kept: dict[str, Any] = {
-        "token_logprobs": grpo.token_logprobs,
-        "lower_states": grpo.frozen_states,
-        "_value_and_grad": grpo.Trainer._value_and_grad,
-        "start": Decoder.start,
-        "draw": Decoder.draw,
-        "advance": Decoder.advance,
-    }
-    try:
-        grpo.token_logprobs = scored
-        grpo.frozen_states = timed("blocks below the adapter", kept["lower_states"])
-        grpo.Trainer._value_and_grad = slope  # type: ignore[method-assign, assignment]
-        Decoder.start = timed("prefill", kept["start"])  # type: ignore[method-assign]
-        Decoder.draw = timed("sampling", kept["draw"])  # type: ignore[method-assign]
-        Decoder.advance = timed("decoding", kept["advance"])  # type: ignore[method-assign]
+    with ExitStack() as stack:
+        for owner, attribute, name in (
+            (grpo_batches, "reference_logprobs", "reference"),
+            (scoring, "frozen_states", "blocks below the adapter"),
+            (scoring, "gradient", "forward and backward"),
+            (Decoder, "start", "prefill"),
+            (Decoder, "draw", "sampling"),
+            (Decoder, "advance", "decoding"),
+        ):
+            replacement = timed(name, getattr(owner, attribute))
+            stack.enter_context(patch.object(owner, attribute, replacement))
         yield
-    finally:
-        for name in ("token_logprobs", "lower_states"):
-            setattr(grpo, name, kept[name])
-        grpo.Trainer._value_and_grad = kept["_value_and_grad"]  # type: ignore[method-assign]
-        for name in ("start", "draw", "advance"):
-            setattr(Decoder, name, kept[name])
 
 
 # ---------------------------------------------------------------- agentic

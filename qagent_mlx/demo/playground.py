@@ -299,8 +299,9 @@ class Session:
         """
         from ..environment.environment import Environment
         from ..runs.run import free_name
-        from ..train.grpo import train_grpo
         from ..train.grpo_config import GrpoConfig
+        from ..train.grpo_run import train_grpo
+        from ..train.run_options import RunOptions
 
         say = on_stage or (lambda stage: None)
         before = self._ask(self.recommender)
@@ -325,7 +326,7 @@ class Session:
                 self.policy_name,
                 name,
                 config,
-                environment=self._environment,
+                options=RunOptions(environment=self._environment),
                 on_step=on_step,
             )
         finally:

@@ -27,8 +27,9 @@ from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
 from ..shop.sample import remove_sample_shop
 from ..shop.shop import Shop
-from ..train.grpo import train_grpo
 from ..train.grpo_config import GrpoConfig
+from ..train.grpo_run import train_grpo
+from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
 from ..types import Case
 from ..utils.settings import check
@@ -122,7 +123,7 @@ class _Story:
         query = profile.references[0] if profile.references else case.query
         return {"query": query, "results": search_products(shop, query, 5, as_of=case.as_of)}
 
-    def _sft(self) -> Any:
+    def _sft(self) -> dict[str, Any]:
         config, policy = self._config, self._policy
         self._environment = Environment.of_shop(self._shop, policy.codec, policy.info.agent)
         return train_sft(
@@ -130,16 +131,16 @@ class _Story:
             self._parent,
             "sft",
             SftConfig(steps=config.sft_steps, measured=config.measured, seed=config.seed),
-            environment=self._environment,
+            options=RunOptions(environment=self._environment),
             on_step=self._on_step,
-        )
+        ).to_dict()
 
     def _before(self) -> EvaluationReport:
         self._sft_system = _Cached(self._system("sft"))
         self._first = self._evaluate([self._sft_system])
         return self._first
 
-    def _grpo(self) -> Any:
+    def _grpo(self) -> dict[str, Any]:
         config = self._config
         return train_grpo(
             self._shop,
@@ -151,9 +152,9 @@ class _Story:
                 measured=config.measured,
                 seed=config.seed,
             ),
-            environment=self._environment,
+            options=RunOptions(environment=self._environment),
             on_step=self._on_step,
-        )
+        ).to_dict()
 
     def _after(self) -> EvaluationReport:
         data = BaselineData(self._shop)

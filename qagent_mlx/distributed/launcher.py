@@ -8,97 +8,75 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import QAgentError
-from .world import GONE, GRACE, MOST, STOPPED, WORKERS_ENV
+from ..utils.settings import SettingError
+from .world import GONE, MAX_WORKERS, WORKERS_ENV
 
-if TYPE_CHECKING:
-    pass
+GRACE = 3.0  # seconds in which all workers notice the same error
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes after a checkpoint
 
 
-def check(workers: int, cases: int) -> None:
-    """Refuse a number of workers that cannot share the work.
+def check_workers(workers: int, cases: int) -> None:
+    """Refuse a number of workers that cannot share a step's cases.
 
     Raises:
-        QAgentError: says how many there may be.
+        SettingError: says how many there may be.
     """
-    if workers > min(cases, MOST):
-        raise QAgentError(
-            f"--workers {workers}: a step has {cases} cases to share; use at most "
-            f"{min(cases, MOST)}"
+    if workers > min(cases, MAX_WORKERS):
+        raise SettingError(
+            "workers",
+            f"cannot be {workers}: a step has {cases} cases to share; use at most "
+            f"{min(cases, MAX_WORKERS)}",
         )
 
 
-def launch(workers: int, arguments: Sequence[str], then: str = "") -> int:
-    """Run a ``qagent`` command line in several processes and wait for them.
+def launch(command: Sequence[str], workers: int, remedy: str = "") -> int:
+    """Run a command in several worker processes and wait for them.
 
     Args:
-        workers: How many.
-        arguments: Of the command, without the program's name.
-        then: How to go on after a worker died; ends the error's line.
+        command: A program and its arguments; each worker runs it.
+        workers: Number of processes.
+        remedy: How to go on after a worker died; ends the error's line.
 
     Returns:
-        The first worker's exit code; it has said why itself.
+        The first worker's exit code; it has reported its reason itself.
 
     Raises:
         QAgentError: a worker died; the others have been ended.
     """
-    program = "from qagent_cli.main import cli; cli()"
+    processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="qagent-workers-") as name:
         folder = Path(name)
         hosts = folder / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(workers)]))
-        started: list[subprocess.Popen[bytes]] = []
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(workers)]))
 
-        def terminated(number: int, _frame: Any) -> None:
-            # A terminated command lets its workers save what they have.
-            for process in started:
+        def forward(number: int, _frame: Any) -> None:
+            for process in processes:  # they save what they have
                 process.send_signal(number)
 
-        before = signal.signal(signal.SIGTERM, terminated)
-        ended: queue.Queue[int] = queue.Queue()
+        handler = signal.signal(signal.SIGTERM, forward)
         try:
-            for rank in range(workers):
-                started.append(
-                    _start([sys.executable, "-c", program, *arguments], rank, workers, hosts)
-                )
-
-            def watch(rank: int) -> None:
-                started[rank].wait()
-                ended.put(rank)
-
-            for rank in range(workers):
-                threading.Thread(target=watch, args=(rank,), daemon=True).start()
-            for _ in started:
-                rank = ended.get()
-                code = started[rank].returncode
-                if code in STOPPED:  # by a signal, after the checkpoint: the first says so
-                    return started[0].wait()
-                if code == 0:
-                    continue
-                first = _soon(started[0]) if code > 0 else None
-                if first and first > 0 and not (folder / GONE).exists():
-                    return first  # it says itself what is wrong with all
-                raise QAgentError(_obituary(rank, workers, code, folder) + then)
-            return 0
+            processes += (_start(command, rank, workers, hosts) for rank in range(workers))
+            return _wait(processes, folder, remedy)
         except KeyboardInterrupt:
-            # The terminal has interrupted the workers too: the first says what is kept.
-            return started[0].wait()
+            # The terminal has interrupted the workers too: the first reports what is saved.
+            return processes[0].wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
-            for process in started:
+            signal.signal(signal.SIGTERM, handler)
+            for process in processes:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
 
 
-def _start(command: list[str], rank: int, size: int, hosts: Path) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], rank: int, size: int, hosts: Path) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         WORKERS_ENV: f"{rank}/{size}",
@@ -110,47 +88,66 @@ def _start(command: list[str], rank: int, size: int, hosts: Path) -> subprocess.
     }
     if rank == 0:
         return subprocess.Popen(command, env=environment)
-    with (hosts.parent / f"worker-{rank}.txt").open("wb") as said:
+    silent = subprocess.DEVNULL
+    with (hosts.parent / f"worker-{rank}.txt").open("wb") as errors:
         return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
+            command, env=environment, stdin=silent, stdout=silent, stderr=errors
         )
 
 
-def _soon(process: subprocess.Popen[bytes]) -> int | None:
-    """How a process ended, where it does so in these seconds."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], folder: Path, remedy: str) -> int:
+    """Wait for the workers in the order in which they end; see `launch`."""
+    ended: queue.Queue[int] = queue.Queue()
+
+    def watch(rank: int) -> None:
+        processes[rank].wait()
+        ended.put(rank)
+
+    for rank in range(len(processes)):
+        threading.Thread(target=watch, args=(rank,), daemon=True).start()
+    for _ in processes:
+        rank = ended.get()
+        code = processes[rank].returncode
+        if code in STOPPED:  # by a signal: the first worker reports it
+            return processes[0].wait()
+        if code == 0:
+            continue
+        first = _exit_code(processes[0]) if code > 0 else None
+        if first and first > 0 and not (folder / GONE).exists():
+            return first  # it has reported what is wrong with all of them
+        raise QAgentError(_cause_of_death(rank, len(processes), code, folder) + remedy)
+    return 0
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a process that ends within `GRACE`; None of one that does not."""
     try:
         return process.wait(GRACE)
     except subprocess.TimeoutExpired:
         return None
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
-def _obituary(rank: int, size: int, code: int, folder: Path) -> str:
+def _cause_of_death(rank: int, size: int, code: int, folder: Path) -> str:
+    worker = f"worker {rank + 1} of {size}"
     if code < 0:
         try:
-            how = f"was ended by {signal.Signals(-code).name}"
+            name = signal.Signals(-code).name
         except ValueError:
-            how = f"was ended by signal {-code}"
-        if -code == signal.SIGKILL:
-            how += " (is the machine out of memory?)"
-    else:
-        how = f"ended with exit code {code}"
-        path = folder / f"worker-{rank}.txt"
-        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-        said = next((line for line in reversed(lines) if line.strip()), "")
-        how += f" ({said.removeprefix('Error: ').strip()})" if said else ""
-    return f"worker {rank + 1} of {size} {how}; the run has stopped"
+            name = f"signal {-code}"
+        hint = " (is the machine out of memory?)" if -code == signal.SIGKILL else ""
+        return f"{worker} was ended by {name}{hint}; the run has stopped"
+    path = folder / f"worker-{rank}.txt"
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    message = next((line for line in reversed(lines) if line.strip()), "")
+    message = message.removeprefix("Error: ").strip()
+    detail = f" ({message})" if message else ""
+    return f"{worker} ended with exit code {code}{detail}; the run has stopped"

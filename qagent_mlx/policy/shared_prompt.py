@@ -1,111 +1,93 @@
-"""What all chains of a step begin with, computed once for all of them.
+"""The prompt that all sequences of an update begin with, computed once for all of them.
 
 A chat model's instructions are some 300 tokens, the same in every chain. Their keys and values
-are computed once a step: the chains attend to them (`blocks.Begin`), each micro-batch says what
-it would have had them be, and one backward pass through the opening answers all of that. This is
-the gradient of the whole, exactly; below the first adapter, and for the reference everywhere, the
-opening never changes and is computed once a run.
+are computed once an update: all sequences attend to them, each micro-batch gives the gradient of
+its loss with respect to them, and one backward pass through the prompt turns the sum of these
+into a gradient with respect to the weights. The result is exact. It serves every machine, for
+models that run block by block (`transformer_blocks.supported`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
 from ..models import transformer_blocks
+from ..models.transformer_blocks import PrefixCache
+from .batches import TrainingSequence, common_prefix
 from .policy import Policy
-from .scoring import TrainingSequence, common_prefix
 
-LEAST = 32  # tokens from which on it pays
-Kept = list[tuple[mx.array, mx.array]]  # keys and values, a pair a block
+SHORTEST = 32  # tokens; a shorter prompt is cheaper to compute with every group
+KeysAndValues = list[tuple[mx.array, mx.array]]  # a pair for each block
 
 
+@dataclass(frozen=True, slots=True)
 class SharedPrompt:
-    """The shared first tokens of some chains, for one policy whose blocks run one by one."""
+    """The first tokens of all sequences, and what of them no update changes."""
 
-    def __init__(self, policy: Policy, tokens: list[int]) -> None:
-        self.policy, self.tokens = policy, tokens
-        self._first = policy.first_trained
-        causal = transformer_blocks.CausalAttention(len(tokens))
-        hidden = policy.embed(mx.array([tokens]))
-        self._hidden = transformer_blocks.run(
-            policy.model, hidden, causal, 0, self._first, norm=False
-        )
-        self.below = transformer_blocks.PrefixCache(len(tokens), causal.kept)
-        mx.eval(self._hidden, list(causal.kept.values()))
-        self._reference: transformer_blocks.PrefixCache | None = None
-        self._asked: Any = None
+    tokens: list[int]
+    hidden: mx.array  # (1, tokens, width) states below the first block with an adapter
+    frozen: PrefixCache  # keys and values of the blocks below it
 
-    @classmethod
-    def of(
-        cls, policy: Policy, chains: Sequence[TrainingSequence], known: SharedPrompt | None = None
-    ) -> SharedPrompt | None:
-        """What chains of several groups begin with; None where that is not worth it.
+    def strip(self, sequence: TrainingSequence) -> TrainingSequence:
+        """The sequence without the shared prompt."""
+        length = len(self.tokens)
+        return TrainingSequence(sequence.tokens[length:], sequence.trained[length:], sequence.group)
 
-        Args:
-            policy: Whose chains.
-            chains: The token that predicts a chain's first trained one stays with the chain.
-            known: An opening of the same policy; is given back where the tokens are its own.
-        """
-        if len({chain.group for chain in chains}) < 2 or not policy.by_blocks:
-            return None
-        own = min(chain.trained.index(True) for chain in chains) - 1
-        length = min(own, common_prefix([chain.tokens for chain in chains]))
-        if length < LEAST or policy.first_trained >= len(policy.layers):
-            return None
-        tokens = chains[0].tokens[:length]
-        return known if known and known.tokens == tokens else cls(policy, tokens)
+    def prefix_cache(self, trained: KeysAndValues) -> PrefixCache:
+        """The keys and values of all blocks, given those of `trained_blocks`."""
+        frozen = self.frozen.kept
+        return PrefixCache(len(self.tokens), {**frozen, **dict(enumerate(trained, len(frozen)))})
 
-    def cut(self, chain: TrainingSequence) -> TrainingSequence:
-        """The chain without its opening."""
-        at = len(self.tokens)
-        return TrainingSequence(chain.tokens[at:], chain.trained[at:], chain.group)
 
-    def computed(self, gradient: bool = False) -> Kept:
-        """Keys and values of the blocks from the first adapter on, with the weights of now."""
-        causal = transformer_blocks.CausalAttention(len(self.tokens))
-        model, final = self.policy.model, len(self.policy.layers) - 1
-        hidden = transformer_blocks.run(
-            model, self._hidden, causal, self._first, final, False, gradient
-        )
-        transformer_blocks.run_last(
-            model, hidden, causal, np.zeros((1, 0), dtype=np.int64), gradient
-        )
-        return [causal.kept[block] for block in range(self._first, final + 1)]
+def find_shared_prompt(
+    policy: Policy, sequences: Sequence[TrainingSequence]
+) -> SharedPrompt | None:
+    """The prompt of the sequences of several groups; None where sharing it does not pay.
 
-    def begin(self, kept: Kept) -> transformer_blocks.PrefixCache:
-        """What the chains attend to, of all blocks."""
-        above = dict(enumerate(kept, self._first))
-        return transformer_blocks.PrefixCache(len(self.tokens), {**self.below.kept, **above})
+    The token that predicts a sequence's first trained token stays with the sequence.
+    """
+    if len({s.group for s in sequences}) < 2 or not policy.by_blocks:
+        return None
+    untrained = min(s.trained.index(True) for s in sequences) - 1
+    length = min(untrained, common_prefix([s.tokens for s in sequences]))
+    first = policy.first_trained
+    if length < SHORTEST or first >= len(policy.layers):
+        return None
+    tokens = sequences[0].tokens[:length]
+    attention = transformer_blocks.CausalAttention(length)
+    hidden = policy.embed(mx.array([tokens]))
+    hidden = transformer_blocks.run(policy.model, hidden, attention, 0, first, norm=False)
+    mx.eval(hidden, list(attention.kept.values()))
+    return SharedPrompt(tokens, hidden, PrefixCache(length, attention.kept))
 
-    def reference(self) -> transformer_blocks.PrefixCache:
-        """`begin` of the reference; the adapters must be switched off."""
-        if self._reference is None:
-            kept = self.computed()
-            mx.eval(kept)
-            self._reference = self.begin(kept)
-        return self._reference
 
-    def ask(self, slope: Any) -> None:
-        """Add the slope of a micro-batch's loss by the keys and values of `computed`."""
-        self._asked = slope if self._asked is None else tree_map(mx.add, self._asked, slope)
-        mx.eval(self._asked)
+def trained_blocks(policy: Policy, prompt: SharedPrompt, gradient: bool = False) -> KeysAndValues:
+    """Keys and values of the prompt in the blocks from the first adapter on."""
+    first, last = len(prompt.frozen.kept), len(policy.layers) - 1
+    attention = transformer_blocks.CausalAttention(len(prompt.tokens))
+    hidden = transformer_blocks.run(
+        policy.model, prompt.hidden, attention, first, last, False, gradient
+    )
+    nowhere = np.zeros((1, 0), dtype=np.int64)  # no token after the last block is asked for
+    transformer_blocks.run_last(policy.model, hidden, attention, nowhere, gradient)
+    return [attention.kept[block] for block in range(first, last + 1)]
 
-    def answer(self) -> Any:
-        """The slope, by the weights, of all that was asked since the last answer."""
-        asked, self._asked = self._asked, None
-        model = self.policy.model
 
-        def product(parameters: Any) -> mx.array:
-            model.update(parameters)
-            made = [x for pair in self.computed(gradient=True) for x in pair]
-            wanted = [x for pair in asked for x in pair]
-            return mx.stack([(x * a).sum() for x, a in zip(made, wanted, strict=True)]).sum()
+def backpropagate(policy: Policy, prompt: SharedPrompt, gradients: KeysAndValues) -> Any:
+    """The gradient with respect to the weights, given that of the `trained_blocks`."""
+    model = policy.model
 
-        gradient = mx.grad(product)(model.trainable_parameters())
-        mx.eval(gradient)
-        return gradient
+    def product(parameters: Any) -> mx.array:
+        model.update(parameters)
+        states = [x for pair in trained_blocks(policy, prompt, gradient=True) for x in pair]
+        wanted = [x for pair in gradients for x in pair]
+        return mx.stack([(x * g).sum() for x, g in zip(states, wanted, strict=True)]).sum()
+
+    gradient = mx.grad(product)(model.trainable_parameters())
+    mx.eval(gradient)
+    return gradient

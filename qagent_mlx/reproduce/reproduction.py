@@ -24,10 +24,11 @@ from ..policy.registry import SAMPLE, policy_names, resolve
 from ..runs.run import Run, run_names
 from ..shop.config import ShopConfig
 from ..shop.shop import Shop
-from ..train.config_files import Settings, agent_of, with_preset
-from ..train.grpo import resume_grpo, train_grpo
+from ..train.config_files import Settings, agent_with_changes, with_preset
 from ..train.grpo_config import GrpoConfig
+from ..train.grpo_run import resume_grpo, train_grpo
 from ..train.pretrain import PretrainConfig, pretrain
+from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
 from ..utils.atomic_files import replacing, write_json
 from ..utils.settings import SettingError, check
@@ -195,11 +196,13 @@ class Reproduction:
                     parent,
                     name,
                     replace(chosen.train, seed=seed, **settings),
-                    agent=agent_of(shop, parent, chosen.agent),
                     split=chosen.split,
-                    run=name,
+                    options=RunOptions(
+                        run=name,
+                        agent=agent_with_changes(shop, parent, chosen.agent),
+                        about={"preset": chosen.preset},
+                    ),
                     on_step=self._on_step,
-                    about={"preset": chosen.preset},
                 )
             return self._weights(shop, name)
 

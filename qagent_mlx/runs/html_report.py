@@ -11,7 +11,8 @@ from html import escape
 from typing import Any
 
 from ..utils.text import clean
-from .reader import curves, first_and_last_mean, flatten_settings, overview, rows_of
+from .reader import curves, flatten_settings, overview, read_alerts, read_metrics, read_rollouts
+from .records import RolloutRecord, first_and_last_mean
 from .run import Run
 
 WIDTH, HEIGHT, LEFT, BELOW = 360, 130, 46, 18
@@ -39,17 +40,17 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def page(run: Run) -> str:
     """The report of a run as an HTML document."""
     facts = overview(run)
-    metrics, chains = rows_of(run, "metrics"), rows_of(run, "rollouts")
+    metrics, chains = read_metrics(run), read_rollouts(run)
     parts = [
         f"<h1>{_text(run.name)}</h1>",
-        f"<p class=facts>{_text(facts['kind'].upper())}, {_text(facts['base'])} → "
-        f"{_text(facts['policy'])}, {facts['steps']}/{facts['planned']} steps, "
-        f"{_text(facts['state'])}, started {_text(facts['created'])}, "
-        f"{facts['seconds']:.0f} s</p>",
+        f"<p class=facts>{_text(facts.kind.upper())}, {_text(facts.base)} → "
+        f"{_text(facts.policy)}, {facts.steps}/{facts.planned} steps, "
+        f"{_text(facts.state)}, started {_text(facts.created)}, "
+        f"{facts.seconds:.0f} s</p>",
     ]
     parts += [
-        f"<p class=alarm>step {int(a['step'])}, {_text(a['action'])}: {_text(a['reason'])}</p>"
-        for a in rows_of(run, "alarms")
+        f"<p class=alarm>step {alert.step}, {_text(alert.action)}: {_text(alert.reason)}</p>"
+        for alert in read_alerts(run)
     ]
     if run.summary:
         parts += ["<h2>Result</h2>", _table(flatten_settings(run.summary))]
@@ -58,7 +59,7 @@ def page(run: Run) -> str:
         parts += [_plot(name, points) for name, points in curves(metrics).items() if points]
         parts.append("</div>")
     if chains:
-        ranked = sorted(chains, key=lambda row: (-row["reward"], row["step"]))
+        ranked = sorted(chains, key=lambda chain: (-chain.reward, chain.step))
         parts.append(f"<h2>Chains</h2><p class=facts>{len(chains):,} were kept.</p>")
         for title, some in (
             ("Latest", chains[-CHAINS:]),
@@ -66,7 +67,7 @@ def page(run: Run) -> str:
             ("Worst", ranked[-CHAINS:]),
         ):
             parts.append(f"<h2>{title}</h2>")
-            parts += [_chain(row) for row in some]
+            parts += [_chain(record) for record in some]
     parts += ["<h2>Settings</h2>", _table(flatten_settings(run.config))]
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -136,14 +137,14 @@ def _plot(name: str, points: Sequence[tuple[int, float]]) -> str:
     )
 
 
-def _chain(row: dict[str, Any]) -> str:
-    parts = ", ".join(f"{_text(n)} {float(v):.2f}" for n, v in row["rewards"].items())
-    chain = escape("\n".join(clean(line) for line in row["chain"].splitlines()))
+def _chain(record: RolloutRecord) -> str:
+    parts = ", ".join(f"{_text(n)} {v:.2f}" for n, v in record.rewards.items())
+    chain = escape("\n".join(clean(line) for line in record.chain.splitlines()))
     return (
-        f"<details><summary>step {int(row['step'])}, case {int(row['case_id'])}: "
-        f"{_text(row['recommended'] or '-')} <small>(wanted {_text(row['wanted'])}; reward "
-        f"{float(row['reward']):.3f}, advantage {float(row['advantage']):+.2f})</small></summary>"
-        f"<p class=facts>{parts}; {int(row['sampled_tokens'])} of {int(row['tokens'])} tokens "
-        f"sampled; {_text(row['finish'])}; user {_text(row['user'])}, chain "
-        f"{int(row['member']) + 1}</p><pre>{chain}</pre></details>"
+        f"<details><summary>step {record.step}, case {record.case_id}: "
+        f"{_text(record.recommended or '-')} <small>(wanted {_text(record.wanted)}; reward "
+        f"{record.reward:.3f}, advantage {record.advantage:+.2f})</small></summary>"
+        f"<p class=facts>{parts}; {record.sampled_tokens} of {record.tokens} tokens "
+        f"sampled; {_text(record.finish)}; user {_text(record.user)}, chain "
+        f"{record.member + 1}</p><pre>{chain}</pre></details>"
     )

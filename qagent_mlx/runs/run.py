@@ -1,12 +1,12 @@
-"""Runs as files: what was trained, how, and everything that happened on the way.
+"""A training run's folder: what was trained, how, and everything that happened on the way.
 
     config.json       kind, policy names, all settings; written last when a run is made
     cases.parquet     the cases with their profiles; clicks.parquet, the click log
     metrics.jsonl     one line a step
     rollouts.jsonl    sampled chains with rewards by component and advantage
-    alarms.jsonl      alarms that rang
+    alarms.jsonl      alarms that fired
     checkpoints/      see `checkpoint`
-    summary.json      written when the run has ended
+    summary.json      the report, written when the run has ended
 
 DuckDB reads the JSON lines and Parquet files back with SQL.
 """
@@ -18,19 +18,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.atomic_files import clear_leftovers, locked, read_json, replacing, write_json
 
-if TYPE_CHECKING:
-    from ..policy.policy import Policy
-
 RUN_FORMAT = 1
-LINES = ("metrics", "rollouts", "alarms")
+LOGS = ("metrics", "rollouts", "alarms")  # the files of JSON lines
 _TEXTS = ("name", "kind", "policy", "base", "created")  # of config.json
 _TABLES = ("train", "agent", "split")
 _NUMBERS = (  # of summary.json
@@ -44,8 +42,8 @@ _NUMBERS = (  # of summary.json
 )
 
 
-def numeric(value: Any) -> bool:
-    """Whether JSON holds a number that a float can be made of."""
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that fits into a float."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
@@ -63,7 +61,7 @@ class Run:
 
     @classmethod
     def create(cls, shop: Shop, name: str, config: dict[str, Any]) -> Run:
-        """A new run; its config is written at once.
+        """Make a new run and write its config at once.
 
         Raises:
             QAgentError: a run of that name exists, or the folder cannot be written.
@@ -74,8 +72,9 @@ class Run:
 
     @classmethod
     def prepare(cls, shop: Shop, name: str, config: dict[str, Any]) -> Run:
-        """A new run in an empty folder. It is one from `commit` on, so that a run that exists
-        has everything that it needs to go on.
+        """Make the empty folder of a new run.
+
+        It becomes a run with `commit`, so that a run that exists has all it needs to resume.
 
         Raises:
             QAgentError: a run of that name exists, or the folder cannot be written.
@@ -83,7 +82,7 @@ class Run:
         folder = shop.folder("runs", name)
         if (folder / "config.json").exists():
             raise QAgentError(
-                f"the run {name} exists; choose another --run name, or go on with --resume"
+                f"the run {name} exists; choose another name for the run, or resume it"
             )
         config = {
             "format": RUN_FORMAT,
@@ -109,7 +108,7 @@ class Run:
 
     @classmethod
     def open(cls, shop: Shop, name: str) -> Run:
-        """An existing run.
+        """Open an existing run.
 
         Raises:
             QAgentError: there is none of that name, or it is damaged.
@@ -129,25 +128,22 @@ class Run:
             )
         return cls(folder, config)
 
-    # ------------------------------------------------------------ lines
-
-    def append(self, what: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows to one of `LINES`, on disk when this returns."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path = self.folder / f"{what}.jsonl"
+    def append(self, log: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows to one of `LOGS`; they are on disk when this returns."""
+        path = self.folder / f"{log}.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.write(_json_lines(rows))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise QAgentError(
-                f"cannot write {path}: {error.strerror}; free some space, then go on with --resume"
+                f"cannot write {path}: {error.strerror}; free some space, then resume the run"
             ) from error
 
-    def rows(self, what: str) -> Iterator[dict[str, Any]]:
-        """The rows of one of `LINES`; a torn last line is left out."""
-        path = self.folder / f"{what}.jsonl"
+    def rows(self, log: str) -> Iterator[dict[str, Any]]:
+        """The rows of one of `LOGS`; a torn last line is left out."""
+        path = self.folder / f"{log}.jsonl"
         if not path.exists():
             return
         with path.open(encoding="utf-8") as file:
@@ -155,39 +151,35 @@ class Run:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
-    def require_base(self, trained: Policy) -> None:
-        """Refuse to go on from another policy than the run began from.
+    def require_base(self, fingerprint: str) -> None:
+        """Refuse to resume from a policy with another fingerprint than the run began from.
 
         Raises:
             QAgentError: the policy of that name has changed since.
         """
         began = self.config.get("base_fingerprint")
-        if began and began != trained.info.base_fingerprint:
+        if began and began != fingerprint:
             raise QAgentError(
                 f"the policy {self.config['base']} has changed since the run {self.name} began "
                 "from it, so it cannot go on exactly; put the old one back, or start a new run"
             )
 
-    def go_on(self, step: int, train: dict[str, Any]) -> None:
-        """Make ready to continue after ``step`` with settings of which some may have changed.
+    def rewind(self, step: int, train: dict[str, Any]) -> None:
+        """Forget what happened after a step, and store the settings to go on with.
 
-        They are kept, so that a kill from now on changes nothing of what was asked for. Rows of
-        later steps are forgotten: they are written again.
+        A kill from now on changes nothing of what was asked for.
         """
         if self.config["train"] != json.loads(json.dumps(train)):
             self.config["train"] = train
             self.commit()
         if step < train["steps"]:
             (self.folder / "summary.json").unlink(missing_ok=True)  # it has not ended any more
-        for what in LINES:
-            path = self.folder / f"{what}.jsonl"
+        for log in LOGS:
+            path = self.folder / f"{log}.jsonl"
             if path.exists():
-                kept = [row for row in self.rows(what) if row["step"] <= step]
+                rows = [row for row in self.rows(log) if row["step"] <= step]
                 with replacing(path) as temporary:
-                    temporary.write_text(
-                        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept),
-                        encoding="utf-8",
-                    )
+                    temporary.write_text(_json_lines(rows), encoding="utf-8")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -200,22 +192,35 @@ class Run:
             return None
         value: Any = read_json(self.folder / "summary.json", f"the run {self.name}")
         numbers = [value.get(k) for k in _NUMBERS] if isinstance(value, dict) else [""]
-        if not all(number is None or numeric(number) for number in numbers):
+        if not all(number is None or is_number(number) for number in numbers):
             raise QAgentError(
                 f"the run {self.name} is damaged: {self.folder}/summary.json; delete that file, "
-                "then go on with --resume"
+                "then resume the run"
             )
         return dict(value)
 
 
-def policy_origin(shop: Shop, policy: str, trained: Policy) -> dict[str, str]:
-    """What a run keeps of the policy that it began from: a name that leads to it from any folder
-    and, where it has one, on any machine; and what identifies its weights."""
-    from ..policy.registry import resolve
+@dataclass(frozen=True)
+class SilentRun:
+    """Stands for a `Run` where nothing is written: in all workers but the main one."""
 
-    folder = resolve(shop, policy)
-    lasting = str(folder) if folder == Path(policy).expanduser().resolve() else policy
-    return {"base": lasting, "base_fingerprint": trained.info.base_fingerprint}
+    folder: Path
+    step: int  # after which the run goes on
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    def append(self, log: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Do nothing."""
+
+    def rows(self, log: str) -> Iterator[dict[str, Any]]:
+        """What the main process wrote up to `step`."""
+        return (row for row in Run(self.folder, {}).rows(log) if row["step"] <= self.step)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 @contextmanager
@@ -229,7 +234,7 @@ def run_lock(shop: Shop, name: str) -> Iterator[None]:
     path = folder.parent / f".{name}.lock"
     refusal = (
         f"the run {name} is being trained by {{}}; wait for it, end it, or choose another "
-        "--run name"
+        "name for the run"
     )
     with ExitStack() as stack:
         try:
@@ -249,10 +254,14 @@ def run_names(shop: Shop) -> list[str]:
     return [n for n in shop.names("runs") if (shop.path / "runs" / n / "config.json").exists()]
 
 
-def free_name(wanted: str, taken: Sequence[str]) -> str:
-    """``wanted``, or ``wanted-2``, ``wanted-3`` … when that is taken."""
-    name, number = wanted, 1
-    while name in taken:
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """``name``, or ``name-2``, ``name-3`` … when that is taken."""
+    candidate, number = name, 1
+    while candidate in taken:
         number += 1
-        name = f"{wanted}-{number}"
-    return name
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,8 +1,8 @@
 """From the rewards of a group to advantages.
 
-All take rewards of shape (groups, G, components) and weights of shape (components,), and
-return (groups, G). A group in which every rollout scored the same says nothing; its
-advantages are 0 and `non_constant_groups` says so, so that the trainer can drop and count it.
+All estimators take rewards of shape (C groups, G chains, R components) and weights of shape (R,),
+and return (C, G). A group in which every chain scored the same teaches nothing: its advantages
+are 0, and `non_constant_groups` leaves it out, so that the trainer can drop and count it.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ def dr_grpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """GDPO (arXiv:2601.05242): each component normalised in its group, summed, then whitened.
 
-    Decoupled, a dense component (format) cannot drown a sparse one (a hit). The batch
-    whitening covers the groups that carry a signal only: dropped ones are no part of it.
+    Decoupled, a dense component (format) cannot drown a sparse one (a hit). Only groups that are
+    not constant are whitened.
     """
     centred = rewards - rewards.mean(axis=1, keepdims=True)
     spread = rewards.std(axis=1, keepdims=True)
     parts = np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
     summed = parts @ weights
-    alive = non_constant_groups(rewards, weights)
-    if not alive.any():
+    informative = non_constant_groups(rewards, weights)
+    if not informative.any():
         return np.zeros_like(summed)
-    chosen = summed[alive]
+    chosen = summed[informative]
     deviation = chosen.std()
     if deviation <= EPSILON:
         return np.zeros_like(summed)
-    white = (summed - chosen.mean()) / (deviation + EPSILON)
-    return np.where(alive[:, None], white, 0.0)
+    whitened = (summed - chosen.mean()) / (deviation + EPSILON)
+    return np.where(informative[:, None], whitened, 0.0)
 
 
 def non_constant_groups(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Which groups have any spread in a component that counts: bool (groups,)."""
-    counts = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
-    alive: np.ndarray = counts.any(axis=1)
-    return alive
+    """Whether a group's chains differ in a component that counts: bool (C,)."""
+    differs = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
+    informative: np.ndarray = differs.any(axis=1)
+    return informative
 
 
 ESTIMATORS: dict[str, Estimator] = {"gdpo": gdpo, "grpo": grpo, "dr_grpo": dr_grpo}

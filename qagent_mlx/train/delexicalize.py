@@ -1,9 +1,9 @@
-"""Demonstrations in other words: what a shop's words say is not what decides.
+"""Delexicalised demonstrations, in which each word of the data is replaced by another one.
 
-A small model that reads a few hundred cases soon knows their queries by heart, and what
-sells next month is new. In a disguised chain each word of the data is another word of the
-shop, the same one wherever it comes: lines and titles still match, marks and places stay, and
-by these alone the policy can tell which line is right.
+A small model that reads a few hundred cases soon knows their queries by heart, and what sells
+next month is new. In a delexicalised chain each word is another word of the shop, the same one
+wherever it occurs: lines and titles still match, marks and places stay, and by these alone the
+policy can tell which line is relevant.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ def _is_data(word: str) -> bool:
 
 
 class Delexicalizer:
-    """Other words for a chain's words.
+    """Replaces the words of a chain's texts by other words of the shop.
 
     Args:
         texts: Titles, categories, brands and queries; the words are taken from these.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        found = {word.lower() for text in texts for word in _WORD.findall(text)}
-        self._known = {word for word in found if _is_data(word)}
-        self._words = sorted(self._known)
+        words = {word.lower() for text in texts for word in _WORD.findall(text)}
+        self._vocabulary = {word for word in words if _is_data(word)}
+        self._choices = sorted(self._vocabulary)
 
     def draw(self, random: np.random.Generator) -> Callable[[str], str]:
-        """A disguise for all the texts of one chain; a word of no text above stays as it is."""
-        chosen: dict[str, str] = {}
+        """A replacement for all texts of one chain; words outside the vocabulary stay."""
+        replacements: dict[str, str] = {}
 
-        def other(match: re.Match[str]) -> str:
+        def replace(match: re.Match[str]) -> str:
             word = match[0]
             key = word.lower()
-            if key not in self._known:
+            if key not in self._vocabulary:
                 return word
-            if key not in chosen:
-                chosen[key] = self._words[int(random.integers(len(self._words)))]
-            return chosen[key].capitalize() if word[0].isupper() else chosen[key]
+            if key not in replacements:
+                replacements[key] = self._choices[int(random.integers(len(self._choices)))]
+            new = replacements[key]
+            return new.capitalize() if word[0].isupper() else new
 
-        return lambda text: _WORD.sub(other, text)
+        return lambda text: _WORD.sub(replace, text)

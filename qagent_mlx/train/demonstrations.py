@@ -1,10 +1,10 @@
 """Demonstration chains, made with hindsight from the log and from nothing else.
 
 A chain reads the memory, searches lines that look likely, sees what they retrieve, and ends
-with the line that the log says was right: the query that the user then typed or, failing
-that, one whose first product the user then engaged with. On the way it searches lines that
-turn out wrong, so the policy sees what a wrong result looks like and goes on. Where no line
-was right, a chain may search the query that the user then typed in words of its own.
+with the line that the log proves relevant: the query that the user then typed or, failing that,
+one whose first product the user then engaged with. On the way it searches lines that turn out
+wrong, so the policy sees what a wrong result looks like and goes on. Where no line is relevant,
+a chain may write the query that the user then typed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 
 from ..agent.tools import SearchProducts, SearchRequest
 from ..environment.environment import Environment, Example
+from ..errors import QAgentError
+from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
-from ..policy.scoring import TrainingSequence
 from ..protocol.actions import (
     FETCH,
     RECOMMEND,
@@ -40,16 +41,24 @@ from .delexicalize import Delexicalizer
 class DemoConfig:
     """How demonstrations are varied."""
 
-    compare: float = 0.25  # share of chains that look on before they recommend
-    drop_lines: float = 0.0  # chance of each other line to be left out
-    read: float = 0.0  # share of observation tokens to learn too; only a new model needs it
-    noise: float = 0.5  # how loosely the order of searches follows the lines' worth
-    disguise: float = 0.0  # share of chains told in other words of the shop
-    reachable: bool = False  # only cases whose right line a chain meets within its searches
-    words: bool = False  # cases without such a line are told in the words of their own query
+    compare: float = 0.25  # share of chains that search on after the relevant line
+    drop_lines: float = 0.0  # probability of every other line to be left out
+    read: float = 0.0  # share of observed tokens to learn too; only a new model needs it
+    noise: float = 0.5  # how loosely the order of searches follows the lines' scores
+    disguise: float = 0.0  # share of chains that are delexicalised
+    reachable: bool = False  # only cases whose relevant line a chain meets within its searches
+    words: bool = False  # cases without a relevant line are demonstrated by writing the query
 
 
-IN_WORDS = -1  # in place of a right line: the chain writes the query itself
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A case to demonstrate, and the reference that its chain recommends.
+
+    Without a reference the chain writes the case's own query.
+    """
+
+    example: Example
+    reference: int | None
 
 
 class Demonstrator:
@@ -60,133 +69,174 @@ class Demonstrator:
     ) -> None:
         self.environment, self.policy, self.agent, self.config = environment, policy, agent, config
         self._tools = SearchProducts(environment.search, agent)
-        self._answers: dict[tuple[int, str], tuple[str, ...]] = {}
+        self._results: dict[tuple[int, str], tuple[str, ...]] = {}
 
     @cached_property
-    def _disguise(self) -> Delexicalizer:
-        """Of the shop's words; most demonstrators tell nothing in other words."""
+    def _delexicalizer(self) -> Delexicalizer:
+        """Replaces words by the shop's; made at the first use, as most chains need none."""
         catalog = self.environment.search.catalog
+        train = self.environment.of_split("train")
         return Delexicalizer(
             (
                 *catalog.titles,
                 *(text for text in (*catalog.categories, *catalog.brands) if text),
-                *(q for e in self.environment.of_split("train") for q in e.profile.references),
+                *(query for e in train for query in e.profile.references),
             )
         )
 
-    def right_lines(self, example: Example) -> list[int]:
-        """References that hindsight calls right, the best first; empty when there is none."""
+    def relevant_references(self, example: Example) -> list[int]:
+        """References that hindsight proves relevant, the best first.
+
+        Those that equal the user's next query or, if there are none, those whose first product
+        the user then engaged with.
+        """
         case = example.case
-        exact, near = [], []
+        exact, engaged = [], []
         for i, query in enumerate(example.profile.references):
             if query_key(query) == case.query_key:
                 exact.append(i)
-            elif self.environment.retrieve(query, case.as_of)[:1] and (
-                self.environment.retrieve(query, case.as_of)[0] in case.products
-            ):
-                near.append(i)
-        return exact or near
+            else:
+                products = self.environment.retrieve(query, case.as_of)
+                if products and products[0] in case.products:
+                    engaged.append(i)
+        return exact or engaged
 
-    def usable(self, examples: Sequence[Example]) -> list[tuple[Example, int]]:
-        """The examples that can be told, and the right line of each, or `IN_WORDS`."""
+    def targets(self, examples: Sequence[Example]) -> list[Target]:
+        """The examples that can be demonstrated."""
         # Jumping to a line further down is nothing that a policy could have known to do.
         reach = self.agent.max_searches if self.config.reachable else None
-        usable = []
+        targets = []
         for example in examples:
-            right = self.right_lines(example)[:1]
-            if right and (reach is None or right[0] < reach):
-                usable.append((example, right[0]))
+            relevant = self.relevant_references(example)[:1]
+            if relevant and (reach is None or relevant[0] < reach):
+                targets.append(Target(example, relevant[0]))
             elif self.config.words:
-                usable.append((example, IN_WORDS))
-        return usable
+                targets.append(Target(example, None))
+        return targets
 
-    def chain(
-        self, example: Example, right: int, random: np.random.Generator, group: int
+    def demonstrate(
+        self, target: Target, random: np.random.Generator, group: int
     ) -> TrainingSequence:
-        """One demonstration for an example whose right line is ``right``, or `IN_WORDS`."""
-        profile, right = self._varied(example.profile, right, random)
-        searched = [right] if right == IN_WORDS else self._searches(profile, right, random)
-        return self.tell(example, profile, searched, right, random, group)
+        """One demonstration, varied at random."""
+        example, reference = target.example, target.reference
+        profile, reference = self._drop_lines(example.profile, reference, random)
+        searches = [reference]
+        if reference is not None:
+            searches = [*self._search_order(profile, reference, random)]
+        return self.write(replace_profile(example, profile), searches, reference, random, group)
 
-    def tell(
+    def write(
         self,
         example: Example,
-        profile: Profile,
-        searched: Sequence[int],
-        right: int,
+        searches: Sequence[int | None],
+        recommended: int | None,
         random: np.random.Generator,
         group: int,
     ) -> TrainingSequence:
-        """The chain that searches some lines of a profile, in order, and recommends one of them.
+        """The chain that searches some references, in order, and recommends one of them.
 
-        `IN_WORDS` among them stands for the case's own query, written out.
-
-        What the policy says carries loss; of what it reads, a random share does.
+        None among them stands for the case's own query, written out. What the policy writes
+        carries loss; of what it reads, a random share does.
         """
-        codec = self.policy.codec
-        disguised = random.random() < self.config.disguise
+        codec, config = self.policy.codec, self.config
+        delexicalized = random.random() < config.disguise
         # What is to be written cannot be learned from other words than the user's.
-        disguised = disguised and IN_WORDS not in searched
-        worded = self._disguise.draw(random) if disguised else str
+        delexicalized = delexicalized and None not in searches
+        reworded = self._delexicalizer.draw(random) if delexicalized else str
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
 
-        def say(text: str, own: bool) -> None:
-            ids = codec.encode(text) if own else codec.observation(text)
+        def act(text: str) -> None:
+            ids = codec.encode(text)
             tokens.extend(ids)
-            trained.extend(
-                [True] * len(ids) if own else (random.random(len(ids)) < self.config.read).tolist()
-            )
+            trained.extend([True] * len(ids))
 
-        say(FETCH, True)
-        say(worded(profile_text(profile)), False)
-        for number, line in enumerate(searched, 1):
-            own = line == IN_WORDS
-            query = example.case.query if own else profile.references[line]
-            say(f"{SEARCH}{safe(query) if own else f'<r{line}>'}{SEARCH_END}", True)
-            lines = self._results(example, query)
-            say(worded(results_text(number, lines)), False)
-        say(f"{RECOMMEND}<s{searched.index(right) + 1}>{RECOMMEND_END}", True)
+        def observe(text: str) -> None:
+            ids = codec.observation(reworded(text))
+            tokens.extend(ids)
+            trained.extend((random.random(len(ids)) < config.read).tolist())
+
+        act(FETCH)
+        observe(profile_text(example.profile))
+        for number, reference in enumerate(searches, 1):
+            if reference is None:
+                query = example.case.query
+                act(f"{SEARCH}{safe(query)}{SEARCH_END}")
+            else:
+                query = example.profile.references[reference]
+                act(f"{SEARCH}<r{reference}>{SEARCH_END}")
+            observe(results_text(number, self._retrieve(example, query)))
+        act(f"{RECOMMEND}<s{searches.index(recommended) + 1}>{RECOMMEND_END}")
         return TrainingSequence(tokens, trained, group)
 
-    def _varied(
-        self, profile: Profile, right: int, random: np.random.Generator
-    ) -> tuple[Profile, int]:
+    def _drop_lines(
+        self, profile: Profile, reference: int | None, random: np.random.Generator
+    ) -> tuple[Profile, int | None]:
+        """The profile without some of its lines, and where the reference then stands."""
         if not self.config.drop_lines:
-            return profile, right
-        kept: list[Line] = []
-        place, number = (IN_WORDS if right == IN_WORDS else 0), 0
+            return profile, reference
+        lines: list[Line] = []
+        place, number = (None if reference is None else 0), 0
         for line in profile.lines:
-            is_right = line.query is not None and number == right
+            is_relevant = line.query is not None and number == reference
             number += line.query is not None
-            if is_right:
-                place = sum(k.query is not None for k in kept)
+            if is_relevant:
+                place = sum(kept.query is not None for kept in lines)
             elif random.random() < self.config.drop_lines:
                 continue
-            kept.append(line)
-        references = tuple(line.query for line in kept if line.query is not None)
-        varied = replace(profile, lines=tuple(kept), references=references, text=render(kept))
-        return varied, place
+            lines.append(line)
+        references = tuple(line.query for line in lines if line.query is not None)
+        profile = replace(profile, lines=tuple(lines), references=references, text=render(lines))
+        return profile, place
 
-    def _searches(self, profile: Profile, right: int, random: np.random.Generator) -> list[int]:
-        """Which lines a chain searches, in order; the right one is among them.
+    def _search_order(
+        self, profile: Profile, relevant: int, random: np.random.Generator
+    ) -> list[int]:
+        """The references that a chain searches, in order; the relevant one is among them.
 
-        Lines are searched the likeliest first. Most chains stop at the right line: what
-        came before it was not what the user wanted. Others look on and compare.
+        Lines are searched the likeliest first. Most chains stop at the relevant line: what
+        came before it was not what the user wanted. Others search on and compare.
         """
-        worth = np.array([line.score for line in profile.lines if line.query is not None])
-        noisy = np.log(worth + 1e-6) + self.config.noise * random.gumbel(size=len(worth))
+        scores = np.array([line.score for line in profile.lines if line.query is not None])
+        noisy = np.log(scores + 1e-6) + self.config.noise * random.gumbel(size=len(scores))
         order = [int(i) for i in np.argsort(-noisy, kind="stable")]
-        place = order.index(right)
         most = self.agent.max_searches
         if random.random() < self.config.compare:
-            others = [i for i in order if i != right][: most - 1]
-            return sorted([*others, right], key=order.index)
-        return [*order[: min(place, most - 1)], right]
+            others = [i for i in order if i != relevant][: most - 1]
+            return sorted([*others, relevant], key=order.index)
+        return [*order[: min(order.index(relevant), most - 1)], relevant]
 
-    def _results(self, example: Example, query: str) -> tuple[str, ...]:
+    def _retrieve(self, example: Example, query: str) -> tuple[str, ...]:
+        """The lines of a search's results."""
         key = (example.case.case_id, query)
-        if key not in self._answers:
+        if key not in self._results:
             request = SearchRequest(query, example.case.as_of, example.profile.context)
-            self._answers[key] = self._tools.run([request])[0].lines
-        return self._answers[key]
+            self._results[key] = self._tools.run([request])[0].lines
+        return self._results[key]
+
+
+def replace_profile(example: Example, profile: Profile) -> Example:
+    """The example as an agent with that profile would meet it."""
+    return example if profile is example.profile else replace(example, profile=profile)
+
+
+def training_examples(environment: Environment, policy: Policy, solvable: bool) -> list[Example]:
+    """The cases that a policy learns from by reinforcement.
+
+    Args:
+        environment: Its training split.
+        policy: Decides, by its searches, what is within a chain's reach.
+        solvable: Leave out cases in which no line within reach is relevant: every chain would
+            get the same reward.
+
+    Raises:
+        QAgentError: there is none.
+    """
+    examples = environment.of_split("train")
+    agent = policy.info.agent
+    if solvable:
+        demonstrator = Demonstrator(environment, policy, agent, DemoConfig(reachable=agent.search))
+        examples = [target.example for target in demonstrator.targets(examples)]
+    if not examples:
+        raise QAgentError("there is no training case to learn from; ingest a longer log")
+    return examples

@@ -1,8 +1,8 @@
 """Distillation: a large policy's validated chains teach a small one.
 
 The teacher samples chains on training cases. Those that ended in a recommendation which they
-had searched are told again in the student's tokenizer, over the memory as the student will
-read it, and the student learns them by maximum likelihood (sequence-level distillation,
+had searched are retold in the student's tokenizer, over the memory as the student will read it,
+and the student learns them by maximum likelihood (sequence-level distillation,
 arXiv:1606.07947; rejection of what is not validated as in arXiv:2203.14465).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
@@ -20,33 +20,69 @@ from ..environment.cases import SplitConfig
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
+from ..policy.batches import TrainingSequence
 from ..policy.lora import LoraConfig
+from ..policy.policy import Policy
 from ..policy.registry import derive, open_policy
-from ..policy.scoring import TrainingSequence
 from ..policy.small_llama import SIZES, new_policy, save_base
 from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
+from ..runs.loop import OnStep
+from ..runs.records import TrainingReport
 from ..shop.shop import Shop
+from ..utils import settings
 from ..utils.text import query_key
 from .demonstrations import DemoConfig, Demonstrator
-from .fit import FitConfig, fit
+from .fit import FitConfig, LikelihoodTrainer, fit, tokens_per_second
 from .pretrain import shop_texts
+from .setting_types import BatchSize, LearningRate, Measured, Read, Seed, Steps, VocabSize, at_least
+
+OnChains = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """How many chains are sampled, and how the student learns them."""
 
-    cases: int = 1000  # training cases, spread over the log
-    group: int = 4  # chains that the teacher samples for each
-    steps: int = 350
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    vocab_size: int = 2048
-    read: float = 0.3  # share of what it reads that a new student learns too
-    measured: int = 100  # validation cases for both policies' reward
-    seed: int = 0
+    cases: Annotated[int, at_least(1, "Training cases, evenly spaced over the log.")] = 1000
+    group: Annotated[int, at_least(1, "Chains that the teacher samples for each case.")] = 4
+    steps: Steps = 350
+    batch_size: BatchSize = 32
+    learning_rate: LearningRate = 1e-3
+    vocab_size: VocabSize = 2048
+    read: Read = 0.3
+    measured: Measured = 100
+    seed: Seed = 0
     lora: LoraConfig = field(default_factory=LoraConfig)  # of a student that exists already
+
+
+@dataclass(frozen=True)
+class DistillReport(TrainingReport):
+    """What came of a distillation."""
+
+    teacher: str
+    parameters: int  # of the student
+    parameters_teacher: int
+    chains: int  # that the teacher sampled
+    validated: int  # of these
+    kept: int  # of these, what the student could learn from
+    reward_teacher: float  # mean reward of greedy chains on validation cases
+    reward_student: float
+    ms_teacher: float  # for such a chain
+    ms_student: float
+    speedup: float
+    tokens: int  # that the student's training computed, padding included
+    loss_first: float
+    loss_last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A chain of the teacher's, as references of the student's memory."""
+
+    example: Example
+    searches: list[int]
+    recommended: int
 
 
 def distill(
@@ -56,144 +92,183 @@ def distill(
     name: str = "distilled",
     config: DistillConfig | None = None,
     split: SplitConfig | None = None,
-    on_chain: Callable[[int, int], None] | None = None,
-    on_step: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
+    on_chains: OnChains | None = None,
+    on_step: OnStep | None = None,
+) -> DistillReport:
     """Train a small policy on a large one's chains and save it as ``policies/<name>``.
 
     Args:
         shop: With an index.
         teacher: A policy.
-        student: A size of `build.SIZES`, for a new model with a tokenizer of the shop's
+        student: A size of `small_llama.SIZES`, for a new model with a tokenizer of the shop's
             text; or a policy to put an adapter on.
         name: What the student is called.
         config: How long, how fast.
         split: Only cases of the training split are learned from.
-        on_chain: Called with the teacher's finished chains and how many there will be.
+        on_chains: Called with how many of the teacher's chains have ended, of how many.
         on_step: Called after each step of the student with its numbers.
-
-    Returns:
-        policy, teacher, chains (sampled), validated, kept, reward_teacher, reward_student
-        (mean reward of greedy chains on validation cases), ms_teacher, ms_student (a chain of
-        those), speedup, loss_first, loss_last, steps, seconds.
 
     Raises:
         QAgentError: the name is taken, or too few chains can be learned from.
     """
     config = config or DistillConfig()
+    settings.check(config)
     folder = shop.folder("policies", name)
     if folder.exists():
-        raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
+        raise QAgentError(f"the policy {name} exists; choose another name or delete {folder}")
     start = time.perf_counter()
     master = open_policy(shop, teacher)
-    theirs = Environment.of_shop(shop, master.codec, master.info.agent, split)
-    chosen = _spread(theirs.of_split("train"), config.cases)
-    if not chosen:
+    source = Environment.of_shop(shop, master.codec, master.info.agent, split)
+    examples = evenly_spaced(source.of_split("train"), config.cases)
+    if not examples:
         raise QAgentError("there is no training case; ingest a longer log")
-    rollouts = theirs.rollout_runner(master, master.info.agent).run(
-        [e.task for e in chosen],
-        config.group,
-        (config.seed,),
-        (lambda done: on_chain(done, len(chosen) * config.group)) if on_chain else None,
-    )
+    rollouts = _sample(source, master, examples, config, on_chains)
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
 
-    agent = student_agent(master.info.agent)
-    if student in SIZES:
-        until = theirs.of_split("train")[-1].case.as_of
-        tokenizer = train_tokenizer(shop_texts(shop, theirs, agent, until), config.vocab_size)
-        policy, model_config = new_policy(tokenizer, student, name, config.seed)
-    else:
-        policy = derive(shop, student, name, config.lora, config.seed)
-        agent = policy.info.agent
-    policy.info.agent = agent
-    own = Environment.of_shop(shop, policy.codec, agent, split)
-    examples = {e.case.case_id: e for e in own.of_split("train")}
-    lessons = []
-    for rollout in validated:
-        example = examples[chosen[rollout.case].case.case_id]
-        lines = retold(example, rollout)
-        if lines is not None:
-            lessons.append((example, lines))
+    policy, save = _student(shop, student, name, config, source, master.info.agent)
+    target = Environment.of_shop(shop, policy.codec, policy.info.agent, split)
+    lessons = _lessons(target, examples, validated)
     if len(lessons) < min(config.batch_size, 4):
         raise QAgentError(
             f"of {len(rollouts)} chains of {teacher} only {len(lessons)} can be learned from "
-            f"({len(validated)} were validated); train the teacher longer or raise --cases"
+            f"({len(validated)} were validated); train the teacher longer or raise cases"
         )
     read = config.read if student in SIZES else 0.0
-    demonstrator = Demonstrator(own, policy, agent, DemoConfig(read=read))
-
-    def lesson(i: int, step: int) -> TrainingSequence:
-        example, lines = lessons[i]
-        random = np.random.default_rng([config.seed, step, i])
-        return demonstrator.tell(example, example.profile, lines[:-1], lines[-1], random, i)
-
-    report = fit(
-        policy,
-        lesson,
-        len(lessons),
-        FitConfig(
-            config.steps,
-            min(config.batch_size, len(lessons)),
-            config.learning_rate,
-            seed=config.seed,
-        ),
-        on_step,
-    )
+    result = fit(_trainer(policy, target, lessons, read, config), on_step)
     counts = {"chains": len(rollouts), "validated": len(validated), "kept": len(lessons)}
     policy.info.trained.append(
         {"stage": "distil", "teacher": teacher, "config": asdict(config), **counts}
     )
-    if student in SIZES:
-        save_base(policy, tokenizer, model_config, folder)
-    else:
-        policy.save(folder)
-    timed = {}
-    for who, place, them in (("teacher", theirs, master), ("student", own, policy)):
-        cases = _spread(place.of_split("validation"), config.measured)
-        began = time.perf_counter()
-        timed[f"reward_{who}"] = (
-            evaluate_policy(place, them, cases, WEIGHTS)["reward"] if cases else 0.0
-        )
-        timed[f"ms_{who}"] = 1000 * (time.perf_counter() - began) / max(1, len(cases))
-    return {
-        "policy": name,
-        "teacher": teacher,
-        "parameters": policy.parameters,
-        "parameters_teacher": master.parameters,
+    save()
+    reward_teacher, ms_teacher = _measure(source, master, config.measured)
+    reward_student, ms_student = _measure(target, policy, config.measured)
+    loss_first, loss_last = result.first_and_last("loss")
+    return DistillReport(
+        run=None,
+        policy=name,
+        steps=config.steps,
+        seconds=round(time.perf_counter() - start, 1),
+        tokens_per_s=tokens_per_second(result),
+        teacher=teacher,
+        parameters=policy.parameters,
+        parameters_teacher=master.parameters,
         **counts,
-        **timed,
-        "speedup": timed["ms_teacher"] / max(timed["ms_student"], 1e-9),
-        "steps": config.steps,
-        **report,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+        reward_teacher=reward_teacher,
+        reward_student=reward_student,
+        ms_teacher=ms_teacher,
+        ms_student=ms_student,
+        speedup=ms_teacher / max(ms_student, 1e-9),
+        tokens=result.history[-1]["tokens"],
+        loss_first=loss_first,
+        loss_last=loss_last,
+    )
+
+
+def _sample(
+    environment: Environment,
+    teacher: Policy,
+    examples: Sequence[Example],
+    config: DistillConfig,
+    on_chains: OnChains | None,
+) -> list[Rollout]:
+    """The teacher's chains on some cases."""
+    count = len(examples) * config.group
+    return environment.rollout_runner(teacher, teacher.info.agent).run(
+        [e.task for e in examples],
+        config.group,
+        (config.seed,),
+        (lambda done: on_chains(done, count)) if on_chains else None,
+    )
+
+
+def _student(
+    shop: Shop,
+    student: str,
+    name: str,
+    config: DistillConfig,
+    environment: Environment,
+    agent: AgentConfig,
+) -> tuple[Policy, Callable[[], None]]:
+    """The student before it has learned, and what saves it.
+
+    ``environment`` and ``agent`` are the teacher's.
+    """
+    folder = shop.folder("policies", name)
+    if student not in SIZES:
+        policy = derive(shop, student, name, config.lora, config.seed)
+        return policy, lambda: policy.save(folder)
+    agent = student_agent(agent)
+    until = environment.of_split("train")[-1].case.as_of
+    tokenizer = train_tokenizer(shop_texts(shop, environment, agent, until), config.vocab_size)
+    policy, model_config = new_policy(tokenizer, student, name, config.seed)
+    policy.info.agent = agent
+    return policy, lambda: save_base(policy, tokenizer, model_config, folder)
 
 
 def student_agent(agent: AgentConfig) -> AgentConfig:
-    """The teacher's way of working, with the turns of a policy whose tags are one token."""
+    """The teacher's agent, with the turns of a policy whose tags are one token each."""
     plain = AgentConfig()
     return replace(agent, turn_tokens=plain.turn_tokens, profile_budget=plain.profile_budget)
 
 
-def retold(example: Example, rollout: Rollout) -> list[int] | None:
-    """The lines that a chain searched, in order, the recommended one last; else None.
+def _lessons(
+    environment: Environment, examples: Sequence[Example], rollouts: Sequence[Rollout]
+) -> list[Lesson]:
+    """The chains that the student can retell in its own environment."""
+    own = {e.case.case_id: e for e in environment.of_split("train")}
+    lessons = [retell(own[examples[r.case].case.case_id], r) for r in rollouts]
+    return [lesson for lesson in lessons if lesson is not None]
 
-    Lines are those of the student's memory. A chain that searched something else, searched
-    the same twice, or did what was refused is not told: it would teach no more than that.
+
+def retell(example: Example, rollout: Rollout) -> Lesson | None:
+    """A chain of the teacher's in references of the student's memory; None where it has none.
+
+    A chain that searched something else, searched the same twice, or did what was refused is
+    not retold: it would teach no more than that.
     """
     if rollout.refused or rollout.repeated or not rollout.fetched:
         return None
-    place: dict[str, int] = {}
+    references: dict[str, int] = {}
     for i, query in enumerate(example.profile.references):
-        place.setdefault(query_key(query), i)
+        references.setdefault(query_key(query), i)
     searched = [query_key(t.query) for t in rollout.turns if t.kind == "search"]
-    if any(key not in place for key in searched):
+    if any(key not in references for key in searched):
         return None
-    return [*(place[key] for key in searched), place[rollout.query_key]]
+    return Lesson(example, [references[key] for key in searched], references[rollout.query_key])
 
 
-def _spread(examples: Sequence[Example], most: int) -> list[Example]:
+def _trainer(
+    policy: Policy,
+    environment: Environment,
+    lessons: Sequence[Lesson],
+    read: float,
+    config: DistillConfig,
+) -> LikelihoodTrainer:
+    """Teaches the lessons to the student."""
+    demonstrator = Demonstrator(environment, policy, policy.info.agent, DemoConfig(read=read))
+
+    def make_sequence(index: int, step: int) -> TrainingSequence:
+        lesson = lessons[index]
+        random = np.random.default_rng([config.seed, step, index])
+        return demonstrator.write(
+            lesson.example, lesson.searches, lesson.recommended, random, index
+        )
+
+    batch_size = min(config.batch_size, len(lessons))
+    fit_config = FitConfig(config.steps, batch_size, config.learning_rate, seed=config.seed)
+    return LikelihoodTrainer(policy, make_sequence, len(lessons), fit_config)
+
+
+def _measure(environment: Environment, policy: Policy, most: int) -> tuple[float, float]:
+    """Mean reward of greedy chains on validation cases, and milliseconds a chain."""
+    examples = evenly_spaced(environment.of_split("validation"), most)
+    start = time.perf_counter()
+    reward = evaluate_policy(environment, policy, examples, WEIGHTS)["reward"] if examples else 0.0
+    return reward, 1000 * (time.perf_counter() - start) / max(1, len(examples))
+
+
+def evenly_spaced(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most ``most`` of the examples, evenly spaced."""
     if len(examples) <= most:
         return list(examples)
     return [examples[i * len(examples) // most] for i in range(most)]

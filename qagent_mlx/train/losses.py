@@ -1,9 +1,9 @@
 """Objectives of policy optimisation, each from its paper, as sums over the trained tokens.
 
-All maximise  sum_t share_t * (min(ratio_t * A, clip(ratio_t, 1 - low, 1 + high) * A)
+All maximise  sum_t weight_t * (min(ratio_t * A, clip(ratio_t, 1 - low, 1 + high) * A)
 - beta * kl_t)  and differ in three things only:
 
-    loss      ratio of            a token's share                       clip range
+    loss      ratio of            a token's weight                      clip range
     grpo      the token           1 / (chains * length of its chain)    0.2, 0.2
     dr_grpo   the token           1 / (chains * a constant)             0.2, 0.2
     dapo      the token           1 / tokens of the step                0.2, 0.28
@@ -20,65 +20,66 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-# The papers' clip ranges: (low, high).
-CLIPS: dict[str, tuple[float, float]] = {
+CLIP_RANGES: dict[str, tuple[float, float]] = {
     "grpo": (0.2, 0.2),
     "dr_grpo": (0.2, 0.2),
     "dapo": (0.2, 0.28),
     "gspo": (3e-4, 4e-4),
-}
+}  # (low, high) of the papers
 
 
-def token_weights(loss: str, lengths: np.ndarray, copies: np.ndarray, most: int) -> np.ndarray:
-    """What each token of a chain weighs in the objective, copies of the chain included.
+def token_weights(
+    loss: str, lengths: np.ndarray, copies: np.ndarray, max_length: int
+) -> np.ndarray:
+    """Weight of each token of a chain in the objective, copies of the chain included.
 
     Args:
-        loss: A name of `CLIPS`.
+        loss: A name of `CLIP_RANGES`.
         lengths: Trained tokens of each chain, (chains,), at least 1.
-        copies: How often each chain came, (chains,).
-        most: Dr. GRPO's constant: the most tokens that a chain may have.
+        copies: How often each chain was sampled, (chains,).
+        max_length: Dr. GRPO's constant: the most tokens that a chain may have.
 
     Returns:
-        (chains,); summed over all tokens and chains the shares of all but Dr. GRPO make 1.
+        (chains,); over all tokens and chains the weights sum to 1, but for Dr. GRPO.
     """
     count = copies.sum()
     if loss == "dapo":
         return copies / (copies * lengths).sum()
     if loss == "dr_grpo":
-        return copies / (count * most)
+        return copies / (count * max_length)
     return copies / (count * lengths)
 
 
 def importance_ratios(
-    loss: str, logprob: mx.array, sampled: mx.array, row: mx.array, lengths: mx.array
+    loss: str, logprob: mx.array, old: mx.array, sequence: mx.array, lengths: mx.array
 ) -> mx.array:
-    """How much likelier the policy makes what it sampled, (tokens,).
+    """Probability under the policy over that when the token was sampled, (tokens,).
 
     Args:
         loss: ``gspo`` gives every token its chain's ratio, others their own.
-        logprob: Log-probabilities now.
-        sampled: Log-probabilities when the token was sampled.
-        row: The chain that a token belongs to, as its place in ``lengths``.
-        lengths: Trained tokens of each chain.
+        logprob: Log-probabilities now, (tokens,).
+        old: Log-probabilities when the token was sampled, (tokens,).
+        sequence: Index of the chain that a token belongs to, (tokens,).
+        lengths: Trained tokens of each chain, (chains,).
     """
-    difference = logprob - sampled
+    difference = logprob - old
     if loss == "gspo":
-        sums = mx.zeros(lengths.shape, difference.dtype).at[row].add(difference)
-        difference = mx.take(sums / lengths, row)
+        sums = mx.zeros(lengths.shape, difference.dtype).at[sequence].add(difference)
+        difference = mx.take(sums / lengths, sequence)
     return mx.exp(difference)
 
 
 def clipped_surrogate(
     ratio: mx.array, advantage: mx.array, low: float, high: float
 ) -> tuple[mx.array, mx.array]:
-    """PPO's pessimistic gain of each token, and where the clip took the gradient away.
+    """PPO's pessimistic surrogate of each token, and where the clip took the gradient away.
 
     Returns:
-        Both (tokens,): the gain, and 1 where a token's gain no longer grows with its ratio.
+        Both (tokens,): the surrogate, and 1 where it no longer grows with the ratio.
     """
-    free = ratio * advantage
-    bound = mx.clip(ratio, 1 - low, 1 + high) * advantage
-    return mx.minimum(free, bound), (bound < free).astype(mx.float32)
+    unclipped = ratio * advantage
+    clipped = mx.clip(ratio, 1 - low, 1 + high) * advantage
+    return mx.minimum(unclipped, clipped), (clipped < unclipped).astype(mx.float32)
 
 
 def k3(reference: mx.array, logprob: mx.array) -> mx.array:
@@ -86,12 +87,13 @@ def k3(reference: mx.array, logprob: mx.array) -> mx.array:
     return mx.exp(reference - logprob) - (reference - logprob) - 1
 
 
-def overlong_penalty(lengths: np.ndarray, most: int, cache: int) -> np.ndarray:
-    """DAPO's soft punishment of long chains: from 0 down to -1 over the last ``cache`` tokens.
+def overlong_penalty(lengths: np.ndarray, max_length: int, cache: int) -> np.ndarray:
+    """DAPO's soft penalty of long chains: from 0 down to -1 over the last ``cache`` tokens.
 
     Args:
         lengths: Sampled tokens of each chain, any shape.
-        most: L_max, from which on the punishment is whole.
-        cache: L_cache, over which it grows.
+        max_length: L_max, from which on the penalty is whole.
+        cache: L_cache, over which it grows; at most ``max_length`` of it counts.
     """
-    return np.clip((most - cache - lengths) / max(cache, 1), -1.0, 0.0)
+    cache = min(cache, max_length)
+    return np.clip((max_length - cache - lengths) / max(cache, 1), -1.0, 0.0)

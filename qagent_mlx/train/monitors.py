@@ -1,121 +1,126 @@
 """Alarms: what goes wrong in reinforcement learning, noticed while it happens.
 
-An alarm looks at the metrics of the last steps and nothing else, so a resumed run that reads
-its old metrics again stands exactly where it stood. Each alarm stops the run, warns, or is off
-by configuration; a run that is stopped has saved a checkpoint first.
+An alarm looks at the metrics of the last steps and nothing else, so a resumed run that replays
+its old metrics stands exactly where it stood. Each alarm stops the run, warns, or is off by
+configuration; a run that is stopped has saved a checkpoint first.
 """
 
 from __future__ import annotations
 
-import math
+import typing
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+import mlx.core as mx
+from msgspec import Meta
 
 from ..errors import QAgentError
+from ..policy.policy import Policy
+from ..runs.records import Alert, Metrics
+from ..utils import settings
+from ..utils.settings import SettingError
+from .setting_types import at_least
 
-ACTIONS = ("stop", "warn", "off")
-Metrics = dict[str, Any]
+Action = Literal["stop", "warn", "off"]
+DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
+ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
+
+
+def alarm(trouble: str) -> Meta:
+    """What an alarm does."""
+    return Meta(description=f"What to do when {trouble}.")
 
 
 @dataclass(frozen=True)
 class AlarmConfig:
-    """What each alarm does (``stop``, ``warn`` or ``off``) and from where on."""
+    """What each alarm does, and from where on."""
 
-    format: str = "stop"  # chains no longer end in a recommendation
-    format_floor: float = 0.2  # share of chains that do
-    entropy: str = "warn"  # the policy samples the same chain again and again
-    entropy_floor: float = 0.005  # nats a token
-    kl: str = "stop"  # the policy runs away from its reference
-    kl_ceiling: float = 5.0  # nats a token
-    dropped: str = "warn"  # no group has any spread in its rewards: nothing is learned any more
-    ratio: str = "warn"  # the policy scores its own samples differently
-    ratio_ceiling: float = 0.05  # log-probability
-    memory: str = "stop"  # the estimate before the first step exceeds what there is
-    memory_share: float = 0.9  # of the memory that this process may use
-    patience: int = 5  # steps in a row before an alarm rings; ratio rings at once
+    format: Annotated[Action, alarm("chains no longer end in a recommendation")] = "stop"
+    format_floor: Annotated[
+        float, at_least(0, "Share of chains that must end in a recommendation.")
+    ] = 0.2
+    entropy: Annotated[Action, alarm("the policy samples the same chain again and again")] = "warn"
+    entropy_floor: Annotated[float, at_least(0, "Entropy that a token must have.", "nats")] = 0.005
+    kl: Annotated[Action, alarm("the policy runs away from its reference")] = "stop"
+    kl_ceiling: Annotated[
+        float, at_least(0, "KL divergence from the reference that a token may have.", "nats")
+    ] = 5.0
+    dropped: Annotated[Action, alarm("the chains of every group score the same")] = "warn"
+    ratio: Annotated[Action, alarm("the policy scores its own samples differently")] = "warn"
+    ratio_ceiling: Annotated[
+        float,
+        at_least(
+            0, "Difference that a token's log-probability may have, sampled and scored.", "nats"
+        ),
+    ] = 0.05
+    memory: Annotated[Action, alarm("a run's estimated memory exceeds the machine's")] = "stop"
+    memory_share: Annotated[
+        float, at_least(0, "Share of the machine's memory that a run may use.")
+    ] = 0.9
+    patience: Annotated[
+        int,
+        at_least(1, "Steps in a row before an alarm fires; that of ratio fires at once.", "steps"),
+    ] = 5
 
     def check(self) -> None:
         """Refuse actions and thresholds that mean nothing.
 
         Raises:
-            QAgentError: names the alarm and what it may be.
+            SettingError: names the alarm and what it may be.
         """
-        for name in NAMES:
-            if getattr(self, name) not in ACTIONS:
-                raise QAgentError(
-                    f"alarm {name}: {getattr(self, name)!r} is none of {', '.join(ACTIONS)}"
-                )
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise QAgentError(f"alarm setting {one.name} must be a number from 0 on")
-        if self.patience < 1:
-            raise QAgentError("alarm setting patience must be at least 1")
+        settings.check(self)
 
 
-NAMES = tuple(f.name for f in fields(AlarmConfig) if isinstance(f.default, str))
+ALARMS = tuple(f.name for f in fields(AlarmConfig) if f.default in typing.get_args(Action))
+THRESHOLDS = tuple(f.name for f in fields(AlarmConfig) if f.name not in ALARMS)
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """An alarm that rang."""
-
-    name: str
-    action: str
-    step: int
-    reason: str
-
-
-class AlarmStop(QAgentError):
-    """An alarm stopped the run; everything up to its step is saved."""
-
-
-def _seldom_format(rows: list[Metrics], config: AlarmConfig) -> str:
-    values = [row.get("recommended") for row in rows]
+def _format_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    values = [metrics.get("recommended") for metrics in recent]
     if all(v is not None and v < config.format_floor for v in values):
         return (
             f"format collapse: only {values[-1]:.0%} of the chains end in a recommendation "
-            f"(floor {config.format_floor:.0%}); lower --learning-rate, raise --beta or the "
-            "weight of format, or start from a better SFT policy"
+            f"(floor {config.format_floor:.0%}); lower learning_rate, raise beta or the weight of "
+            "format, or start from a better SFT policy"
         )
     return ""
 
 
-def _little_entropy(rows: list[Metrics], config: AlarmConfig) -> str:
-    values = [row.get("entropy") for row in rows]
+def _entropy_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    values = [metrics.get("entropy") for metrics in recent]
     if all(v is not None and v < config.entropy_floor for v in values):
         return (
             f"entropy collapse: {values[-1]:.4f} nats a token (floor {config.entropy_floor:g}), "
-            "the chains of a group are all alike; lower --learning-rate, raise --clip-high or "
-            "--beta, or stop here"
+            "the chains of a group are all alike; lower learning_rate, raise clip_high or beta, "
+            "or stop here"
         )
     return ""
 
 
-def _kl_runs_away(rows: list[Metrics], config: AlarmConfig) -> str:
-    values = [row.get("kl") for row in rows]
+def _kl_runs_away(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    values = [metrics.get("kl") for metrics in recent]
     if all(v is not None and not v <= config.kl_ceiling for v in values):
         return (
             f"KL runaway: {values[-1]:.2f} nats a token from the reference (ceiling "
-            f"{config.kl_ceiling:g}); lower --learning-rate or raise --beta"
+            f"{config.kl_ceiling:g}); lower learning_rate or raise beta"
         )
     return ""
 
 
-def _all_dropped(rows: list[Metrics], config: AlarmConfig) -> str:
-    if all(row["dropped_groups"] >= row["groups"] for row in rows):
+def _all_groups_dropped(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    if all(metrics["dropped_groups"] >= metrics["groups"] for metrics in recent):
         return (
             "all groups dropped: the chains of every group scored the same, so nothing was "
-            "learned; if the policy has not settled yet, raise --group or --cases-per-step, try "
-            "--dynamic-sampling, or check the reward weights"
+            "learned; if the policy has not settled yet, raise group or cases_per_step, try "
+            "dynamic_sampling, or check the reward weights"
         )
     return ""
 
 
-def _ratio_off(rows: list[Metrics], config: AlarmConfig) -> str:
-    drift = rows[-1].get("ratio_drift")
+def _ratio_is_not_one(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    drift = recent[-1].get("ratio_drift")
     if drift is not None and not drift <= config.ratio_ceiling:
         return (
             f"the first ratio is not 1: the policy scores its own samples differently "
@@ -125,78 +130,116 @@ def _ratio_off(rows: list[Metrics], config: AlarmConfig) -> str:
     return ""
 
 
-_CHECKS: dict[str, Callable[[list[Metrics], AlarmConfig], str]] = {
-    "format": _seldom_format,
-    "entropy": _little_entropy,
+_CHECKS: dict[str, Callable[[Sequence[Metrics], AlarmConfig], str]] = {
+    "format": _format_collapses,
+    "entropy": _entropy_collapses,
     "kl": _kl_runs_away,
-    "dropped": _all_dropped,
-    "ratio": _ratio_off,
+    "dropped": _all_groups_dropped,
+    "ratio": _ratio_is_not_one,
 }
 
 
 @dataclass
-class Monitor:
+class AlarmMonitor:
     """Looks at each step's metrics.
 
-    An alarm that warns rings once, and again only after it has been quiet for a step.
+    An alarm that warns fires once, and again only after a step at which all was well.
     """
 
     config: AlarmConfig
-    _rows: deque[Metrics] = field(init=False)
-    _ringing: set[str] = field(default_factory=set)
+    _recent: deque[Metrics] = field(init=False)
+    _firing: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.config.check()
-        self._rows = deque(maxlen=self.config.patience)
+        self._recent = deque(maxlen=self.config.patience)
 
-    def replay(self, rows: Iterable[Metrics]) -> None:
-        """Take the steps of a run that goes on; nothing rings."""
-        for row in rows:
-            self.look(row)
-        # What stopped the run and was then allowed or put right may ring anew.
-        self._ringing = {n for n in self._ringing if getattr(self.config, n) == "warn"}
+    def replay(self, history: Sequence[Metrics]) -> None:
+        """Take the steps of a run that is resumed; nothing fires."""
+        for metrics in history:
+            self.observe(metrics)
+        # What stopped the run and was then allowed or put right may fire again.
+        self._firing = {name for name in self._firing if getattr(self.config, name) == "warn"}
 
-    def look(self, row: Metrics) -> list[Alarm]:
-        """The alarms that ring at this step, those that stop the run first."""
-        self._rows.append(row)
-        rang = []
+    def observe(self, metrics: Metrics) -> list[Alert]:
+        """The alarms that fire at this step, those that stop the run first."""
+        self._recent.append(metrics)
+        alerts = []
         for name, check in _CHECKS.items():
             action = getattr(self.config, name)
-            recent = list(self._rows)
-            enough = name == "ratio" or len(recent) == self.config.patience
-            reason = check(recent, self.config) if action != "off" and enough else ""
-            if reason and name not in self._ringing:
-                rang.append(Alarm(name, action, int(row["step"]), reason))
-            if reason:
-                self._ringing.add(name)
-            else:
-                self._ringing.discard(name)
-        return sorted(rang, key=lambda alarm: alarm.action != "stop")
+            enough = name == "ratio" or len(self._recent) == self.config.patience
+            reason = check(self._recent, self.config) if action != "off" and enough else ""
+            if reason and name not in self._firing:
+                alerts.append(Alert(name, action, int(metrics["step"]), reason))
+            (self._firing.add if reason else self._firing.discard)(name)
+        return sorted(alerts, key=lambda alert: alert.action != "stop")
 
 
-def with_actions(config: AlarmConfig, pairs: Iterable[str]) -> AlarmConfig:
-    """The configuration with ``NAME=ACTION`` or ``THRESHOLD=NUMBER`` pairs put in.
+class FirstUpdateCheck:
+    """Refuses a run whose first update teaches nothing: all later ones would neither."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        # The weights before the first update; None after it.
+        self._before: dict[str, mx.array] | None = {
+            name: mx.array(value) for name, value in policy.adapter().items()
+        }
+
+    def replay(self, history: Sequence[Metrics]) -> None:
+        """Take the steps of a run that is resumed."""
+        if any("grad_norm" in metrics for metrics in history):
+            self._before = None
+
+    def observe(self, metrics: Metrics) -> list[Alert]:
+        """Look at the first step that updates the policy; nothing fires.
+
+        Raises:
+            QAgentError: it changed nothing, or the policy does not score its own samples as it
+                sampled them.
+        """
+        if self._before is None or "grad_norm" not in metrics:
+            return []
+        drift = metrics["ratio_drift"]
+        if drift > (DRIFT if self._policy.precise else ROUNDED_DRIFT):
+            raise QAgentError(
+                f"the policy scores its own samples differently (log-probability off by "
+                f"{drift:.3f}); train it in float32, or report this with the model's name"
+            )
+        if metrics["grad_norm"] == 0.0:
+            raise QAgentError(
+                "the first gradient is zero: nothing would be learned; check the adapter's "
+                "layers (lora.blocks) and the reward weights"
+            )
+        after = self._policy.adapter()
+        if all(bool(mx.array_equal(value, after[name])) for name, value in self._before.items()):
+            raise QAgentError(
+                "the first update changed no weight: nothing would be learned; raise the learning "
+                "rate"
+            )
+        self._before = None
+        return []
+
+
+def with_actions(config: AlarmConfig, assignments: Iterable[str]) -> AlarmConfig:
+    """The configuration with ``NAME=ACTION`` or ``THRESHOLD=NUMBER`` assignments put in.
 
     Raises:
-        QAgentError: a name or value is unknown; says which are known.
+        SettingError: a name or value is unknown; says which are known.
     """
     values: dict[str, Any] = {}
-    known = {f.name: f for f in fields(AlarmConfig)}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or name not in known:
-            raise QAgentError(
-                f"--alarm {pair}: write NAME=stop|warn|off with NAME one of {', '.join(NAMES)}, "
-                f"or THRESHOLD=NUMBER with one of {', '.join(n for n in known if n not in NAMES)}"
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign or name not in ALARMS + THRESHOLDS:
+            raise SettingError(
+                "alarms",
+                f"cannot be {assignment!r}: write NAME=stop|warn|off with NAME one of "
+                f"{', '.join(ALARMS)}, or THRESHOLD=NUMBER with one of {', '.join(THRESHOLDS)}",
             )
-        default = known[name].default
-        if isinstance(default, str):
+        if name in ALARMS:
             values[name] = text
             continue
         try:
-            values[name] = int(text) if isinstance(default, int) else float(text)
+            values[name] = int(text) if name == "patience" else float(text)
         except ValueError:
-            raise QAgentError(f"--alarm {pair}: {name} must be a number") from None
-    made = replace(config, **values)
-    made.check()
-    return made
+            raise SettingError("alarms", f"{name} must be a number, not {text!r}") from None
+    return settings.merge(config, values, "alarms")

@@ -1,6 +1,6 @@
 """Pretraining: a tokenizer and a small decoder, made from nothing but a shop's own data.
 
-The new model learns whole demonstration chains, both what the agent says (all of it) and
+The new model learns whole demonstration chains, both what the agent writes (all of it) and
 what it reads (a share of it). Reading matters: with a loss on its own actions only, a model
 from scratch does not learn to look at the results in any time that a CPU gives.
 """
@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from msgspec import Meta
+from tokenizers import Tokenizer
 
 from ..agent.tools import SearchProducts, SearchRequest
 from ..environment.cases import SplitConfig, build_cases, of_split
@@ -21,68 +23,62 @@ from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..inventory.index import open_index
 from ..memory.profile import count_words
+from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
-from ..policy.scoring import TrainingSequence
 from ..policy.small_llama import new_policy, save_base
 from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
+from ..runs.loop import OnStep
+from ..runs.records import TrainingReport
 from ..shop.shop import Shop
+from ..utils import settings
 from .demonstrations import DemoConfig, Demonstrator
-from .fit import FitConfig, batch_order, fit, predicted_cost
+from .fit import (
+    FitConfig,
+    LikelihoodTrainer,
+    TrainingCost,
+    batch_order,
+    fit,
+    predicted_cost,
+    tokens_per_second,
+)
+from .setting_types import BatchSize, LearningRate, Read, Seed, Steps, VocabSize, share
 
 T = TypeVar("T")
+OnCost = Callable[[TrainingCost], None]
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Size of the model and how long it learns."""
 
-    size: str = "tiny"
-    vocab_size: int = 2048
-    steps: int = 350
-    batch_size: int = 32
-    learning_rate: float = 1e-3  # at 3e-3 a tiny model does not learn to read results
-    read: float = 0.3
-    drop_lines: float = 0.15
-    disguise: float = 0.5  # share of chains in other words, see `disguise`
-    words: bool = False  # learn to write queries too, see `demonstrations`
-    seed: int = 0
+    size: Annotated[
+        Literal["nano", "tiny", "small"], Meta(description="Size of the new model.")
+    ] = "tiny"
+    vocab_size: VocabSize = 2048
+    steps: Steps = 350
+    batch_size: BatchSize = 32
+    learning_rate: LearningRate = 1e-3  # at 3e-3 a tiny model does not learn to read results
+    read: Read = 0.3
+    drop_lines: Annotated[
+        float, share("Probability of a line of memory to be left out of a demonstration.")
+    ] = 0.15
+    disguise: Annotated[float, share("Share of demonstrations that are delexicalised.")] = 0.5
+    words: Annotated[
+        bool, Meta(description="Demonstrate cases without a relevant line by writing the query.")
+    ] = False
+    seed: Seed = 0
 
 
-class _Words:
-    """Stands in for a tokenizer while there is none: a token a word."""
+@dataclass(frozen=True)
+class PretrainReport(TrainingReport):
+    """What came of a pretraining; losses are of the first and the last tenth of the steps."""
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        return count_words(texts)
-
-
-def _spread(cases: Sequence[T]) -> Sequence[T]:
-    """Every so many of them, so that there are 3,000 at most."""
-    return cases[:: max(1, len(cases) // 1500)]
-
-
-def shop_texts(
-    shop: Shop, environment: Environment, agent: AgentConfig, until: datetime
-) -> list[str]:
-    """What a shop's tokenizer is trained on: memory and results as the agent sees them,
-    titles, categories, and the queries of the training time, which ends at ``until``.
-    """
-    tools = SearchProducts(environment.search, agent)
-    texts = []
-    for example in _spread(environment.of_split("train")):
-        texts.append(profile_text(example.profile))
-        requests = [
-            SearchRequest(q, example.case.as_of, example.profile.context)
-            for q in example.profile.references[:2]
-        ]
-        texts += [results_text(1, found.lines) for found in tools.run(requests)]
-    texts += environment.search.catalog.titles
-    texts += [c for c in environment.search.catalog.categories if c]
-    rows = shop.connection.execute(
-        "SELECT query FROM events WHERE type = 'search' AND ts < ? ORDER BY event_id", [until]
-    ).fetchall()
-    return texts + [query for (query,) in rows]
+    parameters: int
+    tokens: int  # computed, padding included
+    loss_first: float
+    loss_last: float
 
 
 def pretrain(
@@ -91,9 +87,9 @@ def pretrain(
     config: PretrainConfig | None = None,
     agent: AgentConfig | None = None,
     split: SplitConfig | None = None,
-    on_step: Callable[[dict[str, float]], None] | None = None,
-    on_cost: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
+    on_step: OnStep | None = None,
+    on_cost: OnCost | None = None,
+) -> PretrainReport:
     """Train a new policy on a shop and save it as ``policies/<name>``.
 
     Args:
@@ -103,84 +99,121 @@ def pretrain(
         agent: How its chains run.
         split: Only cases of the training split are learned from.
         on_step: Called after each step with its numbers.
-        on_cost: Called before the first step with what it will cost, measured on one batch
-            (see `supervised.predicted_cost`).
+        on_cost: Called before the first step with what the training will cost.
 
     Raises:
         QAgentError: the shop's log holds too little to learn from, or a name is taken.
     """
     config, agent = config or PretrainConfig(), agent or AgentConfig()
+    settings.check(config)
     folder = shop.folder("policies", name)
     if folder.exists():
-        raise QAgentError(f"the policy {name} exists; choose another --name or delete {folder}")
+        raise QAgentError(f"the policy {name} exists; choose another name or delete {folder}")
     start = time.perf_counter()
-    index = open_index(shop)
-    # Profiles take longest where a log is long, and no other split is learned from.
-    train = of_split(build_cases(shop.connection, split, after=index.clicks_until), "train")
-    words: Any = _Words()
-    drafted = Environment.of_cases(shop, _spread(train), words, agent, index)
-    texts = shop_texts(shop, drafted, agent, train[-1].as_of)
-    tokenizer = train_tokenizer(texts, config.vocab_size)
-    environment = Environment.of_cases(shop, train, ShopCodec(tokenizer), agent, index)
+    tokenizer, environment = _tokenizer_and_environment(shop, config, agent, split)
     policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
     policy.info.agent = agent
-    report = fit_pretraining(policy, environment, config, on_step, on_cost)
+    trainer = pretraining(policy, environment, config)
+    if on_cost is not None:
+        first = batch_order(trainer.count, config.batch_size, config.seed, 0)
+        sequences = [trainer.make_sequence(i, 0) for i in first]
+        on_cost(predicted_cost(policy, sequences, config.steps))
+    result = fit(trainer, on_step)
+    loss_first, loss_last = result.first_and_last("loss")
+    report = PretrainReport(
+        run=None,
+        policy=name,
+        steps=config.steps,
+        seconds=round(time.perf_counter() - start, 1),
+        tokens_per_s=tokens_per_second(result),
+        parameters=policy.parameters,
+        tokens=result.history[-1]["tokens"],
+        loss_first=loss_first,
+        loss_last=loss_last,
+    )
     policy.info.trained.append(
         {
             "stage": "pretrain",
             "config": asdict(config),
             "shop": shop.config.name,
             "cases": len(environment.of_split("train")),
-            **report,
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+            "seconds": result.seconds,
+            "tokens": report.tokens,
         }
     )
     save_base(policy, tokenizer, model_config, folder)
-    return {
-        "policy": name,
-        "steps": config.steps,
-        "parameters": policy.parameters,
-        **report,
-        "seconds": round(time.perf_counter() - start, 1),
-        "tokens_per_s": round(report["tokens"] / max(report["seconds"], 1e-9)),
-    }
+    return report
 
 
-def fit_pretraining(
-    policy: Policy,
-    environment: Environment,
-    config: PretrainConfig,
-    on_step: Callable[[dict[str, float]], None] | None = None,
-    on_cost: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, float]:
-    """Train all weights of a policy on demonstrations of the training split."""
-    demonstrator = Demonstrator(
-        environment,
-        policy,
-        policy.info.agent,
-        DemoConfig(
-            drop_lines=config.drop_lines,
-            read=config.read,
-            disguise=config.disguise,
-            words=config.words,
-        ),
+def pretraining(
+    policy: Policy, environment: Environment, config: PretrainConfig
+) -> LikelihoodTrainer:
+    """Trains all weights of a policy on demonstrations of the training split."""
+    demo = DemoConfig(
+        drop_lines=config.drop_lines, read=config.read, disguise=config.disguise, words=config.words
     )
-    usable = demonstrator.usable(environment.of_split("train"))
-    if len(usable) < config.batch_size:
+    demonstrator = Demonstrator(environment, policy, policy.info.agent, demo)
+    targets = demonstrator.targets(environment.of_split("train"))
+    if len(targets) < config.batch_size:
         raise QAgentError(
-            f"only {len(usable)} training cases have a line in memory that was right; "
+            f"only {len(targets)} training cases have a relevant line in memory; "
             "ingest a longer log"
         )
 
-    def make(i: int, step: int) -> TrainingSequence:
-        return demonstrator.chain(*usable[i], np.random.default_rng([config.seed, step, i]), i)
+    def make_sequence(index: int, step: int) -> TrainingSequence:
+        random = np.random.default_rng([config.seed, step, index])
+        return demonstrator.demonstrate(targets[index], random, index)
 
-    if on_cost is not None:
-        first = batch_order(len(usable), config.batch_size, config.seed, 0)
-        on_cost(predicted_cost(policy, [make(i, 0) for i in first], config.steps))
-    return fit(
-        policy,
-        make,
-        len(usable),
-        FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed),
-        on_step,
-    )
+    fit_config = FitConfig(config.steps, config.batch_size, config.learning_rate, seed=config.seed)
+    return LikelihoodTrainer(policy, make_sequence, len(targets), fit_config)
+
+
+class _WordCounter:
+    """Stands in for a codec while there is no tokenizer: a token a word."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return count_words(texts)
+
+
+def _tokenizer_and_environment(
+    shop: Shop, config: PretrainConfig, agent: AgentConfig, split: SplitConfig | None
+) -> tuple[Tokenizer, Environment]:
+    """A tokenizer of the shop's texts, and the training cases as it reads them."""
+    index = open_index(shop)
+    # Profiles take longest where a log is long, and no other split is learned from.
+    train = of_split(build_cases(shop.connection, split, after=index.clicks_until), "train")
+    counter: Any = _WordCounter()
+    draft = Environment.of_cases(shop, thinned(train), counter, agent, index)
+    texts = shop_texts(shop, draft, agent, train[-1].as_of)
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    return tokenizer, Environment.of_cases(shop, train, ShopCodec(tokenizer), agent, index)
+
+
+def shop_texts(
+    shop: Shop, environment: Environment, agent: AgentConfig, until: datetime
+) -> list[str]:
+    """What a shop's tokenizer is trained on.
+
+    Memory and results as the agent sees them, titles, categories, and the queries of the
+    training time, which ends at ``until``.
+    """
+    tools = SearchProducts(environment.search, agent)
+    texts = []
+    for example in thinned(environment.of_split("train")):
+        profile, as_of = example.profile, example.case.as_of
+        texts.append(profile_text(profile))
+        requests = [SearchRequest(q, as_of, profile.context) for q in profile.references[:2]]
+        texts += [results_text(1, results.lines) for results in tools.run(requests)]
+    texts += environment.search.catalog.titles
+    texts += [c for c in environment.search.catalog.categories if c]
+    queries = shop.connection.execute(
+        "SELECT query FROM events WHERE type = 'search' AND ts < ? ORDER BY event_id", [until]
+    ).fetchall()
+    return texts + [query for (query,) in queries]
+
+
+def thinned(cases: Sequence[T]) -> Sequence[T]:
+    """Evenly spaced cases, less than 3,000 of them."""
+    return cases[:: max(1, len(cases) // 1500)]

@@ -15,7 +15,7 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.memory_estimate import chain_tokens, grpo_bytes
 
@@ -34,10 +34,10 @@ def main(path: str, parent: str, most: int = len(SETTINGS)) -> None:
             policy = derive(shop, parent, "benchmark", config.lora)
             if "environment" not in locals():
                 environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
-            trainer = Trainer(policy, environment, config)
+            trainer = GrpoTrainer(policy, environment, config)
             mx.clear_cache()
             mx.reset_peak_memory()
-            metrics, _ = trainer.step(0)
+            metrics = trainer.step(0).metrics
             estimate, peak = grpo_bytes(policy, config), mx.get_peak_memory()
             print(
                 f"{cases} cases x {group}, budget {budget}: estimate {estimate / 2**20:.0f} MiB, "

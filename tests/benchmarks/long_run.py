@@ -39,7 +39,8 @@ from qagent_mlx.inventory.updates import refresh_index
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import train_grpo
+from qagent_mlx.train.grpo_run import train_grpo
+from qagent_mlx.train.run_options import RunOptions
 
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case", "gift")
 
@@ -106,7 +107,13 @@ class Load:
             config = type(GRPO)(**{**GRPO.__dict__, "steps": 2})
             name = f"long-{self.rounds}"
             train_grpo(
-                shop, self.policy, "long", config, split=SPLIT, components=COMPONENTS, run=name
+                shop,
+                self.policy,
+                "long",
+                config,
+                split=SPLIT,
+                components=COMPONENTS,
+                options=RunOptions(run=name),
             )
             self.steps += 2
         shutil.rmtree(self.path / "runs" / name)

@@ -61,17 +61,16 @@ def main() -> None:
     policy = open_policy(folder, Workload(blocks=options.blocks))
     environment: Any = _NoShop()
     config = GrpoConfig(cases_per_step=options.groups, group=options.members, solvable=False)
-    trainer = grpo.Trainer(policy, environment, config)
-    trainer.checked = True  # random chains were never this policy's
+    trainer = grpo.GrpoTrainer(policy, environment, config)
     policy.model.eval()
-    least, ratios = shared_prompt.LEAST, []
+    shortest, ratios = shared_prompt.SHORTEST, []
     for pair in range(options.pairs):
         rollouts = chains(options.groups, options.members, vocabulary(policy), pair)
         advantages = np.random.default_rng(pair).normal(size=len(rollouts)).tolist()
         weights = policy.model.trainable_parameters()
         spent, found = {}, {}
         for shared in (True, False) if pair % 2 else (False, True):
-            shared_prompt.LEAST = least if shared else 1 << 30
+            shared_prompt.SHORTEST = shortest if shared else 1 << 30
             policy.model.update(weights)
             began, wall = time.process_time(), time.perf_counter()
             found[shared] = trainer.update(list(zip(rollouts, advantages, strict=True)), pair)

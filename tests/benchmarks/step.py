@@ -15,7 +15,7 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.policy.registry import derive
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 
 
@@ -25,9 +25,9 @@ def main(path: str, parent: str, steps: int = 5) -> None:
     with Shop.open(path) as shop:
         policy = derive(shop, parent, "benchmark", config.lora)
         environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
-    trainer = Trainer(policy, environment, config)
+    trainer = GrpoTrainer(policy, environment, config)
     for number in range(steps):
-        metrics, _ = trainer.step(number)
+        metrics = trainer.step(number).metrics
         rollout, whole = metrics["rollout_seconds"], metrics["seconds"]
         print(
             f"step {number + 1}: rollout {rollout:.2f} s, update {whole - rollout:.2f} s, "

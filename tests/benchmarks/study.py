@@ -39,9 +39,10 @@ from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.evaluate.significance import paired_difference
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.config_files import PRESETS, Settings, agent_of, merged, with_preset
-from qagent_mlx.train.grpo import train_grpo
+from qagent_mlx.train.config_files import PRESETS, Settings, agent_with_changes, merged, with_preset
 from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.grpo_run import train_grpo
+from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.utils.atomic_files import write_json
 
 KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")
@@ -80,7 +81,7 @@ def run_arm(
     name = f"study-{arm}-{settings.train.seed}"
     with Shop.open(path) as shop:
         start = open_policy(shop, parent)
-        agent = agent_of(shop, parent, settings.agent) or start.info.agent
+        agent = agent_with_changes(shop, parent, settings.agent) or start.info.agent
         # Arms whose agents read the same memory at the same moments share its profiles; the
         # test cases are the same in all.
         key = (agent.sections, agent.profile_budget, settings.split)
@@ -94,11 +95,11 @@ def run_arm(
                 parent,
                 name,
                 settings.train,
-                agent=agent,
                 split=settings.split,
-                environment=environment,
-                about={"preset": settings.preset},
-            )
+                options=RunOptions(
+                    agent=agent, environment=environment, about={"preset": settings.preset}
+                ),
+            ).to_dict()
         policy = open_policy(shop, name)
         examples = environment.of_split("test")[:limit]
         rankings = PolicySystem(name, policy, environment, group=group).rank(examples, 5)

@@ -55,6 +55,7 @@ from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.train.sft import SftConfig, train_sft
 from qagent_mlx.utils.atomic_files import write_json
 from qagent_mlx.utils.text import query_key
@@ -98,8 +99,8 @@ def run_arm(path: Path, arm: str, agent: AgentConfig, seed: int, given: Any) -> 
                 base,
                 name,
                 SftConfig(steps=given.sft_steps, seed=seed),
-                environment=environment,
                 split=split,
+                options=RunOptions(environment=environment),
             )
         policy = open_policy(shop, name)
     seconds = time.time() - start

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.distributed import world as distributed
-from qagent_mlx.distributed.launcher import _free_ports, check
+from qagent_mlx.distributed.launcher import check_workers, free_ports
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.runs.run import Run
@@ -153,7 +153,7 @@ def launched(shops, *arguments):
     """As ``mlx.launch`` starts a command on several machines, each with a shop of its own; on one
     without it."""
     hosts = shops[0].parent / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{p}"] for p in _free_ports(len(shops))]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{p}"] for p in free_ports(len(shops))]))
     program = "from qagent_cli.main import cli; cli()"
     started = [
         subprocess.Popen(
@@ -254,12 +254,12 @@ def test_machines_with_different_shops_are_told_so(machines, tmp_path):
 def test_a_machine_that_dies_ends_the_run_in_one_line(machines):
     (_, told, ended), (_, _, killed) = grpo(machines, "dead", "deadly")
     assert killed == -9 and ended == 1
-    assert "a worker is gone" in told and "--resume" in told and "Traceback" not in told
+    assert "a worker is gone" in told and "resume the run" in told and "Traceback" not in told
 
 
 def test_more_workers_than_cases_are_refused():
     with pytest.raises(QAgentError, match="at most 4"):
-        check(8, 4)
+        check_workers(8, 4)
 
 
 def test_every_case_is_done_by_exactly_one_worker():

@@ -51,7 +51,7 @@ class Recorded(Watchdog):
         super().__init__("never")
 
     def follow(self, connection):
-        self._kept.append(connection)
+        self._connections.append(connection)
 
 
 def both(tmp_path, monkeypatch, between=lambda told: None):
@@ -92,9 +92,9 @@ def until(found):
 
 def test_the_first_worker_is_connected_with_the_other(tmp_path, monkeypatch):
     one, two = both(tmp_path, monkeypatch)
-    assert until(lambda: one._kept) and len(two._kept) == 1
-    two._kept[0].close()
-    assert one._kept[0].recv(1) == b""
+    assert until(lambda: one._connections) and len(two._connections) == 1
+    two._connections[0].close()
+    assert one._connections[0].recv(1) == b""
 
 
 def test_a_stranger_at_the_port_is_no_worker(tmp_path, monkeypatch):
@@ -106,13 +106,13 @@ def test_a_stranger_at_the_port_is_no_worker(tmp_path, monkeypatch):
         strangers[0].sendall(b"x" * 16)
 
     one, two = both(tmp_path, monkeypatch, knock)
-    assert until(lambda: one._kept) and len(one._kept) == 1
+    assert until(lambda: one._connections) and len(one._connections) == 1
     assert strangers[0].recv(1) == b""
-    assert one._kept[0].getpeername() == two._kept[0].getsockname()
+    assert one._connections[0].getpeername() == two._connections[0].getsockname()
 
 
 def test_without_a_hosts_file_nothing_is_connected(tmp_path, monkeypatch):
     monkeypatch.delenv("MLX_HOSTFILE", raising=False)
     line = Recorded()
     watchdog.connect(line, True, 2, lambda text: [text, ""])
-    assert not line._kept
+    assert not line._connections

@@ -34,7 +34,6 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.bm25 import BM25Index
@@ -52,12 +51,13 @@ from qagent_mlx.policy.registry import derive
 from qagent_mlx.policy.small_llama import new_policy, save_base
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.runs import checkpoint
+from qagent_mlx.runs.loop import Stopped
 from qagent_mlx.runs.run import Run
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.server import run as serve
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import resume_grpo, train_grpo
 from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
 from qagent_mlx.train.monitors import AlarmConfig
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 

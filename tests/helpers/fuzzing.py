@@ -9,7 +9,7 @@ from pathlib import Path
 from crashes import COMPONENTS, GRPO, SFT, SPLIT, small_shop
 
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import train_grpo
+from qagent_mlx.train.grpo_run import train_grpo
 from qagent_mlx.train.sft import train_sft
 
 

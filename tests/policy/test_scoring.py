@@ -5,8 +5,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from qagent_mlx.policy.batches import TrainingSequence, make_batch
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.scoring import TrainingSequence, frozen_states, make_batch, token_logprobs
+from qagent_mlx.policy.scoring import frozen_states, token_scores
 
 
 def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(new_nano):
@@ -27,15 +28,15 @@ def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(n
     lower = frozen_states(policy, batch)
     assert lower is not None
     assert lower.block == policy.first_trained == len(policy.layers) - 1
-    whole, _ = token_logprobs(policy, batch)
-    parted, _ = token_logprobs(policy, batch, lower)
+    whole, _ = token_scores(policy, batch)
+    parted, _ = token_scores(policy, batch, lower)
     assert np.allclose(np.array(whole), np.array(parted), atol=1e-6)
     with policy.reference():
-        reference, _ = token_logprobs(policy, batch, lower, gradient=False)
+        reference, _ = token_scores(policy, batch, lower)
     assert float(mx.abs(reference - parted).max()) > 1e-3
 
     def gradient(*given):
-        loss = lambda model: token_logprobs(policy, batch, *given)[0].sum()  # noqa: E731
+        loss = lambda model: token_scores(policy, batch, *given, gradient=True)[0].sum()  # noqa: E731
         return dict(tree_flatten(nn.value_and_grad(policy.model, loss)(policy.model)[1]))
 
     ours, theirs = gradient(lower), gradient()

@@ -8,12 +8,12 @@ import pytest
 from chat_model import QWEN, chat_folder, other_folder
 
 from qagent_mlx.agent.types import Rollout
-from qagent_mlx.policy import shared_prompt
+from qagent_mlx.policy import scoring, shared_prompt
+from qagent_mlx.policy.batches import TrainingSequence
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.scoring import TrainingSequence
-from qagent_mlx.policy.shared_prompt import SharedPrompt
-from qagent_mlx.train.grpo import Trainer
+from qagent_mlx.policy.shared_prompt import find_shared_prompt
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 
 
@@ -76,19 +76,18 @@ def adapted(policy, blocks):
 
 def updated(policy, config, rollouts, steps=1):
     """Metrics of the steps, and the adapter after them."""
-    trainer = Trainer(policy, NoShop(), config)
+    trainer = GrpoTrainer(policy, NoShop(), config)
     trainer.optimizer = optim.SGD(1.0)  # Adam would make steps of what is rounding alone
-    trainer.checked = True  # their log-probabilities were never the policy's
     policy.model.eval()
     advantages = np.random.default_rng(5).normal(size=len(rollouts)).tolist()
     scored = list(zip(rollouts, advantages, strict=True))
     metrics = [trainer.update(scored, number) for number in range(steps)]
-    return metrics, {k: np.array(v) for k, v in policy.adapter().items()}, trainer
+    return metrics, {k: np.array(v) for k, v in policy.adapter().items()}
 
 
 @pytest.mark.parametrize("budget", [100, 8192])  # a group a batch, and all in one
 @pytest.mark.parametrize("blocks", [1, -1])
-def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, budget, monkeypatch):
+def test_an_update_is_the_same_with_and_without_a_shared_prompt(base, blocks, budget, monkeypatch):
     config = GrpoConfig(
         group=3,
         cases_per_step=3,
@@ -100,11 +99,18 @@ def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, b
         warmup=1,
     )
     rollouts = chains()
-    shared, after, trainer = updated(adapted(base(), blocks), config, rollouts)
-    assert trainer.opening is not None and len(trainer.opening.tokens) == 39
-    monkeypatch.setattr(shared_prompt, "LEAST", 10_000)
-    plain, expected, trainer = updated(adapted(base(), blocks), config, rollouts)
-    assert trainer.opening is None
+    prompts, real = [], scoring.find_shared_prompt
+
+    def found(*arguments):
+        prompts.append(real(*arguments))
+        return prompts[-1]
+
+    monkeypatch.setattr(scoring, "find_shared_prompt", found)
+    shared, after = updated(adapted(base(), blocks), config, rollouts)
+    assert prompts[-1] is not None and len(prompts[-1].tokens) == 39
+    monkeypatch.setattr(shared_prompt, "SHORTEST", 10_000)
+    plain, expected = updated(adapted(base(), blocks), config, rollouts)
+    assert prompts[-1] is None
     for one, other in zip(shared, plain, strict=True):
         for name, value in other.items():
             assert one[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -115,17 +121,15 @@ def test_an_update_is_the_same_with_and_without_a_shared_opening(base, blocks, b
         assert np.abs(after[name] - value).max() < 1e-3 * moved, name
 
 
-def test_only_long_openings_of_several_groups_are_shared(nano_policy):
+def test_only_long_prompts_of_several_groups_are_shared(nano_policy):
     def told(rollouts):
         return [TrainingSequence(list(r.tokens), r.trained_mask, r.case) for r in rollouts]
 
     policy = nano_policy
-    assert SharedPrompt.of(policy, told(chains(groups=1))) is None
-    assert SharedPrompt.of(policy, told(chains(prompt=20))) is None
-    found = SharedPrompt.of(policy, told(chains()))
-    assert found is not None
-    assert SharedPrompt.of(policy, told(chains(prompt=40)), found) is found
-    assert SharedPrompt.of(policy, told(chains(prompt=41)), found) is not found
+    assert find_shared_prompt(policy, told(chains(groups=1))) is None
+    assert find_shared_prompt(policy, told(chains(prompt=20))) is None
+    found = find_shared_prompt(policy, told(chains()))
+    assert found is not None and len(found.tokens) == 39
     # The token that predicts a chain's first own word stays with the chain.
-    cut = found.cut(told(chains())[0])
+    cut = found.strip(told(chains())[0])
     assert not cut.trained[0] and cut.trained[1]

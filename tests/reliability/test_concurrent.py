@@ -122,7 +122,7 @@ def test_a_run_and_an_index_name_the_process_that_works_on_them(folder):
 
 
 def test_training_and_reading_go_on_while_a_server_reads(folder):
-    from qagent_mlx.train.grpo import train_grpo
+    from qagent_mlx.train.grpo_run import train_grpo
 
     with other(_serve, folder, True) as (process, line):
         assert "serves" in line
@@ -135,7 +135,7 @@ def test_training_and_reading_go_on_while_a_server_reads(folder):
                 split=SPLIT,
                 components=COMPONENTS,
             )
-            assert report["steps"] == 1 and shop.counts()["products"] == 40
+            assert report.steps == 1 and shop.counts()["products"] == 40
         assert process.is_alive()
         with pytest.raises(QAgentError, match=f"in use by process {process.pid}"):
             Shop.open(folder, read_only=False).counts()

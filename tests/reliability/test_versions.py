@@ -41,7 +41,7 @@ def test_a_shop_of_a_released_version_opens_answers_and_grows(old):
         assert view.events == expected["events"] and "desk lamp" in view.text
         for name in ("base", "tuned"):
             assert open_policy(shop, name).info.name == name
-        assert overview(Run.open(shop, "tuned"))["state"] == "finished"
+        assert overview(Run.open(shop, "tuned")).state == "finished"
         row = {"user_id": USER, "time": "2026-02-01", "type": "search", "query": "shoes"}
         assert append_events(shop, [row]).accepted == 1
         assert len(open_index(shop).catalog) == expected["counts"]["products"]

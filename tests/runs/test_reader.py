@@ -7,7 +7,15 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.runs.html_report import page
-from qagent_mlx.runs.reader import compare_runs, curves, filter_chains, overview, query
+from qagent_mlx.runs.reader import (
+    compare_runs,
+    curves,
+    filter_rollouts,
+    overview,
+    query,
+    read_metrics,
+    read_rollouts,
+)
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 
@@ -63,14 +71,14 @@ def shop(tmp_path):
 
 
 def test_chains_are_chosen_by_reward_case_step_user_and_end(shop):
-    rows = list(made(shop, "one").rows("rollouts"))
+    rollouts = read_rollouts(made(shop, "one"))
 
     def steps(**how):
-        return [row["step"] for row in filter_chains(rows, **how)]
+        return [rollout.step for rollout in filter_rollouts(rollouts, **how)]
 
-    assert steps(least=0.5) == [2, 3]
-    assert steps(most=0.25) == [0, 1]
-    assert steps(case=1, least=0.5) == [3]
+    assert steps(min_reward=0.5) == [2, 3]
+    assert steps(max_reward=0.25) == [0, 1]
+    assert steps(case=1, min_reward=0.5) == [3]
     assert steps(step=2) == [2]
     assert steps(user="bob") == []
     assert steps(finish="length") == [0]
@@ -78,17 +86,17 @@ def test_chains_are_chosen_by_reward_case_step_user_and_end(shop):
 
 def test_curves_skip_the_steps_that_lack_a_number(shop):
     run = made(shop, "one")
-    found = curves(list(run.rows("metrics")))
+    found = curves(read_metrics(run))
     assert [s for s, _ in found["kl"]] == [2, 3, 4, 5]
     assert list(found)[:2] == ["reward", "reward_query"] and "loss" not in found
 
 
 def test_a_difference_names_settings_and_the_first_step_that_differs(shop):
     found = compare_runs(made(shop, "one"), made(shop, "two", rate=0.2, shift=0.5))
-    assert found["settings"]["train.learning_rate"] == [0.1, 0.2]
-    assert "train.lora.rank" not in found["settings"]
-    assert found["same_until"] == 1
-    assert found["metrics"]["reward"] == [[0.0, 1.25], [0.0, 1.75]]
+    assert found.settings["train.learning_rate"] == [0.1, 0.2]
+    assert "train.lora.rank" not in found.settings
+    assert found.same_until == 1
+    assert found.metrics["reward"] == [[0.0, 1.25], [0.0, 1.75]]
 
 
 def test_runs_answer_sql(shop):
@@ -96,16 +104,16 @@ def test_runs_answer_sql(shop):
     columns, rows = query(run, "SELECT max(reward) AS best, count(kl) AS n FROM metrics")
     assert (columns, rows) == (["best", "n"], [(1.25, 4)])
     assert query(run, "SELECT count(*) FROM rollouts WHERE rewards.query > 0")[1] == [(3,)]
-    with pytest.raises(QAgentError, match="--sql: .*nosuch"):
+    with pytest.raises(QAgentError, match="sql .*nosuch"):
         query(run, "SELECT * FROM nosuch")
 
 
 def test_an_alarm_that_ended_a_run_is_its_state(shop):
     run = made(shop, "one")
     run.append("alarms", [{"name": "kl", "action": "stop", "step": 5, "reason": "KL runaway"}])
-    assert overview(run)["state"] == "alarm kl"
+    assert overview(run).state == "alarm kl"
     run.append("metrics", [{"step": 6, "reward": 0.0, "seconds": 1.0}])
-    assert overview(run)["state"] == "unfinished"
+    assert overview(run).state == "unfinished"
 
 
 class Tags(HTMLParser):
@@ -133,7 +141,7 @@ def test_text_from_data_never_becomes_markup(shop):
 def test_a_page_draws_a_curve_for_every_metric_and_shows_the_chains(shop):
     run = made(shop, "one")
     text = page(run)
-    assert text.count("<svg") == len(curves(list(run.rows("metrics"))))
+    assert text.count("<svg") == len(curves(read_metrics(run)))
     assert "nan" not in text.lower().replace("financ", "")
     assert text.count("<details>") == 3 * 4
     assert "0.1" in text and "train.learning rate" in text

@@ -5,14 +5,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from qagent_mlx.models import cpu_kernels, transformer_blocks
-from qagent_mlx.policy.scoring import (
-    TrainingSequence,
-    entropy,
-    hidden_states,
-    make_batch,
-    token_logprobs,
-)
-from qagent_mlx.train.batches import micro_batches
+from qagent_mlx.policy.batches import TrainingSequence, make_batch, micro_batches
+from qagent_mlx.policy.scoring import entropy, hidden_states, token_scores
 
 
 def chains_of(policy, seed=0, groups=3, members=4):
@@ -38,10 +32,10 @@ def plain_logprobs(policy, chain):
 def test_sharing_a_prefix_changes_no_log_probability(nano_policy):
     chains = chains_of(nano_policy)
     batch = make_batch(chains)
-    values, _ = token_logprobs(nano_policy, batch)
+    values, _ = token_scores(nano_policy, batch)
     expected = [v for chain in chains for v in plain_logprobs(nano_policy, chain)]
     assert np.allclose(np.array(values), expected, atol=2e-5)
-    assert batch.tokens < sum(len(c.tokens) for c in chains) * 1.5
+    assert batch.padded_tokens < sum(len(c.tokens) for c in chains) * 1.5
 
 
 def test_sharing_a_prefix_changes_no_gradient(nano_policy):
@@ -50,7 +44,7 @@ def test_sharing_a_prefix_changes_no_gradient(nano_policy):
 
     def gradient(some):
         batch = make_batch(some)
-        loss = lambda model: token_logprobs(nano_policy, batch)[0].sum()  # noqa: E731
+        loss = lambda model: token_scores(nano_policy, batch, gradient=True)[0].sum()  # noqa: E731
         return dict(tree_flatten(nn.value_and_grad(nano_policy.model, loss)(nano_policy.model)[1]))
 
     shared, separate = gradient(chains), gradient(alone)
@@ -73,7 +67,7 @@ def test_the_head_runs_on_trained_positions_only(nano_policy):
     nano_policy.head = lambda hidden: seen.append(hidden.shape) or head(hidden)
     try:
         chains = chains_of(nano_policy)
-        token_logprobs(nano_policy, make_batch(chains))
+        token_scores(nano_policy, make_batch(chains))
     finally:
         del nano_policy.head
     assert [shape[0] for shape in seen] == [sum(sum(c.trained) for c in chains)]
@@ -86,7 +80,7 @@ def test_micro_batches_keep_groups_whole_and_hold_the_budget(nano_policy):
     for piece in pieces:
         groups = {chains[i].group for i in piece}
         assert len(piece) == 4 * len(groups)
-        assert len(groups) == 1 or make_batch([chains[i] for i in piece]).tokens <= 150
+        assert len(groups) == 1 or make_batch([chains[i] for i in piece]).padded_tokens <= 150
 
 
 def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size():
@@ -112,7 +106,7 @@ def test_tokens_predicted_inside_a_prefix_count_in_groups_of_any_size(nano_polic
     states = hidden_states(nano_policy, batch)
     assert states.shape[0] == sum(sum(c.trained) for c in chains)
     expected = [v for chain in chains for v in plain_logprobs(nano_policy, chain)]
-    assert np.allclose(np.array(token_logprobs(nano_policy, batch)[0]), expected, atol=2e-5)
+    assert np.allclose(np.array(token_scores(nano_policy, batch)[0]), expected, atol=2e-5)
 
 
 def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkeypatch):
@@ -122,8 +116,8 @@ def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkey
     monkeypatch.setattr(transformer_blocks, "swiglu", lambda _numpy: watched)
     chains = chains_of(nano_policy)
     batch = make_batch(chains)
-    token_logprobs(nano_policy, batch)
+    token_scores(nano_policy, batch)
     # The first token that a row may differ in is predicted by its prefix's last one.
     inside = np.array(batch.position) >= batch.prefix.size
-    assert seen[-1][:2] == (len(chains), max(np.bincount(batch.row[inside])))
+    assert seen[-1][:2] == (len(chains), max(np.bincount(batch.sequence[inside])))
     assert seen[-2][:2] == tuple(batch.suffix.shape) != seen[-1][:2]

@@ -6,9 +6,10 @@ import pytest
 from qagent_mlx.environment.custom_rewards import components_of, reward_files, reward_specs
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.train.config_files import PRESETS, Settings, merged, read_settings, with_preset
-from qagent_mlx.train.grpo_config import GrpoConfig, weighed
+from qagent_mlx.train.config_files import PRESETS, Settings, read_settings, with_preset
+from qagent_mlx.train.grpo_config import GrpoConfig, with_weights
 from qagent_mlx.train.sft import SftConfig
+from qagent_mlx.utils.settings import merge
 
 FILE = """
 policy = "mine"
@@ -72,8 +73,8 @@ def test_a_weight_moves_along_its_curriculum(tmp_path):
         ("[train]\nsteps = 2.5", "steps must be a whole number, not 2.5"),
         ("[train]\nsteps = true", "steps must be a whole number"),
         ("[train]\nsolvable = 1", "solvable must be true or false"),
-        ("[train.weights]\nquery = 'high'", "weights must be a number"),
-        ("[train.curriculum]\nquery = [[1]]", "2 values"),
+        ("[train.weights]\nquery = 'high'", "weights must hold a number"),
+        ("[train.curriculum]\nquery = [[1]]", "list of length 2"),
         ("preset = 'queryonly'", "did you mean query-only?"),
         ("steps = ", "is no TOML"),
     ],
@@ -92,7 +93,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("config", [GrpoConfig(curriculum={"item": ((1.0, 0.0),)}), SftConfig()])
 def test_settings_that_were_saved_come_back_the_same(config):
     saved = json.loads(json.dumps(asdict(config)))
-    assert merged(type(config)(), saved, "the run") == config
+    assert merge(type(config)(), saved, "the run") == config
 
 
 def test_settings_of_earlier_versions_still_load():
@@ -103,7 +104,7 @@ def test_settings_of_earlier_versions_still_load():
         "logged_groups": 2,
         "lora": {"rank": 4, "keys": []},
     }
-    config = merged(GrpoConfig(), saved, "the run")
+    config = merge(GrpoConfig(), saved, "the run")
     assert config.clip == (0.2, 0.28) and config.lora.keys == () and config.loss == "dapo"
 
 
@@ -130,19 +131,22 @@ def test_a_preset_is_for_grpo_only():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"loss": "ppo"}, "choose one of grpo"),
-        ({"clip_low": 1.5}, "cannot be clipped"),
-        ({"stop_after": 2}, "needs --eval-every"),
-        ({"best_by": "fun"}, "choose one of reward"),
-        ({"overlong_tokens": 4, "overlong_cache": 0}, "1 or more"),
+        ({"loss": "ppo"}, "loss must be one of grpo"),
+        ({"clip_low": 1.5}, "clip_low must be a number below 1"),
+        ({"stop_after": 2}, "stop_after needs eval_every"),
+        ({"best_by": "fun"}, "best_by must be one of reward"),
+        (
+            {"overlong_tokens": 4, "overlong_cache": 0},
+            "overlong_cache must be a whole number of at least 1",
+        ),
         ({"curriculum": {"item": ((5.0, 1.0), (2.0, 1.0))}}, "rising steps"),
-        ({"save_every": 0}, "save_every must be at least 1"),
-        ({"measured": 0}, "measured must be at least 1"),
-        ({"token_budget": -1}, "token_budget must be at least 1"),
-        ({"eval_every": -1}, "eval_every must be a number from 0 on"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"beta": float("nan")}, "beta must be a number from 0 on"),
-        ({"weights": {"item": -1.0}}, "weight of item must be a number from 0 on"),
+        ({"save_every": 0}, "save_every must be a whole number of at least 1"),
+        ({"measured": 0}, "measured must be a whole number of at least 1"),
+        ({"token_budget": -1}, "token_budget must be a whole number of at least 1"),
+        ({"eval_every": -1}, "eval_every must be a whole number of at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
+        ({"beta": float("nan")}, "beta must be a number of at least 0"),
+        ({"weights": {"item": -1.0}}, "weights must hold a number of at least 0"),
         ({"lora": LoraConfig(rank=0)}, "rank must be at least 1"),
         ({"lora": LoraConfig(blocks=0)}, "blocks must be at least 1"),
         ({"lora": LoraConfig(dropout=1.0)}, "dropout must be from 0"),
@@ -156,8 +160,8 @@ def test_settings_that_mean_nothing_are_refused(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"compare": 1.5}, "compare is a share"),
-        ({"learning_rate": float("inf")}, "learning_rate must be above 0"),
+        ({"compare": 1.5}, "compare must be a number of at most 1"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number"),
         ({"lora": LoraConfig(rank=-2)}, "rank must be at least 1"),
     ],
 )
@@ -167,7 +171,7 @@ def test_settings_of_sft_that_mean_nothing_are_refused(changes, words):
 
 
 def test_weights_of_flags(tmp_path):
-    config = weighed(GrpoConfig(), None, pairs=["item=0.5", "consistency=0@1,2@20"])
+    config = with_weights(GrpoConfig(), None, assignments=["item=0.5", "consistency=0@1,2@20"])
     assert config.weights["item"] == 0.5
     assert config.curriculum == {"consistency": ((1.0, 0.0), (20.0, 2.0))}
     for pair, words in (
@@ -177,9 +181,9 @@ def test_weights_of_flags(tmp_path):
         ("item", "write it as"),
     ):
         with pytest.raises(QAgentError, match=words):
-            weighed(GrpoConfig(), None, pairs=[pair])
-    with pytest.raises(QAgentError, match="weight 0"):
-        weighed(GrpoConfig(), None, pairs=[f"{n}=0" for n in GrpoConfig().weights])
+            with_weights(GrpoConfig(), None, assignments=[pair])
+    with pytest.raises(QAgentError, match="weights are all 0"):
+        with_weights(GrpoConfig(), None, assignments=[f"{n}=0" for n in GrpoConfig().weights])
 
 
 def test_a_run_goes_on_with_the_very_rewards_that_it_began_with(tmp_path):
@@ -187,7 +191,7 @@ def test_a_run_goes_on_with_the_very_rewards_that_it_began_with(tmp_path):
     path.write_text("def short(outcome):\n    return 1.0\n")
     spec = f"{path}:short"
     components = components_of([spec])
-    assert weighed(GrpoConfig(), components, [spec]).weights["short"] == 1
+    assert with_weights(GrpoConfig(), components, [spec]).weights["short"] == 1
     kept = json.loads(json.dumps(reward_files([spec])))
     assert reward_specs(kept) == [spec]
     path.write_text("def short(outcome):\n    return 0.0\n")

@@ -10,8 +10,8 @@ from qagent_mlx.environment.environment import Environment
 from qagent_mlx.protocol.actions import parse_action
 from qagent_mlx.protocol.marks import MARK_WORDS
 from qagent_mlx.train.delexicalize import Delexicalizer
-from qagent_mlx.train.demonstrations import IN_WORDS, DemoConfig, Demonstrator
-from qagent_mlx.train.sft import PASSES, SftConfig, _demonstrations
+from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator
+from qagent_mlx.train.sft import MAX_PASSES, SftConfig, SftTrainer
 from qagent_mlx.utils.text import query_key
 
 TEXTS = ("Acme Desk Lamp, black", "Office > Lamps", "usb cable", "gears of war 3", "surely")
@@ -31,12 +31,11 @@ def made(own_shop, new_nano):
 def test_a_chain_ends_at_the_right_line_and_has_searched_it(made):
     policy, environment, demonstrator = made
     teacher = demonstrator(noise=0.0, compare=0.0, reachable=True)
-    usable = teacher.usable(environment.examples)
-    assert {right for _, right in usable} > {0}
-    for example, right in usable:
-        text = policy.codec.decode(
-            teacher.chain(example, right, np.random.default_rng(0), 0).tokens
-        )
+    targets = teacher.targets(environment.examples)
+    assert {target.reference for target in targets} > {0}
+    for target in targets:
+        right = target.reference
+        text = policy.codec.decode(teacher.demonstrate(target, np.random.default_rng(0), 0).tokens)
         searched = re.findall(r"<search><(r\d+)></search>", text)
         assert searched == [f"r{i}" for i in range(right + 1)]
         (said,) = re.findall(r"<recommend>.*</recommend>", text)
@@ -45,31 +44,31 @@ def test_a_chain_ends_at_the_right_line_and_has_searched_it(made):
 
 def test_a_case_beyond_a_chains_reach_is_not_told_where_it_must_be_reachable(made):
     _, environment, demonstrator = made
-    every = demonstrator().usable(environment.examples)
-    near = demonstrator(reachable=True).usable(environment.examples)
-    assert near == [(e, right) for e, right in every if right < 4]
+    every = demonstrator().targets(environment.examples)
+    near = demonstrator(reachable=True).targets(environment.examples)
+    assert near == [target for target in every if target.reference < 4]
 
 
 def test_lines_that_are_left_out_never_take_the_right_one_along(made):
     policy, environment, demonstrator = made
     teacher = demonstrator(drop_lines=0.9)
-    for example, right in teacher.usable(environment.examples)[:40]:
-        chain = teacher.chain(example, right, np.random.default_rng(1), 0)
+    for target in teacher.targets(environment.examples)[:40]:
+        chain = teacher.demonstrate(target, np.random.default_rng(1), 0)
         text = policy.codec.decode(chain.tokens)
         profile = text.partition("</profile>")[0]
         slot = int(re.search(r"<recommend><s(\d+)>", text)[1])
         place = re.findall(r"<search><r(\d+)>", text)[slot - 1]
         line = next(x for x in profile.split("\n") if f"<r{place}>" in x)
-        assert example.profile.references[right].lower() in line.lower()
+        assert target.example.profile.references[target.reference].lower() in line.lower()
 
 
-def test_a_disguised_chain_keeps_its_marks_and_its_actions(made):
+def test_a_delexicalised_chain_keeps_its_marks_and_its_actions(made):
     policy, environment, demonstrator = made
     plain, other = demonstrator(), demonstrator(disguise=1.0)
     changed = 0
-    for example, right in plain.usable(environment.examples)[:40]:
+    for target in plain.targets(environment.examples)[:40]:
         texts = [
-            policy.codec.decode(d.chain(example, right, np.random.default_rng(2), 0).tokens)
+            policy.codec.decode(d.demonstrate(target, np.random.default_rng(2), 0).tokens)
             for d in (plain, other)
         ]
         actions = [re.findall(r"<(?:search|recommend)><\w+>", t) for t in texts]
@@ -94,6 +93,10 @@ def test_a_word_is_the_same_other_word_wherever_it_comes(seed):
 def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
     policy, environment, _ = made
     before = list(policy.info.trained)
+
+    def disguise(config):
+        return SftTrainer(policy, environment, config).demonstrator.config.disguise
+
     try:
         for stages, asked, told in (
             ([], None, 0.0),
@@ -103,30 +106,29 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
         ):
             policy.info.trained = stages
             once = SftConfig(steps=1, disguise=asked)
-            teacher, usable = _demonstrations(environment, policy, once)
-            assert teacher.config.disguise == told
+            trainer = SftTrainer(policy, environment, once)
+            assert trainer.demonstrator.config.disguise == told
             # Few cases that are told again and again would be known by their words.
-            steps = 2 * PASSES * len(usable)
-            teacher, _ = _demonstrations(environment, policy, replace(once, steps=steps))
-            assert teacher.config.disguise == (1.0 if told and asked is None else told)
-            written = replace(once, steps=2 * PASSES * len(environment.examples), words=True)
-            teacher, _ = _demonstrations(environment, policy, written)
-            assert teacher.config.disguise == told
+            often = replace(once, steps=2 * MAX_PASSES * len(trainer.targets))
+            expected = 1.0 if told and asked is None else told
+            assert disguise(often) == expected
+            steps = 2 * MAX_PASSES * len(environment.examples)
+            assert disguise(replace(once, steps=steps, words=True)) == told
     finally:
         policy.info.trained = before
 
 
 def test_a_case_without_a_right_line_can_be_told_in_its_own_words(made):
     policy, environment, demonstrator = made
-    assert all(right >= 0 for _, right in demonstrator().usable(environment.examples))
+    assert all(t.reference is not None for t in demonstrator().targets(environment.examples))
     teacher = demonstrator(reachable=True, words=True, disguise=1.0, drop_lines=0.5)
-    usable = teacher.usable(environment.examples)
-    assert [e for e, _ in usable] == environment.examples
-    written = [e for e, right in usable if right == IN_WORDS]
+    targets = teacher.targets(environment.examples)
+    assert [t.example for t in targets] == environment.examples
+    written = [t for t in targets if t.reference is None]
     assert written
-    for example in written[:40]:
-        chain = teacher.chain(example, IN_WORDS, np.random.default_rng(2), 0)
+    for target in written[:40]:
+        chain = teacher.demonstrate(target, np.random.default_rng(2), 0)
         text = policy.codec.decode(chain.tokens)
         (said,) = re.findall(r"<search>.*?</search>", text)
-        assert query_key(parse_action(said).text) == example.case.query_key
+        assert query_key(parse_action(said).text) == target.example.case.query_key
         assert parse_action(text[text.index("<recommend>") :]).reference == "s1"

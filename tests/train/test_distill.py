@@ -10,7 +10,7 @@ from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.small_llama import save_base
-from qagent_mlx.train.distill import DistillConfig, distill, retold, student_agent
+from qagent_mlx.train.distill import DistillConfig, distill, retell, student_agent
 from qagent_mlx.types import Case, Line, Profile
 
 NOW = datetime(2026, 2, 1)
@@ -32,7 +32,8 @@ def rollout(*searched, query, **changes):
 
 def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
     own = example("phone case", "USB cable", "desk lamp")
-    assert retold(own, rollout("usb-cable", "desk lamp", query="usb cable")) == [1, 2, 1]
+    lesson = retell(own, rollout("usb-cable", "desk lamp", query="usb cable"))
+    assert (lesson.searches, lesson.recommended) == ([1, 2], 1)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
     ],
 )
 def test_what_a_student_could_not_do_is_not_told(chain):
-    assert retold(example("usb cable"), chain) is None
+    assert retell(example("usb cable"), chain) is None
 
 
 @pytest.fixture
@@ -78,10 +79,10 @@ def scripted_teacher(monkeypatch):
 def test_a_student_learns_the_teachers_chains_and_is_a_policy(shop):
     steps = []
     report = distill(shop, "big", "nano", "own", SMALL, SPLIT, on_step=steps.append)
-    assert report["chains"] == 20
-    assert 0 < report["kept"] <= report["validated"] <= 20
+    assert report.chains == 20
+    assert 0 < report.kept <= report.validated <= 20
     assert len(steps) == 2
-    assert report["ms_teacher"] > 0
+    assert report.ms_teacher > 0
     policy = open_policy(shop, "own")
     assert policy.info.trained[-1]["teacher"] == "big"
     assert policy.info.agent == student_agent(open_policy(shop, "big").info.agent)

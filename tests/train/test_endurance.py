@@ -12,18 +12,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qagent_mlx.distributed.stop_signal import Stopped
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import evaluate_policy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.runs import checkpoint
+from qagent_mlx.runs.loop import AlarmStop, Stopped
 from qagent_mlx.runs.run import Run, run_lock
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
-from qagent_mlx.train.monitors import AlarmConfig, AlarmStop
+from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
+from qagent_mlx.train.monitors import AlarmConfig
+from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.train.sft import SftConfig, resume_sft, train_sft
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
@@ -121,7 +123,9 @@ def send(number, at):
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, number):
     config = changed(save_every=100)
     before = signal.getsignal(number)  # a background job starts with SIGINT ignored
-    with pytest.raises(Stopped, match="after step 2.*--resume --run grpo") as caught:
+    with pytest.raises(
+        Stopped, match="stopped by SIG(TERM|INT) after step 2, which is saved"
+    ) as caught:
         train_grpo(
             shop,
             "base",
@@ -131,22 +135,23 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, numbe
             components=COMPONENTS,
             on_step=send(number, 2),
         )
-    assert caught.value.number == number
+    assert caught.value.signal_number == number
+    assert (caught.value.run, caught.value.step) == ("grpo", 2)
     assert signal.getsignal(number) == before
     resume_grpo(shop, "grpo", components=COMPONENTS)
     assert_same(shop.path, unbroken, "grpo")
 
 
 def test_a_signal_in_the_middle_of_a_step_leaves_the_step_out(shop, unbroken, monkeypatch):
-    real, calls = Trainer.rewards, []
+    real, calls = GrpoTrainer.rollouts, []
 
-    def rewards(self, *arguments):
+    def rollouts(self, *arguments):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "rewards", rewards)
+    monkeypatch.setattr(GrpoTrainer, "rollouts", rollouts)
     with pytest.raises(Stopped, match="after step 1"):
         train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS)
     resume_grpo(shop, "grpo", components=COMPONENTS)
@@ -154,9 +159,9 @@ def test_a_signal_in_the_middle_of_a_step_leaves_the_step_out(shop, unbroken, mo
 
 
 def test_sft_goes_on_to_the_same_bits(shop, unbroken):
-    with pytest.raises(Stopped, match="train sft --resume"):
+    with pytest.raises(Stopped, match="after step 2, which is saved"):
         train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 2))
-    assert resume_sft(shop, "sft")["steps"] == SFT.steps
+    assert resume_sft(shop, "sft").steps == SFT.steps
     assert_same(shop.path, unbroken, "sft")
 
 
@@ -167,7 +172,7 @@ qagent_mlx.configure()
 from qagent_mlx.shop.shop import Shop
 sys.path.insert(0, {tests!r})
 from test_endurance import COMPONENTS, SPLIT, changed
-from qagent_mlx.train.grpo import train_grpo
+from qagent_mlx.train.grpo_run import train_grpo
 with Shop.open({shop!r}) as shop:
     train_grpo(shop, "base", "grpo", changed(steps=100000, save_every=2), split=SPLIT,
                components=COMPONENTS)
@@ -210,15 +215,39 @@ def test_a_run_that_was_killed_while_it_was_made_is_no_run(shop, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, run="r")
+            train_grpo(
+                shop,
+                "base",
+                "grpo",
+                changed(),
+                split=SPLIT,
+                components=COMPONENTS,
+                options=RunOptions(run="r"),
+            )
     with pytest.raises(QAgentError, match="no run r"):
         Run.open(shop, "r")
-    train_grpo(shop, "base", "grpo", changed(steps=1), split=SPLIT, components=COMPONENTS, run="r")
+    train_grpo(
+        shop,
+        "base",
+        "grpo",
+        changed(steps=1),
+        split=SPLIT,
+        components=COMPONENTS,
+        options=RunOptions(run="r"),
+    )
 
 
 def test_two_processes_never_train_one_run(shop):
     with run_lock(shop, "mine"), pytest.raises(QAgentError, match=r"by process \d+"):
-        train_grpo(shop, "base", "grpo", changed(), split=SPLIT, components=COMPONENTS, run="mine")
+        train_grpo(
+            shop,
+            "base",
+            "grpo",
+            changed(),
+            split=SPLIT,
+            components=COMPONENTS,
+            options=RunOptions(run="mine"),
+        )
 
 
 @pytest.fixture
@@ -297,8 +326,9 @@ def test_an_alarm_stops_with_a_checkpoint_and_the_run_may_go_on(shop):
     alarms = AlarmConfig(format="stop", dropped="off", entropy="off", patience=2)
     # A policy of random weights never ends in a recommendation.
     config = changed(alarms=alarms, save_every=100)
-    with pytest.raises(AlarmStop, match="step 2 by its alarm format.*--alarm format=warn"):
+    with pytest.raises(AlarmStop, match="step 2 by its alarm format.*is saved") as stopped:
         train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
+    assert (stopped.value.run, stopped.value.alert.name) == ("grpo", "format")
     record = Run.open(shop, "grpo")
     assert [a["name"] for a in record.rows("alarms")] == ["format"]
     assert checkpoint.saved(record.folder / "checkpoints")[-1].name == "step-000002"
@@ -317,18 +347,18 @@ def test_an_alarm_stops_with_a_checkpoint_and_the_run_may_go_on(shop):
 def test_the_best_policy_is_kept_and_training_stops_when_it_gets_no_better(shop, monkeypatch):
     values = iter([0.1, 0.7, 0.3, 0.2, 0.0, 0.0])
     weights = {}
-    real = Trainer.evaluate
+    real = GrpoTrainer.evaluate
 
     def evaluate(self):
         value = next(values)
         weights[value] = {k: np.array(v) for k, v in self.policy.adapter().items()}
         return {**real(self), "cons@1": value}
 
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(GrpoTrainer, "evaluate", evaluate)
     config = changed(steps=9, eval_every=1, stop_after=2, best_by="cons@1", keep=1, save_every=100)
-    summary = train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
-    assert (summary["best_step"], summary["best_value"]) == (2, 0.7)
-    assert (summary["steps"], summary["stopped_early"]) == (4, True)
+    report = train_grpo(shop, "base", "grpo", config, split=SPLIT, components=COMPONENTS)
+    assert (report.best_step, report.best_value) == (2, 0.7)
+    assert (report.steps, report.stopped_early) == (4, True)
     names = [p.name for p in checkpoint.saved(shop.path / "runs" / "grpo" / "checkpoints")]
     assert names == ["step-000002", "step-000004"]
     for key, value in adapter(shop.path, "grpo").items():
@@ -408,7 +438,7 @@ def test_what_was_changed_for_a_resumed_run_outlives_a_second_stop(shop, unbroke
     record = Run.open(shop, "grpo")
     assert record.summary is None, "a run that goes on has not ended"
     assert record.config["train"]["steps"] == 3 and record.config["train"]["alarms"]["kl"] == "warn"
-    assert resume_grpo(shop, "grpo", components=COMPONENTS)["steps"] == 3
+    assert resume_grpo(shop, "grpo", components=COMPONENTS).steps == 3
     assert_same(shop.path, unbroken, "grpo")
-    with pytest.raises(QAgentError, match="has made 3 steps already"):
+    with pytest.raises(QAgentError, match="has 3 steps already"):
         resume_grpo(shop, "grpo", steps=2, components=COMPONENTS)

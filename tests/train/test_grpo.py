@@ -9,15 +9,18 @@ from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.environment.cases import SplitConfig
 from qagent_mlx.environment.environment import Environment
-from qagent_mlx.environment.rewards import COMPONENTS
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy import scoring
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.grpo import Trainer, resume_grpo, train_grpo
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
+from qagent_mlx.train.monitors import FirstUpdateCheck
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
+from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.train.sft import SftConfig, train_sft
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
@@ -51,11 +54,13 @@ def shop(trained_folder, tmp_path):
         yield shop
 
 
-def trainer_of(shop, **changes):
+def trainer_of(shop, components=None, **changes):
+    if components:
+        changes["weights"] = dict.fromkeys(components, 1.0)
     config = GrpoConfig(**{**SMALL.__dict__, **changes})
     policy = derive(shop, "base", "grpo", config.lora)
     environment = Environment.of_shop(shop, policy.codec, policy.info.agent, SPLIT)
-    return Trainer(policy, environment, config)
+    return GrpoTrainer(policy, environment, config, components)
 
 
 def adapter(folder):
@@ -66,7 +71,8 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
     """Invariants 3 and 7."""
     trainer = trainer_of(shop)
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
-    metrics, chains = trainer.step(0)
+    result = trainer.step(0)
+    metrics, chains = result.metrics, result.rollouts
     assert metrics["ratio_drift"] < 1e-3
     assert metrics["kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["grad_norm"] > 0
@@ -74,37 +80,44 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
         not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
     )
     assert len(chains) == SMALL.cases_per_step * SMALL.group  # every chain is kept
-    assert "<profile>" in chains[0]["chain"]
+    assert "<profile>" in chains[0].chain
 
 
 def test_a_step_without_signal_changes_nothing(shop):
     """Invariant 6."""
-    trainer = trainer_of(shop)
-    trainer.components = {"constant": lambda outcome: 1.0}
-    trainer.weights = np.array([1.0])
+    trainer = trainer_of(shop, CONSTANT)
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
-    metrics, _ = trainer.step(0)
+    metrics = trainer.step(0).metrics
     assert metrics["dropped_groups"] == SMALL.cases_per_step
     for name, value in trainer.policy.adapter().items():
         assert np.array_equal(before[name], np.array(value))
 
 
-def silence(trainer, monkeypatch):
-    """Every gradient of the trainer is zero from now on."""
-    real = trainer._value_and_grad
+CONSTANT = {"constant": lambda outcome: 1.0}
 
-    def silent(*arguments):
-        value, gradient = real(*arguments)
-        return value, tree_map(mx.zeros_like, gradient)
 
-    monkeypatch.setattr(trainer, "_value_and_grad", silent)
+def change_gradients(monkeypatch, change):
+    """Every gradient is another one from now on."""
+    real = scoring.gradient
+
+    def changed(*arguments, **named):
+        result = real(*arguments, **named)
+        return replace(result, total=tree_map(change, result.total))
+
+    monkeypatch.setattr(scoring, "gradient", changed)
 
 
 def test_a_zero_gradient_on_the_first_step_stops_the_run(shop, monkeypatch):
-    trainer = trainer_of(shop)
-    silence(trainer, monkeypatch)
+    change_gradients(monkeypatch, mx.zeros_like)
     with pytest.raises(QAgentError, match="gradient is zero"):
-        trainer.step(0)
+        train_grpo(shop, "base", "grpo", SMALL, split=SPLIT)
+
+
+def test_a_first_update_that_changes_no_weight_stops_the_run(shop):
+    check = FirstUpdateCheck(trainer_of(shop).policy)
+    assert check.observe({"step": 1, "reward": 0.0}) == []  # no update
+    with pytest.raises(QAgentError, match="changed no weight"):
+        check.observe({"step": 2, "grad_norm": 1.0, "ratio_drift": 0.0})
 
 
 def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch):
@@ -118,32 +131,33 @@ def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch)
         ]
 
     monkeypatch.setattr(trainer.runner, "run", off)
+    check = FirstUpdateCheck(trainer.policy)
     with pytest.raises(QAgentError, match="scores its own samples differently"):
-        trainer.step(0)
+        check.observe(trainer.step(0).metrics)
 
 
-def test_equal_chains_count_as_often_as_they_came(shop):
+def test_equal_chains_count_as_often_as_they_came(shop, monkeypatch):
     """One computation for equal chains gives the gradient of all of them."""
     trainer = trainer_of(shop)
     trainer.policy.model.eval()
     rollouts = trainer.runner.run([e.task for e in trainer.examples[:2]], 4, (5,))
     first, other = rollouts[0], rollouts[4]
     again = replace(first, case=99)  # of another group, so it is computed by itself
-    gradients, rows = [], []
-    real = trainer._value_and_grad
+    gradients, sizes = [], []
+    real = scoring.gradient
 
-    def kept(piece, *arguments):
-        value, gradient = real(piece, *arguments)
-        gradients.append(dict(tree_flatten(gradient)))
-        rows.append(piece.batch.rows)
-        return value, gradient
+    def kept(policy, prepared, *arguments, **named):
+        result = real(policy, prepared, *arguments, **named)
+        gradients.append(dict(tree_flatten(result.total)))
+        sizes.append(sum(len(item.sequences) for item in prepared.batches))
+        return result
 
-    trainer._value_and_grad = kept
+    monkeypatch.setattr(scoring, "gradient", kept)
     start = {k: mx.array(v) for k, v in trainer.policy.adapter().items()}
     trainer.update([(first, 1.0), (first, 1.0), (other, -1.0)], 1)
     trainer.policy.model.load_weights(list(start.items()), strict=False)
     trainer.update([(first, 1.0), (again, 1.0), (other, -1.0)], 1)
-    assert rows == [2, 3]
+    assert sizes == [2, 3]
     for name, value in gradients[0].items():
         assert np.allclose(np.array(value), np.array(gradients[1][name]), atol=1e-5), name
 
@@ -165,8 +179,7 @@ def test_a_resumed_run_is_bit_identical(shop):
     with Shop.open(twin) as other:
         with pytest.raises(Killed):
             train_grpo(other, "base", "grpo", SMALL, split=SPLIT, on_step=kill)
-        summary = resume_grpo(other, "grpo")
-        assert summary["steps"] == 4
+        assert resume_grpo(other, "grpo").steps == 4
         own = [_timeless(r) for r in Run.open(shop, "grpo").rows("metrics")]
         assert own == [_timeless(r) for r in Run.open(other, "grpo").rows("metrics")]
     whole, resumed = adapter(path / "policies" / "grpo"), adapter(twin / "policies" / "grpo")
@@ -204,9 +217,9 @@ def test_sft_then_grpo_then_recommend(shop):
         "reward_last",
         "seconds",
         "tokens_per_s",
-    } <= set(report)
+    } <= set(report.to_dict())
     report = train_grpo(shop, "sft", "grpo", SMALL, split=SPLIT)
-    assert report["policy"] == "grpo"
+    assert report.policy == "grpo"
     with Shop.open(shop.path) as again:
         found = Recommender(again, open_policy(again, "grpo")).recommend(["u01", "nobody"], 3)
     assert [f.user_id for f in found] == ["u01", "nobody"]
@@ -220,9 +233,9 @@ def test_sft_then_grpo_then_recommend(shop):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"advantage": "nothing"}, "choose one of"),
+        ({"advantage": "nothing"}, "advantage must be one of dr_grpo, grpo, gdpo"),
         ({"group": 1}, "at least 2"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(shop, changes, words):
@@ -239,31 +252,31 @@ def test_a_policy_is_never_trained_onto_its_own_base(shop):
 def test_a_run_name_is_not_taken_twice(shop):
     Run.create(shop, "mine", {"kind": "grpo"})
     with pytest.raises(QAgentError, match="exists"):
-        train_grpo(shop, "base", "grpo", SMALL, split=SPLIT, run="mine")
+        train_grpo(shop, "base", "grpo", SMALL, split=SPLIT, options=RunOptions(run="mine"))
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(shop):
-    trainer = trainer_of(shop, dynamic_sampling=2, cases_per_step=3, group=2)
-    dull = {e.case.case_id for e in trainer.examples[::2]}
-    trainer.components = {
+    components = {
         "some": lambda o: 0.0 if o.case.case_id in dull else float(o.rollout.tokens[-3] % 97) / 97
     }
-    trainer.weights = np.array([1.0])
-    rollouts, examples, rewards = trainer.sample(0, trainer.weights)
-    again = trainer.sample(0, trainer.weights)
+    trainer = trainer_of(shop, components, dynamic_sampling=2, cases_per_step=3, group=2)
+    dull = {e.case.case_id for e in trainer.examples[::2]}
+    groups, again = (trainer.sample(0, trainer.component_weights(0)) for _ in range(2))
+    rollouts, examples, rewards = groups.rollouts, groups.examples, groups.rewards
     assert len({e.case.case_id for e in examples}) == len(examples) > 3
     assert [r.case for r in rollouts] == [i // 2 for i in range(2 * len(examples))]
     assert rewards.shape == (len(examples), 2, 1)
     # A function of the seed and the step alone: a resumed run draws the same.
-    assert [r.tokens for r in again[0]] == [r.tokens for r in rollouts]
-    assert examples[:3] == trainer_of(shop, cases_per_step=3, group=2).sample(0, trainer.weights)[1]
+    assert [r.tokens for r in again.rollouts] == [r.tokens for r in rollouts]
+    plain = trainer_of(shop, components, cases_per_step=3, group=2)
+    assert examples[:3] == plain.sample(0, plain.component_weights(0)).examples
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo"])
 def test_every_loss_starts_on_policy_and_moves_the_adapter(shop, loss):
     trainer = trainer_of(shop, loss=loss, advantage="gdpo", beta=0.0)
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
-    metrics, _ = trainer.step(0)
+    metrics = trainer.step(0).metrics
     assert metrics["clipped"] == 0 and metrics["kl"] == 0 and metrics["ratio_drift"] < 1e-3
     assert any(
         not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
@@ -274,7 +287,7 @@ def test_later_epochs_on_the_same_chains_are_clipped(shop):
     trainer = trainer_of(
         shop, epochs=4, learning_rate=0.05, warmup=1, clip_low=0.01, clip_high=0.01, beta=0.0
     )
-    metrics, _ = trainer.step(0)
+    metrics = trainer.step(0).metrics
     assert 0 < metrics["clipped"] < 1
     assert metrics["ratio_drift"] < 1e-3  # of the first epoch, which is on policy
 
@@ -287,24 +300,18 @@ def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):
         overlong_weight=0.5,
         curriculum={"item": ((1.0, 0.0), (3.0, 1.0))},
     )
-    assert [trainer.weights_of(n)[3] for n in range(4)] == [0, 0.5, 1, 1]
-    metrics, _ = trainer.step(1)
+    assert [trainer.component_weights(n)["item"] for n in range(4)] == [0, 0.5, 1, 1]
+    metrics = trainer.step(1).metrics
     assert metrics["weight_item"] == 0.5
-    rollouts, _, rewards = trainer.sample(0, trainer.weights)
-    scores, weights = trainer.shaped(rewards, trainer.weights, rollouts)
-    lengths = np.array([sum(r.sampled) for r in rollouts]).reshape(4, 4)
-    assert np.allclose(scores[..., -1], -np.minimum(lengths / 9, 1)) and weights[-1] == 0.5
+    groups = trainer.sample(0, trainer.component_weights(0))
+    rewards, weights = trainer.penalised(groups, trainer.component_weights(0))
+    lengths = np.array([sum(r.sampled) for r in groups.rollouts]).reshape(4, 4)
+    assert np.allclose(rewards[..., -1], -np.minimum(lengths / 9, 1)) and weights[-1] == 0.5
 
 
 def test_a_gradient_that_is_no_number_changes_nothing(shop, monkeypatch):
     trainer = trainer_of(shop)
-    real = trainer._value_and_grad
-
-    def broken(*arguments):
-        value, gradient = real(*arguments)
-        return value, tree_map(lambda x: x * float("nan"), gradient)
-
-    monkeypatch.setattr(trainer, "_value_and_grad", broken)
+    change_gradients(monkeypatch, lambda gradient: gradient * float("nan"))
     before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
     with pytest.raises(QAgentError, match="not finite"):
         trainer.step(3)
@@ -324,46 +331,45 @@ def test_the_memory_estimate_covers_what_a_step_takes(shop):
 
 def test_the_learning_rate_warms_up_and_stays_or_falls_to_a_tenth():
     constant = GrpoConfig(steps=20, warmup=4, learning_rate=1.0)
-    assert [constant.rate(n) for n in (0, 3, 19)] == [0.25, 1.0, 1.0]
+    assert [constant.learning_rate_at(n) for n in (0, 3, 19)] == [0.25, 1.0, 1.0]
     falling = replace(constant, schedule="cosine")
-    rates = [falling.rate(n) for n in range(21)]
+    rates = [falling.learning_rate_at(n) for n in range(21)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[20] == pytest.approx(0.1)
-    with pytest.raises(QAgentError, match="schedule linear: choose one of constant, cosine"):
+    with pytest.raises(QAgentError, match="schedule must be one of constant, cosine, not 'linear'"):
         replace(constant, schedule="linear").check()
 
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
-def test_in_half_precision_the_first_ratio_is_one_all_the_same(shop, loss):
+def test_in_half_precision_the_first_ratio_is_one_all_the_same(shop, loss, monkeypatch):
     from qagent_mlx.models.load import set_precision
 
     trainer = trainer_of(shop, loss=loss, epochs=2, learning_rate=0.02, warmup=1, beta=0.0)
     assert trainer.policy.precise
     set_precision(trainer.policy.model, "bfloat16")
     assert not trainer.policy.precise
-    ratios, real = [], trainer._value_and_grad
+    clipped, real = [], scoring.gradient
 
-    def kept(piece, *rest):
-        value, gradient = real(piece, *rest)
-        ratios.append((piece.old is None, float(value[1]["clipped"])))
-        return value, gradient
+    def kept(*arguments, **named):
+        result = real(*arguments, **named)
+        clipped.append([float(parts["clipped"]) for parts in result.parts])
+        return result
 
-    trainer._value_and_grad = kept
-    metrics, _ = trainer.step(0)
+    monkeypatch.setattr(scoring, "gradient", kept)
+    metrics = trainer.step(0).metrics
     assert metrics["ratio_drift"] > 1e-4, "rounding is there"
-    first = [clipped for new, clipped in ratios if new]
+    first, second = clipped
     assert first and not any(first)
-    assert any(clipped for new, clipped in ratios if not new), "the second epoch moves away from it"
+    assert any(second), "the second epoch moves away from it"
 
 
 def test_the_first_update_is_checked_even_when_the_first_steps_had_no_signal(shop, monkeypatch):
-    trainer = trainer_of(shop)
-    trainer.components, weights = {"constant": lambda outcome: 1.0}, trainer.weights
-    trainer.weights = np.array([1.0])
-    trainer.step(0)
-    assert not trainer.checked
-    trainer.components, trainer.weights = COMPONENTS, weights
-    silence(trainer, monkeypatch)
-    with pytest.raises(QAgentError, match="gradient is zero"):
-        trainer.step(1)
+    idle, trainer = trainer_of(shop, CONSTANT), trainer_of(shop)
+    for check in (FirstUpdateCheck(trainer.policy), FirstUpdateCheck(trainer.policy)):
+        check.replay([idle.step(0).metrics])
+        with monkeypatch.context() as patch:
+            change_gradients(patch, mx.zeros_like)
+            with pytest.raises(QAgentError, match="gradient is zero"):
+                check.observe(trainer.step(1).metrics)
+    check.observe(trainer.step(1).metrics)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.train.losses import (
-    CLIPS,
+    CLIP_RANGES,
     clipped_surrogate,
     importance_ratios,
     k3,
@@ -67,15 +67,15 @@ def test_the_clip_is_pessimistic():
 
 def test_clip_higher_leaves_more_room_upwards():
     up = [math.log(1.25), 0, 0, 0]
-    assert objective("dapo", up, *CLIPS["grpo"])[1][0] == 1
-    assert objective("dapo", up, *CLIPS["dapo"])[1][0] == 0
+    assert objective("dapo", up, *CLIP_RANGES["grpo"])[1][0] == 1
+    assert objective("dapo", up, *CLIP_RANGES["dapo"])[1][0] == 0
 
 
 def test_gspo_uses_the_geometric_mean_over_the_chain():
     # Logs of the long chain: .3, 0, -.6; their mean is -.1. The short chain's is .2.
     value, _ = objective("gspo", [0.2, 0.3, 0.0, -0.6], 10.0, 10.0)
     assert value == pytest.approx((2 * math.exp(0.2) - math.exp(-0.1)) / 2, abs=1e-6)
-    low, high = CLIPS["gspo"]
+    low, high = CLIP_RANGES["gspo"]
     value, clipped = objective("gspo", [0.2, 0.3, 0.0, -0.6], low, high)
     assert value == pytest.approx((2 * (1 + high) - (1 - low)) / 2, abs=1e-6)
     assert clipped.tolist() == [1, 1, 1, 1]

@@ -6,7 +6,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.train.memory_estimate import check_memory
-from qagent_mlx.train.monitors import NAMES, AlarmConfig, Monitor, with_actions
+from qagent_mlx.train.monitors import ALARMS, AlarmConfig, AlarmMonitor, with_actions
 
 CONFIG = AlarmConfig(patience=3)
 FINE = {
@@ -31,15 +31,16 @@ WORDS = {
 }
 
 
-def rang(watch, *rows, first=1):
-    return [alarm for i, row in enumerate(rows, first) for alarm in watch.look({"step": i, **row})]
+def fired(monitor, *rows):
+    steps = enumerate(rows, 1)
+    return [alert for i, row in steps for alert in monitor.observe({"step": i, **row})]
 
 
 @pytest.mark.parametrize("name", TROUBLE)
 def test_an_alarm_rings_after_so_many_steps_in_a_row_and_says_why(name):
     bad = {**FINE, **TROUBLE[name]}
-    watch = Monitor(replace(CONFIG, **{name: "stop"}))
-    (alarm,) = rang(watch, bad, bad, FINE, bad, bad, bad)
+    watch = AlarmMonitor(replace(CONFIG, **{name: "stop"}))
+    (alarm,) = fired(watch, bad, bad, FINE, bad, bad, bad)
     assert (alarm.name, alarm.action, alarm.step) == (name, "stop", 6)
     assert WORDS[name] in alarm.reason
 
@@ -47,46 +48,49 @@ def test_an_alarm_rings_after_so_many_steps_in_a_row_and_says_why(name):
 @pytest.mark.parametrize("name", TROUBLE)
 def test_an_alarm_that_is_off_is_silent(name):
     bad = {**FINE, **TROUBLE[name]}
-    assert not rang(Monitor(replace(CONFIG, **{name: "off"})), *[bad] * 6)
+    assert not fired(AlarmMonitor(replace(CONFIG, **{name: "off"})), *[bad] * 6)
 
 
 def test_a_warning_is_given_once_until_things_are_well_again():
     bad = {**FINE, **TROUBLE["kl"]}
-    watch = Monitor(replace(CONFIG, kl="warn"))
-    assert [a.step for a in rang(watch, *[bad] * 5, FINE, *[bad] * 4)] == [3, 9]
+    watch = AlarmMonitor(replace(CONFIG, kl="warn"))
+    assert [a.step for a in fired(watch, *[bad] * 5, FINE, *[bad] * 4)] == [3, 9]
 
 
 def test_a_first_ratio_that_is_not_one_rings_at_once():
-    (alarm,) = rang(Monitor(CONFIG), FINE, {**FINE, "ratio_drift": 0.2})
+    (alarm,) = fired(AlarmMonitor(CONFIG), FINE, {**FINE, "ratio_drift": 0.2})
     assert (alarm.name, alarm.step) == ("ratio", 2)
     assert "first ratio is not 1" in alarm.reason
 
 
 def test_what_is_no_number_rings_like_what_is_too_large():
     bad = {**FINE, "kl": float("nan")}
-    assert [a.name for a in rang(Monitor(CONFIG), bad, bad, bad)] == ["kl"]
+    assert [a.name for a in fired(AlarmMonitor(CONFIG), bad, bad, bad)] == ["kl"]
 
 
 def test_a_step_without_an_update_rings_for_its_groups_only():
     bad = {"recommended": 1.0, "groups": 8, "dropped_groups": 8}
-    assert [a.name for a in rang(Monitor(CONFIG), bad, bad, bad)] == ["dropped"]
+    assert [a.name for a in fired(AlarmMonitor(CONFIG), bad, bad, bad)] == ["dropped"]
 
 
 def test_a_resumed_watch_stands_where_the_unbroken_one_stood():
     bad = {**FINE, **TROUBLE["kl"]}
     rows = [{"step": i, **row} for i, row in enumerate([FINE, bad, bad, bad, bad, FINE, bad], 1)]
     for cut in range(len(rows)):
-        whole, resumed = Monitor(replace(CONFIG, kl="warn")), Monitor(replace(CONFIG, kl="warn"))
-        before = [whole.look(row) for row in rows]
+        whole, resumed = (
+            AlarmMonitor(replace(CONFIG, kl="warn")),
+            AlarmMonitor(replace(CONFIG, kl="warn")),
+        )
+        before = [whole.observe(row) for row in rows]
         resumed.replay(rows[:cut])
-        assert [resumed.look(row) for row in rows[cut:]] == before[cut:]
+        assert [resumed.observe(row) for row in rows[cut:]] == before[cut:]
 
 
 def test_actions_and_thresholds_are_read_and_wrong_ones_refused():
     config = with_actions(AlarmConfig(), ["kl=warn", "kl_ceiling=2", "patience=2"])
     assert (config.kl, config.kl_ceiling, config.patience) == ("warn", 2.0, 2)
     for pair, words in (
-        ("kl=loud", "none of stop"),
+        ("kl=loud", "kl must be one of stop, warn, off"),
         ("kll=stop", "NAME one of format"),
         ("kl_ceiling=high", "must be a number"),
         ("kl", "stop|warn|off"),
@@ -94,7 +98,7 @@ def test_actions_and_thresholds_are_read_and_wrong_ones_refused():
         with pytest.raises(QAgentError) as caught:
             with_actions(AlarmConfig(), [pair])
         assert words in str(caught.value)
-    assert set(NAMES) == {*TROUBLE, "ratio", "memory"}
+    assert set(ALARMS) == {*TROUBLE, "ratio", "memory"}
 
 
 def test_a_run_that_will_not_fit_stops_warns_or_goes_on():
@@ -102,5 +106,5 @@ def test_a_run_that_will_not_fit_stops_warns_or_goes_on():
     assert check_memory(8 * gib, AlarmConfig(), 10 * gib) == ""
     with pytest.raises(QAgentError, match="needs about 9.5 GiB, and 9.0 GiB may be used"):
         check_memory(int(9.5 * gib), AlarmConfig(), 10 * gib)
-    assert "lower --token-budget" in check_memory(20 * gib, AlarmConfig(memory="warn"), 10 * gib)
+    assert "lower token_budget" in check_memory(20 * gib, AlarmConfig(memory="warn"), 10 * gib)
     assert check_memory(20 * gib, AlarmConfig(memory="off"), 10 * gib) == ""

@@ -2,9 +2,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from qagent_mlx.policy.scoring import TrainingSequence
+from qagent_mlx.policy.batches import TrainingSequence
 from qagent_mlx.train.fit import predicted_cost
-from qagent_mlx.train.pretrain import PretrainConfig, _spread, pretrain
+from qagent_mlx.train.pretrain import PretrainConfig, pretrain, thinned
 
 
 def chains(count, length):
@@ -17,10 +17,10 @@ def test_a_predicted_cost_grows_with_steps_and_changes_no_weight(new_nano):
     policy, _, _ = new_nano()
     before = {k: np.array(v) for k, v in tree_flatten(policy.model.parameters())}
     one, ten = (predicted_cost(policy, chains(4, 30), steps) for steps in (1, 10))
-    assert ten["tokens"] == 10 * one["tokens"] == 10 * 4 * 30
-    assert ten["seconds"] > one["seconds"] > 0
-    assert one["parameters"] == policy.parameters
-    assert one["memory_bytes"] > 4 * policy.parameters
+    assert ten.tokens == 10 * one.tokens == 10 * 4 * 30
+    assert ten.seconds > one.seconds > 0
+    assert one.parameters == policy.parameters
+    assert one.memory_bytes > 4 * policy.parameters
     for name, value in tree_flatten(policy.model.parameters()):
         assert np.array_equal(before[name], np.array(value))
 
@@ -38,7 +38,7 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
             on_cost=(lambda cost, said=said: said.append("cost")) if told else None,
         )
         assert said == (["cost", "step"] if told else ["step"])
-        losses.append(report["loss_first"])
+        losses.append(report.loss_first)
         weights = mx.load(str(own_shop.folder("policies", name) / "model.safetensors"))
         norms.append(np.array(weights["model.norm.weight"]))
     assert losses[0] == losses[1]
@@ -47,6 +47,6 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
 
 def test_a_tokenizer_sees_the_same_texts_of_thinned_cases():
     for count in (0, 1, 1499, 1500, 3000, 12_845, 100_001):
-        once = _spread(range(count))
-        assert _spread(once) == once  # so profiles of the others need not be made
+        once = thinned(range(count))
+        assert thinned(once) == once  # so profiles of the others need not be made
         assert len(once) <= 3000

@@ -1,0 +1,132 @@
+"""Training sequences, padded into batches in which a group's common beginning stands once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSequence:
+    """Token ids of one chain; ``trained[i]`` says whether token i carries loss.
+
+    Sequences with the same ``group`` number may share their first tokens.
+    """
+
+    tokens: list[int]
+    trained: list[bool]
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """S sequences of K groups, padded; they train T tokens, listed sequence by sequence.
+
+    Trained token ``target[t]`` of sequence ``sequence[t]`` is predicted at ``position[t]`` of
+    the flattened [prefix; suffix].
+    """
+
+    prefix: mx.array  # (K, P) what a group's sequences begin with
+    prefix_length: mx.array  # (K,) real tokens of each prefix
+    suffix: mx.array  # (S, L) the rest of each sequence
+    group: mx.array  # (S,) index of a sequence's group
+    position: mx.array  # (T,)
+    target: mx.array  # (T,)
+    sequence: np.ndarray  # (T,)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that a forward pass computes, padding included."""
+        return self.prefix.size + self.suffix.size
+
+
+def common_prefix(sequences: Sequence[list[int]]) -> int:
+    """Number of first tokens that all sequences share."""
+    first, shortest = sequences[0], min(len(tokens) for tokens in sequences)
+    for i in range(shortest):
+        if any(tokens[i] != first[i] for tokens in sequences):
+            return i
+    return shortest
+
+
+def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
+    """Pad sequences into one batch, in their order."""
+    groups = _by_group(sequences)
+    # Every sequence keeps a token of its own, and a lone sequence is all suffix.
+    cut = {group: _shared_length(sequences, members) for group, members in groups.items()}
+    index = {group: at for at, group in enumerate(groups)}
+    prefix = np.zeros((len(groups), max(cut.values())), dtype=np.int32)
+    longest = max(len(s.tokens) - cut[s.group] for s in sequences)
+    suffix = np.zeros((len(sequences), longest), dtype=np.int32)
+    for group, members in groups.items():
+        prefix[index[group], : cut[group]] = sequences[members[0]].tokens[: cut[group]]
+    position, target, owner = [], [], []
+    for i, sequence in enumerate(sequences):
+        start, tokens = cut[sequence.group], sequence.tokens
+        suffix[i, : len(tokens) - start] = tokens[start:]
+        for t, trained in enumerate(sequence.trained):
+            if not trained or t == 0:
+                continue
+            # Token t is predicted by the hidden state of token t - 1.
+            if t - 1 < start:
+                position.append(index[sequence.group] * prefix.shape[1] + t - 1)
+            else:
+                position.append(prefix.size + i * longest + t - 1 - start)
+            target.append(tokens[t])
+            owner.append(i)
+    return TrainingBatch(
+        prefix=mx.array(prefix),
+        prefix_length=mx.array([cut[group] for group in groups]),
+        suffix=mx.array(suffix),
+        group=mx.array([index[s.group] for s in sequences]),
+        position=mx.array(np.array(position, dtype=np.int32)),
+        target=mx.array(np.array(target, dtype=np.int32)),
+        sequence=np.array(owner, dtype=np.int64),
+    )
+
+
+def micro_batches(sequences: Sequence[TrainingSequence], budget: int) -> list[list[int]]:
+    """Split sequences into micro-batches of similar length; returns indices of sequences.
+
+    Groups are never torn, and a group that is over the budget is a micro-batch of its own.
+
+    Args:
+        sequences: Of any number of groups.
+        budget: Padded tokens that a micro-batch may have, prefixes included.
+    """
+    sized = []
+    for members in _by_group(sequences).values():
+        shared = common_prefix([sequences[i].tokens for i in members]) if len(members) > 1 else 0
+        longest = max(len(sequences[i].tokens) for i in members) - shared
+        sized.append((longest, shared, members))
+    sized.sort(key=lambda item: (-item[0], -item[1], item[2][0]))
+    batches: list[list[int]] = []
+    groups = suffix = prefix = 0
+    for longest, shared, members in sized:
+        suffix, prefix, groups = max(suffix, longest), max(prefix, shared), groups + 1
+        count = len(batches[-1]) + len(members) if batches else 0
+        if batches and count * suffix + groups * prefix <= budget:
+            batches[-1] += members
+        else:
+            batches.append(list(members))
+            suffix, prefix, groups = longest, shared, 1
+    return batches
+
+
+def _by_group(sequences: Sequence[TrainingSequence]) -> dict[int, list[int]]:
+    """Indices of the sequences of each group."""
+    groups: dict[int, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        groups.setdefault(sequence.group, []).append(i)
+    return groups
+
+
+def _shared_length(sequences: Sequence[TrainingSequence], members: Sequence[int]) -> int:
+    """Length of a group's prefix in a batch."""
+    if len(members) == 1:
+        return 0
+    tokens = [sequences[i].tokens for i in members]
+    return min(common_prefix(tokens), min(map(len, tokens)) - 1)

@@ -1,0 +1,106 @@
+"""The groups of chains that a step of GRPO samples, and what the step reports of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..agent.types import Rollout
+from ..environment.environment import Example
+from ..environment.rewards import weighted_reward
+from ..protocol.codec import AnyCodec
+from ..runs.records import RolloutRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A group of G chains for each of C cases, with R rewards for each chain."""
+
+    examples: list[Example]  # C
+    rollouts: list[Rollout]  # C * G, group by group
+    rewards: np.ndarray  # (C, G, R)
+
+    def extended(self, more: Groups) -> Groups:
+        """These groups followed by more of them, which are renumbered."""
+        first = len(self.examples)
+        renumbered = [replace(r, case=r.case + first) for r in more.rollouts]
+        return Groups(
+            self.examples + more.examples,
+            self.rollouts + renumbered,
+            np.concatenate([self.rewards, more.rewards]),
+        )
+
+    @property
+    def sampled_tokens(self) -> np.ndarray:
+        """(C, G) tokens of each chain that the policy chose."""
+        lengths = np.array([sum(r.sampled) for r in self.rollouts])
+        return lengths.reshape(self.rewards.shape[:2])
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroups:
+    """The groups of a step with their advantages."""
+
+    groups: Groups
+    weights: dict[str, float]  # of the R reward components, by name
+    advantages: np.ndarray  # (C, G)
+    informative: np.ndarray  # (C,) whether the group's chains score differently
+
+    def training_chains(self) -> list[tuple[Rollout, float]]:
+        """The chains of the informative groups, with their advantages."""
+        group = self.advantages.shape[1]
+        return [
+            (rollout, float(self.advantages[i // group, i % group]))
+            for i, rollout in enumerate(self.groups.rollouts)
+            if self.informative[i // group]
+        ]
+
+    def metrics(self, changing: Collection[str]) -> dict[str, Any]:
+        """What a step reports of its groups; the weights of ``changing`` components too."""
+        rollouts, rewards = self.groups.rollouts, self.groups.rewards
+        weights = np.array(list(self.weights.values()))
+        means = rewards @ weights / max(weights.sum(), 1e-9)
+        kept = self.advantages[self.informative]
+        return {
+            "reward": float(means.mean()),
+            **{f"reward_{n}": float(rewards[..., i].mean()) for i, n in enumerate(self.weights)},
+            **{f"weight_{n}": w for n, w in self.weights.items() if n in changing},
+            "recommended": float(np.mean([r.finish == "recommended" for r in rollouts])),
+            "groups": len(self.groups.examples),
+            "dropped_groups": int((~self.informative).sum()),
+            "advantage_variance": float(kept.var()) if kept.size else 0.0,
+            "searches": float(np.mean([r.searches for r in rollouts])),
+            "sampled_tokens": sum(sum(r.sampled) for r in rollouts),
+            "tokens": sum(len(r.tokens) for r in rollouts),
+        }
+
+    def records(self, step: int, codec: AnyCodec, max_groups: int = 0) -> list[RolloutRecord]:
+        """The chains as the run's files keep them; of the first groups alone with a limit."""
+        group = self.advantages.shape[1]
+        records = []
+        for i, rollout in enumerate(self.groups.rollouts[: max_groups * group or None]):
+            case = self.groups.examples[i // group].case
+            values = self.groups.rewards[i // group, i % group].tolist()
+            rewards = dict(zip(self.weights, values, strict=True))
+            records.append(
+                RolloutRecord(
+                    step=step,
+                    case_id=case.case_id,
+                    user=case.user_id,
+                    member=rollout.member,
+                    wanted=case.query,
+                    recommended=rollout.query,
+                    finish=rollout.finish,
+                    reward=weighted_reward(rewards, self.weights),
+                    rewards=rewards,
+                    advantage=float(self.advantages[i // group, i % group]),
+                    tokens=len(rollout.tokens),
+                    sampled_tokens=sum(rollout.sampled),
+                    chain=codec.decode(rollout.tokens),
+                    searches=rollout.searches,
+                )
+            )
+        return records

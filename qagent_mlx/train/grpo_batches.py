@@ -1,0 +1,80 @@
+"""From sampled chains to the micro-batches of a GRPO update."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..agent.episode import MAX_TURNS_BEYOND_SEARCHES
+from ..agent.types import Rollout
+from ..distributed.world import World
+from ..policy.batches import TrainingSequence
+from ..policy.policy import Policy
+from ..policy.scoring import PreparedBatches, prepare, reference_logprobs
+from .grpo_config import GrpoConfig
+from .losses import token_weights
+from .memory_estimate import micro_batch_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchTargets:
+    """What the loss of a micro-batch needs beside log-probabilities: S chains, T trained tokens."""
+
+    advantages: mx.array  # (T,)
+    weights: mx.array  # (T,) in the objective of the whole step, see `losses.token_weights`
+    sequence: mx.array  # (T,) index of the chain that a token belongs to
+    lengths: mx.array  # (S,) trained tokens of each chain
+    sampled: mx.array  # (T,) log-probabilities with which tokens were sampled
+    reference: mx.array | None  # (T,) log-probabilities under the reference; None without KL
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateBatches:
+    """The micro-batches of an update, and the targets of each."""
+
+    prepared: PreparedBatches
+    targets: list[MicroBatchTargets]
+
+
+def training_batches(
+    policy: Policy, config: GrpoConfig, chains: Sequence[tuple[Rollout, float]], world: World
+) -> UpdateBatches:
+    """This worker's micro-batches of a step's chains, which come with their advantages.
+
+    Equal chains of a group have equal advantages: one is computed for all of them.
+    """
+    copies = Counter((r.case, r.tokens, advantage) for r, advantage in chains)
+    distinct = {(r.case, r.tokens, advantage): r for r, advantage in chains}
+    rollouts = list(distinct.values())
+    sequences = [TrainingSequence(list(r.tokens), r.trained_mask, r.case) for r in rollouts]
+    advantages = np.array([advantage for _, _, advantage in distinct], dtype=np.float32)
+    lengths = np.array([sum(s.trained[1:]) for s in sequences], dtype=np.float32)
+    counts = np.array([copies[key] for key in distinct], dtype=np.float32)
+    agent = policy.info.agent
+    max_length = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
+    weights = token_weights(config.loss, np.maximum(lengths, 1), counts, max_length)
+    # Weights are of the whole step; from here on each worker computes its own groups.
+    own = world.local_groups([s.group for s in sequences])
+    budget = micro_batch_tokens(policy, config.token_budget)
+    prepared = prepare(policy, [sequences[i] for i in own], budget)
+    reference = reference_logprobs(policy, prepared) if config.beta else None
+    targets = []
+    for index, item in enumerate(prepared.batches):
+        members = np.array(own)[item.sequences]  # (S,)
+        member = members[item.batch.sequence]  # (T,)
+        sampled = [v for i in members for v in rollouts[i].sampled_logprobs]
+        targets.append(
+            MicroBatchTargets(
+                advantages=mx.array(advantages[member]),
+                weights=mx.array(weights[member]),
+                sequence=mx.array(item.batch.sequence),
+                lengths=mx.array(lengths[members]),
+                sampled=mx.array(np.array(sampled, dtype=np.float32)),
+                reference=reference[index] if reference else None,
+            )
+        )
+    return UpdateBatches(prepared, targets)
