@@ -55,11 +55,16 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
     """Pad sequences into one batch, in their order."""
     groups = _by_group(sequences)
-    # Every sequence keeps a token of its own, and a lone sequence is all suffix.
-    cut = {group: _shared_length(sequences, members) for group, members in groups.items()}
     index = {group: at for at, group in enumerate(groups)}
-    prefix = np.zeros((len(groups), max(cut.values())), dtype=np.int32)
+    # Every sequence keeps a token of its own, and a lone sequence is all suffix.
+    cut = {
+        group: min(
+            _shared_length(sequences, members), *(len(sequences[i].tokens) - 1 for i in members)
+        )
+        for group, members in groups.items()
+    }
     longest = max(len(s.tokens) - cut[s.group] for s in sequences)
+    prefix = np.zeros((len(groups), max(cut.values())), dtype=np.int32)
     suffix = np.zeros((len(sequences), longest), dtype=np.int32)
     for group, members in groups.items():
         prefix[index[group], : cut[group]] = sequences[members[0]].tokens[: cut[group]]
@@ -67,16 +72,14 @@ def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
     for i, sequence in enumerate(sequences):
         start, tokens = cut[sequence.group], sequence.tokens
         suffix[i, : len(tokens) - start] = tokens[start:]
+        # Token t is predicted by the hidden state of token t - 1.
+        in_prefix = index[sequence.group] * prefix.shape[1] - 1
+        in_suffix = prefix.size + i * longest - start - 1
         for t, trained in enumerate(sequence.trained):
-            if not trained or t == 0:
-                continue
-            # Token t is predicted by the hidden state of token t - 1.
-            if t - 1 < start:
-                position.append(index[sequence.group] * prefix.shape[1] + t - 1)
-            else:
-                position.append(prefix.size + i * longest + t - 1 - start)
-            target.append(tokens[t])
-            owner.append(i)
+            if trained and t > 0:
+                position.append(t + (in_prefix if t - 1 < start else in_suffix))
+                target.append(tokens[t])
+                owner.append(i)
     return TrainingBatch(
         prefix=mx.array(prefix),
         prefix_length=mx.array([cut[group] for group in groups]),
@@ -99,7 +102,7 @@ def micro_batches(sequences: Sequence[TrainingSequence], budget: int) -> list[li
     """
     sized = []
     for members in _by_group(sequences).values():
-        shared = common_prefix([sequences[i].tokens for i in members]) if len(members) > 1 else 0
+        shared = _shared_length(sequences, members)
         longest = max(len(sequences[i].tokens) for i in members) - shared
         sized.append((longest, shared, members))
     sized.sort(key=lambda item: (-item[0], -item[1], item[2][0]))
@@ -125,8 +128,5 @@ def _by_group(sequences: Sequence[TrainingSequence]) -> dict[int, list[int]]:
 
 
 def _shared_length(sequences: Sequence[TrainingSequence], members: Sequence[int]) -> int:
-    """Length of a group's prefix in a batch."""
-    if len(members) == 1:
-        return 0
-    tokens = [sequences[i].tokens for i in members]
-    return min(common_prefix(tokens), min(map(len, tokens)) - 1)
+    """Number of first tokens that several sequences share; 0 for a lone one."""
+    return common_prefix([sequences[i].tokens for i in members]) if len(members) > 1 else 0

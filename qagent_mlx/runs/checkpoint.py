@@ -11,6 +11,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def save(
 
     Args:
         folder: The run's checkpoints.
-        step: How many steps were done.
+        step: Number of steps that were taken.
         policy: Its adapter is written.
         optimizer: Its state is written.
         state: What else to keep; ``value`` makes this one a candidate for the best.
@@ -53,13 +55,8 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         working = Path(tempfile.mkdtemp(dir=folder, prefix=".writing."))
-        mx.save_safetensors(str(working / "adapters.safetensors"), policy.adapter())
-        mx.save_safetensors(
-            str(working / "optimizer.safetensors"), dict(tree_flatten(optimizer.state))
-        )
-        for name in ("adapters", "optimizer"):
-            with (working / f"{name}.safetensors").open("rb") as file:
-                os.fsync(file.fileno())
+        _write_arrays(working / "adapters.safetensors", policy.adapter())
+        _write_arrays(working / "optimizer.safetensors", dict(tree_flatten(optimizer.state)))
         write_json(working / "state.json", {"step": step, **state})
         shutil.rmtree(place, ignore_errors=True)
         working.rename(place)
@@ -67,35 +64,36 @@ def save(
     except (OSError, RuntimeError) as error:
         raise QAgentError(
             f"cannot write the checkpoint {place}: {error}; earlier checkpoints are intact: "
-            "free some space, then go on with --resume"
+            "free some space, then resume the run"
         ) from error
     finally:
         if working is not None:
             shutil.rmtree(working, ignore_errors=True)
-    found = saved(folder)
-    top = best(folder)
-    for old in found[: -max(1, keep)]:
-        if old != top:
+    best_one = best(folder)
+    for old in saved(folder)[: -max(1, keep)]:
+        if old != best_one:
             # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
             gone = old.rename(old.with_name(f".writing.{old.name}"))
             shutil.rmtree(gone, ignore_errors=True)
     return place
 
 
+def _write_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
+    mx.save_safetensors(str(path), arrays)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first. Half-written ones are no checkpoints."""
+    """The checkpoints in a folder, oldest first; half-written ones are none."""
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
 
 
 def best(folder: Path) -> Path | None:
     """The checkpoint with the highest ``value``, the earliest of equals; None without any."""
-    values = [
-        (float(state["value"]), place)
-        for place in saved(folder)
-        if (state := read_json(place / "state.json", f"the checkpoint {place}")).get("value")
-        is not None
-    ]
-    return max(values, key=lambda item: item[0])[1] if values else None
+    values = [(_state(place).get("value"), place) for place in saved(folder)]
+    rated = [(float(value), place) for value, place in values if value is not None]
+    return max(rated, key=lambda item: item[0])[1] if rated else None
 
 
 def clear(folder: Path) -> None:
@@ -110,17 +108,9 @@ def restore_weights(place: Path, policy: Policy) -> None:
     Raises:
         QAgentError: the checkpoint does not fit the policy or is damaged.
     """
-    try:
+    with _readable(place):
         weights: Any = mx.load(str(place / "adapters.safetensors"))
         load_adapter(policy, weights, str(place))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(place, error) from error
-
-
-def _damaged(place: Path, error: BaseException) -> QAgentError:
-    return QAgentError(
-        f"the checkpoint {place} is damaged ({error}); delete it to go on from the one before"
-    )
 
 
 def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[str, Any] | None:
@@ -129,26 +119,39 @@ def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[st
     Raises:
         QAgentError: the checkpoint does not fit the policy or is damaged.
     """
-    found = saved(folder)
-    if not found:
+    checkpoints = saved(folder)
+    if not checkpoints:
         return None
-    place = found[-1]
+    place = checkpoints[-1]
     restore_weights(place, policy)
-    try:
+    with _readable(place):
         stored: Any = mx.load(str(place / "optimizer.safetensors"))
         optimizer.init(policy.model.trainable_parameters())
         optimizer.state = tree_unflatten(list(stored.items()))
         mx.eval(optimizer.state)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(place, error) from error
+    return _state(place)
+
+
+def _state(place: Path) -> dict[str, Any]:
     state: dict[str, Any] = read_json(place / "state.json", f"the checkpoint {place}")
     return state
 
 
-def identity(state: dict[str, Any] | None, policy: Policy) -> str:
+@contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    """Name the checkpoint in the error when its files cannot be read."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        raise QAgentError(
+            f"the checkpoint {place} is damaged ({error}); delete it to go on from the one before"
+        ) from error
+
+
+def identity(state: dict[str, Any], policy: Policy) -> str:
     """Identifies what `restore` put in place: the step and every weight of the adapter."""
-    made = hashlib.sha256(str(state and state["step"]).encode())
+    digest = hashlib.sha256(str(state.get("step")).encode())
     for name, weight in sorted(policy.adapter().items()):
-        made.update(name.encode())
-        made.update(np.array(weight.astype(mx.float32)).tobytes())
-    return made.hexdigest()
+        digest.update(name.encode())
+        digest.update(np.array(weight.astype(mx.float32)).tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Optional places for metrics: TensorBoard and Weights & Biases, where they are installed.
+"""Optional loggers of metrics: TensorBoard and Weights & Biases, where they are installed.
 
 The run's own files hold everything already; nothing here is needed to train.
 """
@@ -18,7 +18,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def logging_to(names: Sequence[str], folder: Path, run: str) -> Iterator[Log]:
-    """A callback for a trainer's ``on_step`` that writes each step's numbers.
+    """A callback for a training's ``on_step`` that logs each step's numbers.
 
     Args:
         names: ``tensorboard`` or ``wandb``; none for a callback that does nothing.
@@ -29,36 +29,34 @@ def logging_to(names: Sequence[str], folder: Path, run: str) -> Iterator[Log]:
         QAgentError: the package is not installed.
     """
     with ExitStack() as stack:
-        logs = [stack.enter_context(_LOGS[name](folder, run)) for name in names]
+        loggers = [stack.enter_context(_LOGGERS[name](folder, run)) for name in names]
 
-        def log(row: dict[str, Any]) -> None:
+        def log(metrics: dict[str, Any]) -> None:
             numbers = {
-                k: float(v)
-                for k, v in row.items()
-                if isinstance(v, (int, float)) and k not in ("step", "steps")
+                name: float(value)
+                for name, value in metrics.items()
+                if isinstance(value, (int, float)) and name not in ("step", "steps")
             }
-            for one in logs:
-                one({"step": row["step"], **numbers})
+            for logger in loggers:
+                logger(int(metrics["step"]), numbers)
 
         yield log
 
 
-def _installed(module: str, package: str) -> Any:
+def _package(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise QAgentError(f"--log needs {package}; run: pip install {package}") from error
+        raise QAgentError(f"logging needs {module}; run: pip install {module}") from error
 
 
 @contextmanager
-def _tensorboard(folder: Path, run: str) -> Iterator[Log]:
-    board = _installed("tensorboardX", "tensorboardX")
-    writer = board.SummaryWriter(str(folder / run))
+def _tensorboard(folder: Path, run: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    writer = _package("tensorboardX").SummaryWriter(str(folder / run))
 
-    def log(row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                writer.add_scalar(name, value, int(row["step"]))
+    def log(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
 
     try:
         yield log
@@ -67,16 +65,14 @@ def _tensorboard(folder: Path, run: str) -> Iterator[Log]:
 
 
 @contextmanager
-def _wandb(folder: Path, run: str) -> Iterator[Log]:
-    wandb = _installed("wandb", "wandb")
+def _wandb(folder: Path, run: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    wandb = _package("wandb")
     folder.mkdir(parents=True, exist_ok=True)
     session = wandb.init(project="qagent-mlx", name=run, dir=str(folder))
     try:
-        yield lambda row: session.log(
-            {k: v for k, v in row.items() if k != "step"}, step=int(row["step"])
-        )
+        yield lambda step, numbers: session.log(numbers, step=step)
     finally:
         session.finish()
 
 
-_LOGS: dict[str, Callable[[Path, str], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb}
+_LOGGERS: dict[str, Callable[[Path, str], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
 import mlx.optimizers as optim
@@ -25,7 +25,7 @@ from ..policy.policy import Policy
 from . import checkpoint
 from .early_stopping import BestEvaluation
 from .records import Alert, LoopResult, Metrics, RolloutRecord
-from .run import Run, SilentRun
+from .run import Run
 
 Interrupt = Callable[[], None]
 OnStep = Callable[[Metrics], None]
@@ -126,7 +126,7 @@ class TrainingLoop:
 
     algorithm: Algorithm
     config: LoopConfig
-    record: Run | SilentRun | None = None
+    record: Run | None = None
     monitors: Sequence[MetricsMonitor] = ()
     on_step: OnStep | None = None
     world: World = field(default_factory=current_world)
@@ -163,16 +163,17 @@ class TrainingLoop:
     def _restore(self, state: dict[str, Any]) -> None:
         config = self.config
         self._state = {k: v for k, v in state.items() if k not in ("step", "value")}
-        self._history = list(self.record.rows("metrics")) if self.record else []
         self._done = int(state.get("step", 0))
+        rows = self.record.rows("metrics") if self.record else ()
+        self._history = [metrics for metrics in rows if metrics["step"] <= self._done]
         self._best = BestEvaluation(config.best_by, config.stop_after)
         for metrics in self._history:
             self._best.update(metrics)
         for monitor in self.monitors:
             monitor.replay(self._history)
         self.algorithm.restore(state, self._history)
-        if self.record and self.world.is_main_process:
-            checkpoint.clear(self._checkpoints)
+        if self.record and self.record.writable:
+            checkpoint.clear(self.record.checkpoints)
         self.world.barrier()  # from here on the main process adds to what the others have read
 
     def _step(self) -> None:
@@ -181,10 +182,8 @@ class TrainingLoop:
         try:
             self._signal.check(self.world)
             # Inside a step, workers are not at the same place and cannot agree to stop.
-            alone = self.world.size == 1
-            result = algorithm.step(
-                self._done, (lambda: self._signal.check(self.world)) if alone else never
-            )
+            interrupt = partial(self._signal.check, self.world) if self.world.size == 1 else never
+            result = algorithm.step(self._done, interrupt)
         except StopRequested:
             self._save()
             raise Stopped(self._run_name, self._done, self._signal) from None
@@ -195,7 +194,7 @@ class TrainingLoop:
         evaluation: dict[str, float] = {}
         if config.eval_every and (self._done % config.eval_every == 0 or last):
             evaluation = algorithm.evaluate()
-            metrics.update({f"eval_{name}": value for name, value in evaluation.items()})
+            metrics |= {f"eval_{name}": value for name, value in evaluation.items()}
         self._history.append(metrics)
         self._best.update(metrics)
         if self.record:
@@ -214,34 +213,21 @@ class TrainingLoop:
 
     def _save(self, value: float | None = None) -> None:
         """Write a checkpoint; one with a value is a candidate for the best."""
-        if not self.record or not self.world.is_main_process:
-            return
-        state = self._state if value is None else {**self._state, "value": value}
-        algorithm = self.algorithm
-        checkpoint.save(
-            self._checkpoints,
-            self._done,
-            algorithm.policy,
-            algorithm.optimizer,
-            state,
-            self.config.keep,
-        )
+        if self.record and self.record.writable:
+            state = self._state if value is None else {**self._state, "value": value}
+            policy, optimizer = self.algorithm.policy, self.algorithm.optimizer
+            folder, keep = self.record.checkpoints, self.config.keep
+            checkpoint.save(folder, self._done, policy, optimizer, state, keep)
 
     def _restore_best(self) -> None:
         """Put the weights of the best evaluation in place, in all workers."""
-        if not self._best.step or self._best.step == self._done:
+        if not self.record or self._best.step in (0, self._done):
             return
         policy = self.algorithm.policy
-        folder = checkpoint.best(self._checkpoints) if self.world.is_main_process else None
-        if folder is not None:
+        if self.record.writable and (folder := checkpoint.best(self.record.checkpoints)):
             checkpoint.restore_weights(folder, policy)
         policy.model.update(self.world.broadcast(policy.model.trainable_parameters()))
 
     @property
     def _run_name(self) -> str:
         return self.record.name if self.record else ""
-
-    @property
-    def _checkpoints(self) -> Path:
-        assert self.record is not None
-        return self.record.folder / "checkpoints"

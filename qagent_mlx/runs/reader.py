@@ -86,29 +86,17 @@ def open_run(shop: Shop, name: str | None, kind: str | None = None) -> Run:
 
 
 def read_metrics(run: Run) -> list[Metrics]:
-    """The metrics of each step.
-
-    Raises:
-        QAgentError: the file is damaged.
-    """
+    """The metrics of each step; a damaged file is a `QAgentError`."""
     return _read(run, "metrics", _metrics)
 
 
 def read_rollouts(run: Run) -> list[RolloutRecord]:
-    """The sampled chains that were kept.
-
-    Raises:
-        QAgentError: the file is damaged.
-    """
+    """The sampled chains that were kept; a damaged file is a `QAgentError`."""
     return _read(run, "rollouts", lambda row: msgspec.convert(row, RolloutRecord))
 
 
 def read_alerts(run: Run) -> list[Alert]:
-    """The alarms that fired.
-
-    Raises:
-        QAgentError: the file is damaged.
-    """
+    """The alarms that fired; a damaged file is a `QAgentError`."""
     return _read(run, "alarms", lambda row: msgspec.convert(row, Alert))
 
 

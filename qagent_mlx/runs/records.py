@@ -77,6 +77,10 @@ class LoopResult:
         """The step whose weights the policy has."""
         return self.best_step or len(self.history)
 
+    def total(self, name: str) -> float:
+        """The sum of a metric over all steps."""
+        return sum(metrics[name] for metrics in self.history)
+
     def first_and_last(self, name: str) -> tuple[float, float]:
         """Means of a metric over the first and the last tenth of the steps."""
         return first_and_last_mean([metrics[name] for metrics in self.history])

@@ -18,7 +18,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,24 +47,30 @@ def is_number(value: Any) -> bool:
 
 
 class Run:
-    """One run's folder."""
+    """One run's folder.
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
-        self.config = config
+    Args:
+        folder: Its name is the run's.
+        config: What `config.json` holds.
+        writable: Whether anything is written; only the main one of several workers does.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], writable: bool = True) -> None:
+        self.folder, self.config, self.writable = folder, config, writable
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / "checkpoints"
+
     @classmethod
     def create(cls, shop: Shop, name: str, config: dict[str, Any]) -> Run:
-        """Make a new run and write its config at once.
-
-        Raises:
-            QAgentError: a run of that name exists, or the folder cannot be written.
-        """
+        """Make a new run and write its config at once; see `prepare`."""
         run = cls.prepare(shop, name, config)
         run.commit()
         return run
@@ -84,12 +89,7 @@ class Run:
             raise QAgentError(
                 f"the run {name} exists; choose another name for the run, or resume it"
             )
-        config = {
-            "format": RUN_FORMAT,
-            "name": name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **config,
-        }
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         try:
             # What a start that was killed left behind is no part of this run.
             if folder.exists():
@@ -100,7 +100,7 @@ class Run:
                 f"cannot write the run's folder {folder}: {error.strerror}; choose a shop folder "
                 "you may write to, or free some space"
             ) from error
-        return cls(folder, config)
+        return cls(folder, {"format": RUN_FORMAT, "name": name, "created": created, **config})
 
     def commit(self) -> None:
         """Write ``config.json``: from here on the run exists."""
@@ -130,6 +130,8 @@ class Run:
 
     def append(self, log: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows to one of `LOGS`; they are on disk when this returns."""
+        if not self.writable:
+            return
         path = self.folder / f"{log}.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -151,19 +153,6 @@ class Run:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
-    def require_base(self, fingerprint: str) -> None:
-        """Refuse to resume from a policy with another fingerprint than the run began from.
-
-        Raises:
-            QAgentError: the policy of that name has changed since.
-        """
-        began = self.config.get("base_fingerprint")
-        if began and began != fingerprint:
-            raise QAgentError(
-                f"the policy {self.config['base']} has changed since the run {self.name} began "
-                "from it, so it cannot go on exactly; put the old one back, or start a new run"
-            )
-
     def rewind(self, step: int, train: dict[str, Any]) -> None:
         """Forget what happened after a step, and store the settings to go on with.
 
@@ -183,7 +172,8 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
-        write_json(self.folder / "summary.json", summary)
+        if self.writable:
+            write_json(self.folder / "summary.json", summary)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -198,29 +188,6 @@ class Run:
                 "then resume the run"
             )
         return dict(value)
-
-
-@dataclass(frozen=True)
-class SilentRun:
-    """Stands for a `Run` where nothing is written: in all workers but the main one."""
-
-    folder: Path
-    step: int  # after which the run goes on
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    def append(self, log: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Do nothing."""
-
-    def rows(self, log: str) -> Iterator[dict[str, Any]]:
-        """What the main process wrote up to `step`."""
-        return (row for row in Run(self.folder, {}).rows(log) if row["step"] <= self.step)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Do nothing."""
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..utils.settings import SettingError, merge
 from . import checkpoint
 from .loop import TrainingLoop
 from .records import Alert, LoopResult, TrainingReport
-from .run import Run, SilentRun, free_name, run_lock, run_names
+from .run import Run, free_name, run_lock, run_names
 
 Report = TypeVar("Report", bound=TrainingReport)
 
@@ -42,11 +41,6 @@ class TrainingRun(Generic[Report]):
     loop: TrainingLoop
     report: Callable[[LoopResult], Report]
 
-    @property
-    def policy(self) -> Policy:
-        """The policy that is trained."""
-        return self.loop.algorithm.policy
-
     def start(
         self,
         name: str | None,
@@ -65,7 +59,7 @@ class TrainingRun(Generic[Report]):
                 is not needed afterwards and is closed.
             alerts: What fired before the first step.
         """
-        algorithm, workers, info = self.loop.algorithm, self.loop.world, self.policy.info
+        algorithm, workers, info = self.loop.algorithm, self.loop.world, self._policy.info
         workers.assert_equal(f"policies {parent}", info.base_fingerprint)
         if not workers.is_main_process:
             return self._run(_announced(workers, self.shop), algorithm.begin())
@@ -86,8 +80,7 @@ class TrainingRun(Generic[Report]):
             self.shop.close()
             _announce(workers, record)
             state = algorithm.begin()
-            folder = record.folder / "checkpoints"
-            checkpoint.save(folder, 0, self.policy, algorithm.optimizer, state)
+            checkpoint.save(record.checkpoints, 0, self._policy, algorithm.optimizer, state)
             record.commit()
             record.append("alarms", map(asdict, alerts))
             return self._run(record, state)
@@ -100,13 +93,11 @@ class TrainingRun(Generic[Report]):
         """
         workers = self.loop.world
         if not workers.is_main_process:
-            silent = _announced(workers, self.shop)
-            state = self._restore(silent.folder)
-            workers.assert_equal("checkpoints", checkpoint.identity(state, self.policy))
-            return self._run(silent, state or {})
+            record = _announced(workers, self.shop)
+            return self._go_on(record, self._restore(record))
         with run_lock(self.shop, record.name):
-            state = self._restore(record.folder)
-            if state is None:
+            state = self._restore(record)
+            if not state:
                 raise QAgentError(f"the run {record.name} has no checkpoint left; start a new one")
             step, steps = state["step"], self.loop.config.steps
             if steps < step:
@@ -114,17 +105,22 @@ class TrainingRun(Generic[Report]):
                     "steps", f"cannot be {steps}: the run {record.name} has {step} steps already"
                 )
             record.rewind(step, asdict(self.settings))
-            _announce(workers, record, step)
-            workers.assert_equal("checkpoints", checkpoint.identity(state, self.policy))
-            return self._run(record, state)
+            _announce(workers, record)
+            return self._go_on(record, state)
 
-    def _restore(self, folder: Path) -> dict[str, Any] | None:
+    def _restore(self, record: Run) -> dict[str, Any]:
+        """Put the last checkpoint in place; returns its state, empty where there is none."""
         optimizer = self.loop.algorithm.optimizer
-        return checkpoint.restore(folder / "checkpoints", self.policy, optimizer)
+        return checkpoint.restore(record.checkpoints, self._policy, optimizer) or {}
 
-    def _run(self, record: Run | SilentRun, state: dict[str, Any]) -> Report:
+    def _go_on(self, record: Run, state: dict[str, Any]) -> Report:
+        identity = checkpoint.identity(state, self._policy)
+        self.loop.world.assert_equal("checkpoints", identity)
+        return self._run(record, state)
+
+    def _run(self, record: Run, state: dict[str, Any]) -> Report:
         result = replace(self.loop, record=record).run(state)
-        policy = self.policy
+        policy = self._policy
         policy.info.trained.append(
             {
                 "stage": self.kind,
@@ -134,10 +130,14 @@ class TrainingRun(Generic[Report]):
             }
         )
         report = self.report(result)
-        if self.loop.world.is_main_process:
+        if record.writable:
             policy.save(self.shop.folder("policies", policy.info.name))
-            record.finish(report.to_dict())
+        record.finish(report.to_dict())
         return report
+
+    @property
+    def _policy(self) -> Policy:
+        return self.loop.algorithm.policy
 
 
 def open_to_resume(shop: Shop, name: str, kind: str) -> Run:
@@ -162,7 +162,12 @@ def policy_to_resume(shop: Shop, record: Run, lora: LoraConfig, seed: int) -> Po
     """
     config = record.config
     policy = derive(shop, config["base"], config["policy"], lora, seed)
-    record.require_base(policy.info.base_fingerprint)
+    fingerprint = config.get("base_fingerprint")
+    if fingerprint and fingerprint != policy.info.base_fingerprint:
+        raise QAgentError(
+            f"the policy {config['base']} has changed since the run {record.name} began from it, "
+            "so it cannot go on exactly; put the old one back, or start a new run"
+        )
     policy.info.agent = merge(AgentConfig(), config["agent"], f"the run {record.name}")
     return policy
 
@@ -173,13 +178,13 @@ def _lasting_name(shop: Shop, policy: str) -> str:
     return str(folder) if folder == Path(policy).expanduser().resolve() else policy
 
 
-def _announce(workers: World, record: Run, step: int = 0) -> None:
-    """Tell the other workers which run begins, or goes on after which step."""
+def _announce(workers: World, record: Run) -> None:
+    """Tell the other workers which run begins or goes on."""
     if workers.size > 1:
-        workers.all_gather_texts(json.dumps([record.name, step]))
+        workers.all_gather_texts(record.name)
 
 
-def _announced(workers: World, shop: Shop) -> SilentRun:
-    """The run that the main process announces; returns when it does."""
-    name, step = json.loads(workers.all_gather_texts("")[0])
-    return SilentRun(shop.folder("runs", name), step)
+def _announced(workers: World, shop: Shop) -> Run:
+    """The run that the main process announces, not to be written; returns when it does."""
+    name = workers.all_gather_texts("")[0].rstrip()
+    return Run(shop.folder("runs", name), {}, writable=False)

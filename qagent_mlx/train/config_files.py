@@ -121,7 +121,7 @@ def agent_with_changes(shop: Shop, policy: str, changes: Mapping[str, Any]) -> A
 
 @dataclass(frozen=True)
 class Preset:
-    """A named kind of GRPO run: one arm of a study."""
+    """A named kind of GRPO run; see ``presets.toml``."""
 
     description: str
     weights: dict[str, float] = field(default_factory=dict)
@@ -129,26 +129,9 @@ class Preset:
     split: dict[str, Any] = field(default_factory=dict)
 
 
-PRESETS: dict[str, Preset] = {
-    "consistency": Preset("query and product must both be right, with a chain of retrieval"),
-    "query-only": Preset(
-        "the query alone is rewarded: what it retrieves does not count",
-        weights={"item": 0.0, "consistency": 0.0},
-    ),
-    "typed": Preset(
-        "the query alone is rewarded, on what people type first, whether it led to anything or "
-        "not: all that a recommender knows that never looks at products",
-        weights={"item": 0.0, "consistency": 0.0},
-        split={"learn_from": "searches"},
-    ),
-    "single-turn": Preset(
-        "no search: one query is chosen from memory and its products are never seen",
-        agent={"search": False, "max_searches": 1},
-    ),
-    "no-memory": Preset(
-        "nothing is known of the user: the profile holds only what the whole shop searches for",
-        agent={"sections": ("trending",)},
-    ),
+PRESETS = {
+    name: Preset(**values)
+    for name, values in _toml(Path(__file__).with_name("presets.toml")).items()
 }
 
 

@@ -118,12 +118,12 @@ class Demonstrator:
         self, target: Target, random: np.random.Generator, group: int
     ) -> TrainingSequence:
         """One demonstration, varied at random."""
+        target = self._drop_lines(target, random)
         example, reference = target.example, target.reference
-        profile, reference = self._drop_lines(example.profile, reference, random)
-        searches = [reference]
+        searches: list[int | None] = [None]
         if reference is not None:
-            searches = [*self._search_order(profile, reference, random)]
-        return self.write(replace_profile(example, profile), searches, reference, random, group)
+            searches = [*self._search_order(example.profile, reference, random)]
+        return self.write(example, searches, reference, random, group)
 
     def write(
         self,
@@ -169,25 +169,27 @@ class Demonstrator:
         act(f"{RECOMMEND}<s{searches.index(recommended) + 1}>{RECOMMEND_END}")
         return TrainingSequence(tokens, trained, group)
 
-    def _drop_lines(
-        self, profile: Profile, reference: int | None, random: np.random.Generator
-    ) -> tuple[Profile, int | None]:
-        """The profile without some of its lines, and where the reference then stands."""
+    def _drop_lines(self, target: Target, random: np.random.Generator) -> Target:
+        """The target without some lines of its profile; the relevant one always stays."""
         if not self.config.drop_lines:
-            return profile, reference
+            return target
         lines: list[Line] = []
-        place, number = (None if reference is None else 0), 0
-        for line in profile.lines:
-            is_relevant = line.query is not None and number == reference
+        reference, number = target.reference, 0
+        for line in target.example.profile.lines:
+            is_relevant = line.query is not None and number == target.reference
             number += line.query is not None
             if is_relevant:
-                place = sum(kept.query is not None for kept in lines)
+                reference = sum(kept.query is not None for kept in lines)
             elif random.random() < self.config.drop_lines:
                 continue
             lines.append(line)
-        references = tuple(line.query for line in lines if line.query is not None)
-        profile = replace(profile, lines=tuple(lines), references=references, text=render(lines))
-        return profile, place
+        profile = replace(
+            target.example.profile,
+            lines=tuple(lines),
+            references=tuple(line.query for line in lines if line.query is not None),
+            text=render(lines),
+        )
+        return Target(replace(target.example, profile=profile), reference)
 
     def _search_order(
         self, profile: Profile, relevant: int, random: np.random.Generator
@@ -215,22 +217,11 @@ class Demonstrator:
         return self._results[key]
 
 
-def replace_profile(example: Example, profile: Profile) -> Example:
-    """The example as an agent with that profile would meet it."""
-    return example if profile is example.profile else replace(example, profile=profile)
-
-
 def training_examples(environment: Environment, policy: Policy, solvable: bool) -> list[Example]:
     """The cases that a policy learns from by reinforcement.
 
-    Args:
-        environment: Its training split.
-        policy: Decides, by its searches, what is within a chain's reach.
-        solvable: Leave out cases in which no line within reach is relevant: every chain would
-            get the same reward.
-
-    Raises:
-        QAgentError: there is none.
+    ``solvable`` leaves out those in which no line within a chain's reach is relevant: all chains
+    would score the same.
     """
     examples = environment.of_split("train")
     agent = policy.info.agent

@@ -28,14 +28,14 @@ from ..policy.small_llama import SIZES, new_policy, save_base
 from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
 from ..runs.loop import OnStep
-from ..runs.records import TrainingReport
 from ..shop.shop import Shop
 from ..utils import settings
 from ..utils.text import query_key
+from . import setting_types as types
 from .demonstrations import DemoConfig, Demonstrator
-from .fit import FitConfig, LikelihoodTrainer, fit, tokens_per_second
+from .fit import FitConfig, FitReport, LikelihoodTrainer, fit
 from .pretrain import shop_texts
-from .setting_types import BatchSize, LearningRate, Measured, Read, Seed, Steps, VocabSize, at_least
+from .setting_types import at_least
 
 OnChains = Callable[[int, int], None]
 
@@ -46,19 +46,19 @@ class DistillConfig:
 
     cases: Annotated[int, at_least(1, "Training cases, evenly spaced over the log.")] = 1000
     group: Annotated[int, at_least(1, "Chains that the teacher samples for each case.")] = 4
-    steps: Steps = 350
-    batch_size: BatchSize = 32
-    learning_rate: LearningRate = 1e-3
-    vocab_size: VocabSize = 2048
-    read: Read = 0.3
-    measured: Measured = 100
-    seed: Seed = 0
+    steps: types.Steps = 350
+    batch_size: types.BatchSize = 32
+    learning_rate: types.LearningRate = 1e-3
+    vocab_size: types.VocabSize = 2048
+    read: types.Read = 0.3
+    measured: types.Measured = 100
+    seed: types.Seed = 0
     lora: LoraConfig = field(default_factory=LoraConfig)  # of a student that exists already
 
 
 @dataclass(frozen=True)
-class DistillReport(TrainingReport):
-    """What came of a distillation."""
+class DistillReport(FitReport):
+    """What came of a distillation; rewards and times are of greedy chains on validation cases."""
 
     teacher: str
     parameters: int  # of the student
@@ -66,14 +66,11 @@ class DistillReport(TrainingReport):
     chains: int  # that the teacher sampled
     validated: int  # of these
     kept: int  # of these, what the student could learn from
-    reward_teacher: float  # mean reward of greedy chains on validation cases
+    reward_teacher: float
     reward_student: float
-    ms_teacher: float  # for such a chain
+    ms_teacher: float  # for one chain
     ms_student: float
     speedup: float
-    tokens: int  # that the student's training computed, padding included
-    loss_first: float
-    loss_last: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,13 @@ def distill(
     examples = evenly_spaced(source.of_split("train"), config.cases)
     if not examples:
         raise QAgentError("there is no training case; ingest a longer log")
-    rollouts = _sample(source, master, examples, config, on_chains)
+    count = len(examples) * config.group
+    rollouts = source.rollout_runner(master, master.info.agent).run(
+        [e.task for e in examples],
+        config.group,
+        (config.seed,),
+        (lambda done: on_chains(done, count)) if on_chains else None,
+    )
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
 
     policy, save = _student(shop, student, name, config, source, master.info.agent)
@@ -134,7 +137,7 @@ def distill(
             f"({len(validated)} were validated); train the teacher longer or raise cases"
         )
     read = config.read if student in SIZES else 0.0
-    result = fit(_trainer(policy, target, lessons, read, config), on_step)
+    report = fit(_trainer(policy, target, lessons, read, config), on_step)
     counts = {"chains": len(rollouts), "validated": len(validated), "kept": len(lessons)}
     policy.info.trained.append(
         {"stage": "distil", "teacher": teacher, "config": asdict(config), **counts}
@@ -142,42 +145,17 @@ def distill(
     save()
     reward_teacher, ms_teacher = _measure(source, master, config.measured)
     reward_student, ms_student = _measure(target, policy, config.measured)
-    loss_first, loss_last = result.first_and_last("loss")
+    seconds = round(time.perf_counter() - start, 1)
     return DistillReport(
-        run=None,
-        policy=name,
-        steps=config.steps,
-        seconds=round(time.perf_counter() - start, 1),
-        tokens_per_s=tokens_per_second(result),
+        **report.to_dict() | counts | {"seconds": seconds},
         teacher=teacher,
         parameters=policy.parameters,
         parameters_teacher=master.parameters,
-        **counts,
         reward_teacher=reward_teacher,
         reward_student=reward_student,
         ms_teacher=ms_teacher,
         ms_student=ms_student,
         speedup=ms_teacher / max(ms_student, 1e-9),
-        tokens=result.history[-1]["tokens"],
-        loss_first=loss_first,
-        loss_last=loss_last,
-    )
-
-
-def _sample(
-    environment: Environment,
-    teacher: Policy,
-    examples: Sequence[Example],
-    config: DistillConfig,
-    on_chains: OnChains | None,
-) -> list[Rollout]:
-    """The teacher's chains on some cases."""
-    count = len(examples) * config.group
-    return environment.rollout_runner(teacher, teacher.info.agent).run(
-        [e.task for e in examples],
-        config.group,
-        (config.seed,),
-        (lambda done: on_chains(done, count)) if on_chains else None,
     )
 
 
@@ -189,10 +167,7 @@ def _student(
     environment: Environment,
     agent: AgentConfig,
 ) -> tuple[Policy, Callable[[], None]]:
-    """The student before it has learned, and what saves it.
-
-    ``environment`` and ``agent`` are the teacher's.
-    """
+    """The student before it learns, and what saves it; environment and agent are the teacher's."""
     folder = shop.folder("policies", name)
     if student not in SIZES:
         policy = derive(shop, student, name, config.lora, config.seed)

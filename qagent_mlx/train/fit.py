@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -18,8 +19,18 @@ from ..policy.batches import TrainingSequence, make_batch
 from ..policy.policy import Policy
 from ..policy.scoring import MicroBatch, PreparedBatches, Scores
 from ..runs.loop import Algorithm, Interrupt, LoopConfig, OnStep, StepResult, TrainingLoop, never
-from ..runs.records import LoopResult, Metrics
+from ..runs.records import LoopResult, Metrics, TrainingReport
 from .setting_types import BatchSize, LearningRate, Seed, Steps
+
+
+@dataclass(frozen=True)
+class FitReport(TrainingReport):
+    """What came of raising the likelihood of demonstrations."""
+
+    tokens: int  # computed, padding included
+    loss_first: float  # mean over the first tenth of the steps
+    loss_last: float  # over the last tenth
+
 
 MakeSequence = Callable[[int, int], TrainingSequence]
 """(example, step) -> what is learned from it; may vary with the step."""
@@ -120,17 +131,25 @@ class LikelihoodTrainer(Algorithm):
             }
         )
 
+    def summary(self, result: LoopResult) -> dict[str, Any]:
+        """The fields of a `FitReport`."""
+        loss_first, loss_last = result.first_and_last("loss")
+        return {
+            "run": result.run,
+            "policy": self.policy.info.name,
+            "steps": len(result.history),
+            "seconds": result.seconds,
+            "tokens_per_s": round(self._tokens / max(result.total("seconds"), 1e-9)),
+            "tokens": self._tokens,
+            "loss_first": loss_first,
+            "loss_last": loss_last,
+        }
 
-def fit(trainer: LikelihoodTrainer, on_step: OnStep | None = None) -> LoopResult:
+
+def fit(trainer: LikelihoodTrainer, on_step: OnStep | None = None) -> FitReport:
     """Take all steps of a training that no run records."""
-    return TrainingLoop(trainer, LoopConfig(trainer.fit_config.steps), on_step=on_step).run()
-
-
-def tokens_per_second(result: LoopResult) -> int:
-    """Tokens that a second of the training steps computed."""
-    seconds = sum(metrics["seconds"] for metrics in result.history)
-    tokens = result.history[-1]["tokens"] if result.history else 0
-    return round(tokens / max(seconds, 1e-9))
+    loop = TrainingLoop(trainer, LoopConfig(trainer.fit_config.steps), on_step=on_step)
+    return FitReport(**trainer.summary(loop.run()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from ..policy.lora import LoraConfig
 from ..runs.loop import LoopConfig
 from ..utils import settings
 from ..utils.settings import SettingError
+from . import setting_types as types
 from .fit import learning_rate
 from .losses import CLIP_RANGES
 from .monitors import AlarmConfig
-from .setting_types import Keep, LearningRate, Measured, SaveEvery, Seed, Steps, at_least
+from .setting_types import at_least
 
 Weight = Annotated[float, Meta(ge=0)]
 Schedule = tuple[tuple[float, Weight], ...]
@@ -29,21 +30,16 @@ Schedule = tuple[tuple[float, Weight], ...]
 class GrpoConfig:
     """All settings of a GRPO run, with the defaults that measured best (see README)."""
 
-    steps: Steps = 100
-    cases_per_step: Annotated[
-        int, at_least(1, "Cases in a step; a group of chains is sampled for each.")
-    ] = 16
+    steps: types.Steps = 100
+    cases_per_step: Annotated[int, at_least(1, "Cases in a step, each with a group of chains.")] = (
+        16
+    )
     group: Annotated[int, at_least(2, "Chains in a group (G), which advantages compare.")] = 8
-    learning_rate: LearningRate = 2e-4
-    warmup: Annotated[
-        int, at_least(0, "Steps in which the learning rate rises to its peak.", "steps")
-    ] = 5
+    learning_rate: types.LearningRate = 2e-4
+    warmup: Annotated[int, at_least(0, "Steps until the learning rate has its peak.", "steps")] = 5
     schedule: Annotated[
         Literal["constant", "cosine"],
-        Meta(
-            description="Learning rate after warm-up: at its peak, or falling to a tenth of it "
-            "along a cosine."
-        ),
+        Meta(description="Learning rate after warm-up: constant, or down to a tenth of its peak."),
     ] = "constant"
     advantage: Annotated[
         Literal["dr_grpo", "grpo", "gdpo"],
@@ -65,80 +61,54 @@ class GrpoConfig:
     ] = field(default_factory=lambda: dict(WEIGHTS))
     curriculum: Annotated[
         dict[str, Schedule],
-        Meta(
-            description="Weights that change while training: for a component's name, (step, "
-            "weight) points with rising steps; weights are linear between them."
-        ),
+        Meta(description="Reward weights that change: (step, weight) points, by component."),
     ] = field(default_factory=dict)
+    # Both by default as in the paper of the loss.
     clip_low: (
-        Annotated[
-            float, Meta(ge=0, lt=1, description="How far the importance ratio may fall below 1.")
-        ]
-        | None
-    ) = None  # as in the loss's paper
-    clip_high: (
-        Annotated[float, at_least(0, "How far the importance ratio may rise above 1.")] | None
-    ) = None  # as in the loss's paper
-    beta: Annotated[
-        float, at_least(0, "Weight of the KL divergence from the parent policy; 0 for none.")
-    ] = 0.02
+        Annotated[float, Meta(ge=0, lt=1, description="How far the ratio may fall below 1.")] | None
+    ) = None
+    clip_high: Annotated[float, at_least(0, "How far the ratio may rise above 1.")] | None = None
+    beta: Annotated[float, at_least(0, "Weight of the KL from the parent policy; 0 for none.")] = (
+        0.02
+    )
     epochs: Annotated[int, at_least(1, "Updates on the same chains.")] = 1
     dynamic_sampling: Annotated[
-        int,
-        at_least(
-            0,
-            "Rounds in which more cases are sampled for groups whose chains all scored the same.",
-            "rounds",
-        ),
+        int, at_least(0, "Rounds of sampling more cases for groups that are constant.", "rounds")
     ] = 0
     overlong_tokens: Annotated[
-        int,
-        at_least(
-            0,
-            "Tokens that the policy writes in a chain from which on the chain gets the whole "
-            "overlong penalty; 0 for no penalty.",
-            "tokens",
-        ),
+        int, at_least(0, "Length from which on a chain is penalised in full; 0: never.", "tokens")
     ] = 0
     overlong_cache: Annotated[
-        int, at_least(1, "Tokens before that over which the overlong penalty grows.", "tokens")
+        int, at_least(1, "Tokens before that over which the penalty grows.", "tokens")
     ] = 8
-    overlong_weight: Annotated[
-        float, at_least(0, "Weight of the overlong penalty among the rewards.")
-    ] = 1.0
+    overlong_weight: Annotated[float, at_least(0, "Weight of the overlong penalty.")] = 1.0
     max_grad_norm: Annotated[
         float, Meta(gt=0, description="Norm to which a longer gradient is clipped.")
     ] = 1.0
     token_budget: Annotated[
-        int, at_least(1, "Padded tokens of a micro-batch of the update, at most.", "tokens")
+        int, at_least(1, "Padded tokens that an update computes at once, at most.", "tokens")
     ] = 8192
     solvable: Annotated[
         bool,
         Meta(description="Train only on cases with a relevant line of memory in a chain's reach."),
     ] = True
-    seed: Seed = 0
-    save_every: SaveEvery = 25
-    keep: Keep = 2
+    seed: types.Seed = 0
+    save_every: types.SaveEvery = 25
+    keep: types.Keep = 2
     eval_every: Annotated[
-        int,
-        at_least(
-            0,
-            "Steps between evaluations on validation cases, of which the best policy is kept; 0 "
-            "for none.",
-            "steps",
-        ),
+        int, at_least(0, "Steps between evaluations, of which the best is kept; 0: none.", "steps")
     ] = 0
     best_by: Annotated[
         Literal["reward", "cons@1", "q_em", "i_hit@1"],
         Meta(description="Measure by which evaluations are compared."),
     ] = "reward"
     stop_after: Annotated[
-        int, at_least(0, "Evaluations without a better one that end the run; 0 for never.")
+        int, at_least(0, "Evaluations without a better one that end the run; 0: never.")
     ] = 0
     logged_groups: Annotated[
-        int, at_least(0, "Groups in a step whose chains are logged; 0 for all.", "groups")
+        int, at_least(0, "Groups in a step whose chains are logged; 0: all.", "groups")
     ] = 0
-    measured: Measured = 100
+    measured: types.Measured = 100
     lora: LoraConfig = field(default_factory=LoraConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
 

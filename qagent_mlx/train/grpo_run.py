@@ -125,22 +125,21 @@ def _run(shop: Shop, trainer: GrpoTrainer, on_step: OnStep | None) -> TrainingRu
 
     def report(result: LoopResult) -> GrpoReport:
         history = result.history
-        first, last = result.first_and_last("reward")
-        tokens = sum(m["tokens"] for m in history) / sum(m["seconds"] for m in history)
+        reward_first, reward_last = result.first_and_last("reward")
         return GrpoReport(
             run=result.run,
             policy=policy.info.name,
             steps=len(history),
             seconds=result.seconds,
-            tokens_per_s=round(tokens),
-            reward_first=first,
-            reward_last=last,
+            tokens_per_s=round(result.total("tokens") / result.total("seconds")),
+            reward_first=reward_first,
+            reward_last=reward_last,
             validation_reward=result.validation["reward"],
             validation=result.validation,
             best_step=result.best_step,
             best_value=result.best_value,
             stopped_early=result.stopped_early,
-            dropped_groups=sum(m["dropped_groups"] for m in history),
+            dropped_groups=int(result.total("dropped_groups")),
         )
 
     return TrainingRun(shop, "grpo", config, loop, report)

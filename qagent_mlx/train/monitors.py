@@ -8,7 +8,6 @@ configuration; a run that is stopped has saved a checkpoint first.
 from __future__ import annotations
 
 import typing
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -77,57 +76,65 @@ ALARMS = tuple(f.name for f in fields(AlarmConfig) if f.default in typing.get_ar
 THRESHOLDS = tuple(f.name for f in fields(AlarmConfig) if f.name not in ALARMS)
 
 
+def _last_of(
+    recent: Sequence[Metrics], name: str, is_wrong: Callable[[float], bool]
+) -> float | None:
+    """The last value of a metric that was wrong in all recent steps; else None."""
+    values = [metrics.get(name) for metrics in recent]
+    return values[-1] if all(v is not None and is_wrong(v) for v in values) else None
+
+
 def _format_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    values = [metrics.get("recommended") for metrics in recent]
-    if all(v is not None and v < config.format_floor for v in values):
-        return (
-            f"format collapse: only {values[-1]:.0%} of the chains end in a recommendation "
-            f"(floor {config.format_floor:.0%}); lower learning_rate, raise beta or the weight of "
-            "format, or start from a better SFT policy"
-        )
-    return ""
+    share = _last_of(recent, "recommended", lambda v: v < config.format_floor)
+    if share is None:
+        return ""
+    return (
+        f"format collapse: only {share:.0%} of the chains end in a recommendation (floor "
+        f"{config.format_floor:.0%}); lower learning_rate, raise beta or the weight of format, or "
+        "start from a better SFT policy"
+    )
 
 
 def _entropy_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    values = [metrics.get("entropy") for metrics in recent]
-    if all(v is not None and v < config.entropy_floor for v in values):
-        return (
-            f"entropy collapse: {values[-1]:.4f} nats a token (floor {config.entropy_floor:g}), "
-            "the chains of a group are all alike; lower learning_rate, raise clip_high or beta, "
-            "or stop here"
-        )
-    return ""
+    entropy = _last_of(recent, "entropy", lambda v: v < config.entropy_floor)
+    if entropy is None:
+        return ""
+    return (
+        f"entropy collapse: {entropy:.4f} nats a token (floor {config.entropy_floor:g}), the "
+        "chains of a group are all alike; lower learning_rate, raise clip_high or beta, or stop "
+        "here"
+    )
 
 
 def _kl_runs_away(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    values = [metrics.get("kl") for metrics in recent]
-    if all(v is not None and not v <= config.kl_ceiling for v in values):
-        return (
-            f"KL runaway: {values[-1]:.2f} nats a token from the reference (ceiling "
-            f"{config.kl_ceiling:g}); lower learning_rate or raise beta"
-        )
-    return ""
+    kl = _last_of(recent, "kl", lambda v: not v <= config.kl_ceiling)
+    if kl is None:
+        return ""
+    return (
+        f"KL runaway: {kl:.2f} nats a token from the reference (ceiling {config.kl_ceiling:g}); "
+        "lower learning_rate or raise beta"
+    )
 
 
-def _all_groups_dropped(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    if all(metrics["dropped_groups"] >= metrics["groups"] for metrics in recent):
-        return (
-            "all groups dropped: the chains of every group scored the same, so nothing was "
-            "learned; if the policy has not settled yet, raise group or cases_per_step, try "
-            "dynamic_sampling, or check the reward weights"
-        )
-    return ""
+def _all_groups_dropped(recent: Sequence[Metrics], _config: AlarmConfig) -> str:
+    if any(metrics["dropped_groups"] < metrics["groups"] for metrics in recent):
+        return ""
+    return (
+        "all groups dropped: the chains of every group scored the same, so nothing was learned; if "
+        "the policy has not settled yet, raise group or cases_per_step, try dynamic_sampling, or "
+        "check the reward weights"
+    )
 
 
 def _ratio_is_not_one(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    drift = recent[-1].get("ratio_drift")
-    if drift is not None and not drift <= config.ratio_ceiling:
-        return (
-            f"the first ratio is not 1: the policy scores its own samples differently "
-            f"(log-probability off by {drift:.3f}, ceiling {config.ratio_ceiling:g}); use "
-            "float32, or report this with the model's name"
-        )
-    return ""
+    drift = _last_of(recent[-1:], "ratio_drift", lambda v: not v <= config.ratio_ceiling)
+    if drift is None:
+        return ""
+    return (
+        "the first ratio is not 1: the policy scores its own samples differently (log-probability "
+        f"off by {drift:.3f}, ceiling {config.ratio_ceiling:g}); use float32, or report this with "
+        "the model's name"
+    )
 
 
 _CHECKS: dict[str, Callable[[Sequence[Metrics], AlarmConfig], str]] = {
@@ -147,12 +154,11 @@ class AlarmMonitor:
     """
 
     config: AlarmConfig
-    _recent: deque[Metrics] = field(init=False)
+    _recent: list[Metrics] = field(default_factory=list)
     _firing: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.config.check()
-        self._recent = deque(maxlen=self.config.patience)
 
     def replay(self, history: Sequence[Metrics]) -> None:
         """Take the steps of a run that is resumed; nothing fires."""
@@ -163,7 +169,7 @@ class AlarmMonitor:
 
     def observe(self, metrics: Metrics) -> list[Alert]:
         """The alarms that fire at this step, those that stop the run first."""
-        self._recent.append(metrics)
+        self._recent = [*self._recent, metrics][-self.config.patience :]
         alerts = []
         for name, check in _CHECKS.items():
             action = getattr(self.config, name)

@@ -30,20 +30,20 @@ from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
 from ..runs.loop import OnStep
-from ..runs.records import TrainingReport
 from ..shop.shop import Shop
 from ..utils import settings
+from . import setting_types as types
 from .demonstrations import DemoConfig, Demonstrator
 from .fit import (
     FitConfig,
+    FitReport,
     LikelihoodTrainer,
     TrainingCost,
     batch_order,
     fit,
     predicted_cost,
-    tokens_per_second,
 )
-from .setting_types import BatchSize, LearningRate, Read, Seed, Steps, VocabSize, share
+from .setting_types import share
 
 T = TypeVar("T")
 OnCost = Callable[[TrainingCost], None]
@@ -56,29 +56,24 @@ class PretrainConfig:
     size: Annotated[
         Literal["nano", "tiny", "small"], Meta(description="Size of the new model.")
     ] = "tiny"
-    vocab_size: VocabSize = 2048
-    steps: Steps = 350
-    batch_size: BatchSize = 32
-    learning_rate: LearningRate = 1e-3  # at 3e-3 a tiny model does not learn to read results
-    read: Read = 0.3
+    vocab_size: types.VocabSize = 2048
+    steps: types.Steps = 350
+    batch_size: types.BatchSize = 32
+    learning_rate: types.LearningRate = 1e-3  # at 3e-3 a tiny model does not learn to read results
+    read: types.Read = 0.3
     drop_lines: Annotated[
         float, share("Probability of a line of memory to be left out of a demonstration.")
     ] = 0.15
-    disguise: Annotated[float, share("Share of demonstrations that are delexicalised.")] = 0.5
-    words: Annotated[
-        bool, Meta(description="Demonstrate cases without a relevant line by writing the query.")
-    ] = False
-    seed: Seed = 0
+    disguise: types.Disguise = 0.5
+    words: types.Words = False
+    seed: types.Seed = 0
 
 
 @dataclass(frozen=True)
-class PretrainReport(TrainingReport):
-    """What came of a pretraining; losses are of the first and the last tenth of the steps."""
+class PretrainReport(FitReport):
+    """What came of a pretraining."""
 
     parameters: int
-    tokens: int  # computed, padding included
-    loss_first: float
-    loss_last: float
 
 
 def pretrain(
@@ -118,33 +113,22 @@ def pretrain(
         first = batch_order(trainer.count, config.batch_size, config.seed, 0)
         sequences = [trainer.make_sequence(i, 0) for i in first]
         on_cost(predicted_cost(policy, sequences, config.steps))
-    result = fit(trainer, on_step)
-    loss_first, loss_last = result.first_and_last("loss")
-    report = PretrainReport(
-        run=None,
-        policy=name,
-        steps=config.steps,
-        seconds=round(time.perf_counter() - start, 1),
-        tokens_per_s=tokens_per_second(result),
-        parameters=policy.parameters,
-        tokens=result.history[-1]["tokens"],
-        loss_first=loss_first,
-        loss_last=loss_last,
-    )
+    report = fit(trainer, on_step)
     policy.info.trained.append(
         {
             "stage": "pretrain",
             "config": asdict(config),
             "shop": shop.config.name,
             "cases": len(environment.of_split("train")),
-            "loss_first": loss_first,
-            "loss_last": loss_last,
-            "seconds": result.seconds,
+            "loss_first": report.loss_first,
+            "loss_last": report.loss_last,
+            "seconds": report.seconds,
             "tokens": report.tokens,
         }
     )
     save_base(policy, tokenizer, model_config, folder)
-    return report
+    total = {"seconds": round(time.perf_counter() - start, 1), "parameters": policy.parameters}
+    return PretrainReport(**report.to_dict() | total)
 
 
 def pretraining(

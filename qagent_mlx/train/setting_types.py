@@ -27,4 +27,8 @@ SaveEvery = Annotated[int, at_least(1, "Steps between checkpoints.", "steps")]
 Keep = Annotated[int, at_least(1, "Last checkpoints that stay; the best one stays as well.")]
 Measured = Annotated[int, at_least(1, "Validation cases in an evaluation.", "cases")]
 VocabSize = Annotated[int, at_least(256, "Tokens in the vocabulary of a new model.")]
+Disguise = Annotated[float, share("Share of demonstrations that are delexicalised.")]
+Words = Annotated[
+    bool, Meta(description="Demonstrate cases without a relevant line by writing the query.")
+]
 Read = Annotated[float, share("Share of the tokens it reads that a new model learns to predict.")]

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Meta
 
 from ..environment.cases import SplitConfig
 from ..environment.environment import Environment, evaluate_policy
@@ -18,14 +17,15 @@ from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..protocol.codec import ChatCodec
 from ..runs.loop import LoopConfig, OnStep, TrainingLoop
-from ..runs.records import LoopResult, Metrics, TrainingReport
+from ..runs.records import LoopResult, Metrics
 from ..runs.training_run import TrainingRun, open_to_resume, policy_to_resume
 from ..shop.shop import Shop
 from ..utils import settings
+from . import setting_types as types
 from .demonstrations import DemoConfig, Demonstrator
-from .fit import FitConfig, LikelihoodTrainer, tokens_per_second
+from .fit import FitConfig, FitReport, LikelihoodTrainer
 from .run_options import RunOptions
-from .setting_types import BatchSize, Keep, LearningRate, Measured, SaveEvery, Seed, Steps, share
+from .setting_types import share
 
 # Cases that are demonstrated more often are known by their words. On half of Best Buy's users
 # (some 150 cases) GRPO from such a start stayed below the memory ranker's first line.
@@ -36,28 +36,20 @@ MAX_PASSES = 2
 class SftConfig:
     """How the cold start is done."""
 
-    steps: Steps = 60
-    batch_size: BatchSize = 32
-    learning_rate: LearningRate = 5e-4
+    steps: types.Steps = 60
+    batch_size: types.BatchSize = 32
+    learning_rate: types.LearningRate = 5e-4
     compare: Annotated[
         float, share("Share of demonstrations that search on after the relevant line.")
     ] = 0.1
-    # As the base was pretrained by default; in all of them, where there are so few cases that
-    # each is demonstrated more than `MAX_PASSES` times.
-    disguise: Annotated[float, share("Share of demonstrations that are delexicalised.")] | None = (
-        None
-    )
-    words: (
-        Annotated[
-            bool,
-            Meta(description="Demonstrate cases without a relevant line by writing the query."),
-        ]
-        | None
-    ) = None  # as the base was pretrained
-    seed: Seed = 0
-    save_every: SaveEvery = 25
-    keep: Keep = 2
-    measured: Measured = 100
+    # By default as the base was pretrained, and 1 where there are so few cases that each is
+    # demonstrated more than `MAX_PASSES` times.
+    disguise: types.Disguise | None = None
+    words: types.Words | None = None  # by default as the base was pretrained
+    seed: types.Seed = 0
+    save_every: types.SaveEvery = 25
+    keep: types.Keep = 2
+    measured: types.Measured = 100
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def check(self) -> None:
@@ -71,17 +63,11 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
-class SftReport(TrainingReport):
-    """What came of an SFT run.
+class SftReport(FitReport):
+    """What came of an SFT run; rewards are of greedy chains on validation cases."""
 
-    Rewards are means over greedy chains on validation cases, before and after; losses are means
-    over the first and the last tenth of the steps.
-    """
-
-    reward_first: float
+    reward_first: float  # before training
     reward_last: float
-    loss_first: float
-    loss_last: float
 
 
 class SftTrainer(LikelihoodTrainer):
@@ -129,18 +115,8 @@ class SftTrainer(LikelihoodTrainer):
 
     def report(self, result: LoopResult) -> SftReport:
         """The report of a training that ended so."""
-        loss_first, loss_last = result.first_and_last("loss")
-        return SftReport(
-            run=result.run,
-            policy=self.policy.info.name,
-            steps=len(result.history),
-            seconds=result.seconds,
-            tokens_per_s=tokens_per_second(result),
-            reward_first=self.reward_first,
-            reward_last=result.validation["reward"],
-            loss_first=loss_first,
-            loss_last=loss_last,
-        )
+        reward = result.validation["reward"]
+        return SftReport(**self.summary(result), reward_first=self.reward_first, reward_last=reward)
 
 
 def demonstration_config(policy: Policy, config: SftConfig) -> DemoConfig:
