@@ -2,6 +2,8 @@ import pytest
 from chat_model import chat_folder
 from gguf_file import small_gguf
 
+from qagent_mlx.errors import QAgentError
+
 
 @pytest.fixture
 def chat(tmp_path):
@@ -53,11 +55,14 @@ def test_a_teacher_that_knows_nothing_is_told_in_one_line(cli, built):
 
 def test_a_students_cases_are_split_as_its_evaluation_will_be(cli, built, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "qagent_mlx.train.distill.distill",
-        lambda shop, teacher, student, name, config, split, *rest: seen.append(split) or {},
-    )
-    cli.run("distil", "--teacher", "sample", "--test-from", "2026-01-15", "--shop", built, "--json")
+
+    def distill(shop, teacher, student, name, config, split, *rest):
+        seen.append(split)
+        raise QAgentError("enough")
+
+    monkeypatch.setattr("qagent_mlx.train.distill.distill", distill)
+    options = ("--teacher", "sample", "--test-from", "2026-01-15", "--shop", built)
+    assert "enough" in cli.error("distil", *options)
     assert seen[0].test_from == "2026-01-15T00:00:00"
 
 

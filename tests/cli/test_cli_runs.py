@@ -116,7 +116,7 @@ def test_filters_sql_diff_and_page(cli, trained):
     assert answer["columns"] == ["recommended", "advantage"]
     assert answer["rows"] == [["q1", 0.5]]
     assert "0.75" in cli.run("runs", "show", "--sql", "FROM metrics", "--shop", trained).stdout
-    assert "--sql: " in cli.error("runs", "show", "--sql", "SELEC", "--shop", trained)
+    assert "sql failed: " in cli.error("runs", "show", "--sql", "SELEC", "--shop", trained)
     same = cli.run("runs", "diff", "grpo", "grpo", "--shop", trained).stdout
     assert "the settings are the same" in same and "the first 4" in same
     cli.run("runs", "show", "--html", "report.html", "--shop", trained)

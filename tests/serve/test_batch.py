@@ -172,7 +172,7 @@ def test_a_process_that_a_launcher_started_takes_its_own_share(monkeypatch):
     world = distributed.World()
     world.rank, world.size = 2, 4
     monkeypatch.setattr(distributed, "current_world", lambda: world)
-    for launcher in distributed.LAUNCHERS:
+    for launcher in distributed.LAUNCHER_ENVS:
         with monkeypatch.context() as patch:
             patch.setenv(launcher, "2")
             assert launched_shard() == (3, 4)
