@@ -63,6 +63,33 @@ def batch_order(count: int, batch_size: int, seed: int, step: int) -> list[int]:
     return [int(i) for i in order[place * batch_size : (place + 1) * batch_size]]
 
 
+def update_weights(trainer: Algorithm, gradient: Any, max_norm: float, number: int) -> float:
+    """Take an optimizer step along the sum of all workers' gradients; returns its norm.
+
+    Args:
+        trainer: Whose policy and optimizer.
+        gradient: This worker's; None where it computed nothing.
+        max_norm: Norm to which a longer gradient is clipped.
+        number: Of the training step, from 0.
+
+    Raises:
+        QAgentError: the gradient is not finite; the weights are as they were.
+    """
+    model, optimizer = trainer.policy.model, trainer.optimizer
+    if gradient is None:
+        gradient = tree_map(mx.zeros_like, model.trainable_parameters())
+    gradient = current_world().all_reduce(gradient)
+    gradient, norm = optim.clip_grad_norm(gradient, max_norm)
+    if not np.isfinite(float(norm)):
+        raise QAgentError(
+            f"the gradient of step {number + 1} is not finite; the weights are those of the step "
+            "before; lower learning_rate and start again"
+        )
+    optimizer.update(model, gradient)
+    mx.eval(model.trainable_parameters(), optimizer.state)
+    return float(norm)
+
+
 class LikelihoodTrainer(Algorithm):
     """Raises the likelihood of sequences under a policy.
 
@@ -101,31 +128,20 @@ class LikelihoodTrainer(Algorithm):
         (total,) = self.world.all_reduce_scalars(sum(trained))
         shares = [count / total for count in trained]
         result = scoring.gradient(self.policy, batches, _loss, shares, interrupt)
-        gradient = result.total
-        if gradient is None:  # more workers than examples
-            gradient = tree_map(mx.zeros_like, model.trainable_parameters())
-        gradient = self.world.all_reduce(gradient)
         loss, tokens = self.world.all_reduce_scalars(
             sum(value * share for value, share in zip(result.losses, shares, strict=True)),
             sum(item.batch.padded_tokens for item in batches.batches),
         )
         self._tokens += int(tokens)
-        gradient, norm = optim.clip_grad_norm(gradient, 1.0)
-        if not np.isfinite(float(norm)):
-            raise QAgentError(
-                f"the gradient of step {number + 1} is not finite; lower learning_rate and start "
-                "again"
-            )
         self.optimizer.learning_rate = learning_rate(
             config.learning_rate, config.warmup, config.steps, number
         )
-        self.optimizer.update(model, gradient)
-        mx.eval(model.parameters(), self.optimizer.state)
+        norm = update_weights(self, result.total, 1.0, number)
         return StepResult(
             {
                 "step": number + 1,
                 "loss": loss,
-                "grad_norm": float(norm),
+                "grad_norm": norm,
                 "tokens": self._tokens,
                 "seconds": time.perf_counter() - start,
             }

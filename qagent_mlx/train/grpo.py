@@ -30,13 +30,11 @@ from functools import partial
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
 
 from ..agent.types import Rollout
 from ..distributed.world import current_world, gather_rollouts
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import COMPONENTS, Component, component_rewards
-from ..errors import QAgentError
 from ..policy import scoring
 from ..policy.policy import Policy
 from ..policy.scoring import Scores
@@ -44,7 +42,7 @@ from ..runs.loop import Algorithm, Interrupt, StepResult, never
 from ..utils.runtime import release_memory
 from .advantages import ESTIMATORS, non_constant_groups
 from .demonstrations import training_examples
-from .fit import batch_order
+from .fit import batch_order, update_weights
 from .groups import Groups, ScoredGroups
 from .grpo_batches import MicroBatchTargets, training_batches
 from .grpo_config import GrpoConfig
@@ -173,7 +171,8 @@ class GrpoTrainer(Algorithm):
         # a step should change: there, ratios are taken to the first pass over the chains.
         old = [b.sampled for b in batches.targets] if policy.precise else None
         totals = dict.fromkeys(("loss", "kl", "entropy", "clipped"), 0.0)
-        drift, norm = 0.0, mx.array(0.0)
+        drift = norm = 0.0
+        self.optimizer.learning_rate = config.learning_rate_at(number)
         for epoch in range(config.epochs):
             loss = partial(self.loss, batches.targets, old)
             result = scoring.gradient(
@@ -186,23 +185,11 @@ class GrpoTrainer(Algorithm):
             for value, parts in zip(result.losses, result.parts, strict=True):
                 for name in totals:
                     totals[name] += float(value if name == "loss" else parts[name]) / config.epochs
-            gradient = result.total
-            if gradient is None:  # all of the step's groups are other workers'
-                gradient = tree_map(mx.zeros_like, policy.model.trainable_parameters())
-            gradient = self.world.all_reduce(gradient)
-            gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
-            if not np.isfinite(float(norm)):
-                raise QAgentError(
-                    f"the gradient of step {number + 1} is not finite; the weights are those of "
-                    "the step before; lower learning_rate and start again"
-                )
-            self.optimizer.learning_rate = config.learning_rate_at(number)
-            self.optimizer.update(policy.model, gradient)
-            mx.eval(policy.model.trainable_parameters(), self.optimizer.state)
-        del batches, result, gradient
+            norm = update_weights(self, result.total, config.max_grad_norm, number)
+        del batches, result
         release_memory()
         sums = dict(zip(totals, self.world.all_reduce_scalars(*totals.values()), strict=True))
-        return {**sums, "grad_norm": float(norm), "ratio_drift": drift}
+        return {**sums, "grad_norm": norm, "ratio_drift": drift}
 
     def loss(
         self,
