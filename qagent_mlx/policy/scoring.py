@@ -37,10 +37,10 @@ from .shared_prompt import (
 
 
 class Scores(NamedTuple):
-    """What a policy says of the T trained tokens of a batch, float32."""
+    """Of the T trained tokens of a batch, float32."""
 
     logprobs: mx.array  # (T,)
-    entropies: mx.array  # (T,) nats at each token's position; they carry no gradient
+    entropies: mx.array  # (T,) nats at each token's position; without gradient
 
 
 Loss = Callable[[int, Scores], tuple[mx.array, dict[str, mx.array]]]
@@ -230,22 +230,17 @@ def hidden_states(
     model, last = policy.model, len(policy.layers) - 1
     of_prefix, of_suffix = _attentions(batch, prompt)
     prefix_places, suffix_places, order = _predicting_places(batch)
+    start = frozen or FrozenStates(policy.embed(batch.prefix), policy.embed(batch.suffix), 0)
 
-    def states(
-        tokens: mx.array, start: mx.array | None, attention: Any, places: np.ndarray
-    ) -> mx.array:
-        hidden = policy.embed(tokens) if start is None else start
-        first = frozen.block if frozen else 0
-        hidden = transformer_blocks.run(model, hidden, attention, first, last, False, gradient)
+    def states(hidden: mx.array, attention: Any, places: np.ndarray) -> mx.array:
+        hidden = transformer_blocks.run(
+            model, hidden, attention, start.block, last, False, gradient
+        )
         hidden = transformer_blocks.run_last(model, hidden, attention, places, gradient)
         return hidden.reshape(-1, hidden.shape[-1])
 
-    parts = []
-    if of_prefix is not None:
-        start = frozen.prefix if frozen else None
-        parts.append(states(batch.prefix, start, of_prefix, prefix_places))
-    start = frozen.suffix if frozen else None
-    parts.append(states(batch.suffix, start, of_suffix, suffix_places))
+    parts = [] if of_prefix is None else [states(start.prefix, of_prefix, prefix_places)]
+    parts.append(states(start.suffix, of_suffix, suffix_places))
     return mx.take(mx.concatenate(parts), mx.array(order), axis=0)
 
 
