@@ -1,4 +1,4 @@
-"""Training: cases from the log, demonstrations, rewards, SFT and GRPO."""
+"""Training: pretraining, SFT on demonstrations, GRPO, and distillation."""
 
 from ..utils.blas import load_fast_blas
 
