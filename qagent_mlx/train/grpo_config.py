@@ -172,7 +172,7 @@ class GrpoConfig:
                 )
         scheduled = [weight for points in self.curriculum.values() for _, weight in points]
         if not any([*scheduled, *(self.weights.get(name, 0.0) for name in components)]):
-            raise SettingError("weights", "are all 0: nothing would be learned")
+            raise SettingError("weights", "cannot all be 0: nothing would be learned")
 
 
 def with_weights(
