@@ -27,10 +27,10 @@ def groups(count, rewards):
         Rollout(
             i // 2,
             i % 2,
-            [5] * (3 + i),
+            (5,) * (3 + i),
             2,
-            [True] * (i + 1),
-            [-1.0] * (i + 1),
+            (True,) * (i + 1),
+            (-1.0,) * (i + 1),
             query=f"r{i}",
             finish="recommended" if i % 2 else "length",
         )
