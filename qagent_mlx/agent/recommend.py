@@ -152,7 +152,7 @@ class Recommender(ProfileRecommender):
     def __init__(
         self, shop: Shop, policy: Policy, agent: AgentConfig | None = None, group: int | None = None
     ) -> None:
-        from ..inventory.product_search import open_shop_search
+        from ..inventory.product_search import open_shop_search  # loads all search engines
 
         self.shop, self.group = shop, group or default_group_size(policy)
         super().__init__(open_shop_search(shop), policy, agent)
@@ -212,7 +212,12 @@ def _random_stream(user: str, member: int) -> int:
 
 
 def recommend(
-    shop: Shop, users: Sequence[str], k: int = 5, policy: str = "grpo", **options: Any
+    shop: Shop,
+    users: Sequence[str],
+    k: int = 5,
+    policy: str = "grpo",
+    as_of: datetime | None = None,
+    seed: int = 0,
 ) -> list[UserRecommendations]:
-    """Recommend ``k`` queries to each user with a policy of the shop (see `Recommender`)."""
-    return Recommender(shop, open_policy(shop, policy)).recommend(users, k, **options)
+    """Recommend ``k`` queries to each user with a policy of the shop; see `Recommender`."""
+    return Recommender(shop, open_policy(shop, policy)).recommend(users, k, as_of, seed)
