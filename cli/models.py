@@ -32,16 +32,18 @@ def models() -> None:
 def list_models(ctx: click.Context, shop_path: Path) -> Output:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.models.download import sample_folder
-    from qagent_mlx.models.known_models import CATALOG
-    from qagent_mlx.policy.registry import describe, describe_named, policy_names
+    from qagent_mlx.models.known_models import KNOWN_MODELS
+    from qagent_mlx.policy.registry import policy_names
+    from qagent_mlx.policy.summary import describe, describe_model
 
     policies: list[dict[str, Any]] = []
     if (sample_folder() / "policy.json").exists():
-        policies.append({**describe(sample_folder()), "also": ["tiny"]})
+        policies.append({**describe(sample_folder()).to_dict(), "also": ["tiny"]})
     with _shop_if_any(ctx, shop_path) as shop:
         if shop is not None:
-            policies += [describe(shop.path / "policies" / name) for name in policy_names(shop)]
-    named = [describe_named(entry) for entry in CATALOG.values()]
+            folders = [shop.path / "policies" / name for name in policy_names(shop)]
+            policies += [describe(folder).to_dict() for folder in folders]
+    named = [describe_model(model).to_dict() for model in KNOWN_MODELS.values()]
     return Output({"models": policies, "named": named}, lambda: _draw_models(policies, named))
 
 
@@ -85,10 +87,10 @@ def show(ctx: click.Context, name: str, shop_path: Path) -> Output:
     Tells its parameters and licence, the memory that it needs on this machine for serving a
     group of chains and for training with the default settings, and whether that fits.
     """
-    from qagent_mlx.policy.registry import details
+    from qagent_mlx.policy.summary import details
 
     with _shop_if_any(ctx, shop_path) as shop:
-        report = details(shop, name)
+        report = details(shop, name).to_dict()
 
     rows = [
         (key.removesuffix("_bytes").replace("_", " "), _text(key, value))
@@ -157,12 +159,12 @@ def fuse(
 
     def draw() -> None:
         say(
-            f"{folder}: {report['parameters'] / 1e6:,.1f} M parameters, {report['dtype']}, "
-            f"{report['bytes'] / 1e6:,.1f} MB"
+            f"{folder}: {report.parameters / 1e6:,.1f} M parameters, {report.dtype}, "
+            f"{report.bytes / 1e6:,.1f} MB"
         )
         say(f"next: mlx_lm.generate --model {quote(str(folder))} --prompt TEXT")
 
-    return Output(report, draw)
+    return Output(report.to_dict(), draw)
 
 
 class PullProgress:

@@ -17,11 +17,10 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from ..models import sampling
 from ..models.numpy_decoder import NumpyDecoder
 from ..policy.policy import Policy
-from ..protocol.grammar import constrained
 from ..utils.blas import one_blas_thread
-from .sampling import sample
 from .sequences import DecodingBatch, DecodingSequence
 
 GROWTH = 64  # tokens by which a full cache grows; mlx-lm's 256 are mostly unused in short chains
@@ -113,9 +112,9 @@ class Decoder:
         logits, context_of = batch.logits, batch.context_of
         if any(s.allowed_ids is not None for s in batch.sequences):
             masks = [s.allowed_ids() if s.allowed_ids else None for s in batch.sequences]
-            logits = constrained(logits[mx.array(context_of)], masks)
+            logits = sampling.constrain(logits[mx.array(context_of)], masks)
             context_of = list(range(len(batch.sequences)))
-        ids, logprobs = sample(logits, batch.sequences, context_of)
+        ids, logprobs = self.sample(logits, batch.sequences, context_of)
         self.decode_tokens += len(ids)
         batch.logits = None
         going: list[int] = []
@@ -129,6 +128,12 @@ class Decoder:
         # Sequences that drew different ids share no context any more.
         parted = batch.select(going, [ids[i] for i in going])
         return parted, batch.select(stopped, copied=True) if stopped else DecodingBatch()
+
+    def sample(
+        self, logits: mx.array, sequences: Sequence[DecodingSequence], context_of: Sequence[int]
+    ) -> tuple[list[int], list[float]]:
+        """Draw from each sequence's own stream; see `models.sampling.sample`."""
+        return sampling.sample(logits, [s.stream for s in sequences], context_of)
 
     def advance(self, batch: DecodingBatch) -> None:
         """Compute the logits after the last id of each context."""

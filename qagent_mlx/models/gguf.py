@@ -1,10 +1,11 @@
-"""GGUF files to mlx-lm model folders, weights kept as they are.
+"""Convert GGUF files to mlx-lm model folders without changing a weight.
 
-A GGUF holds everything: weights, tokenizer, chat template. MLX reads the container and hands
-quantised blocks over in its own packing (Q4_0, Q4_1 and Q8_0: a scale and a bias for each 32
-weights), so nothing is rounded again here. Two things differ from mlx-lm's own folders: names,
-and the rows of ``attn_q`` and ``attn_k``, which llama.cpp permutes within each head for its
-kind of rotary embedding.
+A GGUF file holds a whole model: weights, tokenizer and chat template. The conversion writes
+``config.json`` from its metadata, ``tokenizer.json`` from its vocabulary and merges, and the
+tensors under mlx-lm's names. MLX reads quantised blocks in its own packing (Q4_0, Q4_1 and
+Q8_0: a scale and a bias for each 32 weights), so nothing is rounded again. The rows of
+``attn_q`` and ``attn_k`` are put in mlx-lm's order: llama.cpp permutes them within each head
+for its kind of rotary embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from ..errors import QAgentError
 from ..utils.atomic_files import write_json, write_with
 
-_BLOCK = {
+# Names of modules, in a block and outside: llama.cpp's -> mlx-lm's.
+_BLOCK_MODULES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -29,7 +31,11 @@ _BLOCK = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_MODEL_MODULES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
 _CONTROL, _USER_DEFINED = 3, 4  # token types: special ones, and whole ones that are plain text
 
 
@@ -41,7 +47,7 @@ def convert(path: Path, folder: Path) -> None:
         folder: Exists; config, tokenizer and weights are written into it, weights last.
 
     Raises:
-        QAgentError: the file is damaged, or of a kind that is not read here.
+        QAgentError: the file is damaged, or of another architecture.
     """
     weights: Any
     metadata: Any
@@ -103,39 +109,39 @@ def model_config(metadata: dict[str, Any]) -> dict[str, Any]:
 def model_weights(
     weights: dict[str, mx.array], config: dict[str, Any]
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Tensors under mlx-lm's names with rows put in order, and their quantisation.
+    """Tensors under mlx-lm's names with their rows in its order, and their quantisation.
 
     Returns:
         The tensors, and mlx-lm's ``quantization`` entry: the commonest kind, with an entry
         for each module of another kind; empty when nothing is quantised.
     """
-    made: dict[str, mx.array] = {}
-    kinds: dict[str, tuple[int, int]] = {}
+    tensors: dict[str, mx.array] = {}
+    kinds: dict[str, tuple[int, int]] = {}  # module -> (group size, bits)
     for name, value in weights.items():
         module, part = _renamed(name)
         heads = {
             "q_proj": config["num_attention_heads"],
             "k_proj": config["num_key_value_heads"],
         }.get(module.rpartition(".")[2])
-        made[f"{module}.{part}"] = rows_in_order(value, heads) if heads else value
+        tensors[f"{module}.{part}"] = unpermute(value, heads) if heads else value
         if part == "scales":
             bits = 32 * weights[name.removesuffix("scales") + "weight"].shape[-1]
             kinds[module] = (32, bits // (32 * value.shape[-1]))
     if not kinds:
-        return made, {}
+        return tensors, {}
     common = max(set(kinds.values()), key=lambda k: (list(kinds.values()).count(k), k))
     quantization: dict[str, Any] = {"group_size": common[0], "bits": common[1]}
     for module, (group, bits) in kinds.items():
         if (group, bits) != common:
             quantization[module] = {"group_size": group, "bits": bits}
-    return made, quantization
+    return tensors, quantization
 
 
-def rows_in_order(value: mx.array, heads: int) -> mx.array:
+def unpermute(value: mx.array, heads: int) -> mx.array:
     """Undo llama.cpp's permutation of a projection's output rows, head by head.
 
-    It interleaves the two halves of each head; the pairs that rotary embedding turns
-    together are neighbours there and half a head apart here.
+    llama.cpp interleaves the two halves of each head: the pairs that rotary embedding rotates
+    together are neighbours there and half a head apart in mlx-lm.
     """
     shape = value.shape
     paired = value.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
@@ -143,18 +149,19 @@ def rows_in_order(value: mx.array, heads: int) -> mx.array:
 
 
 def _renamed(name: str) -> tuple[str, str]:
+    """The mlx-lm module of a llama.cpp tensor, and the tensor's part of it (weight, scales …)."""
     module, _, part = name.rpartition(".")
     if module.startswith("blk."):
         _, number, inner = module.split(".", 2)
-        if inner in _BLOCK:
-            return f"model.layers.{number}.{_BLOCK[inner]}", part
-    elif module in _WHOLE:
-        return _WHOLE[module], part
+        if inner in _BLOCK_MODULES:
+            return f"model.layers.{number}.{_BLOCK_MODULES[inner]}", part
+    elif module in _MODEL_MODULES:
+        return _MODEL_MODULES[module], part
     raise QAgentError(f"the GGUF file has the tensor {name}, which a plain llama has not")
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
-    """The byte-level BPE in a GGUF's metadata, and its ``tokenizer_config.json``."""
+    """The byte-level BPE that a GGUF's metadata describes, and its ``tokenizer_config.json``."""
     kind = metadata["tokenizer.ggml.model"]
     style = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2" or style not in ("smollm", "gpt-2"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
+from ..models.loading import QLORA_GROUP, set_precision
+from ..models.model_size import read_header
 from ..utils.atomic_files import read_json, replacing_folder, write_json, write_with
-from .files import load_policy, merge_adapters
+from ..utils.settings import SettingError
+from .files import base_folder, load_policy
 from .policy import Policy
-from .registry import base_folder, licence_of
+from .summary import licence_of
 
-# What belongs to a tokenizer; everything else is written anew.
+# The files of a tokenizer, which are copied; everything else is written anew.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,7 +34,21 @@ _TOKENIZER_FILES = (
 )
 
 
-def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written where: the number of weights, their bytes and their precision."""
+
+    folder: str
+    parameters: int
+    bytes: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -> ExportReport:
     """Write a policy as a model folder of its own that mlx-lm loads and this package too.
 
     Args:
@@ -41,60 +58,51 @@ def fuse(folder: Path, target: Path, dtype: str = "", overwrite: bool = False) -
             in, bfloat16 when that is quantised. ``4bit`` quantises anew, which rounds.
         overwrite: Replace a folder that is there already.
 
-    Returns:
-        folder, parameters, bytes, dtype.
-
     Raises:
-        QAgentError: the target exists or cannot be written, or the policy cannot be loaded.
+        SettingError: the target exists, and it is not said that it may be replaced.
+        QAgentError: it cannot be written, or the policy cannot be loaded.
     """
     if target.exists() and not overwrite:
-        raise QAgentError(f"{target} exists; choose another folder or give --overwrite")
+        raise SettingError("overwrite", f"must be set to replace {target}, which exists")
     base = base_folder(folder)
     if target.resolve() in (folder.resolve(), base.resolve()):
         raise QAgentError(f"{target} is the model itself; choose another folder")
     config = read_json(base / "config.json", f"the model {base}")
-    wanted = dtype or _stored_type(base)
+    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    dtype = dtype or _stored_dtype(base)
     # Sums are made in float32 and rounded once, at the end.
     policy = load_policy(folder, "float32")
-    merge_adapters(policy)
-    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
-    if wanted == "4bit":
+    policy.merge_lora()
+    if dtype == "4bit":
         config |= _quantize(policy)
     else:
-        policy.model.set_dtype(getattr(mx, wanted))
+        policy.model.set_dtype(getattr(mx, dtype))
     weights = dict(tree_flatten(policy.model.parameters()))
+    info = replace(policy.info, base="", base_fingerprint="", dtype="", weights="")
     try:
-        with replacing_folder(target) as made:
+        with replacing_folder(target) as new:
             write_with(
-                made / "model.safetensors",
+                new / "model.safetensors",
                 lambda p: mx.save_safetensors(p, weights, metadata={"format": "mlx"}),
             )
-            write_json(made / "config.json", config)
+            write_json(new / "config.json", config)
             for name in _TOKENIZER_FILES:
                 if (base / name).exists():
-                    shutil.copyfile(base / name, made / name)
-            policy.info.base, policy.info.base_fingerprint, policy.info.dtype = "", "", ""
-            policy.info.weights = ""
-            write_json(made / "policy.json", asdict(policy.info))
-            (made / "README.md").write_text(model_card(policy, base, wanted), encoding="utf-8")
+                    shutil.copyfile(base / name, new / name)
+            write_json(new / "policy.json", asdict(info))
+            (new / "README.md").write_text(model_card(policy, base, dtype), encoding="utf-8")
     except OSError as error:
         raise QAgentError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose a "
             "folder you may write to"
         ) from error
-    return {
-        "folder": str(target),
-        "parameters": policy.parameters,
-        "bytes": sum(v.nbytes for v in weights.values()),
-        "dtype": wanted,
-    }
+    size = sum(v.nbytes for v in weights.values())
+    return ExportReport(str(target), policy.parameters, size, dtype)
 
 
-def _stored_type(base: Path) -> str:
-    from ..models.known_models import read_header
-
-    config = read_json(base / "config.json", f"the model {base}")
-    if config.get("quantization"):
+def _stored_dtype(base: Path) -> str:
+    """The precision that a model's files hold; bfloat16 where they are quantised."""
+    if read_json(base / "config.json", f"the model {base}").get("quantization"):
         return "bfloat16"
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     for path in sorted(base.glob("model*.safetensors")):
@@ -106,8 +114,6 @@ def _stored_type(base: Path) -> str:
 
 def _quantize(policy: Policy) -> dict[str, Any]:
     """Quantise the model in place; what that adds to ``config.json``."""
-    from ..models.load import QLORA_GROUP, set_precision
-
     policy.model = set_precision(policy.model, "4bit")
     policy.model.set_dtype(mx.bfloat16)
     quantization = {"group_size": QLORA_GROUP, "bits": 4}
@@ -115,58 +121,18 @@ def _quantize(policy: Policy) -> dict[str, Any]:
 
 
 def model_card(policy: Policy, base: Path, dtype: str) -> str:
-    """The README of an exported model: what it is, how it was made, how to run it."""
-    info = policy.info
-    licence = licence_of(base)
-    origin = {}
-    if (base / "source.json").exists():
-        origin = read_json(base / "source.json", f"the model {base}")
-    head = ["---", "library_name: mlx", "pipeline_tag: text-generation"]
-    if licence:
-        head.append(f"license: {licence.lower()}")
-    if origin.get("hub"):
-        head.append(f"base_model: {origin['hub']}")
-    stages = [
-        f"{number}. {stage.get('stage', 'trained')}, run {stage['run']}"
-        if stage.get("run")
-        else f"{number}. {stage.get('stage', 'trained')}"
-        for number, stage in enumerate(info.trained, 1)
-    ] or ["It was not trained any further."]
-    config = [
-        f"   {key}: {value}"
-        for stage in info.trained[-1:]
-        for key, value in stage.get("config", {}).items()
-    ]
-    return "\n".join(
-        [
-            *head,
-            "tags: [query-recommendation, qagent-mlx]",
-            "---",
-            "",
-            f"# {info.name}",
-            "",
-            "A query recommendation policy: it reads an abstraction of a shopper's memory,",
-            "searches the shop's inventory, looks at what comes back, and recommends a query",
-            "(QueryAgent-R1, arXiv:2606.05671). Made with qagent-mlx; adapters are fused.",
-            "",
-            f"- base model: {origin.get('hub') or base.name}",
-            f"- parameters: {policy.parameters:,}, stored as {dtype}",
-            f"- protocol: version {info.protocol}, at most {info.agent.max_searches} searches",
-            f"- licence of the base: {licence or 'see the base model'}",
-            "",
-            "## How it was trained",
-            "",
-            *stages,
-            *(["", "The last stage's settings:", "", *config] if config else []),
-            "",
-            "It learned from one shop's log. Products, prices and habits of that shop are in its",
-            "weights; check before you publish it whether that log may leave the house.",
-            "",
-            "## How to run it",
-            "",
-            "As a policy, with tools: `qagent recommend USER --policy FOLDER`.",
-            "As a plain language model: `mlx_lm.generate --model FOLDER --prompt TEXT`, or",
-            "`mlx_lm.server --model FOLDER`; then whatever calls it plays the tools.",
-            "",
-        ]
+    """The README of an exported model: what it is, how it was trained, how to run it."""
+    from jinja2 import Template
+
+    source = base / "source.json"
+    text = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    last = policy.info.trained[-1] if policy.info.trained else {}
+    return Template(text, keep_trailing_newline=True).render(
+        info=policy.info,
+        base=base.name,
+        origin=read_json(source, f"the model {base}") if source.exists() else {},
+        licence=licence_of(base),
+        parameters=policy.parameters,
+        dtype=dtype,
+        settings=last.get("config", {}),
     )

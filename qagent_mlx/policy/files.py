@@ -6,43 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 
 from ..errors import QAgentError
 from ..models.download import relocated
-from ..models.fingerprint import ADAPTER, MODEL, _fingerprint, fingerprint
-from ..models.load import load_model_folder
+from ..models.fingerprint import ADAPTER, MODEL, fingerprint, fingerprint_files
+from ..models.loading import load_model_folder
 from ..protocol.actions import PROTOCOL_VERSION
 from ..protocol.codec import AnyCodec, ShopCodec, load_codec
 from ..protocol.config import AgentConfig
 from ..utils.atomic_files import finish_replacement, read_json, unfinished_replacements
 from ..utils.settings import merge
+from .adapters import load_adapter
 from .lora import LoraConfig
-from .policy import CHAT_PROFILE_BUDGET, CHAT_TURN_TOKENS, Policy, PolicyInfo
+from .policy import Policy, PolicyInfo
+
+# In a ready-made vocabulary a tag is several tokens, and so is a word of a shop's language.
+CHAT_AGENT = AgentConfig(turn_tokens=40, profile_budget=192)
 
 
 def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
     """The ``policy.json`` of a folder (or ``path`` in its stead); None for a plain model folder.
 
     Raises:
-        QAgentError: it is damaged, or the policy speaks another protocol.
+        QAgentError: it is damaged, or the policy was trained for another protocol.
     """
     path = path or folder / "policy.json"
     if not path.exists():
         return None
     values = read_json(path, f"the policy {folder.name}")
     try:
-        agent = merge(AgentConfig(), values.pop("agent"), "agent")
-        info = PolicyInfo(agent=agent, **values)
-        for name in ("name", "base", "base_fingerprint", "dtype", "weights"):
-            if not isinstance(getattr(info, name), str):
-                raise TypeError(f"{name} is no text")
-        if not isinstance(info.trained, list) or not all(isinstance(t, dict) for t in info.trained):
-            raise TypeError("trained is no list of stages")
-        if not all(isinstance(section, str) for section in info.agent.sections):
-            raise TypeError("agent: sections are no names")
-        info.agent.check()
-    except (TypeError, KeyError, AttributeError, QAgentError) as error:
+        info = merge(PolicyInfo(name=""), values)
+        if not {"name", "agent"} <= values.keys():
+            raise QAgentError("name or agent is missing")
+    except QAgentError as error:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
         raise QAgentError(
@@ -76,6 +72,20 @@ def base_of(folder: Path, info: PolicyInfo) -> Path:
     )
 
 
+def base_folder(folder: Path) -> Path:
+    """The model folder below a policy's adapters.
+
+    Raises:
+        QAgentError: a policy names no base, or it is not on this machine.
+    """
+    while not (folder / "config.json").exists():
+        info = read_info(folder)
+        if info is None or not info.base:
+            raise QAgentError(f"the policy {folder.name} names no base model; train it again")
+        folder = base_of(folder, info)
+    return folder
+
+
 def load_policy(folder: Path, dtype: str = "") -> Policy:
     """A policy from its folder: an adapter with its base, a whole policy, or a plain model.
 
@@ -83,8 +93,8 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         QAgentError: files are missing, damaged, or the base is not the one it was trained on.
     """
     info = read_info(folder)
-    if info is not None and info.weights and not _known(folder, info):
-        info = _ended(folder)
+    if info is not None and info.weights and not _has_weights_of(folder, info):
+        info = _complete_save(folder)
     dtype = dtype or (info.dtype if info else "")
     if not (folder / ADAPTER).exists():
         model, codec = load_model_folder(folder, dtype)
@@ -98,22 +108,15 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         )
     # The base may itself be a policy with an adapter; it becomes part of the weights.
     below = load_policy(base, dtype)
-    merge_adapters(below)
+    below.merge_lora()
     policy = Policy(below.model, below.codec, info, folder)
     config = read_json(folder / "adapter_config.json", f"the policy {info.name}")
     try:
-        parameters = config["lora_parameters"]
-        policy.add_lora(
-            LoraConfig(
-                rank=parameters["rank"],
-                scale=parameters["scale"],
-                dropout=parameters.get("dropout", 0.0),
-                blocks=config["num_layers"],
-                keys=tuple(parameters.get("keys", ())),
-            )
-        )
-        stored: Any = mx.load(str(folder / ADAPTER))
+        parameters = {**config["lora_parameters"], "blocks": config["num_layers"]}
+        policy.add_lora(merge(LoraConfig(), parameters))
+        weights: Any = mx.load(str(folder / ADAPTER))
     except (
+        QAgentError,
         KeyError,
         TypeError,
         RuntimeError,
@@ -122,75 +125,39 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         AttributeError,
     ) as error:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
-    load_adapter(policy, stored, str(folder))
+    load_adapter(policy.model, weights, str(folder))
     return policy
 
 
-def _known(folder: Path, info: PolicyInfo) -> bool:
-    """Whether the weights are those that a ``policy.json`` was written for."""
+def _has_weights_of(folder: Path, info: PolicyInfo) -> bool:
+    """Whether the folder's weights are those that a ``policy.json`` was written for."""
     name = ADAPTER if (folder / ADAPTER).exists() else MODEL
-    return (folder / name).exists() and _fingerprint([(name, folder / name)]) == info.weights
+    return (folder / name).exists() and fingerprint_files({name: folder / name}) == info.weights
 
 
-def _ended(folder: Path) -> PolicyInfo:
-    """Ends a save that a kill stopped between its renames, and gives the policy's new record."""
+def _complete_save(folder: Path) -> PolicyInfo:
+    """Complete a save that a kill stopped between its renames; returns its ``policy.json``."""
     for temporaries in unfinished_replacements(folder / "policy.json"):
-        stored = next(p for p in temporaries if p.name.endswith("-policy.json"))
+        path = next(p for p in temporaries if p.name.endswith("-policy.json"))
         try:
-            info = read_info(folder, stored)
-            if info is not None and _known(folder, info):
+            info = read_info(folder, path)
+            if info is not None and _has_weights_of(folder, info):
                 finish_replacement(temporaries)
                 return info
         except (QAgentError, OSError, ValueError):
             continue  # torn, or in a folder that cannot be written
     raise QAgentError(
         f"the weights in {folder} are not what its policy.json was written for: the file was "
-        "changed; go on with its run (qagent train sft|grpo --resume), or train the policy again"
+        "changed; resume its training run, or train the policy again"
     )
 
 
 def fresh_info(name: str, codec: AnyCodec) -> PolicyInfo:
     """What a model folder without ``policy.json`` starts with."""
-    if isinstance(codec, ShopCodec):
-        return PolicyInfo(name=name)
-    # In a ready-made vocabulary a tag is several tokens, and so is a word of a shop's language.
-    agent = AgentConfig(turn_tokens=CHAT_TURN_TOKENS, profile_budget=CHAT_PROFILE_BUDGET)
-    return PolicyInfo(name=name, agent=agent)
+    return PolicyInfo(name, agent=AgentConfig() if isinstance(codec, ShopCodec) else CHAT_AGENT)
 
 
 def agent_below(folder: Path) -> AgentConfig:
     """How a policy's or a plain model folder's chains run, without loading its weights."""
     info = read_info(folder)
     return info.agent if info else fresh_info(folder.name, load_codec(folder)).agent
-
-
-def merge_adapters(policy: Policy) -> None:
-    """Add the adapters to the weights that they belong to; the model computes the same.
-
-    Quantised layers with an adapter come out unquantised: rounding the sum again would make
-    another model than the one that was trained.
-    """
-    adapted = [(n, m) for n, m in policy.model.named_modules() if hasattr(m, "lora_a")]
-    fused = [(n, m.fuse(dequantize=True)) for n, m in adapted]
-    if fused:
-        policy.model.update_modules(tree_unflatten(fused))
-        mx.eval(policy.model.parameters())
-    policy.lora = None
-
-
-def load_adapter(policy: Policy, weights: dict[str, mx.array], where: str) -> None:
-    """Put stored adapter weights in place; every name and shape must fit.
-
-    Raises:
-        QAgentError: the weights belong to another model, listing what does not fit.
-    """
-    own = policy.adapter()
-    wrong = sorted(set(own) ^ set(weights))
-    wrong += [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if wrong:
-        raise QAgentError(
-            f"{where}: the adapter does not fit the model ({len(wrong)} tensors, first "
-            f"{wrong[0]}); train it again on this base"
-        )
-    policy.model.load_weights(list(weights.items()), strict=False)
-    mx.eval(policy.model.parameters())

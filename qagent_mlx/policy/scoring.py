@@ -21,9 +21,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..models import cpu_kernels, transformer_blocks
-from ..models.transformer_blocks import CausalAttention, PrefixCache, SharedPrefixAttention
-from ..utils.runtime import device_name
+from ..models import backend, cpu_kernels, transformer_blocks
+from ..models.attention import Attention, CausalAttention, PrefixCache, SharedPrefixAttention
 from .batches import TrainingBatch, TrainingSequence, make_batch, micro_batches
 from .policy import Policy
 from .prefix_sharing import whole_model_states
@@ -105,7 +104,7 @@ def reference_logprobs(policy: Policy, prepared: PreparedBatches) -> list[mx.arr
     with policy.reference():
         cache = prompt.prefix_cache(trained_blocks(policy, prompt)) if prompt else None
         if cache:
-            mx.eval(list(cache.kept.values()))
+            mx.eval(list(cache.blocks.values()))
         for item in prepared.batches:
             logprobs.append(token_scores(policy, item.batch, item.frozen, cache).logprobs)
             mx.eval(logprobs[-1])
@@ -179,20 +178,10 @@ def token_scores(
         gradient: Whether the result will be differentiated.
     """
     hidden = hidden_states(policy, batch, frozen, prompt, gradient)
-    if device_name() == "cpu":
-        weight = policy.head_weight()
-        if weight is not None:
-            return Scores(*cpu_kernels.head_logprobs(hidden, weight, batch.target, gradient))
-        return Scores(*cpu_kernels.token_logprobs(policy.head(hidden), batch.target))
-    logits = policy.head(hidden)
-    chosen = mx.take_along_axis(logits, batch.target[:, None], axis=-1)[:, 0]
-    return Scores(chosen - mx.logsumexp(logits, axis=-1), mx.stop_gradient(entropy(logits)))
-
-
-def entropy(logits: mx.array) -> mx.array:
-    """Entropy in nats of each row of logits."""
-    norm = mx.logsumexp(logits, axis=-1, keepdims=True)
-    return norm[:, 0] - (mx.exp(logits - norm) * logits).sum(axis=-1)
+    weight = policy.frozen_head()
+    if weight is not None:
+        return Scores(*cpu_kernels.head_logprobs(hidden, weight, batch.target, gradient))
+    return Scores(*backend.token_logprobs(policy.head(hidden), batch.target))
 
 
 def frozen_states(
@@ -232,7 +221,7 @@ def hidden_states(
     prefix_places, suffix_places, order = _predicting_places(batch)
     start = frozen or FrozenStates(policy.embed(batch.prefix), policy.embed(batch.suffix), 0)
 
-    def states(hidden: mx.array, attention: Any, places: np.ndarray) -> mx.array:
+    def states(hidden: mx.array, attention: Attention, places: np.ndarray) -> mx.array:
         hidden = transformer_blocks.run(
             model, hidden, attention, start.block, last, False, gradient
         )

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..models import transformer_blocks
-from ..models.transformer_blocks import PrefixCache
+from ..models.attention import CausalAttention, PrefixCache
 from .batches import TrainingSequence, common_prefix
 from .policy import Policy
 
@@ -40,7 +40,7 @@ class SharedPrompt:
 
     def prefix_cache(self, trained: KeysAndValues) -> PrefixCache:
         """The keys and values of all blocks, given those of `trained_blocks`."""
-        frozen = self.frozen.kept
+        frozen = self.frozen.blocks
         return PrefixCache(len(self.tokens), {**frozen, **dict(enumerate(trained, len(frozen)))})
 
 
@@ -59,23 +59,23 @@ def find_shared_prompt(
     if length < SHORTEST or first >= len(policy.layers):
         return None
     tokens = sequences[0].tokens[:length]
-    attention = transformer_blocks.CausalAttention(length)
+    attention = CausalAttention(length)
     hidden = policy.embed(mx.array([tokens]))
     hidden = transformer_blocks.run(policy.model, hidden, attention, 0, first, norm=False)
-    mx.eval(hidden, list(attention.kept.values()))
-    return SharedPrompt(tokens, hidden, PrefixCache(length, attention.kept))
+    mx.eval(hidden, list(attention.blocks.values()))
+    return SharedPrompt(tokens, hidden, PrefixCache(length, attention.blocks))
 
 
 def trained_blocks(policy: Policy, prompt: SharedPrompt, gradient: bool = False) -> KeysAndValues:
     """Keys and values of the prompt in the blocks from the first adapter on."""
-    first, last = len(prompt.frozen.kept), len(policy.layers) - 1
-    attention = transformer_blocks.CausalAttention(len(prompt.tokens))
+    first, last = len(prompt.frozen.blocks), len(policy.layers) - 1
+    attention = CausalAttention(len(prompt.tokens))
     hidden = transformer_blocks.run(
         policy.model, prompt.hidden, attention, first, last, False, gradient
     )
     nowhere = np.zeros((1, 0), dtype=np.int64)  # no token after the last block is asked for
     transformer_blocks.run_last(policy.model, hidden, attention, nowhere, gradient)
-    return [attention.kept[block] for block in range(first, last + 1)]
+    return [attention.blocks[block] for block in range(first, last + 1)]
 
 
 def backpropagate(policy: Policy, prompt: SharedPrompt, gradients: KeysAndValues) -> Any:

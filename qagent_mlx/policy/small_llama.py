@@ -8,45 +8,30 @@ from typing import Any
 import mlx.core as mx
 from tokenizers import Tokenizer
 
-from ..errors import QAgentError
 from ..protocol.codec import EOS, ShopCodec, tokenizer_files
 from ..utils.atomic_files import json_text
+from ..utils.settings import SettingError
 from .policy import Policy, PolicyInfo
 
+# name -> hidden size, layers, feed-forward size, heads.
 # Few, wide heads: on a CPU softmax costs more than the matrix products.
-SIZES: dict[str, dict[str, int]] = {
-    "nano": {
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "intermediate_size": 320,
-        "num_attention_heads": 2,
-    },
-    "tiny": {
-        "hidden_size": 192,
-        "num_hidden_layers": 4,
-        "intermediate_size": 512,
-        "num_attention_heads": 3,
-    },
-    "small": {
-        "hidden_size": 320,
-        "num_hidden_layers": 6,
-        "intermediate_size": 864,
-        "num_attention_heads": 5,
-    },
-}
+SIZES = {"nano": (128, 3, 320, 2), "tiny": (192, 4, 512, 3), "small": (320, 6, 864, 5)}
 
 
 def llama_config(size: str, vocab_size: int, eos_id: int) -> dict[str, Any]:
-    """The ``config.json`` of a new model."""
+    """The ``config.json`` of a new model of one of `SIZES`."""
     if size not in SIZES:
-        raise QAgentError(f"--size {size}: choose one of {', '.join(SIZES)}")
-    shape = SIZES[size]
+        raise SettingError("size", f"must be one of {', '.join(SIZES)}, not {size}")
+    hidden, layers, feed_forward, heads = SIZES[size]
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        **shape,
-        "num_key_value_heads": shape["num_attention_heads"],
-        "head_dim": shape["hidden_size"] // shape["num_attention_heads"],
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": feed_forward,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "max_position_embeddings": 1024,
@@ -56,8 +41,14 @@ def llama_config(size: str, vocab_size: int, eos_id: int) -> dict[str, Any]:
     }
 
 
-def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[Policy, dict]:
-    """A policy with random weights for a tokenizer made by `train_tokenizer`."""
+def new_policy(
+    tokenizer: Tokenizer, size: str, name: str, seed: int
+) -> tuple[Policy, dict[str, Any]]:
+    """A policy with random weights for a tokenizer made by `train_tokenizer`.
+
+    Returns:
+        The policy, and its model's ``config.json``.
+    """
     from mlx_lm.models import llama
 
     # Multiples of 64 suit the matrix kernels.
@@ -81,7 +72,7 @@ def new_policy(tokenizer: Tokenizer, size: str, name: str, seed: int) -> tuple[P
                 damp = depth if key in ("o_proj", "down_proj") else 1.0
                 part[key].weight = mx.random.normal(weight.shape) * scale * damp
     mx.eval(model.parameters())
-    return Policy(model, ShopCodec(tokenizer), PolicyInfo(name=name)), config
+    return Policy(model, ShopCodec(tokenizer), PolicyInfo(name)), config
 
 
 def save_base(policy: Policy, tokenizer: Tokenizer, config: dict[str, Any], folder: Path) -> None:

@@ -88,7 +88,13 @@ WORKED_EXAMPLE: tuple[tuple[Literal["user", "assistant"], str], ...] = (
 
 
 class Codec(Protocol):
-    """What the protocol needs of a tokenizer."""
+    """What the protocol needs of a tokenizer.
+
+    Attributes:
+        eos_ids: Ids that end a generation.
+    """
+
+    eos_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags."""
@@ -100,11 +106,6 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, tags included."""
-        ...
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Ids that end a generation."""
         ...
 
 

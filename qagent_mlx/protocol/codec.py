@@ -1,9 +1,12 @@
-"""Tokenizers: one trained on a shop's own text, and adapters for ready-made ones."""
+"""Codecs: what the protocol needs of a tokenizer.
+
+A codec maps a chain's text to token ids and back. `ShopCodec` wraps a tokenizer that was trained
+on a shop's own text, where each tag is one token; `ChatCodec` wraps the tokenizer of a ready-made
+chat model, where a tag is several tokens and each tool's answer is a turn of a conversation.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,6 @@ from .actions import (
 from .grammar import Grammar
 
 PAD, EOS = "<pad>", "<eos>"
-WORDS = 1 << 16  # words whose ids a codec remembers
-_TAG = re.compile(r"( *(?:\n|<[^<>\n]*>)[ \n]*)")  # what may be a tag, and blanks it swallows
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -40,7 +41,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Tags and line breaks swallow the spaces around them, so that a word is the same token
     wherever it stands.
     """
-    tokenizer = _bare()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     special = [
         AddedToken(name, special=True, normalized=False, lstrip=True, rstrip=True)
         for name in (PAD, EOS, "\n", *OBSERVATION_TAGS, *ACTION_TAGS, *REFERENCES, *SLOTS)
@@ -53,15 +57,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _bare() -> Tokenizer:
-    """How text is cut into words, with nothing learned yet."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -81,77 +76,35 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Callable[[Path], Any]]:
 
 
 class ShopCodec:
-    """The codec of a tokenizer made by `train_tokenizer`: one token a tag."""
+    """The codec of a tokenizer made by `train_tokenizer`: one token for each tag.
+
+    Attributes:
+        eos_ids: Ids that end a generation.
+        single_stops: Ids that end an action.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        wanted = (EOS, FETCH, SEARCH_END, RECOMMEND_END)
-        found = {name: tokenizer.token_to_id(name) for name in wanted}
-        missing = [name for name, number in found.items() if number is None]
+        tags = (EOS, FETCH, SEARCH_END, RECOMMEND_END)
+        ids = {t: i for t in tags if (i := tokenizer.token_to_id(t)) is not None}
+        missing = [tag for tag in tags if tag not in ids]
         if missing:
             raise QAgentError(
                 f"the tokenizer has no token {', '.join(missing)}; it was made for another "
                 "protocol: run qagent pretrain again"
             )
-        ids = {name: number for name, number in found.items() if number is not None}
-        self._tags = _swallowing(tokenizer)
-        self._words: dict[str, list[int]] = {}
-        self._eos = frozenset({ids.pop(EOS)})
+        self.eos_ids = frozenset({ids.pop(EOS)})
         self.single_stops: frozenset[int] | None = frozenset(ids.values())
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Ids that end a generation."""
-        return self._eos
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags."""
-        return self._by_words(text) or self._encode(text)
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
-        return [len(self.encode(text)) for text in texts]
-
-    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _by_words(self, text: str) -> list[int]:
-        """The same for the plainest texts, from words that came before; else nothing.
-
-        A word is the same tokens wherever it stands, and shops say much the same all day: this
-        takes a tenth of the tokenizer's time.
-        """
-        made: list[int] = []
-        if self._tags is None or not text.isascii():
-            return made
-        for number, part in enumerate(_TAG.split(text)):
-            if number % 2:
-                tag = self._tags.get(part.strip(" \n") or "\n")
-                if tag is None:
-                    return []
-                made.append(tag)
-            elif part:
-                for word in part.split(" "):
-                    ids = self._words.get(word) or self._word(word)
-                    if not ids:
-                        return []
-                    made += ids
-        return made
-
-    def _word(self, word: str) -> list[int]:
-        """The ids of a plain word; nothing for what has blanks or signs of tags in it."""
-        if not word.isprintable() or "<" in word or ">" in word or not word:
-            return []
-        if len(self._words) >= WORDS:
-            self._words.clear()
-        self._words[word] = ids = self._encode(word)
-        return ids
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, tags included."""
@@ -162,57 +115,35 @@ class ShopCodec:
         return self.encode(text)
 
     def grammar(self) -> Grammar | None:
-        """A policy made for the protocol is never guided."""
+        """None: a policy made for the protocol is never guided."""
         return None
 
     def prompt(self) -> list[int]:
-        """What every chain starts with; a policy made for the protocol needs no words."""
+        """Token ids of the task's tag; a policy made for the protocol needs no instructions."""
         return self.encode(TASK)
-
-
-def _swallowing(tokenizer: Tokenizer) -> dict[str, int] | None:
-    """Ids of the tags of a tokenizer made by `train_tokenizer`; None for one of another kind."""
-    stored = json.loads(tokenizer.to_str())
-    ours = json.loads(_bare().to_str())
-    if any(stored[part] != ours[part] for part in ("normalizer", "pre_tokenizer")):
-        return None
-    added = stored["added_tokens"]
-    if stored["post_processor"] or stored["truncation"] or stored["padding"]:
-        return None
-    if not all(t["lstrip"] and t["rstrip"] and not t["normalized"] for t in added):
-        return None
-    if any(not _TAG.fullmatch(t["content"]) and t["content"] for t in added):
-        return None
-    return {t["content"]: t["id"] for t in added}
 
 
 class ChatCodec:
     """The codec of a ready-made tokenizer, as mlx-lm loads it.
 
     A chain is a conversation in the model's own template: its actions are the assistant's
-    turns, what tools answer are the user's. The text between turns comes from the template
+    turns, tools' answers are the user's. The text between turns comes from the template
     itself; so does the system message's place. Thinking is off where the template knows it.
     A model without a template reads the same conversation as plain lines.
+
+    Attributes:
+        eos_ids: Ids that end a generation.
+        single_stops: None, as no single id ends an action.
     """
 
     single_stops: frozenset[int] | None = None
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
-        self._eos = frozenset(int(i) for i in wrapper.eos_token_ids)
+        self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self._template = bool(getattr(wrapper, "has_chat_template", False))
         self._grammar: Grammar | None = None
         self._before, self._after = self._between_turns()
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Ids that end a generation."""
-        return self._eos
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        return len(self._wrapper)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags, and in which nothing is special."""
@@ -220,8 +151,8 @@ class ChatCodec:
         return list(ids)
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
-        return [len(self.encode(t)) for t in texts]
+        """The number of tokens of each text."""
+        return [len(self.encode(text)) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, tags included."""
@@ -232,15 +163,15 @@ class ChatCodec:
         return [*self._before, *self.encode(text), *self._after]
 
     def grammar(self) -> Grammar | None:
-        """Which tokens may come next where chains are served."""
+        """The grammar that says which tokens may come next where chains are served."""
         if self._grammar is None:
-            special = set(self._wrapper.all_special_ids) | self._eos
-            texts = self._wrapper.batch_decode([[i] for i in range(self.vocab_size)])
+            special = set(self._wrapper.all_special_ids) | self.eos_ids
+            texts = self._wrapper.batch_decode([[i] for i in range(len(self._wrapper))])
             self._grammar = Grammar(["" if i in special else t for i, t in enumerate(texts)])
         return self._grammar
 
     def prompt(self) -> list[int]:
-        """What every chain starts with: the instructions, a worked example, and the request."""
+        """Token ids of the instructions, a worked example, and the request."""
         turns = [*WORKED_EXAMPLE, ("user", REQUEST)]
         if not self._template:
             return self.encode("\n".join([INSTRUCTIONS, "", *(t for _, t in turns), ""]))
@@ -264,14 +195,14 @@ class ChatCodec:
             return str(self._wrapper.apply_chat_template([first, *messages[1:]], **options))
 
     def _between_turns(self) -> tuple[list[int], list[int]]:
-        """What the template puts before a user's turn that follows an answer, and after it."""
+        """Token ids that the template puts before a user's turn after an answer, and behind it."""
         if not self._template:
             return self.encode("\n"), self.encode("\n")
-        said, answered = "qa0said", "qa1answered"
-        text = self._render("s", [("user", "u"), ("assistant", said), ("user", answered)])
-        _, found, rest = text.partition(said)
-        before, again, after = rest.partition(answered)
-        if not found or not again:
+        action, observation = "qa0said", "qa1answered"
+        text = self._render("s", [("user", "u"), ("assistant", action), ("user", observation)])
+        _, has_action, rest = text.partition(action)
+        before, has_observation, after = rest.partition(observation)
+        if not has_action or not has_observation:
             raise QAgentError(
                 "the model's chat template drops turns of a conversation; use another model"
             )
@@ -281,7 +212,7 @@ class ChatCodec:
 AnyCodec = ShopCodec | ChatCodec
 
 
-def speaks_tags(folder: Path) -> bool:
+def is_shop_tokenizer(folder: Path) -> bool:
     """Whether a model folder's tokenizer was made by `train_tokenizer`."""
     path = folder / "tokenizer_config.json"
     config = read_json(path, f"the model {folder}") if path.exists() else {}
@@ -297,7 +228,7 @@ def load_codec(folder: Path, eos_token_ids: Any = None) -> AnyCodec:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise QAgentError(f"{folder} has no tokenizer.json; is it an mlx-lm model folder?")
-    if speaks_tags(folder):
+    if is_shop_tokenizer(folder):
         try:
             return ShopCodec(Tokenizer.from_file(str(path)))
         except (QAgentError, KeyboardInterrupt, SystemExit):

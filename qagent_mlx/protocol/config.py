@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ..errors import QAgentError
+from msgspec import Meta
+
+from ..utils.settings import check
 from .actions import MAX_SEARCHES
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """How a policy's chains run. Saved with the policy, as it was trained that way."""
+    """How a policy's chains run. Saved with the policy, which was trained that way."""
 
-    profile_budget: int = 128
-    sections: tuple[str, ...] = ("latest", "graph", "identity", "neighbours", "trending")
-    max_searches: int = 4
-    results_shown: int = 2
-    title_words: int = 4
-    turn_tokens: int = 24
-    memory: bool = True  # off: the profile is empty (ablation)
-    search: bool = True  # off: searches return nothing (ablation)
-    marks: bool = True  # off: results do not say how they fit this user
-    guided: bool = True  # off: a served chat model may write what is no action, and fail
+    profile_budget: Annotated[
+        int, Meta(ge=1, description="Longest profile of a user.", extra={"unit": "tokens"})
+    ] = 128
+    sections: Annotated[
+        tuple[str, ...], Meta(description="Sections of a profile, in the order they are written.")
+    ] = ("latest", "graph", "identity", "neighbours", "trending")
+    max_searches: Annotated[
+        int, Meta(ge=1, le=MAX_SEARCHES, description="Most searches of a chain.")
+    ] = 4
+    results_shown: Annotated[
+        int, Meta(ge=0, description="Products that a search shows to the agent.")
+    ] = 2
+    title_words: Annotated[
+        int, Meta(ge=1, description="Words of a product's title that the agent sees.")
+    ] = 4
+    turn_tokens: Annotated[
+        int, Meta(ge=1, description="Longest action of the agent.", extra={"unit": "tokens"})
+    ] = 24
+    memory: Annotated[
+        bool, Meta(description="The agent reads a profile; without it every profile is empty.")
+    ] = True
+    search: Annotated[
+        bool, Meta(description="Searches return products; without it they return nothing.")
+    ] = True
+    marks: Annotated[bool, Meta(description="Results say how they fit the user.")] = True
+    guided: Annotated[
+        bool, Meta(description="A served chat model can only write actions that are allowed.")
+    ] = True
 
     def check(self) -> None:
-        """Refuse chains that cannot run.
+        """Validate the settings.
 
         Raises:
-            QAgentError: names the setting and what it may be.
+            SettingError: names the first setting that has a value it cannot have.
         """
-        if not 1 <= self.max_searches <= MAX_SEARCHES:
-            raise QAgentError(f"agent: max_searches must be from 1 to {MAX_SEARCHES}")
-        for name in ("profile_budget", "title_words", "turn_tokens"):
-            if getattr(self, name) < 1:
-                raise QAgentError(f"agent: {name} must be at least 1")
-        if self.results_shown < 0:
-            raise QAgentError("agent: results_shown must be a number from 0 on")
+        check(self)

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .actions import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END
 
-if TYPE_CHECKING:
-    import mlx.core as mx
-
 WORDS_TOKENS = 16  # of a query in the model's own words
-MIN_P = 0.1  # a guided draw leaves out what is this much less likely than the likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +101,3 @@ class Grammar:
     def _allow(self, mask: np.ndarray, rest: str) -> None:
         for end in range(1, len(rest) + 1):
             mask[self._ids.get(rest[:end], [])] = True
-
-
-def constrained(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.array:
-    """Logits (rows, V) with what is not allowed at minus infinity; a row without a mask stays.
-
-    Of what is allowed the long tail goes too: an untrained model's words at temperature 1 are
-    noise there (min-p, arXiv:2407.01082). Masks may be shorter than V: padding of the
-    vocabulary is never allowed.
-    """
-    import mlx.core as mx
-
-    allowed = np.ones(logits.shape, dtype=bool)
-    for row, mask in enumerate(masks):
-        if mask is not None:
-            allowed[row, : len(mask)] = mask
-            allowed[row, len(mask) :] = False
-    logits = mx.where(mx.array(allowed), logits, -mx.inf)
-    least = np.array([-np.inf if m is None else np.log(MIN_P) for m in masks], dtype=np.float32)
-    floor = logits.max(axis=-1, keepdims=True) + mx.array(least)[:, None]
-    return mx.where(logits < floor, -mx.inf, logits)

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import QAgentError
-from ..policy.files import load_adapter
+from ..policy.adapters import load_adapter
 from ..policy.policy import Policy
 from ..utils.atomic_files import read_json, sync_folder, write_json
 
@@ -110,7 +110,7 @@ def restore_weights(place: Path, policy: Policy) -> None:
     """
     with _readable(place):
         weights: Any = mx.load(str(place / "adapters.safetensors"))
-        load_adapter(policy, weights, str(place))
+        load_adapter(policy.model, weights, str(place))
 
 
 def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[str, Any] | None:

@@ -121,13 +121,8 @@ class TrainingRun(Generic[Report]):
     def _run(self, record: Run, state: dict[str, Any]) -> Report:
         result = replace(self.loop, record=record).run(state)
         policy = self._policy
-        policy.info.trained.append(
-            {
-                "stage": self.kind,
-                "run": record.name,
-                "config": asdict(self.settings),
-                "step": result.kept_step,
-            }
+        policy.info = policy.info.with_stage(
+            stage=self.kind, run=record.name, config=asdict(self.settings), step=result.kept_step
         )
         report = self.report(result)
         if record.writable:
@@ -168,7 +163,8 @@ def policy_to_resume(shop: Shop, record: Run, lora: LoraConfig, seed: int) -> Po
             f"the policy {config['base']} has changed since the run {record.name} began from it, "
             "so it cannot go on exactly; put the old one back, or start a new run"
         )
-    policy.info.agent = merge(AgentConfig(), config["agent"], f"the run {record.name}")
+    agent = merge(AgentConfig(), config["agent"], f"the run {record.name}")
+    policy.info = replace(policy.info, agent=agent)
     return policy
 
 

@@ -123,9 +123,9 @@ def shard_of(users: Sequence[str], number: int, shards: int) -> list[str]:
 
 def default_workers() -> int:
     """Processes for this machine: one a core that this process may use, at most 4; 1 on a GPU."""
-    from ..utils.runtime import device_name
+    from ..models import backend
 
-    if device_name() != "cpu":
+    if not backend.on_cpu():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(4, cores or 1))

@@ -139,8 +139,8 @@ def distill(
     read = config.read if student in SIZES else 0.0
     report = fit(_trainer(policy, target, lessons, read, config), on_step)
     counts = {"chains": len(rollouts), "validated": len(validated), "kept": len(lessons)}
-    policy.info.trained.append(
-        {"stage": "distil", "teacher": teacher, "config": asdict(config), **counts}
+    policy.info = policy.info.with_stage(
+        stage="distil", teacher=teacher, config=asdict(config), **counts
     )
     save()
     reward_teacher, ms_teacher = _measure(source, master, config.measured)
@@ -176,7 +176,7 @@ def _student(
     until = environment.of_split("train")[-1].case.as_of
     tokenizer = train_tokenizer(shop_texts(shop, environment, agent, until), config.vocab_size)
     policy, model_config = new_policy(tokenizer, student, name, config.seed)
-    policy.info.agent = agent
+    policy.info = replace(policy.info, agent=agent)
     return policy, lambda: save_base(policy, tokenizer, model_config, folder)
 
 

@@ -16,7 +16,7 @@ from ..errors import QAgentError
 from ..models.cpu_kernels import HEAD_BLOCK
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
-from ..utils.runtime import device_name, total_memory
+from ..utils.runtime import total_memory
 from .grpo_config import GrpoConfig
 from .monitors import AlarmConfig
 
@@ -81,7 +81,7 @@ def grpo_bytes(policy: Policy, config: GrpoConfig) -> int:
 
 def recomputes(policy: Policy) -> bool:
     """Whether an update keeps as little as it can: `transformer_blocks` on a CPU."""
-    return policy.by_blocks and device_name() == "cpu" and policy.head_weight() is not None
+    return policy.by_blocks and policy.frozen_head() is not None
 
 
 def kept_bytes(policy: Policy) -> int:

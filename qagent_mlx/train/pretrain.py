@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,24 +107,22 @@ def pretrain(
     start = time.perf_counter()
     tokenizer, environment = _tokenizer_and_environment(shop, config, agent, split)
     policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
-    policy.info.agent = agent
+    policy.info = replace(policy.info, agent=agent)
     trainer = pretraining(policy, environment, config)
     if on_cost is not None:
         first = batch_order(trainer.count, config.batch_size, config.seed, 0)
         sequences = [trainer.make_sequence(i, 0) for i in first]
         on_cost(predicted_cost(policy, sequences, config.steps))
     report = fit(trainer, on_step)
-    policy.info.trained.append(
-        {
-            "stage": "pretrain",
-            "config": asdict(config),
-            "shop": shop.config.name,
-            "cases": len(environment.of_split("train")),
-            "loss_first": report.loss_first,
-            "loss_last": report.loss_last,
-            "seconds": report.seconds,
-            "tokens": report.tokens,
-        }
+    policy.info = policy.info.with_stage(
+        stage="pretrain",
+        config=asdict(config),
+        shop=shop.config.name,
+        cases=len(environment.of_split("train")),
+        loss_first=report.loss_first,
+        loss_last=report.loss_last,
+        seconds=report.seconds,
+        tokens=report.tokens,
     )
     save_base(policy, tokenizer, model_config, folder)
     total = {"seconds": round(time.perf_counter() - start, 1), "parameters": policy.parameters}

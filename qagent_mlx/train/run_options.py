@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..environment.cases import SplitConfig
@@ -35,7 +35,7 @@ class RunOptions:
     ) -> Policy:
         """A new policy on top of its parent."""
         policy = derive(shop, parent, name, lora, seed)
-        policy.info.agent = self.agent or policy.info.agent
+        policy.info = replace(policy.info, agent=self.agent or policy.info.agent)
         return policy
 
     def open_environment(

@@ -73,41 +73,38 @@ def load_fast_blas() -> Blas:
 
 
 def _find_openblas() -> Path | None:
+    """The library of the installed OpenBLAS package."""
     spec = importlib.util.find_spec("ngsolve_openblas")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(place).glob("libopenblas*.so*")):
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("libopenblas*.so*")):
             return path
     spec = importlib.util.find_spec("cmeel")
-    roots = []
-    if spec is not None and spec.submodule_search_locations:
-        roots = [Path(p).parent for p in spec.submodule_search_locations]
+    roots = [Path(p).parent for p in (spec.submodule_search_locations or [])] if spec else []
     roots += [Path(p) for p in sys.path if p.endswith("-packages")]
-    for root in roots:
-        path = root / "cmeel.prefix" / "lib" / "libopenblas.so"
-        if path.exists():
-            return path
-    return None
+    paths = (root / "cmeel.prefix" / "lib" / "libopenblas.so" for root in roots)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _load_global(path: Path) -> ctypes.CDLL:
+    """Load a BLAS so that libraries that are loaded later use its symbols."""
     try:
-        handle = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         # A machine without a Fortran compiler has no libgfortran.so.5 of its own, but
         # MLX's CPU wheel carries one under a hashed name.
         if "libgfortran" not in str(error):
             raise
         _lend_gfortran(error)
-        handle = ctypes.CDLL(str(path))
-    handle.cblas_sgemm  # noqa: B018  (AttributeError here means that it is no BLAS)
-    missing = _missing_instructions(handle)
+        library = ctypes.CDLL(str(path))
+    library.cblas_sgemm  # noqa: B018  (AttributeError here means that it is no BLAS)
+    missing = _missing_instructions(library)
     if missing:
         raise OSError(f"it was built for processors with {missing}, which this one lacks")
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
-# What an OpenBLAS without runtime dispatch may use, by the processor it was built for.
-_NEEDS = {
+# The instruction sets of OpenBLAS builds without runtime dispatch, by their processor.
+_INSTRUCTIONS = {
     "SKYLAKEX": "avx512f",
     "COOPERLAKE": "avx512f",
     "SAPPHIRERAPIDS": "avx512f",
@@ -117,47 +114,46 @@ _NEEDS = {
 }
 
 
-def _missing_instructions(handle: ctypes.CDLL) -> str:
+def _missing_instructions(library: ctypes.CDLL) -> str:
     """The instruction set that a fixed OpenBLAS build needs and this processor lacks.
 
     Such a build ends the process with an illegal instruction at its first product.
     """
     try:
-        handle.openblas_get_config.restype = ctypes.c_char_p
-        config = handle.openblas_get_config().decode(errors="replace").upper().split()
+        library.openblas_get_config.restype = ctypes.c_char_p
+        config = library.openblas_get_config().decode(errors="replace").upper().split()
         flags = Path("/proc/cpuinfo").read_text().split()
     except (AttributeError, OSError):
         return ""
     if "DYNAMIC_ARCH" in config or platform.machine() != "x86_64":
         return ""
-    return next((_NEEDS[w] for w in config if w in _NEEDS and _NEEDS[w] not in flags), "")
+    needed = (_INSTRUCTIONS[word] for word in config if word in _INSTRUCTIONS)
+    return next((instructions for instructions in needed if instructions not in flags), "")
 
 
 def _lend_gfortran(error: OSError) -> None:
-    """Give the linker the wheel's libgfortran under the name that OpenBLAS asks for.
+    """Give the linker the MLX wheel's libgfortran under the name that OpenBLAS asks for.
 
     The loader matches by the SONAME inside the file, so a copy in memory gets its
     (longer, hashed) SONAME overwritten with ``libgfortran.so.5``. Nothing on disk changes.
     """
     spec = importlib.util.find_spec("mlx")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    for place in places:
-        libs = Path(place).parent / "mlx_cpu.libs"
-        found = sorted(libs.glob("libgfortran*.so.5*"))
-        if not found:
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        libraries = Path(folder).parent / "mlx_cpu.libs"
+        path = next(iter(sorted(libraries.glob("libgfortran*.so.5*"))), None)
+        if path is None:
             continue
-        for helper in sorted(libs.glob("libquadmath*.so*")):
+        for helper in sorted(libraries.glob("libquadmath*.so*")):
             ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
-        soname = found[0].name.encode() + b"\0"
-        wanted = b"libgfortran.so.5\0"
-        image = found[0].read_bytes()
+        soname, wanted = path.name.encode() + b"\0", b"libgfortran.so.5\0"
+        image = path.read_bytes()
         if image.count(soname) != 1 or len(wanted) > len(soname):
             continue
         descriptor = os.memfd_create("libgfortran.so.5")
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(image.replace(soname, wanted.ljust(len(soname), b"\0")))
-        ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
-        os.close(descriptor)
+            file.flush()
+            ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
         return
     raise OSError(f"{error} (install libgfortran5, or mlx[cpu] with its bundled copy)")
 

@@ -1,4 +1,4 @@
-"""Report on the environment: device, BLAS, matrix-product speed, versions."""
+"""Report on the environment: device, BLAS, speed of matrix products, versions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,83 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .blas import blas_threads, load_fast_blas
 from .runtime import device_name, total_memory
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentReport:
+    """What ``qagent doctor`` shows; speeds are in GFLOP/s.
+
+    ``ok`` is false when the environment works but is far slower than it could be, or
+    when a needed package is missing; ``warnings`` says why.
+    """
+
+    device: str
+    machine: str
+    python: str
+    blas: str
+    blas_path: str | None
+    blas_threads: int
+    gemm_gflops: float
+    numpy_gemm_gflops: float
+    compiler: str | None
+    mlx: str | None
+    mlx_lm: str | None
+    versions: dict[str, str | None]
+    warnings: list[str]
+    ok: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def examine_environment() -> EnvironmentReport:
+    """Look for missing packages and slow settings, and measure matrix products."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    warnings: list[str] = []
+    versions: dict[str, str | None] = {}
+    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "scipy", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+            warnings.append(f"{package} is not installed; run: pip install {package}")
+    mlx_speed, numpy_speed = gemm_gflops()
+    device, blas, compiler = device_name(), load_fast_blas(), shutil.which("g++")
+    linux_cpu = device == "cpu" and sys.platform == "linux"
+    if blas.problem:
+        warnings.append(f"matrix products use MLX's reference BLAS: {blas.problem}")
+    elif linux_cpu and mlx_speed < 0.15 * numpy_speed:
+        warnings.append(
+            f"{blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
+            f"{numpy_speed:.0f}; call qagent_mlx.configure() before mlx is imported"
+        )
+    if linux_cpu and compiler is None:
+        warnings.append("no g++: MLX's fused CPU kernels are off (slower); install g++")
+    return EnvironmentReport(
+        device=device,
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"{total_memory() / 2**30:.0f} GiB",
+        python=platform.python_version(),
+        blas=blas.name,
+        blas_path=blas.path,
+        blas_threads=blas_threads(),
+        gemm_gflops=round(mlx_speed, 1),
+        numpy_gemm_gflops=round(numpy_speed, 1),
+        compiler=compiler,
+        mlx=versions["mlx"],
+        mlx_lm=versions["mlx-lm"],
+        versions=versions,
+        warnings=warnings,
+        ok=not warnings,
+    )
 
 
 def gemm_gflops(seconds: float = 0.3) -> tuple[float, float]:
@@ -23,64 +96,19 @@ def gemm_gflops(seconds: float = 0.3) -> tuple[float, float]:
     a, b = mx.random.normal((n, k)), mx.random.normal((k, m))
     mx.eval(a, b)
     left, right = np.array(a), np.array(b)
+    operations = 2e-9 * n * k * m
     return (
-        2e-9 * n * k * m / _best(lambda: mx.eval(a @ b), seconds),
-        2e-9 * n * k * m / _best(lambda: left @ right, seconds),
+        operations / _fastest(lambda: mx.eval(a @ b), seconds),
+        operations / _fastest(lambda: left @ right, seconds),
     )
 
 
-def _best(call: Any, seconds: float) -> float:
+def _fastest(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest of many calls."""
     call()
-    best, until = float("inf"), time.perf_counter() + seconds
+    fastest, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         start = time.perf_counter()
         call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def doctor() -> dict[str, Any]:
-    """What ``qagent doctor`` reports: device, BLAS and its measured speed, versions.
-
-    ``ok`` is false when the environment works but is far slower than it could be, or
-    when a needed package is missing; ``warnings`` says why.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    warnings: list[str] = []
-    versions: dict[str, str | None] = {}
-    for package in ("qagent-mlx", "mlx", "mlx-lm", "duckdb", "usearch", "scipy", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-            warnings.append(f"{package} is not installed; run: pip install {package}")
-    mlx_speed, numpy_speed = gemm_gflops()
-    device, blas = device_name(), load_fast_blas()
-    if blas.problem:
-        warnings.append(f"matrix products use MLX's reference BLAS: {blas.problem}")
-    elif device == "cpu" and sys.platform == "linux" and mlx_speed < 0.15 * numpy_speed:
-        warnings.append(
-            f"{blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
-            f"{numpy_speed:.0f}; call qagent_mlx.configure() before mlx is imported"
-        )
-    compiler = shutil.which("g++")
-    if device == "cpu" and sys.platform == "linux" and compiler is None:
-        warnings.append("no g++: MLX's fused CPU kernels are off (slower); install g++")
-    return {
-        "device": device,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"{total_memory() / 2**30:.0f} GiB",
-        "python": platform.python_version(),
-        "blas": blas.name,
-        "blas_path": blas.path,
-        "blas_threads": blas_threads(),
-        "gemm_gflops": round(mlx_speed, 1),
-        "numpy_gemm_gflops": round(numpy_speed, 1),
-        "compiler": compiler,
-        "mlx": versions["mlx"],
-        "mlx_lm": versions["mlx-lm"],
-        "versions": versions,
-        "warnings": warnings,
-        "ok": not warnings,
-    }
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

@@ -1,10 +1,10 @@
-"""mlx-lm's packages, whose heavy beginnings run when something of them is first asked for.
+"""Defer mlx-lm's heavy imports until something of them is used.
 
 ``import mlx_lm`` imports transformers and the model hub's client, which take longer than the
 rest of ``qagent recommend``. A shop's own small policy needs neither: only mlx-lm's model and
 cache modules, which import nothing but MLX. Python runs a package's ``__init__`` before any of
 its submodules, so `defer_imports` registers packages that know their path alone; the first
-attribute that they have not got runs the ``__init__`` as Python would have.
+attribute that they do not have runs the ``__init__`` as Python would have.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
-# What the __init__ defines under the name of a submodule: it has to run once that is imported,
-# or the name would stay the module's.
-DEFINED = {
+# Package -> functions that its __init__ defines under the name of a submodule: it has to run
+# once that submodule is imported, or the name would stay the submodule's.
+DEFERRED = {
     "mlx_lm": frozenset({"batch_generate", "convert", "generate", "load", "stream_generate"}),
     "mlx_lm.tuner": frozenset({"evaluate", "linear_to_lora_layers", "train"}),
 }
 
 
-class PutOff(ModuleType):
+class DeferredPackage(ModuleType):
     """A package whose ``__init__`` has not run yet; afterwards an ordinary module."""
 
-    def __init__(self, spec: ModuleSpec, defined: frozenset[str]) -> None:
+    def __init__(self, spec: ModuleSpec, functions: frozenset[str]) -> None:
         super().__init__(spec.name)
-        assert spec.submodule_search_locations is not None
         self.__dict__.update(
             __spec__=spec,
             __loader__=spec.loader,
             __package__=spec.name,
             __file__=spec.origin,
             __path__=spec.submodule_search_locations,
-            _defined=defined,
+            _functions=functions,
             _lock=RLock(),
             _running=False,
         )
@@ -46,7 +45,7 @@ class PutOff(ModuleType):
         """Run the ``__init__``, once; one that fails is run again by the next access."""
         values = self.__dict__
         with values["_lock"]:
-            if values["_running"] or type(self) is not PutOff:
+            if values["_running"] or type(self) is not DeferredPackage:
                 return
             values["_running"] = True
             try:
@@ -56,17 +55,16 @@ class PutOff(ModuleType):
             self.__class__ = ModuleType  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
-        # What Python's import machinery asks of a module that has not got it.
-        if name.startswith("__") and name not in ("__all__", "__version__"):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self._run()
-        if name not in self.__dict__:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return self.__dict__[name]
+        # Python's import machinery looks for special attributes that need no __init__.
+        if not name.startswith("__") or name in ("__all__", "__version__"):
+            self._run()
+            if name in self.__dict__:
+                return self.__dict__[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, ModuleType) and name in self.__dict__["_defined"]:
+        if isinstance(value, ModuleType) and name in self.__dict__["_functions"]:
             self._run()
 
     def __dir__(self) -> list[str]:
@@ -75,17 +73,17 @@ class PutOff(ModuleType):
 
 
 def defer_imports() -> None:
-    """Register the packages of `DEFINED` that are installed and not imported yet."""
+    """Register the packages of `DEFERRED` that are installed and not imported yet."""
     if "mlx_lm" in sys.modules:
         return
-    # As mlx_lm's __init__ does: nobody here wants to read that PyTorch is missing.
+    # mlx_lm's __init__ sets it too: transformers would complain that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    for name, defined in DEFINED.items():
+    for name, functions in DEFERRED.items():
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             return
-        module = PutOff(spec, defined)
-        sys.modules[name] = module
+        package = DeferredPackage(spec, functions)
+        sys.modules[name] = package
         parent, _, last = name.rpartition(".")
         if parent:
-            setattr(sys.modules[parent], last, module)
+            setattr(sys.modules[parent], last, package)

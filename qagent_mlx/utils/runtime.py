@@ -44,6 +44,8 @@ def configure(threads: int | None = None) -> None:
             os.environ[THREAD_ENVS[0]] = str(threads)
             set_blas_threads(threads)
         _bound_arenas()
+        # Texts are tokenised a few at a time: threads of the tokenizer would only wait.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if shutil.which("g++") is None:
             # MLX compiles fused CPU kernels with g++ at run time.
             os.environ.setdefault("MLX_DISABLE_COMPILE", "1")

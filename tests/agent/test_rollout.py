@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from qagent_mlx.agent import decode
+from qagent_mlx.agent.decode import Decoder
 from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Task
@@ -40,11 +40,11 @@ def play(runner, monkeypatch):
             for key, turns in scripts.items()
         }
 
-        def scripted(logits, sequences, context_of):
+        def scripted(_decoder, logits, sequences, context_of):
             ids = [next(streams[s.tag.case, s.tag.member]) for s in sequences]
             return ids, [-0.5] * len(ids)
 
-        monkeypatch.setattr(decode, "sample", scripted)
+        monkeypatch.setattr(Decoder, "sample", scripted)
         tasks = tasks or [Task(profile("usb cable", "phone case"), NOW)]
         return runner.run(tasks, group, (0,))
 

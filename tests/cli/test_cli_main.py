@@ -71,7 +71,7 @@ def test_interrupt_exits_with_130_and_one_line(cli, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qagent_mlx.utils.doctor.doctor", interrupt)
+    monkeypatch.setattr("qagent_mlx.utils.doctor.examine_environment", interrupt)
     result = cli.run("doctor", code=130)
     assert (result.stdout, result.stderr) == ("", "Interrupted.\n")
 
@@ -88,7 +88,7 @@ def test_database_and_file_errors_are_one_line(cli, monkeypatch):
         def fail(error=raised):
             raise error
 
-        monkeypatch.setattr("qagent_mlx.utils.doctor.doctor", fail)
+        monkeypatch.setattr("qagent_mlx.utils.doctor.examine_environment", fail)
         line = cli.error("doctor")
         assert expected in line and "second" not in line and "\x1b" not in line
 

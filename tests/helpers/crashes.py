@@ -20,7 +20,7 @@ import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -560,7 +560,7 @@ class Checkpoints(Work):
             optimizer.state["step"] = mx.array(number, mx.uint64)
             checkpoint.save(places, number, policy, optimizer, {"value": -abs(number - 7)}, keep=2)
             tell("checkpoint", number)
-            policy.info.trained = [{"stage": "grpo", "step": number}]
+            policy.info = replace(policy.info, trained=({"stage": "grpo", "step": number},))
             policy.save(self.folder / "policies" / "saved")
             tell("policy", number)
 

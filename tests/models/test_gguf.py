@@ -8,8 +8,8 @@ from mlx.utils import tree_flatten
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.models.download import cached, pull
-from qagent_mlx.models.gguf import build_tokenizer, convert, rows_in_order
-from qagent_mlx.models.load import load_model_folder
+from qagent_mlx.models.gguf import build_tokenizer, convert, unpermute
+from qagent_mlx.models.loading import load_model_folder
 from qagent_mlx.policy.files import load_policy
 
 INSTALLED = cached("smollm2-135m")  # of the machine, before tests hide its cache
@@ -48,7 +48,7 @@ def test_the_stored_weights_stay_quantised(converted):
 def test_rows_come_back_from_llama_cpps_order(heads, half, width):
     rows = heads * 2 * half
     weights = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
-    back = rows_in_order(mx.array(permuted(weights, heads)), heads)
+    back = unpermute(mx.array(permuted(weights, heads)), heads)
     assert np.array_equal(np.array(back), weights)
 
 

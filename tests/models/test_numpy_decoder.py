@@ -115,22 +115,23 @@ def test_rows_that_share_a_long_context_part_meet_and_leave_and_keep_their_logit
 
     cache, tokens = light.cache(4), [[] for _ in range(4)]
     put(cache, tokens, [60, 75, 3, 66])
-    # Rows of three contexts, some of them several times: their contexts become a trunk.
+    # Rows of three contexts, some of them several times: their contexts become shared prefixes.
     one, of_one = chosen(cache, tokens, [1, 0, 1, 1, 3])
     other, of_other = chosen(cache, tokens, [2, 3])
-    assert one.trunk is not None
+    assert one.prefixes is not None
     put(cache, tokens, [1, 2, 1, 5])  # where both came from goes on beside them
     put(one, of_one, [1] * 5)
     put(one, of_one, [4, 1, 30, 2, 7])
     put(other, of_other, [3, 1])
     left, of_left = chosen(one, of_one, [4, 2, 0])
     gone, of_gone = chosen(one, of_one, [1, 3])
-    assert gone.trunk is not None and len(gone.trunk.ids) == 2  # the others' contexts are let go
+    # The others' contexts are let go.
+    assert gone.prefixes is not None and len(gone.prefixes.ids) == 2
     left.extend(gone)
     of_left += of_gone
     left.extend(other)
     of_left += of_other
-    assert len(left.trunk.ids) == 5  # the context that both sides have is there once
+    assert len(left.prefixes.ids) == 5  # the context that both sides have is there once
     fresh, of_fresh = light.cache(1), [[]]
     put(fresh, of_fresh, [50])
     left.extend(fresh)

@@ -6,7 +6,7 @@ import pytest
 from chat_model import GEMMA, QWEN, chat_folder, other_folder
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.files import load_policy, merge_adapters
+from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.shop.shop import Shop
@@ -73,7 +73,7 @@ def test_an_adapter_learns_comes_back_and_merges_at_any_precision(folder, shop, 
     again = open_policy(shop, "tuned")
     assert again.info.dtype == dtype
     assert np.allclose(logits(again), after, atol=1e-4)
-    merge_adapters(again)
+    again.merge_lora()
     assert np.allclose(logits(again), after, atol=1e-3)
 
 
@@ -88,5 +88,5 @@ def test_a_cpu_computes_in_float32(folder):
 
 
 def test_an_unknown_precision_is_refused(folder):
-    with pytest.raises(QAgentError, match="--dtype int8: choose one of"):
+    with pytest.raises(QAgentError, match="dtype must be one of float32, .*not int8"):
         load_policy(folder, "int8")

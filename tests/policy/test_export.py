@@ -35,7 +35,7 @@ def tuned(request, tmp_path, shop):
     for _, module in policy.model.named_modules():
         if hasattr(module, "lora_b"):
             module.lora_b = mx.random.normal(module.lora_b.shape) * 0.05
-    policy.info.trained.append({"stage": "sft", "run": "first", "config": {"steps": 3}})
+    policy.info = policy.info.with_stage(stage="sft", run="first", config={"steps": 3})
     policy.save(shop.folder("policies", "tuned"))
     return policy
 
@@ -45,7 +45,7 @@ def test_an_exported_policy_computes_the_same_in_mlx_lm_and_here(tuned, shop, tm
 
     target = tmp_path / "out"
     report = fuse(resolve(shop, "tuned"), target, "float32")
-    assert report["parameters"] == load_policy(target).parameters
+    assert report.parameters == load_policy(target).parameters
     model, tokenizer = load(str(target))[:2]
     assert np.allclose(np.array(model(TOKENS)), logits(tuned), atol=1e-3)
     assert isinstance(generate(model, tokenizer, [3, 4, 5], max_tokens=3), str)
@@ -66,8 +66,8 @@ def test_the_card_tells_the_base_the_training_and_how_to_run_it(tuned, shop, tmp
 def test_a_quantised_export_is_smaller_and_close(tuned, shop, tmp_path):
     small = fuse(resolve(shop, "tuned"), tmp_path / "small", "4bit")
     whole = fuse(resolve(shop, "tuned"), tmp_path / "whole", "float32")
-    assert small["bytes"] < whole["bytes"] / 3
-    assert small["parameters"] == whole["parameters"]
+    assert small.bytes < whole.bytes / 3
+    assert small.parameters == whole.parameters
     found = load_policy(tmp_path / "small")
     assert np.corrcoef(logits(found).ravel(), logits(tuned).ravel())[0, 1] > 0.8
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -7,17 +8,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.models.download import sample_folder
-from qagent_mlx.policy.files import load_policy, merge_adapters
+from qagent_mlx.policy.files import base_folder, load_policy
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.registry import (
-    base_folder,
-    derive,
-    describe,
-    open_policy,
-    policy_names,
-    resolve,
-)
+from qagent_mlx.policy.registry import derive, open_policy, policy_names, resolve
 from qagent_mlx.policy.small_llama import save_base
+from qagent_mlx.policy.summary import describe
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import read_json, write_json
 
@@ -84,7 +79,7 @@ def test_only_the_adapter_is_trainable(shop):
 def test_merging_changes_no_output(shop):
     policy = trained(shop, "base", "sft", 1)
     before = logits(policy)
-    merge_adapters(policy)
+    policy.merge_lora()
     assert np.allclose(logits(policy), before, atol=1e-5)
     assert policy.lora is None
 
@@ -139,7 +134,7 @@ def test_a_policy_that_was_renamed_is_found_by_those_that_build_on_it(shop):
     assert np.array_equal(logits(open_policy(shop, "sft-old")), logits(policy))
     assert np.array_equal(logits(open_policy(shop, "best")), logits(top))
     assert base_folder(shop.folder("policies", "best")) == shop.folder("policies", "first")
-    listed = [describe(shop.folder("policies", name))["name"] for name in policy_names(shop)]
+    listed = [describe(shop.folder("policies", name)).name for name in policy_names(shop)]
     assert sorted(listed) == sorted(policy_names(shop)) == ["best", "first", "sft-old"]
 
 
@@ -159,7 +154,7 @@ def test_a_save_that_a_kill_stopped_between_its_renames_is_ended(shop, renamed):
     old = {name: (folder / name).read_bytes() for name in names}
     policy = open_policy(shop, "sft")
     policy.model.update(tree_map(lambda w: w + 1, policy.model.trainable_parameters()))
-    policy.info.trained = [{"stage": "again"}]
+    policy.info = replace(policy.info, trained=({"stage": "again"},))
     policy.save(folder)
     for name in names[renamed:]:
         (folder / name).rename(folder / f".0123456789ab-{name}")
@@ -167,7 +162,7 @@ def test_a_save_that_a_kill_stopped_between_its_renames_is_ended(shop, renamed):
     (folder / ".ba9876543210-policy.json").write_bytes(old["policy.json"])  # of an older kill
     (folder / ".aaaaaaaaaaaa-policy.json").write_text("{")
     found = open_policy(shop, "sft")
-    assert found.info.trained == [{"stage": "again"}]
+    assert found.info.trained == ({"stage": "again"},)
     assert all(
         mx.array_equal(a, b)
         for a, b in zip(found.adapter().values(), policy.adapter().values(), strict=True)

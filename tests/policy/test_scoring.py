@@ -7,13 +7,12 @@ import pytest
 from chat_model import GEMMA, other_folder
 from mlx.utils import tree_flatten
 
-from qagent_mlx.models import cpu_kernels, transformer_blocks
+from qagent_mlx.models import backend
 from qagent_mlx.policy.batches import TrainingSequence, make_batch
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.scoring import (
     PreparedBatches,
-    entropy,
     frozen_states,
     gradient,
     hidden_states,
@@ -121,10 +120,6 @@ def test_the_head_runs_on_trained_positions_only(nano_policy):
     assert [shape[0] for shape in seen] == [sum(sum(c.trained) for c in chains)]
 
 
-def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size():
-    assert float(entropy(mx.zeros((1, 8)))[0]) == pytest.approx(np.log(8), abs=1e-5)
-
-
 def test_hidden_states_of_a_lone_row_need_no_prefix(nano_policy):
     batch = make_batch([TrainingSequence([60, 61, 62], [False, True, True], 0)])
     assert batch.prefix.shape[1] == 0
@@ -149,9 +144,9 @@ def test_tokens_predicted_inside_a_prefix_count_in_groups_of_any_size(nano_polic
 
 def test_the_last_block_feeds_forward_predicting_tokens_only(nano_policy, monkeypatch):
     seen = []
-    real = cpu_kernels.swiglu
+    real = backend.swiglu
     watched = lambda gate, up: seen.append(gate.shape) or real(gate, up)  # noqa: E731
-    monkeypatch.setattr(transformer_blocks, "swiglu", lambda _numpy: watched)
+    monkeypatch.setattr(backend, "swiglu", watched)
     chains = chains_of()
     batch = make_batch(chains)
     token_scores(nano_policy, batch)

@@ -3,7 +3,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.protocol.codec import ShopCodec, load_codec, tokenizer_files
@@ -86,25 +85,6 @@ PLAIN = st.lists(
 
 
 @given(texts=st.lists(PLAIN, max_size=6))
-def test_what_is_put_together_from_words_is_what_the_tokenizer_says(tiny_tokenizer, texts):
+def test_texts_are_counted_as_they_are_encoded(tiny_tokenizer, texts):
     codec = ShopCodec(tiny_tokenizer)
-    for _ in range(2):  # the second time from what is remembered
-        for text in texts:
-            assert codec.encode(text) == tiny_tokenizer.encode(text, add_special_tokens=False).ids
-        assert codec.count(texts) == [len(codec.encode(text)) for text in texts]
-
-
-def test_the_lines_of_profiles_and_results_are_put_together_from_words(tiny_tokenizer, monkeypatch):
-    codec = ShopCodec(tiny_tokenizer)
-    text = "<profile>likes usb cable, $\nacme usb cable unmet now <r0>\ndesk lamp <r1></profile>"
-    expected = codec.encode(text)
-    monkeypatch.setattr(codec, "_encode", lambda text: 1 / 0)
-    assert codec.encode(text) == expected
-
-
-def test_a_tokenizer_that_cuts_text_otherwise_is_asked_itself(tiny_tokenizer):
-    other = Tokenizer.from_str(tiny_tokenizer.to_str())
-    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    text = "usb cable <r0>\nlamp"
-    assert ShopCodec(other).encode(text) == other.encode(text).ids
-    assert ShopCodec(other).encode(text) != ShopCodec(tiny_tokenizer).encode(text)
+    assert codec.count(texts) == [len(codec.encode(text)) for text in texts]

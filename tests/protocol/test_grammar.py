@@ -1,11 +1,9 @@
-import mlx.core as mx
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.protocol.actions import OBSERVATION_TAGS, parse_action
-from qagent_mlx.protocol.grammar import MIN_P, WORDS_TOKENS, Grammar, Moves, constrained
+from qagent_mlx.protocol.grammar import WORDS_TOKENS, Grammar, Moves
 
 # Single characters, pieces that reach over the edges of tags, and what must never be drawn.
 TEXTS = [
@@ -86,18 +84,3 @@ def test_a_query_without_a_letter_is_not_closed():
     free = Moves(fetch=False, lines=(), words=True, searched=0)
     assert not GRAMMAR.mask("<search> -", 5, free)[TEXTS.index("</search>")]
     assert GRAMMAR.mask("<search> -a", 6, free)[TEXTS.index("</search>")]
-
-
-def test_logits_keep_their_order_where_allowed_and_lose_the_long_tail():
-    logits = mx.array([[0.0, 1.0, 1.0 + np.log(MIN_P) - 0.1, 5.0, 9.0]] * 2)
-    mask = np.array([True, True, True, False])
-    first, second = np.array(constrained(logits, [mask, None]))
-    assert np.isneginf(first).tolist() == [False, False, True, True, True]
-    assert np.array_equal(second, np.array(logits)[1])
-
-
-@pytest.mark.parametrize("length", [0, 3])
-def test_a_vocabulary_padded_by_the_model_is_never_drawn_from(length):
-    logits = mx.zeros((1, 4 + length))
-    mask = np.array([True] * 4)
-    assert np.isfinite(np.array(constrained(logits, [mask]))).sum() == 4

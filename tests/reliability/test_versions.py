@@ -119,7 +119,9 @@ def test_a_policy_whose_files_do_not_belong_together_is_refused(old, name):
             data = bytearray((folder / name).read_bytes())
             data[-1] ^= 1
             (folder / name).write_bytes(bytes(data))
-        with pytest.raises(QAgentError, match="not what its policy.json was written for.*--resume"):
+        with pytest.raises(
+            QAgentError, match="not what its policy.json was written for.*resume its training run"
+        ):
             open_policy(shop, "tuned")
         spoiled(folder / "policy.json", weights="")  # of before weights were known
         open_policy(shop, "tuned")

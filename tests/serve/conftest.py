@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,7 +18,7 @@ def served_folder(tiny_folder, new_nano, tmp_path_factory):
     shutil.copytree(tiny_folder, path)
     for seed, name in enumerate(("a", "b")):
         policy, tokenizer, config = new_nano(seed)
-        policy.info.name = name
+        policy.info = replace(policy.info, name=name)
         save_base(policy, tokenizer, config, path / "policies" / name)
     return path
 

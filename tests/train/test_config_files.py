@@ -68,8 +68,8 @@ def test_a_weight_moves_along_its_curriculum(tmp_path):
         ("[train.alarms]\nkl_celing = 3", "did you mean kl_ceiling?"),
         ("polcy = 'x'", "did you mean policy?"),
         ("[agent]\nmax_search = 1", "did you mean max_searches?"),
-        ("[agent]\nmax_searches = 9", "max_searches must be from 1 to 8"),
-        ("[agent]\nturn_tokens = 0", "turn_tokens must be at least 1"),
+        ("[agent]\nmax_searches = 9", "max_searches must be a whole number of at most 8"),
+        ("[agent]\nturn_tokens = 0", "turn_tokens must be a whole number of at least 1"),
         ("[train]\nsteps = 2.5", "steps must be a whole number, not 2.5"),
         ("[train]\nsteps = true", "steps must be a whole number"),
         ("[train]\nsolvable = 1", "solvable must be true or false"),
@@ -147,9 +147,9 @@ def test_a_preset_is_for_grpo_only():
         ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
         ({"beta": float("nan")}, "beta must be a number of at least 0"),
         ({"weights": {"item": -1.0}}, "weights must hold a number of at least 0"),
-        ({"lora": LoraConfig(rank=0)}, "rank must be at least 1"),
+        ({"lora": LoraConfig(rank=0)}, "rank must be a whole number of at least 1"),
         ({"lora": LoraConfig(blocks=0)}, "blocks must be at least 1"),
-        ({"lora": LoraConfig(dropout=1.0)}, "dropout must be from 0"),
+        ({"lora": LoraConfig(dropout=1.0)}, "dropout must be a number below 1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes, words):
@@ -162,7 +162,7 @@ def test_settings_that_mean_nothing_are_refused(changes, words):
     [
         ({"compare": 1.5}, "compare must be a number of at most 1"),
         ({"learning_rate": float("inf")}, "learning_rate must be a finite number"),
-        ({"lora": LoraConfig(rank=-2)}, "rank must be at least 1"),
+        ({"lora": LoraConfig(rank=-2)}, "rank must be a whole number of at least 1"),
     ],
 )
 def test_settings_of_sft_that_mean_nothing_are_refused(changes, words):

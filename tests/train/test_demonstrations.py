@@ -92,7 +92,7 @@ def test_a_word_is_the_same_other_word_wherever_it_comes(seed):
 
 def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
     policy, environment, _ = made
-    before = list(policy.info.trained)
+    before = policy.info.trained
 
     def disguise(config):
         return SftTrainer(policy, environment, config).demonstrator.config.disguise
@@ -104,7 +104,7 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
             ([{"stage": "pretrain", "config": {"disguise": 0.5}}, {"stage": "sft"}], None, 0.5),
             ([{"stage": "pretrain", "config": {"disguise": 0.5}}], 0.1, 0.1),
         ):
-            policy.info.trained = stages
+            policy.info = replace(policy.info, trained=tuple(stages))
             once = SftConfig(steps=1, disguise=asked)
             trainer = SftTrainer(policy, environment, once)
             assert trainer.demonstrator.config.disguise == told
@@ -115,7 +115,7 @@ def test_a_cold_start_speaks_as_the_base_was_pretrained_unless_told(made):
             steps = 2 * MAX_PASSES * len(environment.examples)
             assert disguise(replace(once, steps=steps, words=True)) == told
     finally:
-        policy.info.trained = before
+        policy.info = replace(policy.info, trained=before)
 
 
 def test_a_case_without_a_right_line_can_be_told_in_its_own_words(made):

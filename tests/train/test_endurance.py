@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -66,7 +67,7 @@ def folder(tiny_folder, new_nano, tmp_path_factory):
     path = tmp_path_factory.mktemp("endurance") / "shop"
     shutil.copytree(tiny_folder, path)
     policy, tokenizer, config = new_nano()
-    policy.info.name = "base"
+    policy.info = replace(policy.info, name="base")
     save_base(policy, tokenizer, config, path / "policies" / "base")
     return path
 
@@ -397,7 +398,7 @@ def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
     with pytest.raises(Stopped):
         train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 1))
     policy, tokenizer, config = new_nano(1)
-    policy.info.name = "base"
+    policy.info = replace(policy.info, name="base")
     save_base(policy, tokenizer, config, shop.path / "policies" / "base")
     with pytest.raises(QAgentError, match="policy base has changed since the run grpo began"):
         resume_grpo(shop, "grpo", components=COMPONENTS)

@@ -343,7 +343,7 @@ def test_the_learning_rate_warms_up_and_stays_or_falls_to_a_tenth():
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
 def test_in_half_precision_the_first_ratio_is_one_all_the_same(shop, loss, monkeypatch):
-    from qagent_mlx.models.load import set_precision
+    from qagent_mlx.models.loading import set_precision
 
     trainer = trainer_of(shop, loss=loss, epochs=2, learning_rate=0.02, warmup=1, beta=0.0)
     assert trainer.policy.precise

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...environment.environment import Example
 from ...errors import QAgentError
-from ...models.load import load_model_folder
+from ...models.loading import load_model_folder
 from ...utils.text import clean, query_key
 from ..metrics import Ranking
 

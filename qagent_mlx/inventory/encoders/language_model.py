@@ -17,8 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ...errors import QAgentError
+from ...models import backend
 from ...utils.atomic_files import read_json
-from ...utils.runtime import device_name
 from .encoder import unit_length
 
 _BATCH_TOKENS = 8192  # padding included
@@ -176,7 +176,7 @@ def _load(folder: Path) -> Any:
     except (ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         line = str(error).splitlines()[0]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
-    if device_name() == "cpu":
+    if backend.on_cpu():
         model.set_dtype(mx.float32)  # other types are slow there
     model.eval()
     mx.eval(model.parameters())

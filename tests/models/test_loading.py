@@ -5,7 +5,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from qagent_mlx.models.download import sample_folder
-from qagent_mlx.models.fast_load import add_adapters, load_plain
+from qagent_mlx.models.loading import load_plain_llama
+from qagent_mlx.policy.adapters import add_adapters
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.utils.atomic_files import read_json
 
 
@@ -24,7 +26,7 @@ def config():
 
 
 def test_a_plain_model_is_loaded_as_mlx_lm_loads_it():
-    mine = load_plain(sample_folder(), config())
+    mine = load_plain_llama(sample_folder(), config())
     theirs, _ = load_model(sample_folder())
     assert same(parameters(mine), parameters(theirs))
     ids = mx.array([[1, 5, 9, 2]])
@@ -40,7 +42,7 @@ def test_adapters_are_those_that_mlx_lm_makes(last):
         model.freeze()
         mx.random.seed(3)
         if ours:
-            assert add_adapters(model, last, rank=4, scale=2.0, dropout=0.1)
+            add_adapters(model, LoraConfig(rank=4, scale=2.0, dropout=0.1, blocks=last))
         else:
             linear_to_lora_layers(model, last, {"rank": 4, "scale": 2.0, "dropout": 0.1})
         made.append(model)
@@ -53,4 +55,4 @@ def test_adapters_are_those_that_mlx_lm_makes(last):
     "special", [{"quantization": {"bits": 4}}, {"model_type": "qwen2"}, {"text_config": {"a": 1}}]
 )
 def test_any_other_model_is_left_to_mlx_lm(special):
-    assert load_plain(sample_folder(), {**config(), **special}) is None
+    assert load_plain_llama(sample_folder(), {**config(), **special}) is None

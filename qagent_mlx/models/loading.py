@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,36 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import QAgentError
-from ..protocol.codec import AnyCodec, load_codec, speaks_tags
+from ..protocol.codec import AnyCodec, is_shop_tokenizer, load_codec
 from ..utils.atomic_files import read_json
-from ..utils.runtime import device_name
-from .fast_load import load_plain
+from ..utils.settings import SettingError
+from . import backend
+from .known_models import PRECISIONS
 
-MOST_BLOCKS = 1000
-DTYPES = ("float32", "bfloat16", "float16", "4bit", "stored")
+MAX_LAYERS = 1000
 QLORA_GROUP = 64  # weights that share a scale, where a model is quantised at loading
+
+# What MLX and mlx-lm raise for a damaged file or a configuration that fits no model.
+_LOADING_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+    AssertionError,
+    RecursionError,
+    OSError,
+)
+# Settings that ask for more than plain weights in the class's own layers.
+_SPECIAL = (
+    "quantization",
+    "quantization_config",
+    "text_config",
+    "model_file",
+    "quantize_activations",
+)
 
 
 def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCodec]:
@@ -24,7 +47,7 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
 
     Args:
         folder: Holds config.json, tokenizer.json and model*.safetensors. No code in it is run.
-        dtype: One of `DTYPES`; see `set_precision`.
+        dtype: A precision; see `set_precision`.
 
     Raises:
         QAgentError: something is missing or damaged.
@@ -38,26 +61,14 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
         raise QAgentError(f"{folder} brings its own model code, which is never run")
     _check_depth(folder, config)
     try:
-        own = isinstance(config, dict) and speaks_tags(folder)
-        model = load_plain(folder, config) if own else None
+        model = load_plain_llama(folder, config) if is_shop_tokenizer(folder) else None
         if model is None:
             from mlx_lm.utils import load_model
 
             model, config = load_model(folder)
     except FileNotFoundError as error:
         raise QAgentError(f"{folder} has no model*.safetensors; pull the model again") from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        ArithmeticError,
-        IndexError,
-        AssertionError,
-        RecursionError,
-        OSError,
-    ) as error:
+    except _LOADING_ERRORS as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise QAgentError(f"{folder}: the model cannot be loaded: {line}") from error
     model = set_precision(model, dtype)
@@ -66,13 +77,40 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     return model, load_codec(folder, config.get("eos_token_id"))
 
 
+def load_plain_llama(folder: Path, config: dict[str, Any]) -> nn.Module | None:
+    """A llama of plain weights from its folder; None when it is anything else.
+
+    Does what mlx-lm's ``load_model`` does for a shop's own policies, without the module that
+    holds it: that one imports transformers, which takes a second at every start.
+
+    Raises:
+        FileNotFoundError: it has no weights.
+        ValueError: the weights do not fit the configuration.
+    """
+    if config.get("model_type") != "llama" or any(config.get(name) for name in _SPECIAL):
+        return None
+    if (folder / "hf_quant_config.json").exists():
+        return None
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no model*.safetensors")
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        weights.update(mx.load(str(file)))  # type: ignore[arg-type]
+    family = import_module("mlx_lm.models.llama")
+    model: nn.Module = family.Model(family.ModelArgs.from_dict(config))
+    model.eval()
+    model.load_weights(list(model.sanitize(weights).items()), strict=True)
+    return model
+
+
 def _check_depth(folder: Path, config: dict[str, Any]) -> None:
-    """Weights of a wrong size are refused by name; blocks are made one by one, so count first."""
+    """Refuse an absurd number of layers, before mlx-lm makes them one by one."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key, value in part.items():
-            counted = "layers" in str(key) and isinstance(value, (int, float))
-            if counted and not value <= MOST_BLOCKS:
+            counts_layers = "layers" in str(key) and isinstance(value, (int, float))
+            if counts_layers and not value <= MAX_LAYERS:
                 raise QAgentError(
                     f"{folder}: config.json says {key} {str(value)[:20]}, which no model has"
                 )
@@ -88,23 +126,22 @@ def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
             matrix products are slow in all others, and what is stored on a GPU.
 
     Raises:
-        QAgentError: there is no such precision.
+        SettingError: there is no such precision.
     """
-    cpu = device_name() == "cpu"
-    wanted = dtype or ("float32" if cpu else "stored")
-    if wanted not in DTYPES:
-        raise QAgentError(f"--dtype {wanted}: choose one of {', '.join(DTYPES)}")
-    if wanted == "stored":
+    dtype = dtype or backend.default_dtype()
+    if dtype not in PRECISIONS:
+        raise SettingError("dtype", f"must be one of {', '.join(PRECISIONS)}, not {dtype}")
+    if dtype == "stored":
         return model
     quantized = any(hasattr(m, "scales") for _, m in model.named_modules())
-    if wanted == "4bit":
+    if dtype == "4bit":
         # Scales and what is not quantised stay in a type that the device computes well in.
-        model.set_dtype(mx.float32 if cpu else mx.bfloat16)
+        model.set_dtype(mx.float32 if backend.on_cpu() else mx.bfloat16)
         if not quantized:
             nn.quantize(model, QLORA_GROUP, 4, class_predicate=_quantizable)
         return model
     # Scales change type first: so a float32 weight is the stored one exactly.
-    model.set_dtype(getattr(mx, wanted))
+    model.set_dtype(getattr(mx, dtype))
     if not quantized:
         return model
     from mlx_lm.utils import dequantize_model

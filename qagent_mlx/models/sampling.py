@@ -1,0 +1,101 @@
+"""Draw next tokens from logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from . import backend
+
+MIN_P = 0.1  # a constrained draw leaves out what is this much less likely than the likeliest
+
+
+def sample(
+    logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """Draw one token for each sequence at temperature 1, or the likeliest without a stream.
+
+    A token is found by inverting the cumulative distribution at a uniform number of the
+    sequence's own stream, so it does not depend on the batch around it: with one worker or
+    two, in a resumed run or an unbroken one, the draw is the same. Inversion also needs one
+    exponential for each logit, where Gumbel noise needs two logarithms more.
+
+    Args:
+        logits: (contexts, vocabulary).
+        streams: Each sequence's source of random numbers; None takes the likeliest token.
+        context_of: For each sequence, the row of ``logits`` to draw from.
+
+    Returns:
+        Token ids, and their log-probabilities under the full distribution.
+    """
+    draw = _sample_numpy if backend.on_cpu() else _sample_mlx
+    return draw(logits, streams, context_of)
+
+
+def _sample_numpy(
+    logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """`sample` on a Linux CPU, where numpy's exponential is many times faster than MLX's."""
+    mx.eval(logits)
+    scores = np.asarray(logits)
+    highest = scores.max(axis=-1, keepdims=True)
+    cumulative = np.exp(scores - highest).cumsum(axis=-1, dtype=np.float64)
+    tokens, logprobs = [], []
+    for stream, context in zip(streams, context_of, strict=True):
+        total = float(cumulative[context, -1])
+        if stream is None:
+            token = int(scores[context].argmax())
+        else:
+            # A token of probability 0 repeats the sum before it; side="right" skips it.
+            drawn = stream.random() * total
+            token = int(cumulative[context].searchsorted(drawn, side="right"))
+            token = min(token, scores.shape[-1] - 1)
+        tokens.append(token)
+        logprobs.append(float(scores[context, token] - highest[context, 0]) - math.log(total))
+    return tokens, logprobs
+
+
+def _sample_mlx(
+    logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """`sample` on Apple silicon and CUDA."""
+    if list(context_of) != list(range(logits.shape[0])):
+        logits = logits[mx.array(list(context_of))]
+    norm = mx.logsumexp(logits, axis=-1, keepdims=True)
+    tokens = mx.argmax(logits, axis=-1)
+    if any(stream is not None for stream in streams):
+        uniform = np.array([2.0 if s is None else s.random() for s in streams], np.float32)
+        cumulative = mx.cumsum(mx.exp(logits - norm), axis=-1)
+        # The last entry is 1 up to rounding; scaling by it keeps every draw inside.
+        target = mx.array(uniform)[:, None] * cumulative[:, -1:]
+        drawn = (cumulative <= target).sum(axis=-1)
+        drawn = mx.minimum(drawn, logits.shape[-1] - 1)
+        tokens = mx.where(mx.array(uniform) > 1.5, tokens, drawn)
+    logprobs = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - norm)[:, 0]
+    mx.eval(tokens, logprobs)
+    return tokens.tolist(), logprobs.tolist()  # type: ignore[return-value]
+
+
+def constrain(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.array:
+    """Put minus infinity where a token is not allowed; a row without a mask stays.
+
+    Of what is allowed the long tail goes too: an untrained model's words at temperature 1 are
+    noise there (min-p, arXiv:2407.01082).
+
+    Args:
+        logits: (rows, vocabulary).
+        masks: (rows,) of bool arrays, see `protocol.grammar.Grammar`. They may be shorter than
+            the vocabulary: its padding is never allowed.
+    """
+    allowed = np.ones(logits.shape, dtype=bool)
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            allowed[row, : len(mask)] = mask
+            allowed[row, len(mask) :] = False
+    logits = mx.where(mx.array(allowed), logits, -mx.inf)
+    least = np.array([-np.inf if m is None else np.log(MIN_P) for m in masks], dtype=np.float32)
+    floor = logits.max(axis=-1, keepdims=True) + mx.array(least)[:, None]
+    return mx.where(logits < floor, -mx.inf, logits)
