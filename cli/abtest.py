@@ -8,35 +8,24 @@ from typing import Any
 
 import click
 
-from .console import note, out, print_table, safe
-from .options import Output, json_option, opened, shop_option
+from qagent_mlx.evaluate.config import AbConfig
+from qagent_mlx.utils.settings import merge
+
+from .console import note, print_table, say
+from .options import Changes, Output, json_option, opened, setting_options, shop_option
 from .param_types import MOMENT, SYSTEM
 
-NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue": "revenue a row"}
+RATES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue": "revenue a row"}
 
 
 @click.command()
-@click.option("--control", required=True, type=SYSTEM, metavar="A", help="What shoppers see now.")
-@click.option("--treatment", required=True, type=SYSTEM, metavar="B", help="What they could see.")
-@click.option("--users", default=500, show_default=True, type=click.IntRange(2), help="Shoppers.")
 @click.option(
-    "--visits", default=3, show_default=True, type=click.IntRange(1), help="Of one at most."
-)
-@click.option("-k", default=5, show_default=True, type=click.IntRange(1, 20), help="Queries a row.")
-@click.option(
-    "--draws",
-    default=10,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="How often each visit is lived through, each time with other luck.",
+    "--control", required=True, type=SYSTEM, metavar="A", help="System that shoppers see now."
 )
 @click.option(
-    "--detect",
-    default=0.03,
-    show_default=True,
-    type=click.FloatRange(0, 10, min_open=True),
-    help="The lift that the sample sizes are for.",
+    "--treatment", required=True, type=SYSTEM, metavar="B", help="System that they could see."
 )
+@setting_options(AbConfig, into="changes")
 @click.option(
     "--test-from",
     type=MOMENT,
@@ -46,23 +35,14 @@ NAMES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
 @click.option(
     "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a visit."
 )
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the shoppers."
-)
 @shop_option
 @json_option
 def abtest(
-    *,
     control: str,
     treatment: str,
-    users: int,
-    visits: int,
-    k: int,
-    draws: int,
-    detect: float,
+    changes: Changes,
     test_from: datetime | None,
     group: int,
-    seed: int,
     shop_path: Path,
 ) -> Output:
     """Ask fresh simulated shoppers: do they tap B's queries more than A's, and buy more?
@@ -73,57 +53,45 @@ def abtest(
     both, and the test is paired.
     """
     from qagent_mlx.evaluate.abtest import abtest as run
-    from qagent_mlx.evaluate.config import AbConfig
 
-    config = AbConfig(users=users, visits=visits, k=k, draws=draws, seed=seed, detect=detect)
+    config = merge(AbConfig(), changes)
     with opened(shop_path) as shop:
         currency = shop.config.currency
         report = run(
             shop, control, treatment, config, test_from=test_from, group=group, on_stage=note
         ).to_dict()
-    return Output(report, lambda: draw(report, currency))
+    return Output(report, lambda: draw_abtest(report, currency))
 
 
-def draw(report: dict[str, Any], currency: str) -> None:
+def draw_abtest(report: dict[str, Any], currency: str) -> None:
     """Print the rates of both arms."""
-    console = out()
-    detect = report["settings"]["detect"]
-    console.print(
-        safe(
-            f"{report['users']:,} simulated shoppers, {report['rows']:,} visits; "
-            f"at {report['same']:.0%} of them both lead to the same"
-        )
+    say(
+        f"{report['users']:,} simulated shoppers, {report['rows']:,} visits; "
+        f"at {report['same']:.0%} of them both lead to the same"
     )
-    needed = f"needed, {detect:+.0%}"
     rows = []
-    for name, title in NAMES.items():
-        rates = report[name]
+    for name, title in RATES.items():
+        rate = report[name]
+        money = name == "revenue"
+        values = [rate["control"], rate["treatment"]]
+        lift = (
+            f"{rate['lift']:+.1%} [{rate['lo']:+.1%}, {rate['hi']:+.1%}]"
+            if rate["lift"] is not None
+            else "-"
+        )
         rows.append(
             (
                 title,
-                _rate(name, rates["control"], currency),
-                _rate(name, rates["treatment"], currency),
-                _lift(rates),
-                "<.001" if rates["p"] < 0.001 else f"{rates['p']:.3f}",
-                "-" if rates["needed"] is None else f"{rates['needed']:,}",
+                *(f"{currency}{value:,.2f}" if money else f"{value:.2%}" for value in values),
+                lift,
+                "<.001" if rate["p"] < 0.001 else f"{rate['p']:.3f}",
+                "-" if rate["needed"] is None else f"{rate['needed']:,}",
             )
         )
+    needed = f"needed, {report['settings']['detect']:+.0%}"
     columns = ("", "control", "treatment", "lift [95%]", "p", needed)
     print_table(columns, rows, numbers=columns[1:])
     for arm, tapped in zip(("control", "treatment"), report["tapped"], strict=True):
         most = ", ".join(f"{t['query']} ({t['taps']})" for t in tapped) or "nothing"
-        console.print(safe(f"{arm} ({report['arms'][arm]}): most tapped {most}"))
-    console.print(
-        safe("needed: shoppers in each arm of an unpaired test, for a power of 80 % at 5 %"),
-        style="dim",
-    )
-
-
-def _rate(name: str, value: float, currency: str) -> str:
-    return f"{currency}{value:,.2f}" if name == "revenue" else f"{value:.2%}"
-
-
-def _lift(row: dict[str, Any]) -> str:
-    if row["lift"] is None:
-        return "-"
-    return f"{row['lift']:+.1%} [{row['lo']:+.1%}, {row['hi']:+.1%}]"
+        say(f"{arm} ({report['arms'][arm]}): most tapped {most}")
+    say("needed: shoppers in each arm of an unpaired test, for a power of 80 % at 5 %", "dim")

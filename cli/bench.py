@@ -3,85 +3,78 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import click
+from msgspec import Meta
+
+from qagent_mlx.utils.settings import Natural, Positive
 
 from .console import note, print_table, say
-from .options import PROGRAM, Output, json_option
+from .options import PROGRAM, Output, json_option, setting_options
 
-POSITIVE = click.IntRange(1)
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how often."""
+
+    model: Annotated[
+        Literal["tiny", "small", "smol"],
+        Meta(
+            description="Policy that is trained: the shipped one, a random llama of 5.8 M, or one "
+            "of SmolLM2-135M's shape."
+        ),
+    ] = "tiny"
+    workload: Annotated[
+        Literal["standard", "agentic"],
+        Meta(description="Workload: a plain GRPO step, or rollouts with two searches a chain."),
+    ] = "standard"
+    against: Annotated[
+        Literal["mlx-lm-lora", "trl"] | None,
+        Meta(
+            description="Trainer to run beside ours, in an environment of its own under the "
+            "user's cache."
+        ),
+    ] = None
+    own_blas: Annotated[
+        bool, Meta(description="Leave an MLX peer the BLAS that its wheel comes with.")
+    ] = False
+    steps: Annotated[Positive, Meta(description="Measured steps, after the warm-up.")] = 3
+    warmup: Annotated[Natural, Meta(description="Steps before the measured ones.")] = 1
+    prompts: Annotated[Positive, Meta(description="Prompts in a step.")] = 4
+    prompt_tokens: Annotated[int, Meta(ge=2, description="Tokens of each prompt.")] = 256
+    group: Annotated[int, Meta(ge=2, description="Chains sampled for each prompt.")] = 8
+    new_tokens: Annotated[Positive, Meta(description="Tokens that each chain samples.")] = 48
+    workers: Annotated[
+        int, Meta(ge=1, le=64, description="Processes that share the standard workload's prompts.")
+    ] = 1
 
 
 @click.command()
-@click.option(
-    "--model",
-    type=click.Choice(["tiny", "small", "smol"]),
-    default="tiny",
-    show_default=True,
-    help="The shipped policy, a random llama of 5.8 M, or one of SmolLM2-135M's shape.",
-)
-@click.option(
-    "--workload",
-    type=click.Choice(["standard", "agentic"]),
-    default="standard",
-    show_default=True,
-    help="A plain GRPO step, or rollouts with two searches a chain.",
-)
-@click.option(
-    "--against",
-    type=click.Choice(["mlx-lm-lora", "trl"]),
-    help="Run this trainer beside ours, in an environment of its own under the user's cache.",
-)
-@click.option(
-    "--own-blas", is_flag=True, help="Leave an MLX peer the BLAS that its wheel comes with."
-)
-@click.option("--steps", type=POSITIVE, default=3, show_default=True, help="After one warm-up.")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--prompts", type=POSITIVE, default=4, show_default=True)
-@click.option("--prompt-tokens", type=click.IntRange(2), default=256, show_default=True)
-@click.option("--group", type=click.IntRange(2), default=8, show_default=True)
-@click.option("--new-tokens", type=POSITIVE, default=48, show_default=True)
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Processes that share the standard workload's prompts.",
-)
+@setting_options(BenchOptions, into="options", build=True)
 @json_option
 @click.pass_context
-def bench(
-    ctx: click.Context,
-    *,
-    model: str,
-    workload: str,
-    against: str | None,
-    own_blas: bool,
-    steps: int,
-    warmup: int,
-    prompts: int,
-    prompt_tokens: int,
-    group: int,
-    new_tokens: int,
-    workers: int,
-) -> Output | None:
+def bench(ctx: click.Context, options: BenchOptions) -> Output | None:
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload
     from qagent_mlx.distributed import launcher, world
 
-    if workers > 1 and not world.is_worker():
-        if against or workload != "standard":
+    model, steps, warmup = options.model, options.steps, options.warmup
+    if options.workers > 1 and not world.is_worker():
+        if options.against or options.workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
-        launcher.check_workers(workers, prompts)
+        launcher.check_workers(options.workers, options.prompts)
         measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
-        ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], workers))
-    work = Workload(prompts, prompt_tokens, group, new_tokens)
-    if against:
-        report = peers.against(against, model, work, steps, warmup, not own_blas, note)
-    elif workload == "agentic":
-        report = measure.agentic(model, steps, Agentic(cases=prompts, group=group))
+        ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], options.workers))
+    work = Workload(options.prompts, options.prompt_tokens, options.group, options.new_tokens)
+    if options.against:
+        mend_blas = not options.own_blas
+        report = peers.against(options.against, model, work, steps, warmup, mend_blas, note)
+    elif options.workload == "agentic":
+        agentic = Agentic(cases=options.prompts, group=options.group)
+        report = measure.agentic(model, steps, agentic)
     else:
         report = measure.standard(model, work, steps, warmup)
     if not world.current_world().is_main_process:

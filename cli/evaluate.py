@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from qagent_mlx.evaluate.config import EvaluationConfig
+from qagent_mlx.utils.settings import merge
+
 from .console import note, out, waiting
 from .options import (
+    Changes,
     Output,
-    dtype_option,
     json_option,
     opened,
+    setting_options,
     shop_option,
-    split_config,
     split_options,
 )
-from .param_types import BASELINE, PLAIN, POLICY
+from .param_types import BASELINE, DTYPE, FILE, PLAIN, POLICY
 
 if TYPE_CHECKING:
     from qagent_mlx.evaluate.report import EvaluationReport
@@ -35,85 +39,53 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     type=POLICY,
     help="A policy; may be repeated.  [default: grpo, else the newest]",
 )
-@click.option("--baselines", is_flag=True, help="Also the recommenders without a model.")
-@click.option(
-    "--baseline",
-    "named",
-    multiple=True,
-    type=BASELINE,
-    metavar="NAME",
-    help="One of the baselines, also sasrec, which trains a model first; may be repeated.",
-)
-@click.option(
-    "--prompted",
-    multiple=True,
-    type=PLAIN,
-    metavar="FOLDER",
-    help="A chat model that is asked for queries in one prompt: any mlx-lm model folder.",
-)
-@click.option(
-    "--ablation",
-    "ablations",
-    multiple=True,
-    type=PLAIN,
-    metavar="NAME",
-    help='Also each policy with a part switched off, e.g. "no refinement", "no trending".',
+@setting_options(
+    EvaluationConfig,
+    *("with_baselines", "baselines", "prompted", "ablations", "split", "limit", "group", "by"),
+    *("compare", "seed", "dtype"),
+    into="changes",
+    with_baselines={"flags": ("--baselines",), "help": "Also the recommenders without a model."},
+    baselines={
+        "flags": ("--baseline",),
+        "type": BASELINE,
+        "metavar": "NAME",
+        "help": "One of the baselines, also sasrec, which trains a model first; may be repeated.",
+    },
+    prompted={
+        "metavar": "FOLDER",
+        "help": "A chat model that is asked for queries in one prompt: any mlx-lm model folder.",
+    },
+    ablations={
+        "flags": ("--ablation",),
+        "metavar": "NAME",
+        "help": 'Also each policy with a part switched off, e.g. "no refinement", "no trending".',
+    },
+    compare={
+        "type": PLAIN,
+        "metavar": "A:B",
+        "help": "Compare two systems case by case; may be repeated.",
+    },
+    dtype={"type": DTYPE},
 )
 @click.option("--no-search", is_flag=True, help="Also each policy with search switched off.")
 @click.option("--no-memory", is_flag=True, help="Also each policy with memory switched off.")
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["train", "validation", "test"])
-)
-@click.option("--limit", type=click.IntRange(1), help="So many cases, spread over the split.")
-@click.option(
-    "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a case."
-)
-@click.option(
-    "--compare",
-    multiple=True,
-    type=PLAIN,
-    metavar="A:B",
-    help="Compare two systems case by case; may be repeated.",
-)
-@click.option(
-    "--by",
-    multiple=True,
-    type=click.Choice(["history", "tail", "own"]),
-    help="Also slices: how much history, how common the query, whether it is the user's own.",
-)
-@click.option(
     "--html",
     "html_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Also write a report with plots, slices, examples and failures: one file.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of sampling.")
-@dtype_option
 @split_options
 @shop_option
 @json_option
 def evaluate(
-    *,
     policies: tuple[str, ...],
-    baselines: bool,
-    named: tuple[str, ...],
-    prompted: tuple[str, ...],
-    ablations: tuple[str, ...],
+    changes: Changes,
     no_search: bool,
     no_memory: bool,
-    split: str,
-    limit: int | None,
-    group: int,
-    compare: tuple[str, ...],
-    by: tuple[str, ...],
     html_path: Path | None,
-    seed: int,
-    dtype: str | None,
-    test_from: datetime | None,
-    min_history: int | None,
-    test_share: float | None,
-    validation_share: float | None,
+    split: Changes,
     shop_path: Path,
 ) -> Output:
     """Measure what is recommended against what users searched and engaged with next.
@@ -121,47 +93,28 @@ def evaluate(
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
     the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
     """
-    from qagent_mlx.evaluate.config import EvaluationConfig
+    from qagent_mlx.environment.cases import SplitConfig
+    from qagent_mlx.evaluate.html_report import reward_curves, write_page
     from qagent_mlx.evaluate.suite import evaluation_suite
     from qagent_mlx.policy.registry import default_policy
 
-    pairs = _pairs(compare)
+    changes["compare"] = [_pair(text) for text in changes.get("compare", ())]
+    config = merge(EvaluationConfig(), changes)
     switched = [name for name, on in (("no search", no_search), ("no memory", no_memory)) if on]
-    parts = tuple(dict.fromkeys([*switched, *ablations]))
-    config = EvaluationConfig(
-        split=split,  # type: ignore[arg-type]
-        limit=limit,
-        group=group,
-        seed=seed,
-        with_baselines=baselines,
-        baselines=named,
-        prompted=prompted,
-        ablations=parts,
-        compare=tuple(pairs),
-        by=by or (("history", "tail", "own") if html_path else ()),  # type: ignore[arg-type]
-        details=EXAMPLES if html_path else 0,
-        dtype=dtype or "",  # type: ignore[arg-type]
-    )
+    config = replace(config, ablations=tuple(dict.fromkeys([*switched, *config.ablations])))
+    if html_path is not None:
+        by = config.by or ("history", "tail", "own")
+        config = replace(config, by=by, details=EXAMPLES)
     with opened(shop_path) as shop:
-        if not (policies or baselines or named or prompted):
+        if not (policies or config.with_baselines or config.baselines or config.prompted):
             policies = (default_policy(shop, "grpo"),)
-        if not prompted:
-            _check_names(pairs, policies, parts, named, baselines)
+        if not config.prompted:
+            _check_compared(policies, config)
         with waiting("reading cases"):
-            suite = evaluation_suite(
-                shop,
-                policies,
-                config,
-                split_config(test_from, min_history, test_share, validation_share),
-            )
-            if html_path is not None:
-                from qagent_mlx.evaluate.html_report import reward_curves
-
-                curves = reward_curves(shop)
+            suite = evaluation_suite(shop, policies, config, merge(SplitConfig(), split))
+            curves = reward_curves(shop) if html_path is not None else []
     report = suite.evaluate(Progress())
     if html_path is not None:
-        from qagent_mlx.evaluate.html_report import write_page
-
         catalog = suite.environment.search.catalog
         write_page(html_path, report, catalog, suite.rollouts(), curves)
         note(f"wrote {html_path}")
@@ -169,16 +122,16 @@ def evaluate(
 
 
 class Progress:
-    """Says on stderr which system is being measured, and how long each took."""
+    """Say on stderr how long each system took."""
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        self._start = time.perf_counter()
 
     def __call__(self, name: str, cases: int) -> None:
         """A system begins (no cases yet) or has ended."""
         if cases:
-            note(f"{name}: {cases:,} cases in {time.perf_counter() - self._started:.1f} s")
-        self._started = time.perf_counter()
+            note(f"{name}: {cases:,} cases in {time.perf_counter() - self._start:.1f} s")
+        self._start = time.perf_counter()
 
 
 def draw_report(report: EvaluationReport) -> None:
@@ -187,42 +140,29 @@ def draw_report(report: EvaluationReport) -> None:
 
     console = out()
     console.print(table(report))
-    for one in slice_tables(report):
+    comparisons = [comparison_table(report)] if report.comparisons else []
+    for further in [*slice_tables(report), *comparisons]:
         console.print()
-        console.print(one)
-    if report.comparisons:
-        console.print()
-        console.print(comparison_table(report))
+        console.print(further)
 
 
-def _check_names(
-    pairs: list[tuple[str, str]],
-    policies: tuple[str, ...],
-    parts: tuple[str, ...],
-    named: tuple[str, ...],
-    baselines: bool,
-) -> None:
+def _pair(text: str) -> tuple[str, str]:
+    first, sign, second = text.partition(":")
+    if not (sign and first and second) or first == second:
+        raise click.ClickException(f"--compare {text}: write it as A:B, with two evaluated systems")
+    return first, second
+
+
+def _check_compared(policies: Sequence[str], config: EvaluationConfig) -> None:
     """Say at once, not after the cases were read, that a compared system is not evaluated."""
-    from qagent_mlx.errors import QAgentError
     from qagent_mlx.evaluate.baselines.registry import BASELINES
 
-    known = {"*", *policies, *named, *(f"{p} ({part})" for p in policies for part in parts)}
-    known |= set(BASELINES) if baselines else set()
-    for name in dict.fromkeys(name for pair in pairs for name in pair):
+    ablated = {f"{policy} ({part})" for policy in policies for part in config.ablations}
+    known = {"*", *policies, *config.baselines, *ablated}
+    known |= set(BASELINES) if config.with_baselines else set()
+    for name in dict.fromkeys(name for pair in config.compare for name in pair):
         if name not in known:
-            option = "--baseline" if name in BASELINES else "--policy"
-            raise QAgentError(
-                f"--compare: {name} is not among the evaluated systems; add {option} {name}"
+            flag = "--baseline" if name in BASELINES else "--policy"
+            raise click.ClickException(
+                f"--compare: {name} is not among the evaluated systems; add {flag} {name}"
             )
-
-
-def _pairs(compare: tuple[str, ...]) -> list[tuple[str, str]]:
-    from qagent_mlx.errors import QAgentError
-
-    pairs = []
-    for text in compare:
-        first, sign, second = text.partition(":")
-        if not (sign and first and second) or first == second:
-            raise QAgentError(f"--compare {text}: write it as A:B, with two evaluated systems")
-        pairs.append((first, second))
-    return pairs

@@ -22,7 +22,7 @@ COMMANDS = {
     "models": ("models", "List, fetch, show and export base models and policies."),
     "pretrain": ("train", "Train a small policy from scratch on this shop."),
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
-    "distil": ("distil", "Train a small policy on a large one's chains."),
+    "distil": ("train", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
     "serve": ("serve", "Serve recommendations over HTTP."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),

@@ -23,7 +23,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.settings import Setting, SettingError, describe
 
 from .console import emit
-from .param_types import DTYPE, FILE, FOLDER, MOMENT, PLAIN
+from .param_types import DTYPE, FILE, FOLDER, ISO_MOMENT, MOMENT, PLAIN
 
 if TYPE_CHECKING:
     from qagent_mlx.shop.shop import Shop
@@ -219,63 +219,59 @@ dtype_option = click.option(
 
 
 def split_options(function: F) -> F:
-    """Options that say which moments of the log are cases, and where they are cut by time."""
+    """Options that say which moments are cases, and how time splits them; as ``split``."""
+    names = ("test_from", "min_history", "test_share", "validation_share")
+
+    @functools.wraps(function)
+    def command(*args: Any, **parameters: Any) -> Any:
+        values = {name: parameters.pop(name) for name in names}
+        parameters["split"] = {name: value for name, value in values.items() if value is not None}
+        return function(*args, **parameters)
+
     for option in (
         click.option(
             "--validation-share",
             type=click.FloatRange(0, 0.9),
-            default=None,
             help="Share of the cases just before the test cases.  [default: 0.05]",
         ),
         click.option(
             "--test-share",
             type=click.FloatRange(0, 0.9),
-            default=None,
             help="Share of the cases that are test cases, the last ones.  [default: 0.2]",
         ),
         click.option(
             "--test-from",
-            type=MOMENT,
+            type=ISO_MOMENT,
             metavar="T",
             help="Cases from this moment on are test cases, instead of a share.",
         ),
         click.option(
             "--min-history",
             type=click.IntRange(min=0),
-            default=None,
             help="Events a user must have before a case; 0 lets new users in.  [default: 1]",
         ),
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return typing.cast(F, command)
 
 
-def split_config(
-    test_from: datetime | None,
-    min_history: int | None,
-    test_share: float | None,
-    validation_share: float | None,
-    base: Any = None,
-) -> Any:
-    """The `SplitConfig` that `split_options` describe, on top of another one."""
-    from dataclasses import replace
+def learning_options(function: F) -> F:
+    """`split_options`, and what training cases ask for."""
 
-    from qagent_mlx.environment.cases import SplitConfig
+    @functools.wraps(function)
+    def command(*args: Any, learn_from: str | None, split: Changes, **parameters: Any) -> Any:
+        if learn_from is not None:
+            split = {**split, "learn_from": learn_from}
+        return function(*args, split=split, **parameters)
 
-    return replace(
-        base or SplitConfig(),
-        **given(
-            test_from=test_from.isoformat() if test_from else None,
-            min_history=min_history,
-            test_share=test_share,
-            validation_share=validation_share,
-        ),
+    option = click.option(
+        "--learn-from",
+        type=click.Choice(["successes", "searches"]),
+        help="What training cases ask for: a session's first search that led to an engagement, or "
+        "its first search, whatever came of it. Test cases are always the former.  "
+        "[default: successes]",
     )
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """The options that were given: those that are not None. The others keep their defaults."""
-    return {name: value for name, value in values.items() if value is not None}
+    return typing.cast(F, option(split_options(command)))
 
 
 @contextlib.contextmanager

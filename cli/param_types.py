@@ -33,6 +33,14 @@ class MomentType(click.ParamType):
             self.fail(f"{value!r} is out of range", param, ctx)
 
 
+class IsoMomentType(MomentType):
+    """A time, as the ISO 8601 text that settings hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text of a naive UTC datetime."""
+        return super().convert(value, param, ctx).isoformat()
+
+
 class PlainType(click.ParamType):
     """Text; bytes of the shell that are no UTF-8 become replacement characters."""
 
@@ -90,6 +98,7 @@ class ShardType(click.ParamType):
 
 
 MOMENT = MomentType()
+ISO_MOMENT = IsoMomentType()
 PLAIN = PlainType()
 DTYPE = click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"])
 FILE = click.Path(path_type=Path, dir_okay=False)

@@ -17,6 +17,10 @@ from qagent_mlx.utils.settings import Setting, describe
 SECTIONS = (
     ("Shop", "`shop.json` in the shop's folder", "shop.config.ShopConfig"),
     ("Serving", "flags of `qagent serve`", "serve.config.ServeConfig"),
+    ("Evaluation", "flags of `qagent evaluate`", "evaluate.config.EvaluationConfig"),
+    ("Simulated A/B test", "flags of `qagent abtest`", "evaluate.config.AbConfig"),
+    ("Reproduction", "flags of `qagent reproduce`", "reproduce.config.ReproduceConfig"),
+    ("Demo", "flags of `qagent demo`", "demo.config.DemoConfig"),
     ("Recommending to many users", "flags of `qagent recommend`", "serve.config.BulkConfig"),
 )
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
-from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..policy.registry import derive, open_policy
 from ..policy.small_llama import SIZES, new_policy, save_base
@@ -31,29 +29,12 @@ from ..runs.loop import OnStep
 from ..shop.shop import Shop
 from ..utils import settings
 from ..utils.text import query_key
-from . import setting_types as types
+from .config import DistillConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .fit import FitConfig, FitReport, LikelihoodTrainer, fit
 from .pretrain import shop_texts
-from .setting_types import at_least
 
 OnChains = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """How many chains are sampled, and how the student learns them."""
-
-    cases: Annotated[int, at_least(1, "Training cases, evenly spaced over the log.")] = 1000
-    group: Annotated[int, at_least(1, "Chains that the teacher samples for each case.")] = 4
-    steps: types.Steps = 350
-    batch_size: types.BatchSize = 32
-    learning_rate: types.LearningRate = 1e-3
-    vocab_size: types.VocabSize = 2048
-    read: types.Read = 0.3
-    measured: types.Measured = 100
-    seed: types.Seed = 0
-    lora: LoraConfig = field(default_factory=LoraConfig)  # of a student that exists already
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,27 @@
-"""Settings of GRPO."""
+"""Settings of GRPO.
+
+The command line's help reads them, so this module imports nothing that takes long.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from msgspec import Meta
 
 from ..environment.rewards import COMPONENTS, WEIGHTS, Component, parse_weight
 from ..errors import QAgentError
 from ..policy.lora import LoraConfig
-from ..runs.loop import LoopConfig
 from ..utils import settings
 from ..utils.settings import SettingError
 from . import setting_types as types
-from .fit import learning_rate
-from .losses import CLIP_RANGES
-from .monitors import AlarmConfig
+from .config import AlarmConfig
 from .setting_types import at_least
+
+if TYPE_CHECKING:
+    from ..runs.loop import LoopConfig
 
 Weight = Annotated[float, Meta(ge=0)]
 Schedule = tuple[tuple[float, Weight], ...]
@@ -115,6 +117,8 @@ class GrpoConfig:
     @property
     def clip(self) -> tuple[float, float]:
         """How far the importance ratio may fall below and rise above 1."""
+        from .losses import CLIP_RANGES
+
         low, high = CLIP_RANGES[self.loss]
         return (
             low if self.clip_low is None else self.clip_low,
@@ -124,18 +128,24 @@ class GrpoConfig:
     @property
     def loop(self) -> LoopConfig:
         """What of the settings concerns the training loop."""
+        from ..runs.loop import LoopConfig
+
         return LoopConfig(
             self.steps, self.save_every, self.keep, self.eval_every, self.best_by, self.stop_after
         )
 
     def learning_rate_at(self, number: int) -> float:
         """The learning rate of the step with this number, from 0."""
+        from .fit import learning_rate
+
         if self.schedule == "cosine":
             return learning_rate(self.learning_rate, self.warmup, self.steps, number)
         return self.learning_rate * min(1.0, (number + 1) / max(1, self.warmup))
 
     def weights_at(self, number: int) -> dict[str, float]:
         """The reward weights in the step with this number, from 0."""
+        import numpy as np
+
         changing = {
             name: float(np.interp(number + 1, [s for s, _ in points], [w for _, w in points]))
             for name, points in self.curriculum.items()
@@ -172,7 +182,7 @@ class GrpoConfig:
                 )
         scheduled = [weight for points in self.curriculum.values() for _, weight in points]
         if not any([*scheduled, *(self.weights.get(name, 0.0) for name in components)]):
-            raise SettingError("weights", "cannot all be 0: nothing would be learned")
+            raise SettingError("weights", "must not be 0 for all rewards: nothing would be learned")
 
 
 def with_weights(

@@ -13,10 +13,11 @@ from ..runs.records import Alert, LoopResult, TrainingReport
 from ..runs.training_run import TrainingRun, open_to_resume, policy_to_resume
 from ..shop.shop import Shop
 from ..utils.settings import merge
+from .config import AlarmConfig
 from .grpo import GrpoTrainer
 from .grpo_config import GrpoConfig
 from .memory_estimate import check_memory, grpo_bytes
-from .monitors import AlarmConfig, AlarmMonitor, FirstUpdateCheck
+from .monitors import AlarmMonitor, FirstUpdateCheck
 from .run_options import RunOptions
 
 

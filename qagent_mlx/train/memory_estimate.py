@@ -17,8 +17,8 @@ from ..models.cpu_kernels import HEAD_BLOCK
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
 from ..utils.runtime import total_memory
+from .config import AlarmConfig
 from .grpo_config import GrpoConfig
-from .monitors import AlarmConfig
 
 DECODED_TOGETHER = 256  # chains, at most (RolloutRunner)
 # What a block keeps for its backward pass, in tensors of the hidden width, of the feed-forward

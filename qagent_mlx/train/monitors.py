@@ -9,57 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
 import mlx.core as mx
-from msgspec import Meta
 
 from ..errors import QAgentError
 from ..policy.policy import Policy
 from ..runs.records import Alert, Metrics
 from ..utils import settings
-from .setting_types import at_least
+from .config import AlarmConfig
 
-Action = Literal["stop", "warn", "off"]
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
 ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
-
-
-def alarm(trouble: str) -> Meta:
-    """What an alarm does."""
-    return Meta(description=f"What to do when {trouble}.")
-
-
-@dataclass(frozen=True)
-class AlarmConfig:
-    """What each alarm does, and from where on."""
-
-    format: Annotated[Action, alarm("chains no longer end in a recommendation")] = "stop"
-    format_floor: Annotated[
-        float, at_least(0, "Share of chains that must end in a recommendation.")
-    ] = 0.2
-    entropy: Annotated[Action, alarm("the policy samples the same chain again and again")] = "warn"
-    entropy_floor: Annotated[float, at_least(0, "Entropy that a token must have.", "nats")] = 0.005
-    kl: Annotated[Action, alarm("the policy runs away from its reference")] = "stop"
-    kl_ceiling: Annotated[
-        float, at_least(0, "KL divergence from the reference that a token may have.", "nats")
-    ] = 5.0
-    dropped: Annotated[Action, alarm("the chains of every group score the same")] = "warn"
-    ratio: Annotated[Action, alarm("the policy scores its own samples differently")] = "warn"
-    ratio_ceiling: Annotated[
-        float,
-        at_least(
-            0, "Difference that a token's log-probability may have, sampled and scored.", "nats"
-        ),
-    ] = 0.05
-    memory: Annotated[Action, alarm("a run's estimated memory exceeds the machine's")] = "stop"
-    memory_share: Annotated[
-        float, at_least(0, "Share of the machine's memory that a run may use.")
-    ] = 0.9
-    patience: Annotated[
-        int,
-        at_least(1, "Steps in a row before an alarm fires; that of ratio fires at once.", "steps"),
-    ] = 5
 
 
 def _last_of(

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from msgspec import Meta
 from tokenizers import Tokenizer
 
 from ..agent.tools import SearchProducts, SearchRequest
@@ -32,7 +31,7 @@ from ..protocol.config import AgentConfig
 from ..runs.loop import OnStep
 from ..shop.shop import Shop
 from ..utils import settings
-from . import setting_types as types
+from .config import PretrainConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .fit import (
     FitConfig,
@@ -43,30 +42,9 @@ from .fit import (
     fit,
     predicted_cost,
 )
-from .setting_types import share
 
 T = TypeVar("T")
 OnCost = Callable[[TrainingCost], None]
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Size of the model and how long it learns."""
-
-    size: Annotated[
-        Literal["nano", "tiny", "small"], Meta(description="Size of the new model.")
-    ] = "tiny"
-    vocab_size: types.VocabSize = 2048
-    steps: types.Steps = 350
-    batch_size: types.BatchSize = 32
-    learning_rate: types.LearningRate = 1e-3  # at 3e-3 a tiny model does not learn to read results
-    read: types.Read = 0.3
-    drop_lines: Annotated[
-        float, share("Probability of a line of memory to be left out of a demonstration.")
-    ] = 0.15
-    disguise: types.Disguise = 0.5
-    words: types.Words = False
-    seed: types.Seed = 0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from ..environment.environment import Environment, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
-from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..protocol.codec import ChatCodec
 from ..runs.loop import LoopConfig, OnStep, TrainingLoop
@@ -21,45 +20,14 @@ from ..runs.records import LoopResult, Metrics
 from ..runs.training_run import TrainingRun, open_to_resume, policy_to_resume
 from ..shop.shop import Shop
 from ..utils import settings
-from . import setting_types as types
+from .config import SftConfig
 from .demonstrations import DemoConfig, Demonstrator
 from .fit import FitConfig, FitReport, LikelihoodTrainer
 from .run_options import RunOptions
-from .setting_types import share
 
 # Cases that are demonstrated more often are known by their words. On half of Best Buy's users
 # (some 150 cases) GRPO from such a start stayed below the memory ranker's first line.
 MAX_PASSES = 2
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """How the cold start is done."""
-
-    steps: types.Steps = 60
-    batch_size: types.BatchSize = 32
-    learning_rate: types.LearningRate = 5e-4
-    compare: Annotated[
-        float, share("Share of demonstrations that search on after the relevant line.")
-    ] = 0.1
-    # By default as the base was pretrained, and 1 where there are so few cases that each is
-    # demonstrated more than `MAX_PASSES` times.
-    disguise: types.Disguise | None = None
-    words: types.Words | None = None  # by default as the base was pretrained
-    seed: types.Seed = 0
-    save_every: types.SaveEvery = 25
-    keep: types.Keep = 2
-    measured: types.Measured = 100
-    lora: LoraConfig = field(default_factory=LoraConfig)
-
-    def check(self) -> None:
-        """Refuse settings that cannot train anything.
-
-        Raises:
-            SettingError: names the setting and what it may be.
-        """
-        settings.check(self)
-        self.lora.check()
 
 
 @dataclass(frozen=True)

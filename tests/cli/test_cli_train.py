@@ -80,7 +80,7 @@ def test_wrong_settings_end_in_one_line(cli, shop):
         (("--config", "none.toml"), "No such file"),
         (("--preset", "single-trun"), "did you mean single-turn?"),
         (("--alarm", "kl=loud"), "must be one of stop, warn, off"),
-        (("--stop-after", "2"), "needs --eval-every"),
+        (("--stop-after", "2"), "--stop-after needs --eval-every"),
         (("--weight", "fun=1"), "no reward 'fun'"),
     ):
         assert words in cli.error("train", "grpo", "--policy", "sample", *options, "--shop", shop)

@@ -182,7 +182,7 @@ def test_weights_of_flags(tmp_path):
     ):
         with pytest.raises(QAgentError, match=words):
             with_weights(GrpoConfig(), None, assignments=[pair])
-    with pytest.raises(QAgentError, match="weights cannot all be 0"):
+    with pytest.raises(QAgentError, match="must not be 0 for all rewards"):
         with_weights(GrpoConfig(), None, assignments=[f"{n}=0" for n in GrpoConfig().weights])
 
 
