@@ -61,7 +61,7 @@ def demo(
     With --shop PATH of a shop of your own there is only the session, on a copy of it that is
     thrown away at the end, unless you say --keep. Commands may also be piped in.
     """
-    from qagent_mlx.demo.playground import borrowed
+    from qagent_mlx.demo.playground import temporary_copy
     from qagent_mlx.demo.story import SHOP_NAME
     from qagent_mlx.shop.sample import is_sample_shop
 
@@ -83,19 +83,19 @@ def demo(
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     note("playing on a copy of the shop; --keep plays on the shop itself")
-    with borrowed(shop_path) as shop:
+    with temporary_copy(shop_path) as shop:
         _play(shop, policy, config.seed)
 
 
 def _play(shop: Shop, policy: str | None, seed: int) -> None:
-    from qagent_mlx.demo.playground import Session
+    from qagent_mlx.demo.playground import PlaygroundSession
     from qagent_mlx.policy.registry import default_policy, open_policy
 
     from .play import play
 
     with waiting("opening the shop"):
         name = policy or default_policy(shop, "grpo")
-        session = Session(shop, open_policy(shop, name), seed=seed, name=name)
+        session = PlaygroundSession(shop, open_policy(shop, name), seed=seed, name=name)
         _ = session.recommender
     play(session)
 

@@ -1,4 +1,4 @@
-"""The session of ``qagent demo``: reads commands, and draws what a `Session` returns."""
+"""The session of ``qagent demo``: reads commands, and draws what a `PlaygroundSession` returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qagent_mlx.agent.recommend import UserRecommendations
-    from qagent_mlx.demo.playground import Seen, Session
+    from qagent_mlx.demo.playground import ObservedTurn, PlaygroundSession
 
 HELP = """\
 users [TEXT]              find users, by id or by what they searched
@@ -41,7 +41,7 @@ PROFILE_LINES = 5  # that a watched chain shows of the memory
 TRAINING_STEPS = 10
 
 
-def play(session: Session) -> None:
+def play(session: PlaygroundSession) -> None:
     """Read commands until the end."""
     from qagent_mlx.errors import QAgentError
 
@@ -76,7 +76,7 @@ def play(session: Session) -> None:
                 console.print("interrupted")
 
 
-def _read_line(session: Session) -> str:
+def _read_line(session: PlaygroundSession) -> str:
     from qagent_mlx.utils.text import strip_control_characters
 
     where = f" @ {session.moment:%Y-%m-%d %H:%M}" if session.moment else ""
@@ -93,29 +93,24 @@ def _print(text: Any, style: str = "") -> None:
 # Commands: each gets the session and the rest of the line
 
 
-def _find_users(session: Session, text: str) -> None:
+def _find_users(session: PlaygroundSession, text: str) -> None:
     users = session.find_users(text)
     if not users:
         _print("nobody")
         return
     rows = [
-        (
-            user["user"],
-            f"{user['events']:,}",
-            f"{user['last']:%Y-%m-%d %H:%M}",
-            short(user["query"], 40),
-        )
+        (user.user, f"{user.events:,}", f"{user.last:%Y-%m-%d %H:%M}", short(user.query, 40))
         for user in users
     ]
     print_table(("user", "events", "last seen", "last query"), rows, numbers=("events",))
 
 
-def _change_user(change: str, session: Session, user: str) -> None:
+def _change_user(change: str, session: PlaygroundSession, user: str) -> None:
     if change == "use":
         if not user:
             _print("which user? user ID; find one with: users TEXT")
             return
-        session.use(user)
+        session.switch_user(user)
     else:
         getattr(session, change)()
     view = session.memory()
@@ -123,11 +118,11 @@ def _change_user(change: str, session: Session, user: str) -> None:
     _print(f"you are {session.user}: {known}; try memory, recommend")
 
 
-def _recommend(session: Session, _: str) -> None:
+def _recommend(session: PlaygroundSession, _: str) -> None:
     console = out()
     currency = session.shop.config.currency
 
-    def watch(seen: Seen) -> None:
+    def watch(seen: ObservedTurn) -> None:
         if seen.chain == 0:
             for line in _turn_lines(seen, currency):
                 console.print(line, no_wrap=True, overflow="ellipsis")
@@ -141,13 +136,13 @@ def _recommend(session: Session, _: str) -> None:
     rows = []
     for rank, r in enumerate(result.recommendations, 1):
         top = session.products(r.products[:1], result.as_of)
-        title = short(top[0]["title"], 36) if top else ""
+        title = short(top[0].title, 36) if top else ""
         rows.append((rank, safe(short(r.query, 30), "bold"), f"{r.votes}/{chains}", title))
     columns = ("#", "query", "votes", "top product")
     print_table(columns, rows, numbers=("#", "votes"), wide="top product")
 
 
-def _turn_lines(seen: Seen, currency: str) -> Iterator[Text]:
+def _turn_lines(seen: ObservedTurn, currency: str) -> Iterator[Text]:
     """A turn with its time, and the tool's results below it."""
     from rich.text import Text
 
@@ -168,13 +163,13 @@ def _turn_lines(seen: Seen, currency: str) -> Iterator[Text]:
     if turn.kind == "search" and not seen.products:
         yield Text(f"{indent}nothing found", "dim")
     for rank, product in enumerate(seen.products[:2], 1):
-        price = "" if product["price"] is None else f"  {currency}{product['price']:,.2f}"
-        stock = "" if product["in_stock"] else "  sold out"
-        title = short(product["title"], 44)
+        price = "" if product.price is None else f"  {currency}{product.price:,.2f}"
+        stock = "" if product.in_stock else "  sold out"
+        title = short(product.title, 44)
         yield Text.assemble(indent, safe(f"{rank}. {title}{price}{stock}", "dim"))
 
 
-def _why(session: Session, _: str) -> None:
+def _why(session: PlaygroundSession, _: str) -> None:
     console = out()
     result = session.last
     if result is None:
@@ -197,11 +192,11 @@ def _why(session: Session, _: str) -> None:
             console.print(line)
 
 
-def _search(session: Session, query: str) -> None:
+def _search(session: PlaygroundSession, query: str) -> None:
     draw_products(session.search(query), session.shop.config.currency)
 
 
-def _engage(event: str, session: Session, number: str) -> None:
+def _engage(event: str, session: PlaygroundSession, number: str) -> None:
     """Click or buy what has a number on the screen; to click a query is to search it."""
     chosen = session.choose(int(number) if number.isdecimal() else 0)
     if event == "click" and not chosen.product_id:
@@ -213,7 +208,7 @@ def _engage(event: str, session: Session, number: str) -> None:
     out().print(safe(text), soft_wrap=True)
 
 
-def _travel(session: Session, time: str) -> None:
+def _travel(session: PlaygroundSession, time: str) -> None:
     if not time:
         _print("as-of which moment? as-of 2026-03-01T12:00, or as-of now")
         return
@@ -229,7 +224,7 @@ def _travel(session: Session, time: str) -> None:
     )
 
 
-def _compare(session: Session, policy: str) -> None:
+def _compare(session: PlaygroundSession, policy: str) -> None:
     if not policy:
         _print(f"with which policy? {', '.join(session.policies)}, sample")
         return
@@ -238,21 +233,21 @@ def _compare(session: Session, policy: str) -> None:
     _draw_side_by_side(results)
 
 
-def _train(session: Session, count: str) -> None:
+def _train(session: PlaygroundSession, count: str) -> None:
     if count and not (count.isdecimal() and 1 <= int(count) <= 10_000):
         _print("how many steps? train 10")
         return
     steps, before = int(count or TRAINING_STEPS), session.policy_name
     with TrainingProgress(steps, "GRPO") as progress:
         result = session.train(steps, progress, note)
-    report, after = result["report"], session.policy_name
+    report, after = result.report, session.policy_name
     text = (
         f"{report.steps} steps in {report.seconds:.0f} s; reward "
         f"{report.reward_first:.3f} -> {report.reward_last:.3f}; "
         f"{after} recommends from now on"
     )
     out().print(safe(text), soft_wrap=True)
-    _draw_side_by_side({f"before: {before}": result["before"], f"after: {after}": result["after"]})
+    _draw_side_by_side({f"before: {before}": result.before, f"after: {after}": result.after})
 
 
 def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
@@ -271,7 +266,7 @@ def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
     print_table(("#", *results), rows, numbers=("#",), widths=dict.fromkeys(results, 36))
 
 
-_HANDLERS: dict[str, Callable[[Session, str], None]] = {
+_HANDLERS: dict[str, Callable[[PlaygroundSession, str], None]] = {
     "users": _find_users,
     "user": partial(_change_user, "use"),
     "next": partial(_change_user, "next_user"),
@@ -295,7 +290,7 @@ COMMANDS = (*(name for name in _HANDLERS if name != "?"), "quit")
 
 
 @contextlib.contextmanager
-def _line_editing(session: Session) -> Iterator[None]:
+def _line_editing(session: PlaygroundSession) -> Iterator[None]:
     """Edit lines where the system has readline."""
     try:
         import readline
@@ -319,7 +314,7 @@ def _line_editing(session: Session) -> Iterator[None]:
         readline.set_completer_delims(delimiters)
 
 
-def completions(session: Session, line: str, text: str) -> list[str]:
+def completions(session: PlaygroundSession, line: str, text: str) -> list[str]:
     """What Tab offers for the word ``text`` at the end of a line."""
     name, blank, _ = line.lstrip().partition(" ")
     if not blank:
@@ -332,5 +327,5 @@ def completions(session: Session, line: str, text: str) -> list[str]:
     elif name == "as-of":
         words = ("now",)
     elif name in ("click", "buy"):
-        words = [str(number) for number in range(1, len(session.shown) + 1)]
+        words = [str(number) for number in range(1, len(session.screen) + 1)]
     return [word for word in words if word.startswith(text)]

@@ -1,4 +1,4 @@
-"""Playing a user: read their memory, take recommendations, search, click, buy, look again.
+"""Play a user of a shop: read their memory, take recommendations, search, click, buy, look again.
 
 What the user does is written to the shop's log, after its last event, so the next profile
 and the next recommendation already know it.
@@ -32,14 +32,14 @@ from ..types import Profile
 if TYPE_CHECKING:
     from ..environment.environment import Environment
 
-PAUSE = timedelta(seconds=20)  # between what a user does
-RECENT = {"train": 400, "validation": 40}  # cases that a short training here looks at
-TRAINED = "session"  # what a policy is called that was trained here
+PAUSE = timedelta(seconds=20)  # between two events of the user
+LAST_CASES = {"train": 400, "validation": 40}  # that a short training here learns from
+TRAINED_NAME = "session"  # of a policy that was trained here
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """Something on the screen that has a number: a query, or a product found by a query."""
+class ScreenItem:
+    """Something on the screen that has a number: a query, or a product with its query."""
 
     query: str
     product_id: str = ""
@@ -47,31 +47,55 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A turn of a chain as it happened: ``seconds`` since the user asked.
+class ProductState:
+    """A product as it is shown at a moment; the price is None where it is unknown."""
 
-    ``chain`` numbers the chains of the answer; ``profile`` comes with the turn that fetched
-    it, ``products`` (title, price, in_stock) with a search.
-    """
+    title: str
+    price: float | None
+    in_stock: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTurn:
+    """A turn of a chain, as it happened, so many seconds after the user asked."""
 
     seconds: float
-    chain: int
+    chain: int  # index of the chain in its group
     turn: Turn
-    profile: Profile | None = None
-    products: tuple[dict[str, Any], ...] = ()
+    profile: Profile | None  # what a turn that fetched the memory read
+    products: tuple[ProductState, ...]  # what a search found
 
 
-class Session:
+@dataclass(frozen=True, slots=True)
+class UserSummary:
+    """A user of the log: number of events, moment of the last one, and the last query."""
+
+    user: str
+    events: int
+    last: datetime
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """The report of a training, and what the user was recommended before and after it."""
+
+    report: Any
+    before: UserRecommendations
+    after: UserRecommendations
+
+
+class PlaygroundSession:
     """One user after another, with a policy that recommends to them.
 
     Args:
         shop: Open for writing.
         policy: Recommends.
-        user: Who comes first; the busiest recent user by default.
-        group: Chains a recommendation.
-        k: Queries a recommendation.
-        seed: Of the sampling and of `random_user`.
-        name: What the policy is called in the shop.
+        user: The first user; the most recent of the busy ones by default.
+        group: Chains of a recommendation.
+        k: Queries of a recommendation.
+        seed: Seed of the sampling and of `random_user`.
+        name: The policy's name in the shop.
     """
 
     def __init__(
@@ -86,141 +110,89 @@ class Session:
         name: str = "",
     ) -> None:
         self.shop, self.policy = shop, policy
-        self.policy_name = name or getattr(getattr(policy, "info", None), "name", "")
+        self.policy_name = name or policy.info.name
         self._group, self._k, self._seed = group, k, seed
         self._random = random.Random(seed)
         self._recommender: Recommender | None = None
         self._environment: Environment | None = None
-        self.users: Sequence[str] = [
-            name
-            for (name,) in shop.connection.execute(
-                """SELECT user_id FROM events GROUP BY user_id HAVING count(*) >= 10
-                ORDER BY max(ts) DESC, user_id LIMIT 500"""
-            ).fetchall()
-        ]
+        rows = shop.connection.execute(
+            """SELECT user_id FROM events GROUP BY user_id HAVING count(*) >= 10
+            ORDER BY max(ts) DESC, user_id LIMIT 500"""
+        ).fetchall()
+        self.users: Sequence[str] = [name for (name,) in rows]
         self.user = user or (self.users[0] if self.users else "guest-1")
-        self.moment: datetime | None = None  # a moment of the past; None: after the log
-        self.shown: list[Shown] = []
+        self.moment: datetime | None = None  # a moment of the past, or None: after the log
+        self.screen: list[ScreenItem] = []
         self.last: UserRecommendations | None = None
 
-    # ------------------------------------------------------------ who and when
-
-    def use(self, user: str) -> str:
-        """Be this user from now on; somebody unknown is a new user."""
-        self.user, self.shown, self.last = user, [], None
+    def switch_user(self, user: str) -> str:
+        """Be this user from now on; an unknown one is a new user."""
+        self.user, self.screen, self.last = user, [], None
         return user
 
     def next_user(self) -> str:
         """Be the next user of the list."""
         at = self.users.index(self.user) + 1 if self.user in self.users else 0
-        return self.use(self.users[at % len(self.users)] if self.users else self.user)
+        return self.switch_user(self.users[at % len(self.users)] if self.users else self.user)
 
     def random_user(self) -> str:
-        """Be any user of the list."""
-        return self.use(self._random.choice(self.users) if self.users else self.user)
+        """Be a random user of the list."""
+        return self.switch_user(self._random.choice(self.users) if self.users else self.user)
 
     def new_user(self) -> str:
-        """Be somebody of whom nothing is known."""
+        """Be a user of whom nothing is known."""
         number = 1
-        while self._events(f"guest-{number}"):
+        while self.shop.has_events(f"guest-{number}"):
             number += 1
-        return self.use(f"guest-{number}")
+        return self.switch_user(f"guest-{number}")
 
-    def find_users(self, text: str = "", most: int = 12) -> list[dict[str, Any]]:
-        """Users whose id, or one of whose queries, holds a text; the most recent first.
-
-        Returns:
-            user, events, last (the moment of the last event), query (the last one).
-        """
+    def find_users(self, text: str = "", limit: int = 12) -> list[UserSummary]:
+        """Users whose id or one of whose queries contains a text; the most recent first."""
         rows = self.shop.connection.execute(
-            """SELECT user_id, count(*), max(ts), arg_max(query, ts) FILTER (query IS NOT NULL)
+            """SELECT user_id, count(*), max(ts),
+                coalesce(arg_max(query, ts) FILTER (query IS NOT NULL), '')
             FROM events WHERE $text = '' OR user_id IN (
                 SELECT user_id FROM events
                 WHERE contains(lower(user_id), $text) OR contains(lower(query), $text))
-            GROUP BY user_id ORDER BY max(ts) DESC, user_id LIMIT $most""",
-            {"text": text.lower(), "most": most},
+            GROUP BY user_id ORDER BY max(ts) DESC, user_id LIMIT $limit""",
+            {"text": text.lower(), "limit": limit},
         ).fetchall()
-        return [
-            {"user": user, "events": events, "last": last, "query": query or ""}
-            for user, events, last, query in rows
-        ]
+        return [UserSummary(*row) for row in rows]
 
     def travel(self, moment: datetime | None) -> None:
-        """See memory, search and recommendations as they were at a moment; None comes back."""
-        self.moment, self.shown, self.last = moment, [], None
+        """See memory, search and recommendations as of a moment; None returns to now."""
+        self.moment, self.screen, self.last = moment, [], None
 
-    # ------------------------------------------------------------ looking
+    @property
+    def now(self) -> datetime:
+        """The moment that is looked at: that of `travel`, or the one after the log's last event."""
+        return self.moment or self.shop.end_of_log()
 
     @property
     def recommender(self) -> Recommender:
-        """Knows the log as it is now."""
+        """Recommends with the policy, from the log as it is now."""
         if self._recommender is None:
             self._recommender = Recommender(self.shop, self.policy, group=self._group)
         return self._recommender
+
+    @property
+    def policies(self) -> list[str]:
+        """The names of the shop's policies."""
+        return policy_names(self.shop)
 
     def memory(self) -> MemoryView:
         """The user's profile and interest graph."""
         return inspect_memory(self.shop, self.user, self.moment, self.policy.codec.count)
 
-    def recommend(self, watch: Callable[[Seen], None] | None = None) -> UserRecommendations:
+    def recommend(self, watch: Callable[[ObservedTurn], None] | None = None) -> UserRecommendations:
         """Recommend to the user; the queries get the numbers on the screen.
 
         Args:
             watch: Called with each turn of each chain as soon as it has its answer.
         """
-        self.last = self._ask(self.recommender, watch)
-        self.shown = [Shown(r.query) for r in self.last.recommendations]
+        self.last = self._recommend_with(self.recommender, watch)
+        self.screen = [ScreenItem(r.query) for r in self.last.recommendations]
         return self.last
-
-    def _ask(
-        self, recommender: Recommender, watch: Callable[[Seen], None] | None = None
-    ) -> UserRecommendations:
-        moment = self.moment or self.shop.end_of_log()
-        began = time.perf_counter()
-        profile = recommender.profiles([self.user], moment)[0]
-
-        def on_turn(chain: int, turn: Turn) -> None:
-            if watch is not None:
-                read = profile if turn.kind == "fetch" else None
-                products = self.products(turn.products, moment)
-                watch(Seen(time.perf_counter() - began, chain, turn, read, tuple(products)))
-
-        found = recommender.answer(
-            [RecommendRequest(profile, moment, self._k, self._group)],
-            self._seed,
-            watch=on_turn if watch is not None else None,
-        )[0]
-        return replace(found, latency_ms=(time.perf_counter() - began) * 1000)
-
-    def products(self, ids: Sequence[str], moment: datetime | None) -> list[dict[str, Any]]:
-        """Title, price (None when unknown) and in_stock of products at a moment."""
-        catalog = self.recommender.search.catalog
-        rows = catalog.row_of
-        made = []
-        for product in ids:
-            price, in_stock = catalog.state_at(rows[product], moment)
-            made.append(
-                {
-                    "title": catalog.titles[rows[product]],
-                    "price": price if price == price else None,
-                    "in_stock": in_stock,
-                }
-            )
-        return made
-
-    def search(self, query: str) -> list[ProductHit]:
-        """The user searches; the products get the numbers on the screen.
-
-        In the past nobody can act, so a search there leaves no trace.
-        """
-        moment = self.moment or self.shop.end_of_log()
-        found = search_products(
-            self.shop, query, self._k, as_of=moment, search=self.recommender.search
-        )
-        if self.moment is None:
-            self._write([{"type": "search", "query": query}])
-        self.shown = [Shown(query, p.product_id, p.title) for p in found]
-        return found
 
     def compare(self, name: str) -> dict[str, UserRecommendations]:
         """What this and another policy of the shop recommend to the same user.
@@ -230,52 +202,88 @@ class Session:
         """
         other = Recommender(self.shop, open_policy(self.shop, name), group=self._group)
         title = name if name != self.policy_name else f"{name} (again)"
-        return {self.policy_name: self._ask(self.recommender), title: self._ask(other)}
+        return {
+            self.policy_name: self._recommend_with(self.recommender),
+            title: self._recommend_with(other),
+        }
 
-    @property
-    def policies(self) -> list[str]:
-        """The names that `compare` knows."""
-        return policy_names(self.shop)
+    def _recommend_with(
+        self, recommender: Recommender, watch: Callable[[ObservedTurn], None] | None = None
+    ) -> UserRecommendations:
+        moment = self.now
+        start = time.perf_counter()
+        profile = recommender.profiles([self.user], moment)[0]
 
-    # ------------------------------------------------------------ acting
+        def on_turn(chain: int, turn: Turn) -> None:
+            assert watch is not None
+            fetched = profile if turn.kind == "fetch" else None
+            products = tuple(self.products(turn.products, moment))
+            watch(ObservedTurn(time.perf_counter() - start, chain, turn, fetched, products))
 
-    def choose(self, number: int) -> Shown:
+        request = RecommendRequest(profile, moment, self._k, self._group)
+        answer = recommender.answer([request], self._seed, watch=on_turn if watch else None)[0]
+        return replace(answer, latency_ms=(time.perf_counter() - start) * 1000)
+
+    def products(self, ids: Sequence[str], moment: datetime | None) -> list[ProductState]:
+        """Products as they are shown at a moment."""
+        catalog = self.recommender.search.catalog
+        states = []
+        for row in (catalog.row_of[product] for product in ids):
+            price, in_stock = catalog.state_at(row, moment)
+            states.append(
+                ProductState(catalog.titles[row], price if price == price else None, in_stock)
+            )
+        return states
+
+    def search(self, query: str) -> list[ProductHit]:
+        """Search as the user; the products get the numbers on the screen.
+
+        A search in the past is not logged, as the past cannot be changed.
+        """
+        search = self.recommender.search
+        hits = search_products(self.shop, query, self._k, as_of=self.now, search=search)
+        if self.moment is None:
+            self._append([{"type": "search", "query": query}])
+        self.screen = [ScreenItem(query, hit.product_id, hit.title) for hit in hits]
+        return hits
+
+    def choose(self, number: int) -> ScreenItem:
         """What has this number on the screen.
 
         Raises:
             QAgentError: nothing has.
         """
-        if not self.shown:
+        if not self.screen:
             raise QAgentError("nothing is on the screen; try recommend, or search TEXT")
-        if not 1 <= number <= len(self.shown):
-            raise QAgentError(f"choose a number from 1 to {len(self.shown)}")
-        return self.shown[number - 1]
+        if not 1 <= number <= len(self.screen):
+            raise QAgentError(f"choose a number from 1 to {len(self.screen)}")
+        return self.screen[number - 1]
 
-    def engage(self, product: Shown, kind: str) -> None:
-        """The user clicks or buys a product that a search has shown.
+    def engage(self, item: ScreenItem, kind: str) -> None:
+        """Click or buy, as the user, a product that a search has shown.
 
         Raises:
             QAgentError: it is a query, it is sold out, or the session looks at the past.
         """
-        if not product.product_id:
-            raise QAgentError(f"{product.query!r} is a query; click it to see its products")
-        state = self.products([product.product_id], self.moment or self.shop.end_of_log())[0]
-        if kind == "purchase" and not state["in_stock"]:
-            raise QAgentError(f"{product.title} is sold out; it can be clicked, not bought")
-        rows = [{"type": "click", "query": product.query, "product_id": product.product_id}]
-        if kind != "click":
-            rows.append({**rows[0], "type": kind})
-        self._write(rows)
+        if not item.product_id:
+            raise QAgentError(f"{item.query!r} is a query; click it to see its products")
+        if kind == "purchase" and not self.products([item.product_id], self.now)[0].in_stock:
+            raise QAgentError(f"{item.title} is sold out; it can be clicked, not bought")
+        kinds = ["click"] if kind == "click" else ["click", kind]
+        self._append(
+            [{"type": k, "query": item.query, "product_id": item.product_id} for k in kinds]
+        )
 
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+    def _append(self, events: Sequence[dict[str, Any]]) -> None:
         if self.moment is not None:
             raise QAgentError("the past cannot be changed; come back with: as-of now")
-        moment = self.shop.end_of_log()
-        made = [
-            {"user_id": self.user, "time": moment + PAUSE * (i + 1), **row}
-            for i, row in enumerate(rows)
-        ]
-        report = append_events(self.shop, made)
+        report = append_events(
+            self.shop,
+            [
+                {"user_id": self.user, "time": self.now + PAUSE * (i + 1), **event}
+                for i, event in enumerate(events)
+            ],
+        )
         if report.rejected:
             raise QAgentError(report.examples[0])
         if self._recommender is not None:
@@ -286,16 +294,13 @@ class Session:
         steps: int,
         on_step: Callable[[dict[str, Any]], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
-    ) -> dict[str, Any]:
-        """Some steps of GRPO on this shop; the session goes on with what came of them.
+    ) -> TrainingOutcome:
+        """Train with GRPO on this shop, and go on with the trained policy.
 
         Args:
-            steps: How many.
-            on_step: As in `train_grpo`.
+            steps: Training steps.
+            on_step: Called after each step with its metrics.
             on_stage: Called with what begins.
-
-        Returns:
-            report (of `train_grpo`), before and after (`UserRecommendations` of the user).
         """
         from ..environment.environment import Environment
         from ..runs.run import free_name
@@ -303,15 +308,14 @@ class Session:
         from ..train.grpo_run import train_grpo
         from ..train.run_options import RunOptions
 
-        say = on_stage or (lambda stage: None)
-        before = self._ask(self.recommender)
-        agent = self.policy.info.agent
+        before = self._recommend_with(self.recommender)
         if self._environment is None:
-            say("preparing the shop's cases")
+            if on_stage is not None:
+                on_stage("preparing the shop's cases")
             self._environment = Environment.of_shop(
-                self.shop, self.policy.codec, agent, last=RECENT
+                self.shop, self.policy.codec, self.policy.info.agent, last=LAST_CASES
             )
-        name = free_name(TRAINED, self.policies)
+        name = free_name(TRAINED_NAME, self.policies)
         config = GrpoConfig(
             steps=steps,
             cases_per_step=8,
@@ -333,23 +337,12 @@ class Session:
             self.recommender.refresh()  # training lets go of the database
         self.policy, self.policy_name = open_policy(self.shop, name), name
         self.recommender.use_policy(self.policy)
-        return {"report": report, "before": before, "after": self.recommend()}
-
-    def _events(self, user: str) -> int:
-        row = self.shop.connection.execute(
-            "SELECT count(*) FROM events WHERE user_id = ?", [user]
-        ).fetchone()
-        return row[0] if row else 0
-
-    @property
-    def now(self) -> datetime:
-        """The moment after the log's last event."""
-        return self.shop.end_of_log()
+        return TrainingOutcome(report, before, self.recommend())
 
 
 @contextmanager
-def borrowed(path: Path) -> Iterator[Shop]:
-    """A copy of a shop, without its runs, that may be played with; it is gone afterwards.
+def temporary_copy(path: Path) -> Iterator[Shop]:
+    """A copy of a shop without its runs, open for writing; it is removed afterwards.
 
     Raises:
         QAgentError: there is no shop, or somebody writes to it.

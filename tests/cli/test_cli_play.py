@@ -10,7 +10,7 @@ import time
 import pytest
 from qagent_cli.play import COMMANDS, HELP, completions, play
 
-from qagent_mlx.demo.playground import Session
+from qagent_mlx.demo.playground import PlaygroundSession
 from qagent_mlx.policy.registry import SAMPLE, open_policy
 
 
@@ -18,7 +18,7 @@ from qagent_mlx.policy.registry import SAMPLE, open_policy
 def played(own_shop, monkeypatch, capsys):
     """Plays a session from piped lines; returns what was printed."""
     # The shipped base: it writes whole chains, which random weights do not.
-    session = Session(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
+    session = PlaygroundSession(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
 
     def run(*lines):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -120,7 +120,7 @@ def test_tab_offers_what_fits(played):
     assert completions(session, "compare s", "s") == ["sample"]
     assert completions(session, "as-of ", "") == ["now"]
     session.search("usb cable")
-    assert completions(session, "buy ", "") == [str(n + 1) for n in range(len(session.shown))]
+    assert completions(session, "buy ", "") == [str(n + 1) for n in range(len(session.screen))]
     assert completions(session, "search us", "us") == []
 
 

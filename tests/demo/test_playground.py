@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from qagent_mlx.demo.playground import Session, borrowed
+from qagent_mlx.demo.playground import PlaygroundSession, temporary_copy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.policy.small_llama import save_base
@@ -14,7 +14,7 @@ from qagent_mlx.shop.shop import Shop
 @pytest.fixture
 def session(own_shop):
     # The shipped base: it writes whole chains, which random weights do not.
-    return Session(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
+    return PlaygroundSession(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
 
 
 def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
@@ -56,7 +56,7 @@ def test_only_what_is_on_the_screen_can_be_chosen(session):
     session.search("usb cable")
     with pytest.raises(QAgentError, match="from 1 to"):
         session.choose(9)
-    session.use("u02")
+    session.switch_user("u02")
     with pytest.raises(QAgentError, match="nothing is on the screen"):
         session.choose(1)
 
@@ -68,11 +68,11 @@ def test_new_users_are_new(session):
 
 
 def test_users_are_found_by_id_and_by_what_they_searched(session):
-    assert [one["user"] for one in session.find_users("u07")] == ["u07"]
+    assert [one.user for one in session.find_users("u07")] == ["u07"]
     for one in session.find_users("coffee beans"):
         assert session.shop.connection.execute(
             "SELECT count(*) FROM events WHERE user_id = ? AND lower(query) LIKE '%coffee beans%'",
-            [one["user"]],
+            [one.user],
         ).fetchone()[0]
     assert len(session.find_users()) == 12
     assert session.find_users("' OR 1=1 --") == []
@@ -121,12 +121,12 @@ def test_another_policy_is_asked_about_the_same_user_at_the_same_moment(session,
 def test_training_goes_on_with_what_it_made(own_shop, new_nano):
     policy, tokenizer, config = new_nano()
     save_base(policy, tokenizer, config, own_shop.path / "policies" / "nano")
-    session = Session(own_shop, policy, "u01", group=2, name="nano")
+    session = PlaygroundSession(own_shop, policy, "u01", group=2, name="nano")
     steps = []
     found = session.train(1, steps.append)
     assert len(steps) == 1 and "reward" in steps[0]
     assert session.policy_name == "session" and session.policy.lora is not None
-    assert found["before"].user_id == found["after"].user_id == "u01"
+    assert found.before.user_id == found.after.user_id == "u01"
     session.search("usb cable")  # the shop can be written to again
     assert session.recommend().as_of == session.now
 
@@ -135,9 +135,9 @@ def test_a_borrowed_shop_is_gone_and_the_shop_is_as_it_was(own_shop, nano_policy
     before = own_shop.counts()
     path = own_shop.path
     own_shop.close()
-    with borrowed(path) as copy:
+    with temporary_copy(path) as copy:
         place = copy.path
-        session = Session(copy, nano_policy, "u01", group=2)
+        session = PlaygroundSession(copy, nano_policy, "u01", group=2)
         session.search("usb cable")
         assert copy.counts()["events"] == before["events"] + 1
         assert session.now - timedelta(days=1) < session.now
