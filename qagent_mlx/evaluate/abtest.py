@@ -53,26 +53,15 @@ class AbTestReport:
     Rates are over all shoppers: CTR is taps over slates shown, guided CVR is purchases over
     taps (as the paper's guided conversion, arXiv:2606.05671), orders and revenue are per slate.
     Shoppers, not visits, are resampled and swapped.
-
-    Attributes:
-        control: Name of the control arm's system.
-        treatment: Name of the treatment arm's.
-        rates: ``ctr``, ``cvr``, ``orders`` and ``revenue`` in both arms.
-        users: Number of shoppers.
-        visits: Number of slates that each arm showed.
-        identical: Share of the outcomes that were the same in both arms.
-        most_tapped: The queries that were tapped most and how often, for each arm.
-        since: Visits from this moment on are part of the test.
-        config: Size and seed.
     """
 
     control: str
     treatment: str
-    rates: dict[str, RateComparison]
+    rates: dict[str, RateComparison]  # by the names of `RATES`
     users: int
-    visits: int
-    identical: float
-    most_tapped: tuple[list[tuple[str, int]], list[tuple[str, int]]]
+    visits: int  # slates that each arm showed
+    identical: float  # share of the outcomes that were the same in both arms
+    most_tapped: tuple[list[tuple[str, int]], ...]  # of each arm: queries and their taps
     since: datetime
     config: AbConfig
 

@@ -7,32 +7,25 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+Split = Literal["train", "validation", "test"]
+Cut = Literal["history", "tail", "own"]
+Dtype = Literal["", "float32", "bfloat16", "float16", "4bit", "stored"]
+Count = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0)]
+Group = Annotated[int, Meta(ge=1, le=256)]
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Which cases are evaluated, which systems stand beside the policies, and what is reported."""
 
-    split: Annotated[
-        Literal["train", "validation", "test"], Meta(description="Split whose cases are evaluated.")
-    ] = "test"
-    limit: (
-        Annotated[
-            int,
-            Meta(
-                ge=1, description="Number of cases, evenly spaced over the split; all by default."
-            ),
-        ]
-        | None
-    ) = None
-    k: Annotated[
-        int, Meta(ge=1, description="Queries that a system recommends for a case; q_hit@5 needs 5.")
-    ] = 5
-    group: Annotated[
-        int, Meta(ge=1, le=256, description="Chains that a policy samples for a case.")
-    ] = 8
-    seed: Annotated[
-        int, Meta(ge=0, description="Seed of the policies' sampling and of the resampling tests.")
-    ] = 0
+    split: Annotated[Split, Meta(description="Split whose cases are evaluated.")] = "test"
+    limit: Annotated[
+        Count | None, Meta(description="Number of cases, spread over the split; all by default.")
+    ] = None
+    k: Annotated[Count, Meta(description="Queries recommended for a case; q_hit@5 needs 5.")] = 5
+    group: Annotated[Group, Meta(description="Chains that a policy samples for a case.")] = 8
+    seed: Annotated[Seed, Meta(description="Seed of sampling and of the resampling tests.")] = 0
     with_baselines: Annotated[
         bool, Meta(description="Also evaluate all baselines that train no model.")
     ] = False
@@ -47,10 +40,10 @@ class EvaluationConfig:
     ] = ()
     compare: Annotated[
         tuple[tuple[str, str], ...],
-        Meta(description="Pairs of systems (a, b) to compare case by case."),
+        Meta(description='Pairs of systems (a, b) to compare case by case; b "*" is all others.'),
     ] = ()
     by: Annotated[
-        tuple[Literal["history", "tail", "own"], ...],
+        tuple[Cut, ...],
         Meta(
             description="Slices to report: by the user's history, by how common the query is, "
             "and by whether the query is the user's own."
@@ -60,7 +53,7 @@ class EvaluationConfig:
         int, Meta(ge=0, description="Cases whose answers are kept as examples for a report.")
     ] = 0
     dtype: Annotated[
-        Literal["", "float32", "bfloat16", "float16", "4bit", "stored"],
+        Dtype,
         Meta(
             description="Precision of the policies' weights; by default float32 on a CPU and as "
             "stored on a GPU."
@@ -73,15 +66,12 @@ class AbConfig:
     """Size and seed of a simulated A/B test."""
 
     users: Annotated[int, Meta(ge=2, description="Fresh simulated shoppers.")] = 500
-    visits: Annotated[
-        int, Meta(ge=1, description="Visits of each shopper at most, the first ones of the test.")
-    ] = 3
+    visits: Annotated[Count, Meta(description="Visits of a shopper at most, the first ones.")] = 3
     k: Annotated[int, Meta(ge=1, le=20, description="Queries that are shown at a visit.")] = 5
     draws: Annotated[
-        int,
-        Meta(ge=1, le=1000, description="Simulations of each visit, with other random draws each."),
+        int, Meta(ge=1, le=1000, description="Simulations of each visit, with other random draws.")
     ] = 10
-    seed: Annotated[int, Meta(ge=0, description="Seed of the shoppers and of all draws.")] = 0
+    seed: Annotated[Seed, Meta(description="Seed of the shoppers and of all draws.")] = 0
     detect: Annotated[
         float, Meta(gt=0, le=10, description="Relative lift that the sample sizes are for.")
     ] = 0.03

@@ -42,20 +42,15 @@ METRICS = (
 class Ranking:
     """The queries that a system recommends for one case, the best first.
 
-    Attributes:
-        queries: At most as many as were asked for.
-        valid: Share of the chains that were well formed and had searched the query that they
-            recommend; systems without chains keep the defaults of this and the next two.
-        searches: Mean number of searches of a chain.
-        tokens: Mean number of tokens of a chain.
-        scores: Confidence in each query, in [0, 1]; empty where a system has none.
+    Systems without chains keep the defaults of ``valid``, ``searches`` and ``tokens``, which
+    are means over the case's chains.
     """
 
     queries: tuple[str, ...]
-    valid: float = 1.0
+    valid: float = 1.0  # share of chains that are well formed and searched what they recommend
     searches: float = 0.0
     tokens: float = 0.0
-    scores: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()  # confidence in each query, in [0, 1], where there is one
 
 
 class System(Protocol):
@@ -127,18 +122,11 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How well a confidence predicts hits.
+    """How well a confidence predicts hits (arXiv:1706.04599)."""
 
-    Attributes:
-        ece: Expected calibration error: the mean gap between confidence and accuracy of a
-            bin, weighted by its cases.
-        brier: Mean squared error of the confidence.
-        bins: The bins that hold a case, by confidence.
-    """
-
-    ece: float
-    brier: float
-    bins: tuple[CalibrationBin, ...]
+    ece: float  # mean gap between confidence and accuracy of a bin, weighted by its cases
+    brier: float  # mean squared error of the confidence
+    bins: tuple[CalibrationBin, ...]  # those that hold a case
 
 
 def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> Calibration:

@@ -37,21 +37,12 @@ class Cases(Retrieval, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SystemResult:
-    """One system's metrics.
-
-    Attributes:
-        name: The system.
-        metrics: Every one of `METRICS`, and ``popularity`` (the share of all earlier searches
-            that were the first query) where the shop's searches are known.
-        latency_ms: Milliseconds of a case.
-        distinct: Number of different first queries.
-        calibration: Of the first query's score; None where a system has no scores.
-    """
+    """One system's metrics, and the calibration of its scores where it has some."""
 
     name: str
     metrics: dict[str, Interval]
-    latency_ms: float
-    distinct: int
+    latency_ms: float  # of a case
+    distinct: int  # different first queries
     calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,10 +58,7 @@ class SystemResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The difference a - b of a metric on the same cases.
-
-    ``p_holm`` is ``p`` corrected for all comparisons of the report.
-    """
+    """The difference a - b of a metric on the same cases, with its 95 % interval."""
 
     a: str
     b: str
@@ -79,7 +67,7 @@ class Comparison:
     lo: float
     hi: float
     p: float
-    p_holm: float
+    p_holm: float  # corrected for all comparisons of the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +90,7 @@ class SliceResult:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a system recommended for a case, and the metrics of that."""
+    """What a system recommended for a case, and the main metrics of that."""
 
     queries: tuple[str, ...]
     metrics: dict[str, float]
@@ -118,19 +106,7 @@ class CaseDetail:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """The result of an evaluation; `tables` and `html_report` show it.
-
-    Attributes:
-        split: The split that was evaluated.
-        cases: Number of its cases that were.
-        systems: In the order in which they were given.
-        comparisons: Each pair on each metric of `COMPARED`.
-        slices: Each slice of each cut that was asked for.
-        details: The first cases with all answers, as many as were asked for; not in JSON.
-        derived: How the shop's queries were derived, where nobody typed them.
-        simulated: Whether the shop is simulated.
-        shop: The shop's name.
-    """
+    """The result of an evaluation; `tables` and `html_report` show it."""
 
     split: str
     cases: int
@@ -138,8 +114,8 @@ class EvaluationReport:
     comparisons: tuple[Comparison, ...] = ()
     slices: tuple[SliceResult, ...] = ()
     details: tuple[CaseDetail, ...] = ()
-    derived: str | None = None
-    simulated: bool = False
+    derived: str | None = None  # how the shop's queries were derived, where nobody typed them
+    simulated: bool = False  # whether the shop is
     shop: str = ""
 
     def system(self, name: str) -> SystemResult:
@@ -175,17 +151,15 @@ class _Measurement:
         return {name: bootstrap(self.scores[name][cases], seed) for name in metrics or self.scores}
 
     def result(self, seed: int) -> SystemResult:
+        distinct = {query_key(r.queries[0]) for r in self.rankings if r.queries}
         scored = [i for i, ranking in enumerate(self.rankings) if ranking.scores]
+        confidence = np.array([self.rankings[i].scores[0] for i in scored])
         return SystemResult(
             self.name,
             self.intervals(seed),
             self.latency_ms,
-            len({query_key(r.queries[0]) for r in self.rankings if r.queries}),
-            calibration(
-                np.array([self.rankings[i].scores[0] for i in scored]), self.scores["q_em"][scored]
-            )
-            if scored
-            else None,
+            len(distinct),
+            calibration(confidence, self.scores["q_em"][scored]) if scored else None,
         )
 
     def answer(self, case: int) -> Answer:
@@ -206,8 +180,9 @@ def evaluate(
     Args:
         environment: The cases, and the inventory as it was at each of their moments.
         systems: Each with a name of its own.
-        config: Split, number of cases, comparisons and slices.
-        log: The shop's searches; needed for slices and for the metric ``popularity``.
+        config: Which cases, and what is reported.
+        log: The shop's searches. Slices need them, and so does the metric ``popularity``: the
+            share of all earlier searches that were the first query.
         on_progress: Called when a system begins and when it has ended.
 
     Raises:

@@ -35,26 +35,15 @@ class PairedDifference:
 
 @dataclass(frozen=True, slots=True)
 class RateComparison:
-    """A rate in both arms of a paired test.
-
-    Attributes:
-        control: The rate in the control arm.
-        treatment: The rate in the treatment arm.
-        lift: Relative difference of the two; None where control's rate is zero.
-        lo: Lower limit of the lift's 95 % bootstrap interval.
-        hi: Its upper limit.
-        p: Two-sided p-value of a permutation test.
-        needed: Users that an unpaired test needs in each arm to detect the lift it is planned
-            for (two-sided 5 %, power 80 %); None where the rate is zero or does not vary.
-    """
+    """A rate in both arms of a paired test."""
 
     control: float
     treatment: float
-    lift: float | None
+    lift: float | None  # relative difference, with its 95 % bootstrap interval
     lo: float | None
     hi: float | None
-    p: float
-    needed: int | None = None
+    p: float  # two-sided, of a permutation test
+    needed: int | None = None  # users in each arm of an unpaired test, see `sample_size`
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, samples: int = RESAMPLES) -> Interval:
@@ -161,13 +150,9 @@ def permutation_p(numerators: np.ndarray, denominators: np.ndarray, seed: int = 
 def sample_size(numerators: np.ndarray, denominators: np.ndarray, detect: float) -> int | None:
     """Users in each arm of an unpaired test that detects a relative lift.
 
-    For a power of 80 % at a two-sided 5 %. The variance of the control's ratio between users
-    is taken by the delta method, for each draw alone: a real user lives through a visit once.
-
-    Args:
-        numerators: (draws, 2, users), control first.
-        denominators: (draws, 2, users).
-        detect: The relative lift.
+    For a power of 80 % at a two-sided 5 %; the counts are (draws, 2, users), control first. The
+    variance of the control's ratio between users is taken by the delta method, for each draw
+    alone: a real user lives through a visit once.
     """
     control = _ratio(numerators[:, 0].sum(), denominators[:, 0].sum())
     if not control or detect <= 0:

@@ -45,15 +45,7 @@ MakeEnvironment = Callable[[Any, AgentConfig], Environment]
 
 @dataclass(frozen=True)
 class EvaluationSuite:
-    """Systems and the cases that they are evaluated on; the shop's database is not needed again.
-
-    Attributes:
-        environment: The cases with their profiles, and the inventory.
-        systems: In the order of reports.
-        config: What is reported.
-        log: The shop's searches.
-        shop: The shop's settings.
-    """
+    """Systems and the cases they are evaluated on; the shop's database is not needed again."""
 
     environment: Environment
     systems: Sequence[System]
@@ -121,15 +113,8 @@ def evaluate_policies(
 ) -> EvaluationReport:
     """Evaluate policies of a shop, and baselines, on what its users did next.
 
-    Args:
-        shop: Its index is built when it is missing or stale.
-        policies: Names.
-        config: Cases, further systems, comparisons and slices.
-        split: Which cases there are, and how they are split.
-        on_progress: Called when a system begins and when it has ended.
-
-    Returns:
-        See `EvaluationReport`; `tables.table` draws it.
+    The arguments are those of `evaluation_suite`; ``on_progress`` is called when a system begins
+    and when it has ended. `tables.table` draws the report.
     """
     return evaluation_suite(shop, policies, config, split).evaluate(on_progress)
 
@@ -229,11 +214,11 @@ def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
     return build_cases(shop.connection, split, after=open_index(shop).clicks_until)
 
 
+@dataclass(frozen=True)
 class _TokenCounter:
     """Stands for a codec where only profiles are made, which need nothing else of it."""
 
-    def __init__(self, count: CountTokens) -> None:
-        self.count = count
+    count: CountTokens
 
 
 class _OwnProfiles:

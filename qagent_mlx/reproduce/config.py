@@ -7,28 +7,30 @@ from typing import Annotated
 
 from msgspec import Meta
 
+Steps = Annotated[int, Meta(ge=1)]
+Seeds = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
+
 
 @dataclass(frozen=True)
 class ReproduceConfig:
     """What is trained and measured; a number of steps that is None is the stage's default."""
 
     preset: Annotated[str, Meta(description="Preset that reads the raw files.")] = "generic"
-    seeds: Annotated[
-        tuple[Annotated[int, Meta(ge=0)], ...],
-        Meta(min_length=1, description="Seeds; SFT and GRPO are trained once with each."),
-    ] = (0, 1, 2)
-    pretrain_steps: (
-        Annotated[int, Meta(ge=1, description="Training steps of the base policy.")] | None
-    ) = None
+    seeds: Annotated[Seeds, Meta(description="Seeds that SFT and GRPO are trained with.")] = (
+        0,
+        1,
+        2,
+    )
+    pretrain_steps: Annotated[
+        Steps | None, Meta(description="Training steps of the base policy.")
+    ] = None
     size: Annotated[str, Meta(description="Size of the base policy.")] = "tiny"
-    sft_steps: Annotated[int, Meta(ge=1, description="Training steps of each SFT.")] | None = None
-    grpo_steps: (
-        Annotated[int, Meta(ge=1, description="Training steps of each GRPO run.")] | None
-    ) = None
-    cases: (
-        Annotated[int, Meta(ge=2, description="Test cases that are evaluated; all by default.")]
-        | None
-    ) = None
+    sft_steps: Annotated[Steps | None, Meta(description="Training steps of each SFT.")] = None
+    grpo_steps: Annotated[Steps | None, Meta(description="Training steps of each GRPO run.")] = None
+    cases: Annotated[
+        Annotated[int, Meta(ge=2)] | None,
+        Meta(description="Test cases that are evaluated; all by default."),
+    ] = None
     users: Annotated[int, Meta(ge=2, description="Simulated shoppers of the A/B tests.")] = 500
     group: Annotated[
         int, Meta(ge=1, le=256, description="Chains that a policy samples for a case.")
@@ -40,6 +42,5 @@ class ReproduceConfig:
         int, Meta(ge=0, description="Events that a user needs before a case.")
     ] = 1
     test_from: Annotated[
-        str,
-        Meta(description="ISO time from which cases are test cases; by default the last fifth."),
+        str, Meta(description="ISO time from which cases test; by default the last fifth does.")
     ] = ""

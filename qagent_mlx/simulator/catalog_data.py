@@ -22,27 +22,16 @@ class FollowUp:
 
 @dataclass(frozen=True, slots=True)
 class ProductType:
-    """A kind of product.
-
-    Attributes:
-        name: As most people call it.
-        other_name: As some people call it.
-        department: Where the shop sells it.
-        price: Its middle price.
-        specs: Its specifications, such as sizes, from small to large.
-        styles: Its styles, such as colours.
-        lasts_days: Days until it is used up; 0 where it is not.
-        follow_ups: What people need after they bought it.
-    """
+    """A kind of product."""
 
     name: str
-    other_name: str
+    other_name: str  # as some people call it
     department: str
-    price: float
-    specs: tuple[str, ...]
-    styles: tuple[str, ...]
-    lasts_days: int = 0
-    follow_ups: tuple[FollowUp, ...] = ()
+    price: float  # the middle one
+    specs: tuple[str, ...]  # such as sizes, from small to large
+    styles: tuple[str, ...]  # such as colours
+    lasts_days: int = 0  # until it is used up; 0 where it is not
+    follow_ups: tuple[FollowUp, ...] = ()  # what people need after they bought it
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,19 +30,12 @@ MAX_VISITS = 4  # for one need
 
 @dataclass
 class Need:
-    """A product type that a shopper will look for from a day on.
-
-    Attributes:
-        type_index: The type.
-        due: The day.
-        phrase: A wording that worked before.
-        visits: How often the shopper looked for it already.
-    """
+    """A product type that a shopper will look for from a day on."""
 
     type_index: int
     due: float
-    phrase: Phrase | None = None
-    visits: int = 0
+    phrase: Phrase | None = None  # a wording that worked before
+    visits: int = 0  # how often the shopper looked for it already
 
 
 @dataclass

@@ -27,40 +27,28 @@ def moment(day: float) -> datetime:
     return START + timedelta(milliseconds=round(day * 86_400_000))
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+Days = Annotated[float, Meta(gt=0, extra={"unit": "days"})]
+
+
 @dataclass(frozen=True)
 class SimulatorConfig:
     """Everything that, with the code, determines a simulated shop."""
 
     seed: Annotated[int, Meta(ge=0, description="Seed of products, stock and shoppers.")] = 7
-    users: Annotated[int, Meta(ge=0, description="Shoppers in the log.")] = 1500
-    days: Annotated[int, Meta(ge=1, description="Length of the log.", extra={"unit": "days"})] = 90
+    users: Annotated[int, Meta(ge=0, description="Shoppers of the log.")] = 1500
+    days: Annotated[int, Meta(ge=1, description="Days of the log.")] = 90
     products_per_pair: Annotated[
         float, Meta(ge=2, description="Mean number of products of one type by one brand.")
     ] = 8.0
-    missing: Annotated[
-        float, Meta(ge=0, le=1, description="Share of products that are never in stock.")
-    ] = 0.05
-    days_in_stock: Annotated[
-        float, Meta(gt=0, description="Mean time until a line sells out.", extra={"unit": "days"})
-    ] = 14.0
-    days_sold_out: Annotated[
-        float, Meta(gt=0, description="Mean time until it is restocked.", extra={"unit": "days"})
-    ] = 10.0
-    days_between_sales: Annotated[
-        float, Meta(gt=0, description="Mean time between two sales.", extra={"unit": "days"})
-    ] = 30.0
-    days_on_sale: Annotated[
-        float, Meta(gt=0, description="Mean length of a sale.", extra={"unit": "days"})
-    ] = 6.0
-    sale_price: Annotated[
-        float, Meta(gt=0, le=1, description="Price on sale, as a share of the usual one.")
-    ] = 0.55
-    typo_rate: Annotated[
-        float, Meta(ge=0, le=1, description="Probability of a typo in a query.")
-    ] = 0.03
-    patience: Annotated[
-        int, Meta(ge=1, description="Searches for one need before a shopper gives up.")
-    ] = 3
+    missing: Annotated[Share, Meta(description="Products that are never in stock.")] = 0.05
+    days_in_stock: Annotated[Days, Meta(description="Mean time until a line sells out.")] = 14.0
+    days_sold_out: Annotated[Days, Meta(description="Mean time until it is restocked.")] = 10.0
+    days_between_sales: Annotated[Days, Meta(description="Mean time between sales.")] = 30.0
+    days_on_sale: Annotated[Days, Meta(description="Mean length of a sale.")] = 6.0
+    sale_price: Annotated[Share, Meta(description="Price on sale against the usual one.")] = 0.55
+    typo_rate: Annotated[Share, Meta(description="Probability of a typo in a query.")] = 0.03
+    patience: Annotated[int, Meta(ge=1, description="Searches for one need in a session.")] = 3
     aspiration: Annotated[
         float, Meta(ge=0, description="Weight of fame, beside taste, in which brand is typed.")
     ] = 0.9
@@ -262,13 +250,10 @@ class SimulatedShop:
         kinds = [self.types[p.type_index] for p in self.products]
         styles = [kind.styles[p.style] for kind, p in zip(kinds, self.products, strict=True)]
         names = list(dict.fromkeys(styles))
-        specs = [
-            p.spec / max(len(kind.specs) - 1, 1)
-            for kind, p in zip(kinds, self.products, strict=True)
-        ]
+        highest = np.array([max(len(kind.specs) - 1, 1) for kind in kinds])
         return ProductColumns(
             np.array([p.brand_index for p in self.products]),
-            np.array(specs),
+            np.array([p.spec for p in self.products]) / highest,
             np.array([names.index(style) for style in styles]),
             names,
         )

@@ -23,19 +23,12 @@ WEIGHTS = {"view": 0.3, "click": 1.0, "cart": 2.0, "purchase": 4.0}  # of engage
 
 @dataclass(frozen=True, slots=True)
 class SweepState:
-    """What is known when the next case is answered.
+    """What is known when the next case is answered."""
 
-    Attributes:
-        index: Of the case among the examples.
-        moment: When the case begins.
-        searches: The part of the log since the case before.
-        counts: Searches of each query so far, (K,): one array, which grows from case to case.
-    """
-
-    index: int
-    moment: np.datetime64
-    searches: slice
-    counts: np.ndarray
+    index: int  # of the case among the examples
+    moment: np.datetime64  # when the case begins
+    searches: slice  # the part of the log since the case before
+    counts: np.ndarray  # (K,) searches of each query so far: one array, which grows
 
 
 @dataclass(frozen=True)
