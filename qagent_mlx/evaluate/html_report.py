@@ -22,10 +22,10 @@ EXAMPLES = 4  # example chains of each kind
 MEANS = frozenset({"searches", "tokens"})  # metrics that are means of counts, and no shares
 EXPLANATIONS = {
     "q_em": "the first query is the user's next one",
-    "q_hit@5": "one of the first five is",
-    "i_hit@1": "the first product of the first query is one the user then engaged with",
-    "i_hit@10": "one of its first ten products is",
-    "cons@1": "q_em and i_hit@1 at once",
+    "q_hit@5": "the user's next query is one of the first five",
+    "i_hit@1": "the user then engaged with the top product of the first query",
+    "i_hit@10": "or with one of its first ten products",
+    "cons@1": "both q_em and i_hit@1",
 }
 
 Rollouts = Mapping[str, Mapping[int, Sequence[Rollout]]]  # by system and case id
