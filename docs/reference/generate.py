@@ -17,6 +17,12 @@ from qagent_mlx.utils.settings import Setting, describe
 SECTIONS = (
     ("Shop", "`shop.json` in the shop's folder", "shop.config.ShopConfig"),
     ("Serving", "flags of `qagent serve`", "serve.config.ServeConfig"),
+    ("Pretraining", "flags of `qagent pretrain`, `[train]` of a file", "train.config.PretrainConfig"),
+    ("SFT", "flags of `qagent train sft`, `[train]` of a file", "train.config.SftConfig"),
+    ("GRPO", "flags of `qagent train grpo`, `[train]` of a file", "train.grpo_config.GrpoConfig"),
+    ("LoRA", "flags of `qagent train`, `[train.lora]` of a file", "policy.lora.LoraConfig"),
+    ("Alarms", "`--alarm`, `[alarms]` of a file", "train.config.AlarmConfig"),
+    ("Distillation", "flags of `qagent distil`", "train.config.DistillConfig"),
     ("Evaluation", "flags of `qagent evaluate`", "evaluate.config.EvaluationConfig"),
     ("Simulated A/B test", "flags of `qagent abtest`", "evaluate.config.AbConfig"),
     ("Reproduction", "flags of `qagent reproduce`", "reproduce.config.ReproduceConfig"),

@@ -200,7 +200,7 @@ def test_the_demo_removes_only_what_it_made(cli, built, tmp_path):
     folder = tmp_path / "things"
     folder.mkdir()
     (folder / "thing").write_text("mine")
-    assert "choose another --shop" in cli.error("demo", "--shop", folder, "--yes")
+    assert "choose another folder" in cli.error("demo", "--shop", folder, "--yes")
     assert (folder / "thing").read_text() == "mine"
 
 
