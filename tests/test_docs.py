@@ -43,3 +43,28 @@ def test_the_files_that_contributing_names_exist():
     for path in paths:
         places = (ROOT / path, ROOT / "qagent_mlx" / path)
         assert any(place.exists() for place in places), path
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_first_page_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+
+
+def test_the_python_of_the_first_page_uses_public_names():
+    import qagent_mlx
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    compile(code, "README.md", "exec")
+    for name in re.findall(r"\bqa\.(\w+)", code):
+        assert name in dir(qagent_mlx), name
