@@ -76,7 +76,7 @@ def _sample_mlx(
         tokens = mx.where(mx.array(uniform) > 1.5, tokens, drawn)
     logprobs = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - norm)[:, 0]
     mx.eval(tokens, logprobs)
-    return tokens.tolist(), logprobs.tolist()  # type: ignore[return-value]
+    return np.array(tokens).tolist(), np.array(logprobs).tolist()
 
 
 def constrain(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.array:

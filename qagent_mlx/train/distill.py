@@ -98,17 +98,8 @@ def distill(
     master = open_policy(shop, teacher)
     source = Environment.of_shop(shop, master.codec, master.info.agent, split)
     examples = evenly_spaced(source.of_split("train"), config.cases)
-    if not examples:
-        raise QAgentError("there is no training case; ingest a longer log")
-    count = len(examples) * config.group
-    rollouts = source.rollout_runner(master, master.info.agent).run(
-        [e.task for e in examples],
-        config.group,
-        (config.seed,),
-        (lambda done: on_chains(done, count)) if on_chains else None,
-    )
+    rollouts = _sample(source, master, examples, config, on_chains)
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
-
     policy, save = _student(shop, student, name, config, source, master.info.agent)
     target = Environment.of_shop(shop, policy.codec, policy.info.agent, split)
     lessons = _lessons(target, examples, validated)
@@ -124,19 +115,32 @@ def distill(
         stage="distil", teacher=teacher, config=asdict(config), **counts
     )
     save()
-    reward_teacher, ms_teacher = _measure(source, master, config.measured)
-    reward_student, ms_student = _measure(target, policy, config.measured)
+    measures = _compare((source, master), (target, policy), config.measured)
     seconds = round(time.perf_counter() - start, 1)
     return DistillReport(
-        **report.to_dict() | counts | {"seconds": seconds},
+        **report.to_dict() | counts | measures | {"seconds": seconds},
         teacher=teacher,
         parameters=policy.parameters,
         parameters_teacher=master.parameters,
-        reward_teacher=reward_teacher,
-        reward_student=reward_student,
-        ms_teacher=ms_teacher,
-        ms_student=ms_student,
-        speedup=ms_teacher / max(ms_student, 1e-9),
+    )
+
+
+def _sample(
+    environment: Environment,
+    teacher: Policy,
+    examples: Sequence[Example],
+    config: DistillConfig,
+    on_chains: OnChains | None,
+) -> list[Rollout]:
+    """The teacher's chains, ``config.group`` for each example."""
+    if not examples:
+        raise QAgentError("there is no training case; ingest a longer log")
+    count = len(examples) * config.group
+    return environment.rollout_runner(teacher, teacher.info.agent).run(
+        [e.task for e in examples],
+        config.group,
+        (config.seed,),
+        (lambda done: on_chains(done, count)) if on_chains else None,
     )
 
 
@@ -213,6 +217,21 @@ def _trainer(
     batch_size = min(config.batch_size, len(lessons))
     fit_config = FitConfig(config.steps, batch_size, config.learning_rate, seed=config.seed)
     return LikelihoodTrainer(policy, make_sequence, len(lessons), fit_config)
+
+
+def _compare(
+    teacher: tuple[Environment, Policy], student: tuple[Environment, Policy], most: int
+) -> dict[str, float]:
+    """Rewards and times of teacher and student, as `DistillReport` names them."""
+    reward_teacher, ms_teacher = _measure(*teacher, most)
+    reward_student, ms_student = _measure(*student, most)
+    return {
+        "reward_teacher": reward_teacher,
+        "reward_student": reward_student,
+        "ms_teacher": ms_teacher,
+        "ms_student": ms_student,
+        "speedup": ms_teacher / max(ms_student, 1e-9),
+    }
 
 
 def _measure(environment: Environment, policy: Policy, most: int) -> tuple[float, float]:
