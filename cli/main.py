@@ -14,8 +14,8 @@ from .examples import with_examples
 # name -> where the command is, and its line in the help
 COMMANDS = {
     "demo": ("demo", "Show the whole story on the sample shop, then a session."),
-    "init": ("shop_commands", "Make a shop, empty or with the sample data."),
-    "ingest": ("shop_commands", "Load products and events from files."),
+    "init": ("init", "Make a shop, empty or with the sample data."),
+    "ingest": ("ingest", "Load products and events from files."),
     "index": ("inventory", "Build or refresh the inventory index."),
     "memory": ("memory", "Show, export or forget what is known of a user."),
     "search": ("inventory", "Search the inventory."),

@@ -66,6 +66,8 @@ class IngestReport:
     duplicates: int = 0
     reasons: dict[str, int] = field(default_factory=dict)  # rejected rows by reason
     examples: tuple[str, ...] = ()  # a line for each reason and file
+    ignored: dict[str, int] = field(default_factory=dict)  # by name, what no field is made of
+    notes: tuple[str, ...] = ()  # a line for each guess or decision
 
     def __add__(self, other: IngestReport) -> IngestReport:
         return IngestReport(
@@ -74,6 +76,8 @@ class IngestReport:
             self.duplicates + other.duplicates,
             dict(Counter(self.reasons) + Counter(other.reasons)),
             self.examples + other.examples,
+            dict(Counter(self.ignored) + Counter(other.ignored)),
+            tuple(dict.fromkeys(self.notes + other.notes)),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from qagent_mlx.ingest.ingest import (
     ingest_files,
     retry_rejected,
 )
-from qagent_mlx.ingest.report import REMEDIES, ReadOptions
+from qagent_mlx.ingest.report import REMEDIES, IngestReport, ReadOptions
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.types import EVENT_TYPES
 from qagent_mlx.utils.settings import describe
@@ -625,7 +625,17 @@ def test_reports_add_up(stocked, tmp_path):
     assert (both.accepted, both.rejected, both.duplicates) == (0, 3, 3)
     assert both.reasons == {"unknown product": 2, "unknown event type": 1}
     assert [line[:5] for line in both.examples] == ["a.csv", "a.csv", "b.csv"]
-    assert list(both.to_dict()) == ["accepted", "rejected", "duplicates", "reasons", "examples"]
+    assert list(both.to_dict()) == [
+        *("accepted", "rejected", "duplicates", "reasons", "examples"),
+        *("ignored", "notes"),
+    ]
+
+
+def test_reports_add_up_what_was_ignored_and_say_each_note_once():
+    one = IngestReport(ignored={"page_view": 2}, notes=("times are UTC",))
+    both = one + IngestReport(ignored={"page_view": 1, "scroll": 4}, notes=("times are UTC",))
+    assert both.ignored == {"page_view": 3, "scroll": 4}
+    assert both.notes == ("times are UTC",)
 
 
 def test_the_options_know_the_types_of_events():

@@ -1,4 +1,4 @@
-"""``qagent init`` and ``ingest``."""
+"""``qagent ingest``."""
 
 from __future__ import annotations
 
@@ -9,44 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import click
 from msgspec import Meta
 
-from .console import note, say, waiting
+from .console import say, waiting
 from .options import Output, json_option, opened, setting_options, shop_option
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
     from qagent_mlx.ingest.report import EventType, IngestReport, Kind
-
-
-@click.command()
-@click.option("--sample", is_flag=True, help="Fill it with the sample shop's data, ready to use.")
-@shop_option
-@json_option
-def init(sample: bool, shop_path: Path) -> Output:
-    """Make a shop: an empty one, or with --sample one that is ready to use."""
-    from qagent_mlx.build import create_sample_shop
-    from qagent_mlx.shop.shop import Shop
-
-    if sample:
-        report = create_sample_shop(shop_path, note).to_dict()
-        lines = (
-            f"made the sample shop in {shop_path}: {report['products']:,} products, "
-            f"{report['events']:,} events of {report['users']:,} users in "
-            f"{report['sessions']:,} sessions ({report['seconds']:.0f} s)",
-            "next: qagent recommend USER, or qagent memory USER",
-        )
-    else:
-        with Shop.create(shop_path) as shop:
-            report = {"shop": str(shop_path), **shop.counts()}
-        lines = (
-            f"made an empty shop in {shop_path}",
-            f"next: qagent ingest products FILE --shop {shop_path}",
-        )
-
-    def draw() -> None:
-        for line in lines:
-            say(line)
-
-    return Output(report, draw)
 
 
 @click.group(invoke_without_command=True)
@@ -250,6 +218,11 @@ def _ingested(report: IngestReport, then: str) -> Output:
         )
         for example in report.examples:
             say(f"  {example}")
+        if report.ignored:
+            counts = ", ".join(f"{name} {count:,}" for name, count in report.ignored.items())
+            say(f"ignored: {counts}")
+        for line in report.notes:
+            say(f"note: {line}")
         if report.accepted:
             say(f"next: {then}")
 
