@@ -99,10 +99,11 @@ def choose_columns(
             )
     missing = [field for field in REQUIRED[kind] if field not in chosen]
     if missing:
+        needed = " and ".join(f"{field}=COLUMN" for field in missing)
         raise SettingError(
             "mapping",
-            f"must name what is missing ({' and '.join(f'{f}=COLUMN' for f in missing)}): {path} "
-            f"has no column for {' and '.join(missing)}; its columns are {names}",
+            f"{needed} {'is' if len(missing) == 1 else 'are'} missing: {path} has no column for "
+            f"{' and '.join(missing)}; its columns are {names}",
         )
     return chosen
 

@@ -85,7 +85,7 @@ def test_ingest_errors_name_the_remedy(cli, files, tmp_path):
     cli.run("init", "--shop", "new")
     assert "no such file" in cli.error("ingest", "products", "gone.csv", "--shop", "new")
     line = cli.error("ingest", "products", files / "events.csv", "--shop", "new")
-    assert "--map title=COLUMN" in line or "--map product_id=COLUMN" in line
+    assert line.startswith("Error: --map title=COLUMN is missing: ")
     line = cli.error("ingest", "products", files / "products.csv", "--map", "x", "--shop", "new")
     assert "field=column" in line
 
@@ -190,7 +190,7 @@ def test_rewards_and_weights_are_checked(cli, built, tmp_path):
                 for n in ("format", "tool", "query", "item", "consistency")
                 for x in ("--weight", f"{n}=0")
             ),
-            "must not be 0 for all rewards",
+            "cannot all be 0",
         ),
     ):
         assert expected in cli.error("train", "grpo", *options, "--shop", built)

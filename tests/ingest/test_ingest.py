@@ -333,13 +333,13 @@ def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
     path = put(tmp_path, "x.csv", "sku,label\n1,Tent\n")
     line = refused(stocked, "products", path)
     assert line.endswith("no column for title; its columns are sku, label")
-    assert line.startswith("mapping must name what is missing (title=COLUMN): ")
+    assert line.startswith("mapping title=COLUMN is missing: ")
     line = refused(stocked, "products", path, ReadOptions(mapping=(("title", "lable"),)))
     assert "no column 'lable'" in line and "sku, label" in line
     jsonl = put(tmp_path, "x.jsonl", '{"user": "u"}')
-    assert "missing (time=COLUMN)" in refused(stocked, "events", jsonl)
+    assert "time=COLUMN is missing" in refused(stocked, "events", jsonl)
     parquet = write(tmp_path / "x.parquet", [{"user": "u"}])
-    assert "missing (time=COLUMN)" in refused(stocked, "events", parquet)
+    assert "time=COLUMN is missing" in refused(stocked, "events", parquet)
 
 
 # ---------------------------------------------------------------- files that cannot be read
@@ -567,7 +567,7 @@ def test_columns_are_known_however_their_names_are_put_together(stocked, tmp_pat
 def test_all_missing_columns_are_named_at_once(stocked, tmp_path):
     (tmp_path / "x.csv").write_text("session,when,query\ns,2026-01-01,tent\n")
     with pytest.raises(
-        QAgentError, match=r"\(user_id=COLUMN and time=COLUMN\): .* for user_id and time;"
+        QAgentError, match=r"user_id=COLUMN and time=COLUMN are missing: .* for user_id and time;"
     ):
         ingest_files(stocked, "events", [tmp_path / "x.csv"])
 
