@@ -108,6 +108,16 @@ def choose_columns(
     return chosen
 
 
+def usual_fields(kind: Kind, columns: Iterable[str]) -> set[str]:
+    """The fields that columns with these names serve without a mapping."""
+    letters = {_letters(column) for column in columns}
+    return {
+        field
+        for field, names in FIELDS[kind].items()
+        if not letters.isdisjoint(map(_letters, names.split()))
+    }
+
+
 def _letters(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 

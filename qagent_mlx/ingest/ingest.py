@@ -27,7 +27,8 @@ from .events import store_events
 from .parse_fields import attributes_or_mark, category, plain
 from .products import price_or_nan, store_products
 from .report import REMEDIES, IngestReport, Kind, ReadOptions
-from .sources import stage_file
+from .sources.locations import locate
+from .sources.staging import stage_location
 
 RETRY = "retry"  # stands for a file's name while rejected rows are tried again
 
@@ -35,7 +36,7 @@ RETRY = "retry"  # stands for a file's name while rejected rows are tried again
 def ingest_files(
     shop: Shop, kind: Kind, files: Sequence[str | Path], options: ReadOptions | None = None
 ) -> IngestReport:
-    """Load ``products`` or ``events`` from CSV, TSV, JSON lines (all also .gz) or Parquet.
+    """Load ``products`` or ``events`` from files, folders, tables or addresses.
 
     Each file is one transaction; a file that cannot be read stops the run, with the files
     before it kept.
@@ -47,17 +48,18 @@ def ingest_files(
     options = options or ReadOptions()
     check(options)
     total = IngestReport()
-    for path in map(Path, files):
+    for location in locate(files):
         try:
             with shop.transaction() as connection:
-                malformed = stage_file(connection, kind, path, options)
-                total += _store_staged(shop, kind, path.name, options, malformed)
+                staged = stage_location(connection, kind, location, options)
+                total += _store_staged(shop, kind, location.short, options, staged.malformed)
         except (duckdb.OutOfMemoryException, MemoryError) as error:
             raise QAgentError(
-                f"{path}: not enough memory; close other programs, or cut it into smaller files"
+                f"{location.shown}: not enough memory; close other programs, or cut it into "
+                "smaller files"
             ) from error
         except duckdb.Error as error:
-            raise QAgentError(f"{path}: {str(error).splitlines()[0]}") from error
+            raise QAgentError(f"{location.shown}: {str(error).splitlines()[0]}") from error
     return total
 
 

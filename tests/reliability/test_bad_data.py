@@ -12,9 +12,10 @@ from fuzzing import trained
 from targets import TARGETS, Place
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest import sources
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.ingest.sources import MAX_LINE, MAX_RATIO
+from qagent_mlx.ingest.sources import archives
+from qagent_mlx.ingest.sources.archives import MAX_RATIO
+from qagent_mlx.ingest.sources.source import MAX_LINE
 from qagent_mlx.shop.shop import Shop
 
 EXAMPLES = {
@@ -83,7 +84,7 @@ def test_a_line_without_an_end_is_refused_early(shop, tmp_path, zipped):
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_UNPACKED", 8 << 20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 8 << 20)
     path = tmp_path / "e.csv.gz"
     with gzip.open(path, "wb") as file:
         file.write(b"user_id,time,type,query\n")

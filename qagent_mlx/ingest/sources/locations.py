@@ -1,0 +1,136 @@
+"""Find the files, tables and addresses behind the names that the user gives."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from ...errors import QAgentError
+from .archives import split_compression, zip_members
+from .databases import without_password
+from .remote import file_name, is_address
+from .tables import SEPARATOR
+
+STDIN = "-"
+FORMS = {
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".jl"), "json"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), "workbook"),
+    **dict.fromkeys((".sqlite", ".sqlite3", ".db3"), "sqlite"),
+    **dict.fromkeys((".duckdb", ".ddb"), "duckdb"),
+    ".db": "database",
+    ".zip": "zip",
+}
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One file, table, member of an archive, or address."""
+
+    name: str  # of the file, as the user wrote or would write it
+    table: str | None = None  # or a sheet, or a member of an archive, or member::table
+    short: str = ""  # for reports and rejected rows
+    partitions: tuple[tuple[str, str | None], ...] = ()  # columns from date=2026-01-01/
+
+    @property
+    def shown(self) -> str:
+        """The name as errors show it."""
+        name = without_password(self.name)
+        return name if self.table is None else f"{name}{SEPARATOR}{self.table}"
+
+
+def locate(names: Iterable[str | Path]) -> list[Location]:
+    """The places that names stand for: patterns, folders and archives are taken apart.
+
+    Raises:
+        QAgentError: there is nothing behind a name.
+    """
+    return [location for name in names for location in _locate(str(name))]
+
+
+def form_of(name: str) -> tuple[str | None, str]:
+    """The form of a file and its compression by its name; no form where the name does not say."""
+    inner, compression = split_compression(name)
+    return FORMS.get(Path(inner).suffix.lower()), compression
+
+
+def _locate(name: str) -> list[Location]:
+    if name == STDIN:
+        return [Location(STDIN, short="stdin")]
+    if is_address(name):
+        address, _, table = name.partition(SEPARATOR)
+        return [Location(address, table or None, table or file_name(address) or address)]
+    path = Path(name.removeprefix("file://"))
+    if path.is_dir():
+        files = _below(path)
+        if not files:
+            raise _no_files(name)
+        return files
+    if path.exists():
+        return _file(path)
+    base, separator, table = name.partition(SEPARATOR)
+    if separator and Path(base).is_file():
+        return [Location(base, table, f"{Path(base).name}{SEPARATOR}{table}")]
+    if glob.has_magic(name):
+        matches = sorted(glob.iglob(name, recursive=True))  # noqa: PTH207 (absolute ones too)
+        named = Path(name).parts
+        paths = [
+            path
+            for path in map(Path, matches)
+            if not any(_is_hidden(part) for part in path.parts if part not in named)
+        ]
+        if not paths:
+            raise QAgentError(f"{name}: no file matches this pattern")
+        found = [f for path in paths for f in (_below(path) if path.is_dir() else _file(path))]
+        if not found:
+            raise _no_files(name)
+        return list(dict.fromkeys(found))
+    raise QAgentError(f"{(separator and base) or name}: there is no such file")
+
+
+def _below(folder: Path) -> list[Location]:
+    """All files of a folder and of those in it whose names tell a form, in order."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
+        and form_of(path.name)[0]
+    )
+    return [f for path in files for f in _file(path, path.relative_to(folder).as_posix())]
+
+
+def _no_files(name: str) -> QAgentError:
+    return QAgentError(f"{name}: no file in it can be read; those end in {', '.join(FORMS)}")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _file(path: Path, short: str = "") -> list[Location]:
+    partitions = _partitions(path)
+    short = short or (path.as_posix() if partitions and not path.is_absolute() else path.name)
+    if form_of(path.name)[0] != "zip":
+        return [Location(str(path), None, short, partitions)]
+    members = [m for m in zip_members(path, str(path)) if form_of(m)[0]]
+    if not members:
+        raise _no_files(str(path))
+    return [
+        Location(str(path), member, f"{short}{SEPARATOR}{member}", partitions) for member in members
+    ]
+
+
+def _partitions(path: Path) -> tuple[tuple[str, str | None], ...]:
+    """The columns that the folders of a path stand for: ``date=2026-01-01/country=de/``."""
+    partitions = {}
+    for part in path.parent.parts:
+        key, separator, value = part.partition("=")
+        if separator and key:
+            partitions[unquote(key)] = None if value == NO_PARTITION else unquote(value)
+    return tuple(partitions.items())

@@ -1,0 +1,88 @@
+"""Every form of file gives the same shop."""
+
+import bz2
+import gzip
+import io
+import json
+import sys
+import zipfile
+
+import pytest
+from source_files import EVENT_FIELDS, EVENTS, PRODUCTS, filled, log, put, titles, write
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest.ingest import ingest_files
+
+FORMS = [
+    *(f"{form}{packed}" for form in ("csv", "jsonl", "json") for packed in ("", ".gz", ".zst")),
+    *("csv.bz2", "json.bz2", "csv.zip", "jsonl.zip", "json.zip", "parquet"),
+    *("xlsx", "sqlite", "duckdb"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_shop(shop, tmp_path, form):
+    products = ingest_files(shop, "products", [write(tmp_path / f"p.{form}", PRODUCTS)])
+    rows = filled(EVENTS, EVENT_FIELDS)
+    events = ingest_files(shop, "events", [write(tmp_path / f"e.{form}", rows)])
+    assert (products.accepted, products.rejected) == (2, 0)
+    assert (events.accepted, events.rejected) == (3, 0)
+    assert titles(shop) == [
+        ("p1", 'Monitor 24", black', "Acme", 1299.5),
+        ("p2", "Käse; grün", None, 3.0),
+    ]
+    assert [row[2:] for row in log(shop)] == [
+        ("search", "red, Monitor", None),
+        ("click", None, "p1"),
+        ("view", None, "p2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inner", "packed"), [("parquet", "gz"), ("sqlite", "gz"), ("xlsx", "bz2"), ("xlsx", "zip")]
+)
+def test_what_duckdb_cannot_unpack_is_unpacked_first(shop, tmp_path, inner, packed):
+    plain = write(tmp_path / f"p.{inner}", PRODUCTS)
+    path = tmp_path / f"p.{inner}.{packed}"
+    if packed == "zip":
+        path = tmp_path / "p.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(plain, f"deep/p.{inner}")
+    else:
+        pack = gzip.compress if packed == "gz" else bz2.compress
+        path.write_bytes(pack(plain.read_bytes()))
+    assert ingest_files(shop, "products", [path]).accepted == 2
+
+
+@pytest.mark.parametrize(
+    "form", ["csv", "csv.gz", "csv.zst", "csv.bz2", "jsonl", "json", "parquet", "csv.zip"]
+)
+def test_standard_input_tells_its_form_by_itself(shop, tmp_path, form, monkeypatch):
+    data = write(tmp_path / f"p.{form}", PRODUCTS).read_bytes()
+
+    class Stdin:
+        buffer = io.BytesIO(data)
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    if form == "csv.zip":
+        with pytest.raises(QAgentError, match="an archive; name the file in it"):
+            ingest_files(shop, "products", ["-"])
+    else:
+        assert ingest_files(shop, "products", ["-"]).accepted == 2
+        assert len(titles(shop)) == 2
+
+
+def test_a_name_without_an_ending_is_told_by_its_bytes(shop, tmp_path):
+    parquet = write(tmp_path / "p.parquet", PRODUCTS).rename(tmp_path / "part-0000")
+    assert ingest_files(shop, "products", [parquet]).accepted == 2
+    row = {"id": "p3", "title": "Lamp"}
+    shard = put(tmp_path / "events-000000000000", json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    assert ingest_files(shop, "products", [shard]).accepted == 1
+    database = write(tmp_path / "p.duckdb", PRODUCTS).rename(tmp_path / "shop.db")
+    assert ingest_files(shop, "products", [database]).duplicates == 2
+
+
+def test_a_table_of_a_file_without_tables_is_refused(shop, tmp_path):
+    write(tmp_path / "p.csv", PRODUCTS)
+    with pytest.raises(QAgentError, match="csv files have no tables; leave out ::"):
+        ingest_files(shop, "products", [f"{tmp_path}/p.csv::x"])
