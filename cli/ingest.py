@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 def ingest(
     ctx: click.Context, preset: str | None, folder: Path | None, shop_path: Path
 ) -> Output | None:
-    """Load products and events from CSV, TSV, JSON lines (all also .gz) or Parquet.
+    """Load products and events from CSV, JSON, Parquet, workbooks, databases or addresses.
+
+    FILE is a file (also .gz, .zst, .bz2, .zip), a folder, a pattern, a table (shop.sqlite::events,
+    postgresql://host/shop::events), an https:// address, or - for standard input.
 
     A file goes in whole or not at all, and twice does no harm. Rows that do not fit are kept
     with the reason; ``qagent ingest retry`` tries them again.
@@ -107,7 +110,7 @@ class FileOptions:
     ] = None
 
 
-files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+files_argument = click.argument("files", nargs=-1, required=True)
 file_options = setting_options(
     FileOptions,
     into="options",
@@ -122,7 +125,7 @@ file_options = setting_options(
 @file_options
 @shop_option
 @json_option
-def products(files: tuple[Path, ...], options: FileOptions, shop_path: Path) -> Output:
+def products(files: tuple[str, ...], options: FileOptions, shop_path: Path) -> Output:
     """Load products: product_id, title, brand, category, price, stock, attributes, time."""
     report = _ingest(shop_path, files, "products", options)
     return _ingested(report, "qagent ingest events FILE, or qagent index")
@@ -135,7 +138,7 @@ def products(files: tuple[Path, ...], options: FileOptions, shop_path: Path) -> 
 @shop_option
 @json_option
 def events(
-    files: tuple[Path, ...], options: FileOptions, event_type: EventType | None, shop_path: Path
+    files: tuple[str, ...], options: FileOptions, event_type: EventType | None, shop_path: Path
 ) -> Output:
     """Load events: user_id, time, type, query, product_id, click_time."""
     return _ingested(_ingest(shop_path, files, "events", options, event_type), "qagent index")
@@ -191,7 +194,7 @@ def derive(source: Origin | None, shop_path: Path) -> Output:
 
 def _ingest(
     shop_path: Path,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     kind: Kind,
     options: FileOptions,
     event_type: EventType | None = None,
@@ -199,14 +202,15 @@ def _ingest(
     from qagent_mlx.ingest.columns import parse_mapping
     from qagent_mlx.ingest.ingest import ingest_files
     from qagent_mlx.ingest.report import IngestReport, ReadOptions
+    from qagent_mlx.ingest.sources.locations import locate
 
     mapping = parse_mapping(options.mapping, kind)
     reading = ReadOptions(mapping, options.encoding, options.time_format, event_type)
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
-        for file in files:
-            with waiting(f"reading {file}"):
-                total += ingest_files(shop, kind, [file], reading)
+        for location in locate(files):
+            with waiting(f"reading {location.shown}"):
+                total += ingest_files(shop, kind, [location], reading)
     return total
 
 

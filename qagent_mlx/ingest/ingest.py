@@ -27,14 +27,17 @@ from .events import store_events
 from .parse_fields import attributes_or_mark, category, plain
 from .products import price_or_nan, store_products
 from .report import REMEDIES, IngestReport, Kind, ReadOptions
-from .sources.locations import locate
+from .sources.locations import Location, locate
 from .sources.staging import stage_location
 
 RETRY = "retry"  # stands for a file's name while rejected rows are tried again
 
 
 def ingest_files(
-    shop: Shop, kind: Kind, files: Sequence[str | Path], options: ReadOptions | None = None
+    shop: Shop,
+    kind: Kind,
+    files: Sequence[str | Path | Location],
+    options: ReadOptions | None = None,
 ) -> IngestReport:
     """Load ``products`` or ``events`` from files, folders, tables or addresses.
 

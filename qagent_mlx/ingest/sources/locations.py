@@ -44,13 +44,17 @@ class Location:
         return name if self.table is None else f"{name}{SEPARATOR}{self.table}"
 
 
-def locate(names: Iterable[str | Path]) -> list[Location]:
+def locate(names: Iterable[str | Path | Location]) -> list[Location]:
     """The places that names stand for: patterns, folders and archives are taken apart.
 
     Raises:
         QAgentError: there is nothing behind a name.
     """
-    return [location for name in names for location in _locate(str(name))]
+    return [
+        location
+        for name in names
+        for location in ([name] if isinstance(name, Location) else _locate(str(name)))
+    ]
 
 
 def form_of(name: str) -> tuple[str | None, str]:
@@ -84,6 +88,8 @@ def _locate(name: str) -> list[Location]:
             for path in map(Path, matches)
             if not any(_is_hidden(part) for part in path.parts if part not in named)
         ]
+        # Shards may have no ending, but beside files of a known one a README is none of them.
+        paths = [path for path in paths if path.is_dir() or form_of(path.name)[0]] or paths
         if not paths:
             raise QAgentError(f"{name}: no file matches this pattern")
         found = [f for path in paths for f in (_below(path) if path.is_dir() else _file(path))]
