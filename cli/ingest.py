@@ -11,31 +11,32 @@ from msgspec import Meta
 
 from .console import say, waiting
 from .options import Output, json_option, opened, setting_options, shop_option
+from .presets import IngestGroup, load_files
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
     from qagent_mlx.ingest.report import EventType, IngestReport, Kind
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, cls=IngestGroup)
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Read a public data set's raw files: bestbuy, amazon (Reviews 2023 and ESCI), "
-    "amazon-office, instacart, or generic (products.*, events.*).",
+    help="The format of the files, one of the list below, or auto.  [default: auto]",
 )
 @click.option(
     "--from",
-    "folder",
+    "sources",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="The folder of the preset's raw files.",
+    multiple=True,
+    metavar="PATH",
+    help="A file, a folder or a glob that the preset reads; may be repeated.",
 )
 @shop_option
 @json_option
 @click.pass_context
 def ingest(
-    ctx: click.Context, preset: str | None, folder: Path | None, shop_path: Path
+    ctx: click.Context, preset: str | None, sources: tuple[Path, ...], shop_path: Path
 ) -> Output | None:
     """Load products and events from CSV, JSON, Parquet, workbooks, databases or addresses.
 
@@ -45,56 +46,21 @@ def ingest(
     A file goes in whole or not at all, and twice does no harm. Rows that do not fit are kept
     with the reason; ``qagent ingest retry`` tries them again.
 
-    With --preset NAME --from FOLDER a new shop is filled from a public data set as it is
-    handed out. Where it has no queries they are derived, and every report says so.
-
-    \b
-    bestbuy        products.csv (sku, name),
-                   events.csv (user_id, query, sku, query_time, click_time)
-    amazon         Reviews 2023: *meta*.jsonl, one file of reviews (.jsonl, .csv);
-                   for typed queries ESCI's *examples*.parquet or .csv
-    amazon-office  products.csv (item_id, title, brand),
-                   purchases.csv (user_id, position, item_id)
-    instacart      products, aisles, departments, orders, order_products__prior
-                   (.csv); or products.csv with aisle and department and
-                   order_items.csv
-    generic        products.* and events.* with this command's own columns
+    With --from PATH the exports of shop systems and public data sets are read as they are
+    handed out; --preset says which it is, or it is recognised. The next day's export may be
+    added. Data sets without queries get derived ones, and every report says so.
     """
     if ctx.invoked_subcommand is not None:
-        sources = [ctx.get_parameter_source(name) for name in ctx.params]
-        if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+        given = [ctx.get_parameter_source(name) for name in ctx.params]
+        if any(source is not None and source.name == "COMMANDLINE" for source in given):
             raise click.UsageError("write the options behind the command", ctx)
         return None
-    if preset is None:
-        if folder is not None:
-            raise click.UsageError("--from needs a --preset", ctx)
-        click.echo(ctx.get_help())
-        ctx.exit(2)
-    if folder is None:
-        raise click.UsageError("--preset needs --from FOLDER, where its raw files are", ctx)
-    return _load_preset(shop_path, preset, folder)
-
-
-def _load_preset(shop_path: Path, preset: str, folder: Path) -> Output:
-    from qagent_mlx.ingest.datasets import load_preset
-
-    with opened(shop_path, write=True) as shop, waiting(f"reading {folder}"):
-        report = load_preset(shop, preset, folder)
-    total = (report.products + report.events).to_dict()
-    del total["examples"]
-
-    def draw() -> None:
-        for kind, part in (("products", report.products), ("events", report.events)):
-            why = ", ".join(f"{count:,} {reason}" for reason, count in part.reasons.items())
-            say(
-                f"{kind}: {part.accepted:,} accepted, {part.duplicates:,} known "
-                f"already, {part.rejected:,} rejected{f' ({why})' if why else ''}"
-            )
-        if report.derived:
-            say(f"queries are derived {report.derived}; nobody typed them")
-        say("next: qagent index")
-
-    return Output({**total, **report.to_dict()}, draw)
+    if sources:
+        return load_files(shop_path, preset, sources)
+    if preset is not None:
+        raise click.UsageError("--preset needs --from PATH, where its raw files are", ctx)
+    click.echo(ctx.get_help())
+    ctx.exit(2)
 
 
 @dataclass(frozen=True)

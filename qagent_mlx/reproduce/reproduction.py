@@ -17,7 +17,7 @@ from ..evaluate.config import AbConfig, EvaluationConfig
 from ..evaluate.html_report import reward_curves, write_page
 from ..evaluate.suite import EvaluationSuite, evaluation_suite
 from ..evaluate.tables import markdown
-from ..ingest.datasets import load_preset
+from ..ingest.presets.loading import load_preset
 from ..models.fingerprint import fingerprint
 from ..policy.lora import LoraConfig
 from ..policy.registry import SAMPLE, policy_names, resolve

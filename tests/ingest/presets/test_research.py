@@ -11,7 +11,8 @@ import pytest
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.datasets import PRESETS, load_preset
+from qagent_mlx.ingest.presets.loading import load_preset
+from qagent_mlx.ingest.presets.registry import PRESETS
 from qagent_mlx.shop.shop import Shop
 
 
@@ -279,11 +280,11 @@ def test_generic_derives_only_where_nobody_searched(tmp_path, raw):
 
 
 def test_wrong_names_folders_files_and_shops_are_refused(shop, raw):
-    with pytest.raises(QAgentError, match="known are bestbuy"):
+    with pytest.raises(QAgentError, match="known are ubi, .*bestbuy"):
         load_preset(shop, "ebay", raw)
     with pytest.raises(QAgentError, match="no folder"):
         load_preset(shop, "bestbuy", raw / "nothing")
-    for name in PRESETS:
+    for name in (preset.name for preset in PRESETS.values() if preset.fill):
         with pytest.raises(QAgentError, match=r"has no (products|product file)"):
             load_preset(shop, name, raw)
     write(raw / "products.csv", ("id", "title"), [("1", "x")])

@@ -1,0 +1,57 @@
+"""What presets are called and which files they read; light, for the command line's help."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Description(NamedTuple):
+    """Whose format a preset reads, and the files of it with the fields that tell it."""
+
+    title: str
+    files: str
+
+
+DESCRIPTIONS = {
+    "ubi": Description(
+        "OpenSearch User Behavior Insights 1.0 to 1.3",
+        "ubi_queries (query_id, user_query) and ubi_events (action_name, event_attributes) as "
+        "JSON lines, _bulk or elasticdump",
+    ),
+    "ga4": Description(
+        "Google Analytics 4, BigQuery export",
+        "events_YYYYMMDD (event_name, event_timestamp, event_params, items) as JSON lines or "
+        "Parquet",
+    ),
+    "segment": Description(
+        "Segment and RudderStack",
+        "track calls (type, event, properties, messageId) as JSON lines, or warehouse tables "
+        "(event, event_text, anonymous_id)",
+    ),
+    "algolia": Description(
+        "Algolia Insights, and a log of queries and clicks",
+        "events (eventType, eventName, userToken, objectIDs) as JSON lines or request bodies; "
+        "queries.csv (query_id, user_token, query), clicks.csv (query_id, object_id)",
+    ),
+    "bestbuy": Description(
+        "Best Buy, small set",
+        "products.csv (sku, name), events.csv (user_id, query, sku, query_time, click_time)",
+    ),
+    "amazon": Description(
+        "Amazon Reviews 2023, with ESCI's queries",
+        "*meta*.jsonl, one file of reviews (.jsonl, .csv); for typed queries "
+        "*examples*.parquet or .csv",
+    ),
+    "amazon-office": Description(
+        "Amazon Office Products",
+        "products.csv (item_id, title, brand), purchases.csv (user_id, position, item_id)",
+    ),
+    "instacart": Description(
+        "Instacart 2017",
+        "products, aisles, departments, orders, order_products__prior (.csv); or products.csv "
+        "with aisle and department and order_items.csv",
+    ),
+    "generic": Description(
+        "any shop's own", "products.* and events.* with the columns of qagent ingest"
+    ),
+}

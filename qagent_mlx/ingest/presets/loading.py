@@ -1,0 +1,221 @@
+"""Load a preset's files into a shop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import duckdb
+
+from ...errors import QAgentError
+from ...shop.shop import Shop
+from ...utils.database import literal, open_duckdb
+from ..columns import FIELDS
+from ..derived_queries import derive_queries
+from ..ingest import ingest_files
+from ..report import IngestReport, Kind
+from .folder import Folder
+from .preset import Extract, Preset, PresetReport
+from .raw_files import RawFile, RawFiles, list_files, look_at
+from .registry import PRESETS, find_preset, recognise, recognise_all
+
+AUTO = "auto"
+MEMORY = "600MB"  # of the database that raw files are read into; the rest goes to disk
+_MENTIONED = "catalog_from_events"  # meta: the catalog's version that was made from events
+
+
+def load_preset(shop: Shop, name: str, *sources: str | Path) -> PresetReport:
+    """Read a preset's raw files (folders, files, globs) into a shop that is open for writing.
+
+    The name ``auto`` stands for the preset that is recognised. What the shop holds already is
+    skipped, so the next day's export may be added; data sets that do not mix with other data
+    want a new shop.
+
+    Raises:
+        QAgentError: the preset, a file or what a file needs is missing, nothing is recognised,
+            or the shop has other data. Nothing of it is stored.
+    """
+    preset = find_preset(name) if name != AUTO else None
+    if preset is not None and preset.fill is not None:
+        return _fill(shop, preset, sources)
+    folder = tempfile.TemporaryDirectory(prefix=".preset-", dir=shop.path)
+    with folder as temporary:
+        with _open_raw(Path(temporary)) as connection:
+            files = [look_at(connection, path) for path in list_files(sources)]
+            preset, recognised = _choose(preset, files, sources)
+            _check_new(shop, preset)
+            raw = RawFiles(connection, recognised, Path(sources[0]))
+            _load_known(shop, raw)
+            extract = _extract(raw, preset, files)
+            label = _label(preset, recognised)
+            parts = _write(shop, raw, extract, Path(temporary), label)
+        return _store(shop, preset, extract, parts)
+
+
+def suggest_command(path: str | Path) -> str | None:
+    """The command that reads a file of a known format; None where it has none."""
+    with open_duckdb() as connection:
+        try:
+            found = recognise(look_at(connection, Path(path)))
+        except QAgentError:
+            return None
+    if found is None:
+        return None
+    preset, _ = found
+    return f"qagent ingest --preset {preset.name} --from {path}"
+
+
+def _fill(shop: Shop, preset: Preset, sources: Sequence[str | Path]) -> PresetReport:
+    path = Path(sources[0])
+    if len(sources) > 1 or not path.is_dir():
+        path = path if not path.is_dir() else Path(sources[1])
+        raise QAgentError(
+            f"{path} is no folder; name the one that holds the raw files of {preset.name}"
+        )
+    _check_new(shop, preset)
+    assert preset.fill is not None
+    with open_duckdb() as connection:
+        products, events = preset.fill(shop, Folder(path, connection))
+    return PresetReport(preset.name, shop.config.derived_queries, products, events)
+
+
+def _check_new(shop: Shop, preset: Preset) -> None:
+    counts = shop.counts() if preset.needs_new_shop else {}
+    if counts.get("products") or counts.get("events"):
+        raise QAgentError(f"{shop.path} holds data already; a preset fills a new shop: qagent init")
+
+
+def _open_raw(folder: Path) -> duckdb.DuckDBPyConnection:
+    connection = open_duckdb()
+    connection.execute(
+        f"""SET TimeZone = 'UTC'; SET memory_limit = '{MEMORY}';
+        SET temp_directory = {literal(folder / "spilled")}"""
+    )
+    return connection
+
+
+def _choose(
+    preset: Preset | None, files: list[RawFile], sources: Sequence[str | Path]
+) -> tuple[Preset, list[tuple[str, RawFile]]]:
+    """The preset, and those of the files that it reads, with their roles."""
+    where = ", ".join(map(str, sources))
+    if preset is not None:
+        roles = [(preset.recognise(file), file) for file in files]
+        recognised = [(role, file) for role, file in roles if role is not None]
+        if recognised:
+            return preset, recognised
+        others = recognise_all(files)
+        hint = f"; it looks like --preset {next(iter(others))}" if others else ""
+        raise QAgentError(f"{where} holds nothing of {preset.title}, which is {preset.files}{hint}")
+    by_preset = recognise_all(files)
+    if not by_preset:
+        known = ", ".join(p.name for p in PRESETS.values() if p.read is not None)
+        named = ", ".join(p.name for p in PRESETS.values() if p.read is None)
+        raise QAgentError(
+            f"{where}: no known format; looked for {known}. The sets {named} have to be named by "
+            "a preset. For other files: qagent ingest products FILE, qagent ingest events FILE"
+        )
+    if len(by_preset) > 1:
+        raise QAgentError(
+            f"{where} holds several formats; read one after the other: "
+            + ", then ".join(f"qagent ingest --preset {name} --from {where}" for name in by_preset)
+        )
+    ((name, recognised_files),) = by_preset.items()
+    return PRESETS[name], recognised_files
+
+
+def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
+    """What the preset reads, with what is left out."""
+    assert preset.read is not None
+    extract = preset.read(raw)
+    ignored, notes = dict(extract.ignored), list(extract.notes)
+    if raw.malformed:
+        ignored["malformed row"] = raw.malformed
+    read = {file.path for _, file in raw.files}
+    unread = [file.path.name for file in files if file.path not in read]
+    if unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        notes.append(f"not read, no files of {preset.name}: {', '.join(unread[:5])}{more}")
+    return replace(extract, ignored=ignored, notes=tuple(notes))
+
+
+def _load_known(shop: Shop, raw: RawFiles) -> None:
+    """The table ``known``: ids of the shop's products."""
+    products = shop.connection.execute("SELECT product_id FROM products").fetchall()
+    raw.connection.execute("CREATE TABLE known (product_id VARCHAR)")
+    if products:
+        ids = [product for (product,) in products]
+        raw.connection.execute("INSERT INTO known SELECT unnest(?::VARCHAR[])", [ids])
+
+
+def _label(preset: Preset, files: Sequence[tuple[str, RawFile]]) -> str:
+    """What reports of single rows call the source."""
+    (_, first), *others = files
+    return f"{preset.name} {first.path.name}" + (f" and {len(others)} more" if others else "")
+
+
+def _write(
+    shop: Shop, raw: RawFiles, extract: Extract, folder: Path, label: str
+) -> dict[str, Path]:
+    """Write the extract's queries as Parquet files, by kind; ingest reads those."""
+    queries = {
+        "products": extract.products,
+        "events": extract.events,
+        "impressions": extract.impressions,
+    }
+    if extract.products is None and extract.mentioned is not None and _wants_mentioned(shop):
+        queries["products"] = f"""SELECT * REPLACE (coalesce(title, 'item ' || product_id) AS title)
+            FROM ({extract.mentioned})
+            WHERE title IS NOT NULL OR product_id NOT IN (FROM known)"""
+    paths = {}
+    for kind, query in queries.items():
+        if query is None or kind not in FIELDS:
+            continue
+        path = folder / kind / f"{label}.parquet"
+        path.parent.mkdir()
+        try:
+            raw.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
+        except duckdb.Error as error:
+            raise QAgentError(f"{raw.folder}: {str(error).splitlines()[0]}") from error
+        ((count,),) = raw.rows(f"SELECT count(*) FROM read_parquet({literal(path)})")
+        if count:
+            paths[kind] = path
+    return paths
+
+
+def _wants_mentioned(shop: Shop) -> bool:
+    """Whether the shop has no catalog but what earlier events told of products."""
+    return not shop.counts()["products"] or shop.meta(_MENTIONED) == str(shop.catalog_version)
+
+
+def _store(shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path]) -> PresetReport:
+    reports = {}
+    for kind in ("products", "events", "impressions"):
+        reports[kind] = IngestReport()
+        if kind in parts:
+            reports[kind] = ingest_files(shop, cast(Kind, kind), [parts[kind]])
+    notes = list(extract.notes)
+    if extract.products is None and "products" in parts:
+        with shop.transaction():
+            shop.set_meta(_MENTIONED, str(shop.catalog_version))
+        notes.append(_mentioned_note(shop, reports["products"].accepted))
+    derived = shop.config.derived_queries
+    if extract.derive is not None:
+        reports["events"] += derive_queries(shop, extract.derive)
+        derived = shop.config.derived_queries
+    whole = IngestReport(ignored=dict(extract.ignored), notes=tuple(notes))
+    return PresetReport(preset.name, derived, **reports, whole=whole)
+
+
+def _mentioned_note(shop: Shop, accepted: int) -> str:
+    ((untitled,),) = shop.connection.execute(
+        "SELECT count(*) FROM products WHERE title = 'item ' || product_id"
+    ).fetchall()
+    called = f"; {untitled:,} have no title there and are called by their id" if untitled else ""
+    return (
+        f"the shop had no catalog: {accepted:,} products are made of what the events tell"
+        f"{called}; load yours with: qagent ingest products FILE"
+    )

@@ -1,0 +1,285 @@
+"""The files that a preset reads: what each looks like, and SQL relations over them."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+
+from ...errors import QAgentError
+from ...utils.database import literal
+from ..columns import quote
+
+Form = Literal["csv", "json", "parquet", "xml", "none"]
+MAX_OBJECT = 256 << 20  # bytes of one JSON value, such as a whole request body
+_MAX_LINE = 16 << 20
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_ACTIONS = ("index", "create", "update", "delete")  # of the _bulk form
+_SQL_ACTION = (
+    "len(json_keys(d)) = 1 AND list_contains(['index', 'create', 'update', 'delete'], "
+    "json_keys(d)[1])"
+)
+# SQL to unwrap a JSON value ``d`` of a container.
+_UNWRAPPED = {
+    "": "d",
+    "bulk": "coalesce(d->'doc', d)",
+    "elasticdump": "json_merge_patch(json_object('_id', d->>'_id', '_index', d->>'_index'), "
+    "d->'_source')",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A file and what its beginning says about it."""
+
+    path: Path
+    form: Form = "none"
+    columns: tuple[str, ...] = ()  # of a table, or keys of the first JSON objects
+    record: dict[str, Any] = field(default_factory=dict)  # the first row or object
+    container: str = ""  # what the JSON objects are wrapped in, see `unwrap`
+    compression: str = "none"
+    delimiter: str = ","
+    encoding: str = "utf-8"
+
+    def has(self, *names: str) -> bool:
+        """Whether the file has all these columns or keys, whatever their case."""
+        columns = {column.lower() for column in self.columns}
+        return all(name.lower() in columns for name in names)
+
+    def column(self, *names: str) -> str:
+        """SQL: the first of these columns that the file has, else NULL; names in any case."""
+        by_name = {column.lower(): column for column in reversed(self.columns)}
+        for name in names:
+            if name.lower() in by_name:
+                return quote(by_name[name.lower()])
+        return "NULL::VARCHAR"
+
+
+class RawFiles:
+    """The files of an import, and an in-memory database to read them into.
+
+    Attributes:
+        files: What was recognised, by role such as ``events``.
+        folder: The first folder that was named.
+    """
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        files: Sequence[tuple[str, RawFile]],
+        folder: Path,
+    ) -> None:
+        self.connection, self.files, self.folder = connection, files, folder
+        self.malformed = 0  # rows of CSV files that could not be split into columns
+
+    def of(self, *roles: str) -> list[RawFile]:
+        """The files with one of these roles."""
+        return [file for role, file in self.files if role in roles]
+
+    def rows(self, query: str) -> list[Any]:
+        """The rows of a query."""
+        return self.connection.execute(query).fetchall()
+
+    def counts(self, query: str) -> dict[str, int]:
+        """The rows of a query for a name and a number, those above 0."""
+        return {str(name): number for name, number in self.rows(query) if number}
+
+    def load(self, table: str, query: str) -> None:
+        """Make a table of a query over files; raises QAgentError where they cannot be read."""
+        try:
+            self.connection.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
+        except duckdb.Error as error:
+            names = ", ".join(sorted({file.path.name for _, file in self.files})[:3])
+            raise QAgentError(f"{self.folder} ({names}): {_first_line(error)}") from error
+
+    def load_csv(self, table: str, file: RawFile, **reader: str) -> None:
+        """Make a table of text of a CSV file; rows that do not fit its header are counted."""
+        for leftover in ("reject_errors", "reject_scans"):
+            self.connection.execute(f"DROP TABLE IF EXISTS {leftover}")
+        self.load(table, f"SELECT * FROM {csv_relation(file, **reader)}")
+        ((malformed,),) = self.rows("SELECT count(DISTINCT line) FROM reject_errors")
+        self.malformed += malformed
+
+
+def documents(files: Iterable[RawFile]) -> str:
+    """SQL: a relation of the unwrapped JSON objects of files, one column ``d``."""
+    selects = []
+    for file in files:
+        reader = (
+            f"(SELECT json AS d FROM read_json_objects({literal(file.path)}, "
+            f"format='{'newline_delimited' if file.container == 'bulk' else 'auto'}', "
+            f"compression='{file.compression}', "
+            f"maximum_object_size={MAX_OBJECT}, hive_partitioning=false))"
+        )
+        if file.container == "bulk":
+            reader += f" WHERE NOT ({_SQL_ACTION})"
+        inside = ""
+        if file.container == "hits":
+            inside = "$.hits.hits"
+        elif file.container.startswith("list:"):
+            inside = "$." + json.dumps(file.container.removeprefix("list:"))
+        if inside:
+            items = f"from_json(json_extract(d, {literal(inside)}), '[\"JSON\"]')"
+            reader = f"(SELECT unnest({items}) AS d FROM {reader})"
+        unwrapped = _UNWRAPPED.get("elasticdump" if file.container == "hits" else file.container)
+        selects.append(f"SELECT {unwrapped or 'd'} AS d FROM {reader}")
+    return "(" + " UNION ALL ".join(selects) + ")"
+
+
+def csv_relation(file: RawFile, quote_character: str = '"', columns: Sequence[str] = ()) -> str:
+    """SQL: a relation of a CSV file's columns, all text; for `RawFiles.load_csv`."""
+    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in columns or file.columns)
+    return (
+        f"read_csv({literal(file.path)}, auto_detect=false, header=true, columns={{{names}}}, "
+        f"delim={literal(file.delimiter)}, quote={literal(quote_character)}, "
+        f"escape={literal(quote_character)}, compression='{file.compression}', "
+        f"encoding='{file.encoding}', null_padding=true, ignore_errors=true, store_rejects=true, "
+        f"rejects_limit=0, max_line_size={_MAX_LINE})"
+    )
+
+
+def list_files(sources: Iterable[str | Path]) -> list[Path]:
+    """The files that are named by files, folders (with all below) and globs; no hidden ones.
+
+    Raises:
+        QAgentError: there is nothing of that name, or nothing in it.
+    """
+    files: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_file():
+            files.append(source)
+            continue
+        if source.is_dir():
+            inside = sorted(p for p in source.rglob("*") if p.is_file())
+            files += [
+                p
+                for p in inside
+                if not any(part.startswith((".", "_")) for part in p.relative_to(source).parts)
+            ]
+        else:
+            names = glob.glob(str(source))  # noqa: PTH207  # Path.glob takes no absolute one
+            files += sorted(p for p in map(Path, names) if p.is_file())
+        if not files:
+            raise QAgentError(f"{source}: no such file or folder, or nothing in it")
+    return list(dict.fromkeys(files))
+
+
+def look_at(connection: duckdb.DuckDBPyConnection, path: Path) -> RawFile:
+    """Tell a file's form, columns and first record from its beginning.
+
+    Raises:
+        QAgentError: it cannot be opened.
+    """
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(4)
+    except OSError as error:
+        raise QAgentError(f"{path}: {error.strerror or error}") from error
+    compression = next((c for magic, c in _COMPRESSIONS.items() if head.startswith(magic)), "none")
+    try:
+        if head == b"PAR1":
+            return _look_at_parquet(connection, path)
+        encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+        return _look_at_text(connection, path, compression, encoding)
+    except (duckdb.Error, csv.Error, ValueError, IndexError):
+        return RawFile(path)
+
+
+def _look_at_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> RawFile:
+    described = connection.execute(
+        f"DESCRIBE SELECT * FROM read_parquet({literal(path)}, hive_partitioning=false)"
+    ).fetchall()
+    return RawFile(
+        path, "parquet", tuple(row[0] for row in described), {row[0]: row[1] for row in described}
+    )
+
+
+def _look_at_text(
+    connection: duckdb.DuckDBPyConnection, path: Path, compression: str, encoding: str
+) -> RawFile:
+    lines = connection.execute(
+        f"""SELECT line FROM read_csv({literal(path)}, auto_detect=false, header=false,
+        columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='', encoding='{encoding}',
+        compression='{compression}', max_line_size={_MAX_LINE}) LIMIT 3"""
+    ).fetchall()
+    text = "\n".join(line or "" for (line,) in lines).lstrip("\ufeff").lstrip()
+    if text[:1] in ("{", "["):
+        return _look_at_json(connection, path, compression)
+    if text[:1] == "<":
+        return RawFile(path, "xml", (), {"head": text}, "", compression, ",", encoding)
+    header = text.splitlines()[0]
+    delimiter = max(",\t;|", key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+    columns = tuple(_unique([name or f"column{i}" for i, name in enumerate(names)]))
+    file = RawFile(path, "csv", columns, {}, "", compression, delimiter, encoding)
+    first = connection.execute(f"SELECT * FROM {csv_relation(file)} LIMIT 1").fetchone()
+    connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
+    record = dict(zip(columns, first or (), strict=False))
+    return RawFile(path, "csv", columns, record, "", compression, delimiter, encoding)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of columns, the second of two equal ones with a number behind."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name.lower()] = count = seen.get(name.lower(), 0) + 1
+        unique.append(name if count == 1 else f"{name} {count}")
+    return unique
+
+
+def _look_at_json(connection: duckdb.DuckDBPyConnection, path: Path, compression: str) -> RawFile:
+    found = connection.execute(
+        f"""SELECT json FROM read_json_objects({literal(path)}, format='auto',
+        compression='{compression}', maximum_object_size={MAX_OBJECT}, hive_partitioning=false)
+        LIMIT 20"""
+    ).fetchall()
+    values = [json.loads(text) for (text,) in found]
+    container, records = unwrap(values)
+    keys = dict.fromkeys(key for record in records for key in record)
+    return RawFile(path, "json", tuple(keys), records[0] if records else {}, container, compression)
+
+
+def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
+    """The container of a file's first JSON values, and the objects inside.
+
+    ``bulk`` is OpenSearch's ``_bulk`` form, ``elasticdump`` its documents with ``_source``,
+    ``hits`` a search response, and ``list:KEY`` one object around one list.
+    """
+    records = [value for value in values if isinstance(value, dict)]
+    if not records:
+        return "", []
+    first = records[0]
+    if len(first) == 1 and next(iter(first)) in _ACTIONS:
+        action = next(iter(first.values()))
+        if isinstance(action, dict) and ("_index" in action or "_id" in action or not action):
+            inner = [r for r in records if not (len(r) == 1 and next(iter(r)) in _ACTIONS)]
+            return "bulk", [r["doc"] if isinstance(r.get("doc"), dict) else r for r in inner]
+    if isinstance(first.get("_source"), dict):
+        return "elasticdump", _sources(records)
+    hits = first.get("hits")
+    if isinstance(hits, dict) and isinstance(hits.get("hits"), list):
+        return "hits", _sources(hits["hits"])
+    if len(records) == 1 and len(first) == 1:
+        ((key, inside),) = first.items()
+        if isinstance(inside, list) and inside and isinstance(inside[0], dict):
+            return f"list:{key}", [record for record in inside[:20] if isinstance(record, dict)]
+    return "", records
+
+
+def _sources(hits: Iterable[Any]) -> list[dict[str, Any]]:
+    return [
+        {"_id": hit.get("_id"), "_index": hit.get("_index"), **hit["_source"]}
+        for hit in hits
+        if isinstance(hit, dict) and isinstance(hit.get("_source"), dict)
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,85 @@
+"""Algolia: Insights events, and a log of queries and clicks."""
+
+import json
+
+from qagent_mlx.ingest.presets.loading import load_preset
+
+START = 1767607200_000  # 2026-01-05 10:00:00, in milliseconds
+QUERIES = ("query_id", "timestamp", "user_token", "query", "nb_hits", "index")
+CLICKS = ("query_id", "timestamp", "event_type", "object_id", "position")
+
+
+def event(kind, second, *products, **fields):
+    return {
+        "eventType": kind,
+        "eventName": "Product",
+        "index": "products",
+        "userToken": "u1",
+        "timestamp": START + second * 1000,
+        "queryID": "aabb0011",
+        "objectIDs": list(products),
+        **fields,
+    }
+
+
+EVENTS = (
+    event("click", 5, "p1", positions=[3]),
+    event("view", 6, "p1", authenticatedUserToken="anna"),
+    event("conversion", 7, "p1", eventSubtype="addToCart"),
+    event("conversion", 8, "p1", "p2", eventSubtype="purchase"),
+    event("conversion", 9, "p2", eventName="Product added to basket"),
+    event("conversion", 10, "p2", eventName="Checkout complete"),
+    event("conversion", 11, "p2"),
+    event("view", 12, "p1", "p2", eventName="Hits Viewed"),
+    event("click", 13, filters=["brand:x"], objectIDs=None, eventName="Filter"),
+)
+
+
+def test_insights_and_the_log_of_queries_join(shop, raw, catalog, stored, write_json, write_csv):
+    catalog("p1", "p2")
+    write_json("insights.jsonl", *EVENTS)
+    write_csv("queries.csv", QUERIES, ("AABB-0011", START, "u1", "red shoes", 3, "products"))
+    report = load_preset(shop, "auto", raw)
+    assert report.preset == "algolia"
+    assert stored() == [
+        ("anna", f"2026-01-05 10:00:{second:02}", kind, "red shoes", product)
+        for second, kind, product in (
+            (0, "search", None),
+            (5, "click", "p1"),
+            (6, "view", "p1"),
+            (7, "cart", "p1"),
+            (8, "purchase", "p1"),
+            (8, "purchase", "p2"),
+            (9, "cart", "p2"),
+            (10, "purchase", "p2"),
+            (11, "cart", "p2"),
+        )
+    ]
+    assert report.total.notes == ("1 conversions (Product) do not say which: taken as cart",)
+    assert report.total.ignored == {"click of filters": 1}
+
+
+def test_clicks_take_user_and_query_from_the_log_of_queries(shop, raw, catalog, stored, write_csv):
+    catalog("p1")
+    write_csv("queries.csv", QUERIES, ("a-1", START, "u1", "red shoes", 3, "products"))
+    write_csv(
+        "clicks.csv",
+        CLICKS,
+        ("a-1", START + 1000, "click", "p1", 2),
+        ("a1", START + 2000, "conversion", "p1", 2),
+    )
+    report = load_preset(shop, "algolia", raw / "queries.csv", raw / "clicks.csv")
+    assert stored() == [
+        ("u1", "2026-01-05 10:00:00", "search", "red shoes", None),
+        ("u1", "2026-01-05 10:00:01", "click", "red shoes", "p1"),
+        ("u1", "2026-01-05 10:00:02", "purchase", "red shoes", "p1"),
+    ]
+    assert "taken as purchase" in report.total.notes[0]
+
+
+def test_request_bodies_are_read_and_missing_queries_named(shop, raw, catalog, stored):
+    catalog("p1")
+    (raw / "body.json").write_text(json.dumps({"events": [EVENTS[0]]}))
+    report = load_preset(shop, "algolia", raw)
+    assert [kind for _, _, kind, *_ in stored()] == ["click"]
+    assert "log of queries" in report.total.notes[0]

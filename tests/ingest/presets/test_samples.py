@@ -1,0 +1,41 @@
+"""The shared samples of each format, where they are there."""
+
+from pathlib import Path
+
+import pytest
+
+from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.ingest.presets.loading import load_preset
+
+_PLACES = [folder / "shared" / "cases" / "formats" for folder in Path(__file__).parents]
+SAMPLES = next((place for place in _PLACES if place.exists()), _PLACES[0])
+BASE = {"search": 558, "click": 159, "view": 84, "cart": 143, "purchase": 133}
+CASES = {
+    "ubi": (("ubi/ubi_queries.ndjson", "ubi/ubi_events.ndjson"), BASE, 30),
+    "ubi without user_query": (("ubi/ubi_queries.ndjson", "ubi/ubi_events_10.ndjson"), BASE, 30),
+    "ubi bulk": (("ubi/bulk.ndjson",), {"search": 150}, 24),
+    "ga4 parquet": (("ga4/events_20260105.parquet",), BASE, 30),
+    "ga4 json": (
+        ("ga4/events_20260105.json",),
+        {"search": 106, "click": 26, "view": 13, "cart": 23, "purchase": 21},
+        17,
+    ),
+    "segment": (("segment",), {**BASE, "purchase": 266}, 30),
+    "queries and clicks": (
+        ("logs/queries.csv", "logs/clicks.csv"),
+        {"search": 558, "click": 159, "purchase": 133},
+        30,
+    ),
+    "insights": (("logs/insights.jsonl",), {"click": 159, "view": 84, "cart": 276}, 30),
+}
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="the samples are not here")
+@pytest.mark.parametrize("case", CASES)
+def test_each_sample_goes_in_with_its_counts(shop, case):
+    names, counts, users = CASES[case]
+    ingest_files(shop, "products", [SAMPLES / "products.csv"])
+    report = load_preset(shop, "auto", *(SAMPLES / name for name in names))
+    stored = shop.connection.execute("SELECT type, count(*) FROM events GROUP BY type").fetchall()
+    assert dict(stored) == counts and report.events.rejected == 0
+    assert shop.counts()["users"] == users
