@@ -58,7 +58,7 @@ class BenchOptions:
 def bench(ctx: click.Context, options: BenchOptions) -> Output | None:
     """Measure rollouts and updates, alone or beside another trainer."""
     from qagent_mlx.bench import measure, peers
-    from qagent_mlx.bench.workloads import Agentic, Workload
+    from qagent_mlx.bench.workloads import Agentic, Workload, model_folder
     from qagent_mlx.distributed import launcher, world
 
     model, steps, warmup = options.model, options.steps, options.warmup
@@ -66,7 +66,7 @@ def bench(ctx: click.Context, options: BenchOptions) -> Output | None:
         if options.against or options.workload != "standard":
             raise click.UsageError("--workers is for the standard workload alone", ctx)
         launcher.check_workers(options.workers, options.prompts)
-        measure.model_folder(model, measure.cache_folder() / "models")  # once, for all
+        model_folder(model)  # once, for all
         ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], options.workers))
     work = Workload(options.prompts, options.prompt_tokens, options.group, options.new_tokens)
     if options.against:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -20,27 +20,16 @@ from ..agent.sequences import DecodingSequence
 from ..policy.policy import Policy
 from ..utils.blas import load_fast_blas
 from ..utils.doctor import gemm_gflops
-from ..utils.runtime import device_name
+from ..utils.runtime import device_name, total_memory
 from .workloads import Agentic, Standard, Workload, agentic_rollout, model_folder, open_policy
-
-
-def cache_folder() -> Path:
-    """Where the benchmark's models and the other trainers' environments are kept."""
-    place = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(place) if place else Path.home() / ".cache") / "qagent"
 
 
 def machine() -> str:
     """The processor's name, its cores and its memory."""
-    from ..utils.runtime import total_memory
-
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    if cpuinfo.exists() and (model := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        name = model[1].strip()
     return f"{name}, {os.cpu_count()} cores, {total_memory() / 2**30:.0f} GiB"
 
 
@@ -50,44 +39,31 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def standard(
-    model: str,
-    work: Workload,
-    steps: int,
-    warmup: int = 1,
-    on_step: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
+def standard(model: str, work: Workload, steps: int, warmup: int = 1) -> dict[str, Any]:
     """Medians of the standard workload's steps."""
-    runner = Standard(open_policy(model_folder(model, cache_folder() / "models"), work), work)
-    for number in range(warmup):
-        runner.step(number)
-    made = []
-    for number in range(warmup, warmup + steps):
-        step = runner.step(number)
-        made.append(step)
-        if on_step is not None:
-            on_step({"rollout": step.rollout, "update": step.update})
-    seconds = median(s.seconds for s in made)
+    runner = Standard(open_policy(model_folder(model), work), work)
+    measured = [runner.step(number) for number in range(warmup + steps)][warmup:]
+    seconds = median(s.seconds for s in measured)
     limit = gemm_gflops()[0]
     flops = products(runner.policy, work)
-    names = sorted({name for s in made for name in s.parts})
-    profile = {name: median(s.parts.get(name, 0.0) for s in made) for name in names}
+    names = sorted({name for s in measured for name in s.parts})
+    profile = {name: median(s.parts.get(name, 0.0) for s in measured) for name in names}
     return {
         "workload": "standard",
         "model": model,
         "steps": steps,
-        "rollout_seconds": median(s.rollout for s in made),
-        "update_seconds": median(s.update for s in made),
+        "rollout_seconds": median(s.rollout for s in measured),
+        "update_seconds": median(s.update for s in measured),
         "seconds": seconds,
-        "cpu_seconds": median(s.cpu for s in made),
+        "cpu_seconds": median(s.cpu for s in measured),
         "tokens_per_s": work.tokens / seconds,
-        "decoded_per_s": made[0].decoded / median(s.rollout for s in made),
+        "decoded_per_s": measured[0].decoded / median(s.rollout for s in measured),
         "peak_memory_mb": peak_memory() / 2**20,
         "mlx_peak_mb": mx.get_peak_memory() / 2**20,
         "gemm_gflops": limit,
         "product_gflop": flops / 1e9,
         "product_share": flops / 1e9 / limit / seconds,
-        "ratio_drift": max(s.metrics["ratio_drift"] for s in made),
+        "ratio_drift": max(s.metrics["ratio_drift"] for s in measured),
         "profile": dict(sorted(profile.items(), key=lambda item: -item[1])),
     }
 
@@ -107,41 +83,38 @@ def products(policy: Policy, work: Workload) -> float:
     head = policy.model.model.embed_tokens.weight.size
     rows = work.prompts * work.group
     prompt, new = work.prompts * work.prompt_tokens, rows * work.new_tokens
-    width = policy.layers[0].self_attn.n_heads * (
-        policy.layers[0].self_attn.scale ** -2
-    )  # of all heads
+    attention = policy.layers[0].self_attn
+    width = attention.n_heads * attention.scale**-2  # of all heads
     pairs = prompt * work.prompt_tokens / 2 + new * (work.prompt_tokens + work.new_tokens / 2)
-    attention = 4 * width * pairs
+    scores = 4 * width * pairs
     forward = 2 * (prompt + new)
-    rollout = forward * sum(linear) + attention * len(linear) + 2 * new * head
+    rollout = forward * sum(linear) + scores * len(linear) + 2 * new * head
     above = sum(linear[first:])
     count = len(linear) - first
-    below = forward * sum(linear[:first]) + attention * first
-    reference = forward * above + attention * count + 2 * new * head
-    learn = 2 * forward * above + 3 * attention * count + 4 * new * head
+    below = forward * sum(linear[:first]) + scores * first
+    reference = forward * above + scores * count + 2 * new * head
+    learn = 2 * forward * above + 3 * scores * count + 4 * new * head
     return float(rollout + below + reference + learn)
 
 
 def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, Any]:
     """Rollouts of chains with two searches, beside the same chains re-prefilled each turn."""
     shape = shape or Agentic()
-    policy = open_policy(model_folder(model, cache_folder() / "models"), Workload())
+    policy = open_policy(model_folder(model), Workload())
     seconds: dict[bool, list[float]] = {False: [], True: []}
     same: list[bool] = []
     apart = 0.0
-    tokens = 0
     for number in range(steps + 1):
         chains: dict[bool, list[DecodingSequence]] = {}
-        for again in (False, True):
+        for reprefill in (False, True):
             start = time.perf_counter()
-            rows = agentic_rollout(policy, shape, number, again)
+            chains[reprefill] = agentic_rollout(policy, shape, number, reprefill)
             if number:  # the first is a warm-up
-                seconds[again].append(time.perf_counter() - start)
-            chains[again] = rows
-        for one, other in zip(chains[False], chains[True], strict=True):
-            same.append(one.tokens == other.tokens)
-            apart = max(apart, difference(one, other))
-        tokens = sum(len(row.tokens) for row in chains[False])
+                seconds[reprefill].append(time.perf_counter() - start)
+        for chain, other in zip(chains[False], chains[True], strict=True):
+            same.append(chain.tokens == other.tokens)
+            apart = max(apart, difference(chain, other))
+    tokens = sum(len(chain.tokens) for chain in chains[False])
     ratios = [b / a for a, b in zip(seconds[False], seconds[True], strict=True)]
     return {
         "workload": "agentic",
@@ -162,12 +135,12 @@ def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, A
     }
 
 
-def difference(one: DecodingSequence, other: DecodingSequence) -> float:
-    """The largest difference of two rows' log-probabilities while their tokens are the same."""
-    start = len(one.tokens) - len(one.logprobs)
-    pairs = zip(one.tokens[start:], other.tokens[start:], strict=True)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one.logprobs))
-    values = zip(one.logprobs[:same], other.logprobs[:same], strict=True)
+def difference(chain: DecodingSequence, other: DecodingSequence) -> float:
+    """The largest difference of two chains' log-probabilities while their tokens are the same."""
+    start = len(chain.tokens) - len(chain.logprobs)
+    pairs = zip(chain.tokens[start:], other.tokens[start:], strict=True)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(chain.logprobs))
+    values = zip(chain.logprobs[:same], other.logprobs[:same], strict=True)
     return max((abs(a - b) for a, b in values), default=0.0)
 
 

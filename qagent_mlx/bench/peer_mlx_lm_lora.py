@@ -1,17 +1,17 @@
 """mlx-lm-lora's own GRPO trainer on prompts that come in on stdin, one step a line.
 
-Runs in an environment of its own and imports nothing of this package but ``utils/blas.py``, by
-its path, for the fast BLAS (QAGENT_BLAS; "off" leaves it as it is installed).
+Runs in an environment of its own and imports nothing of this package but ``peer_steps``, and
+``utils/blas.py`` by its path, for the fast BLAS (QAGENT_BLAS; "off" leaves it as it is installed).
 """
 
 import importlib.util
 import json
-import resource
 import sys
 import tempfile
 import time
 
-work = json.loads(sys.argv[1])
+from peer_steps import Clock, reward, say, work
+
 spec = importlib.util.spec_from_file_location("blas", work["blas_module"])
 blas = importlib.util.module_from_spec(spec)
 sys.modules["blas"] = blas
@@ -24,14 +24,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 from mlx_lm_lora.trainer.grpo_trainer import GRPOTrainingArgs, train_grpo
 
-out, sys.stdout = sys.stdout, sys.stderr
-clock = {"began": 0.0, "rolled": 0.0, "spent": 0.0}
-
-
-def say(row):
-    """One line of JSON to whoever started this."""
-    out.write(json.dumps(row) + "\n")
-    out.flush()
+clock = Clock()
 
 
 def batches(dataset, batch_size, max_seq_length, train=False):
@@ -39,36 +32,28 @@ def batches(dataset, batch_size, max_seq_length, train=False):
     first = True
     while True:
         if not first:
-            now = time.perf_counter()
-            say(
-                {
-                    "rollout": clock["rolled"] - clock["began"],
-                    "update": now - clock["rolled"],
-                    "cpu": time.process_time() - clock["spent"],
-                    "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                }
-            )
+            clock.report()
         first = False
         line = sys.stdin.readline()
         if not line:
             sys.exit(0)
         prompts = json.loads(line)
-        clock.update(began=time.perf_counter(), spent=time.process_time())
+        clock.start()
         count = len(prompts)
         yield prompts, [[3]] * count, ["prompt"] * count, ["answer"] * count, None
 
 
-def reward(prompts, completions, answer, types=None):
-    """Differs between the chains of a group; called when all have been generated."""
-    clock["rolled"] = time.perf_counter()
-    return [float(sum(map(ord, text)) % 97) / 97 for text in completions]
+def timed_reward(prompts, completions, answer, types=None):
+    """The chains' rewards; called when all have been generated."""
+    clock.rollout = time.perf_counter() - clock.began
+    return reward(completions)
 
 
 model, tokenizer = load(work["folder"])
 reference, _ = load(work["folder"])
-for one in (model, reference):
-    one.set_dtype(mx.float32)
-    one.freeze()
+for llama in (model, reference):
+    llama.set_dtype(mx.float32)
+    llama.freeze()
 linear_to_lora_layers(model, work["blocks"], {"rank": work["rank"], "dropout": 0.0, "scale": 2.0})
 say({"ready": True, "blas": state.name, "problem": state.problem})
 with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +63,7 @@ with tempfile.TemporaryDirectory() as folder:
         tokenizer=tokenizer,
         optimizer=optim.AdamW(learning_rate=2e-4),
         train_dataset=[],
-        reward_funcs=[reward],
+        reward_funcs=[timed_reward],
         args=GRPOTrainingArgs(
             batch_size=work["prompts"],
             iters=1_000_000,

@@ -1,32 +1,23 @@
 """TRL's own GRPOTrainer on PyTorch's CPU backend, one step a line on stdin.
 
-Runs in an environment of its own and imports nothing of this package. TRL draws from a data
-set: it holds the prompts of all steps in order, and is not shuffled.
+Runs in an environment of its own and imports nothing of this package but ``peer_steps``. TRL draws
+from a data set: it holds the prompts of all steps in order, and is not shuffled.
 """
 
-import json
-import resource
 import sys
 import tempfile
 import time
 
-work = json.loads(sys.argv[1])
-out, sys.stdout = sys.stdout, sys.stderr
-
+import peer_steps
 import torch
 from datasets import Dataset
+from peer_steps import Clock, say, work
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 torch.manual_seed(0)
-clock = {"began": 0.0, "generating": 0.0, "spent": 0.0}
-
-
-def say(row):
-    """One line of JSON to whoever started this."""
-    out.write(json.dumps(row) + "\n")
-    out.flush()
+clock = Clock()
 
 
 class Gate(TrainerCallback):
@@ -36,24 +27,16 @@ class Gate(TrainerCallback):
         """Wait for the line."""
         if not sys.stdin.readline():
             sys.exit(0)
-        clock.update(began=time.perf_counter(), spent=time.process_time(), generating=0.0)
+        clock.start()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Report."""
-        seconds = time.perf_counter() - clock["began"]
-        say(
-            {
-                "rollout": clock["generating"],
-                "update": seconds - clock["generating"],
-                "cpu": time.process_time() - clock["spent"],
-                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
+        clock.report()
 
 
 def reward(completions, **kwargs):
-    """Differs between the chains of a group."""
-    return [float(sum(map(ord, text)) % 97) / 97 for text in completions]
+    """The chains' rewards, however TRL names what it passes beside them."""
+    return peer_steps.reward(completions)
 
 
 model = AutoModelForCausalLM.from_pretrained(work["folder"], dtype=torch.float32)
@@ -112,9 +95,9 @@ plain = trainer._generate
 def generate(*arguments, **named):
     """TRL's generation, timed."""
     start = time.perf_counter()
-    made = plain(*arguments, **named)
-    clock["generating"] += time.perf_counter() - start
-    return made
+    generated = plain(*arguments, **named)
+    clock.rollout += time.perf_counter() - start
+    return generated
 
 
 trainer._generate = generate

@@ -7,17 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import QAgentError
+from ..models.download import cache_folder
 from ..utils import blas
 from ..utils.atomic_files import read_json, write_json
 from ..utils.runtime import ARENAS
-from .measure import cache_folder, peak_memory
-from .workloads import Standard, Workload, model_folder, open_policy, prompts, vocabulary
+from ..utils.settings import SettingError
+from .measure import peak_memory
+from .workloads import Standard, Step, Workload, model_folder, open_policy, prompts, vocabulary
 
 PACKAGES = {
     "mlx-lm-lora": ("mlx-lm-lora==5.10.2", "mlx[cpu]" if sys.platform == "linux" else "mlx"),
@@ -27,13 +29,9 @@ PACKAGES = {
 
 
 def installed(name: str, note: Callable[[str], None]) -> Path:
-    """The Python of a peer's environment, which is made at the first call.
-
-    Raises:
-        QAgentError: it cannot be made.
-    """
+    """The Python of a peer's environment, which is made at the first call."""
     if name not in PACKAGES:
-        raise QAgentError(f"--against {name}: choose one of {', '.join(PACKAGES)}")
+        raise SettingError("against", f"cannot be {name}; choose one of {', '.join(PACKAGES)}")
     folder = cache_folder() / "peers" / name
     python, ready = folder / "bin" / "python", folder / "ready.json"
     wanted = list(PACKAGES[name])
@@ -44,11 +42,11 @@ def installed(name: str, note: Callable[[str], None]) -> Path:
         [sys.executable, "-m", "venv", "--clear", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *wanted],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr.strip() or "no message").splitlines()[-1]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            message = (process.stderr.strip() or "no message").splitlines()[-1]
             raise QAgentError(
-                f"{name} cannot be installed ({said}); check the network and the disk, then run "
+                f"{name} cannot be installed ({message}); check the network and the disk, then run "
                 "qagent bench again"
             )
     write_json(ready, wanted)
@@ -125,19 +123,13 @@ def against(
     fast_blas: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Ours and a peer's steps in turn, on the same prompts and the same weights.
+    """Our steps and those of ``mlx-lm-lora`` or ``trl`` in turn, from the same weights and prompts.
 
-    Args:
-        name: ``mlx-lm-lora`` or ``trl``.
-        model: ``tiny``, ``small`` or ``smol``.
-        work: What a step is.
-        steps: Pairs of steps.
-        warmup: Pairs before them that do not count.
-        fast_blas: Whether an MLX peer gets our fast BLAS, or the one that it comes with.
-        note: Told what is going on.
+    The ``warmup`` pairs of steps do not count. ``fast_blas`` gives an MLX peer our BLAS in place
+    of the one that it comes with; ``note`` is told what is going on.
     """
     python = installed(name, note)
-    folder = model_folder(model, cache_folder() / "models")
+    folder = model_folder(model)
     ours = Standard(open_policy(folder, work), work)
     known = vocabulary(ours.policy)
     all_prompts = [prompts(work, known, number) for number in range(warmup + steps)]
@@ -146,38 +138,43 @@ def against(
     memory = 0.0
     try:
         for number, ids in enumerate(all_prompts):
-            own = ours.step(number)
-            other = peer.step(ids)
+            own, other = ours.step(number), peer.step(ids)
             memory = other["peak_memory"]
-            pair = {
-                "rollout_seconds": own.rollout,
-                "update_seconds": own.update,
-                "seconds": own.seconds,
-                "cpu_seconds": own.cpu,
-                "peer_rollout_seconds": other["rollout"],
-                "peer_update_seconds": other["update"],
-                "peer_seconds": other["rollout"] + other["update"],
-                "peer_cpu_seconds": other["cpu"],
-            }
-            pair["ratio"] = pair["peer_seconds"] / pair["seconds"]
-            pair["cpu_ratio"] = pair["peer_cpu_seconds"] / pair["cpu_seconds"]
+            pair = _paired(own, other)
             note(
                 f"{name} {pair['peer_seconds']:.2f} s, ours {pair['seconds']:.2f} s, "
                 f"ratio {pair['ratio']:.2f}" + (" (warm-up)" if number < warmup else "")
             )
-            if number >= warmup:
-                pairs.append(pair)
+            pairs.append(pair)
     finally:
         peer.close()
+    pairs = pairs[warmup:]
     return {
         "workload": "standard",
         "model": model,
         "against": name,
         "peer": peer.ready,
         "peer_fast_blas": fast_blas,
-        "sizes": asdict(replace(work)),
+        "sizes": asdict(work),
         "pairs": pairs,
         **{k: median(p[k] for p in pairs) for k in pairs[0]},
         "peak_memory_mb": peak_memory() / 2**20,
         "peer_peak_memory_mb": memory / 2**20,
+    }
+
+
+def _paired(own: Step, other: dict[str, float]) -> dict[str, float]:
+    """The times of our step and of a peer's, and how many times longer the peer took."""
+    seconds = other["rollout"] + other["update"]
+    return {
+        "rollout_seconds": own.rollout,
+        "update_seconds": own.update,
+        "seconds": own.seconds,
+        "cpu_seconds": own.cpu,
+        "peer_rollout_seconds": other["rollout"],
+        "peer_update_seconds": other["update"],
+        "peer_seconds": seconds,
+        "peer_cpu_seconds": other["cpu"],
+        "ratio": seconds / own.seconds,
+        "cpu_ratio": other["cpu"] / own.cpu,
     }

@@ -24,17 +24,16 @@ from ..agent.decode import Decoder
 from ..agent.sequences import DecodingBatch, DecodingSequence
 from ..agent.types import Rollout
 from ..distributed.world import gather_rollouts
-from ..errors import QAgentError
-from ..models.download import sample_folder
+from ..models.download import cache_folder, sample_folder
 from ..models.loading import load_plain_llama
 from ..policy import scoring
-from ..policy.batches import TrainingSequence
 from ..policy.files import load_policy
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..train import grpo, grpo_batches
 from ..train.grpo_config import GrpoConfig
 from ..utils.atomic_files import read_json, write_json
+from ..utils.settings import SettingError
 
 FIRST_ID = 16  # ids below may be special
 
@@ -57,42 +56,17 @@ class Workload:
         return self.prompts * self.group * (self.prompt_tokens + self.new_tokens)
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "small": {
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "intermediate_size": 688,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "vocab_size": 4096,
-        "rope_theta": 10000.0,
-        "rms_norm_eps": 1e-5,
-    },
-    "smol": {  # SmolLM2-135M
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "intermediate_size": 1536,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "rope_theta": 100000.0,
-        "rms_norm_eps": 1e-5,
-    },
-}
-
-
-def model_folder(name: str, place: Path) -> Path:
+def model_folder(name: str) -> Path:
     """A model that mlx-lm and transformers both load: ``tiny``, ``small`` or ``smol``.
 
-    ``tiny`` is the shipped sample policy; the others get random weights of that shape and
-    are written once. All get a tokenizer of plain words ``w0 w1 …``, one a token.
-
-    Raises:
-        QAgentError: there is no such model.
+    ``tiny`` is the shipped sample policy; the others get random weights of a shape in
+    ``models.json`` (``smol`` has that of SmolLM2-135M) and are written once. All get a tokenizer
+    of plain words ``w0 w1 …``, one a token. An unknown name is a `SettingError`.
     """
-    if name not in ("tiny", *SHAPES):
-        raise QAgentError(f"--model {name}: choose tiny, {' or '.join(SHAPES)}")
-    folder = place / name
+    shapes = read_json(Path(__file__).with_name("models.json"), "the benchmark")
+    if name not in ("tiny", *shapes):
+        raise SettingError("model", f"cannot be {name}; choose tiny, {' or '.join(shapes)}")
+    folder = cache_folder() / "bench" / name
     if (folder / "tokenizer.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,17 +76,7 @@ def model_folder(name: str, place: Path) -> Path:
         weights = (sample_folder() / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(weights)
     else:
-        config = {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            **SHAPES[name],
-            "max_position_embeddings": 2048,
-            "tie_word_embeddings": True,
-            "hidden_act": "silu",
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "torch_dtype": "float32",
-        }
+        config = shapes[name]
         _random_weights(config, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     _write_tokenizer(config["vocab_size"], folder)
@@ -237,26 +201,26 @@ class Standard:
 
     def step(self, number: int) -> Step:
         """One rollout and one update."""
-        made = Step()
+        measured = Step()
         start, spent = time.perf_counter(), time.process_time()
-        with _watched(made.parts):
-            rollouts = self.rollout(number, made)
+        with _watched(measured.parts):
+            rollouts = self.rollout(number, measured)
             rolled = time.perf_counter()
             advantages = np.random.default_rng([number, 9]).normal(size=len(rollouts)).tolist()
             scored = list(zip(rollouts, advantages, strict=True))
-            made.metrics = self.trainer.update(scored, number)
-        made.rollout, made.update = rolled - start, time.perf_counter() - rolled
-        made.cpu = time.process_time() - spent
-        known = sum(made.parts.values())
-        made.parts["other"] = made.seconds - known
-        return made
+            measured.metrics = self.trainer.update(scored, number)
+        measured.rollout, measured.update = rolled - start, time.perf_counter() - rolled
+        measured.cpu = time.process_time() - spent
+        measured.parts["other"] = measured.seconds - sum(measured.parts.values())
+        return measured
 
-    def rollout(self, number: int, made: Step) -> list[Rollout]:
-        """All chains of a step."""
+    def rollout(self, number: int, measured: Step) -> list[Rollout]:
+        """All chains of a step; counts its tokens in ``measured``."""
         work = self.work
         decoder = Decoder(self.policy)
-        mine = self.trainer.world.local_indices(work.prompts)
-        rows = [
+        world = self.trainer.world
+        local = world.local_indices(work.prompts)
+        sequences = [
             DecodingSequence(
                 tokens=list(prompt),
                 stopper=Never(),  # type: ignore[arg-type]
@@ -264,30 +228,29 @@ class Standard:
                 stream=np.random.Generator(np.random.Philox(key=[number, 64 * i + member])),
             )
             for i, prompt in enumerate(prompts(work, vocabulary(self.policy), number))
-            if i in mine
+            if i in local
             for member in range(work.group)
         ]
         self.policy.model.eval()
-        batch = decoder.start(rows)
+        batch = decoder.start(sequences)
         while batch.sequences:
             batch, _ = decoder.draw(batch)
             if batch.sequences:
                 decoder.advance(batch)
-        made.prefilled, made.decoded = decoder.prefill_tokens, decoder.decode_tokens
-        made.prefilled *= self.trainer.world.size
-        made.decoded *= self.trainer.world.size
+        measured.prefilled = decoder.prefill_tokens * world.size
+        measured.decoded = decoder.decode_tokens * world.size
         own = [
             Rollout(
-                mine[i // work.group],
+                local[i // work.group],
                 i % work.group,
-                tuple(row.tokens),
+                tuple(sequence.tokens),
                 work.prompt_tokens,
-                tuple(row.sampled),
-                tuple(row.logprobs),
+                tuple(sequence.sampled),
+                tuple(sequence.logprobs),
             )
-            for i, row in enumerate(rows)
+            for i, sequence in enumerate(sequences)
         ]
-        return gather_rollouts(self.trainer.world, own)
+        return gather_rollouts(world, own)
 
 
 @contextmanager
@@ -317,9 +280,6 @@ def _watched(parts: dict[str, float]) -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- agentic
-
-
 @dataclass(frozen=True)
 class Agentic:
     """Chains of retrieval with texts of fixed length: (said by the policy, then inserted).
@@ -337,24 +297,20 @@ class Agentic:
 def agentic_rollout(
     policy: Policy, shape: Agentic, number: int, reprefill: bool
 ) -> list[DecodingSequence]:
-    """Roll out chains with two searches.
+    """Roll out chains with two searches; the same step ``number`` gives the same chains.
 
-    Args:
-        policy: The model.
-        shape: How many chains, and the lengths of their texts.
-        number: Of the step; the same number gives the same chains either way.
-        reprefill: Compute every row's whole conversation again at every turn, as a loop
-            around a plain generator does, instead of going on from the rows' caches.
+    ``reprefill`` computes every chain's whole conversation again at every turn, as a loop around
+    a plain generator does, instead of going on from the chains' caches.
     """
     random = np.random.default_rng([number, 11])
     known = vocabulary(policy)
 
     def text(count: int) -> list[int]:
-        made: list[int] = random.integers(FIRST_ID, known, count).tolist()
-        return made
+        ids: list[int] = random.integers(FIRST_ID, known, count).tolist()
+        return ids
 
     task = text(shape.task)
-    rows = [
+    sequences = [
         DecodingSequence(tokens=list(task), stopper=Never(), turn_limit=0, tag=case, stream=None)  # type: ignore[arg-type]
         for case in range(shape.cases)
         for member in range(shape.group)
@@ -363,14 +319,14 @@ def agentic_rollout(
     decoder = Decoder(policy)
     batch = DecodingBatch()
     for index, (said, inserted) in enumerate(shape.turns):
-        for place, row in enumerate(rows):
-            row.turn_limit = said
+        for place, sequence in enumerate(sequences):
+            sequence.turn_limit = said
             if index == 1:
-                row.stream = np.random.Generator(np.random.Philox(key=[number, place]))
+                sequence.stream = np.random.Generator(np.random.Philox(key=[number, place]))
         if index == 0 and not reprefill:
-            batch = decoder.start(rows)
+            batch = decoder.start(sequences)
         elif reprefill:
-            batch = _computed_again(decoder, rows)
+            batch = _computed_again(decoder, sequences)
         else:
             batch = decoder.resume(batch)
         halted = DecodingBatch()
@@ -380,24 +336,16 @@ def agentic_rollout(
                 decoder.advance(batch)
         batch = halted
         answers = {case: text(inserted) for case in range(shape.cases)}
-        for row in rows:
-            # The profile is one a case; results depend on the query that a row chose.
-            row.insert(answers[row.tag] if index == 0 else text(inserted))
-    return rows
+        for sequence in sequences:
+            # The profile is one a case; results depend on the query that a sequence chose.
+            sequence.insert(answers[sequence.tag] if index == 0 else text(inserted))
+    return sequences
 
 
-def _computed_again(decoder: Decoder, rows: Sequence[DecodingSequence]) -> DecodingBatch:
-    cache = decoder.empty_cache(len(rows))
-    logits = decoder.prefill([row.tokens for row in rows], cache)
-    for row in rows:
-        row.start_turn()
+def _computed_again(decoder: Decoder, sequences: Sequence[DecodingSequence]) -> DecodingBatch:
+    cache = decoder.empty_cache(len(sequences))
+    logits = decoder.prefill([sequence.tokens for sequence in sequences], cache)
+    for sequence in sequences:
+        sequence.start_turn()
     mx.eval(logits, [c.state for c in cache])
-    return DecodingBatch(list(rows), cache, logits)
-
-
-def chains_of(rows: Sequence[DecodingSequence]) -> list[TrainingSequence]:
-    """The rows as chains to train on."""
-    return [
-        TrainingSequence(r.tokens, [False] * (len(r.tokens) - len(r.sampled)) + r.sampled, r.tag)
-        for r in rows
-    ]
+    return DecodingBatch(list(sequences), cache, logits)

@@ -116,18 +116,15 @@ def abtest(
         systems: Recommenders of one's own by name, each built from a copy of the shop that
             knows the fresh shoppers' log, and from the visits.
         on_stage: Called with what begins.
-
-    Raises:
-        QAgentError: the shop is not simulated, or a name is unknown.
     """
     config = config or AbConfig()
     check(config)
     report_stage = on_stage or (lambda stage: None)
     if control == treatment:
         raise QAgentError("control and treatment are the same; name two different systems")
-    own_systems = systems or {}
+    systems = systems or {}
     for name in (control, treatment):
-        if name not in own_systems:
+        if name not in systems:
             split_name(shop, name)  # unknown names are refused before shoppers are simulated
     world = simulated_world(shop)
     if test_from is None:
@@ -148,25 +145,17 @@ def abtest(
             EvaluationConfig(group=group, seed=config.seed),
             policies=shop,
         )
-        arms = [
-            own_systems[name](copy, factory.environment)
-            if name in own_systems
-            else factory.named(name)
-            for name in (control, treatment)
-        ]
         outcomes = []
-        for system in arms:
+        for name in (control, treatment):
+            build = systems.get(name)
+            system = build(copy, factory.environment) if build else factory.named(name)
             report_stage(f"{system.name} recommends at {len(population.visits):,} visits")
             outcomes.append(_respond(factory.environment, world, population, system, config))
     return compare_arms((control, treatment), population.cases, outcomes, config, test_from)
 
 
 def simulated_world(shop: Shop) -> SimulatedShop:
-    """The world that a simulated shop was made from.
-
-    Raises:
-        QAgentError: the shop is not simulated, or its catalog is not that world's.
-    """
+    """The world that a simulated shop was made from; checks that the catalog is that world's."""
     settings = shop.config.simulated
     if not settings:
         raise QAgentError(
@@ -192,13 +181,7 @@ def simulated_world(shop: Shop) -> SimulatedShop:
 def fresh_shoppers(world: SimulatedShop, config: AbConfig, test_from: datetime) -> Population:
     """Simulate new shoppers, each up to their last visit of the test.
 
-    Args:
-        world: They know its products.
-        config: How many, and how many visits of each.
-        test_from: Visits from this moment on are part of the test.
-
-    Raises:
-        SettingError: too few shoppers come after that moment.
+    Visits from ``test_from`` on are part of the test; a `SettingError` if too few come after it.
     """
     log: list[dict[str, Any]] = []
     visits: list[Visit] = []
@@ -281,14 +264,9 @@ def compare_arms(
     config: AbConfig,
     test_from: datetime = START,
 ) -> AbTestReport:
-    """Compare the rates of both arms.
+    """Compare the rates of the control's and the treatment's ``outcomes``, (visits, draws) each.
 
-    Args:
-        arms: Names of the control's and of the treatment's system.
-        cases: One for each visit; their users are the clusters.
-        outcomes: Of control and of treatment: for each visit, one outcome for each draw.
-        config: Seed, and the lift to detect.
-        test_from: When the test began.
+    There is a case for each visit, and the cases' users are the clusters.
     """
     users = sorted({c.user_id for c in cases})
     number = {user: i for i, user in enumerate(users)}
