@@ -93,7 +93,7 @@ def evaluate(
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
     the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
     """
-    from qagent_mlx.environment.cases import SplitConfig
+    from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.evaluate.html_report import reward_curves, write_page
     from qagent_mlx.evaluate.suite import evaluation_suite
     from qagent_mlx.policy.registry import default_policy

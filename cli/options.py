@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.settings import Setting, SettingError, describe
 
 from .console import emit
-from .param_types import DTYPE, FILE, FOLDER, ISO_MOMENT, MOMENT, PLAIN
+from .param_types import FILE, FOLDER, ISO_MOMENT, MOMENT, PLAIN
 
 if TYPE_CHECKING:
     from qagent_mlx.shop.shop import Shop
@@ -210,68 +211,13 @@ as_of_option = click.option(
     metavar="T",
     help="A moment (UTC); nothing at or after it is used. Default: after the log's last event.",
 )
-dtype_option = click.option(
-    "--dtype",
-    type=DTYPE,
-    help="Number type of the model's weights; 4bit keeps or makes a quantised one.  [default: "
-    "float32 on a CPU, as stored on a GPU]",
+_SPLIT = ("min_history", "test_from", "test_share", "validation_share")
+_TEST_FROM = {"type": ISO_MOMENT, "metavar": "T"}
+# Which moments are cases and how time splits them; `learning_options`: also what they ask for.
+split_options = setting_options(SplitConfig, *_SPLIT, into="split", test_from=_TEST_FROM)
+learning_options = setting_options(
+    SplitConfig, "learn_from", *_SPLIT, into="split", test_from=_TEST_FROM
 )
-
-
-def split_options(function: F) -> F:
-    """Options that say which moments are cases, and how time splits them; as ``split``."""
-    names = ("test_from", "min_history", "test_share", "validation_share")
-
-    @functools.wraps(function)
-    def command(*args: Any, **parameters: Any) -> Any:
-        values = {name: parameters.pop(name) for name in names}
-        parameters["split"] = {name: value for name, value in values.items() if value is not None}
-        return function(*args, **parameters)
-
-    for option in (
-        click.option(
-            "--validation-share",
-            type=click.FloatRange(0, 0.9),
-            help="Share of the cases just before the test cases.  [default: 0.05]",
-        ),
-        click.option(
-            "--test-share",
-            type=click.FloatRange(0, 0.9),
-            help="Share of the cases that are test cases, the last ones.  [default: 0.2]",
-        ),
-        click.option(
-            "--test-from",
-            type=ISO_MOMENT,
-            metavar="T",
-            help="Cases from this moment on are test cases, instead of a share.",
-        ),
-        click.option(
-            "--min-history",
-            type=click.IntRange(min=0),
-            help="Events a user must have before a case; 0 lets new users in.  [default: 1]",
-        ),
-    ):
-        command = option(command)
-    return typing.cast(F, command)
-
-
-def learning_options(function: F) -> F:
-    """`split_options`, and what training cases ask for."""
-
-    @functools.wraps(function)
-    def command(*args: Any, learn_from: str | None, split: Changes, **parameters: Any) -> Any:
-        if learn_from is not None:
-            split = {**split, "learn_from": learn_from}
-        return function(*args, split=split, **parameters)
-
-    option = click.option(
-        "--learn-from",
-        type=click.Choice(["successes", "searches"]),
-        help="What training cases ask for: a session's first search that led to an engagement, or "
-        "its first search, whatever came of it. Test cases are always the former.  "
-        "[default: successes]",
-    )
-    return typing.cast(F, option(split_options(command)))
 
 
 @contextlib.contextmanager

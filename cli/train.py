@@ -50,7 +50,7 @@ RATE = {"type": click.FloatRange(0, 1, min_open=True)}
 @json_option
 def pretrain(name: str, changes: Changes, split: Changes, shop_path: Path) -> Output:
     """Train a small policy and its tokenizer from nothing but this shop's data."""
-    from qagent_mlx.environment.cases import SplitConfig
+    from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.train.pretrain import pretrain as run
 
     config = merge(PretrainConfig(), changes)
@@ -313,7 +313,7 @@ def distil(
     teacher: str | None, student: str, name: str, changes: Changes, split: Changes, shop_path: Path
 ) -> Output:
     """Train a small policy on the validated chains of a large one, for serving fast."""
-    from qagent_mlx.environment.cases import SplitConfig
+    from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.policy.registry import default_policy
     from qagent_mlx.train.distill import distill
 

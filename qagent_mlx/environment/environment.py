@@ -31,7 +31,8 @@ from ..protocol.config import AgentConfig
 from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Case, Profile
-from .cases import SplitConfig, build_cases, of_split
+from .cases import build_cases, of_split
+from .config import SplitConfig
 from .files import read_cases, read_columns, write_cases, write_columns
 from .rewards import Component, Outcome, component_rewards, weighted_reward
 

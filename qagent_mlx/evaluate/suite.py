@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.types import Rollout
-from ..environment.cases import SplitConfig, build_cases
+from ..environment.cases import build_cases
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..inventory.index import open_index

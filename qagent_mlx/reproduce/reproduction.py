@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_shop, create_sample_shop
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..evaluate.abtest import abtest
 from ..evaluate.baselines.registry import BASELINES
 from ..evaluate.config import AbConfig, EvaluationConfig

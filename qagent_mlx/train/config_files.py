@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..errors import QAgentError
 from ..policy.files import agent_below
 from ..policy.registry import resolve

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ..agent.types import Rollout
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError

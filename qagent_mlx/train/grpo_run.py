@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment
 from ..environment.rewards import COMPONENTS, Component
 from ..errors import QAgentError

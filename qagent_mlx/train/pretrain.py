@@ -17,7 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..agent.tools import SearchProducts, SearchRequest
-from ..environment.cases import SplitConfig, build_cases, of_split
+from ..environment.cases import build_cases, of_split
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment
 from ..errors import QAgentError
 from ..inventory.index import open_index

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..environment.cases import SplitConfig
+from ..environment.config import SplitConfig
 from ..environment.environment import Environment, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError

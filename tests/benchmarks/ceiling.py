@@ -33,7 +33,7 @@ import lightgbm
 import numpy as np
 
 from qagent_mlx.agent.tools import SearchProducts, SearchRequest, SearchResult
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import MakeSystem, abtest
 from qagent_mlx.evaluate.config import AbConfig

@@ -43,7 +43,7 @@ import numpy as np
 from study import scores_of
 
 from qagent_mlx.agent.recommend import GROUP
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.baselines.popularity import Trending
 from qagent_mlx.evaluate.baselines.search_log import SearchLog

@@ -3,7 +3,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from qagent_mlx.environment.cases import SPLITS, SplitConfig, build_cases, of_split
+from qagent_mlx.environment.cases import SPLITS, build_cases, of_split
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import load_index

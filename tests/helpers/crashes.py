@@ -34,7 +34,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import read_catalog

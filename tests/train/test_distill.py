@@ -5,7 +5,7 @@ import pytest
 
 from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.types import Rollout, Turn
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.registry import open_policy

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import evaluate_policy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from qagent_mlx.environment.cases import SplitConfig
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy import scoring
