@@ -261,11 +261,9 @@ def _draw_comparison(first: str, second: str, comparison: RunComparison) -> None
 
 def _write_page(run: Run, path: Path) -> Output:
     from qagent_mlx.runs.html_report import page
-    from qagent_mlx.utils.atomic_files import replacing
+    from qagent_mlx.utils.atomic_files import write_text
 
-    text = page(run)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, page(run))
     document = {"run": run.name, "html": str(path)}
     return Output(document, lambda: say(f"wrote {path}; open it in a browser"))
 

@@ -19,7 +19,7 @@ from typing import get_args
 import duckdb
 
 from ..errors import QAgentError
-from ..memory.sessions import SuccessfulSession, first_searches, successful_sessions
+from ..memory.sessions import SuccessfulSession, successful_sessions
 from ..types import Case, Split
 from ..utils.settings import SettingError, check
 from ..utils.text import parse_utc
@@ -54,7 +54,7 @@ def build_cases(
     if config.learn_from == "searches":
         # The same cuts in time, so that nothing of the test is learned from.
         validation_start, test_start = cases[validation].as_of, cases[test].as_of
-        searches = first_searches(connection, after, before=test_start)
+        searches = successful_sessions(connection, after, test_start, any_outcome=True)
         learned = _cases(searches, config.min_history)
         cases = [*learned, *cases[test:]]
         validation = sum(case.as_of < validation_start for case in learned)

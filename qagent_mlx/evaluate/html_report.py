@@ -13,7 +13,7 @@ from ..agent.types import Rollout
 from ..inventory.catalog import Catalog
 from ..runs.run import Run, run_names
 from ..shop.shop import Shop
-from ..utils.atomic_files import write_with
+from ..utils.atomic_files import write_text
 from ..utils.html import render
 from .report import COMPARED, SIGNIFICANCE_LEVEL, Answer, CaseDetail, EvaluationReport
 from .tables import compared_pairs
@@ -77,7 +77,7 @@ def write_page(
     """
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
     text = page(report, titles, rollouts or {}, curves)
-    write_with(path, lambda place: Path(place).write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def page(

@@ -112,13 +112,8 @@ def candidates(
 ) -> Candidates:
     """The candidates of a moment in order of their keys.
 
-    Args:
-        state: The user's state.
-        near: The user's neighbours.
-        day: Statistics of the moment's day; facts of all candidates and the user's queries, and
-            cycles of their categories, have been read.
-        trends: Trends of the moment's hour.
-        vocabulary: Knows all the queries.
+    The statistics of the moment's ``day`` hold the facts of all candidates and of the user's
+    queries, and the cycles of their categories; ``trends`` are those of the moment's hour.
     """
     keys = sorted(candidate_keys(state, near, trends) & vocabulary.ids.keys())
     table = Candidates.unknown(len(keys))

@@ -15,6 +15,7 @@ import duckdb
 from ..shop.price_bands import price_band
 from ..types import EVENT_TYPES
 from ..utils.text import tokens
+from .sql import sql
 
 SEARCH, VIEW, CLICK, CART, PURCHASE = range(5)  # positions in `EVENT_TYPES`
 DAY = 86_400_000_000  # microseconds
@@ -94,12 +95,10 @@ class PastSearch:
 
 
 class History:
-    """One user's events up to a moment, and the searches among them.
+    """One user's events up to a moment, the oldest first, and the searches among them.
 
-    Args:
-        events: The oldest first.
-        log: Knows their products and queries.
-        at: The moment in microseconds since 1970; the last event's by default.
+    ``log`` knows their products and queries; ``at`` is the moment in microseconds since 1970, by
+    default that of the last event.
     """
 
     def __init__(self, events: Sequence[Event], log: EventLog, at: int | None = None) -> None:
@@ -141,24 +140,6 @@ class History:
         return f"{'b' if search.outcome == BOUGHT else 'l'}:{leaf}" if leaf else None
 
 
-_EVENTS = """
-SELECT user_id, event_id, epoch_us(ts), list_position({types}, type::VARCHAR) - 1, query,
-       query_key, product_id, session_id, search_id
-FROM events WHERE {where} ORDER BY user_id, ts, event_id"""
-
-_PRODUCTS = """
-SELECT product_id, title, brand, top, leaf,
-       coalesce(map_values(from_json(attributes, '"MAP(VARCHAR, VARCHAR)"')), []), price, low, high
-FROM goods WHERE product_id IN (SELECT unnest($1))"""
-
-_PRICES = """
-SELECT product_id, epoch_us(ts), price FROM product_history
-WHERE product_id IN (SELECT unnest($1)) ORDER BY product_id, ts"""
-
-_WORDINGS = """
-SELECT query_key, query, kind, modifier FROM query_kinds WHERE query_key IN (SELECT unnest($1))"""
-
-
 def users_condition(users: Sequence[str]) -> tuple[str, list[object]]:
     """A condition on ``user_id``, and its parameters."""
     if len(users) == 1:  # a plain comparison is planned in a fraction of the time
@@ -170,15 +151,19 @@ def read_wordings(
     connection: duckdb.DuckDBPyConnection, keys: Collection[str]
 ) -> Iterator[tuple[str, Wording]]:
     """How queries are worded, by their keys; queries that nobody searched are left out."""
-    for key, query, kind, modifier in connection.execute(_WORDINGS, [list(keys)]).fetchall():
+    query_kinds = connection.execute(
+        """SELECT query_key, query, kind, modifier FROM query_kinds
+        WHERE query_key IN (SELECT unnest($1))""",
+        [list(keys)],
+    )
+    for key, query, kind, modifier in query_kinds.fetchall():
         yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(tokens(query))))
 
 
 class EventLog:
-    """Reads the events of some users; collects what is known of their products and queries.
+    """Reads the events of some users, from a database with the tables of `shop_tables`.
 
-    Args:
-        connection: With the tables of `shop_tables`.
+    Collects what is known of the events' products and queries.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -191,10 +176,8 @@ class EventLog:
         where, parameters = users_condition(list(users))
         events: dict[str, list[Event]] = defaultdict(list)
         products = set()
-        for row in self._connection.execute(
-            _EVENTS.format(types=list(EVENT_TYPES), where=where), parameters
-        ).fetchall():
-            event = Event._make(row)
+        query = sql("events", types=list(EVENT_TYPES), where=where)
+        for event in map(Event._make, self._connection.execute(query, parameters).fetchall()):
             events[event.user_id].append(event)
             if event.type != SEARCH and event.product_id is not None:
                 products.add(event.product_id)
@@ -213,8 +196,13 @@ class EventLog:
         if not fresh[0]:
             return
         changes: dict[str, tuple[list[int], list[float | None]]] = defaultdict(lambda: ([], []))
-        for product, at, price in self._connection.execute(_PRICES, fresh).fetchall():
+        prices = self._connection.execute(
+            """SELECT product_id, epoch_us(ts), price FROM product_history
+            WHERE product_id IN (SELECT unnest($1)) ORDER BY product_id, ts""",
+            fresh,
+        )
+        for product, at, price in prices.fetchall():
             changes[product][0].append(at)
             changes[product][1].append(price)
-        for product, *facts in self._connection.execute(_PRODUCTS, fresh).fetchall():
+        for product, *facts in self._connection.execute(sql("product_facts"), fresh).fetchall():
             self.products[product] = ProductFacts(*facts, *changes.get(product, ((), ())))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..utils.atomic_files import replacing
+from ..utils.atomic_files import write_text
 from .inspect import MemoryView
-
-_PLACEHOLDER = "/*DATA*/"
 
 
 def page(view: MemoryView) -> str:
@@ -16,10 +14,9 @@ def page(view: MemoryView) -> str:
     # "<" is escaped, so that text from data can close no tag.
     data = json.dumps(view.to_dict(), ensure_ascii=True).replace("<", "\\u003c")
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    return template.replace(_PLACEHOLDER, data)
+    return template.replace("/*DATA*/", data)
 
 
 def write_page(view: MemoryView, path: Path) -> None:
     """Replace ``path`` with the page."""
-    with replacing(path) as temporary:
-        temporary.write_text(page(view), encoding="utf-8")
+    write_text(path, page(view))

@@ -12,6 +12,7 @@ from dataclasses import replace
 import duckdb
 import numpy as np
 
+from .sql import sql
 from .types import Moment, UserMemory
 
 
@@ -32,18 +33,8 @@ def drop_private_candidates(
         for key in memory.candidates.query_key[~own[number]]
     ]
     numbers, times, keys = map(list, zip(*asked, strict=True)) if asked else ([], [], [])
-    public = set(
-        connection.execute(
-            """WITH asked AS (SELECT unnest($numbers) AS moment, unnest($times)::TIMESTAMP AS as_of,
-                                     unnest($keys)::VARCHAR AS query_key)
-            SELECT a.moment, a.query_key FROM asked a
-            JOIN (SELECT query_key, user_id, min(ts) AS first FROM events
-                  WHERE type = 'search' AND query_key IN (SELECT query_key FROM asked)
-                  GROUP BY ALL) e ON e.query_key = a.query_key AND e.first < a.as_of
-            GROUP BY ALL HAVING count(*) >= $least_users""",
-            {"numbers": numbers, "times": times, "keys": keys, "least_users": least_users},
-        ).fetchall()
-    )
+    values = {"numbers": numbers, "times": times, "keys": keys, "least_users": least_users}
+    public = set(connection.execute(sql("public_queries"), values).fetchall())
     public_or_own = (
         own[number]
         | np.array([(number, key) in public for key in memory.candidates.query_key], bool)

@@ -26,10 +26,7 @@ _SECONDS_A_DAY = 86_400
 class MemoryLoader:
     """Loads users' memory from a shop's database; follows new events where memory is stored.
 
-    Args:
-        connection: Read only is enough.
-        config: How events weigh.
-        statistics: The statistics that another loader of the same database has read already.
+    ``statistics`` are those that another loader of the same database has read already.
     """
 
     def __init__(

@@ -26,6 +26,7 @@ from .ranker import MemoryRanker
 from .ranking_features import feature_tables
 from .raw_history import RAW, raw_lines
 from .sections import graph_lines, identity_lines, query_lines, search_context, viewed_lines
+from .sql import sql
 from .statistics_cache import StatisticsCache
 from .summarizer import Summarizer
 from .types import CountTokens, Moment, UserMemory
@@ -69,16 +70,10 @@ class Memory:
         sections: Iterable[str] = SECTIONS,
         budget: int | None = None,
     ) -> list[Profile]:
-        """A profile for each moment, in one pass over the log.
+        """A profile for each moment, in any order, in one pass over the log.
 
-        Args:
-            moments: In any order; a user may come more than once.
-            sections: Which sections to write; leave some out for ablations. ``("raw",)``
-                writes the newest events themselves instead of an abstraction of them.
-            budget: Tokens that a profile may have; the shop's setting by default.
-
-        Raises:
-            QAgentError: there is no such section.
+        ``sections`` are those to write: fewer for ablations, or ``("raw",)`` for the newest events
+        themselves. A profile may have ``budget`` tokens; the shop's setting by default.
         """
         wanted = check_sections(sections)
         budget = self.config.budget if budget is None else budget
@@ -185,11 +180,7 @@ def _profile(moment: Moment, lines: list[Line], tokens: int, state: UserState) -
 
 
 def check_sections(sections: Iterable[str]) -> set[str]:
-    """The names as a set.
-
-    Raises:
-        QAgentError: there is no such section, or ``raw`` is not alone.
-    """
+    """The names as a set; refuses unknown sections, and ``raw`` beside others."""
     wanted = set(sections)
     if unknown := sorted(wanted - {*SECTIONS, RAW}):
         raise QAgentError(
@@ -210,10 +201,6 @@ def raw_history(connection: duckdb.DuckDBPyConnection, moment: Moment) -> list[s
     return [
         f"{ts:%Y-%m-%d %H:%M} {kind} {safe(text)}"
         for ts, kind, text in connection.execute(
-            """SELECT e.ts, e.type, coalesce(CASE WHEN e.type = 'search' THEN e.query END,
-                      p.title, e.query, '')
-            FROM events e LEFT JOIN products p USING (product_id)
-            WHERE e.user_id = ? AND e.ts < ? ORDER BY e.ts, e.event_id""",
-            [moment.user_id, moment.as_of],
+            sql("raw_history"), [moment.user_id, moment.as_of]
         ).fetchall()
     ]

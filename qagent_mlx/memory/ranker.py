@@ -155,11 +155,9 @@ def fit_ranker(
 ) -> MemoryRanker:
     """Learn weights along the log and keep them in the shop.
 
-    Args:
-        shop: Open for writing.
-        since: The first weights are learned from all before it; then again each `MIN_STEP`, or
-            less often in a long log. None keeps the defaults.
-        retrieve: The shop's search, which tells what the right queries led to.
+    The first weights are learned from all before ``since``, then again each `MIN_STEP`, or less
+    often in a long log; None keeps the defaults. ``retrieve`` is the shop's search, which tells
+    what the right queries led to.
     """
     if since is None:
         return MemoryRanker.default()
@@ -228,14 +226,10 @@ def fit_weights(
     weights: Sequence[float],
     start: RankerWeights,
 ) -> RankerWeights:
-    """Maximum a posteriori weights of the conditional logit.
+    """Maximum a posteriori weights of the conditional logit; the optimiser begins at ``start``.
 
-    Args:
-        choices: What there was to choose from.
-        moments: The moments to learn from; those without candidates are left out.
-        targets: The key of each moment's query, among the candidates or not.
-        weights: How much each moment counts.
-        start: Where the optimiser starts.
+    Each of the ``moments`` has a target, the key of its query, among the candidates or not, and a
+    weight; moments without candidates are left out.
     """
     filled = [i for i, m in enumerate(moments) if choices.starts[m] < choices.starts[m + 1]]
     prior = RankerWeights.default()

@@ -41,11 +41,7 @@ def query_lines(
 ) -> list[Line]:
     """Lines with a query: the user's own, neighbours and trending ones, the most probable first.
 
-    Args:
-        candidates: The candidates of a moment.
-        probabilities: That the user wants each candidate next.
-        most: How many lines to write.
-        typed: The user's own queries by their keys, for the reasons.
+    At most ``most`` lines; ``typed`` are the user's own queries by their keys, for the reasons.
     """
     order = np.argsort(-probabilities, kind="stable")[:most]
     columns = (getattr(candidates, name)[order].tolist() for name in _Shown._fields)

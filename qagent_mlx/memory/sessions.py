@@ -21,12 +21,8 @@ def refresh_sessions(
 
     A session is a run of one user's events with no gap over ``session_gap_minutes``; its
     number is its first event's id. An event belongs to the last search of its session that
-    has its query, or to the last search when the event names no query.
-
-    Args:
-        connection: The shop's database, open for writing.
-        config: Gives the session gap.
-        users: SQL that selects the ids of the users to refresh.
+    has its query, or to the last search when the event names no query. ``users`` is SQL that
+    selects the users' ids.
     """
     gap = f"INTERVAL '{config.session_gap_minutes * 60:.0f} seconds'"
     connection.execute(sql("refresh_sessions", gap=gap, users=users))
@@ -37,8 +33,7 @@ class SuccessfulSession:
     """A session in which a search led to an engagement.
 
     ``query`` is the first such search; ``products`` what was engaged with under it, the
-    strongest first; ``history`` how many events the user had before the session. Of
-    `first_searches` it is the session's first search, and ``products`` may be empty.
+    strongest first; ``history`` how many events the user had before the session.
     """
 
     user_id: str
@@ -53,34 +48,20 @@ def successful_sessions(
     connection: duckdb.DuckDBPyConnection,
     after: datetime | None = None,
     before: datetime | None = None,
+    *,
+    any_outcome: bool = False,
 ) -> list[SuccessfulSession]:
     """The sessions with success that began at ``after`` or later, in the log before ``before``.
 
     A session that goes on beyond ``before`` counts with its first part: what comes later
-    changes nothing.
+    changes nothing. With ``any_outcome``, a session stands for its first search, whatever came of
+    it.
     """
-    return _sessions(connection, "JOIN", after, before)
-
-
-def first_searches(
-    connection: duckdb.DuckDBPyConnection,
-    after: datetime | None = None,
-    before: datetime | None = None,
-) -> list[SuccessfulSession]:
-    """The first search of each session, whatever came of it; limits as `successful_sessions`."""
-    return _sessions(connection, "LEFT JOIN", after, before)
-
-
-def _sessions(
-    connection: duckdb.DuckDBPyConnection,
-    join: str,
-    after: datetime | None,
-    before: datetime | None,
-) -> list[SuccessfulSession]:
     limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
+    query = sql("successful_sessions", join="LEFT JOIN" if any_outcome else "JOIN")
     return [
         SuccessfulSession(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(
-            sql("successful_sessions", join=join), limits
+            query, limits
         ).fetchall()
     ]

@@ -64,16 +64,7 @@ def part_of(user: str, parts: int) -> int:
 
 
 def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
-    """Write a shop's log in partitions, with what else building needs.
-
-    Args:
-        shop: Read only is enough.
-        folder: A new or empty folder.
-        parts: The number of partitions.
-
-    Raises:
-        QAgentError: the folder holds something or cannot be written; there are no parts.
-    """
+    """Write a shop's log in partitions, with what else building needs, into an empty folder."""
     if parts < 1:
         raise QAgentError("choose at least one partition")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -88,9 +79,8 @@ def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
     for part in range(parts):
         events = f"""SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
             USING (user_id) ORDER BY user_id, ts, event_id"""
-        counts.append(
-            _write(connection, events, folder / "events" / f"part={part}" / "events.parquet")
-        )
+        place = folder / "events" / f"part={part}" / "events.parquet"
+        counts.append(_write(connection, events, place))
     for name in ("products", "product_history"):
         _write(connection, f"FROM {name}", folder / f"{name}.parquet")
     # The manifest comes last: a folder without it is no set of partitions yet.
@@ -115,11 +105,7 @@ def _write(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> int
 
 
 class Partitions:
-    """Builds partitions, and serves those that are built. A context manager.
-
-    Raises:
-        QAgentError: the folder holds no partitions, or those of another version.
-    """
+    """Builds partitions, and serves those that are built. A context manager."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -153,13 +139,9 @@ class Partitions:
         )
 
     def build(self, part: int) -> int:
-        """Store the profiles of one partition's users; every partition has contributed.
+        """Store the profiles of one partition's users; returns how many there are.
 
-        Returns:
-            The number of users with a profile.
-
-        Raises:
-            QAgentError: a partition has not contributed yet, or by another version.
+        A `QAgentError` if a partition has not contributed yet, or by another version.
         """
         end = self._log_end()
         self.close()
@@ -184,11 +166,7 @@ class Partitions:
                 return MemoryStore(connection, self.config).build_profiles(end)
 
     def _log_end(self) -> datetime | None:
-        """The last event of all partitions.
-
-        Raises:
-            QAgentError: a partition has not contributed yet, or by another version.
-        """
+        """The last event of all partitions, which must have contributed by this version."""
         paths = [self._contribution(part, "end", "json") for part in range(self.parts)]
         written = [read_json(path, "a partition") if path.exists() else {} for path in paths]
         current = fingerprint(self.config)
@@ -224,11 +202,7 @@ class Partitions:
         )
 
     def memory(self, part: int, count: CountTokens) -> Memory:
-        """The memory of one partition's users.
-
-        Raises:
-            QAgentError: it has not been built.
-        """
+        """The memory of one partition's users, which must have been built."""
         if part not in self._memories:
             path = self._database(part)
             if not path.exists():
@@ -277,14 +251,12 @@ def build_all(folder: Path) -> BuildReport:
 
     group = mx.distributed.init()
     rank, size = group.rank(), group.size()
-    users = 0
     with Partitions(folder) as partitions:
         own = range(rank, partitions.parts, size)
         for part in own:
             partitions.contribute(part)
         # Nobody reads before all have written.
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
-        for part in own:
-            users += partitions.build(part)
+        users = sum(partitions.build(part) for part in own)
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))
     return BuildReport(rank, size, list(own), users)

@@ -21,21 +21,12 @@ from ..shop.price_bands import price_limits_sql
 from ..utils.text import tokens
 from .event_log import EventLog, History
 from .sql import ALL, sql
-from .transitions import transitions_of
+from .transitions import Transitions, transitions_of
 
 CHUNK = 4000  # users whose events are in memory at once
 MAX_NAME = 8  # tokens of a brand or attribute, where a token may be a single character
 
-TRANSITIONS = {
-    "outcomes": """user_id VARCHAR, event_id BIGINT, query_key VARCHAR, known TIMESTAMP,
-        first_product VARCHAR, product_id VARCHAR""",
-    "steps": """user_id VARCHAR, source VARCHAR, query_key VARCHAR, known TIMESTAMP,
-        closeness INTEGER, delay DOUBLE""",
-    "cycles": "user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE",
-    "returns": """user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN,
-        category VARCHAR, leaf VARCHAR, delay DOUBLE""",
-}
-
+TRANSITIONS = Transitions._fields
 SHOP_TABLES = ("goods", "hourly", "spellings", *TRANSITIONS, "modifiers", "query_kinds")
 
 
@@ -47,11 +38,7 @@ def create_shop_tables(
 ) -> None:
     """Create `SHOP_TABLES`, and ``swing`` where it is wanted, from the log and the catalog.
 
-    Args:
-        connection: The shop's database.
-        kind: TABLE, or TEMP TABLE for this connection only.
-        swing: Whether to create ``swing``.
-        visit: See `create_transitions`.
+    ``kind`` is TABLE, or TEMP TABLE for this connection only; ``visit``: see `create_transitions`.
     """
     for name in ("goods", "hourly", "spellings"):
         create(connection, name, kind)
@@ -106,8 +93,7 @@ def create_transitions(
     ``visit`` is called with the histories of all users, in parts: most of the time goes into
     reading them, so whoever needs them too should not read them again.
     """
-    for name, columns in TRANSITIONS.items():
-        connection.execute(f"CREATE OR REPLACE {kind} {name} ({columns})")
+    connection.execute(sql("create_transitions", kind=kind))
     for histories in all_histories(connection):
         add_transitions(connection, histories)
         if visit:
@@ -126,11 +112,7 @@ def add_transitions(connection: duckdb.DuckDBPyConnection, histories: Iterable[H
 
 def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:
     """Create ``modifiers`` and ``query_kinds``, from ``goods`` and ``spellings``."""
-    connection.execute(
-        f"""CREATE OR REPLACE {kind} modifiers (kind VARCHAR, text VARCHAR);
-        CREATE OR REPLACE {kind} query_kinds (
-            query_key VARCHAR, query VARCHAR, kind VARCHAR, modifier VARCHAR)"""
-    )
+    connection.execute(sql("create_wordings", kind=kind))
     brands = connection.execute("SELECT DISTINCT brand FROM goods WHERE brand IS NOT NULL")
     modifiers = {("brand", brand.lower()) for (brand,) in brands.fetchall()}
     attributes = connection.execute(

@@ -148,12 +148,7 @@ class Vocabulary:
 
 
 class StatisticsCache:
-    """Reads and keeps the statistics of days and hours of one shop.
-
-    Args:
-        connection: With the tables about the whole shop, whenever something is read.
-        config: The lengths of trends, and how much Swing adds.
-    """
+    """Reads and keeps the statistics of days and hours, from the tables about the whole shop."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
         self._connection, self._config = connection, config
@@ -203,19 +198,12 @@ class StatisticsCache:
         keys = self._connection.execute("SELECT query_key FROM spellings").fetchall()
         self.vocabulary.learn(key for (key,) in keys)
         for name, statistic in _STATISTICS.items():
-            wanted = (
-                f"SELECT DISTINCT {statistic.key}, $day::TIMESTAMP AS day FROM {statistic.table}"
-            )
-            self._read(name, wanted, {"day": start_of_day(moment)})
+            distinct = f"SELECT DISTINCT {statistic.key}, $day::TIMESTAMP AS day"
+            self._read(name, f"{distinct} FROM {statistic.table}", {"day": start_of_day(moment)})
         day.whole = True
 
     def read(self, name: str, wanted: Mapping[datetime, set[str]]) -> None:
-        """Read a field of `DayStatistics` for the keys of some days, where it is not there yet.
-
-        Args:
-            name: The field.
-            wanted: Keys, by the start of the day.
-        """
+        """Read a field of `DayStatistics` for the keys of some days, where it is not there yet."""
         keys: list[str] = []
         days: list[datetime] = []
         for start, asked in wanted.items():

@@ -27,15 +27,6 @@ from .state_builder import user_state
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
 MEMORY_FORMAT = 3
 
-# DuckDB's default for long texts, Zstandard, has to unpack thousands of rows to read one.
-_PROFILES = """
-CREATE OR REPLACE TABLE profiles (
-    user_id VARCHAR PRIMARY KEY,
-    made    TIMESTAMP NOT NULL, -- the user's last event
-    events  BIGINT NOT NULL,
-    state   VARCHAR NOT NULL USING COMPRESSION dict_fsst -- JSON of a `UserState`
-)"""
-
 
 @dataclass(frozen=True)
 class StoreState:
@@ -65,10 +56,7 @@ def fingerprint(config: MemoryConfig) -> str:
 class MemoryStore:
     """The memory that is stored in a shop's database.
 
-    Args:
-        connection: Open for writing where something changes; the caller's transaction makes a
-            change all or nothing.
-        config: How events weigh.
+    The caller's transaction makes a change all or nothing.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
@@ -110,11 +98,7 @@ class MemoryStore:
     def build_profiles(self, log_end: datetime | None) -> int:
         """Store the states of all users of ``events``, beside `SHOP_TABLES` of a larger shop.
 
-        Args:
-            log_end: The last event of the larger shop, of whichever user.
-
-        Returns:
-            The number of users with a state.
+        ``log_end`` is the larger shop's last event. Returns the number of users with a state.
         """
         self._create_profiles(log_end)
         for histories in shop_tables.all_histories(self._connection):
@@ -124,9 +108,8 @@ class MemoryStore:
     def update(self, users: Iterable[str], after_id: int | None) -> None:
         """Follow a change of some users' events, where memory is stored.
 
-        Args:
-            users: Whose events changed; their sessions are numbered again.
-            after_id: The new events have greater ids; None when events were deleted.
+        New events have ids above ``after_id``, which is None when events were deleted. The users'
+        sessions have been numbered again.
         """
         before = self.state()
         if before.fingerprint != self.fingerprint:
@@ -151,8 +134,7 @@ class MemoryStore:
     def catalog_changed(self, changed: str) -> None:
         """Follow a change of products; prices and stock of now touch nothing that is stored.
 
-        Args:
-            changed: SQL that selects product_id and ts of the product states that were stored.
+        ``changed`` is SQL that selects product_id and ts of the product states that were stored.
         """
         if not self.is_current():
             return
@@ -185,7 +167,7 @@ class MemoryStore:
 
     def _create_profiles(self, log_end: datetime | None) -> None:
         """Create an empty table of states, and say what it will stand for."""
-        self._connection.execute(f"DROP TABLE IF EXISTS followers; {_PROFILES}")
+        self._connection.execute(sql("create_profiles"))
         before = self.state()
         days, hours = before.days_version + 1, before.hours_version + 1
         self._write_state(StoreState(self.fingerprint, days, hours, log_end))
@@ -225,8 +207,7 @@ class MemoryStore:
     def _follow_searches(self, after_id: int | None) -> set[str]:
         """Follow counts and spellings of searches after a change of events (see `update`).
 
-        Returns:
-            The users who searched a query that is worded differently now.
+        Returns the users who searched a query that is worded differently now.
         """
         connection = self._connection
         if after_id is None:

@@ -28,17 +28,11 @@ Line:"""
 
 @dataclass(frozen=True)
 class Summarizer:
-    """Writes one line about a user from facts.
+    """Writes one line about a user from facts."""
 
-    Args:
-        write: Turns a prompt into text; the same prompt must give the same text.
-        model: The fingerprint of the model that writes; another model writes anew.
-        folder: Keeps the lines: one file each, named by the hash.
-    """
-
-    write: Callable[[str], str]
-    model: str
-    folder: Path
+    write: Callable[[str], str]  # the same prompt must give the same text
+    model: str  # fingerprint of the model that writes; another model writes anew
+    folder: Path  # keeps the lines: one file each, named by the hash
 
     def line(self, user: str, state: UserState) -> str:
         """The line; empty where the model wrote nothing or nothing is known of the user."""

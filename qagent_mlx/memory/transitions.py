@@ -20,7 +20,8 @@ WITHIN_DAYS = 45  # from one success to the next
 ADJACENT = 6
 
 
-# The rows of the tables of the same names. ``known``: when the shop could first know of it.
+# The rows of the tables in `sql/create_transitions.sql`; ``known``: when the shop could first know
+# of it.
 
 
 class Outcome(NamedTuple):

@@ -30,7 +30,7 @@ from ..train.grpo_run import resume_grpo, train_grpo
 from ..train.pretrain import PretrainConfig, pretrain
 from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
-from ..utils.atomic_files import replacing, write_json
+from ..utils.atomic_files import write_json, write_text
 from ..utils.settings import SettingError, check
 from .config import ReproduceConfig
 from .manifest import Manifest, hash_file
@@ -218,8 +218,7 @@ class Reproduction:
         catalog = suite.environment.search.catalog
         write_page(self.out / "report.html", report, catalog, suite.rollouts(), curves)
         write_json(self.out / "report.json", report.to_dict())
-        with replacing(self.out / "table.md") as path:
-            path.write_text(markdown(report), encoding="utf-8")
+        write_text(self.out / "table.md", markdown(report))
         return {
             "cases": report.cases,
             "systems": len(report.systems),

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
-from ..utils.atomic_files import clear_leftovers, locked, read_json, replacing, write_json
+from ..utils.atomic_files import clear_leftovers, locked, read_json, write_json, write_text
 
 RUN_FORMAT = 1
 LOGS = ("metrics", "rollouts", "alarms")  # the files of JSON lines
@@ -167,8 +167,7 @@ class Run:
             path = self.folder / f"{log}.jsonl"
             if path.exists():
                 rows = [row for row in self.rows(log) if row["step"] <= step]
-                with replacing(path) as temporary:
-                    temporary.write_text(_json_lines(rows), encoding="utf-8")
+                write_text(path, _json_lines(rows))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""

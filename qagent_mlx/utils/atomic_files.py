@@ -202,10 +202,15 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` with a text."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` with ``value`` as indented JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json_text(value), encoding="utf-8")
+    write_text(path, json_text(value))
 
 
 def write_with(path: Path, write: Callable[[str], Any]) -> None:
