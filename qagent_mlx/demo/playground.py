@@ -86,16 +86,10 @@ class TrainingOutcome:
 
 
 class PlaygroundSession:
-    """One user after another, with a policy that recommends to them.
+    """One user after another, with a policy that recommends ``k`` queries to them.
 
-    Args:
-        shop: Open for writing.
-        policy: Recommends.
-        user: The first user; the most recent of the busy ones by default.
-        group: Chains of a recommendation.
-        k: Queries of a recommendation.
-        seed: Seed of the sampling and of `random_user`.
-        name: The policy's name in the shop.
+    The first ``user`` is the most recent of the busy ones by default; ``group`` is the number of
+    chains of a recommendation, ``name`` the policy's name in the shop.
     """
 
     def __init__(
@@ -187,19 +181,14 @@ class PlaygroundSession:
     def recommend(self, watch: Callable[[ObservedTurn], None] | None = None) -> UserRecommendations:
         """Recommend to the user; the queries get the numbers on the screen.
 
-        Args:
-            watch: Called with each turn of each chain as soon as it has its answer.
+        ``watch`` is called with each turn of each chain as soon as it has its answer.
         """
         self.last = self._recommend_with(self.recommender, watch)
         self.screen = [ScreenItem(r.query) for r in self.last.recommendations]
         return self.last
 
     def compare(self, name: str) -> dict[str, UserRecommendations]:
-        """What this and another policy of the shop recommend to the same user.
-
-        Raises:
-            QAgentError: there is no such policy.
-        """
+        """What this and another policy of the shop recommend to the same user."""
         other = Recommender(self.shop, open_policy(self.shop, name), group=self._group)
         title = name if name != self.policy_name else f"{name} (again)"
         return {
@@ -248,11 +237,7 @@ class PlaygroundSession:
         return hits
 
     def choose(self, number: int) -> ScreenItem:
-        """What has this number on the screen.
-
-        Raises:
-            QAgentError: nothing has.
-        """
+        """What has this number on the screen; a `QAgentError` if nothing has."""
         if not self.screen:
             raise QAgentError("nothing is on the screen; try recommend, or search TEXT")
         if not 1 <= number <= len(self.screen):
@@ -262,8 +247,7 @@ class PlaygroundSession:
     def engage(self, item: ScreenItem, kind: str) -> None:
         """Click or buy, as the user, a product that a search has shown.
 
-        Raises:
-            QAgentError: it is a query, it is sold out, or the session looks at the past.
+        A `QAgentError` if it is a query or sold out, or if the session looks at the past.
         """
         if not item.product_id:
             raise QAgentError(f"{item.query!r} is a query; click it to see its products")
@@ -295,13 +279,7 @@ class PlaygroundSession:
         on_step: Callable[[dict[str, Any]], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> TrainingOutcome:
-        """Train with GRPO on this shop, and go on with the trained policy.
-
-        Args:
-            steps: Training steps.
-            on_step: Called after each step with its metrics.
-            on_stage: Called with what begins.
-        """
+        """Train with GRPO on this shop, and go on with the trained policy."""
         from ..environment.environment import Environment
         from ..runs.run import free_name
         from ..train.grpo_config import GrpoConfig
@@ -342,11 +320,7 @@ class PlaygroundSession:
 
 @contextmanager
 def temporary_copy(path: Path) -> Iterator[Shop]:
-    """A copy of a shop without its runs, open for writing; it is removed afterwards.
-
-    Raises:
-        QAgentError: there is no shop, or somebody writes to it.
-    """
+    """A copy of a shop without its runs, open for writing; it is removed afterwards."""
     with Shop.open(path) as shop, tempfile.TemporaryDirectory(prefix="qagent-") as folder:
         _ = shop.connection  # nobody writes while it is copied
         place = Path(folder) / path.resolve().name

@@ -54,19 +54,10 @@ def story(
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Scene]:
-    """Create the demo shop and tell the story.
+    """Create the demo shop anew in the folder ``path``, and yield each scene twice (see `Scene`).
 
-    Args:
-        path: The shop's folder; a demo shop that is there is created anew.
-        config: How long it takes.
-        on_stage: Called with what begins inside a scene.
-        on_step: Called after each training step with its metrics.
-
-    Yields:
-        Each scene as it begins and as it ends.
-
-    Raises:
-        QAgentError: the folder holds something else, or the parent policy is missing.
+    ``on_stage`` is called with what begins inside a scene, ``on_step`` after each training step
+    with its metrics.
     """
     config = config or DemoConfig()
     check(config)

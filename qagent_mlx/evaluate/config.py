@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from ..utils.settings import Natural, Positive
+
 Split = Literal["train", "validation", "test"]
 Cut = Literal["history", "tail", "own"]
 Dtype = Literal["", "float32", "bfloat16", "float16", "4bit", "stored"]
-Count = Annotated[int, Meta(ge=1)]
-Seed = Annotated[int, Meta(ge=0)]
 Group = Annotated[int, Meta(ge=1, le=256)]
 
 
@@ -21,11 +21,11 @@ class EvaluationConfig:
 
     split: Annotated[Split, Meta(description="Split whose cases are evaluated.")] = "test"
     limit: Annotated[
-        Count | None, Meta(description="Number of cases, spread over the split; all by default.")
+        Positive | None, Meta(description="Number of cases, spread over the split; all by default.")
     ] = None
-    k: Annotated[Count, Meta(description="Queries recommended for a case; q_hit@5 needs 5.")] = 5
+    k: Annotated[Positive, Meta(description="Queries recommended for a case; q_hit@5 needs 5.")] = 5
     group: Annotated[Group, Meta(description="Chains that a policy samples for a case.")] = 8
-    seed: Annotated[Seed, Meta(description="Seed of sampling and of the resampling tests.")] = 0
+    seed: Annotated[Natural, Meta(description="Seed of sampling and of the resampling tests.")] = 0
     with_baselines: Annotated[
         bool, Meta(description="Also evaluate all baselines that train no model.")
     ] = False
@@ -66,12 +66,12 @@ class AbConfig:
     """Size and seed of a simulated A/B test."""
 
     users: Annotated[int, Meta(ge=2, description="Fresh simulated shoppers.")] = 500
-    visits: Annotated[Count, Meta(description="Visits of a shopper at most, the first ones.")] = 3
+    visits: Annotated[Positive, Meta(description="Visits of a shopper, at most; the first.")] = 3
     k: Annotated[int, Meta(ge=1, le=20, description="Queries that are shown at a visit.")] = 5
     draws: Annotated[
         int, Meta(ge=1, le=1000, description="Simulations of each visit, with other random draws.")
     ] = 10
-    seed: Annotated[Seed, Meta(description="Seed of the shoppers and of all draws.")] = 0
+    seed: Annotated[Natural, Meta(description="Seed of the shoppers and of all draws.")] = 0
     detect: Annotated[
         float, Meta(gt=0, le=10, description="Relative lift that the sample sizes are for.")
     ] = 0.03

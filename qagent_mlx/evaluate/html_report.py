@@ -66,18 +66,9 @@ def write_page(
     rollouts: Rollouts | None = None,
     curves: Sequence[RewardCurve] = (),
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: Replaced when it is there.
-        report: Its details are the cases that examples are chosen from.
-        catalog: Names the products.
-        rollouts: The chains of those cases; examples are of the first system.
-        curves: See `reward_curves`.
-    """
+    """Write the page; see `page`."""
     titles = dict(zip(catalog.ids, catalog.titles, strict=True))
-    text = page(report, titles, rollouts or {}, curves)
-    write_text(path, text)
+    write_text(path, page(report, titles, rollouts or {}, curves))
 
 
 def page(
@@ -86,7 +77,10 @@ def page(
     rollouts: Rollouts,
     curves: Sequence[RewardCurve] = (),
 ) -> str:
-    """The whole page as text; ``titles`` name the products."""
+    """The whole page as text; ``titles`` name the products, by their ids.
+
+    Examples are chosen from the report's details, and of the ``rollouts`` of the first system.
+    """
     system = next(iter(rollouts), "")
     successes, failures = _examples(report, system, rollouts.get(system, {}))
     return render(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 
-from ..environment.environment import Example
+from ..environment.environment import Environment, Example
 from ..environment.ir_metrics import ndcg
 from ..types import Case
 from ..utils.text import query_key, rouge_l, tokens
@@ -66,15 +65,7 @@ class System(Protocol):
         ...
 
 
-class Retrieval(Protocol):
-    """The part of an `Environment` that metrics need."""
-
-    def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
-        """The ten best products that a query retrieves at a moment."""
-        ...
-
-
-def score_case(environment: Retrieval, case: Case, ranking: Ranking) -> dict[str, float]:
+def score_case(environment: Environment, case: Case, ranking: Ranking) -> dict[str, float]:
     """Compute all `METRICS` of one case; reports give their means over cases.
 
     ``zero_result``: the first query retrieves nothing. ``coverage``: there is a first query.

@@ -21,14 +21,8 @@ CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
 class PolicySystem:
     """A policy as it is served: a group of chains for each case, aggregated to a slate.
 
-    Args:
-        name: The system's name in reports.
-        policy: Samples the chains.
-        environment: Searches the inventory as it was at a case's moment.
-        agent: How chains run; by default as the policy was trained.
-        group: Chains of a case.
-        seed: Seed of the sampling.
-        keep: Keep the chains of the first so many cases in ``rollouts``, by case id.
+    Chains run as the policy was trained unless ``agent`` says otherwise; those of the first
+    ``keep`` cases stay in ``rollouts``, by case id.
     """
 
     def __init__(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..environment.environment import Example
+from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..shop.config import ShopConfig
 from ..utils.settings import check
 from ..utils.text import query_key
 from .baselines.search_log import SearchLog, moment_of
 from .config import EvaluationConfig
-from .metrics import METRICS, Calibration, Ranking, Retrieval, System, calibration, score_case
+from .metrics import METRICS, Calibration, Ranking, System, calibration, score_case
 from .significance import Interval, bootstrap, holm, paired_difference
 from .slices import slice_cases
 
@@ -25,14 +25,6 @@ COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5")
 SIGNIFICANCE_LEVEL = 0.05
 
 Progress = Callable[[str, int], None]  # a system's name; 0 when it begins, then its cases
-
-
-class Cases(Retrieval, Protocol):
-    """The part of an `Environment` that an evaluation needs."""
-
-    def of_split(self, split: str) -> list[Example]:
-        """The examples of a split, in order of time."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +160,7 @@ class _Measurement:
 
 
 def evaluate(
-    environment: Cases,
+    environment: Environment,
     systems: Sequence[System],
     config: EvaluationConfig | None = None,
     *,
@@ -177,20 +169,13 @@ def evaluate(
 ) -> EvaluationReport:
     """Let every system rank every case, and score the rankings.
 
-    Args:
-        environment: The cases, and the inventory as it was at each of their moments.
-        systems: Each with a name of its own.
-        config: Which cases, and what is reported.
-        log: The shop's searches. Slices need them, and so does the metric ``popularity``: the
-            share of all earlier searches that were the first query.
-        on_progress: Called when a system begins and when it has ended.
-
-    Raises:
-        QAgentError: there is no case or no system, two systems share a name, or a comparison
-            names an unknown one.
+    Slices need the ``log`` of the shop's searches, and so does the metric ``popularity``: the
+    share of all earlier searches that were the first query. ``on_progress`` is called when a
+    system begins and when it has ended.
     """
     config = config or EvaluationConfig()
     check(config)
+    on_progress = on_progress or (lambda system, cases: None)
     names = [system.name for system in systems]
     pairs = _pairs(config.compare, names)
     _check_names(names, pairs)
@@ -213,15 +198,14 @@ def evaluate(
 
 
 def _measure(
-    environment: Cases,
+    environment: Environment,
     system: System,
     examples: Sequence[Example],
     k: int,
     log: SearchLog | None,
-    on_progress: Progress | None,
+    on_progress: Progress,
 ) -> _Measurement:
-    if on_progress is not None:
-        on_progress(system.name, 0)
+    on_progress(system.name, 0)
     start = perf_counter()
     rankings = system.rank(examples, k)
     seconds = perf_counter() - start
@@ -232,8 +216,7 @@ def _measure(
     scores = {name: np.array([values[name] for values in metrics]) for name in METRICS}
     if log is not None:
         scores["popularity"] = _popularity(log, examples, rankings)
-    if on_progress is not None:
-        on_progress(system.name, len(examples))
+    on_progress(system.name, len(examples))
     return _Measurement(system.name, rankings, scores, 1000 * seconds / len(examples))
 
 

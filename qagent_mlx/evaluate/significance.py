@@ -50,9 +50,6 @@ def bootstrap(values: np.ndarray, seed: int = 0, samples: int = RESAMPLES) -> In
     """The mean of ``values``, (cases,), with its 95 % percentile bootstrap interval (Efron, 1979).
 
     Equal seeds and numbers of cases draw the same resamples.
-
-    Raises:
-        ValueError: there is no case, or ``values`` has more than one axis.
     """
     values = _one_per_case(values)
     means = np.empty(samples)
@@ -71,9 +68,6 @@ def paired_difference(
 
     The p-value is that of a sign-flip permutation test: under the null hypothesis either
     system could have had either of a case's two scores.
-
-    Raises:
-        ValueError: the two differ in shape, or there is no case.
     """
     a, b = _one_per_case(a), _one_per_case(b)
     if a.shape != b.shape:

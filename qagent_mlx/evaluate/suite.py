@@ -75,14 +75,7 @@ def evaluation_suite(
 ) -> EvaluationSuite:
     """Prepare policies, ablations and baselines for an evaluation.
 
-    Args:
-        shop: Its index is built when it is missing or stale.
-        policies: Names; a name given twice counts once.
-        config: Which systems stand beside them, and how policies sample.
-        split: Which cases there are, and how they are split.
-
-    Raises:
-        QAgentError: there is no policy, baseline or ablation of a name.
+    The shop's index is built when it is missing or stale; a policy named twice counts once.
     """
     config = config or EvaluationConfig()
     _check_known("ablation", config.ablations, ABLATIONS)
@@ -125,13 +118,7 @@ class SystemFactory:
 
     Cases get their profiles once for all systems that read profiles of one kind (the same
     tokenizer, budget and sections). The first system's profiles are those that the baselines
-    and the report see.
-
-    Args:
-        shop: Its index is built when it is missing or stale.
-        make_environment: The cases with their profiles, by codec and agent.
-        config: How policies sample.
-        policies: The shop that has the policies, where it is another one.
+    and the report see. ``policies`` is the shop that has the policies, where it is another one.
     """
 
     def __init__(
@@ -176,11 +163,7 @@ class SystemFactory:
         return _OwnProfiles(system, environment)
 
     def named(self, name: str) -> System:
-        """The system that reports call so: a baseline, a policy, or ``POLICY (ablation)``.
-
-        Raises:
-            QAgentError: nothing is called so; says what there is.
-        """
+        """The system that reports call so: a baseline, a policy, or ``POLICY (ablation)``."""
         base, ablation = split_name(self._policies, name)
         if base in BASELINES and base not in policy_names(self._policies):
             return BASELINES[base](BaselineData(self._shop, self.environment))
@@ -188,11 +171,7 @@ class SystemFactory:
 
 
 def split_name(policies: Shop, name: str) -> tuple[str, str]:
-    """A system's name as a baseline or policy, and an ablation or nothing.
-
-    Raises:
-        QAgentError: nothing is called so; says what there is.
-    """
+    """A system's name as a baseline or policy, and an ablation or nothing."""
     base, sign, ablation = name.rpartition(" (")
     if sign and ablation.endswith(")") and ablation[:-1] in ABLATIONS:
         resolve(policies, base)
@@ -217,7 +196,7 @@ def cases_of(shop: Shop, split: SplitConfig | None = None) -> list[Case]:
 
 @dataclass(frozen=True)
 class _TokenCounter:
-    """Stands for a codec where only profiles are made, which need nothing else of it."""
+    """Stands in for a codec where only profiles are made."""
 
     count: CountTokens
 

@@ -34,14 +34,8 @@ PACKAGES = (
 class Manifest:
     """``manifest.json`` of a folder; it is written when a stage has ended.
 
-    Args:
-        folder: New, empty, or that of an earlier reproduction from the same source with the
-            same files, settings and versions.
-        source: ``sample``, or a folder of raw files.
-        config: The settings.
-
-    Raises:
-        QAgentError: the folder holds something else, or a reproduction of something else.
+    The folder must be new, empty, or that of an earlier reproduction from the same ``source``
+    (``sample``, or a folder of raw files) with the same files, settings and versions.
     """
 
     def __init__(self, folder: Path, source: str, config: ReproduceConfig) -> None:

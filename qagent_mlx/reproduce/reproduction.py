@@ -15,11 +15,10 @@ from ..evaluate.abtest import abtest
 from ..evaluate.baselines.registry import BASELINES
 from ..evaluate.config import AbConfig, EvaluationConfig
 from ..evaluate.html_report import reward_curves, write_page
-from ..evaluate.suite import EvaluationSuite, evaluation_suite
+from ..evaluate.suite import ABLATIONS, EvaluationSuite, evaluation_suite
 from ..evaluate.tables import markdown
 from ..ingest.presets.loading import load_preset
 from ..models.fingerprint import fingerprint
-from ..policy.lora import LoraConfig
 from ..policy.registry import SAMPLE, policy_names, resolve
 from ..runs.run import Run, run_names
 from ..shop.config import ShopConfig
@@ -30,21 +29,12 @@ from ..train.grpo_run import resume_grpo, train_grpo
 from ..train.pretrain import PretrainConfig, pretrain
 from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
-from ..utils.atomic_files import write_json, write_text
-from ..utils.settings import SettingError, check
+from ..utils.atomic_files import read_json, write_json, write_text
+from ..utils.settings import SettingError, check, merge
 from .config import ReproduceConfig
 from .manifest import Manifest, hash_file
 
-ABLATIONS = (
-    "no search",
-    "no memory",
-    "no refinement",
-    "no latest",
-    "no graph",
-    "no identity",
-    "no neighbours",
-    "no trending",
-)
+SHOWN_ABLATIONS = tuple(name for name in ABLATIONS if name != "no marks")
 # Presets of GRPO that are trained beside the method itself, with the first seed.
 ARMS = {
     "query-only": "GRPO with the query reward only (ablation)",
@@ -54,38 +44,15 @@ ARMS = {
 }
 CONTROLS = ("query-only", "typed")  # of the simulated A/B tests; the method is the treatment
 EXAMPLES = 200  # cases that the page's example chains are chosen from
-# What --quick changes in each stage; explicit numbers of steps come after.
-QUICK: dict[str, dict[str, Any]] = {
-    "pretrain": {
-        "size": "nano",
-        "vocab_size": 512,
-        "steps": 12,
-        "batch_size": 8,
-        "learning_rate": 3e-3,
-    },
-    "sft": {"steps": 3, "batch_size": 8, "measured": 4, "lora": LoraConfig(rank=4)},
-    "grpo": {
-        "steps": 2,
-        "cases_per_step": 8,
-        "group": 4,
-        "save_every": 1,
-        "measured": 4,
-        "lora": LoraConfig(rank=4),
-    },
-    "abtest": {"users": 6, "draws": 2},
-}
 QUICK_CASES = 12
 
 
 class Reproduction:
     """Runs the stages that are not done yet.
 
-    Args:
-        source: ``sample``, or the folder of raw files that the preset reads.
-        out: Where everything goes; an earlier reproduction there goes on.
-        config: Settings; those of an earlier reproduction must be the same.
-        on_stage: Called with what begins.
-        on_step: Called after each training step with its metrics.
+    ``source`` is ``sample``, or the folder of raw files that the preset reads. A reproduction that
+    the folder ``out`` holds goes on, if it was begun with the same settings. ``on_stage`` is called
+    with what begins, ``on_step`` after each training step with its metrics.
     """
 
     def __init__(
@@ -109,11 +76,7 @@ class Reproduction:
         self._manifest = Manifest(self.out, source, self.config)
 
     def run(self) -> dict[str, Any]:
-        """Do the stages that are left, and return the manifest.
-
-        Raises:
-            QAgentError: raw files are missing or have changed, or training has no signal.
-        """
+        """Do the stages that are left, and return the manifest."""
         first = self.config.seeds[0]
         self._stage("shop", "reading the raw data", self._shop)
         self._stage("base", "making the base policy", self._base)
@@ -140,8 +103,9 @@ class Reproduction:
         return Shop.open(self.out / "shop", read_only=True)
 
     def _settings(self, stage: str, steps: int | None = None) -> dict[str, Any]:
-        """The settings of a stage that are not its defaults."""
-        settings = dict(QUICK[stage]) if self.config.quick else {}
+        """The settings of a stage that are not its defaults; ``steps`` win over a quick run's."""
+        path = Path(__file__).with_name("quick.json")
+        settings = read_json(path, "the package")[stage] if self.config.quick else {}
         return settings if steps is None else {**settings, "steps": steps}
 
     def _shop(self) -> dict[str, Any]:
@@ -163,13 +127,13 @@ class Reproduction:
             if "base" not in policy_names(shop):
                 shutil.rmtree(shop.folder("policies", "base"), ignore_errors=True)
                 settings = self._settings("pretrain", self.config.pretrain_steps)
-                config = PretrainConfig(**{"size": self.config.size, **settings})
+                config = merge(PretrainConfig(), {"size": self.config.size, **settings})
                 pretrain(shop, "base", config, split=self._split, on_step=self._on_step)
             return self._weights(shop, "base")
 
     def _sft(self, seed: int) -> dict[str, Any]:
         name, parent = f"sft-{seed}", self._manifest.stages["base"]["policy"]
-        config = SftConfig(seed=seed, **self._settings("sft", self.config.sft_steps))
+        config = merge(SftConfig(seed=seed), self._settings("sft", self.config.sft_steps))
         with self._open_shop() as shop:
             if name not in policy_names(shop):
                 train_sft(shop, parent, name, config, split=self._split, on_step=self._on_step)
@@ -195,7 +159,7 @@ class Reproduction:
                     shop,
                     parent,
                     name,
-                    replace(chosen.train, seed=seed, **settings),
+                    merge(replace(chosen.train, seed=seed), settings),
                     split=chosen.split,
                     options=RunOptions(
                         run=name,
@@ -236,7 +200,7 @@ class Reproduction:
             seed=first,
             with_baselines=True,
             baselines=() if quick else tuple(BASELINES),
-            ablations=ABLATIONS[:2] if quick else ABLATIONS,
+            ablations=SHOWN_ABLATIONS[:2] if quick else SHOWN_ABLATIONS,
             compare=((method, "*"),),
             by=("history", "tail", "own"),
             details=EXAMPLES,
@@ -257,14 +221,14 @@ class Reproduction:
 
     def _abtest(self) -> dict[str, Any]:
         first = self.config.seeds[0]
-        settings = {"users": self.config.users, **self._settings("abtest")}
+        config = merge(AbConfig(users=self.config.users, seed=first), self._settings("abtest"))
         with self._open_shop() as shop:
             reports = {
                 control: abtest(
                     shop,
                     f"{control}-{first}",
                     f"grpo-{first}",
-                    AbConfig(seed=first, **settings),
+                    config,
                     group=self.config.group,
                     on_stage=self._report_stage,
                 )

@@ -157,11 +157,7 @@ class Visit:
     ) -> list[SlateOutcome]:
         """What the shopper does with a slate of queries, for each of several random draws.
 
-        Args:
-            interpreter: Of the shopper's world.
-            queries: The slate, the first one first.
-            retrieve: The shop's search.
-            draws: How many times the same moment is lived through.
+        ``retrieve`` is the shop's search; the same moment is lived through ``draws`` times.
         """
         probabilities = [self.tap_probability(interpreter, query) for query in queries]
         return [

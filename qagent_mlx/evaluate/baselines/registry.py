@@ -22,9 +22,7 @@ from .transitions import CoOccurrence, Markov
 class BaselineData:
     """The data of a shop that baselines are built from, each read at its first use.
 
-    Args:
-        shop: Its log as it is now.
-        environment: Gives the encoder of the shop's index, where it is open already.
+    An ``environment`` gives the encoder of the shop's index, which it has open already.
     """
 
     def __init__(self, shop: Shop, environment: Environment | None = None) -> None:

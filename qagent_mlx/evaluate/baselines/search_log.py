@@ -106,8 +106,7 @@ class SearchLog:
     def last_queries(self, user_id: str, moment: np.datetime64, k: int) -> dict[int, str]:
         """The last ``k`` distinct queries of a user before a moment, the latest first.
 
-        Returns:
-            Number of the query -> how the user typed it the last time.
+        The number of each query -> how the user typed it the last time.
         """
         queries: dict[int, str] = {}
         for index in self.of_user(user_id, moment)[::-1].tolist():
