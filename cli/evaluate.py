@@ -44,27 +44,11 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     *("with_baselines", "baselines", "prompted", "ablations", "split", "limit", "group", "by"),
     *("compare", "seed", "dtype"),
     into="changes",
-    with_baselines={"flags": ("--baselines",), "help": "Also the recommenders without a model."},
-    baselines={
-        "flags": ("--baseline",),
-        "type": BASELINE,
-        "metavar": "NAME",
-        "help": "One of the baselines, also sasrec, which trains a model first; may be repeated.",
-    },
-    prompted={
-        "metavar": "FOLDER",
-        "help": "A chat model that is asked for queries in one prompt: any mlx-lm model folder.",
-    },
-    ablations={
-        "flags": ("--ablation",),
-        "metavar": "NAME",
-        "help": 'Also each policy with a part switched off, e.g. "no refinement", "no trending".',
-    },
-    compare={
-        "type": PLAIN,
-        "metavar": "A:B",
-        "help": "Compare two systems case by case; may be repeated.",
-    },
+    with_baselines="--baselines",
+    baselines={"flags": ("--baseline",), "type": BASELINE, "metavar": "NAME"},
+    prompted={"metavar": "FOLDER"},
+    ablations={"flags": ("--ablation",), "metavar": "NAME"},
+    compare={"type": PLAIN, "metavar": "A:B"},
     dtype={"type": DTYPE},
 )
 @click.option("--no-search", is_flag=True, help="Also each policy with search switched off.")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,19 +25,7 @@ if TYPE_CHECKING:
     from qagent_mlx.agent.recommend import UserRecommendations
     from qagent_mlx.demo.playground import ObservedTurn, PlaygroundSession
 
-HELP = """\
-users [TEXT]              find users, by id or by what they searched
-user ID, next, random     be another user
-new                       be somebody of whom nothing is known
-memory                    what is remembered: profile and interest graph
-recommend                 recommend to the user, and watch a chain at work
-why                       where the recommendations came from
-search TEXT               search as the user
-click N, buy N            follow query N; click or buy product N
-as-of TIME, as-of now     look at another moment
-compare POLICY            what another policy recommends to the same user
-train [N]                 N steps of GRPO on this shop, before and after (10)
-help, quit"""
+HELP = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").rstrip()
 PROFILE_LINES = 5  # that a watched chain shows of the memory
 TRAINING_STEPS = 10
 

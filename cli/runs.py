@@ -44,7 +44,7 @@ def list_runs(shop_path: Path) -> Output:
     from qagent_mlx.runs.reader import all_runs, overview
 
     with opened(shop_path) as shop:
-        overviews = [overview(run).to_dict() for run in all_runs(shop)]
+        overviews = [asdict(overview(run)) for run in all_runs(shop)]
     return Output({"runs": overviews}, lambda: _draw_list(overviews))
 
 
@@ -88,7 +88,7 @@ def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -
     if sql is not None:
         return _query(record, sql)
     document = {
-        **overview(record).to_dict(),
+        **asdict(overview(record)),
         "config": record.config,
         "summary": record.summary,
         "alarms": [asdict(alert) for alert in read_alerts(record)],
@@ -231,7 +231,7 @@ def diff(first: str, second: str, shop_path: Path) -> Output:
 
     with opened(shop_path) as shop:
         comparison = compare_runs(Run.open(shop, first), Run.open(shop, second))
-    return Output(comparison.to_dict(), lambda: _draw_comparison(first, second, comparison))
+    return Output(asdict(comparison), lambda: _draw_comparison(first, second, comparison))
 
 
 def _draw_comparison(first: str, second: str, comparison: RunComparison) -> None:

@@ -142,11 +142,7 @@ class ProfileRecommender:
 class Recommender(ProfileRecommender):
     """Recommends to users of a shop: a policy, the shop's memory and its search.
 
-    Args:
-        shop: May be open for reading only.
-        policy: Recommends.
-        agent: How its chains run; by default as it was trained.
-        group: Chains for each user; by default as many as the policy needs.
+    By default chains run as the policy was trained, and each user has as many as it needs.
     """
 
     def __init__(
@@ -191,12 +187,8 @@ class Recommender(ProfileRecommender):
     ) -> list[UserRecommendations]:
         """Recommend ``k`` queries to each user; all chains run in one batch.
 
-        Args:
-            users: Ids; an unknown one is treated as a new user.
-            k: Queries for each user.
-            as_of: Nothing at or after this moment is used; by default the moment after the
-                log's last event, so that a log of last year gives last year's answer.
-            seed: Of the random streams.
+        An unknown user is treated as a new one. Nothing at or after ``as_of`` is used; by default
+        it is the moment after the log's last event, so a log of last year gives last year's answer.
         """
         moment = as_of or self.shop.end_of_log()
         start = time.perf_counter()

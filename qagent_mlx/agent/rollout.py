@@ -72,7 +72,7 @@ class RolloutRunner:
                 decodes greedily.
             progress: Called with the number of chains that have ended.
             numbers: Positions of the tasks, where they are part of a longer list.
-            watch: Called with a chain's position and its turn, as soon as that has its answer.
+            watch: Called with a chain's position and each turn, as soon as that has its answer.
         """
         if self._is_training:  # the weights may have changed since the last call
             self.decoder.refresh()

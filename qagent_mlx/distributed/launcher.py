@@ -24,11 +24,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes after a chec
 
 
 def check_workers(workers: int, cases: int) -> None:
-    """Refuse a number of workers that cannot share a step's cases.
-
-    Raises:
-        SettingError: says how many there may be.
-    """
+    """Refuse a number of workers that cannot share a step's cases."""
     if workers > min(cases, MAX_WORKERS):
         raise SettingError(
             "workers",
@@ -38,18 +34,10 @@ def check_workers(workers: int, cases: int) -> None:
 
 
 def launch(command: Sequence[str], workers: int, remedy: str = "") -> int:
-    """Run a command in several worker processes and wait for them.
+    """Run a program with its arguments in several worker processes and wait for them.
 
-    Args:
-        command: A program and its arguments; each worker runs it.
-        workers: Number of processes.
-        remedy: How to go on after a worker died; ends the error's line.
-
-    Returns:
-        The first worker's exit code; it has reported its reason itself.
-
-    Raises:
-        QAgentError: a worker died; the others have been ended.
+    Returns the first worker's exit code; it has reported its reason itself. When a worker died,
+    the others are ended; ``remedy`` ends the error's line.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="qagent-workers-") as name:

@@ -20,11 +20,7 @@ class StopRequested(Exception):
 
 
 class StopSignal:
-    """Catches SIGTERM and SIGINT inside a ``with`` block.
-
-    Args:
-        catch: Whether to catch them at all; signals then end the process as usual.
-    """
+    """Catches SIGTERM and SIGINT inside a ``with`` block, unless ``catch`` is false."""
 
     def __init__(self, catch: bool = True) -> None:
         self.number = 0
@@ -51,11 +47,7 @@ class StopSignal:
         self._handlers = {}
 
     def check(self, world: World) -> None:
-        """Leave the step if any worker received a signal; all of them ask at the same place.
-
-        Raises:
-            StopRequested: one did.
-        """
+        """Raise `StopRequested` if any worker received a signal; all ask at the same place."""
         self.number = int(world.all_reduce_max(self.number))
         if self.number:
             raise StopRequested

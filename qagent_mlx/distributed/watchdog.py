@@ -29,9 +29,8 @@ _TOKEN_BYTES = 16
 class Watchdog:
     """The connections of one worker, and whether it waits for others.
 
-    Args:
-        last_words: What is printed to stderr before the process ends.
-        patience: Seconds to go on waiting after a connection has closed.
+    After a connection has closed it waits for ``patience`` seconds more, prints ``last_words`` to
+    stderr and ends the process.
     """
 
     def __init__(self, last_words: str, patience: float = PATIENCE) -> None:
@@ -74,11 +73,7 @@ def connect(
 ) -> None:
     """Connect the first worker with the others; all of them call this.
 
-    Args:
-        watchdog: Of this worker.
-        is_first: Whether this is the first worker.
-        size: Number of workers.
-        all_gather: Gives every worker's text to all, by rank (`World.all_gather_texts`).
+    ``all_gather`` gives every worker's text to all, by rank (`World.all_gather_texts`).
     """
     server, address = None, ""
     if is_first:

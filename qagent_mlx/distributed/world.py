@@ -67,11 +67,7 @@ class World:
         return [i for i, group in enumerate(groups) if order[group] % self.size == self.rank]
 
     def _collective(self, operation: Any, array: mx.array) -> mx.array:
-        """The result of an operation of all workers.
-
-        Raises:
-            QAgentError: one of them is gone.
-        """
+        """The result of an operation of all workers; a `QAgentError` if one of them is gone."""
         try:
             with self._watchdog.waiting():
                 result: mx.array = operation(array, group=self._group)
@@ -160,11 +156,7 @@ class World:
         return self.all_gather_texts(name).count(name)
 
     def assert_equal(self, what: str, value: str) -> None:
-        """Refuse to go on where a value differs between workers.
-
-        Raises:
-            QAgentError: names ``what`` differs.
-        """
+        """Refuse to go on where a value differs between workers; ``what`` names it."""
         if len(set(self.all_gather_texts(value))) > 1:
             raise QAgentError(
                 f"the workers have different {what}; copy the shop's folder to the same place on "
@@ -193,11 +185,7 @@ def started_by_launcher() -> bool:
 
 @cache
 def current_world() -> World:
-    """The workers that this process belongs to; itself alone outside of a launcher.
-
-    Raises:
-        QAgentError: the workers cannot reach each other.
-    """
+    """The workers that this process belongs to; itself alone outside of a launcher."""
     if not is_worker() and not started_by_launcher():
         return World()
     try:

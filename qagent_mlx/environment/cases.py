@@ -33,17 +33,10 @@ def build_cases(
     config: SplitConfig | None = None,
     after: datetime | None = None,
 ) -> list[Case]:
-    """Find all cases of a log, in order of time, and split them.
+    """Find all cases of a shop's log, in order of time, and split them.
 
-    Args:
-        connection: A shop's database.
-        config: Which moments are cases, and where the splits are cut.
-        after: Leave out earlier cases: the index's ``clicks_until``, because search has learned
-            from what users did before that moment.
-
-    Raises:
-        QAgentError: no search in the log led to an engagement, or a split would be empty.
-        SettingError: a setting has a value that it cannot have.
+    Cases before ``after`` are left out: it is the index's ``clicks_until``, because search has
+    learned from what users did before that moment.
     """
     config = config or SplitConfig()
     check(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TypedDict
 
 from ..errors import QAgentError
 from ..utils import trusted_code
+from ..utils.atomic_files import hash_file
 from ..utils.settings import SettingError
 from .rewards import COMPONENTS, Component
 
@@ -23,11 +23,7 @@ class RewardFile(TypedDict):
 
 
 def load_component(spec: str) -> tuple[str, Component]:
-    """Load the component ``NAME`` from ``FILE:NAME``; returns its name and the function.
-
-    Raises:
-        SettingError: the file or name does not exist, or importing the file fails.
-    """
+    """Load the component ``NAME`` from ``FILE:NAME``; returns its name and the function."""
     file, _, name = spec.rpartition(":")
     path = Path(file)
     if not file or not name.isidentifier():
@@ -50,11 +46,7 @@ def load_component(spec: str) -> tuple[str, Component]:
 
 
 def components_of(specs: Sequence[str]) -> dict[str, Component] | None:
-    """The package's components and those of ``FILE:NAME`` specs; None without any spec.
-
-    Raises:
-        SettingError: as `load_component`, or a name is taken.
-    """
+    """The package's components and those of ``FILE:NAME`` specs; None without any spec."""
     components = dict(COMPONENTS)
     for spec in specs:
         name, component = load_component(spec)
@@ -73,19 +65,15 @@ def reward_files(specs: Sequence[str]) -> list[RewardFile]:
         file, _, name = spec.rpartition(":")
         path = Path(file)
         trusted_code.trust(path)
-        files.append(RewardFile(file=str(path.resolve()), name=name, sha256=_sha256(path)))
+        files.append(RewardFile(file=str(path.resolve()), name=name, sha256=hash_file(path)))
     return files
 
 
 def reward_specs(files: Sequence[RewardFile]) -> list[str]:
-    """The ``FILE:NAME`` specs of a run that goes on.
-
-    Raises:
-        QAgentError: a file is gone, has changed, or was never named by this user.
-    """
+    """The ``FILE:NAME`` specs of a run that goes on, with the very files that it began with."""
     for stored in files:
         path = Path(stored["file"])
-        if not path.exists() or _sha256(path) != stored["sha256"]:
+        if not path.exists() or hash_file(path) != stored["sha256"]:
             raise QAgentError(
                 f"the reward file {path} is gone or has changed since the run began, so it cannot "
                 "go on exactly; put it back, or name the reward again to go on with the new one"
@@ -93,7 +81,3 @@ def reward_specs(files: Sequence[RewardFile]) -> list[str]:
         remedy = f"name the reward {path}:{stored['name']} again"
         trusted_code.require(path, "the run's reward", remedy)
     return [f"{stored['file']}:{stored['name']}" for stored in files]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

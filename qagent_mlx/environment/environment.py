@@ -74,13 +74,9 @@ class Environment:
     ) -> Environment:
         """All cases of a shop with their profiles, in one pass over its log.
 
-        Args:
-            shop: Its index is built when it is missing or out of date.
-            codec: Counts the tokens of the profiles.
-            agent: Sections and token budget of the profiles.
-            split: Which moments are cases, and how time splits them.
-            last: Split -> only its last so many cases, and none of the other splits; profiles
-                take long where there are thousands.
+        The shop's index is built when it is missing or out of date; ``agent`` has the sections and
+        the token budget of the profiles. ``last`` keeps only the last so many cases of the splits
+        that it names, as profiles take long where there are thousands.
         """
         agent = agent or AgentConfig()
         index = open_index(shop)
@@ -111,10 +107,7 @@ class Environment:
     def shared(cls, shop: Shop, build: Callable[[], Environment]) -> Environment:
         """Build an environment once for all workers of a machine: profiles take long.
 
-        Workers on several machines build one each, and compare them.
-
-        Raises:
-            QAgentError: the machines' shops differ.
+        Workers on several machines build one each, and refuse to go on where they differ.
         """
         workers = current_world()
         if workers.size == 1:
@@ -188,11 +181,7 @@ class Environment:
 
     @classmethod
     def restore(cls, folder: Path, inventory: Path, config: SearchConfig) -> Environment:
-        """Read what `save` wrote; the search index comes from the folder ``inventory``.
-
-        Raises:
-            QAgentError: a file is missing or damaged.
-        """
+        """Read what `save` wrote; the search index comes from the folder ``inventory``."""
         try:
             examples = [Example(case, profile) for case, profile in read_cases(folder / CASES)]
             clicks = read_columns(folder / CLICKS)
@@ -206,11 +195,7 @@ class Environment:
 
     @classmethod
     def resume(cls, shop: Shop, folder: Path, catalog_version: int) -> Environment:
-        """Read what `save` wrote, for a run that goes on exactly.
-
-        Raises:
-            QAgentError: a file is damaged, or the shop's catalog has changed since.
-        """
+        """Read what `save` wrote, for a run that goes on exactly, with the catalog as it was."""
         environment = cls.restore(folder, shop.path / "inventory", shop.config.search)
         if environment.search.index.manifest.catalog_version != catalog_version:
             raise QAgentError(
@@ -229,8 +214,7 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """Run one greedy chain for each example and compare it with what the user then did.
 
-    Returns:
-        Means over all examples of ``reward`` (weighted), ``q_em``, ``i_hit@1`` and ``cons@1``.
+    Returns means over all examples of ``reward`` (weighted), ``q_em``, ``i_hit@1``, ``cons@1``.
     """
     workers = current_world()
     own = [examples[i] for i in workers.local_indices(len(examples))]

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
 
-import duckdb
 import msgspec
 import numpy as np
 
 from ..types import Case, Line, Profile, UserContext
-from ..utils.atomic_files import replacing
-from ..utils.database import literal, open_duckdb
+from ..utils.database import literal, open_duckdb, write_parquet
 
 _SCHEMA = """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP, query VARCHAR,
 query_key VARCHAR, products VARCHAR[], history INTEGER, split VARCHAR, profile VARCHAR,
@@ -35,15 +33,11 @@ def write_cases(path: Path, cases: Iterable[tuple[Case, Profile]]) -> None:
                 values = asdict(profile)
                 packed = json.dumps({name: values[name] for name in _ProfileJson.__struct_fields__})
                 appender.append_row(*astuple(case), profile.text, packed)
-        _copy(connection, "cases", path)
+        write_parquet(connection, "FROM cases", path)
 
 
 def read_cases(path: Path) -> list[tuple[Case, Profile]]:
-    """Read what `write_cases` wrote.
-
-    Raises:
-        duckdb.Error: the file is missing or damaged.
-    """
+    """Read what `write_cases` wrote; a `duckdb.Error` if the file is missing or damaged."""
     with open_duckdb() as connection:
         rows = connection.execute(f"SELECT * FROM read_parquet({literal(path)})").fetchall()
     cases = []
@@ -60,20 +54,11 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write arrays of equal length as the columns of a file."""
     with open_duckdb() as connection:
         connection.register("columns", dict(columns))
-        _copy(connection, "columns", path)
+        write_parquet(connection, "FROM columns", path)
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_columns` wrote.
-
-    Raises:
-        duckdb.Error: the file is missing or damaged.
-    """
+    """Read what `write_columns` wrote; a `duckdb.Error` if the file is missing or damaged."""
     with open_duckdb() as connection:
         columns = connection.execute(f"FROM read_parquet({literal(path)})").fetchnumpy()
     return {name: np.asarray(values) for name, values in columns.items()}
-
-
-def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        connection.execute(f"COPY {table} TO {literal(temporary)} (FORMAT parquet)")

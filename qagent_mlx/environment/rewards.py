@@ -102,15 +102,7 @@ WEIGHTS: dict[str, float] = {
 def component_rewards(
     outcome: Outcome, components: Mapping[str, Component] | None = None
 ) -> dict[str, float]:
-    """The value of each component for one chain.
-
-    Args:
-        outcome: The chain and what its user then did.
-        components: Functions by name; `COMPONENTS` by default.
-
-    Raises:
-        QAgentError: a component fails or returns something that is no number in [0, 1].
-    """
+    """The value of each component, in [0, 1], for one chain; `COMPONENTS` by default."""
     rewards = {}
     for name, component in (components or COMPONENTS).items():
         try:
@@ -135,11 +127,7 @@ WeightSchedule = tuple[tuple[float, float], ...]  # (step, weight) points
 
 
 def parse_weight(text: str, known: Sequence[str]) -> tuple[str, float | WeightSchedule]:
-    """Read ``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes.
-
-    Raises:
-        SettingError: there is no component of that name, or a number is not from 0 on.
-    """
+    """Read ``NAME=VALUE``, or ``NAME=VALUE@STEP,VALUE@STEP…`` for a weight that changes."""
     name, _, value = text.partition("=")
     if name not in known:
         raise SettingError(

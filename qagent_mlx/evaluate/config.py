@@ -29,18 +29,24 @@ class EvaluationConfig:
     with_baselines: Annotated[
         bool, Meta(description="Also evaluate all baselines that train no model.")
     ] = False
-    baselines: Annotated[tuple[str, ...], Meta(description="Baselines to evaluate, by name.")] = ()
+    baselines: Annotated[
+        tuple[str, ...],
+        Meta(description="A baseline to evaluate; sasrec trains a model first. May be repeated."),
+    ] = ()
     prompted: Annotated[
         tuple[str, ...],
-        Meta(description="Folders of chat models that are asked for queries in one prompt."),
+        Meta(description="Folder of a chat model that is asked for queries in one prompt."),
     ] = ()
     ablations: Annotated[
         tuple[str, ...],
-        Meta(description="Parts to switch off; each policy is also evaluated without each part."),
+        Meta(
+            description='Also evaluate each policy with a part switched off, such as "no '
+            'refinement" or "no trending".'
+        ),
     ] = ()
     compare: Annotated[
         tuple[tuple[str, str], ...],
-        Meta(description='Pairs of systems (a, b) to compare case by case; b "*" is all others.'),
+        Meta(description='Two systems to compare case by case; "*" as the second is all others.'),
     ] = ()
     by: Annotated[
         tuple[Cut, ...],

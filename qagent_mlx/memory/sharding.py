@@ -27,7 +27,7 @@ from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
-from ..utils.database import literal, open_duckdb
+from ..utils.database import literal, open_duckdb, write_parquet
 from ..utils.settings import merge
 from . import shop_tables
 from .profile import SECTIONS, Memory
@@ -80,9 +80,9 @@ def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
         events = f"""SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})
             USING (user_id) ORDER BY user_id, ts, event_id"""
         place = folder / "events" / f"part={part}" / "events.parquet"
-        counts.append(_write(connection, events, place))
+        counts.append(write_parquet(connection, events, place))
     for name in ("products", "product_history"):
-        _write(connection, f"FROM {name}", folder / f"{name}.parquet")
+        write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet")
     # The manifest comes last: a folder without it is no set of partitions yet.
     manifest = {
         "format": FORMAT,
@@ -93,15 +93,6 @@ def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
     }
     write_json(folder / "manifest.json", manifest)
     return SplitReport(str(folder), parts, counts)
-
-
-def _write(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
-    """Write a query's rows as Parquet; returns how many there are."""
-    with replacing(path) as temporary:
-        ((rows,),) = connection.execute(
-            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet)"
-        ).fetchall()
-    return int(rows)
 
 
 class Partitions:
@@ -131,7 +122,7 @@ class Partitions:
                 shop_tables.create(connection, name)
             shop_tables.create_transitions(connection)
             for name in CONTRIBUTED:
-                _write(connection, f"FROM {name}", self._contribution(part, name))
+                write_parquet(connection, f"FROM {name}", self._contribution(part, name))
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
         write_json(
             self._contribution(part, "end", "json"),

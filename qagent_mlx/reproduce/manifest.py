@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 from ..errors import QAgentError
 from ..policy.registry import SAMPLE
 from ..shop.sample import sample_data_folder
-from ..utils.atomic_files import read_json, write_json
+from ..utils.atomic_files import hash_file, read_json, write_json
 from .config import ReproduceConfig
 
 FORMAT = 2
@@ -80,15 +79,6 @@ class Manifest:
                     "together; choose a new folder"
                 )
         return earlier
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _input_hashes(source: str) -> dict[str, str]:

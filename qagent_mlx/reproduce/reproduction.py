@@ -29,10 +29,10 @@ from ..train.grpo_run import resume_grpo, train_grpo
 from ..train.pretrain import PretrainConfig, pretrain
 from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
-from ..utils.atomic_files import read_json, write_json, write_text
+from ..utils.atomic_files import hash_file, read_json, write_json, write_text
 from ..utils.settings import SettingError, check, merge
 from .config import ReproduceConfig
-from .manifest import Manifest, hash_file
+from .manifest import Manifest
 
 SHOWN_ABLATIONS = tuple(name for name in ABLATIONS if name != "no marks")
 # Presets of GRPO that are trained beside the method itself, with the first seed.

@@ -37,16 +37,8 @@ def save(
 ) -> Path:
     """Write ``folder/step-NNNNNN``; delete all but the last ``keep`` and the best checkpoint.
 
-    Args:
-        folder: The run's checkpoints.
-        step: Number of steps that were taken.
-        policy: Its adapter is written.
-        optimizer: Its state is written.
-        state: What else to keep; ``value`` makes this one a candidate for the best.
-        keep: How many of the last ones remain, at least 1.
-
-    Raises:
-        QAgentError: the disk is full or the folder cannot be written; older ones stay.
+    The policy's adapter, the optimizer's state and ``state`` are written, in which a ``value``
+    makes this checkpoint a candidate for the best. If that fails, the older ones stay.
     """
     place = folder / f"step-{step:06d}"
     if (place / "state.json").exists():
@@ -103,22 +95,14 @@ def clear(folder: Path) -> None:
 
 
 def restore_weights(place: Path, policy: Policy) -> None:
-    """Put one checkpoint's adapter in place.
-
-    Raises:
-        QAgentError: the checkpoint does not fit the policy or is damaged.
-    """
+    """Put one checkpoint's adapter in place."""
     with _readable(place):
         weights: Any = mx.load(str(place / "adapters.safetensors"))
         load_adapter(policy.model, weights, str(place))
 
 
 def restore(folder: Path, policy: Policy, optimizer: optim.Optimizer) -> dict[str, Any] | None:
-    """Put the last checkpoint's weights and optimizer state in place; its state, or None.
-
-    Raises:
-        QAgentError: the checkpoint does not fit the policy or is damaged.
-    """
+    """Put the last checkpoint's weights and optimizer state in place; its state, or None."""
     checkpoints = saved(folder)
     if not checkpoints:
         return None

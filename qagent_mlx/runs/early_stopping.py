@@ -9,15 +9,10 @@ from typing import Any
 
 @dataclass
 class BestEvaluation:
-    """The best evaluation so far; a function of the steps' metrics alone, so it resumes exactly.
+    """The best evaluation so far; a function of the steps' metrics alone, so it resumes exactly."""
 
-    Args:
-        measure: What evaluations are compared by, such as ``cons@1``.
-        patience: Evaluations without a better one after which `exhausted` is true; 0 for never.
-    """
-
-    measure: str
-    patience: int = 0
+    measure: str  # what evaluations are compared by, such as ``cons@1``
+    patience: int = 0  # evaluations without a better one until `exhausted`; 0: never
     step: int = 0  # 0 before the first evaluation
     value: float = -math.inf
     evaluations_since: int = 0

@@ -20,13 +20,8 @@ Log = Callable[[dict[str, Any]], None]
 def logging_to(names: Sequence[str], folder: Path, run: str) -> Iterator[Log]:
     """A callback for a training's ``on_step`` that logs each step's numbers.
 
-    Args:
-        names: ``tensorboard`` or ``wandb``; none for a callback that does nothing.
-        folder: Where TensorBoard's files and W&B's local copy go.
-        run: What the run is called there.
-
-    Raises:
-        QAgentError: the package is not installed.
+    ``names`` are ``tensorboard`` or ``wandb``; TensorBoard's files and W&B's local copy go into
+    ``folder``, under the name ``run``.
     """
     with ExitStack() as stack:
         loggers = [stack.enter_context(_LOGGERS[name](folder, run)) for name in names]

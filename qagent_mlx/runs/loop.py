@@ -115,18 +115,13 @@ class LoopConfig:
 class TrainingLoop:
     """Takes the steps of an algorithm.
 
-    Args:
-        algorithm: What is trained.
-        config: Length, checkpoints, evaluations.
-        record: Where steps are written; nowhere by default.
-        monitors: What looks at every step's metrics.
-        on_step: Called after each step with its metrics, the planned ``steps``, and the reasons
-            of the ``alarms`` that fired.
+    ``on_step`` is called after each step with its metrics, the planned ``steps``, and the reasons
+    of the ``alarms`` that fired.
     """
 
     algorithm: Algorithm
     config: LoopConfig
-    record: Run | None = None
+    record: Run | None = None  # where steps are written; nowhere by default
     monitors: Sequence[MetricsMonitor] = ()
     on_step: OnStep | None = None
     world: World = field(default_factory=current_world)

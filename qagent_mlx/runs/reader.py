@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import duckdb
@@ -45,10 +45,6 @@ class RunOverview:
     seconds: float
     state: str  # finished, unfinished, or the alarm that stopped it
 
-    def to_dict(self) -> dict[str, Any]:
-        """The overview as JSON has it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class RunComparison:
@@ -60,10 +56,6 @@ class RunComparison:
     settings: dict[str, list[Any]]  # where they differ
     metrics: dict[str, list[list[float] | None]]  # means of the first and last tenth
 
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON has it."""
-        return asdict(self)
-
 
 def all_runs(shop: Shop) -> list[Run]:
     """The shop's runs, in the order in which they were started."""
@@ -72,11 +64,7 @@ def all_runs(shop: Shop) -> list[Run]:
 
 
 def open_run(shop: Shop, name: str | None, kind: str | None = None) -> Run:
-    """Open a run by name; without one the latest (of a kind).
-
-    Raises:
-        QAgentError: there is none.
-    """
+    """Open a run by name; without one the latest (of a kind)."""
     if name:
         return Run.open(shop, name)
     for run in reversed(all_runs(shop)):
@@ -240,11 +228,7 @@ def _timeless(metrics: Metrics) -> Metrics:
 def query(run: Run, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Query a run's files by SQL: tables metrics, rollouts, alarms, cases, clicks.
 
-    Returns:
-        Column names and rows.
-
-    Raises:
-        QAgentError: the SQL is wrong or a file is damaged; says what DuckDB said.
+    Returns column names and rows; errors say what DuckDB said.
     """
     with open_duckdb() as connection:
         try:

@@ -47,12 +47,9 @@ def is_number(value: Any) -> bool:
 
 
 class Run:
-    """One run's folder.
+    """One run's folder, whose name is the run's, and what its ``config.json`` holds.
 
-    Args:
-        folder: Its name is the run's.
-        config: What `config.json` holds.
-        writable: Whether anything is written; only the main one of several workers does.
+    Of several workers only the main one has a run that is ``writable``.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], writable: bool = True) -> None:
@@ -80,9 +77,6 @@ class Run:
         """Make the empty folder of a new run.
 
         It becomes a run with `commit`, so that a run that exists has all it needs to resume.
-
-        Raises:
-            QAgentError: a run of that name exists, or the folder cannot be written.
         """
         folder = shop.folder("runs", name)
         if (folder / "config.json").exists():
@@ -108,11 +102,7 @@ class Run:
 
     @classmethod
     def open(cls, shop: Shop, name: str) -> Run:
-        """Open an existing run.
-
-        Raises:
-            QAgentError: there is none of that name, or it is damaged.
-        """
+        """Open an existing run."""
         folder = shop.folder("runs", name)
         if not (folder / "config.json").exists():
             known = ", ".join(run_names(shop)) or "none yet"
@@ -191,11 +181,7 @@ class Run:
 
 @contextmanager
 def run_lock(shop: Shop, name: str) -> Iterator[None]:
-    """Inside the block no other process makes or trains the run of that name.
-
-    Raises:
-        QAgentError: another one does, or the folder of runs cannot be written.
-    """
+    """Inside the block no other process makes or trains the run of that name."""
     folder = shop.folder("runs", name)
     path = folder.parent / f".{name}.lock"
     refusal = (

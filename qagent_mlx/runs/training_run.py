@@ -25,21 +25,13 @@ Report = TypeVar("Report", bound=TrainingReport)
 
 @dataclass(frozen=True)
 class TrainingRun(Generic[Report]):
-    """A recorded run of one algorithm.
+    """A recorded run of one algorithm."""
 
-    Attributes:
-        shop: Where the run and the policy are stored.
-        kind: The kind of training, such as ``grpo``.
-        settings: All settings of the training, a dataclass.
-        loop: Takes the steps.
-        report: Makes the training's report of how the loop ended.
-    """
-
-    shop: Shop
-    kind: str
-    settings: Any
+    shop: Shop  # where the run and the policy are stored
+    kind: str  # of training, such as ``grpo``
+    settings: Any  # all settings of the training, a dataclass
     loop: TrainingLoop
-    report: Callable[[LoopResult], Report]
+    report: Callable[[LoopResult], Report]  # of how the loop ended
 
     def start(
         self,
@@ -51,13 +43,10 @@ class TrainingRun(Generic[Report]):
     ) -> Report:
         """Make a new run, train, and save the policy.
 
-        Args:
-            name: Of the run; the policy's name, with a number when that is taken, by default.
-            parent: The policy that training begins from, as the user names it.
-            about: More entries of the run's config.
-            save_inputs: Writes what the run is trained on into its folder; the shop's database
-                is not needed afterwards and is closed.
-            alerts: What fired before the first step.
+        The run has the policy's name by default, with a number when that is taken. ``parent`` is
+        the policy that training begins from, as the user names it; ``about`` more entries of the
+        run's config. ``save_inputs`` writes what the run is trained on into its folder: the shop's
+        database is closed then. ``alerts`` are those that fired before the first step.
         """
         algorithm, workers, info = self.loop.algorithm, self.loop.world, self._policy.info
         workers.assert_equal(f"policies {parent}", info.base_fingerprint)
@@ -86,11 +75,7 @@ class TrainingRun(Generic[Report]):
             return self._run(record, state)
 
     def resume(self, record: Run) -> Report:
-        """Go on from a run's last checkpoint, exactly as if it had never stopped.
-
-        Raises:
-            QAgentError: there is no checkpoint, or the workers have different ones.
-        """
+        """Go on from a run's last checkpoint, exactly as if it had never stopped."""
         workers = self.loop.world
         if not workers.is_main_process:
             record = _announced(workers, self.shop)
@@ -136,11 +121,7 @@ class TrainingRun(Generic[Report]):
 
 
 def open_to_resume(shop: Shop, name: str, kind: str) -> Run:
-    """The run of that name, if it is of a kind and has all that it needs to go on.
-
-    Raises:
-        QAgentError: it is not, or there is none.
-    """
+    """The run of that name, if it is of a kind and has all that it needs to go on."""
     record = Run.open(shop, name)
     if record.config.get("kind") != kind or "catalog_version" not in record.config:
         raise QAgentError(
@@ -150,11 +131,7 @@ def open_to_resume(shop: Shop, name: str, kind: str) -> Run:
 
 
 def policy_to_resume(shop: Shop, record: Run, lora: LoraConfig, seed: int) -> Policy:
-    """The policy of a run, as it was before its first step.
-
-    Raises:
-        QAgentError: the policy that the run began from has changed since.
-    """
+    """The policy of a run, as it was before its first step; refuses one that has changed since."""
     config = record.config
     policy = derive(shop, config["base"], config["policy"], lora, seed)
     fingerprint = config.get("base_fingerprint")

@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..utils.atomic_files import replacing, write_json
-from ..utils.database import open_duckdb
+from ..utils.atomic_files import write_json
+from ..utils.database import open_duckdb, write_parquet
 from .shopper import Shopper
 from .world import START, SimulatedShop, SimulatorConfig
 
@@ -46,10 +46,7 @@ def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[st
         with connection.appender(name) as appender:
             for record in records:
                 appender.append_row(*(record[column] for column in columns))
-        with replacing(folder / f"{name}.parquet") as temporary:
-            connection.execute(
-                f"COPY {name} TO '{temporary}' (FORMAT parquet, COMPRESSION zstd, "
-                "COMPRESSION_LEVEL 19)"
-            )
+        options = ", COMPRESSION zstd, COMPRESSION_LEVEL 19"
+        write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet", options)
     write_json(folder / "simulator.json", asdict(world.config))
     return {name: len(records) for name, records in tables.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import re
@@ -27,9 +28,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The bytes are flushed to disk before the rename, so a power cut cannot leave a file
     that has its new name and not its new content.
-
-    Raises:
-        QAgentError: the folder cannot be written or the disk is full; ``path`` is as before.
     """
     with replacing_files([path]) as (temporary,):
         yield temporary
@@ -83,11 +81,7 @@ def _cannot_write(path: Path, reason: object) -> QAgentError:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder`` that takes its place when the block ends well.
-
-    Raises:
-        OSError: it cannot be written; ``folder`` is as before.
-    """
+    """Give an empty folder beside ``folder`` that takes its place when the block ends well."""
     parent, prefix = folder.parent, f".{folder.name}.writing-"
     parent.mkdir(parents=True, exist_ok=True)
     with _folder_in_use(parent, exclusive=True) as is_alone:
@@ -166,10 +160,8 @@ def finish_replacement(temporaries: Sequence[Path]) -> None:
 def locked(path: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path``, which names its holder, until the block or the process ends.
 
-    Raises:
-        QAgentError: another process holds it after ``wait`` seconds; the message is ``refusal``,
-            with its ``{}`` replaced by who that is.
-        OSError: the file cannot be written.
+    Where another process holds it after ``wait`` seconds, the error is ``refusal``, with its
+    ``{}`` replaced by who that is.
     """
     from filelock import FileLock, Timeout  # slow to import
 
@@ -195,6 +187,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_text(value: Any) -> str:
@@ -223,11 +224,7 @@ def write_with(path: Path, write: Callable[[str], Any]) -> None:
 
 
 def read_json(path: Path, owner: str) -> Any:
-    """The JSON in ``path``; errors name its owner, as in "the policy base".
-
-    Raises:
-        QAgentError: the file is missing or damaged.
-    """
+    """The JSON in ``path``; errors name its owner, as in "the policy base"."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -9,6 +9,8 @@ from typing import Any
 
 import duckdb
 
+from .atomic_files import replacing
+
 
 def literal(value: Path | str) -> str:
     """A text or a path as SQL, for the places that take no parameter."""
@@ -28,6 +30,17 @@ def open_duckdb(
     with suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
+
+
+def write_parquet(
+    connection: duckdb.DuckDBPyConnection, query: str, path: Path, options: str = ""
+) -> int:
+    """Replace ``path`` with a query's rows as Parquet; returns how many there are."""
+    with replacing(path) as temporary:
+        ((rows,),) = connection.execute(
+            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet{options})"
+        ).fetchall()
+    return int(rows)
 
 
 def epoch_seconds(moment: datetime) -> float:

@@ -10,11 +10,9 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of the package.
+    """Fill a template by its path in the package, such as ``evaluate/report.html``.
 
-    Args:
-        template: Its path in the package, such as ``evaluate/report.html``.
-        values: What the template names. Their text is escaped, so it cannot become markup.
+    The text of the values is escaped, so it cannot become markup.
     """
     return _templates().get_template(template).render(values)
 

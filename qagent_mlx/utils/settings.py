@@ -44,11 +44,9 @@ _BOUNDS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
 
 
 class SettingError(QAgentError):
-    """A setting has a value that it cannot have, or does not exist.
+    """A setting (its dotted name, such as ``lora.rank``) has a value that it cannot have.
 
-    Attributes:
-        setting: Its dotted name, such as ``lora.rank``.
-        reason: What is wrong, to be read after the name.
+    The ``reason`` is read after the name; ``where`` says what the value comes from.
     """
 
     def __init__(self, setting: str, reason: str, where: str = "") -> None:
@@ -58,50 +56,29 @@ class SettingError(QAgentError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Description of one field of a settings class.
+    """Description of one field of a settings class."""
 
-    Attributes:
-        name: Dotted where the field stands in a nested settings class.
-        kind: The Python type that a value has, without None.
-        default: The value where nobody gives one.
-        description: A sentence or noun phrase that stands alone.
-        unit: What a number counts, such as ``days``; empty where it has none.
-        choices: All values, or all that a tuple may hold, where they are few.
-        bounds: ``ge``, ``gt``, ``le``, ``lt`` and their limits.
-    """
-
-    name: str
-    kind: Any
+    name: str  # dotted where the field stands in a nested settings class
+    kind: Any  # the Python type that a value has, without None
     default: Any
-    description: str
-    unit: str
-    choices: tuple[Any, ...]
-    bounds: dict[str, float]
+    description: str  # a sentence or noun phrase that stands alone
+    unit: str  # what a number counts, such as ``days``; empty where it has none
+    choices: tuple[Any, ...]  # all values, or all that a tuple may hold, where they are few
+    bounds: dict[str, float]  # ``ge``, ``gt``, ``le``, ``lt`` and their limits
 
 
 def check(config: Any) -> None:
-    """Validate every field of a settings dataclass against its annotation.
-
-    Raises:
-        SettingError: names the first setting that has a value it cannot have.
-    """
+    """Refuse a settings dataclass with a `SettingError` for the first value that cannot be."""
     merge(config, {})
 
 
 def merge(default: T, values: Any, where: str = "") -> T:
     """A copy of a settings dataclass with values from a file or request put in.
 
-    A nested settings class is given as a table. A table of numbers (``weights``) changes the
-    entries that it names and keeps the others.
-
-    Args:
-        default: What holds where ``values`` says nothing.
-        values: A mapping of plain values, as TOML or JSON give them.
-        where: What the values come from; the beginning of error messages.
-
-    Raises:
-        SettingError: a name is unknown (with the one that was probably meant), or a value has
-            the wrong type or is out of range.
+    ``values`` are plain ones, as TOML or JSON give them; ``where`` begins error messages. A nested
+    settings class is given as a table. A table of numbers (``weights``) changes the entries that
+    it names and keeps the others. A `SettingError` says which value cannot be, and of an unknown
+    name which one was probably meant.
     """
     combined = _combined(default, values, where, "")
     try:

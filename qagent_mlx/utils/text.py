@@ -99,9 +99,7 @@ def escape_control_characters(text: str) -> str:
 def parse_utc(text: str) -> datetime:
     """A naive UTC datetime from ISO 8601; a time without a zone is UTC.
 
-    Raises:
-        ValueError: it is no time.
-        OverflowError: in UTC it lies outside of the years 1 to 9999.
+    A ValueError if it is no time, an OverflowError if it lies outside of the years 1 to 9999.
     """
     moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
     if moment.tzinfo is None:

@@ -7,21 +7,16 @@ now: `trust` stores its path and hash in the user's configuration, outside of ev
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from ..errors import QAgentError
-from .atomic_files import read_json, write_json
+from .atomic_files import hash_file, read_json, write_json
 
 
 def _record_path() -> Path:
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "qagent" / "trusted.json"
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _known() -> dict[str, str]:
@@ -33,20 +28,17 @@ def _known() -> dict[str, str]:
 def trust(path: Path) -> None:
     """Trust a Python file as it is now: its user has just named it."""
     known, key = _known(), str(path.resolve())
-    if known.get(key) != _hash(path):
+    if known.get(key) != hash_file(path):
         _record_path().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(_record_path(), {**known, key: _hash(path)})
+        write_json(_record_path(), {**known, key: hash_file(path)})
 
 
 def require(path: Path, owner: str, remedy: str) -> None:
     """Refuse a Python file that its user has not named, or that has changed since.
 
     ``owner`` names it in the message; ``remedy`` says how to trust it, or do without.
-
-    Raises:
-        QAgentError: the file is not trusted.
     """
-    if _known().get(str(path.resolve())) != _hash(path):
+    if _known().get(str(path.resolve())) != hash_file(path):
         raise QAgentError(
             f"{owner} would run {path}, which you have not named as it is now; "
             f"read it, then {remedy}"
