@@ -25,9 +25,7 @@ _STYLES = {"search": "bold cyan", "recommend": "bold green", "fetch": "bold"}
 def chain_lines(text: str, memory: bool = True) -> list[Text]:
     """A decoded chain as lines: actions in bold, the tools' results dimmed below them.
 
-    Args:
-        text: The chain with its tags.
-        memory: Also show the lines of the profile.
+    The lines of the profile are among them unless ``memory`` is false.
     """
     lines: list[Text] = []
     end = 0

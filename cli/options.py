@@ -38,12 +38,7 @@ _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 class SettingOption(click.Option):
-    """An option that gives a setting its value.
-
-    Args:
-        setting: The setting's dotted name.
-        settings: The class that it is a field of.
-    """
+    """An option that gives a setting, named with dots, of a class of settings its value."""
 
     def __init__(
         self, *args: Any, setting: str, settings: type | None = None, **attributes: Any
@@ -190,21 +185,17 @@ def json_option(function: Callable[..., Output | None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
-def shop_option(function: F) -> F:
-    """``--shop PATH``, or QAGENT_SHOP, or ./shop."""
-    return click.option(
-        "--shop",
-        "shop_path",
-        type=FOLDER,
-        envvar="QAGENT_SHOP",
-        default=Path("shop"),
-        show_default="./shop",
-        show_envvar=True,
-        metavar="PATH",
-        help="The shop's folder.",
-    )(function)
-
-
+shop_option = click.option(
+    "--shop",
+    "shop_path",
+    type=FOLDER,
+    envvar="QAGENT_SHOP",
+    default=Path("shop"),
+    show_default="./shop",
+    show_envvar=True,
+    metavar="PATH",
+    help="The shop's folder.",
+)
 as_of_option = click.option(
     "--as-of",
     type=MOMENT,

@@ -37,12 +37,7 @@ def _bar(console: Console) -> Progress:
 
 
 class TrainingProgress:
-    """Show the metrics of each training step. Call it with a step's metrics.
-
-    Args:
-        steps: How many steps there will be.
-        title: What is being trained.
-    """
+    """Show the metrics of each of ``steps`` training steps; call it with a step's metrics."""
 
     def __init__(self, steps: int, title: str) -> None:
         from rich.live import Live
@@ -106,12 +101,7 @@ class TrainingProgress:
 
 
 class CountProgress:
-    """Show how many of something are done.
-
-    Args:
-        title: What is being done.
-        total: How many there are.
-    """
+    """Show how many of ``total`` things are done."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total = title, total

@@ -99,9 +99,6 @@ def create_sample_shop(
     """Create the sample shop in a new or empty folder, built and ready to use.
 
     A shop that could not be finished is deleted again.
-
-    Raises:
-        QAgentError: the folder holds something else, or cannot be written.
     """
     notify = on_stage or (lambda stage: None)
     source = sample_data_folder()
@@ -127,11 +124,7 @@ def create_sample_shop(
 
 
 def sample_shop(path: str | Path = "shop") -> Shop:
-    """Open the sample shop in a folder for reading; created first where it is not there yet.
-
-    Raises:
-        QAgentError: the folder holds something else, or cannot be written.
-    """
+    """Open the sample shop in a folder for reading; created first where it is not there yet."""
     if not (Path(path) / "shop.json").exists():
         create_sample_shop(path)
     return Shop.open(path)

@@ -22,10 +22,10 @@ from .memory.store import MemoryStore
 from .memory.summarizer import summary_files
 from .policy.registry import policy_names
 from .policy.shop_memory import SUMMARIES, inspect_memory
-from .runs.run import Run, run_lock, run_names
+from .runs.run import Run, json_lines, run_lock, run_names
 from .shop.shop import Shop
-from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder
-from .utils.database import fetch_dicts, literal, open_duckdb
+from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder, write_text
+from .utils.database import fetch_dicts, literal, open_duckdb, write_parquet
 
 # A rejected row is stored as JSON, or as it was when it could not be read at all.
 _IS_REJECT_OF_USER = """CASE WHEN json_valid(raw)
@@ -118,10 +118,6 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     """Delete everything about a user, also from the bytes of the database's file.
 
     Runs come first and the log last, so that it can be called again if it is interrupted.
-
-    Raises:
-        QAgentError: nothing is stored about this user, a run is being trained, or a file cannot
-            be written.
     """
     _clear_leftovers(shop)
     data = _collect(shop, user)
@@ -226,17 +222,12 @@ def _rollouts(run: Run, user: str) -> list[dict[str, Any]]:
 def _erase_from_run(run: Run, user: str) -> None:
     path = run.folder / "cases.parquet"
     if _cases(run, user):
-        with replacing(path) as temporary, open_duckdb() as connection:
-            connection.execute(
-                f"""COPY (SELECT * FROM read_parquet({literal(path)}) WHERE user_id <> ?)
-                TO {literal(temporary)} (FORMAT parquet)""",
-                [user],
-            )
+        others = f"FROM read_parquet({literal(path)}) WHERE user_id <> ?"
+        with open_duckdb() as connection:
+            write_parquet(connection, others, path, [user])
     if _rollouts(run, user):
-        others = [row for row in run.rows("rollouts") if row.get("user") != user]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in others]
-        with replacing(run.folder / "rollouts.jsonl") as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+        rows = [row for row in run.rows("rollouts") if row.get("user") != user]
+        write_text(run.folder / "rollouts.jsonl", json_lines(rows))
 
 
 def _rewrite_database(shop: Shop) -> None:

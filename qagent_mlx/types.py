@@ -1,4 +1,4 @@
-"""Values that every part of the package passes on: products, cases, profiles, queries."""
+"""Values that every part of the package passes on: cases, profiles, queries."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from typing import Any, Literal, TypeAlias
 Split = Literal["train", "validation", "test"]
 
 EVENT_TYPES = ("search", "view", "click", "cart", "purchase")
-ENGAGEMENTS = ("click", "cart", "purchase")  # event types that make a search a success
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One product of the catalog."""
-
-    product_id: str
-    title: str
-    brand: str | None = None
-    category: str | None = None  # a path, " > " between levels
-    price: float | None = None
-    in_stock: bool = True
-    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class _Schedule:
 
     @property
     def unfinished(self) -> bool:
+        """Whether some chain has not ended."""
         return bool(self._queue or self._running.sequences or self._waiting)
 
     def admit(self) -> None:

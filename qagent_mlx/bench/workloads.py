@@ -164,9 +164,10 @@ class _NoShop:
     """Stands where `Trainer` expects an environment; the benchmark makes its own chains."""
 
     def rollout_runner(self, policy: Policy, agent: Any) -> None:
-        return None
+        """No runner: chains come from `Standard.rollout`."""
 
     def of_split(self, split: str) -> list[str]:
+        """Something, as training refuses to begin without cases."""
         return ["random prompts"]
 
 

@@ -89,6 +89,7 @@ class _Story:
         self._case = example_case(of_split(cases, "test"))
 
     def scenes(self) -> list[tuple[str, str, Callable[[], Any]]]:
+        """The name and title of each scene, and what happens in it, in order."""
         sft = f"SFT: the {Path(self._parent).name} policy practises chains of retrieval"
         after = "Evaluation after: against SFT and recommenders without a model"
         return [
@@ -198,6 +199,7 @@ class _Cached:
         self._rankings: dict[tuple[int, ...], list[Ranking]] = {}
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """The system's rankings of the examples, computed at the first call."""
         key = (k, *(e.case.case_id for e in examples))
         if key not in self._rankings:
             self._rankings[key] = self._system.rank(examples, k)

@@ -140,9 +140,11 @@ class _Measurement:
     def intervals(
         self, seed: int, metrics: Sequence[str] = (), cases: Any = slice(None)
     ) -> dict[str, Interval]:
+        """Means of some metrics (all by default) over some cases, with their intervals."""
         return {name: bootstrap(self.scores[name][cases], seed) for name in metrics or self.scores}
 
     def result(self, seed: int) -> SystemResult:
+        """The system's part of the report."""
         distinct = {query_key(r.queries[0]) for r in self.rankings if r.queries}
         scored = [i for i, ranking in enumerate(self.rankings) if ranking.scores]
         confidence = np.array([self.rankings[i].scores[0] for i in scored])
@@ -155,6 +157,7 @@ class _Measurement:
         )
 
     def answer(self, case: int) -> Answer:
+        """What the system recommended for one case."""
         values = {name: float(self.scores[name][case]) for name in MAIN}
         return Answer(self.rankings[case].queries, values)
 

@@ -210,6 +210,7 @@ class _OwnProfiles:
         self._examples = {e.case.case_id: e for e in environment.examples}
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Rank the cases of some examples, each with the profile that this policy reads."""
         return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
 
 

@@ -52,29 +52,20 @@ def neighbours(
     fitted = scores * _wording_fit(state, ids, vocabulary)
     chosen = _largest(np.round(fitted, 12), ids, vocabulary)
 
-    strongest: dict[int, tuple[float, str, float]] = {}  # contribution, source, days since it
-    usual: dict[int, tuple[float, str, float]] = {}  # contribution, source, usual days
+    # By contribution and then by key, in whose order the sources are: the last of a query counts.
     rows = np.flatnonzero(np.isin(query_of, chosen))
-    for query, number, value, delay in zip(
-        query_of[rows].tolist(),
-        source_of[rows].tolist(),
-        np.round(values[rows], 12).tolist(),
-        delays[rows].tolist(),
-        strict=True,
-    ):
-        source = sources[number][0]
-        if query not in strongest or (value, source.key) > strongest[query][:2]:
-            strongest[query] = value, source.key, source.age
-        if delay == delay and (query not in usual or (value, source.key) > usual[query][:2]):
-            usual[query] = value, source.key, delay
+    rows = rows[np.lexsort((source_of[rows], np.round(values[rows], 12)))]
+    strongest = dict(zip(query_of[rows].tolist(), source_of[rows].tolist(), strict=True))
+    timed = rows[~np.isnan(delays[rows])]
+    usual = dict(zip(query_of[timed].tolist(), delays[timed].tolist(), strict=True))
     scale = float(scores.sum() / fitted.sum())
     nearest = {}
     for query in chosen:
-        _, key, age = strongest[query]
-        timing = float("nan")
-        if query in usual:
-            timing = float(np.log(max(age, _LEAST_DAYS) / usual[query][2]))
-        nearest[vocabulary.keys[ids[query]]] = Neighbour(float(fitted[query]) * scale, key, timing)
+        source, _ = sources[strongest[query]]
+        days = usual.get(query, float("nan"))
+        timing = float(np.log(max(source.age, _LEAST_DAYS) / days))
+        score = float(fitted[query]) * scale
+        nearest[vocabulary.keys[ids[query]]] = Neighbour(score, source.key, timing)
     return nearest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -168,15 +169,14 @@ def filter_rollouts(
     finish: str | None = None,
 ) -> list[RolloutRecord]:
     """The chains that meet all conditions that are given."""
+    low = -math.inf if min_reward is None else min_reward
+    high = math.inf if max_reward is None else max_reward
+    wanted = {"step": step, "case_id": case, "user": user, "finish": finish}
     return [
-        r
-        for r in rollouts
-        if (step is None or r.step == step)
-        and (case is None or r.case_id == case)
-        and (user is None or r.user == user)
-        and (min_reward is None or r.reward >= min_reward)
-        and (max_reward is None or r.reward <= max_reward)
-        and (finish is None or r.finish == finish)
+        rollout
+        for rollout in rollouts
+        if low <= rollout.reward <= high
+        and all(value in (None, getattr(rollout, name)) for name, value in wanted.items())
     ]
 
 

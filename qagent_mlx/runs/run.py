@@ -125,7 +125,7 @@ class Run:
         path = self.folder / f"{log}.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(_json_lines(rows))
+                file.write(json_lines(rows))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -157,7 +157,7 @@ class Run:
             path = self.folder / f"{log}.jsonl"
             if path.exists():
                 rows = [row for row in self.rows(log) if row["step"] <= step]
-                write_text(path, _json_lines(rows))
+                write_text(path, json_lines(rows))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -215,5 +215,6 @@ def free_name(name: str, taken: Sequence[str]) -> str:
     return candidate
 
 
-def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows as lines of JSON."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -47,6 +47,6 @@ def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[st
             for record in records:
                 appender.append_row(*(record[column] for column in columns))
         options = ", COMPRESSION zstd, COMPRESSION_LEVEL 19"
-        write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet", options)
+        write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet", options=options)
     write_json(folder / "simulator.json", asdict(world.config))
     return {name: len(records) for name, records in tables.items()}

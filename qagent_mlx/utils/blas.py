@@ -31,18 +31,11 @@ BLAS_ENV = "QAGENT_BLAS"  # "off", or the path of a library that exports cblas_s
 
 @dataclass(frozen=True, slots=True)
 class Blas:
-    """The BLAS that MLX's matrix products use.
+    """The BLAS that MLX's matrix products use."""
 
-    Attributes:
-        name: ``OpenBLAS``, ``Accelerate``, a library's file name, or ``reference``.
-        path: The library that was loaded; None where MLX's own answers.
-        problem: Why no fast BLAS was loaded; None where one was, or where none is needed.
-        library: The loaded library.
-    """
-
-    name: str = "reference"
-    path: str | None = None
-    problem: str | None = None
+    name: str = "reference"  # or OpenBLAS, Accelerate, or a library's file name
+    path: str | None = None  # the library that was loaded; None where MLX's own answers
+    problem: str | None = None  # why no fast BLAS was loaded, where one is needed
     library: Any = field(default=None, repr=False, compare=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -33,12 +34,16 @@ def open_duckdb(
 
 
 def write_parquet(
-    connection: duckdb.DuckDBPyConnection, query: str, path: Path, options: str = ""
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    path: Path,
+    values: Sequence[Any] = (),
+    options: str = "",
 ) -> int:
     """Replace ``path`` with a query's rows as Parquet; returns how many there are."""
     with replacing(path) as temporary:
         ((rows,),) = connection.execute(
-            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet{options})"
+            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet{options})", list(values)
         ).fetchall()
     return int(rows)
 

@@ -27,13 +27,9 @@ def configure(threads: int | None = None) -> None:
     ``MLX_DISABLE_COMPILE`` where no compiler is installed. On every system it defers the
     import of what mlx-lm needs for other models than a shop's own (see `lazy_imports`).
 
-    Args:
-        threads: Threads of a matrix product. By default what ``OPENBLAS_NUM_THREADS`` or
-            ``OMP_NUM_THREADS`` says, else one: a second thread gains a tenth on a quiet machine,
-            costs up to eight times on a busy one, and rounds sums differently.
-
-    Raises:
-        SettingError: the number of threads is below 1.
+    ``threads`` of a matrix product are by default what ``OPENBLAS_NUM_THREADS`` or
+    ``OMP_NUM_THREADS`` says, else one: a second thread gains a tenth on a quiet machine, costs up
+    to eight times on a busy one, and rounds sums differently.
     """
     if threads is not None and threads < 1:
         raise SettingError("threads", f"must be at least 1, not {threads}")
