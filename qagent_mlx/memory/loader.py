@@ -43,15 +43,11 @@ class MemoryLoader:
 
     def load(self, moments: Sequence[Moment]) -> list[UserMemory]:
         """What each moment's profile is made of."""
-        states: list[UserState | None] = [None] * len(moments)
-        if self.prepare().log_end:
-            states = self._stored_states(moments)
-        missing = [i for i, state in enumerate(states) if state is None]
-        for i, state in zip(
-            missing, self._computed_states([moments[i] for i in missing]), strict=True
-        ):
-            states[i] = state
-        return self._with_candidates(moments, [state for state in states if state is not None])
+        is_stored = self.prepare().log_end is not None
+        states = self._stored_states(moments) if is_stored else [None] * len(moments)
+        missing = [m for m, state in zip(moments, states, strict=True) if state is None]
+        computed = iter(self._computed_states(missing))
+        return self._with_candidates(moments, [state or next(computed) for state in states])
 
     def compute(self, moments: Sequence[Moment]) -> list[UserMemory]:
         """The same as `load`, from the log itself instead of stored states."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..errors import QAgentError
 from ..policy.adapters import load_adapter
 from ..policy.policy import Policy
-from ..utils.atomic_files import read_json, sync_folder, write_json
+from ..utils.atomic_files import read_json, replacing_folder, write_json
 
 
 def save(
@@ -43,29 +42,21 @@ def save(
     place = folder / f"step-{step:06d}"
     if (place / "state.json").exists():
         return place  # a run is a function of its seed: the same step has the same weights
-    working: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(dir=folder, prefix=".writing."))
-        _write_arrays(working / "adapters.safetensors", policy.adapter())
-        _write_arrays(working / "optimizer.safetensors", dict(tree_flatten(optimizer.state)))
-        write_json(working / "state.json", {"step": step, **state})
-        shutil.rmtree(place, ignore_errors=True)
-        working.rename(place)
-        sync_folder(folder)
+        with replacing_folder(place) as working:
+            _write_arrays(working / "adapters.safetensors", policy.adapter())
+            _write_arrays(working / "optimizer.safetensors", dict(tree_flatten(optimizer.state)))
+            write_json(working / "state.json", {"step": step, **state})
     except (OSError, RuntimeError) as error:
         raise QAgentError(
             f"cannot write the checkpoint {place}: {error}; earlier checkpoints are intact: "
             "free some space, then resume the run"
         ) from error
-    finally:
-        if working is not None:
-            shutil.rmtree(working, ignore_errors=True)
-    best_one = best(folder)
+    best_place = best(folder)
     for old in saved(folder)[: -max(1, keep)]:
-        if old != best_one:
+        if old != best_place:
             # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
-            gone = old.rename(old.with_name(f".writing.{old.name}"))
+            gone = old.rename(old.with_name(f".{old.name}.writing-"))
             shutil.rmtree(gone, ignore_errors=True)
     return place
 
@@ -90,7 +81,7 @@ def best(folder: Path) -> Path | None:
 
 def clear(folder: Path) -> None:
     """Remove what killed writers left behind."""
-    for left in folder.glob(".writing.*"):
+    for left in folder.glob(".*writing*"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -496,7 +496,7 @@ class Grpo(Work):
             assert at >= last - last % GRPO.save_every - GRPO.save_every
             self.tally.undone += len(rows) - at  # steps that are done again
             self.train_until(shop, len(rows) + 1)
-            assert not list((record.folder / "checkpoints").glob(".writing*"))
+            assert not list((record.folder / "checkpoints").glob(".*writing*"))
         with Shop.open(self.twin) as shop:
             self.train_until(shop, len(rows) + 1)
         same_run(self.folder, self.twin, self.kind)
