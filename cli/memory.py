@@ -69,9 +69,10 @@ def show(
     with opened(shop_path) as shop, waiting("remembering"):
         view = inspect_memory(shop, user, as_of, summarizer=summarizer)
     if html:
-        from qagent_mlx.memory.html_page import write_page
+        from qagent_mlx.memory.inspect import page
+        from qagent_mlx.utils.atomic_files import write_text
 
-        write_page(view, html)
+        write_text(html, page(view))
         note(f"wrote {html}")
         return Output(view.to_dict(), lambda: None)
     return Output(view.to_dict(), lambda: draw_memory(view))

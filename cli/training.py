@@ -29,17 +29,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Settings of adapters, and their flags. A whole model's blocks are the default, which has no flag.
+# Settings of adapters, and their flags.
 LORA = ("lora.rank", "lora.blocks", "lora.dtype")
 LORA_FLAGS: dict[str, Any] = {
     "lora__rank": "--lora-rank",
-    "lora__blocks": {
-        "flags": ("--lora-blocks",),
-        "type": click.IntRange(1),
-        "default": None,
-        "show_default": False,
-        "help": "Only the last so many blocks get an adapter.  [default: all]",
-    },
+    "lora__blocks": "--lora-blocks",
     "lora__dtype": {"flags": ("--dtype",), "type": DTYPE},
 }
 # Flags that a run that goes on may be given.

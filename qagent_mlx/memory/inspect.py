@@ -1,8 +1,13 @@
-"""A user's memory as people look at it: the profile beside the log and the interest graph."""
+"""A user's memory as people look at it: the profile beside the log and the interest graph.
+
+As JSON, or as one self-contained HTML page that needs no network.
+"""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -49,3 +54,11 @@ def memory_view(memory: Memory, moment: Moment) -> MemoryView:
         sections=sections,
         graph=interest_graph(memory.loader, moment),
     )
+
+
+def page(view: MemoryView) -> str:
+    """The HTML of a user's memory: ``page.html`` with the view as its data."""
+    # "<" is escaped, so that text from data can close no tag.
+    data = json.dumps(view.to_dict(), ensure_ascii=True).replace("<", "\\u003c")
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return template.replace("/*DATA*/", data)

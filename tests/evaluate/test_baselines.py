@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from qagent_mlx.environment.environment import Example
-from qagent_mlx.evaluate.baselines.memory_ranker import MemoryRankerBaseline
 from qagent_mlx.evaluate.baselines.popularity import Popular, RepeatLast, Trending
-from qagent_mlx.evaluate.baselines.registry import BASELINES, UNTRAINED, BaselineData
+from qagent_mlx.evaluate.baselines.registry import (
+    BASELINES,
+    UNTRAINED,
+    BaselineData,
+    MemoryRankerBaseline,
+)
 from qagent_mlx.evaluate.baselines.search_log import SearchLog
 from qagent_mlx.evaluate.baselines.transitions import FADE, NEXT, PRIOR, SOURCES, CoOccurrence
 from qagent_mlx.evaluate.metrics import Ranking

@@ -26,7 +26,7 @@ from qagent_mlx.evaluate.html_report import page as evaluate_page
 from qagent_mlx.evaluate.suite import evaluation_suite
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.search import open_search
-from qagent_mlx.memory.html_page import page as memory_page
+from qagent_mlx.memory.inspect import page as memory_page
 from qagent_mlx.policy.registry import open_policy
 from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.protocol.actions import OBSERVATION_TAGS, profile_text, results_text

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from ...environment.environment import Environment
+from ...environment.environment import Environment, Example
 from ...inventory.encoders.encoder import Encoder
 from ...inventory.index import open_index
 from ...shop.shop import Shop
-from ..metrics import System
+from ...utils.text import query_key
+from ..metrics import Ranking, System
 from .collaborative import ItemCF, Swing
-from .memory_ranker import MemoryRankerBaseline
 from .popularity import CategoryPopular, Popular, RepeatLast, Trending
 from .sasrec import SasRec
 from .search_log import EngagementLog, SearchLog
@@ -44,6 +44,22 @@ class BaselineData:
         if self._environment is None:
             return open_index(self._shop).encoder
         return self._environment.search.index.encoder
+
+
+class MemoryRankerBaseline:
+    """What a policy has to beat: a profile's queries in order, which the memory ranker chose."""
+
+    name = "top-line"
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Recommend at most ``k`` queries for each example, the best first."""
+        rankings = []
+        for example in examples:
+            distinct: dict[str, str] = {}
+            for query in example.profile.references:
+                distinct.setdefault(query_key(query), query)
+            rankings.append(Ranking(tuple(distinct.values())[:k]))
+        return rankings
 
 
 BASELINES: dict[str, Callable[[BaselineData], System]] = {
