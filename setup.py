@@ -3,9 +3,5 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[
-        *find_packages(include=["qagent_mlx", "qagent_mlx.*"]),
-        "qagent_cli",
-        "qagent_sample",
-    ]
+    packages=[*find_packages(include=["qagent_mlx", "qagent_mlx.*"]), "qagent_cli", "qagent_sample"]
 )

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from ..errors import QAgentError
 from ..protocol.codec import AnyCodec, is_shop_tokenizer, load_codec
 from ..utils.atomic_files import read_json
+from ..utils.runtime import release_mlx_with_thread
 from ..utils.settings import SettingError
 from . import backend
 from .known_models import PRECISIONS
@@ -52,6 +53,7 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     Raises:
         QAgentError: something is missing or damaged.
     """
+    release_mlx_with_thread()
     if not (folder / "config.json").exists():
         raise QAgentError(f"{folder} is no model folder: it has no config.json")
     config = read_json(folder / "config.json", f"the model {folder}")

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from ..protocol.codec import EOS, ShopCodec, tokenizer_files
 from ..utils.atomic_files import json_text
+from ..utils.runtime import release_mlx_with_thread
 from ..utils.settings import SettingError
 from .policy import Policy, PolicyInfo
 
@@ -56,6 +57,7 @@ def new_policy(
     eos = tokenizer.token_to_id(EOS)
     assert eos is not None
     config = llama_config(size, vocab, eos)
+    release_mlx_with_thread()
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(config))
     scale = config["hidden_size"] ** -0.5

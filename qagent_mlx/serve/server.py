@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ..errors import QAgentError
 from .config import ServeConfig
@@ -30,6 +32,16 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     app = create_app(path, config)
     worker: Worker = app.state.service.worker
     worker.start()  # its errors are the user's, so they come before the server's own words
+    try:
+        _serve(app, worker, path, config, say)
+    finally:
+        worker.stop()
+
+
+def _serve(
+    app: Starlette, worker: Worker, path: Path, config: ServeConfig, say: Callable[[str], None]
+) -> None:
+    """Listen and answer until a signal comes; the worker has started."""
     _log_to_stderr()
     settings = uvicorn.Config(
         app,
@@ -43,10 +55,12 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
         timeout_graceful_shutdown=10,
     )
     try:
-        listening = settings.bind_socket()
-        listening.listen(settings.backlog)  # whoever comes after the line below is let in
-    except (OSError, SystemExit) as error:
-        worker.stop()
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        # Whoever comes after the line below is let in.
+        listening = socket.create_server(
+            (config.host, config.port), family=family, backlog=settings.backlog
+        )
+    except OSError as error:  # uvicorn's own `bind_socket` would log it as well
         raise QAgentError(
             f"cannot listen on {config.host}:{config.port}; choose another port or host"
         ) from error
@@ -55,10 +69,7 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     say(f"{worker.responder.policy} serves {path} on http://{address}:{port}  (Ctrl-C stops)")
-    try:
-        uvicorn.Server(settings).run(sockets=[listening])
-    finally:
-        worker.stop()
+    uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _log_to_stderr() -> None:

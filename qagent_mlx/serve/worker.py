@@ -61,7 +61,11 @@ class Worker:
         """
         if self._thread.ident is None:
             self._thread.start()
-        self._ready.result()
+        try:
+            self._ready.result()
+        except BaseException:
+            self._thread.join()  # a thread that still runs at the process's end aborts it
+            raise
 
     def stop(self) -> None:
         """Answer what is waiting, then close the shop."""

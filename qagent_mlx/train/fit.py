@@ -20,6 +20,7 @@ from ..policy.policy import Policy
 from ..policy.scoring import MicroBatch, PreparedBatches, Scores
 from ..runs.loop import Algorithm, Interrupt, LoopConfig, OnStep, StepResult, TrainingLoop, never
 from ..runs.records import LoopResult, Metrics, TrainingReport
+from ..utils.runtime import release_mlx_with_thread
 from .setting_types import BatchSize, LearningRate, Seed, Steps
 
 
@@ -120,6 +121,7 @@ class LikelihoodTrainer(Algorithm):
         """Take one step; a function of the weights, the seed and the step's number."""
         config, model, start = self.fit_config, self.policy.model, time.perf_counter()
         model.train()
+        release_mlx_with_thread()
         mx.random.seed(config.seed * 1_000_003 + number)  # of dropout
         examples = batch_order(self.count, config.batch_size, config.seed, number)
         own = self.world.local_indices(len(examples))

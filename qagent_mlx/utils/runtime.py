@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,37 @@ def release_memory() -> None:
         sys.modules["mlx.core"].clear_cache()
     if trim := _malloc_trim():
         trim(0)
+
+
+_thread = threading.local()
+
+
+class _MlxOfThread:
+    """Releases what MLX keeps for a thread when the thread's Python part ends."""
+
+    def __init__(self) -> None:
+        self._ident = threading.get_ident()
+
+    def __del__(self) -> None:
+        # At the interpreter's end the main thread drops what daemon threads hold.
+        if threading.get_ident() == self._ident and not sys.is_finalizing():
+            sys.modules["mlx.core"].clear_streams()
+
+
+def release_mlx_with_thread() -> None:
+    """Release MLX's streams and random state of the calling thread when that thread ends.
+
+    Functions that load or create models call it. MLX keeps the random state of ``mx.random`` in a
+    thread-local Python list, whose C++ destructor (`PyKeySequence` in python/src/random.cpp) takes
+    the GIL. It runs after `Thread.join` has returned; if the interpreter is ending by then, Python
+    ends the thread inside of the destructor and the process aborts: "terminate called without an
+    active exception", exit 134. MLX asks programs to call ``mx.clear_streams()`` at the end of each
+    thread (ml-explore/mlx pull request 4110). This can go when MLX's destructors do without the
+    GIL.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main and not hasattr(_thread, "mlx"):
+        _thread.mlx = _MlxOfThread()
 
 
 @cache

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -436,3 +439,18 @@ def test_the_memory_shown_is_that_of_a_memory_opened_anew(serving, own_folder):
         lambda: inspect_memory(responder.shop, "u01", None, count).to_dict()
     )
     assert shown == call.result(30)
+
+
+def test_a_server_that_cannot_start_ends_with_one_line_and_exit_code_1(own_folder, tmp_path):
+    empty = tmp_path / "empty"
+    Shop.create(empty).close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for shop, words in ((own_folder, "cannot listen on"), (empty, "has no")):
+            command = [sys.executable, "-m", "qagent_mlx", "serve", "--port", port]
+            run = subprocess.run(
+                [*command, "--shop", shop], capture_output=True, text=True, check=False
+            )
+            assert run.returncode == 1, run
+            (line,) = run.stderr.splitlines()
+            assert line.startswith("Error: ") and words in line

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from ...environment.environment import Example
 from ...types import Case
+from ...utils.runtime import release_mlx_with_thread
 from ...utils.settings import check
 from .point_in_time import PointInTimeBaseline
 from .search_log import SearchLog, SweepState, moment_of
@@ -132,6 +133,7 @@ class SasRec(PointInTimeBaseline):
         self._known = np.unique(log.queries[:until])
         self._ids = np.zeros(len(log.spellings), dtype=np.int64)
         self._ids[self._known] = np.arange(1, len(self._known) + 1)
+        release_mlx_with_thread()
         mx.random.seed(config.seed)
         self._model = _Model(len(self._known), config)
         inputs, targets = self._sequences(until)

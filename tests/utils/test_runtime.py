@@ -1,0 +1,39 @@
+"""A process ends with its own exit code, also when a thread computed and ended just before."""
+
+import subprocess
+import sys
+
+from qagent_mlx.models.download import sample_folder
+
+PROGRAM = """
+import qagent_mlx
+qagent_mlx.configure()
+import threading
+from pathlib import Path
+{imports}
+thread = threading.Thread(target=lambda: {work})
+thread.start()
+thread.join()
+raise SystemExit(3)
+"""
+
+
+def exit_codes(work, imports, times):
+    program = PROGRAM.format(work=work, imports=imports)
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        for _ in range(times)
+    ]
+    assert not any(run.stderr for run in runs), runs
+    return {run.returncode for run in runs}
+
+
+def test_a_thread_that_used_mlx_and_ended_does_not_abort_the_process():
+    imports = "import mlx.core as mx\nfrom qagent_mlx.utils.runtime import release_mlx_with_thread"
+    # Without the release four of five such processes abort.
+    assert exit_codes("(release_mlx_with_thread(), mx.random.seed(0))", imports, 6) == {3}
+
+
+def test_a_thread_that_loaded_a_policy_and_ended_does_not_abort_the_process():
+    imports = "from qagent_mlx.policy.files import load_policy"
+    assert exit_codes(f"load_policy(Path({str(sample_folder())!r}))", imports, 3) == {3}
