@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check hooks reference notebooks install clean
+.PHONY: demo test check hooks reference docs notebooks install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,11 @@ hooks: install
 reference: install
 	$(BIN)/python docs/reference/generate.py
 
+# The documentation as a site in `site/`; a dead link or a page without a place ends it.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/zensical build --strict
+
 # Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
 notebooks: install
 	rm -rf notebooks/shop notebooks/mine notebooks/export
@@ -40,4 +45,4 @@ notebooks: install
 	  --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) demo-shop .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-shop site .pytest_cache .mypy_cache .ruff_cache .hypothesis
