@@ -45,6 +45,16 @@ def test_the_files_that_contributing_names_exist():
         assert any(place.exists() for place in places), path
 
 
+def test_the_names_that_contributing_gives_are_in_the_code():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = ("qagent_mlx", "cli")
+    code = "\n".join(p.read_text("utf-8") for f in folders for p in (ROOT / f).rglob("*.py"))
+    names = re.findall(r"`([A-Z][A-Za-z_]+|_\w+|[a-z]\w*_\w+)`", text)
+    assert len(names) > 20
+    for name in names:
+        assert name in code or (ROOT / name).exists(), name
+
+
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 

@@ -13,13 +13,12 @@ from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..inventory.index import open_index
-from ..memory.profile import SECTIONS
 from ..memory.types import CountTokens
 from ..policy.files import base_of, load_policy, read_info
 from ..policy.policy import Policy
 from ..policy.registry import policy_names, resolve
 from ..policy.shop_memory import token_counter
-from ..protocol.config import AgentConfig
+from ..protocol.config import SECTIONS, AgentConfig
 from ..shop.config import ShopConfig
 from ..shop.shop import Shop
 from ..types import Case

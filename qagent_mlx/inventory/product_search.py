@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,15 +12,27 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.settings import merge
 from ..utils.text import query_key
-from .catalog import read_catalog
-from .external_engines import REMEDY, OpenSearchSettings, PostgresSettings
+from .catalog import Catalog, read_catalog
+from .external_engines import REMEDY, ExternalEngine, OpenSearchSettings, PostgresSettings
 from .opensearch import OpenSearch
 from .search import HybridSearch, open_search
 from .types import Explanation, Filters, ProductSearch
 
-ENGINES: dict[str, type[OpenSearchSettings] | type[PostgresSettings]] = {
-    "opensearch": OpenSearchSettings,
-    "postgres": PostgresSettings,
+
+def _open_postgres(catalog: Catalog, settings: PostgresSettings) -> ExternalEngine:
+    try:
+        from .postgres import Postgres
+    except ImportError as error:
+        raise QAgentError(
+            "PostgreSQL needs psycopg; run: pip install 'qagent-mlx[postgres]'"
+        ) from error
+    return Postgres(catalog, settings)
+
+
+# An engine's kind in shop.json: its settings, and what opens it.
+ENGINES: dict[str, tuple[type[Any], Callable[[Catalog, Any], ExternalEngine]]] = {
+    "opensearch": (OpenSearchSettings, OpenSearch),
+    "postgres": (PostgresSettings, _open_postgres),
 }
 
 
@@ -62,16 +75,8 @@ def open_shop_search(shop: Shop) -> ProductSearch:
         raise QAgentError(
             f"search.engine has the kind {kind!r}; known are {', '.join(ENGINES)}; {REMEDY}"
         )
-    settings = merge(ENGINES[kind](), values, "search.engine")
-    if isinstance(settings, OpenSearchSettings):
-        return OpenSearch(read_catalog(shop), settings)
-    try:
-        from .postgres import Postgres
-    except ImportError as error:
-        raise QAgentError(
-            "PostgreSQL needs psycopg; run: pip install 'qagent-mlx[postgres]'"
-        ) from error
-    return Postgres(read_catalog(shop), settings)
+    settings_class, open_engine = ENGINES[kind]
+    return open_engine(read_catalog(shop), merge(settings_class(), values, "search.engine"))
 
 
 def search_products(

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from ..protocol.config import SECTIONS
 from .interest_graph import InterestGraph, interest_graph
-from .profile import SECTIONS, Memory
+from .profile import Memory
 from .types import Moment
 
 

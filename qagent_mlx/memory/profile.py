@@ -16,8 +16,9 @@ import duckdb
 import numpy as np
 
 from ..errors import QAgentError
+from ..protocol.config import SECTIONS
 from ..protocol.escape import safe
-from ..protocol.profile_text import _written, render
+from ..protocol.profile_text import render, written_line
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile
 from .k_anonymity import drop_private_candidates
@@ -32,7 +33,6 @@ from .summarizer import Summarizer
 from .types import CountTokens, Moment, UserMemory
 from .user_state import UserState
 
-SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")
 MAX_COUNTED = 100_000  # lines whose token counts are remembered
 
 
@@ -138,7 +138,7 @@ class Memory:
         """The lines with the best score per token that fit, in their order."""
         # The last reference is the longest one, where a tokenizer spells them out.
         last = self.config.references - 1
-        costs = self.count([_written(line, last) + "\n" for line in lines])
+        costs = self.count([written_line(line, last) + "\n" for line in lines])
         order = sorted(range(len(lines)), key=lambda i: (-lines[i].score / costs[i], i))
         chosen, tokens, references = [], 0, 0
         for i in order:
@@ -158,7 +158,7 @@ class Memory:
         for line in lines:
             if line.query is not None and references > last:
                 line = replace(line, query=None, reason="")
-            cost = self.count([_written(line, last) + "\n"])[0]
+            cost = self.count([written_line(line, last) + "\n"])[0]
             if tokens + cost > budget:
                 break
             chosen.append(line)

@@ -23,6 +23,7 @@ from pathlib import Path
 import duckdb
 
 from ..errors import QAgentError
+from ..protocol.config import SECTIONS
 from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
 from ..types import Profile
@@ -30,7 +31,7 @@ from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb, write_parquet
 from ..utils.settings import merge
 from . import shop_tables
-from .profile import SECTIONS, Memory
+from .profile import Memory
 from .ranker import MemoryRanker
 from .store import MemoryStore, fingerprint
 from .types import CountTokens, Moment

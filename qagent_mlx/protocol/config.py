@@ -10,6 +10,8 @@ from msgspec import Meta
 from ..utils.settings import check
 from .actions import MAX_SEARCHES
 
+SECTIONS = ("latest", "graph", "identity", "neighbours", "trending")  # of a profile
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -18,9 +20,9 @@ class AgentConfig:
     profile_budget: Annotated[
         int, Meta(ge=1, description="Longest profile of a user.", extra={"unit": "tokens"})
     ] = 128
-    sections: Annotated[
-        tuple[str, ...], Meta(description="Sections of a profile, in the order they are written.")
-    ] = ("latest", "graph", "identity", "neighbours", "trending")
+    sections: Annotated[tuple[str, ...], Meta(description="Sections that a profile may hold.")] = (
+        SECTIONS
+    )
     max_searches: Annotated[
         int, Meta(ge=1, le=MAX_SEARCHES, description="Most searches of a chain.")
     ] = 4

@@ -15,10 +15,11 @@ def render(lines: Sequence[Line]) -> str:
     """
     written, number = [], 0
     for line in lines:
-        written.append(_written(line, number))
+        written.append(written_line(line, number))
         number += line.query is not None
     return "\n".join(written)
 
 
-def _written(line: Line, number: int) -> str:
+def written_line(line: Line, number: int) -> str:
+    """A line as the policy reads it, with the reference to its query where it has one."""
     return line.text if line.query is None else f"{line.text} <r{number}>"

@@ -2,23 +2,24 @@
 
 One step of `GrpoTrainer.step`:
 
-1. take a batch of cases and roll out a group of G chains for each, all decoded together,
-   with every search answered by the inventory as it was at the case's moment; with dynamic
-   sampling, more cases take the place of groups whose chains all scored the same;
+1. take a batch of cases (by default those whose answer memory offers, `GrpoConfig.solvable`) and
+   roll out a group of G chains for each, all decoded together, with every search answered by the
+   inventory as it was at the case's moment; with dynamic sampling, more cases take the place of
+   constant groups, in which every component scores all chains the same;
 2. score each chain by component: format, tool, query, item, consistency, and your own;
-3. turn rewards into advantages within each group (GDPO, GRPO or Dr. GRPO, see `advantages`);
-   groups in which all chains scored the same are dropped and counted;
+3. turn rewards into advantages within each group (Dr. GRPO's by default, or GRPO's or GDPO's, see
+   `advantages`); constant groups are dropped and counted;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
-   over the tokens that the policy chose, weighed as GRPO, Dr. GRPO, DAPO or GSPO do
-   (see `losses`), for one or several epochs over the same chains.
+   over the tokens that the policy chose, averaged as DAPO does by default, or as GRPO, Dr. GRPO or
+   GSPO do (see `losses`), for one or several epochs over the same chains.
 
 Tokens that tools inserted carry no loss. Sampling is from the very distribution that is scored
-(temperature 1), so the first ratio is 1. The reference is the same model with its adapters
-switched off. Runs, checkpoints and evaluations are the concern of `runs.loop`; what begins
-training is `grpo_run.train_grpo`.
+(temperature 1), so in full precision the first ratio is 1. The reference is the same model with
+its adapters switched off. Runs, checkpoints and evaluations are the concern of `runs.loop`;
+`grpo_run.train_grpo` begins a training.
 
 Shapes: C cases in a step, G chains in a group, R reward components, T trained tokens of a
-micro-batch, S chains of a micro-batch.
+micro-batch.
 """
 
 from __future__ import annotations
@@ -77,17 +78,18 @@ class GrpoTrainer(Algorithm):
         self.examples = training_examples(environment, policy, config.solvable)
 
     def step(self, number: int, interrupt: Interrupt = never) -> StepResult:
-        """Take one step of GRPO; a function of the weights, the seed and the step's number."""
+        """Take one step of GRPO; the state of policy and optimizer and the number determine it."""
         config, start = self.config, time.perf_counter()
-        self.policy.model.eval()
-        weights = self.component_weights(number)  # R
-        groups = self.sample(number, weights, interrupt)  # C groups of G chains
+        self.policy.model.eval()  # no dropout, here or in the update: it would change the ratio
+        component_weights = self.component_weights(number)  # R
+        groups = self.sample(number, component_weights, interrupt)  # C groups of G chains
         rollout_seconds = time.perf_counter() - start
         interrupt()
-        rewards, reward_weights = self.penalised(groups, weights)  # (C, G, R), (R,)
+        # (C, G, R) and (R,)
+        rewards, reward_weights = self.shaped_rewards(groups, component_weights)
         advantages = ESTIMATORS[config.advantage](rewards, reward_weights)  # (C, G)
         informative = non_constant_groups(rewards, reward_weights)  # (C,)
-        scored = ScoredGroups(groups, weights, advantages, informative)
+        scored = ScoredGroups(groups, component_weights, advantages, informative)
         chains = scored.training_chains()
         update = self.update(chains, number, interrupt) if chains else {}
         metrics = {"step": number + 1, **scored.metrics(config.curriculum), **update}
@@ -109,7 +111,7 @@ class GrpoTrainer(Algorithm):
     def sample(
         self, number: int, weights: dict[str, float], interrupt: Interrupt = never
     ) -> Groups:
-        """Roll out the step's cases, a function of the seed and the step's number alone.
+        """Roll out the step's cases, which the seed and the step's number determine.
 
         Dynamic sampling (arXiv:2503.14476) adds cases for groups that are constant.
         """
@@ -118,7 +120,8 @@ class GrpoTrainer(Algorithm):
         cases = batch_order(len(self.examples), count, config.seed, number)
         groups = self.rollouts(cases, (config.seed, number))
         for attempt in range(1, config.dynamic_sampling + 1):
-            missing = count - int(non_constant_groups(*self.penalised(groups, weights)).sum())
+            informative = non_constant_groups(*self.shaped_rewards(groups, weights))
+            missing = count - int(informative.sum())
             unused = sorted(set(range(len(self.examples))) - set(cases))
             if not missing or not unused:
                 break
@@ -134,7 +137,7 @@ class GrpoTrainer(Algorithm):
         group = self.config.group
         own = self.world.local_indices(len(cases))
         examples = [self.examples[cases[i]] for i in own]
-        rollouts = self.runner.run([e.task for e in examples], group, seed, None, own)
+        rollouts = self.runner.run([e.task for e in examples], group, seed, numbers=own)
         rewards = [self.rewards(r, examples[i // group]) for i, r in enumerate(rollouts)]
         return Groups(
             [self.examples[i] for i in cases],
@@ -149,7 +152,9 @@ class GrpoTrainer(Algorithm):
         outcome = self.environment.outcome(rollout, example.case)
         return list(component_rewards(outcome, self.components).values())
 
-    def penalised(self, groups: Groups, weights: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    def shaped_rewards(
+        self, groups: Groups, weights: dict[str, float]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rewards (C, G, R) and weights (R,); a penalty of overlong chains adds a component."""
         config, values = self.config, np.array(list(weights.values()))
         if not config.overlong_tokens:

@@ -106,7 +106,9 @@ def resume_grpo(
     """
     record = open_to_resume(shop, run, "grpo")
     stored = record.config
-    if sorted(stored["rewards"]) != sorted(components or COMPONENTS):
+    # A run goes on with the components that it began with, whatever was added since.
+    components = components or {n: c for n, c in COMPONENTS.items() if n in stored["rewards"]}
+    if sorted(stored["rewards"]) != sorted(components):
         raise QAgentError(
             f"the run {run} was started with the rewards {', '.join(stored['rewards'])}; "
             "give the same rewards again"

@@ -304,7 +304,7 @@ def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):
     metrics = trainer.step(1).metrics
     assert metrics["weight_item"] == 0.5
     groups = trainer.sample(0, trainer.component_weights(0))
-    rewards, weights = trainer.penalised(groups, trainer.component_weights(0))
+    rewards, weights = trainer.shaped_rewards(groups, trainer.component_weights(0))
     lengths = np.array([sum(r.sampled) for r in groups.rollouts]).reshape(4, 4)
     assert np.allclose(rewards[..., -1], -np.minimum(lengths / 9, 1)) and weights[-1] == 0.5
 
