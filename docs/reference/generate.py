@@ -17,7 +17,11 @@ from qagent_mlx.utils.settings import Setting, describe
 SECTIONS = (
     ("Shop", "`shop.json` in the shop's folder", "shop.config.ShopConfig"),
     ("Serving", "flags of `qagent serve`", "serve.config.ServeConfig"),
-    ("Pretraining", "flags of `qagent pretrain`, `[train]` of a file", "train.config.PretrainConfig"),
+    (
+        "Pretraining",
+        "flags of `qagent pretrain`, `[train]` of a file",
+        "train.config.PretrainConfig",
+    ),
     ("SFT", "flags of `qagent train sft`, `[train]` of a file", "train.config.SftConfig"),
     ("GRPO", "flags of `qagent train grpo`, `[train]` of a file", "train.grpo_config.GrpoConfig"),
     ("LoRA", "flags of `qagent train`, `[train.lora]` of a file", "policy.lora.LoraConfig"),

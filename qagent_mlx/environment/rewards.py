@@ -1,9 +1,11 @@
 """Rewards: how good a finished chain is, given what the user then did.
 
-A reward is a weighted mean of components (`weighted_reward`). A component is a function
-``(Outcome) -> float`` with values in [0, 1], and is logged on its own. `COMPONENTS` lists
-them; add yours here, or in a file of your own (`custom_rewards.load_component`). The paper
-rewards format, tool use, and hits of query and item, each hard and soft (arXiv:2606.05671).
+A component is a function ``(Outcome) -> float`` with values in [0, 1], and is logged on its own;
+`Environment.outcome` fills the outcome. `COMPONENTS` lists them; add yours here, or in a file of
+your own (`custom_rewards.load_component`). The logged reward is their weighted mean
+(`weighted_reward`); the advantages of `train/advantages.py` use the weighted components. The paper
+reports rewards of format, tool use, and hits of query and item, each hard and soft
+(arXiv:2606.05671); `consistency`, both hits at once, and the weights are ours.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Outcome:
 
     @property
     def query_hit(self) -> bool:
-        """Whether the chain recommends the query that the user typed next (exact match)."""
+        """Whether the recommended query is the case's, by their normalised words (`query_key`)."""
         return self.rollout.query_key == self.case.query_key and bool(self.rollout.query_key)
 
     @property

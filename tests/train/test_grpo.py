@@ -124,10 +124,10 @@ def test_a_sampler_that_differs_from_the_scorer_stops_the_run(shop, monkeypatch)
     trainer = trainer_of(shop)
     run = trainer.runner.run
 
-    def off(*arguments):
+    def off(*arguments, **options):
         return [
             replace(rollout, logprobs=tuple(v - 0.3 for v in rollout.logprobs))
-            for rollout in run(*arguments)
+            for rollout in run(*arguments, **options)
         ]
 
     monkeypatch.setattr(trainer.runner, "run", off)
