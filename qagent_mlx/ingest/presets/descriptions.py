@@ -33,6 +33,15 @@ DESCRIPTIONS = {
         "events (eventType, eventName, userToken, objectIDs) as JSON lines or request bodies; "
         "queries.csv (query_id, user_token, query), clicks.csv (query_id, object_id)",
     ),
+    "shopify": Description(
+        "Shopify, admin exports of products and orders",
+        "products_export.csv (Handle, Title, Variant SKU), orders_export.csv (Name, Financial "
+        "Status, Lineitem sku)",
+    ),
+    "google-merchant": Description(
+        "Google Merchant Center feed",
+        "a feed (id, title, link, image_link, availability, price) as TSV, CSV, RSS or Atom",
+    ),
     "bestbuy": Description(
         "Best Buy, small set",
         "products.csv (sku, name), events.csv (user_id, query, sku, query_time, click_time)",

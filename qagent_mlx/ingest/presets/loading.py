@@ -143,12 +143,14 @@ def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
 
 
 def _load_known(shop: Shop, raw: RawFiles) -> None:
-    """The table ``known``: ids of the shop's products."""
-    products = shop.connection.execute("SELECT product_id FROM products").fetchall()
-    raw.connection.execute("CREATE TABLE known (product_id VARCHAR)")
+    """The table ``known``: ids and titles of the shop's products."""
+    products = shop.connection.execute("SELECT product_id, title FROM products").fetchall()
+    raw.connection.execute("CREATE TABLE known (product_id VARCHAR, title VARCHAR)")
     if products:
-        ids = [product for (product,) in products]
-        raw.connection.execute("INSERT INTO known SELECT unnest(?::VARCHAR[])", [ids])
+        ids, titles = map(list, zip(*products, strict=True))
+        raw.connection.execute(
+            "INSERT INTO known SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", [ids, titles]
+        )
 
 
 def _label(preset: Preset, files: Sequence[tuple[str, RawFile]]) -> str:
@@ -169,7 +171,7 @@ def _write(
     if extract.products is None and extract.mentioned is not None and _wants_mentioned(shop):
         queries["products"] = f"""SELECT * REPLACE (coalesce(title, 'item ' || product_id) AS title)
             FROM ({extract.mentioned})
-            WHERE title IS NOT NULL OR product_id NOT IN (FROM known)"""
+            WHERE title IS NOT NULL OR product_id NOT IN (SELECT product_id FROM known)"""
     paths = {}
     for kind, query in queries.items():
         if query is None or kind not in FIELDS:

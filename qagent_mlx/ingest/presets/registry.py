@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import QAgentError
-from . import algolia, amazon, ga4, research, segment, ubi
+from . import algolia, amazon, ga4, merchant, research, segment, shopify, ubi
 from .preset import Preset
 from .raw_files import RawFile
 
@@ -16,6 +16,8 @@ PRESETS: dict[str, Preset] = {
         ga4.PRESET,
         segment.PRESET,
         algolia.PRESET,
+        shopify.PRESET,
+        merchant.PRESET,
         amazon.PRESET,
         *research.PRESETS,
     )

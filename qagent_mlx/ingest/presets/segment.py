@@ -167,8 +167,9 @@ def _load_items(raw: RawFiles) -> tuple[str, ...]:
             {something(text_at("item", "sku"))} AS by_sku,
             {something(text_at("item", "id"))} AS other FROM items""",
     )
+    known = "SELECT product_id FROM known"
     ((by_id, by_sku),) = raw.rows(
-        """SELECT count(*) FILTER (by_id IN (FROM known)), count(*) FILTER (by_sku IN (FROM known))
+        f"""SELECT count(*) FILTER (by_id IN ({known})), count(*) FILTER (by_sku IN ({known}))
         FROM items"""
     )
     first, second = ("by_sku", "by_id") if by_sku > by_id else ("by_id", "by_sku")

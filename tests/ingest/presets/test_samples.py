@@ -6,6 +6,7 @@ import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.presets.loading import load_preset
+from qagent_mlx.shop.shop import Shop
 
 _PLACES = [folder / "shared" / "cases" / "formats" for folder in Path(__file__).parents]
 SAMPLES = next((place for place in _PLACES if place.exists()), _PLACES[0])
@@ -26,6 +27,7 @@ CASES = {
         {"search": 558, "click": 159, "purchase": 133},
         30,
     ),
+    "shopify": (("shopify",), {"purchase": 266}, 30),
     "insights": (("logs/insights.jsonl",), {"click": 159, "view": 84, "cart": 276}, 30),
 }
 
@@ -39,3 +41,17 @@ def test_each_sample_goes_in_with_its_counts(shop, case):
     stored = shop.connection.execute("SELECT type, count(*) FROM events GROUP BY type").fetchall()
     assert dict(stored) == counts and report.events.rejected == 0
     assert shop.counts()["users"] == users
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="the samples are not here")
+@pytest.mark.parametrize(("name", "in_stock"), [("shopify/products_export.csv", 172),
+                                                ("merchant/gmc.tsv", 161)])  # fmt: skip
+def test_each_catalog_goes_in_with_its_stock(shop, products, name, in_stock):
+    report = load_preset(shop, "auto", SAMPLES / name)
+    assert report.products.accepted == 201 and report.products.rejected == 0
+    assert sum(product[4] for product in products().values()) == in_stock
+    base = shop.path.parent / "base"
+    with Shop.create(base) as other:
+        ingest_files(other, "products", [SAMPLES / "products.csv"])
+        titles = other.connection.execute("SELECT title, brand, category FROM products").fetchall()
+    assert {product[:3] for product in products().values()} == set(titles)

@@ -1,0 +1,82 @@
+"""SQL over the catalogs of shop systems: attributes and other ids of products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .raw_files import RawFile, RawFiles
+
+
+def load_tables(raw: RawFiles, table: str, role: str, columns: dict[str, Sequence[str]]) -> None:
+    """One table of text of all files with a role, with a column ``line``.
+
+    Args:
+        raw: The files.
+        table: Its name.
+        role: Which files.
+        columns: Names of its columns, each with the names that it may have in the files.
+    """
+    selects = []
+    for number, file in enumerate(raw.of(role)):
+        part = f"{table}_{number}"
+        raw.load_csv(part, file)
+        texts = ", ".join(f"{blank(file, *names)} AS {name}" for name, names in columns.items())
+        selects.append(f"SELECT {number}::BIGINT << 32 | rowid AS line, {texts} FROM {part}")
+    nothing = ", ".join(f"NULL::VARCHAR AS {name}" for name in columns)
+    raw.load(table, " UNION ALL ".join([f"SELECT 0 AS line, {nothing} WHERE false", *selects]))
+
+
+def blank(file: RawFile, *names: str) -> str:
+    """SQL: a column's trimmed text, NULL where it is empty or not there."""
+    return f"nullif(trim({file.column(*names)}), '')"
+
+
+def first_of(column: str, condition: str = "true") -> str:
+    """SQL: the first value in the order of lines, of an aggregation."""
+    return f"arg_min({column}, line) FILTER (WHERE {column} IS NOT NULL AND {condition})"
+
+
+def load_aliases(raw: RawFiles, query: str) -> str:
+    """Load ``alias_of`` from a query for (product_id, alias); returns SQL for the field.
+
+    An id that two products share names neither, and neither does one that is a product's own.
+    """
+    raw.load(
+        "alias_of",
+        f"""WITH pairs AS (SELECT DISTINCT product_id, trim(alias) AS alias FROM ({query})
+            WHERE coalesce(trim(alias), '') <> '' AND NOT contains(alias, '|'))
+        SELECT alias, min(product_id) AS product_id FROM pairs
+        WHERE alias NOT IN (SELECT product_id FROM pairs WHERE product_id IS NOT NULL)
+        GROUP BY alias HAVING count(*) = 1""",
+    )
+    return (
+        "(SELECT string_agg(alias, '|' ORDER BY alias) FROM alias_of "
+        "WHERE alias_of.product_id = p.product_id)"
+    )
+
+
+def load_attributes(raw: RawFiles, query: str) -> str:
+    """Load ``attribute_of`` from a query for (product_id, name, value); returns SQL for the field.
+
+    Values of one name are joined, in the order of ``line``.
+    """
+    raw.load(
+        "attribute_of",
+        f"""WITH pairs AS (SELECT product_id, trim(name) AS name, trim(value) AS value,
+                min(line) AS line
+            FROM ({query}) WHERE coalesce(trim(name), '') <> '' AND coalesce(trim(value), '') <> ''
+            GROUP BY ALL),
+        named AS (SELECT product_id, name, string_agg(value, ', ' ORDER BY line) AS value
+            FROM pairs GROUP BY ALL)
+        SELECT product_id, json_group_object(name, value)::VARCHAR AS attributes
+        FROM (FROM named ORDER BY product_id, name) GROUP BY product_id""",
+    )
+    return "(SELECT attributes FROM attribute_of WHERE attribute_of.product_id = p.product_id)"
+
+
+def resolved(column: str) -> str:
+    """SQL: an id as the catalog of the same files has it, else as it is."""
+    return (
+        f"coalesce((SELECT alias_of.product_id FROM alias_of WHERE alias_of.alias = {column}), "
+        f"{column})"
+    )
