@@ -38,9 +38,21 @@ DESCRIPTIONS = {
         "products_export.csv (Handle, Title, Variant SKU), orders_export.csv (Name, Financial "
         "Status, Lineitem sku)",
     ),
+    "woocommerce": Description(
+        "WooCommerce, products and orders",
+        "wc-product-export.csv (ID, Type, SKU, Name, Regular price); orders from the REST "
+        "interface (JSON) or of export plugins (CSV, one line an item)",
+    ),
     "google-merchant": Description(
         "Google Merchant Center feed",
         "a feed (id, title, link, image_link, availability, price) as TSV, CSV, RSS or Atom",
+    ),
+    "matomo": Description(
+        "Matomo, Live.getLastVisitsDetails", "visits (idVisit, visitorId, actionDetails) as JSON"
+    ),
+    "elasticdump": Description(
+        "elasticdump, _bulk and saved search answers",
+        "documents (_source, _id) with the keys of products or events",
     ),
     "bestbuy": Description(
         "Best Buy, small set",

@@ -102,15 +102,14 @@ def _choose(
 ) -> tuple[Preset, list[tuple[str, RawFile]]]:
     """The preset, and those of the files that it reads, with their roles."""
     where = ", ".join(map(str, sources))
-    if preset is not None:
+    by_preset = recognise_all(files)
+    if preset is not None and (preset.name != "elasticdump" or not by_preset):
         roles = [(preset.recognise(file), file) for file in files]
         recognised = [(role, file) for role, file in roles if role is not None]
         if recognised:
             return preset, recognised
-        others = recognise_all(files)
-        hint = f"; it looks like --preset {next(iter(others))}" if others else ""
+        hint = f"; it looks like --preset {next(iter(by_preset))}" if by_preset else ""
         raise QAgentError(f"{where} holds nothing of {preset.title}, which is {preset.files}{hint}")
-    by_preset = recognise_all(files)
     if not by_preset:
         known = ", ".join(p.name for p in PRESETS.values() if p.read is not None)
         named = ", ".join(p.name for p in PRESETS.values() if p.read is None)

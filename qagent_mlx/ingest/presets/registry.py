@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import QAgentError
-from . import algolia, amazon, ga4, merchant, research, segment, shopify, ubi
+from . import (
+    algolia,
+    amazon,
+    elasticdump,
+    ga4,
+    matomo,
+    merchant,
+    research,
+    segment,
+    shopify,
+    ubi,
+    woocommerce,
+)
 from .preset import Preset
 from .raw_files import RawFile
 
@@ -16,8 +28,11 @@ PRESETS: dict[str, Preset] = {
         ga4.PRESET,
         segment.PRESET,
         algolia.PRESET,
+        matomo.PRESET,
         shopify.PRESET,
+        woocommerce.PRESET,
         merchant.PRESET,
+        elasticdump.PRESET,
         amazon.PRESET,
         *research.PRESETS,
     )
