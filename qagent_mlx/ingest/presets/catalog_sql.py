@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .raw_files import RawFile, RawFiles
 
 
-def load_tables(raw: RawFiles, table: str, role: str, columns: dict[str, Sequence[str]]) -> None:
+def load_tables(raw: RawFiles, table: str, role: str, columns: Mapping[str, Sequence[str]]) -> None:
     """One table of text of all files with a role, with a column ``line``.
 
     Args:

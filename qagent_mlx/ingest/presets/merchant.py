@@ -99,7 +99,8 @@ def _read(raw: RawFiles) -> Extract:
 
 def _load_feed(raw: RawFiles) -> dict[str, str]:
     """The table ``feed`` of text; returns its columns by their names at Google."""
-    selects, columns = [], {}
+    selects: list[str] = []
+    columns: dict[str, str] = {}
     for number, file in enumerate(raw.of("table")):
         quotes = "" if file.delimiter == "\t" else '"'
         raw.load_csv(f"feed_{number}", file, quote_character=quotes)
@@ -114,17 +115,17 @@ def _load_feed(raw: RawFiles) -> dict[str, str]:
         texts = ", ".join(f"{quote(c)} AS {quote(n)}" for n, c in names.items())
         selects.append(f"SELECT {texts} FROM feed_{number}")
     if raw.of("xml"):
-        names = _FIELDS.split()
-        declared = ", ".join(f"{name} VARCHAR" for name in names)
+        wanted = _FIELDS.split()
+        declared = ", ".join(f"{name} VARCHAR" for name in wanted)
         raw.connection.execute(f"CREATE OR REPLACE TABLE feed_xml ({declared})")
         seen: set[str] = set()
         with raw.connection.appender("feed_xml") as appender:
             for file in raw.of("xml"):
                 for item in _items(file):
                     seen |= item.keys()
-                    appender.append_row(*(item.get(name) for name in names))
-        columns |= {name: name for name in names if name in seen}
-        selects.append(f"SELECT {', '.join(names)} FROM feed_xml")
+                    appender.append_row(*(item.get(name) for name in wanted))
+        columns |= {name: name for name in wanted if name in seen}
+        selects.append(f"SELECT {', '.join(wanted)} FROM feed_xml")
     raw.load("feed", " UNION ALL BY NAME ".join(selects))
     return columns
 
