@@ -72,6 +72,40 @@ DESCRIPTIONS = {
         "products, aisles, departments, orders, order_products__prior (.csv); or products.csv "
         "with aisle and department and order_items.csv",
     ),
+    "retailrocket": Description(
+        "RetailRocket",
+        "events.csv (timestamp, visitorid, event, itemid, transactionid), item_properties_part*, "
+        "category_tree.csv",
+    ),
+    "otto": Description("OTTO sessions", "*.jsonl (session, events of aid, ts, type)"),
+    "hm": Description(
+        "H&M", "articles.csv (article_id, prod_name), transactions_train.csv (t_dat, customer_id)"
+    ),
+    "diginetica": Description(
+        "Diginetica, CIKM Cup 2016",
+        "train-queries.csv (searchstring.tokens), train-clicks, train-item-views, "
+        "train-purchases, products, product-categories",
+    ),
+    "mercadolibre": Description(
+        "MercadoLibre Data Challenge 2020",
+        "train_dataset.jl.gz, test_dataset.jl.gz (user_history), item_data.jl.gz",
+    ),
+    "kuaisearch": Description(
+        "KuaiSearch",
+        "items.jsonl, recall.jsonl (impressed_item_ids) or rank.jsonl (target_item_id)",
+    ),
+    "amazonqac": Description(
+        "AmazonQAC, searches only", "Parquet (final_search_term, session_id, search_time)"
+    ),
+    "trivago": Description(
+        "Trivago RecSys Challenge 2019",
+        "train.csv, test.csv (session_id, step, action_type, reference), item_metadata.csv",
+    ),
+    "bestbuy-big": Description(
+        "Best Buy, big set",
+        "train.csv (user, sku, category, query, click_time, query_time), "
+        "product_data/products/*.xml or product_data.tar.gz",
+    ),
     "generic": Description(
         "any shop's own", "products.* and events.* with the columns of qagent ingest"
     ),

@@ -20,6 +20,7 @@ Form = Literal["csv", "json", "parquet", "xml", "none"]
 MAX_OBJECT = 256 << 20  # bytes of one JSON value, such as a whole request body
 _MAX_LINE = 16 << 20
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_LISTS = ("events", "batch", "data", "visits", "orders", "results", "items", "rows")
 _ACTIONS = ("index", "create", "update", "delete")  # of the _bulk form
 _SQL_ACTION = (
     "len(json_keys(d)) = 1 AND list_contains(['index', 'create', 'update', 'delete'], "
@@ -98,11 +99,14 @@ class RawFiles:
             names = ", ".join(sorted({file.path.name for _, file in self.files})[:3])
             raise QAgentError(f"{self.folder} ({names}): {_first_line(error)}") from error
 
-    def load_csv(self, table: str, file: RawFile, **reader: str) -> None:
+    def load_csv(
+        self, table: str, file: RawFile, *, where: str = "true", quote_character: str = '"'
+    ) -> None:
         """Make a table of text of a CSV file; rows that do not fit its header are counted."""
         for leftover in ("reject_errors", "reject_scans"):
             self.connection.execute(f"DROP TABLE IF EXISTS {leftover}")
-        self.load(table, f"SELECT * FROM {csv_relation(file, **reader)}")
+        relation = csv_relation(file, quote_character)
+        self.load(table, f"SELECT * FROM {relation} WHERE {where}")
         ((malformed,),) = self.rows("SELECT count(DISTINCT line) FROM reject_errors")
         self.malformed += malformed
 
@@ -268,7 +272,7 @@ def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
         return "hits", _sources(hits["hits"])
     if len(records) == 1 and len(first) == 1:
         ((key, inside),) = first.items()
-        if isinstance(inside, list) and inside and isinstance(inside[0], dict):
+        if key in _LISTS and isinstance(inside, list) and inside and isinstance(inside[0], dict):
             return f"list:{key}", [record for record in inside[:20] if isinstance(record, dict)]
     return "", records
 
