@@ -68,20 +68,49 @@ class FileOptions:
     """How to read the files of products or events."""
 
     mapping: Annotated[
-        tuple[str, ...], Meta(description="Column that holds a field; may be repeated.")
+        tuple[str, ...],
+        Meta(
+            description="Column of a field, or a path into one such as user.id or items[].sku; "
+            "may be repeated."
+        ),
     ] = ()
+    values: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What a field's value means, such as type:view_item=view; may be repeated."
+        ),
+    ] = ()
+    join: Annotated[
+        str | None,
+        Meta(description="Second file, whose rows take user and query from those of FILES."),
+    ] = None
+    on: Annotated[
+        str | None,
+        Meta(description="Column by which the files are joined, such as query_id or id=query_id."),
+    ] = None
+    sql: Annotated[
+        str | None,
+        Meta(
+            description="SELECT in DuckDB's SQL that yields the fields, instead of FILES: "
+            "SELECT uid AS user_id, … FROM 'log.parquet'."
+        ),
+    ] = None
     encoding: Annotated[str, Meta(description="Character encoding of text files.")] = "utf-8"
     time_format: Annotated[
         str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
     ] = None
 
 
-files_argument = click.argument("files", nargs=-1, required=True)
+files_argument = click.argument("files", nargs=-1)
 file_options = setting_options(
     FileOptions,
     into="options",
     build=True,
     mapping={"flags": ("--map",), "metavar": "FIELD=COLUMN"},
+    values={"flags": ("--value",), "metavar": "FIELD:VALUE=MEANING"},
+    join={"metavar": "FILE"},
+    on={"metavar": "COLUMN"},
+    sql={"metavar": "SELECT"},
     time_format={"metavar": "FORMAT"},
 )
 
@@ -167,14 +196,27 @@ def _ingest(
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
     from qagent_mlx.ingest.ingest import ingest_files
+    from qagent_mlx.ingest.mapping import parse_values
     from qagent_mlx.ingest.report import IngestReport, ReadOptions
-    from qagent_mlx.ingest.sources.locations import locate
+    from qagent_mlx.ingest.sources.locations import locate, query_location
 
-    mapping = parse_mapping(options.mapping, kind)
-    reading = ReadOptions(mapping, options.encoding, options.time_format, event_type)
+    if (options.sql is None) == (not files):
+        raise click.UsageError(
+            "name FILES to read, or a query with --sql", click.get_current_context()
+        )
+    reading = ReadOptions(
+        mapping=parse_mapping(options.mapping, kind),
+        encoding=options.encoding,
+        time_format=options.time_format,
+        event_type=event_type,
+        values=parse_values(options.values, kind),
+        join=options.join,
+        on=options.on,
+    )
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
-        for location in locate(files):
+        names = files if options.sql is None else [query_location(options.sql)]
+        for location in locate(names, options.join):
             with waiting(f"reading {location.shown}"):
                 total += ingest_files(shop, kind, [location], reading)
     return total

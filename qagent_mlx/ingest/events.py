@@ -31,7 +31,7 @@ def store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
     )
     ((good, stored),) = connection.execute(
         """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
-                  (SELECT count(DISTINCT row) FROM fresh)"""
+                  (SELECT count(DISTINCT staged) FROM fresh)"""
     ).fetchall()
     if stored:
         fresh_users = "SELECT DISTINCT user_id FROM fresh"
@@ -99,11 +99,11 @@ def _find_fresh(connection: duckdb.DuckDBPyConnection, *, queries_are_derived: b
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE fresh AS
         WITH split AS (
-            SELECT row, 0 AS part, user_ AS user_id, ts, 'search' AS type, query_ AS query,
-                   key AS query_key, NULL AS product_id
+            SELECT rowid AS staged, row, 0 AS part, user_ AS user_id, ts, 'search' AS type,
+                   query_ AS query, key AS query_key, NULL AS product_id
             FROM checked WHERE reason IS NULL AND kind IN ('search', 'search+click')
             UNION ALL
-            SELECT row, 1, user_, CASE WHEN kind = 'search+click'
+            SELECT rowid, row, 1, user_, CASE WHEN kind = 'search+click'
                    THEN greatest(coalesce(click_ts, ts), ts) ELSE ts END,
                    CASE WHEN kind = 'search+click' THEN 'click' ELSE kind END, query_, key,
                    product_

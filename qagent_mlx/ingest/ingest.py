@@ -27,8 +27,8 @@ from .events import store_events
 from .parse_fields import attributes_or_mark, category, plain
 from .products import price_or_nan, store_products
 from .report import REMEDIES, IngestReport, Kind, ReadOptions
+from .sources.joining import stage_location
 from .sources.locations import Location, locate
-from .sources.staging import stage_location
 
 RETRY = "retry"  # stands for a file's name while rejected rows are tried again
 
@@ -51,11 +51,14 @@ def ingest_files(
     options = options or ReadOptions()
     check(options)
     total = IngestReport()
-    for location in locate(files):
+    for location in locate(files, options.join):
         try:
             with shop.transaction() as connection:
                 staged = stage_location(connection, kind, location, options)
+                if staged is None:
+                    continue
                 total += _store_staged(shop, kind, location.short, options, staged.malformed)
+                total += IngestReport(notes=staged.notes)
         except (duckdb.OutOfMemoryException, MemoryError) as error:
             raise QAgentError(
                 f"{location.shown}: not enough memory; close other programs, or cut it into "

@@ -43,7 +43,8 @@ class ReadOptions:
     """How to read files whose columns, encoding or times are not the usual ones."""
 
     mapping: Annotated[
-        tuple[tuple[str, str], ...], Meta(description="Columns of fields, as (field, column).")
+        tuple[tuple[str, str], ...],
+        Meta(description="Columns of fields, or paths into them, as (field, column)."),
     ] = ()
     encoding: Annotated[str, Meta(description="Encoding of text files.")] = "utf-8"
     time_format: Annotated[
@@ -55,6 +56,17 @@ class ReadOptions:
     html: Annotated[
         bool, Meta(description="Remove entities and markup from titles, brands and categories.")
     ] = True
+    values: Annotated[
+        tuple[tuple[str, str, str], ...],
+        Meta(description="Values that are called otherwise here, as (field, value, meaning)."),
+    ] = ()
+    join: Annotated[
+        str | None, Meta(description="File whose rows belong to rows of the others by a key.")
+    ] = None
+    on: Annotated[
+        str | None,
+        Meta(description="Column of that key, or COLUMN=COLUMN if the joined file's is another."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

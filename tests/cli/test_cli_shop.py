@@ -90,6 +90,32 @@ def test_ingest_errors_name_the_remedy(cli, files, tmp_path):
     assert "field=column" in line
 
 
+def test_ingest_reads_paths_values_joins_and_queries(cli, tmp_path, monkeypatch):
+    cli.run("init", "--shop", "new")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.json").write_text(
+        '[{"id": 1, "title": "Tent"}, {"id": 2, "title": "Mat"}]'
+    )
+    assert cli.json("ingest", "products", tmp_path / "p", "--shop", "new")["accepted"] == 2
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"q": 5, "user": {"id": "u"}, "time": "2026-01-05", "kind": "find", "query": "a"}\n'
+    )
+    (tmp_path / "clicks.csv").write_text("ref,time,items\n5,2026-01-06,'[1]'\n".replace("'", '"'))
+    report = cli.json(
+        *("ingest", "events", log, "--join", tmp_path / "clicks.csv", "--on", "q=ref"),
+        *("--map", "user_id=user.id", "--map", "type=kind", "--map", "product_id=items[]"),
+        *("--value", "type:find=search", "--shop", "new"),
+    )
+    assert (report["accepted"], report["rejected"]) == (2, 0)
+    query = "SELECT 'v' AS user_id, DATE '2026-01-07' AS time, 'view' AS type, 1 AS product_id"
+    assert cli.json("ingest", "events", "--sql", query, "--shop", "new")["accepted"] == 1
+    line = cli.error("ingest", "events", log, "--join", log, "--map", "user_id=x", "--shop", "new")
+    assert "--on must name the column" in line
+    line = cli.error("ingest", "events", log, "--value", "type:find=serch", "--shop", "new")
+    assert line.startswith("Error: --value 'type:find=serch'")
+
+
 def test_rejected_events_come_in_after_their_products(cli, files):
     cli.run("init", "--shop", "new")
     report = cli.json("ingest", "events", files / "events.csv", "--shop", "new")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -36,6 +36,9 @@ class Location:
     table: str | None = None  # or a sheet, or a member of an archive, or member::table
     short: str = ""  # for reports and rejected rows
     partitions: tuple[tuple[str, str | None], ...] = ()  # columns from date=2026-01-01/
+    partners: tuple[Location, ...] = ()  # whose rows belong to its rows by a key
+    is_joined: bool = False  # whether it is the second file of a join
+    query: str | None = None  # in DuckDB's SQL, instead of a file
 
     @property
     def shown(self) -> str:
@@ -44,17 +47,36 @@ class Location:
         return name if self.table is None else f"{name}{SEPARATOR}{self.table}"
 
 
-def locate(names: Iterable[str | Path | Location]) -> list[Location]:
+def locate(names: Iterable[str | Path | Location], joined: str | None = None) -> list[Location]:
     """The places that names stand for: patterns, folders and archives are taken apart.
+
+    Args:
+        joined: Another name, of what belongs to these files by a key. What is located already
+            stays as it is.
 
     Raises:
         QAgentError: there is nothing behind a name.
     """
+    known: list[Location] = []
+    files: list[Location] = []
+    for name in names:
+        if isinstance(name, Location):
+            known.append(name)
+        else:
+            files += _locate(str(name))
+    if joined is None or not files:
+        return known + files
+    partners = _locate(joined)
     return [
-        location
-        for name in names
-        for location in ([name] if isinstance(name, Location) else _locate(str(name)))
+        *known,
+        *(replace(file, partners=tuple(partners)) for file in files),
+        *(replace(p, partners=tuple(files), is_joined=True) for p in partners),
     ]
+
+
+def query_location(query: str) -> Location:
+    """The result of a query in DuckDB's SQL as a location."""
+    return Location("query", short="query", query=query)
 
 
 def form_of(name: str) -> tuple[str | None, str]:

@@ -12,6 +12,7 @@ from .archives import CHUNK, MAGIC, read_chunks, unpack, unpack_member
 from .databases import duckdb_source, postgres_source, sqlite_source
 from .documents import document_source, json_layout
 from .locations import STDIN, Location, form_of
+from .query import query_source
 from .remote import fetch, file_name, is_address
 from .source import Reading, Source
 from .spreadsheets import workbook_source
@@ -39,6 +40,8 @@ def open_source(reading: Reading, location: Location) -> Source:
     Raises:
         QAgentError: it is missing, damaged, in an unknown form, or not to be had.
     """
+    if location.query is not None:
+        return query_source(reading, location.query)
     if location.name.startswith(_POSTGRES):
         return postgres_source(replace(reading, table=location.table), location.name)
     file = _local_file(reading, location)

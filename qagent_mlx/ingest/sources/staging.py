@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,12 +11,17 @@ import duckdb
 
 from ...errors import QAgentError
 from ...utils.database import literal
-from ..columns import choose_columns, quote, select_fields, usual_fields
+from ...utils.settings import SettingError
+from ..columns import ATTRIBUTE, REQUIRED, choose_columns, quote, select_fields, usual_fields
+from ..mapping import changed_value, key_value, resolve_path
 from ..report import Kind, ReadOptions
 from .locations import Location
+from .nested import add_paths
 from .opening import open_source
 from .source import Reading, Source
 from .tabular import add_broken_rows
+
+KEY = "qa_key"  # the column of a staged table by which rows of two files belong together
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +34,19 @@ class Staged:
     notes: tuple[str, ...] = ()
 
 
-def stage_location(
-    connection: duckdb.DuckDBPyConnection, kind: Kind, location: Location, options: ReadOptions
+def stage_table(
+    connection: duckdb.DuckDBPyConnection,
+    kind: Kind,
+    location: Location,
+    options: ReadOptions,
+    table: str = "stage",
+    key: str | None = None,
 ) -> Staged:
-    """Create the temporary table ``stage``: row, one text column per field, and broken.
+    """Create a temporary table of one location: row, one text column per field, and broken.
+
+    Args:
+        key: The column of a key that the table gets as ``qa_key``. With it the file may lack
+            required and mapped columns, which another file has to give.
 
     Raises:
         QAgentError: the location cannot be read; the message names the remedy.
@@ -40,20 +55,59 @@ def stage_location(
         name = location.shown
         reading = Reading(connection, kind, options, Path(folder), name, location.table)
         source = _add_partitions(open_source(reading, location), location, reading)
-        chosen = choose_columns(kind, Path(name), source.columns, options)
-        _create_table(connection, kind, source, chosen)
-    return Staged(source.malformed, tuple(source.columns), chosen, source.notes)
+        mapping = options.mapping
+        paths = [column for _, column in mapping]
+        if key is not None:
+            mapping = tuple(pair for pair in mapping if resolve_path(pair[1], source.columns))
+            paths = [key, *(column for _, column in mapping)]
+        plain, source = source, add_paths(source, paths)
+        columns = tuple(source.columns)
+        if key is not None and key not in columns:
+            raise SettingError("on", f"{key!r}: {name} has no such column, only {_list(columns)}")
+        lacking = _lacking(kind, source, mapping) if key is not None else ()
+        source = _with_empty(source, lacking)
+        chosen = choose_columns(kind, Path(name), source.columns, replace(options, mapping=mapping))
+        _create_table(reading, source, chosen, table, key)
+    chosen = {field: column for field, column in chosen.items() if column not in lacking}
+    nested = {f: c for f, c in chosen.items() if c not in plain.columns}
+    notes = (*source.notes, *_empty_paths(connection, table, nested))
+    return Staged(source.malformed, columns, chosen, notes)
+
+
+def _list(columns: Iterable[str]) -> str:
+    return ", ".join(columns)
+
+
+def _lacking(kind: Kind, source: Source, mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The required fields that the source has no column for."""
+    served = usual_fields(kind, source.columns) | {field for field, _ in mapping}
+    return tuple(field for field in REQUIRED[kind] if field not in served)
+
+
+def _with_empty(source: Source, columns: tuple[str, ...]) -> Source:
+    """The source with empty columns of these names."""
+
+    def text(column: str) -> str:
+        return "NULL::VARCHAR" if column in columns else source.text(column)
+
+    return replace(source, columns=[*source.columns, *columns], text=text) if columns else source
 
 
 def _create_table(
-    connection: duckdb.DuckDBPyConnection, kind: Kind, source: Source, chosen: dict[str, str]
+    reading: Reading, source: Source, chosen: dict[str, str], table: str, key: str | None
 ) -> None:
-    texts = ", ".join(f"{source.text(column)} AS {quote(f)}" for f, column in chosen.items())
+    connection, kind, options = reading.connection, reading.kind, reading.options
+    texts = "".join(
+        f", {changed_value(field, source.text(column), options.values)} AS {quote(field)}"
+        for field, column in chosen.items()
+    )
+    if key is not None:
+        texts += f", {key_value(source.text(key))} AS {KEY}"
     try:
         connection.execute(
-            f"""CREATE OR REPLACE TEMP TABLE stage AS
-            SELECT row, {select_fields(kind, chosen)}, broken FROM (
-                SELECT {source.row} AS row, {source.broken} AS broken, {texts}
+            f"""CREATE OR REPLACE TEMP TABLE {table} AS
+            SELECT row, {select_fields(kind, chosen)}, broken{f", {KEY}" if key else ""} FROM (
+                SELECT {source.row} AS row, {source.broken} AS broken{texts}
                 FROM {source.relation})""",
             source.parameters,
         )
@@ -64,7 +118,23 @@ def _create_table(
             raise QAgentError(source.damaged) from error
         raise
     if source.finds_broken_rows:
-        add_broken_rows(connection, "stage")
+        add_broken_rows(connection, table)
+
+
+def _empty_paths(
+    connection: duckdb.DuckDBPyConnection, table: str, nested: dict[str, str]
+) -> list[str]:
+    """Notes of the paths of a mapping that no row has."""
+    paths = {f: column for f, column in nested.items() if not f.startswith(ATTRIBUTE)}
+    if not paths:
+        return []
+    counts = ", ".join(f"count({field})" for field in paths)
+    (row,) = connection.execute(f"SELECT {counts} FROM {table}").fetchall()
+    return [
+        f"{field} stays empty: no row has {column}"
+        for (field, column), count in zip(paths.items(), row, strict=True)
+        if not count
+    ]
 
 
 def _add_partitions(source: Source, location: Location, reading: Reading) -> Source:

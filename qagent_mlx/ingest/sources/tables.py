@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import QAgentError
 from ...utils.settings import SettingError
 from ..columns import choose_columns
+from ..mapping import resolve_path
 from .source import Reading, Source
 from .tabular import delimited_source
 
@@ -19,8 +20,11 @@ SEPARATOR = "::"  # between a file and its table, sheet or member
 
 def has_required(reading: Reading, columns: Iterable[str]) -> bool:
     """Whether columns with these names hold all that products or events need."""
+    names = list(columns)
+    mapped = (column for _, column in reading.options.mapping)
+    names += [c for c in mapped if c not in names and resolve_path(c, names)]
     try:
-        choose_columns(reading.kind, Path(), list(columns), reading.options)
+        choose_columns(reading.kind, Path(), names, reading.options)
     except SettingError:
         return False
     return True

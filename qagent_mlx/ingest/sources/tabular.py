@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import duckdb
@@ -12,6 +11,7 @@ import duckdb
 from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
+from ..mapping import json_path
 from .source import MAX_LINE, Source, json_or_null
 from .text import TextFile
 
@@ -69,7 +69,8 @@ def add_broken_rows(connection: duckdb.DuckDBPyConnection, table: str) -> None:
     # They were not numbered: shift the rows behind each of them.
     connection.execute(
         f"""UPDATE {table} SET row = row + k.n FROM (SELECT s.row AS r, count(*) AS n
-        FROM {table} s JOIN (SELECT unnest(?::BIGINT[]) AS o) ON o < s.row GROUP BY s.row) k
+        FROM (SELECT DISTINCT row FROM {table}) s JOIN (SELECT unnest(?::BIGINT[]) AS o)
+            ON o < s.row GROUP BY s.row) k
         WHERE {table}.row = k.r""",
         [[line - 2 - i for i, (line, *_) in enumerate(broken)]],
     )
@@ -108,21 +109,21 @@ def objects_source(
     if not keys:
         raise QAgentError(missing)
 
-    def place(key: str) -> str:
-        # Letters beyond ASCII stay as they are: DuckDB's paths know no \\u escapes.
-        return literal("$." + json.dumps(key, ensure_ascii=False))
+    def text(key: str) -> str:
+        return f"CASE WHEN good THEN json_extract_string(line, {json_path([key])}) END"
 
     def value(key: str) -> str:
-        whole = f"json_extract(line, {place(key)})"
+        whole = f"json_extract(line, {json_path([key])})"
         return (
             f"CASE WHEN NOT good THEN NULL WHEN json_type({whole}) = 'VARCHAR' "
-            f"THEN try_cast(json_extract_string(line, {place(key)}) AS JSON) ELSE {whole} END"
+            f"THEN try_cast(json_extract_string(line, {json_path([key])}) AS JSON) "
+            f"ELSE {whole} END"
         )
 
     return Source(
         [key for (key,) in keys],
         "lines WHERE trim(line) <> ''",
-        text=lambda key: f"CASE WHEN good THEN json_extract_string(line, {place(key)}) END",
+        text=text,
         json=value,
         row="row",
         broken="CASE WHEN NOT good THEN left(line, 200) END",
