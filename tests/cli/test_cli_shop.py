@@ -216,7 +216,7 @@ def test_rewards_and_weights_are_checked(cli, built, tmp_path):
                 for n in ("format", "tool", "query", "item", "consistency")
                 for x in ("--weight", f"{n}=0")
             ),
-            "cannot all be 0",
+            "must not be 0 for all rewards",
         ),
     ):
         assert expected in cli.error("train", "grpo", *options, "--shop", built)
