@@ -108,7 +108,7 @@ def _choose(
         recognised = [(role, file) for role, file in roles if role is not None]
         if recognised:
             return preset, recognised
-        hint = f"; it looks like --preset {next(iter(by_preset))}" if by_preset else ""
+        hint = f"; it looks like the preset {next(iter(by_preset))}" if by_preset else ""
         raise QAgentError(f"{where} holds nothing of {preset.title}, which is {preset.files}{hint}")
     if not by_preset:
         known = ", ".join(p.name for p in PRESETS.values() if p.read is not None)

@@ -25,7 +25,7 @@ def test_unknown_files_are_named_with_what_was_looked_for(shop, raw, write_csv):
 
 def test_another_presets_file_is_named(shop, write_csv):
     path = write_csv("q.csv", ("query_id", "user_token", "query"), ("1", "u", "shoes"))
-    with pytest.raises(QAgentError, match="it looks like --preset algolia"):
+    with pytest.raises(QAgentError, match="it looks like the preset algolia"):
         load_preset(shop, "ubi", path)
     assert suggest_command(path) == f"qagent ingest --preset algolia --from {path}"
 
