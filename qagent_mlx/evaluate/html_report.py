@@ -19,14 +19,6 @@ from .report import COMPARED, SIGNIFICANCE_LEVEL, Answer, CaseDetail, Evaluation
 from .tables import compared_pairs
 
 EXAMPLES = 4  # example chains of each kind
-MEANS = frozenset({"searches", "tokens"})  # metrics that are means of counts, and no shares
-EXPLANATIONS = {
-    "q_em": "the first query is the user's next one",
-    "q_hit@5": "the user's next query is one of the first five",
-    "i_hit@1": "the user then engaged with the top product of the first query",
-    "i_hit@10": "or with one of its first ten products",
-    "cons@1": "both q_em and i_hit@1",
-}
 
 Rollouts = Mapping[str, Mapping[int, Sequence[Rollout]]]  # by system and case id
 
@@ -86,8 +78,6 @@ def page(
     return render(
         "evaluate/report.html",
         report=report,
-        explanations=EXPLANATIONS,
-        means=MEANS,
         pairs=compared_pairs(report),
         compared=COMPARED,
         level=SIGNIFICANCE_LEVEL,

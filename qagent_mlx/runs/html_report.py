@@ -19,7 +19,7 @@ WIDTH, HEIGHT, LEFT, BELOW = 360, 130, 46, 18  # pixels of a plot and of its mar
 
 @dataclass(frozen=True)
 class Plot:
-    """One curve and where it is drawn."""
+    """One curve, with its points where they are drawn."""
 
     title: str
     points: Sequence[tuple[str, str]] = ()  # pixels; empty where no value is finite
@@ -29,10 +29,6 @@ class Plot:
     high: float = math.nan
     first_step: int = 0
     last_step: int = 0
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    floor: int = HEIGHT - BELOW
 
 
 def page(run: Run) -> str:
@@ -50,6 +46,7 @@ def page(run: Run) -> str:
         chains=shown if chains else {},
         chain_count=len(chains),
         settings=flatten_settings(run.config),
+        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW},
     )
 
 
