@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import QAgentError
 from .ingest.ingest import ingest_files
+from .ingest.report import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index
 from .inventory.search import HybridSearch, open_clicks
 from .memory.ranker import Retrieve, fit_ranker
@@ -106,9 +107,12 @@ def create_sample_shop(
     start = time.perf_counter()
     shop = Shop.create(path, ShopConfig(name=name, simulated=simulated))
     try:
-        for kind in ("products", "events"):
+        kinds: tuple[Kind, ...] = ("products", "events")
+        for kind in kinds:
             notify(f"ingesting {kind}")
-            report = ingest_files(shop, kind, [source / f"{kind}.parquet"])
+            # Simulated times may lie ahead of this machine's clock.
+            options = ReadOptions(allow_future=True)
+            report = ingest_files(shop, kind, [source / f"{kind}.parquet"], options)
             if report.rejected:
                 raise QAgentError(
                     f"the sample data is damaged ({report.examples[0]}); install qagent-mlx again"

@@ -1,8 +1,8 @@
 """Export or erase everything that a shop stores about one user.
 
-That is: events, rejected rows, the stored profile with its interest graph, and in runs the user's
-cases (profiles included) and sampled chains. A policy that was trained on a user's cases cannot
-unlearn them: it is named instead, so that it can be trained again.
+That is: events, impressions, rejected rows, the stored profile with its interest graph, and in
+runs the user's cases (profiles included) and sampled chains. A policy that was trained on a user's
+cases cannot unlearn them: it is named instead, so that it can be trained again.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class UserData:
 
     user: str
     events: list[dict[str, Any]]
+    impressions: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
     memory: MemoryView | None  # profile and graph; None without events
     stored: dict[str, Any] | None  # what profiles are made from
@@ -71,6 +72,7 @@ class ErasureReport:
 
     user: str
     events: int
+    impressions: int
     rejects: int
     cases: dict[str, int]  # by run
     rollouts: dict[str, int]  # by run
@@ -104,6 +106,11 @@ def _collect(shop: Shop, user: str) -> UserData:
     return UserData(
         user,
         rows("SELECT * FROM events WHERE user_id = $user ORDER BY ts, event_id"),
+        (
+            rows("SELECT * FROM impressions WHERE user_id = $user ORDER BY ts")
+            if shop.has_table("impressions")
+            else []
+        ),
         rows(f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"),
         None,
         stored,
@@ -124,13 +131,15 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     report = ErasureReport(
         user,
         len(data.events),
+        len(data.impressions),
         len(data.rejects),
         {run: len(cases) for run, cases in data.cases.items()},
         {run: len(rollouts) for run, rollouts in data.rollouts.items()},
         len(data.summaries),
         data.policies,
     )
-    if not any((report.events, report.rejects, report.cases, report.rollouts, report.summaries)):
+    of_log = (report.events, report.impressions, report.rejects)
+    if not any((*of_log, report.cases, report.rollouts, report.summaries)):
         raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
         with run_lock(shop, run.name):
@@ -140,6 +149,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
+        connection.execute("DELETE FROM impressions WHERE user_id = ?", [user])
         if report.events:
             connection.execute("DELETE FROM events WHERE user_id = ?", [user])
             store.update([user], None)

@@ -9,18 +9,30 @@ from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
-from .parse_fields import MAX_ID, MAX_QUERY, OUT_OF_RANGE, blank_to_null, clean_id, timestamp
-from .report import ReadOptions
+from .parse_fields import (
+    FUTURE,
+    MAX_ID,
+    MAX_QUERY,
+    OUT_OF_RANGE,
+    clean_id,
+    is_in_future,
+    moment_text,
+    normal_type,
+    timestamp,
+    value,
+)
+from .report import Load, ReadOptions
+from .staged_ids import KNOWN_PRODUCT, id_value
 
 
-def store_events(shop: Shop, options: ReadOptions) -> tuple[int, int]:
+def store_events(shop: Shop, load: Load) -> tuple[int, int]:
     """Store the good rows of ``stage``; all go to ``checked``, with a reason where they are bad.
 
     A row with a query and a product, but no type, is a search and a click. Returns the numbers
     of rows that were stored, and of duplicates.
     """
     connection = shop.connection
-    _check(connection, options)
+    _check(connection, load.options)
     _find_fresh(connection, queries_are_derived=shop.config.derived_queries is not None)
     ((last_id,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
     connection.execute(
@@ -46,34 +58,39 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
     types = ", ".join(f"({literal(name)}, {literal(t)})" for name, t in TYPE_NAMES.items())
     default = literal(options.event_type) if options.event_type else "NULL"
+    user, product = id_value(connection, "user_id"), id_value(connection, "product_id")
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
-                FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)),
-        texts AS (SELECT s.*, nullif(qa_clean(s.user_id), '') AS user_,
-                nullif(q.query_, '') AS query_, {clean_id("s.product_id")} AS product_,
-                {blank_to_null("s.time")} AS time_text,
-                {timestamp("trim(s.time)", options.time_format)} AS ts,
-                {timestamp("trim(s.click_time)", options.time_format)} AS click_ts,
-                coalesce(nullif(replace(replace(lower(trim(s.type)), ' ', '_'), '-', '_'), ''),
-                         {default}) AS type_text
+                FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
+                WHERE {value("query")} IS NOT NULL),
+        texts AS (SELECT s.*, {clean_id(user)} AS user_,
+                nullif(q.query_, '') AS query_, {clean_id(product)} AS given_,
+                {moment_text("s")} AS time_text,
+                {timestamp("time_text", options.time_format)} AS ts,
+                {value("s.click_time")} AS click_text,
+                {timestamp("click_text", options.time_format)} AS click_ts,
+                coalesce({normal_type(value("s.type"))}, {default}) AS type_text
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
         typed AS (SELECT t.*, qa_key(t.query_) AS key, k.type AS known,
                 CASE WHEN k.type IS NOT NULL THEN k.type::VARCHAR
                      WHEN type_text IS NOT NULL THEN NULL
-                     WHEN query_ IS NOT NULL AND product_ IS NOT NULL THEN 'search+click'
+                     WHEN query_ IS NOT NULL AND given_ IS NOT NULL THEN 'search+click'
                      WHEN query_ IS NOT NULL THEN 'search' END AS kind,
-                p.product_id IS NOT NULL AS in_catalog
+                {KNOWN_PRODUCT}
             FROM texts t LEFT JOIN (VALUES {types}) k(name, type) ON k.name = t.type_text
-            LEFT JOIN products p ON p.product_id = t.product_)
+            LEFT JOIN products p ON p.product_id = t.given_
+            LEFT JOIN product_aliases a ON a.alias = t.given_)
         SELECT *,
             CASE WHEN broken IS NOT NULL THEN 'malformed row'
                  WHEN user_ IS NULL THEN 'no user'
                  WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
                  WHEN time_text IS NULL THEN 'no time'
-                 WHEN ts IS NULL OR (click_time IS NOT NULL AND trim(click_time) <> ''
-                      AND click_ts IS NULL) THEN 'unparseable time'
+                 WHEN ts IS NULL OR (click_text IS NOT NULL AND click_ts IS NULL)
+                 THEN 'unparseable time'
                  WHEN {OUT_OF_RANGE} THEN 'time out of range'
+                 WHEN {is_in_future("greatest(ts, click_ts)", allowed=options.allow_future)}
+                 THEN '{FUTURE}'
                  WHEN kind IS NULL AND type_text IS NOT NULL THEN 'unknown event type'
                  WHEN kind IS NULL THEN 'no event type'
                  WHEN kind = 'search' AND query_ IS NULL THEN 'search without a query'
@@ -83,7 +100,8 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                  THEN 'no product'
                  WHEN product_ IS NOT NULL AND kind <> 'search' AND NOT in_catalog
                  THEN 'unknown product' END AS reason,
-            CASE reason WHEN 'unparseable time' THEN time WHEN 'time out of range' THEN time
+            CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
+                 WHEN '{FUTURE}' THEN time_text
                  WHEN 'unknown event type' THEN type WHEN 'unknown product' THEN product_
                  WHEN 'malformed row' THEN broken END AS detail
         FROM typed"""

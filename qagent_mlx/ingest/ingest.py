@@ -9,11 +9,14 @@ transaction. Duplicates are skipped, so the same file may be ingested twice.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 
@@ -22,15 +25,20 @@ from ..shop.shop import Shop
 from ..utils.database import literal
 from ..utils.settings import check
 from ..utils.text import clean, query_key
-from .columns import FIELDS
+from .columns import ATTRIBUTE, FIELDS
 from .events import store_events
+from .history import last_event, next_ingest, record_ingest
+from .impressions import store_impressions
 from .parse_fields import attributes_or_mark, category, plain
 from .products import price_or_nan, store_products
-from .report import REMEDIES, IngestReport, Kind, ReadOptions
+from .report import IngestReport, Kind, Load, ReadOptions, RejectReason, refuse_rejects, remedy
 from .sources.joining import stage_location
 from .sources.locations import Location, locate
+from .sources.staging import Staged
+from .understood import notes, understand
 
-RETRY = "retry"  # stands for a file's name while rejected rows are tried again
+RETRY = "retry"  # stands for a file's name where rejected rows are tried again
+_PATCH = ATTRIBUTE  # of a rejected row: attributes that leave the others of the product as they are
 
 
 def ingest_files(
@@ -39,14 +47,14 @@ def ingest_files(
     files: Sequence[str | Path | Location],
     options: ReadOptions | None = None,
 ) -> IngestReport:
-    """Load ``products`` or ``events`` from files, folders, tables or addresses.
+    """Load ``products``, ``events`` or ``impressions`` from files, folders, tables or addresses.
 
     Each file is one transaction; a file that cannot be read stops the run, with the files
-    before it kept.
+    before it kept. Each is an entry of the shop's history (`history.undo_ingest`).
 
     Raises:
-        QAgentError: a file is missing, empty, cut short, in another encoding, or lacks a
-            column. Nothing of that file is stored.
+        QAgentError: a file is missing, empty, cut short, in another encoding, lacks a column, or
+            has more bad rows than ``max_rejects`` allows. Nothing of that file is stored.
     """
     options = options or ReadOptions()
     check(options)
@@ -57,8 +65,12 @@ def ingest_files(
                 staged = stage_location(connection, kind, location, options)
                 if staged is None:
                     continue
-                total += _store_staged(shop, kind, location.short, options, staged.malformed)
-                total += IngestReport(notes=staged.notes)
+                report = _store_file(shop, kind, location, options, staged)
+                if options.dry_run:
+                    raise _DryRun(report)
+            total += report
+        except _DryRun as dry:
+            total += dry.report
         except (duckdb.OutOfMemoryException, MemoryError) as error:
             raise QAgentError(
                 f"{location.shown}: not enough memory; close other programs, or cut it into "
@@ -69,35 +81,90 @@ def ingest_files(
     return total
 
 
-def retry_rejected(shop: Shop) -> IngestReport:
-    """Try the rejected rows again, after what they lacked has come in."""
+class _DryRun(Exception):
+    """Rolls a file's transaction back, with the report of what it would have stored."""
+
+    def __init__(self, report: IngestReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+def _store_file(
+    shop: Shop, kind: Kind, location: Location, options: ReadOptions, staged: Staged
+) -> IngestReport:
+    """Store what is staged of a file, and enter it into the shop's history."""
+    load = Load(options, frozenset(staged.chosen), next_ingest(shop.connection))
+    started, last = _now(), last_event(shop.connection)
+    report = _store_staged(shop, kind, location.short, load, staged, last)
+    path = Path(location.name)
+    size = path.stat().st_size if path.is_file() else None
+    record_ingest(shop.connection, load, kind, location.short, started, report, size, last)
+    return report
+
+
+def retry_rejected(shop: Shop, options: ReadOptions | None = None) -> IngestReport:
+    """Try the rejected rows again, after what they lacked has come in.
+
+    Args:
+        options: How to read them this time: the type of all, their times' format, or the field
+            that holds another one (``mapping``).
+    """
+    options = options or ReadOptions()
+    check(options)
     total = IngestReport()
-    kinds: tuple[Kind, ...] = ("products", "events")
-    for kind in kinds:
+    for kind in get_args(Kind):
         with shop.transaction() as connection:
             # Rows that could not even be split into fields stay where they are.
             retried = "kind = ? AND raw IS NOT NULL AND reason NOT LIKE 'malformed%'"
             connection.execute(
                 f"""CREATE OR REPLACE TEMP TABLE tried AS
-                SELECT row_number() OVER (ORDER BY rowid) AS number, * FROM rejects
-                WHERE {retried}""",
+                SELECT row_number() OVER (ORDER BY rowid) AS number, json_keys(raw) AS keys, *
+                FROM rejects WHERE {retried}""",
                 [kind],
             )
-            texts = ", ".join(f"json_extract_string(raw, '$.{f}') AS {f}" for f in FIELDS[kind])
-            connection.execute(
-                f"""CREATE OR REPLACE TEMP TABLE stage AS
-                SELECT number AS row, {texts}, NULL::VARCHAR AS broken FROM tried"""
-            )
             connection.execute(f"DELETE FROM rejects WHERE {retried}", [kind])
-            total += _store_staged(shop, kind, RETRY, ReadOptions())
+            started, last = _now(), last_event(connection)
+            load = Load(options, frozenset(), next_ingest(connection))
+            report = IngestReport()
+            key_lists = connection.execute("SELECT DISTINCT keys FROM tried ORDER BY keys")
+            for (keys,) in key_lists.fetchall():
+                fields = _stage_tried(connection, kind, keys, options)
+                report += _store_staged(shop, kind, RETRY, replace(load, fields=fields))
+            if report.accepted:
+                record_ingest(connection, load, kind, RETRY, started, report, None, last)
             # What is rejected again is still a row of its own file.
             connection.execute(
-                f"""UPDATE rejects SET file = t.file, row = t.row, rejected_at = t.rejected_at
+                f"""UPDATE rejects SET file = t.file, row = t.row, rejected_at = t.rejected_at,
+                    ingest_id = t.ingest_id
                 FROM tried t WHERE rejects.file = '{RETRY}' AND rejects.kind = t.kind
                 AND rejects.row = t.number;
                 DROP TABLE tried"""
             )
+            total += report
     return total
+
+
+def _stage_tried(
+    connection: duckdb.DuckDBPyConnection, kind: Kind, keys: list[str], options: ReadOptions
+) -> frozenset[str]:
+    """Stage the rejected rows that have these fields; returns the fields."""
+    sources = {field: field for field in FIELDS[kind] if field in keys}
+    if _PATCH in keys:  # attributes of which the file had only some
+        sources["attributes"] = _PATCH
+    sources |= {field: key for field, key in options.mapping if field in FIELDS[kind]}
+
+    def text(field: str) -> str:
+        if field not in sources:
+            return "NULL::VARCHAR"
+        return f"json_extract_string(raw, {literal('$.' + json.dumps(sources[field]))})"
+
+    texts = ", ".join(f"{text(field)} AS {field}" for field in FIELDS[kind])
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE stage AS
+        SELECT number AS row, {texts}, NULL::VARCHAR AS broken FROM tried WHERE keys = ?""",
+        [keys],
+    )
+    return frozenset(_PATCH if key == _PATCH else field for field, key in sources.items())
 
 
 def append_events(shop: Shop, events: Iterable[dict[str, Any]]) -> IngestReport:
@@ -143,7 +210,8 @@ def append_in_transaction(shop: Shop, events: Iterable[dict[str, Any]]) -> Inges
     with shop.connection.appender("stage") as appender:
         for number, values in enumerate(events, 1):
             appender.append_row(number, *(_text(values.get(field)) for field in fields), None)
-    return _store_staged(shop, "events", "events", ReadOptions())
+    load = Load(ReadOptions(allow_future=True), frozenset(fields))
+    return _store_staged(shop, "events", "events", load)
 
 
 def _text(value: Any) -> str | None:
@@ -174,50 +242,94 @@ def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
     connection.create_function("qa_price", price_or_nan, ["VARCHAR", "BOOLEAN"], "DOUBLE")
 
 
+_STORE = {"products": store_products, "events": store_events, "impressions": store_impressions}
+
+
 def _store_staged(
-    shop: Shop, kind: Kind, file: str, options: ReadOptions, malformed: str = "malformed row"
+    shop: Shop,
+    kind: Kind,
+    file: str,
+    load: Load,
+    staged: Staged | None = None,
+    last_event_id: int = 0,
 ) -> IngestReport:
-    """Check and store the rows of ``stage``, keep the rejected ones, and report."""
+    """Check and store the rows of ``stage``, keep the rejected ones, and report.
+
+    Args:
+        staged: How the file was read. Without it the rows come from no file: there is no more to
+            say of them, and they may all be rejected.
+        last_event_id: Of the log before this load, which ``staged`` is compared with.
+    """
     connection = shop.connection
     register_functions(connection)
-    store = store_products if kind == "products" else store_events
-    accepted, duplicates = store(shop, options)
+    accepted, duplicates = _STORE[kind](shop, load)
+    malformed = staged.malformed if staged else "malformed row"
     connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])
-    raw = ", ".join(f"'{field}', {_raw_field(field, options)}" for field in FIELDS[kind])
-    connection.execute(
-        f"""INSERT INTO rejects (file, row, kind, reason, raw)
-        SELECT file, row, kind, reason, raw FROM (
-            SELECT ? AS file, row, ? AS kind, reason,
-                   coalesce(broken, json_object({raw})::VARCHAR) AS raw
-            FROM checked WHERE reason IS NOT NULL) c
-        ANTI JOIN rejects r USING (file, row, kind, reason, raw)""",
-        [file, kind],
+    report = IngestReport(accepted, 0, duplicates)
+    rejected = _rejected(connection, file, load)
+    if staged is not None:
+        refuse_rejects(file, rejected, accepted + duplicates, load)
+        understood = understand(connection, kind, file, staged, last_event_id)
+        lines = staged.notes + notes(connection, kind, load)
+        report += IngestReport(notes=lines, understood=(understood,))
+    _keep_rejected(connection, kind, file, load)
+    connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
+    return report + IngestReport(
+        rejected=sum(reason.rows for reason in rejected),
+        reasons={reason.name: reason.rows for reason in rejected},
+        examples=tuple(str(reason) for reason in rejected),
     )
+
+
+def _rejected(connection: duckdb.DuckDBPyConnection, file: str, load: Load) -> list[RejectReason]:
+    """The reasons of the rows of ``checked`` that are bad, the most frequent first."""
     reasons = connection.execute(
         """SELECT reason, count(*), min(row), arg_min(detail, row) FROM checked
         WHERE reason IS NOT NULL GROUP BY reason ORDER BY count(*) DESC, reason"""
     ).fetchall()
-    examples = []
-    for reason, count, row, detail in reasons:
+    rejected = []
+    for name, count, row, detail in reasons:
         place = (file, row)
         if file == RETRY:
             (place,) = connection.execute(
                 "SELECT file, row FROM tried WHERE number = ?", [row]
             ).fetchall()
-        shown = f" {clean(str(detail))[:60]!r}" if detail else ""
-        rows = f" ({count} rows)" if count > 1 else ""
-        remedy = REMEDIES.get(reason, "")
-        examples.append(f"{place[0]} row {place[1]}: {reason}{shown}{rows}; {remedy}")
-    connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
-    counts = {reason: count for reason, count, *_ in reasons}
-    return IngestReport(accepted, sum(counts.values()), duplicates, counts, tuple(examples))
+        shown = clean(str(detail))[:60] if detail else ""
+        rejected.append(RejectReason(name, count, *place, shown, remedy(name, load.fields)))
+    return rejected
 
 
-def _raw_field(field: str, options: ReadOptions) -> str:
-    """SQL: a field of a rejected row, readable by `retry_rejected` without the file's options."""
-    if field == "type" and options.event_type:
-        return f"coalesce(nullif(trim(type), ''), {literal(options.event_type)})"
-    parsed = {"time": "ts", "click_time": "click_ts"}.get(field)
-    if parsed and options.time_format:
-        return f"coalesce({parsed}::VARCHAR, {field})"
-    return field
+def _keep_rejected(
+    connection: duckdb.DuckDBPyConnection, kind: Kind, file: str, load: Load
+) -> None:
+    """Add the bad rows of ``checked`` to ``rejects``, with the fields that the file has."""
+    raw = ", ".join(f"{literal(name)}, {sql}" for name, sql in _raw_fields(kind, load).items())
+    connection.execute(
+        f"""INSERT INTO rejects (file, row, kind, reason, raw, ingest_id)
+        SELECT file, row, kind, reason, raw, $3 FROM (
+            SELECT $1 AS file, row, $2 AS kind, reason,
+                   coalesce(broken, json_object({raw})::VARCHAR) AS raw
+            FROM checked WHERE reason IS NOT NULL) c
+        ANTI JOIN rejects r USING (file, row, kind, reason, raw) ORDER BY row""",
+        [file, kind, load.ingest_id],
+    )
+
+
+def _raw_fields(kind: Kind, load: Load) -> dict[str, str]:
+    """SQL of a rejected row's fields, readable by `retry_rejected` without the file's options."""
+    fields = {field: field for field in FIELDS[kind] if field in load.fields}
+    if "attributes" not in fields and any(name.startswith(ATTRIBUTE) for name in load.fields):
+        fields[_PATCH] = "attributes"
+    if load.options.event_type and kind == "events":
+        fields["type"] = f"coalesce(nullif(trim(type), ''), {literal(load.options.event_type)})"
+    joined = "time_of_day" in fields
+    for field, parsed in (("time", "ts"), ("click_time", "click_ts")):
+        if field in fields and (load.options.time_format or (joined and field == "time")):
+            fields[field] = f"coalesce({parsed}::VARCHAR, {field})"
+    if joined:
+        fields["time_of_day"] = "CASE WHEN ts IS NULL THEN time_of_day END"
+    return fields
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(tzinfo=None)

@@ -13,6 +13,7 @@ from ..utils.text import clean
 
 MAX_ID, MAX_TITLE, MAX_QUERY = 256, 2000, 300  # characters
 BAD_ATTRIBUTES = "\0bad"  # no text holds it
+FUTURE = "time in the future"
 OUT_OF_RANGE = "ts < TIMESTAMP '1990-01-01' OR ts >= TIMESTAMP '2100-01-01'"  # SQL
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -121,9 +122,27 @@ def _parse_list(text: str) -> list[str] | None:
     return [str(value) for value in values] if isinstance(values, list) else None
 
 
-def blank_to_null(column: str) -> str:
-    """SQL: the trimmed text of a column, NULL where nothing is left."""
-    return f"nullif(trim({column}), '')"
+# What exports write where there is no value; and in place of a user whom nobody knows.
+_NOTHING = (
+    *("", "na", "n/a", "nan", "null", "none", "undefined", "not set", "-", "<na>", "<null>"),
+    *("(not set)", "(none)", "(null)", "(data deleted)", "(other)", "<other>", "nat", "\\n"),
+)
+_NOBODY = ("0", "-1", "0.0", "-1.0", "00000000-0000-0000-0000-000000000000", "anonymous", "guest")
+_LONGEST = max(map(len, (*_NOTHING, *_NOBODY)))
+
+
+def value(column: str, *, person: bool = False) -> str:
+    """SQL: the trimmed text of a column, NULL where it says that there is no value.
+
+    Args:
+        column: SQL of the text.
+        person: Whether it is a user's id, for which `0` or `guest` is no value either.
+    """
+    nothing = ", ".join(map(literal, (*_NOTHING, *_NOBODY) if person else _NOTHING))
+    return (
+        f"CASE WHEN length({column}) > {_LONGEST} OR lower(trim({column})) NOT IN ({nothing}) "
+        f"THEN trim({column}) END"
+    )
 
 
 def clean_id(column: str) -> str:
@@ -132,6 +151,66 @@ def clean_id(column: str) -> str:
         f"CASE WHEN regexp_full_match({column}, '[!-~]+') THEN {column} "
         f"ELSE nullif(qa_clean({column}), '') END"
     )
+
+
+# Words of stock without spaces, dashes and accents: English, German, French, Spanish, and those of
+# merchants' feeds, where what can be ordered is in stock.
+_IN_STOCK = """true t yes y instock available onbackorder backorder preorder availablefororder
+    limitedavailability onlineonly instoreonly lowstock presale wahr ja j auflager verfugbar
+    verfuegbar vorratig vorraetig lieferbar sofortlieferbar vorbestellbar vrai oui o enstock
+    disponible precommande si verdadero endisponibilidad conexistencias""".split()  # noqa: SIM905
+_SOLD_OUT = """false f no n outofstock unavailable soldout discontinued notavailable falsch nein
+    ausverkauft nichtauflager nichtverfugbar nichtverfuegbar nichtlieferbar nichtvorratig
+    vergriffen faux non rupture rupturedestock enrupture horsstock indisponible epuise nondisponible
+    falso agotado sinexistencias nodisponible sinstock""".split()  # noqa: SIM905
+
+
+def in_stock(text: str) -> str:
+    """SQL: whether a text of stock, a number or a word, says that there is some; NULL if neither.
+
+    The words are those of shops' exports in English, German, French and Spanish.
+    """
+    bare = (
+        f"regexp_replace(strip_accents(regexp_replace(lower({text}), '^https?://schema.org/', '')),"
+        " '[\\s_-]+', '', 'g')"
+    )
+    yes, no = (", ".join(map(literal, words)) for words in (_IN_STOCK, _SOLD_OUT))
+    number = f"try_cast(replace({text}, ',', '.') AS DOUBLE)"
+    counted = f"regexp_extract({bare}, '^(\\d+)(instock|available|pcs|units?|stuck|stk)$', 1)"
+    return f"""CASE WHEN isfinite({number}) THEN {number} > 0
+        WHEN {bare} IN ({yes}) THEN true WHEN {bare} IN ({no}) THEN false
+        WHEN {counted} <> '' THEN try_cast({counted} AS DOUBLE) > 0 END"""
+
+
+def normal_type(column: str) -> str:
+    """SQL: the name of an event type as `columns.TYPE_NAMES` writes it."""
+    return f"regexp_replace(lower({column}), '[ _-]+', '_', 'g')"
+
+
+def is_in_future(column: str, *, allowed: bool) -> str:
+    """SQL: whether a timestamp lies more than a day after the clock, which no log can know."""
+    if allowed:
+        return "false"
+    return f"{column} > (current_timestamp AT TIME ZONE 'UTC') + INTERVAL 1 DAY"
+
+
+def moment_text(stage: str) -> str:
+    """SQL: the text of a row's time, with the time of day from a column of its own if it has one.
+
+    The time of day may be `18:57:35`, `18:57`, `6:57 PM` or an hour.
+    """
+    day, hour = value(f"{stage}.time"), value(f"{stage}.time_of_day")
+    day_only = f"regexp_replace({day}, '[ T]00:00(:00(\\.0+)?)?$', '')"
+    twelve = " , ".join(
+        f"try_strptime(upper({hour}), '{form}')" for form in ("%I:%M %p", "%I:%M:%S %p", "%I %p")
+    )
+    return f"""CASE WHEN {stage}.time_of_day IS NULL THEN {day}
+        WHEN {hour} IS NULL THEN {day}
+        WHEN regexp_full_match({hour}, '\\d{{1,2}}(\\.0)?')
+        THEN {day_only} || ' ' || lpad(split_part({hour}, '.', 1), 2, '0') || ':00:00'
+        WHEN regexp_full_match({hour}, '(?i).*[ap]m')
+        THEN {day_only} || ' ' || coalesce(strftime(coalesce({twelve}), '%H:%M:%S'), {hour})
+        ELSE {day_only} || ' ' || {hour} END"""
 
 
 def timestamp(column: str, time_format: str | None) -> str:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import duckdb
 
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
+from .columns import ATTRIBUTE
 from .parse_fields import (
     BAD_ATTRIBUTES,
     MAX_ID,
     MAX_TITLE,
     OUT_OF_RANGE,
-    blank_to_null,
+    clean_id,
+    in_stock,
     price,
     timestamp,
+    value,
 )
-from .report import ReadOptions
+from .report import Load
+from .staged_ids import id_value
 
 # A comma before the last one or two digits separates cents, and so does a point.
 _CENTS = "count(*) FILTER (regexp_matches(price, '\\d[{0}]\\d{{1,2}}\\D*$'))"
 _HAS_DECIMAL_COMMAS = f"SELECT {_CENTS.format(',')} > 0 AND {_CENTS.format('.')} = 0 FROM stage"
-_IN_STOCK = ("true", "t", "yes", "y", "in stock", "instock", "available")
-_SOLD_OUT = ("false", "f", "no", "n", "out of stock", "outofstock", "unavailable", "sold out")
 
 
 def price_or_nan(text: str, comma: bool) -> float:
@@ -32,82 +35,111 @@ def price_or_nan(text: str, comma: bool) -> float:
     return math.nan if value is None else value
 
 
-def store_products(shop: Shop, options: ReadOptions) -> tuple[int, int]:
+def store_products(shop: Shop, load: Load) -> tuple[int, int]:
     """Store the good rows of ``stage``; all go to ``checked``, with a reason where they are bad.
 
     ``products`` holds the newest state of each product and ``product_history`` all states. A row
     with a time says what held from then on. A row without one says what holds now; what held
-    before stays known for moments before now. Returns the numbers of rows that were stored, and
-    of duplicates.
+    before stays known for moments before now. Fields that the file does not have stay as they
+    are; those of a product that is new are empty, and it is in stock. Returns the numbers of rows
+    that were stored, and of duplicates.
     """
     connection, version = shop.connection, shop.catalog_version + 1
-    _check(connection, options)
+    _check(connection, load)
     _find_changes(connection)
+    _find_aliases(connection, "aliases" in load.fields)
     ((good, stored),) = connection.execute(
         """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
                   count(*) FROM (SELECT DISTINCT product_id, ts FROM fresh_history UNION
-            SELECT f.product_id, NULL FROM fresh f
-            WHERE f.product_id NOT IN (SELECT product_id FROM fresh_history))"""
+            SELECT product_id, NULL FROM (
+                SELECT product_id FROM fresh UNION SELECT product_id FROM realiased)
+            WHERE product_id NOT IN (SELECT product_id FROM fresh_history))"""
     ).fetchall()
-    _store_changes(connection, version)
     if stored:
+        if load.ingest_id is not None:
+            _keep_replaced(connection, load.ingest_id, version)
+        _store_changes(connection, version)
         shop.set_meta("catalog_version", str(version))
         MemoryStore(connection, shop.config.memory).catalog_changed(
             "SELECT product_id, ts FROM fresh_history"
         )
-    connection.execute("DROP TABLE states; DROP TABLE fresh; DROP TABLE fresh_history")
+    for table in ("states", "fresh", "fresh_history", "fresh_aliases", "realiased"):
+        connection.execute(f"DROP TABLE {table}")
     return stored, good - stored
 
 
-def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
+def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
     ((comma,),) = connection.execute(_HAS_DECIMAL_COMMAS).fetchall()
 
     def text(column: str) -> str:
-        if not options.html:
-            return column
+        if not load.options.html:
+            return value(column)
         markup = f"contains({column}, '&') OR contains({column}, '<')"
-        return f"CASE WHEN {markup} THEN qa_plain({column}) ELSE {column} END"
+        return value(f"(CASE WHEN {markup} THEN qa_plain({column}) ELSE {column} END)")
 
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH texts AS (SELECT row, broken, product_id, title, brand, category, price, stock,
-                attributes, time, nullif(qa_clean(product_id), '') AS id,
-                left(nullif(qa_clean({text("title")}), ''), {MAX_TITLE}) AS title_,
-                left(nullif(qa_clean({text("brand")}), ''), 120) AS brand_,
-                nullif(qa_category({text("category")}), '') AS category_,
-                {blank_to_null("price")} AS price_text,
+                attributes, time, aliases, {clean_id(id_value(connection, "product_id"))} AS id,
+                left(nullif(qa_clean({text("title")}), ''), {MAX_TITLE}) AS new_title,
+                left(nullif(qa_clean({text("brand")}), ''), 120) AS new_brand,
+                nullif(qa_category({text("category")}), '') AS new_category,
+                {value("price")} AS price_text,
                 CASE WHEN try_cast(price_text AS DOUBLE) IS NULL OR {comma}
-                     THEN qa_price(price_text, {comma}) ELSE price_text::DOUBLE END AS price_,
-                lower({blank_to_null("stock")}) AS stock_text,
-                qa_attributes(attributes) AS attributes_,
-                {blank_to_null("time")} AS time_text,
-                {timestamp("trim(time)", options.time_format)} AS ts
-            FROM stage),
-        typed AS (SELECT *,
-                CASE WHEN stock_text IS NULL OR stock_text IN {_IN_STOCK} THEN true
-                     WHEN stock_text IN {_SOLD_OUT} THEN false
-                     WHEN isfinite(try_cast(stock_text AS DOUBLE))
-                     THEN try_cast(stock_text AS DOUBLE) > 0 END AS stock_,
-                price_text IS NOT NULL AND (price_ IS NULL OR NOT isfinite(price_)
-                     OR price_ < 0 OR price_ > 1e9) AS bad_price
-            FROM texts)
+                     THEN qa_price(price_text, {comma}) ELSE price_text::DOUBLE END AS new_price,
+                {value("stock")} AS stock_text, {in_stock("stock_text")} AS new_stock,
+                {value("time")} AS time_text,
+                {timestamp("time_text", load.options.time_format)} AS ts
+            FROM stage s),
+        typed AS (SELECT t.*, {_merged_fields(load.fields)},
+                price_text IS NOT NULL AND (new_price IS NULL OR NOT isfinite(new_price)
+                     OR new_price < 0 OR new_price > 1e9) AS bad_price
+            FROM texts t LEFT JOIN products p ON p.product_id = t.id
+            ASOF LEFT JOIN product_history h ON h.product_id = t.id AND t.ts >= h.ts)
         SELECT *,
             CASE WHEN broken IS NOT NULL THEN 'malformed row'
                  WHEN id IS NULL THEN 'no product id'
                  WHEN length(id) > {MAX_ID} THEN 'id too long'
                  WHEN title_ IS NULL THEN 'no title'
                  WHEN bad_price THEN 'bad price'
-                 WHEN stock_ IS NULL THEN 'bad stock'
+                 WHEN stock_text IS NOT NULL AND new_stock IS NULL THEN 'bad stock'
                  WHEN attributes_ = $bad THEN 'bad attributes'
                  WHEN time_text IS NOT NULL AND ts IS NULL THEN 'unparseable time'
                  WHEN {OUT_OF_RANGE} THEN 'time out of range' END AS reason,
             CASE reason WHEN 'malformed row' THEN broken WHEN 'bad price' THEN price
                  WHEN 'bad stock' THEN stock WHEN 'unparseable time' THEN time
-                 WHEN 'time out of range' THEN time END AS detail
+                 WHEN 'time out of range' THEN time
+                 WHEN 'no title' THEN CASE WHEN {"title" not in load.fields} THEN id END
+                 END AS detail
         FROM typed""",
         {"bad": BAD_ATTRIBUTES},
     )
+
+
+def _merged_fields(fields: Collection[str]) -> str:
+    """SQL: what a product is after a row ``t``; what the file lacks is as in the stored ``p``.
+
+    Price and stock are as they were at the row's time, which ``h`` knows. A blank title, and a
+    blank stock, say nothing.
+    """
+
+    def merged(field: str, new: str, old: str) -> str:
+        return new if field in fields else old
+
+    old_price = "CASE WHEN h.product_id IS NOT NULL THEN h.price ELSE p.price END"
+    old_stock = "coalesce(h.in_stock, p.in_stock, true)"
+    attributes = value("t.attributes")
+    if "attributes" not in fields:
+        patched = "json_merge_patch(coalesce(p.attributes, '{}')::JSON, t.attributes::JSON)"
+        is_mapped = any(field.startswith(ATTRIBUTE) for field in fields)
+        attributes = f"{patched}::VARCHAR" if is_mapped else "p.attributes"
+    return f"""coalesce(new_title, p.title) AS title_,
+        {merged("brand", "new_brand", "p.brand")} AS brand_,
+        {merged("category", "new_category", "p.category")} AS category_,
+        {merged("price", "new_price", old_price)} AS price_,
+        {merged("stock", f"coalesce(new_stock, {old_stock})", old_stock)} AS stock_,
+        qa_attributes({attributes}) AS attributes_"""
 
 
 def _find_changes(connection: duckdb.DuckDBPyConnection) -> None:
@@ -137,6 +169,48 @@ def _find_changes(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
+def _find_aliases(connection: duckdb.DuckDBPyConnection, has_aliases: bool) -> None:
+    """``fresh_aliases`` of the good rows, and in ``realiased`` the products whose differ."""
+    where = "reason IS NULL" if has_aliases else "false"
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE fresh_aliases AS
+        SELECT alias, arg_max(id, row) AS product_id FROM (
+            SELECT row, id, {clean_id(value("text"))} AS alias FROM (
+                SELECT row, id, unnest(string_split(aliases, '|')) AS text FROM (
+                    FROM checked WHERE {where}
+                    QUALIFY row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1)))
+        WHERE alias IS NOT NULL AND alias <> id AND length(alias) <= {MAX_ID} GROUP BY alias;
+        CREATE OR REPLACE TEMP TABLE realiased AS
+        WITH named AS (SELECT DISTINCT id AS product_id FROM checked WHERE {where}),
+        before AS (SELECT alias, product_id FROM product_aliases SEMI JOIN named USING (product_id))
+        SELECT DISTINCT product_id FROM (
+            (FROM before EXCEPT SELECT alias, product_id FROM fresh_aliases) UNION ALL
+            (SELECT alias, product_id FROM fresh_aliases EXCEPT FROM before))"""
+    )
+
+
+def _keep_replaced(connection: duckdb.DuckDBPyConnection, ingest_id: int, version: int) -> None:
+    """Keep the products as they are before this load, for `history.undo_ingest`."""
+    connection.execute(
+        """INSERT INTO replaced_products
+        WITH touched AS (SELECT product_id FROM fresh UNION SELECT product_id FROM fresh_history
+                         UNION SELECT product_id FROM realiased),
+        histories AS (SELECT product_id, list({ts: h.ts, price: h.price, in_stock: h.in_stock})
+                          AS history
+                      FROM product_history h SEMI JOIN touched USING (product_id) GROUP BY 1),
+        others AS (SELECT product_id, list(alias) AS aliases
+                   FROM product_aliases SEMI JOIN touched USING (product_id) GROUP BY 1)
+        SELECT $1, t.product_id,
+               CASE WHEN p.product_id IS NOT NULL THEN {title: p.title, brand: p.brand,
+                   category: p.category, price: p.price, in_stock: p.in_stock,
+                   attributes: p.attributes, changed: p.changed} END,
+               history, aliases, $2
+        FROM touched t LEFT JOIN products p USING (product_id)
+        LEFT JOIN histories USING (product_id) LEFT JOIN others USING (product_id)""",
+        [ingest_id, version],
+    )
+
+
 def _store_changes(connection: duckdb.DuckDBPyConnection, version: int) -> None:
     # The state that a change replaces holds since ever, unless its history says more.
     connection.execute(
@@ -153,5 +227,10 @@ def _store_changes(connection: duckdb.DuckDBPyConnection, version: int) -> None:
         INSERT OR REPLACE INTO products SELECT *, {version} FROM fresh;
         DELETE FROM product_history USING fresh_history f
         WHERE product_history.product_id = f.product_id AND product_history.ts = f.ts;
-        INSERT INTO product_history SELECT * FROM fresh_history"""
+        INSERT INTO product_history SELECT * FROM fresh_history;
+        DELETE FROM product_aliases WHERE product_id IN (SELECT product_id FROM realiased);
+        INSERT OR REPLACE INTO product_aliases
+        SELECT alias, product_id FROM fresh_aliases SEMI JOIN realiased USING (product_id);
+        UPDATE products SET changed = {version}
+        WHERE product_id IN (SELECT product_id FROM realiased)"""
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from ..errors import QAgentError
 from ..types import EVENT_TYPES
+from ..utils.settings import SettingError
 from .parse_fields import MAX_ID, MAX_QUERY
 
-Kind = Literal["products", "events"]
+Kind = Literal["products", "events", "impressions"]
 EventType = Literal["search", "view", "click", "cart", "purchase"]
 
 REMEDIES = {
@@ -20,10 +24,13 @@ REMEDIES = {
     "unparseable time": "use ISO 8601 or epoch seconds, or give the time format of the file",
     "time out of range": "times must lie between 1990 and 2100; digits alone are epoch seconds, "
     "others such as 20260301 need a time format (%Y%m%d)",
+    "time in the future": "an event that lies ahead of the clock would move the log's end for "
+    "everybody; check the time's unit and zone, or allow the future",
     "no time": "every event needs a time",
     "no user": "every event needs a user",
     "no title": "every product needs a title",
     "no product id": "every product needs an id",
+    "bad position": "a position is a whole number from 1 on",
     "no product": "this type of event needs a product",
     "unknown product": "ingest its products first, then: qagent ingest retry",
     "search without a query": "a search needs a query",
@@ -32,10 +39,71 @@ REMEDIES = {
     "id too long": f"ids may have {MAX_ID} characters",
     "bad price": "a price is a number from 0 on, such as 1299.50, $1,299.50 or 1.299,50 EUR",
     "bad attributes": "attributes are a JSON object",
-    "bad stock": "stock is a number or true/false",
+    "bad stock": "stock is a number, or a word such as yes, in stock, sold out, ja, oui",
     "malformed row": "the row does not have the file's columns",
     "malformed JSON": "each line must be one JSON object",
 }
+
+
+_WITHOUT_COLUMN = {
+    ("no title", "title"): "without a title a row can only change a product that the shop has: "
+    "ingest the products first, or map the column of titles (title=COLUMN)",
+    ("no event type", "type"): REMEDIES["no event type"],
+    ("search without a query", "query"): "no column of the file is a query: map it "
+    "(query=COLUMN), or leave searches out and then: qagent ingest derive",
+    ("no product", "product_id"): "this type of event needs a product: map the column of its id "
+    "(product_id=COLUMN)",
+}  # by reason and field that the file has no column for
+
+
+def remedy(reason: str, fields: Collection[str]) -> str:
+    """What helps against a reason, in a file that has columns for these fields."""
+    for (name, field_name), text in _WITHOUT_COLUMN.items():
+        if reason == name and field_name not in fields:
+            return text
+    return REMEDIES.get(reason, "")
+
+
+@dataclass(frozen=True, slots=True)
+class RejectReason:
+    """Why rows of a file are rejected, with the first of them."""
+
+    name: str
+    rows: int
+    file: str
+    row: int
+    value: str  # that is at fault, empty where none is
+    remedy: str
+
+    def __str__(self) -> str:
+        value = f" {self.value!r}" if self.value else ""
+        rows = f" ({self.rows} rows)" if self.rows > 1 else ""
+        return f"{self.file} row {self.row}: {self.name}{value}{rows}; {self.remedy}"
+
+
+def refuse_rejects(file: str, rejected: Sequence[RejectReason], good: int, load: Load) -> None:
+    """Refuse a file that has no good row, or more bad ones than ``max_rejects`` allows.
+
+    Raises:
+        QAgentError: with the most frequent reason and its remedy.
+    """
+    bad = sum(reason.rows for reason in rejected)
+    if not bad:
+        return
+    worst = rejected[0]
+    # Nothing of the file is stored, so that there is nothing to be tried again.
+    helps = worst.remedy.replace(", then: qagent ingest retry", ", then this file again")
+    cause = str(replace(worst, remedy=helps)).removeprefix(f"{file} ")
+    if not good:
+        rows = "the only row is" if bad == 1 else f"all {bad:,} rows are"
+        raise QAgentError(f"{file}: {rows} rejected, and nothing is stored; {cause}")
+    limit = load.options.max_rejects
+    if bad > limit * (bad + good):
+        raise SettingError(
+            "max_rejects",
+            f"{limit:g} is exceeded: {file}: {bad:,} of {bad + good:,} rows are rejected, and "
+            f"nothing is stored; most of them: {cause}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +121,25 @@ class ReadOptions:
     event_type: Annotated[
         EventType | None, Meta(description="Type of all events, for files without such a column.")
     ] = None
+    allow_future: Annotated[
+        bool, Meta(description="Store events that lie more than a day ahead of the clock, too.")
+    ] = False
+    max_rejects: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of a file's rows that may be rejected; else nothing of it is "
+            "stored. A file whose rows are all rejected is never stored.",
+        ),
+    ] = 0.5
+    preset: Annotated[
+        str | None,
+        Meta(description="Preset that the rows come from, whose times are in UTC already."),
+    ] = None
+    dry_run: Annotated[
+        bool, Meta(description="Say what would be understood and rejected; store nothing.")
+    ] = False
     html: Annotated[
         bool, Meta(description="Remove entities and markup from titles, brands and categories.")
     ] = True
@@ -70,6 +157,46 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """One file's way into the shop.
+
+    Attributes:
+        fields: Those that the file has a column for; the others of a product stay as they are.
+        ingest_id: Its number in the shop's history, None for events that come from no file.
+    """
+
+    options: ReadOptions
+    fields: frozenset[str]
+    ingest_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """Columns and contents of one file. Counts are of its good rows, known ones included."""
+
+    file: str
+    kind: str
+    rows: int  # with those that were rejected
+    columns: dict[str, str] = field(default_factory=dict)  # by field
+    unused: tuple[str, ...] = ()  # columns
+    choices: tuple[str, ...] = ()  # a line for each field that several columns could feed
+    first: datetime | None = None  # moments in UTC
+    last: datetime | None = None
+    types: dict[str, int] = field(default_factory=dict)  # events by type
+    users: int = 0
+    products: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        moments = {
+            name: moment.isoformat() if moment else None
+            for name, moment in (("first", self.first), ("last", self.last))
+        }
+        return asdict(self) | moments
+
+
+@dataclass(frozen=True, slots=True)
 class IngestReport:
     """Rows of one or more files that were stored, rejected, or known already."""
 
@@ -80,6 +207,7 @@ class IngestReport:
     examples: tuple[str, ...] = ()  # a line for each reason and file
     ignored: dict[str, int] = field(default_factory=dict)  # by name, what no field is made of
     notes: tuple[str, ...] = ()  # a line for each guess or decision
+    understood: tuple[Understood, ...] = ()  # of each file
 
     def __add__(self, other: IngestReport) -> IngestReport:
         return IngestReport(
@@ -90,8 +218,9 @@ class IngestReport:
             self.examples + other.examples,
             dict(Counter(self.ignored) + Counter(other.ignored)),
             tuple(dict.fromkeys(self.notes + other.notes)),
+            self.understood + other.understood,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return asdict(self) | {"understood": [file.to_dict() for file in self.understood]}

@@ -56,7 +56,7 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
             raise QAgentError(
                 f"{shop.path} has no product {', '.join(unknown[:5])}; nothing was removed"
             )
-        for table in ("products", "product_history"):
+        for table in ("products", "product_history", "product_aliases"):
             connection.execute(f"DELETE FROM {table} WHERE product_id IN (SELECT unnest(?))", [ids])
         ((remaining,),) = connection.execute("SELECT count(*) FROM products").fetchall()
         if not remaining:

@@ -39,3 +39,45 @@ CREATE TABLE rejects (
     rejected_at TIMESTAMP DEFAULT (current_timestamp AT TIME ZONE 'UTC')
 );
 """
+
+# Tables and columns that shops of 0.1.0 lack; they get them when they are first opened for writing.
+ADDITIONS = """
+CREATE TABLE IF NOT EXISTS product_aliases (  -- other ids of a product, such as variants' SKUs
+    alias      VARCHAR PRIMARY KEY,
+    product_id VARCHAR NOT NULL
+);
+CREATE TABLE IF NOT EXISTS impressions (      -- products that a user was shown
+    user_id    VARCHAR NOT NULL,
+    ts         TIMESTAMP NOT NULL, -- UTC
+    query      VARCHAR,
+    query_key  VARCHAR,
+    product_id VARCHAR NOT NULL,
+    position   INTEGER,            -- from 1 on
+    query_id   VARCHAR,            -- the search engine's own
+    ingest_id  BIGINT              -- see ingests
+);
+CREATE TABLE IF NOT EXISTS ingests (          -- loads of files, for `qagent ingest history`
+    ingest_id   BIGINT PRIMARY KEY,
+    file        VARCHAR NOT NULL,
+    kind        VARCHAR NOT NULL,
+    started     TIMESTAMP NOT NULL,
+    accepted    BIGINT NOT NULL,
+    rejected    BIGINT NOT NULL,
+    duplicates  BIGINT NOT NULL,
+    options     VARCHAR NOT NULL,  -- a JSON object of those that were given
+    size        BIGINT,            -- of the file in bytes, NULL for what is no file
+    first_event BIGINT,            -- event_ids of the load's events, both included
+    last_event  BIGINT,
+    undone      TIMESTAMP
+);
+CREATE TABLE IF NOT EXISTS replaced_products ( -- products as they were before a load
+    ingest_id  BIGINT NOT NULL,
+    product_id VARCHAR NOT NULL,
+    before     STRUCT(title VARCHAR, brand VARCHAR, category VARCHAR, price DOUBLE,
+                      in_stock BOOLEAN, attributes VARCHAR, changed BIGINT), -- NULL if new
+    history    STRUCT(ts TIMESTAMP, price DOUBLE, in_stock BOOLEAN)[],
+    aliases    VARCHAR[],
+    changed    BIGINT NOT NULL     -- the catalog version that the load gave it
+);
+ALTER TABLE rejects ADD COLUMN IF NOT EXISTS ingest_id BIGINT;
+"""

@@ -28,7 +28,7 @@ from ..utils.database import fetch_dicts, open_duckdb
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from .config import ShopConfig
-from .schema import SCHEMA
+from .schema import ADDITIONS, SCHEMA
 
 SHOP_VERSION = 1
 
@@ -76,7 +76,7 @@ class Shop:
             raise QAgentError(f"cannot make {path}: {error.strerror}") from error
         shop = cls(path, config, read_only=False)
         with shop.transaction() as connection:
-            connection.execute(SCHEMA.format(version=SHOP_VERSION))
+            connection.execute(SCHEMA.format(version=SHOP_VERSION) + ADDITIONS)
         # The settings are written last: a folder without them is no shop yet.
         shop.save_config()
         return shop
@@ -128,6 +128,8 @@ class Shop:
             connection = connect(self.path / "shop.duckdb", read_only=self.read_only)
             try:
                 _refuse_views(self.path, connection)
+                if not self.read_only:
+                    _add_missing_tables(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -183,6 +185,13 @@ class Shop:
     def set_meta(self, key: str, value: str) -> None:
         """Set a value in the ``meta`` table."""
         self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [key, value])
+
+    def has_table(self, name: str) -> bool:
+        """Whether the database has a table, which a shop of an older version may lack."""
+        found = self.connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE table_name = ? AND NOT temporary", [name]
+        )
+        return found.fetchone() is not None
 
     @property
     def catalog_version(self) -> int:
@@ -311,6 +320,19 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
             f"{path}/shop.duckdb holds the view or macro {names[0][0]!r}, and a shop has none; "
             "drop it, or make the shop again with qagent init and ingest"
         )
+
+
+def _add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Give a shop of an older version the tables that were added since."""
+    tables = dict(
+        connection.execute(
+            """SELECT table_name, list(column_name) FROM duckdb_columns()
+            WHERE table_name IN ('rejects', 'replaced_products') GROUP BY table_name"""
+        ).fetchall()
+    )
+    is_old = "replaced_products" not in tables or "ingest_id" not in tables.get("rejects", [])
+    if "rejects" in tables and is_old:
+        connection.execute(f"BEGIN; {ADDITIONS} COMMIT;")
 
 
 def _unreadable(path: Path, error: duckdb.Error) -> QAgentError:

@@ -71,12 +71,12 @@ def test_the_shop_can_be_named_by_environment(cli, built, monkeypatch):
 def test_ingest_counts_and_explains(cli, tmp_path):
     cli.run("init", "--shop", "new")
     path = tmp_path / "some.csv"
-    path.write_text("sku,label,price\na,Tent,12\nb,,\nc,Mat,x\n")
+    path.write_text("sku,label,price\na,Tent,12\nb,,\nc,Mat,x\nd,Bag,\n")
     arguments = ("ingest", "products", path, "--map", "title=label", "--shop", "new")
     report = cli.json(*arguments)
-    assert report["accepted"] == 1 and report["rejected"] == 2 and report["duplicates"] == 0
+    assert report["accepted"] == 2 and report["rejected"] == 2 and report["duplicates"] == 0
     assert report["reasons"] == {"no title": 1, "bad price": 1}
-    assert cli.json(*arguments)["duplicates"] == 1
+    assert cli.json(*arguments)["duplicates"] == 2
     shown = cli.run(*arguments).stdout
     assert "some.csv row 2: no title; every product needs a title" in shown
 

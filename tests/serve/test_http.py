@@ -246,7 +246,7 @@ def test_search_and_memory_answer_with_the_commands_keys(serving):
             400,
             "future",
         ),
-        ("/events", {"user_id": "u", "type": "click", "product_id": "none"}, 422, None),
+        ("/events", {"user_id": "u", "type": "click", "product_id": "no-such"}, 422, None),
         ("/policy", {"policy": "../a"}, 400, "no policy"),
     ],
 )

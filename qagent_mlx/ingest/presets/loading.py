@@ -16,7 +16,7 @@ from ...utils.database import literal, open_duckdb
 from ..columns import FIELDS
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
-from ..report import IngestReport, Kind
+from ..report import IngestReport, Kind, ReadOptions
 from .folder import Folder
 from .preset import Extract, Preset, PresetReport
 from .raw_files import RawFile, RawFiles, list_files, look_at
@@ -194,10 +194,11 @@ def _wants_mentioned(shop: Shop) -> bool:
 
 def _store(shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path]) -> PresetReport:
     reports = {}
+    options = ReadOptions(max_rejects=1, preset=preset.name)
     for kind in ("products", "events", "impressions"):
         reports[kind] = IngestReport()
         if kind in parts:
-            reports[kind] = ingest_files(shop, cast(Kind, kind), [parts[kind]])
+            reports[kind] = ingest_files(shop, cast(Kind, kind), [parts[kind]], options)
     notes = list(extract.notes)
     if extract.products is None and "products" in parts:
         with shop.transaction():

@@ -12,7 +12,15 @@ import duckdb
 from ...errors import QAgentError
 from ...utils.database import literal
 from ...utils.settings import SettingError
-from ..columns import ATTRIBUTE, REQUIRED, choose_columns, quote, select_fields, usual_fields
+from ..columns import (
+    ATTRIBUTE,
+    REQUIRED,
+    choose_columns,
+    profile_columns,
+    quote,
+    select_fields,
+    usual_fields,
+)
 from ..mapping import changed_value, key_value, resolve_path
 from ..report import Kind, ReadOptions
 from .locations import Location
@@ -32,6 +40,7 @@ class Staged:
     columns: tuple[str, ...]  # of the source
     chosen: dict[str, str]  # columns by field
     notes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # where several columns could feed a field
 
 
 def stage_table(
@@ -66,12 +75,21 @@ def stage_table(
             raise SettingError("on", f"{key!r}: {name} has no such column, only {_list(columns)}")
         lacking = _lacking(kind, source, mapping) if key is not None else ()
         source = _with_empty(source, lacking)
-        chosen = choose_columns(kind, Path(name), source.columns, replace(options, mapping=mapping))
+        selection = choose_columns(
+            kind,
+            Path(name),
+            source.columns,
+            replace(options, mapping=mapping),
+            lambda names: profile_columns(
+                connection, source.relation, source.parameters, {n: source.text(n) for n in names}
+            ),
+        )
+        chosen = selection.chosen
         _create_table(reading, source, chosen, table, key)
     chosen = {field: column for field, column in chosen.items() if column not in lacking}
     nested = {f: c for f, c in chosen.items() if c not in plain.columns}
     notes = (*source.notes, *_empty_paths(connection, table, nested))
-    return Staged(source.malformed, columns, chosen, notes)
+    return Staged(source.malformed, columns, chosen, notes, selection.notes)
 
 
 def _list(columns: Iterable[str]) -> str:

@@ -141,7 +141,7 @@ def test_a_shop_without_a_catalog_gets_products_from_the_events_until_there_is_o
     load_preset(shop, "ubi", raw)
     assert products()["p3"][0] == "item p3"
     catalog("p1", "p2")
-    write_json("day2.ndjson", event("click", "13:00:05Z", "p4"))
+    write_json("day2.ndjson", *(event("click", "13:00:05Z", p) for p in ("p2", "p4")))
     report = load_preset(shop, "ubi", raw)
     assert "p4" not in products() and products()["p2"][0] == "Title p2"
     assert report.events.reasons == {"unknown product": 1}
@@ -149,10 +149,10 @@ def test_a_shop_without_a_catalog_gets_products_from_the_events_until_there_is_o
 
 
 def test_nobody_is_not_a_user(shop, raw, write_json):
-    write_json("q.ndjson", {**QUERY, "client_id": "(not set)"})
+    write_json("q.ndjson", QUERY, {**QUERY, "client_id": "(not set)", "query_id": "q2"})
     assert load_preset(shop, "ubi", raw).events.reasons == {"no user": 1}
 
 
 def test_a_time_that_is_none_is_rejected_as_such(shop, raw, write_json):
-    write_json("q.ndjson", {**QUERY, "timestamp": "yesterday"})
+    write_json("q.ndjson", QUERY, {**QUERY, "timestamp": "yesterday", "query_id": "q2"})
     assert load_preset(shop, "ubi", raw).events.reasons == {"unparseable time": 1}

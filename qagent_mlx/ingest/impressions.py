@@ -1,0 +1,81 @@
+"""Check staged impressions, products that a user was shown, and store them."""
+
+from __future__ import annotations
+
+from ..shop.shop import Shop
+from .parse_fields import (
+    FUTURE,
+    MAX_ID,
+    MAX_QUERY,
+    OUT_OF_RANGE,
+    clean_id,
+    is_in_future,
+    moment_text,
+    timestamp,
+    value,
+)
+from .report import Load
+from .staged_ids import KNOWN_PRODUCT, id_value
+
+MAX_POSITION = 1_000_000
+
+
+def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
+    """Store the good rows of ``stage``; all go to ``checked``, with a reason where they are bad.
+
+    Memory is not made from impressions; they say what a user saw and left, also of products that
+    the shop does not have. Returns the numbers of rows that were stored, and of duplicates.
+    """
+    connection = shop.connection
+    user, product = id_value(connection, "user_id"), id_value(connection, "product_id")
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE checked AS
+        WITH texts AS (SELECT s.*, {clean_id(user)} AS user_,
+                left(nullif(qa_clean({value("s.query")}), ''), {MAX_QUERY}) AS query_,
+                {clean_id(product)} AS given_,
+                left({clean_id(value("s.query_id"))}, {MAX_ID}) AS query_id_,
+                {moment_text("s")} AS time_text,
+                {timestamp("time_text", load.options.time_format)} AS ts,
+                {value("s.position")} AS position_text,
+                try_cast(position_text AS DOUBLE) AS position_
+            FROM stage s)
+        SELECT t.* EXCLUDE query_, nullif(qa_key(query_), '') AS key,
+            CASE WHEN key IS NOT NULL THEN query_ END AS query_,
+            {KNOWN_PRODUCT},
+            CASE WHEN broken IS NOT NULL THEN 'malformed row'
+                 WHEN user_ IS NULL THEN 'no user'
+                 WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
+                 WHEN time_text IS NULL THEN 'no time'
+                 WHEN ts IS NULL THEN 'unparseable time'
+                 WHEN {OUT_OF_RANGE} THEN 'time out of range'
+                 WHEN {is_in_future("ts", allowed=load.options.allow_future)} THEN '{FUTURE}'
+                 WHEN product_ IS NULL THEN 'no product'
+                 WHEN position_text IS NOT NULL AND coalesce(position_ <> floor(position_)
+                      OR position_ NOT BETWEEN 1 AND {MAX_POSITION}, true) THEN 'bad position'
+                 END AS reason,
+            CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
+                 WHEN '{FUTURE}' THEN time_text WHEN 'bad position' THEN position
+                 WHEN 'malformed row' THEN broken END AS detail
+        FROM texts t
+        LEFT JOIN products p ON p.product_id = t.given_
+        LEFT JOIN product_aliases a ON a.alias = t.given_"""
+    )
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE fresh AS
+        SELECT n.* FROM (
+            SELECT row, user_ AS user_id, ts, query_ AS query, key AS query_key,
+                   product_ AS product_id, position_::INTEGER AS position, query_id_ AS query_id
+            FROM checked WHERE reason IS NULL
+            QUALIFY row_number() OVER (
+                PARTITION BY user_, ts, key, product_, position_ ORDER BY row) = 1) n
+        ANTI JOIN impressions i ON i.user_id = n.user_id AND i.ts = n.ts
+            AND i.product_id = n.product_id AND i.query_key IS NOT DISTINCT FROM n.query_key
+            AND i.position IS NOT DISTINCT FROM n.position;
+        INSERT INTO impressions SELECT * EXCLUDE row, $1 FROM fresh ORDER BY ts, row""",
+        [load.ingest_id],
+    )
+    ((good, stored),) = connection.execute(
+        """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), count(*) FROM fresh"""
+    ).fetchall()
+    connection.execute("DROP TABLE fresh")
+    return stored, good - stored

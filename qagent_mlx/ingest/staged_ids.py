@@ -1,0 +1,51 @@
+"""Ids of staged rows: who nobody is, numbers that became floats, and other ids of a product."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import duckdb
+
+from .parse_fields import value
+
+# SQL beside the joins of products p and product_aliases a: an alias stands for its product.
+KNOWN_PRODUCT = """coalesce(p.product_id, a.product_id, t.given_) AS product_,
+    coalesce(p.product_id, a.product_id) IS NOT NULL AS in_catalog"""
+
+IdField = Literal["user_id", "product_id"]
+_FLOAT = r"\d{1,18}\.0"
+_KNOWN_IDS = {
+    "user_id": "SELECT user_id FROM events",
+    "product_id": "SELECT product_id FROM products UNION ALL SELECT alias FROM product_aliases",
+}
+
+
+def are_floats(connection: duckdb.DuckDBPyConnection, field: IdField) -> bool:
+    """Whether all ids of a field are numbers that became floats, as pandas writes `1289.0`.
+
+    They are not where the shop itself knows such ids.
+    """
+    given = value(field, person=field == "user_id")
+    for rows in ("(FROM stage LIMIT 1000)", "stage"):
+        ((share,),) = connection.execute(
+            f"""SELECT count(*) FILTER (regexp_full_match({given}, '{_FLOAT}'))
+                       / nullif(count({given}), 0) FROM {rows}"""
+        ).fetchall()
+        if share is not None and share < 1:
+            return False
+    if share is None:
+        return False
+    ((known,),) = connection.execute(
+        f"""SELECT count(*) FROM ({_KNOWN_IDS[field]}) k
+        WHERE regexp_full_match(k.{field}, '{_FLOAT}')
+            AND k.{field} IN (SELECT {given} FROM stage)"""
+    ).fetchall()
+    return not known
+
+
+def id_value(connection: duckdb.DuckDBPyConnection, field: IdField) -> str:
+    """SQL: the ids of a field of ``stage s``, before they are cleaned; NULL for nobody."""
+    given = value(f"s.{field}", person=field == "user_id")
+    if are_floats(connection, field):
+        return f"regexp_replace({given}, '\\.0$', '')"
+    return given
