@@ -95,6 +95,10 @@ class FileOptions:
             "SELECT uid AS user_id, … FROM 'log.parquet'."
         ),
     ] = None
+    sheet: Annotated[
+        str | None,
+        Meta(description="Sheet or table of FILES, as FILE::NAME names that of a single one."),
+    ] = None
     encoding: Annotated[str, Meta(description="Character encoding of text files.")] = "utf-8"
     time_format: Annotated[
         str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
@@ -111,6 +115,7 @@ file_options = setting_options(
     join={"metavar": "FILE"},
     on={"metavar": "COLUMN"},
     sql={"metavar": "SELECT"},
+    sheet={"metavar": "NAME"},
     time_format={"metavar": "FORMAT"},
 )
 
@@ -215,8 +220,9 @@ def _ingest(
     )
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
-        names = files if options.sql is None else [query_location(options.sql)]
-        for location in locate(names, options.join):
+        named = [f"{file}::{options.sheet}" for file in files] if options.sheet else files
+        places = named if options.sql is None else [query_location(options.sql)]
+        for location in locate(places, options.join):
             with waiting(f"reading {location.shown}"):
                 total += ingest_files(shop, kind, [location], reading)
     return total

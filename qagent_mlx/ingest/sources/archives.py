@@ -82,7 +82,10 @@ def unpack_member(path: Path, member: str, name: str, folder: Path) -> Path:
         try:
             info = archive.getinfo(member)
         except KeyError:
-            raise QAgentError(f"{name}: the archive has no file {member!r}") from None
+            held = ", ".join(archive.namelist()[:20])
+            raise QAgentError(
+                f"{name}: the archive has no file {member!r}; it has {held}"
+            ) from None
         try:
             with archive.open(info) as packed, target.open("wb") as file:
                 file.writelines(_limited(packed, _limit(info.compress_size), name))

@@ -86,3 +86,25 @@ def test_a_table_of_a_file_without_tables_is_refused(shop, tmp_path):
     write(tmp_path / "p.csv", PRODUCTS)
     with pytest.raises(QAgentError, match="csv files have no tables; leave out ::"):
         ingest_files(shop, "products", [f"{tmp_path}/p.csv::x"])
+
+
+def test_remedies_of_files_that_cannot_be_read_work_when_followed(shop, tmp_path):
+    data = write(tmp_path / "p.csv", PRODUCTS).read_bytes()
+    wrong = put(tmp_path / "x.csv.gz", data)
+    with pytest.raises(QAgentError, match="rename it without .gz"):
+        ingest_files(shop, "products", [wrong])
+    assert ingest_files(shop, "products", [wrong.rename(tmp_path / "x.csv")]).accepted == 2
+    unnamed = put(tmp_path / "export", data)
+    with pytest.raises(QAgentError, match="cannot tell its form from its name; use .csv"):
+        ingest_files(shop, "products", [unnamed])
+    assert ingest_files(shop, "products", [unnamed.rename(tmp_path / "y.csv")]).duplicates == 2
+    with pytest.raises(QAgentError, match="leave out ::") as error:
+        ingest_files(shop, "products", [f"{tmp_path}/y.csv::x"])
+    assert str(error.value).startswith(f"{tmp_path}/y.csv::x: ")
+    assert ingest_files(shop, "products", [f"{tmp_path}/y.csv"]).duplicates == 2
+    bomb = zipfile.ZipFile(tmp_path / "z.zip", "w")
+    bomb.writestr("a/p.csv", data)
+    bomb.close()
+    with pytest.raises(QAgentError, match="no file 'p.csv'; it has a/p.csv"):
+        ingest_files(shop, "products", [f"{tmp_path}/z.zip::p.csv"])
+    assert ingest_files(shop, "products", [f"{tmp_path}/z.zip::a/p.csv"]).duplicates == 2
