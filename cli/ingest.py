@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from .console import say, waiting
 from .options import Output, json_option, opened, setting_options, shop_option
-from .presets import IngestGroup, load_files
+from .presets import IngestGroup, ingest_or_suggest, load_files
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 @click.option(
     "--from",
     "sources",
-    type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
     help="A file, a folder or a glob that the preset reads; may be repeated.",
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def ingest(
-    ctx: click.Context, preset: str | None, sources: tuple[Path, ...], shop_path: Path
+    ctx: click.Context, preset: str | None, sources: tuple[str, ...], shop_path: Path
 ) -> Output | None:
     """Load products and events from CSV, JSON, Parquet, workbooks, databases or addresses.
 
@@ -200,7 +199,6 @@ def _ingest(
     event_type: EventType | None = None,
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
-    from qagent_mlx.ingest.ingest import ingest_files
     from qagent_mlx.ingest.mapping import parse_values
     from qagent_mlx.ingest.report import IngestReport, ReadOptions
     from qagent_mlx.ingest.sources.locations import locate, query_location
@@ -224,7 +222,7 @@ def _ingest(
         places = named if options.sql is None else [query_location(options.sql)]
         for location in locate(places, options.join):
             with waiting(f"reading {location.shown}"):
-                total += ingest_files(shop, kind, [location], reading)
+                total += ingest_or_suggest(shop, kind, location, reading)
     return total
 
 

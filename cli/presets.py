@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.utils.settings import SettingError
+
 from .console import say, waiting
 from .options import Output, opened
+
+if TYPE_CHECKING:
+    from qagent_mlx.ingest.report import IngestReport, Kind, ReadOptions
+    from qagent_mlx.ingest.sources.locations import Location
+    from qagent_mlx.shop.shop import Shop
 
 
 class IngestGroup(click.Group):
@@ -25,11 +34,40 @@ class IngestGroup(click.Group):
             )
 
 
-def load_files(shop_path: Path, preset: str | None, sources: Sequence[Path]) -> Output:
+def ingest_or_suggest(
+    shop: Shop, kind: Kind, location: Location, options: ReadOptions
+) -> IngestReport:
+    """Ingest a file; one of a known format is named with the command that reads all of it.
+
+    Raises:
+        QAgentError: the file cannot be read.
+    """
+    from qagent_mlx.ingest.ingest import ingest_files
+    from qagent_mlx.ingest.presets.loading import suggest_command
+    from qagent_mlx.ingest.report import IngestReport
+
+    try:
+        report = ingest_files(shop, kind, [location], options)
+    except QAgentError as error:
+        command = None if options.mapping else suggest_command(location.name)
+        if command is None:
+            raise
+        hint = f"; its format is known: {command}"
+        if isinstance(error, SettingError):
+            raise SettingError(error.setting, error.reason + hint, error.where) from error
+        raise QAgentError(f"{error}{hint}") from error
+    command = None if options.mapping else suggest_command(location.name)
+    if command is not None:
+        note = f"the format of {location.shown} is known; all of it is read by: {command}"
+        report += IngestReport(notes=(note,))
+    return report
+
+
+def load_files(shop_path: Path, preset: str | None, sources: Sequence[str]) -> Output:
     """Read a preset's files into a shop."""
     from qagent_mlx.ingest.presets.loading import AUTO, load_preset
 
-    names = ", ".join(map(str, sources))
+    names = ", ".join(sources)
     with opened(shop_path, write=True) as shop, waiting(f"reading {names}"):
         report = load_preset(shop, preset or AUTO, *sources)
 

@@ -6,7 +6,7 @@ import re
 
 from ...utils.database import literal
 from .preset import Extract, Preset
-from .raw_files import MAX_OBJECT, RawFile, RawFiles
+from .raw_files import MAX_OBJECT, RawFile, RawFiles, parquet_relation
 from .sql import event_types, ignored_names, merge_searches, name_persons, somebody, something
 
 _TYPES = {
@@ -153,7 +153,7 @@ def _relations(files: list[RawFile]) -> list[str]:
     json_columns = ", ".join(f"{name}: {literal(kind)}" for name, kind in _COLUMNS.items())
     for compression in dict.fromkeys(f.compression for f in files if f.form == "json"):
         paths = [
-            literal(f.path) for f in files if f.form == "json" and f.compression == compression
+            literal(f.readable) for f in files if f.form == "json" and f.compression == compression
         ]
         relations.append(
             f"SELECT * FROM read_json([{', '.join(paths)}], format='auto', "
@@ -163,9 +163,7 @@ def _relations(files: list[RawFile]) -> list[str]:
     for file in files:
         if file.form == "parquet":
             columns = ", ".join(_parquet_column(file, name) for name in _COLUMNS)
-            relations.append(
-                f"SELECT {columns} FROM read_parquet({literal(file.path)}, hive_partitioning=false)"
-            )
+            relations.append(f"SELECT {columns} FROM {parquet_relation(file)}")
     return relations
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +18,11 @@ from ..columns import FIELDS
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
 from ..report import IngestReport, Kind, ReadOptions
+from ..sources.locations import Location
+from .finding import find_files
 from .folder import Folder
 from .preset import Extract, Preset, PresetReport
-from .raw_files import RawFile, RawFiles, list_files, look_at
+from .raw_files import RawFile, RawFiles, in_utf8, look_at
 from .registry import PRESETS, find_preset, recognise, recognise_all
 
 AUTO = "auto"
@@ -44,28 +47,37 @@ def load_preset(shop: Shop, name: str, *sources: str | Path) -> PresetReport:
     folder = tempfile.TemporaryDirectory(prefix=".preset-", dir=shop.path)
     with folder as temporary:
         with _open_raw(Path(temporary)) as connection:
-            files = [look_at(connection, path) for path in list_files(sources)]
+            files = [
+                look_at(connection, path, readable, Path(temporary))
+                for path, readable in find_files(sources, Path(temporary))
+            ]
             preset, recognised = _choose(preset, files, sources)
+            recognised = [
+                (role, in_utf8(file, Path(temporary)) if file.form == "csv" else file)
+                for role, file in recognised
+            ]
             _check_new(shop, preset)
             raw = RawFiles(connection, recognised, Path(sources[0]))
             _load_known(shop, raw)
             extract = _extract(raw, preset, files)
             label = _label(preset, recognised)
-            parts = _write(shop, raw, extract, Path(temporary), label)
-        return _store(shop, preset, extract, parts)
+            parts = _write(shop, raw, extract, Path(temporary))
+        return _store(shop, preset, extract, parts, label)
 
 
 def suggest_command(path: str | Path) -> str | None:
     """The command that reads a file of a known format; None where it has none."""
-    with open_duckdb() as connection:
+    if not Path(path).is_file():
+        return None
+    with tempfile.TemporaryDirectory() as folder, open_duckdb() as connection:
         try:
-            found = recognise(look_at(connection, Path(path)))
+            found = recognise(look_at(connection, Path(path), Path(path), Path(folder)))
         except QAgentError:
             return None
     if found is None:
         return None
     preset, _ = found
-    return f"qagent ingest --preset {preset.name} --from {path}"
+    return f"qagent ingest --preset {preset.name} --from {shlex.quote(str(path))}"
 
 
 def _fill(shop: Shop, preset: Preset, sources: Sequence[str | Path]) -> PresetReport:
@@ -158,9 +170,7 @@ def _label(preset: Preset, files: Sequence[tuple[str, RawFile]]) -> str:
     return f"{preset.name} {first.path.name}" + (f" and {len(others)} more" if others else "")
 
 
-def _write(
-    shop: Shop, raw: RawFiles, extract: Extract, folder: Path, label: str
-) -> dict[str, Path]:
+def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[str, Path]:
     """Write the extract's queries as Parquet files, by kind; ingest reads those."""
     queries = {
         "products": extract.products,
@@ -175,8 +185,7 @@ def _write(
     for kind, query in queries.items():
         if query is None or kind not in FIELDS:
             continue
-        path = folder / kind / f"{label}.parquet"
-        path.parent.mkdir()
+        path = folder / f"{kind}.parquet"
         try:
             raw.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
         except duckdb.Error as error:
@@ -192,13 +201,16 @@ def _wants_mentioned(shop: Shop) -> bool:
     return not shop.counts()["products"] or shop.meta(_MENTIONED) == str(shop.catalog_version)
 
 
-def _store(shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path]) -> PresetReport:
+def _store(
+    shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path], label: str
+) -> PresetReport:
     reports = {}
     options = ReadOptions(max_rejects=1, preset=preset.name)
     for kind in ("products", "events", "impressions"):
         reports[kind] = IngestReport()
         if kind in parts:
-            reports[kind] = ingest_files(shop, cast(Kind, kind), [parts[kind]], options)
+            location = Location(str(parts[kind]), short=label)
+            reports[kind] = ingest_files(shop, cast(Kind, kind), [location], options)
     notes = list(extract.notes)
     if extract.products is None and "products" in parts:
         with shop.transaction():

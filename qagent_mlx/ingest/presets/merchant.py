@@ -133,7 +133,7 @@ def _load_feed(raw: RawFiles) -> dict[str, str]:
 def _items(file: RawFile) -> Iterator[dict[str, str]]:
     """The products of an XML feed: the first text of each of their attributes."""
     try:
-        with _opened(file.path, file.compression) as opened:
+        with _opened(file.readable, file.compression) as opened:
             start = opened.read(4096)
             if b"<!DOCTYPE" in start or b"<!ENTITY" in start:
                 raise QAgentError(f"{file.path}: a feed has no DOCTYPE or entities; take them out")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ...utils.database import literal
 from .catalog_sql import load_tables
 from .preset import Extract, Preset
-from .raw_files import RawFile, RawFiles
+from .raw_files import RawFile, RawFiles, lines_relation
 from .sql import event_types
 
 _RETAILROCKET = {"view": "view", "cart": "addtocart", "purchase": "transaction"}
@@ -105,11 +104,9 @@ def _otto(raw: RawFiles) -> Extract:
     are views; ``carts`` and ``orders`` are carts and purchases. There are no texts at all:
     products are called by their numbers, and no queries can be derived.
     """
-    events = "STRUCT(aid BIGINT, ts BIGINT, type VARCHAR)[]"
+    columns = {"session": "BIGINT", "events": "STRUCT(aid BIGINT, ts BIGINT, type VARCHAR)[]"}
     relations = " UNION ALL ".join(
-        f"""SELECT session, unnest(events, recursive := true) FROM read_json({literal(file.path)},
-            compression='{file.compression}', columns={{'session': 'BIGINT', 'events': '{events}'}},
-            format='newline_delimited', hive_partitioning=false)"""
+        f"SELECT session, unnest(events, recursive := true) FROM {lines_relation(file, columns)}"
         for file in raw.of("sessions")
     )
     raw.load("log", f"SELECT session, aid, ts, type AS name FROM ({relations})")

@@ -9,23 +9,13 @@ from typing import IO
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
-from ...utils.database import literal
 from .catalog_sql import load_tables
 from .preset import Extract, Preset
 from .public_logs import is_exactly
-from .raw_files import RawFile, RawFiles
+from .raw_files import RawFile, RawFiles, lines_relation, parquet_relation
 from .sql import merge_searches, moment, something
 
 CLOCK_START = "2024-01-01"  # of KuaiSearch, which has an order and no dates
-
-
-def read_lines(file: RawFile, columns: dict[str, str]) -> str:
-    """SQL: a relation of JSON lines in pinned types."""
-    types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
-    return (
-        f"read_json({literal(file.path)}, compression='{file.compression}', columns={{{types}}}, "
-        "format='newline_delimited', hive_partitioning=false)"
-    )
 
 
 def _mercadolibre_role(file: RawFile) -> str | None:
@@ -49,7 +39,7 @@ def _mercadolibre(raw: RawFiles) -> Extract:
     lines = [
         f"""SELECT '{file.path.name.split("_")[0]}-' || row_number() OVER () AS user_id,
             user_history, item_bought
-        FROM {read_lines(file, {"user_history": history, "item_bought": "VARCHAR"})}"""
+        FROM {lines_relation(file, {"user_history": history, "item_bought": "VARCHAR"})}"""
         for file in raw.of("histories")
     ]
     none = f"""SELECT NULL::VARCHAR AS user_id, NULL::{history} AS user_history,
@@ -67,7 +57,7 @@ def _mercadolibre(raw: RawFiles) -> Extract:
         ("item_id", "title", "domain_id", "price", "category_id", "condition"), "VARCHAR"
     )
     items = " UNION ALL ".join(
-        f"SELECT * FROM {read_lines(file, columns)}" for file in raw.of("items")
+        f"SELECT * FROM {lines_relation(file, columns)}" for file in raw.of("items")
     )
     return Extract(
         products=f"""SELECT item_id AS product_id, title, price,
@@ -113,7 +103,7 @@ def _kuaisearch(raw: RawFiles) -> Extract:
     ids = dict.fromkeys(lists, "VARCHAR[]")
     texts = dict.fromkeys(("user_id", "session_id", "time_index", "query"), "VARCHAR")
     if is_recall:
-        rows = [f"SELECT * FROM {read_lines(f, {**texts, **ids})}" for f in raw.of("recall")]
+        rows = [f"SELECT * FROM {lines_relation(f, {**texts, **ids})}" for f in raw.of("recall")]
     else:
         flags = dict.fromkeys(("target_item_id", "is_clicked", "is_purchased"), "VARCHAR")
         clicked, bought = (
@@ -123,7 +113,7 @@ def _kuaisearch(raw: RawFiles) -> Extract:
         rows = [
             f"""SELECT user_id, session_id, time_index, query, list(target_item_id)
                 AS impressed_item_ids, {clicked} AS clicked_item_ids, {bought} AS purchased_item_ids
-            FROM {read_lines(file, {**texts, **flags})} GROUP BY ALL"""
+            FROM {lines_relation(file, {**texts, **flags})} GROUP BY ALL"""
             for file in raw.of("rank")
         ]
     nothing = ", ".join(f"NULL::{kind} AS {name}" for name, kind in {**texts, **ids}.items())
@@ -134,7 +124,9 @@ def _kuaisearch(raw: RawFiles) -> Extract:
     )
     levels = [f"category_level{n}_name" for n in (1, 2, 3)]
     columns = dict.fromkeys(("item_id", "item_title", "brand_name", *levels), "VARCHAR")
-    items = " UNION ALL ".join(f"SELECT * FROM {read_lines(f, columns)}" for f in raw.of("items"))
+    items = " UNION ALL ".join(
+        f"SELECT * FROM {lines_relation(f, columns)}" for f in raw.of("items")
+    )
     path = ", ".join(f"CASE WHEN upper({n}) <> 'UNKNOWN' THEN {n} END" for n in levels)
     acts = " UNION ALL ".join(
         f"""SELECT user_id, time + INTERVAL {seconds} SECOND, '{kind}', query, unnest({column})
@@ -176,7 +168,7 @@ def _amazonqac(raw: RawFiles) -> Extract:
         " UNION ALL ".join(
             f"""SELECT session_id::VARCHAR AS user_id, {moment("search_time::VARCHAR")} AS time,
             final_search_term::VARCHAR AS query
-            FROM read_parquet({literal(file.path)}, hive_partitioning=false)"""
+            FROM {parquet_relation(file)}"""
             for file in raw.of("searches")
             if file.form == "parquet"
         ),
@@ -186,7 +178,7 @@ def _amazonqac(raw: RawFiles) -> Extract:
             raw.connection.execute(
                 f"""INSERT INTO searches SELECT session_id, {moment("term[2]::VARCHAR")},
                 term[1]::VARCHAR FROM (SELECT session_id, unnest(past_search_terms) AS term
-                    FROM read_parquet({literal(file.path)}, hive_partitioning=false))"""
+                    FROM {parquet_relation(file)})"""
             )
     return Extract(
         events="SELECT user_id, time, 'search' AS type, query, NULL AS product_id FROM searches",
@@ -312,10 +304,10 @@ def _load_bestbuy_products(raw: RawFiles) -> None:
 
 def _product_files(raw: RawFiles) -> Iterator[tuple[Path | str, IO[bytes]]]:
     for file in raw.of("products"):
-        with file.path.open("rb") as stream:
+        with file.readable.open("rb") as stream:
             yield file.path, stream
     for file in raw.of("archive"):
-        with tarfile.open(file.path) as archive:
+        with tarfile.open(file.readable) as archive:
             for member in archive:
                 if member.isfile() and "/products/" in member.name and member.name.endswith(".xml"):
                     content = archive.extractfile(member)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import duckdb
 from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
+from ..sources.text import read_text
 
 Form = Literal["csv", "json", "parquet", "xml", "none"]
 MAX_OBJECT = 256 << 20  # bytes of one JSON value, such as a whole request body
@@ -39,14 +41,14 @@ _UNWRAPPED = {
 class RawFile:
     """A file and what its beginning says about it."""
 
-    path: Path
+    path: Path  # as the user knows it
     form: Form = "none"
     columns: tuple[str, ...] = ()  # of a table, or keys of the first JSON objects
     record: dict[str, Any] = field(default_factory=dict)  # the first row or object
     container: str = ""  # what the JSON objects are wrapped in, see `unwrap`
     compression: str = "none"
     delimiter: str = ","
-    encoding: str = "utf-8"
+    readable: Path = Path()  # where its bytes are: unpacked, decoded, or the file itself
 
     def has(self, *names: str) -> bool:
         """Whether the file has all these columns or keys, whatever their case."""
@@ -116,7 +118,7 @@ def documents(files: Iterable[RawFile]) -> str:
     selects = []
     for file in files:
         reader = (
-            f"(SELECT json AS d FROM read_json_objects({literal(file.path)}, "
+            f"(SELECT json AS d FROM read_json_objects({literal(file.readable)}, "
             f"format='{'newline_delimited' if file.container == 'bulk' else 'auto'}', "
             f"compression='{file.compression}', "
             f"maximum_object_size={MAX_OBJECT}, hive_partitioning=false))"
@@ -136,96 +138,104 @@ def documents(files: Iterable[RawFile]) -> str:
     return "(" + " UNION ALL ".join(selects) + ")"
 
 
+def parquet_relation(file: RawFile) -> str:
+    """SQL: a relation of a Parquet file's columns."""
+    return f"read_parquet({literal(file.readable)}, hive_partitioning=false)"
+
+
+def lines_relation(file: RawFile, columns: Mapping[str, str]) -> str:
+    """SQL: a relation of a JSON lines file's keys in these types."""
+    types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
+    return (
+        f"read_json({literal(file.readable)}, compression='{file.compression}', "
+        f"columns={{{types}}}, format='newline_delimited', hive_partitioning=false)"
+    )
+
+
 def csv_relation(file: RawFile, quote_character: str = '"', columns: Sequence[str] = ()) -> str:
     """SQL: a relation of a CSV file's columns, all text; for `RawFiles.load_csv`."""
     names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in columns or file.columns)
     return (
-        f"read_csv({literal(file.path)}, auto_detect=false, header=true, columns={{{names}}}, "
+        f"read_csv({literal(file.readable)}, auto_detect=false, header=true, columns={{{names}}}, "
         f"delim={literal(file.delimiter)}, quote={literal(quote_character)}, "
         f"escape={literal(quote_character)}, compression='{file.compression}', "
-        f"encoding='{file.encoding}', null_padding=true, ignore_errors=true, store_rejects=true, "
+        f"null_padding=true, ignore_errors=true, store_rejects=true, "
         f"rejects_limit=0, max_line_size={_MAX_LINE})"
     )
 
 
-def list_files(sources: Iterable[str | Path]) -> list[Path]:
-    """The files that are named by files, folders (with all below) and globs; no hidden ones.
-
-    Raises:
-        QAgentError: there is nothing of that name, or nothing in it.
-    """
-    files: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_file():
-            files.append(source)
-            continue
-        if source.is_dir():
-            inside = sorted(p for p in source.rglob("*") if p.is_file())
-            files += [
-                p
-                for p in inside
-                if not any(part.startswith((".", "_")) for part in p.relative_to(source).parts)
-            ]
-        else:
-            names = glob.glob(str(source))  # noqa: PTH207  # Path.glob takes no absolute one
-            files += sorted(p for p in map(Path, names) if p.is_file())
-        if not files:
-            raise QAgentError(f"{source}: no such file or folder, or nothing in it")
-    return list(dict.fromkeys(files))
-
-
-def look_at(connection: duckdb.DuckDBPyConnection, path: Path) -> RawFile:
+def look_at(
+    connection: duckdb.DuckDBPyConnection, path: Path, readable: Path, folder: Path
+) -> RawFile:
     """Tell a file's form, columns and first record from its beginning.
+
+    Args:
+        path: What the user calls it.
+        readable: Where its bytes are.
+        folder: For a copy in UTF-8, where it is in another encoding.
 
     Raises:
         QAgentError: it cannot be opened.
     """
     try:
-        with path.open("rb") as opened:
+        with readable.open("rb") as opened:
             head = opened.read(4)
     except OSError as error:
         raise QAgentError(f"{path}: {error.strerror or error}") from error
     compression = next((c for magic, c in _COMPRESSIONS.items() if head.startswith(magic)), "none")
+    file = RawFile(path, compression=compression, readable=readable)
     try:
         if head == b"PAR1":
-            return _look_at_parquet(connection, path)
-        encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-        return _look_at_text(connection, path, compression, encoding)
-    except (duckdb.Error, csv.Error, ValueError, IndexError):
-        return RawFile(path)
+            return _look_at_parquet(connection, file)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return _look_at_text(connection, in_utf8(file, folder))
+        return _look_at_text(connection, file)
+    except duckdb.Error:
+        with suppress(QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
+            return _look_at_text(connection, in_utf8(file, folder))
+    except (QAgentError, csv.Error, ValueError, IndexError):
+        pass
+    return file
 
 
-def _look_at_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> RawFile:
-    described = connection.execute(
-        f"DESCRIBE SELECT * FROM read_parquet({literal(path)}, hive_partitioning=false)"
-    ).fetchall()
-    return RawFile(
-        path, "parquet", tuple(row[0] for row in described), {row[0]: row[1] for row in described}
+def in_utf8(file: RawFile, folder: Path) -> RawFile:
+    """The file, or a copy of it in UTF-8; Windows-1252 and UTF-16 are recognised.
+
+    Raises:
+        QAgentError: it is text of another encoding, or none.
+    """
+    own = Path(tempfile.mkdtemp(dir=folder))
+    text = read_text(
+        file.readable, file.compression, str(file.path), "utf-8", own, lines=file.form == "csv"
     )
+    return replace(file, readable=text.path, compression=text.compression)
 
 
-def _look_at_text(
-    connection: duckdb.DuckDBPyConnection, path: Path, compression: str, encoding: str
-) -> RawFile:
+def _look_at_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
+    described = connection.execute(f"DESCRIBE FROM {parquet_relation(file)}").fetchall()
+    types = {row[0]: row[1] for row in described}
+    return replace(file, form="parquet", columns=tuple(types), record=types)
+
+
+def _look_at_text(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
     lines = connection.execute(
-        f"""SELECT line FROM read_csv({literal(path)}, auto_detect=false, header=false,
-        columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='', encoding='{encoding}',
-        compression='{compression}', max_line_size={_MAX_LINE}) LIMIT 3"""
+        f"""SELECT line FROM read_csv({literal(file.readable)}, auto_detect=false, header=false,
+        columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='',
+        compression='{file.compression}', max_line_size={_MAX_LINE}) LIMIT 3"""
     ).fetchall()
     text = "\n".join(line or "" for (line,) in lines).lstrip("\ufeff").lstrip()
     if text[:1] in ("{", "["):
-        return _look_at_json(connection, path, compression)
+        return _look_at_json(connection, file)
     if text[:1] == "<":
-        return RawFile(path, "xml", (), {"head": text}, "", compression, ",", encoding)
+        return replace(file, form="xml", record={"head": text})
     header = text.splitlines()[0]
     delimiter = max(",\t;|", key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     columns = tuple(_unique([name or f"column{i}" for i, name in enumerate(names)]))
-    file = RawFile(path, "csv", columns, {}, "", compression, delimiter, encoding)
+    file = replace(file, form="csv", columns=columns, delimiter=delimiter)
     first = connection.execute(f"SELECT * FROM {csv_relation(file)} LIMIT 1").fetchone()
     connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
-    record = dict(zip(columns, first or (), strict=False))
-    return RawFile(path, "csv", columns, record, "", compression, delimiter, encoding)
+    return replace(file, record=dict(zip(columns, first or (), strict=False)))
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -238,16 +248,16 @@ def _unique(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _look_at_json(connection: duckdb.DuckDBPyConnection, path: Path, compression: str) -> RawFile:
+def _look_at_json(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
     found = connection.execute(
-        f"""SELECT json FROM read_json_objects({literal(path)}, format='auto',
-        compression='{compression}', maximum_object_size={MAX_OBJECT}, hive_partitioning=false)
-        LIMIT 20"""
+        f"""SELECT json FROM read_json_objects({literal(file.readable)}, format='auto',
+        compression='{file.compression}', maximum_object_size={MAX_OBJECT},
+        hive_partitioning=false) LIMIT 20"""
     ).fetchall()
-    values = [json.loads(text) for (text,) in found]
-    container, records = unwrap(values)
+    container, records = unwrap([json.loads(text) for (text,) in found])
     keys = dict.fromkeys(key for record in records for key in record)
-    return RawFile(path, "json", tuple(keys), records[0] if records else {}, container, compression)
+    first = records[0] if records else {}
+    return replace(file, form="json", columns=tuple(keys), record=first, container=container)
 
 
 def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ...utils.database import literal
 from .preset import Extract, Preset
-from .raw_files import RawFile, RawFiles, csv_relation, documents
+from .raw_files import RawFile, RawFiles, csv_relation, documents, parquet_relation
 from .sql import (
     event_types,
     fields,
@@ -117,11 +116,7 @@ def _load_calls(raw: RawFiles) -> None:
 def _warehouse(file: RawFile) -> str:
     """SQL: a table of a warehouse as the calls that it was made of."""
     column = file.column
-    relation = (
-        f"read_parquet({literal(file.path)}, hive_partitioning=false)"
-        if file.form == "parquet"
-        else csv_relation(file)
-    )
+    relation = f"{parquet_relation(file)}" if file.form == "parquet" else csv_relation(file)
     properties = ", ".join(
         f"'{name}', {_parsed_list(column(name)) if name == 'products' else column(name)}"
         for name in _PROPERTIES

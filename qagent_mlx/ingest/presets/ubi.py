@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .preset import Extract, Preset
-from .raw_files import RawFile, RawFiles, documents
+from .raw_files import RawFile, RawFiles, documents, parquet_relation
 from .sql import (
     event_types,
     fields,
@@ -89,7 +89,7 @@ def _load_documents(raw: RawFiles) -> None:
                 else f"{file.column(name)}::VARCHAR"
                 for name in names
             )
-            tables.append(f"(SELECT {columns} FROM read_parquet('{file.path}'))")
+            tables.append(f"(SELECT {columns} FROM {parquet_relation(file)})")
     position = "event_attributes, '$.position.ordinal"
     people = ["user_id", *(text_at("event_attributes", p) for p in ("user_id", "object.user_id"))]
     raw.load(

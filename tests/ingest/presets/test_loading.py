@@ -1,5 +1,8 @@
 """Recognising formats, and what is said of files that are none."""
 
+import bz2
+import zipfile
+
 import pytest
 
 from qagent_mlx.errors import QAgentError
@@ -36,3 +39,43 @@ def test_files_that_are_not_read_are_named(shop, raw, write_csv):
     report = load_preset(shop, "auto", raw)
     assert "not read, no files of algolia: README.md" in report.total.notes
     assert not list(shop.path.glob(".preset-*"))
+
+
+SEARCHES = ("query_id", "user_token", "query", "timestamp")
+
+
+def test_archives_are_unpacked_and_windows_text_is_read(shop, raw, write_csv, stored):
+    text = write_csv("q.csv", SEARCHES, ("1", "u", "größe 5 €", 1767607200)).read_text("utf-8")
+    (raw / "q.csv").unlink()
+
+    def later(minute):
+        return text.replace("1,u", f"q{minute},u").replace("7200", f"7{200 + 60 * minute}")
+
+    with zipfile.ZipFile(raw / "a.zip", "w") as archive:
+        archive.writestr("export/queries.csv", text)
+        archive.writestr("export/about.txt", "about")
+    (raw / "b.csv.bz2").write_bytes(bz2.compress(later(1).encode()))
+    (raw / "c.csv").write_bytes(later(2).encode("cp1252"))
+    (raw / "d.csv").write_text(later(3), encoding="utf-16")
+    (raw / "empty.csv").write_text("")
+    (raw / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    load_preset(shop, "auto", raw)
+    assert [(time[11:16], query) for _, time, _, query, _ in stored()] == [
+        (f"10:0{minute}", "größe 5 €") for minute in range(4)
+    ]
+
+
+def test_rejected_rows_name_the_source(shop, write_csv):
+    path = write_csv("q.csv", SEARCHES, ("1", "", "shoes", 1767607200))
+    report = load_preset(shop, "algolia", path)
+    assert report.events.examples[0].startswith("algolia q.csv row 1: no user")
+
+
+def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, write_json):
+    write_csv("q.csv", SEARCHES, ("1", "u", "shoes", 1767607200))
+    write_json("u.json", {"user_query": "shoes", "query_id": "1", "timestamp": 1767607200})
+    with pytest.raises(QAgentError) as error:
+        load_preset(shop, "auto", raw)
+    for command in (f"--preset ubi --from {raw}", f"--preset algolia --from {raw}"):
+        assert command in str(error.value)
+    assert load_preset(shop, "ubi", raw).events.rejected == 1
