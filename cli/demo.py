@@ -20,7 +20,7 @@ from .evaluate import draw_report
 from .inventory import draw_products
 from .memory import draw_memory
 from .options import Changes, opened, setting_options
-from .param_types import FOLDER, POLICY
+from .param_types import FOLDER, POLICY, SERVING
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "--policy",
     type=POLICY,
     help="The story's base model [default: sample], or who recommends in a session "
-    "[default: grpo, else the newest].",
+    f"[default: {SERVING}].",
 )
 @click.option("--yes", is_flag=True, help="Make an earlier demo shop anew without asking.")
 @click.option("--session", "only_session", is_flag=True, help="Play a session, without the story.")
@@ -89,12 +89,12 @@ def demo(
 
 def _play(shop: Shop, policy: str | None, seed: int) -> None:
     from qagent_mlx.demo.playground import PlaygroundSession
-    from qagent_mlx.policy.registry import default_policy, open_policy
+    from qagent_mlx.policy.registry import open_policy, serving_policy
 
     from .play import play
 
     with waiting("opening the shop"):
-        name = policy or default_policy(shop, "grpo")
+        name = policy or serving_policy(shop)
         session = PlaygroundSession(shop, open_policy(shop, name), seed=seed, name=name)
         _ = session.recommender
     play(session)

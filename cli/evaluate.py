@@ -23,7 +23,7 @@ from .options import (
     shop_option,
     split_options,
 )
-from .param_types import BASELINE, DTYPE, FILE, PLAIN, POLICY
+from .param_types import BASELINE, DTYPE, FILE, PLAIN, POLICY, SERVING
 
 if TYPE_CHECKING:
     from qagent_mlx.evaluate.report import EvaluationReport
@@ -37,7 +37,7 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     "policies",
     multiple=True,
     type=POLICY,
-    help="A policy; may be repeated.  [default: grpo, else the newest]",
+    help=f"A policy, such as sft@2 or promoted; may be repeated.  [default: {SERVING}]",
 )
 @setting_options(
     EvaluationConfig,
@@ -80,7 +80,7 @@ def evaluate(
     from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.evaluate.html_report import reward_curves, write_page
     from qagent_mlx.evaluate.suite import evaluation_suite
-    from qagent_mlx.policy.registry import default_policy
+    from qagent_mlx.policy.registry import serving_policy
 
     changes["compare"] = [_pair(text) for text in changes.get("compare", ())]
     config = merge(EvaluationConfig(), changes)
@@ -91,7 +91,7 @@ def evaluate(
         config = replace(config, by=by, details=EXAMPLES)
     with opened(shop_path) as shop:
         if not (policies or config.with_baselines or config.baselines or config.prompted):
-            policies = (default_policy(shop, "grpo"),)
+            policies = (serving_policy(shop),)
         if not config.prompted:
             _check_compared(policies, config)
         with waiting("reading cases"):

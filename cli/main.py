@@ -20,6 +20,7 @@ COMMANDS = {
     "memory": ("memory", "Show, export or forget what is known of a user."),
     "search": ("inventory", "Search the inventory."),
     "models": ("models", "List, fetch, show and export base models and policies."),
+    "policies": ("policies", "List, promote, roll back and remove versions of policies."),
     "pretrain": ("train", "Train a small policy from scratch on this shop."),
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "distil": ("train", "Train a small policy on a large one's chains."),

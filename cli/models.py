@@ -33,7 +33,7 @@ def list_models(ctx: click.Context, shop_path: Path) -> Output:
     """List the shop's policies, the shipped model, and those that have a short name."""
     from qagent_mlx.models.download import sample_folder
     from qagent_mlx.models.known_models import KNOWN_MODELS
-    from qagent_mlx.policy.registry import policy_names
+    from qagent_mlx.policy.registry import policy_names, resolve
     from qagent_mlx.policy.summary import describe, describe_model
 
     policies: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ def list_models(ctx: click.Context, shop_path: Path) -> Output:
         policies.append({**describe(sample_folder()).to_dict(), "also": ["tiny"]})
     with _shop_if_any(ctx, shop_path) as shop:
         if shop is not None:
-            folders = [shop.path / "policies" / name for name in policy_names(shop)]
+            folders = [resolve(shop, name) for name in policy_names(shop)]
             policies += [describe(folder).to_dict() for folder in folders]
     named = [describe_model(model).to_dict() for model in KNOWN_MODELS.values()]
     return Output({"models": policies, "named": named}, lambda: _draw_models(policies, named))

@@ -57,11 +57,15 @@ class NameType(PlainType):
     Args:
         pattern: Glob of files in the shop; their folders' names are offered.
         names: Other names that are offered.
+        policies: Whether the shop's policies and their versions are offered too.
         baselines: Whether the baselines' names are offered too.
     """
 
-    def __init__(self, pattern: str = "", *names: str, baselines: bool = False) -> None:
-        self._pattern, self._names, self._baselines = pattern, names, baselines
+    def __init__(
+        self, pattern: str = "", *names: str, policies: bool = False, baselines: bool = False
+    ) -> None:
+        self._pattern, self._names = pattern, names
+        self._policies, self._baselines = policies, baselines
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -73,6 +77,11 @@ class NameType(PlainType):
         if self._pattern:
             shop = Path(ctx.params.get("shop_path") or "shop")
             names |= {path.parent.name for path in shop.glob(self._pattern)}
+        if self._policies:
+            from qagent_mlx.shop.policy_folders import all_versions, parse_reference
+
+            versions = all_versions(Path(ctx.params.get("shop_path") or "shop") / "policies")
+            names |= {*versions, *(parse_reference(version)[0] for version in versions)}
         if self._baselines:
             from qagent_mlx.evaluate.baselines.registry import BASELINES
 
@@ -104,8 +113,9 @@ DTYPE = click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"])
 FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-_POLICIES = "policies/[!.]*/policy.json"  # a name with a dot is still being written
-POLICY = NameType(_POLICIES, "sample")
+POLICY = NameType("", "sample", "promoted", policies=True)
+VERSION = NameType("", policies=True)
+SERVING = "the promoted one, else grpo, else the newest"  # help of options that name no default
 RUN = NameType("runs/[!.]*/config.json")
 BASELINE = NameType(baselines=True)
-SYSTEM = NameType(_POLICIES, "sample", baselines=True)
+SYSTEM = NameType("", "sample", policies=True, baselines=True)

@@ -15,7 +15,7 @@ from qagent_mlx.utils.settings import merge
 from .chains import chain_lines
 from .console import note, out, print_table, safe, say, short, waiting
 from .options import Changes, Output, json_option, opened, setting_options, shop_option
-from .param_types import DTYPE, EXISTING_FILE, FILE, PLAIN, POLICY, ShardType
+from .param_types import DTYPE, EXISTING_FILE, FILE, PLAIN, POLICY, SERVING, ShardType
 from .progress import CountProgress
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class Recipients:
 
 @click.command()
 @click.argument("users", nargs=-1, type=PLAIN, metavar="[USER...]")
-@click.option(
-    "--policy", type=POLICY, help="Policy that recommends.  [default: grpo, else the newest]"
-)
+@click.option("--policy", type=POLICY, help=f"Policy that recommends.  [default: {SERVING}]")
 @click.option(
     "--group",
     type=click.IntRange(1, 256),
@@ -98,12 +96,12 @@ def recommend(
     give {"users": [...]} with such an object for each. A user without events is a new user.
     """
     from qagent_mlx.agent.recommend import Recommender
-    from qagent_mlx.policy.registry import default_policy, open_policy
+    from qagent_mlx.policy.registry import open_policy, serving_policy
 
     _check_usage(users, recipients, chains, "workers" in changes)
     config = merge(BulkConfig(), changes)
     with opened(shop_path) as shop:
-        name = policy or default_policy(shop, "grpo")
+        name = policy or serving_policy(shop)
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, config.dtype), group=group)
         if recipients.out is not None:

@@ -58,7 +58,7 @@ def _draw_list(overviews: list[dict[str, Any]]) -> None:
         reward = "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
         rows.append(
             (
-                *(run[name] for name in ("run", "kind", "policy", "base")),
+                *(run["run"], run["kind"], _policy(run), run["base"]),
                 f"{run['steps']}/{run['planned']}",
                 reward,
                 f"{run['seconds']:.0f}",
@@ -67,6 +67,11 @@ def _draw_list(overviews: list[dict[str, Any]]) -> None:
         )
     columns = ("run", "kind", "policy", "from", "steps", "reward", "seconds", "state")
     print_table(columns, rows, numbers=("steps", "seconds"))
+
+
+def _policy(run: dict[str, Any]) -> str:
+    """The policy that a run makes, with its version where that is known."""
+    return f"{run['policy']}@{run['version']}" if run["version"] else str(run["policy"])
 
 
 @runs.command()
@@ -99,7 +104,7 @@ def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -
 
 def _draw_run(run: dict[str, Any]) -> None:
     say(
-        f"{run['run']}: {run['kind']}, {run['base']} → {run['policy']}, "
+        f"{run['run']}: {run['kind']}, {run['base']} → {_policy(run)}, "
         f"{run['steps']}/{run['planned']} steps, {run['state']}",
         "bold",
     )

@@ -33,7 +33,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     workers={"metavar": "N"},
     deadline_ms={"flags": ("--deadline",), "metavar": "MS"},
     cache_seconds="--cache",
-    watch={"flags": ("--no-watch",), "help": "Do not take up a policy that is trained anew."},
+    watch={"flags": ("--no-watch",), "help": "Take up no promotion and no newer version."},
     dtype={"type": DTYPE},
 )
 @shop_option
@@ -41,8 +41,10 @@ def serve(token_file: Path | None, changes: Changes, shop_path: Path) -> None:
     """Serve recommendations over HTTP.
 
     POST /recommend and /events, GET /search, /users/ID/memory, /healthz, /metrics and
-    /openapi.json; POST /policy changes the policy, and so does a HUP signal after it was
-    trained again. While it runs no other process can open the shop, unless it is read only.
+    /openapi.json. Without --policy it follows promotions (qagent policies promote) between two
+    batches; POST /policy changes the policy until the next one, and a HUP signal loads it again.
+    A --policy without a version means its newest. While it runs no other process can open the
+    shop, unless it is read only.
     """
     token = os.environ.get("QAGENT_TOKEN", "")
     if token_file is not None:

@@ -26,7 +26,7 @@ from .options import (
     shop_option,
     split_options,
 )
-from .param_types import PLAIN, POLICY
+from .param_types import PLAIN, POLICY, SERVING
 from .progress import TrainingProgress
 from .training import LORA, LORA_FLAGS, Start, start_options
 
@@ -89,7 +89,7 @@ def train() -> None:
 
 
 @train.command()
-@start_options("sft", "base, else sample")
+@start_options("sft", "the newest pretrained base, else sample")
 @setting_options(
     SftConfig,
     *("steps", "batch_size", "learning_rate", "save_every", "measured", *LORA, "seed"),
@@ -117,12 +117,14 @@ def sft(
             steps, title = training.planned_steps(run), f"SFT {run.name}"
             with training.training_progress(ctx, "sft", shop_path, steps, title) as progress:
                 report = resume_sft(shop, run.name, progress)
-        return training.trained(report, f"qagent train grpo --policy {run.config['policy']}")
+        return training.trained(
+            report, run.config["base"], f"qagent train grpo --policy {quote(report.reference)}"
+        )
     settings = training.resolve_settings(SftConfig(), start, "sft", changes, split)
     config = settings.train
     training.share_out(ctx, start.workers, config.batch_size, shop_path, "sft")
     with opened(shop_path) as shop:
-        parent = training.choose_parent(shop, settings, "base")
+        parent = training.choose_parent(shop, settings, "sft")
         title = f"SFT {parent} -> {settings.name}"
         with training.training_progress(ctx, "sft", shop_path, config.steps, title) as progress:
             agent = agent_with_changes(shop, parent, settings.agent)
@@ -135,7 +137,7 @@ def sft(
                 options=RunOptions(run=settings.run or None, agent=agent),
                 on_step=progress,
             )
-    return training.trained(report, f"qagent train grpo --policy {settings.name}")
+    return training.trained(report, parent, f"qagent train grpo --policy {quote(report.reference)}")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class GrpoOptions:
 
 
 @train.command()
-@start_options("grpo", "sft, base or sample")
+@start_options("grpo", "the promoted one, else the newest of SFT, else as sft")
 @setting_options(
     GrpoOptions,
     into="options",
@@ -230,7 +232,7 @@ def grpo(
     config = replace(config, alarms=with_actions(config.alarms, options.alarms))
     training.share_out(ctx, start.workers, config.cases_per_step, shop_path, "grpo")
     with opened(shop_path) as shop:
-        parent = training.choose_parent(shop, settings, "sft", "base")
+        parent = training.choose_parent(shop, settings, "grpo")
         title = f"GRPO {parent} -> {settings.name}"
         with (
             training.training_progress(ctx, "grpo", shop_path, config.steps, title) as progress,
@@ -250,8 +252,8 @@ def grpo(
                 ),
                 on_step=_each(progress, log),
             )
-    then = f"qagent evaluate --policy {quote(parent)} --policy {settings.name} --baselines"
-    return training.trained(report, then)
+    then = f"qagent evaluate --policy {quote(parent)} --policy {report.reference} --baselines"
+    return training.trained(report, parent, then)
 
 
 def _resume_grpo(
@@ -282,7 +284,8 @@ def _resume_grpo(
                 _each(progress, log),
                 with_actions(alarms, options.alarms),
             )
-    return training.trained(report, f"qagent evaluate --policy {run.config['policy']}")
+    then = f"qagent evaluate --policy {report.reference}"
+    return training.trained(report, run.config["base"], then)
 
 
 def _each(*callbacks: Any) -> Any:
@@ -296,7 +299,7 @@ def _each(*callbacks: Any) -> Any:
 
 
 @click.command()
-@click.option("--teacher", type=POLICY, help="A trained policy.  [default: grpo, else the newest]")
+@click.option("--teacher", type=POLICY, help=f"A trained policy.  [default: {SERVING}]")
 @click.option(
     "--student",
     default="tiny",
@@ -314,7 +317,7 @@ def distil(
 ) -> Output:
     """Train a small policy on the validated chains of a large one, for serving fast."""
     from qagent_mlx.environment.config import SplitConfig
-    from qagent_mlx.policy.registry import default_policy
+    from qagent_mlx.policy.registry import serving_policy
     from qagent_mlx.train.distill import distill
 
     config = merge(DistillConfig(), changes)
@@ -328,7 +331,7 @@ def distil(
             note(f"the teacher has sampled {done:,} of {total:,} chains")
 
     with opened(shop_path) as shop:
-        teacher = teacher or default_policy(shop, "grpo")
+        teacher = teacher or serving_policy(shop)
         cases = merge(SplitConfig(), split)
         with TrainingProgress(config.steps, f"distilling {teacher} -> {name}") as progress:
             report = distill(shop, teacher, student, name, config, cases, on_chains, progress)
@@ -347,5 +350,5 @@ def _draw_distilled(report: DistillReport) -> None:
         say(f"{name}: {size / 1e6:,.1f} M parameters, reward {reward:.3f}, {ms:.0f} ms a chain")
     say(
         f"{report.speedup:.1f} times as fast; next: qagent evaluate --policy "
-        f"{quote(report.teacher)} --policy {report.policy}"
+        f"{quote(report.teacher)} --policy {report.reference}"
     )

@@ -106,25 +106,17 @@ def resolve_settings(
         name=name,
         run=start.run or settings.run,
     )
-    if settings.policy == name:
-        _refuse_parent(name)
     return settings
 
 
-def choose_parent(shop: Shop, settings: Settings, *defaults: str) -> str:
-    """The policy that a training builds on."""
-    from qagent_mlx.policy.registry import default_policy
+def choose_parent(shop: Shop, settings: Settings, kind: str) -> str:
+    """The policy that a training builds on, which is said: ``NAME@N`` of one of the shop's."""
+    from qagent_mlx.policy import registry
 
-    parent = settings.policy or default_policy(shop, *defaults)
-    if parent == settings.name:
-        _refuse_parent(parent)
+    choose = registry.pretrained_policy if kind == "sft" else registry.cold_started_policy
+    parent = registry.lasting_name(shop, settings.policy or choose(shop))
+    note(f"starting from {parent}")
     return parent
-
-
-def _refuse_parent(name: str) -> None:
-    raise click.ClickException(
-        f"the new policy cannot replace {name}, which it builds on; give it another --name"
-    )
 
 
 @contextlib.contextmanager
@@ -214,8 +206,14 @@ def share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, kin
         ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], workers, then))
 
 
-def trained(report: SftReport | GrpoReport, then: str) -> Output | None:
-    """What a training says at its end; only the main process says it."""
+def trained(report: SftReport | GrpoReport, parent: str, then: str) -> Output | None:
+    """What a training says at its end; only the main process says it.
+
+    Args:
+        report: Of the training.
+        parent: What it started from.
+        then: The command to go on with.
+    """
     from qagent_mlx.distributed.world import current_world
 
     if not current_world().is_main_process:
@@ -223,10 +221,11 @@ def trained(report: SftReport | GrpoReport, then: str) -> Output | None:
 
     def draw() -> None:
         say(
-            f"policy {report.policy} (run {report.run}): {report.steps} steps, reward "
-            f"{report.reward_first:.3f} -> {report.reward_last:.3f}, "
+            f"policy {report.reference} on {parent} (run {report.run}): {report.steps} steps, "
+            f"reward {report.reward_first:.3f} -> {report.reward_last:.3f}, "
             f"{report.seconds:.0f} s, {report.tokens_per_s:,} tokens/s"
         )
         say(f"next: {then}")
+        say(f"to use it where no policy is named: qagent policies promote {report.reference}")
 
     return Output(report.to_dict(), draw)

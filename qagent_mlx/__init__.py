@@ -34,6 +34,9 @@ _MODULES = {
     "train_sft": "qagent_mlx.train.sft",
     "train_grpo": "qagent_mlx.train.grpo_run",
     "open_run": "qagent_mlx.runs.reader",
+    "policies": "qagent_mlx.policy.versions",
+    "promote": "qagent_mlx.policy.versions",
+    "rollback": "qagent_mlx.policy.versions",
     "evaluate_policies": "qagent_mlx.evaluate.suite",
     "abtest": "qagent_mlx.evaluate.abtest",
 }
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from .inventory.product_search import search_products
     from .policy.policy import Policy
     from .policy.shop_memory import inspect_memory
+    from .policy.versions import policies, promote, rollback
     from .runs.reader import open_run
     from .shop.shop import Shop
     from .train.grpo_run import train_grpo

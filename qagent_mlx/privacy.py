@@ -20,9 +20,11 @@ from .errors import QAgentError
 from .memory.inspect import MemoryView
 from .memory.store import MemoryStore
 from .memory.summarizer import summary_files
-from .policy.registry import policy_names
+from .models.fingerprint import fingerprint
+from .policy.registry import by_age
 from .policy.shop_memory import SUMMARIES, inspect_memory
 from .runs.run import Run, json_lines, run_lock, run_names
+from .shop.policy_folders import parse_reference
 from .shop.shop import Shop
 from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder, write_text
 from .utils.database import fetch_dicts, literal, open_duckdb, write_parquet
@@ -164,10 +166,11 @@ def exposed_policies(shop: Shop, user: str) -> list[PolicyExposure]:
 
     A policy that was trained on top of another one has seen what that one saw.
     """
-    infos: dict[str, dict[str, Any]] = {}
-    for name in policy_names(shop):
-        folder = shop.folder("policies", name)
-        infos[name] = read_json(folder / "policy.json", f"the policy {name}")
+    folders = by_age(shop)
+    infos = {
+        name: read_json(folder / "policy.json", f"the policy {name}")
+        for name, folder in folders.items()
+    }
     cases = {run.name: _cases(run, user) for run in _runs(shop)}
     has_events = shop.has_events(user)
     direct: dict[str, list[PolicyExposure]] = {name: [] for name in infos}
@@ -181,13 +184,23 @@ def exposed_policies(shop: Shop, user: str) -> list[PolicyExposure]:
     exposures = []
     for name, info in infos.items():
         exposures += direct[name]
-        parent, visited = info.get("base", ""), {name}
+        parent, visited = _parent(folders, info), {name}
         while parent in infos and parent not in visited:
             exposures += [replace(e, policy=name, through=parent) for e in direct[parent]]
             visited.add(parent)
-            parent = infos[parent].get("base", "")
+            parent = _parent(folders, infos[parent])
     distinct = {replace(e, through=""): e for e in reversed(exposures)}
     return list(distinct.values())[::-1]
+
+
+def _parent(folders: dict[str, Path], info: dict[str, Any]) -> str:
+    """The version that a policy stands on; of files that name none, the one with its weights."""
+    base: str = info.get("base", "")
+    if not base or base in folders:
+        return base
+    named = [name for name in folders if parse_reference(name)[0] == base]
+    same = [n for n in named if fingerprint(folders[n]) == info.get("base_fingerprint")]
+    return next(iter([*same, *named]), base)
 
 
 def _clear_leftovers(shop: Shop) -> None:

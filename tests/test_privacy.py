@@ -64,8 +64,8 @@ def test_an_export_holds_all_that_is_known(shop):
 def test_forgetting_names_the_policies_that_saw_the_user(shop):
     policies = erase_user(shop, WHO).policies
     assert [(p.policy, p.cases, p.certain, p.through) for p in policies] == [
-        ("saw", 1, True, ""),
-        ("child", 1, True, "saw"),
+        ("saw@1", 1, True, ""),
+        ("child@1", 1, True, "saw@1"),
     ]
 
 

@@ -15,7 +15,7 @@ from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
 from ..policy.policy import Policy
-from ..policy.registry import open_policy
+from ..policy.registry import open_policy, serving_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Profile, Recommendation, Slate
@@ -207,9 +207,14 @@ def recommend(
     shop: Shop,
     users: Sequence[str],
     k: int = 5,
-    policy: str = "grpo",
+    policy: str = "",
     as_of: datetime | None = None,
     seed: int = 0,
 ) -> list[UserRecommendations]:
-    """Recommend ``k`` queries to each user with a policy of the shop; see `Recommender`."""
-    return Recommender(shop, open_policy(shop, policy)).recommend(users, k, as_of, seed)
+    """Recommend ``k`` queries to each user with a policy of the shop; see `Recommender`.
+
+    Without ``policy`` it is the promoted one, see `policy.registry.serving_policy`.
+    """
+    return Recommender(shop, open_policy(shop, policy or serving_policy(shop))).recommend(
+        users, k, as_of, seed
+    )

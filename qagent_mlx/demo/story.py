@@ -22,7 +22,6 @@ from ..inventory.product_search import search_products
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
-from ..policy.files import load_policy
 from ..policy.registry import SAMPLE, open_policy, resolve
 from ..policy.shop_memory import inspect_memory
 from ..shop.sample import remove_sample_shop
@@ -175,7 +174,7 @@ class _Story:
         return {"case": case, "answers": answers}
 
     def _load(self, name: str) -> Any:
-        return load_policy(self._shop.path / "policies" / name)
+        return open_policy(self._shop, name)
 
     def _system(self, name: str) -> PolicySystem:
         config = self._config

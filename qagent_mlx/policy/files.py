@@ -14,6 +14,13 @@ from ..models.loading import load_model_folder
 from ..protocol.actions import PROTOCOL_VERSION
 from ..protocol.codec import AnyCodec, ShopCodec, load_codec
 from ..protocol.config import AgentConfig
+from ..shop.policy_folders import (
+    all_versions,
+    parse_reference,
+    policies_of,
+    reference_of,
+    version_folders,
+)
 from ..utils.atomic_files import finish_replacement, read_json, unfinished_replacements
 from ..utils.settings import merge
 from .adapters import load_adapter
@@ -33,7 +40,7 @@ def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
     path = path or folder / "policy.json"
     if not path.exists():
         return None
-    values = read_json(path, f"the policy {folder.name}")
+    values = read_json(path, f"the policy {reference_of(folder)}")
     try:
         info = merge(PolicyInfo(name=""), values)
         if not {"name", "agent"} <= values.keys():
@@ -42,8 +49,9 @@ def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:
         raise QAgentError(f"{path} is damaged ({error}); train the policy again") from error
     if info.protocol != PROTOCOL_VERSION:
         raise QAgentError(
-            f"the policy {folder.name} was trained for protocol {str(info.protocol)[:20]}, this "
-            f"program speaks {PROTOCOL_VERSION}; train it again with qagent train"
+            f"the policy {reference_of(folder)} was trained for protocol "
+            f"{str(info.protocol)[:20]}, this program speaks {PROTOCOL_VERSION}; train it again "
+            "with qagent train"
         )
     return info
 
@@ -52,24 +60,57 @@ def base_of(folder: Path, info: PolicyInfo) -> Path:
     """The folder of the model that a policy's adapter belongs to.
 
     A shop may have come from another machine, a package may move and a policy may be renamed: then
-    it is the policy beside it, the shipped or a pulled model with the same weights.
+    it is the policy beside it, the shipped or a pulled model with the same weights. Files of
+    before policies had versions name no version: it is the one with the same weights.
 
     Raises:
         QAgentError: it is not on this machine.
     """
     base = Path(info.base)
-    if not base.is_absolute():
-        base = folder.parent / base
-    if base.exists():
-        return base
-    beside = sorted(p.parent for p in folder.parent.glob("*/policy.json") if p.parent != folder)
-    for place in (*(beside if base.parent == folder.parent else ()), *relocated(base)):
-        if info.base_fingerprint and fingerprint(place) == info.base_fingerprint:
-            return place
+    versions = _policies_beside(folder)
+    if base.is_absolute():
+        places = [base, *version_folders(base.parent, base.name).values()]
+        named = [place for place in places if _has_model(place)]
+        others = [*relocated(base), *versions.values()]
+    else:
+        named = [p for ref, p in versions.items() if info.base in (ref, parse_reference(ref)[0])]
+        others = [*versions.values(), *relocated(base)]
+    if info.base_fingerprint:
+        for place in (*named, *others):
+            if place != folder and fingerprint(place) == info.base_fingerprint:
+                return place
+    if named:
+        return named[0]  # not the one that it was trained on, which `load_policy` says
     raise QAgentError(
-        f"the policy {info.name} needs its base model {base}, which is gone; put it back, pull "
-        "it (qagent models pull), or train the policy again"
+        f"the policy {reference_of(folder)} needs its base model {base}, which is gone; put it "
+        "back, pull it (qagent models pull), or train the policy again"
     )
+
+
+def _policies_beside(folder: Path) -> dict[str, Path]:
+    """All policies of a folder's shop by reference; outside of shops those in the same folder."""
+    if policies := policies_of(folder):
+        return all_versions(policies)
+    return {path.parent.name: path.parent for path in sorted(folder.parent.glob("*/policy.json"))}
+
+
+def _has_model(folder: Path) -> bool:
+    return (folder / "policy.json").exists() or (folder / "config.json").exists()
+
+
+def require_base(folder: Path, info: PolicyInfo) -> Path:
+    """The folder below a policy's adapter, with the very weights that it was trained on.
+
+    Raises:
+        QAgentError: there is none.
+    """
+    base = base_of(folder, info)
+    if info.base_fingerprint and fingerprint(base) != info.base_fingerprint:
+        raise QAgentError(
+            f"the policy {reference_of(folder)} was trained on another version of "
+            f"{reference_of(base)}, which was overwritten since; train it again"
+        )
+    return base
 
 
 def base_folder(folder: Path) -> Path:
@@ -81,9 +122,27 @@ def base_folder(folder: Path) -> Path:
     while not (folder / "config.json").exists():
         info = read_info(folder)
         if info is None or not info.base:
-            raise QAgentError(f"the policy {folder.name} names no base model; train it again")
+            raise QAgentError(
+                f"the policy {reference_of(folder)} names no base model; train it again"
+            )
         folder = base_of(folder, info)
     return folder
+
+
+def check_policy(folder: Path) -> None:
+    """Check that a policy can be opened, without loading its weights.
+
+    Raises:
+        QAgentError: files are missing or do not belong together, the policy was trained for
+            another protocol, or something below it is gone or was overwritten.
+    """
+    info = read_info(folder)
+    if info is not None and info.weights and not _has_weights_of(folder, info):
+        info = _complete_save(folder)
+    if info is not None and (folder / ADAPTER).exists():
+        check_policy(require_base(folder, info))
+    elif not (folder / "config.json").exists() or not [*folder.glob("model*.safetensors")]:
+        raise QAgentError(f"the policy {reference_of(folder)} has lost its weights; train it again")
 
 
 def load_policy(folder: Path, dtype: str = "") -> Policy:
@@ -101,11 +160,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
     if info is None:
         raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
-    base = base_of(folder, info)
-    if info.base_fingerprint and fingerprint(base) != info.base_fingerprint:
-        raise QAgentError(
-            f"the policy {info.name} was trained on another version of {base.name}; train it again"
-        )
+    base = require_base(folder, info)
     # The base may itself be a policy with an adapter; it becomes part of the weights.
     below = load_policy(base, dtype)
     below.merge_lora()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ class PolicyInfo:
 
     Attributes:
         name: The policy's name in its shop.
-        base: The model folder that the adapter belongs to; empty for a whole model.
+        base: What the adapter belongs to: ``NAME@N`` in the same shop, or a model folder; empty for
+            a whole model.
         base_fingerprint: Identifies the base's weights.
         protocol: The protocol version that it was trained for.
         agent: How its chains run.
         trained: The training stages, oldest first: ``stage``, ``run``, ``config`` and more.
+        created: When it was saved, in UTC; empty in older files.
         dtype: The precision that it was trained in, where that was chosen.
         weights: Identifies the policy's own weights; empty in older files.
     """
@@ -48,6 +51,7 @@ class PolicyInfo:
     trained: tuple[dict[str, Any], ...] = ()
     dtype: str = ""
     weights: str = ""
+    created: str = ""
 
     def with_stage(self, **stage: Any) -> PolicyInfo:
         """The same after one more training stage."""
@@ -242,7 +246,9 @@ class Policy:
                     f"cannot write {folder}: {error}; free some space or choose a folder you "
                     "may write to"
                 ) from error
-            self.info = replace(self.info, weights=fingerprint_files({name: paths[0]}))
+            created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            weights_id = fingerprint_files({name: paths[0]})
+            self.info = replace(self.info, weights=weights_id, created=created)
             paths[-1].write_text(json_text(asdict(self.info)), encoding="utf-8")
         self.folder = folder
 

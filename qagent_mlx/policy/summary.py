@@ -10,6 +10,7 @@ from ..models import backend
 from ..models.download import cached, sample_folder
 from ..models.known_models import KNOWN_MODELS, KnownModel, ModelShape
 from ..models.model_size import memory_needed, shape_of, stored_size
+from ..shop.policy_folders import parse_reference, reference_of
 from ..shop.shop import Shop
 from ..utils import runtime
 from ..utils.atomic_files import read_json
@@ -100,7 +101,7 @@ def describe(folder: Path) -> PolicySummary:
     info = _policy_json(folder)
     base = info.get("base", "")
     return PolicySummary(
-        name=SAMPLE if folder == sample_folder() else folder.name,
+        name=SAMPLE if folder == sample_folder() else parse_reference(reference_of(folder))[0],
         folder=str(folder),
         base=SAMPLE if base == str(sample_folder()) else base,
         megabytes=round(sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6, 1),
@@ -176,7 +177,9 @@ def memory_here(parameters: int, shape: ModelShape, quantized: bool = False) -> 
 
 def _policy_json(folder: Path) -> dict[str, Any]:
     path = folder / "policy.json"
-    values: dict[str, Any] = read_json(path, f"the policy {folder.name}") if path.exists() else {}
+    if not path.exists():
+        return {}
+    values: dict[str, Any] = read_json(path, f"the policy {reference_of(folder)}")
     return values
 
 

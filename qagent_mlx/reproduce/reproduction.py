@@ -125,7 +125,6 @@ class Reproduction:
             return {"policy": SAMPLE, "weights": fingerprint(resolve(None, SAMPLE))}
         with self._open_shop() as shop:
             if "base" not in policy_names(shop):
-                shutil.rmtree(shop.folder("policies", "base"), ignore_errors=True)
                 settings = self._settings("pretrain", self.config.pretrain_steps)
                 config = merge(PretrainConfig(), {"size": self.config.size, **settings})
                 pretrain(shop, "base", config, split=self._split, on_step=self._on_step)
@@ -171,7 +170,7 @@ class Reproduction:
             return self._weights(shop, name)
 
     def _weights(self, shop: Shop, name: str) -> dict[str, Any]:
-        return {"policy": name, "weights": fingerprint(shop.folder("policies", name))}
+        return {"policy": name, "weights": fingerprint(resolve(shop, name))}
 
     def _evaluate(self) -> dict[str, Any]:
         with self._open_shop() as shop:

@@ -37,6 +37,7 @@ class RunOverview:
     run: str
     kind: str
     policy: str
+    version: int | None  # of the policy; None where runs named none yet
     base: str
     created: str
     steps: int
@@ -124,10 +125,12 @@ def overview(run: Run) -> RunOverview:
     state = "finished" if summary else "unfinished"
     if not summary and stops and stops[-1].step == len(history):
         state = f"alarm {stops[-1].name}"
+    version = config.get("version")
     return RunOverview(
         run=run.name,
         kind=config.get("kind", ""),
         policy=config.get("policy", ""),
+        version=version if isinstance(version, int) else None,
         base=config.get("base", ""),
         created=config.get("created", ""),
         steps=len(history),

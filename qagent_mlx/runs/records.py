@@ -54,6 +54,12 @@ class TrainingReport:
     steps: int
     seconds: float  # of this process; a resumed run's earlier ones are no part of it
     tokens_per_s: int
+    version: int = field(default=0, kw_only=True)  # of the policy; 0 before it is saved
+
+    @property
+    def reference(self) -> str:
+        """The policy that was saved, as ``NAME@N``."""
+        return f"{self.policy}@{self.version}" if self.version else self.policy
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""

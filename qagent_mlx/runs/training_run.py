@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,10 +10,19 @@ from typing import Any, Generic, TypeVar
 
 from ..distributed.world import World
 from ..errors import QAgentError
+from ..models.fingerprint import fingerprint
+from ..policy.files import read_info
 from ..policy.lora import LoraConfig
-from ..policy.policy import Policy
-from ..policy.registry import derive, resolve
+from ..policy.policy import Policy, PolicyInfo
+from ..policy.registry import derive, lasting_name
 from ..protocol.config import AgentConfig
+from ..shop.policy_folders import (
+    Reservation,
+    parse_reference,
+    reserve,
+    save_version,
+    version_folders,
+)
 from ..shop.shop import Shop
 from ..utils.settings import SettingError, merge
 from . import checkpoint
@@ -56,7 +66,7 @@ class TrainingRun(Generic[Report]):
         config = {
             "kind": self.kind,
             "policy": info.name,
-            "base": _lasting_name(self.shop, parent),
+            "base": lasting_name(self.shop, parent),
             "base_fingerprint": info.base_fingerprint,
             "train": asdict(self.settings),
             "agent": asdict(info.agent),
@@ -70,7 +80,7 @@ class TrainingRun(Generic[Report]):
             _announce(workers, record)
             state = algorithm.begin()
             checkpoint.save(record.checkpoints, 0, self._policy, algorithm.optimizer, state)
-            record.commit()
+            self._reserve(record)
             record.append("alarms", map(asdict, alerts))
             return self._run(record, state)
 
@@ -90,6 +100,8 @@ class TrainingRun(Generic[Report]):
                     "steps", f"cannot be {steps}: the run {record.name} has {step} steps already"
                 )
             record.rewind(step, asdict(self.settings))
+            if "version" not in record.config:  # of before policies had versions
+                self._reserve(record)
             _announce(workers, record)
             return self._go_on(record, state)
 
@@ -107,13 +119,53 @@ class TrainingRun(Generic[Report]):
         result = replace(self.loop, record=record).run(state)
         policy = self._policy
         policy.info = policy.info.with_stage(
-            stage=self.kind, run=record.name, config=asdict(self.settings), step=result.kept_step
+            stage=self.kind,
+            run=record.name,
+            config=asdict(self.settings),
+            step=result.kept_step,
+            validation=result.validation.get("reward"),
         )
         report = self.report(result)
         if record.writable:
-            policy.save(self.shop.folder("policies", policy.info.name))
+            report = replace(report, version=self._save(record))
         record.finish(report.to_dict())
         return report
+
+    def _reserve(self, record: Run) -> Reservation:
+        """Take the number of the version that the run will save, and note it with the run."""
+        base = record.config["base"]
+        reservation = reserve(
+            self.shop.path / "policies",
+            self._policy.info.name,
+            base if parse_reference(base)[1] else "",
+            record.name,
+        )
+        record.config["version"] = reservation.number
+        record.commit()
+        return reservation
+
+    def _save(self, record: Run) -> int:
+        """Save the version that the run reserved, or a new one where that has other weights.
+
+        Returns its number. A run that was trained longer leaves what it saved before as it is.
+        """
+        policies, policy = self.shop.path / "policies", self._policy
+        number: int = record.config["version"]
+        saved = version_folders(policies, policy.info.name).get(number)
+        info = read_info(saved) if saved else None
+        if saved and info and _is_same_training(info, policy.info):
+            policy.folder = saved  # a kill came after it was saved
+            return number
+        base = record.config["base"] if parse_reference(record.config["base"])[1] else ""
+        reservation = Reservation(policy.info.name, number, base, record.name)
+        if saved:
+            reservation = self._reserve(record)
+        reservation = save_version(policies, reservation, policy.save)
+        policy.folder = policies / reservation.name / str(reservation.number)
+        if reservation.number != record.config["version"]:
+            record.config["version"] = reservation.number
+            record.commit()
+        return reservation.number
 
     @property
     def _policy(self) -> Policy:
@@ -133,7 +185,7 @@ def open_to_resume(shop: Shop, name: str, kind: str) -> Run:
 def policy_to_resume(shop: Shop, record: Run, lora: LoraConfig, seed: int) -> Policy:
     """The policy of a run, as it was before its first step; refuses one that has changed since."""
     config = record.config
-    policy = derive(shop, config["base"], config["policy"], lora, seed)
+    policy = derive(shop, _base(shop, config), config["policy"], lora, seed)
     fingerprint = config.get("base_fingerprint")
     if fingerprint and fingerprint != policy.info.base_fingerprint:
         raise QAgentError(
@@ -145,10 +197,21 @@ def policy_to_resume(shop: Shop, record: Run, lora: LoraConfig, seed: int) -> Po
     return policy
 
 
-def _lasting_name(shop: Shop, policy: str) -> str:
-    """A policy's name, or its path made absolute: it leads to the policy from any folder."""
-    folder = resolve(shop, policy)
-    return str(folder) if folder == Path(policy).expanduser().resolve() else policy
+def _base(shop: Shop, config: dict[str, Any]) -> str:
+    """What a run started from; runs of before policies had versions name none."""
+    name: str = config["base"]
+    if Path(name).is_absolute():
+        return name
+    for number, folder in version_folders(shop.path / "policies", name).items():
+        if fingerprint(folder) == config.get("base_fingerprint"):
+            return f"{name}@{number}"
+    return name
+
+
+def _is_same_training(first: PolicyInfo, second: PolicyInfo) -> bool:
+    """Whether two policies have the weights of the same step of the same run."""
+    stages = [json.loads(json.dumps(info.trained[-1])) for info in (first, second)]
+    return all(stages[0].get(key) == stages[1].get(key) for key in ("run", "config", "step"))
 
 
 def _announce(workers: World, record: Run) -> None:

@@ -31,7 +31,11 @@ class ServeConfig:
         str, Meta(description="Secret that clients send; needed to listen beyond this machine.")
     ] = ""
     policy: Annotated[
-        str, Meta(description="Policy that answers; by default grpo, else the newest.")
+        str,
+        Meta(
+            description="Policy that answers; by default the promoted one, else grpo, else the "
+            "newest."
+        ),
     ] = ""
     dtype: Annotated[
         str, Meta(description="Number type of the weights; by default what suits the device.")
@@ -89,9 +93,9 @@ class ServeConfig:
         Positive, Meta(description="Size of a request's body, at most.", extra={"unit": "bytes"})
     ] = 1 << 20
     events_a_post: Annotated[Positive, Meta(description="Events in one request, at most.")] = 1000
-    watch: Annotated[bool, Meta(description="Load the policy again when it was trained anew.")] = (
-        True
-    )
+    watch: Annotated[
+        bool, Meta(description="Take up promotions, and newer versions of a named policy.")
+    ] = True
     read_only: Annotated[
         bool, Meta(description="Refuse events, and let other processes read the shop.")
     ] = False

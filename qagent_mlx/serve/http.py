@@ -25,8 +25,9 @@ from ..ingest.report import IngestReport
 from ..inventory.product_search import search_products
 from ..inventory.search import HybridSearch
 from ..inventory.types import Filters
-from ..policy.registry import SAMPLE, policy_names
+from ..policy.registry import PROMOTED, SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
+from ..shop.policy_folders import parse_reference
 from . import schema
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
@@ -112,13 +113,15 @@ async def policy(service: Service, request: Request) -> Response:
     name = parse(schema.PolicyBody, await _body(service, request)).policy
     responder = service.worker.responder
 
-    def change() -> str:
+    def change() -> schema.PolicyReply:
         names = [*policy_names(responder.shop), SAMPLE]
-        if name not in names:  # never a path: a client that may ask may not read files
+        # Never a path: a client that may ask may not read files.
+        if parse_reference(name)[0] not in (*names, PROMOTED):
             raise QAgentError(f"there is no policy {name}; known are {', '.join(names)}")
-        return responder.use_policy(name)
+        responder.use_policy(name)
+        return schema.PolicyReply(responder.policy, responder.version)
 
-    return _json(schema.PolicyBody(await _result(service.worker.call(change))))
+    return _json(await _result(service.worker.call(change)))
 
 
 async def health(service: Service, _request: Request) -> Response:
@@ -127,6 +130,8 @@ async def health(service: Service, _request: Request) -> Response:
     reply = schema.HealthReply(
         status="ok" if worker.alive else "failed",
         policy=worker.responder.policy,
+        version=worker.responder.version,
+        problem=worker.responder.problem,
         waiting=worker.waiting,
         read_only=service.config.read_only,
     )
@@ -150,7 +155,7 @@ ENDPOINTS = (
     Endpoint(
         "/users/{user:path}/memory", memory, schema.MemoryReply, query=schema.MemoryParameters
     ),
-    Endpoint("/policy", policy, schema.PolicyBody, body=(schema.PolicyBody,)),
+    Endpoint("/policy", policy, schema.PolicyReply, body=(schema.PolicyBody,)),
     Endpoint("/healthz", health, schema.HealthReply),
     Endpoint("/metrics", metrics),
     Endpoint("/openapi.json", openapi, dict),

@@ -39,7 +39,18 @@ class Metrics:
         self.chains = counter("chains", "Chains that were decoded.")
         self.events = counter("events", "Events posted, by outcome.", "outcome")
         self.policies = counter("policy_loads", "Policies taken up.", "outcome")
+        self._policy = Gauge(
+            "qagent_policy_info",
+            "The policy that recommends; always 1.",
+            ("policy", "version"),
+            registry=self.registry,
+        )
         self.queue = Gauge("qagent_queue", "Requests that wait.", registry=self.registry)
+
+    def name_policy(self, policy: str, version: int | None) -> None:
+        """Say which policy recommends from now on."""
+        self._policy.clear()
+        self._policy.labels(policy, version or "").set(1)
 
     def text(self) -> bytes:
         """The exposition format 0.0.4."""

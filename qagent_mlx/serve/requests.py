@@ -25,6 +25,7 @@ class RecommendResponse:
     source: Source
     as_of: datetime | None
     policy: str
+    version: int | None = None
     chains: int = 0
     reason: Reason = ""
     cached: bool = False

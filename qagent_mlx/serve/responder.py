@@ -18,13 +18,15 @@ from typing import Any
 from ..agent.recommend import Recommender, RecommendRequest, default_group_size
 from ..errors import QAgentError
 from ..inventory.index import open_index
-from ..policy.files import load_policy
-from ..policy.registry import default_policy, resolve
+from ..models.download import sample_folder
+from ..policy.registry import SAMPLE, resolve, serving_policy
+from ..shop.policy_folders import adopt_loose, parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Profile
 from .cache import UserCache
 from .config import ServeConfig
 from .metrics import Metrics
+from .policy_choice import PolicyChoice, SavedPolicy, load_saved, saved_at
 from .requests import PendingRequest, RecommendResponse
 from .worker_processes import WorkerPool
 
@@ -77,9 +79,10 @@ def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterato
     Raises:
         QAgentError: what `Shop.open` or the policy has to say.
     """
+    if not config.read_only:
+        adopt_loose(path / "policies")  # where they lie does not change while they are served
     with Shop.open(path) as shop:
-        name = config.policy or default_policy(shop, "grpo")
-        folder = resolve(shop, name)
+        folder = resolve(shop, config.policy or serving_policy(shop))
         if config.workers > 1:
             open_index(shop)
     # The processes read the shop before this one holds it for writing.
@@ -87,7 +90,7 @@ def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterato
         WorkerPool(path, folder, config.workers - 1, config.dtype) as pool,
         Shop.open(path, read_only=config.read_only) as shop,
     ):
-        yield Responder(shop, name, pool, config, metrics)
+        yield Responder(shop, folder, pool, config, metrics)
 
 
 class Responder:
@@ -95,28 +98,31 @@ class Responder:
 
     Args:
         shop: Open; for writing where events are taken.
-        policy: The name of the policy that recommends.
+        policy: The folder of the policy that recommends first.
         pool: Processes that decode beside this one.
         config: Cache, seed, and what requests get by default.
         metrics: Counts what was done.
 
     Attributes:
-        policy: The name of the policy.
+        policy: The name of the policy that recommends.
+        version: Its version; None for one that has none.
+        problem: Why a policy was not taken up that should be; empty where none was refused.
         chains: What a request gets that names no number of chains.
         trending: The response for somebody of whom nothing is known.
         titles: Title of each product id.
     """
 
     def __init__(
-        self, shop: Shop, policy: str, pool: WorkerPool, config: ServeConfig, metrics: Metrics
+        self, shop: Shop, policy: Path, pool: WorkerPool, config: ServeConfig, metrics: Metrics
     ) -> None:
-        self.shop, self.policy = shop, policy
+        self.shop = shop
         self._pool, self._config, self._metrics = pool, config, metrics
-        self._folder = resolve(shop, policy)
-        self._saved_at = _saved_at(self._folder)
-        self.recommender = Recommender(
-            shop, load_policy(self._folder, config.dtype), group=config.chains
-        )
+        self._choice = PolicyChoice(shop, config.policy)
+        self._current: tuple[Path, int | None]
+        self._refused: tuple[Path, int | None] | None = None
+        first = load_saved(policy, config.dtype)
+        self._name(first)
+        self.recommender = Recommender(shop, first.policy, group=config.chains)
         self.chains = self.recommender.group
         catalog = self.recommender.search.catalog
         self.titles: dict[str, str] = dict(zip(catalog.ids, catalog.titles, strict=True))
@@ -138,7 +144,9 @@ class Responder:
         ]
         lines = self.recommender.recommend_from_memory(requests)
         for waiting, request, line in zip(pending, requests, lines, strict=True):
-            waiting.fallback = RecommendResponse(line, "top-line", request.as_of, self.policy)
+            waiting.fallback = RecommendResponse(
+                line, "top-line", request.as_of, self.policy, self.version
+            )
         shared = self._shared(pending, requests)
         if shared:
             self._decode(shared)
@@ -156,29 +164,66 @@ class Responder:
         Raises:
             QAgentError: there is none of that name, or it cannot be loaded; the old one stays.
         """
-        folder = resolve(self.shop, name)
-        saved_at = _saved_at(folder)
+        self._load(resolve(self.shop, name))
+        self._choice.choose(name)
+        return name
+
+    def reload_policy(self) -> None:
+        """Load the policy that should recommend as it is saved now.
+
+        Raises:
+            QAgentError: it cannot be loaded; the old one stays.
+        """
+        self._load(self._choice.folder())
+
+    def _load(self, folder: Path) -> None:
         try:
-            policy = load_policy(folder, self._config.dtype)
-        except QAgentError:
-            self._saved_at = saved_at  # it is not tried again until it changes
-            self._metrics.policies.labels("refused").inc()
+            loaded = load_saved(folder, self._config.dtype)
+        except QAgentError as error:
+            self.refuse(folder, error)
             raise
-        self.recommender.use_policy(policy)
-        self._pool.use(folder)
-        self.chains = self._config.chains or default_group_size(policy)
-        self.policy, self._folder, self._saved_at = name, folder, saved_at
+        self.take_up(loaded)
+
+    def policy_to_load(self) -> Path | None:
+        """The folder of a policy that should recommend and does not; None where there is none.
+
+        Raises:
+            QAgentError: the one that should recommend does not exist.
+        """
+        folder = self._choice.folder()
+        wanted = (folder, saved_at(folder))
+        if wanted == self._current:
+            self._refused, self.problem = None, ""
+        is_known = wanted in (self._current, self._refused) or wanted[1] is None
+        return None if is_known else folder
+
+    def take_up(self, loaded: SavedPolicy) -> None:
+        """Recommend with a policy from the next batch on."""
+        self.recommender.use_policy(loaded.policy)
+        self._pool.use(loaded.folder)
+        self.chains = self._config.chains or default_group_size(loaded.policy)
+        self._name(loaded)
         self.cache.clear()
         self._profiles.clear()
         self.trending = None
         self.refresh_trending()
         self._metrics.policies.labels("taken").inc()
-        log.info("policy %s taken up", name)
-        return name
+        log.info("policy %s taken up", reference_of(loaded.folder))
 
-    def policy_changed(self) -> bool:
-        """Whether the policy was saved again since it was loaded."""
-        return _saved_at(self._folder) not in (None, self._saved_at)
+    def refuse(self, folder: Path, error: QAgentError) -> None:
+        """Go on with the old policy; the other one is not tried again until it changes."""
+        self._refused = (folder, saved_at(folder))
+        self.problem = f"{reference_of(folder)} was not taken up: {error}"
+        self._metrics.policies.labels("refused").inc()
+
+    def _name(self, loaded: SavedPolicy) -> None:
+        """Note which policy recommends."""
+        name, self.version = parse_reference(reference_of(loaded.folder))
+        self.policy = SAMPLE if loaded.folder == sample_folder() else name
+        self.problem = ""
+        self._current = (loaded.folder, loaded.saved_at)
+        self._refused = None
+        self._metrics.name_policy(self.policy, self.version)
 
     def trending_expired(self) -> bool:
         """Whether it is time for `refresh_trending`."""
@@ -195,7 +240,7 @@ class Responder:
         profile = self.recommender.profiles([""], now)[0]
         request = RecommendRequest(profile, now, TRENDING_QUERIES)
         queries = self.recommender.recommend_from_memory([request])[0]
-        self.trending = RecommendResponse(queries, "trending", now, self.policy)
+        self.trending = RecommendResponse(queries, "trending", now, self.policy, self.version)
 
     def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:
         """The users' profiles; those of users who did nothing since are still good."""
@@ -260,7 +305,12 @@ class Responder:
         self._metrics.chains.inc(chains)
         for s, result in zip(shared, results, strict=True):
             response = RecommendResponse(
-                result.recommendations, "agent", result.as_of, self.policy, s.request.group
+                result.recommendations,
+                "agent",
+                result.as_of,
+                self.policy,
+                self.version,
+                s.request.group,
             )
             for waiting in s.waiting:
                 if response.chains == waiting.chains:  # not one that had to be cut short
@@ -273,13 +323,3 @@ def _fall_back(request: PendingRequest) -> None:
     assert request.fallback is not None
     if not request.future.done():
         request.future.set_result(replace(request.fallback, reason="deadline"))
-
-
-def _saved_at(folder: Path) -> int | None:
-    """Changes when a policy is saved: ``policy.json`` is written last."""
-    for name in ("policy.json", "config.json"):
-        try:
-            return (folder / name).stat().st_mtime_ns
-        except OSError:
-            continue
-    return None

@@ -28,6 +28,9 @@ Source = Literal["agent", "top-line", "trending"]
 Reason = Literal["", "deadline", "overload", "error"]
 QueryCount = Annotated[int, Meta(ge=1, le=MAX_QUERIES)]
 Milliseconds = Annotated[float, Meta(ge=1, le=MAX_DEADLINE_MS)]
+PolicyVersion = Annotated[
+    int | None, Meta(description="Number of the policy's version; null where it has none.")
+]
 Text = Annotated[str, Meta(min_length=1, max_length=500)]
 Price = Annotated[float, Meta(ge=0, le=MAX_PRICE)]
 Time = Annotated[
@@ -71,6 +74,13 @@ class EventsBody(Struct):
     """Several events in one request."""
 
     events: Annotated[list[EventBody], Meta(min_length=1)]
+
+
+class PolicyReply(Struct):
+    """The policy that recommends from now on."""
+
+    policy: str
+    version: PolicyVersion
 
 
 class PolicyBody(Struct, forbid_unknown_fields=True):
@@ -129,6 +139,7 @@ class RecommendReply(Struct):
     fallback: bool
     reason: Annotated[Reason, Meta(description="Why it is a fallback.")]
     policy: str
+    version: PolicyVersion
     chains: Natural
     cached: bool
     latency_ms: float
@@ -170,6 +181,10 @@ class HealthReply(Struct):
 
     status: Literal["ok", "failed"]
     policy: str
+    version: PolicyVersion
+    problem: Annotated[
+        str, Meta(description="Why a policy was not taken up that was promoted or saved anew.")
+    ]
     waiting: Natural
     read_only: bool
 

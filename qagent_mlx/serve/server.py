@@ -65,7 +65,7 @@ def _serve(
             f"cannot listen on {config.host}:{config.port}; choose another port or host"
         ) from error
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: worker.use_policy(worker.responder.policy))
+        signal.signal(signal.SIGHUP, lambda *_: worker.call(worker.responder.reload_policy))
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     say(f"{worker.responder.policy} serves {path} on http://{address}:{port}  (Ctrl-C stops)")

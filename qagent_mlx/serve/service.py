@@ -56,6 +56,7 @@ class Service:
             fallback=fallback,
             reason=response.reason,
             policy=response.policy,
+            version=response.version,
             chains=response.chains,
             cached=response.cached,
             latency_ms=round((time.monotonic() - start) * 1000, 1),

@@ -164,10 +164,14 @@ class Worker:
         now = time.monotonic()
         if self.config.watch and now - self._watched_at >= WATCH_SECONDS:
             self._watched_at = now
-            if responder.policy_changed():
-                _settle([], lambda: responder.use_policy(responder.policy))
+            _settle([], self._look_for_policy)
         if responder.trending_expired():
             _settle([], responder.refresh_trending)
+
+    def _look_for_policy(self) -> None:
+        """Take up the policy that should recommend, where that is another one."""
+        if self.responder.policy_to_load() is not None:
+            self.responder.reload_policy()
 
     def _store(self, posts: Sequence[PendingEvents]) -> None:
         if self.config.read_only:

@@ -78,9 +78,9 @@ class WorkerPool:
 
     def use(self, policy: Path) -> None:
         """Recommend with another policy from now on; a process that cannot is ended."""
-        for process in list(self._processes):
+        loading = [process for process in list(self._processes) if self._send(process, policy)]
+        for process in loading:
             try:
-                process.connection.send(policy)
                 _raised(process.connection.recv())
             except (EOFError, OSError, QAgentError) as error:
                 self._remove(process, error)

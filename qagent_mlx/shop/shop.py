@@ -3,7 +3,7 @@
     shop.json             version and settings
     shop.duckdb           products, events, rejects, memory
     inventory/            the search index and its manifest
-    policies/<name>/      adapters
+    policies/<name>/<n>/  version n of a policy, see `policy_folders`
     runs/<name>/          training runs
 
 DuckDB lets one process write or many read, so a shop is opened for writing only while
@@ -28,6 +28,7 @@ from ..utils.database import fetch_dicts, open_duckdb
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from .config import ShopConfig
+from .policy_folders import adopt_loose
 from .schema import ADDITIONS, SCHEMA
 
 SHOP_VERSION = 1
@@ -111,6 +112,8 @@ class Shop:
                 f"the shop {path} has lost its shop.duckdb; make it again with qagent init"
             )
         _refuse_links(path)
+        if not read_only:
+            adopt_loose(path / "policies")
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
 
     def save_config(self) -> None:
@@ -266,6 +269,7 @@ def _refuse_links(path: Path) -> None:
     parts = [path / name for name in ("shop.json", "shop.duckdb", "shop.duckdb.wal", "inventory")]
     for kind in ("policies", "runs"):
         parts += [path / kind, *((path / kind).iterdir() if (path / kind).is_dir() else ())]
+    parts += (path / "policies").glob("*/*")
     for part in parts:
         if part.is_symlink() and not part.resolve().is_relative_to(inside):
             raise QAgentError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -21,12 +22,12 @@ from ..environment.rewards import WEIGHTS
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
-from ..policy.registry import derive, open_policy
+from ..policy.registry import derive, lasting_name, open_policy, save_next
 from ..policy.small_llama import SIZES, new_policy, save_base
 from ..protocol.codec import train_tokenizer
 from ..protocol.config import AgentConfig
 from ..runs.loop import OnStep
-from ..shop.shop import Shop
+from ..shop.shop import Shop, check_name
 from ..utils import settings
 from ..utils.text import query_key
 from .config import DistillConfig
@@ -73,7 +74,7 @@ def distill(
     on_chains: OnChains | None = None,
     on_step: OnStep | None = None,
 ) -> DistillReport:
-    """Train a small policy on a large one's chains and save it as ``policies/<name>``.
+    """Train a small policy on a large one's chains and save it as the next version of ``name``.
 
     Args:
         shop: With an index.
@@ -87,13 +88,12 @@ def distill(
         on_step: Called after each step of the student with its numbers.
 
     Raises:
-        QAgentError: the name is taken, or too few chains can be learned from.
+        QAgentError: the name cannot be one, or too few chains can be learned from.
     """
     config = config or DistillConfig()
     settings.check(config)
-    folder = shop.folder("policies", name)
-    if folder.exists():
-        raise QAgentError(f"the policy {name} exists; choose another name or delete {folder}")
+    check_name(name, "policy")
+    teacher = lasting_name(shop, teacher)
     start = time.perf_counter()
     master = open_policy(shop, teacher)
     source = Environment.of_shop(shop, master.codec, master.info.agent, split)
@@ -114,11 +114,11 @@ def distill(
     policy.info = policy.info.with_stage(
         stage="distil", teacher=teacher, config=asdict(config), **counts
     )
-    save()
+    version = save()
     measures = _compare((source, master), (target, policy), config.measured)
     seconds = round(time.perf_counter() - start, 1)
     return DistillReport(
-        **report.to_dict() | counts | measures | {"seconds": seconds},
+        **report.to_dict() | counts | measures | {"seconds": seconds, "version": version},
         teacher=teacher,
         parameters=policy.parameters,
         parameters_teacher=master.parameters,
@@ -151,18 +151,21 @@ def _student(
     config: DistillConfig,
     environment: Environment,
     agent: AgentConfig,
-) -> tuple[Policy, Callable[[], None]]:
+) -> tuple[Policy, Callable[[], int]]:
     """The student before it learns, and what saves it; environment and agent are the teacher's."""
-    folder = shop.folder("policies", name)
     if student not in SIZES:
         policy = derive(shop, student, name, config.lora, config.seed)
-        return policy, lambda: policy.save(folder)
+        return policy, lambda: save_next(shop, policy)
     agent = student_agent(agent)
     until = environment.of_split("train")[-1].case.as_of
     tokenizer = train_tokenizer(shop_texts(shop, environment, agent, until), config.vocab_size)
     policy, model_config = new_policy(tokenizer, student, name, config.seed)
     policy.info = replace(policy.info, agent=agent)
-    return policy, lambda: save_base(policy, tokenizer, model_config, folder)
+
+    def write(folder: Path) -> None:
+        save_base(policy, tokenizer, model_config, folder)
+
+    return policy, lambda: save_next(shop, policy, write)
 
 
 def student_agent(agent: AgentConfig) -> AgentConfig:

@@ -45,14 +45,14 @@ def train_grpo(
     options: RunOptions | None = None,
     on_step: OnStep | None = None,
 ) -> GrpoReport:
-    """Train a policy by GRPO and save it as ``policies/<name>``.
+    """Train a policy by GRPO and save it as the next version of ``name``.
 
     The shop's database is only read at the start; afterwards it may be written to.
 
     Args:
         shop: With an index.
         policy: What to start from; it is also the reference.
-        name: What the new policy is called; an older one of that name is replaced.
+        name: What the new policy is called; it becomes the next version of that name.
         config: All settings.
         split: Which cases are trained on.
         components: Rewards by name; `rewards.COMPONENTS` by default.

@@ -25,12 +25,13 @@ from ..inventory.index import open_index
 from ..memory.profile import count_words
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
+from ..policy.registry import save_next
 from ..policy.small_llama import new_policy, save_base
 from ..protocol.actions import profile_text, results_text
 from ..protocol.codec import ShopCodec, train_tokenizer
 from ..protocol.config import AgentConfig
 from ..runs.loop import OnStep
-from ..shop.shop import Shop
+from ..shop.shop import Shop, check_name
 from ..utils import settings
 from .config import PretrainConfig
 from .demonstrations import DemoConfig, Demonstrator
@@ -64,7 +65,7 @@ def pretrain(
     on_step: OnStep | None = None,
     on_cost: OnCost | None = None,
 ) -> PretrainReport:
-    """Train a new policy on a shop and save it as ``policies/<name>``.
+    """Train a new policy on a shop and save it as the next version of ``name``.
 
     Args:
         shop: With products, events and an index.
@@ -76,13 +77,11 @@ def pretrain(
         on_cost: Called before the first step with what the training will cost.
 
     Raises:
-        QAgentError: the shop's log holds too little to learn from, or a name is taken.
+        QAgentError: the shop's log holds too little to learn from, or the name cannot be one.
     """
     config, agent = config or PretrainConfig(), agent or AgentConfig()
     settings.check(config)
-    folder = shop.folder("policies", name)
-    if folder.exists():
-        raise QAgentError(f"the policy {name} exists; choose another name or delete {folder}")
+    check_name(name, "policy")
     start = time.perf_counter()
     tokenizer, environment = _tokenizer_and_environment(shop, config, agent, split)
     policy, model_config = new_policy(tokenizer, config.size, name, config.seed)
@@ -103,8 +102,11 @@ def pretrain(
         seconds=report.seconds,
         tokens=report.tokens,
     )
-    save_base(policy, tokenizer, model_config, folder)
-    total = {"seconds": round(time.perf_counter() - start, 1), "parameters": policy.parameters}
+    version = save_next(
+        shop, policy, lambda folder: save_base(policy, tokenizer, model_config, folder)
+    )
+    seconds = round(time.perf_counter() - start, 1)
+    total = {"seconds": seconds, "parameters": policy.parameters, "version": version}
     return PretrainReport(**report.to_dict() | total)
 
 

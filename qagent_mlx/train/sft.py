@@ -109,14 +109,14 @@ def train_sft(
     options: RunOptions | None = None,
     on_step: OnStep | None = None,
 ) -> SftReport:
-    """Train an adapter on demonstrations and save it as ``policies/<name>``.
+    """Train an adapter on demonstrations and save it as the next version of ``name``.
 
     The shop's database is only read at the start; afterwards it may be written to.
 
     Args:
         shop: With an index.
         policy: What to start from: a policy of the shop or a model folder.
-        name: What the new policy is called; an older one of that name is replaced.
+        name: What the new policy is called; it becomes the next version of that name.
         config: Length and speed of training.
         split: Which cases are trained on.
         options: The run's name and more.

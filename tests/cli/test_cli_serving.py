@@ -147,13 +147,16 @@ def test_the_shell_is_offered_commands():
 
 
 def test_the_shell_is_offered_the_names_that_a_shop_has(tmp_path):
-    for name in ("policies/grpo/policy.json", "policies/torn/x", "runs/first/config.json"):
-        (tmp_path / name).parent.mkdir(parents=True)
+    files = ("grpo/1/policy.json", "old/policy.json", "torn/1/x", "grpo/.2.json")
+    for name in (*(f"policies/{file}" for file in files), "runs/first/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert offered(f"qagent recommend --shop {tmp_path} --policy ") == ["grpo", "sample"]
+    assert offered(f"qagent recommend --shop {tmp_path} --policy ") == [
+        *("grpo", "grpo@1", "old", "old@1", "promoted", "sample")
+    ]
     assert offered("qagent runs show ", QAGENT_SHOP=str(tmp_path)) == ["first"]
     assert offered("qagent runs show ") == []
-    assert offered(f"qagent abtest --shop {tmp_path} --control g") == ["grpo"]
+    assert offered(f"qagent abtest --shop {tmp_path} --control g") == ["grpo", "grpo@1"]
     assert "swing" in offered("qagent evaluate --baseline s")
 
 

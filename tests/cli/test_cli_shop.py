@@ -198,9 +198,6 @@ def test_names_that_are_no_names(cli, built):
         ("models", "show", "nosuch"),
     ):
         assert "there is no policy nosuch" in cli.error(*arguments, "--shop", built)
-    assert "cannot replace" in cli.error(
-        "train", "sft", "--policy", "a", "--name", "a", "--shop", built
-    )
 
 
 def test_rewards_and_weights_are_checked(cli, built, tmp_path):

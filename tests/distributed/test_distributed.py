@@ -84,13 +84,13 @@ def test_two_workers_take_the_step_of_one(folder):
         done = train(folder, f"by{workers}", workers)
         assert done.returncode == 0, done.stderr
     one, two = (
-        mx.load(str(folder / "shop" / "policies" / f"by{n}" / "adapters.safetensors"))
+        mx.load(str(folder / "shop" / "policies" / f"by{n}" / "1" / "adapters.safetensors"))
         for n in (1, 2)
     )
     start = mx.load(
         str(folder / "shop/runs/by1/checkpoints/step-000000/adapters.safetensors")
         if (folder / "shop/runs/by1/checkpoints/step-000000").exists()
-        else str(folder / "shop/policies/by1/adapters.safetensors")
+        else str(folder / "shop/policies/by1/1/adapters.safetensors")
     )
     moved = 0.0
     for name, value in one.items():
@@ -126,7 +126,7 @@ def test_two_workers_make_the_sft_steps_of_one(folder):
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["steps"] == 3
     one, two = (
-        mx.load(str(folder / "shop" / "policies" / f"taught{n}" / "adapters.safetensors"))
+        mx.load(str(folder / "shop" / "policies" / f"taught{n}" / "1" / "adapters.safetensors"))
         for n in (1, 2)
     )
     assert max(float(mx.abs(v).max()) for k, v in one.items() if k.endswith("lora_b")) > 1e-4
@@ -206,7 +206,7 @@ def test_two_machines_take_the_step_of_one_and_the_first_alone_writes(machines):
     assert "policy both" in said and "step 2/2" in told
     assert not other and "step" not in silence, "one machine shows the progress"
     alone, both = (
-        mx.load(str(machines[0] / "policies" / name / "adapters.safetensors"))
+        mx.load(str(machines[0] / "policies" / name / "1" / "adapters.safetensors"))
         for name in ("alone", "both")
     )
     assert all(np.allclose(np.array(alone[k]), np.array(both[k]), atol=2e-5) for k in alone)
@@ -234,7 +234,7 @@ def test_a_run_of_two_machines_goes_on_from_a_copied_folder(machines):
     for _, told, ended in launched(machines, *resume):
         assert ended == 0, told
     short, long = (
-        mx.load(str(machines[0] / "policies" / name / "adapters.safetensors"))
+        mx.load(str(machines[0] / "policies" / name / "1" / "adapters.safetensors"))
         for name in ("short", "long")
     )
     assert all(mx.array_equal(short[k], long[k]) for k in long)
@@ -313,6 +313,7 @@ def test_more_workers_than_demonstrations_make_the_steps_of_one(folder, tmp_path
         )
         assert done.returncode == 0, done.stderr
     one, three = (
-        mx.load(str(few / "policies" / name / "adapters.safetensors")) for name in ("by1", "by3")
+        mx.load(str(few / "policies" / name / "1" / "adapters.safetensors"))
+        for name in ("by1", "by3")
     )
     assert all(np.allclose(np.array(one[k]), np.array(three[k]), atol=2e-5) for k in one)

@@ -47,14 +47,17 @@ from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.registry import derive
+from qagent_mlx.policy.promotions import promoted
+from qagent_mlx.policy.registry import derive, save_next
 from qagent_mlx.policy.small_llama import new_policy, save_base
+from qagent_mlx.policy.versions import policies, promote, remove, rollback
 from qagent_mlx.protocol.codec import train_tokenizer
 from qagent_mlx.runs import checkpoint
 from qagent_mlx.runs.loop import Stopped
 from qagent_mlx.runs.run import Run
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.server import run as serve
+from qagent_mlx.shop.policy_folders import parse_reference
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
@@ -604,6 +607,66 @@ class Checkpoints(Work):
         assert values == {float(step)}, "weights and policy.json are of different saves"
 
 
+class Versions(Work):
+    """Versions of a policy that are saved, promoted, rolled back and removed."""
+
+    name = "saving and promoting versions"
+    words = 12
+
+    def run(self, tell: Any) -> None:
+        """Save and promote, and remove what is old."""
+        with Shop.open(self.folder, read_only=False) as shop:
+            policy = derive(shop, "base", "saved", LORA)
+            tell("ready")
+            while True:
+                number = save_next(shop, policy)  # the weights say which version was before
+                tell("saved", number)
+                weights = tree_map(
+                    lambda w, n=number: mx.full(w.shape, float(n)),
+                    policy.model.trainable_parameters(),
+                )
+                policy.model.update(weights)
+                policy.info = replace(policy.info, trained=({"stage": "grpo", "step": number},))
+                promote(shop, f"saved@{number}")
+                tell("promoted", number)
+                if number % 3 == 0:
+                    tell("rolled back", parse_reference(rollback(shop).policy)[1])
+                old = [v for v in policies(shop)[:-4] if v.name == "saved" and not v.promoted]
+                tell("removing", *(v.version for v in old))
+                if old:
+                    remove(shop, [v.policy for v in old])
+
+    def check(self, told: list[Any]) -> None:
+        """Every version is whole, none is lost, and the promoted one is there."""
+        self.tally.operations += len(told) - 1
+        with Shop.open(self.folder) as shop:
+            versions = {v.policy: v for v in policies(shop)}
+            assert not [v.problem for v in versions.values() if v.problem]
+            now = promoted(shop)
+            assert not now or now in versions
+            removed = {f"saved@{n}" for t in told if t[0] == "removing" for n in t[1:]}
+            for word in told:
+                if word[0] == "saved":
+                    reference = f"saved@{word[1]}"
+                    assert (reference in versions) or reference in removed
+            changes = [t for t in told if t[0] in ("promoted", "rolled back")]
+            if changes and not [t for t in told[told.index(changes[-1]) :] if t[0] == "saved"]:
+                self.tally.undone += now == f"saved@{changes[-1][1]}"
+            for version in versions.values():
+                if version.name != "saved":
+                    continue
+                policy = load_policy(Path(version.folder))
+                values = {
+                    float(v)
+                    for key, w in tree_flatten(policy.adapter())
+                    if key.endswith("lora_b")
+                    for v in np.unique(np.array(w))
+                }
+                before = policy.info.trained[0]["step"] if policy.info.trained else 0
+                assert values == {float(before)}, "weights and policy.json are of different saves"
+                assert before < version.version
+
+
 # ---------------------------------------------------------------- serving
 
 
@@ -714,4 +777,4 @@ def send(connection: http.client.HTTPConnection, path: str, body: Any) -> Any:
     return json.loads(connection.getresponse().read())
 
 
-WORKS = (Ingest, Index, Checkpoints, Grpo, Sft, Serving)
+WORKS = (Ingest, Index, Checkpoints, Versions, Grpo, Sft, Serving)

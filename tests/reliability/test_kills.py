@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from crashes import Checkpoints, Grpo, Index, Ingest, Serving, Sft, kill_and_check
+from crashes import Checkpoints, Grpo, Index, Ingest, Serving, Sft, Versions, kill_and_check
 
-KILLS = {Ingest: 5, Index: 4, Checkpoints: 4, Grpo: 2, Sft: 2, Serving: 3}
+KILLS = {Ingest: 5, Index: 4, Checkpoints: 4, Versions: 4, Grpo: 2, Sft: 2, Serving: 3}
 
 
 @pytest.mark.parametrize("work", KILLS, ids=lambda work: work.__name__)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -14,8 +16,9 @@ import pytest
 
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.registry import open_policy, resolve
 from qagent_mlx.policy.shop_memory import inspect_memory
+from qagent_mlx.policy.versions import promote, rollback
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.middleware import RateLimiter
@@ -183,26 +186,103 @@ def test_a_changed_policy_is_taken_up_and_no_request_is_lost(serving, own_folder
     thread = threading.Thread(target=keep_asking)
     thread.start()
     try:
-        assert client.post("/policy", json={"policy": "b"}).json() == {"policy": "b"}
+        changed = client.post("/policy", json={"policy": "b"}).json()
+        assert changed == {"policy": "b", "version": 1}
         assert ask(client).json()["policy"] == "b"
     finally:
         stop.set()
         thread.join()
     assert set(statuses) == {200} and set(policies) <= {"a", "b"}
     loads = metric(client, "qagent_policy_loads_total", outcome="taken")
-    # The same policy, saved again, is loaded again.
-    path = own_folder / "policies" / "b" / "policy.json"
-    path.write_text(path.read_text())
-    worker = client.app.state.service.worker
-    worker._watched_at = 0.0
-    ask(client)
-    ask(client)
+    # The same policy, trained again, is taken up.
+    shutil.copytree(resolve_in(own_folder, "b"), own_folder / "policies" / "b" / "2")
+    soon(client, lambda: ask(client).json()["version"] == 2)
     assert metric(client, "qagent_policy_loads_total", outcome="taken") == loads + 1
+
+
+def resolve_in(folder, name):
+    with Shop.open(folder) as shop:
+        return resolve(shop, name)
+
+
+def soon(client, is_so):
+    """Waits for what the server looks for once a second."""
+    for _ in range(600):
+        client.app.state.service.worker._watched_at = 0.0
+        if is_so():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def test_a_promotion_is_taken_up_and_rolled_back_and_no_request_is_lost(serving, own_folder):
+    with Shop.open(own_folder, read_only=False) as shop:
+        promote(shop, "a")
+    client = serving(policy="", watch=True, cache_seconds=0.0)
+    answers, stop = [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            answers.append(ask(client))
+
+    def answers_with(policy):
+        health = client.get("/healthz").json()
+        return health["policy"] == policy and not health["problem"]
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    try:
+        assert answers_with("a")
+        with Shop.open(own_folder) as shop:
+            for policy in ("b", "sample"):
+                promote(shop, policy)
+                soon(client, lambda policy=policy: answers_with(policy))
+            for policy in ("b", "a"):
+                assert rollback(shop).policy == f"{policy}@1"
+                soon(client, lambda policy=policy: answers_with(policy))
+            # One that a client names stays until the next promotion.
+            assert client.post("/policy", json={"policy": "b@1"}).status_code == 200
+            soon(client, lambda: answers_with("b"))
+            promote(shop, "sample")
+            soon(client, lambda: answers_with("sample"))
+    finally:
+        stop.set()
+        thread.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["policy"] for answer in answers} <= {"a", "b", "sample"}
+    assert metric(client, "qagent_policy_info", policy="sample", version="") == 1
+    assert metric(client, "qagent_policy_loads_total", outcome="taken") == 6
+
+
+def test_a_promotion_that_cannot_be_loaded_keeps_the_old_policy_and_is_told(serving, own_folder):
+    client = serving(policy="", watch=True)
+    before = ask(client).json()["policy"]
+    with Shop.open(own_folder) as shop:
+        other = "a" if before == "b" else "b"
+        promote(shop, other)
+        (resolve(shop, other) / "config.json").write_text("{}")
+    soon(client, lambda: client.get("/healthz").json()["problem"])
+    health = client.get("/healthz").json()
+    assert health["policy"] == before and health["status"] == "ok"
+    assert health["problem"].startswith(f"{other}@1 was not taken up: ")
+    assert ask(client).json()["policy"] == before
+    assert metric(client, "qagent_policy_loads_total", outcome="refused") == 1
+    with Shop.open(own_folder) as shop:
+        promote(shop, before)
+    soon(client, lambda: not client.get("/healthz").json()["problem"])
+
+
+def test_a_server_that_names_its_policy_follows_no_promotion(serving, own_folder):
+    client = serving(policy="a@1", watch=True)
+    with Shop.open(own_folder) as shop:
+        promote(shop, "b")
+    responder = client.app.state.service.worker.responder
+    assert client.app.state.service.worker.call(responder.policy_to_load).result(30) is None
 
 
 def test_a_policy_that_cannot_be_loaded_leaves_the_old_one(serving, own_folder):
     client = serving()
-    (own_folder / "policies" / "b" / "model.safetensors").write_bytes(b"broken")
+    (resolve_in(own_folder, "b") / "model.safetensors").write_bytes(b"broken")
     refused = client.post("/policy", json={"policy": "b"})
     assert refused.status_code == 400 and "b" in refused.json()["error"]
     assert (
@@ -353,7 +433,7 @@ def test_the_description_has_every_route_and_no_other(serving):
         ("IngestReport", client.post("/events", json=event)),
         ("SearchReply", client.get("/search", params={"q": "usb"})),
         ("MemoryReply", client.get("/users/u01/memory")),
-        ("PolicyBody", client.post("/policy", json={"policy": "a"})),
+        ("PolicyReply", client.post("/policy", json={"policy": "a"})),
         ("HealthReply", client.get("/healthz")),
         ("ErrorReply", client.get("/search")),
     ):

@@ -8,7 +8,7 @@ from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.registry import by_age, open_policy, resolve
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.train.distill import DistillConfig, distill, retell, student_agent
 from qagent_mlx.types import Case, Line, Profile
@@ -84,14 +84,14 @@ def test_a_student_learns_the_teachers_chains_and_is_a_policy(shop):
     assert len(steps) == 2
     assert report.ms_teacher > 0
     policy = open_policy(shop, "own")
-    assert policy.info.trained[-1]["teacher"] == "big"
+    assert policy.info.trained[-1]["teacher"] == "big@1"
     assert policy.info.agent == student_agent(open_policy(shop, "big").info.agent)
 
 
 @pytest.mark.usefixtures("scripted_teacher")
 def test_a_student_that_exists_gets_an_adapter(shop):
     distill(shop, "big", "big", "own", SMALL, SPLIT)
-    assert (shop.folder("policies", "own") / "adapters.safetensors").exists()
+    assert (resolve(shop, "own") / "adapters.safetensors").exists()
     assert open_policy(shop, "own").lora is not None
 
 
@@ -101,6 +101,8 @@ def test_a_teacher_without_a_valid_chain_is_told(shop):
     assert not (shop.folder("policies", "own")).exists()
 
 
-def test_a_name_that_is_taken_is_refused(shop):
-    with pytest.raises(QAgentError, match="the policy big exists"):
-        distill(shop, "big", "nano", "big", SMALL, SPLIT)
+@pytest.mark.usefixtures("scripted_teacher")
+def test_a_student_of_a_name_that_is_taken_is_its_next_version(shop):
+    report = distill(shop, "big", "nano", "big", SMALL, SPLIT)
+    assert report.reference == "big@2" and report.teacher == "big@1"
+    assert [*by_age(shop)] == ["big@1", "big@2"]

@@ -17,7 +17,7 @@ from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import evaluate_policy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.registry import open_policy
+from qagent_mlx.policy.registry import open_policy, resolve
 from qagent_mlx.runs import checkpoint
 from qagent_mlx.runs.loop import AlarmStop, Stopped
 from qagent_mlx.runs.run import Run, run_lock
@@ -91,7 +91,8 @@ def unbroken(folder, tmp_path_factory):
 
 
 def adapter(path, name):
-    stored = mx.load(str(path / "policies" / name / "adapters.safetensors"))
+    newest = max((path / "policies" / name).glob("*/adapters.safetensors"))
+    stored = mx.load(str(newest))
     return {k: np.array(v) for k, v in stored.items()}
 
 
@@ -382,7 +383,10 @@ def test_evaluation_uses_the_rewards_of_the_run(shop):
     assert found["reward"] == 1.0 and set(found) == {"reward", "q_em", "i_hit@1", "cons@1"}
 
 
-def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
+def test_a_run_goes_on_from_what_it_began_from_after_that_was_trained_anew(
+    shop, unbroken, new_nano
+):
+    from qagent_mlx.policy.registry import save_next
     from qagent_mlx.policy.small_llama import save_base
 
     with pytest.raises(Stopped):
@@ -399,15 +403,27 @@ def test_a_run_from_another_policy_of_that_name_does_not_go_on(shop, new_nano):
         train_sft(shop, "base", "sft", SFT, split=SPLIT, on_step=send(signal.SIGTERM, 1))
     policy, tokenizer, config = new_nano(1)
     policy.info = replace(policy.info, name="base")
-    save_base(policy, tokenizer, config, shop.path / "policies" / "base")
-    with pytest.raises(QAgentError, match="policy base has changed since the run grpo began"):
-        resume_grpo(shop, "grpo", components=COMPONENTS)
-    with pytest.raises(QAgentError, match="policy base has changed since the run sft began"):
+    number = save_next(shop, policy, lambda folder: save_base(policy, tokenizer, config, folder))
+    assert number == 2
+    resume_grpo(shop, "grpo", components=COMPONENTS)
+    resume_sft(shop, "sft")
+    for name in ("grpo", "sft"):
+        assert_same(shop.path, unbroken, name)
+
+
+def test_a_run_from_a_folder_that_has_changed_does_not_go_on(shop, new_nano, tmp_path):
+    from qagent_mlx.policy.small_llama import save_base
+
+    shutil.copytree(resolve(shop, "base"), tmp_path / "mine")
+    with pytest.raises(Stopped):
+        train_sft(shop, str(tmp_path / "mine"), "sft", SFT, split=SPLIT, on_step=send(15, 1))
+    save_base(*new_nano(1), tmp_path / "mine")
+    with pytest.raises(QAgentError, match="mine has changed since the run sft began"):
         resume_sft(shop, "sft")
 
 
 def test_a_run_from_a_folder_goes_on_from_anywhere(shop, unbroken, tmp_path, monkeypatch):
-    shutil.copytree(shop.path / "policies" / "base", tmp_path / "mine")
+    shutil.copytree(resolve(shop, "base"), tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Stopped):
         train_grpo(
@@ -441,5 +457,7 @@ def test_what_was_changed_for_a_resumed_run_outlives_a_second_stop(shop, unbroke
     assert record.config["train"]["steps"] == 3 and record.config["train"]["alarms"]["kl"] == "warn"
     assert resume_grpo(shop, "grpo", components=COMPONENTS).steps == 3
     assert_same(shop.path, unbroken, "grpo")
+    assert Run.open(shop, "grpo").config["version"] == 2, "what it saved before never changes"
+    assert open_policy(shop, "grpo@1").info.trained[-1]["config"]["steps"] == 1
     with pytest.raises(QAgentError, match="has 3 steps already"):
         resume_grpo(shop, "grpo", steps=2, components=COMPONENTS)

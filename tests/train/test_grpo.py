@@ -12,7 +12,7 @@ from qagent_mlx.environment.environment import Environment
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy import scoring
 from qagent_mlx.policy.lora import LoraConfig
-from qagent_mlx.policy.registry import derive, open_policy
+from qagent_mlx.policy.registry import derive, open_policy, resolve
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoTrainer
@@ -182,7 +182,7 @@ def test_a_resumed_run_is_bit_identical(shop):
         assert resume_grpo(other, "grpo").steps == 4
         own = [_timeless(r) for r in Run.open(shop, "grpo").rows("metrics")]
         assert own == [_timeless(r) for r in Run.open(other, "grpo").rows("metrics")]
-    whole, resumed = adapter(path / "policies" / "grpo"), adapter(twin / "policies" / "grpo")
+    whole, resumed = (adapter(p / "policies/grpo/1") for p in (path, twin))
     assert whole.keys() == resumed.keys()
     for name in whole:
         assert np.array_equal(whole[name], resumed[name]), name
@@ -244,9 +244,13 @@ def test_settings_that_cannot_train_are_refused(shop, changes, words):
         train_grpo(shop, "base", "grpo", config, split=SPLIT)
 
 
-def test_a_policy_is_never_trained_onto_its_own_base(shop):
-    with pytest.raises(QAgentError, match="overwrite"):
-        train_grpo(shop, "base", "base", SMALL, split=SPLIT)
+def test_a_policy_that_is_trained_on_is_a_new_version_that_stands_on_the_old_one(shop):
+    before = (resolve(shop, "base") / "model.safetensors").read_bytes()
+    report = train_grpo(shop, "base", "base", SMALL, split=SPLIT)
+    assert report.reference == "base@2" and Run.open(shop, "base").config["base"] == "base@1"
+    policy = open_policy(shop, "base")
+    assert policy.info.base == "base@1" and policy.folder == resolve(shop, "base@2")
+    assert (resolve(shop, "base@1") / "model.safetensors").read_bytes() == before
 
 
 def test_a_run_name_is_not_taken_twice(shop):

@@ -3,6 +3,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from qagent_mlx.policy.batches import TrainingSequence
+from qagent_mlx.policy.registry import resolve
 from qagent_mlx.train.fit import predicted_cost
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain, thinned
 
@@ -39,7 +40,7 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
         )
         assert said == (["cost", "step"] if told else ["step"])
         losses.append(report.loss_first)
-        weights = mx.load(str(own_shop.folder("policies", name) / "model.safetensors"))
+        weights = mx.load(str(resolve(own_shop, name) / "model.safetensors"))
         norms.append(np.array(weights["model.norm.weight"]))
     assert losses[0] == losses[1]
     assert np.array_equal(*norms)
