@@ -24,6 +24,7 @@ from ..ingest.ingest import append_events
 from ..inventory.product_search import ProductHit, search_products
 from ..memory.inspect import MemoryView
 from ..policy.policy import Policy
+from ..policy.promotions import PROMOTIONS
 from ..policy.registry import open_policy, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..shop.shop import Shop
@@ -318,13 +319,19 @@ class PlaygroundSession:
         return TrainingOutcome(report, before, self.recommend())
 
 
+def _left_out(_folder: str, names: list[str]) -> set[str]:
+    """Runs, locks and what killed writers left are not copied; promotions are."""
+    hidden = {name for name in names if name.startswith(".")} - {PROMOTIONS}
+    return {*hidden, *({"runs"} & {*names})}
+
+
 @contextmanager
 def temporary_copy(path: Path) -> Iterator[Shop]:
     """A copy of a shop without its runs, open for writing; it is removed afterwards."""
     with Shop.open(path) as shop, tempfile.TemporaryDirectory(prefix="qagent-") as folder:
         _ = shop.connection  # nobody writes while it is copied
         place = Path(folder) / path.resolve().name
-        shutil.copytree(path, place, ignore=shutil.ignore_patterns("runs", ".*"))
+        shutil.copytree(path, place, ignore=_left_out)
         shop.close()
         with Shop.open(place, read_only=False) as copy:
             yield copy

@@ -19,7 +19,7 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, write_json
 
 FORMAT = 1
-_FILE = ".promotions.json"
+PROMOTIONS = ".promotions.json"  # the file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def promotions(shop: Shop) -> list[Promotion]:
     Raises:
         QAgentError: the file is damaged.
     """
-    path = shop.path / "policies" / _FILE
+    path = shop.path / "policies" / PROMOTIONS
     if not path.exists():
         return []
     values = read_json(path, "the list of promotions")
@@ -94,7 +94,7 @@ def record(shop: Shop, policy: str, action: Literal["promote", "rollback", "remo
     at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     change = Promotion(policy, previous, action, at, _who())
     values = [entry.to_dict() for entry in (*history, change)]
-    path = shop.path / "policies" / _FILE
+    path = shop.path / "policies" / PROMOTIONS
     write_json(path, {"format": FORMAT, "promotions": values})
     return change
 
@@ -102,7 +102,7 @@ def record(shop: Shop, policy: str, action: Literal["promote", "rollback", "remo
 def stamp(shop: Shop) -> tuple[int, int] | None:
     """Differs after a change of the promoted policy; None before the first."""
     try:
-        status = (shop.path / "policies" / _FILE).stat()
+        status = (shop.path / "policies" / PROMOTIONS).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

@@ -13,6 +13,7 @@ from ..policy.promotions import promoted, stamp
 from ..policy.registry import resolve, serving_policy
 from ..shop.policy_folders import parse_reference
 from ..shop.shop import Shop
+from ..utils.runtime import release_mlx_with_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,12 @@ class SavedPolicy:
 
 
 def load_saved(folder: Path, dtype: str) -> SavedPolicy:
-    """Load a policy; its weights are computed when this returns.
+    """Load a policy, in any thread: its weights are computed when this returns.
 
     Raises:
         QAgentError: it cannot be loaded.
     """
+    release_mlx_with_thread()
     before = saved_at(folder)
     policy = load_policy(folder, dtype)
     mx.eval(policy.model.parameters())

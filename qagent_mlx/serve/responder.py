@@ -185,12 +185,12 @@ class Responder:
         self.take_up(loaded)
 
     def policy_to_load(self) -> Path | None:
-        """The folder of a policy that should recommend and does not; None where there is none.
-
-        Raises:
-            QAgentError: the one that should recommend does not exist.
-        """
-        folder = self._choice.folder()
+        """The folder of a policy that should recommend and does not; None where there is none."""
+        try:
+            folder = self._choice.folder()
+        except QAgentError as error:  # it was removed by hand
+            self._note_problem(str(error))
+            return None
         wanted = (folder, saved_at(folder))
         if wanted == self._current:
             self._refused, self.problem = None, ""
@@ -210,11 +210,16 @@ class Responder:
         self._metrics.policies.labels("taken").inc()
         log.info("policy %s taken up", reference_of(loaded.folder))
 
-    def refuse(self, folder: Path, error: QAgentError) -> None:
+    def refuse(self, folder: Path, error: BaseException) -> None:
         """Go on with the old policy; the other one is not tried again until it changes."""
         self._refused = (folder, saved_at(folder))
-        self.problem = f"{reference_of(folder)} was not taken up: {error}"
+        self._note_problem(f"{reference_of(folder)} was not taken up: {error}")
         self._metrics.policies.labels("refused").inc()
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("%s; going on with %s", problem, reference_of(self._current[0]))
+        self.problem = problem
 
     def _name(self, loaded: SavedPolicy) -> None:
         """Note which policy recommends."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from ..utils.blas import one_blas_thread
 from .config import ServeConfig
 from .event_store import store_events
 from .metrics import Metrics
+from .policy_choice import SavedPolicy, load_saved
 from .requests import Job, PendingCall, PendingEvents, PendingRequest
 from .responder import Responder, open_responder
 
@@ -50,6 +52,8 @@ class Worker:
         self.metrics = Metrics()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._watched_at = 0.0
+        self._loader: threading.Thread | None = None
+        self._is_loading = False
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="qagent-worker", daemon=True)
 
@@ -72,6 +76,8 @@ class Worker:
         if self._thread.ident is not None:
             self._queue.put(None)
             self._thread.join()
+            if self._loader is not None:
+                self._loader.join()
 
     @property
     def alive(self) -> bool:
@@ -169,9 +175,28 @@ class Worker:
             _settle([], responder.refresh_trending)
 
     def _look_for_policy(self) -> None:
-        """Take up the policy that should recommend, where that is another one."""
-        if self.responder.policy_to_load() is not None:
-            self.responder.reload_policy()
+        """Load the policy that should recommend, where that is another one, beside the answers."""
+        if self._is_loading:
+            return
+        folder = self.responder.policy_to_load()
+        if folder is not None:
+            self._is_loading = True
+            self._loader = threading.Thread(target=self._load, args=(folder,), name="qagent-loader")
+            self._loader.start()
+
+    def _load(self, folder: Path) -> None:
+        loaded: Future[SavedPolicy] = Future()
+        _settle([loaded], lambda: load_saved(folder, self.config.dtype))
+        self.call(partial(self._take_up, folder, loaded))
+
+    def _take_up(self, folder: Path, loaded: Future[SavedPolicy]) -> None:
+        """Recommend with the policy that was loaded, or go on with the one from before."""
+        self._is_loading = False
+        error = loaded.exception()
+        if error is not None:
+            self.responder.refuse(folder, error)
+        else:
+            self.responder.take_up(loaded.result())
 
     def _store(self, posts: Sequence[PendingEvents]) -> None:
         if self.config.read_only:

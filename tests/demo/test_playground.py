@@ -6,8 +6,10 @@ import pytest
 
 from qagent_mlx.demo.playground import PlaygroundSession, temporary_copy
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.promotions import promoted
 from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.policy.small_llama import save_base
+from qagent_mlx.policy.versions import promote
 from qagent_mlx.shop.shop import Shop
 
 
@@ -134,9 +136,11 @@ def test_training_goes_on_with_what_it_made(own_shop, new_nano):
 def test_a_borrowed_shop_is_gone_and_the_shop_is_as_it_was(own_shop, nano_policy):
     before = own_shop.counts()
     path = own_shop.path
+    promote(own_shop, SAMPLE)
     own_shop.close()
     with temporary_copy(path) as copy:
         place = copy.path
+        assert promoted(copy) == "sample", "who recommends there recommends here"
         session = PlaygroundSession(copy, nano_policy, "u01", group=2)
         session.search("usb cable")
         assert copy.counts()["events"] == before["events"] + 1
