@@ -153,7 +153,7 @@ def remove(
             named = ", ".join(_title(reference, unfinished) for reference in others)
             raise SettingError(
                 "cascade",
-                f"must be set to remove {', '.join(targets)} too: {named} "
+                f"must be set to remove {', '.join(targets)}: {named} "
                 f"{'stand' if len(others) > 1 else 'stands'} on it",
             )
         now = promoted(shop)

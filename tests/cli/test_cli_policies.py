@@ -65,7 +65,7 @@ def test_a_promotion_and_its_rollback(cli, shelf):
 
 def test_what_others_stand_on_is_removed_only_when_that_is_said(cli, shelf):
     line = cli.error("policies", "rm", "sft@1", "--shop", shelf)
-    assert "--cascade must be set to remove sft@1 too: grpo@1 stands on it" in line
+    assert "--cascade must be set to remove sft@1: grpo@1 stands on it" in line
     cli.run("policies", "promote", "grpo", "--shop", shelf)
     line = cli.error("policies", "rm", "sft@1", "--cascade", "--shop", shelf)
     assert "--force must be set to remove grpo@1, which is promoted" in line

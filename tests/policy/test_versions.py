@@ -152,7 +152,7 @@ def test_what_others_stand_on_is_not_removed(shop):
     with pytest.raises(QAgentError, match="several versions; name those to remove: sft@1, sft@2"):
         remove(shop, ["sft"])
     with pytest.raises(
-        QAgentError, match="cascade must be set to remove sft@1 too: grpo@1 stands on it"
+        QAgentError, match="cascade must be set to remove sft@1: grpo@1 stands on it"
     ):
         remove(shop, ["sft@1"])
     assert remove(shop, ["sft@2"]).removed == ["sft@2"]
