@@ -290,6 +290,7 @@ def adopt(policies: Path, name: str) -> None:
                 os.link(path, temporary / path.name)
             except OSError:
                 shutil.copy2(path, temporary / path.name)
+        sync_folder(temporary)
         temporary.rename(place / str(number))
         sync_folder(place)
     for path in sorted(files, key=lambda path: path.name != DESCRIPTION):  # that one first

@@ -313,7 +313,7 @@ def test_more_workers_than_demonstrations_make_the_steps_of_one(folder, tmp_path
         )
         assert done.returncode == 0, done.stderr
     one, three = (
-        mx.load(str(few / "policies" / name / "1" / "adapters.safetensors"))
-        for name in ("by1", "by3")
+        mx.load(str(max((few / "policies" / name).glob("*/adapters.safetensors"))))
+        for name in ("by1", "by3")  # the newest versions: the shop had one of by1
     )
     assert all(np.allclose(np.array(one[k]), np.array(three[k]), atol=2e-5) for k in one)
