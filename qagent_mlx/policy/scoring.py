@@ -137,7 +137,9 @@ def gradient(
         model.update(parameters)
         item = prepared.batches[index]
         cache = prompt.prefix_cache(prompt_states) if prompt else None
-        return loss(index, token_scores(policy, item.batch, item.frozen, cache, gradient=True))
+        return loss(
+            index, token_scores(policy, item.batch, item.frozen, cache, differentiable=True)
+        )
 
     total = None  # by the weights, and by the prompt's keys and values
     losses, parts = [], []
@@ -165,8 +167,8 @@ def token_scores(
     policy: Policy,
     batch: TrainingBatch,
     frozen: FrozenStates | None = None,
-    prompt: PrefixCache | None = None,
-    gradient: bool = False,
+    prompt_cache: PrefixCache | None = None,
+    differentiable: bool = False,
 ) -> Scores:
     """Log-probability of each trained token of a batch, and the entropy at its position.
 
@@ -174,27 +176,27 @@ def token_scores(
         policy: The model.
         batch: T trained tokens.
         frozen: What `frozen_states` returned for the batch, to start from.
-        prompt: What all sequences begin with, where that is no part of the batch.
-        gradient: Whether the result will be differentiated.
+        prompt_cache: What all sequences begin with, where that is no part of the batch.
+        differentiable: Whether the result will be differentiated.
     """
-    hidden = hidden_states(policy, batch, frozen, prompt, gradient)
+    hidden = hidden_states(policy, batch, frozen, prompt_cache, differentiable)
     weight = policy.frozen_head()
     if weight is not None:
-        return Scores(*cpu_kernels.head_logprobs(hidden, weight, batch.target, gradient))
+        return Scores(*cpu_kernels.head_logprobs(hidden, weight, batch.target, differentiable))
     return Scores(*backend.token_logprobs(policy.head(hidden), batch.target))
 
 
 def frozen_states(
-    policy: Policy, batch: TrainingBatch, prompt: PrefixCache | None = None
+    policy: Policy, batch: TrainingBatch, prompt_cache: PrefixCache | None = None
 ) -> FrozenStates | None:
     """The part of a batch's forward pass that training does not change; None if there is none.
 
-    ``prompt`` holds what all sequences begin with, for the blocks below the first adapter.
+    ``prompt_cache`` holds what all sequences begin with, for the blocks below the first adapter.
     """
     first = policy.first_trained
     if not policy.by_blocks or not 0 < first < len(policy.layers):
         return None
-    of_prefix, of_suffix = _attentions(batch, prompt)
+    of_prefix, of_suffix = _attentions(batch, prompt_cache)
     prefix, suffix = policy.embed(batch.prefix), policy.embed(batch.suffix)
     if of_prefix is not None:
         prefix = transformer_blocks.run(policy.model, prefix, of_prefix, 0, first, norm=False)
@@ -207,8 +209,8 @@ def hidden_states(
     policy: Policy,
     batch: TrainingBatch,
     frozen: FrozenStates | None = None,
-    prompt: PrefixCache | None = None,
-    gradient: bool = False,
+    prompt_cache: PrefixCache | None = None,
+    differentiable: bool = False,
 ) -> mx.array:
     """(T, width) hidden states that predict the batch's trained tokens.
 
@@ -217,15 +219,15 @@ def hidden_states(
     if not policy.by_blocks:
         return mx.take(whole_model_states(policy, batch), batch.position, axis=0)
     model, last = policy.model, len(policy.layers) - 1
-    of_prefix, of_suffix = _attentions(batch, prompt)
+    of_prefix, of_suffix = _attentions(batch, prompt_cache)
     prefix_places, suffix_places, order = _predicting_places(batch)
     start = frozen or FrozenStates(policy.embed(batch.prefix), policy.embed(batch.suffix), 0)
 
     def states(hidden: mx.array, attention: Attention, places: np.ndarray) -> mx.array:
         hidden = transformer_blocks.run(
-            model, hidden, attention, start.block, last, False, gradient
+            model, hidden, attention, start.block, last, False, differentiable
         )
-        hidden = transformer_blocks.run_last(model, hidden, attention, places, gradient)
+        hidden = transformer_blocks.run_last(model, hidden, attention, places, differentiable)
         return hidden.reshape(-1, hidden.shape[-1])
 
     parts = [] if of_prefix is None else [states(start.prefix, of_prefix, prefix_places)]
@@ -234,13 +236,13 @@ def hidden_states(
 
 
 def _attentions(
-    batch: TrainingBatch, prompt: PrefixCache | None
+    batch: TrainingBatch, prompt_cache: PrefixCache | None
 ) -> tuple[CausalAttention | None, CausalAttention | SharedPrefixAttention]:
     """How prefixes attend (None without any), and how suffixes do; prefixes must run first."""
     if batch.prefix.shape[1] == 0:
-        return None, CausalAttention(batch.suffix.shape[1], prompt)
-    of_prefix = CausalAttention(batch.prefix.shape[1], prompt)
-    length = np.array(batch.prefix_length) + (prompt.length if prompt else 0)
+        return None, CausalAttention(batch.suffix.shape[1], prompt_cache)
+    of_prefix = CausalAttention(batch.prefix.shape[1], prompt_cache)
+    length = np.array(batch.prefix_length) + (prompt_cache.length if prompt_cache else 0)
     return of_prefix, SharedPrefixAttention(
         of_prefix, np.array(batch.group), length, batch.suffix.shape[1]
     )

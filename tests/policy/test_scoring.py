@@ -48,7 +48,7 @@ def test_starting_above_the_frozen_blocks_changes_neither_values_nor_gradients(n
     assert float(mx.abs(reference - parted).max()) > 1e-3
 
     def gradient(*given):
-        loss = lambda model: token_scores(policy, batch, *given, gradient=True)[0].sum()  # noqa: E731
+        loss = lambda model: token_scores(policy, batch, *given, differentiable=True)[0].sum()  # noqa: E731
         return dict(tree_flatten(nn.value_and_grad(policy.model, loss)(policy.model)[1]))
 
     ours, theirs = gradient(lower), gradient()
@@ -98,7 +98,7 @@ def test_sharing_a_prefix_changes_no_gradient(nano_policy):
 
     def gradient(some):
         batch = make_batch(some)
-        loss = lambda model: token_scores(nano_policy, batch, gradient=True)[0].sum()  # noqa: E731
+        loss = lambda model: token_scores(nano_policy, batch, differentiable=True)[0].sum()  # noqa: E731
         return dict(tree_flatten(nn.value_and_grad(nano_policy.model, loss)(nano_policy.model)[1]))
 
     shared, separate = gradient(chains), gradient(alone)
