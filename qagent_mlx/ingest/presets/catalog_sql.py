@@ -39,7 +39,8 @@ def first_of(column: str, condition: str = "true") -> str:
 def load_aliases(raw: RawFiles, query: str) -> str:
     """Load ``alias_of`` from a query for (product_id, alias); returns SQL for the field.
 
-    An id that two products share names neither, and neither does one that is a product's own.
+    ``id_of`` has these and those that the shop knows from earlier files. An id that two products
+    share names neither, and neither does one that is a product's own.
     """
     raw.load(
         "alias_of",
@@ -48,6 +49,12 @@ def load_aliases(raw: RawFiles, query: str) -> str:
         SELECT alias, min(product_id) AS product_id FROM pairs
         WHERE alias NOT IN (SELECT product_id FROM pairs WHERE product_id IS NOT NULL)
         GROUP BY alias HAVING count(*) = 1""",
+    )
+    raw.load(
+        "id_of",
+        """SELECT alias, product_id FROM alias_of UNION ALL
+        SELECT alias, product_id FROM known_aliases WHERE alias NOT IN (SELECT alias FROM alias_of)
+        """,
     )
     return (
         "(SELECT string_agg(alias, '|' ORDER BY alias) FROM alias_of "
@@ -72,11 +79,3 @@ def load_attributes(raw: RawFiles, query: str) -> str:
         FROM (FROM named ORDER BY product_id, name) GROUP BY product_id""",
     )
     return "(SELECT attributes FROM attribute_of WHERE attribute_of.product_id = p.product_id)"
-
-
-def resolved(column: str) -> str:
-    """SQL: an id as the catalog of the same files has it, else as it is."""
-    return (
-        f"coalesce((SELECT alias_of.product_id FROM alias_of WHERE alias_of.alias = {column}), "
-        f"{column})"
-    )

@@ -18,7 +18,7 @@ def _column(file: RawFile, kind: str, field: str) -> str | None:
 
 
 def _recognise(file: RawFile) -> str | None:
-    if file.form != "json" or file.container not in ("bulk", "elasticdump", "hits"):
+    if file.form != "json" or file.container not in ("bulk", "elasticdump"):
         return None
     if _column(file, "events", "user_id") and _column(file, "events", "time"):
         return "events"

@@ -158,7 +158,7 @@ def _relations(files: list[RawFile]) -> list[str]:
         relations.append(
             f"SELECT * FROM read_json([{', '.join(paths)}], format='auto', "
             f"compression='{compression}', columns={{{json_columns}}}, "
-            f"maximum_object_size={MAX_OBJECT >> 3}, hive_partitioning=false)"
+            f"maximum_object_size={MAX_OBJECT}, hive_partitioning=false)"
         )
     for file in files:
         if file.form == "parquet":

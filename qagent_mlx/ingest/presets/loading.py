@@ -154,13 +154,22 @@ def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
 
 
 def _load_known(shop: Shop, raw: RawFiles) -> None:
-    """The table ``known``: ids and titles of the shop's products."""
+    """The tables ``known``, of ids and titles of the shop's products, and ``known_aliases``.
+
+    Other ids of products are known, too, without a title.
+    """
     products = shop.connection.execute("SELECT product_id, title FROM products").fetchall()
-    raw.connection.execute("CREATE TABLE known (product_id VARCHAR, title VARCHAR)")
-    if products:
-        ids, titles = map(list, zip(*products, strict=True))
+    aliases = shop.connection.execute("SELECT alias, product_id FROM product_aliases").fetchall()
+    known = products + [(alias, None) for alias, _ in aliases]
+    for table, columns, rows in (
+        ("known", "product_id VARCHAR, title VARCHAR", known),
+        ("known_aliases", "alias VARCHAR, product_id VARCHAR", aliases),
+    ):
+        first, second = (list(values) for values in zip(*rows, strict=True)) if rows else ([], [])
+        raw.connection.execute(f"CREATE TABLE {table} ({columns})")
         raw.connection.execute(
-            "INSERT INTO known SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", [ids, titles]
+            f"INSERT INTO {table} SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])",
+            [first, second],
         )
 
 
@@ -210,7 +219,14 @@ def _store(
         reports[kind] = IngestReport()
         if kind in parts:
             location = Location(str(parts[kind]), short=label)
-            reports[kind] = ingest_files(shop, cast(Kind, kind), [location], options)
+            try:
+                reports[kind] = ingest_files(shop, cast(Kind, kind), [location], options)
+            except QAgentError as error:
+                stored = [f"{report.accepted:,} {k}" for k, report in reports.items()
+                          if report.accepted]  # fmt: skip
+                if not stored:
+                    raise
+                raise QAgentError(f"{error}; {', '.join(stored)} are stored") from error
     notes = list(extract.notes)
     if extract.products is None and "products" in parts:
         with shop.transaction():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import tempfile
@@ -16,13 +17,18 @@ import duckdb
 from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
-from ..sources.text import read_text
+from ..sources.archives import read_chunks
+from ..sources.documents import cut_out_list, json_layout
+from ..sources.text import TextFile, read_text
 
 Form = Literal["csv", "json", "parquet", "xml", "none"]
-MAX_OBJECT = 256 << 20  # bytes of one JSON value, such as a whole request body
+MAX_OBJECT = 16 << 20  # bytes of one JSON value
 _MAX_LINE = 16 << 20
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_LISTS = ("events", "batch", "data", "visits", "orders", "results", "items", "rows")
+# Lists of records that may be all that a file's one object holds, and keys of records that have
+# lists of their own.
+_LISTS = ("events", "batch", "data", "visits", "orders", "results", "rows", "hits.hits")
+_RECORDS = frozenset(("session", "event_name", "user_history", "idVisit", "messageId", "type"))
 _ACTIONS = ("index", "create", "update", "delete")  # of the _bulk form
 _SQL_ACTION = (
     "len(json_keys(d)) = 1 AND list_contains(['index', 'create', 'update', 'delete'], "
@@ -97,6 +103,11 @@ class RawFiles:
         """Make a table of a query over files; raises QAgentError where they cannot be read."""
         try:
             self.connection.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
+        except duckdb.OutOfMemoryException as error:
+            raise QAgentError(
+                f"{self.folder}: not enough memory to read it at once; read its parts one after "
+                "the other, or write its JSON values as one a line"
+            ) from error
         except duckdb.Error as error:
             names = ", ".join(sorted({file.path.name for _, file in self.files})[:3])
             raise QAgentError(f"{self.folder} ({names}): {_first_line(error)}") from error
@@ -125,16 +136,7 @@ def documents(files: Iterable[RawFile]) -> str:
         )
         if file.container == "bulk":
             reader += f" WHERE NOT ({_SQL_ACTION})"
-        inside = ""
-        if file.container == "hits":
-            inside = "$.hits.hits"
-        elif file.container.startswith("list:"):
-            inside = "$." + json.dumps(file.container.removeprefix("list:"))
-        if inside:
-            items = f"from_json(json_extract(d, {literal(inside)}), '[\"JSON\"]')"
-            reader = f"(SELECT unnest({items}) AS d FROM {reader})"
-        unwrapped = _UNWRAPPED.get("elasticdump" if file.container == "hits" else file.container)
-        selects.append(f"SELECT {unwrapped or 'd'} AS d FROM {reader}")
+        selects.append(f"SELECT {_UNWRAPPED[file.container]} AS d FROM {reader}")
     return "(" + " UNION ALL ".join(selects) + ")"
 
 
@@ -188,13 +190,15 @@ def look_at(
         if head == b"PAR1":
             return _look_at_parquet(connection, file)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return _look_at_text(connection, in_utf8(file, folder))
-        return _look_at_text(connection, file)
-    except duckdb.Error:
+            return _look_at_text(connection, in_utf8(file, folder), folder)
+        return _look_at_text(connection, file, folder)
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        raise QAgentError(f"{path}: not enough memory to read one value of it; split it") from error
+    except UnicodeDecodeError:
         with suppress(QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
-            return _look_at_text(connection, in_utf8(file, folder))
-    except (QAgentError, csv.Error, ValueError, IndexError):
-        pass
+            return _look_at_text(connection, in_utf8(file, folder), folder)
+    except (QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
+        pass  # it is of no form that a preset reads
     return file
 
 
@@ -217,17 +221,14 @@ def _look_at_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile) -> Ra
     return replace(file, form="parquet", columns=tuple(types), record=types)
 
 
-def _look_at_text(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
-    lines = connection.execute(
-        f"""SELECT line FROM read_csv({literal(file.readable)}, auto_detect=false, header=false,
-        columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='',
-        compression='{file.compression}', max_line_size={_MAX_LINE}) LIMIT 3"""
-    ).fetchall()
-    text = "\n".join(line or "" for (line,) in lines).lstrip("\ufeff").lstrip()
-    if text[:1] in ("{", "["):
-        return _look_at_json(connection, file)
+def _look_at_text(connection: duckdb.DuckDBPyConnection, file: RawFile, folder: Path) -> RawFile:
+    head = next(read_chunks(file.readable, file.compression, str(file.path)), b"")
+    text = codecs.getincrementaldecoder("utf-8")().decode(head).removeprefix("\ufeff")
+    if text.lstrip()[:1] in ("{", "["):
+        return _look_at_json(connection, file, text, folder)
+    text = text.lstrip()
     if text[:1] == "<":
-        return replace(file, form="xml", record={"head": text})
+        return replace(file, form="xml", record={"head": text[:4096]})
     header = text.splitlines()[0]
     delimiter = max(",\t;|", key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
@@ -248,13 +249,21 @@ def _unique(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _look_at_json(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
-    found = connection.execute(
+def _look_at_json(
+    connection: duckdb.DuckDBPyConnection, file: RawFile, head: str, folder: Path
+) -> RawFile:
+    layout = json_layout(head, lambda keys: not _RECORDS.isdisjoint(keys))
+    if layout.list_name in _LISTS:
+        text = TextFile(file.readable, file.compression, head)
+        own = Path(tempfile.mkdtemp(dir=folder))
+        text = cut_out_list(text, layout, str(file.path), own)
+        file = replace(file, readable=text.path, compression=text.compression)
+    texts = connection.execute(
         f"""SELECT json FROM read_json_objects({literal(file.readable)}, format='auto',
         compression='{file.compression}', maximum_object_size={MAX_OBJECT},
         hive_partitioning=false) LIMIT 20"""
     ).fetchall()
-    container, records = unwrap([json.loads(text) for (text,) in found])
+    container, records = unwrap([json.loads(text) for (text,) in texts])
     keys = dict.fromkeys(key for record in records for key in record)
     first = records[0] if records else {}
     return replace(file, form="json", columns=tuple(keys), record=first, container=container)
@@ -263,8 +272,7 @@ def _look_at_json(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFi
 def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
     """The container of a file's first JSON values, and the objects inside.
 
-    ``bulk`` is OpenSearch's ``_bulk`` form, ``elasticdump`` its documents with ``_source``,
-    ``hits`` a search response, and ``list:KEY`` one object around one list.
+    ``bulk`` is OpenSearch's ``_bulk`` form, ``elasticdump`` its documents with ``_source``.
     """
     records = [value for value in values if isinstance(value, dict)]
     if not records:
@@ -277,13 +285,6 @@ def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
             return "bulk", [r["doc"] if isinstance(r.get("doc"), dict) else r for r in inner]
     if isinstance(first.get("_source"), dict):
         return "elasticdump", _sources(records)
-    hits = first.get("hits")
-    if isinstance(hits, dict) and isinstance(hits.get("hits"), list):
-        return "hits", _sources(hits["hits"])
-    if len(records) == 1 and len(first) == 1:
-        ((key, inside),) = first.items()
-        if key in _LISTS and isinstance(inside, list) and inside and isinstance(inside[0], dict):
-            return f"list:{key}", [record for record in inside[:20] if isinstance(record, dict)]
     return "", records
 
 

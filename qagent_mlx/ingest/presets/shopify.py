@@ -172,7 +172,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
                 WHEN lower(o.status) IN ('voided', 'expired', 'refunded')
                 THEN 'line of an order that is ' || lower(o.status) END AS left_out
         FROM ordered l JOIN orders o USING (name)
-        LEFT JOIN alias_of a ON a.alias = l.sku
+        LEFT JOIN id_of a ON a.alias = l.sku
         LEFT JOIN by_title b ON b.title = {title.replace("item", "l.item")}
         LEFT JOIN by_title w ON w.title = lower(l.item)
         WHERE l.sku IS NOT NULL OR l.item IS NOT NULL ORDER BY l.line""",

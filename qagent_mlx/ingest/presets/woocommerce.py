@@ -248,7 +248,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
                 nullif(o.sku, '')) AS product,
             replace(lower(trim(status)), 'wc-', '') AS state
         FROM ({" UNION ALL BY NAME ".join(selects)}) o
-        LEFT JOIN alias_of a ON a.alias = o.product LEFT JOIN alias_of b ON b.alias = o.sku
+        LEFT JOIN id_of a ON a.alias = o.product LEFT JOIN id_of b ON b.alias = o.sku
         LEFT JOIN known k ON k.product_id = o.sku""",
     )
     left_out = raw.counts(

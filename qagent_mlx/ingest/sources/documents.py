@@ -82,7 +82,7 @@ def document_source(
     """
     notes = file.notes
     if layout.list_name:
-        file = _cut_out_list(file, layout, name, folder)
+        file = cut_out_list(file, layout, name, folder)
         notes = (*notes, f"{name}: read the list {layout.list_name} of its object")
     try:
         connection.execute(
@@ -153,7 +153,7 @@ def _skip(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _cut_out_list(file: TextFile, layout: Layout, name: str, folder: Path) -> TextFile:
+def cut_out_list(file: TextFile, layout: Layout, name: str, folder: Path) -> TextFile:
     """Write the list inside the one object of a file to a file of its own."""
     target = folder / "list"
     if layout.end is not None:

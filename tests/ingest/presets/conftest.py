@@ -90,3 +90,19 @@ def products(shop):
         return {row[0]: (*row[1:6], json.loads(row[6]) if row[6] else {}) for row in rows}
 
     return read
+
+
+@pytest.fixture
+def impressions(shop):
+    """The stored impressions as (user, time, query, product, position, query id), in order."""
+
+    def read():
+        return [
+            (user, time.isoformat(" "), *rest)
+            for user, time, *rest in shop.connection.execute(
+                """SELECT user_id, ts, query, product_id, position, query_id FROM impressions
+                ORDER BY ts, position"""
+            ).fetchall()
+        ]
+
+    return read

@@ -35,12 +35,18 @@ EVENTS = (
 )
 
 
-def test_insights_and_the_log_of_queries_join(shop, raw, catalog, stored, write_json, write_csv):
+def test_insights_and_the_log_of_queries_join(
+    shop, raw, catalog, stored, impressions, write_json, write_csv
+):
     catalog("p1", "p2")
     write_json("insights.jsonl", *EVENTS)
     write_csv("queries.csv", QUERIES, ("AABB-0011", START, "u1", "red shoes", 3, "products"))
     report = load_preset(shop, "auto", raw)
     assert report.preset == "algolia"
+    assert impressions() == [
+        ("anna", "2026-01-05 10:00:12", "red shoes", "p1", 1, "aabb0011"),
+        ("anna", "2026-01-05 10:00:12", "red shoes", "p2", 2, "aabb0011"),
+    ]
     assert stored() == [
         ("anna", f"2026-01-05 10:00:{second:02}", kind, "red shoes", product)
         for second, kind, product in (

@@ -94,10 +94,13 @@ def check(report, stored):
     assert report.events.reasons == {"no product": 1, "no user": 1}
 
 
-def test_json_lines_of_the_export_become_events(shop, raw, catalog, stored, write_json):
+def test_json_lines_of_the_export_become_events(
+    shop, raw, catalog, stored, impressions, write_json
+):
     catalog("p1", "p2")
     write_json("events_20260105.json", *EVENTS)
     report = load_preset(shop, "auto", raw)
+    assert [(product, place) for *_, product, place, _ in impressions()] == [("p1", 1), ("p2", 7)]
     assert report.preset == "ga4"
     check(report, stored())
 

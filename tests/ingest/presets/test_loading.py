@@ -1,6 +1,7 @@
 """Recognising formats, and what is said of files that are none."""
 
 import bz2
+import json
 import zipfile
 
 import pytest
@@ -66,16 +67,30 @@ def test_archives_are_unpacked_and_windows_text_is_read(shop, raw, write_csv, st
 
 
 def test_rejected_rows_name_the_source(shop, write_csv):
-    path = write_csv("q.csv", SEARCHES, ("1", "", "shoes", 1767607200))
+    rows = [("1", "u", "boots", 1767607100), ("2", "", "shoes", 1767607200)]
+    path = write_csv("q.csv", SEARCHES, *rows)
     report = load_preset(shop, "algolia", path)
-    assert report.events.examples[0].startswith("algolia q.csv row 1: no user")
+    assert report.events.examples[0].startswith("algolia q.csv row 2: no user")
 
 
 def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, write_json):
     write_csv("q.csv", SEARCHES, ("1", "u", "shoes", 1767607200))
-    write_json("u.json", {"user_query": "shoes", "query_id": "1", "timestamp": 1767607200})
+    write_json("u.json", {"user_query": "shoes", "query_id": "1", "client_id": "u"})
     with pytest.raises(QAgentError) as error:
         load_preset(shop, "auto", raw)
     for command in (f"--preset ubi --from {raw}", f"--preset algolia --from {raw}"):
         assert command in str(error.value)
-    assert load_preset(shop, "ubi", raw).events.rejected == 1
+    with pytest.raises(QAgentError, match="ubi u.json: the only row is rejected"):
+        load_preset(shop, "ubi", raw)  # it has no time
+
+
+def test_large_files_are_read_whatever_their_layout(shop, raw, stored, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.ingest.presets.raw_files.MAX_OBJECT", 1 << 20)
+    event = {"eventType": "view", "eventName": "x" * 2000, "index": "i", "userToken": "u",
+             "objectIDs": ["p1"]}  # fmt: skip
+    events = [{**event, "timestamp": 1767607200000 + n} for n in range(2500)]
+    (raw / "body.json").write_text(json.dumps({"events": events}))
+    load_preset(shop, "auto", raw)
+    assert len(stored()) == 2500
+    (raw / "body.json").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert load_preset(shop, "auto", raw).events.duplicates == 2500

@@ -40,6 +40,7 @@ def test_each_sample_goes_in_with_its_counts(shop, case):
     report = load_preset(shop, "auto", *(SAMPLES / name for name in names))
     stored = shop.connection.execute("SELECT type, count(*) FROM events GROUP BY type").fetchall()
     assert dict(stored) == counts and report.events.rejected == 0
+    assert report.impressions.accepted == (99 if "events" in names[-1] and "ubi" in case else 0)
     assert shop.counts()["users"] == users
 
 

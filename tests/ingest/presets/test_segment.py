@@ -49,11 +49,12 @@ STORED = [
 
 
 def test_track_calls_become_events_of_whom_the_device_belongs_to(
-    shop, raw, catalog, stored, write_json
+    shop, raw, catalog, stored, impressions, write_json
 ):
     catalog("p1", "p2", "77")
     write_json("calls.jsonl", *CALLS, CALLS[3])
     report = load_preset(shop, "auto", raw)
+    assert impressions() == [("anna", "2026-01-05 10:00:03", None, "p1", 4, None)]
     assert report.preset == "segment" and stored() == STORED
     assert report.total.ignored == {
         "message delivered again": 1,

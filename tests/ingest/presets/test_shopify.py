@@ -156,3 +156,14 @@ def test_a_stock_that_the_export_does_not_tell_is_said(shop, raw, write_csv):
     write_csv("products_export.csv", names, *PRODUCTS[:3])
     notes = load_preset(shop, "shopify", raw).total.notes
     assert "1 products have no stock that is known, the export has no quantities" in notes
+
+
+def test_orders_that_come_later_know_the_variants(shop, raw, stored, write_csv):
+    write_csv("products_export.csv", OLD, *PRODUCTS)
+    load_preset(shop, "shopify", raw / "products_export.csv")
+    lines = [order("#1", "sh-S", "Shirt - S", **FIRST), order("#1", "sh-M", "Shirt - M")]
+    path = write_csv("orders_export.csv", ORDERS, *lines)
+    load_preset(shop, "shopify", path)
+    assert [product for *_, product in stored()] == ["shirt", "shirt"]
+    again = load_preset(shop, "shopify", raw)
+    assert again.total.accepted == 0 and again.total.duplicates == 6

@@ -156,3 +156,23 @@ def test_nobody_is_not_a_user(shop, raw, write_json):
 def test_a_time_that_is_none_is_rejected_as_such(shop, raw, write_json):
     write_json("q.ndjson", QUERY, {**QUERY, "timestamp": "yesterday", "query_id": "q2"})
     assert load_preset(shop, "ubi", raw).events.reasons == {"unparseable time": 1}
+
+
+@pytest.mark.parametrize(("ordinal", "stored"), [(0, 1), (1, 1), ({"index": 1}, 1)])
+def test_impressions_are_kept_with_their_position(
+    shop, raw, catalog, impressions, write_json, ordinal, stored
+):
+    catalog("p1", "p2")
+    second = {"index": 3} if isinstance(ordinal, dict) else ordinal + 2
+    shown = [event("impression", "10:00:01Z", f"p{n}") for n in (1, 2)]
+    for document, place in zip(shown, (ordinal, second), strict=True):
+        document["event_attributes"]["position"] = {"ordinal": place}
+    write_json("ubi.ndjson", QUERY, *shown)
+    report = load_preset(shop, "ubi", raw)
+    time = "2026-01-05 10:00:01"
+    assert impressions() == [
+        ("c1", time, "red shoes", "p1", stored, "q1"),
+        ("c1", time, "red shoes", "p2", stored + 2, "q1"),
+    ]
+    assert report.impressions.accepted == 2
+    assert load_preset(shop, "ubi", raw).impressions.duplicates == 2
