@@ -98,7 +98,12 @@ class FileOptions:
         str | None,
         Meta(description="Sheet or table of FILES, as FILE::NAME names that of a single one."),
     ] = None
-    encoding: Annotated[str, Meta(description="Character encoding of text files.")] = "utf-8"
+    encoding: Annotated[
+        str,
+        Meta(
+            description="Character encoding of text files. UTF-16 and Windows-1252 are recognised."
+        ),
+    ] = "utf-8"
     time_format: Annotated[
         str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
     ] = None

@@ -1,58 +1,21 @@
 """A shop's own engine in a real PostgreSQL, where there is one."""
 
-import os
-import shutil
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from engines import ids, named
+from postgres_server import running_postgres
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.product_search import open_shop_search, search_products
 from qagent_mlx.inventory.types import Filters
 
 
-def binaries():
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    path = shutil.which("initdb")
-    return found[-1].parent if found else Path(path).parent if path else None
-
-
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A PostgreSQL of our own, on a socket in a temporary folder."""
-    pytest.importorskip("psycopg")
-    programs = binaries()
-    if programs is None or sys.platform == "win32":
-        pytest.skip("PostgreSQL is not installed")
-    # Socket paths have to be short, and PostgreSQL does not run as root.
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="qa-pg-"))
-    lead = []
-    if os.getuid() == 0:
-        if not shutil.which("runuser"):
-            pytest.skip("PostgreSQL does not run as root")
-        try:
-            shutil.chown(folder, "postgres", "postgres")
-        except LookupError:
-            pytest.skip("there is no user postgres to run it")
-        lead = ["runuser", "-u", "postgres", "--"]
-
-    def run(program, *arguments):
-        command = [*lead, str(programs / program), *map(str, arguments)]
-        subprocess.run(command, check=True, capture_output=True, cwd=folder)
-
-    data = folder / "data"
-    run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    run("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
-    yield f"host={folder} user=postgres dbname=postgres"
-    run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
+def database():
+    """A PostgreSQL of our own."""
+    with running_postgres() as folder:
+        yield f"host={folder} user=postgres dbname=postgres"
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import duckdb
 
@@ -103,14 +102,6 @@ def postgres_source(reading: Reading, address: str) -> Source:
         raise QAgentError(f"{name}: {str(error).splitlines()[0]}") from error
     text = read_text(target, "none", name, "utf-8", reading.folder, lines=True)
     return _with_notes(csv_source(reading.connection, text, name), notes)
-
-
-def without_password(address: str) -> str:
-    """A database's address as it may be shown."""
-    parts = urlsplit(address)
-    if parts.password is None:
-        return address
-    return address.replace(f":{parts.password}@", ":***@", 1)
 
 
 def _by_table(columns: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

@@ -10,8 +10,7 @@ from urllib.parse import unquote
 
 from ...errors import QAgentError
 from .archives import split_compression, zip_members
-from .databases import without_password
-from .remote import file_name, is_address
+from .remote import file_name, is_address, without_password
 from .tables import SEPARATOR
 
 STDIN = "-"
@@ -67,6 +66,11 @@ def locate(names: Iterable[str | Path | Location], joined: str | None = None) ->
     if joined is None or not files:
         return known + files
     partners = _locate(joined)
+    if any(location.name == STDIN for location in (*files, *partners)):
+        raise QAgentError(
+            "standard input can be read only once, and a join reads its files twice; write it to "
+            "a file first"
+        )
     return [
         *known,
         *(replace(file, partners=tuple(partners)) for file in files),
@@ -89,8 +93,10 @@ def _locate(name: str) -> list[Location]:
     if name == STDIN:
         return [Location(STDIN, short="stdin")]
     if is_address(name):
-        address, _, table = name.partition(SEPARATOR)
-        return [Location(address, table or None, table or file_name(address) or address)]
+        path_start = name.find("/", name.index("://") + 3)  # behind a host such as [::1]
+        at = name.find(SEPARATOR, path_start) if path_start > 0 else -1
+        address, table = (name, None) if at < 0 else (name[:at], name[at + len(SEPARATOR) :])
+        return [Location(address, table, table or file_name(address) or address)]
     path = Path(name.removeprefix("file://"))
     if path.is_dir():
         files = _below(path)

@@ -27,27 +27,36 @@ def file_name(address: str) -> str:
     return PurePosixPath(unquote(urlsplit(address).path)).name
 
 
+def without_password(address: str) -> str:
+    """An address as it may be shown."""
+    parts = urlsplit(address)
+    if parts.password is None:
+        return address
+    return address.replace(f":{parts.password}@", ":***@", 1)
+
+
 def fetch(address: str, folder: Path) -> Path:
     """Download what an address names into a folder.
 
     Raises:
         QAgentError: it cannot be had; the message says what is missing.
     """
+    name = without_password(address)
     scheme = urlsplit(address).scheme.lower()
     target = folder / "fetched"
     if scheme in ("http", "https"):
-        _download(address, target)
+        _download(address, name, target)
     elif scheme in _STORES:
-        _copy_object(address, target)
+        _copy_object(address, name, target)
     else:
         raise QAgentError(
-            f"{address}: cannot read from {scheme}://, only from https://, s3:// and "
+            f"{name}: cannot read from {scheme}://, only from https://, s3:// and "
             "postgresql://; download it and ingest the file"
         )
     return target
 
 
-def _download(address: str, target: Path) -> None:
+def _download(address: str, name: str, target: Path) -> None:
     try:
         request = urllib.request.Request(address, headers={"User-Agent": "qagent"})
         with (
@@ -59,33 +68,33 @@ def _download(address: str, target: Path) -> None:
         reason = getattr(error, "reason", None) or error
         status = f"{error.code} " if isinstance(error, urllib.error.HTTPError) else ""
         raise QAgentError(
-            f"{address}: cannot be fetched ({status}{reason}); download it and ingest the file"
+            f"{name}: cannot be fetched ({status}{reason}); download it and ingest the file"
         ) from error
 
 
-def _copy_object(address: str, target: Path) -> None:
+def _copy_object(address: str, name: str, target: Path) -> None:
     """Copy an object of a store through DuckDB's extension httpfs."""
     with open_duckdb() as connection:
         try:
             connection.execute("LOAD httpfs")
         except duckdb.Error as error:
             raise QAgentError(
-                f"{address}: needs DuckDB's extension httpfs, which is not installed; with a "
+                f"{name}: needs DuckDB's extension httpfs, which is not installed; with a "
                 "network, install it by: python -c \"import duckdb; duckdb.sql('INSTALL httpfs')\""
                 "; or download the object and ingest the file"
             ) from error
-        copy_blob(connection, address, target)
+        copy_blob(connection, address, name, target)
 
 
-def copy_blob(connection: duckdb.DuckDBPyConnection, address: str, target: Path) -> None:
+def copy_blob(connection: duckdb.DuckDBPyConnection, address: str, name: str, target: Path) -> None:
     """Write the bytes that DuckDB reads from an address to a file."""
     try:
         blobs = connection.execute(f"SELECT content FROM read_blob({literal(address)})").fetchall()
     except duckdb.Error as error:
         raise QAgentError(
-            f"{address}: cannot be fetched ({str(error).splitlines()[0]}); DuckDB takes keys from "
+            f"{name}: cannot be fetched ({str(error).splitlines()[0]}); DuckDB takes keys from "
             "secrets that are stored by: CREATE PERSISTENT SECRET"
         ) from error
     if len(blobs) != 1:
-        raise QAgentError(f"{address}: there is no such object")
+        raise QAgentError(f"{name}: there is no such object")
     target.write_bytes(blobs[0][0])

@@ -109,3 +109,14 @@ def test_a_password_is_never_shown():
     assert location.table == "events"
     assert location.shown == "postgresql://me:***@db/shop::events"
     assert "secret" not in location.short
+
+
+def test_a_host_may_be_written_with_colons():
+    (location,) = locate(["http://[::1]:8000/my%20log.sqlite::events"])
+    assert (location.name, location.table) == ("http://[::1]:8000/my%20log.sqlite", "events")
+    assert locate(["http://[::1]/log.csv"])[0].short == "log.csv"
+
+
+def test_standard_input_is_no_part_of_a_join(folder):
+    with pytest.raises(QAgentError, match="standard input can be read only once"):
+        locate(["-"], str(folder / "a.csv"))

@@ -69,7 +69,7 @@ def test_an_object_store_names_the_extension_that_it_needs(shop):
 def test_the_bytes_of_an_object_are_copied(tmp_path):
     path = put(tmp_path / "x.bin", b"\0\xff any bytes")
     with duckdb.connect() as connection:
-        copy_blob(connection, str(path), tmp_path / "copy")
+        copy_blob(connection, str(path), "x", tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == path.read_bytes()
         with pytest.raises(QAgentError, match="cannot be fetched|no such object"):
-            copy_blob(connection, str(tmp_path / "none.bin"), tmp_path / "copy")
+            copy_blob(connection, str(tmp_path / "none.bin"), "x", tmp_path / "copy")
