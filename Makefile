@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check hooks reference docs notebooks install clean
+.PHONY: demo test check hooks reference readme-check docs notebooks install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ hooks: install
 # The page of all settings, from their annotations.
 reference: install
 	$(BIN)/python docs/reference/generate.py
+
+# README's table against a fresh run of the commands behind it: some six minutes.
+readme-check: install
+	$(BIN)/python docs/check_readme.py
 
 # The documentation as a site in `site/`; a dead link or a page without a place ends it.
 docs: install

@@ -78,3 +78,20 @@ def test_the_python_of_the_first_page_uses_public_names():
     compile(code, "README.md", "exec")
     for name in re.findall(r"\bqa\.(\w+)", code):
         assert name in dir(qagent_mlx), name
+
+
+def test_numbers_of_the_first_page_are_compared_with_what_was_measured():
+    check = runpy.run_path(str(ROOT / "docs" / "check_readme.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    systems = []
+    for label, name in check["SYSTEMS"].items():
+        (row,) = re.findall(rf"^\| {re.escape(label)}.*$", text, re.M)
+        metrics = {}
+        for metric, cell in zip(check["METRICS"], row.strip("|").split("|")[1:], strict=True):
+            mean, low, high = (float(number) / 100 for number in re.findall(r"[\d.]+", cell))
+            metrics[metric] = {"mean": mean, "lo": low, "hi": high}
+        systems.append({"name": name, "metrics": metrics})
+    report = {"cases": 1240, "systems": systems}
+    assert check["differences"](text, report) == []
+    systems[0]["metrics"]["q_em"]["mean"] += 0.001
+    assert len(check["differences"](text, report)) == 1
