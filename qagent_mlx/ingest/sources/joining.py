@@ -151,6 +151,6 @@ def _join(
                 SELECT 1 FROM lender l WHERE l.{KEY} = o.{KEY})) FROM own o"""
         ).fetchall()
         partners = ", ".join(partner.short for partner in location.partners)
-        found = f"{alone:,} of {rows:,}" if alone else f"none of {rows:,}"
-        notes.append(f"{found} rows lack a partner in {partners} by {options.on}")
+        found = f"{alone:,} of {rows:,} rows lack" if alone else f"all {rows:,} rows have"
+        notes.append(f"{found} a partner in {partners} by {options.on}")
     return notes

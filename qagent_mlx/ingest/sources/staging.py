@@ -37,7 +37,7 @@ class Staged:
     """What was staged, and how it was understood."""
 
     malformed: str  # the reason for the rows that are broken
-    columns: tuple[str, ...]  # of the source
+    columns: tuple[str, ...]  # of the source, and the paths of the mapping
     chosen: dict[str, str]  # columns by field
     notes: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # where several columns could feed a field
@@ -89,7 +89,17 @@ def stage_table(
     chosen = {field: column for field, column in chosen.items() if column not in lacking}
     nested = {f: c for f, c in chosen.items() if c not in plain.columns}
     notes = (*source.notes, *_empty_paths(connection, table, nested))
+    columns = _without_used(columns, plain, chosen, [*nested.values(), *([key] if key else [])])
     return Staged(source.malformed, columns, chosen, notes, selection.notes)
+
+
+def _without_used(
+    columns: tuple[str, ...], source: Source, chosen: dict[str, str], names: Iterable[str]
+) -> tuple[str, ...]:
+    """The columns without those that only paths or the key of a join go into."""
+    paths = [resolve_path(name, source.columns) for name in names]
+    used = {path.column for path in paths if path is not None} - set(chosen.values())
+    return tuple(column for column in columns if column not in used)
 
 
 def _list(columns: Iterable[str]) -> str:

@@ -158,3 +158,9 @@ def test_what_is_missing_is_named(stocked, tmp_path):
     ):
         ingest_files(stocked, "events", names, ReadOptions(join=joined, on="k"))
     assert stocked.counts()["events"] == 0
+
+
+def test_a_complete_join_is_said_too(stocked, tmp_path):
+    names, clicks = files(tmp_path, QUERIES, CLICKS[:3])
+    said = notes(stocked, names, ReadOptions(join=clicks, on="query_id"))
+    assert said[1] == ("all 3 rows have a partner in queries.csv by query_id",)

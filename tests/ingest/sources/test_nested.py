@@ -108,8 +108,11 @@ def test_rows_of_elements_keep_the_number_of_their_line(stocked, tmp_path):
 
 def test_one_element_a_quoted_key_and_a_plain_value(stocked, tmp_path):
     path = write(tmp_path, "jsonl")
-    _, rows = staged(stocked, path, ("product_id", "items[1].item_id"), ("query", 'who."a.b".c[0]'))
+    pairs = (("product_id", "items[1].item_id"), ("query", 'who."a.b".c[0]'))
+    result, rows = staged(stocked, path, *pairs)
     assert rows[0] == (1, "x", "p2") and len(rows) == 4
+    # What is only reached into is no column that was left aside.
+    assert set(result.columns) - set(result.chosen.values()) == {"name"}
     path = put(tmp_path / "o.jsonl", '{"who": {"id": 1}, "at": 5, "items": {"item_id": "p1"}}')
     _, rows = staged(stocked, path, ("product_id", "items[].item_id"))
     assert rows == [(1, None, "p1")]
