@@ -40,11 +40,11 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
 def serve(token_file: Path | None, changes: Changes, shop_path: Path) -> None:
     """Serve recommendations over HTTP.
 
-    POST /recommend and /events, GET /search, /users/ID/memory, /healthz, /metrics and
-    /openapi.json. Without --policy it follows promotions (qagent policies promote) between two
-    batches; POST /policy changes the policy until the next one, and a HUP signal loads it again.
-    A --policy without a version means its newest. While it runs no other process can open the
-    shop, unless it is read only.
+    POST /recommend, /events and /products, GET /search, /users/ID/memory, /users/ID/export,
+    /healthz, /metrics and /openapi.json, DELETE /products/ID and /users/ID. Without --policy it
+    follows promotions (qagent policies promote) between two batches; POST /policy changes the
+    policy until the next one, and a HUP signal loads it again. A --policy without a version
+    means its newest. Other commands work beside it: what they change is taken up within seconds.
     """
     token = os.environ.get("QAGENT_TOKEN", "")
     if token_file is not None:

@@ -34,6 +34,10 @@ _IS_REJECT_OF_USER = """CASE WHEN json_valid(raw)
     THEN trim(json_extract_string(raw, '$.user_id')) = $user ELSE contains(raw, $user) END"""
 
 
+class UnknownUser(QAgentError):
+    """Nothing is stored about a user."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyExposure:
     """A stage of a policy's training that a user's cases were part of."""
@@ -142,7 +146,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     )
     of_log = (report.events, report.impressions, report.rejects)
     if not any((*of_log, report.cases, report.rollouts, report.summaries)):
-        raise QAgentError(f"nothing is held of {user}; ids are compared exactly")
+        raise UnknownUser(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
         with run_lock(shop, run.name):
             _erase_from_run(run, user)

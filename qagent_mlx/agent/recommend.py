@@ -97,6 +97,12 @@ class ProfileRecommender:
         """Recommend with another policy from now on."""
         self._set_policy(policy, policy.info.agent)
 
+    def use_search(self, search: ProductSearch) -> None:
+        """Search with another engine or another state of the catalog from now on."""
+        self.search = search
+        self._slates = SlateFiller(search)
+        self.runner.tools = SearchProducts(search, self.agent)
+
     def answer(
         self,
         requests: Sequence[RecommendRequest],
@@ -152,23 +158,35 @@ class Recommender(ProfileRecommender):
 
         self.shop, self.group = shop, group or default_group_size(policy)
         super().__init__(open_shop_search(shop), policy, agent)
-        self.memory = self._open_memory()
+        self.memory = self.open_memory(shop)
 
-    def _open_memory(self, previous: Memory | None = None) -> Memory:
+    def open_memory(self, shop: Shop, previous: Memory | None = None) -> Memory:
+        """The memory of a shop, in the policy's tokens."""
         # A shop that was closed meanwhile, for a training say, has another connection now.
-        is_same = previous is not None and previous.connection is self.shop.connection
+        is_same = previous is not None and previous.connection is shop.connection
         return Memory(
-            self.shop.connection,
-            self.shop.config.memory,
+            shop.connection,
+            shop.config.memory,
             self.policy.codec.count,
-            MemoryRanker.of_shop(self.shop),
+            MemoryRanker.of_shop(shop),
             # What the shop knew at the start of the day is the same for the next memory.
             statistics=previous.loader.statistics if previous and is_same else None,
         )
 
+    def use_shop(self, shop: Shop, search: ProductSearch, memory: Memory) -> None:
+        """Recommend from another state of the same shop; the policy stays as it is.
+
+        Args:
+            shop: The shop.
+            search: Its search.
+            memory: From `open_memory`.
+        """
+        self.use_search(search)
+        self.shop, self.memory = shop, memory
+
     def refresh(self) -> None:
         """See events that were stored since; the policy and the search stay as they are."""
-        self.memory = self._open_memory(self.memory)
+        self.memory = self.open_memory(self.shop, self.memory)
 
     def use_policy(self, policy: Policy) -> None:
         """Recommend with another policy from now on."""

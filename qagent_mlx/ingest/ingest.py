@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import chain
@@ -200,18 +200,21 @@ class _NotAllStored(Exception):
     """Some event was refused or is a duplicate; rolls the transaction back."""
 
 
-def append_in_transaction(shop: Shop, events: Iterable[dict[str, Any]]) -> IngestReport:
-    """`append_events` inside a transaction, after `register_functions`."""
-    fields = list(FIELDS["events"])
+def append_in_transaction(
+    shop: Shop, rows: Iterable[Mapping[str, Any]], kind: Kind = "events"
+) -> IngestReport:
+    """`append_events`, or the same for products, in a transaction, after `register_functions`."""
+    fields = list(FIELDS[kind])
     columns = ", ".join(f"{field} VARCHAR" for field in fields)
     shop.connection.execute(
         f"CREATE OR REPLACE TEMP TABLE stage (row BIGINT, {columns}, broken VARCHAR)"
     )
     with shop.connection.appender("stage") as appender:
-        for number, values in enumerate(events, 1):
+        for number, values in enumerate(rows, 1):
             appender.append_row(number, *(_text(values.get(field)) for field in fields), None)
-    load = Load(ReadOptions(allow_future=True), frozenset(fields))
-    return _store_staged(shop, "events", "events", load)
+    # Products come with all that is known of them; aliases stay as they are.
+    load = Load(ReadOptions(allow_future=True), frozenset(fields) - {"aliases"})
+    return _store_staged(shop, kind, kind, load)
 
 
 def _text(value: Any) -> str | None:
@@ -237,8 +240,8 @@ def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
     ):
         try:
             connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
-        except duckdb.NotImplementedException:
-            return  # registered by an earlier file
+        except (duckdb.NotImplementedException, duckdb.CatalogException):
+            return  # registered by an earlier file, or by another thread
     connection.create_function("qa_price", price_or_nan, ["VARCHAR", "BOOLEAN"], "DOUBLE")
 
 

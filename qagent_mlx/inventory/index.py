@@ -204,23 +204,13 @@ def _clicked_queries(shop: Shop, catalog: Catalog, until: datetime | None) -> li
 def _update(
     shop: Shop, index: InventoryIndex, writer: IndexWriter
 ) -> tuple[InventoryIndex, IndexChanges]:
-    catalog = read_catalog(shop)
-    texts = catalog.texts()
-    source, changes = _compare(index.catalog, catalog, texts)
+    updated, changes = _updated(shop, index)
     spec = EncoderSpec.of(shop.config.search)
-    if spec.is_learned and changes.added + changes.changed > REFIT_SHARE * len(catalog):
+    if spec.is_learned and changes.added + changes.changed > REFIT_SHARE * len(updated.catalog):
         return _build(shop, index.clicks_until, writer), changes
-    lexical, vectors = index.lexical, index.vectors
-    same_texts = len(source) == len(index.catalog) and bool(
-        (source == np.arange(len(source))).all()
-    )
-    if not same_texts:
-        fresh = np.flatnonzero(source < 0).tolist()
-        fresh_texts = [texts[row] for row in fresh]
-        lexical = lexical.updated(source, fresh_texts, [catalog.titles[row] for row in fresh])
-        vectors = vectors.updated(source, index.encoder.encode(fresh_texts))
+    same_texts = updated.lexical is index.lexical
     # Files whose content stays are used by the new generation too, if they are still there.
-    shard_files = {shard.file for shard in vectors.shards}
+    shard_files = {shard.file for shard in updated.vectors.shards}
     reused = {
         name: stamp
         for name, stamp in index.manifest.files.items()
@@ -231,16 +221,43 @@ def _update(
             or name in shard_files
         )
     }
+    manifest = replace(updated.manifest, generation=writer.generation)
+    updated = replace(updated, folder=writer.folder, manifest=manifest)
+    return _store(shop, writer, updated, reused), changes
+
+
+def updated_index(shop: Shop, index: InventoryIndex) -> InventoryIndex:
+    """An index in line with the catalog of a snapshot; nothing is written, and the encoder stays.
+
+    Raises:
+        QAgentError: the shop has no products.
+    """
+    return _updated(shop, index)[0]
+
+
+def _updated(shop: Shop, index: InventoryIndex) -> tuple[InventoryIndex, IndexChanges]:
+    """An index of the shop's catalog that shares with another one what is the same."""
+    catalog = read_catalog(shop)
+    texts = catalog.texts()
+    source, changes = _compare(index.catalog, catalog, texts)
+    lexical, vectors = index.lexical, index.vectors
+    same_texts = len(source) == len(index.catalog) and bool(
+        (source == np.arange(len(source))).all()
+    )
+    if not same_texts:
+        fresh = np.flatnonzero(source < 0).tolist()
+        fresh_texts = [texts[row] for row in fresh]
+        lexical = lexical.updated(source, fresh_texts, [catalog.titles[row] for row in fresh])
+        vectors = vectors.updated(source, index.encoder.encode(fresh_texts))
     manifest = replace(
         index.manifest,
-        generation=writer.generation,
         catalog_version=shop.catalog_version,
         products=len(catalog),
         dimensions=vectors.dimensions,
         terms=ANALYZER_VERSION,
     )
-    updated = InventoryIndex(writer.folder, manifest, catalog, lexical, vectors, index.encoder)
-    return _store(shop, writer, updated, reused), changes
+    updated = InventoryIndex(index.folder, manifest, catalog, lexical, vectors, index.encoder)
+    return updated, changes
 
 
 def _compare(old: Catalog, new: Catalog, texts: list[str]) -> tuple[np.ndarray, IndexChanges]:

@@ -43,27 +43,32 @@ def remove_products(shop: Shop, products: Sequence[str]) -> None:
     Raises:
         QAgentError: one is not in the catalog, or none would be left; nothing is removed.
     """
-    ids = list(dict.fromkeys(products))
-    with shop.transaction() as connection:
-        known = {
-            product
-            for (product,) in connection.execute(
-                "SELECT product_id FROM products WHERE product_id IN (SELECT unnest(?))", [ids]
-            ).fetchall()
-        }
-        unknown = [product for product in ids if product not in known]
-        if unknown:
-            raise QAgentError(
-                f"{shop.path} has no product {', '.join(unknown[:5])}; nothing was removed"
-            )
-        for table in ("products", "product_history", "product_aliases"):
-            connection.execute(f"DELETE FROM {table} WHERE product_id IN (SELECT unnest(?))", [ids])
-        ((remaining,),) = connection.execute("SELECT count(*) FROM products").fetchall()
-        if not remaining:
-            raise QAgentError(
-                "no product would be left; to start again, make another shop with qagent init"
-            )
-        shop.set_meta("catalog_version", str(shop.catalog_version + 1))
+    with shop.transaction():
+        remove_in_transaction(shop, products)
+
+
+def remove_in_transaction(shop: Shop, products: Sequence[str]) -> None:
+    """`remove_products` inside a transaction; where it raises nothing was removed."""
+    connection, ids = shop.connection, list(dict.fromkeys(products))
+    known = {
+        product
+        for (product,) in connection.execute(
+            "SELECT product_id FROM products WHERE product_id IN (SELECT unnest(?))", [ids]
+        ).fetchall()
+    }
+    unknown = [product for product in ids if product not in known]
+    if unknown:
+        raise QAgentError(
+            f"{shop.path} has no product {', '.join(unknown[:5])}; nothing was removed"
+        )
+    ((total,),) = connection.execute("SELECT count(*) FROM products").fetchall()
+    if total == len(ids):
+        raise QAgentError(
+            "no product would be left; to start again, make another shop with qagent init"
+        )
+    for table in ("products", "product_history", "product_aliases"):
+        connection.execute(f"DELETE FROM {table} WHERE product_id IN (SELECT unnest(?))", [ids])
+    shop.set_meta("catalog_version", str(shop.catalog_version + 1))
 
 
 def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) -> None:

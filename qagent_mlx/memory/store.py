@@ -154,6 +154,16 @@ class MemoryStore:
         if users:
             self.update([user for (user,) in users], after_id=2**62)
 
+    def keep(self, before: StoreState) -> None:
+        """Go on with what is stored after products changed, until the next `build`.
+
+        Products are as they are now; users' states know price bands and titles as they were. For
+        a server, which cannot stop to build all anew.
+        """
+        if before.fingerprint == self.fingerprint and not self.is_current():
+            shop_tables.create(self._connection, "goods")
+            self._write_state(before)
+
     def _write_state(self, state: StoreState) -> None:
         end = state.log_end.isoformat() if state.log_end else ""
         values = [state.fingerprint, str(state.days_version), str(state.hours_version), end]

@@ -93,12 +93,13 @@ class ServeConfig:
         Positive, Meta(description="Size of a request's body, at most.", extra={"unit": "bytes"})
     ] = 1 << 20
     events_a_post: Annotated[Positive, Meta(description="Events in one request, at most.")] = 1000
+    products_a_post: Annotated[Positive, Meta(description="Products in one request, at most.")] = (
+        1000
+    )
     watch: Annotated[
         bool, Meta(description="Take up promotions, and newer versions of a named policy.")
     ] = True
-    read_only: Annotated[
-        bool, Meta(description="Refuse events, and let other processes read the shop.")
-    ] = False
+    read_only: Annotated[bool, Meta(description="Refuse events.")] = False
 
     @property
     def max_chains(self) -> int:

@@ -8,20 +8,23 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..ingest.ingest import append_event_batches
-from ..shop.shop import Shop
+from ..ingest.journal import events_entry
 from .metrics import Metrics
 from .requests import PendingEvents
+from .store import ShopStore
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)  # how far a client's clock may be ahead
 TICK = timedelta(milliseconds=1)  # between events that came without a time
 
 
-def store_events(shop: Shop, posts: Sequence[PendingEvents], metrics: Metrics) -> None:
+def store_events(store: ShopStore, posts: Sequence[PendingEvents], metrics: Metrics) -> None:
     """Store what several clients posted, in one pass, and set the result of each.
 
+    The journal has it on disk before the snapshot knows it and anybody is told.
     An event without a time happened now; in a simulated shop, whose log lives in a time of
     its own, just after the log's last event.
     """
+    shop = store.shop
     now = datetime.now(timezone.utc).replace(tzinfo=None)
     end = shop.end_of_log()
     latest = max(now, end) + MAX_CLOCK_SKEW
@@ -43,6 +46,7 @@ def store_events(shop: Shop, posts: Sequence[PendingEvents], metrics: Metrics) -
         batches.append(batch)
     if not batches:
         return
+    store.append([events_entry(batch) for batch in batches])
     for post, report in zip(accepted, append_event_batches(shop, batches), strict=True):
         for outcome in ("accepted", "rejected", "duplicates"):
             if count := getattr(report, outcome):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,13 +22,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import QAgentError
+from ..ingest.journal import products_entry, removal_entry
 from ..ingest.report import IngestReport
 from ..inventory.product_search import search_products
 from ..inventory.search import HybridSearch
 from ..inventory.types import Filters
 from ..policy.registry import PROMOTED, SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
+from ..privacy import UnknownUser, erase_user, export_user
 from ..shop.policy_folders import parse_reference
+from ..shop.shop import DatabaseInUse
+from ..utils.text import clean
 from . import schema
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
@@ -51,7 +56,7 @@ async def recommend(service: Service, request: Request) -> Response:
         text = f"chains must be a whole number of at most {config.max_chains}"
         raise HTTPException(422, text)
     reply = await service.recommend(
-        body.user,
+        body.user_id,
         config.k if body.k is None else body.k,
         service.worker.responder.chains if body.chains is None else body.chains,
         config.deadline_ms if body.deadline_ms is None else body.deadline_ms,
@@ -78,25 +83,97 @@ async def events(service: Service, request: Request) -> Response:
     return _json(report, 422 if report.rejected and not report.accepted else 200)
 
 
+async def products(service: Service, request: Request) -> Response:
+    """Add or change products, whole or in part. The next search and recommendation know it."""
+    body = await _body(service, request)
+    values = body.get("products", [body])
+    limit = service.config.products_a_post
+    if not isinstance(values, list) or not 1 <= len(values) <= limit:
+        raise HTTPException(422, f"products must be a list of 1 to {limit} products")
+    posted = []
+    for number, value in enumerate(values, 1):
+        where = f"product {number}: "
+        if not isinstance(value, dict):
+            raise HTTPException(422, f"{where}must be an object")
+        product = parse(schema.ProductBody, value, where)
+        if product.time is not UNSET:
+            parse_time(product.time, f"{where}time")
+        posted.append(_product_fields(product))
+    worker = service.worker
+    entry = products_entry(posted)
+    report = await _result(worker.call(lambda: worker.responder.change_catalog(entry)))
+    return _json(report, 422 if report.rejected and not report.accepted else 200)
+
+
+def _product_fields(product: schema.ProductBody) -> dict[str, Any]:
+    """The fields that were given, as ingest reads them."""
+    fields: dict[str, Any] = {
+        name: value for name, value in msgspec.structs.asdict(product).items() if value is not UNSET
+    }
+    fields["product_id"] = clean(product.product_id)
+    if isinstance(product.category, list):
+        fields["category"] = " > ".join(product.category)
+    return fields
+
+
+async def delete_product(service: Service, request: Request) -> Response:
+    """Take a product out of the catalog. What users did with it stays in the log."""
+    product_id = request.path_params["product_id"]
+    worker = service.worker
+
+    def delete() -> bool:
+        responder = worker.responder
+        if product_id not in responder.titles:
+            return False
+        if len(responder.titles) == 1:
+            raise QAgentError("this is the shop's last product; add another one first")
+        responder.change_catalog(removal_entry(product_id))
+        return True
+
+    if not await _result(worker.call(delete)):
+        raise HTTPException(404, f"there is no product {product_id}")
+    return _json(schema.RemovalReply(product_id))
+
+
+async def export(service: Service, request: Request) -> Response:
+    """Everything that is stored about a user."""
+    user = request.path_params["user_id"]
+    store = service.worker.responder.store
+    document = await _result(store.call(lambda shop: export_user(shop, user).to_dict()))
+    del document["user"]
+    return _json(schema.ExportReply(user_id=user, **document))
+
+
+async def erase(service: Service, request: Request) -> Response:
+    """Erase everything about a user, also from caches and from what runs keep."""
+    user = request.path_params["user_id"]
+    store = service.worker.responder.store
+    document = (await _result(store.change(lambda shop: erase_user(shop, user)))).to_dict()
+    del document["user"]
+    return _json(schema.ErasureReply(user_id=user, **document))
+
+
 async def search(service: Service, request: Request) -> Response:
     """Search the inventory."""
     given = parse(schema.SearchParameters, _query_parameters(request))
     filters = Filters(given.in_stock, given.min_price, given.max_price, given.category)
     responder = service.worker.responder
     engine = responder.recommender.search
-    run = partial(search_products, responder.shop, given.q, given.k, filters=filters, search=engine)
+    run = partial(
+        search_products, responder.shop, given.query, given.k, filters=filters, search=engine
+    )
     if isinstance(engine, HybridSearch) and engine.reranker is None:
         results = await asyncio.to_thread(run)  # it needs neither MLX nor the database
     else:
         results = await _result(service.worker.call(run))
     products = [schema.FoundProduct(**product.to_dict()) for product in results]
-    return _json(schema.SearchReply(given.q, products))
+    return _json(schema.SearchReply(given.query, products))
 
 
 async def memory(service: Service, request: Request) -> Response:
     """What is remembered of a user."""
     given = parse(schema.MemoryParameters, _query_parameters(request))
-    user = request.path_params["user"]
+    user = request.path_params["user_id"]
     as_of = parse_time(given.as_of, "as_of")
     responder = service.worker.responder
 
@@ -105,7 +182,7 @@ async def memory(service: Service, request: Request) -> Response:
             lambda: inspect_memory(responder.shop, user, as_of, memory=responder.recommender.memory)
         )
     )
-    return _json(schema.MemoryReply(**view.to_dict()))
+    return _json(schema.MemoryReply(user_id=user, **view.to_dict()))
 
 
 async def policy(service: Service, request: Request) -> Response:
@@ -153,8 +230,12 @@ ENDPOINTS = (
     Endpoint("/events", events, IngestReport, body=(schema.EventBody, schema.EventsBody)),
     Endpoint("/search", search, schema.SearchReply, query=schema.SearchParameters),
     Endpoint(
-        "/users/{user:path}/memory", memory, schema.MemoryReply, query=schema.MemoryParameters
+        "/users/{user_id:path}/memory", memory, schema.MemoryReply, query=schema.MemoryParameters
     ),
+    Endpoint("/users/{user_id:path}/export", export, schema.ExportReply),
+    Endpoint("/users/{user_id:path}", erase, schema.ErasureReply, verb="DELETE"),
+    Endpoint("/products", products, IngestReport, body=(schema.ProductBody, schema.ProductsBody)),
+    Endpoint("/products/{product_id:path}", delete_product, schema.RemovalReply, verb="DELETE"),
     Endpoint("/policy", policy, schema.PolicyReply, body=(schema.PolicyBody,)),
     Endpoint("/healthz", health, schema.HealthReply),
     Endpoint("/metrics", metrics),
@@ -188,6 +269,8 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
         middleware=middleware,
         exception_handlers={
             HTTPException: _http_error,
+            DatabaseInUse: _busy_error,
+            UnknownUser: _unknown_error,
             QAgentError: _user_error,
             Exception: _server_error,
         },
@@ -256,6 +339,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _user_error(request: Request, error: Exception) -> Response:
     return _error(request, 400, str(error))
+
+
+async def _busy_error(request: Request, error: Exception) -> Response:
+    return _error(request, 503, str(error), {"retry-after": "5"})
+
+
+async def _unknown_error(request: Request, error: Exception) -> Response:
+    return _error(request, 404, str(error))
 
 
 async def _server_error(request: Request, _: Exception) -> Response:

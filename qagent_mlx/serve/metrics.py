@@ -38,6 +38,13 @@ class Metrics:
         )
         self.chains = counter("chains", "Chains that were decoded.")
         self.events = counter("events", "Events posted, by outcome.", "outcome")
+        self.store = Histogram(
+            "qagent_store_seconds",
+            "Time to move the journal into the shop's file, or to take a snapshot of it.",
+            ("work",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.policies = counter("policy_loads", "Policies taken up.", "outcome")
         self._policy = Gauge(
             "qagent_policy_info",

@@ -32,6 +32,7 @@ class Endpoint:
         body: Types that the body of a POST may have; a GET has none.
         query: Type of the query's parameters.
         reply: Type of the JSON reply; None for another one.
+        verb: The HTTP method, where it is neither POST nor GET.
     """
 
     path: str
@@ -39,11 +40,12 @@ class Endpoint:
     reply: type | None = None
     body: tuple[type, ...] = ()
     query: type | None = None
+    verb: str = ""
 
     @property
     def method(self) -> str:
         """The HTTP method."""
-        return "POST" if self.body else "GET"
+        return self.verb or ("POST" if self.body else "GET")
 
 
 def openapi_document(endpoints: Sequence[Endpoint], config: ServeConfig) -> dict[str, Any]:
@@ -89,8 +91,23 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.query:
         described = msgspec.json.schema_components([endpoint.query])[1][endpoint.query.__name__]
         operation["parameters"] += [
-            {"name": name, "in": "query", "required": name in described["required"], "schema": kind}
+            {
+                "name": name,
+                "in": "query",
+                "required": name in described.get("required", ()),
+                "schema": kind,
+            }
             for name, kind in described["properties"].items()
+        ]
+        operation["parameters"] += [
+            {
+                "name": old,
+                "in": "query",
+                "deprecated": True,
+                "description": f"The old name of {name}.",
+                "schema": described["properties"][name],
+            }
+            for old, name in getattr(endpoint.query, "old_names", {}).items()
         ]
     if endpoint.body:
         body = {"anyOf": [_reference(body) for body in endpoint.body]}
@@ -109,9 +126,18 @@ def _json(content: dict[str, Any]) -> dict[str, Any]:
 def _schemas(types: Sequence[type], config: ServeConfig) -> dict[str, Any]:
     """The types as JSON schemas, with the server's own defaults and limits."""
     schemas = msgspec.json.schema_components(types, ref_template=_REFERENCE)[1]
+    for kind in types:
+        for old, name in getattr(kind, "old_names", {}).items():
+            properties = schemas[kind.__name__]["properties"]
+            properties[old] = {
+                **properties[name],
+                "deprecated": True,
+                "description": f"The old name of {name}.",
+            }
     fields = schemas["RecommendBody"]["properties"]
     fields["k"]["default"] = config.k
     fields["deadline_ms"]["default"] = config.deadline_ms
     fields["chains"]["maximum"] = config.max_chains
     schemas["EventsBody"]["properties"]["events"]["maxItems"] = config.events_a_post
+    schemas["ProductsBody"]["properties"]["products"]["maxItems"] = config.products_a_post
     return schemas

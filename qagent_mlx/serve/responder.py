@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +17,19 @@ from typing import Any
 
 from ..agent.recommend import Recommender, RecommendRequest, default_group_size
 from ..errors import QAgentError
-from ..inventory.index import open_index
+from ..ingest.ingest import register_functions
+from ..ingest.journal import apply_entries, apply_journal
+from ..ingest.report import IngestReport
+from ..inventory.encoders.registry import SUBWORD
+from ..inventory.index import open_index, updated_index
+from ..inventory.product_search import open_shop_search
+from ..inventory.search import HybridSearch, open_clicks
+from ..inventory.types import ProductSearch
+from ..memory.profile import Memory
+from ..memory.store import MemoryStore
 from ..models.download import sample_folder
 from ..policy.registry import SAMPLE, resolve, serving_policy
+from ..shop.journal import Entry
 from ..shop.policy_folders import adopt_loose, parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Profile
@@ -28,6 +38,7 @@ from .config import ServeConfig
 from .metrics import Metrics
 from .policy_choice import PolicyChoice, SavedPolicy, load_saved, saved_at
 from .requests import PendingRequest, RecommendResponse
+from .store import ShopStore
 from .worker_processes import WorkerPool
 
 log = logging.getLogger("qagent.serve")
@@ -72,6 +83,15 @@ class _SharedRequest:
     waiting: list[PendingRequest] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class NextShop:
+    """Another snapshot of the shop, with what was opened of it so far."""
+
+    shop: Shop
+    search: ProductSearch | None
+    memory: Memory
+
+
 @contextmanager
 def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterator[Responder]:
     """Open the shop, the policy and the worker processes of a server.
@@ -85,19 +105,18 @@ def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterato
         folder = resolve(shop, config.policy or serving_policy(shop))
         if config.workers > 1:
             open_index(shop)
-    # The processes read the shop before this one holds it for writing.
     with (
         WorkerPool(path, folder, config.workers - 1, config.dtype) as pool,
-        Shop.open(path, read_only=config.read_only) as shop,
+        closing(ShopStore(path, config.read_only, metrics)) as store,
     ):
-        yield Responder(shop, folder, pool, config, metrics)
+        yield Responder(store, folder, pool, config, metrics)
 
 
 class Responder:
     """A policy and a shop, ready to answer requests. For one thread.
 
     Args:
-        shop: Open; for writing where events are taken.
+        store: Holds the shop's snapshot.
         policy: The folder of the policy that recommends first.
         pool: Processes that decode beside this one.
         config: Cache, seed, and what requests get by default.
@@ -113,23 +132,29 @@ class Responder:
     """
 
     def __init__(
-        self, shop: Shop, policy: Path, pool: WorkerPool, config: ServeConfig, metrics: Metrics
+        self,
+        store: ShopStore,
+        policy: Path,
+        pool: WorkerPool,
+        config: ServeConfig,
+        metrics: Metrics,
     ) -> None:
-        self.shop = shop
+        self.store, self.shop = store, store.shop
         self._pool, self._config, self._metrics = pool, config, metrics
-        self._choice = PolicyChoice(shop, config.policy)
+        _store_memory(self.shop)
+        self._choice = PolicyChoice(self.shop, config.policy)
         self._current: tuple[Path, int | None]
         self._refused: tuple[Path, int | None] | None = None
         first = load_saved(policy, config.dtype)
         self._name(first)
-        self.recommender = Recommender(shop, first.policy, group=config.chains)
+        self.recommender = Recommender(self.shop, first.policy, group=config.chains)
         self.chains = self.recommender.group
-        catalog = self.recommender.search.catalog
-        self.titles: dict[str, str] = dict(zip(catalog.ids, catalog.titles, strict=True))
+        self.titles = _titles(self.recommender)
         self.cache: UserCache[RecommendResponse] = UserCache(
             config.cache_seconds, config.cache_users
         )
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
+        self._pool_is_stale = False  # its processes do not know the newest products yet
         self.pace = DecodePace()
         self.trending: RecommendResponse | None = None
         self._trending_at = 0.0
@@ -157,6 +182,64 @@ class Responder:
             self.cache.forget(user)
             self._profiles.forget(user)
         self.recommender.refresh()
+
+    def prepare(self, shop: Shop) -> NextShop:
+        """Open search and memory of another snapshot, in any thread, beside the answers."""
+        settings = shop.config.search
+        # Models compute in the worker's thread only.
+        is_plain = settings.encoder == SUBWORD and not (settings.reranker or settings.engine)
+        search = open_shop_search(shop) if is_plain else None
+        _store_memory(shop)
+        memory = self.recommender.open_memory(shop)
+        memory.read_all(shop.end_of_log())
+        return NextShop(shop, search, memory)
+
+    def use_shop(self, following: NextShop) -> None:
+        """Answer from another snapshot of the shop, which another process has changed."""
+        old, shop = self.shop, following.shop
+        store = MemoryStore(shop.connection, shop.config.memory)
+        before = store.state()
+        apply_journal(shop)
+        store.keep(before)
+        search = following.search or open_shop_search(shop)
+        self.recommender.use_shop(shop, _current(shop, search), following.memory)
+        self.shop = shop
+        self.titles = _titles(self.recommender)
+        self._pool_is_stale = True
+        self.reload_processes()
+        self._start_afresh()
+        old.close()
+
+    def change_catalog(self, entry: Entry) -> IngestReport:
+        """Keep a change of products in the journal, and know it from now on."""
+        shop = self.shop
+        self.store.append([entry])
+        store = MemoryStore(shop.connection, shop.config.memory)
+        before = store.state()
+        register_functions(shop.connection)
+        with shop.transaction():
+            (report,) = apply_entries(shop, [entry])
+            store.keep(before)
+        self.recommender.use_search(_current(shop, self.recommender.search))
+        self.recommender.refresh()
+        self.titles = _titles(self.recommender)
+        self._pool_is_stale = True
+        self._start_afresh()
+        self.store.move_soon()
+        return report
+
+    def reload_processes(self) -> None:
+        """Let the processes beside this one search the catalog that the file holds now."""
+        if self._pool_is_stale and len(self._pool):
+            self._pool.reload()
+        self._pool_is_stale = False
+
+    def _start_afresh(self) -> None:
+        """Drop all that was computed."""
+        self.cache.clear()
+        self._profiles.clear()
+        self.trending = None
+        self.refresh_trending()
 
     def use_policy(self, name: str) -> str:
         """Recommend with another policy, or with the same one as it is saved now.
@@ -203,10 +286,7 @@ class Responder:
         self._pool.use(loaded.folder)
         self.chains = self._config.chains or default_group_size(loaded.policy)
         self._name(loaded)
-        self.cache.clear()
-        self._profiles.clear()
-        self.trending = None
-        self.refresh_trending()
+        self._start_afresh()
         self._metrics.policies.labels("taken").inc()
         log.info("policy %s taken up", reference_of(loaded.folder))
 
@@ -295,7 +375,10 @@ class Responder:
         requests = [s.request for s in shared]
         start = time.monotonic()
         try:
-            results = self._pool.answer(self.recommender, requests, self._config.seed, progress)
+            if self._pool_is_stale:
+                results = self.recommender.answer(requests, self._config.seed, progress)
+            else:
+                results = self._pool.answer(self.recommender, requests, self._config.seed, progress)
         except _Abandoned:
             self.pace.slow_down()
             for s in shared:
@@ -322,6 +405,29 @@ class Responder:
                     self.cache.put(waiting.user, waiting.key, response)
                 if not waiting.future.done():
                     waiting.future.set_result(response)
+
+
+def _store_memory(shop: Shop) -> None:
+    """Store the memory of a snapshot, where the file has none that is current."""
+    store = MemoryStore(shop.connection, shop.config.memory)
+    if not store.is_current():
+        with shop.transaction():
+            store.build()
+
+
+def _current(shop: Shop, search: ProductSearch) -> ProductSearch:
+    """A search in line with a snapshot's catalog."""
+    if not isinstance(search, HybridSearch):
+        return open_shop_search(shop)
+    if search.index.manifest.catalog_version == shop.catalog_version:
+        return search
+    index = updated_index(shop, search.index)
+    return HybridSearch(index, open_clicks(shop, index), shop.config.search, search.reranker)
+
+
+def _titles(recommender: Recommender) -> dict[str, str]:
+    catalog = recommender.search.catalog
+    return dict(zip(catalog.ids, catalog.titles, strict=True))
 
 
 def _fall_back(request: PendingRequest) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.exceptions import HTTPException
 
 from ..types import EVENT_TYPES
@@ -38,10 +38,17 @@ Time = Annotated[
 ]
 
 
+def _deprecated(name: str) -> Meta:
+    """A field's old name, which is still read and written."""
+    return Meta(description=f"The old name of {name}.", extra_json_schema={"deprecated": True})
+
+
 class RecommendBody(Struct, forbid_unknown_fields=True):
     """Body of POST /recommend."""
 
-    user: Annotated[Text, Meta(description="An id; somebody unknown is a new user.")]
+    old_names: ClassVar[dict[str, str]] = {"user": "user_id"}
+
+    user_id: Annotated[Text, Meta(description="An id; somebody unknown is a new user.")]
     k: Annotated[QueryCount | None, Meta(description="Number of queries.")] = None
     chains: Annotated[
         Positive | None,
@@ -54,6 +61,36 @@ class RecommendBody(Struct, forbid_unknown_fields=True):
         Milliseconds | None, Meta(description="When it cannot be met the response is a fallback.")
     ] = None
     as_of: Annotated[Time | None, Meta(description="Nothing at or after it is used.")] = None
+
+
+class ProductBody(Struct, forbid_unknown_fields=True):
+    """A product, whole or in part: what is left out stays as it is, null clears it."""
+
+    product_id: Annotated[Text, Meta(description="Its id; always needed.")]
+    title: Annotated[
+        str | UnsetType, Meta(description="Needed for a product that is not in the catalog.")
+    ] = UNSET
+    brand: str | UnsetType | None = UNSET
+    category: Annotated[
+        str | list[str] | UnsetType | None,
+        Meta(description="A path such as Phones > Cases, or its parts."),
+    ] = UNSET
+    price: Price | UnsetType | None = UNSET
+    stock: Annotated[
+        bool | float | UnsetType, Meta(description="Whether it is in stock, or how many are.")
+    ] = UNSET
+    attributes: Annotated[
+        dict[str, Any] | UnsetType | None, Meta(description="All of them, by name.")
+    ] = UNSET
+    time: Annotated[
+        Time | UnsetType, Meta(description="From when on this holds; by default from now.")
+    ] = UNSET
+
+
+class ProductsBody(Struct):
+    """Several products in one request."""
+
+    products: Annotated[list[ProductBody], Meta(min_length=1)]
 
 
 class EventBody(Struct, forbid_unknown_fields=True):
@@ -92,7 +129,9 @@ class PolicyBody(Struct, forbid_unknown_fields=True):
 class SearchParameters(Struct, forbid_unknown_fields=True):
     """Query parameters of GET /search."""
 
-    q: Text
+    old_names: ClassVar[dict[str, str]] = {"q": "query"}
+
+    query: Annotated[Text, Meta(description="What to search for.")]
     k: QueryCount = 10
     in_stock: bool = False
     min_price: Price | None = None
@@ -101,7 +140,7 @@ class SearchParameters(Struct, forbid_unknown_fields=True):
 
 
 class MemoryParameters(Struct, forbid_unknown_fields=True):
-    """Query parameters of GET /users/{user}/memory."""
+    """Query parameters of GET /users/{user_id}/memory."""
 
     as_of: Time | None = None
 
@@ -126,7 +165,8 @@ class RecommendedQuery(Struct):
 class RecommendReply(Struct):
     """Recommendations to a user: the agent's, or a fallback that is marked as one."""
 
-    user: str
+    user_id: str
+    user: Annotated[str, _deprecated("user_id")]
     as_of: str | None
     recommendations: list[RecommendedQuery]
     source: Annotated[
@@ -166,7 +206,8 @@ class SearchReply(Struct):
 class MemoryReply(Struct):
     """What is remembered of a user."""
 
-    user: str
+    user_id: str
+    user: Annotated[str, _deprecated("user_id")]
     as_of: str
     events: Natural
     tokens: Natural
@@ -174,6 +215,40 @@ class MemoryReply(Struct):
     text: str
     sections: dict[str, list[str]]
     graph: dict[str, Any]
+
+
+class RemovalReply(Struct):
+    """A product that is in the catalog no longer."""
+
+    product_id: str
+
+
+class ErasureReply(Struct):
+    """How much was erased, and the policies that saw the user before."""
+
+    user_id: str
+    events: Natural
+    impressions: Natural
+    rejects: Natural
+    cases: Annotated[dict[str, int], Meta(description="By run.")]
+    rollouts: Annotated[dict[str, int], Meta(description="By run.")]
+    summaries: Natural
+    policies: list[dict[str, Any]]
+
+
+class ExportReply(Struct):
+    """Everything that is stored about a user."""
+
+    user_id: str
+    events: list[dict[str, Any]]
+    impressions: list[dict[str, Any]]
+    rejects: list[dict[str, Any]]
+    memory: dict[str, Any] | None
+    stored: dict[str, Any] | None
+    cases: dict[str, list[dict[str, Any]]]
+    rollouts: dict[str, list[dict[str, Any]]]
+    summaries: list[dict[str, Any]]
+    policies: list[dict[str, Any]]
 
 
 class HealthReply(Struct):
@@ -199,10 +274,18 @@ class ErrorReply(Struct):
 def parse(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     """Read JSON values or query parameters into a type. Numbers may be given as text.
 
+    A field may be given by its old name (``old_names`` of the type).
+
     Raises:
         HTTPException: 422, names the first field that is unknown or has a wrong value.
     """
     names = kind.__struct_fields__
+    old_names = {name: old for old, name in getattr(kind, "old_names", {}).items() if old in values}
+    values = dict(values)
+    for name, old in old_names.items():
+        value = values.pop(old)
+        if values.setdefault(name, value) != value:
+            raise HTTPException(422, f"{where}{name} and its old name {old} say different things")
     unknown = (
         sorted(set(values) - set(names)) if kind.__struct_config__.forbid_unknown_fields else []
     )
@@ -212,12 +295,13 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     for name, value in values.items():
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             # JSON's escapes can make half characters, which nothing can store.
-            raise HTTPException(422, f"{where}{name} must be text of whole characters")
+            text = f"{where}{old_names.get(name, name)} must be text of whole characters"
+            raise HTTPException(422, text)
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         name, must = requirement(str(error))
-        raise HTTPException(422, f"{where}{name} {must}") from None
+        raise HTTPException(422, f"{where}{old_names.get(name, name)} {must}") from None
 
 
 def parse_time(text: str | None, name: str) -> datetime | None:

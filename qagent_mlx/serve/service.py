@@ -49,6 +49,7 @@ class Service:
             self.metrics.fallbacks.labels(response.reason).inc()
         queries = [r.to_dict(responder.titles) for r in response.recommendations[:k]]
         return RecommendReply(
+            user_id=user,
             user=user,
             as_of=response.as_of.isoformat() if response.as_of else None,
             recommendations=[RecommendedQuery(**query) for query in queries],

@@ -1,4 +1,4 @@
-"""The one thread that computes: it owns the policy (MLX) and the shop's database (DuckDB).
+"""The one thread that computes: it owns the policy (MLX) and a snapshot of the shop (DuckDB).
 
 Everything that needs either is put into its queue. It takes the jobs that have come
 together, stores events first, then answers all requests in one decode. So an event that was
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from ..errors import QAgentError
 from ..ingest.report import IngestReport
+from ..shop.shop import Shop
 from ..utils.blas import one_blas_thread
 from .config import ServeConfig
 from .event_store import store_events
@@ -126,6 +127,10 @@ class Worker:
                 open_responder(self.path, self.config, self.metrics) as self.responder,
                 one_blas_thread(),
             ):
+                responder = self.responder
+                responder.store.start(
+                    self._use_snapshot, lambda: self.call(responder.reload_processes)
+                )
                 self._ready.set_result(None)
                 while (jobs := self._collect()) is not None:
                     self._serve(jobs)
@@ -133,6 +138,13 @@ class Worker:
             if self._ready.done():
                 raise
             self._ready.set_exception(error)  # it belongs to the caller of `start`
+
+    def _use_snapshot(self, shop: Shop) -> Future[None]:
+        """Answer from another snapshot of the shop as soon as it is prepared."""
+        return self.call(partial(self.responder.use_shop, self.responder.prepare(shop)))
+
+    def _reload_processes(self) -> None:
+        self.call(self.responder.reload_processes)
 
     def _collect(self) -> list[Job] | None:
         """The jobs that have come together; None when the server stops."""
@@ -199,12 +211,8 @@ class Worker:
             self.responder.take_up(loaded.result())
 
     def _store(self, posts: Sequence[PendingEvents]) -> None:
-        if self.config.read_only:
-            raise QAgentError(
-                "this server is read only; to store events start it without read_only"
-            )
         try:
-            store_events(self.responder.shop, posts, self.metrics)
+            store_events(self.responder.store, posts, self.metrics)
         finally:
             self.responder.forget(
                 {str(event.get("user_id", "")) for post in posts for event in post.events}

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..agent.recommend import ProfileRecommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
+from ..inventory.types import ProductSearch
 from ..policy.files import load_policy
 from ..shop.shop import Shop
 
@@ -81,6 +82,15 @@ class WorkerPool:
         loading = [process for process in list(self._processes) if self._send(process, policy)]
         for process in loading:
             try:
+                _raised(process.connection.recv())
+            except (EOFError, OSError, QAgentError) as error:
+                self._remove(process, error)
+
+    def reload(self) -> None:
+        """Search the shop's catalog as it is now; a process that cannot is ended."""
+        for process in list(self._processes):
+            try:
+                process.connection.send(None)
                 _raised(process.connection.recv())
             except (EOFError, OSError, QAgentError) as error:
                 self._remove(process, error)
@@ -271,17 +281,20 @@ def _raised(received: Any) -> Any:
     return received
 
 
+def _search(path: str) -> ProductSearch:
+    from ..inventory.product_search import open_shop_search
+
+    with Shop.open(Path(path)) as shop:
+        return open_shop_search(shop)
+
+
 def main() -> None:
     """Answer the jobs that come through a connection until it is closed."""
     _, descriptor, path, policy, dtype = sys.argv
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     connection: Connection[Any, Any] = Connection(int(descriptor))
     try:
-        with Shop.open(Path(path)) as shop:
-            from ..inventory.product_search import open_shop_search
-
-            search = open_shop_search(shop)
-            recommender = ProfileRecommender(search, load_policy(Path(policy), dtype))
+        recommender = ProfileRecommender(_search(path), load_policy(Path(policy), dtype))
     except QAgentError as error:
         connection.send(error)
         return
@@ -293,7 +306,9 @@ def main() -> None:
             return
         reply: Any = None
         try:
-            if isinstance(job, Path):
+            if job is None:
+                recommender.use_search(_search(path))
+            elif isinstance(job, Path):
                 recommender.use_policy(load_policy(job, dtype))
             else:
                 reply = [(r.recommendations, r.latency_ms) for r in recommender.answer(*job)]

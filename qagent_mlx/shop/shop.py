@@ -2,37 +2,49 @@
 
     shop.json             version and settings
     shop.duckdb           products, events, rejects, memory
+    journal/              what a server has acknowledged and the database does not hold yet
     inventory/            the search index and its manifest
     policies/<name>/<n>/  version n of a policy, see `policy_folders`
     runs/<name>/          training runs
 
-DuckDB lets one process write or many read, so a shop is opened for writing only while
-something is written, and training works on copies in its run folder.
+DuckDB lets one process write or many read, so nobody holds the database for long: it is opened
+for writing only while something is written, whoever finds it in use waits for a while, training
+works on copies in its run folder, and what runs long (a server, an evaluation) on a snapshot.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 import duckdb
 
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, read_json, write_json
-from ..utils.database import fetch_dicts, open_duckdb
+from ..utils.database import fetch_dicts, literal, open_duckdb
 from ..utils.settings import check, merge
 from ..utils.text import clean
+from . import journal
 from .config import ShopConfig
 from .policy_folders import adopt_loose
 from .schema import ADDITIONS, SCHEMA
 
 SHOP_VERSION = 1
+WAIT_SECONDS = 30.0  # for another process to let go of the database
+SAME_PROCESS_SECONDS = 5.0  # the same, for another thread of this process
+CATCH_UP_SECONDS = 2.0  # the same, to store a journal's entries before reading
+FILE = "shop_file"  # name of the database while it is copied into a snapshot
 
+_APPLYING = threading.Lock()  # threads of a process may write to the database at the same time
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -52,6 +64,8 @@ class Shop:
         self.path = path
         self.config = config
         self.read_only = read_only
+        self.wait_seconds = WAIT_SECONDS
+        self.is_snapshot = False
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     @classmethod
@@ -128,22 +142,67 @@ class Shop:
             QAgentError: another process writes to it, or the file is damaged.
         """
         if self._connection is None:
-            connection = connect(self.path / "shop.duckdb", read_only=self.read_only)
+            if self.read_only and journal.has_entries(self.path):
+                self._catch_up()
+            connection = connect(
+                self.path / "shop.duckdb",
+                read_only=self.read_only,
+                snapshot=self.is_snapshot,
+                wait=self.wait_seconds,
+            )
             try:
                 _refuse_views(self.path, connection)
+                if self.is_snapshot:
+                    connection.execute(f"COPY FROM DATABASE {FILE} TO memory; DETACH {FILE}")
                 if not self.read_only:
                     _add_missing_tables(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
-            if not self.read_only:
+            if not (self.read_only or self.is_snapshot):
                 clear_leftovers(self.path)  # such as an unfinished copy of the database
+                self._apply_journal()
         return self._connection
 
+    def _apply_journal(self) -> None:
+        """Store what servers have acknowledged; every writer does it first."""
+        if journal.has_entries(self.path):
+            # By its name, as ingest stands above this module: the shop says when, ingest how.
+            ingest = import_module("qagent_mlx.ingest.journal")
+            with _APPLYING:
+                ingest.apply_journal(self)
+
+    def _catch_up(self) -> None:
+        """Let a reader see what servers have acknowledged, where somebody may write."""
+        writer = Shop(self.path, self.config, read_only=False)
+        writer.wait_seconds = CATCH_UP_SECONDS
+        try:
+            with writer:
+                writer.connection  # noqa: B018  (opening it applies the journal)
+        except QAgentError:
+            pass  # readers are at work or the folder is read only: a server will store it
+
+    @classmethod
+    def snapshot(cls, path: str | Path) -> Shop:
+        """Open a shop as it is now, in memory: changes stay there, and nobody has to wait for it.
+
+        Raises:
+            QAgentError: as `open`; another process writes to the database for long.
+        """
+        shop = cls.open(path, read_only=True)
+        if journal.has_entries(shop.path):
+            shop._catch_up()
+        shop.read_only, shop.is_snapshot = False, True
+        shop.connection  # noqa: B018  (the moment is now)
+        return shop
+
     @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Keep what the block does only if it ends without an error."""
+    def transaction(self, *, is_counted: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Keep what the block does only if it ends without an error.
+
+        A server notices it (`journal.changes`), unless ``is_counted`` says that it knows already.
+        """
         connection = self.connection
         connection.execute("BEGIN")
         try:
@@ -159,6 +218,8 @@ class Shop:
             raise QAgentError(
                 f"{self.path}: the change could not be saved: {line}; nothing of it was kept"
             ) from error
+        if is_counted and not self.is_snapshot:
+            journal.note_change(self.path)
 
     def _roll_back(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:
@@ -169,7 +230,10 @@ class Shop:
             self.close()
 
     def close(self) -> None:
-        """Close the database, so that another process may write."""
+        """Close the database, so that another process may write.
+
+        A snapshot is gone then; its next use takes another one.
+        """
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -278,26 +342,63 @@ def _refuse_links(path: Path) -> None:
             )
 
 
-def connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB connection in UTC, with errors that name the remedy."""
+def connect(
+    path: Path, *, read_only: bool, snapshot: bool = False, wait: float = 0.0
+) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB connection in UTC, with errors that name the remedy.
+
+    Args:
+        path: The database's file.
+        read_only: Others may read at the same time.
+        snapshot: Open a database in memory, and the file beside it under the name `FILE`.
+        wait: Seconds to wait for whoever keeps this process out.
+    """
+    start, pause = time.monotonic(), 0.01
+    while True:
+        try:
+            return _connect(path, read_only=read_only or snapshot, snapshot=snapshot)
+        except DatabaseInUse as error:
+            most = min(wait, SAME_PROCESS_SECONDS) if error.is_same_process else wait
+            left = start + most - time.monotonic()
+            if left <= 0:
+                raise
+        # By chance, so that processes that wait for each other do not meet again and again.
+        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+        pause = min(pause * 1.5, 0.2)
+
+
+class DatabaseInUse(QAgentError):
+    """The database is held by another process, or by this one."""
+
+    def __init__(self, message: str, *, is_same_process: bool = False) -> None:
+        super().__init__(message)
+        self.is_same_process = is_same_process
+
+
+def _connect(path: Path, *, read_only: bool, snapshot: bool) -> duckdb.DuckDBPyConnection:
     try:
-        connection = open_duckdb(path, read_only=read_only)
+        if snapshot:
+            connection = open_duckdb()
+            connection.execute(f"ATTACH {literal(path)} AS {FILE} (READ_ONLY)")
+        else:
+            connection = open_duckdb(path, read_only=read_only)
     except duckdb.IOException as error:
         holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", str(error))
         if holder:
             program, process = Path(holder[1]).name, holder[2]
             # A reader is kept out by a writer only, a writer by readers too.
             doing = "being written to" if read_only else "in use"
-            raise QAgentError(
+            raise DatabaseInUse(
                 f"{path.parent} is {doing} by process {process} ({program}); "
                 "wait until it ends, or stop it"
             ) from error
         raise _unreadable(path, error) from error
     except duckdb.Error as error:
-        if "different configuration" in str(error):
+        if re.search("different configuration|file handle conflict|already attached", str(error)):
             how = "writing" if read_only else "reading"
-            raise QAgentError(
-                f"{path.parent} is open for {how} in this process already; close that Shop first"
+            raise DatabaseInUse(
+                f"{path.parent} is open for {how} in this process already; close that Shop first",
+                is_same_process=True,
             ) from error
         raise _unreadable(path, error) from error
     connection.execute("SET TimeZone = 'UTC'")
@@ -313,9 +414,11 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
     try:
         names = connection.execute(
             """SELECT view_name FROM duckdb_views()
-            WHERE NOT internal AND NOT temporary AND database_name = current_database()
+            WHERE NOT internal AND NOT temporary
+                AND database_name IN (current_database(), $name)
             UNION ALL SELECT function_name FROM duckdb_functions()
-            WHERE NOT internal AND database_name = current_database()"""
+            WHERE NOT internal AND database_name IN (current_database(), $name)""",
+            {"name": FILE},
         ).fetchall()
     except duckdb.Error as error:
         raise _unreadable(path / "shop.duckdb", error) from error

@@ -132,7 +132,7 @@ class Load:
                 while time.monotonic() < until:
                     user, kind = draw.choice(self.users), draw.random()
                     if kind < 0.5:
-                        answer = client.post("/recommend", json={"user": user, "k": 3})
+                        answer = client.post("/recommend", json={"user_id": user, "k": 3})
                     elif kind < 0.7:
                         answer = client.get("/search", params={"q": draw.choice(QUERIES)})
                     elif kind < 0.8:

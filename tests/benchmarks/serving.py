@@ -61,7 +61,7 @@ class Client(threading.Thread):
                 self.posted += 1
                 continue
             began = time.perf_counter()
-            answer = self.post(connection, "/recommend", {"user": user, "k": 5})
+            answer = self.post(connection, "/recommend", {"user_id": user, "k": 5})
             self.times.append(time.perf_counter() - began)
             self.sources.append(answer.get("source", "error"))
 

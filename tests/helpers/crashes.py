@@ -725,7 +725,7 @@ class Serving(Work):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             while not stop.is_set():
                 try:
-                    send(connection, "/recommend", {"user": "u01", "k": 2})
+                    send(connection, "/recommend", {"user_id": "u01", "k": 2})
                 except (OSError, http.client.HTTPException, ValueError):
                     return
 

@@ -197,7 +197,7 @@ class _Service:
 _GOOD_BODIES = (
     (
         "recommend",
-        {"user": "u1", "k": 5, "chains": 2, "deadline_ms": 100, "as_of": "2026-03-01T12:00:00Z"},
+        {"user_id": "u1", "k": 5, "chains": 2, "deadline_ms": 100, "as_of": "2026-03-01T12:00:00Z"},
     ),
     (
         "events",
@@ -215,6 +215,22 @@ _GOOD_BODIES = (
     ),
     ("events", {"user_id": "u", "type": "search", "query": "a"}),
     ("policy", {"policy": "a"}),
+    (
+        "products",
+        {
+            "products": [
+                {
+                    "product_id": "p",
+                    "title": "Lamp",
+                    "category": ["a", "b"],
+                    "price": 3.5,
+                    "stock": 2,
+                    "attributes": {"colour": "red"},
+                    "time": "2026-03-01",
+                }
+            ]
+        },
+    ),
 )
 
 
@@ -224,7 +240,7 @@ def bodies(draw: random.Random, place: Place) -> None:
     body = hostile.document(draw, good)
     chunks = [body[: len(body) // 2], body[len(body) // 2 :]]
     query = "&".join(
-        f"{k}={hostile.text(draw)}" for k in ("q", "k", "min_price") if draw.random() < 0.8
+        f"{k}={hostile.text(draw)}" for k in ("query", "q", "k", "min_price") if draw.random() < 0.8
     )
 
     async def receive() -> dict[str, Any]:
@@ -237,7 +253,7 @@ def bodies(draw: random.Random, place: Place) -> None:
         "path": "/",
         "query_string": query.encode("utf-8", "replace"),
         "headers": [(b"content-type", b"application/json")],
-        "path_params": {"user": hostile.text(draw)},
+        "path_params": {"user_id": hostile.text(draw), "product_id": hostile.text(draw)},
     }
     route = getattr(http, name) if draw.random() < 0.8 else http.search
     try:

@@ -1,13 +1,17 @@
 """Several processes and one shop: each works, or says in one line who is in the way."""
 
+import http.client
+import json
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 
 import crashes
+import duckdb
 import pytest
 from click.testing import CliRunner
-from crashes import COMPONENTS, GRPO, SPLIT, events_agree
+from crashes import COMPONENTS, GRPO, SPLIT, events_agree, posted, send
 from qagent_cli.main import cli
 
 from qagent_mlx.errors import QAgentError
@@ -84,7 +88,8 @@ def events_file(path, stem, count=20):
     return path
 
 
-def test_whoever_is_in_the_way_is_named_by_every_command(folder, tmp_path):
+def test_whoever_is_in_the_way_for_long_is_named_by_every_command(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.shop.shop.WAIT_SECONDS", 0.3)
     events = events_file(tmp_path / "e.csv", "x")
     with other(_hold, folder, False) as (process, _):
         for words in (
@@ -121,7 +126,7 @@ def test_a_run_and_an_index_name_the_process_that_works_on_them(folder):
         assert lock.read_text()
 
 
-def test_training_and_reading_go_on_while_a_server_reads(folder):
+def test_training_reading_and_writing_go_on_while_a_server_reads(folder, tmp_path):
     from qagent_mlx.train.grpo_run import train_grpo
 
     with other(_serve, folder, True) as (process, line):
@@ -136,9 +141,95 @@ def test_training_and_reading_go_on_while_a_server_reads(folder):
                 components=COMPONENTS,
             )
             assert report.steps == 1 and shop.counts()["products"] == 40
+        with Shop.open(folder, read_only=False) as shop:
+            before = shop.counts()["events"]
+            ingest_files(shop, "events", [events_file(tmp_path / "e.csv", "x")])
+            assert shop.counts()["events"] == before + 20
         assert process.is_alive()
-        with pytest.raises(QAgentError, match=f"in use by process {process.pid}"):
-            Shop.open(folder, read_only=False).counts()
+
+
+def succeeded(folder, *words):
+    began = time.monotonic()
+    result = CliRunner().invoke(cli, [*words, "--shop", str(folder)])
+    assert result.exit_code == 0, (words, result.output)
+    seconds = time.monotonic() - began
+    assert seconds < 60, f"{words} took {seconds:.0f} s"
+    return result.output
+
+
+def test_every_command_works_beside_a_server_that_takes_events(folder, tmp_path):
+    """And the server knows what they did, the commands what the server acknowledged."""
+    events = events_file(tmp_path / "e.csv", "x")
+    products = tmp_path / "p.csv"
+    products.write_text("product_id,title,price\nkite,Kite with a long tail,12\n")
+    with other(_serve, folder, False) as (process, line):
+        port = int(line.split("http://127.0.0.1:")[1].split()[0])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        stop, accepted = threading.Event(), []
+
+        def post():
+            own = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            while not stop.is_set():
+                batch = (f"live{len(accepted)}", 3)
+                answer = send(own, "/events", {"events": posted(*batch)})
+                assert answer["accepted"] == 3, answer
+                accepted.append(batch[0])
+                time.sleep(0.05)
+
+        poster = threading.Thread(target=post)
+        poster.start()
+        try:
+            succeeded(folder, "ingest", "events", str(events))
+            succeeded(folder, "ingest", "products", str(products))
+            succeeded(folder, "index")
+            user = accepted[-1]
+            assert "usb cable" in succeeded(folder, "memory", user)
+            assert "kite" in succeeded(folder, "search", "kite with a long tail", "--json")
+            succeeded(folder, "recommend", "u01", "--policy", "base")
+            succeeded(folder, "evaluate", "--baselines", "--limit", "5")
+            succeeded(
+                folder, "train", "sft", "--policy", "base", "--steps", "2", "--name", "trained"
+            )
+            assert plain_duckdb(folder) > 0
+            wait_until(lambda: "kite" in str(get(connection, "/search?q=kite+with+a+long+tail")))
+            wait_until(lambda: get(connection, "/users/xu0/memory")["events"] > 0)
+            succeeded(folder, "memory", "forget", user, "--yes")
+            wait_until(lambda: get(connection, f"/users/{user}/memory")["events"] == 0)
+        finally:
+            stop.set()
+            poster.join()
+        assert process.is_alive()
+    with Shop.open(folder) as shop:
+        counts = dict(
+            shop.connection.execute(
+                "SELECT user_id, count(*) FROM events WHERE user_id LIKE 'live%' GROUP BY 1"
+            ).fetchall()
+        )
+        assert counts == {name: 3 for name in accepted if name != user}
+        events_agree(shop)
+
+
+def plain_duckdb(folder):
+    """A program that waits for nobody; the server holds the file a twentieth of the time."""
+    for _ in range(5):
+        try:
+            with duckdb.connect(str(folder / "shop.duckdb")) as plain:
+                return plain.execute("SELECT count(*) FROM events").fetchone()[0]
+        except duckdb.IOException:
+            time.sleep(0.2)
+    raise AssertionError("the file was never free")
+
+
+def get(connection, path):
+    connection.request("GET", path)
+    return json.loads(connection.getresponse().read())
+
+
+def wait_until(is_true, seconds=30):
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_two_ingests_at_once_lose_and_double_nothing(folder, tmp_path):

@@ -16,9 +16,11 @@ import pytest
 
 from qagent_mlx.agent.recommend import Recommender
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.inventory.index import open_index
 from qagent_mlx.policy.registry import open_policy, resolve
 from qagent_mlx.policy.shop_memory import inspect_memory
 from qagent_mlx.policy.versions import promote, rollback
+from qagent_mlx.privacy import erase_user
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.middleware import RateLimiter
@@ -410,7 +412,7 @@ def test_logs_have_the_requests_id_and_no_user(serving, caplog):
     assert answer.headers["x-request-id"] == "abc-1"
     forged = client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{16}", forged)
-    assert "id=abc-1 method=GET route=/users/{user:path}/memory status=200" in caplog.text
+    assert "id=abc-1 method=GET route=/users/{user_id:path}/memory status=200" in caplog.text
     assert "secret-person" not in caplog.text
 
 
@@ -434,6 +436,9 @@ def test_the_description_has_every_route_and_no_other(serving):
         ("SearchReply", client.get("/search", params={"q": "usb"})),
         ("MemoryReply", client.get("/users/u01/memory")),
         ("PolicyReply", client.post("/policy", json={"policy": "a"})),
+        ("RemovalReply", client.delete("/products/p410")),
+        ("ExportReply", client.get("/users/u01/export")),
+        ("ErasureReply", client.delete("/users/u01")),
         ("HealthReply", client.get("/healthz")),
         ("ErrorReply", client.get("/search")),
     ):
@@ -518,7 +523,7 @@ def test_the_memory_shown_is_that_of_a_memory_opened_anew(serving, own_folder):
     call = client.app.state.service.worker.call(
         lambda: inspect_memory(responder.shop, "u01", None, count).to_dict()
     )
-    assert shown == call.result(30)
+    assert shown == {**call.result(30), "user_id": "u01"}
 
 
 def test_a_server_that_cannot_start_ends_with_one_line_and_exit_code_1(own_folder, tmp_path):
@@ -534,3 +539,156 @@ def test_a_server_that_cannot_start_ends_with_one_line_and_exit_code_1(own_folde
             assert run.returncode == 1, run
             (line,) = run.stderr.splitlines()
             assert line.startswith("Error: ") and words in line
+
+
+def search_ids(client, query, **more):
+    found = client.get("/search", params={"query": query, **more}).json()["results"]
+    return [product["product_id"] for product in found]
+
+
+def test_a_posted_product_is_in_the_next_search_and_recommendation(serving, own_folder):
+    client = serving()
+    assert "kite" not in search_ids(client, "stunt kite")
+    kite = {"product_id": "kite", "title": "Stunt Kite, red", "price": 20, "category": ["Toys"]}
+    assert client.post("/products", json=kite).json()["accepted"] == 1
+    assert search_ids(client, "stunt kite")[0] == "kite"
+    click = {"user_id": "flyer", "type": "click", "product_id": "kite", "query": "stunt kite"}
+    rows = [{"user_id": "flyer", "type": "search", "query": "stunt kite"}, click]
+    assert client.post("/events", json={"events": rows}).json()["accepted"] == 2
+    shown = ask(client, "flyer").json()["recommendations"]
+    assert {"product_id": "kite", "title": "Stunt Kite, red"} in [
+        product for query in shown for product in query["products"]
+    ]
+    # A change of one field leaves the others as they are.
+    for change, wanted in (
+        ({"price": 15.5}, {"price": 15.5, "in_stock": True}),
+        ({"stock": 0}, {"price": 15.5, "in_stock": False}),
+        ({"brand": "Dune", "stock": True}, {"brand": "Dune", "in_stock": True, "price": 15.5}),
+        ({"price": None}, {"brand": "Dune", "price": None}),
+    ):
+        assert client.post("/products", json={"product_id": "kite", **change}).status_code == 200
+        first = client.get("/search", params={"query": "stunt kite"}).json()["results"][0]
+        assert first["title"] == "Stunt Kite, red" and wanted.items() <= first.items()
+    same = client.post("/products", json={"product_id": "kite", "brand": "Dune"}).json()
+    assert (same["accepted"], same["duplicates"]) == (0, 1)
+    with Shop.open(own_folder) as shop:  # as every other process does
+        row = shop.connection.execute(
+            "SELECT title, brand, category, price, in_stock FROM products WHERE product_id = 'kite'"
+        ).fetchone()
+        assert row == ("Stunt Kite, red", "Dune", "Toys", None, True)
+        assert open_index(shop).catalog.row_of["kite"] >= 0
+
+
+def test_a_deleted_product_is_found_and_recommended_no_longer(serving, own_folder):
+    client = serving(cache_seconds=60.0)
+    before = search_ids(client, "desk lamp", k=100)
+    ask(client, "u01")
+    assert client.delete(f"/products/{before[0]}").json() == {"product_id": before[0]}
+    assert before[0] not in search_ids(client, "desk lamp", k=100)
+    assert not ask(client, "u01").json()["cached"]
+    assert client.delete(f"/products/{before[0]}").status_code == 404
+    with Shop.open(own_folder) as shop:
+        assert shop.counts()["products"] == 39
+
+
+def test_a_wrong_product_is_told_what_is_wrong_and_changes_nothing(serving):
+    client = serving(products_a_post=2)
+    for body, status, words in (
+        ({"title": "x"}, 422, "product_id"),
+        ({"product_id": "new", "price": 1}, 422, "no title"),
+        ({"product_id": "p000", "price": -1}, 422, "price"),
+        ({"product_id": "p000", "colour": "red"}, 422, "colour"),
+        ({"product_id": "p000", "time": "soon"}, 422, "time"),
+        ({"products": [{"product_id": "p000"}] * 3}, 422, "1 to 2"),
+        ({"products": []}, 422, "1 to 2"),
+    ):
+        answer = client.post("/products", json=body)
+        assert answer.status_code == status and words in answer.text, answer.text
+
+
+def test_products_are_known_to_all_processes_that_decode(serving):
+    client = serving(workers=2, cache_seconds=0.0)
+    client.post("/products", json={"product_id": "kite", "title": "Stunt Kite"})
+    responder = client.app.state.service.worker.responder
+    assert search_ids(client, "stunt kite")[0] == "kite"
+    wait_until(lambda: not responder._pool_is_stale)
+    with ThreadPoolExecutor(4) as threads:
+        users = [f"u{n:02}" for n in range(4)]
+        answers = list(threads.map(lambda user: ask(client, user).json(), users))
+    assert {answer["source"] for answer in answers} == {"agent"}
+    assert len(responder._pool) == 1
+
+
+def wait_until(is_true):
+    until = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_user_can_be_exported_and_forgotten_while_the_server_runs(serving):
+    client = serving(cache_seconds=60.0)
+    event = {"user_id": "gone/1", "type": "search", "query": "usb cable"}
+    client.post("/events", json=event)
+    ask(client, "gone/1")
+    exported = client.get("/users/gone%2F1/export").json()
+    assert [e["query"] for e in exported["events"]] == ["usb cable"] and exported["memory"]
+    erased = client.delete("/users/gone%2F1")
+    assert (erased.status_code, erased.json()["events"]) == (200, 1)
+    assert not ask(client, "gone/1").json()["cached"]
+    assert client.get("/users/gone%2F1/memory").json()["events"] == 0
+    assert client.get("/users/gone%2F1/export").json()["events"] == []
+    assert client.delete("/users/gone%2F1").status_code == 404
+    assert client.post("/events", json=event).json()["accepted"] == 1  # and may come back
+
+
+def test_a_forgotten_user_is_in_no_file_of_the_shop(serving, own_folder):
+    client = serving()
+    event = {"user_id": "leaver-4711", "type": "search", "query": "usb cable"}
+    assert client.post("/events", json=event).status_code == 200
+    assert client.delete("/users/leaver-4711").status_code == 200
+    for file in own_folder.rglob("*"):
+        assert file.is_dir() or b"leaver-4711" not in file.read_bytes(), file
+
+
+def test_another_process_forgets_a_user_and_the_server_does_too(serving, own_folder):
+    client = serving(cache_seconds=600.0)
+    ask(client, "u02")
+    with Shop.open(own_folder, read_only=False) as shop:
+        erase_user(shop, "u02")
+    wait_until(lambda: not client.get("/users/u02/memory").json()["events"])
+    assert not ask(client, "u02").json()["cached"]
+
+
+def test_a_read_only_server_changes_nothing(serving):
+    client = serving(read_only=True)
+    product = {"product_id": "p000", "price": 1}
+    for answer in (
+        client.post("/products", json=product),
+        client.delete("/products/p000"),
+        client.delete("/users/u01"),
+    ):
+        assert answer.status_code == 400 and "read only" in answer.json()["error"]
+    assert client.get("/users/u01/export").status_code == 200
+
+
+def test_old_names_of_fields_still_work_and_are_marked(serving):
+    client = serving()
+    new = client.post("/recommend", json={"user_id": "u01"}).json()
+    old = client.post("/recommend", json={"user": "u01"}).json()
+    assert new["recommendations"] == old["recommendations"]
+    assert new["user_id"] == new["user"] == old["user_id"] == "u01"
+    both = client.post("/recommend", json={"user": "u01", "user_id": "u02"})
+    assert both.status_code == 422 and "different" in both.json()["error"]
+    assert client.post("/recommend", json={}).json()["error"] == "user_id must be given"
+    assert search_ids(client, "usb") == [
+        p["product_id"] for p in client.get("/search", params={"q": "usb"}).json()["results"]
+    ]
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for name in ("RecommendBody", "RecommendReply", "MemoryReply"):
+        fields = schemas[name]["properties"]
+        assert fields["user"]["deprecated"] and "deprecated" not in fields["user_id"], name
+    parameters = {p["name"]: p for p in document["paths"]["/search"]["get"]["parameters"]}
+    assert parameters["q"]["deprecated"]
+    assert parameters["query"]["required"] and "deprecated" not in parameters["query"]

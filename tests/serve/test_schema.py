@@ -29,13 +29,15 @@ def test_text_stays_text():
 @pytest.mark.parametrize(
     ("kind", "values", "text"),
     [
-        (RecommendBody, {}, "user must be given"),
-        (RecommendBody, {"user": "u", "K": 3}, "unknown field 'K'; known are user, k, chains, "),
+        (RecommendBody, {}, "user_id must be given"),
+        (RecommendBody, {"user": "u", "K": 3}, "unknown field 'K'; known are user_id, k, chains, "),
         (RecommendBody, {"user": "u", "k": 101}, "k must be a whole number of at most 100"),
         (RecommendBody, {"user": "u", "k": True}, "k must be a whole number or nothing"),
         (RecommendBody, {"user": "u", "deadline_ms": float("nan")}, "deadline_ms must be a number"),
         (RecommendBody, {"user": "u", "deadline_ms": 10**400}, "deadline_ms cannot be used: "),
         (SearchParameters, {"q": "x" * 501}, "q must be text of at most 500 characters"),
+        (SearchParameters, {"query": "x" * 501}, "query must be text of at most 500 characters"),
+        (SearchParameters, {"query": "x", "q": "y"}, "query and its old name q say different"),
         (SearchParameters, {"q": "x", "in_stock": "maybe"}, "in_stock must be true or false"),
         (EventBody, {"user_id": 7}, "user_id must be text or nothing"),
         (EventBody, {"query": "\ud800"}, "query must be text of whole characters"),

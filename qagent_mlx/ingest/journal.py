@@ -1,0 +1,111 @@
+"""Apply what servers have acknowledged (`shop.journal`) to a shop's database, exactly once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+from ..errors import QAgentError
+from ..shop.journal import Entry, Position, Record, pending, remove_stored
+from ..shop.shop import Shop
+from .catalog_changes import delete_products, upsert_products
+from .ingest import append_in_transaction, register_functions
+from .report import IngestReport
+
+log = logging.getLogger("qagent.shop")
+
+AT_ONCE = 500  # entries that one transaction stores, at most
+_KEY = "journal "  # before a server's name, in the table ``meta``
+
+
+def events_entry(events: Iterable[dict[str, Any]]) -> Entry:
+    """An entry of events, with the fields of `append_events`."""
+    return {
+        "events": [
+            {
+                name: value.isoformat() if hasattr(value, "isoformat") else value
+                for name, value in event.items()
+                if value is not None
+            }
+            for event in events
+        ]
+    }
+
+
+def products_entry(products: Iterable[Mapping[str, Any]]) -> Entry:
+    """An entry of products, with the fields of `catalog_changes.upsert_products`."""
+    return {"products": [dict(product) for product in products]}
+
+
+def removal_entry(product: str) -> Entry:
+    """An entry that takes a product out of the catalog."""
+    return {"removed": [product]}
+
+
+def stored_positions(shop: Shop) -> dict[str, Position]:
+    """How far the journal of each server is stored."""
+    rows = shop.connection.execute(
+        "SELECT key, value FROM meta WHERE starts_with(key, ?)", [_KEY]
+    ).fetchall()
+    return {key.removeprefix(_KEY): Position.parse(value) for key, value in rows}
+
+
+def apply_journal(shop: Shop) -> dict[str, Position]:
+    """Store all entries of the journal that the database does not hold yet.
+
+    Args:
+        shop: Open for writing; a snapshot leaves the journal's files as they are.
+
+    Returns:
+        How far the journal of each server is stored now.
+    """
+    stored = stored_positions(shop)
+    records = pending(shop.path, stored)
+    while batch := list(islice(records, AT_ONCE)):
+        register_functions(shop.connection)  # outside: a rolled back transaction would drop them
+        with shop.transaction(is_counted=False):
+            apply_entries(shop, [record.entry for record in batch])
+            _store_positions(shop, batch)
+        stored |= {record.server: record.end for record in batch}
+    ended = [] if shop.is_snapshot else remove_stored(shop.path, stored)
+    if ended:
+        with shop.transaction(is_counted=False) as connection:
+            for server in ended:
+                connection.execute("DELETE FROM meta WHERE key = ?", [_KEY + server])
+                del stored[server]
+    return stored
+
+
+def apply_entries(shop: Shop, entries: Sequence[Entry]) -> list[IngestReport]:
+    """Store entries in the order that they came; one report for each run of the same kind.
+
+    Inside a transaction, after `register_functions`. What the database refuses, such as the
+    removal of a product that is gone already, is left out: it was answered long ago.
+    """
+    reports = []
+    for kind, run in groupby(filter(None, entries), lambda entry: next(iter(entry))):
+        values = [value for entry in run for value in entry[kind]]
+        try:
+            reports.append(_KINDS[kind](shop, values))
+        except QAgentError as error:
+            log.warning("an entry of the journal could not be stored: %s", error)
+    return reports
+
+
+def _delete(shop: Shop, products: Sequence[str]) -> IngestReport:
+    delete_products(shop, products)
+    return IngestReport(accepted=len(products))
+
+
+_KINDS: dict[str, Callable[[Shop, Any], IngestReport]] = {
+    "events": append_in_transaction,
+    "products": upsert_products,
+    "removed": _delete,
+}
+
+
+def _store_positions(shop: Shop, records: Sequence[Record]) -> None:
+    for record in {record.server: record for record in records}.values():
+        shop.set_meta(_KEY + record.server, str(record.end))

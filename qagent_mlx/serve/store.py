@@ -1,0 +1,262 @@
+"""The shop of a server: a snapshot that answers, a journal that keeps, and the database's file.
+
+The worker thread reads and changes the snapshot. What clients post is appended to the journal
+before it is acknowledged; a thread of the store moves it from there into the file, in short
+transactions, and takes a new snapshot when another process has changed the file. So nobody waits
+for the server for long, and the server waits for nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from ..errors import QAgentError
+from ..ingest.journal import stored_positions
+from ..shop import journal
+from ..shop.journal import JournalWriter, Position
+from ..shop.shop import Shop
+from .metrics import Metrics
+
+log = logging.getLogger("qagent.serve")
+T = TypeVar("T")
+
+LOOK_SECONDS = 1.0  # between looks at the database's file
+MOVE_SECONDS = 5.0  # between moves of the journal into it; readers move it themselves
+MOVE_SHARE = 0.05  # of the time, at most: programs that do not wait must find the file free
+WRITE_WAIT_SECONDS = 2.0  # for a process that holds the file, before the next look
+STOP_WAIT_SECONDS = 10.0  # the same, when the server stops
+
+READ_ONLY = "this server is read only; to store events start it without read_only"
+
+_FileState = tuple[int, int, int]  # changes when the file does
+
+
+class ShopStore:
+    """Keeps a server's snapshot and the shop's file in line, in a thread of its own.
+
+    Args:
+        path: The shop's folder.
+        read_only: Take nothing from clients.
+        metrics: Counts what was done.
+
+    Attributes:
+        journal: Takes what clients post; None where nothing is taken.
+
+    Raises:
+        QAgentError: what `Shop.snapshot` has to say, or the journal cannot be written.
+    """
+
+    def __init__(self, path: Path, read_only: bool, metrics: Metrics) -> None:
+        self.path, self._metrics = path, metrics
+        self._file_state = _file_state(path)
+        self.journal = None if read_only else JournalWriter(path)
+        self._changes = journal.changes(path)
+        try:
+            self.shop = Shop.snapshot(path)
+        except BaseException:
+            if self.journal is not None:
+                self.journal.close()
+            raise
+        self._stored = stored_positions(self.shop)
+        self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
+        self._wake, self._stopping = threading.Event(), False
+        self._use_snapshot: Callable[[Shop], Future[None]]
+        self._catalog_moved: Callable[[], object]
+        self._move_at = 0.0
+        self._catalog_version = self.shop.catalog_version
+        self._thread = threading.Thread(target=self._run, name="qagent-store", daemon=True)
+
+    def start(
+        self, use_snapshot: Callable[[Shop], Future[None]], catalog_moved: Callable[[], object]
+    ) -> None:
+        """Begin to follow the file.
+
+        Args:
+            use_snapshot: Lets the worker take up a new snapshot.
+            catalog_moved: Called when products that clients posted are in the file.
+        """
+        self._use_snapshot, self._catalog_moved = use_snapshot, catalog_moved
+        self._thread.start()
+
+    def close(self) -> None:
+        """Move what is left in the journal into the file, and end."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self.journal is not None:
+            try:
+                self._move_journal(STOP_WAIT_SECONDS)
+            except QAgentError as error:
+                log.warning("%s; the journal keeps what clients posted for whoever opens it", error)
+            self.journal.close()
+        self.shop.close()
+
+    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Keep entries of the journal; after it they can be acknowledged.
+
+        Raises:
+            QAgentError: the server is read only, or the disk is full.
+        """
+        if self.journal is None:
+            raise QAgentError(READ_ONLY)
+        self.journal.append(entries)
+
+    def move_soon(self) -> None:
+        """Move the journal into the file without delay."""
+        self._move_at = 0.0
+        self._wake.set()
+
+    def call(self, run: Callable[[Shop], T]) -> Future[T]:
+        """Read from the shop's file, in the store's thread; it knows all of the journal."""
+
+        def read() -> T:
+            with self._open(STOP_WAIT_SECONDS) as shop:
+                return run(shop)
+
+        return self._submit(read)
+
+    def change(self, run: Callable[[Shop], T]) -> Future[T]:
+        """Change the shop's file, in the store's thread.
+
+        The journal is stored before, and the worker takes up what was changed before the future
+        has its result.
+
+        Raises:
+            QAgentError: the server is read only.
+        """
+        if self.journal is None:
+            raise QAgentError(READ_ONLY)
+        return self._submit(lambda: self._change_file(run))
+
+    def _submit(self, run: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.append((run, future))
+        self._wake.set()
+        return future
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            while self._jobs:
+                run, future = self._jobs.pop(0)
+                try:
+                    future.set_result(run())
+                except BaseException as error:  # it belongs to who asked
+                    future.set_exception(error)
+            try:
+                self._follow_file()
+                if time.monotonic() >= self._move_at:
+                    self._move_journal(WRITE_WAIT_SECONDS)
+            except QAgentError as error:
+                log.info("%s; trying again", error)
+            except (duckdb.Error, OSError) as error:
+                log.warning("%s; trying again", error)
+
+    def _move_journal(self, wait: float) -> None:
+        """Store the journal's entries in the file."""
+        if self.journal is None:
+            return
+        if self.journal.position == self._stored.get(self.journal.server, Position()):
+            return
+        if not self.journal.position.offset:
+            return
+        start = time.perf_counter()
+        with self._open(wait) as shop:
+            shop.connection  # noqa: B018  (opening it stores the journal)
+            # Since `_follow_file` looked, or just now by opening it: other servers' journals.
+            was_changed = journal.changes(self.path) != self._changes or self._others(
+                self._stored
+            ) != self._others(stored_positions(shop))
+            version = shop.catalog_version
+            self._settle(shop)
+        self.journal.start_again(self._stored[self.journal.server])
+        seconds = time.perf_counter() - start
+        self._metrics.store.labels("move").observe(seconds)
+        self._move_at = time.monotonic() + max(MOVE_SECONDS, seconds / MOVE_SHARE)
+        if version != self._catalog_version:
+            self._catalog_version = version
+            self._catalog_moved()
+        if was_changed and not self._stopping:
+            self._take_snapshot()
+
+    def _change_file(self, run: Callable[[Shop], T]) -> T:
+        with self._open(STOP_WAIT_SECONDS) as shop:
+            shop.connection  # noqa: B018  (opening it stores the journal)
+            result = run(shop)
+        with self._open(STOP_WAIT_SECONDS) as shop:
+            self._settle(shop)
+        if self.journal is not None:
+            self.journal.start_again(self._stored.get(self.journal.server, Position()))
+        self._take_snapshot()
+        return result
+
+    def _open(self, wait: float) -> Shop:
+        shop = Shop.open(self.path, read_only=False)
+        shop.wait_seconds = wait
+        return shop
+
+    def _settle(self, shop: Shop) -> None:
+        """Remember what the file holds, with nothing left to be written when it is closed."""
+        self._stored = stored_positions(shop)
+        shop.connection.execute("CHECKPOINT")
+        self._file_state = _file_state(self.path)
+
+    def _follow_file(self) -> None:
+        """Take a new snapshot if another process has changed the file."""
+        state = _file_state(self.path)
+        if state == self._file_state:
+            return
+        with Shop.open(self.path) as shop:
+            shop.wait_seconds = WRITE_WAIT_SECONDS
+            stored = stored_positions(shop)
+            changes = journal.changes(self.path)
+        # Whoever reads the shop stores the journal first, of which the snapshot knows already.
+        only_journal = (
+            changes == self._changes
+            and stored != self._stored
+            and self._others(stored) == self._others(self._stored)
+        )
+        self._stored, self._file_state = stored, state
+        if not only_journal:
+            self._take_snapshot()
+
+    def _others(self, stored: Mapping[str, Position]) -> dict[str, Position]:
+        """How far the journals of other servers are stored."""
+        own = self.journal.server if self.journal is not None else ""
+        return {server: position for server, position in stored.items() if server != own}
+
+    def _take_snapshot(self) -> None:
+        start = time.perf_counter()
+        # Before the snapshot: what changes meanwhile is found at the next look.
+        self._file_state, self._changes = _file_state(self.path), journal.changes(self.path)
+        shop = Shop.snapshot(self.path)
+        try:
+            self._stored = stored_positions(shop)
+            self._catalog_version = shop.catalog_version
+            future = self._use_snapshot(shop)
+            while not self._stopping:
+                with suppress(FutureTimeout):
+                    future.result(0.1)
+                    break
+        except BaseException:
+            shop.close()
+            raise
+        self.shop = shop
+        self._metrics.store.labels("snapshot").observe(time.perf_counter() - start)
+
+
+def _file_state(path: Path) -> _FileState:
+    status = (path / "shop.duckdb").stat()
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
