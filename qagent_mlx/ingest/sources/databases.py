@@ -101,7 +101,7 @@ def postgres_source(reading: Reading, address: str) -> Source:
     except (psycopg.Error, OSError) as error:
         raise QAgentError(f"{name}: {str(error).splitlines()[0]}") from error
     text = read_text(target, "none", name, "utf-8", reading.folder, lines=True)
-    return _with_notes(csv_source(reading.connection, text, name), notes)
+    return _with_notes(csv_source(reading.connection, text, name, reading.folder), notes)
 
 
 def _by_table(columns: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

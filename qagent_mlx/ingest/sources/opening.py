@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import QAgentError
-from .archives import CHUNK, MAGIC, read_chunks, unpack, unpack_member
+from .archives import CHUNK, MAGIC, read_chunks, unpack, unpack_member, zip_members
 from .databases import duckdb_source, postgres_source, sqlite_source
 from .documents import document_source, json_layout
 from .locations import STDIN, Location, form_of
@@ -21,6 +22,7 @@ from .tabular import csv_source, json_lines_source, parquet_source
 from .text import head_of, read_text
 
 _POSTGRES = ("postgresql://", "postgres://")
+_COLUMNS = re.compile(rb"^[^\n]*[,;\t]")  # a first line of several columns
 _IN_DUCKDB = ("none", "gzip", "zstd")  # compressions that DuckDB reads itself
 
 
@@ -71,7 +73,7 @@ def _text_source(reading: Reading, file: _File) -> Source:
     lines = layout is None or layout.form == "lines"
     text = read_text(file.path, file.compression, name, encoding, reading.folder, lines=lines)
     if layout is None:
-        return csv_source(connection, text, name)
+        return csv_source(connection, text, name, reading.folder)
     if lines:
         return json_lines_source(connection, text, name)
     return document_source(connection, text, layout, name, reading.folder)
@@ -90,16 +92,54 @@ def _local_file(reading: Reading, location: Location) -> _File:
     if form is None:
         form, compression = _sniffed(path, reading.name, anything=location.name == STDIN)
     if form == "zip":
-        if table is None:
-            raise QAgentError(
-                f"{reading.name}: an archive; name the file in it: {location.name}{SEPARATOR}FILE"
-            )
-        member, _, table = table.partition(SEPARATOR)
-        path = unpack_member(path, member, reading.name, reading.folder)
+        path, member, table = _take_out(path, table, reading, location)
         form, compression = form_of(member)
         if form is None:
             form, compression = _sniffed(path, reading.name, anything=False)
-    return _File(path, form, compression, table or None)
+    file = _File(path, form, compression, table or None)
+    return _as_it_is(file, reading) if form in ("csv", "json", "workbook") else file
+
+
+def _take_out(
+    path: Path, table: str | None, reading: Reading, location: Location
+) -> tuple[Path, str, str]:
+    """Unpack the file of an archive that is named, or the only one that can be read.
+
+    Returns its path, its name in the archive, and the table in it that is named.
+    """
+    member, _, table = (table or "").partition(SEPARATOR)
+    if not member:
+        members = [m for m in zip_members(path, reading.name) if form_of(m)[0]]
+        if len(members) != 1:
+            raise QAgentError(
+                f"{reading.name}: an archive; name the file in it: {location.shown}{SEPARATOR}FILE"
+                f" (of {', '.join(members[:20]) or 'none that can be read'})"
+            )
+        member = members[0]
+    return unpack_member(path, member, reading.name, reading.folder), member, table
+
+
+def _as_it_is(file: _File, reading: Reading) -> _File:
+    """The file by its first bytes, where its name says something else."""
+    if file.compression != "none":
+        return file
+    with file.path.open("rb") as opened:
+        start = opened.read(512)
+    if file.form == "workbook":
+        # Some systems export text in columns, or a page of HTML, under the name of a workbook.
+        if not start.strip() or b"\0" in start or start.startswith(MAGIC["zip"]):
+            return file
+        if start.lstrip()[:1] == b"<" or not _COLUMNS.search(start):
+            return file
+        return replace(file, form="csv")
+    if start.startswith(MAGIC["zip"]):
+        raise QAgentError(
+            f"{reading.name}: not text, but a zip archive or a workbook; rename it to .zip or .xlsx"
+        )
+    if start.startswith((b"PAR1", b"SQLite format 3\0")):
+        return replace(file, form="parquet" if start.startswith(b"PAR1") else "sqlite")
+    packed = (c for c, magic in MAGIC.items() if start.startswith(magic))
+    return replace(file, compression=next(packed, "none"))
 
 
 def _sniffed(path: Path, name: str, *, anything: bool) -> tuple[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -12,16 +14,25 @@ from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
 from ..mapping import json_path
+from .archives import read_chunks
 from .source import MAX_LINE, Source, json_or_null
 from .text import TextFile
 
+_SEPARATOR_LINE = re.compile('"?sep=([,;|\t])"?')  # as Excel writes it
 
-def csv_source(connection: duckdb.DuckDBPyConnection, file: TextFile, name: str) -> Source:
+
+def csv_source(
+    connection: duckdb.DuckDBPyConnection, file: TextFile, name: str, folder: Path
+) -> Source:
     """A file of text in columns that its first line names."""
     line = file.head.splitlines()[0]
+    separator = _SEPARATOR_LINE.fullmatch(line.rstrip())
+    if separator:
+        file = _without_first_line(file, name, folder)
+        line = (file.head.splitlines() or [""])[0]
     if not line.strip():
         raise QAgentError(f"{name} line 1: it is blank; the first line must name the columns")
-    delimiter = max(",\t;|", key=line.count)
+    delimiter = separator[1] if separator else max(",\t;|", key=line.count)
     try:
         titles = next(csv.reader(io.StringIO(file.head), delimiter=delimiter))
     except csv.Error as error:
@@ -33,6 +44,17 @@ def csv_source(connection: duckdb.DuckDBPyConnection, file: TextFile, name: str)
     return delimited_source(
         connection, file.path, columns, delimiter, file.compression, notes=file.notes
     )
+
+
+def _without_first_line(file: TextFile, name: str, folder: Path) -> TextFile:
+    """A copy of a file without the line by which Excel is told the separator."""
+    target = folder / "columns.csv"
+    chunks = read_chunks(file.path, file.compression, name)
+    with target.open("wb") as output:
+        output.write(next(chunks).partition(b"\n")[2])
+        output.writelines(chunks)
+    head = file.head.partition("\n")[2]
+    return replace(file, path=target, compression="none", head=head)
 
 
 def delimited_source(

@@ -75,8 +75,9 @@ def read_text(
     """
     codec = python_encoding(encoding)
     notes: tuple[str, ...] = ()
-    if codec == "utf-8" and _first_chunk(path, compression, name)[:2] in _WIDE_MARKS:
-        codec, notes = "utf-16", (f"{name}: read as UTF-16, whose mark it begins with",)
+    wide = _wide_encoding(_first_chunk(path, compression, name)) if codec == "utf-8" else None
+    if wide is not None:
+        codec, notes = wide, (f"{name}: read as UTF-16, as its first bytes say",)
     try:
         if codec in ("utf-8", "utf-8-sig", "ascii"):
             head = _check(path, compression, name, lines)
@@ -97,6 +98,21 @@ def read_text(
     target = _decode(path, compression, name, "cp1252", folder, lines)
     note = f"{problem}; read as Windows-1252 (cp1252), give the encoding if it is another"
     return TextFile(target, "none", _first_text(target), (*notes, note))
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """Whether text is UTF-16: it begins with its mark, or half of its bytes are zeros."""
+    if start[:2] in _WIDE_MARKS:
+        return "utf-16"
+    if len(start) < 8:
+        return None
+    for codec, zeros, others in (
+        ("utf-16-le", start[1:1000:2], start[0:1000:2]),
+        ("utf-16-be", start[0:1000:2], start[1:1000:2]),
+    ):
+        if zeros.count(0) > 0.7 * len(zeros) and others.count(0) == 0:
+            return codec
+    return None
 
 
 def _first_chunk(path: Path, compression: str, name: str) -> bytes:
@@ -198,5 +214,5 @@ class _Lines:
 def head_of(path: Path, compression: str, name: str, encoding: str) -> str:
     """The beginning of a text file, to tell its form; bytes that are no text are replaced."""
     chunk = _first_chunk(path, compression, name)
-    codec = "utf-16" if chunk[:2] in _WIDE_MARKS else python_encoding(encoding)
+    codec = _wide_encoding(chunk) or python_encoding(encoding)
     return chunk.decode(codec, errors="replace").removeprefix("\ufeff")

@@ -64,12 +64,8 @@ def test_standard_input_tells_its_form_by_itself(shop, tmp_path, form, monkeypat
         buffer = io.BytesIO(data)
 
     monkeypatch.setattr(sys, "stdin", Stdin)
-    if form == "csv.zip":
-        with pytest.raises(QAgentError, match="an archive; name the file in it"):
-            ingest_files(shop, "products", ["-"])
-    else:
-        assert ingest_files(shop, "products", ["-"]).accepted == 2
-        assert len(titles(shop)) == 2
+    assert ingest_files(shop, "products", ["-"]).accepted == 2
+    assert len(titles(shop)) == 2
 
 
 def test_a_name_without_an_ending_is_told_by_its_bytes(shop, tmp_path):
@@ -108,3 +104,44 @@ def test_remedies_of_files_that_cannot_be_read_work_when_followed(shop, tmp_path
     with pytest.raises(QAgentError, match="no file 'p.csv'; it has a/p.csv"):
         ingest_files(shop, "products", [f"{tmp_path}/z.zip::p.csv"])
     assert ingest_files(shop, "products", [f"{tmp_path}/z.zip::a/p.csv"]).duplicates == 2
+
+
+def test_an_archive_from_elsewhere_tells_its_files(shop, tmp_path, monkeypatch):
+    path = tmp_path / "z.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.csv", "id,title\n1,A\n")
+        archive.writestr("b.csv", "id,title\n2,B\n")
+
+    class Stdin:
+        buffer = io.BytesIO(path.read_bytes())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    with pytest.raises(QAgentError, match=r"an archive; name the file in it: .*\(of a.csv, b.csv"):
+        ingest_files(shop, "products", ["-"])
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("csv.gz", "x.csv"),
+        ("csv.zst", "x.txt"),
+        ("jsonl.bz2", "x.jsonl"),
+        ("parquet", "x.csv"),
+        ("sqlite", "x.json"),
+        ("csv", "x.xls"),
+    ],
+)
+def test_a_wrong_ending_does_not_matter(shop, tmp_path, form, name):
+    path = write(tmp_path / f"p.{form}", PRODUCTS).rename(tmp_path / name)
+    assert ingest_files(shop, "products", [path]).accepted == 2
+    assert titles(shop)[1][1] == "Käse; grün"
+
+
+def test_a_workbook_under_the_name_of_text_is_named_and_the_remedy_works(shop, tmp_path):
+    path = write(tmp_path / "p.xlsx", PRODUCTS).rename(tmp_path / "p.csv")
+    with pytest.raises(QAgentError, match="rename it to .zip or .xlsx"):
+        ingest_files(shop, "products", [path])
+    assert ingest_files(shop, "products", [path.rename(tmp_path / "q.xlsx")]).accepted == 2
+    page = put(tmp_path / "page.xls", "<html><table><tr><td>id, title</td></tr></table></html>")
+    with pytest.raises(QAgentError, match="not a readable workbook; save it again as .xlsx"):
+        ingest_files(shop, "products", [page])

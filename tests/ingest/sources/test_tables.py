@@ -118,3 +118,11 @@ def test_a_file_that_is_none_is_refused_in_one_line(shop, tmp_path, name):
     with pytest.raises(QAgentError) as error:
         ingest_files(shop, "products", [path])
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_sheet_may_have_a_title_above_its_columns(shop, tmp_path):
+    rows = [["Products of 2026"], [None], ["from", "1 May"], *cells(PRODUCTS)]
+    path = write_workbook(tmp_path / "x.xlsx", {"S": rows})
+    report = ingest_files(shop, "products", [path])
+    assert report.accepted == 2
+    assert any(note.endswith("row 4 of S names the columns") for note in report.notes)

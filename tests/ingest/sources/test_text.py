@@ -42,7 +42,7 @@ def test_what_the_remedy_says_works(shop, tmp_path, encoding):
 def test_utf_16_is_known_by_its_mark(shop, tmp_path):
     path = put(tmp_path / "x.csv", EURO.encode("utf-16"))
     assert read_text(path, "none", "x", "utf-8", tmp_path, lines=True).notes == (
-        "x: read as UTF-16, whose mark it begins with",
+        "x: read as UTF-16, as its first bytes say",
     )
     assert ingest_files(shop, "products", [path]).accepted == 2
     json = put(tmp_path / "x.json", '[{"id": "3", "title": "Größe"}]'.encode("utf-16"))
@@ -81,3 +81,20 @@ def test_a_character_over_two_chunks_is_one(shop, tmp_path, monkeypatch):
         path = put(tmp_path / f"{number}.csv", f"id,title\n{number},ääää€€€€😀\n".encode(codec))
         assert ingest_files(shop, "products", [path], ReadOptions(encoding=codec)).accepted == 1
     assert [row[1] for row in titles(shop)] == ["ääää€€€€😀"] * 2
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_known_by_its_zeros(shop, tmp_path, codec):
+    path = put(tmp_path / "x.csv", EURO.encode(codec))
+    assert ingest_files(shop, "products", [path]).accepted == 2
+    assert titles(shop)[1][1] == "Hose „blau“"
+    lines = put(tmp_path / "x.jsonl", '{"id": "3", "title": "Größe"}\n'.encode(codec) * 2)
+    assert ingest_files(shop, "products", [lines]).accepted == 1
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "sep=;\r"])
+def test_the_line_that_tells_excel_the_separator_is_none_of_the_columns(shop, tmp_path, first):
+    path = put(tmp_path / "x.csv", f"{first}\n{EURO}4;short\n")
+    report = ingest_files(shop, "products", [path])
+    assert (report.accepted, report.rejected) == (2, 1)
+    assert shop.connection.execute("SELECT row FROM rejects").fetchall() == [(3,)]
