@@ -31,11 +31,24 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="A file, a folder or a glob that the preset reads; may be repeated.",
 )
+@click.option(
+    "--value",
+    "values",
+    multiple=True,
+    metavar="type:NAME=TYPE",
+    help="Type of the source's events of a name; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go in; store nothing.")
 @shop_option
 @json_option
 @click.pass_context
 def ingest(
-    ctx: click.Context, preset: str | None, sources: tuple[str, ...], shop_path: Path
+    ctx: click.Context,
+    preset: str | None,
+    sources: tuple[str, ...],
+    values: tuple[str, ...],
+    dry_run: bool,
+    shop_path: Path,
 ) -> Output | None:
     """Load products and events from CSV, JSON, Parquet, workbooks, databases or addresses.
 
@@ -55,7 +68,7 @@ def ingest(
             raise click.UsageError("write the options behind the command", ctx)
         return None
     if sources:
-        return load_files(shop_path, preset, sources)
+        return load_files(shop_path, preset, sources, values, dry_run)
     if preset is not None:
         raise click.UsageError("--preset needs --from PATH, where its raw files are", ctx)
     click.echo(ctx.get_help())

@@ -15,7 +15,7 @@ from .console import say, waiting
 from .options import Output, opened
 
 if TYPE_CHECKING:
-    from qagent_mlx.ingest.report import IngestReport, Kind, ReadOptions
+    from qagent_mlx.ingest.report import IngestReport, Kind, ReadOptions, Understood
     from qagent_mlx.ingest.sources.locations import Location
     from qagent_mlx.shop.shop import Shop
 
@@ -63,16 +63,33 @@ def ingest_or_suggest(
     return report
 
 
-def load_files(shop_path: Path, preset: str | None, sources: Sequence[str]) -> Output:
-    """Read a preset's files into a shop."""
-    from qagent_mlx.ingest.presets.loading import AUTO, load_preset
+def load_files(
+    shop_path: Path,
+    preset: str | None,
+    sources: Sequence[str],
+    values: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Output:
+    """Read a preset's files into a shop; with ``dry_run`` into a copy of it."""
+    from qagent_mlx.ingest.mapping import parse_values
+    from qagent_mlx.ingest.presets.loading import AUTO, load_preset, preview_preset
 
-    names = ", ".join(sources)
-    with opened(shop_path, write=True) as shop, waiting(f"reading {names}"):
-        report = load_preset(shop, preset or AUTO, *sources)
+    meanings = {}
+    for field, given, meant in parse_values(values, "events"):
+        if field != "type":
+            raise SettingError(
+                "values", f"{field}:{given}: presets take types only (type:NAME=TYPE)"
+            )
+        meanings[given] = meant
+    name = preset or AUTO
+    with waiting(f"reading {', '.join(sources)}"):
+        if dry_run:
+            report = preview_preset(shop_path, name, *sources, values=meanings)
+        else:
+            with opened(shop_path, write=True) as shop:
+                report = load_preset(shop, name, *sources, values=meanings)
 
     def draw() -> None:
-        total = report.total
         if preset is None:
             say(f"recognised: {report.preset}")
         for kind, part in report.parts.items():
@@ -83,15 +100,27 @@ def load_files(shop_path: Path, preset: str | None, sources: Sequence[str]) -> O
                 f"{kind}: {part.accepted:,} accepted, {part.duplicates:,} known "
                 f"already, {part.rejected:,} rejected{f' ({why})' if why else ''}"
             )
+            for understood in part.understood:
+                _draw_understood(understood)
             for example in part.examples:
                 say(f"  {example}")
-        if total.ignored:
-            counts = ", ".join(f"{name} {count:,}" for name, count in total.ignored.items())
+        if report.total.ignored:
+            counts = ", ".join(f"{n} {count:,}" for n, count in report.total.ignored.items())
             say(f"ignored: {counts}")
-        for line in total.notes:
+        for line in report.total.notes:
             say(f"note: {line}")
         if report.derived:
             say(f"queries are derived {report.derived}; nobody typed them")
-        say("next: qagent index")
+        say("nothing is stored: a dry run" if dry_run else "next: qagent index")
 
     return Output(report.to_dict(), draw)
+
+
+def _draw_understood(understood: Understood) -> None:
+    if understood.types:
+        types = ", ".join(f"{name} {count:,}" for name, count in understood.types.items())
+        say(f"  {types}; {understood.users:,} users, {understood.products:,} products")
+    if understood.first is not None:
+        say(f"  from {understood.first:%Y-%m-%d %H:%M:%S} to {understood.last:%Y-%m-%d %H:%M:%S}")
+    for warning in understood.warnings:
+        say(f"  warning: {warning}")

@@ -87,3 +87,20 @@ def test_products_that_are_missing_are_named_with_what_to_do(cli, tmp_path):
     products.write_text("product_id,title\np1,Tent\n")
     cli.run("ingest", "products", products, "--shop", shop)
     assert cli.json("ingest", "retry", "--shop", shop)["accepted"] == 1
+
+
+def test_a_dry_run_says_all_and_stores_nothing(cli, tmp_path):
+    path = tmp_path / "e.json"
+    lines = [EVENT, {**EVENT, "event_name": "share"}, {**EVENT, "event_name": "scroll"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shop = tmp_path / "shop"
+    cli.run("init", "--shop", shop)
+    asked = ("ingest", "--from", path, "--value", "type:share=cart", "--shop", shop)
+    text = cli.run(*asked, "--dry-run").stdout
+    assert "view 1, cart 1; 1 users, 1 products" in text and "ignored: scroll 1" in text
+    assert "from 2026-01-05 18:57:35 to 2026-01-05 18:57:35" in text
+    assert "nothing is stored" in text
+    assert cli.json(*asked)["events"]["accepted"] == 2
+    assert "types only" in cli.error(
+        "ingest", "--from", path, "--value", "query:a=b", "--shop", shop
+    )

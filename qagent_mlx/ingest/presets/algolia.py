@@ -12,6 +12,7 @@ _FIELDS = (
     "objectIDs:JSON objectData:JSON"
 )
 _CART, _PURCHASE = "cart|basket|bag", "purchas|order|buy|bought|checkout complete|transaction"
+_CONVERSION = "conversion of clicks.csv"
 _SHOWN = "hits viewed|search results viewed|impression"
 
 
@@ -103,23 +104,25 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
     selects = [_load_insights(raw)] if raw.of("insights") else []
     for number, file in enumerate(raw.of("clicks")):
         raw.load_csv(f"clicks_{number}", file)
-        selects.append(_clicks(file, f"clicks_{number}"))
+        selects.append(_clicks(raw, file, f"clicks_{number}"))
     none = """SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS person, NULL::TIMESTAMP AS time,
         NULL::VARCHAR AS time_text, NULL::VARCHAR AS product, NULL::BIGINT AS place,
         NULL::VARCHAR AS name, NULL::VARCHAR AS type, false AS is_guess WHERE false"""
     raw.load("events", " UNION ALL BY NAME ".join([none, *selects]))
     # What both files hold is the same event: clicks.csv knows that it is a purchase.
     raw.connection.execute(
-        """DELETE FROM events e WHERE is_guess AND name <> 'conversion of clicks.csv'
-            AND EXISTS (FROM events o WHERE o.name = 'conversion of clicks.csv'
+        f"""DELETE FROM events e WHERE is_guess AND name <> '{_CONVERSION}'
+            AND EXISTS (FROM events o WHERE o.name = '{_CONVERSION}'
             AND o.id = e.id AND o.time = e.time AND o.product = e.product)"""
     )
     guesses = raw.rows(
         "SELECT type, name, count(*) FROM events WHERE is_guess GROUP BY ALL ORDER BY 3 DESC, 2"
     )
     notes += [
-        f"{count:,} conversions ({name}) do not say which: taken as {kind}"
+        f"{count:,} conversions ({name}) do not say which: taken as {kind}; give another type as a "
+        f"value, such as type:{shown}={'purchase' if kind == 'cart' else 'cart'}"
         for kind, name, count in guesses
+        for shown in ("conversion" if name == _CONVERSION else name,)
     ]
     return tuple(notes)
 
@@ -132,7 +135,7 @@ def _load_insights(raw: RawFiles) -> str:
             {somebody("userToken")} AS device, timestamp AS time_text,
             {moment("timestamp")} AS time, queryID, objectIDs, objectData,
             coalesce(eventName, eventType) AS name, lower(eventType) AS kind,
-            lower(eventSubtype) AS subtype
+            lower(eventSubtype) AS subtype, {raw.meant("eventName", "eventType")} AS given
         FROM ({fields(documents(raw.of("insights")), _FIELDS)})""",
     )
     name_persons(raw, "insights")
@@ -143,7 +146,7 @@ def _load_insights(raw: RawFiles) -> str:
     return f"""SELECT coalesce({_key("data->>'queryID'")}, {_key("queryID")}) AS id, person, time,
             time_text, product, place,
             CASE WHEN products IS NULL THEN kind || ' of filters' ELSE name END AS name,
-            CASE WHEN products IS NULL THEN NULL
+            CASE WHEN products IS NULL THEN NULL WHEN given IS NOT NULL THEN given
                 WHEN kind = 'view' AND regexp_matches(lower(name), {literal(_SHOWN)})
                 THEN 'impression'
                 WHEN kind IN ('click', 'view') THEN kind
@@ -153,7 +156,7 @@ def _load_insights(raw: RawFiles) -> str:
                 WHEN regexp_matches(lower(name), {literal(_CART)}) THEN 'cart'
                 WHEN regexp_matches(lower(name), {literal(_PURCHASE)}) THEN 'purchase'
                 ELSE 'cart' END AS type,
-            kind = 'conversion' AND products IS NOT NULL AND subtype IS NULL
+            kind = 'conversion' AND products IS NOT NULL AND subtype IS NULL AND given IS NULL
                 AND NOT regexp_matches(lower(name), {literal(f"{_CART}|{_PURCHASE}")}) AS is_guess
         FROM (SELECT * EXCLUDE (objectData), from_json(objectIDs, '["VARCHAR"]') AS products,
             unnest(list_zip(coalesce(products, [NULL]),
@@ -162,18 +165,19 @@ def _load_insights(raw: RawFiles) -> str:
             zipped[1] AS product, zipped[2] AS place, zipped[3] AS data FROM insights)"""
 
 
-def _clicks(file: RawFile, table: str) -> str:
+def _clicks(raw: RawFiles, file: RawFile, table: str) -> str:
     time, kind = file.column("timestamp", "time"), file.column("event_type", "eventType")
     token = file.column("user_token", "userToken")
     return f"""SELECT {_key(file.column("query_id", "queryID"))} AS id, {somebody(token)} AS person,
         {moment(time)} AS time, {time} AS time_text,
         nullif(trim({file.column("object_id", "objectID")}), '') AS product, NULL::BIGINT AS place,
-        CASE WHEN lower({kind}) = 'conversion' THEN 'conversion of clicks.csv' ELSE {kind} END
+        CASE WHEN lower({kind}) = 'conversion' THEN '{_CONVERSION}' ELSE {kind} END
             AS name,
-        CASE lower({kind}) WHEN 'click' THEN 'click' WHEN 'view' THEN 'view'
-            WHEN 'conversion' THEN 'purchase' WHEN 'purchase' THEN 'purchase'
-            WHEN 'addtocart' THEN 'cart' WHEN 'cart' THEN 'cart' END AS type,
-        lower({kind}) = 'conversion' AS is_guess FROM {table}"""
+        coalesce({raw.meant(kind)}, CASE lower({kind}) WHEN 'click' THEN 'click'
+            WHEN 'view' THEN 'view' WHEN 'conversion' THEN 'purchase'
+            WHEN 'purchase' THEN 'purchase' WHEN 'addtocart' THEN 'cart'
+            WHEN 'cart' THEN 'cart' END) AS type,
+        lower({kind}) = 'conversion' AND {raw.meant(kind)} IS NULL AS is_guess FROM {table}"""
 
 
 PRESET = Preset("algolia", _recognise, _read)

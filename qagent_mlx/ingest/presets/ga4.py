@@ -105,7 +105,8 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
     )
     chosen = f"""SELECT make_timestamp(try_cast(event_timestamp AS BIGINT)) AS time,
             event_name AS name, {somebody("user_id")} AS user_id,
-            {somebody("user_pseudo_id")} AS device, names.type AS kind,
+            {somebody("user_pseudo_id")} AS device,
+            coalesce({raw.meant("event_name")}, names.type) AS kind,
             CASE WHEN kind = 'search' THEN {something(parameter("search_term"))} END AS term,
             CASE WHEN event_name = 'select_content' THEN CASE
                     WHEN {parameter("content_type")} = 'product'

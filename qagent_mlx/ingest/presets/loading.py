@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -30,8 +31,12 @@ MEMORY = "600MB"  # of the database that raw files are read into; the rest goes 
 _MENTIONED = "catalog_from_events"  # meta: the catalog's version that was made from events
 
 
-def load_preset(shop: Shop, name: str, *sources: str | Path) -> PresetReport:
+def load_preset(
+    shop: Shop, name: str, *sources: str | Path, values: Mapping[str, str] | None = None
+) -> PresetReport:
     """Read a preset's raw files (folders, files, globs) into a shop that is open for writing.
+
+    ``values`` gives names of events another type, such as ``{"Product Reviewed": "view"}``.
 
     The name ``auto`` stands for the preset that is recognised. What the shop holds already is
     skipped, so the next day's export may be added; data sets that do not mix with other data
@@ -57,12 +62,30 @@ def load_preset(shop: Shop, name: str, *sources: str | Path) -> PresetReport:
                 for role, file in recognised
             ]
             _check_new(shop, preset)
-            raw = RawFiles(connection, recognised, Path(sources[0]))
+            raw = RawFiles(connection, recognised, Path(sources[0]), values)
             _load_known(shop, raw)
             extract = _extract(raw, preset, files)
             label = _label(preset, recognised)
             parts = _write(shop, raw, extract, Path(temporary))
         return _store(shop, preset, extract, parts, label)
+
+
+def preview_preset(
+    shop_path: Path, name: str, *sources: str | Path, values: Mapping[str, str] | None = None
+) -> PresetReport:
+    """What `load_preset` would do, tried on a copy of the shop's database.
+
+    Raises:
+        QAgentError: as `load_preset` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with Shop.open(shop_path) as shop:
+            shop.counts()  # nobody writes to it
+            for part in ("shop.json", "shop.duckdb", "shop.duckdb.wal"):
+                if (shop_path / part).exists():
+                    shutil.copy2(shop_path / part, folder)
+        with Shop.open(folder, read_only=False) as copy:
+            return load_preset(copy, name, *sources, values=values)
 
 
 def suggest_command(path: str | Path) -> str | None:

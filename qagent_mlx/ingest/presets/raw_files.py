@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -76,6 +77,7 @@ class RawFiles:
     Attributes:
         files: What was recognised, by role such as ``events``.
         folder: The first folder that was named.
+        meanings: Types of events that the user gave to names of the source.
     """
 
     def __init__(
@@ -83,13 +85,25 @@ class RawFiles:
         connection: duckdb.DuckDBPyConnection,
         files: Sequence[tuple[str, RawFile]],
         folder: Path,
+        meanings: Mapping[str, str] | None = None,
     ) -> None:
         self.connection, self.files, self.folder = connection, files, folder
+        self.meanings = {_letters(name): kind for name, kind in (meanings or {}).items()}
         self.malformed = 0  # rows of CSV files that could not be split into columns
 
     def of(self, *roles: str) -> list[RawFile]:
         """The files with one of these roles."""
         return [file for role, file in self.files if role in roles]
+
+    def meant(self, *names: str) -> str:
+        """SQL: the type that the user gave to an event's name, the first of these that has one."""
+        if not self.meanings:
+            return "NULL::VARCHAR"
+        cases = " ".join(
+            f"WHEN {literal(name)} THEN {literal(kind)}" for name, kind in self.meanings.items()
+        )
+        letters = (f"regexp_replace(lower({name}), '[^a-z0-9]', '', 'g')" for name in names)
+        return f"coalesce({', '.join(f'CASE {text} {cases} END' for text in letters)})"
 
     def rows(self, query: str) -> list[Any]:
         """The rows of a query."""
@@ -237,6 +251,10 @@ def _look_at_text(connection: duckdb.DuckDBPyConnection, file: RawFile, folder: 
     first = connection.execute(f"SELECT * FROM {csv_relation(file)} LIMIT 1").fetchone()
     connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
     return replace(file, record=dict(zip(columns, first or (), strict=False)))
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -104,7 +104,7 @@ def _load_calls(raw: RawFiles) -> None:
             coalesce(CASE WHEN c.type = 'alias' THEN {something("previousId")} END,
                 {somebody("anonymousId")}) AS device,
             {time} AS time_text, {moment(time)} AS time, properties,
-            CASE WHEN c.type = 'track' THEN names.type END AS type,
+            CASE WHEN c.type = 'track' THEN coalesce({raw.meant("event")}, names.type) END AS type,
             CASE WHEN messageId IS NULL THEN 1 ELSE
                 row_number() OVER (PARTITION BY messageId ORDER BY receivedAt) END AS nth
         FROM ({" UNION ALL BY NAME ".join(tables)}) c

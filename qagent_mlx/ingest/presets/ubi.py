@@ -119,7 +119,8 @@ def _load_documents(raw: RawFiles) -> None:
     raw.load(
         "events",
         f"""SELECT d.* REPLACE (coalesce(d.person, q.person) AS person,
-            coalesce(d.query, q.query) AS query), names.type
+            coalesce(d.query, q.query) AS query),
+            coalesce({raw.meant("d.action")}, names.type) AS type
         FROM documents d LEFT JOIN queries q ON q.id = d.id
         LEFT JOIN {event_types(_TYPES)} ON names.name = d.name_of_type WHERE d.is_event""",
     )

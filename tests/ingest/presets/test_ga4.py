@@ -123,6 +123,13 @@ def test_parquet_becomes_the_same_events(shop, raw, catalog, stored, write_json,
     check(load_preset(shop, "ga4", raw), stored())
 
 
+def test_other_events_have_the_type_that_the_user_gives(shop, raw, catalog, stored, write_json):
+    catalog("p1")
+    write_json("e.json", event("add_to_wishlist", 1, [item("p1")]))
+    load_preset(shop, "ga4", raw, values={"add_to_wishlist": "view"})
+    assert [(kind, product) for _, _, kind, _, product in stored()] == [("view", "p1")]
+
+
 def test_items_make_a_catalog_for_a_shop_that_has_none(shop, raw, products, write_json):
     write_json("events_20260105.json", *EVENTS)
     load_preset(shop, "ga4", raw)

@@ -65,6 +65,13 @@ def test_track_calls_become_events_of_whom_the_device_belongs_to(
     }
 
 
+def test_other_events_have_the_type_that_the_user_gives(shop, raw, catalog, stored, write_json):
+    catalog("p1")
+    write_json("c.jsonl", call("Product Reviewed", 1, {"product_id": "p1"}))
+    load_preset(shop, "segment", raw, values={"product reviewed": "view"})
+    assert [(kind, product) for _, _, kind, _, product in stored()] == [("view", "p1")]
+
+
 def test_gzipped_folders_of_a_bucket_are_read(shop, raw, catalog, stored):
     catalog("p1", "p2", "77")
     for number, part in enumerate((CALLS[:5], CALLS[5:])):
