@@ -89,7 +89,7 @@ def evaluate(
     if html_path is not None:
         by = config.by or ("history", "tail", "own")
         config = replace(config, by=by, details=EXAMPLES)
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=True) as shop:
         if not (policies or config.with_baselines or config.baselines or config.prompted):
             policies = (serving_policy(shop),)
         if not config.prompted:

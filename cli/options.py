@@ -212,9 +212,9 @@ learning_options = setting_options(
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, write: bool = False) -> Iterator[Shop]:
-    """The shop in a folder, closed at the end."""
+def opened(path: Path, *, write: bool = False, snapshot: bool = False) -> Iterator[Shop]:
+    """The shop in a folder, closed at the end; what reads for long takes a snapshot."""
     from qagent_mlx.shop.shop import Shop
 
-    with Shop.open(path, read_only=not write) as shop:
+    with Shop.snapshot(path) if snapshot else Shop.open(path, read_only=not write) as shop:
         yield shop

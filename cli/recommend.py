@@ -100,7 +100,7 @@ def recommend(
 
     _check_usage(users, recipients, chains, "workers" in changes)
     config = merge(BulkConfig(), changes)
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=recipients.out is not None) as shop:
         name = policy or serving_policy(shop)
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, config.dtype), group=group)

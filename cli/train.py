@@ -63,7 +63,10 @@ def pretrain(name: str, changes: Changes, split: Changes, shop_path: Path) -> Ou
         )
 
     title = f"pretraining {name}"
-    with opened(shop_path) as shop, TrainingProgress(config.steps, title) as progress:
+    with (
+        opened(shop_path, snapshot=True) as shop,
+        TrainingProgress(config.steps, title) as progress,
+    ):
         report = run(
             shop,
             name,
@@ -112,7 +115,7 @@ def sft(
     if start.resume:
         training.share_out(ctx, start.workers, start.workers, shop_path, "sft")
         training.refuse_changes(ctx)
-        with opened(shop_path) as shop:
+        with opened(shop_path, snapshot=True) as shop:
             run = training.open_unfinished(shop, start.run, "sft")
             steps, title = training.planned_steps(run), f"SFT {run.name}"
             with training.training_progress(ctx, "sft", shop_path, steps, title) as progress:
@@ -123,7 +126,7 @@ def sft(
     settings = training.resolve_settings(SftConfig(), start, "sft", changes, split)
     config = settings.train
     training.share_out(ctx, start.workers, config.batch_size, shop_path, "sft")
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=True) as shop:
         parent = training.choose_parent(shop, settings, "sft")
         title = f"SFT {parent} -> {settings.name}"
         with training.training_progress(ctx, "sft", shop_path, config.steps, title) as progress:
@@ -231,7 +234,7 @@ def grpo(
     config = with_weights(settings.train, components, specs, options.weights)
     config = replace(config, alarms=with_actions(config.alarms, options.alarms))
     training.share_out(ctx, start.workers, config.cases_per_step, shop_path, "grpo")
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=True) as shop:
         parent = training.choose_parent(shop, settings, "grpo")
         title = f"GRPO {parent} -> {settings.name}"
         with (
@@ -266,7 +269,7 @@ def _resume_grpo(
     from qagent_mlx.train.monitors import with_actions
 
     training.refuse_changes(ctx, "--steps", "--reward", "--alarm", "--log")
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=True) as shop:
         run = training.open_unfinished(shop, start.run, "grpo")
         specs = list(options.rewards) or reward_specs(run.config.get("reward_files", []))
         stored = run.config.get("train", {}).get("alarms", {})
@@ -330,7 +333,7 @@ def distil(
             noted_tenths = tenths
             note(f"the teacher has sampled {done:,} of {total:,} chains")
 
-    with opened(shop_path) as shop:
+    with opened(shop_path, snapshot=True) as shop:
         teacher = teacher or serving_policy(shop)
         cases = merge(SplitConfig(), split)
         with TrainingProgress(config.steps, f"distilling {teacher} -> {name}") as progress:

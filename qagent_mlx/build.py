@@ -65,16 +65,23 @@ class SampleShopReport:
 
 
 def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
-    """Build the search index, store memory, and fit the memory ranker of a writable shop."""
+    """Build the search index, store memory, and fit the memory ranker of a writable shop.
+
+    What takes long works on a snapshot, so that others can read and write meanwhile.
+    """
     notify = on_stage or (lambda stage: None)
     start = time.perf_counter()
-    notify("building the index")
-    index = build_index(shop)
     notify("storing what is remembered of each user")
     with shop.transaction() as connection:
         MemoryStore(connection, shop.config.memory).build()
-    notify("learning what lines of memory are worth")
-    ranker = fit_ranker(shop, index.clicks_until, _retrieval(shop, index))
+    shop.close()
+    with Shop.snapshot(shop.path) as snapshot:
+        notify("building the index")
+        index = build_index(snapshot)
+        notify("learning what lines of memory are worth")
+        ranker = fit_ranker(snapshot, index.clicks_until, _retrieval(snapshot, index))
+    with shop.transaction():
+        ranker.keep(shop)
     return BuildReport(
         len(index.catalog),
         index.clicks_until,

@@ -114,6 +114,11 @@ class MemoryRanker:
         )
         return cls((RankerWeights.default(), *learned))
 
+    def keep(self, shop: Shop) -> None:
+        """Let a shop that is open for writing use this ranker from now on."""
+        if self.moments or shop.meta(_META):
+            shop.set_meta(_META, self.to_json())
+
     def to_json(self) -> str:
         """The learned weights as text."""
         steps = [
@@ -191,7 +196,7 @@ def fit_ranker(
             )
             learned.append(replace(fitted, until=cut))
     ranker = MemoryRanker(tuple(learned))
-    shop.set_meta(_META, ranker.to_json())
+    ranker.keep(shop)
     return ranker
 
 
