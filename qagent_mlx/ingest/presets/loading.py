@@ -63,7 +63,7 @@ def load_preset(
             ]
             _check_new(shop, preset)
             raw = RawFiles(connection, recognised, Path(sources[0]), values)
-            _load_known(shop, raw)
+            _load_known(shop, raw, Path(temporary))
             extract = _extract(raw, preset, files)
             label = _label(preset, recognised)
             parts = _write(shop, raw, extract, Path(temporary))
@@ -176,24 +176,22 @@ def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
     return replace(extract, ignored=ignored, notes=tuple(notes))
 
 
-def _load_known(shop: Shop, raw: RawFiles) -> None:
-    """The tables ``known``, of ids and titles of the shop's products, and ``known_aliases``.
+def _load_known(shop: Shop, raw: RawFiles, folder: Path) -> None:
+    """The tables ``known``, of the shop's products, and ``known_aliases``, of their other ids.
 
-    Other ids of products are known, too, without a title.
+    Other ids are known, too, without a title.
     """
-    products = shop.connection.execute("SELECT product_id, title FROM products").fetchall()
-    aliases = shop.connection.execute("SELECT alias, product_id FROM product_aliases").fetchall()
-    known = products + [(alias, None) for alias, _ in aliases]
-    for table, columns, rows in (
-        ("known", "product_id VARCHAR, title VARCHAR", known),
-        ("known_aliases", "alias VARCHAR, product_id VARCHAR", aliases),
+    for table, query in (
+        (
+            "known",
+            """SELECT product_id, title, brand, category, price FROM products
+            UNION ALL SELECT alias, NULL, NULL, NULL, NULL FROM product_aliases""",
+        ),
+        ("known_aliases", "SELECT alias, product_id FROM product_aliases"),
     ):
-        first, second = (list(values) for values in zip(*rows, strict=True)) if rows else ([], [])
-        raw.connection.execute(f"CREATE TABLE {table} ({columns})")
-        raw.connection.execute(
-            f"INSERT INTO {table} SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])",
-            [first, second],
-        )
+        path = literal(folder / f"{table}.parquet")
+        shop.connection.execute(f"COPY ({query}) TO {path} (FORMAT parquet)")
+        raw.connection.execute(f"CREATE TABLE {table} AS FROM read_parquet({path})")
 
 
 def _label(preset: Preset, files: Sequence[tuple[str, RawFile]]) -> str:
@@ -210,9 +208,12 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
         "impressions": extract.impressions,
     }
     if extract.products is None and extract.mentioned is not None and _wants_mentioned(shop):
-        queries["products"] = f"""SELECT * REPLACE (coalesce(title, 'item ' || product_id) AS title)
-            FROM ({extract.mentioned})
-            WHERE title IS NOT NULL OR product_id NOT IN (SELECT product_id FROM known)"""
+        # What this day's events do not tell stays as earlier ones told it.
+        queries["products"] = f"""SELECT m.product_id, coalesce(m.title, k.title,
+                'item ' || m.product_id) AS title, coalesce(m.brand, k.brand) AS brand,
+            coalesce(m.category, k.category) AS category,
+            coalesce(m.price::VARCHAR, k.price::VARCHAR) AS price
+        FROM ({extract.mentioned}) m LEFT JOIN known k USING (product_id)"""
     paths = {}
     for kind, query in queries.items():
         if query is None or kind not in FIELDS:

@@ -158,7 +158,10 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
     fields = ", ".join(
         f"{first_of(c)} AS {c}" for c in ("email", "phone", "status", "created", "cancelled")
     )
-    raw.load("titles", "SELECT product_id, title FROM catalog UNION ALL FROM known")
+    raw.load(
+        "titles",
+        "SELECT product_id, title FROM catalog UNION ALL SELECT product_id, title FROM known",
+    )
     title = "lower(regexp_replace(item, ' - [^-]*$', ''))"
     raw.load(
         "lines",

@@ -139,6 +139,18 @@ def test_items_make_a_catalog_for_a_shop_that_has_none(shop, raw, products, writ
     }
 
 
+def test_the_next_days_items_add_to_such_a_catalog(shop, raw, products, write_json):
+    path = write_json("events_20260105.json", *EVENTS)
+    load_preset(shop, "ga4", raw)
+    path.unlink()
+    later = [event("view_item", 90000, [item("p1", price="13.5")]),
+             event("view_item", 90001, [{"item_id": "p3"}])]  # fmt: skip
+    write_json("events_20260106.json", *later)
+    load_preset(shop, "ga4", raw)
+    assert products()["p1"] == ("Name p1", "Acme", "Shoes > Red", 13.5, True, {})
+    assert products()["p3"][0] == "item p3"
+
+
 def test_a_shared_device_belongs_to_the_last_one_seen_on_it(shop, raw, catalog, stored, write_json):
     catalog("p1")
     seen = [(0, None), (1, "anna"), (2, None), (3, "ben"), (4, None)]
