@@ -93,7 +93,7 @@ def load_files(
         if preset is None:
             say(f"recognised: {report.preset}")
         for kind, part in report.parts.items():
-            if kind == "impressions" and part == type(part)():
+            if not (part.accepted or part.duplicates or part.rejected):
                 continue
             why = ", ".join(f"{count:,} {reason}" for reason, count in part.reasons.items())
             say(

@@ -41,6 +41,9 @@ def test_a_folder_is_recognised_and_the_report_names_all(cli, tmp_path):
     report = cli.json("ingest", "--preset", "shopify", "--from", folder, "--shop", shop)
     assert (report["accepted"], report["duplicates"]) == (0, 2)
     assert report["preset"] == "shopify" and report["ignored"] == {}
+    (note,) = report["notes"] or [re.findall("note: (.*)", text)[0]]
+    assert note.endswith("qagent ingest derive")
+    assert cli.json("ingest", "derive", "--shop", shop)["accepted"] == 1
 
 
 def test_the_help_lists_presets_a_line_each(cli):

@@ -107,13 +107,14 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
         selects.append(_clicks(raw, file, f"clicks_{number}"))
     none = """SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS person, NULL::TIMESTAMP AS time,
         NULL::VARCHAR AS time_text, NULL::VARCHAR AS product, NULL::BIGINT AS place,
-        NULL::VARCHAR AS name, NULL::VARCHAR AS type, false AS is_guess WHERE false"""
+        NULL::VARCHAR AS name, NULL::VARCHAR AS type, false AS is_guess, false AS is_click
+        WHERE false"""
     raw.load("events", " UNION ALL BY NAME ".join([none, *selects]))
     # What both files hold is the same event: clicks.csv knows that it is a purchase.
     raw.connection.execute(
-        f"""DELETE FROM events e WHERE is_guess AND name <> '{_CONVERSION}'
-            AND EXISTS (FROM events o WHERE o.name = '{_CONVERSION}'
-            AND o.id = e.id AND o.time = e.time AND o.product = e.product)"""
+        f"""DELETE FROM events e WHERE NOT is_click AND EXISTS (FROM events o WHERE o.is_click
+            AND o.id = e.id AND o.time = e.time AND o.product = e.product
+            AND (o.type = e.type OR (e.is_guess AND o.name = '{_CONVERSION}')))"""
     )
     guesses = raw.rows(
         "SELECT type, name, count(*) FROM events WHERE is_guess GROUP BY ALL ORDER BY 3 DESC, 2"
@@ -157,7 +158,8 @@ def _load_insights(raw: RawFiles) -> str:
                 WHEN regexp_matches(lower(name), {literal(_PURCHASE)}) THEN 'purchase'
                 ELSE 'cart' END AS type,
             kind = 'conversion' AND products IS NOT NULL AND subtype IS NULL AND given IS NULL
-                AND NOT regexp_matches(lower(name), {literal(f"{_CART}|{_PURCHASE}")}) AS is_guess
+                AND NOT regexp_matches(lower(name), {literal(f"{_CART}|{_PURCHASE}")}) AS is_guess,
+            false AS is_click
         FROM (SELECT * EXCLUDE (objectData), from_json(objectIDs, '["VARCHAR"]') AS products,
             unnest(list_zip(coalesce(products, [NULL]),
                 range(1, greatest(len(coalesce(products, [NULL])), 1) + 1),
@@ -177,7 +179,8 @@ def _clicks(raw: RawFiles, file: RawFile, table: str) -> str:
             WHEN 'view' THEN 'view' WHEN 'conversion' THEN 'purchase'
             WHEN 'purchase' THEN 'purchase' WHEN 'addtocart' THEN 'cart'
             WHEN 'cart' THEN 'cart' END) AS type,
-        lower({kind}) = 'conversion' AND {raw.meant(kind)} IS NULL AS is_guess FROM {table}"""
+        lower({kind}) = 'conversion' AND {raw.meant(kind)} IS NULL AS is_guess, true AS is_click
+        FROM {table}"""
 
 
 PRESET = Preset("algolia", _recognise, _read)

@@ -256,12 +256,20 @@ def _store(
         with shop.transaction():
             shop.set_meta(_MENTIONED, str(shop.catalog_version))
         notes.append(_mentioned_note(shop, reports["products"].accepted))
+    is_derivable = extract.has_text and extract.derive is None
+    if is_derivable and reports["events"].accepted and not _has_searches(shop):
+        notes.append("the log has no searches; make queries of it with: qagent ingest derive")
     derived = shop.config.derived_queries
     if extract.derive is not None:
         reports["events"] += derive_queries(shop, extract.derive)
         derived = shop.config.derived_queries
     whole = IngestReport(ignored=dict(extract.ignored), notes=tuple(notes))
     return PresetReport(preset.name, derived, **reports, whole=whole)
+
+
+def _has_searches(shop: Shop) -> bool:
+    query = "SELECT 1 FROM events WHERE type = 'search' LIMIT 1"
+    return shop.connection.execute(query).fetchone() is not None
 
 
 def _mentioned_note(shop: Shop, accepted: int) -> str:

@@ -30,6 +30,7 @@ class Extract:
     ignored: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     derive: Origin | None = None  # what queries are made of, where the set has none
+    has_text: bool = True  # that queries could be derived of
 
 
 @dataclass(frozen=True, slots=True)

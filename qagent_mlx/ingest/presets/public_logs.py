@@ -120,6 +120,7 @@ def _otto(raw: RawFiles) -> Extract:
             "there is no text in this set: products are called by numbers, and no queries can be "
             "derived",
         ),
+        has_text=False,
     )
 
 

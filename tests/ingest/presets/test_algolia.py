@@ -103,3 +103,15 @@ def test_conversions_are_what_the_user_says(shop, raw, catalog, stored, write_js
     report = load_preset(shop, "algolia", raw, values=values)
     assert [kind for _, _, kind, *_ in stored()] == ["search", "purchase", "view", "cart"]
     assert report.total.notes == ()
+
+
+def test_what_both_logs_hold_is_one_event(shop, raw, catalog, stored, write_json, write_csv):
+    catalog("p1")
+    write_json("insights.jsonl", event("click", 1, "p1"), event("conversion", 2, "p1"))
+    write_csv("queries.csv", QUERIES, ("aabb0011", START, "u1", "red shoes", 3, "products"))
+    rows = [("aabb0011", START + 1000, "click", "p1", 1),
+            ("aabb0011", START + 2000, "conversion", "p1", 1)]  # fmt: skip
+    write_csv("clicks.csv", CLICKS, *rows)
+    report = load_preset(shop, "algolia", raw)
+    assert [kind for _, _, kind, *_ in stored()] == ["search", "click", "purchase"]
+    assert report.events.duplicates == 0
