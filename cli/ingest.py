@@ -10,6 +10,7 @@ import click
 from msgspec import Meta
 
 from .console import say, waiting
+from .ingested import history, rejects, show_ingested, undo
 from .options import Output, json_option, opened, setting_options, shop_option
 from .presets import IngestGroup, ingest_or_suggest, load_files
 
@@ -120,6 +121,16 @@ class FileOptions:
     time_format: Annotated[
         str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
     ] = None
+    allow_future: Annotated[
+        bool, Meta(description="Store events more than a day ahead of the clock, too.")
+    ] = False
+    max_rejects: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of rows that may be bad, else nothing is stored."),
+    ] = 0.5
+    dry_run: Annotated[
+        bool, Meta(description="Say what would be understood and rejected; store nothing.")
+    ] = False
 
 
 files_argument = click.argument("files", nargs=-1)
@@ -134,6 +145,7 @@ file_options = setting_options(
     sql={"metavar": "SELECT"},
     sheet={"metavar": "NAME"},
     time_format={"metavar": "FORMAT"},
+    max_rejects={"metavar": "SHARE"},
 )
 
 
@@ -143,9 +155,14 @@ file_options = setting_options(
 @shop_option
 @json_option
 def products(files: tuple[str, ...], options: FileOptions, shop_path: Path) -> Output:
-    """Load products: product_id, title, brand, category, price, stock, attributes, time."""
+    """Load products: product_id, title, brand, category, price, stock, attributes, time, aliases.
+
+    Fields that a file has no column for stay as they are, so a file of ids and prices updates
+    prices. Products that are new need a title.
+    """
     report = _ingest(shop_path, files, "products", options)
-    return _ingested(report, "qagent ingest events FILE, or qagent index")
+    then = "qagent ingest events FILE, or qagent index"
+    return show_ingested(report, then, dry_run=options.dry_run)
 
 
 @ingest.command()
@@ -158,19 +175,72 @@ def events(
     files: tuple[str, ...], options: FileOptions, event_type: EventType | None, shop_path: Path
 ) -> Output:
     """Load events: user_id, time, type, query, product_id, click_time."""
-    return _ingested(_ingest(shop_path, files, "events", options, event_type), "qagent index")
+    report = _ingest(shop_path, files, "events", options, event_type)
+    return show_ingested(report, "qagent index", dry_run=options.dry_run)
 
 
 @ingest.command()
+@files_argument
+@file_options
 @shop_option
 @json_option
-def retry(shop_path: Path) -> Output:
-    """Try rejected rows again, after what they lacked has come in."""
-    from qagent_mlx.ingest.ingest import retry_rejected
+def impressions(files: tuple[str, ...], options: FileOptions, shop_path: Path) -> Output:
+    """Load impressions: user_id, time, query, product_id, position, query_id."""
+    report = _ingest(shop_path, files, "impressions", options)
+    return show_ingested(report, "qagent index", dry_run=options.dry_run)
 
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """How to read rejected rows this time."""
+
+    mapping: Annotated[
+        tuple[str, ...],
+        Meta(description="Field whose text a field takes, as product_id=query; may be repeated."),
+    ] = ()
+    values: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What a field's value means, such as type:view_item=view; may be repeated."
+        ),
+    ] = ()
+    time_format: Annotated[
+        str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
+    ] = None
+    allow_future: Annotated[
+        bool, Meta(description="Store events more than a day ahead of the clock, too.")
+    ] = False
+
+
+@ingest.command()
+@click.option("--type", "event_type", help="The type of events that have none.")
+@setting_options(
+    RetryOptions,
+    into="options",
+    build=True,
+    mapping={"flags": ("--map",), "metavar": "FIELD=FIELD"},
+    values={"flags": ("--value",), "metavar": "FIELD:VALUE=MEANING"},
+    time_format={"metavar": "FORMAT"},
+)
+@shop_option
+@json_option
+def retry(options: RetryOptions, event_type: EventType | None, shop_path: Path) -> Output:
+    """Try rejected rows again, after what they lacked has come in, or read otherwise."""
+    from qagent_mlx.ingest.ingest import retry_rejected
+    from qagent_mlx.ingest.mapping import parse_any_kind
+    from qagent_mlx.ingest.report import ReadOptions
+
+    mapping, values = parse_any_kind(options.mapping, options.values)
+    reading = ReadOptions(
+        mapping,
+        time_format=options.time_format,
+        event_type=event_type,
+        values=values,
+        allow_future=options.allow_future,
+    )
     with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
-        report = retry_rejected(shop)
-    return _ingested(report, "qagent index")
+        report = retry_rejected(shop, reading)
+    return show_ingested(report, "qagent index")
 
 
 @ingest.command()
@@ -233,6 +303,9 @@ def _ingest(
         values=parse_values(options.values, kind),
         join=options.join,
         on=options.on,
+        allow_future=options.allow_future,
+        max_rejects=options.max_rejects,
+        dry_run=options.dry_run,
     )
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
@@ -244,20 +317,5 @@ def _ingest(
     return total
 
 
-def _ingested(report: IngestReport, then: str) -> Output:
-    def draw() -> None:
-        say(
-            f"{report.accepted:,} accepted, {report.duplicates:,} known already, "
-            f"{report.rejected:,} rejected"
-        )
-        for example in report.examples:
-            say(f"  {example}")
-        if report.ignored:
-            counts = ", ".join(f"{name} {count:,}" for name, count in report.ignored.items())
-            say(f"ignored: {counts}")
-        for line in report.notes:
-            say(f"note: {line}")
-        if report.accepted:
-            say(f"next: {then}")
-
-    return Output(report.to_dict(), draw)
+for command in (rejects, history, undo):
+    ingest.add_command(command)

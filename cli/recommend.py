@@ -34,8 +34,8 @@ class Recipients:
     out: Annotated[
         Path | None,
         Meta(
-            description="Where many users' recommendations go; a run that stopped goes on from "
-            "its parts."
+            description="Where many users' recommendations go, in the form that its ending names: "
+            ".csv, .jsonl or .parquet; a run that stopped goes on from its parts."
         ),
     ] = None
     shard: Annotated[
@@ -68,7 +68,7 @@ class Recipients:
     build=True,
     everybody="--all",
     file={"flags": ("--users",), "type": EXISTING_FILE, "metavar": "FILE"},
-    out={"metavar": "FILE.parquet", "type": FILE},
+    out={"metavar": "FILE", "type": FILE},
     shard={"type": ShardType(), "metavar": "I/N"},
 )
 @setting_options(
@@ -124,11 +124,15 @@ def _check_usage(
     users: tuple[str, ...], recipients: Recipients, chains: bool, workers: bool
 ) -> None:
     """Refuse options that do not go together."""
+    from qagent_mlx.utils.table_files import check_table_name
+
     many = recipients.many
     if bool(users) + recipients.everybody + (recipients.file is not None) != 1:
         raise click.UsageError("name one or more users, or give --all or --users FILE")
     if many != (recipients.out is not None):
-        raise click.UsageError("--all and --users go with --out FILE.parquet")
+        raise click.UsageError("--all and --users go with --out FILE.parquet (or .csv, .jsonl)")
+    if recipients.out is not None:
+        check_table_name(recipients.out)
     if many and chains:
         raise click.UsageError("--chains is for users that are named one by one")
     for flag, given in (("--shard", recipients.shard), ("--workers", workers)):

@@ -27,6 +27,8 @@ _MODULES = {
     "Shop": "qagent_mlx.shop.shop",
     "Policy": "qagent_mlx.policy.policy",
     "sample_shop": "qagent_mlx.build",
+    "ingest": "qagent_mlx.ingest",
+    "build": "qagent_mlx.build",
     "inspect_memory": "qagent_mlx.policy.shop_memory",
     "search_products": "qagent_mlx.inventory.product_search",
     "recommend": "qagent_mlx.agent.recommend",
@@ -40,6 +42,8 @@ _MODULES = {
     "evaluate_policies": "qagent_mlx.evaluate.suite",
     "abtest": "qagent_mlx.evaluate.abtest",
 }
+
+_CALLABLE_MODULES = ("ingest", "build")  # modules that are functions, too
 
 __all__ = ["QAgentError", "__version__", *_MODULES]
 
@@ -61,6 +65,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_MODULES:
+        return import_module(_MODULES[name])
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

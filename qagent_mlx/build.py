@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import QAgentError
+from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.report import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index
@@ -20,6 +21,9 @@ from .shop.config import ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
 from .utils.atomic_files import read_json
+from .utils.callable_module import make_callable
+
+make_callable(__name__, f"{__name__}:build")
 
 OnStage = Callable[[str], None]  # called with what begins
 
@@ -62,6 +66,12 @@ class SampleShopReport:
             "learned_from": self.learned_from,
             "seconds": round(self.seconds, 1),
         }
+
+
+def build(shop: Shop | str | Path, on_stage: OnStage | None = None) -> BuildReport:
+    """Index a shop, a folder or one that is open for writing, as ``qagent index`` does."""
+    with writable(shop) as opened:
+        return build_shop(opened, on_stage)
 
 
 def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:

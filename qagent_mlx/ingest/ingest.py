@@ -29,6 +29,7 @@ from .columns import ATTRIBUTE, FIELDS
 from .events import store_events
 from .history import last_event, next_ingest, record_ingest
 from .impressions import store_impressions
+from .mapping import changed_value
 from .parse_fields import attributes_or_mark, category, plain
 from .products import price_or_nan, store_products
 from .report import IngestReport, Kind, Load, ReadOptions, RejectReason, refuse_rejects, remedy
@@ -156,7 +157,8 @@ def _stage_tried(
     def text(field: str) -> str:
         if field not in sources:
             return "NULL::VARCHAR"
-        return f"json_extract_string(raw, {literal('$.' + json.dumps(sources[field]))})"
+        path = literal("$." + json.dumps(sources[field]))
+        return changed_value(field, f"json_extract_string(raw, {path})", options.values)
 
     texts = ", ".join(f"{text(field)} AS {field}" for field in FIELDS[kind])
     connection.execute(

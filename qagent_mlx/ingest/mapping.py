@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import TypeVar, get_args
 
 from ..utils.database import literal
 from ..utils.settings import SettingError
-from .columns import ATTRIBUTE, FIELDS, TYPE_NAMES
+from .columns import ATTRIBUTE, FIELDS, TYPE_NAMES, parse_mapping
 from .report import Kind
 
+T = TypeVar("T")
 _STEP = re.compile(r'\."([^"]*)"|\.([^.\[\]]+)|\[(\d*)\]')
 
 
@@ -90,6 +93,28 @@ def parse_values(entries: Iterable[str], kind: Kind) -> tuple[tuple[str, str, st
             raise SettingError("values", f"{entry!r}: {meant!r} is no event type; use {known}")
         values.append((field, given, meant))
     return tuple(values)
+
+
+def parse_any_kind(
+    pairs: Iterable[str], entries: Iterable[str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str, str], ...]]:
+    """`parse_mapping` and `parse_values` of fields that some kind has.
+
+    Raises:
+        SettingError: an entry cannot be read, or names a field of no kind.
+    """
+    return (
+        tuple(pair for text in pairs for pair in _of_any_kind(parse_mapping, text)),
+        tuple(value for text in entries for value in _of_any_kind(parse_values, text)),
+    )
+
+
+def _of_any_kind(parse: Callable[[list[str], Kind], tuple[T, ...]], text: str) -> tuple[T, ...]:
+    *others, last = get_args(Kind)
+    for kind in others:
+        with contextlib.suppress(SettingError):
+            return parse([text], kind)
+    return parse([text], last)
 
 
 def normal(value: str) -> str:

@@ -19,7 +19,8 @@ Kind = Literal["products", "events", "impressions"]
 EventType = Literal["search", "view", "click", "cart", "purchase"]
 
 REMEDIES = {
-    "unknown event type": f"use one of {', '.join(EVENT_TYPES)}",
+    "unknown event type": f"use one of {', '.join(EVENT_TYPES)}, or say what it means (the value "
+    "type:NAME=view)",
     "no event type": "map the column that holds it (type=COLUMN), or give all rows one type",
     "unparseable time": "use ISO 8601 or epoch seconds, or give the time format of the file",
     "time out of range": "times must lie between 1990 and 2100; digits alone are epoch seconds, "

@@ -49,11 +49,11 @@ def understand(
 def notes(connection: duckdb.DuckDBPyConnection, kind: Kind, load: Load) -> tuple[str, ...]:
     """What was decided about the values of ``checked``."""
     lines = []
-    zoned = r"(.*(Z|UTC|GMT|[+-]\d{2}(:?\d{2})?)|-?[0-9.]+(e[+]?\d+)?)"
+    zoned = r"(?i)(.*(z|utc|gmt|:\d{2}.*[+-]\d{2}(:?\d{2})?)|-?[0-9.]+(e[+]?\d+)?)"
     if "time" in load.fields and load.options.preset is None:
         without_zone = connection.execute(
             f"""SELECT 1 FROM checked WHERE ts IS NOT NULL
-            AND NOT regexp_full_match(upper(time_text), upper('{zoned}')) LIMIT 1"""
+            AND NOT regexp_full_match(time_text, '{zoned}') LIMIT 1"""
         ).fetchone()
         if without_zone:
             lines.append("times without a zone are taken as UTC")
@@ -101,9 +101,10 @@ def _warnings(connection: duckdb.DuckDBPyConnection, last_event_id: int) -> list
             f"the user {user!r} has {most:,} of {total:,} events; if that is nobody, leave the id "
             "of these rows empty"
         )
+    tail = min(0.5, max(0.01, 1.5 / total))  # leaves out one event at least
     ((far, example, row),) = connection.execute(
         f"""WITH good AS (SELECT row, ts FROM checked WHERE reason IS NULL),
-        middle AS (SELECT quantile_disc(ts, 0.01) AS low, quantile_disc(ts, 0.99) AS high,
+        middle AS (SELECT quantile_disc(ts, {tail}) AS low, quantile_disc(ts, {1 - tail}) AS high,
                           count(*) AS n FROM good),
         limits AS (SELECT *, greatest(high - low, INTERVAL 1 DAY) * {MAX_DISTANCE} AS span
                    FROM middle)

@@ -1,4 +1,4 @@
-"""Recommendations for many users into one Parquet file, in parts that survive a stop.
+"""Recommendations for many users into one file, in parts that survive a stop.
 
 The parts lie in a folder beside the file, each written whole or not at all, until the last
 one is there. A run that starts again with the same task goes on behind its parts: the
@@ -26,6 +26,7 @@ from ..models.fingerprint import fingerprint
 from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
+from ..utils.table_files import check_table_name, write_table
 from ..utils.text import clean
 from .config import BulkConfig
 from .worker_processes import WorkerPool
@@ -153,19 +154,20 @@ def bulk_recommend(
     config: BulkConfig | None = None,
     on_progress: Callable[[BulkProgress], None] | None = None,
 ) -> BulkReport:
-    """Recommend to many users and write one row for each recommendation.
+    """Recommend to many users and write one row for each recommendation, by the file's ending.
 
     Args:
         recommender: Its group is the number of chains a user.
         users: Ids, each once.
-        out: The Parquet file: user_id, as_of, rank (from 1), query, score, votes, products
-            (ids), reason; in the order of ``users`` and rank.
+        out: The .parquet, .jsonl or .csv file: user_id, as_of, rank (from 1), query, score,
+            votes, products (ids), reason; in the order of ``users`` and rank.
         config: Number of queries, moment, seed and processes.
         on_progress: Called as users are done.
 
     Raises:
-        QAgentError: there is no user, or the file cannot be written.
+        QAgentError: there is no user, or the file has another ending or cannot be written.
     """
+    check_table_name(out)
     if not users:
         raise QAgentError("there is nobody to recommend to")
     config = config or BulkConfig()
@@ -291,16 +293,16 @@ def _write_part(path: Path, recommendations: Sequence[UserRecommendations]) -> N
                         list(r.products),
                         clean(r.reason),
                     )
-        _copy(connection, "part", temporary)
+        connection.execute(f"COPY part TO {literal(temporary)} (FORMAT parquet)")
 
 
 def _join_parts(folder: Path, parts: Sequence[_Part], out: Path) -> tuple[int, int]:
     """Write the parts as one file; returns its numbers of rows and of users."""
     files = "[" + ", ".join(literal(part.path) for part in parts) + "]"
-    with replacing(out) as temporary, open_duckdb() as connection:
+    with open_duckdb() as connection:
         try:
             connection.execute(f"CREATE VIEW joined AS SELECT * FROM read_parquet({files})")
-            _copy(connection, "joined", temporary)
+            write_table(connection, "SELECT * FROM joined", out)
             counts = connection.execute(
                 "SELECT count(*), count(DISTINCT user_id) FROM joined"
             ).fetchone()
@@ -309,7 +311,3 @@ def _join_parts(folder: Path, parts: Sequence[_Part], out: Path) -> tuple[int, i
             raise QAgentError(f"{line}; remove {folder} and run the command again") from error
     assert counts is not None
     return counts[0], counts[1]
-
-
-def _copy(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
-    connection.execute(f"COPY (FROM {table}) TO {literal(path)} (FORMAT parquet)")
