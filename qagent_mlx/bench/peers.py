@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,8 +39,9 @@ def installed(name: str, note: Callable[[str], None]) -> Path:
     if ready.exists() and read_json(ready, f"the environment {folder}") == wanted:
         return python
     note(f"installing {' '.join(wanted)} in {folder}, once")
+    shutil.rmtree(folder, ignore_errors=True)
     for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *wanted],
     ):
         process = subprocess.run(command, capture_output=True, text=True, check=False)
