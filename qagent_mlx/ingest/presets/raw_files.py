@@ -195,16 +195,18 @@ def look_at(
     """
     try:
         with readable.open("rb") as opened:
-            head = opened.read(4)
+            head = opened.read(512)
     except OSError as error:
         raise QAgentError(f"{path}: {error.strerror or error}") from error
     compression = next((c for magic, c in _COMPRESSIONS.items() if head.startswith(magic)), "none")
     file = RawFile(path, compression=compression, readable=readable)
     try:
-        if head == b"PAR1":
+        if head.startswith(b"PAR1"):
             return _look_at_parquet(connection, file)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return _look_at_text(connection, in_utf8(file, folder), folder)
+        if b"\0" in head and compression == "none":
+            return file  # a database, a workbook, a picture
         return _look_at_text(connection, file, folder)
     except (duckdb.OutOfMemoryException, MemoryError) as error:
         raise QAgentError(f"{path}: not enough memory to read one value of it; split it") from error
