@@ -67,6 +67,7 @@ def ingest_files(
                 if staged is None:
                     continue
                 report = _store_file(shop, kind, location, options, staged)
+                report += IngestReport(ignored=staged.ignored)
                 if options.dry_run:
                     raise _DryRun(report)
             total += report

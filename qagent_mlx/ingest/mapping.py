@@ -122,14 +122,22 @@ def normal(value: str) -> str:
     return re.sub("[ -]", "_", value.strip(" ").lower())
 
 
-def changed_value(field: str, text: str, values: Iterable[tuple[str, str, str]]) -> str:
-    """SQL: a field's text with the values that the user renamed; NULL for an empty meaning."""
+def changed_value(
+    field: str, text: str, values: Iterable[tuple[str, str, str]], nothing: str = ""
+) -> str:
+    """SQL: a field's text with the values that the user renamed.
+
+    Args:
+        nothing: Begins the text of a value with an empty meaning, which else is NULL.
+    """
     changes = {normal(given): meant for name, given, meant in values if name == field}
     if not changes:
         return text
+    unknown = {given: f"{nothing}{given}" if nothing else None for given in changes}
+    meanings = {given: meant or unknown[given] for given, meant in changes.items()}
     cases = " ".join(
-        f"WHEN {literal(given)} THEN {literal(meant) if meant else 'NULL'}"
-        for given, meant in changes.items()
+        f"WHEN {literal(given)} THEN {'NULL' if meant is None else literal(meant)}"
+        for given, meant in meanings.items()
     )
     compared = f"replace(replace(lower(trim({text})), ' ', '_'), '-', '_')"
     return f"CASE {compared} {cases} ELSE {text} END"

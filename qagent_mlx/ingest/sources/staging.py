@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +29,7 @@ from .opening import open_source
 from .source import Reading, Source
 from .tabular import add_broken_rows
 
+_IGNORED = "\1"  # begins the type of rows that the user wants to be left out
 KEY = "qa_key"  # the column of a staged table by which rows of two files belong together
 
 
@@ -41,6 +42,7 @@ class Staged:
     chosen: dict[str, str]  # columns by field
     notes: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # where several columns could feed a field
+    ignored: dict[str, int] = field(default_factory=dict)  # rows left out, by event type
 
 
 def stage_table(
@@ -86,11 +88,12 @@ def stage_table(
         )
         chosen = selection.chosen
         _create_table(reading, source, chosen, table, key)
+    ignored = _leave_out(connection, table, options) if kind == "events" else {}
     chosen = {field: column for field, column in chosen.items() if column not in lacking}
     nested = {f: c for f, c in chosen.items() if c not in plain.columns}
     notes = (*source.notes, *_empty_paths(connection, table, nested))
     columns = _without_used(columns, plain, chosen, [*nested.values(), *([key] if key else [])])
-    return Staged(source.malformed, columns, chosen, notes, selection.notes)
+    return Staged(source.malformed, columns, chosen, notes, selection.notes, ignored)
 
 
 def _without_used(
@@ -126,7 +129,7 @@ def _create_table(
 ) -> None:
     connection, kind, options = reading.connection, reading.kind, reading.options
     texts = "".join(
-        f", {changed_value(field, source.text(column), options.values)} AS {quote(field)}"
+        f", {_value(field, source.text(column), options)} AS {quote(field)}"
         for field, column in chosen.items()
     )
     if key is not None:
@@ -147,6 +150,25 @@ def _create_table(
         raise
     if source.finds_broken_rows:
         add_broken_rows(connection, table)
+
+
+def _value(field: str, text: str, options: ReadOptions) -> str:
+    nothing = _IGNORED if field == "type" else ""
+    return changed_value(field, text, options.values, nothing)
+
+
+def _leave_out(
+    connection: duckdb.DuckDBPyConnection, table: str, options: ReadOptions
+) -> dict[str, int]:
+    """Remove the rows of event types that mean nothing; returns how many there are of each."""
+    if not any(field == "type" and not meant for field, _, meant in options.values):
+        return {}
+    counts = connection.execute(
+        f"""SELECT type[2:], count(*) FROM {table} WHERE starts_with(type, '{_IGNORED}')
+        GROUP BY type ORDER BY count(*) DESC, type"""
+    ).fetchall()
+    connection.execute(f"DELETE FROM {table} WHERE starts_with(type, '{_IGNORED}')")
+    return dict(counts)
 
 
 def _empty_paths(

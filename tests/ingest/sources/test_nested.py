@@ -171,3 +171,13 @@ def test_a_value_may_mean_nobody(stocked, tmp_path):
     options = ReadOptions(values=parse_values(["user_id:web-anon="], "events"))
     report = ingest_files(stocked, "events", [put(tmp_path / "e.csv", text)], options)
     assert (report.accepted, log(stocked)[0][0]) == (1, "u")
+
+
+def test_event_types_that_mean_nothing_are_left_out_and_counted(stocked, tmp_path):
+    rows = ["u,2026-01-01,impression,a,p1", "u,2026-01-01,Page-Hide,,", "u,2026-01-01,click,a,p1"]
+    text = "\n".join(["user_id,time,type,query,product_id", rows[0], *rows])
+    options = ReadOptions(values=parse_values(["type:impression=", "type:page hide="], "events"))
+    report = ingest_files(stocked, "events", [put(tmp_path / "e.csv", text)], options)
+    assert (report.accepted, report.rejected) == (1, 0)
+    assert report.ignored == {"impression": 2, "page_hide": 1}
+    assert [row[2] for row in log(stocked)] == ["click"]
