@@ -20,6 +20,7 @@ import signal
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +36,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from qagent_mlx.environment.config import SplitConfig
+from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import read_catalog
@@ -671,7 +673,10 @@ class Versions(Work):
 
 
 class Serving(Work):
-    """A server, clients who ask, and clients who post events and post again what had no answer."""
+    """A server, clients who ask, who change products, and who post events, again if need be.
+
+    Another process reads the shop meanwhile, and so stores the journal too.
+    """
 
     name = "serving with events coming in"
 
@@ -688,10 +693,13 @@ class Serving(Work):
         """Nobody has posted anything."""
         self.accepted: list[tuple[str, int]] = []
         self.unknown: list[tuple[str, int]] = []
+        self.products: dict[str, float | None] = {}  # prices; None after a removal
 
     def __getstate__(self) -> dict[str, Any]:
         """The process that serves needs none of the client's lists."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("accepted", "unknown")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("accepted", "unknown", "products")
+        }
 
     def meanwhile(self, told: list[Any], stop: threading.Event) -> None:
         """Post from three threads and ask from one, until the server is gone."""
@@ -729,8 +737,38 @@ class Serving(Work):
                 except (OSError, http.client.HTTPException, ValueError):
                     return
 
+        def change() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            number = 0
+            while not stop.is_set():
+                number += 1
+                name = f"kite{self.round}-{number // 3}"
+                body: dict[str, Any] = {"product_id": name, "price": float(number)}
+                if number % 3 == 0:
+                    body["title"] = f"Kite {number}"
+                before = self.products.pop(name, None)
+                try:
+                    if number % 3 == 2 and number % 2:
+                        connection.request("DELETE", f"/products/{name}")
+                        answer = connection.getresponse()
+                        answer.read()
+                        if before is not None:
+                            assert answer.status == 200
+                            self.products[name] = None
+                        continue
+                    stored = "error" not in send(connection, "/products", body)
+                    if stored and (before is not None or "title" in body):
+                        self.products[name] = float(number)
+                except (OSError, http.client.HTTPException, ValueError):
+                    return
+
+        def look() -> None:
+            while not stop.wait(0.5):
+                with suppress(QAgentError), Shop.open(self.folder) as shop:
+                    shop.counts()
+
         threads = [threading.Thread(target=post, args=(n,)) for n in range(3)]
-        threads.append(threading.Thread(target=ask))
+        threads += [threading.Thread(target=work) for work in (ask, change, look)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -745,6 +783,16 @@ class Serving(Work):
                     "SELECT user_id, count(*) FROM events WHERE user_id LIKE 's%' GROUP BY 1"
                 ).fetchall()
             )
+            prices = dict(
+                shop.connection.execute(
+                    "SELECT product_id, price FROM products WHERE product_id LIKE 'kite%'"
+                ).fetchall()
+            )
+            wrong = {n: (p, prices.get(n)) for n, p in self.products.items() if p != prices.get(n)}
+            assert not wrong, f"acknowledged changes of products are lost: {wrong}"
+            if self.deep:
+                assert index_matches(open_index(shop), shop)
+            assert not list((self.folder / "journal").glob("*.log")), "the journal was not stored"
         for user, count in self.accepted:
             assert counts.get(user, 0) == count, f"{user}: {counts.get(user, 0)} of {count} events"
         for user, count in self.unknown:
