@@ -85,13 +85,30 @@ def apply_entries(shop: Shop, entries: Sequence[Entry]) -> list[IngestReport]:
     removal of a product that is gone already, is left out: it was answered long ago.
     """
     reports = []
-    for kind, run in groupby(filter(None, entries), lambda entry: next(iter(entry))):
+    for kind, run in groupby(filter(_is_valid, entries), lambda entry: next(iter(entry))):
         values = [value for entry in run for value in entry[kind]]
         try:
             reports.append(_KINDS[kind](shop, values))
         except QAgentError as error:
             log.warning("an entry of the journal could not be stored: %s", error)
     return reports
+
+
+def _is_valid(entry: Entry) -> bool:
+    """Whether an entry is one that this module has written: a stranger's shop may hold others."""
+    if not entry:
+        return False  # damaged; it was named when it was read
+    kind, values = next(iter(entry.items()))
+    valid = (
+        len(entry) == 1
+        and kind in _KINDS
+        and isinstance(values, list)
+        and all(isinstance(value, str if kind == "removed" else dict) for value in values)
+        and (kind != "products" or all(isinstance(v.get("product_id"), str) for v in values))
+    )
+    if not valid:
+        log.warning("an entry of the journal is of no known kind (%.20s); it is left out", kind)
+    return valid
 
 
 def _delete(shop: Shop, products: Sequence[str]) -> IngestReport:

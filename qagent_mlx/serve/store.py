@@ -168,9 +168,11 @@ class ShopStore:
         """Store the journal's entries in the file."""
         if self.journal is None:
             return
-        if self.journal.position == self._stored.get(self.journal.server, Position()):
-            return
         if not self.journal.position.offset:
+            return
+        stored = self._stored.get(self.journal.server, Position())
+        if self.journal.position == stored:  # somebody else stored it
+            self.journal.start_again(stored)
             return
         start = time.perf_counter()
         with self._open(wait) as shop:

@@ -162,6 +162,11 @@ def has_entries(shop: Path) -> bool:
     return any(path.stat().st_size for _, _, path in _files(shop) if path.exists())
 
 
+def has_files(shop: Path) -> bool:
+    """Whether a shop has a journal, if perhaps one without entries that a crash left."""
+    return bool(_files(shop))
+
+
 def pending(shop: Path, stored: Mapping[str, Position]) -> Iterator[Record]:
     """The entries behind the stored positions of each server, in order."""
     for server, number, path in _files(shop):
@@ -233,9 +238,12 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _entry(line: bytes) -> Entry | None:
-    """The entry of a line; None where the checksum does not fit."""
+    """The entry of a line; None where the checksum does not fit or it is no object."""
     checksum, _, text = line[:-1].partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
-    entry: Entry = json.loads(text)
-    return entry
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -167,7 +167,7 @@ class Shop:
 
     def _apply_journal(self) -> None:
         """Store what servers have acknowledged; every writer does it first."""
-        if journal.has_entries(self.path):
+        if journal.has_files(self.path):
             # By its name, as ingest stands above this module: the shop says when, ingest how.
             ingest = import_module("qagent_mlx.ingest.journal")
             with _APPLYING:
@@ -330,7 +330,8 @@ def _refuse_links(path: Path) -> None:
         QAgentError: a part of the shop is a link out of its folder.
     """
     inside = path.resolve()
-    parts = [path / name for name in ("shop.json", "shop.duckdb", "shop.duckdb.wal", "inventory")]
+    files = ("shop.json", "shop.duckdb", "shop.duckdb.wal")
+    parts = [path / name for name in (*files, "inventory", journal.FOLDER)]
     for kind in ("policies", "runs"):
         parts += [path / kind, *((path / kind).iterdir() if (path / kind).is_dir() else ())]
     parts += (path / "policies").glob("*/*")

@@ -77,6 +77,28 @@ def test_a_snapshot_knows_the_journal_and_leaves_its_files(path):
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"unknown": [{}]},
+        {"events": {"user_id": "u"}},
+        {"events": ["text"]},
+        {"products": [{}]},
+        {"products": [{"product_id": 7}]},
+        {"removed": [{}]},
+        {"removed": ["p000"], "events": []},
+        {"products": [{"product_id": "p000", "price": {"a": []}, "stock": [], "time": 7}]},
+        {"events": [{"user_id": [1], "type": {}, "time": "\ud800"}]},
+    ],
+)
+def test_a_strangers_journal_ends_in_no_traceback(path, entry):
+    writer = JournalWriter(path)
+    writer.append([entry, search(1)])
+    writer.close()
+    with Shop.open(path) as shop:
+        assert count(shop) == 1 and shop.counts()["products"] == 40
+
+
 def test_a_rejected_event_is_kept_with_its_reason(path):
     writer = JournalWriter(path)
     event = {"user_id": "u", "type": "click", "product_id": "none", "time": "2026-05-01T10:00:00"}

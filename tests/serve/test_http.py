@@ -653,11 +653,19 @@ def test_a_forgotten_user_is_in_no_file_of_the_shop(serving, own_folder):
 
 def test_another_process_forgets_a_user_and_the_server_does_too(serving, own_folder):
     client = serving(cache_seconds=600.0)
-    ask(client, "u02")
+    event = {"user_id": "leaver-4711", "type": "search", "query": "usb cable"}
+    assert client.post("/events", json=event).status_code == 200
+    ask(client, "leaver-4711")
     with Shop.open(own_folder, read_only=False) as shop:
-        erase_user(shop, "u02")
-    wait_until(lambda: not client.get("/users/u02/memory").json()["events"])
-    assert not ask(client, "u02").json()["cached"]
+        erase_user(shop, "leaver-4711")
+    wait_until(lambda: not client.get("/users/leaver-4711/memory").json()["events"])
+    assert not ask(client, "leaver-4711").json()["cached"]
+
+    def is_in_a_file():
+        files = [file for file in own_folder.rglob("*") if file.is_file()]
+        return any(b"leaver-4711" in file.read_bytes() for file in files)
+
+    wait_until(lambda: not is_in_a_file())
 
 
 def test_a_read_only_server_changes_nothing(serving):
