@@ -47,7 +47,12 @@ def duckdb_source(reading: Reading, path: Path) -> Source:
     target = reading.folder / "table.parquet"
     try:
         with closing(open_duckdb(path, read_only=True)) as database:
-            database.execute("SET TimeZone = 'UTC'")
+            # A view of a stranger's file is SQL: it may read this file only.
+            database.execute(
+                f"""SET TimeZone = 'UTC'; SET temp_directory = {literal(reading.folder)};
+                SET allowed_directories = [{literal(reading.folder)}];
+                SET enable_external_access = false; SET lock_configuration = true"""
+            )
             columns = database.execute(
                 """SELECT CASE WHEN schema_name = 'main' THEN '' ELSE schema_name || '.' END
                     || table_name, column_name FROM duckdb_columns()

@@ -3,6 +3,7 @@
 import datetime
 import sqlite3
 
+import duckdb
 import pytest
 from source_files import (
     EVENT_FIELDS,
@@ -98,8 +99,6 @@ def test_a_view_of_sqlite_and_odd_names_and_values(shop, tmp_path):
 
 
 def test_times_of_a_duckdb_file_are_utc(stocked, tmp_path):
-    import duckdb
-
     path = tmp_path / "x.duckdb"
     with duckdb.connect(str(path)) as database:
         database.execute("CREATE SCHEMA web")
@@ -126,3 +125,16 @@ def test_a_sheet_may_have_a_title_above_its_columns(shop, tmp_path):
     report = ingest_files(shop, "products", [path])
     assert report.accepted == 2
     assert any(note.endswith("row 4 of S names the columns") for note in report.notes)
+
+
+def test_a_view_of_a_duckdb_file_reads_no_other_file(shop, tmp_path):
+    secret = put(tmp_path / "secret.csv", "id,title\n1,secret\n")
+    path = tmp_path / "x.duckdb"
+    with duckdb.connect(str(path)) as database:
+        database.execute(f"CREATE VIEW products AS SELECT * FROM read_csv('{secret}')")
+        database.execute("CREATE TABLE plain AS SELECT 2 AS id, 'Tent' AS title")
+        database.execute("CREATE VIEW own AS SELECT * FROM plain")
+    with pytest.raises(QAgentError, match="cannot be read as a DuckDB file"):
+        ingest_files(shop, "products", [f"{path}::products"])
+    assert ingest_files(shop, "products", [f"{path}::own"]).accepted == 1
+    assert [row[1] for row in titles(shop)] == ["Tent"]
