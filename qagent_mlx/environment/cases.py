@@ -40,7 +40,14 @@ def build_cases(
     """
     config = config or SplitConfig()
     check(config)
-    cases = _cases(successful_sessions(connection, after), config.min_history)
+    sessions = successful_sessions(connection, after)
+    cases = _cases(sessions, config.min_history)
+    if sessions and not cases:
+        raise SettingError(
+            "min_history",
+            f"{config.min_history} is too high: the log holds no case of a user with so many "
+            f"events before it; min_history 0 lets its {len(sessions):,} sessions of new users in",
+        )
     if not cases:
         raise QAgentError(f"the log holds no case: {_what_is_missing(connection)}")
     validation, test = _split_positions(cases, config)
@@ -96,16 +103,18 @@ def _cases(sessions: Sequence[SuccessfulSession], min_history: int) -> list[Case
 
 def _what_is_missing(connection: duckdb.DuckDBPyConnection) -> str:
     """What a log without cases lacks, and the remedy."""
-    searches, engagements = connection.execute(
+    searches, engagements, views = connection.execute(
         """SELECT count(*) FILTER (type = 'search'),
-               count(*) FILTER (type IN ('click', 'cart', 'purchase')) FROM events"""
+               count(*) FILTER (type IN ('click', 'cart', 'purchase')),
+               count(*) FILTER (type = 'view') FROM events"""
     ).fetchall()[0]
     if not searches and engagements:
         return "it has no searches; ingest them, or derive some with: qagent ingest derive"
-    return (
-        "no search by a known user led to a click, cart or purchase; "
-        "ingest events of both kinds with user ids"
-    )
+    problem = "no search by a known user led to a click, cart or purchase"
+    if views and not engagements:
+        command = "qagent ingest events FILE --value type:view=click"
+        return f"{problem}; ingest those, or take what was viewed as clicked: {command}"
+    return f"{problem}; ingest events of both kinds with user ids"
 
 
 def of_split(cases: Sequence[Case], split: str) -> list[Case]:

@@ -218,6 +218,10 @@ def _undo_products(shop: Shop, load: Ingest) -> tuple[int, int]:
             SELECT product_id, unnest(history) AS h FROM {mine});
         INSERT OR IGNORE INTO product_aliases
         SELECT unnest(aliases), product_id FROM {mine};
+        -- The load before this one is the last to have changed them again.
+        UPDATE replaced_products SET changed = {version} FROM {mine} m
+        WHERE replaced_products.product_id = m.product_id
+            AND replaced_products.changed = m.before.changed;
         DELETE FROM replaced_products WHERE ingest_id = {load.ingest_id}"""
     )
     shop.set_meta("catalog_version", str(version))

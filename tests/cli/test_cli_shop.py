@@ -250,3 +250,47 @@ def test_a_log_of_purchases_gets_queries_and_then_has_cases(cli, files, tmp_path
     assert cli.json("ingest", "derive", "--shop", "s")["derived"] == "from category paths"
     report = cli.json("evaluate", "--baseline", "popular", "--shop", "s")
     assert report["derived"] == "from category paths" and report["cases"] > 0
+
+
+def test_ingest_says_what_it_understood_and_a_dry_run_stores_nothing(cli, files):
+    cli.run("init", "--shop", "new")
+    shown = cli.run("ingest", "products", files / "products.csv", "--dry-run", "--shop", "new")
+    assert "columns: product_id = product_id" in shown.stdout
+    assert "nothing was stored; run it again without --dry-run" in shown.stdout
+    report = cli.json("ingest", "products", files / "products.csv", "--shop", "new")
+    (understood,) = report["understood"]
+    assert understood["columns"]["title"] == "title" and report["duplicates"] == 0
+
+
+def test_a_load_that_rejects_everything_ends_in_an_error(cli, tmp_path):
+    cli.run("init", "--shop", "new")
+    path = tmp_path / "e.csv"
+    path.write_text("user_id,time,type,product_id\nu,2026-01-01,view,p9\n")
+    line = cli.error("ingest", "events", path, "--shop", "new")
+    assert "nothing is stored; row 1: unknown product 'p9'; ingest its products first" in line
+    path.write_text("id,title,price\n1,A,2\n2,B,x\n3,C,x\n")
+    line = cli.error("ingest", "products", path, "--shop", "new")
+    assert line.startswith("Error: --max-rejects 0.5 is exceeded: e.csv: 2 of 3 rows")
+    cli.run("ingest", "products", path, "--max-rejects", "0.7", "--shop", "new")
+    assert cli.json("ingest", "rejects", "--shop", "new")["rows"] == 2
+
+
+def test_loads_are_listed_and_undone_and_rejects_are_written(cli, tmp_path):
+    cli.run("init", "--shop", "new")
+    path = tmp_path / "p.csv"
+    path.write_text("id,title,price\n1,A,2\n2,B,x\n3,C,3\n")
+    cli.run("ingest", "products", path, "--shop", "new")
+    assert "p.csv" in cli.run("ingest", "history", "--shop", "new").stdout
+    out = tmp_path / "rejects.csv"
+    assert "bad price" in cli.run("ingest", "rejects", "--out", out, "--shop", "new").stdout
+    assert "bad price" in out.read_text()
+    assert cli.json("ingest", "undo", "1", "--shop", "new")["products_removed"] == 2
+    assert "was undone at" in cli.error("ingest", "undo", "1", "--shop", "new")
+    (load,) = cli.json("ingest", "history", "--shop", "new")["ingests"]
+    assert load["undone"] and load["accepted"] == 2
+    assert cli.json("ingest", "rejects", "--clear", "--shop", "new")["rows"] == 0
+
+
+def test_recommendations_are_written_in_the_form_of_the_name(cli, built, tmp_path):
+    line = cli.error("recommend", "--all", "--out", tmp_path / "x.xls", "--shop", built)
+    assert "end it in .csv, .jsonl, .parquet" in line

@@ -6,9 +6,11 @@ import pytest
 from qagent_mlx.environment.cases import SPLITS, build_cases, of_split
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.ingest import append_events
+from qagent_mlx.ingest.ingest import append_events, ingest_files
+from qagent_mlx.ingest.report import ReadOptions
 from qagent_mlx.inventory.index import load_index
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.settings import SettingError
 from qagent_mlx.utils.text import query_key
 
 
@@ -157,3 +159,38 @@ def test_a_log_without_success_says_what_is_missing(tmp_path):
         append_events(shop, [{"user_id": "u", "time": "2026-01-01", "query": "x"}])
         with pytest.raises(QAgentError, match="no search by a known user led to a click"):
             build_cases(shop.connection)
+
+
+def test_a_log_of_new_users_is_told_the_setting_that_lets_them_in(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        rows = [
+            {"user_id": f"u{n}", "time": f"2026-01-01T10:{n:02}:{s:02}", "query": "x", **fields}
+            for n in range(30)
+            for s, fields in ((0, {}), (9, {"type": "click", "product_id": "p1"}))
+        ]
+        (tmp_path / "p.csv").write_text("product_id,title\np1,Lamp\n")
+        ingest_files(shop, "products", [tmp_path / "p.csv"])
+        append_events(shop, rows)
+        with pytest.raises(SettingError, match="min_history 0 lets its 30 sessions") as error:
+            build_cases(shop.connection)
+        assert error.value.setting == "min_history"
+        assert len(build_cases(shop.connection, SplitConfig(min_history=0))) == 30
+
+
+def test_a_log_without_clicks_is_told_how_views_become_clicks(tmp_path):
+    with Shop.create(tmp_path / "shop") as shop:
+        (tmp_path / "p.csv").write_text("product_id,title\np1,Lamp\n")
+        ingest_files(shop, "products", [tmp_path / "p.csv"])
+        lines = ["user_id,time,type,query,product_id"]
+        for day in range(1, 29):
+            lines += [
+                f"u,2026-01-{day:02}T10:00:00,search,x,",
+                f"u,2026-01-{day:02}T10:00:09,view,,p1",
+            ]
+        (tmp_path / "e.csv").write_text("\n".join(lines))
+        ingest_files(shop, "events", [tmp_path / "e.csv"])
+        with pytest.raises(QAgentError, match="--value type:view=click"):
+            build_cases(shop.connection)
+        values = (("type", "view", "click"),)
+        ingest_files(shop, "events", [tmp_path / "e.csv"], ReadOptions(values=values))
+        assert build_cases(shop.connection)

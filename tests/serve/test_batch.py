@@ -178,3 +178,17 @@ def test_a_process_that_a_launcher_started_takes_its_own_share(monkeypatch):
             assert launched_shard() == (3, 4)
             patch.setattr(world, "size", 1)
             assert launched_shard() is None
+
+
+def test_the_ending_names_the_form(recommender, tiny_shop, tmp_path):
+    query = "SELECT user_id, rank, query, {products} FROM '{path}' ORDER BY ALL"
+    written = []
+    for ending in ("parquet", "jsonl", "csv"):
+        path = tmp_path / f"x.{ending}"
+        bulk_recommend(recommender, all_users(tiny_shop)[:2], path, BulkConfig(workers=1))
+        products = "products" if ending == "csv" else "array_to_string(products, '|')"
+        written.append(duckdb.sql(query.format(products=products, path=path)).fetchall())
+    assert written[0] and written[0] == written[1] == written[2]
+    with pytest.raises(QAgentError, match="end it in .csv, .jsonl, .parquet"):
+        bulk_recommend(recommender, ["u0001"], tmp_path / "x.txt")
+    assert not (tmp_path / ".x.txt.parts").exists()
