@@ -49,9 +49,10 @@ __all__ = ["QAgentError", "__version__", *_MODULES]
 
 if TYPE_CHECKING:
     from .agent.recommend import recommend
-    from .build import sample_shop
+    from .build import build, sample_shop
     from .evaluate.abtest import abtest
     from .evaluate.suite import evaluate_policies
+    from .ingest.api import ingest
     from .inventory.product_search import search_products
     from .policy.policy import Policy
     from .policy.shop_memory import inspect_memory
