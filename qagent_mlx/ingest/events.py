@@ -58,7 +58,8 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
     types = ", ".join(f"({literal(name)}, {literal(t)})" for name, t in TYPE_NAMES.items())
     default = literal(options.event_type) if options.event_type else "NULL"
-    user, product = id_value(connection, "user_id"), id_value(connection, "product_id")
+    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
+    product = id_value(connection, "product_id")
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_

@@ -27,7 +27,8 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
     the shop does not have. Returns the numbers of rows that were stored, and of duplicates.
     """
     connection = shop.connection
-    user, product = id_value(connection, "user_id"), id_value(connection, "product_id")
+    user = id_value(connection, "user_id", has_user_zero=load.options.has_user_zero)
+    product = id_value(connection, "product_id")
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH texts AS (SELECT s.*, {clean_id(user)} AS user_,

@@ -138,6 +138,9 @@ class ReadOptions:
         str | None,
         Meta(description="Preset that the rows come from, whose times are in UTC already."),
     ] = None
+    has_user_zero: Annotated[
+        bool, Meta(description="Users are numbered from 0 on: the user 0 is not nobody.")
+    ] = False
     dry_run: Annotated[
         bool, Meta(description="Say what would be understood and rejected; store nothing.")
     ] = False

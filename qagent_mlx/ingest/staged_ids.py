@@ -43,9 +43,14 @@ def are_floats(connection: duckdb.DuckDBPyConnection, field: IdField) -> bool:
     return not known
 
 
-def id_value(connection: duckdb.DuckDBPyConnection, field: IdField) -> str:
-    """SQL: the ids of a field of ``stage s``, before they are cleaned; NULL for nobody."""
-    given = value(f"s.{field}", person=field == "user_id")
+def id_value(
+    connection: duckdb.DuckDBPyConnection, field: IdField, *, has_user_zero: bool = False
+) -> str:
+    """SQL: the ids of a field of ``stage s``, before they are cleaned; NULL for nobody.
+
+    ``has_user_zero`` says that users are numbered from 0 on, so that `0` is not nobody.
+    """
+    given = value(f"s.{field}", person=field == "user_id" and not has_user_zero)
     if are_floats(connection, field):
         return f"regexp_replace({given}, '\\.0$', '')"
     return given

@@ -59,9 +59,9 @@ def _read(raw: RawFiles) -> Extract:
                 e.place AS position, e.id AS query_id
             FROM events e LEFT JOIN queries q USING (id)
             WHERE e.type = 'impression' AND e.product IS NOT NULL""",
-        mentioned="""SELECT DISTINCT product AS product_id, NULL::VARCHAR AS title, NULL AS brand,
-            NULL AS category, NULL AS price FROM events
-            WHERE type IS NOT NULL AND product IS NOT NULL""",
+        mentioned="""SELECT product AS product_id, NULL::VARCHAR AS title, NULL AS brand,
+            NULL AS category, arg_max(price, time) AS price FROM events
+            WHERE type IS NOT NULL AND product IS NOT NULL GROUP BY 1""",
         ignored=ignored,
         notes=notes,
     )
@@ -107,7 +107,8 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
         selects.append(_clicks(raw, file, f"clicks_{number}"))
     none = """SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS person, NULL::TIMESTAMP AS time,
         NULL::VARCHAR AS time_text, NULL::VARCHAR AS product, NULL::BIGINT AS place,
-        NULL::VARCHAR AS name, NULL::VARCHAR AS type, false AS is_guess, false AS is_click
+        NULL::VARCHAR AS name, NULL::VARCHAR AS type, false AS is_guess, false AS is_click,
+        NULL::VARCHAR AS price
         WHERE false"""
     raw.load("events", " UNION ALL BY NAME ".join([none, *selects]))
     # What both files hold is the same event: clicks.csv knows that it is a purchase.
@@ -145,7 +146,7 @@ def _load_insights(raw: RawFiles) -> str:
         WHERE devices.device = queries.person AND users = 1"""
     )
     return f"""SELECT coalesce({_key("data->>'queryID'")}, {_key("queryID")}) AS id, person, time,
-            time_text, product, place,
+            time_text, product, place, nullif(trim(data->>'price'), '') AS price,
             CASE WHEN products IS NULL THEN kind || ' of filters' ELSE name END AS name,
             CASE WHEN products IS NULL THEN NULL WHEN given IS NOT NULL THEN given
                 WHEN kind = 'view' AND regexp_matches(lower(name), {literal(_SHOWN)})

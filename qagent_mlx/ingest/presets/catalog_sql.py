@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..products import price_or_nan
 from .raw_files import RawFile, RawFiles
 
 
@@ -31,6 +32,38 @@ def blank(file: RawFile, *names: str) -> str:
     return f"nullif(trim({file.column(*names)}), '')"
 
 
+def bare(column: str) -> str:
+    """SQL: a code without the apostrophe by which spreadsheets take it for text."""
+    return f"nullif(trim(ltrim({column}, '''')), '')"
+
+
+def load_amounts(raw: RawFiles, table: str, *columns: str) -> list[str]:
+    """Make numbers of a table's columns of prices; returns notes on those that are none.
+
+    Prices are read as `parse_fields.price` reads them: in a column that has commas before the
+    cents, and no points there, points separate thousands.
+    """
+    if not raw.rows("SELECT 1 FROM duckdb_functions() WHERE function_name = 'amount'"):
+        raw.connection.create_function("amount", price_or_nan, ["VARCHAR", "BOOLEAN"], "DOUBLE")
+    notes = []
+    for column in columns:
+        cents = f"count(*) FILTER (regexp_matches({column}, '\\d[{{}}]\\d{{{{1,2}}}}\\D*$'))"
+        ((has_commas,),) = raw.rows(
+            f"SELECT {cents.format(',')} > 0 AND {cents.format('.')} = 0 FROM {table}"
+        )
+        number = f"""CASE WHEN try_cast({column} AS DOUBLE) IS NULL OR {has_commas}
+            THEN amount({column}, {has_commas}) ELSE try_cast({column} AS DOUBLE) END"""
+        number = f"CASE WHEN isfinite({number}) THEN {number} END"
+        ((unread, example),) = raw.rows(
+            f"""SELECT count(*), min({column}) FROM {table}
+            WHERE {column} IS NOT NULL AND {number} IS NULL"""
+        )
+        if unread:
+            notes.append(f"{unread:,} prices cannot be read, such as {example!r}: left empty")
+        raw.load(table, f"SELECT * REPLACE ({number} AS {column}) FROM {table}")
+    return notes
+
+
 def first_of(column: str, condition: str = "true") -> str:
     """SQL: the first value in the order of lines, of an aggregation."""
     return f"arg_min({column}, line) FILTER (WHERE {column} IS NOT NULL AND {condition})"
@@ -44,8 +77,8 @@ def load_aliases(raw: RawFiles, query: str) -> str:
     """
     raw.load(
         "alias_of",
-        f"""WITH pairs AS (SELECT DISTINCT product_id, trim(alias) AS alias FROM ({query})
-            WHERE coalesce(trim(alias), '') <> '' AND NOT contains(alias, '|'))
+        f"""WITH pairs AS (SELECT DISTINCT product_id, {bare("alias")} AS alias FROM ({query}) q
+            WHERE {bare("q.alias")} IS NOT NULL AND NOT contains(q.alias, '|'))
         SELECT alias, min(product_id) AS product_id FROM pairs
         WHERE alias NOT IN (SELECT product_id FROM pairs WHERE product_id IS NOT NULL)
         GROUP BY alias HAVING count(*) = 1""",

@@ -238,7 +238,8 @@ def _store(
     shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path], label: str
 ) -> PresetReport:
     reports = {}
-    options = ReadOptions(max_rejects=1, preset=preset.name)
+    # Published sets number their users, some of them from 0 on.
+    options = ReadOptions(max_rejects=1, preset=preset.name, has_user_zero=preset.needs_new_shop)
     for kind in ("products", "events", "impressions"):
         reports[kind] = IngestReport()
         if kind in parts:

@@ -35,7 +35,8 @@ def _recognise(file: RawFile) -> str | None:
         return "xml" if _NAMESPACE in str(file.record.get("head")) else None
     names = {_name(column) for column in file.columns}
     needed = {"id", "title", "link", "availability", "price"}
-    return "table" if file.form == "csv" and needed <= names and "image_link" in names else None
+    is_feed = needed <= names and not names.isdisjoint(("image_link", "description"))
+    return "table" if file.form == "csv" and is_feed else None
 
 
 def _read(raw: RawFiles) -> Extract:

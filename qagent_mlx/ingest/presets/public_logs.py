@@ -81,7 +81,7 @@ def _load_plain(raw: RawFiles, table: str, role: str, columns: str, where: str =
     nothing = f"SELECT {', '.join(f'NULL::VARCHAR AS {name}' for name in names)} WHERE false"
     selects = [nothing]
     for number, file in enumerate(raw.of(role)):
-        raw.load_csv(f"{table}_{number}", file, where=where)
+        raw.load_csv(f"{table}_{number}", file, where=where, is_plain=True)
         selects.append(f"SELECT {', '.join(names)} FROM {table}_{number}")
     raw.load(table, " UNION ALL ".join(selects))
     for number in range(len(selects) - 1):

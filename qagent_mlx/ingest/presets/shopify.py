@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .catalog_sql import first_of, load_aliases, load_attributes, load_tables
+from .catalog_sql import bare, first_of, load_aliases, load_amounts, load_attributes, load_tables
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles
 from .sql import moment, somebody
@@ -85,11 +85,12 @@ def _read(raw: RawFiles) -> Extract:
 def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
     """The table ``catalog``; returns SQL for aliases and attributes, and notes."""
     load_tables(raw, "rows", "products", _PRODUCTS)
+    notes = load_amounts(raw, "rows", "price", "old_price")
     counts_stock = all(f.has("Variant Inventory Qty") or f.has("Inventory quantity")
                        for f in raw.of("products"))  # fmt: skip
     raw.load(
         "variants",
-        """SELECT line, handle, sku, barcode, try_cast(price AS DOUBLE) AS price, old_price,
+        """SELECT line, handle, sku, barcode, price, old_price,
             CASE WHEN tracker IS NULL OR lower(policy) IN ('continue', 'true') THEN true
                 ELSE try_cast(quantity AS DOUBLE) > 0 END AS in_stock
         FROM rows WHERE sku IS NOT NULL OR price IS NOT NULL""",
@@ -125,12 +126,11 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
         f"""{options} UNION ALL SELECT handle, 'Type', kind, line FROM rows
             WHERE category IS NOT NULL
         UNION ALL SELECT handle, 'Tags', tags, line FROM rows
-        UNION ALL SELECT handle, 'Compare at', old_price, line FROM variants
-            WHERE try_cast(old_price AS DOUBLE) > price
+        UNION ALL SELECT handle, 'Compare at', printf('%.2f', old_price), line FROM variants
+            WHERE old_price > price
         {_metafields(raw)}""",
     )
     unknown = raw.rows("SELECT count(*) FROM catalog WHERE stock IS NULL")[0][0]
-    notes = []
     if unknown:
         why = "" if counts_stock else ", the export has no quantities"
         notes.append(f"{unknown:,} products have no stock that is known{why}")
@@ -170,12 +170,12 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
             GROUP BY 1 HAVING count(DISTINCT product_id) = 1)
         SELECT coalesce({somebody("lower(o.email)")}, o.phone) AS person, o.created, name, l.line,
             {moment("o.created")} AS time,
-            coalesce(a.product_id, l.sku, b.product_id, w.product_id) AS product,
+            coalesce(a.product_id, {bare("l.sku")}, b.product_id, w.product_id) AS product,
             CASE WHEN o.cancelled IS NOT NULL THEN 'line of a cancelled order'
                 WHEN lower(o.status) IN ('voided', 'expired', 'refunded')
                 THEN 'line of an order that is ' || lower(o.status) END AS left_out
         FROM ordered l JOIN orders o USING (name)
-        LEFT JOIN id_of a ON a.alias = l.sku
+        LEFT JOIN id_of a ON a.alias = {bare("l.sku")}
         LEFT JOIN by_title b ON b.title = {title.replace("item", "l.item")}
         LEFT JOIN by_title w ON w.title = lower(l.item)
         WHERE l.sku IS NOT NULL OR l.item IS NOT NULL ORDER BY l.line""",

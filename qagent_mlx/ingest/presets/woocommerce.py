@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from ...errors import QAgentError
-from .catalog_sql import blank, first_of, load_aliases, load_attributes, load_tables
+from .catalog_sql import (
+    bare,
+    blank,
+    first_of,
+    load_aliases,
+    load_amounts,
+    load_attributes,
+    load_tables,
+)
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents
 from .sql import fields, moment, somebody
@@ -112,6 +120,7 @@ def _unguarded(column: str) -> str:
 def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
     """The table ``catalog``; returns SQL for aliases and attributes, and notes."""
     load_tables(raw, "rows", "products", _PRODUCTS)
+    notes = load_amounts(raw, "rows", "price", "sale_price")
     files = raw.of("products")
     if any("Type" not in f.columns and "Typ" not in f.columns for f in files):
         raise QAgentError(
@@ -138,12 +147,11 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
             AND (v.parent = 'id:' || p.id OR v.parent = p.sku)
         QUALIFY row_number() OVER (PARTITION BY v.line ORDER BY p.line) = 1""",
     )
-    price = "coalesce(try_cast(offer AS DOUBLE), try_cast(replace(offer, ',', '.') AS DOUBLE))"
     paths = f"list_filter({_split('categories')}, lambda p: lower(p) NOT IN ('uncategorized', ''))"
     raw.load(
         "catalog",
         f"""WITH members AS (SELECT f.product_id, i.*, i.id = f.product_id AS is_itself,
-                {price} AS number, {paths} AS paths,
+                offer AS number, {paths} AS paths,
                 is_in_stock AND (NOT is_itself OR count(*) OVER (PARTITION BY f.product_id) = 1)
                     AS can_be_bought
             FROM families f JOIN items i ON i.line = f.line)
@@ -175,7 +183,6 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
         """SELECT count(*) FILTER (is_orphan), count(*) FILTER (is_hidden AND NOT is_orphan)
         FROM catalog"""
     )
-    notes = []
     if orphans:
         notes.append(f"{orphans:,} variations whose parent is not in the file are products")
     if hidden:
@@ -248,7 +255,8 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
                 nullif(o.sku, '')) AS product,
             replace(lower(trim(status)), 'wc-', '') AS state
         FROM ({" UNION ALL BY NAME ".join(selects)}) o
-        LEFT JOIN id_of a ON a.alias = o.product LEFT JOIN id_of b ON b.alias = o.sku
+        LEFT JOIN id_of a ON a.alias = o.product
+        LEFT JOIN id_of b ON b.alias = {bare("o.sku")}
         LEFT JOIN known k ON k.product_id = o.sku""",
     )
     left_out = raw.counts(

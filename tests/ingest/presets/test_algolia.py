@@ -115,3 +115,10 @@ def test_what_both_logs_hold_is_one_event(shop, raw, catalog, stored, write_json
     report = load_preset(shop, "algolia", raw)
     assert [kind for _, _, kind, *_ in stored()] == ["search", "click", "purchase"]
     assert report.events.duplicates == 0
+
+
+def test_a_catalog_made_of_events_has_the_prices_of_object_data(shop, products, write_json):
+    bought = event("conversion", 1, "p1", "p2", eventSubtype="purchase",
+                   objectData=[{"price": 12.5, "quantity": 2}, {"price": "7.00"}])  # fmt: skip
+    load_preset(shop, "algolia", write_json("insights.jsonl", bought, event("click", 2, "p1")))
+    assert {i: p[3] for i, p in products().items()} == {"p1": 12.5, "p2": 7.0}

@@ -8,6 +8,7 @@ import tarfile
 import duckdb
 
 from qagent_mlx.ingest.presets.loading import load_preset
+from qagent_mlx.shop.shop import Shop
 
 NOON = 1767614400  # 2026-01-05 12:00:00, a Monday
 
@@ -63,6 +64,24 @@ def test_otto(shop, raw, stored, products, write_json):
     assert set(products()) == {"0", "5"}
     (note,) = report.total.notes
     assert "no queries can be derived" in note
+
+
+def test_user_0_is_somebody_in_sets_that_number_their_users(
+    shop, tmp_path, stored, write_csv, write_json
+):
+    log = write_csv(
+        "events.csv",
+        ("timestamp", "visitorid", "event", "itemid", "transactionid"),
+        *((NOON * 1000 + user, user, "addtocart", 11, "") for user in (0, 1)),
+    )
+    view = {"aid": 1, "ts": NOON * 1000, "type": "clicks"}
+    sessions = write_json("train.jsonl", *({"session": n, "events": [view]} for n in (0, 1)))
+    assert load_preset(shop, "retailrocket", log).total.rejected == 0
+    assert {user for user, *_ in stored()} == {"0", "1"}
+    with Shop.create(tmp_path / "other") as other:
+        report = load_preset(other, "otto", sessions)
+        users = other.connection.execute("SELECT user_id FROM events ORDER BY 1").fetchall()
+    assert users == [("0",), ("1",)] and report.total.rejected == 0
 
 
 def test_hm(shop, raw, stored, products, write_csv):

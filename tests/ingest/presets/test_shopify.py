@@ -167,3 +167,23 @@ def test_orders_that_come_later_know_the_variants(shop, raw, stored, write_csv):
     assert [product for *_, product in stored()] == ["shirt", "shirt"]
     again = load_preset(shop, "shopify", raw)
     assert again.total.accepted == 0 and again.total.duplicates == 6
+
+
+def test_prices_have_commas_and_codes_the_apostrophe_of_spreadsheets(
+    shop, raw, stored, products, write_csv
+):
+    rows = [
+        {"Handle": "a", "Title": "A", "Variant SKU": "'007", "Variant Price": "1,299.00"},
+        {"Handle": "b", "Title": "B", "Variant SKU": "8", "Variant Price": "ask us"},
+    ]
+    write_csv("products_export.csv", OLD, *rows)
+    order = {"Name": "#1", "Email": "a@x", "Financial Status": "paid",
+             "Created at": "2026-01-05 10:00:00 +0000", "Lineitem name": "x"}  # fmt: skip
+    write_csv("orders_export.csv", ORDERS,
+              [{**order, "Lineitem sku": "'007"}.get(c, "") for c in ORDERS])  # fmt: skip
+    report = load_preset(shop, "auto", raw)
+    assert [products()[i][3] for i in "ab"] == [1299.0, None]
+    assert [product for *_, product in stored()] == ["a"]
+    assert "1 prices cannot be read, such as 'ask us': left empty" in report.total.notes
+    aliases = shop.connection.execute("SELECT alias FROM product_aliases ORDER BY 1").fetchall()
+    assert aliases == [("007",), ("8",)]

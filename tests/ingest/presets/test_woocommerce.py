@@ -163,3 +163,15 @@ def test_the_report_of_orders_has_no_ids(shop, raw, write_csv):
     write_csv("report.csv", ("Date", "Order #", "Customer", "Product(s)"), ("d", 1, "A", "2× Hat"))
     with pytest.raises(QAgentError, match="no ids of them; export orders from the REST"):
         load_preset(shop, "auto", raw)
+
+
+@pytest.mark.parametrize(
+    ("price", "cents"), [("1,299.00", "9.90"), ("1.299,00", "9,90"), ("1299", "9.9")]
+)
+def test_prices_are_read_as_they_are_written(shop, write_csv, products, price, cents):
+    rows = [
+        {"ID": "1", "Type": "simple", "SKU": "'1", "Name": "A", "Regular price": price},
+        {"ID": "2", "Type": "simple", "SKU": "2", "Name": "B", "Regular price": cents},
+    ]
+    load_preset(shop, "woocommerce", write_csv("p.csv", HEADER, *rows))
+    assert [products()[i][3] for i in "12"] == [1299.0, 9.9]
