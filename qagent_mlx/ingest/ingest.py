@@ -60,6 +60,7 @@ def ingest_files(
     options = options or ReadOptions()
     check(options)
     total = IngestReport()
+    register_functions(shop.connection)  # outside: a rolled back transaction would drop them
     for location in locate(files, options.join):
         try:
             with shop.transaction() as connection:

@@ -164,3 +164,14 @@ def test_a_complete_join_is_said_too(stocked, tmp_path):
     names, clicks = files(tmp_path, QUERIES, CLICKS[:3])
     said = notes(stocked, names, ReadOptions(join=clicks, on="query_id"))
     assert said[1] == ("all 3 rows have a partner in queries.csv by query_id",)
+
+
+def test_a_dry_run_goes_through_both_files_and_stores_nothing(shop, tmp_path):
+    names, clicks = files(tmp_path, QUERIES, CLICKS[:3])
+    options = ReadOptions(join=clicks, on="query_id", dry_run=True, max_rejects=1.0)
+    put(tmp_path / "p.csv", "id,title\np1,Lamp\np2,Tent\n")
+    products = ingest_files(shop, "products", [tmp_path / "p.csv"], ReadOptions(dry_run=True))
+    assert (products.accepted, shop.counts()["products"]) == (2, 0)
+    ingest_files(shop, "products", [tmp_path / "p.csv"])
+    assert ingest_files(shop, "events", names, options).accepted == 5
+    assert shop.counts()["events"] == 0
