@@ -65,14 +65,16 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
                 WHERE {value("query")} IS NOT NULL),
-        texts AS (SELECT s.*, {clean_id(user)} AS user_,
-                nullif(q.query_, '') AS query_, {clean_id(product)} AS given_,
-                {moment_text("s")} AS time_text,
-                {timestamp("time_text", options.time_format)} AS ts,
-                {value("s.click_time")} AS click_text,
-                {timestamp("click_text", options.time_format)} AS click_ts,
-                coalesce({normal_type(value("s.type"))}, {default}) AS type_text
+        -- Texts first: DuckDB writes out what a name of the same SELECT stands for, each time anew.
+        given AS (SELECT s.*, nullif(q.query_, '') AS query_, {user} AS user_text,
+                {product} AS product_text, {moment_text("s")} AS time_text,
+                {value("s.click_time")} AS click_text, {value("s.type")} AS type_given
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
+        texts AS (SELECT *, {clean_id("user_text")} AS user_, {clean_id("product_text")} AS given_,
+                {timestamp("time_text", options.time_format)} AS ts,
+                {timestamp("click_text", options.time_format)} AS click_ts,
+                coalesce({normal_type("type_given")}, {default}) AS type_text
+            FROM given),
         typed AS (SELECT t.*, qa_key(t.query_) AS key, k.type AS known,
                 CASE WHEN k.type IS NOT NULL THEN k.type::VARCHAR
                      WHEN type_text IS NOT NULL THEN NULL

@@ -80,18 +80,21 @@ def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
 
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
-        WITH texts AS (SELECT row, broken, product_id, title, brand, category, price, stock,
-                attributes, time, aliases, {clean_id(id_value(connection, "product_id"))} AS id,
-                left(nullif(qa_clean({text("title")}), ''), {MAX_TITLE}) AS new_title,
-                left(nullif(qa_clean({text("brand")}), ''), 120) AS new_brand,
-                nullif(qa_category({text("category")}), '') AS new_category,
-                {value("price")} AS price_text,
-                CASE WHEN try_cast(price_text AS DOUBLE) IS NULL OR {comma}
-                     THEN qa_price(price_text, {comma}) ELSE price_text::DOUBLE END AS new_price,
-                {value("stock")} AS stock_text, {in_stock("stock_text")} AS new_stock,
-                {value("time")} AS time_text,
-                {timestamp("time_text", load.options.time_format)} AS ts
+        WITH given AS (SELECT s.*, {id_value(connection, "product_id")} AS id_text,
+                {text("title")} AS title_text, {text("brand")} AS brand_text,
+                {text("category")} AS category_text, {value("price")} AS price_text,
+                try_cast(price_text AS DOUBLE) AS price_number, {value("stock")} AS stock_text,
+                {value("time")} AS time_text
             FROM stage s),
+        texts AS (SELECT *, {clean_id("id_text")} AS id,
+                left(nullif(qa_clean(title_text), ''), {MAX_TITLE}) AS new_title,
+                left(nullif(qa_clean(brand_text), ''), 120) AS new_brand,
+                nullif(qa_category(category_text), '') AS new_category,
+                CASE WHEN price_number IS NULL OR {comma}
+                     THEN qa_price(price_text, {comma}) ELSE price_number END AS new_price,
+                {in_stock("stock_text")} AS new_stock,
+                {timestamp("time_text", load.options.time_format)} AS ts
+            FROM given),
         typed AS (SELECT t.*, {_merged_fields(load.fields)},
                 price_text IS NOT NULL AND (new_price IS NULL OR NOT isfinite(new_price)
                      OR new_price < 0 OR new_price > 1e9) AS bad_price

@@ -25,6 +25,11 @@ def are_floats(connection: duckdb.DuckDBPyConnection, field: IdField) -> bool:
 
     They are not where the shop itself knows such ids.
     """
+    if (
+        connection.execute(f"SELECT 1 FROM stage WHERE {field} LIKE '%.0%' LIMIT 1").fetchone()
+        is None
+    ):
+        return False  # quickly, as single events come often
     given = value(field, person=field == "user_id")
     for rows in ("(FROM stage LIMIT 1000)", "stage"):
         ((share,),) = connection.execute(
