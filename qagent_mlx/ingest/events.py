@@ -33,7 +33,11 @@ def store_events(shop: Shop, load: Load) -> tuple[int, int]:
     """
     connection = shop.connection
     _check(connection, load.options)
-    _find_fresh(connection, queries_are_derived=shop.config.derived_queries is not None)
+    _find_fresh(
+        connection,
+        is_file=load.ingest_id is not None,
+        queries_are_derived=shop.config.derived_queries is not None,
+    )
     ((last_id,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
     connection.execute(
         """INSERT INTO events
@@ -45,11 +49,12 @@ def store_events(shop: Shop, load: Load) -> tuple[int, int]:
         """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
                   (SELECT count(DISTINCT staged) FROM fresh)"""
     ).fetchall()
-    if stored:
-        fresh_users = "SELECT DISTINCT user_id FROM fresh"
+    ((filled,),) = connection.execute("SELECT count(*) FROM filled").fetchall()
+    if stored or filled:
+        fresh_users = "SELECT user_id FROM fresh UNION SELECT user_id FROM filled"
         sessions.refresh_sessions(connection, shop.config.memory, fresh_users)
         users = [user for (user,) in connection.execute(fresh_users).fetchall()]
-        MemoryStore(connection, shop.config.memory).update(users, last_id)
+        MemoryStore(connection, shop.config.memory).update(users, None if filled else last_id)
     connection.execute("DROP TABLE fresh")
     return stored, good - stored
 
@@ -111,14 +116,21 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     )
 
 
-def _find_fresh(connection: duckdb.DuckDBPyConnection, *, queries_are_derived: bool) -> None:
-    """The events of good rows that the log does not hold yet, as ``fresh``."""
-    # A derived query is not in the file that its event came from.
+def _find_fresh(
+    connection: duckdb.DuckDBPyConnection, *, is_file: bool, queries_are_derived: bool
+) -> None:
+    """The events of good rows that the log does not hold yet, as ``fresh``.
+
+    An event of a file that the log holds without its query is not fresh: it gets the query, and
+    its user is in ``filled``.
+    """
+    # A derived query is not in the file that its event came from, nor what another file told.
     same_query = "e.query_key IS NOT DISTINCT FROM o.query_key"
-    if queries_are_derived:
+    if is_file or queries_are_derived:
         same_query = f"({same_query} OR o.query_key IS NULL)"
     connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE fresh AS
+        """CREATE OR REPLACE TEMP TABLE filled (user_id VARCHAR);
+        CREATE OR REPLACE TEMP TABLE once AS
         WITH split AS (
             SELECT rowid AS staged, row, 0 AS part, user_ AS user_id, ts, 'search' AS type,
                    query_ AS query, key AS query_key, NULL AS product_id
@@ -128,10 +140,32 @@ def _find_fresh(connection: duckdb.DuckDBPyConnection, *, queries_are_derived: b
                    THEN greatest(coalesce(click_ts, ts), ts) ELSE ts END,
                    CASE WHEN kind = 'search+click' THEN 'click' ELSE kind END, query_, key,
                    product_
-            FROM checked WHERE reason IS NULL AND kind <> 'search'),
-        once AS (SELECT * FROM split QUALIFY row_number() OVER (
-            PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1)
-        SELECT o.* FROM once o ANTI JOIN events e
-            ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
-            AND {same_query} AND e.product_id IS NOT DISTINCT FROM o.product_id"""
+            FROM checked WHERE reason IS NULL AND kind <> 'search')
+        SELECT * FROM split QUALIFY row_number() OVER (
+            PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1"""
     )
+    if is_file:
+        _fill_queries(connection)
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE fresh AS SELECT o.* FROM once o ANTI JOIN events e
+            ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
+            AND {same_query} AND e.product_id IS NOT DISTINCT FROM o.product_id;
+        DROP TABLE once"""
+    )
+
+
+def _fill_queries(connection: duckdb.DuckDBPyConnection) -> None:
+    """Give events of the log the queries that ``once`` knows of them."""
+    queries = """SELECT * FROM once o WHERE type <> 'search' AND query_key IS NOT NULL
+        AND NOT EXISTS (FROM events e WHERE e.user_id = o.user_id AND e.ts = o.ts
+            AND e.type = o.type::event_type AND e.product_id = o.product_id
+            AND e.query_key = o.query_key)
+        QUALIFY row_number() OVER (PARTITION BY user_id, ts, type, product_id ORDER BY row) = 1"""
+    users = connection.execute(
+        f"""UPDATE events SET query = o.query, query_key = o.query_key FROM ({queries}) o
+        WHERE events.query_key IS NULL AND events.user_id = o.user_id AND events.ts = o.ts
+            AND events.type = o.type::event_type AND events.product_id = o.product_id
+        RETURNING events.user_id"""
+    ).fetchall()
+    if users:
+        connection.execute("INSERT INTO filled SELECT unnest(?)", [[u for (u,) in users]])

@@ -61,6 +61,15 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
         LEFT JOIN products p ON p.product_id = t.given_
         LEFT JOIN product_aliases a ON a.alias = t.given_"""
     )
+    # What came in without its query gets it from a later file.
+    connection.execute(
+        """UPDATE impressions SET query = c.query_, query_key = c.key FROM (
+            FROM checked WHERE reason IS NULL AND key IS NOT NULL QUALIFY row_number() OVER (
+                PARTITION BY user_, ts, product_, position_ ORDER BY row) = 1) c
+        WHERE impressions.query_key IS NULL AND impressions.user_id = c.user_
+            AND impressions.ts = c.ts AND impressions.product_id = c.product_
+            AND impressions.position IS NOT DISTINCT FROM c.position_"""
+    )
     connection.execute(
         """CREATE OR REPLACE TEMP TABLE fresh AS
         SELECT n.* FROM (
@@ -70,7 +79,8 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
             QUALIFY row_number() OVER (
                 PARTITION BY user_, ts, key, product_, position_ ORDER BY row) = 1) n
         ANTI JOIN impressions i ON i.user_id = n.user_id AND i.ts = n.ts
-            AND i.product_id = n.product_id AND i.query_key IS NOT DISTINCT FROM n.query_key
+            AND i.product_id = n.product_id
+            AND (i.query_key IS NOT DISTINCT FROM n.query_key OR n.query_key IS NULL)
             AND i.position IS NOT DISTINCT FROM n.position;
         INSERT INTO impressions SELECT * EXCLUDE row, $1 FROM fresh ORDER BY ts, row""",
         [load.ingest_id],

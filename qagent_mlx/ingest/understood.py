@@ -57,6 +57,10 @@ def notes(connection: duckdb.DuckDBPyConnection, kind: Kind, load: Load) -> tupl
         ).fetchone()
         if without_zone:
             lines.append("times without a zone are taken as UTC")
+    if kind == "events":
+        ((filled,),) = connection.execute("SELECT count(*) FROM filled").fetchall()
+        if filled:
+            lines.append(f"{filled:,} events of the shop got the query that they lacked")
     ids = {"product_id": "id"} if kind == "products" else _EVENT_IDS
     for name, parsed in ids.items():
         number = connection.execute(

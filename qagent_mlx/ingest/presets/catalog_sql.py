@@ -64,6 +64,25 @@ def load_amounts(raw: RawFiles, table: str, *columns: str) -> list[str]:
     return notes
 
 
+def line_time(order: str, text: str) -> str:
+    """SQL: the time of a line of an order, of the table ``lines``.
+
+    Lines of one product in one order are several purchases: a millisecond keeps them apart.
+    """
+    return f"""coalesce((time + to_milliseconds(row_number() OVER (
+        PARTITION BY {order}, product ORDER BY line) - 1))::VARCHAR, {text})"""
+
+
+def take_out(raw: RawFiles, condition: str, order: str, text: str) -> None:
+    """Move ``lines`` of orders that are none any more to ``returned``, as purchases."""
+    raw.load(
+        "returned",
+        f"""SELECT person AS user_id, {line_time(order, text)} AS time, product AS product_id
+        FROM lines WHERE {condition}""",
+    )
+    raw.connection.execute(f"DELETE FROM lines WHERE {condition}")
+
+
 def first_of(column: str, condition: str = "true") -> str:
     """SQL: the first value in the order of lines, of an aggregation."""
     return f"arg_min({column}, line) FILTER (WHERE {column} IS NOT NULL AND {condition})"

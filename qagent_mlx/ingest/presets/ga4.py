@@ -80,6 +80,8 @@ def _read(raw: RawFiles) -> Extract:
                 arg_max({_category_path()}, time) AS category,
                 arg_max(coalesce(item.price, item.price_in_usd), time) AS price
             FROM items WHERE item.item_id IS NOT NULL GROUP BY 1""",
+        logins="FROM logins",
+        returned="FROM returned",
         ignored=ignored,
         notes=notes,
     )
@@ -191,10 +193,17 @@ def _take_back(raw: RawFiles) -> dict[str, int]:
     )
     raw.load("refunds", "SELECT transaction_id, items FROM e WHERE type = 'refund'")
     full = "SELECT transaction_id FROM refunds WHERE len(coalesce(items, [])) = 0"
-    ((repeated, refunded, partial),) = raw.rows(
+    raw.load(
+        "returned",
+        f"""SELECT person AS user_id, time, item.item_id AS product_id FROM items
+        WHERE type = 'purchase' AND transaction_id IN ({full})""",
+    )
+    ((repeated, refunded, partial, unknown),) = raw.rows(
         f"""SELECT (SELECT count(*) FROM bought WHERE nth > 1),
             (SELECT count(*) FROM bought WHERE nth = 1 AND transaction_id IN ({full})),
-            (SELECT count(*) FROM refunds WHERE len(coalesce(items, [])) > 0)"""
+            (SELECT count(*) FROM refunds WHERE len(coalesce(items, [])) > 0),
+            (SELECT count(*) FROM ({full}) WHERE transaction_id IS NULL
+                OR transaction_id NOT IN (SELECT transaction_id FROM bought))"""
     )
     if repeated or refunded:
         raw.connection.execute(
@@ -205,6 +214,7 @@ def _take_back(raw: RawFiles) -> dict[str, int]:
         "repeated line of a transaction": repeated,
         "purchase that was refunded": refunded,
         "refund of single items": partial,
+        "refund of an order that is not in these files": unknown,
     }
     return {name: count for name, count in counts.items() if count}
 

@@ -15,11 +15,11 @@ import duckdb
 from ...errors import QAgentError
 from ...shop.shop import Shop
 from ...utils.database import literal, open_duckdb
-from ..columns import FIELDS
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
 from ..report import IngestReport, Kind, ReadOptions
 from ..sources.locations import Location
+from .corrections import correct_events
 from .finding import find_files
 from .folder import Folder
 from .preset import Extract, Preset, PresetReport
@@ -206,6 +206,8 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
         "products": extract.products,
         "events": extract.events,
         "impressions": extract.impressions,
+        "logins": extract.logins,
+        "returned": extract.returned,
     }
     if extract.products is None and extract.mentioned is not None and _wants_mentioned(shop):
         # What this day's events do not tell stays as earlier ones told it.
@@ -216,7 +218,7 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
         FROM ({extract.mentioned}) m LEFT JOIN known k USING (product_id)"""
     paths = {}
     for kind, query in queries.items():
-        if query is None or kind not in FIELDS:
+        if query is None:
             continue
         path = folder / f"{kind}.parquet"
         try:
@@ -238,6 +240,9 @@ def _store(
     shop: Shop, preset: Preset, extract: Extract, parts: dict[str, Path], label: str
 ) -> PresetReport:
     reports = {}
+    notes = list(extract.notes)
+    if shop.counts()["events"]:
+        notes += correct_events(shop, parts.get("logins"), parts.get("returned"))
     # Published sets number their users, some of them from 0 on.
     options = ReadOptions(max_rejects=1, preset=preset.name, has_user_zero=preset.needs_new_shop)
     for kind in ("products", "events", "impressions"):
@@ -252,7 +257,6 @@ def _store(
                 if not stored:
                     raise
                 raise QAgentError(f"{error}; {', '.join(stored)} are stored") from error
-    notes = list(extract.notes)
     if extract.products is None and "products" in parts:
         with shop.transaction():
             shop.set_meta(_MENTIONED, str(shop.catalog_version))

@@ -77,6 +77,7 @@ def _read(raw: RawFiles) -> Extract:
         mentioned="""SELECT product AS product_id, arg_max(title, time) AS title, NULL AS brand,
                 arg_max(category, time) AS category, arg_max(price, time) AS price
             FROM items WHERE product IS NOT NULL GROUP BY 1""",
+        logins="FROM logins",
         ignored=ignored,
     )
 

@@ -29,6 +29,8 @@ class Extract:
     mentioned: str | None = None
     ignored: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    logins: str | None = None  # (device, user_id, time): who used a device from then on
+    returned: str | None = None  # purchases (user_id, time, product_id) that were taken back
     derive: Origin | None = None  # what queries are made of, where the set has none
     has_text: bool = True  # that queries could be derived of
 

@@ -87,6 +87,8 @@ def _read(raw: RawFiles) -> Extract:
                 arg_max({something(text_at("item", "category"))}, time) AS category,
                 arg_max({text_at("item", "price")}, time) AS price
             FROM items WHERE product IS NOT NULL GROUP BY 1""",
+        logins="FROM logins",
+        returned="FROM returned",
         ignored=ignored,
         notes=notes,
     )
@@ -183,12 +185,22 @@ def _take_back(raw: RawFiles) -> dict[str, int]:
     )
     whole = "SELECT order_id FROM refunds WHERE products = 0 AND order_id IS NOT NULL"
     taken = f"type = 'purchase' AND {order} IN ({whole})"
-    ((lines, partial),) = raw.rows(
+    raw.load(
+        "returned",
+        f"SELECT person AS user_id, time, product AS product_id FROM items WHERE {taken}",
+    )
+    ((lines, partial, unknown),) = raw.rows(
         f"""SELECT (SELECT count(*) FROM items WHERE {taken}),
-        (SELECT count(*) FROM refunds WHERE products > 0)"""
+        (SELECT count(*) FROM refunds WHERE products > 0),
+        (SELECT count(*) FROM refunds WHERE products = 0 AND (order_id IS NULL OR order_id NOT IN (
+            SELECT {order} FROM items WHERE type = 'purchase' AND {order} IS NOT NULL)))"""
     )
     raw.connection.execute(f"DELETE FROM items WHERE {taken}")
-    counts = {"purchase that was refunded": lines, "refund of single products": partial}
+    counts = {
+        "purchase that was refunded": lines,
+        "refund of single products": partial,
+        "refund of an order that is not in these files": unknown,
+    }
     return {name: count for name, count in counts.items() if count}
 
 

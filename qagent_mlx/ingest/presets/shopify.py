@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .catalog_sql import bare, first_of, load_aliases, load_amounts, load_attributes, load_tables
+from .catalog_sql import (
+    bare,
+    first_of,
+    line_time,
+    load_aliases,
+    load_amounts,
+    load_attributes,
+    load_tables,
+    take_out,
+)
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles
 from .sql import moment, somebody
@@ -68,9 +77,7 @@ def _read(raw: RawFiles) -> Extract:
     events = None
     if raw.of("orders"):
         ignored = _load_orders(raw)
-        # Variants of one product in one order are two purchases: a millisecond keeps them apart.
-        events = """SELECT person AS user_id, coalesce((time + to_milliseconds(row_number() OVER (
-                PARTITION BY name, product ORDER BY line) - 1))::VARCHAR, created) AS time,
+        events = f"""SELECT person AS user_id, {line_time("name", "created")} AS time,
             'purchase' AS type, NULL AS query, product AS product_id FROM lines ORDER BY line"""
     products = None
     if raw.of("products"):
@@ -79,7 +86,10 @@ def _read(raw: RawFiles) -> Extract:
         ((hidden,),) = raw.rows("SELECT count(*) FROM catalog WHERE is_hidden")
         if hidden:
             notes.append(f"{hidden:,} products are no longer sold (draft, archived, unpublished)")
-    return Extract(products=products, events=events, ignored=ignored, notes=tuple(notes))
+    returned = "FROM returned" if events else None
+    return Extract(
+        products=products, events=events, returned=returned, ignored=ignored, notes=tuple(notes)
+    )
 
 
 def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
@@ -183,7 +193,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
     left_out = raw.counts(
         "SELECT left_out, count(*) FROM lines WHERE left_out IS NOT NULL GROUP BY 1 ORDER BY 1"
     )
-    raw.connection.execute("DELETE FROM lines WHERE left_out IS NOT NULL")
+    take_out(raw, "left_out IS NOT NULL", "name", "created")
     return left_out
 
 

@@ -49,6 +49,7 @@ def name_persons(raw: RawFiles, table: str) -> None:
     The table has ``user_id`` (known after login), ``device`` (a cookie) and ``time``. A device
     with one known user is that user's throughout. On a device of several, a row without a user
     belongs to the last one seen before, else to the next. A device of nobody is its own person.
+    Who logged in on a device, and when, goes to the table ``logins``.
     """
     raw.connection.execute(
         f"""CREATE OR REPLACE TABLE devices AS SELECT device, min(user_id) AS owner,
@@ -56,7 +57,10 @@ def name_persons(raw: RawFiles, table: str) -> None:
         FROM {table} WHERE user_id IS NOT NULL AND device IS NOT NULL GROUP BY device;
         CREATE OR REPLACE TABLE {table} AS
         SELECT t.*, coalesce(t.user_id, CASE WHEN users = 1 THEN owner END, t.device) AS person
-        FROM {table} t LEFT JOIN devices d ON d.device = t.device;"""
+        FROM {table} t LEFT JOIN devices d ON d.device = t.device;
+        CREATE OR REPLACE TABLE logins AS SELECT device, user_id, time FROM {table}
+        WHERE device <> user_id AND time IS NOT NULL
+        QUALIFY user_id IS DISTINCT FROM lag(user_id) OVER (PARTITION BY device ORDER BY time)"""
     )
     ((shared,),) = raw.rows("SELECT count(*) FROM devices WHERE users > 1")
     if shared:

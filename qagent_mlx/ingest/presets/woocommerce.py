@@ -7,10 +7,12 @@ from .catalog_sql import (
     bare,
     blank,
     first_of,
+    line_time,
     load_aliases,
     load_amounts,
     load_attributes,
     load_tables,
+    take_out,
 )
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents
@@ -98,10 +100,12 @@ def _read(raw: RawFiles) -> Extract:
     if raw.of("orders", "lines"):
         ignored = _load_orders(raw)
         notes.append("times of orders without a zone are taken as UTC")
-        events = """SELECT person AS user_id, coalesce((time + to_milliseconds(row_number() OVER (
-                PARTITION BY number, product ORDER BY line) - 1))::VARCHAR, date) AS time,
+        events = f"""SELECT person AS user_id, {line_time("number", "date")} AS time,
             'purchase' AS type, NULL AS query, product AS product_id FROM lines ORDER BY line"""
-    return Extract(products=products, events=events, ignored=ignored, notes=tuple(notes))
+    returned = "FROM returned" if events else None
+    return Extract(
+        products=products, events=events, returned=returned, ignored=ignored, notes=tuple(notes)
+    )
 
 
 def _split(cell: str) -> str:
@@ -263,7 +267,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
         f"""SELECT 'line of an order that is ' || state, count(*) FROM lines
         WHERE replace(state, ' ', '-') NOT IN ({_KEPT}) GROUP BY 1 ORDER BY 1"""
     )
-    raw.connection.execute(f"DELETE FROM lines WHERE replace(state, ' ', '-') NOT IN ({_KEPT})")
+    take_out(raw, f"replace(state, ' ', '-') NOT IN ({_KEPT})", "number", "date")
     return left_out
 
 
