@@ -40,25 +40,29 @@ def ingest_or_suggest(
     """Ingest a file; one of a known format is named with the command that reads all of it.
 
     Raises:
-        QAgentError: the file cannot be read.
+        QAgentError: the file cannot be read, or its rows are but parts of products and orders.
     """
     from qagent_mlx.ingest.ingest import ingest_files
     from qagent_mlx.ingest.presets.loading import suggest_command
     from qagent_mlx.ingest.report import IngestReport
 
+    known = None if options.mapping else suggest_command(location.name)
+    if known is not None and known.preset.has_parts:
+        raise QAgentError(
+            f"{location.shown}: it is {known.preset.title}, whose rows are parts of products and "
+            f"of orders; nothing is stored; read it by: {known.command}"
+        )
     try:
         report = ingest_files(shop, kind, [location], options)
     except QAgentError as error:
-        command = None if options.mapping else suggest_command(location.name)
-        if command is None:
+        if known is None:
             raise
-        hint = f"; its format is known: {command}"
+        hint = f"; its format is known: {known.command}"
         if isinstance(error, SettingError):
             raise SettingError(error.setting, error.reason + hint, error.where) from error
         raise QAgentError(f"{error}{hint}") from error
-    command = None if options.mapping else suggest_command(location.name)
-    if command is not None:
-        note = f"the format of {location.shown} is known; all of it is read by: {command}"
+    if known is not None:
+        note = f"the format of {location.shown} is known; all of it is read by: {known.command}"
         report += IngestReport(notes=(note,))
     return report
 

@@ -107,3 +107,19 @@ def test_a_dry_run_says_all_and_stores_nothing(cli, tmp_path):
     assert "types only" in cli.error(
         "ingest", "--from", path, "--value", "query:a=b", "--shop", shop
     )
+
+
+def test_a_file_of_parts_of_products_is_refused_with_the_command_that_reads_it(cli, tmp_path):
+    path = tmp_path / "wc export.csv"
+    path.write_text(
+        "ID,Type,SKU,Name,In stock?,Regular price,Parent\n"
+        "1,variable,w,Shirt,1,,\n2,variation,w-s,Shirt - S,1,20,id:1\n"
+    )
+    shop = tmp_path / "shop"
+    cli.run("init", "--shop", shop)
+    for kind in ("products", "events"):
+        text = cli.error("ingest", kind, path, "--shop", shop)
+        assert "WooCommerce" in text and "nothing is stored" in text
+    assert run_remedy(cli, text, shop)["products"]["accepted"] == 1
+    asked = ("ingest", "products", path, "--map", "title=Name", "--shop", shop)
+    assert cli.json(*asked)["accepted"] == 2  # who maps columns knows what the rows are

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ...errors import QAgentError
 from ..columns import FIELDS
 from .preset import Extract, Preset
@@ -46,15 +48,31 @@ def _select(file: RawFile, kind: str) -> str:
         if not file.has("_id"):
             raise QAgentError(f"{file.path}: the documents have no id")
         keys["product_id"] = "_id"
-    for field, key in keys.items():
-        value = file.record.get(key)
-        if isinstance(value, dict) and field != "attributes":
-            raise QAgentError(
-                f"{file.path}: {key} is an object; name the part that is the {field}: qagent "
-                f"ingest {kind} {file.path} --map {field}=_source.{key}.{next(iter(value), 'name')}"
-            )
+    objects = [
+        (field, key)
+        for field, key in keys.items()
+        if isinstance(file.record.get(key), dict) and field != "attributes"
+    ]
+    if objects:
+        are = " and ".join(f"{key} (the {field})" for field, key in objects)
+        maps = " ".join(f"--map {field}={_path(file, key)}" for field, key in keys.items())
+        raise QAgentError(
+            f"{file.path}: {are}: an object; name the part that counts, and all other fields: "
+            f"qagent ingest {kind} {shlex.quote(str(file.path))} {maps}"
+        )
     texts = ", ".join(f"d->>'$.\"{key}\"' AS {field}" for field, key in keys.items())
     return f"(SELECT {texts} FROM {documents([file])})"
+
+
+def _path(file: RawFile, key: str) -> str:
+    """The path to a document's field in its file; of an object, to its first number or text."""
+    path = key if key == "_id" or file.container == "bulk" else f"_source.{key}"
+    value = file.record.get(key)
+    if not isinstance(value, dict):
+        return path
+    plain = [name for name, part in value.items() if not isinstance(part, (dict, list))]
+    numbers = [name for name in plain if isinstance(value[name], (int, float))]
+    return ".".join([path, *[*numbers, *plain, *value, "name"][:1]])
 
 
 PRESET = Preset("elasticdump", _recognise, _read)

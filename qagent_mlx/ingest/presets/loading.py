@@ -6,7 +6,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -88,8 +88,16 @@ def preview_preset(
             return load_preset(copy, name, *sources, values=values)
 
 
-def suggest_command(path: str | Path) -> str | None:
-    """The command that reads a file of a known format; None where it has none."""
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """The command that reads a file of a known format, which is that of the preset."""
+
+    command: str
+    preset: Preset
+
+
+def suggest_command(path: str | Path) -> Suggestion | None:
+    """How to read a file of a known format; None where it has none."""
     if not Path(path).is_file():
         return None
     with tempfile.TemporaryDirectory() as folder, open_duckdb() as connection:
@@ -100,7 +108,8 @@ def suggest_command(path: str | Path) -> str | None:
     if found is None:
         return None
     preset, _ = found
-    return f"qagent ingest --preset {preset.name} --from {shlex.quote(str(path))}"
+    command = f"qagent ingest --preset {preset.name} --from {shlex.quote(str(path))}"
+    return Suggestion(command, preset)
 
 
 def _fill(shop: Shop, preset: Preset, sources: Sequence[str | Path]) -> PresetReport:

@@ -79,6 +79,8 @@ class Preset:
         recognise: The role of a file in this format, None where it has none.
         read: Takes the `Extract` out of the files; None where ``fill`` does all.
         fill: Fills a new shop from a folder whose files are told by their names.
+        has_parts: Rows are parts of products and orders, such as variants; read as products or
+            events each, they would fill a shop with junk.
         needs_new_shop: For data sets that do not mix with other data.
     """
 
@@ -87,6 +89,7 @@ class Preset:
     read: Callable[[RawFiles], Extract] | None = None
     fill: Fill | None = None
     needs_new_shop: bool = False
+    has_parts: bool = False
 
     @classmethod
     def of_folder(cls, name: str, fill: Fill) -> Preset:

@@ -197,4 +197,4 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
     return left_out
 
 
-PRESET = Preset("shopify", _recognise, _read)
+PRESET = Preset("shopify", _recognise, _read, has_parts=True)

@@ -277,4 +277,4 @@ def _item_field(name: str) -> str:
     return f"nullif({field}[{len(name) + 2}:], '')"
 
 
-PRESET = Preset("woocommerce", _recognise, _read)
+PRESET = Preset("woocommerce", _recognise, _read, has_parts=True)

@@ -31,7 +31,9 @@ def test_another_presets_file_is_named(shop, write_csv):
     path = write_csv("q.csv", ("query_id", "user_token", "query"), ("1", "u", "shoes"))
     with pytest.raises(QAgentError, match="it looks like the preset algolia"):
         load_preset(shop, "ubi", path)
-    assert suggest_command(path) == f"qagent ingest --preset algolia --from {path}"
+    suggestion = suggest_command(path)
+    assert suggestion is not None
+    assert suggestion.command == f"qagent ingest --preset algolia --from {path}"
 
 
 def test_files_that_are_not_read_are_named(shop, raw, write_csv):
