@@ -273,7 +273,7 @@ def _store_staged(
     malformed = staged.malformed if staged else "malformed row"
     connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])
     report = IngestReport(accepted, 0, duplicates)
-    rejected = _rejected(connection, file, load)
+    rejected = _rejected(connection, kind, file, load)
     if staged is not None:
         refuse_rejects(file, rejected, accepted + duplicates, load)
         understood = understand(connection, kind, file, staged, last_event_id)
@@ -288,7 +288,9 @@ def _store_staged(
     )
 
 
-def _rejected(connection: duckdb.DuckDBPyConnection, file: str, load: Load) -> list[RejectReason]:
+def _rejected(
+    connection: duckdb.DuckDBPyConnection, kind: Kind, file: str, load: Load
+) -> list[RejectReason]:
     """The reasons of the rows of ``checked`` that are bad, the most frequent first."""
     reasons = connection.execute(
         """SELECT reason, count(*), min(row), arg_min(detail, row) FROM checked
@@ -296,14 +298,34 @@ def _rejected(connection: duckdb.DuckDBPyConnection, file: str, load: Load) -> l
     ).fetchall()
     rejected = []
     for name, count, row, detail in reasons:
-        place = (file, row)
+        source, place = file, f"row {row}"
         if file == RETRY:
-            (place,) = connection.execute(
+            ((source, row),) = connection.execute(
                 "SELECT file, row FROM tried WHERE number = ?", [row]
             ).fetchall()
+            place = f"row {row}"
+        elif load.options.preset is not None:
+            place = _described(connection, kind, row)
         shown = clean(str(detail))[:60] if detail else ""
-        rejected.append(RejectReason(name, count, *place, shown, remedy(name, load.fields)))
+        rejected.append(RejectReason(name, count, source, place, shown, remedy(name, load.fields)))
     return rejected
+
+
+def _described(connection: duckdb.DuckDBPyConnection, kind: Kind, row: int) -> str:
+    """A row of ``checked`` by its contents: what a preset makes of a file has other numbers."""
+    names = ["product_id"] if kind == "products" else ["user_id", "time", "product_id"]
+    (values,) = connection.execute(
+        f"SELECT {', '.join(names)} FROM checked WHERE row = ? LIMIT 1", [row]
+    ).fetchall()
+    words = {"user_id": "of user", "time": "at", "product_id": "with product"}
+    if kind == "products":
+        words = {"product_id": "called"}
+    texts = [
+        f"{words[name]} {clean(str(text))[:60]}"
+        for name, text in zip(names, values, strict=True)
+        if text
+    ]
+    return " ".join([kind.removesuffix("s"), *texts])
 
 
 def _keep_rejected(

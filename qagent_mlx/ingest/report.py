@@ -72,14 +72,14 @@ class RejectReason:
     name: str
     rows: int
     file: str
-    row: int
+    place: str  # of the first in the file, such as "row 5"
     value: str  # that is at fault, empty where none is
     remedy: str
 
     def __str__(self) -> str:
         value = f" {self.value!r}" if self.value else ""
         rows = f" ({self.rows} rows)" if self.rows > 1 else ""
-        return f"{self.file} row {self.row}: {self.name}{value}{rows}; {self.remedy}"
+        return f"{self.file} {self.place}: {self.name}{value}{rows}; {self.remedy}"
 
 
 def refuse_rejects(file: str, rejected: Sequence[RejectReason], good: int, load: Load) -> None:

@@ -72,7 +72,9 @@ def test_rejected_rows_name_the_source(shop, write_csv):
     rows = [("1", "u", "boots", 1767607100), ("2", "", "shoes", 1767607200)]
     path = write_csv("q.csv", SEARCHES, *rows)
     report = load_preset(shop, "algolia", path)
-    assert report.events.examples[0].startswith("algolia q.csv row 2: no user")
+    assert report.events.examples[0].startswith(
+        "algolia q.csv event at 2026-01-05 10:00:00: no user"
+    )  # what a preset makes of a file has no row of it
 
 
 def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, write_json):
