@@ -62,6 +62,7 @@ def _read(raw: RawFiles) -> Extract:
         mentioned="""SELECT product AS product_id, NULL::VARCHAR AS title, NULL AS brand,
             NULL AS category, arg_max(price, time) AS price FROM events
             WHERE type IS NOT NULL AND product IS NOT NULL GROUP BY 1""",
+        awaits_queries=not raw.of("queries"),
         logins="FROM logins" if raw.of("insights") else None,
         ignored=ignored,
         notes=notes,

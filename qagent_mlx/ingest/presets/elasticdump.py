@@ -55,10 +55,13 @@ def _select(file: RawFile, kind: str) -> str:
     ]
     if objects:
         are = " and ".join(f"{key} (the {field})" for field, key in objects)
-        maps = " ".join(f"--map {field}={_path(file, key)}" for field, key in keys.items())
+        arguments = f"{kind} {shlex.quote(str(file.path))}"
+        for field, key in keys.items():
+            command = f"qagent ingest {arguments} --map {field}={shlex.quote(_path(file, key))}"
+            arguments = command.removeprefix("qagent ingest ")
         raise QAgentError(
             f"{file.path}: {are}: an object; name the part that counts, and all other fields: "
-            f"qagent ingest {kind} {shlex.quote(str(file.path))} {maps}"
+            f"{command}"
         )
     texts = ", ".join(f"d->>'$.\"{key}\"' AS {field}" for field, key in keys.items())
     return f"(SELECT {texts} FROM {documents([file])})"

@@ -270,7 +270,7 @@ def _store(
         with shop.transaction():
             shop.set_meta(_MENTIONED, str(shop.catalog_version))
         notes.append(_mentioned_note(shop, reports["products"].accepted))
-    is_derivable = extract.has_text and extract.derive is None
+    is_derivable = extract.has_text and not (extract.derive or extract.awaits_queries)
     if is_derivable and reports["events"].accepted and not _has_searches(shop):
         notes.append("the log has no searches; make queries of it with: qagent ingest derive")
     derived = shop.config.derived_queries

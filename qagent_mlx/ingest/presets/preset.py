@@ -32,6 +32,7 @@ class Extract:
     logins: str | None = None  # (device, user_id, time): who used a device from then on
     returned: str | None = None  # purchases (user_id, time, product_id) that were taken back
     derive: Origin | None = None  # what queries are made of, where the set has none
+    awaits_queries: bool = False  # their log is a file that was not given
     has_text: bool = True  # that queries could be derived of
 
 

@@ -71,6 +71,7 @@ def _read(raw: RawFiles) -> Extract:
         mentioned="""SELECT product AS product_id, arg_max(name, time) AS title, NULL AS brand,
                 NULL AS category, NULL AS price
             FROM events WHERE type <> 'search' AND product IS NOT NULL GROUP BY 1""",
+        awaits_queries=not raw.of("queries"),
         ignored=ignored,
         notes=notes,
     )
@@ -151,7 +152,10 @@ def _load_searches(raw: RawFiles) -> tuple[str, ...]:
         (SELECT count(*) FROM events WHERE query IS NOT NULL AND id IS NOT NULL)"""
     )
     if searches or not typed:
-        missing = "no ubi_queries file was given, so events whose query_id it holds have no query"
+        missing = (
+            "no ubi_queries file was given: events have a query_id and no query; read it, too, "
+            "and then the events again, which get their queries"
+        )
         return () if queries or typed else (missing,)
     raw.load(
         "searches",
