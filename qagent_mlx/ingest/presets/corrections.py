@@ -54,9 +54,10 @@ def _move_events(connection: duckdb.DuckDBPyConnection, logins: Path) -> int:
         SELECT device, user_id, time FROM read_parquet({literal(logins)});
         CREATE OR REPLACE TEMP TABLE owners AS
         WITH firsts AS (SELECT device, arg_min(user_id, time) AS first FROM logins GROUP BY 1),
-        used AS (SELECT user_id AS device, ts FROM events
-            UNION SELECT user_id, ts FROM impressions),
-        of_devices AS (SELECT * FROM used JOIN firsts USING (device))
+        of_devices AS (
+            SELECT device, ts, first FROM events JOIN firsts ON device = events.user_id
+            UNION SELECT device, ts, first FROM impressions JOIN firsts
+                ON device = impressions.user_id)
         SELECT d.device, d.ts, coalesce(l.user_id, d.first) AS user_id
         FROM of_devices d ASOF LEFT JOIN logins l ON l.device = d.device AND d.ts >= l.time;
         DROP TABLE logins"""

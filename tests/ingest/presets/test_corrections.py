@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.presets.loading import load_preset
 from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.store import MemoryStore
@@ -179,6 +180,22 @@ def test_the_log_of_queries_of_algolia_may_come_later(
     assert [(kind, query) for _, _, kind, query, _ in stored()] == [
         (kind, "shoes") for kind in ("search", "click", "click")
     ]
+
+
+@pytest.mark.parametrize("is_query_first", [False, True])
+def test_plain_files_fill_queries_in_too_and_double_nothing(
+    shop, catalog, stored, write_csv, is_query_first
+):
+    catalog("p1")
+    row = ("u", "2026-01-05T10:00:01Z", "click", "p1")
+    plain = write_csv("plain.csv", ("user_id", "time", "type", "product_id"), row)
+    full = write_csv("full.csv", ("user_id", "time", "type", "product_id", "query"),
+                     (*row, "shoes"))  # fmt: skip
+    first, second = (full, plain) if is_query_first else (plain, full)
+    ingest_files(shop, "events", [first])
+    report = ingest_files(shop, "events", [second])
+    assert (report.accepted, report.duplicates) == (0, 1)
+    assert [query for *_, query, _ in stored()] == ["shoes"]
 
 
 CANCELLED = {
