@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import duckdb
+
 from ..shop.shop import Shop
 from .parse_fields import (
     FUTURE,
@@ -14,7 +16,7 @@ from .parse_fields import (
     timestamp,
     value,
 )
-from .report import Load
+from .report import Load, ReadOptions
 from .staged_ids import KNOWN_PRODUCT, id_value
 
 MAX_POSITION = 1_000_000
@@ -27,40 +29,7 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
     the shop does not have. Returns the numbers of rows that were stored, and of duplicates.
     """
     connection = shop.connection
-    user = id_value(connection, "user_id", has_user_zero=load.options.has_user_zero)
-    product = id_value(connection, "product_id")
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE checked AS
-        WITH texts AS (SELECT s.*, {clean_id(user)} AS user_,
-                left(nullif(qa_clean({value("s.query")}), ''), {MAX_QUERY}) AS query_,
-                {clean_id(product)} AS given_,
-                left({clean_id(value("s.query_id"))}, {MAX_ID}) AS query_id_,
-                {moment_text("s")} AS time_text,
-                {timestamp("time_text", load.options.time_format)} AS ts,
-                {value("s.position")} AS position_text,
-                try_cast(position_text AS DOUBLE) AS position_
-            FROM stage s)
-        SELECT t.* EXCLUDE query_, nullif(qa_key(query_), '') AS key,
-            CASE WHEN key IS NOT NULL THEN query_ END AS query_,
-            {KNOWN_PRODUCT},
-            CASE WHEN broken IS NOT NULL THEN 'malformed row'
-                 WHEN user_ IS NULL THEN 'no user'
-                 WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
-                 WHEN time_text IS NULL THEN 'no time'
-                 WHEN ts IS NULL THEN 'unparseable time'
-                 WHEN {OUT_OF_RANGE} THEN 'time out of range'
-                 WHEN {is_in_future("ts", allowed=load.options.allow_future)} THEN '{FUTURE}'
-                 WHEN product_ IS NULL THEN 'no product'
-                 WHEN position_text IS NOT NULL AND coalesce(position_ <> floor(position_)
-                      OR position_ NOT BETWEEN 1 AND {MAX_POSITION}, true) THEN 'bad position'
-                 END AS reason,
-            CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
-                 WHEN '{FUTURE}' THEN time_text WHEN 'bad position' THEN position
-                 WHEN 'malformed row' THEN broken END AS detail
-        FROM texts t
-        LEFT JOIN products p ON p.product_id = t.given_
-        LEFT JOIN product_aliases a ON a.alias = t.given_"""
-    )
+    _check(connection, load.options)
     # What came in without its query gets it from a later file.
     connection.execute(
         """UPDATE impressions SET query = c.query_, query_key = c.key FROM (
@@ -90,3 +59,41 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
     ).fetchall()
     connection.execute("DROP TABLE fresh")
     return stored, good - stored
+
+
+def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
+    """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
+    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
+    product = id_value(connection, "product_id")
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE checked AS
+        WITH texts AS (SELECT s.*, {clean_id(user)} AS user_,
+                left(nullif(qa_clean({value("s.query")}), ''), {MAX_QUERY}) AS query_,
+                {clean_id(product)} AS given_,
+                left({clean_id(value("s.query_id"))}, {MAX_ID}) AS query_id_,
+                {moment_text("s")} AS time_text,
+                {timestamp("time_text", options.time_format)} AS ts,
+                {value("s.position")} AS position_text,
+                try_cast(position_text AS DOUBLE) AS position_
+            FROM stage s)
+        SELECT t.* EXCLUDE query_, nullif(qa_key(query_), '') AS key,
+            CASE WHEN key IS NOT NULL THEN query_ END AS query_,
+            {KNOWN_PRODUCT},
+            CASE WHEN broken IS NOT NULL THEN 'malformed row'
+                 WHEN user_ IS NULL THEN 'no user'
+                 WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
+                 WHEN time_text IS NULL THEN 'no time'
+                 WHEN ts IS NULL THEN 'unparseable time'
+                 WHEN {OUT_OF_RANGE} THEN 'time out of range'
+                 WHEN {is_in_future("ts", allowed=options.allow_future)} THEN '{FUTURE}'
+                 WHEN product_ IS NULL THEN 'no product'
+                 WHEN position_text IS NOT NULL AND coalesce(position_ <> floor(position_)
+                      OR position_ NOT BETWEEN 1 AND {MAX_POSITION}, true) THEN 'bad position'
+                 END AS reason,
+            CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
+                 WHEN '{FUTURE}' THEN time_text WHEN 'bad position' THEN position
+                 WHEN 'malformed row' THEN broken END AS detail
+        FROM texts t
+        LEFT JOIN products p ON p.product_id = t.given_
+        LEFT JOIN product_aliases a ON a.alias = t.given_"""
+    )

@@ -55,6 +55,22 @@ def _read(raw: RawFiles) -> Extract:
         FROM actions WHERE type = 'search'""",
     )
     ignored |= merge_searches(raw, "searches")
+    _load_items(raw)
+    return Extract(
+        events="""SELECT user_id, coalesce(time::VARCHAR, time_text) AS time, 'search' AS type,
+                query, NULL AS product_id FROM searches
+            UNION ALL SELECT person, coalesce(time::VARCHAR, time_text), type, NULL, product
+            FROM items""",
+        mentioned="""SELECT product AS product_id, arg_max(title, time) AS title, NULL AS brand,
+                arg_max(category, time) AS category, arg_max(price, time) AS price
+            FROM items WHERE product IS NOT NULL GROUP BY 1""",
+        logins="FROM logins",
+        ignored=ignored,
+    )
+
+
+def _load_items(raw: RawFiles) -> None:
+    """The table ``items``: a product that was viewed, put into a cart or bought in each row."""
     raw.load(
         "items",
         f"""SELECT person, time, time_text, type, sku AS product,
@@ -68,17 +84,6 @@ def _read(raw: RawFiles) -> Extract:
         FROM (SELECT *, unnest(CASE WHEN json_array_length(action->'itemDetails') > 0
             THEN from_json(action->'itemDetails', '["JSON"]') ELSE ['{{}}'::JSON] END) AS item
             FROM actions WHERE type IN ('cart', 'purchase'))""",
-    )
-    return Extract(
-        events="""SELECT user_id, coalesce(time::VARCHAR, time_text) AS time, 'search' AS type,
-                query, NULL AS product_id FROM searches
-            UNION ALL SELECT person, coalesce(time::VARCHAR, time_text), type, NULL, product
-            FROM items""",
-        mentioned="""SELECT product AS product_id, arg_max(title, time) AS title, NULL AS brand,
-                arg_max(category, time) AS category, arg_max(price, time) AS price
-            FROM items WHERE product IS NOT NULL GROUP BY 1""",
-        logins="FROM logins",
-        ignored=ignored,
     )
 
 

@@ -89,15 +89,8 @@ def _kuaisearch_role(file: RawFile) -> str | None:
     return "items" if file.has("item_id", "item_title", "brand_name") else None
 
 
-def _kuaisearch(raw: RawFiles) -> Extract:
-    """``items.jsonl``, and ``recall.jsonl``, else ``rank.jsonl``, which holds the same searches.
-
-    A row of recall is one search of ``query`` by ``user_id``; ``impressed_item_ids`` are
-    impressions in order, ``clicked_item_ids`` and ``purchased_item_ids`` what came of it. A row
-    of rank is one item of a search. ``time_index`` is an order and no time: seconds from
-    2024 on stand for it. ``category_level1_name`` to 3 are the category. Users' and sellers'
-    facts, relevance.jsonl and statistics are ignored.
-    """
+def _load_kuaisearch_searches(raw: RawFiles) -> None:
+    """The table ``asked``: searches, with lists of what was shown, clicked and bought."""
     is_recall = bool(raw.of("recall"))
     lists = ("impressed_item_ids", "clicked_item_ids", "purchased_item_ids")
     ids = dict.fromkeys(lists, "VARCHAR[]")
@@ -122,6 +115,18 @@ def _kuaisearch(raw: RawFiles) -> Extract:
         f"""SELECT *, TIMESTAMP '{CLOCK_START}' + to_seconds(try_cast(time_index AS BIGINT)) AS time
         FROM ({" UNION ALL BY NAME ".join([f"SELECT {nothing} WHERE false", *rows])})""",
     )
+
+
+def _kuaisearch(raw: RawFiles) -> Extract:
+    """``items.jsonl``, and ``recall.jsonl``, else ``rank.jsonl``, which holds the same searches.
+
+    A row of recall is one search of ``query`` by ``user_id``; ``impressed_item_ids`` are
+    impressions in order, ``clicked_item_ids`` and ``purchased_item_ids`` what came of it. A row
+    of rank is one item of a search. ``time_index`` is an order and no time: seconds from
+    2024 on stand for it. ``category_level1_name`` to 3 are the category. Users' and sellers'
+    facts, relevance.jsonl and statistics are ignored.
+    """
+    _load_kuaisearch_searches(raw)
     levels = [f"category_level{n}_name" for n in (1, 2, 3)]
     columns = dict.fromkeys(("item_id", "item_title", "brand_name", *levels), "VARCHAR")
     items = " UNION ALL ".join(

@@ -131,26 +131,7 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
             f"{files[0].path}: the columns' names are in a language that is not known; export "
             "with the admin's language set to English"
         )
-    sale = """sale_price IS NOT NULL
-        AND coalesce(try_cast(sale_from AS TIMESTAMP) <= current_timestamp::TIMESTAMP, true)
-        AND coalesce(try_cast(sale_to AS TIMESTAMP) + INTERVAL 1 DAY
-            > current_timestamp::TIMESTAMP, true)"""
-    raw.load(
-        "items",
-        f"""SELECT * REPLACE ({_unguarded("title")} AS title),
-            contains(lower(kind), 'variation') AS is_variation,
-            CASE WHEN {sale} THEN sale_price ELSE price END AS offer,
-            coalesce(lower(in_stock), '1') NOT IN ('0', 'no', 'false') AS is_in_stock,
-            coalesce(published, '1') <> '1' OR lower(visibility) = 'hidden' AS is_hidden
-        FROM rows""",
-    )
-    raw.load(
-        "families",
-        """SELECT v.line, v.id, coalesce(CASE WHEN v.is_variation THEN p.id END, v.id) AS product_id
-        FROM items v LEFT JOIN items p ON v.is_variation AND NOT p.is_variation
-            AND (v.parent = 'id:' || p.id OR v.parent = p.sku)
-        QUALIFY row_number() OVER (PARTITION BY v.line ORDER BY p.line) = 1""",
-    )
+    _load_families(raw)
     paths = f"list_filter({_split('categories')}, lambda p: lower(p) NOT IN ('uncategorized', ''))"
     raw.load(
         "catalog",
@@ -192,6 +173,30 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
     if hidden:
         notes.append(f"{hidden:,} products are hidden or not published: out of stock")
     return aliases, attributes, notes
+
+
+def _load_families(raw: RawFiles) -> None:
+    """The tables ``items``, rows with their offers, and ``families``, the products of rows."""
+    sale = """sale_price IS NOT NULL
+        AND coalesce(try_cast(sale_from AS TIMESTAMP) <= current_timestamp::TIMESTAMP, true)
+        AND coalesce(try_cast(sale_to AS TIMESTAMP) + INTERVAL 1 DAY
+            > current_timestamp::TIMESTAMP, true)"""
+    raw.load(
+        "items",
+        f"""SELECT * REPLACE ({_unguarded("title")} AS title),
+            contains(lower(kind), 'variation') AS is_variation,
+            CASE WHEN {sale} THEN sale_price ELSE price END AS offer,
+            coalesce(lower(in_stock), '1') NOT IN ('0', 'no', 'false') AS is_in_stock,
+            coalesce(published, '1') <> '1' OR lower(visibility) = 'hidden' AS is_hidden
+        FROM rows""",
+    )
+    raw.load(
+        "families",
+        """SELECT v.line, v.id, coalesce(CASE WHEN v.is_variation THEN p.id END, v.id) AS product_id
+        FROM items v LEFT JOIN items p ON v.is_variation AND NOT p.is_variation
+            AND (v.parent = 'id:' || p.id OR v.parent = p.sku)
+        QUALIFY row_number() OVER (PARTITION BY v.line ORDER BY p.line) = 1""",
+    )
 
 
 def _attributes(raw: RawFiles) -> str:
