@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
 from msgspec import Meta
+
+from qagent_mlx.errors import QAgentError
 
 from .console import say, waiting
 from .ingested import history, rejects, show_ingested, undo
@@ -16,7 +19,7 @@ from .presets import IngestGroup, ingest_or_suggest, load_files
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
-    from qagent_mlx.ingest.report import EventType, IngestReport, Kind
+    from qagent_mlx.ingest.report import ClearField, EventType, IngestReport, Kind
 
 
 @click.group(invoke_without_command=True, cls=IngestGroup)
@@ -133,6 +136,14 @@ class FileOptions:
     ] = False
 
 
+class FilesCommand(click.Command):
+    """A command that takes ``-::FILE``, a file of an archive on standard input, for no option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Name standard input so that it does not begin with a dash."""
+        return super().parse_args(ctx, [re.sub("^-(?=::)", "stdin", arg) for arg in args])
+
+
 files_argument = click.argument("files", nargs=-1)
 file_options = setting_options(
     FileOptions,
@@ -149,23 +160,31 @@ file_options = setting_options(
 )
 
 
-@ingest.command()
+@ingest.command(cls=FilesCommand)
+@click.option(
+    "--clear",
+    multiple=True,
+    type=click.Choice(["brand", "category", "price", "stock", "attributes", "aliases"]),
+    help="Field that a blank cell empties; may be repeated.",
+)
 @files_argument
 @file_options
 @shop_option
 @json_option
-def products(files: tuple[str, ...], options: FileOptions, shop_path: Path) -> Output:
+def products(
+    files: tuple[str, ...], options: FileOptions, clear: tuple[ClearField, ...], shop_path: Path
+) -> Output:
     """Load products: product_id, title, brand, category, price, stock, attributes, time, aliases.
 
-    Fields that a file has no column for stay as they are, so a file of ids and prices updates
-    prices. Products that are new need a title.
+    Fields that a file has no column for stay as they are, and so do those whose cell is blank: a
+    file of ids and prices updates prices. Products that are new need a title.
     """
-    report = _ingest(shop_path, files, "products", options)
+    report = _ingest(shop_path, files, "products", options, clear=clear)
     then = "qagent ingest events FILE, or qagent index"
     return show_ingested(report, then, dry_run=options.dry_run)
 
 
-@ingest.command()
+@ingest.command(cls=FilesCommand)
 @click.option("--type", "event_type", help="The type of all rows, for files without such a column.")
 @files_argument
 @file_options
@@ -179,7 +198,7 @@ def events(
     return show_ingested(report, "qagent index", dry_run=options.dry_run)
 
 
-@ingest.command()
+@ingest.command(cls=FilesCommand)
 @files_argument
 @file_options
 @shop_option
@@ -285,10 +304,11 @@ def _ingest(
     kind: Kind,
     options: FileOptions,
     event_type: EventType | None = None,
+    clear: tuple[ClearField, ...] = (),
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
     from qagent_mlx.ingest.mapping import parse_values
-    from qagent_mlx.ingest.report import IngestReport, ReadOptions
+    from qagent_mlx.ingest.report import IngestReport, ReadOptions, with_progress
     from qagent_mlx.ingest.sources.locations import locate, query_location
 
     if (options.sql is None) == (not files):
@@ -306,14 +326,22 @@ def _ingest(
         allow_future=options.allow_future,
         max_rejects=options.max_rejects,
         dry_run=options.dry_run,
+        clear=clear,
     )
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
         named = [f"{file}::{options.sheet}" for file in files] if options.sheet else files
         places = named if options.sql is None else [query_location(options.sql)]
-        for location in locate(places, options.join):
-            with waiting(f"reading {location.shown}"):
-                total += ingest_or_suggest(shop, kind, location, reading)
+        locations = locate(places, options.join)
+        names = [location.shown for location in locations]
+        for number, location in enumerate(locations):
+            try:
+                with waiting(f"reading {location.shown}"):
+                    total += ingest_or_suggest(shop, kind, location, reading)
+            except QAgentError as error:
+                raise with_progress(
+                    error, names[:number], names[number + 1 :], dry_run=options.dry_run
+                ) from error
     return total
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .console import print_table, say, waiting
-from .options import Output, json_option, opened, shop_option
+from .options import Output, in_flags, json_option, opened, shop_option
 from .param_types import FILE
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def show_ingested(report: IngestReport, then: str, *, dry_run: bool = False) -> Output:
     """What a load stored and how its files were understood."""
+    command = click.get_current_context().command
+    report = replace(report, examples=tuple(in_flags(line, command) for line in report.examples))
 
     def draw() -> None:
         for file in report.understood:
@@ -74,6 +77,10 @@ def rejects(out: Path | None, clear: bool, shop_path: Path) -> Output:
             export_rejects(shop, out)
         if clear:
             clear_rejects(shop)
+    context = click.get_current_context()
+    assert context.parent is not None and isinstance(context.parent.command, click.Group)
+    retry = context.parent.command.commands["retry"]  # which takes what helps
+    counts = [replace(count, remedy=in_flags(count.remedy, retry)) for count in counts]
     total = sum(count.rows for count in counts)
     document = {
         "rejects": [count.to_dict() for count in counts],
@@ -84,7 +91,7 @@ def rejects(out: Path | None, clear: bool, shop_path: Path) -> Output:
 
     def draw() -> None:
         if not counts:
-            say("no rejected rows")
+            say("no rejected rows" + (f"; {out} has none" if out is not None else ""))
             return
         rows = [(c.file, c.kind, c.reason, f"{c.rows:,}", c.first, c.remedy) for c in counts]
         columns = ("file", "kind", "reason", "rows", "first", "what helps")

@@ -98,9 +98,10 @@ def _prepared(command: click.Command) -> click.Command:
     @functools.wraps(callback)
     def prepared(*args: Any, **options: Any) -> Any:
         import qagent_mlx
+        from qagent_mlx.errors import QAgentError
         from qagent_mlx.utils.settings import SettingError
 
-        from .options import with_flags
+        from .options import in_flags, with_flags
 
         context = click.get_current_context()
         if context.invoked_subcommand is None:
@@ -109,6 +110,10 @@ def _prepared(command: click.Command) -> click.Command:
             return callback(*args, **options)
         except SettingError as error:
             raise with_flags(error, context.command) from error
+        except QAgentError as error:
+            if "`" in str(error):
+                raise QAgentError(in_flags(str(error), context.command)) from error
+            raise
 
     command.callback = prepared
     return command

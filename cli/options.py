@@ -94,14 +94,27 @@ def with_flags(error: SettingError, command: click.Command) -> QAgentError:
     """The error as the command line puts it: settings are named by the flags that set them."""
     if error.where:  # a file, which knows no flags
         return error
+    flags = _flags(command)
+    reason = in_flags(error.reason, command)
+    reason = re.sub(r"\b[a-z]+(?:_[a-z0-9]+)+\b", lambda m: flags.get(m[0], m[0]), reason)
+    return QAgentError(f"{flags.get(error.setting, error.setting)} {reason}")
+
+
+def in_flags(text: str, command: click.Command) -> str:
+    """A text that names settings as `` `time_format` `` with the flags that set them."""
+    flags = _flags(command)
+    return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def _flags(command: click.Command) -> dict[str, str]:
+    """The flags of a command by the names of their settings, also without their groups'."""
     flags: dict[str, str] = {}
     for option in command.params:
         if isinstance(option, click.Option):
             setting = getattr(option, "setting", str(option.name))
             flags[setting] = max(option.opts, key=len)
             flags.setdefault(setting.rpartition(".")[2], flags[setting])
-    reason = re.sub(r"\b[a-z]+(?:_[a-z0-9]+)+\b", lambda m: flags.get(m[0], m[0]), error.reason)
-    return QAgentError(f"{flags.get(error.setting, error.setting)} {reason}")
+    return flags
 
 
 def _option(

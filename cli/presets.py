@@ -12,7 +12,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.settings import SettingError
 
 from .console import say, waiting
-from .options import Output, opened
+from .options import Output, in_flags, opened
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.report import IngestReport, Kind, ReadOptions, Understood
@@ -85,6 +85,9 @@ def load_files(
                 "values", f"{field}:{given}: presets take types only (type:NAME=TYPE)"
             )
         meanings[given] = meant
+    for source in map(Path, sources):
+        if source.is_file() and not source.stat().st_size:
+            raise QAgentError(f"{source} is empty; nothing to ingest")
     name = preset or AUTO
     with waiting(f"reading {', '.join(sources)}"):
         if dry_run:
@@ -92,6 +95,8 @@ def load_files(
         else:
             with opened(shop_path, write=True) as shop:
                 report = load_preset(shop, name, *sources, values=meanings)
+
+    command = click.get_current_context().command
 
     def draw() -> None:
         if preset is None:
@@ -107,7 +112,7 @@ def load_files(
             for understood in part.understood:
                 _draw_understood(understood)
             for example in part.examples:
-                say(f"  {example}")
+                say(f"  {in_flags(example, command)}")
         if report.total.ignored:
             counts = ", ".join(f"{n} {count:,}" for n, count in report.total.ignored.items())
             say(f"ignored: {counts}")

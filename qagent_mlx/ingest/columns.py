@@ -13,6 +13,7 @@ import duckdb
 from ..types import EVENT_TYPES
 from ..utils.database import literal
 from ..utils.settings import SettingError
+from ..utils.text import clean
 from .parse_fields import value
 from .report import Kind, ReadOptions
 
@@ -258,7 +259,7 @@ def _check_columns(
     mapping: Mapping[str, str],
     chosen: Mapping[str, str],
 ) -> None:
-    names = ", ".join(columns)
+    names = shown_columns(columns)
     for field, column in mapping.items():
         if column not in columns:
             raise SettingError(
@@ -276,6 +277,13 @@ def _check_columns(
             f"{needed} {'is' if len(missing) == 1 else 'are'} missing: {path} has no column for "
             f"{' and '.join(missing)}; its columns are {names}",
         )
+
+
+def shown_columns(columns: Iterable[str]) -> str:
+    """Names of columns for a message, long ones cut."""
+    names = [clean(column) for column in columns]
+    shown = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:50]]
+    return ", ".join(shown) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from .parse_fields import (
     OUT_OF_RANGE,
     clean_id,
     is_in_future,
+    moment,
     moment_text,
     normal_type,
     timestamp,
@@ -76,7 +77,7 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                 {value("s.click_time")} AS click_text, {value("s.type")} AS type_given
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
         texts AS (SELECT *, {clean_id("user_text")} AS user_, {clean_id("product_text")} AS given_,
-                {timestamp("time_text", options.time_format)} AS ts,
+                {moment("given", "time_text", options.time_format)} AS ts,
                 {timestamp("click_text", options.time_format)} AS click_ts,
                 coalesce({normal_type("type_given")}, {default}) AS type_text
             FROM given),
@@ -111,6 +112,9 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
             CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
                  WHEN '{FUTURE}' THEN time_text
                  WHEN 'unknown event type' THEN type WHEN 'unknown product' THEN product_
+                 WHEN 'no user' THEN trim(user_id) WHEN 'no time' THEN trim(time)
+                 WHEN 'no event type' THEN trim(type) WHEN 'no product' THEN trim(product_id)
+                 WHEN 'search without a query' THEN trim(query)
                  WHEN 'malformed row' THEN broken END AS detail
         FROM typed"""
     )

@@ -12,8 +12,8 @@ from .parse_fields import (
     OUT_OF_RANGE,
     clean_id,
     is_in_future,
+    moment,
     moment_text,
-    timestamp,
     value,
 )
 from .report import Load, ReadOptions
@@ -72,7 +72,7 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                 {clean_id(product)} AS given_,
                 left({clean_id(value("s.query_id"))}, {MAX_ID}) AS query_id_,
                 {moment_text("s")} AS time_text,
-                {timestamp("time_text", options.time_format)} AS ts,
+                {moment("s", "time_text", options.time_format)} AS ts,
                 {value("s.position")} AS position_text,
                 try_cast(position_text AS DOUBLE) AS position_
             FROM stage s)
@@ -92,6 +92,8 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                  END AS reason,
             CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
                  WHEN '{FUTURE}' THEN time_text WHEN 'bad position' THEN position
+                 WHEN 'no user' THEN trim(t.user_id) WHEN 'no time' THEN trim(t.time)
+                 WHEN 'no product' THEN trim(t.product_id)
                  WHEN 'malformed row' THEN broken END AS detail
         FROM texts t
         LEFT JOIN products p ON p.product_id = t.given_

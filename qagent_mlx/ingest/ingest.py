@@ -31,11 +31,21 @@ from .history import last_event, next_ingest, record_ingest
 from .impressions import store_impressions
 from .mapping import changed_value
 from .parse_fields import attributes_or_mark, category, plain
-from .products import price_or_nan, store_products
-from .report import IngestReport, Kind, Load, ReadOptions, RejectReason, refuse_rejects, remedy
+from .products import contradictions, price_or_nan, store_products
+from .report import (
+    IngestReport,
+    Kind,
+    Load,
+    ReadOptions,
+    RejectReason,
+    refuse_rejects,
+    remedy,
+    with_progress,
+)
 from .sources.joining import stage_location
 from .sources.locations import Location, locate
-from .sources.staging import Staged
+from .sources.staging import IGNORED, Staged, leave_out
+from .time_formats import fitting_formats, time_remedy
 from .understood import notes, understand
 
 RETRY = "retry"  # stands for a file's name where rejected rows are tried again
@@ -61,27 +71,40 @@ def ingest_files(
     check(options)
     total = IngestReport()
     register_functions(shop.connection)  # outside: a rolled back transaction would drop them
-    for location in locate(files, options.join):
+    locations = locate(files, options.join)
+    for number, location in enumerate(locations):
         try:
-            with shop.transaction() as connection:
-                staged = stage_location(connection, kind, location, options)
-                if staged is None:
-                    continue
-                report = _store_file(shop, kind, location, options, staged)
-                report += IngestReport(ignored=staged.ignored)
-                if options.dry_run:
-                    raise _DryRun(report)
-            total += report
-        except _DryRun as dry:
-            total += dry.report
-        except (duckdb.OutOfMemoryException, MemoryError) as error:
-            raise QAgentError(
-                f"{location.shown}: not enough memory; close other programs, or cut it into "
-                "smaller files"
+            total += _ingest_location(shop, kind, location, options)
+        except QAgentError as error:
+            names = [other.shown for other in locations]
+            raise with_progress(
+                error, names[:number], names[number + 1 :], dry_run=options.dry_run
             ) from error
-        except duckdb.Error as error:
-            raise QAgentError(f"{location.shown}: {str(error).splitlines()[0]}") from error
     return total
+
+
+def _ingest_location(
+    shop: Shop, kind: Kind, location: Location, options: ReadOptions
+) -> IngestReport:
+    """Load one file in a transaction of its own."""
+    try:
+        with shop.transaction() as connection:
+            staged = stage_location(connection, kind, location, options)
+            if staged is None:
+                return IngestReport()
+            report = _store_file(shop, kind, location, options, staged)
+            if options.dry_run:
+                raise _DryRun(report)
+        return report
+    except _DryRun as dry:
+        return dry.report
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        raise QAgentError(
+            f"{location.shown}: not enough memory; close other programs, or cut it into "
+            "smaller files"
+        ) from error
+    except duckdb.Error as error:
+        raise QAgentError(f"{location.shown}: {str(error).splitlines()[0]}") from error
 
 
 class _DryRun(Exception):
@@ -132,13 +155,16 @@ def retry_rejected(shop: Shop, options: ReadOptions | None = None) -> IngestRepo
             key_lists = connection.execute("SELECT DISTINCT keys FROM tried ORDER BY keys")
             for (keys,) in key_lists.fetchall():
                 fields = _stage_tried(connection, kind, keys, options)
+                if kind == "events":
+                    report += IngestReport(ignored=leave_out(connection, "stage", options))
                 report += _store_staged(shop, kind, RETRY, replace(load, fields=fields))
             if report.accepted:
                 record_ingest(connection, load, kind, RETRY, started, report, None, last)
-            # What is rejected again is still a row of its own file.
+            # What is rejected again is still a row of its own file; a mapping that did not help
+            # does not change it.
             connection.execute(
                 f"""UPDATE rejects SET file = t.file, row = t.row, rejected_at = t.rejected_at,
-                    ingest_id = t.ingest_id
+                    ingest_id = t.ingest_id{", raw = t.raw" if options.mapping else ""}
                 FROM tried t WHERE rejects.file = '{RETRY}' AND rejects.kind = t.kind
                 AND rejects.row = t.number;
                 DROP TABLE tried"""
@@ -160,7 +186,8 @@ def _stage_tried(
         if field not in sources:
             return "NULL::VARCHAR"
         path = literal("$." + json.dumps(sources[field]))
-        return changed_value(field, f"json_extract_string(raw, {path})", options.values)
+        nothing = IGNORED if field == "type" else ""
+        return changed_value(field, f"json_extract_string(raw, {path})", options.values, nothing)
 
     texts = ", ".join(f"{text(field)} AS {field}" for field in FIELDS[kind])
     connection.execute(
@@ -217,7 +244,8 @@ def append_in_transaction(
         for number, values in enumerate(rows, 1):
             appender.append_row(number, *(_text(values.get(field)) for field in fields), None)
     # Products come with all that is known of them; aliases stay as they are.
-    load = Load(ReadOptions(allow_future=True), frozenset(fields) - {"aliases"})
+    options = ReadOptions(allow_future=True, clear=("brand", "category", "price", "attributes"))
+    load = Load(options, frozenset(fields) - {"aliases"})
     return _store_staged(shop, kind, kind, load)
 
 
@@ -273,11 +301,16 @@ def _store_staged(
     malformed = staged.malformed if staged else "malformed row"
     connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])
     report = IngestReport(accepted, 0, duplicates)
+    if kind == "products":
+        report = _count_contradictions(connection, report)
     rejected = _rejected(connection, kind, file, load)
     if staged is not None:
-        refuse_rejects(file, rejected, accepted + duplicates, load)
+        report += IngestReport(ignored=staged.ignored)
+        refuse_rejects(file, rejected, accepted + duplicates, load, staged.notes)
         understood = understand(connection, kind, file, staged, last_event_id)
         lines = staged.notes + notes(connection, kind, load)
+        if not understood.rows:
+            lines += (f"{file} holds no rows",)
         report += IngestReport(notes=lines, understood=(understood,))
     _keep_rejected(connection, kind, file, load)
     connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
@@ -285,6 +318,22 @@ def _store_staged(
         rejected=sum(reason.rows for reason in rejected),
         reasons={reason.name: reason.rows for reason in rejected},
         examples=tuple(str(reason) for reason in rejected),
+    )
+
+
+def _count_contradictions(
+    connection: duckdb.DuckDBPyConnection, report: IngestReport
+) -> IngestReport:
+    """The report with rows that a later one contradicts as ignored, not as known already."""
+    rows, example = contradictions(connection)
+    if not rows:
+        return report
+    note = f"rows of one product say different things (such as {example}); the last one holds"
+    return replace(
+        report,
+        duplicates=report.duplicates - rows,
+        ignored={"contradicted by a later row": rows},
+        notes=(note,),
     )
 
 
@@ -307,7 +356,11 @@ def _rejected(
         elif load.options.preset is not None:
             place = _described(connection, kind, row)
         shown = clean(str(detail))[:60] if detail else ""
-        rejected.append(RejectReason(name, count, source, place, shown, remedy(name, load.fields)))
+        helps = remedy(name, load.fields)
+        if name == "unparseable time":
+            given = load.options.time_format
+            helps = time_remedy(fitting_formats(connection), given) or helps
+        rejected.append(RejectReason(name, count, source, place, shown, helps))
     return rejected
 
 

@@ -110,11 +110,10 @@ def parse_any_kind(
 
 
 def _of_any_kind(parse: Callable[[list[str], Kind], tuple[T, ...]], text: str) -> tuple[T, ...]:
-    *others, last = get_args(Kind)
-    for kind in others:
+    for kind in get_args(Kind):
         with contextlib.suppress(SettingError):
             return parse([text], kind)
-    return parse([text], last)
+    return parse([text], "events")
 
 
 def normal(value: str) -> str:

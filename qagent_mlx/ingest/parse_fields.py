@@ -213,6 +213,27 @@ def moment_text(stage: str) -> str:
         ELSE {day_only} || ' ' || {hour} END"""
 
 
+def moment(stage: str, text: str, time_format: str | None) -> str:
+    """SQL: a row's moment in UTC, or NULL.
+
+    A format may be that of the day alone, or of the day and the time of day as the file has them.
+
+    Args:
+        stage: Has the columns ``time`` and ``time_of_day``.
+        text: SQL of its `moment_text`.
+    """
+    if not time_format:
+        return timestamp(text, None)
+    day, hour = value(f"{stage}.time"), value(f"{stage}.time_of_day")
+    # The text's time of day is written with 24 hours and begins behind the day.
+    rest = f"try_cast(substr({text}, length({day}) + 2) AS TIME)"
+    form = literal(time_format)
+    return f"""CASE WHEN {hour} IS NULL THEN {timestamp(text, time_format)}
+        ELSE coalesce({timestamp(text, time_format)},
+            try_strptime({day} || ' ' || {hour}, {form})::TIMESTAMP,
+            try_strptime({day}, {form})::DATE + {rest}) END"""
+
+
 def timestamp(column: str, time_format: str | None) -> str:
     """SQL: a text column as a UTC timestamp, or NULL."""
     if time_format:

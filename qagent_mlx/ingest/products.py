@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import duckdb
 
@@ -40,14 +39,15 @@ def store_products(shop: Shop, load: Load) -> tuple[int, int]:
 
     ``products`` holds the newest state of each product and ``product_history`` all states. A row
     with a time says what held from then on. A row without one says what holds now; what held
-    before stays known for moments before now. Fields that the file does not have stay as they
-    are; those of a product that is new are empty, and it is in stock. Returns the numbers of rows
-    that were stored, and of duplicates.
+    before stays known for moments before now. Fields that the file does not have, and those whose
+    cells are blank, stay as they are; those of a product that is new are empty, and it is in
+    stock. ``clear`` names fields that blank cells empty. Returns the numbers of rows that were
+    stored, and of duplicates.
     """
     connection, version = shop.connection, shop.catalog_version + 1
     _check(connection, load)
-    _find_changes(connection)
-    _find_aliases(connection, "aliases" in load.fields)
+    _find_changes(connection, load)
+    _find_aliases(connection, load)
     ((good, stored),) = connection.execute(
         """SELECT (SELECT count(*) FROM checked WHERE reason IS NULL),
                   count(*) FROM (SELECT DISTINCT product_id, ts FROM fresh_history UNION
@@ -95,7 +95,8 @@ def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
                 {in_stock("stock_text")} AS new_stock,
                 {timestamp("time_text", load.options.time_format)} AS ts
             FROM given),
-        typed AS (SELECT t.*, {_merged_fields(load.fields)},
+        typed AS (SELECT t.*, {_old_fields()}, coalesce(new_title, p.title) AS title_,
+                {_attributes(load)} AS attributes_,
                 price_text IS NOT NULL AND (new_price IS NULL OR NOT isfinite(new_price)
                      OR new_price < 0 OR new_price > 1e9) AS bad_price
             FROM texts t LEFT JOIN products p ON p.product_id = t.id
@@ -113,46 +114,62 @@ def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
             CASE reason WHEN 'malformed row' THEN broken WHEN 'bad price' THEN price
                  WHEN 'bad stock' THEN stock WHEN 'unparseable time' THEN time
                  WHEN 'time out of range' THEN time
-                 WHEN 'no title' THEN CASE WHEN {"title" not in load.fields} THEN id END
+                 WHEN 'no product id' THEN trim(product_id)
+                 WHEN 'no title' THEN {"trim(title)" if "title" in load.fields else "id"}
                  END AS detail
         FROM typed""",
         {"bad": BAD_ATTRIBUTES},
     )
 
 
-def _merged_fields(fields: Collection[str]) -> str:
-    """SQL: what a product is after a row ``t``; what the file lacks is as in the stored ``p``.
+def _old_fields() -> str:
+    """SQL: what a product is before a row ``t``, by the stored ``p``.
 
-    Price and stock are as they were at the row's time, which ``h`` knows. A blank title, and a
-    blank stock, say nothing.
+    Price and stock are as they were at the row's time, which ``h`` knows.
     """
-
-    def merged(field: str, new: str, old: str) -> str:
-        return new if field in fields else old
-
-    old_price = "CASE WHEN h.product_id IS NOT NULL THEN h.price ELSE p.price END"
-    old_stock = "coalesce(h.in_stock, p.in_stock, true)"
-    attributes = value("t.attributes")
-    if "attributes" not in fields:
-        patched = "json_merge_patch(coalesce(p.attributes, '{}')::JSON, t.attributes::JSON)"
-        is_mapped = any(field.startswith(ATTRIBUTE) for field in fields)
-        attributes = f"{patched}::VARCHAR" if is_mapped else "p.attributes"
-    return f"""coalesce(new_title, p.title) AS title_,
-        {merged("brand", "new_brand", "p.brand")} AS brand_,
-        {merged("category", "new_category", "p.category")} AS category_,
-        {merged("price", "new_price", old_price)} AS price_,
-        {merged("stock", f"coalesce(new_stock, {old_stock})", old_stock)} AS stock_,
-        qa_attributes({attributes}) AS attributes_"""
+    return """p.title AS old_title, p.brand AS old_brand, p.category AS old_category,
+        p.attributes AS old_attributes,
+        CASE WHEN h.product_id IS NOT NULL THEN h.price ELSE p.price END AS old_price,
+        coalesce(h.in_stock, p.in_stock, true) AS old_stock, h.ts AS old_ts"""
 
 
-def _find_changes(connection: duckdb.DuckDBPyConnection) -> None:
+def _attributes(load: Load) -> str:
+    """SQL: the attributes that a row tells of; mapped ones are added to those of the product."""
+    is_mapped = any(field.startswith(ATTRIBUTE) for field in load.fields)
+    if "attributes" in load.fields or not is_mapped or "attributes" in load.options.clear:
+        return f"qa_attributes({value('t.attributes')})"
+    told = f"nullif({value('t.attributes')}, '{{}}') IS NOT NULL"
+    patch = "json_merge_patch(coalesce(p.attributes, '{}')::JSON, t.attributes::JSON)::VARCHAR"
+    return f"CASE WHEN {told} THEN qa_attributes({patch}) END"
+
+
+def _find_changes(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
     """``states`` of good rows, and what is new in them: ``fresh`` products, ``fresh_history``."""
+
+    def state(field: str, new: str, *, empty: str = "NULL") -> str:
+        """The last value that a row up to this one tells, else the stored one."""
+        has_column = any(f == field or f.startswith(f"{field}.") for f in load.fields)
+        if has_column and field in load.options.clear:
+            return f"coalesce({new}, {empty})"
+        told = _last(new)
+        if field not in ("price", "stock"):
+            return f"coalesce({told}, old_{field})"
+        # What the file tells of an earlier moment than the shop's history is older than that.
+        since = _last(f"CASE WHEN {new} IS NOT NULL THEN ts END")
+        return f"CASE WHEN {told} IS NULL OR {since} < old_ts THEN old_{field} ELSE {told} END"
+
     # Of the rows that say the same moment the last wins: a later row is the newer export.
     connection.execute(
-        """CREATE OR REPLACE TEMP TABLE states AS
-        SELECT id AS product_id, title_ AS title, brand_ AS brand, category_ AS category,
-               price_ AS price, stock_ AS in_stock, nullif(attributes_, '') AS attributes, ts
+        f"""CREATE OR REPLACE TEMP TABLE states AS
+        SELECT id AS product_id, coalesce({_last("new_title")}, old_title) AS title,
+               {state("brand", "new_brand")} AS brand,
+               {state("category", "new_category")} AS category,
+               {state("price", "new_price")} AS price,
+               {state("stock", "new_stock", empty="true")} AS in_stock,
+               {state("attributes", "nullif(attributes_, '')")} AS attributes, ts
         FROM checked WHERE reason IS NULL
+        WINDOW so_far AS (PARTITION BY id, ts IS NULL ORDER BY ts, row
+                          ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
         QUALIFY row_number() OVER (PARTITION BY id, ts ORDER BY row DESC) = 1;
         CREATE OR REPLACE TEMP TABLE fresh AS
         WITH newest AS (SELECT product_id, max(ts) AS ts FROM product_history GROUP BY 1)
@@ -172,9 +189,32 @@ def _find_changes(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _find_aliases(connection: duckdb.DuckDBPyConnection, has_aliases: bool) -> None:
+def _last(new: str) -> str:
+    """SQL: the last value so far that is told."""
+    return f"last_value({new} IGNORE NULLS) OVER so_far"
+
+
+def contradictions(connection: duckdb.DuckDBPyConnection) -> tuple[int, str | None]:
+    """Good rows of ``checked`` that a later one of the same product and time contradicts.
+
+    Returns their number, and the id of such a product.
+    """
+    fields = [f"new_{field}" for field in ("title", "brand", "category", "price", "stock")]
+    fields.append("nullif(attributes_, '')")
+    differ = " OR ".join(f"min({field}) <> max({field})" for field in fields)
+    ((rows, example),) = connection.execute(
+        f"""SELECT coalesce(sum(n), 0)::BIGINT, arg_min(id, first) FROM (
+            SELECT id, count(*) - 1 AS n, min(row) AS first FROM checked
+            WHERE reason IS NULL GROUP BY id, ts HAVING count(*) > 1 AND ({differ}))"""
+    ).fetchall()
+    return rows, example
+
+
+def _find_aliases(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
     """``fresh_aliases`` of the good rows, and in ``realiased`` the products whose differ."""
-    where = "reason IS NULL" if has_aliases else "false"
+    where = "reason IS NULL" if "aliases" in load.fields else "false"
+    if "aliases" not in load.options.clear:
+        where += f" AND {value('aliases')} IS NOT NULL"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE fresh_aliases AS
         SELECT alias, arg_max(id, row) AS product_id FROM (

@@ -16,17 +16,20 @@ from ..utils.settings import SettingError
 from .parse_fields import MAX_ID, MAX_QUERY
 
 Kind = Literal["products", "events", "impressions"]
+ClearField = Literal["brand", "category", "price", "stock", "attributes", "aliases"]
 EventType = Literal["search", "view", "click", "cart", "purchase"]
 
 REMEDIES = {
-    "unknown event type": f"use one of {', '.join(EVENT_TYPES)}, or say what it means (the value "
-    "type:NAME=view)",
-    "no event type": "map the column that holds it (type=COLUMN), or give all rows one type",
-    "unparseable time": "use ISO 8601 or epoch seconds, or give the time format of the file",
+    "unknown event type": f"use one of {', '.join(EVENT_TYPES)}, or `values` type:NAME=view "
+    "(type:NAME= leaves it out)",
+    "no event type": "map the column that holds it (`mapping` type=COLUMN), or give all rows "
+    "one type (`event_type` view)",
+    "unparseable time": "use ISO 8601 or epoch seconds, or give the format of the file "
+    "(`time_format` '%d.%m.%Y %H:%M')",
     "time out of range": "times must lie between 1990 and 2100; digits alone are epoch seconds, "
-    "others such as 20260301 need a time format (%Y%m%d)",
+    "others such as 20260301 need a format (`time_format` %Y%m%d)",
     "time in the future": "an event that lies ahead of the clock would move the log's end for "
-    "everybody; check the time's unit and zone, or allow the future",
+    "everybody; check the time's unit and zone, or store it anyway (`allow_future`)",
     "no time": "every event needs a time",
     "no user": "every event needs a user",
     "no title": "every product needs a title",
@@ -46,14 +49,25 @@ REMEDIES = {
 }
 
 
+LACKING = {
+    "no user": "user_id",
+    "no time": "time",
+    "no title": "title",
+    "no product id": "product_id",
+    "no product": "product_id",
+    "no event type": "type",
+    "search without a query": "query",
+}  # the field that is empty, by reason; its text may stand for nothing, as NA does
+
 _WITHOUT_COLUMN = {
     ("no title", "title"): "without a title a row can only change a product that the shop has: "
-    "ingest the products first, or map the column of titles (title=COLUMN)",
+    "ingest the products first, or map the column of titles (`mapping` title=COLUMN)",
     ("no event type", "type"): REMEDIES["no event type"],
     ("search without a query", "query"): "no column of the file is a query: map it "
-    "(query=COLUMN), or leave searches out and then: qagent ingest derive",
+    "(`mapping` query=COLUMN), or leave searches out "
+    "(`values` type:search=) and then: qagent ingest derive",
     ("no product", "product_id"): "this type of event needs a product: map the column of its id "
-    "(product_id=COLUMN)",
+    "(`mapping` product_id=COLUMN)",
 }  # by reason and field that the file has no column for
 
 
@@ -79,11 +93,23 @@ class RejectReason:
     def __str__(self) -> str:
         value = f" {self.value!r}" if self.value else ""
         rows = f" ({self.rows} rows)" if self.rows > 1 else ""
-        return f"{self.file} {self.place}: {self.name}{value}{rows}; {self.remedy}"
+        helps = self.remedy
+        if self.value and self.name in LACKING:
+            field = LACKING[self.name]
+            helps += (
+                f"; {self.value!r} stands for none: if it is one, call it otherwise "
+                f"(`values` '{field}:{self.value}=NAME')"
+            )
+        return f"{self.file} {self.place}: {self.name}{value}{rows}; {helps}"
 
 
-def refuse_rejects(file: str, rejected: Sequence[RejectReason], good: int, load: Load) -> None:
+def refuse_rejects(
+    file: str, rejected: Sequence[RejectReason], good: int, load: Load, notes: Sequence[str] = ()
+) -> None:
     """Refuse a file that has no good row, or more bad ones than ``max_rejects`` allows.
+
+    Args:
+        notes: How the file was read, which may be why.
 
     Raises:
         QAgentError: with the most frequent reason and its remedy.
@@ -95,16 +121,45 @@ def refuse_rejects(file: str, rejected: Sequence[RejectReason], good: int, load:
     # Nothing of the file is stored, so that there is nothing to be tried again.
     helps = worst.remedy.replace(", then: qagent ingest retry", ", then this file again")
     cause = str(replace(worst, remedy=helps)).removeprefix(f"{file} ")
+    cause = "; ".join((cause, *notes))
     if not good:
         rows = "the only row is" if bad == 1 else f"all {bad:,} rows are"
-        raise QAgentError(f"{file}: {rows} rejected, and nothing is stored; {cause}")
+        raise QAgentError(f"{file}: {rows} rejected, and nothing of it is stored; {cause}")
     limit = load.options.max_rejects
     if bad > limit * (bad + good):
         raise SettingError(
             "max_rejects",
             f"{limit:g} is exceeded: {file}: {bad:,} of {bad + good:,} rows are rejected, and "
-            f"nothing is stored; most of them: {cause}",
+            f"nothing of it is stored; most of them: {cause}",
         )
+
+
+def with_progress(
+    error: QAgentError, stored: Sequence[str], unread: Sequence[str], *, dry_run: bool = False
+) -> QAgentError:
+    """The error of one of several files, with what became of the others.
+
+    Args:
+        error: Names the file that failed.
+        stored: Files before it that are read and stored.
+        unread: Files behind it.
+    """
+    if not stored and not unread:
+        return error
+    parts = [f"not read: {_listed(unread)}"] if unread else []
+    if stored:
+        done = "read" if dry_run else "stored before it"
+        parts.insert(0, f"{done}: {_listed(stored)}")
+    parts.append("to leave a file out, name only the others")
+    text = "; ".join(parts)
+    if isinstance(error, SettingError):
+        return SettingError(error.setting, f"{error.reason}; {text}", error.where)
+    return QAgentError(f"{error}; {text}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +199,10 @@ class ReadOptions:
     dry_run: Annotated[
         bool, Meta(description="Say what would be understood and rejected; store nothing.")
     ] = False
+    clear: Annotated[
+        tuple[ClearField, ...],
+        Meta(description="Field that a blank cell empties; else it stays as the shop has it."),
+    ] = ()
     html: Annotated[
         bool, Meta(description="Remove entities and markup from titles, brands and categories.")
     ] = True

@@ -4,6 +4,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.ingest.report import ReadOptions
 from qagent_mlx.privacy import erase_user, export_user
 from qagent_mlx.shop.shop import Shop
 
@@ -107,10 +108,9 @@ def test_events_of_an_alias_are_of_its_product(shop, tmp_path):
 
 
 def test_aliases_follow_their_file(shop, tmp_path):
-    def load(**fields):
-        return ingest_files(
-            shop, "products", [write(tmp_path / "p.csv", [{"product_id": "p1", **fields}])]
-        )
+    def load(clear=(), **fields):
+        path = write(tmp_path / "p.csv", [{"product_id": "p1", **fields}])
+        return ingest_files(shop, "products", [path], ReadOptions(clear=clear))
 
     def aliases():
         rows = shop.connection.execute("SELECT alias FROM product_aliases ORDER BY ALL")
@@ -122,5 +122,7 @@ def test_aliases_follow_their_file(shop, tmp_path):
     assert aliases() == ["a", "b"]
     assert load(aliases="b|c").accepted == 1
     assert aliases() == ["b", "c"]
-    load(aliases="")
+    load(aliases="")  # says nothing of them, either
+    assert aliases() == ["b", "c"]
+    load(clear=("aliases",), aliases="")
     assert aliases() == []

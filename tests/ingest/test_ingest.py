@@ -423,9 +423,13 @@ def test_a_failure_while_storing_leaves_nothing_of_the_file(stocked, tmp_path, m
 ANY = ReadOptions(max_rejects=1)  # share of rows that may be bad
 BAD_EVENTS = [
     ({"type": "clikc"}, "unknown event type", "'clikc'; use one of search, view, click,"),
-    ({"type": None, "query": None}, "no event type", "(type=COLUMN), or give all rows one type"),
+    ({"type": None, "query": None}, "no event type", "(`mapping` type=COLUMN), or give all rows"),
     ({"time": "yesterday"}, "unparseable time", "'yesterday'; use ISO 8601"),
-    ({"time": "2026-02-30T10:00:00"}, "unparseable time", "give the time format of the file"),
+    (
+        {"time": "2026-02-30T10:00:00"},
+        "unparseable time",
+        "give the format of the file (`time_format`",
+    ),
     ({"time": "nan"}, "no time", "every event needs a time"),
     ({"time": None}, "no time", "every event needs a time"),
     ({"time": "1970-01-02"}, "time out of range", "between 1990 and 2100"),

@@ -206,7 +206,8 @@ def test_what_stands_for_nothing_is_nothing(shop):
     rows = [
         {"product_id": "p1", "title": "NA", "brand": "null", "category": "(none)", "price": "nan"}
     ]
-    assert load(shop, "products", rows)[0].accepted == 1
+    clear = ("brand", "category", "price")
+    assert load(shop, "products", rows, clear=clear)[0].accepted == 1
     assert shop.connection.execute(
         "SELECT title, brand, category, price FROM products WHERE product_id = 'p1'"
     ).fetchall() == [("Lamp", None, None, None)]
@@ -254,7 +255,7 @@ def test_a_load_that_rejects_everything_stores_nothing(shop):
     with pytest.raises(QAgentError) as error:
         load(shop, "events", [event(type="view", product_id=f"x{n}") for n in range(3)])
     assert str(error.value) == (
-        "x.csv: all 3 rows are rejected, and nothing is stored; row 1: unknown product 'x0' "
+        "x.csv: all 3 rows are rejected, and nothing of it is stored; row 1: unknown product 'x0' "
         "(3 rows); ingest its products first, then this file again"
     )
     with pytest.raises(QAgentError, match="all 3 rows"):
@@ -285,7 +286,7 @@ def test_searches_without_a_column_of_queries_say_so(shop):
     rows = [{"user_id": "u", "time": "2026-01-05", "type": kind, "sku": "p1"} for kind in KINDS]
     report, _ = load(shop, "events", rows)
     (example,) = report.examples
-    assert "no column of the file is a query: map it (query=COLUMN)" in example
+    assert "no column of the file is a query: map it (`mapping` query=COLUMN)" in example
 
 
 KINDS = ("search", "view", "click")
@@ -361,12 +362,84 @@ def test_a_feed_of_prices_and_stock_updates_what_is_there(shop):
     assert state(shop, "p1")["in_stock"] is False
     load(shop, "products", [{"id": "p1", "title": "Lamp", "price": "8"}])
     assert state(shop, "p1")["in_stock"] is False
-    # A blank cell clears, but for titles and stock.
-    load(shop, "products", [{"id": "p1", "title": "", "brand": "", "stock": "", "price": "8"}])
-    assert state(shop, "p1") | {"attributes": None} == {
-        **{"title": "Lamp", "brand": None, "category": "A > B", "price": 8},
-        **{"in_stock": False, "attributes": None},
-    }
+
+
+OPTIONAL = ("brand", "category", "price", "stock", "attributes", "aliases")
+FULL = {
+    "id": "p3",
+    "title": "Desk",
+    "brand": "Zeta",
+    "category": "X > Y",
+    "price": "33.5",
+    "stock": "0",
+    "attributes": '{"size": "XL"}',
+    "aliases": "d3|e3",
+}
+
+
+def everything(shop):
+    aliases = shop.connection.execute(
+        "SELECT list(alias ORDER BY alias) FROM product_aliases WHERE product_id = 'p3'"
+    ).fetchall()
+    return state(shop, "p3") | {"aliases": aliases[0][0]}
+
+
+@pytest.mark.parametrize("blank", ["", " ", "NA", "null", "-"])
+@pytest.mark.parametrize("field", ["title", *OPTIONAL])
+def test_a_blank_cell_leaves_every_field_as_it_was(shop, field, blank):
+    load(shop, "products", [FULL])
+    before = everything(shop)
+    report, _ = load(shop, "products", [{"id": "p3", "title": "Desk", field: blank}])
+    assert everything(shop) == before and report.accepted == 0
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_field_is_cleared_by_a_blank_cell_where_that_is_said(shop, field):
+    load(shop, "products", [FULL])
+    before = everything(shop)
+    rows = [{"id": "p3", **dict.fromkeys(OPTIONAL, "")}]
+    report, _ = load(shop, "products", rows, clear=(field,))
+    empty = {"in_stock": True} if field == "stock" else {field: None}
+    assert everything(shop) == before | empty and report.accepted == 1
+
+
+def test_only_columns_that_are_there_are_cleared(shop):
+    load(shop, "products", [FULL])
+    before = everything(shop)
+    load(shop, "products", [{"id": "p3", "title": "Desk"}], clear=OPTIONAL)
+    assert everything(shop) == before
+
+
+def test_rows_of_one_product_add_up_and_contradictions_are_counted(shop):
+    rows = [
+        {"id": "p3", "title": "Desk", "brand": "Zeta", "price": ""},
+        {"id": "p3", "title": "Desk", "brand": "", "price": "5"},
+    ]
+    report, _ = load(shop, "products", rows)
+    assert state(shop, "p3")["brand"] == "Zeta" and state(shop, "p3")["price"] == 5
+    assert (report.accepted, report.duplicates, report.ignored) == (1, 1, {})
+    rows = [{"id": "p3", "price": price} for price in ("6", "7", "7")]
+    report, _ = load(shop, "products", rows)
+    assert state(shop, "p3")["price"] == 7
+    assert (report.accepted, report.duplicates) == (1, 0)
+    assert report.ignored == {"contradicted by a later row": 2}
+    assert "rows of one product say different things (such as p3)" in report.notes[0]
+
+
+def test_a_blank_price_at_a_time_is_the_one_before(shop):
+    rows = [
+        {"id": "p3", "title": "Desk", "time": "2026-01-01", "price": "5", "stock": "1"},
+        {"id": "p3", "title": "Desk", "time": "2026-01-03", "price": "", "stock": "0"},
+    ]
+    load(shop, "products", rows)
+    assert state(shop, "p3")["price"] == 5 and state(shop, "p3")["in_stock"] is False
+    load(shop, "products", [{"id": "p3", "time": "2026-01-02", "price": "6"}])
+    rows = [{"id": "p3", "time": "2026-01-01", "price": "4", "stock": ""}]
+    load(shop, "products", [*rows, {"id": "p3", "time": "2026-01-04", "price": "", "stock": "1"}])
+    history = shop.connection.execute(
+        "SELECT price, in_stock FROM product_history WHERE product_id = 'p3' ORDER BY ts"
+    ).fetchall()
+    assert history == [(4, True), (6, True), (5, False), (5, True)]
 
 
 def test_a_price_at_a_time_keeps_the_stock_of_that_time(shop):

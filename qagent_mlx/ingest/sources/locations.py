@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from ...errors import QAgentError
@@ -24,6 +24,7 @@ FORMS = {
     ".db": "database",
     ".zip": "zip",
 }
+_ABOUT = ("readme", "read_me", "liesmich", "license", "licence", "changelog", "notice")
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -92,6 +93,9 @@ def form_of(name: str) -> tuple[str | None, str]:
 def _locate(name: str) -> list[Location]:
     if name == STDIN:
         return [Location(STDIN, short="stdin")]
+    if name.startswith((f"{STDIN}{SEPARATOR}", f"stdin{SEPARATOR}")) and not Path("stdin").exists():
+        member = name.partition(SEPARATOR)[2]
+        return [Location(STDIN, member, f"stdin{SEPARATOR}{member}")]
     if is_address(name):
         path_start = name.find("/", name.index("://") + 3)  # behind a host such as [::1]
         at = name.find(SEPARATOR, path_start) if path_start > 0 else -1
@@ -117,7 +121,8 @@ def _locate(name: str) -> list[Location]:
             if not any(_is_hidden(part) for part in path.parts if part not in named)
         ]
         # Shards may have no ending, but beside files of a known one a README is none of them.
-        paths = [path for path in paths if path.is_dir() or form_of(path.name)[0]] or paths
+        paths = [p for p in paths if p.is_dir() or form_of(p.name)[0]] or paths
+        paths = [p for p in paths if not _is_about(p.name)] or paths
         if not paths:
             raise QAgentError(f"{name}: no file matches this pattern")
         found = [f for path in paths for f in (_below(path) if path.is_dir() else _file(path))]
@@ -135,6 +140,7 @@ def _below(folder: Path) -> list[Location]:
         if path.is_file()
         and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
         and form_of(path.name)[0]
+        and not _is_about(path.name)
     )
     return [f for path in files for f in _file(path, path.relative_to(folder).as_posix())]
 
@@ -147,17 +153,28 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
+def _is_about(name: str) -> bool:
+    """Whether a file only tells of the others, such as README.txt."""
+    path = PurePosixPath(name.lower())
+    return path.suffix == ".txt" and path.stem in _ABOUT
+
+
 def _file(path: Path, short: str = "") -> list[Location]:
     partitions = _partitions(path)
     short = short or (path.as_posix() if partitions and not path.is_absolute() else path.name)
     if form_of(path.name)[0] != "zip":
         return [Location(str(path), None, short, partitions)]
-    members = [m for m in zip_members(path, str(path)) if form_of(m)[0]]
+    members = readable_members(path, str(path))
     if not members:
         raise _no_files(str(path))
     return [
         Location(str(path), member, f"{short}{SEPARATOR}{member}", partitions) for member in members
     ]
+
+
+def readable_members(path: Path, name: str) -> list[str]:
+    """The files of an archive whose names tell a form, without those that are about the others."""
+    return [m for m in zip_members(path, name) if form_of(m)[0] and not _is_about(m)]
 
 
 def _partitions(path: Path) -> tuple[tuple[str, str | None], ...]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import QAgentError
-from .archives import CHUNK, MAGIC, read_chunks, unpack, unpack_member, zip_members
+from .archives import CHUNK, MAGIC, read_chunks, unpack, unpack_member
 from .databases import duckdb_source, postgres_source, sqlite_source
 from .documents import document_source, json_layout
-from .locations import STDIN, Location, form_of
+from .locations import STDIN, Location, form_of, readable_members
 from .query import query_source
 from .remote import fetch, file_name, is_address
 from .source import Reading, Source
@@ -109,7 +109,7 @@ def _take_out(
     """
     member, _, table = (table or "").partition(SEPARATOR)
     if not member:
-        members = [m for m in zip_members(path, reading.name) if form_of(m)[0]]
+        members = readable_members(path, reading.name)
         if len(members) != 1:
             raise QAgentError(
                 f"{reading.name}: an archive; name the file in it: {location.shown}{SEPARATOR}FILE"

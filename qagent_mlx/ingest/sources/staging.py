@@ -19,6 +19,7 @@ from ..columns import (
     profile_columns,
     quote,
     select_fields,
+    shown_columns,
     usual_fields,
 )
 from ..mapping import changed_value, key_value, resolve_path
@@ -29,7 +30,7 @@ from .opening import open_source
 from .source import Reading, Source
 from .tabular import add_broken_rows
 
-_IGNORED = "\1"  # begins the type of rows that the user wants to be left out
+IGNORED = "\1"  # begins the type of rows that the user wants to be left out
 KEY = "qa_key"  # the column of a staged table by which rows of two files belong together
 
 
@@ -74,7 +75,9 @@ def stage_table(
         plain, source = source, add_paths(source, paths)
         columns = tuple(source.columns)
         if key is not None and key not in columns:
-            raise SettingError("on", f"{key!r}: {name} has no such column, only {_list(columns)}")
+            raise SettingError(
+                "on", f"{key!r}: {name} has no such column, only {shown_columns(columns)}"
+            )
         lacking = _lacking(kind, source, mapping) if key is not None else ()
         source = _with_empty(source, lacking)
         selection = choose_columns(
@@ -88,7 +91,7 @@ def stage_table(
         )
         chosen = selection.chosen
         _create_table(reading, source, chosen, table, key)
-    ignored = _leave_out(connection, table, options) if kind == "events" else {}
+    ignored = leave_out(connection, table, options) if kind == "events" else {}
     chosen = {field: column for field, column in chosen.items() if column not in lacking}
     nested = {f: c for f, c in chosen.items() if c not in plain.columns}
     notes = (*source.notes, *_empty_paths(connection, table, nested))
@@ -103,10 +106,6 @@ def _without_used(
     paths = [resolve_path(name, source.columns) for name in names]
     used = {path.column for path in paths if path is not None} - set(chosen.values())
     return tuple(column for column in columns if column not in used)
-
-
-def _list(columns: Iterable[str]) -> str:
-    return ", ".join(columns)
 
 
 def _lacking(kind: Kind, source: Source, mapping: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
@@ -153,21 +152,21 @@ def _create_table(
 
 
 def _value(field: str, text: str, options: ReadOptions) -> str:
-    nothing = _IGNORED if field == "type" else ""
+    nothing = IGNORED if field == "type" else ""
     return changed_value(field, text, options.values, nothing)
 
 
-def _leave_out(
+def leave_out(
     connection: duckdb.DuckDBPyConnection, table: str, options: ReadOptions
 ) -> dict[str, int]:
     """Remove the rows of event types that mean nothing; returns how many there are of each."""
     if not any(field == "type" and not meant for field, _, meant in options.values):
         return {}
     counts = connection.execute(
-        f"""SELECT type[2:], count(*) FROM {table} WHERE starts_with(type, '{_IGNORED}')
+        f"""SELECT type[2:], count(*) FROM {table} WHERE starts_with(type, '{IGNORED}')
         GROUP BY type ORDER BY count(*) DESC, type"""
     ).fetchall()
-    connection.execute(f"DELETE FROM {table} WHERE starts_with(type, '{_IGNORED}')")
+    connection.execute(f"DELETE FROM {table} WHERE starts_with(type, '{IGNORED}')")
     return dict(counts)
 
 

@@ -18,6 +18,7 @@ from .archives import read_chunks
 from .source import MAX_LINE, Source, json_or_null
 from .text import TextFile
 
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _SEPARATOR_LINE = re.compile('"?sep=([,;|\t])"?')  # as Excel writes it
 
 
@@ -38,6 +39,10 @@ def csv_source(
     except csv.Error as error:
         raise QAgentError(f"{name} line 1: {error}") from error
     columns = [title.strip() or f"column{i}" for i, title in enumerate(titles)]
+    if _CONTROL.search(line):
+        raise QAgentError(
+            f"{name} line 1: it holds bytes that are no text; is this the right file?"
+        )
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise QAgentError(f"{name} line 1: the column {', '.join(twice)} stands there twice")
