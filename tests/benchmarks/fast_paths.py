@@ -1,8 +1,9 @@
 """What each fast path of a CPU saves in a GRPO step: python tests/benchmarks/fast_paths.py SHOP POLICY.
 
-For each path, whole steps are timed in pairs, in turn with and without it (then the plain MLX form
-runs). Prints the median ratio of the times, without to with, and those of all pairs. A path that
-brings less than 1.2 should go. Run it on a quiet machine. No test runs this.
+For each path, steps from the same weights are timed in pairs, in turn with and without it (then the
+plain MLX form runs). Prints the median ratio of processor time, without to with, and those of all
+pairs, for the part of the step that the path serves: rollout or update. A path that brings less than
+1.2 should go. Run it on a quiet machine. No test runs this.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import qagent_mlx
 qagent_mlx.configure()  # before numpy and MLX are imported
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.activations import swiglu as mlx_swiglu
 
 from qagent_mlx.environment.environment import Environment
@@ -53,36 +55,57 @@ def _patched(*patches: Any) -> Iterator[None]:
             each.stop()
 
 
-def _without() -> dict[str, Callable[[], Any]]:
-    """For each path a context in which the plain form runs in its place."""
+def _without() -> dict[str, tuple[str, Callable[[], Any]]]:
+    """For each path what it serves, and a context in which the plain form runs in its place."""
 
     def on(target: Any, name: str, new: Any) -> Any:
         return patch.object(target, name, new)
 
     return {
-        "decoding by numpy": lambda: _patched(
-            on(NumpyDecoder, "of", classmethod(lambda cls, model, parameters: None))
+        "decoding by numpy": (
+            "rollout",
+            lambda: _patched(
+                on(NumpyDecoder, "of", classmethod(lambda cls, model, parameters: None))
+            ),
         ),
-        "softmax": lambda: _patched(on(backend, "softmax", _plain(backend.softmax))),
-        "joint softmax": lambda: _patched(
-            on(backend, "joint_softmax", _plain(backend.joint_softmax))
+        "softmax": ("update", lambda: _patched(on(backend, "softmax", _plain(backend.softmax)))),
+        "joint softmax": (
+            "update",
+            lambda: _patched(on(backend, "joint_softmax", _plain(backend.joint_softmax))),
         ),
-        "SwiGLU": lambda: _patched(on(backend, "swiglu", mlx_swiglu)),
-        "log-probabilities with the head": lambda: _patched(
-            on(Policy, "frozen_head", lambda self: None)
+        "SwiGLU": ("update", lambda: _patched(on(backend, "swiglu", mlx_swiglu))),
+        "log-probabilities with the head": (
+            "update",
+            lambda: _patched(on(Policy, "frozen_head", lambda self: None)),
         ),
-        "log-probabilities, both forms": lambda: _patched(
-            on(Policy, "frozen_head", lambda self: None),
-            on(backend, "token_logprobs", _plain(backend.token_logprobs)),
+        "log-probabilities, both forms": (
+            "update",
+            lambda: _patched(
+                on(Policy, "frozen_head", lambda self: None),
+                on(backend, "token_logprobs", _plain(backend.token_logprobs)),
+            ),
         ),
-        "sampling by numpy": lambda: _patched(on(sampling, "_sample_numpy", sampling._sample_mlx)),
-        "kernels in cache-sized blocks": lambda: _patched(
-            on(cpu_kernels, "_in_blocks", lambda shape, compute: compute(slice(0, shape[0])))
+        "sampling by numpy": (
+            "rollout",
+            lambda: _patched(on(sampling, "_sample_numpy", sampling._sample_mlx)),
+        ),
+        "all softmax, SwiGLU, log-probabilities": (
+            "update",
+            lambda: _patched(
+                on(backend, "uses_numpy", lambda dtype: False),
+                on(Policy, "frozen_head", lambda self: None),
+            ),
+        ),
+        "kernels in cache-sized blocks": (
+            "update",
+            lambda: _patched(
+                on(cpu_kernels, "_in_blocks", lambda shape, compute: compute(slice(0, shape[0])))
+            ),
         ),
     }
 
 
-def main(path: str, parent: str, pairs: int = 5) -> None:
+def main(path: str, parent: str, pairs: int = 3) -> None:
     """Time the pairs; nothing is saved."""
     config = GrpoConfig(steps=pairs)
     with Shop.open(path) as shop:
@@ -90,22 +113,36 @@ def main(path: str, parent: str, pairs: int = 5) -> None:
         environment = Environment.of_shop(shop, policy.codec, policy.info.agent)
     trainer = GrpoTrainer(policy, environment, config)
 
-    def seconds(number: int) -> float:
-        trainer.runner = environment.rollout_runner(policy, policy.info.agent)
-        start = time.process_time()
-        trainer.step(number)
-        mx.synchronize()
-        return time.process_time() - start
+    weights = tree_map(mx.array, policy.model.trainable_parameters())
+    group_sample = trainer.sample
 
-    seconds(0)
-    for name, without in _without().items():
+    def parts(number: int) -> dict[str, float]:
+        """Processor seconds of a step's rollout and update."""
+        policy.model.update(tree_map(mx.array, weights))
+        mx.eval(policy.model.parameters())
+        trainer.runner = environment.rollout_runner(policy, policy.info.agent)
+        times = [time.process_time()]
+
+        def sample(*arguments: Any) -> Any:
+            groups = group_sample(*arguments)
+            times.append(time.process_time())
+            return groups
+
+        with patch.object(trainer, "sample", sample):
+            trainer.step(number)
+        mx.synchronize()
+        times.append(time.process_time())
+        return {"rollout": times[1] - times[0], "update": times[2] - times[1]}
+
+    parts(0)
+    for name, (part, without) in _without().items():
         ratios = []
         for number in range(1, pairs + 1):
-            with_path = seconds(number)
+            with_path = parts(number)[part]
             with without():
-                ratios.append(seconds(number) / with_path)
+                ratios.append(parts(number)[part] / with_path)
         shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{name:34} {statistics.median(ratios):.2f}  ({shown})", flush=True)
+        print(f"{name:32} {part:8} {statistics.median(ratios):.2f}  ({shown})", flush=True)
 
 
 if __name__ == "__main__":
