@@ -131,13 +131,13 @@ def _check_usage(
         raise click.UsageError("name one or more users, or give --all or --users FILE")
     if many != (recipients.out is not None):
         raise click.UsageError("--all and --users go with --out FILE.parquet (or .csv, .jsonl)")
-    if recipients.out is not None:
-        check_table_name(recipients.out)
     if many and chains:
         raise click.UsageError("--chains is for users that are named one by one")
     for flag, given in (("--shard", recipients.shard), ("--workers", workers)):
         if given and not many:
             raise click.UsageError(f"{flag} goes with --all or --users")
+    if recipients.out is not None:
+        check_table_name(recipients.out)
 
 
 def _recommend_to_many(

@@ -167,7 +167,7 @@ def mark_as_derived(shop: Shop, how: str) -> None:
 
 def _store_queries(shop: Shop, queries: Mapping[str, str]) -> IngestReport:
     """Add the queries to engagements that have none, and a search before each group of them."""
-    register_functions(shop.connection)  # outside: a rolled back transaction would drop them
+    register_functions(shop.connection)
     with shop.transaction() as connection:
         MemoryStore(connection, shop.config.memory).discard()
         connection.execute(

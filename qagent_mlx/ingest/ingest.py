@@ -70,7 +70,7 @@ def ingest_files(
     options = options or ReadOptions()
     check(options)
     total = IngestReport()
-    register_functions(shop.connection)  # outside: a rolled back transaction would drop them
+    register_functions(shop.connection)
     locations = locate(files, options.join)
     for number, location in enumerate(locations):
         try:
@@ -138,6 +138,7 @@ def retry_rejected(shop: Shop, options: ReadOptions | None = None) -> IngestRepo
     options = options or ReadOptions()
     check(options)
     total = IngestReport()
+    register_functions(shop.connection)
     for kind in get_args(Kind):
         with shop.transaction() as connection:
             # Rows that could not even be split into fields stay where they are.
@@ -203,7 +204,7 @@ def append_events(shop: Shop, events: Iterable[dict[str, Any]]) -> IngestReport:
 
     All or nothing, as one file is.
     """
-    register_functions(shop.connection)  # outside: a rolled back transaction would drop them
+    register_functions(shop.connection)
     with shop.transaction():
         return append_in_transaction(shop, events)
 
@@ -261,7 +262,11 @@ def _text(value: Any) -> str | None:
 
 
 def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
-    """Register the Python functions that SQL calls once per distinct value."""
+    """Register the Python functions that SQL calls once per distinct value.
+
+    Outside of a transaction: rolled back it would drop them, and where another connection of this
+    process has registered them the attempt would abort it.
+    """
     connection.execute("SELECT 1").fetchall()  # a result left half read would be in the way
     for name, function in (
         ("qa_clean", clean),
@@ -296,7 +301,6 @@ def _store_staged(
         last_event_id: Of the log before this load, which ``staged`` is compared with.
     """
     connection = shop.connection
-    register_functions(connection)
     accepted, duplicates = _STORE[kind](shop, load)
     malformed = staged.malformed if staged else "malformed row"
     connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])

@@ -64,7 +64,7 @@ def apply_journal(shop: Shop) -> dict[str, Position]:
     stored = stored_positions(shop)
     records = pending(shop.path, stored)
     while batch := list(islice(records, AT_ONCE)):
-        register_functions(shop.connection)  # outside: a rolled back transaction would drop them
+        register_functions(shop.connection)
         with shop.transaction(is_counted=False):
             apply_entries(shop, [record.entry for record in batch])
             _store_positions(shop, batch)
