@@ -267,7 +267,7 @@ def test_a_load_that_rejects_everything_ends_in_an_error(cli, tmp_path):
     path = tmp_path / "e.csv"
     path.write_text("user_id,time,type,product_id\nu,2026-01-01,view,p9\n")
     line = cli.error("ingest", "events", path, "--shop", "new")
-    assert "nothing is stored; row 1: unknown product 'p9'; ingest its products first" in line
+    assert "nothing of it is stored; row 1: unknown product 'p9'; ingest its products" in line
     path.write_text("id,title,price\n1,A,2\n2,B,x\n3,C,x\n")
     line = cli.error("ingest", "products", path, "--shop", "new")
     assert line.startswith("Error: --max-rejects 0.5 is exceeded: e.csv: 2 of 3 rows")
