@@ -76,11 +76,20 @@ def test_a_known_formats_file_that_goes_in_by_its_columns_has_a_note(cli, tmp_pa
 
 
 def test_products_that_are_missing_are_named_with_what_to_do(cli, tmp_path):
-    event = {"action_name": "click", "query_id": "q", "client_id": "u", "event_attributes":
-             {"object": {"object_id": "p1"}}, "timestamp": "2026-01-05T10:00:00Z"}  # fmt: skip
+    event = {
+        "action_name": "click",
+        "query_id": "q",
+        "client_id": "u",
+        "event_attributes": {"object": {"object_id": "p1"}},
+        "timestamp": "2026-01-05T10:00:00Z",
+    }
     events, products = tmp_path / "events.json", tmp_path / "products.csv"
-    events.write_text(json.dumps(event) + "\n" + json.dumps({**event, "event_attributes":
-                      {"object": {"object_id": "p9"}}}) + "\n")  # fmt: skip
+    events.write_text(
+        json.dumps(event)
+        + "\n"
+        + json.dumps({**event, "event_attributes": {"object": {"object_id": "p9"}}})
+        + "\n"
+    )
     products.write_text("product_id,title\np9,Stove\n")
     shop = tmp_path / "shop"
     cli.run("init", "--shop", shop)

@@ -261,8 +261,9 @@ def _store(
             try:
                 reports[kind] = ingest_files(shop, cast(Kind, kind), [location], options)
             except QAgentError as error:
-                stored = [f"{report.accepted:,} {k}" for k, report in reports.items()
-                          if report.accepted]  # fmt: skip
+                stored = [
+                    f"{report.accepted:,} {k}" for k, report in reports.items() if report.accepted
+                ]
                 if not stored:
                     raise
                 raise QAgentError(f"{error}; {', '.join(stored)} are stored") from error

@@ -96,8 +96,9 @@ def _load_products(raw: RawFiles) -> tuple[str, str, list[str]]:
     """The table ``catalog``; returns SQL for aliases and attributes, and notes."""
     load_tables(raw, "rows", "products", _PRODUCTS)
     notes = load_amounts(raw, "rows", "price", "old_price")
-    counts_stock = all(f.has("Variant Inventory Qty") or f.has("Inventory quantity")
-                       for f in raw.of("products"))  # fmt: skip
+    counts_stock = all(
+        f.has("Variant Inventory Qty") or f.has("Inventory quantity") for f in raw.of("products")
+    )
     raw.load(
         "variants",
         """SELECT line, handle, sku, barcode, price, old_price,

@@ -109,8 +109,10 @@ def test_what_both_logs_hold_is_one_event(shop, raw, catalog, stored, write_json
     catalog("p1")
     write_json("insights.jsonl", event("click", 1, "p1"), event("conversion", 2, "p1"))
     write_csv("queries.csv", QUERIES, ("aabb0011", START, "u1", "red shoes", 3, "products"))
-    rows = [("aabb0011", START + 1000, "click", "p1", 1),
-            ("aabb0011", START + 2000, "conversion", "p1", 1)]  # fmt: skip
+    rows = [
+        ("aabb0011", START + 1000, "click", "p1", 1),
+        ("aabb0011", START + 2000, "conversion", "p1", 1),
+    ]
     write_csv("clicks.csv", CLICKS, *rows)
     report = load_preset(shop, "algolia", raw)
     assert [kind for _, _, kind, *_ in stored()] == ["search", "click", "purchase"]
@@ -118,7 +120,13 @@ def test_what_both_logs_hold_is_one_event(shop, raw, catalog, stored, write_json
 
 
 def test_a_catalog_made_of_events_has_the_prices_of_object_data(shop, products, write_json):
-    bought = event("conversion", 1, "p1", "p2", eventSubtype="purchase",
-                   objectData=[{"price": 12.5, "quantity": 2}, {"price": "7.00"}])  # fmt: skip
+    bought = event(
+        "conversion",
+        1,
+        "p1",
+        "p2",
+        eventSubtype="purchase",
+        objectData=[{"price": 12.5, "quantity": 2}, {"price": "7.00"}],
+    )
     load_preset(shop, "algolia", write_json("insights.jsonl", bought, event("click", 2, "p1")))
     assert {i: p[3] for i, p in products().items()} == {"p1": 12.5, "p2": 7.0}

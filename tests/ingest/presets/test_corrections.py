@@ -174,8 +174,9 @@ def test_the_log_of_queries_of_algolia_may_come_later(
     write_json("insights.jsonl", *(algolia(n, eventType="click", queryID="ab") for n in (1, 2)))
     report = load_preset(shop, "algolia", raw)
     assert not any("derive" in note for note in report.total.notes)  # the queries are elsewhere
-    write_csv("q.csv", ("query_id", "timestamp", "user_token", "query"),
-              ("ab", START, "cookie", "shoes"))  # fmt: skip
+    write_csv(
+        "q.csv", ("query_id", "timestamp", "user_token", "query"), ("ab", START, "cookie", "shoes")
+    )
     load_preset(shop, "algolia", raw)
     assert [(kind, query) for _, _, kind, query, _ in stored()] == [
         (kind, "shoes") for kind in ("search", "click", "click")
@@ -189,8 +190,9 @@ def test_plain_files_fill_queries_in_too_and_double_nothing(
     catalog("p1")
     row = ("u", "2026-01-05T10:00:01Z", "click", "p1")
     plain = write_csv("plain.csv", ("user_id", "time", "type", "product_id"), row)
-    full = write_csv("full.csv", ("user_id", "time", "type", "product_id", "query"),
-                     (*row, "shoes"))  # fmt: skip
+    full = write_csv(
+        "full.csv", ("user_id", "time", "type", "product_id", "query"), (*row, "shoes")
+    )
     first, second = (full, plain) if is_query_first else (plain, full)
     ingest_files(shop, "events", [first])
     report = ingest_files(shop, "events", [second])

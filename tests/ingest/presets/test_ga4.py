@@ -46,10 +46,16 @@ EVENTS = (
     event("search", 60, parameters=[parameter("search_term", None, "2024")]),
     event("view_search_results", 61),
     event("view_item_list", 62, [item("p1"), item("p2", item_list_index="7")]),
-    event("select_item", 63, [item("p1", item_brand="Acme", item_category="Shoes",
-                                   item_category2="Red", price="12.5")]),
-    event("select_content", 64, parameters=[parameter("content_type", "product"),
-                                            parameter("item_id", "p2")]),
+    event(
+        "select_item",
+        63,
+        [item("p1", item_brand="Acme", item_category="Shoes", item_category2="Red", price="12.5")],
+    ),
+    event(
+        "select_content",
+        64,
+        parameters=[parameter("content_type", "product"), parameter("item_id", "p2")],
+    ),
     event("select_content", 65, parameters=[parameter("content_type", "banner")]),
     event("view_item", 66, [item("p1")], user="anna"),
     event("add_to_cart", 67, [item("p1"), item("p2")]),
@@ -62,7 +68,7 @@ EVENTS = (
     event("refund", 93, ecommerce={"transaction_id": "T2"}),
     event("scroll", 94),
     event("scroll", 95),
-)  # fmt: skip
+)
 STORED = [
     (1, "search", "red shoes", None),
     (60, "search", "2024", None),
@@ -143,8 +149,10 @@ def test_the_next_days_items_add_to_such_a_catalog(shop, raw, products, write_js
     path = write_json("events_20260105.json", *EVENTS)
     load_preset(shop, "ga4", raw)
     path.unlink()
-    later = [event("view_item", 90000, [item("p1", price="13.5")]),
-             event("view_item", 90001, [{"item_id": "p3"}])]  # fmt: skip
+    later = [
+        event("view_item", 90000, [item("p1", price="13.5")]),
+        event("view_item", 90001, [{"item_id": "p3"}]),
+    ]
     write_json("events_20260106.json", *later)
     load_preset(shop, "ga4", raw)
     assert products()["p1"] == ("Name p1", "Acme", "Shoes > Red", 13.5, True, {})

@@ -26,11 +26,18 @@ LOGS = {
     ),
     "segment": (
         ("id", "anonymous_id", "event", "event_text", "received_at", "timestamp", "query", "tags"),
-        lambda n: (str(n), "u", "products_searched", "Products Searched",
-                   f"2026-01-05 10:{n // 60:02}:{n % 60:02}",
-                   f"2026-01-05 10:{n // 60:02}:{n % 60:02}", f"query {n}", BREAK),
+        lambda n: (
+            str(n),
+            "u",
+            "products_searched",
+            "Products Searched",
+            f"2026-01-05 10:{n // 60:02}:{n % 60:02}",
+            f"2026-01-05 10:{n // 60:02}:{n % 60:02}",
+            f"query {n}",
+            BREAK,
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("count", [2, 3000])

@@ -90,8 +90,13 @@ def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, writ
 
 def test_large_files_are_read_whatever_their_layout(shop, raw, stored, monkeypatch):
     monkeypatch.setattr("qagent_mlx.ingest.presets.raw_files.MAX_OBJECT", 1 << 20)
-    event = {"eventType": "view", "eventName": "x" * 2000, "index": "i", "userToken": "u",
-             "objectIDs": ["p1"]}  # fmt: skip
+    event = {
+        "eventType": "view",
+        "eventName": "x" * 2000,
+        "index": "i",
+        "userToken": "u",
+        "objectIDs": ["p1"],
+    }
     events = [{**event, "timestamp": 1767607200000 + n} for n in range(2500)]
     (raw / "body.json").write_text(json.dumps({"events": events}))
     load_preset(shop, "auto", raw)

@@ -20,9 +20,15 @@ VISITS = [
         "visitorId": "aaaa",
         "userId": "anna",
         "actionDetails": [
-            action("ecommerceOrder", 60, orderId="o1", itemDetails=[
-                {"itemSKU": "p1", "itemName": "One", "itemCategory": "Shoes", "price": 12.5},
-                {"itemSKU": "", "itemName": "Two"}]),
+            action(
+                "ecommerceOrder",
+                60,
+                orderId="o1",
+                itemDetails=[
+                    {"itemSKU": "p1", "itemName": "One", "itemCategory": "Shoes", "price": 12.5},
+                    {"itemSKU": "", "itemName": "Two"},
+                ],
+            )
         ],
     },
     {
@@ -31,15 +37,23 @@ VISITS = [
         "userId": None,
         "actionDetails": [
             action("search", 0, siteSearchKeyword="Tom &amp; Jerry", siteSearchCount=0),
-            action("action", 1, productViewSku="p2", productViewName="Two",
-                   productViewPrice="9.00", productViewCategories=["Toys"]),
+            action(
+                "action",
+                1,
+                productViewSku="p2",
+                productViewName="Two",
+                productViewPrice="9.00",
+                productViewCategories=["Toys"],
+            ),
             action("action", 2, productViewCategories=["Toys"]),
-            {**action("ecommerceAbandonedCart", 3, itemDetails=[{"itemSKU": "p1"}]),
-             "timestamp": str(START + 3)},
+            {
+                **action("ecommerceAbandonedCart", 3, itemDetails=[{"itemSKU": "p1"}]),
+                "timestamp": str(START + 3),
+            },
             action("event", 4, eventCategory="video", eventAction="play"),
         ],
     },
-]  # fmt: skip
+]
 
 
 def test_actions_of_visits_become_events(shop, raw, stored, products):

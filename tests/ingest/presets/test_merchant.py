@@ -25,22 +25,43 @@ HEADER = [
 
 
 def product(number, **fields):
-    return {"id": f"p{number}", "title": f"Title {number}", "link": "https://x",
-            "price": "10.00 EUR", "availability": "in_stock", **fields}  # fmt: skip
+    return {
+        "id": f"p{number}",
+        "title": f"Title {number}",
+        "link": "https://x",
+        "price": "10.00 EUR",
+        "availability": "in_stock",
+        **fields,
+    }
 
 
 PRODUCTS = (
-    product(1, title='A 13" laptop', brand="Acme", product_type="Computers > Laptops, Sale > New",
-            google_product_category="Apparel & Accessories", gtin="4006381333931", color="red"),
+    product(
+        1,
+        title='A 13" laptop',
+        brand="Acme",
+        product_type="Computers > Laptops, Sale > New",
+        google_product_category="Apparel & Accessories",
+        gtin="4006381333931",
+        color="red",
+    ),
     product(2, availability="out of stock", sale_price="8,50 EUR"),
-    product(3, availability="preorder", sale_price="7.00 EUR",
-            sale_price_effective_date="2020-01-01T00:00+0100/2020-02-01T00:00+0100",
-            google_product_category="1604"),
-    product(4, availability="backorder", product_type="Bags, Shoes > Red",
-            sale_price="6.00 EUR",
-            sale_price_effective_date="2020-01-01T00:00+0100/2099-02-01T00:00+0100"),
+    product(
+        3,
+        availability="preorder",
+        sale_price="7.00 EUR",
+        sale_price_effective_date="2020-01-01T00:00+0100/2020-02-01T00:00+0100",
+        google_product_category="1604",
+    ),
+    product(
+        4,
+        availability="backorder",
+        product_type="Bags, Shoes > Red",
+        sale_price="6.00 EUR",
+        sale_price_effective_date="2020-01-01T00:00+0100/2099-02-01T00:00+0100",
+    ),
     product(5, google_product_category="Toys > Games"),
-)  # fmt: skip
+)
 STORED = {
     "p1": ('A 13" laptop', "Acme", "Computers > Laptops", 10.0, True, {"color": "red"}),
     "p2": ("Title 2", None, None, 8.5, False, {}),
@@ -83,10 +104,12 @@ def xml(form):
             if name != "title"
         )
         tag = "item" if form == "rss" else "entry"
-        items.append(f"<{tag}><title><![CDATA[{row['title']}]]></title>{fields}"
-                     f"<g:product_type>Second</g:product_type></{tag}>"
-                     if "product_type" in row else
-                     f"<{tag}><title>{row['title']}</title>{fields}</{tag}>")  # fmt: skip
+        items.append(
+            f"<{tag}><title><![CDATA[{row['title']}]]></title>{fields}"
+            f"<g:product_type>Second</g:product_type></{tag}>"
+            if "product_type" in row
+            else f"<{tag}><title>{row['title']}</title>{fields}</{tag}>"
+        )
     space = 'xmlns:g="http://base.google.com/ns/1.0"'
     if form == "rss":
         body = f'<rss version="2.0" {space}><channel>{"".join(items)}</channel></rss>'

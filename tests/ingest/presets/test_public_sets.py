@@ -87,10 +87,18 @@ def test_user_0_is_somebody_in_sets_that_number_their_users(
 def test_hm(shop, raw, stored, products, write_csv):
     write_csv(
         "articles.csv",
-        ("article_id", "prod_name", "product_type_name", "product_group_name",
-         "index_group_name", "colour_group_name", "graphical_appearance_name", "section_name"),
+        (
+            "article_id",
+            "prod_name",
+            "product_type_name",
+            "product_group_name",
+            "index_group_name",
+            "colour_group_name",
+            "graphical_appearance_name",
+            "section_name",
+        ),
         ("663713001", "Atlanta Push", "Bra", "Underwear", "Ladieswear", "Black", "Solid", "Lace"),
-    )  # fmt: skip
+    )
     write_csv(
         "transactions_train.csv",
         ("t_dat", "customer_id", "article_id", "price", "sales_channel_id"),
@@ -155,12 +163,21 @@ def test_mercadolibre(shop, raw, stored, products):
         time = f"2019-10-01T20:13:{second:02}.202-0400"
         return {"event_info": info, "event_timestamp": time, "event_type": kind}
 
-    history = [act("search", "COTONETE FINO", 11), act("search", "cotonete fino", 15),
-               act("view", 359634, 20)]  # fmt: skip
+    history = [
+        act("search", "COTONETE FINO", 11),
+        act("search", "cotonete fino", 15),
+        act("view", 359634, 20),
+    ]
     write("train_dataset.jl.gz", {"user_history": history, "item_bought": 359634})
     write("test_dataset.jl.gz", {"user_history": history[:1]})
-    item = {"item_id": 359634, "title": "Cotonete", "domain_id": "MLB-COTTON_SWABS",
-            "price": "64.99", "category_id": "MLB117639", "condition": "new"}  # fmt: skip
+    item = {
+        "item_id": 359634,
+        "title": "Cotonete",
+        "domain_id": "MLB-COTTON_SWABS",
+        "price": "64.99",
+        "category_id": "MLB117639",
+        "condition": "new",
+    }
     write("item_data.jl.gz", item)
     report = load_preset(shop, "auto", raw)
     assert report.preset == "mercadolibre"
@@ -175,17 +192,30 @@ def test_mercadolibre(shop, raw, stored, products):
     assert report.total.ignored == {"repeated search": 1}
 
 
-ITEM = {"item_id": 3, "item_title": "红鞋", "brand_name": "UNKNOWN", "category_level1_name": "鞋",
-        "category_level2_name": "UNKNOWN", "category_level3_name": "UNKNOWN"}  # fmt: skip
+ITEM = {
+    "item_id": 3,
+    "item_title": "红鞋",
+    "brand_name": "UNKNOWN",
+    "category_level1_name": "鞋",
+    "category_level2_name": "UNKNOWN",
+    "category_level3_name": "UNKNOWN",
+}
 
 
 def test_kuaisearch(shop, raw, stored, products, write_json):
     write_json("items.jsonl", ITEM)
     write_json(
         "recall.jsonl",
-        {"user_id": 1, "session_id": 2, "time_index": 60, "query": "红鞋",
-         "impressed_item_ids": [3, 4], "clicked_item_ids": [3], "purchased_item_ids": [3]},
-    )  # fmt: skip
+        {
+            "user_id": 1,
+            "session_id": 2,
+            "time_index": 60,
+            "query": "红鞋",
+            "impressed_item_ids": [3, 4],
+            "clicked_item_ids": [3],
+            "purchased_item_ids": [3],
+        },
+    )
     report = load_preset(shop, "auto", raw)
     assert report.preset == "kuaisearch"
     assert [(user, kind, query, product) for user, _, kind, query, product in stored()] == [
@@ -227,8 +257,20 @@ def test_amazonqac(shop, raw, stored):
 
 
 def test_trivago(shop, raw, stored, products, write_csv):
-    header = ("user_id", "session_id", "timestamp", "step", "action_type", "reference",
-              "platform", "city", "device", "current_filters", "impressions", "prices")  # fmt: skip
+    header = (
+        "user_id",
+        "session_id",
+        "timestamp",
+        "step",
+        "action_type",
+        "reference",
+        "platform",
+        "city",
+        "device",
+        "current_filters",
+        "impressions",
+        "prices",
+    )
     rows = [
         (1, "search for destination", "Paris, France", "", ""),
         (2, "interaction item image", "11", "", ""),
@@ -237,9 +279,14 @@ def test_trivago(shop, raw, stored, products, write_csv):
         (5, "clickout item", "11", "12|11", "80|95"),
         (6, "clickout item", "", "12", "70"),
     ]
-    write_csv("train.csv", header,
-              *(("u", "s", NOON, n, kind, reference, "FR", "Paris", "mobile", "", shown, prices)
-                for n, kind, reference, shown, prices in rows))  # fmt: skip
+    write_csv(
+        "train.csv",
+        header,
+        *(
+            ("u", "s", NOON, n, kind, reference, "FR", "Paris", "mobile", "", shown, prices)
+            for n, kind, reference, shown, prices in rows
+        ),
+    )
     write_csv("item_metadata.csv", ("item_id", "properties"), (11, "Satellite TV|3 Star|Hotel"))
     report = load_preset(shop, "auto", raw)
     assert report.preset == "trivago"

@@ -45,8 +45,9 @@ def test_each_sample_goes_in_with_its_counts(shop, case):
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="the samples are not here")
-@pytest.mark.parametrize(("name", "in_stock"), [("shopify/products_export.csv", 172),
-                                                ("merchant/gmc.tsv", 161)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "in_stock"), [("shopify/products_export.csv", 172), ("merchant/gmc.tsv", 161)]
+)
 def test_each_catalog_goes_in_with_its_stock(shop, products, name, in_stock):
     report = load_preset(shop, "auto", SAMPLES / name)
     assert report.products.accepted == 201 and report.products.rejected == 0

@@ -25,18 +25,31 @@ CALLS = (
     call("Products Searched", 1, {"query": "red shoes"}),
     call("Products Searched", 2, {"query": {"text": "blue shoes"}}),
     call("Product List Viewed", 3, {"products": [{"product_id": "p1", "position": 4}]}),
-    call("Product Clicked", 4, {"product_id": "p1", "sku": "s1", "name": "One", "brand": "Acme",
-                                "category": "Shoes", "price": "12.5"}),
+    call(
+        "Product Clicked",
+        4,
+        {
+            "product_id": "p1",
+            "sku": "s1",
+            "name": "One",
+            "brand": "Acme",
+            "category": "Shoes",
+            "price": "12.5",
+        },
+    ),
     call("product_viewed", 5, {"productId": "p2"}),
     call("Product Added", 6, {"product_id": 77}),
-    call("Order Completed", 7, {"order_id": "o1", "products": [{"product_id": "p1"},
-                                                               {"product_id": "p2"}]}),
+    call(
+        "Order Completed",
+        7,
+        {"order_id": "o1", "products": [{"product_id": "p1"}, {"product_id": "p2"}]},
+    ),
     call("Order Completed", 8, {"order_id": "o2", "products": json.dumps([{"product_id": "p1"}])}),
     call("Order Cancelled", 9, {"order_id": "o2"}),
     call("Coupon Applied", 10),
     call(None, 11, type="page"),
     call(None, 12, type="identify", user="anna"),
-)  # fmt: skip
+)
 STORED = [
     ("anna", "2026-01-05 10:00:01", "search", "red shoes", None),
     ("anna", "2026-01-05 10:00:02", "search", "blue shoes", None),
@@ -98,15 +111,32 @@ def test_warehouse_tables_become_the_same_events(shop, raw, catalog, stored, wri
     write_csv(
         "products_searched.csv",
         (*head, "query"),
-        ("1", "a1", "", "products_searched", "Products Searched", "2026-01-05 10:00:01", late,
-         "red shoes"),
-    )  # fmt: skip
+        (
+            "1",
+            "a1",
+            "",
+            "products_searched",
+            "Products Searched",
+            "2026-01-05 10:00:01",
+            late,
+            "red shoes",
+        ),
+    )
     write_csv(
         "order_completed.csv",
         (*head, "order_id", "products"),
-        ("2", "a1", "anna", "order_completed", "Order Completed", "2026-01-05 10:00:07", late,
-         "o1", '[{"product_id":"p1"},{"product_id":"p2"}]'),
-    )  # fmt: skip
+        (
+            "2",
+            "a1",
+            "anna",
+            "order_completed",
+            "Order Completed",
+            "2026-01-05 10:00:07",
+            late,
+            "o1",
+            '[{"product_id":"p1"},{"product_id":"p2"}]',
+        ),
+    )
     load_preset(shop, "auto", raw)
     assert stored() == [STORED[0], *STORED[5:]]
 

@@ -84,11 +84,19 @@ PRODUCTS = (
     variant("shirt", "S", "sh-S", "20.00", -1, **SHIRT),
     variant("shirt", "M", "sh-M", "25.00", 3, **{"Variant Compare At Price": "30.00"}),
     {"Handle": "shirt", "Image Src": "https://x/y.jpg"},
-    variant("mug", "Default Title", "mug-1", "5.00", 0, Title="Mug", Type="Mugs",
-            **{"Option1 Name": "Title", "Variant Barcode": "4006381333931"}),
+    variant(
+        "mug",
+        "Default Title",
+        "mug-1",
+        "5.00",
+        0,
+        Title="Mug",
+        Type="Mugs",
+        **{"Option1 Name": "Title", "Variant Barcode": "4006381333931"},
+    ),
     variant("card", "Default Title", "", "10.00", "", tracker="", Title="Gift card"),
     variant("old", "Default Title", "old-1", "9.00", 5, Title="Old", Status="draft"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("names", [{}, NEW])
@@ -99,12 +107,18 @@ def test_all_rows_of_a_handle_are_one_product(shop, raw, products, write_csv, na
     assert report.preset == "shopify" and report.products.rejected == 0
     shirt = {"Size": "S, M", "Type": "Shirt", "Tags": "a, b", "Material": "Wool"}
     assert products() == {
-        "shirt": ("Tom & Shirt", "Acme", "Clothing > Shirts", 25.0, True,
-                  {**shirt, "Compare at": "30.00"}),
+        "shirt": (
+            "Tom & Shirt",
+            "Acme",
+            "Clothing > Shirts",
+            25.0,
+            True,
+            {**shirt, "Compare at": "30.00"},
+        ),
         "mug": ("Mug", None, "Mugs", 5.0, False, {}),
         "card": ("Gift card", None, None, 10.0, True, {}),
         "old": ("Old", None, None, 9.0, False, {}),
-    }  # fmt: skip
+    }
     assert "1 products are no longer sold (draft, archived, unpublished)" in report.total.notes
 
 
@@ -119,8 +133,11 @@ def order(name, sku, item="", **fields):
     return {"Name": name, "Lineitem sku": sku, "Lineitem name": item, **fields}
 
 
-FIRST = {"Email": "Anna@Example.com", "Financial Status": "paid",
-         "Created at": "2026-01-06 10:30:45 +0200"}  # fmt: skip
+FIRST = {
+    "Email": "Anna@Example.com",
+    "Financial Status": "paid",
+    "Created at": "2026-01-06 10:30:45 +0200",
+}
 
 
 def test_lines_of_orders_are_purchases_by_the_skus_of_variants(shop, raw, stored, write_csv):
@@ -177,10 +194,16 @@ def test_prices_have_commas_and_codes_the_apostrophe_of_spreadsheets(
         {"Handle": "b", "Title": "B", "Variant SKU": "8", "Variant Price": "ask us"},
     ]
     write_csv("products_export.csv", OLD, *rows)
-    order = {"Name": "#1", "Email": "a@x", "Financial Status": "paid",
-             "Created at": "2026-01-05 10:00:00 +0000", "Lineitem name": "x"}  # fmt: skip
-    write_csv("orders_export.csv", ORDERS,
-              [{**order, "Lineitem sku": "'007"}.get(c, "") for c in ORDERS])  # fmt: skip
+    order = {
+        "Name": "#1",
+        "Email": "a@x",
+        "Financial Status": "paid",
+        "Created at": "2026-01-05 10:00:00 +0000",
+        "Lineitem name": "x",
+    }
+    write_csv(
+        "orders_export.csv", ORDERS, [{**order, "Lineitem sku": "'007"}.get(c, "") for c in ORDERS]
+    )
     report = load_preset(shop, "auto", raw)
     assert [products()[i][3] for i in "ab"] == [1299.0, None]
     assert [product for *_, product in stored()] == ["a"]

@@ -54,32 +54,72 @@ GERMAN = [
 
 
 def row(number, kind, name, price="", **fields):
-    return {"ID": number, "Type": kind, "Name": name, "Published": "1", "In stock?": "1",
-            "Visibility in catalog": "visible", "Regular price": price, **fields}  # fmt: skip
+    return {
+        "ID": number,
+        "Type": kind,
+        "Name": name,
+        "Published": "1",
+        "In stock?": "1",
+        "Visibility in catalog": "visible",
+        "Regular price": price,
+        **fields,
+    }
 
 
 ROWS = (
-    row(10, "variable", "Hoodie", SKU="hoodie", Categories="Sale, Clothing > Hoodies",
-        Tags="warm, soft", Brands="Acme",
-        **{"Attribute 1 name": "Color", "Attribute 1 value(s)": "Blue, Green\\, dark"}),
-    row(11, "variation", "Hoodie - Blue", "45,00", SKU="h-blue", Parent="hoodie",
-        **{"In stock?": "0"}),
+    row(
+        10,
+        "variable",
+        "Hoodie",
+        SKU="hoodie",
+        Categories="Sale, Clothing > Hoodies",
+        Tags="warm, soft",
+        Brands="Acme",
+        **{"Attribute 1 name": "Color", "Attribute 1 value(s)": "Blue, Green\\, dark"},
+    ),
+    row(
+        11,
+        "variation",
+        "Hoodie - Blue",
+        "45,00",
+        SKU="h-blue",
+        Parent="hoodie",
+        **{"In stock?": "0"},
+    ),
     row(12, "variation", "Hoodie - Green", "50,00", SKU="h-green", Parent="id:10"),
-    row(13, "simple, downloadable", "'=Album", "15,00", SKU="album", Categories="Uncategorized",
-        **{"Sale price": "12,99", "Attribute 1 name": "Brand", "Attribute 1 value(s)": "Sony"}),
-    row(14, "simple", "Ended", "10,00", **{"Sale price": "5,00",
-        "Date sale price ends": "2020-01-01", "In stock?": "backorder"}),
+    row(
+        13,
+        "simple, downloadable",
+        "'=Album",
+        "15,00",
+        SKU="album",
+        Categories="Uncategorized",
+        **{"Sale price": "12,99", "Attribute 1 name": "Brand", "Attribute 1 value(s)": "Sony"},
+    ),
+    row(
+        14,
+        "simple",
+        "Ended",
+        "10,00",
+        **{"Sale price": "5,00", "Date sale price ends": "2020-01-01", "In stock?": "backorder"},
+    ),
     row(15, "simple", "Hidden", "10,00", **{"Visibility in catalog": "hidden"}),
     row(16, "variation", "Lost one", "3,00", Parent="gone"),
-)  # fmt: skip
+)
 STORED = {
-    "10": ("Hoodie", "Acme", "Clothing > Hoodies", 50.0, True,
-           {"Color": "Blue, Green, dark", "Tags": "warm, soft"}),
+    "10": (
+        "Hoodie",
+        "Acme",
+        "Clothing > Hoodies",
+        50.0,
+        True,
+        {"Color": "Blue, Green, dark", "Tags": "warm, soft"},
+    ),
     "13": ("=Album", "Sony", None, 12.99, True, {}),
     "14": ("Ended", None, None, 10.0, True, {}),
     "15": ("Hidden", None, None, 10.0, False, {}),
     "16": ("Lost one", None, None, 3.0, True, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("header", [HEADER, GERMAN])
@@ -115,16 +155,34 @@ def check(report, stored):
 def test_orders_of_the_rest_interface_are_purchases(shop, raw, stored, write_csv):
     write_csv("export.csv", HEADER, *ROWS)
     orders = [
-        {"id": 1, "status": "completed", "date_created_gmt": "2026-01-06T10:00:00",
-         "customer_id": 7, "billing": {"email": "x@y.z"},
-         "line_items": [{"product_id": 10, "variation_id": 12, "sku": "h-green"},
-                        {"product_id": 13, "variation_id": 0, "sku": "album"}]},
-        {"id": 2, "status": "processing", "date_created_gmt": "2026-01-06T11:00:00",
-         "customer_id": 0, "billing": {"email": "A@b.c"},
-         "line_items": [{"product_id": 10, "variation_id": 0, "sku": ""}]},
-        {"id": 3, "status": "cancelled", "date_created_gmt": "2026-01-06T12:00:00",
-         "customer_id": 7, "billing": {}, "line_items": [{"product_id": 13}]},
-    ]  # fmt: skip
+        {
+            "id": 1,
+            "status": "completed",
+            "date_created_gmt": "2026-01-06T10:00:00",
+            "customer_id": 7,
+            "billing": {"email": "x@y.z"},
+            "line_items": [
+                {"product_id": 10, "variation_id": 12, "sku": "h-green"},
+                {"product_id": 13, "variation_id": 0, "sku": "album"},
+            ],
+        },
+        {
+            "id": 2,
+            "status": "processing",
+            "date_created_gmt": "2026-01-06T11:00:00",
+            "customer_id": 0,
+            "billing": {"email": "A@b.c"},
+            "line_items": [{"product_id": 10, "variation_id": 0, "sku": ""}],
+        },
+        {
+            "id": 3,
+            "status": "cancelled",
+            "date_created_gmt": "2026-01-06T12:00:00",
+            "customer_id": 7,
+            "billing": {},
+            "line_items": [{"product_id": 13}],
+        },
+    ]
     (raw / "orders.json").write_text(json.dumps(orders))
     check(load_preset(shop, "auto", raw), stored())
 
@@ -134,11 +192,17 @@ def test_orders_of_export_plugins_are_the_same(shop, raw, stored, write_csv):
     path = write_csv(
         "orders.csv",
         ("order_id", "date", "status", "customer_id", "billing_email", "line_items"),
-        (1, "2026-01-06 10:00:00", "wc-completed", 7, "x@y.z",
-         "name:Hoodie|product_id:12|sku:|quantity:1;name:Album|product_id:13|sku:album"),
+        (
+            1,
+            "2026-01-06 10:00:00",
+            "wc-completed",
+            7,
+            "x@y.z",
+            "name:Hoodie|product_id:12|sku:|quantity:1;name:Album|product_id:13|sku:album",
+        ),
         (2, "2026-01-06 11:00:00", "on-hold", 0, "a@b.c", "name:Hoodie|product_id:|sku:h-blue"),
         (3, "2026-01-06 12:00:00", "cancelled", 7, "", "name:Album|product_id:13|sku:album"),
-    )  # fmt: skip
+    )
     check(load_preset(shop, "woocommerce", raw), stored())
     path.unlink()
     write_csv(
