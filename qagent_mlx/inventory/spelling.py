@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from rapidfuzz.distance import OSA
-from rapidfuzz.process import extract
-
 MIN_LETTERS = 4  # of shorter words too many differ in one letter
 MAX_CORRECTIONS = 8
 
@@ -25,6 +22,9 @@ class SpellingIndex:
         """Known words that are one edit away, in alphabetical order, at most `MAX_CORRECTIONS`."""
         if len(word) < MIN_LETTERS or not word.isalpha():
             return ()
+        from rapidfuzz.distance import OSA  # takes a while, and few queries have slips
+        from rapidfuzz.process import extract
+
         near: list[str] = []
         for length in (len(word) - 1, len(word), len(word) + 1):
             candidates = self._by_length.get(length, ())

@@ -143,9 +143,6 @@ class Worker:
         """Answer from another snapshot of the shop as soon as it is prepared."""
         return self.call(partial(self.responder.use_shop, self.responder.prepare(shop)))
 
-    def _reload_processes(self) -> None:
-        self.call(self.responder.reload_processes)
-
     def _collect(self) -> list[Job] | None:
         """The jobs that have come together; None when the server stops."""
         try:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import QAgentError
 from ..sources.archives import MAGIC, unpack, unpack_member, zip_members
+from ..sources.locations import is_hidden
 from ..sources.remote import fetch, file_name, is_address
 
 _WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".ods")  # zip archives, too
@@ -44,7 +45,7 @@ def _paths(source: str) -> Iterator[Path]:
     elif path.is_dir():
         for inside in sorted(path.rglob("*")):
             parts = inside.relative_to(path).parts
-            if inside.is_file() and not any(part.startswith((".", "_")) for part in parts):
+            if inside.is_file() and not any(map(is_hidden, parts)):
                 yield inside
     else:
         for match in sorted(glob.iglob(source, recursive=True)):  # noqa: PTH207 (absolute ones)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from ...utils.database import literal
+from ..sources.source import MAX_LINE
 from .preset import Extract, Preset
-from .raw_files import MAX_OBJECT, RawFile, RawFiles, parquet_relation
+from .raw_files import RawFile, RawFiles, parquet_relation
 from .sql import event_types, ignored_names, merge_searches, name_persons, somebody, something
 
 _TYPES = {
@@ -161,7 +162,7 @@ def _relations(files: list[RawFile]) -> list[str]:
         relations.append(
             f"SELECT * FROM read_json([{', '.join(paths)}], format='auto', "
             f"compression='{compression}', columns={{{json_columns}}}, "
-            f"maximum_object_size={MAX_OBJECT}, hive_partitioning=false)"
+            f"maximum_object_size={MAX_LINE}, hive_partitioning=false)"
         )
     for file in files:
         if file.form == "parquet":

@@ -18,14 +18,12 @@ import duckdb
 from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
-from ..sources.archives import read_chunks
+from ..sources.archives import MAGIC, read_chunks
 from ..sources.documents import cut_out_list, json_layout
+from ..sources.source import MAX_LINE
 from ..sources.text import TextFile, read_text
 
 Form = Literal["csv", "json", "parquet", "xml", "none"]
-MAX_OBJECT = 16 << 20  # bytes of one JSON value
-_MAX_LINE = 16 << 20
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # Lists of records that may be all that a file's one object holds, and keys of records that have
 # lists of their own.
 _LISTS = ("events", "batch", "data", "visits", "orders", "results", "rows", "hits.hits")
@@ -155,7 +153,7 @@ def documents(files: Iterable[RawFile]) -> str:
             f"(SELECT json AS d FROM read_json_objects({literal(file.readable)}, "
             f"format='{'newline_delimited' if file.container == 'bulk' else 'auto'}', "
             f"compression='{file.compression}', "
-            f"maximum_object_size={MAX_OBJECT}, hive_partitioning=false))"
+            f"maximum_object_size={MAX_LINE}, hive_partitioning=false))"
         )
         if file.container == "bulk":
             reader += f" WHERE NOT ({_SQL_ACTION})"
@@ -187,7 +185,7 @@ def csv_relation(file: RawFile, quote_character: str = '"', *, is_plain: bool = 
         f"null_padding=true, ignore_errors=true, store_rejects=true, "
         # In parallel DuckDB pads no rows of files that have line breaks inside of cells.
         f"parallel={str(is_plain).lower()}, "
-        f"rejects_limit=0, max_line_size={_MAX_LINE})"
+        f"rejects_limit=0, max_line_size={MAX_LINE})"
     )
 
 
@@ -209,7 +207,8 @@ def look_at(
             head = opened.read(512)
     except OSError as error:
         raise QAgentError(f"{path}: {error.strerror or error}") from error
-    compression = next((c for magic, c in _COMPRESSIONS.items() if head.startswith(magic)), "none")
+    # DuckDB reads these two; zip and bz2 files were unpacked before.
+    compression = next((c for c in ("gzip", "zstd") if head.startswith(MAGIC[c])), "none")
     file = RawFile(path, compression=compression, readable=readable)
     try:
         if head.startswith(b"PAR1"):
@@ -293,7 +292,7 @@ def _look_at_json(
         file = replace(file, readable=text.path, compression=text.compression)
     texts = connection.execute(
         f"""SELECT json FROM read_json_objects({literal(file.readable)}, format='auto',
-        compression='{file.compression}', maximum_object_size={MAX_OBJECT},
+        compression='{file.compression}', maximum_object_size={MAX_LINE},
         hive_partitioning=false) LIMIT 20"""
     ).fetchall()
     container, records = unwrap([json.loads(text) for (text,) in texts])

@@ -118,7 +118,7 @@ def _locate(name: str) -> list[Location]:
         paths = [
             path
             for path in map(Path, matches)
-            if not any(_is_hidden(part) for part in path.parts if part not in named)
+            if not any(is_hidden(part) for part in path.parts if part not in named)
         ]
         # Shards may have no ending, but beside files of a known one a README is none of them.
         paths = [p for p in paths if p.is_dir() or form_of(p.name)[0]] or paths
@@ -138,7 +138,7 @@ def _below(folder: Path) -> list[Location]:
         path
         for path in folder.rglob("*")
         if path.is_file()
-        and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
+        and not any(is_hidden(part) for part in path.relative_to(folder).parts)
         and form_of(path.name)[0]
         and not _is_about(path.name)
     )
@@ -149,7 +149,8 @@ def _no_files(name: str) -> QAgentError:
     return QAgentError(f"{name}: no file in it can be read; those end in {', '.join(FORMS)}")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a folder's file is none of the data, such as `.DS_Store` or `_SUCCESS`."""
     return name.startswith((".", "_"))
 
 

@@ -89,7 +89,7 @@ def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, writ
 
 
 def test_large_files_are_read_whatever_their_layout(shop, raw, stored, monkeypatch):
-    monkeypatch.setattr("qagent_mlx.ingest.presets.raw_files.MAX_OBJECT", 1 << 20)
+    monkeypatch.setattr("qagent_mlx.ingest.presets.raw_files.MAX_LINE", 1 << 20)
     event = {
         "eventType": "view",
         "eventName": "x" * 2000,
