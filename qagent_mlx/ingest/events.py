@@ -14,16 +14,13 @@ from .parse_fields import (
     MAX_ID,
     MAX_QUERY,
     OUT_OF_RANGE,
-    clean_id,
     is_in_future,
-    moment,
-    moment_text,
     normal_type,
     timestamp,
     value,
 )
 from .report import Load, ReadOptions
-from .staged_ids import KNOWN_PRODUCT, id_value
+from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
 
 def store_events(shop: Shop, load: Load) -> tuple[int, int]:
@@ -64,20 +61,15 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
     types = ", ".join(f"({literal(name)}, {literal(t)})" for name, t in TYPE_NAMES.items())
     default = literal(options.event_type) if options.event_type else "NULL"
-    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
-    product = id_value(connection, "product_id")
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
                 WHERE {value("query")} IS NOT NULL),
-        -- Texts first: DuckDB writes out what a name of the same SELECT stands for, each time anew.
-        given AS (SELECT s.*, nullif(q.query_, '') AS query_, {user} AS user_text,
-                {product} AS product_text, {moment_text("s")} AS time_text,
+        given AS (SELECT s.*, nullif(q.query_, '') AS query_, {row_texts(connection, options)},
                 {value("s.click_time")} AS click_text, {value("s.type")} AS type_given
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
-        texts AS (SELECT *, {clean_id("user_text")} AS user_, {clean_id("product_text")} AS given_,
-                {moment("given", "time_text", options.time_format)} AS ts,
+        texts AS (SELECT *, {row_values(options)},
                 {timestamp("click_text", options.time_format)} AS click_ts,
                 coalesce({normal_type("type_given")}, {default}) AS type_text
             FROM given),

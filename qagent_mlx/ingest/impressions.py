@@ -5,19 +5,9 @@ from __future__ import annotations
 import duckdb
 
 from ..shop.shop import Shop
-from .parse_fields import (
-    FUTURE,
-    MAX_ID,
-    MAX_QUERY,
-    OUT_OF_RANGE,
-    clean_id,
-    is_in_future,
-    moment,
-    moment_text,
-    value,
-)
+from .parse_fields import FUTURE, MAX_ID, MAX_QUERY, OUT_OF_RANGE, clean_id, is_in_future, value
 from .report import Load, ReadOptions
-from .staged_ids import KNOWN_PRODUCT, id_value
+from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
 MAX_POSITION = 1_000_000
 
@@ -63,19 +53,17 @@ def store_impressions(shop: Shop, load: Load) -> tuple[int, int]:
 
 def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
-    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
-    product = id_value(connection, "product_id")
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
-        WITH texts AS (SELECT s.*, {clean_id(user)} AS user_,
-                left(nullif(qa_clean({value("s.query")}), ''), {MAX_QUERY}) AS query_,
-                {clean_id(product)} AS given_,
-                left({clean_id(value("s.query_id"))}, {MAX_ID}) AS query_id_,
-                {moment_text("s")} AS time_text,
-                {moment("s", "time_text", options.time_format)} AS ts,
-                {value("s.position")} AS position_text,
+        WITH given AS (SELECT s.*, {row_texts(connection, options)},
+                {value("s.query")} AS query_text, {value("s.query_id")} AS query_id_text,
+                {value("s.position")} AS position_text
+            FROM stage s),
+        texts AS (SELECT *, {row_values(options)},
+                left(nullif(qa_clean(query_text), ''), {MAX_QUERY}) AS query_,
+                left({clean_id("query_id_text")}, {MAX_ID}) AS query_id_,
                 try_cast(position_text AS DOUBLE) AS position_
-            FROM stage s)
+            FROM given)
         SELECT t.* EXCLUDE query_, nullif(qa_key(query_), '') AS key,
             CASE WHEN key IS NOT NULL THEN query_ END AS query_,
             {KNOWN_PRODUCT},

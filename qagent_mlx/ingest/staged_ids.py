@@ -1,4 +1,4 @@
-"""Ids of staged rows: who nobody is, numbers that became floats, and other ids of a product."""
+"""Who, what and when in staged rows: nobody, numbers that became floats, other ids of a product."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 import duckdb
 
-from .parse_fields import value
+from .parse_fields import clean_id, moment, moment_text, value
+from .report import ReadOptions
 
 # SQL beside the joins of products p and product_aliases a: an alias stands for its product.
 KNOWN_PRODUCT = """coalesce(p.product_id, a.product_id, t.given_) AS product_,
@@ -59,3 +60,20 @@ def id_value(
     if are_floats(connection, field):
         return f"regexp_replace({given}, '\\.0$', '')"
     return given
+
+
+def row_texts(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> str:
+    """SQL: who, what and when a row of ``stage s`` names, as text; NULL where it does not.
+
+    They are the columns of a relation ``given`` below `row_values`: a name of the same SELECT is
+    written out by DuckDB wherever it stands, and planning that took longer than reading an event.
+    """
+    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
+    product = id_value(connection, "product_id")
+    return f"{user} AS user_text, {product} AS product_text, {moment_text('s')} AS time_text"
+
+
+def row_values(options: ReadOptions) -> str:
+    """SQL: the ids and the moment of the texts in ``given``; a product's as the row gives it."""
+    return f"""{clean_id("user_text")} AS user_, {clean_id("product_text")} AS given_,
+        {moment("given", "time_text", options.time_format)} AS ts"""
