@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -68,15 +68,8 @@ async def recommend(service: Service, request: Request) -> Response:
 async def events(service: Service, request: Request) -> Response:
     """Store what users did. The next recommendation knows it."""
     body = await _body(service, request)
-    values = body.get("events", [body])
-    limit = service.config.events_a_post
-    if not isinstance(values, list) or not 1 <= len(values) <= limit:
-        raise HTTPException(422, f"events must be a list of 1 to {limit} events")
     posted = []
-    for number, value in enumerate(values, 1):
-        where = f"event {number}: "
-        if not isinstance(value, dict):
-            raise HTTPException(422, f"{where}must be an object")
+    for where, value in _posted(body, "event", service.config.events_a_post):
         event = msgspec.structs.asdict(parse(schema.EventBody, value, where))
         posted.append({**event, "time": parse_time(event["time"], f"{where}time")})
     report = await _result(service.worker.post(posted))
@@ -86,15 +79,8 @@ async def events(service: Service, request: Request) -> Response:
 async def products(service: Service, request: Request) -> Response:
     """Add or change products, whole or in part. The next search and recommendation know it."""
     body = await _body(service, request)
-    values = body.get("products", [body])
-    limit = service.config.products_a_post
-    if not isinstance(values, list) or not 1 <= len(values) <= limit:
-        raise HTTPException(422, f"products must be a list of 1 to {limit} products")
     posted = []
-    for number, value in enumerate(values, 1):
-        where = f"product {number}: "
-        if not isinstance(value, dict):
-            raise HTTPException(422, f"{where}must be an object")
+    for where, value in _posted(body, "product", service.config.products_a_post):
         product = parse(schema.ProductBody, value, where)
         if product.time is not UNSET:
             parse_time(product.time, f"{where}time")
@@ -103,6 +89,18 @@ async def products(service: Service, request: Request) -> Response:
     entry = products_entry(posted)
     report = await _result(worker.call(lambda: worker.responder.change_catalog(entry)))
     return _json(report, 422 if report.rejected and not report.accepted else 200)
+
+
+def _posted(body: dict[str, Any], noun: str, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a body, a list of them or one alone, each behind its place for errors."""
+    values = body.get(f"{noun}s", [body])
+    if not isinstance(values, list) or not 1 <= len(values) <= limit:
+        raise HTTPException(422, f"{noun}s must be a list of 1 to {limit} {noun}s")
+    for number, value in enumerate(values, 1):
+        where = f"{noun} {number}: "
+        if not isinstance(value, dict):
+            raise HTTPException(422, f"{where}must be an object")
+        yield where, value
 
 
 def _product_fields(product: schema.ProductBody) -> dict[str, Any]:
