@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import click
 from msgspec import Meta
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest.options import ReadOptions
 
 from .console import say, waiting
 from .ingested import history, rejects, show_ingested, undo
@@ -19,7 +20,8 @@ from .presets import IngestGroup, ingest_or_suggest, load_files
 
 if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
-    from qagent_mlx.ingest.report import ClearField, EventType, IngestReport, Kind
+    from qagent_mlx.ingest.options import ClearField, EventType, Kind
+    from qagent_mlx.ingest.report import IngestReport
 
 
 @click.group(invoke_without_command=True, cls=IngestGroup)
@@ -79,9 +81,15 @@ def ingest(
     ctx.exit(2)
 
 
+Values = Annotated[
+    tuple[str, ...],
+    Meta(description="What a field's value means, such as type:view_item=view; may be repeated."),
+]
+
+
 @dataclass(frozen=True)
 class FileOptions:
-    """How to read the files of products or events."""
+    """What the files of products or events hold, as the command line writes it."""
 
     mapping: Annotated[
         tuple[str, ...],
@@ -90,20 +98,7 @@ class FileOptions:
             "may be repeated."
         ),
     ] = ()
-    values: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="What a field's value means, such as type:view_item=view; may be repeated."
-        ),
-    ] = ()
-    join: Annotated[
-        str | None,
-        Meta(description="Second file, whose rows take user and query from those of FILES."),
-    ] = None
-    on: Annotated[
-        str | None,
-        Meta(description="Column by which the files are joined, such as query_id or id=query_id."),
-    ] = None
+    values: Values = ()
     sql: Annotated[
         str | None,
         Meta(
@@ -115,25 +110,6 @@ class FileOptions:
         str | None,
         Meta(description="Sheet or table of FILES, as FILE::NAME names that of a single one."),
     ] = None
-    encoding: Annotated[
-        str,
-        Meta(
-            description="Character encoding of text files. UTF-16 and Windows-1252 are recognised."
-        ),
-    ] = "utf-8"
-    time_format: Annotated[
-        str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
-    ] = None
-    allow_future: Annotated[
-        bool, Meta(description="Store events more than a day ahead of the clock, too.")
-    ] = False
-    max_rejects: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Share of rows that may be bad, else nothing is stored."),
-    ] = 0.5
-    dry_run: Annotated[
-        bool, Meta(description="Say what would be understood and rejected; store nothing.")
-    ] = False
 
 
 class FilesCommand(click.Command):
@@ -151,10 +127,16 @@ file_options = setting_options(
     build=True,
     mapping={"flags": ("--map",), "metavar": "FIELD=COLUMN"},
     values={"flags": ("--value",), "metavar": "FIELD:VALUE=MEANING"},
-    join={"metavar": "FILE"},
-    on={"metavar": "COLUMN"},
     sql={"metavar": "SELECT"},
     sheet={"metavar": "NAME"},
+)
+read_options = setting_options(
+    ReadOptions,
+    *("join", "on", "encoding", "time_format", "allow_future", "max_rejects", "dry_run"),
+    into="reading",
+    build=True,
+    join={"metavar": "FILE"},
+    on={"metavar": "COLUMN"},
     time_format={"metavar": "FORMAT"},
     max_rejects={"metavar": "SHARE"},
 )
@@ -169,66 +151,69 @@ file_options = setting_options(
 )
 @files_argument
 @file_options
+@read_options
 @shop_option
 @json_option
 def products(
-    files: tuple[str, ...], options: FileOptions, clear: tuple[ClearField, ...], shop_path: Path
+    files: tuple[str, ...],
+    options: FileOptions,
+    reading: ReadOptions,
+    clear: tuple[ClearField, ...],
+    shop_path: Path,
 ) -> Output:
     """Load products: product_id, title, brand, category, price, stock, attributes, time, aliases.
 
     Fields that a file has no column for stay as they are, and so do those whose cell is blank: a
     file of ids and prices updates prices. Products that are new need a title.
     """
-    report = _ingest(shop_path, files, "products", options, clear=clear)
+    report = _ingest(shop_path, files, "products", options, replace(reading, clear=clear))
     then = "qagent ingest events FILE, or qagent index"
-    return show_ingested(report, then, dry_run=options.dry_run)
+    return show_ingested(report, then, dry_run=reading.dry_run)
 
 
 @ingest.command(cls=FilesCommand)
 @click.option("--type", "event_type", help="The type of all rows, for files without such a column.")
 @files_argument
 @file_options
+@read_options
 @shop_option
 @json_option
 def events(
-    files: tuple[str, ...], options: FileOptions, event_type: EventType | None, shop_path: Path
+    files: tuple[str, ...],
+    options: FileOptions,
+    reading: ReadOptions,
+    event_type: EventType | None,
+    shop_path: Path,
 ) -> Output:
     """Load events: user_id, time, type, query, product_id, click_time."""
-    report = _ingest(shop_path, files, "events", options, event_type)
-    return show_ingested(report, "qagent index", dry_run=options.dry_run)
+    reading = replace(reading, event_type=event_type)
+    report = _ingest(shop_path, files, "events", options, reading)
+    return show_ingested(report, "qagent index", dry_run=reading.dry_run)
 
 
 @ingest.command(cls=FilesCommand)
 @files_argument
 @file_options
+@read_options
 @shop_option
 @json_option
-def impressions(files: tuple[str, ...], options: FileOptions, shop_path: Path) -> Output:
+def impressions(
+    files: tuple[str, ...], options: FileOptions, reading: ReadOptions, shop_path: Path
+) -> Output:
     """Load impressions: user_id, time, query, product_id, position, query_id."""
-    report = _ingest(shop_path, files, "impressions", options)
-    return show_ingested(report, "qagent index", dry_run=options.dry_run)
+    report = _ingest(shop_path, files, "impressions", options, reading)
+    return show_ingested(report, "qagent index", dry_run=reading.dry_run)
 
 
 @dataclass(frozen=True)
 class RetryOptions:
-    """How to read rejected rows this time."""
+    """What the fields of rejected rows hold."""
 
     mapping: Annotated[
         tuple[str, ...],
         Meta(description="Field whose text a field takes, as product_id=query; may be repeated."),
     ] = ()
-    values: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="What a field's value means, such as type:view_item=view; may be repeated."
-        ),
-    ] = ()
-    time_format: Annotated[
-        str | None, Meta(description="Format of times, as in strptime, e.g. %d.%m.%Y.")
-    ] = None
-    allow_future: Annotated[
-        bool, Meta(description="Store events more than a day ahead of the clock, too.")
-    ] = False
+    values: Values = ()
 
 
 @ingest.command()
@@ -239,24 +224,25 @@ class RetryOptions:
     build=True,
     mapping={"flags": ("--map",), "metavar": "FIELD=FIELD"},
     values={"flags": ("--value",), "metavar": "FIELD:VALUE=MEANING"},
+)
+@setting_options(
+    ReadOptions,
+    *("time_format", "allow_future"),
+    into="reading",
+    build=True,
     time_format={"metavar": "FORMAT"},
 )
 @shop_option
 @json_option
-def retry(options: RetryOptions, event_type: EventType | None, shop_path: Path) -> Output:
+def retry(
+    options: RetryOptions, reading: ReadOptions, event_type: EventType | None, shop_path: Path
+) -> Output:
     """Try rejected rows again, after what they lacked has come in, or read otherwise."""
     from qagent_mlx.ingest.ingest import retry_rejected
     from qagent_mlx.ingest.mapping import parse_any_kind
-    from qagent_mlx.ingest.report import ReadOptions
 
     mapping, values = parse_any_kind(options.mapping, options.values)
-    reading = ReadOptions(
-        mapping,
-        time_format=options.time_format,
-        event_type=event_type,
-        values=values,
-        allow_future=options.allow_future,
-    )
+    reading = replace(reading, mapping=mapping, values=values, event_type=event_type)
     with opened(shop_path, write=True) as shop, waiting("trying rejected rows again"):
         report = retry_rejected(shop, reading)
     return show_ingested(report, "qagent index")
@@ -299,40 +285,27 @@ def derive(source: Origin | None, shop_path: Path) -> Output:
 
 
 def _ingest(
-    shop_path: Path,
-    files: tuple[str, ...],
-    kind: Kind,
-    options: FileOptions,
-    event_type: EventType | None = None,
-    clear: tuple[ClearField, ...] = (),
+    shop_path: Path, files: tuple[str, ...], kind: Kind, options: FileOptions, reading: ReadOptions
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
     from qagent_mlx.ingest.mapping import parse_values
-    from qagent_mlx.ingest.report import IngestReport, ReadOptions, with_progress
+    from qagent_mlx.ingest.report import IngestReport, with_progress
     from qagent_mlx.ingest.sources.locations import locate, query_location
 
     if (options.sql is None) == (not files):
         raise click.UsageError(
             "name FILES to read, or a query with --sql", click.get_current_context()
         )
-    reading = ReadOptions(
+    reading = replace(
+        reading,
         mapping=parse_mapping(options.mapping, kind),
-        encoding=options.encoding,
-        time_format=options.time_format,
-        event_type=event_type,
         values=parse_values(options.values, kind),
-        join=options.join,
-        on=options.on,
-        allow_future=options.allow_future,
-        max_rejects=options.max_rejects,
-        dry_run=options.dry_run,
-        clear=clear,
     )
     total = IngestReport()
     with opened(shop_path, write=True) as shop:
         named = [f"{file}::{options.sheet}" for file in files] if options.sheet else files
         places = named if options.sql is None else [query_location(options.sql)]
-        locations = locate(places, options.join)
+        locations = locate(places, reading.join)
         names = [location.shown for location in locations]
         for number, location in enumerate(locations):
             try:
@@ -340,7 +313,7 @@ def _ingest(
                     total += ingest_or_suggest(shop, kind, location, reading)
             except QAgentError as error:
                 raise with_progress(
-                    error, names[:number], names[number + 1 :], dry_run=options.dry_run
+                    error, names[:number], names[number + 1 :], dry_run=reading.dry_run
                 ) from error
     return total
 

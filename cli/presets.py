@@ -15,7 +15,8 @@ from .console import say, waiting
 from .options import Output, in_flags, opened
 
 if TYPE_CHECKING:
-    from qagent_mlx.ingest.report import IngestReport, Kind, ReadOptions, Understood
+    from qagent_mlx.ingest.options import Kind, ReadOptions
+    from qagent_mlx.ingest.report import IngestReport, Understood
     from qagent_mlx.ingest.sources.locations import Location
     from qagent_mlx.shop.shop import Shop
 

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import QAgentError
 from .ingest.api import writable
 from .ingest.ingest import ingest_files
-from .ingest.report import Kind, ReadOptions
+from .ingest.options import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index
 from .inventory.search import HybridSearch, open_clicks
 from .memory.ranker import Retrieve, fit_ranker

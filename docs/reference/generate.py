@@ -16,6 +16,7 @@ from qagent_mlx.utils.settings import Setting, describe
 # (heading, where the settings are given, their class)
 SECTIONS = (
     ("Shop", "`shop.json` in the shop's folder", "shop.config.ShopConfig"),
+    ("Ingest", "flags of `qagent ingest products` and `events`", "ingest.options.ReadOptions"),
     ("Serving", "flags of `qagent serve`", "serve.config.ServeConfig"),
     (
         "Pretraining",

@@ -11,7 +11,8 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from .columns import parse_mapping
 from .ingest import ingest_files
-from .report import IngestReport, Kind, ReadOptions
+from .options import Kind, ReadOptions
+from .report import IngestReport
 
 
 def ingest(

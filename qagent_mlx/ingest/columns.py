@@ -14,8 +14,8 @@ from ..types import EVENT_TYPES
 from ..utils.database import literal
 from ..utils.settings import SettingError
 from ..utils.text import clean
+from .options import Kind, ReadOptions
 from .parse_fields import value
-from .report import Kind, ReadOptions
 
 # Fields, and the names that their columns usually have, the best first.
 _IDS = """product_id sku item_id article_id product_sku item_sku product_code item_code

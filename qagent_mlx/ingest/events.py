@@ -9,6 +9,7 @@ from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
+from .options import Load, ReadOptions
 from .parse_fields import (
     FUTURE,
     MAX_ID,
@@ -19,7 +20,6 @@ from .parse_fields import (
     timestamp,
     value,
 )
-from .report import Load, ReadOptions
 from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
 

@@ -15,7 +15,8 @@ from ..memory import sessions
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import fetch_dicts
-from .report import IngestReport, Kind, Load, ReadOptions
+from .options import Kind, Load, ReadOptions
+from .report import IngestReport
 
 UNDOABLE = 20  # loads of products whose former states are kept
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import duckdb
 
 from ..shop.shop import Shop
+from .options import Load, ReadOptions
 from .parse_fields import FUTURE, MAX_ID, MAX_QUERY, OUT_OF_RANGE, clean_id, is_in_future, value
-from .report import Load, ReadOptions
 from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
 MAX_POSITION = 1_000_000

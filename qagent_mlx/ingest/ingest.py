@@ -30,18 +30,10 @@ from .events import store_events
 from .history import last_event, next_ingest, record_ingest
 from .impressions import store_impressions
 from .mapping import changed_value
+from .options import Kind, Load, ReadOptions
 from .parse_fields import attributes_or_mark, category, plain
 from .products import contradictions, price_or_nan, store_products
-from .report import (
-    IngestReport,
-    Kind,
-    Load,
-    ReadOptions,
-    RejectReason,
-    refuse_rejects,
-    remedy,
-    with_progress,
-)
+from .report import IngestReport, RejectReason, refuse_rejects, remedy, with_progress
 from .sources.joining import stage_location
 from .sources.locations import Location, locate
 from .sources.staging import IGNORED, Staged, leave_out

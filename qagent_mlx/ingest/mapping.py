@@ -12,7 +12,7 @@ from typing import TypeVar, get_args
 from ..utils.database import literal
 from ..utils.settings import SettingError
 from .columns import ATTRIBUTE, FIELDS, TYPE_NAMES, parse_mapping
-from .report import Kind
+from .options import Kind
 
 T = TypeVar("T")
 _STEP = re.compile(r'\."([^"]*)"|\.([^.\[\]]+)|\[(\d*)\]')

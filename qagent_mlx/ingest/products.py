@@ -9,6 +9,7 @@ import duckdb
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from .columns import ATTRIBUTE
+from .options import Load
 from .parse_fields import (
     BAD_ATTRIBUTES,
     MAX_ID,
@@ -20,7 +21,6 @@ from .parse_fields import (
     timestamp,
     value,
 )
-from .report import Load
 from .staged_ids import id_value
 
 # A comma before the last one or two digits separates cents, and so does a point.

@@ -1,4 +1,4 @@
-"""Options and report of an ingest."""
+"""The report of an ingest, and what its refusals say."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any
 
 from ..errors import QAgentError
 from ..types import EVENT_TYPES
 from ..utils.settings import SettingError
+from .options import Load
 from .parse_fields import MAX_ID, MAX_QUERY
-
-Kind = Literal["products", "events", "impressions"]
-ClearField = Literal["brand", "category", "price", "stock", "attributes", "aliases"]
-EventType = Literal["search", "view", "click", "cart", "purchase"]
 
 REMEDIES = {
     "unknown event type": f"use one of {', '.join(EVENT_TYPES)}, or `values` type:NAME=view "
@@ -160,77 +155,6 @@ def with_progress(
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:10])
     return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How to read files whose columns, encoding or times are not the usual ones."""
-
-    mapping: Annotated[
-        tuple[tuple[str, str], ...],
-        Meta(description="Columns of fields, or paths into them, as (field, column)."),
-    ] = ()
-    encoding: Annotated[str, Meta(description="Encoding of text files.")] = "utf-8"
-    time_format: Annotated[
-        str | None, Meta(description="Format of times, as in strptime, such as %d.%m.%Y.")
-    ] = None
-    event_type: Annotated[
-        EventType | None, Meta(description="Type of all events, for files without such a column.")
-    ] = None
-    allow_future: Annotated[
-        bool, Meta(description="Store events that lie more than a day ahead of the clock, too.")
-    ] = False
-    max_rejects: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=1,
-            description="Share of a file's rows that may be rejected; else nothing of it is "
-            "stored. A file whose rows are all rejected is never stored.",
-        ),
-    ] = 0.5
-    preset: Annotated[
-        str | None,
-        Meta(description="Preset that the rows come from, whose times are in UTC already."),
-    ] = None
-    has_user_zero: Annotated[
-        bool, Meta(description="Users are numbered from 0 on: the user 0 is not nobody.")
-    ] = False
-    dry_run: Annotated[
-        bool, Meta(description="Say what would be understood and rejected; store nothing.")
-    ] = False
-    clear: Annotated[
-        tuple[ClearField, ...],
-        Meta(description="Field that a blank cell empties; else it stays as the shop has it."),
-    ] = ()
-    html: Annotated[
-        bool, Meta(description="Remove entities and markup from titles, brands and categories.")
-    ] = True
-    values: Annotated[
-        tuple[tuple[str, str, str], ...],
-        Meta(description="Values that are called otherwise here, as (field, value, meaning)."),
-    ] = ()
-    join: Annotated[
-        str | None, Meta(description="File whose rows belong to rows of the others by a key.")
-    ] = None
-    on: Annotated[
-        str | None,
-        Meta(description="Column of that key, or COLUMN=COLUMN if the joined file's is another."),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One file's way into the shop.
-
-    Attributes:
-        fields: Those that the file has a column for; the others of a product stay as they are.
-        ingest_id: Its number in the shop's history, None for events that come from no file.
-    """
-
-    options: ReadOptions
-    fields: frozenset[str]
-    ingest_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Literal
 
 import duckdb
 
+from .options import ReadOptions
 from .parse_fields import clean_id, moment, moment_text, value
-from .report import ReadOptions
 
 # SQL beside the joins of products p and product_aliases a: an alias stands for its product.
 KNOWN_PRODUCT = """coalesce(p.product_id, a.product_id, t.given_) AS product_,

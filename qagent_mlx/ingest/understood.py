@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
-from .report import Kind, Load, Understood
+from .options import Kind, Load
+from .report import Understood
 from .sources.staging import Staged
 
 MIN_EVENTS = 100  # fewer say nothing about shares and distances

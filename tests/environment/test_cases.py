@@ -7,7 +7,7 @@ from qagent_mlx.environment.cases import SPLITS, build_cases, of_split
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.inventory.index import load_index
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.settings import SettingError

@@ -11,8 +11,8 @@ import qagent_mlx as qa
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.history import ingest_history, undo_ingest
 from qagent_mlx.ingest.ingest import append_events, ingest_files, retry_rejected
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.rejects import clear_rejects, count_rejects, export_rejects
-from qagent_mlx.ingest.report import ReadOptions
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.shop.shop import Shop
 

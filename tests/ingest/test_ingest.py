@@ -16,7 +16,8 @@ from qagent_mlx.ingest.ingest import (
     ingest_files,
     retry_rejected,
 )
-from qagent_mlx.ingest.report import REMEDIES, IngestReport, ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
+from qagent_mlx.ingest.report import REMEDIES, IngestReport
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.types import EVENT_TYPES
 from qagent_mlx.utils.settings import describe

@@ -7,7 +7,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.time_formats import fitting_formats
 from qagent_mlx.shop.shop import Shop
 

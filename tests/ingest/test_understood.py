@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.columns import FIELDS
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.shop.shop import Shop
 
 CATALOG = [

@@ -13,7 +13,7 @@ from targets import TARGETS, Place
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events, ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.sources import archives
 from qagent_mlx.ingest.sources.archives import MAX_RATIO
 from qagent_mlx.ingest.sources.source import MAX_LINE

@@ -11,7 +11,8 @@ from ...errors import QAgentError
 from ...shop.shop import Shop
 from ...utils.database import literal
 from ..ingest import ingest_files
-from ..report import IngestReport, ReadOptions
+from ..options import ReadOptions
+from ..report import IngestReport
 
 
 class Folder:

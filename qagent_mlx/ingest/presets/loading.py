@@ -17,7 +17,8 @@ from ...shop.shop import Shop
 from ...utils.database import literal, open_duckdb
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
-from ..report import IngestReport, Kind, ReadOptions
+from ..options import Kind, ReadOptions
+from ..report import IngestReport
 from ..sources.locations import Location
 from .corrections import correct_events
 from .finding import find_files

@@ -8,7 +8,8 @@ from ...shop.shop import Shop
 from ...utils.text import words
 from ..derived_queries import derive_queries, title_queries
 from ..ingest import ingest_files
-from ..report import IngestReport, ReadOptions
+from ..options import ReadOptions
+from ..report import IngestReport
 from .derived_purchases import Purchase, ingest_purchases
 from .folder import Folder
 from .preset import Preset

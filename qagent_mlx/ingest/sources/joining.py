@@ -12,7 +12,7 @@ import duckdb
 from ...utils.settings import SettingError
 from ..columns import FIELDS, REQUIRED
 from ..mapping import parse_key
-from ..report import Kind, ReadOptions
+from ..options import Kind, ReadOptions
 from .locations import Location
 from .staging import KEY, Staged, stage_table
 

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 
 from ..columns import quote
-from ..report import Kind, ReadOptions
+from ..options import Kind, ReadOptions
 
 MAX_LINE = 16 << 20  # bytes of a line, or of an element of a JSON array
 

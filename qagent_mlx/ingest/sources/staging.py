@@ -23,7 +23,7 @@ from ..columns import (
     usual_fields,
 )
 from ..mapping import changed_value, key_value, resolve_path
-from ..report import Kind, ReadOptions
+from ..options import Kind, ReadOptions
 from .locations import Location
 from .nested import add_paths
 from .opening import open_source

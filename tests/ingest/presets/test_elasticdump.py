@@ -8,8 +8,8 @@ import pytest
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.columns import parse_mapping
 from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.presets.loading import load_preset
-from qagent_mlx.ingest.report import ReadOptions
 
 
 @pytest.mark.parametrize("container", ["elasticdump", "bulk"])

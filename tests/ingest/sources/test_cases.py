@@ -8,7 +8,7 @@ from source_files import titles
 from qagent_mlx.ingest.columns import parse_mapping
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.mapping import parse_values
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 
 _PLACES = [folder / "shared" / "cases" / "formats" for folder in Path(__file__).parents]
 FORMATS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])

@@ -7,7 +7,7 @@ from source_files import as_csv, log, put, titles
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.sources.locations import locate
 
 

@@ -10,7 +10,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.columns import parse_mapping
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.mapping import parse_values
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.sources.joining import stage_location
 from qagent_mlx.ingest.sources.locations import locate
 

@@ -8,7 +8,7 @@ from source_files import log, titles
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 
 
 @pytest.fixture(scope="module")

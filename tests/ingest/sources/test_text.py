@@ -7,7 +7,7 @@ from source_files import put, titles
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
-from qagent_mlx.ingest.report import ReadOptions
+from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.ingest.sources.text import read_text
 
 EURO = "sku;name;price\n1;Größe M – Hemd;12,99 €\n2;Hose „blau“;1.299,00 €\n"
