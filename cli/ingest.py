@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import click
 from msgspec import Meta
 
-from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.options import ReadOptions
 
 from .console import say, waiting
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from qagent_mlx.ingest.derived_queries import Origin
     from qagent_mlx.ingest.options import ClearField, EventType, Kind
     from qagent_mlx.ingest.report import IngestReport
+    from qagent_mlx.ingest.sources.locations import Location
 
 
 @click.group(invoke_without_command=True, cls=IngestGroup)
@@ -288,8 +288,8 @@ def _ingest(
     shop_path: Path, files: tuple[str, ...], kind: Kind, options: FileOptions, reading: ReadOptions
 ) -> IngestReport:
     from qagent_mlx.ingest.columns import parse_mapping
+    from qagent_mlx.ingest.ingest import ingest_each
     from qagent_mlx.ingest.mapping import parse_values
-    from qagent_mlx.ingest.report import IngestReport, with_progress
     from qagent_mlx.ingest.sources.locations import locate, query_location
 
     if (options.sql is None) == (not files):
@@ -301,21 +301,15 @@ def _ingest(
         mapping=parse_mapping(options.mapping, kind),
         values=parse_values(options.values, kind),
     )
-    total = IngestReport()
     with opened(shop_path, write=True) as shop:
         named = [f"{file}::{options.sheet}" for file in files] if options.sheet else files
         places = named if options.sql is None else [query_location(options.sql)]
-        locations = locate(places, reading.join)
-        names = [location.shown for location in locations]
-        for number, location in enumerate(locations):
-            try:
-                with waiting(f"reading {location.shown}"):
-                    total += ingest_or_suggest(shop, kind, location, reading)
-            except QAgentError as error:
-                raise with_progress(
-                    error, names[:number], names[number + 1 :], dry_run=reading.dry_run
-                ) from error
-    return total
+
+        def load(location: Location) -> IngestReport:
+            with waiting(f"reading {location.shown}"):
+                return ingest_or_suggest(shop, kind, location, reading)
+
+        return ingest_each(locate(places, reading.join), load, dry_run=reading.dry_run)
 
 
 for command in (rejects, history, undo):

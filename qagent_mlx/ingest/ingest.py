@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -61,16 +62,27 @@ def ingest_files(
     """
     options = options or ReadOptions()
     check(options)
-    total = IngestReport()
     register_functions(shop.connection)
-    locations = locate(files, options.join)
+    load = partial(_ingest_location, shop, kind, options=options)
+    return ingest_each(locate(files, options.join), load, dry_run=options.dry_run)
+
+
+def ingest_each(
+    locations: Sequence[Location], load: Callable[[Location], IngestReport], *, dry_run: bool
+) -> IngestReport:
+    """Load places one after the other; returns the sum of the reports.
+
+    Raises:
+        QAgentError: what ``load`` has to say of one, with what became of the others.
+    """
+    total = IngestReport()
     for number, location in enumerate(locations):
         try:
-            total += _ingest_location(shop, kind, location, options)
+            total += load(location)
         except QAgentError as error:
             names = [other.shown for other in locations]
             raise with_progress(
-                error, names[:number], names[number + 1 :], dry_run=options.dry_run
+                error, names[:number], names[number + 1 :], dry_run=dry_run
             ) from error
     return total
 
