@@ -15,6 +15,10 @@ TOKEN_LENGTH = 16  # characters that a token must have where other machines can 
 
 _Seconds = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
 _Milliseconds = Annotated[float, Meta(extra={"unit": "milliseconds"})]
+_Seed = Annotated[Natural, Meta(description="Seed of the sampling.")]
+_Dtype = Annotated[
+    str, Meta(description="Number type of the weights; by default what suits the device.")
+]
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,7 @@ class ServeConfig:
             "newest."
         ),
     ] = ""
-    dtype: Annotated[
-        str, Meta(description="Number type of the weights; by default what suits the device.")
-    ] = ""
+    dtype: _Dtype = ""
     k: Annotated[
         int, Meta(ge=1, le=100, description="Queries for a request that names no number.")
     ] = 5
@@ -58,7 +60,7 @@ class ServeConfig:
             description="Processes that decode; one a core is most. Each takes about 300 MB.",
         ),
     ] = 1
-    seed: Annotated[Natural, Meta(description="Seed of the sampling.")] = 0
+    seed: _Seed = 0
     deadline_ms: Annotated[
         _Milliseconds,
         Meta(
@@ -147,7 +149,7 @@ class BulkConfig:
             "log's last event."
         ),
     ] = None
-    seed: Annotated[Natural, Meta(description="Seed of the sampling.")] = 0
+    seed: _Seed = 0
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=64)] | None,
         Meta(
@@ -155,7 +157,5 @@ class BulkConfig:
             "most 4."
         ),
     ] = None
-    dtype: Annotated[
-        str, Meta(description="Number type of the weights; by default what suits the device.")
-    ] = ""
+    dtype: _Dtype = ""
     part: Annotated[Positive, Meta(description="Users a part: what a stop can cost.")] = 128

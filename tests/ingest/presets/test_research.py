@@ -26,19 +26,6 @@ def write(path, header, rows):
         writer.writerows(rows)
 
 
-@pytest.fixture
-def shop(tmp_path):
-    with Shop.create(tmp_path / "shop") as made:
-        yield made
-
-
-@pytest.fixture
-def raw(tmp_path):
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    return folder
-
-
 def events(shop, kind):
     return shop.connection.execute(
         "SELECT user_id, ts, query, product_id FROM events WHERE type = ? ORDER BY ts, event_id",
