@@ -15,7 +15,7 @@ from ..utils.database import literal
 from ..utils.settings import SettingError
 from ..utils.text import clean
 from .options import Kind, ReadOptions
-from .parse_fields import value
+from .parse_fields import text_or_null
 
 # Fields, and the names that their columns usually have, the best first.
 _IDS = """product_id sku item_id article_id product_sku item_sku product_code item_code
@@ -302,7 +302,9 @@ def profile_columns(
         relation: Behind FROM, with its parameters.
         texts: For each column SQL that gives it as text.
     """
-    values = ", ".join(f"{value(f'({text})')} AS {quote(name)}" for name, text in texts.items())
+    values = ", ".join(
+        f"{text_or_null(f'({text})')} AS {quote(name)}" for name, text in texts.items()
+    )
     counts = ", ".join(
         f"count({quote(name)}), "
         + ", ".join(

@@ -17,8 +17,8 @@ from .parse_fields import (
     OUT_OF_RANGE,
     is_in_future,
     normal_type,
+    text_or_null,
     timestamp,
-    value,
 )
 from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
@@ -65,9 +65,9 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
-                WHERE {value("query")} IS NOT NULL),
+                WHERE {text_or_null("query")} IS NOT NULL),
         given AS (SELECT s.*, nullif(q.query_, '') AS query_, {row_texts(connection, options)},
-                {value("s.click_time")} AS click_text, {value("s.type")} AS type_given
+                {text_or_null("s.click_time")} AS click_text, {text_or_null("s.type")} AS type_given
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
         texts AS (SELECT *, {row_values(options)},
                 {timestamp("click_text", options.time_format)} AS click_ts,

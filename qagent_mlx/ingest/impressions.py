@@ -6,7 +6,15 @@ import duckdb
 
 from ..shop.shop import Shop
 from .options import Load, ReadOptions
-from .parse_fields import FUTURE, MAX_ID, MAX_QUERY, OUT_OF_RANGE, clean_id, is_in_future, value
+from .parse_fields import (
+    FUTURE,
+    MAX_ID,
+    MAX_QUERY,
+    OUT_OF_RANGE,
+    clean_id,
+    is_in_future,
+    text_or_null,
+)
 from .staged_ids import KNOWN_PRODUCT, row_texts, row_values
 
 MAX_POSITION = 1_000_000
@@ -56,8 +64,9 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH given AS (SELECT s.*, {row_texts(connection, options)},
-                {value("s.query")} AS query_text, {value("s.query_id")} AS query_id_text,
-                {value("s.position")} AS position_text
+                {text_or_null("s.query")} AS query_text,
+                {text_or_null("s.query_id")} AS query_id_text,
+                {text_or_null("s.position")} AS position_text
             FROM stage s),
         texts AS (SELECT *, {row_values(options)},
                 left(nullif(qa_clean(query_text), ''), {MAX_QUERY}) AS query_,

@@ -131,7 +131,7 @@ _NOBODY = ("0", "-1", "0.0", "-1.0", "00000000-0000-0000-0000-000000000000", "an
 _LONGEST = max(map(len, (*_NOTHING, *_NOBODY)))
 
 
-def value(column: str, *, person: bool = False) -> str:
+def text_or_null(column: str, *, person: bool = False) -> str:
     """SQL: the trimmed text of a column, NULL where it says that there is no value.
 
     Args:
@@ -143,6 +143,11 @@ def value(column: str, *, person: bool = False) -> str:
         f"CASE WHEN length({column}) > {_LONGEST} OR lower(trim({column})) NOT IN ({nothing}) "
         f"THEN trim({column}) END"
     )
+
+
+def user_or_null(column: str) -> str:
+    """SQL: `text_or_null` of a user's id."""
+    return text_or_null(column, person=True)
 
 
 def clean_id(column: str) -> str:
@@ -199,7 +204,7 @@ def moment_text(stage: str) -> str:
 
     The time of day may be `18:57:35`, `18:57`, `6:57 PM` or an hour.
     """
-    day, hour = value(f"{stage}.time"), value(f"{stage}.time_of_day")
+    day, hour = text_or_null(f"{stage}.time"), text_or_null(f"{stage}.time_of_day")
     day_only = f"regexp_replace({day}, '[ T]00:00(:00(\\.0+)?)?$', '')"
     twelve = " , ".join(
         f"try_strptime(upper({hour}), '{form}')" for form in ("%I:%M %p", "%I:%M:%S %p", "%I %p")
@@ -224,7 +229,7 @@ def moment(stage: str, text: str, time_format: str | None) -> str:
     """
     if not time_format:
         return timestamp(text, None)
-    day, hour = value(f"{stage}.time"), value(f"{stage}.time_of_day")
+    day, hour = text_or_null(f"{stage}.time"), text_or_null(f"{stage}.time_of_day")
     # The text's time of day is written with 24 hours and begins behind the day.
     rest = f"try_cast(substr({text}, length({day}) + 2) AS TIME)"
     form = literal(time_format)

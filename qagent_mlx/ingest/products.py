@@ -18,8 +18,8 @@ from .parse_fields import (
     clean_id,
     in_stock,
     price,
+    text_or_null,
     timestamp,
-    value,
 )
 from .staged_ids import id_value
 
@@ -74,17 +74,17 @@ def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
 
     def text(column: str) -> str:
         if not load.options.html:
-            return value(column)
+            return text_or_null(column)
         markup = f"contains({column}, '&') OR contains({column}, '<')"
-        return value(f"(CASE WHEN {markup} THEN qa_plain({column}) ELSE {column} END)")
+        return text_or_null(f"(CASE WHEN {markup} THEN qa_plain({column}) ELSE {column} END)")
 
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH given AS (SELECT s.*, {id_value(connection, "product_id")} AS id_text,
                 {text("title")} AS title_text, {text("brand")} AS brand_text,
-                {text("category")} AS category_text, {value("price")} AS price_text,
-                try_cast(price_text AS DOUBLE) AS price_number, {value("stock")} AS stock_text,
-                {value("time")} AS time_text
+                {text("category")} AS category_text, {text_or_null("price")} AS price_text,
+                try_cast(price_text AS DOUBLE) AS price_number,
+                {text_or_null("stock")} AS stock_text, {text_or_null("time")} AS time_text
             FROM stage s),
         texts AS (SELECT *, {clean_id("id_text")} AS id,
                 left(nullif(qa_clean(title_text), ''), {MAX_TITLE}) AS new_title,
@@ -137,8 +137,8 @@ def _attributes(load: Load) -> str:
     """SQL: the attributes that a row tells of; mapped ones are added to those of the product."""
     is_mapped = any(field.startswith(ATTRIBUTE) for field in load.fields)
     if "attributes" in load.fields or not is_mapped or "attributes" in load.options.clear:
-        return f"qa_attributes({value('t.attributes')})"
-    told = f"nullif({value('t.attributes')}, '{{}}') IS NOT NULL"
+        return f"qa_attributes({text_or_null('t.attributes')})"
+    told = f"nullif({text_or_null('t.attributes')}, '{{}}') IS NOT NULL"
     patch = "json_merge_patch(coalesce(p.attributes, '{}')::JSON, t.attributes::JSON)::VARCHAR"
     return f"CASE WHEN {told} THEN qa_attributes({patch}) END"
 
@@ -214,11 +214,11 @@ def _find_aliases(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
     """``fresh_aliases`` of the good rows, and in ``realiased`` the products whose differ."""
     where = "reason IS NULL" if "aliases" in load.fields else "false"
     if "aliases" not in load.options.clear:
-        where += f" AND {value('aliases')} IS NOT NULL"
+        where += f" AND {text_or_null('aliases')} IS NOT NULL"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE fresh_aliases AS
         SELECT alias, arg_max(id, row) AS product_id FROM (
-            SELECT row, id, {clean_id(value("text"))} AS alias FROM (
+            SELECT row, id, {clean_id(text_or_null("text"))} AS alias FROM (
                 SELECT row, id, unnest(string_split(aliases, '|')) AS text FROM (
                     FROM checked WHERE {where}
                     QUALIFY row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1)))

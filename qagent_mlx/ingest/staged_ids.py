@@ -7,7 +7,7 @@ from typing import Literal
 import duckdb
 
 from .options import ReadOptions
-from .parse_fields import clean_id, moment, moment_text, value
+from .parse_fields import clean_id, moment, moment_text, text_or_null
 
 # SQL beside the joins of products p and product_aliases a: an alias stands for its product.
 KNOWN_PRODUCT = """coalesce(p.product_id, a.product_id, t.given_) AS product_,
@@ -31,7 +31,7 @@ def are_floats(connection: duckdb.DuckDBPyConnection, field: IdField) -> bool:
         is None
     ):
         return False  # quickly, as single events come often
-    given = value(field, person=field == "user_id")
+    given = text_or_null(field, person=field == "user_id")
     for rows in ("(FROM stage LIMIT 1000)", "stage"):
         ((share,),) = connection.execute(
             f"""SELECT count(*) FILTER (regexp_full_match({given}, '{_FLOAT}'))
@@ -56,7 +56,7 @@ def id_value(
 
     ``has_user_zero`` says that users are numbered from 0 on, so that `0` is not nobody.
     """
-    given = value(f"s.{field}", person=field == "user_id" and not has_user_zero)
+    given = text_or_null(f"s.{field}", person=field == "user_id" and not has_user_zero)
     if are_floats(connection, field):
         return f"regexp_replace({given}, '\\.0$', '')"
     return given

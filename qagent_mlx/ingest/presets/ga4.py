@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from ...utils.database import literal
+from ..parse_fields import text_or_null, user_or_null
 from ..sources.source import MAX_LINE
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, parquet_relation
-from .sql import event_types, ignored_names, merge_searches, name_persons, somebody, something
+from .sql import event_types, ignored_names, merge_searches, name_persons
 
 _TYPES = {
     "search": "search view_search_results",
@@ -77,7 +78,7 @@ def _read(raw: RawFiles) -> Extract:
                 coalesce(try_cast(item.item_list_index AS INT), place) AS position,
                 NULL AS query_id FROM items WHERE type = 'impression' AND item IS NOT NULL""",
         mentioned=f"""SELECT item.item_id AS product_id, arg_max(item.item_name, time) AS title,
-                arg_max({something("item.item_brand")}, time) AS brand,
+                arg_max({text_or_null("item.item_brand")}, time) AS brand,
                 arg_max({_category_path()}, time) AS category,
                 arg_max(coalesce(item.price, item.price_in_usd), time) AS price
             FROM items WHERE item.item_id IS NOT NULL GROUP BY 1""",
@@ -89,7 +90,7 @@ def _read(raw: RawFiles) -> Extract:
 
 
 def _category_path() -> str:
-    levels = ", ".join(something(f"item.{level}") for level in _LEVELS)
+    levels = ", ".join(text_or_null(f"item.{level}") for level in _LEVELS)
     return f"nullif(concat_ws(' > ', {levels}), '')"
 
 
@@ -103,19 +104,19 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
         return f"coalesce({texts}, {value}.double_value)"
 
     item = ", ".join(
-        f"{name} := {something(f'i.{name}') if name == 'item_id' else f'i.{name}'}"
+        f"{name} := {text_or_null(f'i.{name}') if name == 'item_id' else f'i.{name}'}"
         for name in _ITEMS
     )
     chosen = f"""SELECT make_timestamp(try_cast(event_timestamp AS BIGINT)) AS time,
-            event_name AS name, {somebody("user_id")} AS user_id,
-            {somebody("user_pseudo_id")} AS device,
+            event_name AS name, {user_or_null("user_id")} AS user_id,
+            {user_or_null("user_pseudo_id")} AS device,
             coalesce({raw.meant("event_name")}, names.type) AS kind,
-            CASE WHEN kind = 'search' THEN {something(parameter("search_term"))} END AS term,
+            CASE WHEN kind = 'search' THEN {text_or_null(parameter("search_term"))} END AS term,
             CASE WHEN event_name = 'select_content' THEN CASE
                     WHEN {parameter("content_type")} = 'product'
-                    THEN {something(parameter("item_id"))} END END AS content,
+                    THEN {text_or_null(parameter("item_id"))} END END AS content,
             CASE WHEN kind IN ('purchase', 'refund') THEN {
-        something(f"coalesce(ecommerce.transaction_id, {parameter('transaction_id')})")
+        text_or_null(f"coalesce(ecommerce.transaction_id, {parameter('transaction_id')})")
     } END AS transaction_id,
             CASE WHEN kind IS NOT NULL AND kind <> 'search'
                 THEN list_transform(items, lambda i: struct_pack({item})) END AS items

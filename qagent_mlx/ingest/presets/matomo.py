@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 
+from ..parse_fields import text_or_null, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents
-from .sql import fields, ignored_names, merge_searches, name_persons, somebody, something, text_at
+from .sql import fields, ignored_names, merge_searches, name_persons, text_at
 
 
 def _recognise(file: RawFile) -> str | None:
@@ -25,7 +26,9 @@ def _read(raw: RawFiles) -> Extract:
     """
     raw.load(
         "actions",
-        f"""SELECT {somebody("userId")} AS user_id, {somebody("visitorId")} AS device, idVisit,
+        f"""SELECT {user_or_null("userId")} AS user_id, {
+            user_or_null("visitorId")
+        } AS device, idVisit,
             unnest(from_json(actionDetails, '["JSON"]')) AS action,
             action->>'timestamp' AS time_text,
             make_timestamp((try_cast(time_text AS DOUBLE) * 1000000)::BIGINT) AS time
@@ -36,7 +39,7 @@ def _read(raw: RawFiles) -> Extract:
     name_persons(raw, "actions")
     raw.load(
         "actions",
-        f"""SELECT *, action->>'type' AS name, {something(text_at("action", "productViewSku"))}
+        f"""SELECT *, action->>'type' AS name, {text_or_null(text_at("action", "productViewSku"))}
             AS sku, CASE name WHEN 'search' THEN 'search' WHEN 'ecommerceOrder' THEN 'purchase'
             WHEN 'ecommerceAbandonedCart' THEN 'cart'
             ELSE CASE WHEN sku IS NOT NULL THEN 'view' END END AS type
@@ -78,7 +81,7 @@ def _load_items(raw: RawFiles) -> None:
             json_extract_string(action, '$.productViewCategories[0]') AS category,
             action->>'productViewPrice' AS price FROM actions WHERE type = 'view'
         UNION ALL SELECT person, time, time_text, type,
-            {something(text_at("item", "itemSKU"))},
+            {text_or_null(text_at("item", "itemSKU"))},
             {text_at("item", "itemName")}, coalesce({text_at("item", "categories[0]")},
             {text_at("item", "itemCategory")}), item->>'price'
         FROM (SELECT *, unnest(CASE WHEN json_array_length(action->'itemDetails') > 0

@@ -9,11 +9,12 @@ from typing import IO
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
+from ..parse_fields import text_or_null
 from .catalog_sql import load_tables
 from .preset import Extract, Preset
 from .public_logs import is_exactly
 from .raw_files import RawFile, RawFiles, lines_relation, parquet_relation
-from .sql import merge_searches, moment, something
+from .sql import merge_searches, moment
 
 CLOCK_START = "2024-01-01"  # of KuaiSearch, which has an order and no dates
 
@@ -70,7 +71,7 @@ def _mercadolibre(raw: RawFiles) -> Extract:
             UNION ALL SELECT user_id, time, 'view', NULL, info FROM acts WHERE name = 'view'
             UNION ALL SELECT user_id, last + INTERVAL 1 SECOND, 'purchase', NULL, item_bought
             FROM users JOIN (SELECT user_id, max(time) AS last FROM acts GROUP BY 1) USING (user_id)
-            WHERE {something("item_bought")} IS NOT NULL""",
+            WHERE {text_or_null("item_bought")} IS NOT NULL""",
         ignored=ignored,
         notes=(
             "times of purchases are derived: a second after the user's last event",

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+from ..parse_fields import text_or_null, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, csv_relation, documents, parquet_relation
-from .sql import (
-    event_types,
-    fields,
-    ignored_names,
-    merge_searches,
-    moment,
-    name_persons,
-    somebody,
-    something,
-    text_at,
-)
+from .sql import event_types, fields, ignored_names, merge_searches, moment, name_persons, text_at
 
 # Names of events, letters only; those of the first version of the specification too.
 _TYPES = {
@@ -83,8 +74,8 @@ def _read(raw: RawFiles) -> Extract:
             FROM items WHERE type = 'impression' AND product IS NOT NULL""",
         mentioned=f"""SELECT product AS product_id,
                 arg_max({text_at("item", "name", "title")}, time) AS title,
-                arg_max({something(text_at("item", "brand"))}, time) AS brand,
-                arg_max({something(text_at("item", "category"))}, time) AS category,
+                arg_max({text_or_null(text_at("item", "brand"))}, time) AS brand,
+                arg_max({text_or_null(text_at("item", "category"))}, time) AS category,
                 arg_max({text_at("item", "price")}, time) AS price
             FROM items WHERE product IS NOT NULL GROUP BY 1""",
         logins="FROM logins",
@@ -102,9 +93,9 @@ def _load_calls(raw: RawFiles) -> None:
     time = "coalesce(timestamp, originalTimestamp, receivedAt)"
     raw.load(
         "calls",
-        f"""SELECT c.type AS call, event, {somebody("userId")} AS user_id,
-            coalesce(CASE WHEN c.type = 'alias' THEN {something("previousId")} END,
-                {somebody("anonymousId")}) AS device,
+        f"""SELECT c.type AS call, event, {user_or_null("userId")} AS user_id,
+            coalesce(CASE WHEN c.type = 'alias' THEN {text_or_null("previousId")} END,
+                {user_or_null("anonymousId")}) AS device,
             {time} AS time_text, {moment(time)} AS time, properties,
             CASE WHEN c.type = 'track' THEN coalesce({raw.meant("event")}, names.type) END AS type,
             CASE WHEN messageId IS NULL THEN 1 ELSE
@@ -160,9 +151,9 @@ def _load_items(raw: RawFiles) -> tuple[str, ...]:
     raw.load(
         "items",
         f"""SELECT *, coalesce(try_cast({text_at("item", "position")} AS INT), place) AS position,
-            {something(text_at("item", *ids))} AS by_id,
-            {something(text_at("item", "sku"))} AS by_sku,
-            {something(text_at("item", "id"))} AS other FROM items""",
+            {text_or_null(text_at("item", *ids))} AS by_id,
+            {text_or_null(text_at("item", "sku"))} AS by_sku,
+            {text_or_null(text_at("item", "id"))} AS other FROM items""",
     )
     known = "SELECT product_id FROM known"
     ((by_id, by_sku),) = raw.rows(

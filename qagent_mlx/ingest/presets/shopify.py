@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..parse_fields import user_or_null
 from .catalog_sql import (
     bare,
     first_of,
@@ -14,7 +15,7 @@ from .catalog_sql import (
 )
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles
-from .sql import moment, somebody
+from .sql import moment
 
 # Names of columns until about 2025, and since then.
 _PRODUCTS = {
@@ -179,8 +180,8 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
         f"""WITH orders AS (SELECT name, {fields} FROM ordered GROUP BY 1),
         by_title AS (SELECT lower(title) AS title, min(product_id) AS product_id FROM titles
             GROUP BY 1 HAVING count(DISTINCT product_id) = 1)
-        SELECT coalesce({somebody("lower(o.email)")}, o.phone) AS person, o.created, name, l.line,
-            {moment("o.created")} AS time,
+        SELECT coalesce({user_or_null("lower(o.email)")}, o.phone) AS person, o.created,
+            name, l.line, {moment("o.created")} AS time,
             coalesce(a.product_id, {bare("l.sku")}, b.product_id, w.product_id) AS product,
             CASE WHEN o.cancelled IS NOT NULL THEN 'line of a cancelled order'
                 WHEN lower(o.status) IN ('voided', 'expired', 'refunded')

@@ -5,22 +5,6 @@ from __future__ import annotations
 from ..parse_fields import timestamp
 from .raw_files import RawFiles
 
-_NOTHING = (
-    "'', 'na', 'n/a', 'nan', 'null', 'none', 'undefined', '(not set)', 'not set', '(none)', "
-    "'(data deleted)', '(other)', '<other>', '-'"
-)
-_NOBODY = f"{_NOTHING}, '0', '-1', '00000000-0000-0000-0000-000000000000', 'anonymous', 'guest'"
-
-
-def something(text: str) -> str:
-    """SQL: the trimmed text, NULL where it stands for nothing."""
-    return f"CASE WHEN lower(trim({text})) NOT IN ({_NOTHING}) THEN trim({text}) END"
-
-
-def somebody(text: str) -> str:
-    """SQL: a user's id, NULL where it stands for nobody."""
-    return f"CASE WHEN lower(trim({text})) NOT IN ({_NOBODY}) THEN trim({text}) END"
-
 
 def moment(text: str) -> str:
     """SQL: a time as a UTC timestamp: ISO 8601 with or without a zone, or an epoch number."""
