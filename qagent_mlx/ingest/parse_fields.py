@@ -228,7 +228,7 @@ def moment(stage: str, text: str, time_format: str | None) -> str:
         text: SQL of its `moment_text`.
     """
     if not time_format:
-        return timestamp(text, None)
+        return timestamp(text)
     day, hour = text_or_null(f"{stage}.time"), text_or_null(f"{stage}.time_of_day")
     # The text's time of day is written with 24 hours and begins behind the day.
     rest = f"try_cast(substr({text}, length({day}) + 2) AS TIME)"
@@ -239,8 +239,11 @@ def moment(stage: str, text: str, time_format: str | None) -> str:
             try_strptime({day}, {form})::DATE + {rest}) END"""
 
 
-def timestamp(column: str, time_format: str | None) -> str:
-    """SQL: a text column as a UTC timestamp, or NULL."""
+def timestamp(column: str, time_format: str | None = None) -> str:
+    """SQL: a text column as a UTC timestamp, or NULL.
+
+    Without a format it is ISO 8601, with or without a zone, or an epoch number.
+    """
     if time_format:
         return f"try_strptime({column}, {literal(time_format)})::TIMESTAMP"
     number = f"try_cast({column} AS DOUBLE)"

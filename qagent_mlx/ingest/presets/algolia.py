@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...utils.database import literal
-from ..parse_fields import user_or_null
+from ..parse_fields import timestamp, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents
-from .sql import fields, ignored_names, merge_searches, moment, name_persons
+from .sql import fields, ignored_names, merge_searches, name_persons
 
 _FIELDS = (
     "eventType eventSubtype eventName userToken authenticatedUserToken timestamp queryID "
@@ -84,7 +84,7 @@ def _load_queries(raw: RawFiles) -> None:
         token = file.column("user_token", "userToken")
         selects.append(
             f"""SELECT {_key(file.column("query_id", "queryID"))} AS id,
-                {user_or_null(token)} AS person, {moment(time)} AS time, {time} AS time_text,
+                {user_or_null(token)} AS person, {timestamp(time)} AS time, {time} AS time_text,
                 {file.column("query")} AS query FROM queries_{number}"""
         )
     none = """SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS person, NULL::TIMESTAMP AS time,
@@ -138,7 +138,7 @@ def _load_insights(raw: RawFiles) -> str:
         "insights",
         f"""SELECT {user_or_null("authenticatedUserToken")} AS user_id,
             {user_or_null("userToken")} AS device, timestamp AS time_text,
-            {moment("timestamp")} AS time, queryID, objectIDs, objectData,
+            {timestamp("timestamp")} AS time, queryID, objectIDs, objectData,
             coalesce(eventName, eventType) AS name, lower(eventType) AS kind,
             lower(eventSubtype) AS subtype, {raw.meant("eventName", "eventType")} AS given
         FROM ({fields(documents(raw.of("insights")), _FIELDS)})""",
@@ -175,7 +175,7 @@ def _clicks(raw: RawFiles, file: RawFile, table: str) -> str:
     time, kind = file.column("timestamp", "time"), file.column("event_type", "eventType")
     token = file.column("user_token", "userToken")
     return f"""SELECT {_key(file.column("query_id", "queryID"))} AS id,
-        {user_or_null(token)} AS person, {moment(time)} AS time, {time} AS time_text,
+        {user_or_null(token)} AS person, {timestamp(time)} AS time, {time} AS time_text,
         nullif(trim({file.column("object_id", "objectID")}), '') AS product, NULL::BIGINT AS place,
         CASE WHEN lower({kind}) = 'conversion' THEN '{_CONVERSION}' ELSE {kind} END
             AS name,

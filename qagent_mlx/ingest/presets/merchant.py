@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 from ...errors import QAgentError
 from ..columns import quote
+from ..parse_fields import timestamp
 from .catalog_sql import load_aliases, load_attributes
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles
-from .sql import moment
 
 _NAMESPACE = "http://base.google.com/ns/1.0"
 _SHOWN = (  # attributes of Google's that tell a product from others
@@ -56,7 +56,7 @@ def _read(raw: RawFiles) -> Extract:
         for n in wanted
     )
     raw.load("feed", f"SELECT rowid AS line, {texts} FROM feed")
-    start, end = (moment(f"split_part(sale_price_effective_date, '/', {n})") for n in (1, 2))
+    start, end = (timestamp(f"split_part(sale_price_effective_date, '/', {n})") for n in (1, 2))
     now = "(current_timestamp AT TIME ZONE 'UTC')"
     raw.load(
         "feed",

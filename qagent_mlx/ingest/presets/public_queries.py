@@ -9,12 +9,12 @@ from typing import IO
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
-from ..parse_fields import text_or_null
+from ..parse_fields import text_or_null, timestamp
 from .catalog_sql import load_tables
 from .preset import Extract, Preset
 from .public_logs import is_exactly
 from .raw_files import RawFile, RawFiles, lines_relation, parquet_relation
-from .sql import merge_searches, moment
+from .sql import merge_searches
 
 CLOCK_START = "2024-01-01"  # of KuaiSearch, which has an order and no dates
 
@@ -49,7 +49,7 @@ def _mercadolibre(raw: RawFiles) -> Extract:
     raw.load(
         "acts",
         f"""SELECT user_id, event.event_type AS name, event.event_info->>'$' AS info,
-            {moment("event.event_timestamp")} AS time
+            {timestamp("event.event_timestamp")} AS time
         FROM (SELECT user_id, unnest(user_history) AS event FROM users)""",
     )
     raw.load("searches", "SELECT user_id, time, info AS query FROM acts WHERE name = 'search'")
@@ -172,7 +172,7 @@ def _amazonqac(raw: RawFiles) -> Extract:
     raw.load(
         "searches",
         " UNION ALL ".join(
-            f"""SELECT session_id::VARCHAR AS user_id, {moment("search_time::VARCHAR")} AS time,
+            f"""SELECT session_id::VARCHAR AS user_id, {timestamp("search_time::VARCHAR")} AS time,
             final_search_term::VARCHAR AS query
             FROM {parquet_relation(file)}"""
             for file in raw.of("searches")
@@ -182,7 +182,7 @@ def _amazonqac(raw: RawFiles) -> Extract:
     for file in raw.of("searches"):
         if file.has("past_search_terms"):
             raw.connection.execute(
-                f"""INSERT INTO searches SELECT session_id, {moment("term[2]::VARCHAR")},
+                f"""INSERT INTO searches SELECT session_id, {timestamp("term[2]::VARCHAR")},
                 term[1]::VARCHAR FROM (SELECT session_id, unnest(past_search_terms) AS term
                     FROM {parquet_relation(file)})"""
             )
@@ -275,7 +275,7 @@ def _bestbuy_big(raw: RawFiles) -> Extract:
     names = "user sku category query click_time query_time"
     load_tables(raw, "clicks", "clicks", {name: (name,) for name in names.split()})
     _load_bestbuy_products(raw)
-    times = f"{moment('query_time')} AS asked, {moment('click_time')} AS clicked"
+    times = f"{timestamp('query_time')} AS asked, {timestamp('click_time')} AS clicked"
     ((products,),) = raw.rows("SELECT count(*) FROM catalog")
     return Extract(
         products="SELECT * FROM catalog" if products else None,

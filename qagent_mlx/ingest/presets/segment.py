@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..parse_fields import text_or_null, user_or_null
+from ..parse_fields import text_or_null, timestamp, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, csv_relation, documents, parquet_relation
-from .sql import event_types, fields, ignored_names, merge_searches, moment, name_persons, text_at
+from .sql import event_types, fields, ignored_names, merge_searches, name_persons, text_at
 
 # Names of events, letters only; those of the first version of the specification too.
 _TYPES = {
@@ -96,7 +96,7 @@ def _load_calls(raw: RawFiles) -> None:
         f"""SELECT c.type AS call, event, {user_or_null("userId")} AS user_id,
             coalesce(CASE WHEN c.type = 'alias' THEN {text_or_null("previousId")} END,
                 {user_or_null("anonymousId")}) AS device,
-            {time} AS time_text, {moment(time)} AS time, properties,
+            {time} AS time_text, {timestamp(time)} AS time, properties,
             CASE WHEN c.type = 'track' THEN coalesce({raw.meant("event")}, names.type) END AS type,
             CASE WHEN messageId IS NULL THEN 1 ELSE
                 row_number() OVER (PARTITION BY messageId ORDER BY receivedAt) END AS nth

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..parse_fields import user_or_null
+from ..parse_fields import timestamp, user_or_null
 from .catalog_sql import (
     bare,
     first_of,
@@ -15,7 +15,6 @@ from .catalog_sql import (
 )
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles
-from .sql import moment
 
 # Names of columns until about 2025, and since then.
 _PRODUCTS = {
@@ -181,7 +180,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
         by_title AS (SELECT lower(title) AS title, min(product_id) AS product_id FROM titles
             GROUP BY 1 HAVING count(DISTINCT product_id) = 1)
         SELECT coalesce({user_or_null("lower(o.email)")}, o.phone) AS person, o.created,
-            name, l.line, {moment("o.created")} AS time,
+            name, l.line, {timestamp("o.created")} AS time,
             coalesce(a.product_id, {bare("l.sku")}, b.product_id, w.product_id) AS product,
             CASE WHEN o.cancelled IS NOT NULL THEN 'line of a cancelled order'
                 WHEN lower(o.status) IN ('voided', 'expired', 'refunded')

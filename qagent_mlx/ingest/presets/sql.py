@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from ..parse_fields import timestamp
 from .raw_files import RawFiles
-
-
-def moment(text: str) -> str:
-    """SQL: a time as a UTC timestamp: ISO 8601 with or without a zone, or an epoch number."""
-    return timestamp(text, None)
 
 
 def fields(table: str, names: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..parse_fields import text_or_null, user_or_null
+from ..parse_fields import text_or_null, timestamp, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents, parquet_relation
-from .sql import event_types, fields, ignored_names, merge_searches, moment, text_at
+from .sql import event_types, fields, ignored_names, merge_searches, text_at
 
 _TYPES = {
     "click": "click click_through item_click product_click on_click",
@@ -92,7 +92,7 @@ def _load_documents(raw: RawFiles) -> None:
             lower(replace(replace(trim(action_name), '-', '_'), ' ', '_')) AS name_of_type,
             nullif(query_id, '') AS id,
             coalesce({", ".join(user_or_null(p) for p in (*people, "client_id"))}) AS person,
-            {moment("timestamp")} AS time, timestamp AS time_text,
+            {timestamp("timestamp")} AS time, timestamp AS time_text,
             coalesce(nullif(trim(user_query), ''), CASE WHEN upper(message_type) = 'QUERY'
                 THEN nullif(trim(message), '') END) AS query,
             {text_or_null(text_at("event_attributes", "object.object_id", "object.internal_id"))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import QAgentError
-from ..parse_fields import user_or_null
+from ..parse_fields import timestamp, user_or_null
 from .catalog_sql import (
     bare,
     blank,
@@ -17,7 +17,7 @@ from .catalog_sql import (
 )
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents
-from .sql import fields, moment
+from .sql import fields
 
 _TYPES = ("simple", "variable", "grouped", "external", "variation")
 # Names in English and German; further languages go by the places of the columns.
@@ -259,7 +259,7 @@ def _load_orders(raw: RawFiles) -> dict[str, int]:
         )
     raw.load(
         "lines",
-        f"""SELECT o.line, number, date, {moment("date")} AS time,
+        f"""SELECT o.line, number, date, {timestamp("date")} AS time,
             coalesce({user_or_null("customer")}, {user_or_null("lower(email)")}) AS person,
             coalesce(a.product_id, b.product_id, k.product_id, nullif(o.product, ''),
                 nullif(o.sku, '')) AS product,
