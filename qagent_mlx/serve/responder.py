@@ -30,7 +30,7 @@ from ..memory.store import MemoryStore
 from ..models.download import sample_folder
 from ..policy.registry import SAMPLE, resolve, serving_policy
 from ..shop.journal import Entry
-from ..shop.policy_folders import adopt_loose, parse_reference, reference_of
+from ..shop.policy_folders import migrate_unversioned, parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Profile
 from .cache import UserCache
@@ -100,7 +100,8 @@ def open_responder(path: Path, config: ServeConfig, metrics: Metrics) -> Iterato
         QAgentError: what `Shop.open` or the policy has to say.
     """
     if not config.read_only:
-        adopt_loose(path / "policies")  # where they lie does not change while they are served
+        # Where policies lie does not change while they are served.
+        migrate_unversioned(path / "policies")
     with Shop.open(path) as shop:
         folder = resolve(shop, config.policy or serving_policy(shop))
         if config.workers > 1:

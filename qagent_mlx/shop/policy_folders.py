@@ -8,8 +8,8 @@
     policies/.lock                held while any of that changes
 
 A number is given once. Shops of before versions have the files in policies/NAME itself: they are
-read as the version that they become when the shop is opened for writing (`adopt_loose`). What an
-older program writes there is adopted as one more version, so it cannot harm the others.
+read as the version that they become when the shop is opened for writing (`migrate_unversioned`).
+What an older program writes there becomes one more version, so it cannot harm the others.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def names_with_versions(policies: Path) -> list[str]:
 def version_folders(policies: Path, name: str) -> dict[int, Path]:
     """Number -> folder of a policy's complete versions, oldest first."""
     versions = _numbered(policies / name)
-    if _loose(policies / name, versions):
+    if _is_unversioned(policies / name, versions):
         versions[_next_number(policies / name)] = policies / name
     return versions
 
@@ -120,14 +120,14 @@ def _numbered(place: Path) -> dict[int, Path]:
     return {number: place / str(number) for number in sorted(numbers)}
 
 
-def _loose(place: Path, versions: dict[int, Path]) -> bool:
+def _is_unversioned(place: Path, versions: dict[int, Path]) -> bool:
     """Whether files of a policy lie in the name's folder that are not a version already."""
     path = place / DESCRIPTION
     try:
         description = path.read_bytes()
     except OSError:
         return False
-    # A kill between the two halves of `_adopt` leaves the same twice.
+    # A kill between the two halves of `migrate_policy` leaves the same twice.
     return not any((f / DESCRIPTION).read_bytes() == description for f in versions.values())
 
 
@@ -166,7 +166,7 @@ def reserve(policies: Path, name: str, base: str = "", run: str = "") -> Reserva
     """
     with policies_lock(policies):
         _require(policies, base)
-        adopt(policies, name)
+        migrate_policy(policies, name)
         _clear_unfinished(policies / name)
         return _reserve(policies, name, base, run)
 
@@ -252,7 +252,7 @@ def save_version(
 def remove_version(policies: Path, name: str, number: int) -> None:
     """Remove a version or a reservation, under the lock; its number is not given again."""
     place = policies / name
-    adopt(policies, name)
+    migrate_policy(policies, name)
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(_note(policies, name, number), {"removed": removed})
     if (place / str(number)).exists():
@@ -263,7 +263,7 @@ def remove_version(policies: Path, name: str, number: int) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def adopt_loose(policies: Path) -> None:
+def migrate_unversioned(policies: Path) -> None:
     """Make versions of policies that lie in their names' folders, as before there were any."""
     with contextlib.suppress(OSError):
         places = [path for path in policies.iterdir() if not path.name.startswith(".")]
@@ -271,17 +271,17 @@ def adopt_loose(policies: Path) -> None:
         if names:
             with policies_lock(policies):
                 for name in names:
-                    adopt(policies, name)
+                    migrate_policy(policies, name)
 
 
-def adopt(policies: Path, name: str) -> None:
+def migrate_policy(policies: Path, name: str) -> None:
     """Make a version of what lies in a name's folder, under the lock."""
     place = policies / name
     if not (place / DESCRIPTION).is_file():
         return
     files = [path for path in place.iterdir() if path.is_file() and not _RESERVED.match(path.name)]
     number = _next_number(place)
-    if _loose(place, _numbered(place)):
+    if _is_unversioned(place, _numbered(place)):
         temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{number}.writing-"))
         temporary.chmod(0o755)
         for path in files:

@@ -35,7 +35,7 @@ from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
-from .policy_folders import adopt_loose
+from .policy_folders import migrate_unversioned
 from .schema import ADDITIONS, SCHEMA
 
 SHOP_VERSION = 1
@@ -127,7 +127,7 @@ class Shop:
             )
         _refuse_links(path)
         if not read_only:
-            adopt_loose(path / "policies")
+            migrate_unversioned(path / "policies")
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
 
     def save_config(self) -> None:

@@ -140,7 +140,7 @@ def _load_insights(raw: RawFiles) -> str:
             {user_or_null("userToken")} AS device, timestamp AS time_text,
             {timestamp("timestamp")} AS time, queryID, objectIDs, objectData,
             coalesce(eventName, eventType) AS name, lower(eventType) AS kind,
-            lower(eventSubtype) AS subtype, {raw.meant("eventName", "eventType")} AS given
+            lower(eventSubtype) AS subtype, {raw.mapped_type("eventName", "eventType")} AS given
         FROM ({fields(documents(raw.of("insights")), _FIELDS)})""",
     )
     name_persons(raw, "insights")
@@ -179,11 +179,12 @@ def _clicks(raw: RawFiles, file: RawFile, table: str) -> str:
         nullif(trim({file.column("object_id", "objectID")}), '') AS product, NULL::BIGINT AS place,
         CASE WHEN lower({kind}) = 'conversion' THEN '{_CONVERSION}' ELSE {kind} END
             AS name,
-        coalesce({raw.meant(kind)}, CASE lower({kind}) WHEN 'click' THEN 'click'
+        coalesce({raw.mapped_type(kind)}, CASE lower({kind}) WHEN 'click' THEN 'click'
             WHEN 'view' THEN 'view' WHEN 'conversion' THEN 'purchase'
             WHEN 'purchase' THEN 'purchase' WHEN 'addtocart' THEN 'cart'
             WHEN 'cart' THEN 'cart' END) AS type,
-        lower({kind}) = 'conversion' AND {raw.meant(kind)} IS NULL AS is_guess, true AS is_click
+        lower({kind}) = 'conversion' AND {raw.mapped_type(kind)} IS NULL AS is_guess,
+        true AS is_click
         FROM {table}"""
 
 

@@ -110,7 +110,7 @@ def _load_events(raw: RawFiles) -> tuple[str, ...]:
     chosen = f"""SELECT make_timestamp(try_cast(event_timestamp AS BIGINT)) AS time,
             event_name AS name, {user_or_null("user_id")} AS user_id,
             {user_or_null("user_pseudo_id")} AS device,
-            coalesce({raw.meant("event_name")}, names.type) AS kind,
+            coalesce({raw.mapped_type("event_name")}, names.type) AS kind,
             CASE WHEN kind = 'search' THEN {text_or_null(parameter("search_term"))} END AS term,
             CASE WHEN event_name = 'select_content' THEN CASE
                     WHEN {parameter("content_type")} = 'product'

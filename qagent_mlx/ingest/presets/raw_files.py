@@ -93,7 +93,7 @@ class RawFiles:
         """The files with one of these roles."""
         return [file for role, file in self.files if role in roles]
 
-    def meant(self, *names: str) -> str:
+    def mapped_type(self, *names: str) -> str:
         """SQL: the type that the user gave to an event's name, the first of these that has one."""
         if not self.meanings:
             return "NULL::VARCHAR"

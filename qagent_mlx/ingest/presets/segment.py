@@ -97,7 +97,8 @@ def _load_calls(raw: RawFiles) -> None:
             coalesce(CASE WHEN c.type = 'alias' THEN {text_or_null("previousId")} END,
                 {user_or_null("anonymousId")}) AS device,
             {time} AS time_text, {timestamp(time)} AS time, properties,
-            CASE WHEN c.type = 'track' THEN coalesce({raw.meant("event")}, names.type) END AS type,
+            CASE WHEN c.type = 'track' THEN coalesce({raw.mapped_type("event")}, names.type)
+                END AS type,
             CASE WHEN messageId IS NULL THEN 1 ELSE
                 row_number() OVER (PARTITION BY messageId ORDER BY receivedAt) END AS nth
         FROM ({" UNION ALL BY NAME ".join(tables)}) c

@@ -113,7 +113,7 @@ def _load_documents(raw: RawFiles) -> None:
         "events",
         f"""SELECT d.* REPLACE (coalesce(d.person, q.person) AS person,
             coalesce(d.query, q.query) AS query),
-            coalesce({raw.meant("d.action")}, names.type) AS type
+            coalesce({raw.mapped_type("d.action")}, names.type) AS type
         FROM documents d LEFT JOIN queries q ON q.id = d.id
         LEFT JOIN {event_types(_TYPES)} ON names.name = d.name_of_type WHERE d.is_event""",
     )
