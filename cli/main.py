@@ -31,6 +31,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "From raw data to the full table, in one command."),
     "runs": ("runs", "Look into training runs."),
     "bench": ("bench", "Measure speed, alone or beside other trainers."),
+    "trust": ("trust", "Name the files and addresses that a shop may use."),
     "completion": ("completion", "Print a shell's completion of commands."),
     "doctor": ("doctor", "Check the environment and its speed."),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..errors import QAgentError
-from ..utils import trusted_code
+from ..utils import trust
 from ..utils.atomic_files import hash_file
 from ..utils.settings import SettingError
 from .rewards import COMPONENTS, Component
@@ -64,7 +64,7 @@ def reward_files(specs: Sequence[str]) -> list[RewardFile]:
     for spec in specs:
         file, _, name = spec.rpartition(":")
         path = Path(file)
-        trusted_code.trust(path)
+        trust.trust_file(path)
         files.append(RewardFile(file=str(path.resolve()), name=name, sha256=hash_file(path)))
     return files
 
@@ -78,6 +78,6 @@ def reward_specs(files: Sequence[RewardFile]) -> list[str]:
                 f"the reward file {path} is gone or has changed since the run began, so it cannot "
                 "go on exactly; put it back, or name the reward again to go on with the new one"
             )
-        remedy = f"name the reward {path}:{stored['name']} again"
-        trusted_code.require(path, "the run's reward", remedy)
+        remedy = f"name the reward {path}:{stored['name']} again, or others"
+        trust.require_file(path, "the run's reward", remedy)
     return [f"{stored['file']}:{stored['name']}" for stored in files]

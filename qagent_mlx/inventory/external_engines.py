@@ -11,6 +11,9 @@ An engine returns product ids and scores; titles, prices and stock come from the
 and products that the catalog does not hold are left out. An engine searches the shop as it is
 now, not as of a case's moment: it serves `search` and `recommend`, while training and
 evaluation use the built-in search.
+
+An engine is asked only once its user has named its address and the variables that it would be
+sent (`utils.trust`), as a shop may come from somebody else.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from msgspec import Meta
 
 from ..errors import QAgentError
 from ..types import Hit
+from ..utils import trust
 from ..utils.text import query_key
 from .catalog import Catalog
 from .types import Filters
@@ -120,6 +124,12 @@ class ExternalEngine(ABC):
     @abstractmethod
     def _search(self, queries: Sequence[str], k: int, filters: Filters) -> list[list[Hit]]:
         """Ask the engine; the queries are distinct and none is empty."""
+
+
+def require_trust(address: str, *variables: str | None) -> None:
+    """Refuse an engine, or variables that it would be sent, which the user has not named."""
+    named = [variable for variable in variables if variable is not None]
+    trust.require_address(address, named, "search.engine in shop.json", "remove it there")
 
 
 def secret_from_environment(variable: str | None) -> str | None:

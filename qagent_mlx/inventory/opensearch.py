@@ -6,18 +6,52 @@ import base64
 import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from ..errors import QAgentError
 from ..types import Hit
 from .catalog import Catalog
-from .external_engines import REMEDY, ExternalEngine, OpenSearchSettings, secret_from_environment
+from .external_engines import (
+    REMEDY,
+    ExternalEngine,
+    OpenSearchSettings,
+    require_trust,
+    secret_from_environment,
+)
 from .types import Filters
 
 MAX_RESPONSE_BYTES = 32 << 20
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        is_plain = is_plain and parts.port != 0 and not (set(url) & set("?#\\") or " " in url)
+    except ValueError:
+        is_plain = False
+    if not is_plain or not url.isascii() or not url.isprintable():
+        raise QAgentError(
+            f"search.engine: the url {url!r} is no http(s) address such as "
+            f"https://localhost:9200; {REMEDY}"
+        )
+
+
+class _RefuseRedirects(urllib.request.HTTPRedirectHandler):
+    """An engine has one address: the key is sent to no other, whatever it answers."""
+
+    def redirect_request(self, *_arguments: Any) -> None:
+        """Follow none; the answer is an error."""
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_RefuseRedirects)
 
 
 class OpenSearch(ExternalEngine):
@@ -25,12 +59,12 @@ class OpenSearch(ExternalEngine):
 
     def __init__(self, catalog: Catalog, settings: OpenSearchSettings) -> None:
         super().__init__(catalog)
-        if not settings.url.startswith(("http://", "https://")):
-            raise QAgentError(
-                f"search.engine: the url {settings.url!r} is no http(s) address; {REMEDY}"
-            )
+        url = settings.url.rstrip("/")
+        _check_url(url)
+        require_trust(url, settings.password_variable, settings.api_key_variable)
         self._settings = settings
-        self._url = f"{settings.url.rstrip('/')}/{settings.index}/_search"
+        # What an index is called chooses no other route of the engine.
+        self._url = f"{url}/{urllib.parse.quote(settings.index, safe=',*')}/_search"
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         key = secret_from_environment(settings.api_key_variable)
         password = secret_from_environment(settings.password_variable)
@@ -68,7 +102,7 @@ class OpenSearch(ExternalEngine):
         url, body = self._url, json.dumps(self.body(query, k, filters)).encode()
         request = urllib.request.Request(url, body, self._headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self._settings.timeout) as response:
+            with _opener().open(request, timeout=self._settings.timeout) as response:
                 content = response.read(MAX_RESPONSE_BYTES + 1)
         except urllib.error.HTTPError as error:
             text = error.read(500).decode("utf-8", "replace").split("\n")[0][:200]

@@ -10,11 +10,18 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import QAgentError
 from ..types import Hit
 from .catalog import Catalog
-from .external_engines import REMEDY, ExternalEngine, PostgresSettings, secret_from_environment
+from .external_engines import (
+    REMEDY,
+    ExternalEngine,
+    PostgresSettings,
+    require_trust,
+    secret_from_environment,
+)
 from .types import Filters
 
 # plainto_tsquery joins the words by AND; a shop shows products with some of them, too.
@@ -39,7 +46,9 @@ class Postgres(ExternalEngine):
     def __init__(self, catalog: Catalog, settings: PostgresSettings) -> None:
         super().__init__(catalog)
         self._settings = settings
-        self._dsn = secret_from_environment(settings.dsn_variable) or settings.dsn
+        require_trust(_address(settings))
+        variable = settings.dsn_variable
+        self._dsn = settings.dsn if variable is None else secret_from_environment(variable) or ""
         self._connection: psycopg.Connection[Any] | None = None
 
     def _search(self, queries: Sequence[str], k: int, filters: Filters) -> list[list[Hit]]:
@@ -104,6 +113,19 @@ class Postgres(ExternalEngine):
             price=column(settings.price),
             category=column(settings.category),
         )
+
+
+def _address(settings: PostgresSettings) -> str:
+    """What a user names to trust the database: without its password, if it has one."""
+    if settings.dsn_variable is not None:
+        return settings.dsn_variable
+    try:
+        named: dict[str, Any] = dict(conninfo_to_dict(settings.dsn))
+    except psycopg.Error as error:
+        line = str(error).splitlines()[0]
+        raise QAgentError(f"search.engine: the dsn cannot be read: {line}; {REMEDY}") from error
+    named.pop("password", None)
+    return make_conninfo(**named) or "postgres"  # the variables PGHOST and so on say where
 
 
 def _prefix_pattern(prefix: str) -> str:

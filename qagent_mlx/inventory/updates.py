@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
-from ..utils import trusted_code
+from ..utils import trust
 from ..utils.settings import check
 from .encoders.registry import SUBWORD, EncoderSpec, python_file
 from .index import IndexChanges, sync_index
@@ -90,7 +90,7 @@ def set_encoder(shop: Shop, encoder: str | None, dimensions: int | None = None) 
     EncoderSpec.of(search)
     source = python_file(search.encoder) if encoder is not None else None
     if source is not None:
-        trusted_code.trust(source)
+        trust.trust_file(source)
     shop.config = replace(shop.config, search=search)
     shop.save_config()
 

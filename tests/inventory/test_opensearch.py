@@ -5,12 +5,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from engines import ids, named
+from engines import handed, ids, named
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.opensearch import OpenSearch
 from qagent_mlx.inventory.product_search import open_shop_search, search_products
 from qagent_mlx.inventory.types import Filters
+from qagent_mlx.utils import trust
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -61,6 +62,8 @@ class Engine(BaseHTTPRequestHandler):
     def reply(self, status, text):
         content = text.encode()
         self.send_response(status)
+        if status == 302:
+            self.send_header("Location", self.server.location)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -173,3 +176,55 @@ def test_an_engine_that_is_not_there_and_wrong_settings(own_shop, engine):
     ):
         with pytest.raises(QAgentError, match=says):
             open_shop_search(named(own_shop, **settings))
+
+
+def test_a_shop_reaches_no_address_and_reads_no_variable_that_its_user_has_not_named(
+    own_shop, engine, monkeypatch
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    asks = {"kind": "opensearch", "url": engine.url, "api_key_variable": "AWS_SECRET_ACCESS_KEY"}
+    shop = handed(own_shop, **asks)
+    command = f"run: qagent trust {engine.url} AWS_SECRET_ACCESS_KEY"
+    with pytest.raises(QAgentError, match=command) as error:
+        search_products(shop, "lamp")
+    assert "secret" not in str(error.value)
+    # The address alone was named, for another shop: it gets queries and no secret.
+    trust.trust_address(engine.url)
+    with pytest.raises(QAgentError, match=command):
+        search_products(shop, "lamp")
+    assert engine.asked == []
+    # A variable that is not set is refused alike: a stranger learns nothing of the environment.
+    with pytest.raises(QAgentError, match="have not named"):
+        search_products(handed(own_shop, **{**asks, "api_key_variable": "NOT_SET"}), "lamp")
+    trust.trust_address(engine.url, ["AWS_SECRET_ACCESS_KEY"])
+    search_products(handed(own_shop, **asks), "lamp")
+    assert engine.asked[-1][1]["Authorization"] == "ApiKey secret"
+
+
+def test_a_key_goes_to_its_address_only(own_shop, engine, monkeypatch):
+    monkeypatch.setenv("KEY", "secret")
+    elsewhere = f"http://localhost:{engine.server_port}/stolen"
+    engine.answer = (302, "")
+    engine.location = elsewhere
+    shop = named(own_shop, kind="opensearch", url=engine.url, api_key_variable="KEY")
+    with pytest.raises(QAgentError, match="answered 302"):
+        open_shop_search(shop).search(["lamp"])
+    assert [path for path, _, _ in engine.asked] == ["/products/_search"]
+    engine.answer = None
+    for index in ("goods/_delete_by_query?a=", "../_all/_close#", "a b", "ä"):
+        open_shop_search(named(own_shop, kind="opensearch", url=engine.url, index=index)).search(
+            ["lamp"]
+        )
+        path = engine.asked[-1][0]
+        assert path.count("/") == 2 and path.endswith("/_search") and "?" not in path
+    for url in (
+        "http://good@evil:9200",
+        "http://evil:9200/?",
+        "http://evil:9200/#good",
+        "http://[::1",
+        "http://evil:x",
+        "https://",
+        "http://a\nb",
+    ):
+        with pytest.raises(QAgentError, match="no http"):
+            open_shop_search(handed(own_shop, kind="opensearch", url=url))

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from engines import ids, named
+from engines import handed, ids, named
 from postgres_server import running_postgres
 
 from qagent_mlx.errors import QAgentError
@@ -76,3 +76,18 @@ def test_postgres_takes_an_indexed_column_and_names_what_is_wrong(postgres, data
             broken.search(["lamp"])
         assert "\n" not in str(error.value)
     assert search.search(["lamp"], 1)[0]
+
+
+def test_a_shop_connects_to_no_database_that_its_user_has_not_named(postgres, monkeypatch):
+    monkeypatch.setenv("OTHER", "host=elsewhere")
+    for settings, named_as in (
+        ({"dsn": "host=elsewhere password=secret"}, "trust host=elsewhere"),
+        ({"dsn": "postgresql://ann:secret@elsewhere/db"}, "trust 'user=ann dbname=db host=elsewhe"),
+        ({"dsn_variable": "OTHER"}, "trust OTHER"),
+        ({}, "trust postgres"),
+    ):
+        with pytest.raises(QAgentError, match=named_as) as error:
+            open_shop_search(handed(postgres, kind="postgres", **settings))
+        assert "secret" not in str(error.value)
+    with pytest.raises(QAgentError, match="cannot be read"):
+        open_shop_search(handed(postgres, kind="postgres", dsn="nonsense"))

@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import QAgentError
 from ...shop.config import SearchConfig
-from ...utils import trusted_code
+from ...utils import trust
 from .encoder import Encoder, unit_length
 
 SUBWORD = "subword"
@@ -81,8 +81,8 @@ def open_encoder(spec: EncoderSpec) -> Encoder:
         from .language_model import ModelEncoder
 
         return ModelEncoder(Path(spec.place), spec.dimensions, spec.instruction)
-    remedy = f"choose {spec.place} as the encoder again, or {SUBWORD} to do without"
-    trusted_code.require(source, "the shop's encoder", remedy)
+    remedy = f"choose {SUBWORD} as the encoder to do without"
+    trust.require_file(source, "the shop's encoder", remedy)
     return PythonEncoder(spec.place)
 
 
