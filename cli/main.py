@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("train", "Train a policy: SFT cold start, then GRPO."),
     "distil": ("train", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
+    "export": ("export", "Write products, events or recommendations to a file."),
     "serve": ("serve", "Serve recommendations over HTTP."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),
@@ -49,6 +50,17 @@ class QAgentGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return _command(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names, or else what may have been meant."""
+        word = args[0]
+        if word not in COMMANDS and not word.startswith("-") and not ctx.resilient_parsing:
+            from .near import unknown_command
+
+            raise unknown_command(word, COMMANDS, ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help's list, without importing the commands."""

@@ -25,8 +25,16 @@ class UserFirst(click.Group):
     """A group whose first word may be a user: ``memory ann`` is ``memory show ann``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put ``show`` before what is no command of the group."""
+        """Put ``show`` before what is no command of the group.
+
+        Two words are a command with its user, so a first one that is none was mistyped.
+        """
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            if len(args) > 1 and not (args[0].startswith("-") or args[1].startswith("-")):
+                from .near import near_commands, unknown_command
+
+                if near_commands(args[0], self.commands):
+                    raise unknown_command(args[0], self.commands, ctx)
             args = ["show", *args]
         return super().parse_args(ctx, args)
 

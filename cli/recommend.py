@@ -100,12 +100,12 @@ def recommend(
 
     _check_usage(users, recipients, chains, "workers" in changes)
     config = merge(BulkConfig(), changes)
-    with opened(shop_path, snapshot=recipients.out is not None) as shop:
+    if recipients.out is not None:
+        return recommend_to_many(recipients, recipients.out, config, shop_path, policy, group)
+    with opened(shop_path) as shop:
         name = policy or serving_policy(shop)
         with waiting("opening the shop"):
             recommender = Recommender(shop, open_policy(shop, name, config.dtype), group=group)
-        if recipients.out is not None:
-            return _recommend_to_many(recommender, recipients, recipients.out, config)
         with waiting("recommending"):
             results = recommender.recommend(users, config.k, config.as_of, config.seed)
         strangers = [user for user in dict.fromkeys(users) if not shop.has_events(user)]
@@ -140,29 +140,41 @@ def _check_usage(
         check_table_name(recipients.out)
 
 
-def _recommend_to_many(
-    recommender: Recommender, recipients: Recipients, path: Path, config: BulkConfig
+def recommend_to_many(
+    recipients: Recipients,
+    path: Path,
+    config: BulkConfig,
+    shop_path: Path,
+    policy: str | None = None,
+    group: int | None = None,
 ) -> Output:
+    """Recommend to everybody, or to a file of users, into a file."""
+    from qagent_mlx.agent.recommend import Recommender
+    from qagent_mlx.policy.registry import open_policy, serving_policy
     from qagent_mlx.serve import batch
 
-    shard = recipients.shard
-    if shard is None and (shard := batch.launched_shard()):
-        path = batch.shard_path(path, *shard)
-    if recipients.file is not None:
-        users = batch.read_users(recipients.file)
-    else:
-        users = batch.all_users(recommender.shop, config.as_of)
-    if shard:  # each of them has a core already
-        users = batch.shard_of(users, *shard)
-        config = replace(config, workers=config.workers or 1)
-    with CountProgress("recommending", len(users)) as progress:
-        report = batch.bulk_recommend(
-            recommender,
-            users,
-            path,
-            config,
-            lambda now: progress(now.done, now.fresh, now.seconds, now.left),
-        )
+    with opened(shop_path, snapshot=True) as shop:
+        with waiting("opening the shop"):
+            opened_policy = open_policy(shop, policy or serving_policy(shop), config.dtype)
+            recommender = Recommender(shop, opened_policy, group=group)
+        shard = recipients.shard
+        if shard is None and (shard := batch.launched_shard()):
+            path = batch.shard_path(path, *shard)
+        if recipients.file is not None:
+            users = batch.read_users(recipients.file)
+        else:
+            users = batch.all_users(shop, config.as_of)
+        if shard:  # each of them has a core already
+            users = batch.shard_of(users, *shard)
+            config = replace(config, workers=config.workers or 1)
+        with CountProgress("recommending", len(users)) as progress:
+            report = batch.bulk_recommend(
+                recommender,
+                users,
+                path,
+                config,
+                lambda now: progress(now.done, now.fresh, now.seconds, now.left),
+            )
     resumed = f" ({report.resumed:,} were there already)" if report.resumed else ""
     text = (
         f"{report.recommendations:,} recommendations for {report.users:,} users{resumed} in "

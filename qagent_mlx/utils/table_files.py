@@ -10,6 +10,7 @@ from ..errors import QAgentError
 from .atomic_files import replacing
 from .database import literal
 
+FORMATS = ("csv", "jsonl", "parquet")
 # A list of texts in CSV is one text with bars between, as ids and titles seldom have any.
 _FORMATS = {".csv": "csv, header", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -26,10 +27,13 @@ def check_table_name(path: Path) -> None:
         )
 
 
-def write_table(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+def write_table(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> int:
     """Write the rows of a SELECT to a file whose ending names the form, whole or not at all.
 
     Lists become texts with ``|`` between in CSV.
+
+    Returns:
+        The number of rows.
 
     Raises:
         QAgentError: the ending names no form, or the file cannot be written.
@@ -42,4 +46,7 @@ def write_table(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -
         texts = ", ".join(f'array_to_string("{name}", \'|\') AS "{name}"' for name in lists)
         query = f"SELECT * REPLACE ({texts}) FROM ({query})" if lists else query
     with replacing(path) as temporary:
-        connection.execute(f"COPY ({query}) TO {literal(temporary)} (FORMAT {_FORMATS[suffix]})")
+        ((rows,),) = connection.execute(
+            f"COPY ({query}) TO {literal(temporary)} (FORMAT {_FORMATS[suffix]})"
+        ).fetchall()
+    return int(rows)

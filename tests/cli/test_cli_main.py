@@ -67,6 +67,27 @@ def test_wrong_usage_exits_with_2(cli, arguments):
     assert "Error: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("recomend", "ann"), "'recommend'"),
+        (("rec",), "'recommend'"),
+        (("promote", "grpo"), "'policies promote'"),
+        (("list",), "'models list' or 'policies list' or 'runs list'"),
+        (("policies", "promot"), "'promote'"),
+        (("memory", "forgt", "ann"), "'forget'"),
+        (("recommend", "ann", "--polcy", "sft"), "'--policy'"),
+    ],
+)
+def test_a_mistyped_word_is_told_what_may_have_been_meant(cli, words, meant):
+    result = cli.run(*words, code=2)
+    assert f"Did you mean {meant}?" in result.stderr and result.stdout == ""
+
+
+def test_a_word_that_is_near_to_nothing_gets_no_guess(cli):
+    assert cli.run("xyzzy", code=2).stderr.splitlines()[-1] == "Error: No such command 'xyzzy'."
+
+
 def test_interrupt_exits_with_130_and_one_line(cli, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
