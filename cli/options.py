@@ -215,7 +215,7 @@ as_of_option = click.option(
     metavar="T",
     help="A moment (UTC); nothing at or after it is used. Default: after the log's last event.",
 )
-_SPLIT = ("min_history", "test_from", "test_share", "validation_share")
+_SPLIT = ("min_history", "test_from", "test_share", "validation_share", "scenario", "new_share")
 _TEST_FROM = {"type": ISO_MOMENT, "metavar": "T"}
 # Which moments are cases and how time splits them; `learning_options`: also what they ask for.
 split_options = setting_options(SplitConfig, *_SPLIT, into="split", test_from=_TEST_FROM)

@@ -14,7 +14,7 @@ from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.options import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index
-from .inventory.search import HybridSearch, open_clicks
+from .inventory.search import hybrid_search
 from .memory.ranker import Retrieve, fit_ranker
 from .memory.store import MemoryStore
 from .shop.config import ShopConfig
@@ -89,7 +89,7 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
         notify("building the index")
         index = build_index(snapshot)
         notify("learning what lines of memory are worth")
-        ranker = fit_ranker(snapshot, index.clicks_until, _retrieval(snapshot, index))
+        ranker = fit_ranker(snapshot, index.clicks_until, retrieval(snapshot, index))
     with shop.transaction():
         ranker.keep(shop)
     return BuildReport(
@@ -101,9 +101,9 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
     )
 
 
-def _retrieval(shop: Shop, index: InventoryIndex) -> Retrieve:
+def retrieval(shop: Shop, index: InventoryIndex) -> Retrieve:
     """The shop's search without its reranker, which would read thousands of result lists."""
-    search = HybridSearch(index, open_clicks(shop, index), shop.config.search)
+    search = hybrid_search(shop, index)
 
     def retrieve(queries: Sequence[str], moments: Sequence[datetime]) -> list[list[str]]:
         return [[hit.product_id for hit in hits] for hits in search.search(queries, 10, moments)]

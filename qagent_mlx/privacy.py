@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 
+from .environment.scenario_shop import delete_copies
 from .errors import QAgentError
 from .memory.inspect import MemoryView
 from .memory.store import MemoryStore
@@ -130,7 +131,8 @@ def _collect(shop: Shop, user: str) -> UserData:
 def erase_user(shop: Shop, user: str) -> ErasureReport:
     """Delete everything about a user, also from the bytes of the database's file.
 
-    Runs come first and the log last, so that it can be called again if it is interrupted.
+    Runs come first and the log last, so that it can be called again if it is interrupted. Copies
+    for scenarios are deleted whole, and made anew when they are asked for.
     """
     _clear_leftovers(shop)
     data = _collect(shop, user)
@@ -152,6 +154,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
             _erase_from_run(run, user)
     for path in _summaries(shop, user):
         path.unlink()
+    delete_copies(shop)
     store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})

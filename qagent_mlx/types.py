@@ -20,7 +20,8 @@ class Case:
     is the session's first search that led to an engagement, ``products`` are those engaged
     with under it, the strongest engagement first. (Training cases made with
     ``SplitConfig.learn_from = "searches"`` hold the session's first search, and may have no
-    products.)
+    products. Where nobody knows what was typed, ``query`` and ``query_key`` are empty, and
+    ``products`` are all that the session engaged with.)
     """
 
     case_id: int

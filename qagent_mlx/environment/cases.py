@@ -50,19 +50,64 @@ def build_cases(
         )
     if not cases:
         raise QAgentError(f"the log holds no case: {_what_is_missing(connection)}")
-    validation, test = _split_positions(cases, config)
+    cases = _split(cases, config)
     if config.learn_from == "searches":
-        # The same cuts in time, so that nothing of the test is learned from.
-        validation_start, test_start = cases[validation].as_of, cases[test].as_of
-        searches = successful_sessions(connection, after, test_start, any_outcome=True)
-        learned = _cases(searches, config.min_history)
-        cases = [*learned, *cases[test:]]
-        validation = sum(case.as_of < validation_start for case in learned)
-        test = len(learned)
-    return [
-        replace(case, case_id=i, split=SPLITS[(i >= validation) + (i >= test)])
-        for i, case in enumerate(cases)
+        before = start_of(cases, "test")
+        searches = successful_sessions(connection, after, before, any_outcome=True)
+        cases = learning_from(searches, cases, config)
+    return cases
+
+
+def build_untyped_cases(
+    sessions: Sequence[SuccessfulSession], config: SplitConfig, where: str
+) -> list[Case]:
+    """The cases of a log that knows nothing of what was typed (`memory.engaged_sessions`).
+
+    Their query is empty; what is known is what the user engaged with. ``where`` names the log.
+    """
+    cases = _cases(sessions, config.min_history)
+    if not cases:
+        raise QAgentError(
+            f"{where} holds no case: no session of a user with {config.min_history} earlier events "
+            "led to a click, cart or purchase; ingest a longer log"
+        )
+    return _split(cases, config)
+
+
+def learning_from(
+    sessions: Sequence[SuccessfulSession], cases: Sequence[Case], config: SplitConfig
+) -> list[Case]:
+    """The cases with others to learn from: those of sessions that began before the test.
+
+    The cuts in time stay, so that nothing of the test is learned from.
+    """
+    validation, test = (start_of(cases, split) for split in SPLITS[1:])
+    learned = [
+        replace(case, split=SPLITS[case.as_of >= validation])
+        for case in _cases(sessions, config.min_history)
+        if case.as_of < test
     ]
+    return numbered([*learned, *of_split(cases, "test")])
+
+
+def start_of(cases: Sequence[Case], split: str) -> datetime:
+    """The moment of a split's first case."""
+    return of_split(cases, split)[0].as_of
+
+
+def numbered(cases: Sequence[Case]) -> list[Case]:
+    """The cases with their places as ids."""
+    return [replace(case, case_id=i) for i, case in enumerate(cases)]
+
+
+def _split(cases: Sequence[Case], config: SplitConfig) -> list[Case]:
+    validation, test = _split_positions(cases, config)
+    return numbered(
+        [
+            replace(case, split=SPLITS[(i >= validation) + (i >= test)])
+            for i, case in enumerate(cases)
+        ]
+    )
 
 
 def _split_positions(cases: Sequence[Case], config: SplitConfig) -> tuple[int, int]:

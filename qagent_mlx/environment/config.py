@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+ScenarioName = Literal["full", "no_query_log", "own_only", "new", "sold_out"]
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -33,3 +35,15 @@ class SplitConfig:
             "successful search, or its first search whatever came of it."
         ),
     ] = "successes"
+    scenario: Annotated[
+        ScenarioName,
+        Meta(
+            description="What the shop is taken to have: its full log, no query log, nobody's "
+            "queries for anybody else, products that are new in the test period, or first lines "
+            "of memory that are sold out."
+        ),
+    ] = "full"
+    new_share: Annotated[
+        float,
+        Meta(gt=0, le=0.9, description="Share of the products that the scenario new has as new."),
+    ] = 0.2

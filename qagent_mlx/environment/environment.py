@@ -20,7 +20,7 @@ from ..agent.types import Rollout, Task
 from ..distributed.world import current_world
 from ..errors import QAgentError
 from ..inventory.click_log import ClickLog
-from ..inventory.index import InventoryIndex, load_index, open_index
+from ..inventory.index import InventoryIndex, load_index
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
@@ -28,13 +28,16 @@ from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig
-from ..shop.config import SearchConfig
 from ..shop.shop import Shop
 from ..types import Case, Profile
-from .cases import build_cases, of_split
+from ..utils.atomic_files import read_json, write_json
+from .cases import of_split
 from .config import SplitConfig
 from .files import read_cases, read_columns, write_cases, write_columns
 from .rewards import Component, Outcome, component_rewards, weighted_reward
+from .scenario_shop import FILE as SCENARIO
+from .scenario_shop import open_copy
+from .scenarios import Scenario, open_scenario, with_launch
 
 CASES, CLICKS = "cases.parquet", "clicks.parquet"  # files in a run's folder
 RESULTS = 200_000  # results of searches that are remembered
@@ -56,9 +59,13 @@ class Example:
 class Environment:
     """Examples, and the search as it was at the moment of each of them."""
 
-    def __init__(self, examples: Sequence[Example], search: HybridSearch) -> None:
+    def __init__(
+        self, examples: Sequence[Example], search: HybridSearch, scenario: str = ""
+    ) -> None:
+        """Examples with their search; ``scenario`` is the name of the shop's copy they are of."""
         self.examples = list(examples)
         self.search = search
+        self.scenario = scenario
         catalog = search.catalog
         self._title = dict(zip(catalog.ids, catalog.titles, strict=True))
         self._results: dict[tuple[str, datetime], tuple[str, ...]] = {}
@@ -78,12 +85,22 @@ class Environment:
         the token budget of the profiles. ``last`` keeps only the last so many cases of the splits
         that it names, as profiles take long where there are thousands.
         """
-        agent = agent or AgentConfig()
-        index = open_index(shop)
-        cases = build_cases(shop.connection, split, after=index.clicks_until)
+        scenario = open_scenario(shop, split)
+        cases = scenario.cases
         if last is not None:
             cases = [c for name, count in last.items() for c in of_split(cases, name)[-count:]]
-        return cls.of_cases(shop, cases, codec, agent, index)
+        return cls.of_scenario(scenario, cases, codec, agent or AgentConfig())
+
+    @classmethod
+    def of_scenario(
+        cls, scenario: Scenario, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig
+    ) -> Environment:
+        """Some cases of a scenario with their profiles; the database is not needed again."""
+        examples = _examples(scenario.shop, cases, codec, agent)
+        environment = cls(examples, scenario.open_search(), scenario.name)
+        if scenario.name:
+            scenario.shop.close()  # a copy; what is open of it is opened again
+        return environment
 
     @classmethod
     def of_cases(
@@ -95,13 +112,7 @@ class Environment:
         index: InventoryIndex | None = None,
     ) -> Environment:
         """Given cases of a shop with their profiles; ``index`` is opened if it is not given."""
-        ranker = MemoryRanker.of_shop(shop)
-        memory = Memory(shop.connection, shop.config.memory, codec.count, ranker)
-        profiles = memory.profiles(
-            [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
-        )
-        examples = [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
-        return cls(examples, open_search(shop, index))
+        return cls(_examples(shop, cases, codec, agent), open_search(shop, index))
 
     @classmethod
     def shared(cls, shop: Shop, build: Callable[[], Environment]) -> Environment:
@@ -119,7 +130,7 @@ class Environment:
         folder = workers.folder / "environment"
         if not workers.is_main_process:
             workers.wait_for(folder)
-            return cls.restore(folder, shop.path / "inventory", shop.config.search)
+            return cls.restore(folder, shop)
         environment = build()
         unfinished = workers.folder / "unfinished"
         unfinished.mkdir()
@@ -174,14 +185,20 @@ class Environment:
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``cases.parquet`` (profiles included) and ``clicks.parquet``."""
+        """Write ``cases.parquet`` (profiles included), ``clicks.parquet``, and the scenario."""
         write_cases(folder / CASES, ((e.case, e.profile) for e in self.examples))
-        if self.search.clicks is not None:
-            write_columns(folder / CLICKS, self.search.clicks.columns)
+        if self.search.click_log is not None:
+            write_columns(folder / CLICKS, self.search.click_log.columns)
+        if self.scenario:
+            write_json(folder / SCENARIO, {"folder": self.scenario})
 
     @classmethod
-    def restore(cls, folder: Path, inventory: Path, config: SearchConfig) -> Environment:
-        """Read what `save` wrote; the search index comes from the folder ``inventory``."""
+    def restore(cls, folder: Path, shop: Shop) -> Environment:
+        """Read what `save` wrote; the index is that of the shop, or of its copy."""
+        scenario, launch = "", None
+        if (folder / SCENARIO).exists():
+            scenario = str(read_json(folder / SCENARIO, f"the run {folder.name}").get("folder"))
+            shop, launch = open_copy(shop, scenario)
         try:
             examples = [Example(case, profile) for case, profile in read_cases(folder / CASES)]
             clicks = read_columns(folder / CLICKS)
@@ -189,20 +206,34 @@ class Environment:
             raise QAgentError(
                 f"the run {folder.name} is damaged ({str(error).splitlines()[0]}); start a new one"
             ) from error
-        index = load_index(inventory)
-        log = ClickLog(clicks, index.catalog.row_of, config.click_half_life_days)
-        return cls(examples, HybridSearch(index, log, config))
+        index, config = load_index(shop.path / "inventory"), shop.config
+        log = ClickLog(clicks, index.catalog.row_of, config.search.click_half_life_days)
+        tells_clicks = not config.memory.own_only
+        search = HybridSearch(index, log, config.search, tells_clicks=tells_clicks)
+        return cls(examples, with_launch(search, launch), scenario)
 
     @classmethod
     def resume(cls, shop: Shop, folder: Path, catalog_version: int) -> Environment:
         """Read what `save` wrote, for a run that goes on exactly, with the catalog as it was."""
-        environment = cls.restore(folder, shop.path / "inventory", shop.config.search)
+        environment = cls.restore(folder, shop)
         if environment.search.index.manifest.catalog_version != catalog_version:
             raise QAgentError(
                 f"the catalog has changed since the run {folder.name} began, so it cannot go on "
                 "exactly; start a new run"
             )
         return environment
+
+
+def _examples(
+    shop: Shop, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig
+) -> list[Example]:
+    """Cases of a shop with the profiles that are read in them."""
+    ranker = MemoryRanker.of_shop(shop)
+    memory = Memory(shop.connection, shop.config.memory, codec.count, ranker)
+    profiles = memory.profiles(
+        [Moment(c.user_id, c.as_of) for c in cases], agent.sections, agent.profile_budget
+    )
+    return [Example(c, p) for c, p in zip(cases, profiles, strict=True)]
 
 
 def evaluate_policy(

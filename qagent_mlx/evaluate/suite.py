@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.types import Rollout
-from ..environment.cases import build_cases
+from ..environment.cases import build_cases, of_split
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example
+from ..environment.scenarios import open_scenario
 from ..errors import QAgentError
 from ..inventory.index import open_index
 from ..memory.types import CountTokens
@@ -79,21 +80,26 @@ def evaluation_suite(
     config = config or EvaluationConfig()
     _check_known("ablation", config.ablations, ABLATIONS)
     _check_known("baseline", config.baselines, BASELINES)
-    cases = [case for case in cases_of(shop, split) if case.split == config.split]
+    scenario = open_scenario(shop, split)
+    cases = of_split(scenario.cases, config.split)
     factory = SystemFactory(
-        shop, lambda codec, agent: Environment.of_cases(shop, cases, codec, agent), config
+        scenario.shop,
+        lambda codec, agent: Environment.of_scenario(scenario, cases, codec, agent),
+        config,
+        policies=shop,
     )
     systems = [
         factory.policy(name, ablation)
         for name in dict.fromkeys(policies)
         for ablation in ("", *config.ablations)
     ]
-    data = BaselineData(shop, factory.environment)
+    data = BaselineData(scenario.shop, factory.environment)
     names = [*UNTRAINED] if config.with_baselines else []
     names += [n for n in config.baselines if n not in {*names, *(s.name for s in systems)}]
     systems += [BASELINES[name](data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
-    return EvaluationSuite(factory.environment, systems, config, data.log, shop.config)
+    log = SearchLog.of_shop(shop) if scenario.name else data.log
+    return EvaluationSuite(factory.environment, systems, config, log, shop.config)
 
 
 def evaluate_policies(

@@ -58,16 +58,24 @@ class HybridSearch:
         clicks: ClickLog | None,
         config: SearchConfig,
         reranker: Reranker | None = None,
+        tells_clicks: bool = True,
     ) -> None:
+        """Open the search; without ``tells_clicks`` past clicks rank, and nobody is told them."""
         self.index = index
         self.catalog = index.catalog
-        self.clicks = clicks
+        self.click_log = clicks
+        self.tells_clicks = tells_clicks
         self.config = config
         self.reranker = reranker
         # Both hold results of unfiltered searches only.
         self._text_rankings: LRUCache[str, TextRankings] = LRUCache(CACHED_QUERIES)
         self._hits: LRUCache[tuple[str, datetime | None, int], list[Hit]] = LRUCache(CACHED_HITS)
         self._lock = threading.Lock()
+
+    @property
+    def clicks(self) -> ClickLog | None:
+        """The click log, where what others chose under a query may be told."""
+        return self.click_log if self.tells_clicks else None
 
     def search(
         self,
@@ -173,24 +181,24 @@ class HybridSearch:
         """None where it is switched off, or where encoding all logged queries takes long."""
         config = self.config
         if (
-            self.clicks is None
+            self.click_log is None
             or not self.index.encoder.is_fast
             or config.similar_clicks > 1
             or config.weight_clicks == 0
         ):
             return None
-        return SimilarQueryIndex(self.clicks, self.index.encoder)
+        return SimilarQueryIndex(self.click_log, self.index.encoder)
 
     def _rank_clicks(
         self, query: str, texts: TextRankings, moment: datetime | None
     ) -> ClickRanking:
         """Past clicks under the query at a moment; if it has none, under similar queries."""
-        if self.clicks is None:
+        if self.click_log is None:
             return ClickRanking(EMPTY_RANKING)
-        ranking = self.clicks.ranking(query_key(query), moment)
+        ranking = self.click_log.ranking(query_key(query), moment)
         if len(ranking) or not texts.similar:
             return ClickRanking(ranking)
-        return self.clicks.borrowed_ranking(texts.similar, moment)
+        return self.click_log.borrowed_ranking(texts.similar, moment)
 
     def _contributions(
         self, texts: TextRankings, clicks: ClickRanking, allowed: np.ndarray | None
@@ -257,7 +265,7 @@ class HybridSearch:
                     score = scores[name].score(row)
                     sides[name] = Contribution(rank + 1, score, float(ranking.scores[rank]))
             words = tuple(self.index.lexical.explain(terms, row))
-            borrowed = clicks.borrowed if "clicks" in sides else ()
+            borrowed = clicks.borrowed if "clicks" in sides and self.tells_clicks else ()
             explanations.append(Explanation(hit, sides, words, borrowed))
         return explanations
 
@@ -299,7 +307,16 @@ def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch
         from .rerank import Reranker  # needs MLX
 
         reranker = Reranker(folder, config.encoder_instruction)
-    return HybridSearch(index, open_clicks(shop, index), config, reranker)
+    return hybrid_search(shop, index, reranker)
+
+
+def hybrid_search(
+    shop: Shop, index: InventoryIndex, reranker: Reranker | None = None
+) -> HybridSearch:
+    """The search of an index of the shop's products, with the shop's click log."""
+    config = shop.config
+    clicks = open_clicks(shop, index)
+    return HybridSearch(index, clicks, config.search, reranker, not config.memory.own_only)
 
 
 def open_clicks(shop: Shop, index: InventoryIndex) -> ClickLog:

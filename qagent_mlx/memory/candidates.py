@@ -109,17 +109,21 @@ def candidates(
     day: DayStatistics,
     trends: Mapping[str, Trend],
     vocabulary: Vocabulary,
+    own_only: bool = False,
 ) -> Candidates:
     """The candidates of a moment in order of their keys.
 
     The statistics of the moment's ``day`` hold the facts of all candidates and of the user's
-    queries, and the cycles of their categories; ``trends`` are those of the moment's hour.
+    queries, and the cycles of their categories; ``trends`` are those of the moment's hour. With
+    ``own_only``, all that is taken from how others searched is a query's category.
     """
     keys = sorted(candidate_keys(state, near, trends) & vocabulary.ids.keys())
     table = Candidates.unknown(len(keys))
     if not keys:
         return table
     facts = [day.facts.get(key, NO_FACTS) for key in keys]
+    if own_only:
+        facts = [QueryFacts(leaf=fact.leaf) for fact in facts]
     wordings = [vocabulary.wordings[vocabulary.ids[key]] for key in keys]
     table.query_key[:] = _texts(keys)
     table.query[:] = _texts([wording.query for wording in wordings])

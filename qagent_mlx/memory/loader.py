@@ -13,9 +13,9 @@ from ..shop.config import MemoryConfig
 from . import shop_tables
 from .candidates import candidate_keys, candidates
 from .event_log import EventLog, History, start_of_day, users_condition
-from .neighbours import neighbours
+from .neighbours import Neighbour, neighbours
 from .state_builder import user_state
-from .statistics_cache import NO_FACTS, StatisticsCache
+from .statistics_cache import NO_FACTS, StatisticsCache, Trend
 from .store import MemoryStore, StoreState
 from .types import Moment, UserMemory
 from .user_state import UserState
@@ -139,14 +139,18 @@ class MemoryLoader:
             sources[start].update(source.key for source in state.sources)
             categories[start].update(state.engaged)
         statistics.vocabulary.learn(query.key for state in states for query in state.queries)
-        statistics.read("followers", sources)
         statistics.read("returns", categories)
         days = {start: statistics.day(start) for start in sources}
-        nearest = [
-            neighbours(state, days[start], statistics.vocabulary)
-            for start, state in zip(starts, states, strict=True)
-        ]
-        trends = statistics.trends(moment.as_of for moment in moments)
+        nearest: list[dict[str, Neighbour]] = [{} for _ in states]
+        trends: list[dict[str, Trend]] = [{} for _ in states]
+        own_only = self.config.own_only
+        if not own_only:
+            statistics.read("followers", sources)
+            nearest = [
+                neighbours(state, days[start], statistics.vocabulary)
+                for start, state in zip(starts, states, strict=True)
+            ]
+            trends = statistics.trends(moment.as_of for moment in moments)
         queries: dict[datetime, set[str]] = defaultdict(set)
         for start, state, near, hour in zip(starts, states, nearest, trends, strict=True):
             queries[start] |= candidate_keys(state, near, hour)
@@ -159,6 +163,8 @@ class MemoryLoader:
         }
         statistics.read("cycles", leaves)
         return [
-            UserMemory(candidates(state, near, days[start], hour, statistics.vocabulary), state)
+            UserMemory(
+                candidates(state, near, days[start], hour, statistics.vocabulary, own_only), state
+            )
             for state, near, start, hour in zip(states, nearest, starts, trends, strict=True)
         ]

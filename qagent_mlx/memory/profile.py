@@ -26,7 +26,14 @@ from .loader import MemoryLoader
 from .ranker import MemoryRanker
 from .ranking_features import feature_tables
 from .raw_history import RAW, raw_lines
-from .sections import graph_lines, identity_lines, query_lines, search_context, viewed_lines
+from .sections import (
+    graph_lines,
+    identity_lines,
+    product_lines,
+    query_lines,
+    search_context,
+    viewed_lines,
+)
 from .sql import sql
 from .statistics_cache import StatisticsCache
 from .summarizer import Summarizer
@@ -109,10 +116,13 @@ class Memory:
             identity = [replace(line, text=summary) for line in identity]
         typed = {query.key: query.text for query in state.queries}
         most = 3 * self.config.references
+        # Where there is little to point at, an agent has to write from what the user looked at.
+        has_others = len(memory.candidates) > 0 and not self.config.own_only
+        seen = viewed_lines if has_others else product_lines
         lines = [
             *graph_lines(state.interests),
             *identity,
-            *viewed_lines(state.recent_products),
+            *seen(state.recent_products),
             *query_lines(memory.candidates, probabilities, most, typed),
         ]
         return [line for line in lines if line.section in sections]

@@ -13,6 +13,9 @@ from ..types import Line, UserContext
 from .candidates import Candidates
 from .user_state import Interest, RecentProduct, UserState
 
+TITLE_WORDS = 6  # of a product in a profile
+MAX_PRODUCTS = 8  # in a profile without queries of others
+
 _GRAPH_LIMITS = {"category": 3, "brand": 3, "price": 1, "attribute": 2}  # interests of each kind
 _WORDINGS = {
     "brand": Mark.NAMES_BRANDS,
@@ -154,9 +157,26 @@ def viewed_lines(products: Sequence[RecentProduct]) -> list[Line]:
     """The last product that the last session viewed and did not engage with."""
     for product in products:
         if product.in_last_session and not product.engaged and not product.bought:
-            title = " ".join(safe(product.title).lower().split()[:6])
-            return [Line("latest", f"{Mark.VIEWED} {title} {AGES.word(product.age)}", 0.06)]
+            return [_product_line(product, Mark.VIEWED, 0.06)]
     return []
+
+
+def product_lines(products: Sequence[RecentProduct]) -> list[Line]:
+    """The products that the user looked at, liked or bought, the latest first.
+
+    They stand where a profile has no queries of others: an agent can write from their titles.
+    """
+    lines = []
+    for number, product in enumerate(products[:MAX_PRODUCTS]):
+        mark = Mark.LIKED if product.engaged else Mark.VIEWED
+        score = 0.06 * 0.8**number
+        lines.append(_product_line(product, Mark.BOUGHT if product.bought else mark, score))
+    return lines
+
+
+def _product_line(product: RecentProduct, mark: Mark, score: float) -> Line:
+    title = " ".join(safe(product.title).lower().split()[:TITLE_WORDS])
+    return Line("latest", f"{mark} {title} {AGES.word(product.age)}", score)
 
 
 def search_context(state: UserState) -> UserContext:

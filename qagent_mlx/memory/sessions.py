@@ -57,8 +57,30 @@ def successful_sessions(
     changes nothing. With ``any_outcome``, a session stands for its first search, whatever came of
     it.
     """
-    limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     query = sql("successful_sessions", join="LEFT JOIN" if any_outcome else "JOIN")
+    return _read_sessions(connection, query, after, before)
+
+
+def engaged_sessions(
+    connection: duckdb.DuckDBPyConnection,
+    after: datetime | None = None,
+    before: datetime | None = None,
+) -> list[SuccessfulSession]:
+    """The sessions in which a product was engaged with, searched or not; their query is empty.
+
+    They stand for `successful_sessions` where a log knows nothing of what was typed. ``products``
+    are all that the session engaged with.
+    """
+    return _read_sessions(connection, sql("engaged_sessions"), after, before)
+
+
+def _read_sessions(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    after: datetime | None,
+    before: datetime | None,
+) -> list[SuccessfulSession]:
+    limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
         SuccessfulSession(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(

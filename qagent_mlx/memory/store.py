@@ -47,7 +47,7 @@ _META = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 def fingerprint(config: MemoryConfig) -> str:
     """Identify what stored rows mean: the format and the settings that they were computed with."""
-    of_reading = ("budget", "least_users")
+    of_reading = ("budget", "least_users", "own_only")
     settings = {name: value for name, value in asdict(config).items() if name not in of_reading}
     text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

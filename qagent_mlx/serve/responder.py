@@ -23,7 +23,7 @@ from ..ingest.report import IngestReport
 from ..inventory.encoders.registry import SUBWORD
 from ..inventory.index import open_index, updated_index
 from ..inventory.product_search import open_shop_search
-from ..inventory.search import HybridSearch, open_clicks
+from ..inventory.search import HybridSearch, hybrid_search
 from ..inventory.types import ProductSearch
 from ..memory.profile import Memory
 from ..memory.store import MemoryStore
@@ -423,7 +423,7 @@ def _current(shop: Shop, search: ProductSearch) -> ProductSearch:
     if search.index.manifest.catalog_version == shop.catalog_version:
         return search
     index = updated_index(shop, search.index)
-    return HybridSearch(index, open_clicks(shop, index), shop.config.search, search.reranker)
+    return hybrid_search(shop, index, search.reranker)
 
 
 def _titles(recommender: Recommender) -> dict[str, str]:

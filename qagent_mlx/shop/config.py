@@ -47,6 +47,13 @@ class MemoryConfig:
         int,
         Meta(ge=1, description="Users who must have searched a query before others may see it."),
     ] = 1
+    own_only: Annotated[
+        bool,
+        Meta(
+            description="Nobody's queries reach anybody else: profiles hold a user's own queries "
+            "alone, and nothing tells how others searched."
+        ),
+    ] = False
     swing: Annotated[
         Weight,
         Meta(

@@ -6,6 +6,7 @@
     inventory/            the search index and its manifest
     policies/<name>/<n>/  version n of a policy, see `policy_folders`
     runs/<name>/          training runs
+    scenarios/<name>/     the shop as scenarios leave it, see `environment.scenarios`
 
 DuckDB lets one process write or many read, so nobody holds the database for long: it is opened
 for writing only while something is written, whoever finds it in use waits for a while, training
@@ -332,7 +333,7 @@ def _refuse_links(path: Path) -> None:
     inside = path.resolve()
     files = ("shop.json", "shop.duckdb", "shop.duckdb.wal")
     parts = [path / name for name in (*files, "inventory", journal.FOLDER)]
-    for kind in ("policies", "runs"):
+    for kind in ("policies", "runs", "scenarios"):
         parts += [path / kind, *((path / kind).iterdir() if (path / kind).is_dir() else ())]
     parts += (path / "policies").glob("*/*")
     for part in parts:

@@ -19,6 +19,7 @@ from ..agent.types import Rollout
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
+from ..environment.scenarios import open_scenario
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
@@ -96,12 +97,13 @@ def distill(
     teacher = lasting_name(shop, teacher)
     start = time.perf_counter()
     master = open_policy(shop, teacher)
-    source = Environment.of_shop(shop, master.codec, master.info.agent, split)
+    scenario = open_scenario(shop, split)
+    source = Environment.of_scenario(scenario, scenario.cases, master.codec, master.info.agent)
     examples = evenly_spaced(source.of_split("train"), config.cases)
     rollouts = _sample(source, master, examples, config, on_chains)
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
-    policy, save = _student(shop, student, name, config, source, master.info.agent)
-    target = Environment.of_shop(shop, policy.codec, policy.info.agent, split)
+    policy, save = _student((shop, scenario.shop), student, name, config, source, master.info.agent)
+    target = Environment.of_scenario(scenario, scenario.cases, policy.codec, policy.info.agent)
     lessons = _lessons(target, examples, validated)
     if len(lessons) < min(config.batch_size, 4):
         raise QAgentError(
@@ -145,20 +147,24 @@ def _sample(
 
 
 def _student(
-    shop: Shop,
+    shops: tuple[Shop, Shop],
     student: str,
     name: str,
     config: DistillConfig,
     environment: Environment,
     agent: AgentConfig,
 ) -> tuple[Policy, Callable[[], int]]:
-    """The student before it learns, and what saves it; environment and agent are the teacher's."""
+    """The student before it learns, and what saves it; environment and agent are the teacher's.
+
+    ``shops`` are the one that has the policies, and the one with the texts.
+    """
+    shop, source = shops
     if student not in SIZES:
         policy = derive(shop, student, name, config.lora, config.seed)
         return policy, lambda: save_next(shop, policy)
     agent = student_agent(agent)
     until = environment.of_split("train")[-1].case.as_of
-    tokenizer = train_tokenizer(shop_texts(shop, environment, agent, until), config.vocab_size)
+    tokenizer = train_tokenizer(shop_texts(source, environment, agent, until), config.vocab_size)
     policy, model_config = new_policy(tokenizer, student, name, config.seed)
     policy.info = replace(policy.info, agent=agent)
 

@@ -17,11 +17,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..agent.tools import SearchProducts, SearchRequest
-from ..environment.cases import build_cases, of_split
+from ..environment.cases import of_split
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment
+from ..environment.scenarios import open_scenario
 from ..errors import QAgentError
-from ..inventory.index import open_index
 from ..memory.profile import count_words
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
@@ -144,14 +144,14 @@ def _tokenizer_and_environment(
     shop: Shop, config: PretrainConfig, agent: AgentConfig, split: SplitConfig | None
 ) -> tuple[Tokenizer, Environment]:
     """A tokenizer of the shop's texts, and the training cases as it reads them."""
-    index = open_index(shop)
+    scenario = open_scenario(shop, split)
     # Profiles take longest where a log is long, and no other split is learned from.
-    train = of_split(build_cases(shop.connection, split, after=index.clicks_until), "train")
+    train = of_split(scenario.cases, "train")
     counter: Any = _WordCounter()
-    draft = Environment.of_cases(shop, thinned(train), counter, agent, index)
-    texts = shop_texts(shop, draft, agent, train[-1].as_of)
+    draft = Environment.of_scenario(scenario, thinned(train), counter, agent)
+    texts = shop_texts(scenario.shop, draft, agent, train[-1].as_of)
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    return tokenizer, Environment.of_cases(shop, train, ShopCodec(tokenizer), agent, index)
+    return tokenizer, Environment.of_scenario(scenario, train, ShopCodec(tokenizer), agent)
 
 
 def shop_texts(
@@ -160,7 +160,7 @@ def shop_texts(
     """What a shop's tokenizer is trained on.
 
     Memory and results as the agent sees them, titles, categories, and the queries of the
-    training time, which ends at ``until``.
+    training time, which ends at ``until`` (where they may reach others than who typed them).
     """
     tools = SearchProducts(environment.search, agent)
     texts = []
@@ -171,6 +171,8 @@ def shop_texts(
         texts += [results_text(1, results.lines) for results in tools.run(requests)]
     texts += environment.search.catalog.titles
     texts += [c for c in environment.search.catalog.categories if c]
+    if shop.config.memory.own_only:
+        return texts
     queries = shop.connection.execute(
         "SELECT query FROM events WHERE type = 'search' AND ts < ? ORDER BY event_id", [until]
     ).fetchall()

@@ -294,9 +294,16 @@ def test_trends_are_what_the_shop_searches_for_now(shop):
 
 
 def test_what_was_only_looked_at_in_the_last_session_is_told(shop):
+    log(shop, (1, "search", "axe", None), users=["other"])
     log(shop, (9, "view", None, "tent"), (0.01, "view", None, "stove"))
     told = [line.text for line in profile_of(shop).lines if line.section == "latest"]
     assert told == ["viewed brio stove now"]
+
+
+def test_where_nobody_searched_all_that_was_looked_at_is_told(shop):
+    log(shop, (30, "purchase", None, "gas"), (9, "view", None, "tent"), (3, "cart", None, "stove"))
+    told = [line.text for line in profile_of(shop).lines if line.section == "latest"]
+    assert told == ["liked brio stove days", "viewed acme tent weeks", "bought brio gas month"]
 
 
 def test_the_last_spelling_is_the_users_own(shop):
