@@ -75,7 +75,9 @@ def evaluate(
     """Measure what is recommended against what users searched and engaged with next.
 
     q_em: the first query equals the user's next one; i_hit@1: its first product is one that
-    the user then engaged with; cons@1: both at once. Intervals are 95 % bootstrap intervals.
+    the user then engaged with; cons@1: both at once. row_hit@10: one of the first ten products of
+    one of five queries is; own_words: share of the queries that are no line of memory. Intervals
+    are 95 % bootstrap intervals.
     """
     from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.evaluate.html_report import reward_curves, write_page
@@ -87,7 +89,7 @@ def evaluate(
     switched = [name for name, on in (("no search", no_search), ("no memory", no_memory)) if on]
     config = replace(config, ablations=tuple(dict.fromkeys([*switched, *config.ablations])))
     if html_path is not None:
-        by = config.by or ("history", "tail", "own")
+        by = config.by or ("history", "tail", "own", "line")
         config = replace(config, by=by, details=EXAMPLES)
     with opened(shop_path, snapshot=True) as shop:
         if not (policies or config.with_baselines or config.baselines or config.prompted):
@@ -120,12 +122,21 @@ class Progress:
 
 def draw_report(report: EvaluationReport) -> None:
     """Print the metrics, and the comparisons when there are some."""
-    from qagent_mlx.evaluate.tables import comparison_table, slice_tables, table
+    from rich.text import Text
+
+    from qagent_mlx.evaluate.tables import (
+        answers_line,
+        comparison_table,
+        row_table,
+        slice_tables,
+        table,
+    )
 
     console = out()
     console.print(table(report))
     comparisons = [comparison_table(report)] if report.comparisons else []
-    for further in [*slice_tables(report), *comparisons]:
+    answers = [Text(answers_line(report))] if answers_line(report) else []
+    for further in [row_table(report), *answers, *slice_tables(report), *comparisons]:
         console.print()
         console.print(further)
 

@@ -159,13 +159,17 @@ class Environment:
 
     def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
         """The products that a query retrieves at a moment, best first."""
-        key = (query, as_of)
-        if key not in self._results:
-            if len(self._results) > RESULTS:
-                self._results.clear()
-            hits = self.search.search([query], RETRIEVED, [as_of])[0]
-            self._results[key] = tuple(hit.product_id for hit in hits)
-        return self._results[key]
+        return self.retrieve_all([query], as_of)[0]
+
+    def retrieve_all(self, queries: Sequence[str], as_of: datetime) -> list[tuple[str, ...]]:
+        """The products that each of some queries retrieves at a moment, best first."""
+        if len(self._results) > RESULTS:
+            self._results.clear()
+        fresh = [q for q in dict.fromkeys(queries) if (q, as_of) not in self._results]
+        results = self.search.search(fresh, RETRIEVED, [as_of] * len(fresh))
+        for query, hits in zip(fresh, results, strict=True):
+            self._results[query, as_of] = tuple(hit.product_id for hit in hits)
+        return [self._results[query, as_of] for query in queries]
 
     def outcome(self, rollout: Rollout, case: Case) -> Outcome:
         """Put a chain beside what its user then did, for the rewards.

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ..utils.settings import Natural, Positive
 
 Split = Literal["train", "validation", "test"]
-Cut = Literal["history", "tail", "own"]
+Cut = Literal["history", "tail", "own", "line"]
 Dtype = Literal["", "float32", "bfloat16", "float16", "4bit", "stored"]
 Group = Annotated[int, Meta(ge=1, le=256)]
 
@@ -51,8 +51,8 @@ class EvaluationConfig:
     by: Annotated[
         tuple[Cut, ...],
         Meta(
-            description="Slices to report: by the user's history, by how common the query is, "
-            "and by whether the query is the user's own."
+            description="Slices to report: by the user's history, by how common the query is, by "
+            "whether the query is the user's own, and by whether it is a line of memory."
         ),
     ] = ()
     details: Annotated[

@@ -16,7 +16,7 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import write_text
 from ..utils.html import render
 from .report import COMPARED, SIGNIFICANCE_LEVEL, Answer, CaseDetail, EvaluationReport
-from .tables import compared_pairs
+from .tables import answers_line, compared_pairs
 
 EXAMPLES = 4  # example chains of each kind
 
@@ -78,6 +78,7 @@ def page(
     return render(
         "evaluate/report.html",
         report=report,
+        answers=answers_line(report),
         pairs=compared_pairs(report),
         compared=COMPARED,
         level=SIGNIFICANCE_LEVEL,

@@ -34,7 +34,10 @@ METRICS = (
     "tokens",
     "zero_result",
     "diversity",
+    "row_hit@10",
+    "own_words",
 )
+ROW = 5  # queries of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Ranking:
     searches: float = 0.0
     tokens: float = 0.0
     scores: tuple[float, ...] = ()  # confidence in each query, in [0, 1], where there is one
+    lines: tuple[str, ...] | None = None  # queries of the profile, where it is the system's own
 
 
 class System(Protocol):
@@ -65,16 +69,25 @@ class System(Protocol):
         ...
 
 
-def score_case(environment: Environment, case: Case, ranking: Ranking) -> dict[str, float]:
+def score_case(
+    environment: Environment, case: Case, ranking: Ranking, lines: Sequence[str] = ()
+) -> dict[str, float]:
     """Compute all `METRICS` of one case; reports give their means over cases.
 
     ``zero_result``: the first query retrieves nothing. ``coverage``: there is a first query.
+    ``row_hit@10``: one of the first ten products of one of the first `ROW` queries is one that the
+    user then engaged with. ``own_words``: the share of these queries that none of the ``lines``
+    has, the queries of the profile.
     """
     top = ranking.queries[0] if ranking.queries else ""
-    matches = (i for i, q in enumerate(ranking.queries, 1) if query_key(q) == case.query_key)
+    keys = [query_key(query) for query in ranking.queries]
+    matches = (i for i, key in enumerate(keys, 1) if key and key == case.query_key)
     rank = next(matches, 0)  # of the user's next query, from 1; 0 where it is not recommended
-    products = environment.retrieve(top, case.as_of)[:10] if query_key(top) else ()
+    row = [q for q, key in zip(ranking.queries[:ROW], keys, strict=False) if key]
+    shown = [found[:10] for found in environment.retrieve_all(row, case.as_of)] if row else []
+    products = shown[0] if query_key(top) else ()
     relevant = set(case.products)
+    known = {query_key(line) for line in lines}
     query_match = rank == 1
     product_match = bool(products) and products[0] in relevant
     return {
@@ -92,6 +105,8 @@ def score_case(environment: Environment, case: Case, ranking: Ranking) -> dict[s
         "tokens": ranking.tokens,
         "zero_result": float(bool(query_key(top)) and not products),
         "diversity": diversity(ranking.queries),
+        "row_hit@10": float(any(not relevant.isdisjoint(found) for found in shown)),
+        "own_words": float(np.mean([query_key(q) not in known for q in row])) if row else 0.0,
     }
 
 

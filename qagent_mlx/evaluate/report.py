@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from .baselines.search_log import SearchLog, moment_of
 from .config import EvaluationConfig
 from .metrics import METRICS, Calibration, Ranking, System, calibration, score_case
 from .significance import Interval, bootstrap, holm, paired_difference
-from .slices import slice_cases
+from .slices import is_line, slice_cases
 
+T = TypeVar("T")
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
-COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5")
+ROWS = ("row_hit@10", "own_words")  # of the row of queries, beside the main ones
+COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5", "row_hit@10")
+SLICED = (*MAIN, "row_hit@10")
 SIGNIFICANCE_LEVEL = 0.05
 
 Progress = Callable[[str, int], None]  # a system's name; 0 when it begins, then its cases
@@ -81,6 +84,18 @@ class SliceResult:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerRecall:
+    """The shares of cases whose answer, the query typed next, is where it could be taken from.
+
+    None where nothing was typed, or where nobody looked.
+    """
+
+    lines: Interval | None = None  # one of the profile's lines
+    candidates: Interval | None = None  # among those that memory chose the lines from
+    typed: Interval | None = None  # searched by anybody before the case
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a system recommended for a case, and the main metrics of that."""
 
@@ -109,6 +124,8 @@ class EvaluationReport:
     derived: str | None = None  # how the shop's queries were derived, where nobody typed them
     simulated: bool = False  # whether the shop is
     shop: str = ""
+    scenario: str = "full"  # see `environment.scenarios`
+    answers: AnswerRecall = AnswerRecall()
 
     def system(self, name: str) -> SystemResult:
         """The result of the system of a name."""
@@ -158,7 +175,7 @@ class _Measurement:
 
     def answer(self, case: int) -> Answer:
         """What the system recommended for one case."""
-        values = {name: float(self.scores[name][case]) for name in MAIN}
+        values = {name: float(self.scores[name][case]) for name in SLICED}
         return Answer(self.rankings[case].queries, values)
 
 
@@ -168,13 +185,15 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     log: SearchLog | None = None,
+    found: Mapping[int, bool] | None = None,
     on_progress: Progress | None = None,
 ) -> EvaluationReport:
     """Let every system rank every case, and score the rankings.
 
     Slices need the ``log`` of the shop's searches, and so does the metric ``popularity``: the
-    share of all earlier searches that were the first query. ``on_progress`` is called when a
-    system begins and when it has ended.
+    share of all earlier searches that were the first query. ``found`` says, by case id, whether
+    the query typed next was among memory's candidates. ``on_progress`` is called when a system
+    begins and when it has ended.
     """
     config = config or EvaluationConfig()
     check(config)
@@ -182,7 +201,7 @@ def evaluate(
     names = [system.name for system in systems]
     pairs = _pairs(config.compare, names)
     _check_names(names, pairs)
-    examples = _evenly_spaced(environment.of_split(config.split), config)
+    examples = evenly_spaced(environment.of_split(config.split), config)
     measurements = {
         system.name: _measure(environment, system, examples, config.k, log, on_progress)
         for system in systems
@@ -197,6 +216,27 @@ def evaluate(
             CaseDetail(example, {name: m.answer(i) for name, m in measurements.items()})
             for i, example in enumerate(examples[: config.details])
         ),
+        answers=_answers(examples, config.seed, log, found),
+    )
+
+
+def _answers(
+    examples: Sequence[Example], seed: int, log: SearchLog | None, found: Mapping[int, bool] | None
+) -> AnswerRecall:
+    """Where the answers could be taken from, over the cases in which something was typed."""
+    typed = [example for example in examples if example.case.query_key]
+    if not typed:
+        return AnswerRecall()
+
+    def share(values: Sequence[bool]) -> Interval:
+        return bootstrap(np.array(values, dtype=float), seed)
+
+    return AnswerRecall(
+        share([is_line(example) for example in typed]),
+        share([found[e.case.case_id] for e in typed]) if found is not None else None,
+        share([log.count(e.case.query, moment_of(e.case.as_of)) > 0 for e in typed])
+        if log is not None
+        else None,
     )
 
 
@@ -213,7 +253,7 @@ def _measure(
     rankings = system.rank(examples, k)
     seconds = perf_counter() - start
     metrics = [
-        score_case(environment, example.case, ranking)
+        score_case(environment, example.case, ranking, _lines(example, ranking))
         for example, ranking in zip(examples, rankings, strict=True)
     ]
     scores = {name: np.array([values[name] for values in metrics]) for name in METRICS}
@@ -221,6 +261,11 @@ def _measure(
         scores["popularity"] = _popularity(log, examples, rankings)
     on_progress(system.name, len(examples))
     return _Measurement(system.name, rankings, scores, 1000 * seconds / len(examples))
+
+
+def _lines(example: Example, ranking: Ranking) -> tuple[str, ...]:
+    """The queries that the system's profile pointed at."""
+    return example.profile.references if ranking.lines is None else ranking.lines
 
 
 def _popularity(
@@ -266,7 +311,7 @@ def _slices(
             name,
             len(cases),
             tuple(
-                SliceMetrics(m.name, m.intervals(config.seed, MAIN, cases))
+                SliceMetrics(m.name, m.intervals(config.seed, SLICED, cases))
                 for m in measurements.values()
             ),
         )
@@ -296,7 +341,12 @@ def _check_names(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None
         raise QAgentError(f"cannot compare {', '.join(unknown)}; evaluated are {', '.join(names)}")
 
 
-def _evenly_spaced(examples: Sequence[Example], config: EvaluationConfig) -> Sequence[Example]:
+def evenly_spaced(examples: Sequence[T], config: EvaluationConfig) -> Sequence[T]:
+    """As many of a split's cases as are evaluated, spread over it.
+
+    Raises:
+        QAgentError: there is none.
+    """
     if not examples:
         raise QAgentError(
             f"there is no case in the split {config.split!r}; use train, validation or test"

@@ -1,5 +1,6 @@
-"""Slices of the cases: by the user's history, by how common the wanted query is, and by whether
-the user had searched it before. Each is decided by what came before the case alone."""
+"""Slices of the cases: by the user's history, by how common the wanted query is, by whether the
+user had searched it before, and by whether memory points at it. Each is decided by what came before
+the case alone."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..environment.environment import Example
+from ..utils.text import query_key
 from .baselines.search_log import SearchLog, moment_of
 
 HISTORY = ((0, "new user"), (4, "1-4 events"), (19, "5-19 events"), (49, "20-49 events"))
@@ -56,16 +58,29 @@ def by_own(examples: Sequence[Example], log: SearchLog) -> list[str]:
     return names
 
 
+def by_line(examples: Sequence[Example], log: SearchLog) -> list[str]:
+    """Whether the wanted query is one of the profile's lines."""
+    return ["a line of memory" if is_line(example) else "no line" for example in examples]
+
+
+def is_line(example: Example) -> bool:
+    """Whether the query that a case's user typed is one of the profile's lines."""
+    lines = {query_key(query) for query in example.profile.references}
+    return bool(example.case.query_key) and example.case.query_key in lines
+
+
 CUTS: dict[str, Callable[[Sequence[Example], SearchLog], list[str]]] = {
     "history": by_history,
     "tail": by_tail,
     "own": by_own,
+    "line": by_line,
 }
 ORDER = (
     *(name for _, name in HISTORY),
     LONG_HISTORY,
     *("head", "middle", "tail", "unseen"),
     *("searched before", "new to the user"),
+    *("a line of memory", "no line"),
 )
 
 

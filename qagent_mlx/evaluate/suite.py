@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from ..environment.environment import Environment, Example
 from ..environment.scenarios import open_scenario
 from ..errors import QAgentError
 from ..inventory.index import open_index
-from ..memory.types import CountTokens
+from ..memory.profile import Memory, count_words
+from ..memory.types import CountTokens, Moment
 from ..policy.files import base_of, load_policy, read_info
 from ..policy.policy import Policy
 from ..policy.registry import policy_names, resolve
@@ -29,7 +30,7 @@ from .baselines.search_log import SearchLog
 from .config import EvaluationConfig
 from .metrics import Ranking, System
 from .policy_system import PolicySystem
-from .report import EvaluationReport, Progress, evaluate
+from .report import EvaluationReport, Progress, evaluate, evenly_spaced
 
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> settings of the agent that it changes
     "no search": {"search": False},
@@ -53,13 +54,20 @@ class EvaluationSuite:
     config: EvaluationConfig
     log: SearchLog
     shop: ShopConfig
+    scenario: str = "full"
+    found: Mapping[int, bool] | None = None  # case id -> whether memory had its query
 
     def evaluate(self, on_progress: Progress | None = None) -> EvaluationReport:
         """Let every system rank every case, and score the rankings (see `report.evaluate`)."""
         report = evaluate(
-            self.environment, self.systems, self.config, log=self.log, on_progress=on_progress
+            self.environment,
+            self.systems,
+            self.config,
+            log=self.log,
+            found=self.found,
+            on_progress=on_progress,
         )
-        return report.with_shop(self.shop)
+        return replace(report.with_shop(self.shop), scenario=self.scenario)
 
     def rollouts(self) -> dict[str, dict[int, list[Rollout]]]:
         """The chains that each policy kept, by case id."""
@@ -99,7 +107,22 @@ def evaluation_suite(
     systems += [BASELINES[name](data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
     log = SearchLog.of_shop(shop) if scenario.name else data.log
-    return EvaluationSuite(factory.environment, systems, config, log, shop.config)
+    return EvaluationSuite(
+        factory.environment,
+        systems,
+        config,
+        log,
+        shop.config,
+        split.scenario if split else "full",
+        _found(scenario.shop, evenly_spaced(cases, config)),
+    )
+
+
+def _found(shop: Shop, cases: Sequence[Case]) -> dict[int, bool]:
+    """Whether the query that each case's user typed next was among memory's candidates."""
+    memory = Memory(shop.connection, shop.config.memory, count_words)
+    candidates = memory.candidate_keys([Moment(case.user_id, case.as_of) for case in cases])
+    return {c.case_id: c.query_key in keys for c, keys in zip(cases, candidates, strict=True)}
 
 
 def evaluate_policies(
@@ -216,7 +239,11 @@ class _OwnProfiles:
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
         """Rank the cases of some examples, each with the profile that this policy reads."""
-        return self._system.rank([self._examples[e.case.case_id] for e in examples], k)
+        own = [self._examples[e.case.case_id] for e in examples]
+        return [
+            replace(ranking, lines=example.profile.references)
+            for ranking, example in zip(self._system.rank(own, k), own, strict=True)
+        ]
 
 
 def _tokenizer_of(folder: Path) -> bytes:

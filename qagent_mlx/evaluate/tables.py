@@ -8,13 +8,23 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .report import COMPARED, MAIN, SIGNIFICANCE_LEVEL, Comparison, EvaluationReport, SystemResult
+from .report import (
+    COMPARED,
+    MAIN,
+    ROWS,
+    SIGNIFICANCE_LEVEL,
+    Comparison,
+    EvaluationReport,
+    SystemResult,
+)
+from .significance import Interval
 
 
 def table(report: EvaluationReport) -> Table:
     """The main metrics in percent, with half of their 95 % interval; fits 80 columns."""
     metrics = _table(
         f"{report.split}, {report.cases:,} cases, percent ± half of the 95% interval"
+        + _scenario(report)
         + _derived(report)
     )
     metrics.add_column("system", overflow="fold")
@@ -25,21 +35,45 @@ def table(report: EvaluationReport) -> Table:
     return metrics
 
 
+def row_table(report: EvaluationReport) -> Table:
+    """What a row of five queries leads to, and how much of it the system wrote; in percent."""
+    rows = _table("rows of five queries, percent ± half of the 95% interval")
+    rows.add_column("system", overflow="fold")
+    for name in ROWS:
+        rows.add_column(name, justify="right", no_wrap=True)
+    for system in report.systems:
+        rows.add_row(*map(Text, [system.name, *_percents(system, ROWS)]))
+    return rows
+
+
+def answers_line(report: EvaluationReport) -> str:
+    """Where the answers could have been taken from, as a sentence; nothing where it is unknown."""
+    places = (
+        ("one of memory's lines", report.answers.lines),
+        ("among its candidates", report.answers.candidates),
+        ("typed by somebody before", report.answers.typed),
+    )
+    shares = [f"{place} {_percent(share)} %" for place, share in places if share is not None]
+    return f"the query typed next is {', '.join(shares)} of the time" if shares else ""
+
+
 def slice_tables(report: EvaluationReport) -> list[Table]:
-    """``cons@1`` in percent: a table for each cut, with a column for each of its slices."""
-    tables = []
-    for cut in dict.fromkeys(result.by for result in report.slices):
-        slices = [result for result in report.slices if result.by == cut]
-        by_slice = _table(f"cons@1 by {cut}, percent (cases)")
-        by_slice.add_column("system", overflow="fold")
-        for result in slices:
-            title = f"{result.slice} ({result.cases:,})"
-            by_slice.add_column(title, justify="right", overflow="fold")
-        for i, system in enumerate(report.systems):
-            means = [result.systems[i].metrics["cons@1"].mean for result in slices]
-            by_slice.add_row(*map(Text, [system.name, *(f"{100 * mean:.1f}" for mean in means)]))
-        tables.append(by_slice)
-    return tables
+    """``cons@1`` and ``row_hit@10`` in percent: a table for each cut, a column for each slice."""
+    cuts = dict.fromkeys(result.by for result in report.slices)
+    return [_slice_table(report, cut, name) for cut in cuts for name in ("cons@1", "row_hit@10")]
+
+
+def _slice_table(report: EvaluationReport, cut: str, metric: str) -> Table:
+    slices = [result for result in report.slices if result.by == cut]
+    by_slice = _table(f"{metric} by {cut}, percent (cases)")
+    by_slice.add_column("system", overflow="fold")
+    for result in slices:
+        title = f"{result.slice} ({result.cases:,})"
+        by_slice.add_column(title, justify="right", overflow="fold")
+    for i, system in enumerate(report.systems):
+        means = [result.systems[i].metrics[metric].mean for result in slices]
+        by_slice.add_row(*map(Text, [system.name, *(f"{100 * mean:.1f}" for mean in means)]))
+    return by_slice
 
 
 def comparison_table(report: EvaluationReport) -> Table:
@@ -60,11 +94,15 @@ def markdown(report: EvaluationReport) -> str:
     """Metrics, and comparisons where there are some, as tables for a README."""
     parts = [
         f"Split `{report.split}`, {report.cases:,} cases; percent ± half of the 95 % "
-        f"bootstrap interval{_derived(report)}.",
+        f"bootstrap interval{_scenario(report)}{_derived(report)}.",
         _markdown(
-            ("system", *MAIN, "ms a case"), map(_system_cells, report.systems), left_aligned=1
+            ("system", *MAIN, *ROWS, "ms a case"),
+            (_system_cells(system, ROWS) for system in report.systems),
+            left_aligned=1,
         ),
     ]
+    if line := answers_line(report):
+        parts.append(f"{line[0].upper()}{line[1:]}.")
     if report.comparisons:
         parts += [
             "a - b on the same cases, in percentage points with the 95 % bootstrap interval; "
@@ -87,6 +125,10 @@ def compared_pairs(report: EvaluationReport) -> dict[tuple[str, str], list[Compa
     return pairs
 
 
+def _scenario(report: EvaluationReport) -> str:
+    return f"; scenario {report.scenario}" if report.scenario != "full" else ""
+
+
 def _derived(report: EvaluationReport) -> str:
     return f"; derived queries ({report.derived})" if report.derived else ""
 
@@ -102,13 +144,18 @@ def _table(title: str) -> Table:
     )
 
 
-def _system_cells(system: SystemResult) -> list[str]:
-    cells = []
-    for name in MAIN:
-        value = system.metrics[name]
-        cells.append(f"{100 * value.mean:.1f} ±{100 * ((value.hi - value.lo) / 2):.1f}")
+def _system_cells(system: SystemResult, further: Sequence[str] = ()) -> list[str]:
     ms = system.latency_ms
+    cells = _percents(system, (*MAIN, *further))
     return [system.name, *cells, f"{ms:.0f}" if ms >= 10 else f"{ms:.2f}"]
+
+
+def _percents(system: SystemResult, metrics: Iterable[str]) -> list[str]:
+    return [_percent(system.metrics[name]) for name in metrics]
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.mean:.1f} ±{100 * ((value.hi - value.lo) / 2):.1f}"
 
 
 def _difference(c: Comparison) -> str:

@@ -92,11 +92,7 @@ class Memory:
                 self._truncate(moment, lines, budget)
                 for moment, lines in zip(moments, logs, strict=True)
             ]
-        memories = self.loader.load(moments)
-        if self.config.least_users > 1:
-            memories = drop_private_candidates(
-                self.connection, moments, memories, self.config.least_users
-            )
+        memories = self._memories(moments)
         tables = feature_tables([memory.candidates for memory in memories])
         profiles = []
         for moment, memory, table in zip(moments, memories, tables, strict=True):
@@ -104,6 +100,19 @@ class Memory:
             lines = self._lines(moment, memory, probabilities, wanted)
             profiles.append(self._pack(moment, lines, memory.state, budget))
         return profiles
+
+    def candidate_keys(self, moments: Sequence[Moment]) -> list[set[str]]:
+        """The keys of the queries that each moment's profile was chosen from."""
+        memories = self._memories(moments) if moments else []
+        return [set(memory.candidates.query_key.tolist()) for memory in memories]
+
+    def _memories(self, moments: Sequence[Moment]) -> list[UserMemory]:
+        memories = self.loader.load(moments)
+        if self.config.least_users > 1:
+            memories = drop_private_candidates(
+                self.connection, moments, memories, self.config.least_users
+            )
+        return memories
 
     def _lines(
         self, moment: Moment, memory: UserMemory, probabilities: np.ndarray, sections: set[str]

@@ -201,7 +201,7 @@ class Reproduction:
             baselines=() if quick else tuple(BASELINES),
             ablations=SHOWN_ABLATIONS[:2] if quick else SHOWN_ABLATIONS,
             compare=((method, "*"),),
-            by=("history", "tail", "own"),
+            by=("history", "tail", "own", "line"),
             details=EXAMPLES,
         )
         suite = evaluation_suite(shop, [method], config, self._split)

@@ -47,9 +47,9 @@ def test_evaluate_gives_the_documented_keys_and_writes_a_page(cli, built, tmp_pa
     names = [s["name"] for s in report["systems"]]
     assert {"popular", "markov", "swing", "bm25", "dense", "top-line"} <= set(names)
     for system in report["systems"]:
-        assert {"q_em", "cons@1", "zero_result", "popularity"} <= set(system["metrics"])
+        assert {"q_em", "cons@1", "row_hit@10", "own_words", "popularity"} <= set(system["metrics"])
         assert set(system["metrics"]["q_em"]) == {"mean", "lo", "hi"}
-    assert len(report["comparisons"]) == 5 * (len(names) - 1)
+    assert len(report["comparisons"]) == 6 * (len(names) - 1)
     assert {row["by"] for row in report["slices"]} == {"history"}
     assert page.read_text().startswith("<!doctype html>")
 
@@ -57,6 +57,7 @@ def test_evaluate_gives_the_documented_keys_and_writes_a_page(cli, built, tmp_pa
 def test_evaluate_draws_tables(cli, built):
     text = cli.run("evaluate", "--shop", built, "--baseline", "popular", "--by", "tail").stdout
     assert "popular" in text and "cons@1 by tail" in text
+    assert "row_hit@10" in text and "among its candidates" in text
     assert "no baseline 'magic'" in cli.error("evaluate", "--shop", built, "--baseline", "magic")
 
 

@@ -12,6 +12,7 @@ def test_a_right_query_with_its_product_on_top_scores_everything():
     assert tuple(found) == METRICS
     for name in ("q_em", "q_rouge", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1", "mrr", "coverage"):
         assert found[name] == 1.0, name
+    assert found["row_hit@10"] == 1 and found["own_words"] == 1
     best = 1 + 1 / math.log2(3)
     assert found["i_ndcg@10"] == pytest.approx((1 + 1 / math.log2(4)) / best)
 
@@ -26,12 +27,44 @@ def test_query_and_item_are_judged_apart_and_consistency_needs_both():
     assert item_only["q_rouge"] == pytest.approx(0.5)  # one word of two, both ways
 
 
-def test_only_the_top_query_is_searched_and_at_the_moment_of_the_case():
+def test_only_the_top_query_is_judged_by_its_products_and_at_the_moment_of_the_case():
     shelf = Shelf({"boot": ("p1",)})
     found = score_case(shelf, a_case(), Ranking(("hat", "boot", "RED shoe")))
-    assert shelf.asked == [("hat", AS_OF)]
+    assert shelf.asked == [("hat", AS_OF), ("boot", AS_OF), ("RED shoe", AS_OF)]
     assert found["q_em"] == 0 and found["i_hit@1"] == 0 and found["q_hit@5"] == 1
+    assert found["i_hit@10"] == 0 and found["zero_result"] == 1
     assert found["mrr"] == pytest.approx(1 / 3)
+
+
+def test_a_row_hits_where_one_of_five_queries_shows_what_was_engaged_with():
+    def hit(queries, **found):
+        return score_case(Shelf(found), a_case(), Ranking(queries))["row_hit@10"]
+
+    ten = tuple(f"x{i}" for i in range(10))
+    assert hit(("a", "b"), b=(*ten[:9], "p2")) == 1
+    assert hit(("a", "b"), b=(*ten, "p2")) == 0
+    assert hit(("a", "b", "c", "d", "e"), e=("p1",)) == 1
+    assert hit(("a", "b", "c", "d", "e", "f"), f=("p1",)) == 0
+    assert hit((), a=("p1",)) == 0
+
+
+def test_own_words_are_the_queries_that_no_line_has():
+    lines = ("Red Shoe", "blue hat")
+
+    def own(*queries):
+        return score_case(Shelf({}), a_case(), Ranking(queries), lines)["own_words"]
+
+    assert own("red-shoe", "BLUE hat") == 0
+    assert own("red shoe", "green hat", "sock", "?!") == pytest.approx(2 / 3)
+    assert own("a", "b", "c", "d", "e", "red shoe") == 1  # of the row alone
+    assert own() == 0
+
+
+def test_where_nothing_was_typed_no_query_is_right():
+    case = a_case(query="", key="")
+    found = score_case(Shelf({"hat": ("p1",)}), case, Ranking(("?!", "hat")))
+    assert (found["q_em"], found["q_hit@5"], found["mrr"], found["q_rouge"]) == (0, 0, 0, 0)
+    assert found["row_hit@10"] == 1
 
 
 def test_places_beyond_five_and_ten_do_not_count():

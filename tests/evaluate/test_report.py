@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,16 @@ from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.metrics import METRICS, Ranking
-from qagent_mlx.evaluate.report import MAIN, evaluate
+from qagent_mlx.evaluate.report import COMPARED, MAIN, ROWS, evaluate
 from qagent_mlx.evaluate.significance import holm
-from qagent_mlx.evaluate.tables import compared_pairs, comparison_table, markdown, table
+from qagent_mlx.evaluate.tables import (
+    answers_line,
+    compared_pairs,
+    comparison_table,
+    markdown,
+    row_table,
+    table,
+)
 from qagent_mlx.types import Profile
 
 
@@ -62,7 +70,7 @@ def test_evaluate_reports_means_intervals_and_comparisons():
     first = report.comparisons[0]
     assert (first.a, first.b, first.metric) == ("good", "poor", "cons@1")
     assert first.diff == pytest.approx(0.4) and first.p_holm < 0.01
-    assert len(report.comparisons) == 10
+    assert len(report.comparisons) == 2 * len(COMPARED)
     adjusted = holm([comparison.p for comparison in report.comparisons])
     assert [comparison.p_holm for comparison in report.comparisons] == adjusted
     assert calls == [(n, c) for n in ("good", "poor", "mute") for c in (0, 100)]
@@ -92,7 +100,7 @@ def test_a_limit_takes_evenly_spaced_cases(limit):
         (["x"], {"split": "tset"}, "split must be one of train, validation, test, not 'tset'"),
         (["x"], {"split": "train"}, "no case in the split 'train'"),
         (["x"], {"limit": 0}, "limit must be .* of at least 1, not 0"),
-        (["x"], {"by": ("age",)}, "by must hold only history, tail, own"),
+        (["x"], {"by": ("age",)}, "by must hold only history, tail, own, line"),
     ],
 )
 def test_evaluate_says_what_is_wrong(systems, options, message):
@@ -113,11 +121,11 @@ def test_tables_are_whole_in_80_columns():
     )
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(table(report), comparison_table(report))
+        console.print(table(report), row_table(report), comparison_table(report))
     text = capture.get()
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    for word in (*names, *MAIN, "100.0 ±0.0", "90.0 ±", "-10.0 ["):
+    for word in (*names, *MAIN, *ROWS, "100.0 ±0.0", "90.0 ±", "-10.0 ["):
         assert word in text, word
 
 
@@ -129,10 +137,29 @@ def test_markdown_has_a_row_for_each_system_and_each_pair():
     )
     rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 2 + 2 + 1
-    assert rows[-1].startswith("| a | b | +40.0 [") and len(rows[-1].split(" | ")) == 2 + 5
+    assert rows[-1].startswith("| a | b | +40.0 [") and len(rows[-1].split(" | ")) == 2 + len(
+        COMPARED
+    )
     assert rows[2].startswith("| a | 60.0 ±")
     alone = evaluate(shelf_of(10), [Fixed("a", right_for(6))])
     assert markdown(alone).count("| --- |") == 1
+
+
+def test_a_report_says_where_the_answers_could_be_taken_from():
+    cases = examples(10)
+    lines = [replace(e, profile=replace(e.profile, references=(e.case.query,))) for e in cases[:3]]
+    untyped = [replace(e, case=replace(e.case, query="", query_key="")) for e in cases[8:]]
+    shelf = Shelf({}, [*lines, *cases[3:8], *untyped])
+    found = {i: i < 4 for i in range(8)}
+    report = evaluate(shelf, [Fixed("x", lambda case: [])], found=found)
+    assert report.answers.lines.mean == pytest.approx(3 / 8)
+    assert report.answers.candidates.mean == pytest.approx(4 / 8)
+    assert report.answers.typed is None
+    line = answers_line(report)
+    assert "one of memory's lines 37.5 ±" in line and "among its candidates 50.0 ±" in line
+    assert line[1:] in markdown(report) and "typed by" not in line
+    unknown = evaluate(Shelf({}, untyped), [Fixed("x", lambda case: [])])
+    assert answers_line(unknown) == ""
 
 
 class Sure(Fixed):

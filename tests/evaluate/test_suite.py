@@ -24,6 +24,7 @@ from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.registry import resolve
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.text import query_key
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_every_case_is_in_one_slice_of_each_cut(measured):
     for cut in CUTS:
         slices = [result for result in report.slices if result.by == cut]
         assert sum(r.cases for r in slices) == report.cases == len(suite.environment.examples)
-    assert len(slice_tables(report)) == len(CUTS)
+    assert len(slice_tables(report)) == 2 * len(CUTS)
 
 
 def test_slices_know_only_what_came_before(shop, measured):
@@ -140,6 +141,33 @@ def test_slices_know_only_what_came_before(shop, measured):
         assert log.count(case.query, np.datetime64(case.as_of, "us")) == count
         assert (i in tail.get("unseen", [])) == (count == 0)
         assert (i in tail.get("tail", [])) == (0 < count <= 5)
+
+
+def test_answers_are_lines_candidates_or_at_least_typed_before(shop, measured):
+    suite, report = measured
+    examples = suite.environment.examples
+    lines = [
+        e.case.query_key in {query_key(query) for query in e.profile.references} for e in examples
+    ]
+    assert report.answers.lines.mean == pytest.approx(np.mean(lines))
+    sliced = {r.slice: r.cases for r in report.slices if r.by == "line"}
+    assert sliced == {"a line of memory": sum(lines), "no line": len(lines) - sum(lines)}
+    # A line is a candidate, and a candidate was typed by somebody.
+    assert 0 < report.answers.lines.mean <= report.answers.candidates.mean
+    assert report.answers.candidates.mean <= report.answers.typed.mean
+    found = [suite.found[e.case.case_id] for e in examples]
+    assert all(found[i] for i, line in enumerate(lines) if line)
+
+
+def test_a_policy_that_reads_another_profile_is_judged_by_its_own_lines(shop):
+    config = EvaluationConfig(ablations=("no latest",), group=1)
+    suite = evaluation_suite(shop, ["nano"], config)
+    examples = suite.environment.examples[:10]
+    whole, part = (system.rank(examples, 5) for system in suite.systems)
+    assert all(ranking.lines is None for ranking in whole)
+    own = suite.systems[1]._examples
+    assert [r.lines for r in part] == [own[e.case.case_id].profile.references for e in examples]
+    assert any(r.lines != e.profile.references for r, e in zip(part, examples, strict=True))
 
 
 class Watch(HTMLParser):

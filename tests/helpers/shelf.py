@@ -18,8 +18,11 @@ class Shelf:
         self.found, self.examples, self.asked = found, list(examples), []
 
     def retrieve(self, query, as_of):
-        self.asked.append((query, as_of))
-        return self.found.get(query, ())
+        return self.retrieve_all([query], as_of)[0]
+
+    def retrieve_all(self, queries, as_of):
+        self.asked += [(query, as_of) for query in queries]
+        return [self.found.get(query, ()) for query in queries]
 
     def of_split(self, split):
         return [e for e in self.examples if e.case.split == split]
