@@ -55,10 +55,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class UserContext:
-    """What the search tool must know of a user to mark the products that fit them.
+    """What must be known of a user to mark the products that fit them, and to fill their slate.
 
     ``brands`` (lower case), ``prices`` (price bands) and ``attributes`` map a value to its
     share of the user's engagements, from 0 to 1; ``bought`` and ``seen`` are product ids.
+    ``just_bought`` are narrowest categories that it is too soon to offer again, and
+    ``just_bought_products`` the products, for those that have no category.
     """
 
     brands: Mapping[str, float] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class UserContext:
     attributes: Mapping[str, float] = field(default_factory=dict)
     bought: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
+    just_bought: tuple[str, ...] = ()
+    just_bought_products: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from ..policy.policy import Policy
 from ..policy.registry import open_policy, serving_policy
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
-from ..types import Profile, Recommendation, Slate
+from ..types import Line, Profile, Recommendation, Slate, UserContext
 from .rollout import RolloutRunner
-from .slate import SlateFiller, aggregate_group, aggregate_rollouts
+from .slate import SlateFiller, SlateRequest, aggregate_group, aggregate_rollouts, with_lines
 from .tools import SearchProducts
 from .types import Rollout, Task, Turn, split_groups
 
@@ -54,12 +54,22 @@ class UserRecommendations:
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
-    """A user who waits for a slate: their profile at a moment, and how much to compute."""
+    """A user who waits for a slate: their profile at a moment, and how much to compute.
+
+    Attributes:
+        profile: What is known of the user.
+        as_of: The moment.
+        k: Queries, at most.
+        group: Chains.
+        others: Lines of what the shop searches for; they fill a slate that the profile's own
+            queries cannot fill with what is fit to be shown.
+    """
 
     profile: Profile
     as_of: datetime
-    k: int = 5  # queries
-    group: int = GROUP  # chains
+    k: int = 5
+    group: int = GROUP
+    others: tuple[Line, ...] = ()
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.group < 1:
@@ -122,7 +132,7 @@ class ProfileRecommender:
         tasks = [Task(request.profile, request.as_of) for request in requests]
         groups = split_groups(rollouts, tasks, [request.group for request in requests])
         ranked = [aggregate_group(self.agent, group) for group in groups]
-        slates = self._fill(requests, ranked, check_stock=self.agent.search)
+        slates = self._fill(requests, ranked)
         latency = (time.perf_counter() - start) * 1000 / max(1, len(requests))
         return [
             UserRecommendations(r.profile.user_id, r.as_of, slate, latency, g.rollouts, r.profile)
@@ -132,17 +142,24 @@ class ProfileRecommender:
     def recommend_from_memory(self, requests: Sequence[RecommendRequest]) -> list[Slate]:
         """The slates of the memory ranker: the profiles' queries in order, without any chain."""
         ranked = [aggregate_rollouts((), request.profile) for request in requests]
-        return self._fill(requests, ranked, check_stock=False)
+        return self._fill(requests, ranked)
 
     def _fill(
-        self,
-        requests: Sequence[RecommendRequest],
-        ranked: Sequence[Sequence[Recommendation]],
-        check_stock: bool,
+        self, requests: Sequence[RecommendRequest], ranked: Sequence[Sequence[Recommendation]]
     ) -> list[Slate]:
-        moments = [request.as_of for request in requests]
-        sizes = [request.k for request in requests]
-        return self._slates.fill(ranked, moments, sizes, [check_stock] * len(requests))
+        """What is fit to be shown, by the same rules whoever ranked it and with whatever policy."""
+        has_memory = self.agent.memory  # without it nothing of it fills up the slate
+        return self._slates.fill(
+            [
+                SlateRequest(
+                    with_lines(items, r.others) if has_memory else items,
+                    r.as_of,
+                    r.k,
+                    r.profile.context if has_memory else UserContext(),
+                )
+                for r, items in zip(requests, ranked, strict=True)
+            ]
+        )
 
 
 class Recommender(ProfileRecommender):
@@ -157,6 +174,7 @@ class Recommender(ProfileRecommender):
         from ..inventory.product_search import open_shop_search  # loads all search engines
 
         self.shop, self.group = shop, group or default_group_size(policy)
+        self._others: tuple[datetime, tuple[Line, ...]] | None = None
         super().__init__(open_shop_search(shop), policy, agent)
         self.memory = self.open_memory(shop)
 
@@ -182,7 +200,7 @@ class Recommender(ProfileRecommender):
             memory: From `open_memory`.
         """
         self.use_search(search)
-        self.shop, self.memory = shop, memory
+        self.shop, self.memory, self._others = shop, memory, None
 
     def refresh(self) -> None:
         """See events that were stored since; the policy and the search stay as they are."""
@@ -191,6 +209,7 @@ class Recommender(ProfileRecommender):
     def use_policy(self, policy: Policy) -> None:
         """Recommend with another policy from now on."""
         super().use_policy(policy)
+        self._others = None
         self.refresh()
 
     def profiles(self, users: Sequence[str], as_of: datetime | None = None) -> list[Profile]:
@@ -199,6 +218,21 @@ class Recommender(ProfileRecommender):
         return self.memory.profiles(
             [Moment(user, moment) for user in users], self.agent.sections, self.agent.profile_budget
         )
+
+    def others(self, as_of: datetime) -> tuple[Line, ...]:
+        """The lines of somebody of whom nothing is known: what the shop searches for this hour."""
+        hour = as_of.replace(minute=0, second=0, microsecond=0)
+        if self._others is None or self._others[0] != hour:
+            (profile,) = self.profiles([""], hour)
+            self._others = (hour, profile.lines)
+        return self._others[1]
+
+    def requests(
+        self, profiles: Sequence[Profile], as_of: datetime, k: int
+    ) -> list[RecommendRequest]:
+        """What to ask for users with these profiles, at one moment."""
+        others = self.others(as_of)
+        return [RecommendRequest(p, as_of, k, self.group, others) for p in profiles]
 
     def recommend(
         self, users: Sequence[str], k: int = 5, as_of: datetime | None = None, seed: int = 0
@@ -212,7 +246,7 @@ class Recommender(ProfileRecommender):
         start = time.perf_counter()
         profiles = self.profiles(users, moment)
         reading = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        answers = self.answer([RecommendRequest(p, moment, k, self.group) for p in profiles], seed)
+        answers = self.answer(self.requests(profiles, moment, k), seed)
         return [replace(a, latency_ms=a.latency_ms + reading) for a in answers]
 
 

@@ -1,24 +1,28 @@
 """From a group of chains to a slate: the queries that one user is shown.
 
-The agent decides which query comes first. The rest of a slate are queries that the agent did
-not choose, mostly ones that it never searched; so they are searched here, and a query whose
-top product is sold out ranks behind those whose top product can be bought.
+The agent ranks queries by its votes, and memory's lines follow. Most of these were never
+searched; so they are searched here, and what is not fit to be shown ranks behind what is: queries
+that lead to what is sold out, or to what the user has bought just now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import IntEnum
+from itertools import chain
 
 import numpy as np
 
 from ..inventory.types import ProductSearch
 from ..protocol.config import AgentConfig
-from ..types import Profile, Recommendation, Slate
+from ..types import Line, Profile, Recommendation, Slate, UserContext
 from ..utils.text import query_key, words
 from .tools import RETRIEVED
 from .types import Group, Rollout
+
+LOOKED_AT = 5  # products by whose categories a query is judged
 
 
 @dataclass(slots=True)
@@ -91,6 +95,17 @@ def aggregate_rollouts(
     return recommendations
 
 
+def with_lines(ranked: Sequence[Recommendation], lines: Sequence[Line]) -> list[Recommendation]:
+    """Ranked queries, and behind them the queries of some lines that have other words."""
+    queries = list(ranked)
+    seen = {frozenset(words(item.query)) for item in ranked}
+    for line in lines:
+        if line.query is not None and (bag := frozenset(words(line.query))) not in seen:
+            seen.add(bag)
+            queries.append(Recommendation(line.query, 0.0, (), line.reason))
+    return queries
+
+
 def _candidates(rollouts: Sequence[Rollout], validated: bool) -> dict[str, _Candidate]:
     """The queries that chains searched or recommend, by their normalised form."""
     candidates: dict[str, _Candidate] = {}
@@ -109,55 +124,96 @@ def _candidates(rollouts: Sequence[Rollout], validated: bool) -> dict[str, _Cand
     return candidates
 
 
+class Fit(IntEnum):
+    """How fit a query is to be shown; what is fitter comes first, whoever ranked it."""
+
+    FIT = 0
+    FIRST_SOLD_OUT = 1  # the product that it leads to first, but not all of them
+    JUST_BOUGHT = 2  # it leads to a category that the user has bought just now
+    SOLD_OUT = 3  # all that it leads to
+
+
+@dataclass(frozen=True, slots=True)
+class SlateRequest:
+    """A user who waits for a slate.
+
+    Attributes:
+        ranked: The user's queries, best first (`aggregate_rollouts`).
+        moment: As of it products are in stock.
+        size: How many queries the user is shown at most.
+        context: What the user has bought just now.
+        check_stock: Off where nobody knows what was in stock then.
+    """
+
+    ranked: Sequence[Recommendation]
+    moment: datetime
+    size: int
+    context: UserContext = field(default_factory=UserContext)
+    check_stock: bool = True
+
+
 class SlateFiller:
-    """Fills slates from ranked queries, and adds the products that each query retrieves."""
+    """Fills slates from ranked queries, and adds the products that each query retrieves.
+
+    This is the one place that decides what is fit to show: the agent's slates, its fallbacks and
+    those of memory alone all come from here.
+    """
 
     def __init__(self, search: ProductSearch) -> None:
         self._search = search
         self._catalog = search.catalog
 
-    def fill(
-        self,
-        ranked: Sequence[Sequence[Recommendation]],
-        moments: Sequence[datetime],
-        sizes: Sequence[int],
-        check_stock: Sequence[bool],
-    ) -> list[Slate]:
+    def fill(self, requests: Sequence[SlateRequest]) -> list[Slate]:
         """Choose what each user is shown.
 
-        The first query stays first where a chain recommends it. Of the others, as many are
-        searched as it takes to fill the slate with queries whose top product is in stock;
-        queries whose top product is sold out follow them, and queries that retrieve nothing
-        are left out. Each round searches for all users in one call.
-
-        Args:
-            ranked: The queries of each user, best first (`aggregate_rollouts`).
-            moments: The moment of each user, as of which products are in stock.
-            sizes: How many queries each user is shown at most.
-            check_stock: Whether stock counts for a user; otherwise the order stays.
+        Fit queries come first, in their order; the others follow only where these do not fill
+        the slate (`Fit`), and what retrieves nothing is left out. As many are searched as it takes
+        to fill the slate with fit ones; each round searches for all users in one call.
         """
-        users = range(len(ranked))
-        available: list[list[Recommendation]] = [[] for _ in users]
-        sold_out: list[list[Recommendation]] = [[] for _ in users]
-        position = [0] * len(ranked)  # in the ranked queries of each user
+        users = range(len(requests))
+        found: list[list[list[Recommendation]]] = [[[] for _ in Fit] for _ in users]
+        position = [0] * len(requests)  # in the ranked queries of each user
         while True:
             missing = [
-                ranked[user][position[user] :][: sizes[user] - len(available[user])]
-                for user in users
+                request.ranked[at:][: request.size - len(levels[Fit.FIT])]
+                for request, at, levels in zip(requests, position, found, strict=True)
             ]
             if not any(missing):
                 break
-            for user, searched in enumerate(self._search_all(missing, moments)):
+            searched = self._search_all(missing, [request.moment for request in requests])
+            for user, items in enumerate(searched):
                 position[user] += len(missing[user])
-                for item in searched:
-                    is_choice = not available[user] and item.votes > 0
-                    is_shown = (
-                        is_choice
-                        or not check_stock[user]
-                        or self._in_stock(item.products[0], moments[user])
-                    )
-                    (available if is_shown else sold_out)[user].append(item)
-        return [tuple([*available[u], *sold_out[u]][: sizes[u]]) for u in users]
+                for item in items:
+                    found[user][self.fit(item.products, requests[user])].append(item)
+        return [
+            tuple(chain.from_iterable(levels))[: request.size]
+            for request, levels in zip(requests, found, strict=True)
+        ]
+
+    def fit(self, products: Sequence[str], request: SlateRequest) -> Fit:
+        """How fit a query is that retrieves these products, one at least."""
+        rows = [self._catalog.row_of[product] for product in products]
+        first_sold_out = False
+        if request.check_stock:
+            in_stock = [self._catalog.state_at(row, request.moment)[1] for row in rows]
+            if not any(in_stock):
+                return Fit.SOLD_OUT
+            first_sold_out = not in_stock[0]
+        if self._just_bought(rows, request.context):
+            return Fit.JUST_BOUGHT
+        return Fit.FIRST_SOLD_OUT if first_sold_out else Fit.FIT
+
+    def _just_bought(self, rows: Sequence[int], context: UserContext) -> bool:
+        """Whether the first product, or most of the first, are what the user has bought now."""
+        if not context.just_bought and not context.just_bought_products:
+            return False
+        had = [
+            leaf in context.just_bought
+            if (leaf := self._catalog.leaf(row))
+            else self._catalog.ids[row] in context.just_bought_products
+            for row in rows[:LOOKED_AT]
+        ]
+        return had[0] or 2 * sum(had) > len(had)
 
     def _search_all(
         self, queries: Sequence[Sequence[Recommendation]], moments: Sequence[datetime]
@@ -182,6 +238,3 @@ class SlateFiller:
             for items, moment in zip(queries, moments, strict=True)
         ]
         return [[item for item in items if item.products] for items in completed]
-
-    def _in_stock(self, product: str, moment: datetime) -> bool:
-        return self._catalog.state_at(self._catalog.row_of[product], moment)[1]

@@ -210,7 +210,8 @@ class PlaygroundSession:
             products = tuple(self.products(turn.products, moment))
             watch(ObservedTurn(time.perf_counter() - start, chain, turn, fetched, products))
 
-        request = RecommendRequest(profile, moment, self._k, self._group)
+        others = recommender.others(moment)
+        request = RecommendRequest(profile, moment, self._k, self._group, others)
         answer = recommender.answer([request], self._seed, watch=on_turn if watch else None)[0]
         return replace(answer, latency_ms=(time.perf_counter() - start) * 1000)
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..agent.recommend import GROUP
-from ..agent.slate import SlateFiller, aggregate_group
+from ..agent.slate import SlateFiller, SlateRequest, aggregate_group
 from ..agent.types import Group, Rollout, split_groups
 from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
-from ..types import Recommendation
+from ..types import Recommendation, UserContext
 from .metrics import Ranking
 
 CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
@@ -71,10 +71,20 @@ class PolicySystem:
     def _slates(
         self, examples: Sequence[Example], groups: Sequence[Group], k: int
     ) -> list[Sequence[Recommendation]]:
+        """What is served; of an agent whose search is off, its own ranking."""
         aggregated = [aggregate_group(self._agent, group) for group in groups]
         if not self._agent.search:
             return [recommendations[:k] for recommendations in aggregated]
-        moments = [e.case.as_of for e in examples]
-        # Of a time before stock was recorded nobody can say what was sold out.
-        recorded = [self._environment.search.catalog.knows_stock_at(moment) for moment in moments]
-        return [*self._filler.fill(aggregated, moments, [k] * len(examples), recorded)]
+        catalog = self._environment.search.catalog
+        requests = [
+            SlateRequest(
+                items,
+                example.case.as_of,
+                k,
+                example.profile.context if self._agent.memory else UserContext(),
+                # Of a time before stock was recorded nobody can say what was sold out.
+                catalog.knows_stock_at(example.case.as_of),
+            )
+            for items, example in zip(aggregated, examples, strict=True)
+        ]
+        return [*self._filler.fill(requests)]

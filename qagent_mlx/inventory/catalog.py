@@ -141,6 +141,10 @@ class Catalog:
         distinct, codes = np.unique(paths, return_inverse=True)
         return distinct.tolist(), codes
 
+    def leaf(self, row: int) -> str:
+        """The narrowest category of a product; empty where it has none."""
+        return (self.categories[row] or "").rpartition(">")[2].strip()
+
     def text(self, row: int) -> str:
         """The text of a product that BM25 and encoders index."""
         return product_text(self.titles[row], self.brands[row], self.categories[row])

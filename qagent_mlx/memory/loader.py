@@ -14,6 +14,7 @@ from . import shop_tables
 from .candidates import candidate_keys, candidates
 from .event_log import EventLog, History, start_of_day, users_condition
 from .neighbours import Neighbour, neighbours
+from .repurchase import just_bought, lately_bought
 from .state_builder import user_state
 from .statistics_cache import NO_FACTS, StatisticsCache, Trend
 from .store import MemoryStore, StoreState
@@ -161,10 +162,15 @@ class MemoryLoader:
             for start, keys in queries.items()
             if not days[start].whole
         }
+        for start, state in zip(starts, states, strict=True):
+            if start in leaves:
+                leaves[start] |= lately_bought(state.bought).keys()
         statistics.read("cycles", leaves)
         return [
             UserMemory(
-                candidates(state, near, days[start], hour, statistics.vocabulary, own_only), state
+                candidates(state, near, days[start], hour, statistics.vocabulary, own_only),
+                state,
+                just_bought(state.bought, days[start].cycles),
             )
             for state, near, start, hour in zip(states, nearest, starts, trends, strict=True)
         ]

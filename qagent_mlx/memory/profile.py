@@ -20,7 +20,7 @@ from ..protocol.config import SECTIONS
 from ..protocol.escape import safe
 from ..protocol.profile_text import render, written_line
 from ..shop.config import MemoryConfig
-from ..types import Line, Profile
+from ..types import Line, Profile, UserContext
 from .k_anonymity import drop_private_candidates
 from .loader import MemoryLoader
 from .ranker import MemoryRanker
@@ -98,7 +98,7 @@ class Memory:
         for moment, memory, table in zip(moments, memories, tables, strict=True):
             probabilities = self.ranker.at(moment.as_of).probabilities(table)
             lines = self._lines(moment, memory, probabilities, wanted)
-            profiles.append(self._pack(moment, lines, memory.state, budget))
+            profiles.append(self._pack(moment, lines, memory, budget))
         return profiles
 
     def candidate_keys(self, moments: Sequence[Moment]) -> list[set[str]]:
@@ -153,7 +153,7 @@ class Memory:
             self._counts.update(zip(fresh, self._count(fresh), strict=True))
         return [self._counts[text] for text in texts]
 
-    def _pack(self, moment: Moment, lines: list[Line], state: UserState, budget: int) -> Profile:
+    def _pack(self, moment: Moment, lines: list[Line], memory: UserMemory, budget: int) -> Profile:
         """The lines with the best score per token that fit, in their order."""
         # The last reference is the longest one, where a tokenizer spells them out.
         last = self.config.references - 1
@@ -167,7 +167,8 @@ class Memory:
             references += has_query
             chosen.append(i)
             tokens += costs[i]
-        return _profile(moment, [lines[i] for i in sorted(chosen)], tokens, state)
+        context = search_context(memory.state, memory.just_bought)
+        return _profile(moment, [lines[i] for i in sorted(chosen)], tokens, context)
 
     def _truncate(self, moment: Moment, lines: list[Line], budget: int) -> Profile:
         """The first lines, as many as fit; beyond the last reference queries have none."""
@@ -183,10 +184,10 @@ class Memory:
             chosen.append(line)
             tokens += cost
             references += line.query is not None
-        return _profile(moment, chosen, tokens, UserState())
+        return _profile(moment, chosen, tokens, search_context(UserState()))
 
 
-def _profile(moment: Moment, lines: list[Line], tokens: int, state: UserState) -> Profile:
+def _profile(moment: Moment, lines: list[Line], tokens: int, context: UserContext) -> Profile:
     return Profile(
         user_id=moment.user_id,
         as_of=moment.as_of,
@@ -194,7 +195,7 @@ def _profile(moment: Moment, lines: list[Line], tokens: int, state: UserState) -
         lines=tuple(lines),
         references=tuple(line.query for line in lines if line.query is not None),
         tokens=tokens,
-        context=search_context(state),
+        context=context,
     )
 
 

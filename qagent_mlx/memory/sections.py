@@ -11,6 +11,7 @@ from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line, UserContext
 from .candidates import Candidates
+from .repurchase import DEFAULT_DAYS
 from .user_state import Interest, RecentProduct, UserState
 
 TITLE_WORDS = 6  # of a product in a profile
@@ -179,8 +180,8 @@ def _product_line(product: RecentProduct, mark: Mark, score: float) -> Line:
     return Line("latest", f"{mark} {title} {AGES.word(product.age)}", score)
 
 
-def search_context(state: UserState) -> UserContext:
-    """What the search tool needs to mark products for this user, at this moment."""
+def search_context(state: UserState, just_bought: tuple[str, ...] = ()) -> UserContext:
+    """What marks products for this user at this moment, and keeps queries from the slate."""
     shares: dict[str, dict[str, float]] = {"brand": {}, "price": {}, "attribute": {}}
     for interest in state.interests:
         if interest.kind in shares:
@@ -191,4 +192,8 @@ def search_context(state: UserState) -> UserContext:
         attributes=shares["attribute"],
         bought=tuple(p.product_id for p in state.recent_products if p.bought),
         seen=tuple(p.product_id for p in state.recent_products if not p.bought),
+        just_bought=just_bought,
+        just_bought_products=tuple(
+            p.product_id for p in state.engaged_products if p.bought and p.age < DEFAULT_DAYS
+        ),
     )

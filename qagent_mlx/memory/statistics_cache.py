@@ -24,6 +24,8 @@ from .store import StoreState
 MAX_PARTIAL_READS = 24  # of a day, before all of it is read
 MAX_DAYS = MAX_HOURS = 40
 MAX_WHOLE_DAYS = 2  # some 50 MB each for a million events
+SOME = 0.05  # of a category's purchases, see `Cycle.soonest`
+MIN_PURCHASES = 20  # of a category, before anything is said of it
 
 KINDS = ("plain", "brand", "attribute")  # of wordings
 
@@ -59,10 +61,14 @@ class QueryFacts(NamedTuple):
 
 
 class Cycle(NamedTuple):
-    """How often a category is bought again, and after how many days; NaN where it is unknown."""
+    """How often a category is bought again, and after how many days; NaN where it is unknown.
+
+    ``soonest``: the days in which `SOME` of its buyers bought it again, infinite where fewer did.
+    """
 
     probability: float = np.nan
     days: float = np.nan
+    soonest: float = np.nan
 
 
 class Returns(NamedTuple):
@@ -231,7 +237,9 @@ class StatisticsCache:
             self._read_followers(wanted, values)
             return
         make = _STATISTICS[name].make
-        for key, day, *row in self._connection.execute(sql(name, wanted=wanted), values).fetchall():
+        limits = {"share": SOME, "evidence": MIN_PURCHASES} if name == "cycles" else {}
+        query = sql(name, wanted=wanted, **limits)
+        for key, day, *row in self._connection.execute(query, values).fetchall():
             getattr(self._days[day], name)[key] = make(*row)
 
     def _read_followers(self, wanted: str, values: dict[str, Any]) -> None:

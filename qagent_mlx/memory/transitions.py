@@ -47,12 +47,16 @@ class Step(NamedTuple):
 
 
 class Cycle(NamedTuple):
-    """A purchase of a category; ``gap``: days since the user's purchase before, if any."""
+    """A purchase of a category; ``gap``: days since the user's purchase before, if any.
+
+    ``more``: days until the user bought more of it in the same session, if so.
+    """
 
     user_id: str
     leaf: str
     known: datetime
     gap: float | None
+    more: float | None
 
 
 class Return(NamedTuple):
@@ -131,15 +135,19 @@ def _retries(history: History) -> Iterator[Step]:
 
 def _cycles(history: History) -> Iterator[Cycle]:
     """The user's purchases by category, one a session."""
-    purchases: dict[str, dict[int, int]] = defaultdict(dict)
+    purchases: dict[str, dict[int, int]] = defaultdict(dict)  # the first of each session
+    more: dict[tuple[str, int], float] = {}
     for event in history.events:
         if event.type == PURCHASE and (leaf := history.leaf(event.product_id)):
-            purchases[leaf].setdefault(event.session_id, event.at)
+            first = purchases[leaf].setdefault(event.session_id, event.at)
+            if event.at > first:  # not of one order
+                more.setdefault((leaf, first), (event.at - first) / DAY)
     for leaf, sessions in purchases.items():
-        times = sorted(sessions.values())
-        yield Cycle(history.user, leaf, from_microseconds(times[0]), None)
-        for earlier, later in pairwise(times):
-            yield Cycle(history.user, leaf, from_microseconds(later), (later - earlier) / DAY)
+        earlier: int | None = None
+        for at in sorted(sessions.values()):
+            gap = None if earlier is None else (at - earlier) / DAY
+            yield Cycle(history.user, leaf, from_microseconds(at), gap, more.get((leaf, at)))
+            earlier = at
 
 
 def _returns(history: History, successes: Sequence[PastSearch]) -> Iterator[Return]:

@@ -28,7 +28,11 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class UserMemory:
-    """What a profile is made of: candidate queries, and the rest of the user's state."""
+    """What a profile is made of: candidate queries, and the rest of the user's state.
+
+    ``just_bought``: the categories that it is too soon to offer again (see `repurchase`).
+    """
 
     candidates: Candidates
     state: UserState
+    just_bought: tuple[str, ...] = ()

@@ -212,7 +212,7 @@ def _units(
     for part in parts:
         for at in range(0, len(part.users), DECODE_USERS):
             profiles = recommender.profiles(part.users[at : at + DECODE_USERS], moment)
-            yield [RecommendRequest(p, moment, k, recommender.group) for p in profiles]
+            yield recommender.requests(profiles, moment, k)
 
 
 def _write_parts(

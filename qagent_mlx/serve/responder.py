@@ -165,7 +165,13 @@ class Responder:
         """Answer requests in one decode; the future of each is set as soon as it is known."""
         now = self.shop.end_of_log()
         requests = [
-            RecommendRequest(profile, request.as_of or now, request.k, request.chains)
+            RecommendRequest(
+                profile,
+                request.as_of or now,
+                request.k,
+                request.chains,
+                self.recommender.others(request.as_of or now),
+            )
             for request, profile in zip(pending, self._read_profiles(pending, now), strict=True)
         ]
         lines = self.recommender.recommend_from_memory(requests)

@@ -1,6 +1,7 @@
 from datetime import datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from qagent_mlx.agent.recommend import (
@@ -11,6 +12,7 @@ from qagent_mlx.agent.recommend import (
     UserRecommendations,
     default_group_size,
 )
+from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.types import Line, Profile, Recommendation
@@ -60,6 +62,48 @@ def test_memory_alone_recommends_the_queries_of_the_profile_in_order(recommender
     (slate,) = recommender.recommend_from_memory([request])
     assert [r.query for r in slate] == ["usb cable", "phone case"]
     assert all(r.votes == 0 and r.products and r.reason == f"because {r.query}" for r in slate)
+
+
+@pytest.fixture
+def sold_out_cables(recommender, monkeypatch):
+    """The recommender, while no cable can be had."""
+    catalog = recommender.search.catalog
+    stock = np.array(["Cables" not in (category or "") for category in catalog.categories])
+    monkeypatch.setattr(catalog, "history", None)
+    monkeypatch.setattr(catalog, "in_stock", stock)
+    return recommender
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_what_is_sold_out_is_not_first_whoever_chose_it(sold_out_cables, monkeypatch, search):
+    """The agent's slate, the one of a policy without search, and the fallback without a chain."""
+    recommender = sold_out_cables
+    agent = AgentConfig(search=search)
+    monkeypatch.setattr(recommender, "agent", agent)
+    turn = Turn("search", "usb cable", products=("p000",))
+    chosen = Rollout(0, 0, (1, 2), 1, (True,), (0.0,), (turn,), "usb cable", "recommended")
+    monkeypatch.setattr(recommender.runner, "run", lambda *a, **k: [chosen])
+    request = RecommendRequest(profile("u", "usb cable", "desk lamp"), NOW, 2, 1)
+    (answer,) = recommender.answer([request])
+    assert [(r.query, r.votes) for r in answer.recommendations] == [
+        ("desk lamp", 0),
+        ("usb cable", 1),
+    ]
+    (fallback,) = recommender.recommend_from_memory([request])
+    assert [r.query for r in fallback] == ["desk lamp", "usb cable"]
+
+
+def test_what_others_search_for_fills_rows_except_of_agents_without_memory(
+    sold_out_cables, monkeypatch
+):
+    recommender = sold_out_cables
+    others = profile("", "usb cable", "desk lamp").lines
+    request = RecommendRequest(profile("u", "usb cable"), NOW, 1, 1, others)
+    (slate,) = recommender.recommend_from_memory([request])
+    assert [r.query for r in slate] == ["desk lamp"]
+    monkeypatch.setattr(recommender, "agent", AgentConfig(memory=False))
+    (slate,) = recommender.recommend_from_memory([request])
+    assert [r.query for r in slate] == ["usb cable"]
 
 
 def test_recommendations_as_plain_values():

@@ -1,5 +1,6 @@
 """What a group of chains recommends, and what fills the slate behind it."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -9,13 +10,19 @@ from hypothesis import strategies as st
 
 from qagent_mlx.agent.recommend import ProfileRecommender, RecommendRequest
 from qagent_mlx.agent.rollout import RolloutRunner
-from qagent_mlx.agent.slate import SlateFiller, aggregate_group, aggregate_rollouts
+from qagent_mlx.agent.slate import (
+    SlateFiller,
+    SlateRequest,
+    aggregate_group,
+    aggregate_rollouts,
+    with_lines,
+)
 from qagent_mlx.agent.types import Group, Rollout, Task, Turn
-from qagent_mlx.environment.environment import Environment
+from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, ProductHistory
 from qagent_mlx.protocol.config import AgentConfig
-from qagent_mlx.types import Hit, Line, Profile, Recommendation
+from qagent_mlx.types import Hit, Line, Profile, Recommendation, UserContext
 
 NOW = datetime(2026, 2, 1)
 
@@ -37,14 +44,14 @@ def chain(*searched, answer="", logprob=-1.0):
 class Shelf:
     """A search that finds what it is told to, and counts what it is asked."""
 
-    def __init__(self, found, sold_out=()):
+    def __init__(self, found, sold_out=(), categories=None):
         ids = sorted({p for products in found.values() for p in products} | set(sold_out))
         blank = [None] * len(ids)
         self.catalog = Catalog(
             ids,
             ids,
             blank,
-            blank,
+            [(categories or {}).get(i) for i in ids],
             np.full(len(ids), np.nan),
             np.array([i not in sold_out for i in ids], bool),
             blank,
@@ -92,35 +99,86 @@ def test_without_memory_no_line_fills_the_slate():
     assert queries(aggregate_group(AgentConfig(), group)) == ["tent", "lamp"]
 
 
-def test_what_is_sold_out_comes_behind_what_can_be_had():
+def item(query, *products, votes=0):
+    return Recommendation(query, 0.0, products, "", votes)
+
+
+def fill(shelf, *requests):
+    return SlateFiller(shelf).fill(requests)
+
+
+def test_what_is_sold_out_comes_behind_what_can_be_had_also_where_the_agent_chose_it():
     shelf = Shelf({"q1": ["gone"], "q2": ["here"], "q3": [], "q4": ["too"]}, sold_out=["gone"])
-    first = Recommendation("q0", 1.0, ("gone",), "", votes=3)  # the agent chose it all the same
-    rest = [Recommendation(f"q{i}", 0.0, (), "") for i in (1, 2, 3, 4)]
-    filler = SlateFiller(shelf)
-    (slate,) = filler.fill([[first, *rest]], [NOW], [4], [True])
-    assert queries(slate) == ["q0", "q2", "q4", "q1"]
-    assert [r.products for r in slate] == [("gone",), ("here",), ("too",), ("gone",)]
-    (slate,) = filler.fill([[first, *rest]], [NOW], [4], [False])
+    ranked = [item("q0", "gone", votes=3), *(item(f"q{i}") for i in (1, 2, 3, 4))]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 4))
+    assert queries(slate) == ["q2", "q4", "q0", "q1"]
+    assert [r.products for r in slate] == [("here",), ("too",), ("gone",), ("gone",)]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 2))
+    assert queries(slate) == ["q2", "q4"]  # filled without them
+    (slate,) = fill(shelf, SlateRequest(ranked[:2], NOW, 2))
+    assert queries(slate) == ["q0", "q1"]  # there is nothing else
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 4, check_stock=False))
     assert queries(slate) == ["q0", "q1", "q2", "q4"]
-    (slate,) = filler.fill([rest], [NOW], [1], [True])  # nobody chose: the first that can be had
-    assert queries(slate) == ["q2"]
+
+
+def test_a_query_that_leads_to_some_stock_comes_before_one_that_leads_to_none():
+    shelf = Shelf({"q0": ["gone"], "q1": ["gone", "here"], "q2": ["here"]}, sold_out=["gone"])
+    (slate,) = fill(shelf, SlateRequest([item("q0"), item("q1"), item("q2")], NOW, 3))
+    assert queries(slate) == ["q2", "q1", "q0"]
+
+
+def test_what_was_bought_just_now_comes_behind_all_that_can_be_had():
+    categories = {"tent1": "Garden > Tents", "tent2": "Camping > Tents", "rope1": "Camping > Ropes"}
+    found = {"tent": ["tent1", "rope1"], "rope": ["rope1", "tent1"], "camp": ["rope1", "tent1"]}
+    found["camp"] += ["tent2"]
+    shelf = Shelf(found, categories=categories)
+    ranked = [item("tent", votes=2), item("camp"), item("rope")]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 3, UserContext(just_bought=("Tents",))))
+    # The first product, or most of the first, are of the category.
+    assert queries(slate) == ["rope", "tent", "camp"]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 1, UserContext(just_bought=("Tents",))))
+    assert queries(slate) == ["rope"]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 3, UserContext(just_bought=("Stoves",))))
+    assert queries(slate) == ["tent", "camp", "rope"]
+
+
+def test_a_product_without_a_category_stands_for_itself():
+    shelf = Shelf({"q0": ["a"], "q1": ["b"], "q2": ["c"]}, categories={"c": "Camping > Tents"})
+    context = UserContext(just_bought_products=("a", "c"))
+    ranked = [item("q0"), item("q1"), item("q2")]
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 3, context))
+    assert queries(slate) == ["q1", "q2", "q0"]  # people buy another tent at once
+
+
+def test_what_others_search_for_fills_up_what_a_user_s_own_queries_cannot():
+    shelf = Shelf({"old": ["gone"], "new": ["here"], "Old!": ["here"]}, sold_out=["gone"])
+    lines = [Line("trending", q, 0.1, query=q, reason="trend") for q in ("Old!", "new")]
+    lines.append(Line("graph", "likes tea", 0.1))
+    ranked = with_lines([item("old")], lines)
+    assert queries(ranked) == ["old", "new"]  # equal words are one query
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 1))
+    assert [(r.query, r.reason) for r in slate] == [("new", "trend")]
 
 
 def test_no_more_is_searched_than_the_slate_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])
-    asked = [Recommendation(q, 0.0, (), "") for q in found]
-    (slate,) = SlateFiller(shelf).fill([asked], [NOW], [3], [True])
+    (slate,) = fill(shelf, SlateRequest([item(q) for q in found], NOW, 3))
     assert queries(slate) == ["q1", "q3", "q4"]
     assert shelf.asked == [("q0", "q1", "q2"), ("q3", "q4")]
 
 
 def test_users_are_asked_about_at_once():
     shelf = Shelf({"q0": ["a"], "q1": ["b"]}, sold_out=["b"])
-    items = [Recommendation("q0", 0.0, (), ""), Recommendation("q1", 0.0, (), "")]
+    items = [item("q0"), item("q1")]
     turned = items[::-1]
-    slates = SlateFiller(shelf).fill(
-        [items, items[:1], [], turned, turned], [NOW] * 5, [2, 5, 5, 2, 2], [True] * 4 + [False]
+    slates = fill(
+        shelf,
+        SlateRequest(items, NOW, 2),
+        SlateRequest(items[:1], NOW, 5),
+        SlateRequest([], NOW, 5),
+        SlateRequest(turned, NOW, 2),
+        SlateRequest(turned, NOW, 2, check_stock=False),
     )
     assert [queries(slate) for slate in slates] == [
         ["q0", "q1"],
@@ -132,29 +190,34 @@ def test_users_are_asked_about_at_once():
     assert shelf.asked == [("q0", "q1")]
 
 
+KINDS = {"in": ["here"], "first out": ["gone", "here"], "bought": ["had"], "out": ["gone"]}
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["in", "out", "nothing"]), st.booleans()), max_size=8),
+    st.lists(
+        st.tuples(st.sampled_from([*KINDS, "nothing"]), st.booleans(), st.integers(0, 2)),
+        max_size=9,
+    ),
     st.integers(1, 6),
     st.booleans(),
-    st.booleans(),
 )
-def test_the_slate_is_the_ranking_parted_by_stock(kinds, k, look, voted):
-    """As if everything had been searched: the agent's choice, what is in stock, what is not."""
-    found = {f"q{i}": [] if kind == "nothing" else [f"p{i}"] for i, (kind, _) in enumerate(kinds)}
-    shelf = Shelf(found, sold_out=[f"p{i}" for i, (kind, _) in enumerate(kinds) if kind == "out"])
-    items = [
-        Recommendation(f"q{i}", 0.0, (f"p{i}",) if known and kind != "nothing" else (), "")
-        for i, (kind, known) in enumerate(kinds)
+def test_the_slate_is_the_ranking_parted_by_what_is_fit_to_show(kinds, k, look):
+    """As if all had been searched; no unfit query is shown while a fit one is left, votes or not."""
+    found = {f"q{i}": KINDS.get(kind, []) for i, (kind, *_) in enumerate(kinds)}
+    shelf = Shelf(found, sold_out=["gone"], categories={"had": "Tents"})
+    ranked = [
+        item(f"q{i}", *(found[f"q{i}"] if known else ()), votes=votes)
+        for i, (_, known, votes) in enumerate(kinds)
     ]
-    if voted and items and kinds[0][0] != "nothing":
-        items[0] = Recommendation("q0", 1.0, ("p0",), "", votes=1)
-    (slate,) = SlateFiller(shelf).fill([items], [NOW], [k], [look])
-    some = [i for i in items if found[i.query]]
-    if look:
-        place = {f"q{i}": kind == "out" for i, (kind, _) in enumerate(kinds)}
-        some.sort(key=lambda i: bool(not i.votes and place[i.query]))
-    assert queries(slate) == queries(some[:k])
+    context = UserContext(just_bought=("Tents",))
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, k, context, look))
+    levels = list(KINDS) if look else ["in", "bought"]
+    level = {f"q{i}": kind for i, (kind, *_) in enumerate(kinds) if kind != "nothing"}
+    if not look:
+        level = {query: "bought" if kind == "bought" else "in" for query, kind in level.items()}
+    expected = sorted(level, key=lambda query: levels.index(level[query]))
+    assert queries(slate) == expected[:k]
     assert all(r.products == tuple(found[r.query]) for r in slate)
 
 
@@ -164,10 +227,17 @@ def test_the_slate_is_the_ranking_parted_by_stock(kinds, k, look, voted):
 def test_a_policy_is_measured_by_the_slates_that_it_serves(
     nano_policy, tiny_shop, monkeypatch, search, followed
 ):
-    """But not by stock of a later day: what is sold out now says nothing of a case's moment."""
+    """But not by stock of a later day: what is sold out now says nothing of a case's moment.
+
+    A policy whose search is off is measured by its own ranking, and served by what can be had.
+    """
     agent = AgentConfig(search=search)
     environment = Environment.of_shop(tiny_shop, nano_policy.codec, agent)
-    examples = [e for e in environment.of_split("test") if len(e.profile.references) > 5][:6]
+    examples = [
+        Example(e.case, replace(e.profile, context=UserContext()))  # nothing was bought just now
+        for e in environment.of_split("test")
+        if len(e.profile.references) > 5
+    ][:6]
     catalog = environment.search.catalog
     stock = np.arange(len(catalog)) % 2 == 0
     times = np.full(len(catalog), followed)  # one state each, from then on
@@ -189,12 +259,11 @@ def test_a_policy_is_measured_by_the_slates_that_it_serves(
         [bool(stock[place[r.products[0]]]) for r in answer.recommendations] for answer in served
     ]
     shown = [tuple(queries(answer.recommendations)) for answer in served]
-    if search:  # nothing was looked at, so nothing is chosen: what can be had leads
-        assert all(flags == sorted(flags, reverse=True) for flags in in_stock)
-    else:  # the choice stands, and so does memory's order
-        assert [slate[0] for slate in shown] == [e.profile.references[2] for e in examples]
-        assert any(flags != sorted(flags, reverse=True) for flags in in_stock)
-    if followed == 1.0:
+    assert all(flags == sorted(flags, reverse=True) for flags in in_stock)
+    if not search:  # what it says itself, without looking
+        assert [slate[0] for slate in measured] == [e.profile.references[2] for e in examples]
+        assert measured != shown
+    elif followed == 1.0:
         assert measured == shown
     else:
         assert measured == [tuple(line[:4]) for line in lines] != shown

@@ -4,6 +4,7 @@ CREATE OR REPLACE {kind} outcomes (user_id VARCHAR, event_id BIGINT, query_key V
     known TIMESTAMP, first_product VARCHAR, product_id VARCHAR);
 CREATE OR REPLACE {kind} steps (user_id VARCHAR, source VARCHAR, query_key VARCHAR,
     known TIMESTAMP, closeness INTEGER, delay DOUBLE);
-CREATE OR REPLACE {kind} cycles (user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE);
+CREATE OR REPLACE {kind} cycles (user_id VARCHAR, leaf VARCHAR, known TIMESTAMP, gap DOUBLE,
+    more DOUBLE);
 CREATE OR REPLACE {kind} returns (user_id VARCHAR, query_key VARCHAR, known TIMESTAMP, same BOOLEAN,
     category VARCHAR, leaf VARCHAR, delay DOUBLE)
