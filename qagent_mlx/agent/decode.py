@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from ..models import sampling
+from ..models.batch_cache import batch_cache, prefill
 from ..models.numpy_decoder import NumpyDecoder
+from ..models.row_decoder import RowDecoder
 from ..policy.policy import Policy
 from ..utils.blas import one_blas_thread
 from .sequences import DecodingBatch, DecodingSequence
 
-GROWTH = 64  # tokens by which a full cache grows; mlx-lm's 256 are mostly unused in short chains
 SMALL_MODEL = 20_000_000  # weights below which the products of a step are too thin to share out
 
 
@@ -31,13 +31,14 @@ class Decoder:
     """Decodes sequences with one policy.
 
     On a CPU, ``use_numpy`` decodes a small model with a numpy copy of its weights (see
-    `models.numpy_decoder`); call `refresh` when the policy was trained.
+    `models.numpy_decoder`); call `refresh` when the policy was trained. A model that computes
+    wrong in batches decodes one context at a time (see `models.row_decoder`).
     """
 
     def __init__(self, policy: Policy, use_numpy: bool = True) -> None:
         self.policy = policy
         self._use_numpy = use_numpy
-        self._numpy: NumpyDecoder | None = None
+        self._own: NumpyDecoder | RowDecoder | None = None
         self.refresh()
         self._is_small = policy.parameters < SMALL_MODEL
         self.prefill_tokens = 0
@@ -46,7 +47,9 @@ class Decoder:
     def refresh(self) -> None:
         """Decode with the policy's weights as they are now."""
         if self._use_numpy:
-            self._numpy = NumpyDecoder.of(self.policy.model, self.policy.parameters)
+            self._own = NumpyDecoder.of(self.policy.model, self.policy.parameters)
+        if self._own is None and not self.policy.decodes_batches:
+            self._own = RowDecoder(self.policy.model, self.policy.logits)
 
     def start(self, sequences: Sequence[DecodingSequence]) -> DecodingBatch:
         """Compute the contexts of new sequences, each distinct one once."""
@@ -74,33 +77,17 @@ class Decoder:
 
     def empty_cache(self, contexts: int) -> list[Any]:
         """A cache without tokens, one entry for each layer."""
-        if self._numpy is not None:
-            return [self._numpy.cache(contexts)]
-        layers = make_prompt_cache(self.policy.model)
-        cache = [type(layer).merge([layer] * contexts) for layer in layers]
-        for layer in cache:
-            layer.step = GROWTH
-        return cache
+        if self._own is not None:
+            return [self._own.cache(contexts)]
+        return batch_cache(self.policy.model, contexts)
 
     def prefill(self, pending: Sequence[list[int]], cache: list[Any]) -> mx.array:
         """Put ids behind each context of a cache; returns the logits after them (contexts, V)."""
-        lengths = [len(ids) for ids in pending]
-        self.prefill_tokens += sum(lengths)
-        if self._numpy is not None:
-            with one_blas_thread():
-                return mx.array(self._numpy.logits(list(pending), cache[0]))
-        longest = max(lengths)
-        padding = [longest - length for length in lengths]
-        tokens = mx.array([ids + [0] * pad for ids, pad in zip(pending, padding, strict=True)])
-        if max(padding):
-            for layer in cache:
-                layer.prepare(lengths=lengths, right_padding=padding)
-        hidden = self.policy.backbone(tokens, cache)
-        last = hidden[mx.arange(len(pending)), mx.array(lengths) - 1]
-        if max(padding):
-            for layer in cache:
-                layer.finalize()
-        return self.policy.head(last)
+        self.prefill_tokens += sum(len(ids) for ids in pending)
+        if self._own is not None:
+            with one_blas_thread(self._is_small):
+                return mx.array(self._own.logits(list(pending), cache[0]))
+        return self.policy.head(prefill(self.policy.backbone, pending, cache))
 
     def draw(self, batch: DecodingBatch) -> tuple[DecodingBatch, DecodingBatch]:
         """Draw one id for each sequence; returns (sequences that go on, those that stopped).
@@ -142,9 +129,9 @@ class Decoder:
             for row, sequence in zip(batch.context_of, batch.sequences, strict=True)
         }
         ids = [[last[row]] for row in range(len(last))]
-        if self._numpy is not None:
-            with one_blas_thread():
-                batch.logits = mx.array(self._numpy.logits(ids, batch.cache[0]))
+        if self._own is not None:
+            with one_blas_thread(self._is_small):
+                batch.logits = mx.array(self._own.logits(ids, batch.cache[0]))
             return
         with one_blas_thread(self._is_small):
             hidden = self.policy.backbone(mx.array(ids), batch.cache)

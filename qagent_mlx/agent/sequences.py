@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..models.batch_cache import select_rows
 from ..protocol.actions import Stopper
 
 
@@ -92,7 +92,7 @@ class DecodingBatch:
         sequences = [self.sequences[i] for i in indices]
         if not copied and contexts == list(range(self.contexts)):
             return DecodingBatch(sequences, self.cache, self.logits, context_of)
-        cache = [_select_rows(layer, contexts) for layer in self.cache]
+        cache = [select_rows(layer, contexts) for layer in self.cache]
         logits = self.logits[mx.array(contexts)] if self.logits is not None else None
         return DecodingBatch(sequences, cache, logits, context_of)
 
@@ -118,10 +118,3 @@ class DecodingBatch:
         A cache that waits without having been evaluated would keep its whole graph alive.
         """
         mx.eval(self.logits, [layer.state for layer in self.cache])
-
-
-def _select_rows(layer: Any, rows: list[int]) -> Any:
-    """A copy of a layer's cache with the given rows."""
-    selected = copy.copy(layer)
-    selected.filter(mx.array(rows))
-    return selected

@@ -139,9 +139,7 @@ def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
     if dtype == "4bit":
         # Scales and what is not quantised stay in a type that the device computes well in.
         model.set_dtype(mx.float32 if backend.on_cpu() else mx.bfloat16)
-        if not quantized:
-            nn.quantize(model, QLORA_GROUP, 4, class_predicate=_quantizable)
-        return model
+        return model if quantized else quantize(model)
     # Scales change type first: so a float32 weight is the stored one exactly.
     model.set_dtype(getattr(mx, dtype))
     if not quantized:
@@ -149,6 +147,20 @@ def set_precision(model: nn.Module, dtype: str = "") -> nn.Module:
     from mlx_lm.utils import dequantize_model
 
     return dequantize_model(model)
+
+
+def quantize(model: nn.Module) -> nn.Module:
+    """The model with all weights rounded to 4 bits that are not packed yet.
+
+    Raises:
+        SettingError: its matrices have no width that could be packed.
+    """
+    nn.quantize(model, QLORA_GROUP, 4, class_predicate=_quantizable)
+    if not any(isinstance(m, nn.QuantizedLinear) for m in model.modules()):
+        raise SettingError(
+            "dtype", f"cannot be 4bit for this model: its widths are no multiples of {QLORA_GROUP}"
+        )
+    return model
 
 
 def _quantizable(_name: str, module: nn.Module) -> bool:

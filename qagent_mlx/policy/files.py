@@ -10,7 +10,7 @@ import mlx.core as mx
 from ..errors import QAgentError
 from ..models.download import relocated
 from ..models.fingerprint import ADAPTER, MODEL, fingerprint, fingerprint_files
-from ..models.loading import load_model_folder
+from ..models.loading import load_model_folder, quantize, set_precision
 from ..protocol.actions import PROTOCOL_VERSION
 from ..protocol.codec import AnyCodec, ShopCodec, load_codec
 from ..protocol.config import AgentConfig
@@ -24,6 +24,7 @@ from ..shop.policy_folders import (
 from ..utils.atomic_files import finish_replacement, read_json, unfinished_replacements
 from ..utils.settings import merge
 from .adapters import load_adapter
+from .agreement import check_agreement
 from .lora import LoraConfig
 from .policy import Policy, PolicyInfo
 
@@ -157,13 +158,16 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     dtype = dtype or (info.dtype if info else "")
     if not (folder / ADAPTER).exists():
         model, codec = load_model_folder(folder, dtype)
-        return Policy(model, codec, info or fresh_info(folder.name, codec), folder)
+        policy = Policy(model, codec, info or fresh_info(folder.name, codec), folder)
+        check_agreement(policy, folder)
+        return policy
     if info is None:
         raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
     base = require_base(folder, info)
-    # The base may itself be a policy with an adapter; it becomes part of the weights.
-    below = load_policy(base, dtype)
-    below.merge_lora()
+    # An adapter belongs to the weights that it was trained on, rounded as they were.
+    below = load_merged(base, info.dtype or dtype)
+    if info.dtype and dtype != info.dtype:
+        below.model = set_precision(below.model, dtype)
     policy = Policy(below.model, below.codec, info, folder)
     config = read_json(folder / "adapter_config.json", f"the policy {info.name}")
     try:
@@ -181,6 +185,21 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     ) as error:
         raise QAgentError(f"the adapter in {folder} is damaged ({error}); train again") from error
     load_adapter(policy.model, weights, str(folder))
+    return policy
+
+
+def load_merged(folder: Path, dtype: str = "") -> Policy:
+    """A policy with its adapters made part of its weights: what a new adapter is put on.
+
+    Args:
+        folder: See `load_policy`.
+        dtype: A precision. Weights are rounded to 4 bits after the adapters were added, once.
+    """
+    rounded = dtype == "4bit" and (folder / ADAPTER).exists()
+    policy = load_policy(folder, "" if rounded else dtype)
+    policy.merge_lora()
+    if rounded:
+        policy.model = quantize(policy.model)
     return policy
 
 

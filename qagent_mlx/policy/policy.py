@@ -15,8 +15,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
-from ..models import backend, transformer_blocks
+from ..models import backend, composition, transformer_blocks
 from ..models.attention import CachedAttention, CausalAttention
+from ..models.batch_cache import serves_batches
+from ..models.composition import Composition
 from ..models.fingerprint import ADAPTER, MODEL, fingerprint_files
 from ..protocol.actions import PROTOCOL_VERSION, Stopper
 from ..protocol.codec import AnyCodec
@@ -24,6 +26,7 @@ from ..protocol.config import AgentConfig
 from ..utils.atomic_files import json_text, replacing_files
 from .adapters import add_adapters, merge_adapters
 from .lora import LoraConfig
+from .prefix_sharing import serves_prefixes
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,42 @@ class Policy:
             if CachedAttention.serves(cache):
                 cached = CachedAttention(cache, length)
                 return transformer_blocks.run(self.model, self.embed(tokens), cached)
-        hidden: mx.array = self._inner()(tokens, cache=cache)
-        return hidden
+        if self.composition == "whole":
+            return composition.run_whole(self.model, tokens, cache)
+        return composition.run_body(self.model, tokens, cache)
 
-    @cached_property
+    @property
     def by_blocks(self) -> bool:
         """Whether `transformer_blocks` can run this model block by block."""
-        return transformer_blocks.supported(self.model)
+        return self.composition == "blocks"
+
+    @cached_property
+    def composition(self) -> Composition:
+        """How the model is run; of a model that runs as a whole, hidden states are its logits."""
+        return composition.composition_of(self.model, self.tolerance)
+
+    @cached_property
+    def decodes_batches(self) -> bool:
+        """Whether mlx-lm's caches for several contexts serve this model."""
+        return self.by_blocks or serves_batches(self.model, self.logits, self.tolerance)
+
+    @cached_property
+    def shares_prefixes(self) -> bool:
+        """Whether sequences of a group can be scored with their common prefix computed once."""
+        return self.by_blocks or serves_prefixes(
+            self.backbone, self.head, len(self.layers), self.tolerance
+        )
+
+    @property
+    def tolerance(self) -> float:
+        """By how much two ways to compute a log-probability may differ where both are right."""
+        return composition.TOLERANCES[not self.precise]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """The input of the first block; only where the model runs `by_blocks`."""
+        if not tokens.size:  # which a quantised embedding does not take
+            width = self.model.model.norm.weight.shape[0]
+            return mx.zeros((*tokens.shape, width), self.model.model.norm.weight.dtype)
         hidden: mx.array = self.model.model.embed_tokens(tokens)
         return hidden
 
@@ -129,7 +158,7 @@ class Policy:
     @property
     def first_trained(self) -> int:
         """The first block with trainable weights; all below compute the same as the reference."""
-        if self._inner().embed_tokens.trainable_parameters():
+        if not self.by_blocks or self.model.model.embed_tokens.trainable_parameters():
             return 0
         trained = (bool(tree_flatten(b.trainable_parameters())) for b in self.layers)
         return next((i for i, t in enumerate(trained) if t), len(self.layers))
@@ -151,27 +180,27 @@ class Policy:
 
         None on a GPU, and where the head is not plain, not float32, or trained.
         """
-        module = getattr(self._language(), "lm_head", None) or self._inner().embed_tokens
+        if not self.by_blocks:
+            return None
+        module = getattr(self.model, "lm_head", None) or self.model.model.embed_tokens
         plain = type(module) in (nn.Linear, nn.Embedding) and "bias" not in module
-        if not (self.by_blocks and plain) or module.trainable_parameters():
+        if not plain or module.trainable_parameters():
             return None
         weight: mx.array = module.weight
         return weight if backend.uses_numpy(weight.dtype) else None
 
     def head(self, hidden: mx.array) -> mx.array:
-        """Logits, float32, of hidden states of any leading shape."""
-        if hasattr(self._language(), "lm_head"):
-            logits = self._language().lm_head(hidden)
-        else:
-            logits = self._inner().embed_tokens.as_linear(hidden)
-        return logits.astype(mx.float32)
+        """Logits, float32, of hidden states of any leading shape, as the model scales them."""
+        if self.composition == "whole":
+            return hidden
+        if not self.by_blocks:
+            return composition.run_head(self.model, hidden)
+        head = getattr(self.model, "lm_head", None) or self.model.model.embed_tokens.as_linear
+        return head(hidden).astype(mx.float32)
 
-    def _language(self) -> Any:
-        # Some mlx-lm models (vision, gemma3) wrap the language model once more.
-        return getattr(self.model, "language_model", self.model)
-
-    def _inner(self) -> Any:
-        return self._language().model
+    def logits(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """Logits, float32, of all positions: (B, N, vocabulary) of (B, N) ids."""
+        return self.head(self.backbone(tokens, cache))
 
     @property
     def layers(self) -> Sequence[nn.Module]:

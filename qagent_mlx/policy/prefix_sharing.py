@@ -6,23 +6,49 @@ machine: the prefixes fill one cache a block, and each sequence of a group goes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
-from .batches import TrainingBatch
-from .policy import Policy
+from ..models.composition import FAILURES, PROBE, difference
+from .batches import TrainingBatch, TrainingSequence, make_batch
+
+Backbone = Callable[[mx.array, Any], mx.array]
+"""(B, N) ids and a cache -> (B, N, width) hidden states."""
 
 
-def whole_model_states(policy: Policy, batch: TrainingBatch) -> mx.array:
+def whole_model_states(backbone: Backbone, layers: int, batch: TrainingBatch) -> mx.array:
     """Hidden states of all tokens of a batch, (prefix tokens + suffix tokens, width)."""
     if batch.prefix.shape[1] == 0:
-        return _flat(policy.backbone(batch.suffix))
-    prefixes = [_PrefixCache() for _ in policy.layers]
-    shared = policy.backbone(batch.prefix, prefixes)
+        return _flat(backbone(batch.suffix, None))
+    prefixes = [_PrefixCache() for _ in range(layers)]
+    shared = backbone(batch.prefix, prefixes)
     length = mx.take(batch.prefix_length, batch.group)
     suffixes = [_SuffixCache(prefix, batch.group, length) for prefix in prefixes]
-    return mx.concatenate([_flat(shared), _flat(policy.backbone(batch.suffix, suffixes))])
+    return mx.concatenate([_flat(shared), _flat(backbone(batch.suffix, suffixes))])
+
+
+def serves_prefixes(
+    backbone: Backbone, head: Callable[[mx.array], mx.array], layers: int, tolerance: float
+) -> bool:
+    """Whether a model scores the same where a group's prefix is shared; tried on a few tokens.
+
+    Models that keep more of a context than keys and values, such as Mamba's, do not.
+    """
+    trained = [False] * 5 + [True] * 3
+    rows = [*PROBE, tuple(reversed(PROBE[0])), (*reversed(PROBE[0][3:]), 1, 2, 3)]
+    logits = []
+    try:
+        for groups in ((0, 0, 1, 1), (0, 1, 2, 3)):
+            batch = make_batch(
+                [TrainingSequence(list(r), trained, g) for r, g in zip(rows, groups, strict=True)]
+            )
+            states = whole_model_states(backbone, layers, batch)
+            logits.append(head(mx.take(states, batch.position, axis=0)))
+        return difference(*logits) <= tolerance
+    except FAILURES:
+        return False
 
 
 def _flat(states: mx.array) -> mx.array:

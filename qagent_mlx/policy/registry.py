@@ -26,7 +26,8 @@ from ..shop.policy_folders import (
     version_folders,
 )
 from ..shop.shop import Shop, check_name
-from .files import load_policy, read_info
+from .agreement import make_trainable
+from .files import load_merged, load_policy, read_info
 from .lora import LoraConfig
 from .policy import Policy, PolicyInfo
 from .promotions import promoted
@@ -209,18 +210,14 @@ def derive(
     """
     check_name(name, "policy")
     folder = resolve(shop, parent)
-    dtype = dtype or lora.dtype
-    policy = load_policy(folder, dtype)
-    policy.merge_lora()
+    info = read_info(folder)
+    dtype = dtype or lora.dtype or (info.dtype if info else "")
+    policy = load_merged(folder, dtype)
     base = reference_of(folder) if _is_of(shop, folder) else str(folder)
     policy.info = replace(
-        policy.info,
-        name=name,
-        base=base,
-        base_fingerprint=fingerprint(folder),
-        dtype=dtype or policy.info.dtype,
+        policy.info, name=name, base=base, base_fingerprint=fingerprint(folder), dtype=dtype
     )
     mx.random.seed(seed)
-    policy.add_lora(lora)
+    make_trainable(policy, lora)
     policy.folder = None
     return policy

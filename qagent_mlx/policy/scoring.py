@@ -13,7 +13,7 @@ only. All of that is exact, and nothing is remembered between calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,6 +88,7 @@ def prepare(
     policy: Policy, sequences: Sequence[TrainingSequence], token_budget: int
 ) -> PreparedBatches:
     """Micro-batches of at most ``token_budget`` padded tokens, ready to be scored."""
+    sequences = as_shared(policy, sequences)
     prompt = find_shared_prompt(policy, sequences)
     own = [prompt.strip(s) for s in sequences] if prompt else sequences
     batches = []
@@ -96,6 +97,13 @@ def prepare(
         frozen = frozen_states(policy, batch, prompt.frozen if prompt else None)
         batches.append(MicroBatch(np.array(members), batch, frozen))
     return PreparedBatches(tuple(batches), prompt)
+
+
+def as_shared(policy: Policy, sequences: Sequence[TrainingSequence]) -> Sequence[TrainingSequence]:
+    """The sequences; each is its own group where the model can share no prefix."""
+    if policy.shares_prefixes:
+        return sequences
+    return [replace(sequence, group=i) for i, sequence in enumerate(sequences)]
 
 
 def reference_logprobs(policy: Policy, prepared: PreparedBatches) -> list[mx.array]:
@@ -194,7 +202,7 @@ def frozen_states(
     ``prompt_cache`` holds what all sequences begin with, for the blocks below the first adapter.
     """
     first = policy.first_trained
-    if not policy.by_blocks or not 0 < first < len(policy.layers):
+    if not 0 < first < len(policy.layers):
         return None
     of_prefix, of_suffix = _attentions(batch, prompt_cache)
     prefix, suffix = policy.embed(batch.prefix), policy.embed(batch.suffix)
@@ -217,7 +225,8 @@ def hidden_states(
     The last block runs at these tokens only: of all others just their keys and values count.
     """
     if not policy.by_blocks:
-        return mx.take(whole_model_states(policy, batch), batch.position, axis=0)
+        whole = whole_model_states(policy.backbone, len(policy.layers), batch)
+        return mx.take(whole, batch.position, axis=0)
     model, last = policy.model, len(policy.layers) - 1
     of_prefix, of_suffix = _attentions(batch, prompt_cache)
     prefix_places, suffix_places, order = _predicting_places(batch)

@@ -125,7 +125,7 @@ class LikelihoodTrainer(Algorithm):
         mx.random.seed(config.seed * 1_000_003 + number)  # of dropout
         examples = batch_order(self.count, config.batch_size, config.seed, number)
         own = self.world.local_indices(len(examples))
-        batches = _batches([self.make_sequence(examples[i], number) for i in own])
+        batches = _batches(self.policy, [self.make_sequence(examples[i], number) for i in own])
         trained = [len(item.batch.sequence) for item in batches.batches]
         (total,) = self.world.all_reduce_scalars(sum(trained))
         shares = [count / total for count in trained]
@@ -184,7 +184,7 @@ def predicted_cost(
     policy: Policy, sequences: Sequence[TrainingSequence], steps: int
 ) -> TrainingCost:
     """Predict the cost of ``steps`` steps from the gradient of one step's sequences."""
-    batches = _batches(sequences)
+    batches = _batches(policy, sequences)
     first = PreparedBatches(batches.batches[:1])
     mx.eval(scoring.gradient(policy, first, _loss).total)  # kernels are compiled on first use
     mx.reset_peak_memory()
@@ -206,8 +206,9 @@ def _loss(_index: int, scores: Scores) -> tuple[mx.array, dict[str, mx.array]]:
     return -scores.logprobs.mean(), {}
 
 
-def _batches(sequences: Sequence[TrainingSequence]) -> PreparedBatches:
+def _batches(policy: Policy, sequences: Sequence[TrainingSequence]) -> PreparedBatches:
     """Two micro-batches, the short sequences in one and the long ones in the other."""
+    sequences = scoring.as_shared(policy, sequences)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].tokens))
     size = max(1, -(-len(order) // 2))  # a worker may have no sequence at all
     members = [order[i : i + size] for i in range(0, len(order), size)]
