@@ -25,7 +25,7 @@ from ..shop.config import ShopConfig
 from ..shop.shop import Shop
 from ..types import Case
 from .baselines.prompted_llm import PromptedModel
-from .baselines.registry import BASELINES, UNTRAINED, BaselineData
+from .baselines.registry import BASELINES, BaselineData, open_baseline, untrained
 from .baselines.search_log import SearchLog
 from .config import EvaluationConfig
 from .metrics import Ranking, System
@@ -102,9 +102,9 @@ def evaluation_suite(
         for ablation in ("", *config.ablations)
     ]
     data = BaselineData(scenario.shop, factory.environment)
-    names = [*UNTRAINED] if config.with_baselines else []
+    names = untrained(data) if config.with_baselines else []
     names += [n for n in config.baselines if n not in {*names, *(s.name for s in systems)}]
-    systems += [BASELINES[name](data) for name in dict.fromkeys(names)]
+    systems += [open_baseline(name, data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
     log = SearchLog.of_shop(shop) if scenario.name else data.log
     return EvaluationSuite(
@@ -194,7 +194,7 @@ class SystemFactory:
         """The system that reports call so: a baseline, a policy, or ``POLICY (ablation)``."""
         base, ablation = split_name(self._policies, name)
         if base in BASELINES and base not in policy_names(self._policies):
-            return BASELINES[base](BaselineData(self._shop, self.environment))
+            return open_baseline(base, BaselineData(self._shop, self.environment))
         return self.policy(base, ablation)
 
 

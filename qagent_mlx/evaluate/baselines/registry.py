@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from ...environment.environment import Environment, Example
+from ...errors import QAgentError
 from ...inventory.encoders.encoder import Encoder
 from ...inventory.index import open_index
 from ...shop.shop import Shop
@@ -13,10 +14,14 @@ from ...utils.text import query_key
 from ..metrics import Ranking, System
 from .collaborative import ItemCF, Swing
 from .popularity import CategoryPopular, Popular, RepeatLast, Trending
+from .product_log import ProductLog
+from .product_queries import BrandCategory, Category, LastViewed, NextCategory, NextProduct
 from .sasrec import SasRec
-from .search_log import EngagementLog, SearchLog
+from .search_log import EngagementLog, SearchLog, moment_of
 from .text_similarity import BM25Similarity, DenseSimilarity
 from .transitions import CoOccurrence, Markov
+
+DEPTH = 2000  # of a baseline's queries that are looked at where only a user's own may be named
 
 
 class BaselineData:
@@ -37,6 +42,16 @@ class BaselineData:
     def engagements(self) -> EngagementLog:
         """The shop's clicks, carts and purchases."""
         return EngagementLog.of_shop(self._shop, self.log)
+
+    @property
+    def own_only(self) -> bool:
+        """Whether nobody's queries may reach anybody else."""
+        return self._shop.config.memory.own_only
+
+    @cached_property
+    def products(self) -> ProductLog:
+        """The shop's events with products."""
+        return ProductLog.of_shop(self._shop)
 
     @property
     def encoder(self) -> Encoder:
@@ -62,7 +77,28 @@ class MemoryRankerBaseline:
         return rankings
 
 
-BASELINES: dict[str, Callable[[BaselineData], System]] = {
+class OwnQueries:
+    """What is left of a baseline where nobody's queries may reach anybody else."""
+
+    def __init__(self, system: System, log: SearchLog) -> None:
+        self.name = system.name
+        self._system, self._log = system, log
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """The baseline's queries that the user typed before, then the user's other queries."""
+        deep = max(k, min(len(self._log.spellings), DEPTH))
+        rankings = []
+        for example, ranking in zip(examples, self._system.rank(examples, deep), strict=True):
+            case = example.case
+            latest = self._log.last_queries(case.user_id, moment_of(case.as_of), DEPTH)
+            own = {query_key(text): text for text in latest.values()}
+            first = {key: own[key] for q in ranking.queries if (key := query_key(q)) in own}
+            rankings.append(Ranking(tuple((first | own).values())[:k]))
+        return rankings
+
+
+# Those that name queries of the log.
+OF_QUERIES: dict[str, Callable[[BaselineData], System]] = {
     "popular": lambda data: Popular(data.log),
     "trending": lambda data: Trending(data.log),
     "repeat-last": lambda data: RepeatLast(data.log),
@@ -74,6 +110,36 @@ BASELINES: dict[str, Callable[[BaselineData], System]] = {
     "bm25": lambda data: BM25Similarity(data.log, data.engagements),
     "dense": lambda data: DenseSimilarity(data.log, data.engagements, data.encoder),
     "sasrec": lambda data: SasRec(data.log),
-    "top-line": lambda data: MemoryRankerBaseline(),
 }
+# Those that need no query log.
+OF_PRODUCTS: dict[str, Callable[[BaselineData], System]] = {
+    "category": lambda data: Category(data.products),
+    "brand-category": lambda data: BrandCategory(data.products),
+    "last-viewed": lambda data: LastViewed(data.products),
+    "item-cf-title": lambda data: NextProduct(data.products),
+    "next-category": lambda data: NextCategory(data.products),
+}
+BASELINES = {**OF_QUERIES, **OF_PRODUCTS, "top-line": lambda data: MemoryRankerBaseline()}
 UNTRAINED = tuple(name for name in BASELINES if name != "sasrec")  # they answer at once
+
+
+def untrained(data: BaselineData) -> list[str]:
+    """The baselines that answer at once, and can answer from this data."""
+    return [name for name in UNTRAINED if len(data.log.times) or name not in OF_QUERIES]
+
+
+def open_baseline(name: str, data: BaselineData) -> System:
+    """A baseline as the shop lets it be.
+
+    Raises:
+        QAgentError: it needs a query log, and there is none.
+    """
+    if name not in OF_QUERIES:
+        return BASELINES[name](data)
+    if not len(data.log.times):
+        raise QAgentError(
+            f"the baseline {name} names queries of the log, and nobody's are known here; those "
+            f"that need none are {', '.join(OF_PRODUCTS)}"
+        )
+    system = BASELINES[name](data)
+    return OwnQueries(system, data.log) if data.own_only else system
