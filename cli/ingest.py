@@ -185,7 +185,10 @@ def events(
     event_type: EventType | None,
     shop_path: Path,
 ) -> Output:
-    """Load events: user_id, time, type, query, product_id, click_time."""
+    """Load events: user_id, time, type, query, product_id, click_time.
+
+    Events that came of a recommendation have its recommendation_id, and position in it.
+    """
     reading = replace(reading, event_type=event_type)
     report = _ingest(shop_path, files, "events", options, reading)
     return show_ingested(report, "qagent index", dry_run=reading.dry_run)
@@ -203,6 +206,24 @@ def impressions(
     """Load impressions: user_id, time, query, product_id, position, query_id."""
     report = _ingest(shop_path, files, "impressions", options, reading)
     return show_ingested(report, "qagent index", dry_run=reading.dry_run)
+
+
+@ingest.command(cls=FilesCommand)
+@files_argument
+@file_options
+@read_options
+@shop_option
+@json_option
+def recommendations(
+    files: tuple[str, ...], options: FileOptions, reading: ReadOptions, shop_path: Path
+) -> Output:
+    """Load queries that users were shown, one a row.
+
+    recommendation_id (of the answer), user_id, time, query, position, propensity, source, policy,
+    version, experiment, arm; only the first five are needed.
+    """
+    report = _ingest(shop_path, files, "recommendations", options, reading)
+    return show_ingested(report, "qagent impressions report", dry_run=reading.dry_run)
 
 
 @dataclass(frozen=True)

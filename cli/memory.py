@@ -122,7 +122,8 @@ def forget(ctx: click.Context, user: str, yes: bool, shop_path: Path) -> Output:
 
 def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
     say(
-        f"forgot {user}: {report['events']:,} events, {report['rejects']:,} rejected rows, "
+        f"forgot {user}: {report['events']:,} events, {report['recommendations']:,} "
+        f"recommendations, {report['rejects']:,} rejected rows, "
         f"{sum(report['cases'].values()):,} cases and "
         f"{sum(report['rollouts'].values()):,} chains in runs"
     )

@@ -62,6 +62,7 @@ class Recipients:
     help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
 )
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
+@click.option("--record", is_flag=True, help="The user is shown this: see qagent impressions.")
 @setting_options(
     Recipients,
     into="recipients",
@@ -86,6 +87,7 @@ def recommend(
     policy: str | None,
     group: int | None,
     chains: bool,
+    record: bool,
     recipients: Recipients,
     changes: Changes,
     shop_path: Path,
@@ -95,10 +97,11 @@ def recommend(
     With --json one user gives one object (user, recommendations, latency_ms); several users
     give {"users": [...]} with such an object for each. A user without events is a new user.
     """
-    from qagent_mlx.agent.recommend import Recommender
+    from qagent_mlx.agent.recommend import Recommender, shown_answer
+    from qagent_mlx.live.shown import record_shown
     from qagent_mlx.policy.registry import open_policy, serving_policy
 
-    _check_usage(users, recipients, chains, "workers" in changes)
+    _check_usage(users, recipients, chains, record, "workers" in changes)
     config = merge(BulkConfig(), changes)
     if recipients.out is not None:
         return recommend_to_many(recipients, recipients.out, config, shop_path, policy, group)
@@ -108,10 +111,15 @@ def recommend(
             recommender = Recommender(shop, open_policy(shop, name, config.dtype), group=group)
         with waiting("recommending"):
             results = recommender.recommend(users, config.k, config.as_of, config.seed)
+        answers = [shown_answer(recommender.policy, result) for result in results] if record else []
+        if answers:
+            record_shown(shop, answers)
         strangers = [user for user in dict.fromkeys(users) if not shop.has_events(user)]
     if strangers:  # perhaps a slip of the pen
         note(f"no events yet, so recommended to as a new user: {', '.join(strangers[:5])}")
     documents = [_document(recommender, result, chains) for result in results]
+    for document, answer in zip(documents, answers, strict=False):
+        document["recommendation_id"] = answer.recommendation_id
 
     def draw() -> None:
         for document in documents:
@@ -121,7 +129,7 @@ def recommend(
 
 
 def _check_usage(
-    users: tuple[str, ...], recipients: Recipients, chains: bool, workers: bool
+    users: tuple[str, ...], recipients: Recipients, chains: bool, record: bool, workers: bool
 ) -> None:
     """Refuse options that do not go together."""
     from qagent_mlx.utils.table_files import check_table_name
@@ -133,6 +141,8 @@ def _check_usage(
         raise click.UsageError("--all and --users go with --out FILE.parquet (or .csv, .jsonl)")
     if many and chains:
         raise click.UsageError("--chains is for users that are named one by one")
+    if many and record:
+        raise click.UsageError("--record is for users that are named one by one")
     for flag, given in (("--shard", recipients.shard), ("--workers", workers)):
         if given and not many:
             raise click.UsageError(f"{flag} goes with --all or --users")

@@ -26,7 +26,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
 @setting_options(
     ServeConfig,
     *("host", "port", "policy", "k", "chains", "workers", "deadline_ms", "batch"),
-    *("cache_seconds", "rate", "read_only", "watch", "dtype"),
+    *("cache_seconds", "rate", "read_only", "record", "watch", "dtype"),
     into="changes",
     policy={"type": POLICY},
     chains={"flags": ("--group", "--chains"), "metavar": "N"},
@@ -34,6 +34,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     deadline_ms={"flags": ("--deadline",), "metavar": "MS"},
     cache_seconds="--cache",
     watch={"flags": ("--no-watch",), "help": "Take up no promotion and no newer version."},
+    record={"flags": ("--no-record",), "help": "Do not record which queries users are shown."},
     dtype={"type": DTYPE},
 )
 @shop_option

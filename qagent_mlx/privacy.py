@@ -1,8 +1,8 @@
 """Export or erase everything that a shop stores about one user.
 
-That is: events, impressions, rejected rows, the stored profile with its interest graph, and in
-runs the user's cases (profiles included) and sampled chains. A policy that was trained on a user's
-cases cannot unlearn them: it is named instead, so that it can be trained again.
+That is: events, impressions, recommendations, rejected rows, the stored profile with its interest
+graph, and in runs the user's cases (profiles included) and sampled chains. A policy that was
+trained on a user's cases cannot unlearn them: it is named instead, so that it can be trained again.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class UserData:
     user: str
     events: list[dict[str, Any]]
     impressions: list[dict[str, Any]]
+    recommendations: list[dict[str, Any]]  # queries that the user was shown
     rejects: list[dict[str, Any]]
     memory: MemoryView | None  # profile and graph; None without events
     stored: dict[str, Any] | None  # what profiles are made from
@@ -80,6 +81,7 @@ class ErasureReport:
     user: str
     events: int
     impressions: int
+    recommendations: int
     rejects: int
     cases: dict[str, int]  # by run
     rollouts: dict[str, int]  # by run
@@ -103,6 +105,11 @@ def _collect(shop: Shop, user: str) -> UserData:
     def rows(query: str) -> list[dict[str, Any]]:
         return fetch_dicts(shop.connection.execute(query, {"user": user}))
 
+    def of_table(table: str, order: str) -> list[dict[str, Any]]:
+        if not shop.has_table(table):  # of an older version
+            return []
+        return rows(f"SELECT * FROM {table} WHERE user_id = $user ORDER BY {order}")
+
     stored = None
     if MemoryStore(shop.connection, shop.config.memory).is_current():
         for row in rows("SELECT * FROM profiles WHERE user_id = $user"):
@@ -113,11 +120,8 @@ def _collect(shop: Shop, user: str) -> UserData:
     return UserData(
         user,
         rows("SELECT * FROM events WHERE user_id = $user ORDER BY ts, event_id"),
-        (
-            rows("SELECT * FROM impressions WHERE user_id = $user ORDER BY ts")
-            if shop.has_table("impressions")
-            else []
-        ),
+        of_table("impressions", "ts, position"),
+        of_table("recommendations", "ts, recommendation_id, position"),
         rows(f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"),
         None,
         stored,
@@ -140,13 +144,14 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         user,
         len(data.events),
         len(data.impressions),
+        len(data.recommendations),
         len(data.rejects),
         {run: len(cases) for run, cases in data.cases.items()},
         {run: len(rollouts) for run, rollouts in data.rollouts.items()},
         len(data.summaries),
         data.policies,
     )
-    of_log = (report.events, report.impressions, report.rejects)
+    of_log = (report.events, report.impressions, report.recommendations, report.rejects)
     if not any((*of_log, report.cases, report.rollouts, report.summaries)):
         raise UnknownUser(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
@@ -158,7 +163,8 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
-        connection.execute("DELETE FROM impressions WHERE user_id = ?", [user])
+        for table in ("impressions", "recommendations"):
+            connection.execute(f"DELETE FROM {table} WHERE user_id = ?", [user])
         if report.events:
             connection.execute("DELETE FROM events WHERE user_id = ?", [user])
             store.update([user], None)

@@ -11,12 +11,14 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..inventory.types import ProductSearch
+from ..live.shown import ShownAnswer, new_recommendation_id
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..policy.registry import open_policy, serving_policy
 from ..protocol.config import AgentConfig
+from ..shop.policy_folders import parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Line, Profile, Recommendation, Slate, UserContext
 from .rollout import RolloutRunner
@@ -248,6 +250,22 @@ class Recommender(ProfileRecommender):
         reading = (time.perf_counter() - start) * 1000 / max(1, len(users))
         answers = self.answer(self.requests(profiles, moment, k), seed)
         return [replace(a, latency_ms=a.latency_ms + reading) for a in answers]
+
+
+def shown_answer(policy: Policy, result: UserRecommendations) -> ShownAnswer:
+    """What a user is shown, to be recorded (`live.shown`)."""
+    queries = tuple(r.query for r in result.recommendations)
+    version = parse_reference(reference_of(policy.folder))[1] if policy.folder else None
+    return ShownAnswer(
+        new_recommendation_id(),
+        result.user_id,
+        result.as_of,
+        queries,
+        (1.0,) * len(queries),
+        "agent",
+        policy.info.name,
+        version,
+    )
 
 
 def _random_stream(user: str, member: int) -> int:

@@ -30,7 +30,8 @@ def ingest(
     Args:
         shop: Its folder, or a `Shop` that is open for writing.
         files: One or more files, patterns, folders, tables or addresses.
-        kind: ``products``, ``events`` or ``impressions``.
+        kind: ``products``, ``events``, ``impressions`` (products that users were shown) or
+            ``recommendations`` (queries that they were shown).
         mapping: The column, or a path into one, of each field that is not called as usual.
         values: By field, what values that are called otherwise mean: ``{"type": {"buy": "cart"}}``.
         options: Further fields of `ReadOptions`, such as ``dry_run`` or ``max_rejects``.

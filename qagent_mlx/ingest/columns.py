@@ -62,6 +62,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "query": _QUERIES,
         "product_id": f"{_IDS} product item article object_id content_id artikel produkt produit",
         "click_time": "click_time",
+        "recommendation_id": "recommendation_id",
+        "position": "recommendation_position position",
     },
     "impressions": {
         "user_id": _USERS,
@@ -72,11 +74,26 @@ FIELDS: dict[str, dict[str, str]] = {
         "position": "position rank ordinal",
         "query_id": "query_id search_id",
     },
+    "recommendations": {
+        "recommendation_id": "recommendation_id query_id",
+        "user_id": _USERS,
+        "time": _TIMES,
+        "time_of_day": "time_of_day hour time uhrzeit stunde heure hora",
+        "query": _QUERIES,
+        "position": "position rank ordinal",
+        "propensity": "propensity probability",
+        "source": "source",
+        "policy": "policy",
+        "version": "version policy_version",
+        "experiment": "experiment",
+        "arm": "arm",
+    },
 }
 REQUIRED = {
     "products": ("product_id",),
     "events": ("user_id", "time"),
     "impressions": ("user_id", "time", "product_id"),
+    "recommendations": ("recommendation_id", "user_id", "time", "query", "position"),
 }
 _PROFILED_ROWS = 20_000
 _DAY = r"(\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|(19|20)\d{6})([ T]00:00(:00(\.0+)?)?Z?)?"

@@ -15,6 +15,7 @@ from .parse_fields import (
     MAX_ID,
     MAX_QUERY,
     OUT_OF_RANGE,
+    clean_id,
     is_in_future,
     normal_type,
     text_or_null,
@@ -38,9 +39,10 @@ def store_events(shop: Shop, load: Load) -> tuple[int, int]:
     )
     ((last_id,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
     connection.execute(
-        """INSERT INTO events
+        """INSERT INTO events (event_id, user_id, ts, type, query, query_key, product_id,
+            recommendation_id, position)
         SELECT nextval('event_ids'), user_id, ts, type::event_type, query, query_key,
-               product_id, NULL, NULL
+               product_id, shown_, place_
         FROM (SELECT * FROM fresh ORDER BY ts, row, part)"""
     )
     ((good, stored),) = connection.execute(
@@ -67,11 +69,14 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
                 WHERE {text_or_null("query")} IS NOT NULL),
         given AS (SELECT s.*, nullif(q.query_, '') AS query_, {row_texts(connection, options)},
-                {text_or_null("s.click_time")} AS click_text, {text_or_null("s.type")} AS type_given
+                {text_or_null("s.click_time")} AS click_text, {text_or_null("s.type")}
+                AS type_given, {text_or_null("s.recommendation_id")} AS shown_text
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
         texts AS (SELECT *, {row_values(options)},
                 {timestamp("click_text", options.time_format)} AS click_ts,
-                coalesce({normal_type("type_given")}, {default}) AS type_text
+                coalesce({normal_type("type_given")}, {default}) AS type_text,
+                left({clean_id("shown_text")}, {MAX_ID}) AS shown_,
+                CASE WHEN shown_text IS NOT NULL THEN try_cast(position AS INTEGER) END AS place_
             FROM given),
         typed AS (SELECT t.*, qa_key(t.query_) AS key, k.type AS known,
                 CASE WHEN k.type IS NOT NULL THEN k.type::VARCHAR
@@ -129,13 +134,13 @@ def _find_fresh(
         CREATE OR REPLACE TEMP TABLE once AS
         WITH split AS (
             SELECT rowid AS staged, row, 0 AS part, user_ AS user_id, ts, 'search' AS type,
-                   query_ AS query, key AS query_key, NULL AS product_id
+                   query_ AS query, key AS query_key, NULL AS product_id, shown_, place_
             FROM checked WHERE reason IS NULL AND kind IN ('search', 'search+click')
             UNION ALL
             SELECT rowid, row, 1, user_, CASE WHEN kind = 'search+click'
                    THEN greatest(coalesce(click_ts, ts), ts) ELSE ts END,
                    CASE WHEN kind = 'search+click' THEN 'click' ELSE kind END, query_, key,
-                   product_
+                   product_, shown_, place_
             FROM checked WHERE reason IS NULL AND kind <> 'search')
         SELECT * FROM split QUALIFY row_number() OVER (
             PARTITION BY user_id, ts, type, query_key, product_id ORDER BY row) = 1"""

@@ -49,7 +49,7 @@ class UndoReport:
     file: str
     kind: str
     events: int = 0  # removed
-    impressions: int = 0  # removed
+    impressions: int = 0  # removed, of products or recommendations
     products_removed: int = 0
     products_restored: int = 0
     rejects: int = 0  # removed
@@ -142,6 +142,7 @@ def undo_ingest(shop: Shop, ingest_id: int) -> UndoReport:
             len(connection.execute(statement, [ingest_id]).fetchall())
             for statement in (
                 "DELETE FROM impressions WHERE ingest_id = ? RETURNING 1",
+                "DELETE FROM recommendations WHERE ingest_id = ? RETURNING 1",
                 "DELETE FROM rejects WHERE ingest_id = ? RETURNING 1",
             )
         ]
@@ -150,7 +151,8 @@ def undo_ingest(shop: Shop, ingest_id: int) -> UndoReport:
             WHERE ingest_id = ?""",
             [ingest_id],
         )
-    impressions, rejects = counts
+    products_shown, queries_shown, rejects = counts
+    impressions = products_shown + queries_shown
     return UndoReport(
         ingest_id, load.file, load.kind, events, impressions, removed, restored, rejects
     )

@@ -34,6 +34,7 @@ from .mapping import changed_value
 from .options import Kind, Load, ReadOptions
 from .parse_fields import attributes_or_mark, category, plain
 from .products import contradictions, price_or_nan, store_products
+from .recommendations import store_recommendations
 from .report import IngestReport, RejectReason, refuse_rejects, remedy, with_progress
 from .sources.joining import stage_location
 from .sources.locations import Location, locate
@@ -51,7 +52,7 @@ def ingest_files(
     files: Sequence[str | Path | Location],
     options: ReadOptions | None = None,
 ) -> IngestReport:
-    """Load ``products``, ``events`` or ``impressions`` from files, folders, tables or addresses.
+    """Load a kind of rows (`options.Kind`) from files, folders, tables or addresses.
 
     Each file is one transaction; a file that cannot be read stops the run, with the files
     before it kept. Each is an entry of the shop's history (`history.undo_ingest`).
@@ -286,7 +287,12 @@ def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
     connection.create_function("qa_price", price_or_nan, ["VARCHAR", "BOOLEAN"], "DOUBLE")
 
 
-_STORE = {"products": store_products, "events": store_events, "impressions": store_impressions}
+_STORE = {
+    "products": store_products,
+    "events": store_events,
+    "impressions": store_impressions,
+    "recommendations": store_recommendations,
+}
 
 
 def _store_staged(

@@ -8,6 +8,8 @@ from itertools import groupby, islice
 from typing import Any
 
 from ..errors import QAgentError
+from ..live.shown import ENTRY as SHOWN
+from ..live.shown import store_shown
 from ..shop.journal import Entry, Position, Record, pending, remove_stored
 from ..shop.shop import Shop
 from .catalog_changes import delete_products, upsert_products
@@ -116,10 +118,15 @@ def _delete(shop: Shop, products: Sequence[str]) -> IngestReport:
     return IngestReport(accepted=len(products))
 
 
+def _store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> IngestReport:
+    return IngestReport(accepted=store_shown(shop, values))
+
+
 _KINDS: dict[str, Callable[[Shop, Any], IngestReport]] = {
     "events": append_in_transaction,
     "products": upsert_products,
     "removed": _delete,
+    SHOWN: _store_shown,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-Kind = Literal["products", "events", "impressions"]
+Kind = Literal["products", "events", "impressions", "recommendations"]
 ClearField = Literal["brand", "category", "price", "stock", "attributes", "aliases"]
 EventType = Literal["search", "view", "click", "cart", "purchase"]
 

@@ -30,6 +30,8 @@ REMEDIES = {
     "no title": "every product needs a title",
     "no product id": "every product needs an id",
     "bad position": "a position is a whole number from 1 on",
+    "bad propensity": "a propensity is a probability above 0, at most 1",
+    "no recommendation id": "every row needs the id of the answer that it was part of",
     "no product": "this type of event needs a product",
     "unknown product": "ingest its products first, then: qagent ingest retry",
     "search without a query": "a search needs a query",

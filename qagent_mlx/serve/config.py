@@ -101,7 +101,10 @@ class ServeConfig:
     watch: Annotated[
         bool, Meta(description="Take up promotions, and newer versions of a named policy.")
     ] = True
-    read_only: Annotated[bool, Meta(description="Refuse events.")] = False
+    read_only: Annotated[bool, Meta(description="Refuse events, and record nothing.")] = False
+    record: Annotated[
+        bool, Meta(description="Record which queries users are shown (qagent impressions).")
+    ] = True
 
     @property
     def max_chains(self) -> int:

@@ -38,6 +38,7 @@ class Metrics:
         )
         self.chains = counter("chains", "Chains that were decoded.")
         self.events = counter("events", "Events posted, by outcome.", "outcome")
+        self.shown = counter("shown", "Answers recorded as shown, by outcome.", "outcome")
         self.store = Histogram(
             "qagent_store_seconds",
             "Time to move the journal into the shop's file, or to take a snapshot of it.",

@@ -129,6 +129,7 @@ class Responder:
         problem: Why a policy was not taken up that should be; empty where none was refused.
         chains: What a request gets that names no number of chains.
         trending: The response for somebody of whom nothing is known.
+        moment: The end of the log, as it was last looked at.
         titles: Title of each product id.
     """
 
@@ -158,12 +159,13 @@ class Responder:
         self._pool_is_stale = False  # its processes do not know the newest products yet
         self.pace = DecodePace()
         self.trending: RecommendResponse | None = None
+        self.moment = self.shop.end_of_log()
         self._trending_at = 0.0
         self.refresh_trending()
 
     def respond(self, pending: Sequence[PendingRequest]) -> None:
         """Answer requests in one decode; the future of each is set as soon as it is known."""
-        now = self.shop.end_of_log()
+        now = self.moment = self.shop.end_of_log()
         requests = [
             RecommendRequest(
                 profile,
@@ -189,6 +191,7 @@ class Responder:
             self.cache.forget(user)
             self._profiles.forget(user)
         self.recommender.refresh()
+        self.moment = self.shop.end_of_log()
 
     def prepare(self, shop: Shop) -> NextShop:
         """Open search and memory of another snapshot, in any thread, beside the answers."""

@@ -105,6 +105,13 @@ class EventBody(Struct, forbid_unknown_fields=True):
         None
     )
     time: Annotated[Time | None, Meta(description="When it happened; by default now.")] = None
+    recommendation_id: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=100)] | None,
+        Meta(description="The answer of /recommend that it came of."),
+    ] = None
+    position: Annotated[
+        Positive | None, Meta(description="Place of the query in that answer, from 1 on.")
+    ] = None
 
 
 class EventsBody(Struct):
@@ -165,6 +172,13 @@ class RecommendedQuery(Struct):
 class RecommendReply(Struct):
     """Recommendations to a user: the agent's, or a fallback that is marked as one."""
 
+    recommendation_id: Annotated[
+        str | None,
+        Meta(
+            description="Name it in events that come of this answer; null where it is not "
+            "recorded, as with as_of and by servers that are read only."
+        ),
+    ]
     user_id: str
     user: Annotated[str, _deprecated("user_id")]
     as_of: str | None
@@ -229,6 +243,7 @@ class ErasureReply(Struct):
     user_id: str
     events: Natural
     impressions: Natural
+    recommendations: Natural
     rejects: Natural
     cases: Annotated[dict[str, int], Meta(description="By run.")]
     rollouts: Annotated[dict[str, int], Meta(description="By run.")]
@@ -242,6 +257,7 @@ class ExportReply(Struct):
     user_id: str
     events: list[dict[str, Any]]
     impressions: list[dict[str, Any]]
+    recommendations: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
     memory: dict[str, Any] | None
     stored: dict[str, Any] | None

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timezone
 
+from ..live.shown import ShownAnswer, new_recommendation_id
 from .config import ServeConfig
 from .requests import PendingRequest, RecommendResponse
 from .schema import Reason, RecommendedQuery, RecommendReply
@@ -47,8 +48,11 @@ class Service:
         self.metrics.answers.labels("cache" if response.cached else response.source).inc()
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
-        queries = [r.to_dict(responder.titles) for r in response.recommendations[:k]]
+        shown = replace(response, recommendations=response.recommendations[:k])
+        recommendation_id = None if as_of is not None else self._record(user, shown)
+        queries = [r.to_dict(responder.titles) for r in shown.recommendations]
         return RecommendReply(
+            recommendation_id=recommendation_id,
             user_id=user,
             user=user,
             as_of=response.as_of.isoformat() if response.as_of else None,
@@ -62,6 +66,29 @@ class Service:
             cached=response.cached,
             latency_ms=round((time.monotonic() - start) * 1000, 1),
         )
+
+    def _record(self, user: str, response: RecommendResponse) -> str | None:
+        """Record what a user is shown now; its id, None where nothing is recorded."""
+        queries = tuple(r.query for r in response.recommendations)
+        responder = self.worker.responder
+        if not self.config.record or self.config.read_only:
+            return None
+        # A simulated shop lives in a time of its own.
+        is_simulated = responder.shop.config.simulated is not None
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        answer = ShownAnswer(
+            new_recommendation_id(),
+            user,
+            responder.moment if is_simulated else now,
+            queries,
+            (1.0,) * len(queries),  # nothing is left to chance
+            response.source,
+            response.policy,
+            response.version,
+        )
+        is_recorded = responder.store.record_shown(answer)
+        self.metrics.shown.labels("recorded" if is_recorded else "lost").inc()
+        return answer.recommendation_id if is_recorded else None
 
     async def _wait(self, request: PendingRequest) -> RecommendResponse:
         self.worker.submit(request)

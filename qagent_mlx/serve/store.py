@@ -22,6 +22,7 @@ import duckdb
 
 from ..errors import QAgentError
 from ..ingest.journal import stored_positions
+from ..live.shown import ShownAnswer, shown_entry
 from ..shop import journal
 from ..shop.journal import JournalWriter, Position
 from ..shop.shop import Shop
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 1.0  # between looks at the database's file
 MOVE_SECONDS = 5.0  # between moves of the journal into it; readers move it themselves
+SHOWN_SECONDS = 30.0  # the same, while there is only what users were shown
 MOVE_SHARE = 0.05  # of the time, at most: programs that do not wait must find the file free
 WRITE_WAIT_SECONDS = 2.0  # for a process that holds the file, before the next look
 STOP_WAIT_SECONDS = 10.0  # the same, when the server stops
@@ -51,6 +53,8 @@ class ShopStore:
 
     Attributes:
         journal: Takes what clients post; None where nothing is taken.
+        shown: Takes what users were shown, which no answer waits for: a journal of its own, so
+            that it never waits for the disk as a post does; None where nothing is recorded.
 
     Raises:
         QAgentError: what `Shop.snapshot` has to say, or the journal cannot be written.
@@ -60,21 +64,28 @@ class ShopStore:
         self.path, self._metrics = path, metrics
         self._file_state = _file_state(path)
         self.journal = None if read_only else JournalWriter(path)
+        self.shown = None if read_only else JournalWriter(path)
         self._changes = journal.changes(path)
         try:
             self.shop = Shop.snapshot(path)
         except BaseException:
-            if self.journal is not None:
-                self.journal.close()
+            for writer in self._writers:
+                writer.close()
             raise
         self._stored = stored_positions(self.shop)
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
+        self._shown_failed = False  # said once, not for each answer
         self._wake, self._stopping = threading.Event(), False
         self._use_snapshot: Callable[[Shop], Future[None]]
         self._catalog_moved: Callable[[], object]
         self._move_at = 0.0
         self._catalog_version = self.shop.catalog_version
         self._thread = threading.Thread(target=self._run, name="qagent-store", daemon=True)
+
+    @property
+    def _writers(self) -> list[JournalWriter]:
+        """The journals of this server."""
+        return [writer for writer in (self.journal, self.shown) if writer is not None]
 
     def start(
         self, use_snapshot: Callable[[Shop], Future[None]], catalog_moved: Callable[[], object]
@@ -94,12 +105,12 @@ class ShopStore:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if self.journal is not None:
-            try:
-                self._move_journal(STOP_WAIT_SECONDS)
-            except QAgentError as error:
-                log.warning("%s; the journal keeps what clients posted for whoever opens it", error)
-            self.journal.close()
+        try:
+            self._move_journal(STOP_WAIT_SECONDS)
+        except QAgentError as error:
+            log.warning("%s; the journal keeps what clients posted for whoever opens it", error)
+        for writer in self._writers:
+            writer.close()
         self.shop.close()
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -111,6 +122,24 @@ class ShopStore:
         if self.journal is None:
             raise QAgentError(READ_ONLY)
         self.journal.append(entries)
+
+    def record_shown(self, answer: ShownAnswer) -> bool:
+        """Record what a user was shown, in some microseconds and from any thread.
+
+        It survives the end of this process; that of the machine, once a second has passed.
+        Returns whether it was recorded: not by a server that is read only or whose disk is full.
+        """
+        if self.shown is None:
+            return False
+        try:
+            self.shown.write([shown_entry([answer])])
+        except QAgentError as error:
+            if not self._shown_failed:
+                log.warning("%s; what users are shown is not recorded", error)
+            self._shown_failed = True
+            return False
+        self._shown_failed = False
+        return True
 
     def move_soon(self) -> None:
         """Move the journal into the file without delay."""
@@ -156,8 +185,10 @@ class ShopStore:
                 except BaseException as error:  # it belongs to who asked
                     future.set_exception(error)
             try:
+                if self.shown is not None:
+                    self.shown.sync()
                 self._follow_file()
-                if time.monotonic() >= self._move_at:
+                if time.monotonic() >= self._move_at + self._patience():
                     self._move_journal(WRITE_WAIT_SECONDS)
             except QAgentError as error:
                 log.info("%s; trying again", error)
@@ -166,13 +197,9 @@ class ShopStore:
 
     def _move_journal(self, wait: float) -> None:
         """Store the journal's entries in the file."""
-        if self.journal is None:
-            return
-        if not self.journal.position.offset:
-            return
-        stored = self._stored.get(self.journal.server, Position())
-        if self.journal.position == stored:  # somebody else stored it
-            self.journal.start_again(stored)
+        for writer in self._writers:  # somebody else may have stored them
+            writer.start_again(self._stored.get(writer.server, Position()))
+        if not any(writer.position.offset for writer in self._writers):
             return
         start = time.perf_counter()
         with self._open(wait) as shop:
@@ -183,7 +210,8 @@ class ShopStore:
             ) != self._others(stored_positions(shop))
             version = shop.catalog_version
             self._settle(shop)
-        self.journal.start_again(self._stored[self.journal.server])
+        for writer in self._writers:
+            writer.start_again(self._stored.get(writer.server, Position()))
         seconds = time.perf_counter() - start
         self._metrics.store.labels("move").observe(seconds)
         self._move_at = time.monotonic() + max(MOVE_SECONDS, seconds / MOVE_SHARE)
@@ -193,14 +221,19 @@ class ShopStore:
         if was_changed and not self._stopping:
             self._take_snapshot()
 
+    def _patience(self) -> float:
+        """Seconds that a move may wait longer than usual: nobody looks at what was shown soon."""
+        is_posted = self.journal is not None and self.journal.position.offset
+        return 0.0 if is_posted else SHOWN_SECONDS - MOVE_SECONDS
+
     def _change_file(self, run: Callable[[Shop], T]) -> T:
         with self._open(STOP_WAIT_SECONDS) as shop:
             shop.connection  # noqa: B018  (opening it stores the journal)
             result = run(shop)
         with self._open(STOP_WAIT_SECONDS) as shop:
             self._settle(shop)
-        if self.journal is not None:
-            self.journal.start_again(self._stored.get(self.journal.server, Position()))
+        for writer in self._writers:
+            writer.start_again(self._stored.get(writer.server, Position()))
         self._take_snapshot()
         return result
 
@@ -236,8 +269,8 @@ class ShopStore:
 
     def _others(self, stored: Mapping[str, Position]) -> dict[str, Position]:
         """How far the journals of other servers are stored."""
-        own = self.journal.server if self.journal is not None else ""
-        return {server: position for server, position in stored.items() if server != own}
+        own = {writer.server for writer in self._writers}
+        return {server: position for server, position in stored.items() if server not in own}
 
     def _take_snapshot(self) -> None:
         start = time.perf_counter()

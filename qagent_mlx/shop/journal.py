@@ -75,6 +75,7 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._position = Position(0, 0)
         self._descriptor = -1
+        self._is_unsynced = False
         try:
             self.folder.mkdir(exist_ok=True)
             (self.folder / CHANGES).touch()
@@ -93,6 +94,9 @@ class JournalWriter:
         Raises:
             QAgentError: the disk is full or broken; nothing of the entries is kept.
         """
+        return self._put(entries, is_synced=True)
+
+    def _put(self, entries: Sequence[Mapping[str, Any]], *, is_synced: bool) -> Position:
         data = b"".join(_line(entry) for entry in entries)
         with self._lock:
             number, offset = self._position.number, self._position.offset
@@ -100,13 +104,39 @@ class JournalWriter:
                 written = 0
                 while written < len(data):
                     written += os.write(self._descriptor, data[written:])
-                os.fsync(self._descriptor)
+                if is_synced:
+                    os.fsync(self._descriptor)
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, offset)
                 raise self._cannot_write(error) from error
+            self._is_unsynced = not is_synced
             self._position = Position(number, offset + len(data))
             return self._position
+
+    def write(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Hand entries to the system without waiting for the disk (see `sync`).
+
+        They survive the end of this process, and after `sync` that of the machine.
+
+        Raises:
+            QAgentError: as `append`.
+        """
+        self._put(entries, is_synced=False)
+
+    def sync(self) -> None:
+        """Bring to disk what `write` was given; nobody has to wait for it."""
+        with self._lock:
+            if not self._is_unsynced:
+                return
+            self._is_unsynced = False
+            descriptor = os.dup(self._descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        finally:
+            os.close(descriptor)
 
     def start_again(self, stored: Position) -> None:
         """Begin a new file and remove the old one, if all its entries are stored."""

@@ -80,4 +80,31 @@ CREATE TABLE IF NOT EXISTS replaced_products ( -- products as they were before a
     changed    BIGINT NOT NULL     -- the catalog version that the load gave it
 );
 ALTER TABLE rejects ADD COLUMN IF NOT EXISTS ingest_id BIGINT;
+CREATE TABLE IF NOT EXISTS recommendations (  -- queries that a user was shown
+    recommendation_id VARCHAR NOT NULL, -- of the answer; a query_id of UBI
+    user_id    VARCHAR NOT NULL,
+    ts         TIMESTAMP NOT NULL, -- UTC
+    position   INTEGER NOT NULL,   -- from 1 on
+    query      VARCHAR NOT NULL,   -- an object_id of UBI
+    query_key  VARCHAR NOT NULL,
+    propensity DOUBLE NOT NULL,    -- probability that the query was placed there
+    source     VARCHAR NOT NULL,   -- agent, top-line, trending
+    policy     VARCHAR NOT NULL,
+    version    BIGINT,             -- of the policy
+    experiment VARCHAR,
+    arm        VARCHAR,
+    ingest_id  BIGINT              -- see ingests; NULL for what a server has shown
+);
+ALTER TABLE events ADD COLUMN IF NOT EXISTS recommendation_id VARCHAR; -- that it came of
+ALTER TABLE events ADD COLUMN IF NOT EXISTS position INTEGER;          -- in that one, from 1 on
 """
+
+# A table and a column of each step of `ADDITIONS`: a shop that lacks one is given them all.
+ADDED = {
+    "rejects": "ingest_id",
+    "replaced_products": "changed",
+    "recommendations": "propensity",
+    "events": "recommendation_id",
+}
+# Nobody who works on a snapshot needs these: they grow with every answer.
+NOT_IN_SNAPSHOTS = ("recommendations",)

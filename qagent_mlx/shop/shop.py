@@ -37,7 +37,7 @@ from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
 from .policy_folders import migrate_unversioned
-from .schema import ADDITIONS, SCHEMA
+from .schema import ADDED, ADDITIONS, NOT_IN_SNAPSHOTS, SCHEMA
 
 SHOP_VERSION = 1
 WAIT_SECONDS = 30.0  # for another process to let go of the database
@@ -154,7 +154,7 @@ class Shop:
             try:
                 _refuse_views(self.path, connection)
                 if self.is_snapshot:
-                    connection.execute(f"COPY FROM DATABASE {FILE} TO memory; DETACH {FILE}")
+                    _copy_into_memory(connection)
                 if not self.read_only:
                     _add_missing_tables(connection)
             except BaseException:
@@ -431,15 +431,29 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
+def _copy_into_memory(connection: duckdb.DuckDBPyConnection) -> None:
+    """Copy the shop's file, which is attached, into the database in memory, and let go of it."""
+    connection.execute(f"COPY FROM DATABASE {FILE} TO memory (SCHEMA)")
+    tables = connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT temporary", [FILE]
+    ).fetchall()
+    for (table,) in tables:
+        if table not in NOT_IN_SNAPSHOTS:
+            name = '"' + table.replace('"', '""') + '"'
+            connection.execute(f"INSERT INTO memory.main.{name} FROM {FILE}.main.{name}")
+    connection.execute(f"DETACH {FILE}")
+
+
 def _add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
     """Give a shop of an older version the tables that were added since."""
     tables = dict(
         connection.execute(
             """SELECT table_name, list(column_name) FROM duckdb_columns()
-            WHERE table_name IN ('rejects', 'replaced_products') GROUP BY table_name"""
+            WHERE list_contains($names, table_name) GROUP BY table_name""",
+            {"names": list(ADDED)},
         ).fetchall()
     )
-    is_old = "replaced_products" not in tables or "ingest_id" not in tables.get("rejects", [])
+    is_old = any(column not in tables.get(table, []) for table, column in ADDED.items())
     if "rejects" in tables and is_old:
         connection.execute(f"BEGIN; {ADDITIONS} COMMIT;")
 

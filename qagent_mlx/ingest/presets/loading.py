@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import get_args
 
 import duckdb
 
@@ -216,6 +216,7 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
         "products": extract.products,
         "events": extract.events,
         "impressions": extract.impressions,
+        "recommendations": extract.recommendations,
         "logins": extract.logins,
         "returned": extract.returned,
     }
@@ -255,12 +256,12 @@ def _store(
         notes += correct_events(shop, parts.get("logins"), parts.get("returned"))
     # Published sets number their users, some of them from 0 on.
     options = ReadOptions(max_rejects=1, preset=preset.name, has_user_zero=preset.needs_new_shop)
-    for kind in ("products", "events", "impressions"):
+    for kind in get_args(Kind):
         reports[kind] = IngestReport()
         if kind in parts:
             location = Location(str(parts[kind]), short=label)
             try:
-                reports[kind] = ingest_files(shop, cast(Kind, kind), [location], options)
+                reports[kind] = ingest_files(shop, kind, [location], options)
             except QAgentError as error:
                 stored = [
                     f"{report.accepted:,} {k}" for k, report in reports.items() if report.accepted

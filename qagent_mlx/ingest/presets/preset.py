@@ -26,6 +26,7 @@ class Extract:
     products: str | None = None
     events: str | None = None
     impressions: str | None = None
+    recommendations: str | None = None
     mentioned: str | None = None
     ignored: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -48,17 +49,23 @@ class PresetReport:
     products: IngestReport = field(default_factory=IngestReport)
     events: IngestReport = field(default_factory=IngestReport)
     impressions: IngestReport = field(default_factory=IngestReport)
+    recommendations: IngestReport = field(default_factory=IngestReport)
     whole: IngestReport = field(default_factory=IngestReport)  # only ignored and notes
 
     @property
     def parts(self) -> dict[str, IngestReport]:
         """The reports by kind."""
-        return {"products": self.products, "events": self.events, "impressions": self.impressions}
+        return {
+            "products": self.products,
+            "events": self.events,
+            "impressions": self.impressions,
+            "recommendations": self.recommendations,
+        }
 
     @property
     def total(self) -> IngestReport:
         """All of them together."""
-        return self.whole + self.products + self.events + self.impressions
+        return sum(self.parts.values(), self.whole)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without examples of rejected rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...live.ubi_export import APPLICATION, IN_SESSION, RECOMMENDED
 from ..parse_fields import text_or_null, timestamp, user_or_null
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, documents, parquet_relation
@@ -17,7 +18,7 @@ _TYPES = {
 }
 _FIELDS = (
     "application action_name query_id client_id user_id user_query timestamp message_type "
-    "message query_response_hit_ids:JSON event_attributes:JSON"
+    "message query_response_hit_ids:JSON query_attributes:JSON event_attributes:JSON"
 )
 
 
@@ -39,8 +40,10 @@ def _read(raw: RawFiles) -> Extract:
     ``event_attributes.user_id``, else ``client_id``; its product is
     ``event_attributes.object.object_id``, its query ``user_query``, else that of its
     ``query_id``. ``position.ordinal`` (a number, or ``{"index": n}`` in 1.0) is an impression's
-    position, from 1 on. Actions such as ``page_exit`` are ignored, and so are ``query``,
-    ``query_attributes`` and ``query_response_hit_ids``, which nobody may have seen.
+    position, from 1 on. Actions such as ``page_exit`` are ignored, and so are ``query`` and
+    ``query_response_hit_ids``, which nobody may have seen. Impressions of objects whose
+    ``object_id_field`` is ``recommended_query`` are recommendations, and clicks on them searches
+    that came of one, as `export_ubi` writes them.
     """
     _load_documents(raw)
     ignored = {}
@@ -50,19 +53,34 @@ def _read(raw: RawFiles) -> Extract:
     if repeats:
         ignored["further document of a query_id"] = repeats
     notes = _load_searches(raw)
+    # What a shop of ours exported is a log already, of which nothing is to be merged.
+    raw.load("final", "SELECT *, NULL AS merged FROM searches WHERE is_final")
+    raw.connection.execute("DELETE FROM searches WHERE is_final")
     ignored |= merge_searches(raw, "searches", is_typing_logged=True)
+    raw.connection.execute("INSERT INTO searches BY NAME FROM final")
     ignored |= ignored_names(raw, "SELECT action AS name FROM events WHERE type IS NULL")
     return Extract(
         events="""SELECT user_id, coalesce(time::VARCHAR, time_text) AS time, 'search' AS type,
-                query, NULL AS product_id FROM searches
-            UNION ALL SELECT person, coalesce(time::VARCHAR, time_text), type, query, product
-            FROM events WHERE type NOT IN ('search', 'impression')""",
+                query, NULL AS product_id, shown AS recommendation_id, shown_at AS position
+            FROM searches
+            UNION ALL SELECT person, coalesce(time::VARCHAR, time_text), type, query, product,
+                shown, CASE WHEN shown IS NOT NULL THEN position + base END
+            FROM events JOIN bases USING (application)
+            WHERE type NOT IN ('search', 'impression') AND NOT is_recommended""",
+        recommendations="""SELECT e.id AS recommendation_id, e.person AS user_id,
+                coalesce(e.time::VARCHAR, e.time_text) AS time, e.object AS query,
+                e.position + base AS position, e.propensity, a.*
+            FROM events e JOIN bases USING (application)
+            LEFT JOIN answers a ON a.answer_id = e.id
+            WHERE e.type = 'impression' AND e.is_recommended""",
         impressions="""SELECT person AS user_id, coalesce(time::VARCHAR, time_text) AS time, query,
                 product AS product_id, position + base AS position, id AS query_id
-            FROM events JOIN bases USING (application) WHERE type = 'impression'""",
+            FROM events JOIN bases USING (application)
+            WHERE type = 'impression' AND NOT is_recommended""",
         mentioned="""SELECT product AS product_id, arg_max(name, time) AS title, NULL AS brand,
                 NULL AS category, NULL AS price
-            FROM events WHERE type <> 'search' AND product IS NOT NULL GROUP BY 1""",
+            FROM events WHERE type <> 'search' AND product IS NOT NULL AND NOT is_recommended
+            GROUP BY 1""",
         awaits_queries=not raw.of("queries"),
         ignored=ignored,
         notes=notes,
@@ -78,7 +96,7 @@ def _load_documents(raw: RawFiles) -> None:
         if file.form == "parquet":
             columns = ", ".join(
                 f"to_json({file.column(name)})"
-                if name in ("event_attributes", "query_response_hit_ids")
+                if name in ("event_attributes", "query_attributes", "query_response_hit_ids")
                 else f"{file.column(name)}::VARCHAR"
                 for name in names
             )
@@ -101,7 +119,17 @@ def _load_documents(raw: RawFiles) -> None:
                 AS name,
             coalesce(try_cast(json_extract_string({position}.index') AS INT),
                 try_cast(json_extract_string({position}') AS INT)) AS position,
-            coalesce(json_array_length(query_response_hit_ids), 0) AS hits
+            coalesce(json_array_length(query_response_hit_ids), 0) AS hits,
+            coalesce({text_at("event_attributes", "object.object_id_field")} = '{RECOMMENDED}',
+                false) AS is_recommended,
+            {text_at("event_attributes", "object.object_id")} AS object,
+            {text_at("event_attributes", "propensity")} AS propensity,
+            {text_at("event_attributes", "recommendation_id")} AS shown,
+            {text_at("query_attributes", "recommendation_id")} AS search_shown,
+            {text_at("query_attributes", "position")} AS search_shown_at,
+            coalesce({text_at("event_attributes", "query_id_from")} = '{IN_SESSION}', false)
+                AS has_no_query,
+            coalesce(application, '') = '{APPLICATION}' AS is_final, query_attributes
         FROM ({" UNION ALL ".join(f"FROM {table}" for table in tables)})""",
     )
     raw.load(
@@ -112,10 +140,19 @@ def _load_documents(raw: RawFiles) -> None:
     raw.load(
         "events",
         f"""SELECT d.* REPLACE (coalesce(d.person, q.person) AS person,
-            coalesce(d.query, q.query) AS query),
+            CASE WHEN NOT d.has_no_query THEN coalesce(d.query, q.query) END AS query),
             coalesce({raw.mapped_type("d.action")}, names.type) AS type
         FROM documents d LEFT JOIN queries q ON q.id = d.id
         LEFT JOIN {event_types(_TYPES)} ON names.name = d.name_of_type WHERE d.is_event""",
+    )
+    answer = ", ".join(
+        f"any_value({text_at('query_attributes', name)}) AS {name}"
+        for name in ("source", "policy", "version", "experiment", "arm")
+    )
+    raw.load(
+        "answers",
+        f"""SELECT id AS answer_id, {answer} FROM documents
+        WHERE NOT is_event AND query IS NULL AND id IS NOT NULL GROUP BY 1""",
     )
     # Some count positions from 0 on.
     raw.load(
@@ -131,17 +168,24 @@ def _load_searches(raw: RawFiles) -> tuple[str, ...]:
         "searches",
         """WITH used AS (SELECT DISTINCT id FROM events
             WHERE type IN ('click', 'view', 'cart', 'purchase')),
-        logged AS (
-            SELECT person AS user_id, time, time_text, query, id FROM queries
-            UNION ALL SELECT person, time, time_text, query, id FROM events
+        typed AS (
+            SELECT person AS user_id, time, time_text, query, id, search_shown AS shown,
+                search_shown_at AS shown_at, is_final FROM queries
+            UNION ALL SELECT person, time, time_text, query, id, NULL, NULL, is_final FROM events
             WHERE type = 'search' AND (id IS NULL OR id NOT IN (
                 SELECT id FROM queries WHERE id IS NOT NULL))
-            QUALIFY id IS NULL OR row_number() OVER (PARTITION BY id ORDER BY time) = 1)
+            QUALIFY id IS NULL OR row_number() OVER (PARTITION BY id ORDER BY time) = 1),
+        logged AS (FROM typed UNION ALL
+            SELECT person, time, time_text, coalesce(query, object), NULL, id, position + base,
+                is_final
+            FROM events e JOIN bases USING (application) WHERE type = 'click' AND is_recommended
+            AND NOT EXISTS (FROM queries q WHERE q.search_shown = e.id AND q.time = e.time))
         SELECT l.*, used.id IS NOT NULL AS is_used FROM logged l LEFT JOIN used USING (id)""",
     )
     ((searches, queries, typed),) = raw.rows(
         """SELECT (SELECT count(*) FROM searches), (SELECT count(*) FROM queries),
-        (SELECT count(*) FROM events WHERE query IS NOT NULL AND id IS NOT NULL)"""
+        (SELECT count(*) FROM events WHERE query IS NOT NULL AND id IS NOT NULL
+            AND NOT is_recommended)"""
     )
     if searches or not typed:
         missing = (
@@ -152,8 +196,10 @@ def _load_searches(raw: RawFiles) -> tuple[str, ...]:
     raw.load(
         "searches",
         """SELECT any_value(person) AS user_id, min(time) AS time, min(time_text) AS time_text,
-            any_value(query) AS query, id, true AS is_used
-        FROM events WHERE id IS NOT NULL AND query IS NOT NULL GROUP BY id""",
+            any_value(query) AS query, id, NULL AS shown, NULL AS shown_at, false AS is_final,
+            true AS is_used
+        FROM events WHERE id IS NOT NULL AND query IS NOT NULL AND NOT is_recommended
+        GROUP BY id""",
     )
     return (
         "no ubi_queries file was given: each query_id of the events is a search of their "

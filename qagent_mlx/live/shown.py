@@ -1,0 +1,108 @@
+"""Answers that users were shown: the table ``recommendations``, one row for each query.
+
+In the words of UBI an answer is a query_id (here ``recommendation_id``), a query of it an
+object_id with a position.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from ..shop.journal import JournalWriter
+from ..shop.shop import Shop
+from ..utils.text import query_key
+
+ENTRY = "shown"  # kind of entries of the journal
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """Queries that a user was shown, in that order.
+
+    Attributes:
+        recommendation_id: Of the answer.
+        queries: The first one stood at position 1.
+        propensities: For each the probability that it was placed there.
+        source: ``agent``, ``top-line`` (the user's memory) or ``trending``.
+    """
+
+    recommendation_id: str
+    user_id: str
+    ts: datetime  # UTC
+    queries: tuple[str, ...]
+    propensities: tuple[float, ...]
+    source: str
+    policy: str
+    version: int | None = None
+    experiment: str | None = None
+    arm: str | None = None
+
+
+def new_recommendation_id() -> str:
+    """An id that nobody can guess and no other process gives."""
+    return secrets.token_urlsafe(15)
+
+
+def shown_entry(answers: Iterable[ShownAnswer]) -> dict[str, Any]:
+    """An entry of the journal (`shop.journal`)."""
+    return {ENTRY: [{**asdict(answer), "ts": answer.ts.isoformat()} for answer in answers]}
+
+
+def record_shown(shop: Shop, answers: Sequence[ShownAnswer]) -> None:
+    """Record answers of a shop that is open for reading or writing.
+
+    They go into its journal, and with the next look at it into the table.
+
+    Raises:
+        QAgentError: the shop's folder cannot be written.
+    """
+    writer = JournalWriter(shop.path)
+    try:
+        writer.append([shown_entry(answers)])
+    finally:
+        writer.close()
+
+
+def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
+    """Store the answers of entries; returns their number. Snapshots hold none."""
+    if shop.is_snapshot:
+        return 0
+    stored = 0
+    with shop.connection.appender("recommendations") as appender:
+        for value in values:
+            answer = _answer(value)
+            if answer is None:
+                continue
+            stored += 1
+            for position, (query, propensity) in enumerate(
+                zip(answer.queries, answer.propensities, strict=True), 1
+            ):
+                appender.append_row(
+                    *(answer.recommendation_id, answer.user_id, answer.ts, position),
+                    *(query, query_key(query), propensity),
+                    *(answer.source, answer.policy, answer.version),
+                    *(answer.experiment, answer.arm, None),
+                )
+    return stored
+
+
+def _answer(value: Mapping[str, Any]) -> ShownAnswer | None:
+    """The answer of an entry; None for what no server has written."""
+    try:
+        answer = ShownAnswer(
+            **{
+                **value,
+                "ts": datetime.fromisoformat(value["ts"]),
+                "queries": tuple(map(str, value["queries"])),
+                "propensities": tuple(map(float, value["propensities"])),
+            }
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    texts = (answer.recommendation_id, answer.user_id, answer.source, answer.policy)
+    is_whole = len(answer.queries) == len(answer.propensities) and all(answer.queries)
+    return answer if is_whole and all(isinstance(text, str) for text in texts) else None
