@@ -27,6 +27,7 @@ COMMANDS = {
     "recommend": ("recommend", "Recommend queries to users."),
     "export": ("export", "Write products, events or recommendations to a file."),
     "serve": ("serve", "Serve recommendations over HTTP."),
+    "rules": ("rules", "What is never recommended, and what always."),
     "impressions": ("impressions", "What users were shown, and what came of it."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),

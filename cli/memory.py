@@ -101,11 +101,20 @@ def export(user: str, shop_path: Path) -> Output:
 
 @memory.command()
 @click.argument("user", type=PLAIN)
+@click.option("--query", type=PLAIN, help="Only what USER did under this query.")
+@click.option("--category", type=PLAIN, metavar="PATH", help="Only what USER did in this category.")
 @click.option("--yes", is_flag=True, help="Do not ask; never asked where stdin is no terminal.")
 @shop_option
 @json_option
 @click.pass_context
-def forget(ctx: click.Context, user: str, yes: bool, shop_path: Path) -> Output:
+def forget(
+    ctx: click.Context,
+    user: str,
+    query: str | None,
+    category: str | None,
+    yes: bool,
+    shop_path: Path,
+) -> Output:
     """Delete all that the shop and its runs hold of USER, and name the policies that saw it.
 
     Events, rejected rows, profile and graph go, cases and sampled chains of runs too. Trained
@@ -113,11 +122,30 @@ def forget(ctx: click.Context, user: str, yes: bool, shop_path: Path) -> Output:
     """
     from qagent_mlx.privacy import erase_user
 
+    if query is not None and category is not None:
+        raise click.UsageError("give one of --query and --category")
+    what = "everything about" if query is None and category is None else "this of"
     if not yes and not ctx.params["as_json"] and sys.stdin.isatty():
-        click.confirm(f"Delete everything about {user} for good?", abort=True, err=True)
+        click.confirm(f"Delete {what} {user} for good?", abort=True, err=True)
+    if what == "this of":
+        return _forget_part(user, query, category, shop_path)
     with opened(shop_path, write=True) as shop, waiting("forgetting"):
         report = erase_user(shop, user).to_dict()
     return Output(report, lambda: _draw_forgotten(user, report))
+
+
+def _forget_part(user: str, query: str | None, category: str | None, shop_path: Path) -> Output:
+    """Delete a user's events of a query or category, and recommend it to them no more."""
+    from qagent_mlx.ingest.forgetting import forget_events
+    from qagent_mlx.live.wishes import change_wishes, new_wish
+
+    with opened(shop_path, write=True) as shop, waiting("forgetting"):
+        wish = new_wish(user, query, category)
+        change_wishes(shop, [wish])
+        events = forget_events(shop, user, query, category)
+    document = {"user": user, "wish": wish.to_dict(), "events": events}
+    text = f"forgot {events:,} events of {user}; {_wish_text(wish.to_dict())} comes no more"
+    return Output(document, lambda: say(text))
 
 
 def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
@@ -135,6 +163,45 @@ def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
             f"({how}{through}); train it anew to be rid of it"
         )
     say("next: qagent index, so that search forgets the user's clicks")
+
+
+@memory.command("unwanted")
+@click.argument("user", type=PLAIN)
+@click.argument("query", type=PLAIN, required=False)
+@click.option("--category", type=PLAIN, metavar="PATH", help="A category instead of a query.")
+@click.option("--withdraw", metavar="ID", help="Recommend it again.")
+@shop_option
+@json_option
+def unwanted(
+    user: str, query: str | None, category: str | None, withdraw: str | None, shop_path: Path
+) -> Output:
+    """Never recommend QUERY to USER again; without one, list what USER wants no more.
+
+    The memory of it stays; qagent memory forget USER --query QUERY deletes that, too.
+    """
+    from qagent_mlx.live.wishes import change_wishes, new_wish, wishes_of, withdrawn_wish
+
+    if sum(value is not None for value in (query, category, withdraw)) > 1:
+        raise click.UsageError("give one of QUERY, --category and --withdraw")
+    is_change = query or category or withdraw
+    with opened(shop_path, write=bool(is_change)) as shop:
+        if withdraw is not None:
+            change_wishes(shop, [withdrawn_wish(shop, user, withdraw)])
+        elif is_change:
+            change_wishes(shop, [new_wish(user, query, category)])
+        wishes = [wish.to_dict() for wish in wishes_of(shop, [user])]
+
+    def draw() -> None:
+        for wish in wishes:
+            say(f"{user} wants no more: {_wish_text(wish)} (id {wish['wish_id']})")
+        if not wishes:
+            say(f"nothing is unwanted by {user}")
+
+    return Output({"user": user, "wishes": wishes}, draw)
+
+
+def _wish_text(wish: dict[str, Any]) -> str:
+    return str(wish["query"] or f"the category {wish['category']}")
 
 
 @memory.command()
@@ -188,6 +255,8 @@ def draw_memory(view: MemoryView) -> None:
     say(f"{view.user} at {view.as_of:%Y-%m-%d %H:%M} UTC, {events}", "bold")
     say(f"profile of {view.tokens} tokens instead of {view.raw_tokens:,} of raw log")
     console = out()
+    for wish in view.wishes:
+        say(f"wants no more: {_wish_text(wish)} (id {wish['wish_id']})")
     console.print()
     for line in view.text.splitlines():
         console.print(Text.assemble("  ", safe(line)))

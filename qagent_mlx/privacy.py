@@ -60,6 +60,7 @@ class UserData:
     impressions: list[dict[str, Any]]
     recommendations: list[dict[str, Any]]  # queries that the user was shown
     rejects: list[dict[str, Any]]
+    wishes: list[dict[str, Any]]  # what the user wants no more
     memory: MemoryView | None  # profile and graph; None without events
     stored: dict[str, Any] | None  # what profiles are made from
     cases: dict[str, list[dict[str, Any]]]  # by run
@@ -83,6 +84,7 @@ class ErasureReport:
     impressions: int
     recommendations: int
     rejects: int
+    wishes: int
     cases: dict[str, int]  # by run
     rollouts: dict[str, int]  # by run
     summaries: int
@@ -123,6 +125,7 @@ def _collect(shop: Shop, user: str) -> UserData:
         of_table("impressions", "ts, position"),
         of_table("recommendations", "ts, recommendation_id, position"),
         rows(f"SELECT * FROM rejects WHERE {_IS_REJECT_OF_USER}"),
+        of_table("wishes", "created, wish_id"),
         None,
         stored,
         {run.name: cases for run in _runs(shop) if (cases := _cases(run, user))},
@@ -146,12 +149,16 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         len(data.impressions),
         len(data.recommendations),
         len(data.rejects),
+        len(data.wishes),
         {run: len(cases) for run, cases in data.cases.items()},
         {run: len(rollouts) for run, rollouts in data.rollouts.items()},
         len(data.summaries),
         data.policies,
     )
-    of_log = (report.events, report.impressions, report.recommendations, report.rejects)
+    of_log = (
+        *(report.events, report.impressions, report.recommendations),
+        *(report.rejects, report.wishes),
+    )
     if not any((*of_log, report.cases, report.rollouts, report.summaries)):
         raise UnknownUser(f"nothing is held of {user}; ids are compared exactly")
     for run in _runs(shop):
@@ -163,7 +170,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     store = MemoryStore(shop.connection, shop.config.memory)
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
-        for table in ("impressions", "recommendations"):
+        for table in ("impressions", "recommendations", "wishes"):
             connection.execute(f"DELETE FROM {table} WHERE user_id = ?", [user])
         if report.events:
             connection.execute("DELETE FROM events WHERE user_id = ?", [user])

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..inventory.types import ProductSearch
+from ..live.limits import NO_LIMITS, Limits, LimitsBook
 from ..live.shown import ShownAnswer, new_recommendation_id
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
@@ -65,6 +66,7 @@ class RecommendRequest:
         group: Chains.
         others: Lines of what the shop searches for; they fill a slate that the profile's own
             queries cannot fill with what is fit to be shown.
+        limits: What the slate may hold, and what is pinned in it.
     """
 
     profile: Profile
@@ -72,6 +74,7 @@ class RecommendRequest:
     k: int = 5
     group: int = GROUP
     others: tuple[Line, ...] = ()
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.group < 1:
@@ -158,6 +161,7 @@ class ProfileRecommender:
                     r.as_of,
                     r.k,
                     r.profile.context if has_memory else UserContext(),
+                    limits=r.limits,
                 )
                 for r, items in zip(requests, ranked, strict=True)
             ]
@@ -179,6 +183,7 @@ class Recommender(ProfileRecommender):
         self._others: tuple[datetime, tuple[Line, ...]] | None = None
         super().__init__(open_shop_search(shop), policy, agent)
         self.memory = self.open_memory(shop)
+        self.limits = LimitsBook(shop)
 
     def open_memory(self, shop: Shop, previous: Memory | None = None) -> Memory:
         """The memory of a shop, in the policy's tokens."""
@@ -203,6 +208,7 @@ class Recommender(ProfileRecommender):
         """
         self.use_search(search)
         self.shop, self.memory, self._others = shop, memory, None
+        self.limits = LimitsBook(shop)
 
     def refresh(self) -> None:
         """See events that were stored since; the policy and the search stay as they are."""
@@ -230,11 +236,18 @@ class Recommender(ProfileRecommender):
         return self._others[1]
 
     def requests(
-        self, profiles: Sequence[Profile], as_of: datetime, k: int
+        self, profiles: Sequence[Profile], as_of: datetime, k: int, rules_at: datetime | None = None
     ) -> list[RecommendRequest]:
-        """What to ask for users with these profiles, at one moment."""
+        """What to ask for users with these profiles, at one moment, by the rules of another.
+
+        By default these are the rules of now (`live.limits.shop_time`).
+        """
         others = self.others(as_of)
-        return [RecommendRequest(p, as_of, k, self.group, others) for p in profiles]
+        limits = self.limits.limits([p.user_id for p in profiles], rules_at)
+        return [
+            RecommendRequest(profile, as_of, k, self.group, others, limit)
+            for profile, limit in zip(profiles, limits, strict=True)
+        ]
 
     def recommend(
         self, users: Sequence[str], k: int = 5, as_of: datetime | None = None, seed: int = 0
@@ -248,7 +261,7 @@ class Recommender(ProfileRecommender):
         start = time.perf_counter()
         profiles = self.profiles(users, moment)
         reading = (time.perf_counter() - start) * 1000 / max(1, len(users))
-        answers = self.answer(self.requests(profiles, moment, k), seed)
+        answers = self.answer(self.requests(profiles, moment, k, as_of), seed)
         return [replace(a, latency_ms=a.latency_ms + reading) for a in answers]
 
 

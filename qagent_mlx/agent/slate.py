@@ -16,6 +16,7 @@ from itertools import chain
 import numpy as np
 
 from ..inventory.types import ProductSearch
+from ..live.limits import NO_LIMITS, PINNED, Limits, with_pins
 from ..protocol.config import AgentConfig
 from ..types import Line, Profile, Recommendation, Slate, UserContext
 from ..utils.text import query_key, words
@@ -143,6 +144,7 @@ class SlateRequest:
         size: How many queries the user is shown at most.
         context: What the user has bought just now.
         check_stock: Off where nobody knows what was in stock then.
+        limits: What the slate may hold, and what is pinned in it.
     """
 
     ranked: Sequence[Recommendation]
@@ -150,6 +152,7 @@ class SlateRequest:
     size: int
     context: UserContext = field(default_factory=UserContext)
     check_stock: bool = True
+    limits: Limits = NO_LIMITS
 
 
 class SlateFiller:
@@ -170,25 +173,54 @@ class SlateFiller:
         the slate (`Fit`), and what retrieves nothing is left out. As many are searched as it takes
         to fill the slate with fit ones; each round searches for all users in one call.
         """
+        allowed = [[i for i in r.ranked if r.limits.allows(i.query)] for r in requests]
         users = range(len(requests))
         found: list[list[list[Recommendation]]] = [[[] for _ in Fit] for _ in users]
         position = [0] * len(requests)  # in the ranked queries of each user
         while True:
             missing = [
-                request.ranked[at:][: request.size - len(levels[Fit.FIT])]
-                for request, at, levels in zip(requests, position, found, strict=True)
+                ranked[at:][: request.size - len(levels[Fit.FIT])]
+                for request, ranked, at, levels in zip(
+                    requests, allowed, position, found, strict=True
+                )
             ]
             if not any(missing):
                 break
             searched = self._search_all(missing, [request.moment for request in requests])
             for user, items in enumerate(searched):
                 position[user] += len(missing[user])
-                for item in items:
+                for item in self._trimmed(items, requests[user].limits):
                     found[user][self.fit(item.products, requests[user])].append(item)
-        return [
+        slates = [
             tuple(chain.from_iterable(levels))[: request.size]
             for request, levels in zip(requests, found, strict=True)
         ]
+        return self._pin(slates, requests)
+
+    def _pin(self, slates: Sequence[Slate], requests: Sequence[SlateRequest]) -> list[Slate]:
+        """The slates with the queries that the shop pins, where they retrieve something."""
+        pins = [
+            request.limits.pinned(slate, self._category_of)
+            for slate, request in zip(slates, requests, strict=True)
+        ]
+        if not any(pins):
+            return list(slates)
+        items = [[Recommendation(q, 0.0, (), PINNED) for _, q in of_user] for of_user in pins]
+        found = self._search_all(items, [request.moment for request in requests])
+        pinned = []
+        for slate, of_user, searched, request in zip(slates, pins, found, requests, strict=True):
+            shown = {item.query: item for item in self._trimmed(searched, request.limits)}
+            placed = [(place, shown[query]) for place, query in of_user if query in shown]
+            pinned.append(with_pins(slate, placed, request.size))
+        return pinned
+
+    def _trimmed(self, items: Sequence[Recommendation], limits: Limits) -> list[Recommendation]:
+        """The items that may be shown, with the products that they may show."""
+        trimmed = (limits.trim(item, self._category_of) for item in items)
+        return [item for item in trimmed if item is not None]
+
+    def _category_of(self, product: str) -> str:
+        return self._catalog.categories[self._catalog.row_of[product]] or ""
 
     def fit(self, products: Sequence[str], request: SlateRequest) -> Fit:
         """How fit a query is that retrieves these products, one at least."""

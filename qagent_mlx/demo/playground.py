@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..agent.recommend import GROUP, Recommender, RecommendRequest, UserRecommendations
+from ..agent.recommend import GROUP, Recommender, UserRecommendations
 from ..agent.types import Turn
 from ..errors import QAgentError
 from ..ingest.ingest import append_events
@@ -210,8 +210,7 @@ class PlaygroundSession:
             products = tuple(self.products(turn.products, moment))
             watch(ObservedTurn(time.perf_counter() - start, chain, turn, fetched, products))
 
-        others = recommender.others(moment)
-        request = RecommendRequest(profile, moment, self._k, self._group, others)
+        (request,) = recommender.requests([profile], moment, self._k)
         answer = recommender.answer([request], self._seed, watch=on_turn if watch else None)[0]
         return replace(answer, latency_ms=(time.perf_counter() - start) * 1000)
 

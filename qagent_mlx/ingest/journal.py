@@ -8,8 +8,12 @@ from itertools import groupby, islice
 from typing import Any
 
 from ..errors import QAgentError
+from ..live.rules import ENTRY as RULES
+from ..live.rules import store_rules
 from ..live.shown import ENTRY as SHOWN
 from ..live.shown import store_shown
+from ..live.wishes import ENTRY as WISHES
+from ..live.wishes import store_wishes
 from ..shop.journal import Entry, Position, Record, pending, remove_stored
 from ..shop.shop import Shop
 from .catalog_changes import delete_products, upsert_products
@@ -118,15 +122,20 @@ def _delete(shop: Shop, products: Sequence[str]) -> IngestReport:
     return IngestReport(accepted=len(products))
 
 
-def _store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> IngestReport:
-    return IngestReport(accepted=store_shown(shop, values))
+def _counted(
+    store: Callable[[Shop, Sequence[Mapping[str, Any]]], int],
+) -> Callable[[Shop, Any], IngestReport]:
+    """A function that stores values and counts them, with a report."""
+    return lambda shop, values: IngestReport(accepted=store(shop, values))
 
 
 _KINDS: dict[str, Callable[[Shop, Any], IngestReport]] = {
     "events": append_in_transaction,
     "products": upsert_products,
     "removed": _delete,
-    SHOWN: _store_shown,
+    SHOWN: _counted(store_shown),
+    RULES: _counted(store_rules),
+    WISHES: _counted(store_wishes),
 }
 
 

@@ -159,6 +159,18 @@ def shown_answers(shop: Shop, user: str | None = None, limit: int = 20) -> list[
     return list(answers.values())
 
 
+def shown_query(shop: Shop, user: str, recommendation_id: str, position: int) -> str | None:
+    """The query that a user was shown at a position of an answer; None where there was none."""
+    if not shop.has_table("recommendations"):
+        return None
+    found = shop.connection.execute(
+        """SELECT query FROM recommendations
+        WHERE recommendation_id = ? AND user_id = ? AND position = ?""",
+        [recommendation_id, user, position],
+    ).fetchone()
+    return found[0] if found else None
+
+
 def line_limits(since: datetime | None, until: datetime | None) -> Mapping[str, Any]:
     """The parameters of `LINES`."""
     return {

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..errors import QAgentError
+from ..live.wishes import wishes_of
 from ..memory.inspect import MemoryView, memory_view
 from ..memory.profile import Memory, count_words
 from ..memory.ranker import MemoryRanker
@@ -93,4 +96,6 @@ def inspect_memory(
             MemoryRanker.of_shop(shop),
             open_summarizer(shop, summarizer) if summarizer else None,
         )
-    return memory_view(memory, Moment(user, as_of or shop.end_of_log()))
+    view = memory_view(memory, Moment(user, as_of or shop.end_of_log()))
+    wishes = tuple(wish.to_dict() for wish in wishes_of(shop, [user]))
+    return msgspec.structs.replace(view, wishes=wishes)

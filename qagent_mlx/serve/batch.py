@@ -206,13 +206,13 @@ def bulk_recommend(
 
 
 def _units(
-    recommender: Recommender, parts: Sequence[_Part], moment: datetime, k: int
+    recommender: Recommender, parts: Sequence[_Part], moment: datetime, config: BulkConfig
 ) -> Iterator[list[RecommendRequest]]:
     """The requests of the parts' users, in batches that decode together."""
     for part in parts:
         for at in range(0, len(part.users), DECODE_USERS):
             profiles = recommender.profiles(part.users[at : at + DECODE_USERS], moment)
-            yield recommender.requests(profiles, moment, k)
+            yield recommender.requests(profiles, moment, config.k, config.as_of)
 
 
 def _write_parts(
@@ -226,7 +226,7 @@ def _write_parts(
     done = 0
     users = sum(len(part.users) for part in parts)
     with _open_pool(recommender, config, users) as pool:
-        units = _units(recommender, parts, moment, config.k)
+        units = _units(recommender, parts, moment, config)
         results = pool.answer_units(recommender, units, config.seed)
         for part in parts:
             recommendations: list[UserRecommendations] = []

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -33,7 +31,8 @@ from ..privacy import UnknownUser, erase_user, export_user
 from ..shop.policy_folders import parse_reference
 from ..shop.shop import DatabaseInUse
 from ..utils.text import clean
-from . import schema
+from . import say, schema
+from .bodies import json_body, json_reply, posted_objects, query_parameters, result_of
 from .config import ServeConfig
 from .metrics import CONTENT_TYPE
 from .middleware import RequestGuard
@@ -42,15 +41,10 @@ from .schema import parse, parse_time
 from .service import Service
 from .worker import Worker
 
-BODY_SECONDS = 10.0  # in which a body must have come
-CALL_SECONDS = 30.0  # in which the worker must have come to a call
-
-T = TypeVar("T")
-
 
 async def recommend(service: Service, request: Request) -> Response:
     """Recommend queries to a user, in time."""
-    body = parse(schema.RecommendBody, await _body(service, request))
+    body = parse(schema.RecommendBody, await json_body(service, request))
     config = service.config
     if body.chains is not None and body.chains > config.max_chains:
         text = f"chains must be a whole number of at most {config.max_chains}"
@@ -62,45 +56,33 @@ async def recommend(service: Service, request: Request) -> Response:
         config.deadline_ms if body.deadline_ms is None else body.deadline_ms,
         parse_time(body.as_of, "as_of"),
     )
-    return _json(reply)
+    return json_reply(reply)
 
 
 async def events(service: Service, request: Request) -> Response:
     """Store what users did. The next recommendation knows it."""
-    body = await _body(service, request)
+    body = await json_body(service, request)
     posted = []
-    for where, value in _posted(body, "event", service.config.events_a_post):
+    for where, value in posted_objects(body, "event", service.config.events_a_post):
         event = msgspec.structs.asdict(parse(schema.EventBody, value, where))
         posted.append({**event, "time": parse_time(event["time"], f"{where}time")})
-    report = await _result(service.worker.post(posted))
-    return _json(report, 422 if report.rejected and not report.accepted else 200)
+    report = await result_of(service.worker.post(posted))
+    return json_reply(report, 422 if report.rejected and not report.accepted else 200)
 
 
 async def products(service: Service, request: Request) -> Response:
     """Add or change products, whole or in part. The next search and recommendation know it."""
-    body = await _body(service, request)
+    body = await json_body(service, request)
     posted = []
-    for where, value in _posted(body, "product", service.config.products_a_post):
+    for where, value in posted_objects(body, "product", service.config.products_a_post):
         product = parse(schema.ProductBody, value, where)
         if product.time is not UNSET:
             parse_time(product.time, f"{where}time")
         posted.append(_product_fields(product))
     worker = service.worker
     entry = products_entry(posted)
-    report = await _result(worker.call(lambda: worker.responder.change_catalog(entry)))
-    return _json(report, 422 if report.rejected and not report.accepted else 200)
-
-
-def _posted(body: dict[str, Any], noun: str, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a body, a list of them or one alone, each behind its place for errors."""
-    values = body.get(f"{noun}s", [body])
-    if not isinstance(values, list) or not 1 <= len(values) <= limit:
-        raise HTTPException(422, f"{noun}s must be a list of 1 to {limit} {noun}s")
-    for number, value in enumerate(values, 1):
-        where = f"{noun} {number}: "
-        if not isinstance(value, dict):
-            raise HTTPException(422, f"{where}must be an object")
-        yield where, value
+    report = await result_of(worker.call(lambda: worker.responder.change_catalog(entry)))
+    return json_reply(report, 422 if report.rejected and not report.accepted else 200)
 
 
 def _product_fields(product: schema.ProductBody) -> dict[str, Any]:
@@ -128,32 +110,32 @@ async def delete_product(service: Service, request: Request) -> Response:
         responder.change_catalog(removal_entry(product_id))
         return True
 
-    if not await _result(worker.call(delete)):
+    if not await result_of(worker.call(delete)):
         raise HTTPException(404, f"there is no product {product_id}")
-    return _json(schema.RemovalReply(product_id))
+    return json_reply(schema.RemovalReply(product_id))
 
 
 async def export(service: Service, request: Request) -> Response:
     """Everything that is stored about a user."""
     user = request.path_params["user_id"]
     store = service.worker.responder.store
-    document = await _result(store.call(lambda shop: export_user(shop, user).to_dict()))
+    document = await result_of(store.call(lambda shop: export_user(shop, user).to_dict()))
     del document["user"]
-    return _json(schema.ExportReply(user_id=user, **document))
+    return json_reply(schema.ExportReply(user_id=user, **document))
 
 
 async def erase(service: Service, request: Request) -> Response:
     """Erase everything about a user, also from caches and from what runs keep."""
     user = request.path_params["user_id"]
     store = service.worker.responder.store
-    document = (await _result(store.change(lambda shop: erase_user(shop, user)))).to_dict()
+    document = (await result_of(store.change(lambda shop: erase_user(shop, user)))).to_dict()
     del document["user"]
-    return _json(schema.ErasureReply(user_id=user, **document))
+    return json_reply(schema.ErasureReply(user_id=user, **document))
 
 
 async def search(service: Service, request: Request) -> Response:
     """Search the inventory."""
-    given = parse(schema.SearchParameters, _query_parameters(request))
+    given = parse(schema.SearchParameters, query_parameters(request))
     filters = Filters(given.in_stock, given.min_price, given.max_price, given.category)
     responder = service.worker.responder
     engine = responder.recommender.search
@@ -163,29 +145,29 @@ async def search(service: Service, request: Request) -> Response:
     if isinstance(engine, HybridSearch) and engine.reranker is None:
         results = await asyncio.to_thread(run)  # it needs neither MLX nor the database
     else:
-        results = await _result(service.worker.call(run))
+        results = await result_of(service.worker.call(run))
     products = [schema.FoundProduct(**product.to_dict()) for product in results]
-    return _json(schema.SearchReply(given.query, products))
+    return json_reply(schema.SearchReply(given.query, products))
 
 
 async def memory(service: Service, request: Request) -> Response:
     """What is remembered of a user."""
-    given = parse(schema.MemoryParameters, _query_parameters(request))
+    given = parse(schema.MemoryParameters, query_parameters(request))
     user = request.path_params["user_id"]
     as_of = parse_time(given.as_of, "as_of")
     responder = service.worker.responder
 
-    view = await _result(
+    view = await result_of(
         service.worker.call(
             lambda: inspect_memory(responder.shop, user, as_of, memory=responder.recommender.memory)
         )
     )
-    return _json(schema.MemoryReply(user_id=user, **view.to_dict()))
+    return json_reply(schema.MemoryReply(user_id=user, **view.to_dict()))
 
 
 async def policy(service: Service, request: Request) -> Response:
     """Recommend with another policy of the shop."""
-    name = parse(schema.PolicyBody, await _body(service, request)).policy
+    name = parse(schema.PolicyBody, await json_body(service, request)).policy
     responder = service.worker.responder
 
     def change() -> schema.PolicyReply:
@@ -196,7 +178,7 @@ async def policy(service: Service, request: Request) -> Response:
         responder.use_policy(name)
         return schema.PolicyReply(responder.policy, responder.version)
 
-    return _json(await _result(service.worker.call(change)))
+    return json_reply(await result_of(service.worker.call(change)))
 
 
 async def health(service: Service, _request: Request) -> Response:
@@ -210,7 +192,7 @@ async def health(service: Service, _request: Request) -> Response:
         waiting=worker.waiting,
         read_only=service.config.read_only,
     )
-    return _json(reply, 200 if worker.alive else 503)
+    return json_reply(reply, 200 if worker.alive else 503)
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -220,7 +202,7 @@ async def metrics(service: Service, _request: Request) -> Response:
 
 async def openapi(service: Service, _request: Request) -> Response:
     """This document."""
-    return _json(openapi_document(ENDPOINTS, service.config))
+    return json_reply(openapi_document(ENDPOINTS, service.config))
 
 
 ENDPOINTS = (
@@ -230,10 +212,24 @@ ENDPOINTS = (
     Endpoint(
         "/users/{user_id:path}/memory", memory, schema.MemoryReply, query=schema.MemoryParameters
     ),
+    Endpoint("/users/{user_id:path}/wishes", say.list_wishes, schema.WishesReply),
+    Endpoint("/users/{user_id:path}/wishes", say.add_wish, schema.WishReply, (schema.WishBody,)),
+    Endpoint(
+        "/users/{user_id:path}/wishes/{wish_id}", say.withdraw_wish, schema.WishReply, verb="DELETE"
+    ),
     Endpoint("/users/{user_id:path}/export", export, schema.ExportReply),
     Endpoint("/users/{user_id:path}", erase, schema.ErasureReply, verb="DELETE"),
     Endpoint("/products", products, IngestReport, body=(schema.ProductBody, schema.ProductsBody)),
     Endpoint("/products/{product_id:path}", delete_product, schema.RemovalReply, verb="DELETE"),
+    Endpoint("/rules", say.list_rules, schema.RulesReply, query=schema.RulesParameters),
+    Endpoint("/rules", say.add_rules, schema.RulesReply, (schema.RuleBody, schema.RulesBody)),
+    Endpoint(
+        "/rules/{rule_id}",
+        say.withdraw_rule,
+        schema.RulesReply,
+        query=schema.WithdrawParameters,
+        verb="DELETE",
+    ),
     Endpoint("/policy", policy, schema.PolicyReply, body=(schema.PolicyBody,)),
     Endpoint("/healthz", health, schema.HealthReply),
     Endpoint("/metrics", metrics),
@@ -278,56 +274,10 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
     return app
 
 
-async def _result(future: Future[T]) -> T:
-    """The result of a job of the worker's thread."""
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
-    except asyncio.TimeoutError:
-        raise HTTPException(503, "the server is busy; try again") from None
-
-
-async def _body(service: Service, request: Request) -> dict[str, Any]:
-    """The JSON object of a body, which must be short and come soon."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, "send JSON with content-type: application/json")
-    limit = service.config.body_bytes
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise HTTPException(413, f"the body may have {limit} bytes")
-    data = bytearray()
-
-    async def read() -> None:
-        async for chunk in request.stream():
-            data.extend(chunk)
-            if len(data) > limit:
-                raise HTTPException(413, f"the body may have {limit} bytes")
-
-    try:
-        await asyncio.wait_for(read(), BODY_SECONDS)
-        body = json.loads(data)
-    except asyncio.TimeoutError:
-        raise HTTPException(408, "the body did not come in time") from None
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is no JSON") from None
-    if not isinstance(body, dict):
-        raise HTTPException(422, "the body must be a JSON object")
-    return body
-
-
-def _query_parameters(request: Request) -> dict[str, str]:
-    """The parameters of a request's query; an empty one is left out."""
-    return {name: value for name, value in request.query_params.items() if value}
-
-
-def _json(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(document), status, headers, "application/json")
-
-
 def _error(
     request: Request, status: int, text: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    return _json(schema.ErrorReply(text, request.state.request_id), status, headers)
+    return json_reply(schema.ErrorReply(text, request.state.request_id), status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -59,10 +59,7 @@ def openapi_document(endpoints: Sequence[Endpoint], config: ServeConfig) -> dict
             "version": version("qagent-mlx"),
             "description": "Query recommendation by a search agent over one shop.",
         },
-        "paths": {
-            endpoint.path.replace(":path", ""): {endpoint.method.lower(): _operation(endpoint)}
-            for endpoint in endpoints
-        },
+        "paths": _paths(endpoints),
         "components": {"schemas": _schemas(types, config)},
     }
     if config.token:
@@ -70,6 +67,15 @@ def openapi_document(endpoints: Sequence[Endpoint], config: ServeConfig) -> dict
         document["security"] = [{"token": []}]
         document["paths"]["/healthz"]["get"]["security"] = []
     return document
+
+
+def _paths(endpoints: Sequence[Endpoint]) -> dict[str, dict[str, Any]]:
+    """The operations of each path, by method."""
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        operations = paths.setdefault(endpoint.path.replace(":path", ""), {})
+        operations[endpoint.method.lower()] = _operation(endpoint)
+    return paths
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
@@ -140,4 +146,5 @@ def _schemas(types: Sequence[type], config: ServeConfig) -> dict[str, Any]:
     fields["chains"]["maximum"] = config.max_chains
     schemas["EventsBody"]["properties"]["events"]["maxItems"] = config.events_a_post
     schemas["ProductsBody"]["properties"]["products"]["maxItems"] = config.products_a_post
+    schemas["RulesBody"]["properties"]["rules"]["maxItems"] = config.events_a_post
     return schemas

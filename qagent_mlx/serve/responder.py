@@ -25,6 +25,9 @@ from ..inventory.index import open_index, updated_index
 from ..inventory.product_search import open_shop_search
 from ..inventory.search import HybridSearch, hybrid_search
 from ..inventory.types import ProductSearch
+from ..live.limits import Limits, LimitsBook, shop_time
+from ..live.rules import Rule, ShopRules, rules_entry
+from ..live.wishes import Wish, wishes_entry
 from ..memory.profile import Memory
 from ..memory.store import MemoryStore
 from ..models.download import sample_folder
@@ -161,6 +164,7 @@ class Responder:
         self.trending: RecommendResponse | None = None
         self.moment = self.shop.end_of_log()
         self._trending_at = 0.0
+        self._rules: ShopRules  # of the trending response
         self.refresh_trending()
 
     def respond(self, pending: Sequence[PendingRequest]) -> None:
@@ -173,8 +177,11 @@ class Responder:
                 request.k,
                 request.chains,
                 self.recommender.others(request.as_of or now),
+                limits,
             )
-            for request, profile in zip(pending, self._read_profiles(pending, now), strict=True)
+            for request, profile, limits in zip(
+                pending, self._read_profiles(pending, now), self._limits(pending), strict=True
+            )
         ]
         lines = self.recommender.recommend_from_memory(requests)
         for waiting, request, line in zip(pending, requests, lines, strict=True):
@@ -243,6 +250,42 @@ class Responder:
         if self._pool_is_stale and len(self._pool):
             self._pool.reload()
         self._pool_is_stale = False
+
+    def change_rules(self, rules: Sequence[Rule]) -> None:
+        """Keep rules in the journal, and recommend by them from now on."""
+        self._keep(rules_entry(rules))
+        self.recommender.limits = LimitsBook(self.shop)
+        self._start_afresh()
+
+    def change_wishes(self, wishes: Sequence[Wish]) -> None:
+        """Keep wishes of users in the journal, and honour them from now on."""
+        self._keep(wishes_entry(wishes))
+        self.recommender.limits.has_wishes = True
+        for wish in wishes:
+            self.cache.forget(wish.user_id)
+
+    def _keep(self, entry: Entry) -> None:
+        """Keep an entry in the journal, and apply it to the snapshot."""
+        self.store.append([entry])
+        with self.shop.transaction():
+            apply_entries(self.shop, [entry])
+
+    def rules_changed(self) -> bool:
+        """Whether another rule holds now than when the trending response was computed."""
+        return self.recommender.limits.rules_at(shop_time(self.shop)) is not self._rules
+
+    def start_afresh(self) -> None:
+        """Drop all that was computed, as another rule holds now."""
+        self._start_afresh()
+
+    def _limits(self, pending: Sequence[PendingRequest]) -> list[Limits]:
+        """What each answer may hold."""
+        book = self.recommender.limits
+        now = book.limits([r.user for r in pending])
+        return [
+            limits if request.as_of is None else book.limits([request.user], request.as_of)[0]
+            for request, limits in zip(pending, now, strict=True)
+        ]
 
     def _start_afresh(self) -> None:
         """Drop all that was computed."""
@@ -333,7 +376,8 @@ class Responder:
         if self.trending is not None and self.trending.as_of == now:
             return
         profile = self.recommender.profiles([""], now)[0]
-        request = RecommendRequest(profile, now, TRENDING_QUERIES)
+        self._rules = self.recommender.limits.rules_at(shop_time(self.shop))
+        request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=Limits(self._rules))
         queries = self.recommender.recommend_from_memory([request])[0]
         self.trending = RecommendResponse(queries, "trending", now, self.policy, self.version)
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.exceptions import HTTPException
 
+from ..live.rules import RuleKind
 from ..types import EVENT_TYPES
 from ..utils.settings import Natural, Positive, requirement
 from ..utils.text import parse_utc
@@ -229,6 +230,74 @@ class MemoryReply(Struct):
     text: str
     sections: dict[str, list[str]]
     graph: dict[str, Any]
+    wishes: Annotated[list[dict[str, Any]], Meta(description="What the user wants no more.")]
+
+
+class RuleBody(Struct, forbid_unknown_fields=True):
+    """A rule of the merchant."""
+
+    kind: RuleKind
+    text: Annotated[str, Meta(min_length=1, max_length=300)] | None = None
+    product_id: Text | None = None
+    category: Text | None = None
+    position: Annotated[int, Meta(ge=1, le=MAX_QUERIES)] | None = None
+    starts: Annotated[Time | None, Meta(description="From when on; by default now.")] = None
+    ends: Annotated[Time | None, Meta(description="Before when; by default never.")] = None
+    author: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=100)],
+        Meta(description="Who makes it, for the history."),
+    ] = "api"
+
+
+class RulesBody(Struct):
+    """Several rules in one request."""
+
+    rules: Annotated[list[RuleBody], Meta(min_length=1)]
+
+
+class RulesParameters(Struct, forbid_unknown_fields=True):
+    """Query parameters of GET /rules."""
+
+    everything: Annotated[bool, Meta(description="Also those that were withdrawn.")] = False
+
+
+class RulesReply(Struct):
+    """Rules of the merchant, the oldest first."""
+
+    rules: list[dict[str, Any]]
+
+
+class WithdrawParameters(Struct, forbid_unknown_fields=True):
+    """Query parameters of DELETE /rules/{rule_id}."""
+
+    author: Annotated[str, Meta(min_length=1, max_length=100)] = "api"
+
+
+class WishBody(Struct, forbid_unknown_fields=True):
+    """What a user wants no more: a query, a category, or a query of an answer."""
+
+    query: Text | None = None
+    category: Text | None = None
+    recommendation_id: Text | None = None
+    position: Annotated[Positive | None, Meta(description="In that answer, from 1 on.")] = None
+    forget: Annotated[
+        bool, Meta(description="Also delete the user's own events of it, for good.")
+    ] = False
+
+
+class WishReply(Struct):
+    """A wish that is honoured from now on."""
+
+    user_id: str
+    wish: dict[str, Any]
+    events: Annotated[Natural, Meta(description="Events of the user that were deleted.")]
+
+
+class WishesReply(Struct):
+    """What a user wants no more."""
+
+    user_id: str
+    wishes: list[dict[str, Any]]
 
 
 class RemovalReply(Struct):
@@ -245,6 +314,7 @@ class ErasureReply(Struct):
     impressions: Natural
     recommendations: Natural
     rejects: Natural
+    wishes: Natural
     cases: Annotated[dict[str, int], Meta(description="By run.")]
     rollouts: Annotated[dict[str, int], Meta(description="By run.")]
     summaries: Natural
@@ -259,6 +329,7 @@ class ExportReply(Struct):
     impressions: list[dict[str, Any]]
     recommendations: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
+    wishes: list[dict[str, Any]]
     memory: dict[str, Any] | None
     stored: dict[str, Any] | None
     cases: dict[str, list[dict[str, Any]]]

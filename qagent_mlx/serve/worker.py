@@ -180,6 +180,8 @@ class Worker:
         if self.config.watch and now - self._watched_at >= WATCH_SECONDS:
             self._watched_at = now
             _settle([], self._look_for_policy)
+        if responder.rules_changed():
+            _settle([], responder.start_afresh)
         if responder.trending_expired():
             _settle([], responder.refresh_trending)
 

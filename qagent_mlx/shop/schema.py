@@ -95,6 +95,28 @@ CREATE TABLE IF NOT EXISTS recommendations (  -- queries that a user was shown
     arm        VARCHAR,
     ingest_id  BIGINT              -- see ingests; NULL for what a server has shown
 );
+CREATE TABLE IF NOT EXISTS rules (     -- of the merchant, see live.rules
+    rule_id    VARCHAR NOT NULL,
+    kind       VARCHAR NOT NULL,
+    text       VARCHAR,            -- a query, word or pattern
+    product_id VARCHAR,
+    category   VARCHAR,
+    position   INTEGER,            -- of a pin, from 1 on
+    starts     TIMESTAMP,          -- UTC; NULL for always, as ends
+    ends       TIMESTAMP,
+    author     VARCHAR NOT NULL,
+    created    TIMESTAMP NOT NULL,
+    removed    TIMESTAMP,
+    removed_by VARCHAR
+);
+CREATE TABLE IF NOT EXISTS wishes (    -- what users want no more, see live.wishes
+    wish_id   VARCHAR NOT NULL,
+    user_id   VARCHAR NOT NULL,
+    query     VARCHAR,
+    category  VARCHAR,
+    created   TIMESTAMP NOT NULL,
+    withdrawn TIMESTAMP
+);
 ALTER TABLE events ADD COLUMN IF NOT EXISTS recommendation_id VARCHAR; -- that it came of
 ALTER TABLE events ADD COLUMN IF NOT EXISTS position INTEGER;          -- in that one, from 1 on
 """
@@ -105,6 +127,8 @@ ADDED = {
     "replaced_products": "changed",
     "recommendations": "propensity",
     "events": "recommendation_id",
+    "rules": "removed_by",
+    "wishes": "withdrawn",
 }
 # Nobody who works on a snapshot needs these: they grow with every answer.
 NOT_IN_SNAPSHOTS = ("recommendations",)
