@@ -11,7 +11,7 @@ import click
 
 from .console import print_table, say, waiting
 from .options import Output, json_option, opened, shop_option
-from .param_types import FOLDER, MOMENT, PLAIN
+from .param_types import FOLDER, ID, MOMENT
 
 since_option = click.option("--since", type=MOMENT, metavar="T", help="From then on (UTC).")
 until_option = click.option("--until", type=MOMENT, metavar="T", help="Before then (UTC).")
@@ -28,7 +28,7 @@ def impressions() -> None:
 
 
 @impressions.command("list")
-@click.argument("user", type=PLAIN, required=False)
+@click.argument("user", type=ID, required=False)
 @click.option("-n", "number", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @shop_option
 @json_option

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from .console import note, out, print_table, say, waiting
 from .options import Output, as_of_option, json_option, opened, setting_options, shop_option
-from .param_types import PLAIN
+from .param_types import ID, PLAIN
 
 if TYPE_CHECKING:
     from qagent_mlx.inventory.product_search import ProductHit
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--remove",
     multiple=True,
-    type=PLAIN,
+    type=ID,
     metavar="PRODUCT",
     help="Take a product out of the catalog and the index; may be repeated.",
 )

@@ -12,7 +12,7 @@ import click
 
 from .console import emit, note, out, safe, say, short, waiting, writes_unicode
 from .options import Output, as_of_option, json_option, opened, shop_option
-from .param_types import FILE, FOLDER, PLAIN
+from .param_types import FILE, FOLDER, ID, PLAIN
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -50,7 +50,7 @@ def memory() -> None:
 
 
 @memory.command()
-@click.argument("user", type=PLAIN)
+@click.argument("user", type=ID)
 @as_of_option
 @click.option(
     "--html",
@@ -87,7 +87,7 @@ def show(
 
 
 @memory.command()
-@click.argument("user", type=PLAIN)
+@click.argument("user", type=ID)
 @shop_option
 @json_option
 def export(user: str, shop_path: Path) -> Output:
@@ -100,7 +100,7 @@ def export(user: str, shop_path: Path) -> Output:
 
 
 @memory.command()
-@click.argument("user", type=PLAIN)
+@click.argument("user", type=ID)
 @click.option("--query", type=PLAIN, help="Only what USER did under this query.")
 @click.option("--category", type=PLAIN, metavar="PATH", help="Only what USER did in this category.")
 @click.option("--yes", is_flag=True, help="Do not ask; never asked where stdin is no terminal.")
@@ -166,7 +166,7 @@ def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
 
 
 @memory.command("unwanted")
-@click.argument("user", type=PLAIN)
+@click.argument("user", type=ID)
 @click.argument("query", type=PLAIN, required=False)
 @click.option("--category", type=PLAIN, metavar="PATH", help="A category instead of a query.")
 @click.option("--withdraw", metavar="ID", help="Recommend it again.")

@@ -51,6 +51,19 @@ class PlainType(click.ParamType):
         return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
+class IdType(PlainType):
+    """The id of a user or a product, in the form in which shops store it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Text without spaces at its ends and without control characters."""
+        from qagent_mlx.utils.text import clean_id
+
+        cleaned = clean_id(super().convert(value, param, ctx))
+        if not cleaned:
+            self.fail("an id must have a visible character", param, ctx)
+        return cleaned
+
+
 class NameType(PlainType):
     """The name of something in a shop, completed by Tab.
 
@@ -109,6 +122,7 @@ class ShardType(click.ParamType):
 MOMENT = MomentType()
 ISO_MOMENT = IsoMomentType()
 PLAIN = PlainType()
+ID = IdType()
 DTYPE = click.Choice(["float32", "bfloat16", "float16", "4bit", "stored"])
 FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)

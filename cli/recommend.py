@@ -15,7 +15,7 @@ from qagent_mlx.utils.settings import merge
 from .chains import chain_lines
 from .console import note, out, print_table, safe, say, short, waiting
 from .options import Changes, Output, json_option, opened, setting_options, shop_option
-from .param_types import DTYPE, EXISTING_FILE, FILE, PLAIN, POLICY, SERVING, ShardType
+from .param_types import DTYPE, EXISTING_FILE, FILE, ID, POLICY, SERVING, ShardType
 from .progress import CountProgress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Recipients:
 
 
 @click.command()
-@click.argument("users", nargs=-1, type=PLAIN, metavar="[USER...]")
+@click.argument("users", nargs=-1, type=ID, metavar="[USER...]")
 @click.option("--policy", type=POLICY, help=f"Policy that recommends.  [default: {SERVING}]")
 @click.option(
     "--group",

@@ -11,7 +11,7 @@ import click
 
 from .console import print_table, say
 from .options import Output, json_option, opened, shop_option
-from .param_types import EXISTING_FILE, MOMENT, PLAIN
+from .param_types import EXISTING_FILE, ID, MOMENT, PLAIN
 
 if TYPE_CHECKING:
     from qagent_mlx.live.rules import Rule
@@ -112,7 +112,7 @@ def exclude(
 
 
 @rules.command()
-@click.argument("product", type=PLAIN)
+@click.argument("product", type=ID)
 @click.option("--query", type=PLAIN, help="Only under this query; by default under all.")
 @_starts
 @_ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -26,10 +27,12 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
 @setting_options(
     ServeConfig,
     *("host", "port", "policy", "k", "chains", "workers", "deadline_ms", "batch"),
-    *("cache_seconds", "rate", "read_only", "record", "watch", "dtype"),
+    *("cache_seconds", "rate", "proxy", "connections", "read_only", "record", "watch", "dtype"),
     into="changes",
     policy={"type": POLICY},
     chains={"flags": ("--group", "--chains"), "metavar": "N"},
+    proxy={"metavar": "ADDRESS"},
+    connections={"metavar": "N"},
     workers={"metavar": "N"},
     deadline_ms={"flags": ("--deadline",), "metavar": "MS"},
     cache_seconds="--cache",
@@ -47,6 +50,8 @@ def serve(token_file: Path | None, changes: Changes, shop_path: Path) -> None:
     policy until the next one, and a HUP signal loads it again. A --policy without a version
     means its newest. Other commands work beside it: what they change is taken up within seconds.
     """
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a policy to load again
     token = os.environ.get("QAGENT_TOKEN", "")
     if token_file is not None:
         token = token_file.read_text(encoding="utf-8", errors="replace").strip()

@@ -29,6 +29,7 @@ from .shop.policy_folders import parse_reference
 from .shop.shop import Shop
 from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder, write_text
 from .utils.database import fetch_dicts, literal, open_duckdb, write_parquet
+from .utils.text import clean_id
 
 # A rejected row is stored as JSON, or as it was when it could not be read at all.
 _IS_REJECT_OF_USER = """CASE WHEN json_valid(raw)
@@ -97,8 +98,8 @@ class ErasureReport:
 
 def export_user(shop: Shop, user: str) -> UserData:
     """Collect everything about the user with this id; a shop that is read only is enough."""
-    data = _collect(shop, user)
-    return replace(data, memory=inspect_memory(shop, user) if data.events else None)
+    data = _collect(shop, clean_id(user))
+    return replace(data, memory=inspect_memory(shop, data.user) if data.events else None)
 
 
 def _collect(shop: Shop, user: str) -> UserData:
@@ -141,6 +142,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
     Runs come first and the log last, so that it can be called again if it is interrupted. Copies
     for scenarios are deleted whole, and made anew when they are asked for.
     """
+    user = clean_id(user)
     _clear_leftovers(shop)
     data = _collect(shop, user)
     report = ErasureReport(

@@ -22,6 +22,7 @@ from ..protocol.config import AgentConfig
 from ..shop.policy_folders import parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Line, Profile, Recommendation, Slate, UserContext
+from ..utils.text import clean_id
 from .rollout import RolloutRunner
 from .slate import SlateFiller, SlateRequest, aggregate_group, aggregate_rollouts, with_lines
 from .tools import SearchProducts
@@ -224,7 +225,9 @@ class Recommender(ProfileRecommender):
         """The users' profiles as the policy reads them; by default just after the log's end."""
         moment = as_of or self.shop.end_of_log()
         return self.memory.profiles(
-            [Moment(user, moment) for user in users], self.agent.sections, self.agent.profile_budget
+            [Moment(clean_id(user), moment) for user in users],
+            self.agent.sections,
+            self.agent.profile_budget,
         )
 
     def others(self, as_of: datetime) -> tuple[Line, ...]:

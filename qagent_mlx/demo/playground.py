@@ -29,6 +29,7 @@ from ..policy.registry import open_policy, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..shop.shop import Shop
 from ..types import Profile
+from ..utils.text import clean_id
 
 if TYPE_CHECKING:
     from ..environment.environment import Environment
@@ -115,15 +116,15 @@ class PlaygroundSession:
             ORDER BY max(ts) DESC, user_id LIMIT 500"""
         ).fetchall()
         self.users: Sequence[str] = [name for (name,) in rows]
-        self.user = user or (self.users[0] if self.users else "guest-1")
+        self.user = clean_id(user) or (self.users[0] if self.users else "guest-1")
         self.moment: datetime | None = None  # a moment of the past, or None: after the log
         self.screen: list[ScreenItem] = []
         self.last: UserRecommendations | None = None
 
     def switch_user(self, user: str) -> str:
         """Be this user from now on; an unknown one is a new user."""
-        self.user, self.screen, self.last = user, [], None
-        return user
+        self.user, self.screen, self.last = clean_id(user), [], None
+        return self.user
 
     def next_user(self) -> str:
         """Be the next user of the list."""

@@ -250,7 +250,9 @@ def append_in_transaction(
         for number, values in enumerate(rows, 1):
             appender.append_row(number, *(_text(values.get(field)) for field in fields), None)
     # Products come with all that is known of them; aliases stay as they are.
-    options = ReadOptions(allow_future=True, clear=("brand", "category", "price", "attributes"))
+    options = ReadOptions(
+        allow_future=True, exact_ids=True, clear=("brand", "category", "price", "attributes")
+    )
     load = Load(options, frozenset(fields) - {"aliases"})
     return _store_staged(shop, kind, kind, load)
 
@@ -261,6 +263,8 @@ def _text(value: Any) -> str | None:
     if hasattr(value, "isoformat"):
         moment: str = value.isoformat()
         return moment
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)  # an id that pandas made a float of
     text = str(value)
     # Half characters, as JSON's escapes can make them, are no text to a database.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -52,6 +52,10 @@ class ReadOptions:
     has_user_zero: Annotated[
         bool, Meta(description="Users are numbered from 0 on: the user 0 is not nobody.")
     ] = False
+    exact_ids: Annotated[
+        bool,
+        Meta(description="Ids are meant as they are: all of them as 1289.0 are no whole numbers."),
+    ] = False
     dry_run: Annotated[
         bool, Meta(description="Say what would be understood and rejected; store nothing.")
     ] = False

@@ -80,7 +80,7 @@ def _check(connection: duckdb.DuckDBPyConnection, load: Load) -> None:
 
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
-        WITH given AS (SELECT s.*, {id_value(connection, "product_id")} AS id_text,
+        WITH given AS (SELECT s.*, {id_value(connection, "product_id", load.options)} AS id_text,
                 {text("title")} AS title_text, {text("brand")} AS brand_text,
                 {text("category")} AS category_text, {text_or_null("price")} AS price_text,
                 try_cast(price_text AS DOUBLE) AS price_number,

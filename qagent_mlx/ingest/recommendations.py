@@ -28,7 +28,7 @@ def store_recommendations(shop: Shop, load: Load) -> tuple[int, int]:
     of duplicates.
     """
     connection, options = shop.connection, load.options
-    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
+    user = id_value(connection, "user_id", options)
     texts = ", ".join(
         f"{text_or_null(f's.{name}')} AS {name}_text"
         for name in ("recommendation_id", "query", "position", "propensity", "version")

@@ -49,15 +49,10 @@ def are_floats(connection: duckdb.DuckDBPyConnection, field: IdField) -> bool:
     return not known
 
 
-def id_value(
-    connection: duckdb.DuckDBPyConnection, field: IdField, *, has_user_zero: bool = False
-) -> str:
-    """SQL: the ids of a field of ``stage s``, before they are cleaned; NULL for nobody.
-
-    ``has_user_zero`` says that users are numbered from 0 on, so that `0` is not nobody.
-    """
-    given = text_or_null(f"s.{field}", person=field == "user_id" and not has_user_zero)
-    if are_floats(connection, field):
+def id_value(connection: duckdb.DuckDBPyConnection, field: IdField, options: ReadOptions) -> str:
+    """SQL: the ids of a field of ``stage s``, before they are cleaned; NULL for nobody."""
+    given = text_or_null(f"s.{field}", person=field == "user_id" and not options.has_user_zero)
+    if not options.exact_ids and are_floats(connection, field):
         return f"regexp_replace({given}, '\\.0$', '')"
     return given
 
@@ -68,8 +63,8 @@ def row_texts(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> st
     They are the columns of a relation ``given`` below `row_values`: a name of the same SELECT is
     written out by DuckDB wherever it stands, and planning that took longer than reading an event.
     """
-    user = id_value(connection, "user_id", has_user_zero=options.has_user_zero)
-    product = id_value(connection, "product_id")
+    user = id_value(connection, "user_id", options)
+    product = id_value(connection, "product_id", options)
     return f"{user} AS user_text, {product} AS product_text, {moment_text('s')} AS time_text"
 
 

@@ -96,6 +96,10 @@ class PostgresSettings:
     timeout: Annotated[Seconds, Meta(description="Time to wait for an answer.")] = 10.0
 
 
+class EngineFailed(QAgentError):
+    """An engine does not answer, or not as it should."""
+
+
 class ExternalEngine(ABC):
     """A `ProductSearch` that asks another system."""
 
@@ -112,7 +116,7 @@ class ExternalEngine(ABC):
         """For each query at most ``k`` hits, best first; ``as_of`` has no effect.
 
         Raises:
-            QAgentError: the engine does not answer, or not as it should.
+            EngineFailed: the engine does not answer, or not as it should.
         """
         distinct = [query for query in dict.fromkeys(queries) if query_key(query)]
         if not distinct or k < 1:

@@ -18,6 +18,7 @@ from ..types import Hit
 from .catalog import Catalog
 from .external_engines import (
     REMEDY,
+    EngineFailed,
     ExternalEngine,
     OpenSearchSettings,
     require_trust,
@@ -107,17 +108,17 @@ class OpenSearch(ExternalEngine):
         except urllib.error.HTTPError as error:
             text = error.read(500).decode("utf-8", "replace").split("\n")[0][:200]
             message = f"the search engine at {url} answered {error.code} ({text}); {REMEDY}"
-            raise QAgentError(message) from error
+            raise EngineFailed(message) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             message = (
                 f"the search engine at {url} does not answer ({reason}); start it, or {REMEDY}"
             )
-            raise QAgentError(message) from error
+            raise EngineFailed(message) from error
         try:
             return self._parse_hits(content)[:k]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise QAgentError(
+            raise EngineFailed(
                 f"the search engine at {url} gave an answer that is none of the _search API "
                 f"({error}); {REMEDY}"
             ) from error

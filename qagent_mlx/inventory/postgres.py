@@ -17,6 +17,7 @@ from ..types import Hit
 from .catalog import Catalog
 from .external_engines import (
     REMEDY,
+    EngineFailed,
     ExternalEngine,
     PostgresSettings,
     require_trust,
@@ -67,7 +68,9 @@ class Postgres(ExternalEngine):
         except psycopg.Error as error:
             self.close()
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise QAgentError(f"PostgreSQL cannot search: {line}; start it, or {REMEDY}") from error
+            raise EngineFailed(
+                f"PostgreSQL cannot search: {line}; start it, or {REMEDY}"
+            ) from error
         hits: list[list[Hit]] = [[] for _ in queries]
         for number, product, score in rows:
             if product in self.catalog.row_of:

@@ -15,6 +15,7 @@ from ..memory.ranker import MemoryRanker
 from ..memory.summarizer import Summarizer
 from ..memory.types import CountTokens, Moment
 from ..shop.shop import Shop
+from ..utils.text import clean_id
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -96,6 +97,7 @@ def inspect_memory(
             MemoryRanker.of_shop(shop),
             open_summarizer(shop, summarizer) if summarizer else None,
         )
+    user = clean_id(user)
     view = memory_view(memory, Moment(user, as_of or shop.end_of_log()))
     wishes = tuple(wish.to_dict() for wish in wishes_of(shop, [user]))
     return msgspec.structs.replace(view, wishes=wishes)

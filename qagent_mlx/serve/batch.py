@@ -27,7 +27,7 @@ from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.table_files import check_table_name, write_table
-from ..utils.text import clean
+from ..utils.text import clean, clean_id
 from .config import BulkConfig
 from .worker_processes import WorkerPool
 
@@ -96,13 +96,14 @@ def read_users(path: Path) -> list[str]:
             except duckdb.Error as error:
                 line = str(error).splitlines()[0]
                 raise QAgentError(f"{path}: {line}; it needs a column user_id") from error
-        users = [user for (user,) in rows if user]
+        users = [clean_id(user) for (user,) in rows if user]
     else:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise QAgentError(f"{path} is no UTF-8 text; write one user id a line") from error
-        users = [line.strip() for line in lines if line.strip()]
+        users = [clean_id(line) for line in lines]
+    users = [user for user in users if user]
     if not users:
         raise QAgentError(f"{path} names no user; write one user id a line")
     return list(dict.fromkeys(users))

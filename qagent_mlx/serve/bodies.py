@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from ..utils.text import clean_id
 from .service import Service
 
 BODY_SECONDS = 10.0  # in which a body must have come
@@ -65,11 +66,26 @@ async def json_body(service: Service, request: Request) -> dict[str, Any]:
         body = json.loads(data)
     except asyncio.TimeoutError:
         raise HTTPException(408, "the body did not come in time") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the client hung up before its body was there") from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "the body is no JSON") from None
     if not isinstance(body, dict):
         raise HTTPException(422, "the body must be a JSON object")
     return body
+
+
+def posted_id(text: str, name: str) -> str:
+    """The id of a user or a product in the form in which the shop stores it."""
+    cleaned = clean_id(text)
+    if not cleaned:
+        raise HTTPException(422, f"{name} must have a visible character")
+    return cleaned
+
+
+def path_id(request: Request, name: str) -> str:
+    """An id in the path of a request; see `posted_id`."""
+    return posted_id(request.path_params[name], name)
 
 
 def query_parameters(request: Request) -> dict[str, str]:

@@ -91,6 +91,22 @@ class ServeConfig:
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="Requests at once of one client; by default what 2 seconds allow."),
     ] = None
+    proxy: Annotated[
+        str,
+        Meta(
+            description="Addresses or networks of the proxies in front, such as 127.0.0.1 or "
+            "10.0.0.0/8, with commas between: only their X-Forwarded-For says who the client is."
+        ),
+    ] = ""
+    connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Connections at the same time, at most; beyond it the ones that ask "
+            "nothing are closed.",
+        ),
+    ] = 500
     body_bytes: Annotated[
         Positive, Meta(description="Size of a request's body, at most.", extra={"unit": "bytes"})
     ] = 1 << 20
@@ -114,6 +130,23 @@ class ServeConfig:
         return self.chains or GROUP
 
     @property
+    def proxies(self) -> list[str]:
+        """The proxies that may say who the client is.
+
+        Raises:
+            SettingError: one is no address and no network.
+        """
+        places = [place.strip() for place in self.proxy.split(",") if place.strip()]
+        for place in places:
+            try:
+                ipaddress.ip_network(place)
+            except ValueError:
+                raise SettingError(
+                    "proxy", f"{place!r} is no address or network such as 127.0.0.1 or 10.0.0.0/8"
+                ) from None
+        return places
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
         if self.host == "localhost":
@@ -130,6 +163,7 @@ class ServeConfig:
             SettingError: names the setting and what it may be.
         """
         check(self)
+        self.proxies  # noqa: B018  (they are addresses)
         if not self.loopback and len(self.token) < TOKEN_LENGTH:
             raise SettingError(
                 "token",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ..errors import QAgentError
 from ..ingest.journal import products_entry, removal_entry
@@ -27,13 +28,20 @@ from ..inventory.search import HybridSearch
 from ..inventory.types import Filters
 from ..policy.registry import PROMOTED, SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
-from ..privacy import UnknownUser, erase_user, export_user
+from ..privacy import erase_user, export_user
 from ..shop.policy_folders import parse_reference
-from ..shop.shop import DatabaseInUse
-from ..utils.text import clean
 from . import say, schema
-from .bodies import json_body, json_reply, posted_objects, query_parameters, result_of
+from .bodies import (
+    json_body,
+    json_reply,
+    path_id,
+    posted_id,
+    posted_objects,
+    query_parameters,
+    result_of,
+)
 from .config import ServeConfig
+from .error_replies import HANDLERS, without_paths
 from .metrics import CONTENT_TYPE
 from .middleware import RequestGuard
 from .openapi import Endpoint, openapi_document
@@ -50,7 +58,7 @@ async def recommend(service: Service, request: Request) -> Response:
         text = f"chains must be a whole number of at most {config.max_chains}"
         raise HTTPException(422, text)
     reply = await service.recommend(
-        body.user_id,
+        posted_id(body.user_id, "user_id"),
         config.k if body.k is None else body.k,
         service.worker.responder.chains if body.chains is None else body.chains,
         config.deadline_ms if body.deadline_ms is None else body.deadline_ms,
@@ -90,7 +98,7 @@ def _product_fields(product: schema.ProductBody) -> dict[str, Any]:
     fields: dict[str, Any] = {
         name: value for name, value in msgspec.structs.asdict(product).items() if value is not UNSET
     }
-    fields["product_id"] = clean(product.product_id)
+    fields["product_id"] = posted_id(product.product_id, "product_id")
     if isinstance(product.category, list):
         fields["category"] = " > ".join(product.category)
     return fields
@@ -98,7 +106,7 @@ def _product_fields(product: schema.ProductBody) -> dict[str, Any]:
 
 async def delete_product(service: Service, request: Request) -> Response:
     """Take a product out of the catalog. What users did with it stays in the log."""
-    product_id = request.path_params["product_id"]
+    product_id = path_id(request, "product_id")
     worker = service.worker
 
     def delete() -> bool:
@@ -117,7 +125,7 @@ async def delete_product(service: Service, request: Request) -> Response:
 
 async def export(service: Service, request: Request) -> Response:
     """Everything that is stored about a user."""
-    user = request.path_params["user_id"]
+    user = path_id(request, "user_id")
     store = service.worker.responder.store
     document = await result_of(store.call(lambda shop: export_user(shop, user).to_dict()))
     del document["user"]
@@ -126,7 +134,7 @@ async def export(service: Service, request: Request) -> Response:
 
 async def erase(service: Service, request: Request) -> Response:
     """Erase everything about a user, also from caches and from what runs keep."""
-    user = request.path_params["user_id"]
+    user = path_id(request, "user_id")
     store = service.worker.responder.store
     document = (await result_of(store.change(lambda shop: erase_user(shop, user)))).to_dict()
     del document["user"]
@@ -153,7 +161,7 @@ async def search(service: Service, request: Request) -> Response:
 async def memory(service: Service, request: Request) -> Response:
     """What is remembered of a user."""
     given = parse(schema.MemoryParameters, query_parameters(request))
-    user = request.path_params["user_id"]
+    user = path_id(request, "user_id")
     as_of = parse_time(given.as_of, "as_of")
     responder = service.worker.responder
 
@@ -182,17 +190,19 @@ async def policy(service: Service, request: Request) -> Response:
 
 
 async def health(service: Service, _request: Request) -> Response:
-    """Whether the server answers."""
+    """Whether the server answers, and can store what clients post."""
     worker = service.worker
+    storing = worker.responder.store.problem
+    is_well = worker.alive and not storing
     reply = schema.HealthReply(
-        status="ok" if worker.alive else "failed",
+        status="ok" if is_well else "failed",
         policy=worker.responder.policy,
         version=worker.responder.version,
-        problem=worker.responder.problem,
+        problem=without_paths(storing or worker.responder.problem, worker.path),
         waiting=worker.waiting,
         read_only=service.config.read_only,
     )
-    return json_reply(reply, 200 if worker.alive else 503)
+    return json_reply(reply, 200 if is_well else 503)
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -254,6 +264,9 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
         await asyncio.to_thread(worker.stop)
 
     middleware = [Middleware(RequestGuard, config=config, metrics=worker.metrics)]
+    if config.proxies:
+        forwarded = Middleware(ProxyHeadersMiddleware, trusted_hosts=config.proxies)
+        middleware.insert(0, forwarded)
     if config.loopback and not config.token:
         # A page in a browser of this machine cannot reach the shop through a name of its own.
         hosts = ["127.0.0.1", "localhost", "[::1]"]
@@ -261,41 +274,8 @@ def create_app(path: Path, config: ServeConfig) -> Starlette:
     app = Starlette(
         routes=[Route(e.path, partial(e.handler, service), methods=[e.method]) for e in ENDPOINTS],
         middleware=middleware,
-        exception_handlers={
-            HTTPException: _http_error,
-            DatabaseInUse: _busy_error,
-            UnknownUser: _unknown_error,
-            QAgentError: _user_error,
-            Exception: _server_error,
-        },
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
     app.state.service = service
     return app
-
-
-def _error(
-    request: Request, status: int, text: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    return json_reply(schema.ErrorReply(text, request.state.request_id), status, headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(request, error.status_code, error.detail, error.headers)
-
-
-async def _user_error(request: Request, error: Exception) -> Response:
-    return _error(request, 400, str(error))
-
-
-async def _busy_error(request: Request, error: Exception) -> Response:
-    return _error(request, 503, str(error), {"retry-after": "5"})
-
-
-async def _unknown_error(request: Request, error: Exception) -> Response:
-    return _error(request, 404, str(error))
-
-
-async def _server_error(request: Request, _: Exception) -> Response:
-    return _error(request, 500, "something went wrong; the server's log says what")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -49,6 +50,16 @@ class RateLimiter:
         allowed = tokens >= 1
         self._buckets[client] = (tokens - allowed, now)
         return 0.0 if allowed else (1 - tokens) / self._rate
+
+
+def _network(host: str) -> str:
+    """Whom a rate is for: an address, or of IPv6 the /64 network, all of which one client has."""
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
 
 
 class RequestGuard:
@@ -106,7 +117,7 @@ class RequestGuard:
         def refuse(status: int, text: str, extra: dict[str, str]) -> Response:
             return JSONResponse({"error": text, "request_id": request_id}, status, extra)
 
-        wait = self._rates.wait((scope.get("client") or ("", 0))[0])
+        wait = self._rates.wait(_network((scope.get("client") or ("", 0))[0]))
         if wait:
             seconds = str(max(1, round(wait + 0.5)))
             return refuse(429, "too many requests; wait a little", {"retry-after": seconds})

@@ -13,7 +13,7 @@ from ..live.rules import new_rule, rules_of, withdrawn
 from ..live.wishes import new_wish, wishes_of, withdrawn_wish
 from ..shop.shop import Shop
 from . import schema
-from .bodies import json_body, json_reply, posted_objects, query_parameters, result_of
+from .bodies import json_body, json_reply, path_id, posted_objects, query_parameters, result_of
 from .schema import parse, parse_time
 from .service import Service
 
@@ -64,14 +64,14 @@ async def withdraw_rule(service: Service, request: Request) -> Response:
 
 async def list_wishes(service: Service, request: Request) -> Response:
     """What a user wants no more."""
-    user, worker = request.path_params["user_id"], service.worker
+    user, worker = path_id(request, "user_id"), service.worker
     wishes = await result_of(worker.call(lambda: wishes_of(worker.responder.shop, [user])))
     return json_reply(schema.WishesReply(user, [wish.to_dict() for wish in wishes]))
 
 
 async def add_wish(service: Service, request: Request) -> Response:
     """Recommend a query or a category to a user no more, and forget it if that is asked for."""
-    user, worker = request.path_params["user_id"], service.worker
+    user, worker = path_id(request, "user_id"), service.worker
     body = parse(schema.WishBody, await json_body(service, request))
     query = body.query
     if body.recommendation_id is not None:
@@ -96,7 +96,7 @@ async def add_wish(service: Service, request: Request) -> Response:
 
 async def withdraw_wish(service: Service, request: Request) -> Response:
     """Recommend it again."""
-    user, wish_id = request.path_params["user_id"], request.path_params["wish_id"]
+    user, wish_id = path_id(request, "user_id"), request.path_params["wish_id"]
     worker = service.worker
 
     def withdraw() -> schema.WishReply | None:

@@ -345,7 +345,11 @@ class HealthReply(Struct):
     policy: str
     version: PolicyVersion
     problem: Annotated[
-        str, Meta(description="Why a policy was not taken up that was promoted or saved anew.")
+        str,
+        Meta(
+            description="Why nothing can be stored, or why a policy was not taken up that was "
+            "promoted or saved anew."
+        ),
     ]
     waiting: Natural
     read_only: bool

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from ..errors import QAgentError
 from .config import ServeConfig
+from .connections import protocol
 from .http import create_app
 from .worker import Worker
 
@@ -31,11 +32,18 @@ def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     """
     app = create_app(path, config)
     worker: Worker = app.state.service.worker
+    ignore_hangups()
     worker.start()  # its errors are the user's, so they come before the server's own words
     try:
         _serve(app, worker, path, config, say)
     finally:
         worker.stop()
+
+
+def ignore_hangups() -> None:
+    """Let SIGHUP pass, which loads the policy again once the server answers and has none before."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _serve(
@@ -45,6 +53,9 @@ def _serve(
     _log_to_stderr()
     settings = uvicorn.Config(
         app,
+        http=protocol(config.connections),
+        ws="none",
+        proxy_headers=False,  # the middleware knows which proxy may be believed
         host=config.host,
         port=config.port,
         log_config=None,

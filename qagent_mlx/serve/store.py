@@ -24,8 +24,9 @@ from ..errors import QAgentError
 from ..ingest.journal import stored_positions
 from ..live.shown import ShownAnswer, shown_entry
 from ..shop import journal
-from ..shop.journal import JournalWriter, Position
-from ..shop.shop import Shop
+from ..shop.journal import CannotStore, JournalWriter, Position
+from ..shop.shop import DatabaseInUse, Shop
+from .event_clock import EventClock
 from .metrics import Metrics
 
 log = logging.getLogger("qagent.serve")
@@ -55,6 +56,8 @@ class ShopStore:
         journal: Takes what clients post; None where nothing is taken.
         shown: Takes what users were shown, which no answer waits for: a journal of its own, so
             that it never waits for the disk as a post does; None where nothing is recorded.
+        clock: Says which times posted events may name.
+        problem: Why nothing can be stored at the moment; empty where all is well.
 
     Raises:
         QAgentError: what `Shop.snapshot` has to say, or the journal cannot be written.
@@ -72,6 +75,8 @@ class ShopStore:
             for writer in self._writers:
                 writer.close()
             raise
+        self.clock = EventClock(self.shop)
+        self.problem = ""
         self._stored = stored_positions(self.shop)
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._shown_failed = False  # said once, not for each answer
@@ -117,11 +122,21 @@ class ShopStore:
         """Keep entries of the journal; after it they can be acknowledged.
 
         Raises:
-            QAgentError: the server is read only, or the disk is full.
+            CannotStore: the disk is full or broken.
+            QAgentError: the server is read only.
         """
         if self.journal is None:
             raise QAgentError(READ_ONLY)
-        self.journal.append(entries)
+        try:
+            self.journal.append(entries)
+        except CannotStore as error:
+            self._note_problem(error)
+            raise
+
+    def _note_problem(self, error: CannotStore) -> None:
+        if not self.problem:  # else it was said
+            log.error("%s; what clients post is refused until then", error)
+        self.problem = str(error)
 
     def record_shown(self, answer: ShownAnswer) -> bool:
         """Record what a user was shown, in some microseconds and from any thread.
@@ -175,11 +190,14 @@ class ShopStore:
         return future
 
     def _run(self) -> None:
+        said = ""
         while not self._stopping:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             while self._jobs:
                 run, future = self._jobs.pop(0)
+                if not future.set_running_or_notify_cancel():
+                    continue  # nobody waits for it any more
                 try:
                     future.set_result(run())
                 except BaseException as error:  # it belongs to who asked
@@ -187,13 +205,21 @@ class ShopStore:
             try:
                 if self.shown is not None:
                     self.shown.sync()
+                if self.problem and self.journal is not None:
+                    self.journal.check_disk()
+                    log.info("the disk takes what clients post again")
+                    self.problem = ""
                 self._follow_file()
                 if time.monotonic() >= self._move_at + self._patience():
                     self._move_journal(WRITE_WAIT_SECONDS)
-            except QAgentError as error:
+            except CannotStore as error:
+                self._note_problem(error)
+            except DatabaseInUse as error:
                 log.info("%s; trying again", error)
-            except (duckdb.Error, OSError) as error:
-                log.warning("%s; trying again", error)
+            except (QAgentError, duckdb.Error, OSError) as error:
+                if str(error) != said:
+                    log.warning("%s; trying again", error)
+                said = str(error)
 
     def _move_journal(self, wait: float) -> None:
         """Store the journal's entries in the file."""

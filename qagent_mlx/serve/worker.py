@@ -21,6 +21,7 @@ from ..errors import QAgentError
 from ..ingest.report import IngestReport
 from ..shop.shop import Shop
 from ..utils.blas import one_blas_thread
+from ..utils.text import clean_id
 from .config import ServeConfig
 from .event_store import store_events
 from .metrics import Metrics
@@ -68,7 +69,8 @@ class Worker:
             self._thread.start()
         try:
             self._ready.result()
-        except BaseException:
+        except BaseException:  # its own, or a signal's while it starts
+            self._queue.put(None)
             self._thread.join()  # a thread that still runs at the process's end aborts it
             raise
 
@@ -167,6 +169,8 @@ class Worker:
 
     def _serve(self, jobs: Sequence[Job]) -> None:
         responder = self.responder
+        # Whom nobody waits for any more was told so: it is left out, and can be asked again.
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         posts = [job for job in jobs if isinstance(job, PendingEvents)]
         if posts:
             _settle([post.future for post in posts], lambda: self._store(posts))
@@ -211,11 +215,13 @@ class Worker:
 
     def _store(self, posts: Sequence[PendingEvents]) -> None:
         try:
-            store_events(self.responder.store, posts, self.metrics)
+            reports = store_events(self.responder.store, posts, self.metrics)
         finally:
-            self.responder.forget(
-                {str(event.get("user_id", "")) for post in posts for event in post.events}
-            )
+            users = {str(event.get("user_id", "")) for post in posts for event in post.events}
+            self.responder.forget(map(clean_id, users))
+        # Whoever is told asks again at once: no answer from before may be found then.
+        for post, report in reports:
+            post.future.set_result(report)
 
 
 def _settle(futures: Sequence[Future[Any]], run: Callable[[], Any]) -> None:

@@ -8,12 +8,12 @@ so that new events are known at once.
 from __future__ import annotations
 
 import logging
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,7 @@ class WorkerProcess:
                 [sys.executable, "-c", _PROGRAM, *arguments],
                 pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # signals of a terminal are for the process that starts it
             )
 
     @property
@@ -291,8 +292,13 @@ def _search(path: str) -> ProductSearch:
 def main() -> None:
     """Answer the jobs that come through a connection until it is closed."""
     _, descriptor, path, policy, dtype = sys.argv
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     connection: Connection[Any, Any] = Connection(int(descriptor))
+    # Where the other end is gone, so is the process that this one works for.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        _answer(connection, path, policy, dtype)
+
+
+def _answer(connection: Connection[Any, Any], path: str, policy: str, dtype: str) -> None:
     try:
         recommender = ProfileRecommender(_search(path), load_policy(Path(policy), dtype))
     except QAgentError as error:

@@ -31,6 +31,7 @@ log = logging.getLogger("qagent.shop")
 
 FOLDER = "journal"
 CHANGES = "changes"  # an empty file there; its time says when the database was changed
+CHECK_BYTES = 1 << 20  # that must be free for a disk to be no longer full
 _NAME = re.compile(r"([0-9a-f]{16})-(\d{9})\.log")
 
 Entry = dict[str, Any]
@@ -62,11 +63,15 @@ class Record:
     entry: Entry
 
 
+class CannotStore(QAgentError):
+    """The disk is full or broken: nothing of what was to be stored is kept."""
+
+
 class JournalWriter:
     """Appends a server's entries. Thread-safe; only this object writes to the server's files.
 
     Raises:
-        QAgentError: the folder cannot be written.
+        CannotStore: the folder cannot be written.
     """
 
     def __init__(self, shop: Path) -> None:
@@ -76,6 +81,7 @@ class JournalWriter:
         self._position = Position(0, 0)
         self._descriptor = -1
         self._is_unsynced = False
+        self._is_torn = False  # the file holds bytes behind the position
         try:
             self.folder.mkdir(exist_ok=True)
             (self.folder / CHANGES).touch()
@@ -92,7 +98,7 @@ class JournalWriter:
         """Write entries to disk; when this returns they survive a crash.
 
         Raises:
-            QAgentError: the disk is full or broken; nothing of the entries is kept.
+            CannotStore: the disk is full or broken; nothing of the entries is kept.
         """
         return self._put(entries, is_synced=True)
 
@@ -101,7 +107,9 @@ class JournalWriter:
         with self._lock:
             number, offset = self._position.number, self._position.offset
             try:
-                written = 0
+                if self._is_torn:
+                    os.ftruncate(self._descriptor, offset)
+                self._is_torn, written = True, 0
                 while written < len(data):
                     written += os.write(self._descriptor, data[written:])
                 if is_synced:
@@ -109,8 +117,9 @@ class JournalWriter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, offset)
+                    self._is_torn = False
                 raise self._cannot_write(error) from error
-            self._is_unsynced = not is_synced
+            self._is_torn, self._is_unsynced = False, not is_synced
             self._position = Position(number, offset + len(data))
             return self._position
 
@@ -137,6 +146,20 @@ class JournalWriter:
             raise self._cannot_write(error) from error
         finally:
             os.close(descriptor)
+
+    def check_disk(self) -> None:
+        """Raise `CannotStore` while nothing can be written beside the journal's files."""
+        path = self.folder / f".{self.server}.tmp"
+        try:
+            try:
+                with path.open("wb") as file:
+                    file.write(bytes(CHECK_BYTES))
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def start_again(self, stored: Position) -> None:
         """Begin a new file and remove the old one, if all its entries are stored."""
@@ -166,8 +189,8 @@ class JournalWriter:
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.server}-{number:09}.log"
 
-    def _cannot_write(self, error: OSError) -> QAgentError:
-        return QAgentError(
+    def _cannot_write(self, error: OSError) -> CannotStore:
+        return CannotStore(
             f"cannot write {self.folder}: {error.strerror}; free some space or choose a folder "
             "you may write to"
         )

@@ -86,6 +86,14 @@ def clean(text: str) -> str:
     return _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
 
 
+def clean_id(text: str) -> str:
+    """An id of a user or a product as it is stored: ``" u 1\\t"`` names the same one as ``"u 1"``.
+
+    Ingest's SQL (`ingest.parse_fields.clean_id`) does the same to columns of ids.
+    """
+    return clean(text)
+
+
 def strip_control_characters(text: str) -> str:
     """Replace what a terminal would obey by spaces; line breaks and columns stay."""
     return _CONTROL_IN_LINES.sub(" ", text)

@@ -1,8 +1,10 @@
 """Full disks, folders that cannot be written, clocks that go back, too little memory."""
 
+import os
 import resource
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,7 +19,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import build_index, open_index
 from qagent_mlx.privacy import erase_user
-from qagent_mlx.serve import event_store
+from qagent_mlx.serve import event_clock
 from qagent_mlx.serve.config import ServeConfig
 from qagent_mlx.serve.http import create_app
 from qagent_mlx.shop.shop import Shop
@@ -91,6 +93,8 @@ def test_a_server_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_di
         raise_server_exceptions=False,
     ) as client:
         fill(small_disk)
+        filler = small_disk / "filler"
+        os.truncate(filler, filler.stat().st_size - (1 << 18))  # room for some events
         accepted = 0
         for n in range(40):
             events = [{k: v for k, v in row.items() if k != "time"} for row in many(900, f"s{n}-")]
@@ -98,8 +102,21 @@ def test_a_server_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_di
             if answer.status_code != 200:
                 break
             accepted += answer.json()["accepted"]
-        assert answer.status_code == 400 and "\n" not in answer.json()["error"], answer.text
+        assert answer.status_code == 503 and accepted > 0, answer.text
+        assert "no space left" in answer.json()["error"] and answer.headers["retry-after"]
+        health = client.get("/healthz")
+        assert health.status_code == 503 and health.json()["status"] == "failed"
+        assert str(small_disk) not in answer.text + health.text
+        # Reading goes on, and what has to write more than an event does says the same.
+        assert client.post("/recommend", json={"user": "s0-1"}).json()["source"] == "agent"
+        fill(small_disk)
+        refused = client.delete("/users/u01")
+        assert refused.status_code == 503 and str(small_disk) not in refused.text, refused.text
         (small_disk / "filler").unlink()
+        deadline = time.monotonic() + 20
+        while client.get("/healthz").status_code != 200:
+            assert time.monotonic() < deadline, client.get("/healthz").text
+            time.sleep(0.1)
         answer = client.post(
             "/events", json={"user_id": "after", "type": "search", "query": "lamp"}
         )
@@ -147,7 +164,7 @@ def test_a_clock_that_goes_back_loses_no_event(base_folder, tmp_path, monkeypatc
         def now(cls, tz=None):
             return cls.at
 
-    monkeypatch.setattr(event_store, "datetime", Clock)
+    monkeypatch.setattr(event_clock, "datetime", Clock)
     config = ServeConfig(policy="base", chains=1, deadline_ms=30_000.0)
     with TestClient(create_app(folder, config), base_url="http://127.0.0.1") as client:
         for hours in (0, -30, 1, -90_000):
