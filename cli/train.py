@@ -171,8 +171,8 @@ class GrpoOptions:
     alarms: Annotated[
         tuple[str, ...],
         Meta(
-            description="Action of an alarm: stop, warn or off for format, entropy, kl, dropped, "
-            "ratio, memory; or a threshold, as in kl_ceiling=2."
+            description="Action of an alarm: stop, warn or off for format, entropy, searches, "
+            "distinct, kl, dropped, ratio, memory; or a threshold, as in kl_ceiling=2."
         ),
     ] = ()
     logs: Annotated[

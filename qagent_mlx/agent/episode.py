@@ -112,8 +112,10 @@ class Episode:
         if action.kind == "fetch":
             self._refused += self._fetched
             return self._add_turn("fetch", action)
-        # Here a reference such as <r3> becomes the query that it stands for.
-        query = expand(action, self.profile.references, self._searched)
+        # Here a reference such as <r3> becomes the query that it stands for; before memory was
+        # read there is no such line.
+        lines = self.profile.references if self._fetched else ()
+        query = expand(action, lines, self._searched)
         if query is None or not query_key(query):
             self._finish = "invalid"
             return False

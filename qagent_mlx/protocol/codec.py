@@ -96,6 +96,8 @@ class ShopCodec:
         self.eos_ids = frozenset({ids.pop(EOS)})
         self.single_stops: frozenset[int] | None = frozenset(ids.values())
 
+    ending: tuple[int, ...] = ()  # a policy made for the protocol ends with an action's own tag
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -144,6 +146,10 @@ class ChatCodec:
         self._template = bool(getattr(wrapper, "has_chat_template", False))
         self._grammar: Grammar | None = None
         self._before, self._after = self._between_turns()
+        stops = [i for i, token in enumerate(self._before, 1) if token in self.eos_ids]
+        # Ids that end an answer in the model's template: what comes before a tool's answer, up to
+        # the first id that ends a generation.
+        self.ending = tuple(self._before[: stops[0]]) if stops else ()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags, and in which nothing is special."""

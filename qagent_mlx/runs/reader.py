@@ -25,6 +25,9 @@ CURVES = (
     "clipped",
     "grad_norm",
     "searches",
+    "first_line",
+    "words",
+    "distinct",
     "recommended",
     "dropped_groups",
 )  # metrics that are drawn beside the rewards

@@ -1,8 +1,13 @@
 """From the rewards of a group to advantages.
 
 All estimators take rewards of shape (C groups, G chains, R components) and weights of shape (R,),
-and return (C, G). A group in which every chain scored the same teaches nothing: its advantages
-are 0, and `non_constant_groups` leaves it out, so that the trainer can drop and count it.
+and return (C, G). Advantages are exactly 0 where a group teaches nothing: every chain scored the
+same, differences cancel out in the weighted sum, or they are tiny. `has_signal` finds the others,
+so that the trainer can drop and count those without.
+
+What is tiny: a standard deviation of no more than `TINY` of a component's range. Rounding, or a
+judge's last digit, would otherwise be blown up to advantages as large as those of a hit, or take
+a whole step of an optimizer that knows no scale.
 """
 
 from __future__ import annotations
@@ -12,49 +17,58 @@ from collections.abc import Callable
 import numpy as np
 
 EPSILON = 1e-6
+TINY = 1e-3  # of a component's range, which is 1 but for its weight
 Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def grpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """GRPO (arXiv:2402.03300): the weighted sum, normalised within its group."""
-    total = rewards @ weights
-    centred = total - total.mean(axis=1, keepdims=True)
-    spread = total.std(axis=1, keepdims=True)
-    return np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
+    centred = dr_grpo(rewards, weights)
+    return centred / (centred.std(axis=1, keepdims=True) + EPSILON)
 
 
 def dr_grpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Dr. GRPO (arXiv:2503.20783): centred only, so easy and hard cases keep their weight."""
     total = rewards @ weights
-    return total - total.mean(axis=1, keepdims=True)
+    centred = total - total.mean(axis=1, keepdims=True)
+    return np.where(total.std(axis=1, keepdims=True) > _tiny(weights), centred, 0.0)
 
 
 def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """GDPO (arXiv:2601.05242): each component normalised in its group, summed, then whitened.
 
-    Decoupled, a dense component (format) cannot drown a sparse one (a hit). Only groups that are
-    not constant are whitened.
+    Decoupled, a dense component (format) cannot drown a sparse one (a hit). Only groups with a
+    signal are whitened.
     """
     centred = rewards - rewards.mean(axis=1, keepdims=True)
     spread = rewards.std(axis=1, keepdims=True)
-    parts = np.where(spread > EPSILON, centred / (spread + EPSILON), 0.0)
+    parts = np.where(spread > TINY, centred / (spread + EPSILON), 0.0)
     summed = parts @ weights
-    informative = non_constant_groups(rewards, weights)
-    if not informative.any():
-        return np.zeros_like(summed)
-    chosen = summed[informative]
-    deviation = chosen.std()
-    if deviation <= EPSILON:
-        return np.zeros_like(summed)
-    whitened = (summed - chosen.mean()) / (deviation + EPSILON)
-    return np.where(informative[:, None], whitened, 0.0)
+    summed = np.where(summed.std(axis=1, keepdims=True) > _tiny(weights), summed, 0.0)
+    signal = has_signal(summed)
+    if not signal.any():
+        return summed
+    chosen = summed[signal]
+    whitened = (summed - chosen.mean()) / (chosen.std() + EPSILON)
+    return np.where(signal[:, None], whitened, 0.0)
 
 
-def non_constant_groups(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def has_signal(advantages: np.ndarray) -> np.ndarray:
+    """Whether a group's advantages teach anything: bool (C,)."""
+    signal: np.ndarray = (advantages != 0).any(axis=1)
+    return signal
+
+
+def differs(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Whether a group's chains differ in a component that counts: bool (C,)."""
-    differs = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
-    informative: np.ndarray = differs.any(axis=1)
-    return informative
+    counted = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
+    differing: np.ndarray = counted.any(axis=1)
+    return differing
+
+
+def _tiny(weights: np.ndarray) -> float:
+    """The standard deviation of a weighted sum that counts as none."""
+    return TINY * float(np.abs(weights).max(initial=0.0))
 
 
 ESTIMATORS: dict[str, Estimator] = {"gdpo": gdpo, "grpo": grpo, "dr_grpo": dr_grpo}

@@ -104,13 +104,27 @@ class AlarmConfig:
         float, at_least(0, "KL divergence from the reference that a token may have.", "nats")
     ] = 5.0
     dropped: Annotated[Action, alarm("the chains of every group score the same")] = "warn"
+    searches: Annotated[
+        Action, alarm("chains search the first line of memory and nothing else")
+    ] = "warn"
+    first_line_ceiling: Annotated[
+        float, share("Share of chains that may search the first line of memory and nothing else.")
+    ] = 0.98
+    distinct: Annotated[Action, alarm("much the same is recommended to everybody")] = "warn"
+    distinct_floor: Annotated[
+        float, at_least(0, "Distinct recommendations that there must be, for each group.")
+    ] = 0.5
     ratio: Annotated[Action, alarm("the policy scores its own samples differently")] = "warn"
-    ratio_ceiling: Annotated[
-        float,
-        at_least(
-            0, "Difference that a token's log-probability may have, sampled and scored.", "nats"
-        ),
-    ] = 0.05
+    # By default 0.05, and 1 in half precision, where single unlikely tokens differ much.
+    ratio_ceiling: (
+        Annotated[
+            float,
+            at_least(
+                0, "Difference that a token's log-probability may have, sampled and scored.", "nats"
+            ),
+        ]
+        | None
+    ) = None
     memory: Annotated[Action, alarm("a run's estimated memory exceeds the machine's")] = "stop"
     memory_share: Annotated[
         float, at_least(0, "Share of the machine's memory that a run may use.")

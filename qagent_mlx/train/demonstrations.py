@@ -154,7 +154,9 @@ class Demonstrator:
         def observe(text: str) -> None:
             ids = codec.observation(reworded(text))
             tokens.extend(ids)
-            trained.extend((random.random(len(ids)) < config.read).tolist())
+            mask = (random.random(len(ids)) < config.read).tolist()
+            # A chat model learns to end its answer after an action, so that it stops anywhere.
+            trained.extend([True] * len(codec.ending) + mask[len(codec.ending) :])
 
         act(FETCH)
         observe(profile_text(example.profile))
@@ -167,6 +169,8 @@ class Demonstrator:
                 act(f"{SEARCH}<r{reference}>{SEARCH_END}")
             observe(results_text(number, self._retrieve(example, query)))
         act(f"{RECOMMEND}<s{searches.index(recommended) + 1}>{RECOMMEND_END}")
+        tokens.extend(codec.ending)
+        trained.extend([True] * len(codec.ending))
         return TrainingSequence(tokens, trained, group)
 
     def _drop_lines(self, target: Target, random: np.random.Generator) -> Target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..environment.environment import Example
 from ..environment.rewards import weighted_reward
 from ..protocol.codec import AnyCodec
 from ..runs.records import RolloutRecord
+from .advantages import has_signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,20 @@ class ScoredGroups:
     groups: Groups
     weights: dict[str, float]  # of the R reward components, by name
     advantages: np.ndarray  # (C, G)
-    informative: np.ndarray  # (C,) whether the group's chains score differently
+    differing: np.ndarray  # (C,) whether the group's chains score differently in some component
+
+    @property
+    def informative(self) -> np.ndarray:
+        """(C,) whether the estimator leaves a group something to learn from."""
+        return has_signal(self.advantages)
 
     def training_chains(self) -> list[tuple[Rollout, float]]:
         """The chains of the informative groups, with their advantages."""
-        group = self.advantages.shape[1]
+        group, informative = self.advantages.shape[1], self.informative
         return [
             (rollout, float(self.advantages[i // group, i % group]))
             for i, rollout in enumerate(self.groups.rollouts)
-            if self.informative[i // group]
+            if informative[i // group]
         ]
 
     def metrics(self, changing: Collection[str]) -> dict[str, Any]:
@@ -63,16 +69,19 @@ class ScoredGroups:
         rollouts, rewards = self.groups.rollouts, self.groups.rewards
         weights = np.array(list(self.weights.values()))
         means = rewards @ weights / max(weights.sum(), 1e-9)
-        kept = self.advantages[self.informative]
+        informative = self.informative
+        kept = self.advantages[informative]
         return {
             "reward": float(means.mean()),
             **{f"reward_{n}": float(rewards[..., i].mean()) for i, n in enumerate(self.weights)},
             **{f"weight_{n}": w for n, w in self.weights.items() if n in changing},
             "recommended": float(np.mean([r.finish == "recommended" for r in rollouts])),
             "groups": len(self.groups.examples),
-            "dropped_groups": int((~self.informative).sum()),
+            "dropped_groups": int((~informative).sum()),
+            # Of those: chains score differently, but by almost nothing, or it cancels out in sum.
+            "flat_groups": int((self.differing & ~informative).sum()),
             "advantage_variance": float(kept.var()) if kept.size else 0.0,
-            "searches": float(np.mean([r.searches for r in rollouts])),
+            **_habits(rollouts, len(self.groups.examples)),
             "sampled_tokens": sum(sum(r.sampled) for r in rollouts),
             "tokens": sum(len(r.tokens) for r in rollouts),
         }
@@ -104,3 +113,24 @@ class ScoredGroups:
                 )
             )
         return records
+
+
+def _habits(rollouts: Sequence[Rollout], groups: int) -> dict[str, float]:
+    """What the policy does whatever it is asked, by which a collapse shows.
+
+    ``first_line`` is the share of chains that search the first line of memory and nothing else,
+    ``words`` the share of searches that are written rather than pointed at, ``distinct`` the
+    number of distinct recommendations for each group, ``surprise`` the mean of -log p of sampled
+    tokens: the entropy, also where nothing is updated.
+    """
+    searches = [[t for t in r.turns if t.kind == "search"] for r in rollouts]
+    first = [len(turns) == 1 and turns[0].reference == "r0" for turns in searches]
+    written = [not turn.reference for turns in searches for turn in turns]
+    logprobs = [value for r in rollouts for value in r.sampled_logprobs]
+    return {
+        "searches": float(np.mean([len(turns) for turns in searches])),
+        "first_line": float(np.mean(first)),
+        "words": float(np.mean(written)) if written else 0.0,
+        "distinct": len({r.query_key for r in rollouts if r.query}) / groups,
+        "surprise": -float(np.mean(logprobs)) if logprobs else 0.0,
+    }

@@ -5,10 +5,11 @@ One step of `GrpoTrainer.step`:
 1. take a batch of cases (by default those whose answer memory offers, `GrpoConfig.solvable`) and
    roll out a group of G chains for each, all decoded together, with every search answered by the
    inventory as it was at the case's moment; with dynamic sampling, more cases take the place of
-   constant groups, in which every component scores all chains the same;
+   groups that teach nothing;
 2. score each chain by component: format, tool, query, item, consistency, and your own;
 3. turn rewards into advantages within each group (Dr. GRPO's by default, or GRPO's or GDPO's, see
-   `advantages`); constant groups are dropped and counted;
+   `advantages`); groups whose advantages are all 0 are dropped and counted, and a step without
+   any other changes nothing, not even the optimizer;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
    over the tokens that the policy chose, averaged as DAPO does by default, or as GRPO, Dr. GRPO or
    GSPO do (see `losses`), for one or several epochs over the same chains.
@@ -41,7 +42,7 @@ from ..policy.policy import Policy
 from ..policy.scoring import Scores
 from ..runs.loop import Algorithm, Interrupt, StepResult, never
 from ..utils.runtime import release_memory
-from .advantages import ESTIMATORS, non_constant_groups
+from .advantages import ESTIMATORS, differs, has_signal
 from .demonstrations import training_examples
 from .fit import batch_order, update_weights
 from .groups import Groups, ScoredGroups
@@ -88,8 +89,8 @@ class GrpoTrainer(Algorithm):
         # (C, G, R) and (R,)
         rewards, reward_weights = self.shaped_rewards(groups, component_weights)
         advantages = ESTIMATORS[config.advantage](rewards, reward_weights)  # (C, G)
-        informative = non_constant_groups(rewards, reward_weights)  # (C,)
-        scored = ScoredGroups(groups, component_weights, advantages, informative)
+        differing = differs(rewards, reward_weights)  # (C,)
+        scored = ScoredGroups(groups, component_weights, advantages, differing)
         chains = scored.training_chains()
         update = self.update(chains, number, interrupt) if chains else {}
         metrics = {"step": number + 1, **scored.metrics(config.curriculum), **update}
@@ -113,15 +114,15 @@ class GrpoTrainer(Algorithm):
     ) -> Groups:
         """Roll out the step's cases, which the seed and the step's number determine.
 
-        Dynamic sampling (arXiv:2503.14476) adds cases for groups that are constant.
+        Dynamic sampling (arXiv:2503.14476) adds cases for groups without a signal.
         """
-        config = self.config
+        config, estimator = self.config, ESTIMATORS[self.config.advantage]
         count = min(config.cases_per_step, len(self.examples))
         cases = batch_order(len(self.examples), count, config.seed, number)
         groups = self.rollouts(cases, (config.seed, number))
         for attempt in range(1, config.dynamic_sampling + 1):
-            informative = non_constant_groups(*self.shaped_rewards(groups, weights))
-            missing = count - int(informative.sum())
+            signal = has_signal(estimator(*self.shaped_rewards(groups, weights)))
+            missing = count - int(signal.sum())
             unused = sorted(set(range(len(self.examples))) - set(cases))
             if not missing or not unused:
                 break

@@ -17,7 +17,7 @@ from .config import AlarmConfig
 from .grpo import GrpoTrainer
 from .grpo_config import GrpoConfig
 from .memory_estimate import check_memory, grpo_bytes
-from .monitors import AlarmMonitor, FirstUpdateCheck
+from .monitors import AlarmMonitor, FirstUpdateCheck, StretchedSchedule, alarms_for
 from .run_options import RunOptions
 
 
@@ -113,17 +113,24 @@ def resume_grpo(
             f"the run {run} was started with the rewards {', '.join(stored['rewards'])}; "
             "give the same rewards again"
         )
-    config = merge(GrpoConfig(), stored["train"], f"the run {run}")
-    config = replace(config, steps=steps or config.steps, alarms=alarms or config.alarms)
+    began = merge(GrpoConfig(), stored["train"], f"the run {run}")
+    config = replace(began, steps=steps or began.steps, alarms=alarms or began.alarms)
     policy = policy_to_resume(shop, record, config.lora, config.seed)
     environment = Environment.resume(shop, record.folder, stored["catalog_version"])
     trainer = GrpoTrainer(policy, environment, config, components)
-    return _run(shop, trainer, on_step).resume(record)
+    return _run(shop, trainer, on_step, began).resume(record)
 
 
-def _run(shop: Shop, trainer: GrpoTrainer, on_step: OnStep | None) -> TrainingRun[GrpoReport]:
+def _run(
+    shop: Shop, trainer: GrpoTrainer, on_step: OnStep | None, began: GrpoConfig | None = None
+) -> TrainingRun[GrpoReport]:
+    """The run of a trainer; ``began`` has what a run that goes on was started with."""
     config, policy = trainer.config, trainer.policy
-    monitors = (FirstUpdateCheck(policy), AlarmMonitor(config.alarms))
+    monitors = (
+        FirstUpdateCheck(policy),
+        AlarmMonitor(alarms_for(config.alarms, policy)),
+        StretchedSchedule(began or config, config),
+    )
     loop = TrainingLoop(trainer, config.loop, monitors=monitors, on_step=on_step)
 
     def report(result: LoopResult) -> GrpoReport:

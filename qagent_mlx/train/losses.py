@@ -17,8 +17,12 @@ the policy chose; what tools inserted is no part of them.
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
+
+MAX_RATIO = 10.0  # of the reference's probability of a token to the policy's, in a KL's gradient
 
 CLIP_RANGES: dict[str, tuple[float, float]] = {
     "grpo": (0.2, 0.2),
@@ -83,8 +87,16 @@ def clipped_surrogate(
 
 
 def k3(reference: mx.array, logprob: mx.array) -> mx.array:
-    """KL(policy | reference) of each token: unbiased, never negative (Schulman, 2020)."""
-    return mx.exp(reference - logprob) - (reference - logprob) - 1
+    """KL(policy | reference) of each token: never negative, and unbiased (Schulman, 2020).
+
+    Its gradient weighs a token by how much likelier the reference would draw it. A settled policy
+    that draws a token of the reference's which it has all but given up would meet a weight of
+    thousands, and that token alone would make the step. From `MAX_RATIO` on the estimate goes on
+    as a straight line: it still pulls back, with a bounded gradient.
+    """
+    difference = reference - logprob
+    near = mx.minimum(difference, math.log(MAX_RATIO))
+    return mx.exp(near) * (1 + difference - near) - difference - 1
 
 
 def overlong_penalty(lengths: np.ndarray, max_length: int, cache: int) -> np.ndarray:

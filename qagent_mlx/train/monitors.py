@@ -8,7 +8,7 @@ configuration; a run that is stopped has saved a checkpoint first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
@@ -17,6 +17,7 @@ from ..policy.policy import Policy
 from ..runs.records import Alert, Metrics
 from ..utils import settings
 from .config import AlarmConfig
+from .grpo_config import GrpoConfig
 
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
 ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
@@ -42,13 +43,40 @@ def _format_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
 
 
 def _entropy_collapses(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    entropy = _last_of(recent, "entropy", lambda v: v < config.entropy_floor)
+    # A step that updates nothing knows the surprise of what it sampled, which is the same in mean.
+    steps = [{"entropy": m.get("entropy", m.get("surprise"))} for m in recent]
+    entropy = _last_of(steps, "entropy", lambda v: v < config.entropy_floor)
     if entropy is None:
         return ""
     return (
         f"entropy collapse: {entropy:.4f} nats a token (floor {config.entropy_floor:g}), the "
         "chains of a group are all alike; lower learning_rate, raise clip_high or beta, or stop "
         "here"
+    )
+
+
+def _searches_collapse(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    share = _last_of(recent, "first_line", lambda v: v > config.first_line_ceiling)
+    if share is None:
+        return ""
+    return (
+        f"search collapse: {share:.1%} of the chains search the first line of memory and nothing "
+        f"else (ceiling {config.first_line_ceiling:.0%}), which needs no policy; lower "
+        "learning_rate, raise beta, or start again from an earlier checkpoint"
+    )
+
+
+def _recommends_the_same(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    # Of one or two groups all may rightly be told the same.
+    if any(metrics["groups"] < 4 for metrics in recent):
+        return ""
+    distinct = _last_of(recent, "distinct", lambda v: v < config.distinct_floor)
+    if distinct is None:
+        return ""
+    return (
+        f"the same for everybody: {distinct:.2f} distinct recommendations for each group (floor "
+        f"{config.distinct_floor:g}); check the reward weights and what memory says, or lower "
+        "learning_rate"
     )
 
 
@@ -73,12 +101,13 @@ def _all_groups_dropped(recent: Sequence[Metrics], _config: AlarmConfig) -> str:
 
 
 def _ratio_is_not_one(recent: Sequence[Metrics], config: AlarmConfig) -> str:
-    drift = _last_of(recent[-1:], "ratio_drift", lambda v: not v <= config.ratio_ceiling)
+    ceiling = DRIFT if config.ratio_ceiling is None else config.ratio_ceiling
+    drift = _last_of(recent[-1:], "ratio_drift", lambda v: not v <= ceiling)
     if drift is None:
         return ""
     return (
         "the first ratio is not 1: the policy scores its own samples differently (log-probability "
-        f"off by {drift:.3f}, ceiling {config.ratio_ceiling:g}); use float32, or report this with "
+        f"off by {drift:.3f}, ceiling {ceiling:g}); use float32, or report this with "
         "the model's name"
     )
 
@@ -86,6 +115,8 @@ def _ratio_is_not_one(recent: Sequence[Metrics], config: AlarmConfig) -> str:
 _CHECKS: dict[str, Callable[[Sequence[Metrics], AlarmConfig], str]] = {
     "format": _format_collapses,
     "entropy": _entropy_collapses,
+    "searches": _searches_collapse,
+    "distinct": _recommends_the_same,
     "kl": _kl_runs_away,
     "dropped": _all_groups_dropped,
     "ratio": _ratio_is_not_one,
@@ -152,7 +183,7 @@ class FirstUpdateCheck:
         if self._before is None or "grad_norm" not in metrics:
             return []
         drift = metrics["ratio_drift"]
-        if drift > (DRIFT if self._policy.precise else ROUNDED_DRIFT):
+        if drift > most_drift(self._policy):
             raise QAgentError(
                 f"the policy scores its own samples differently (log-probability off by "
                 f"{drift:.3f}); train it in float32, or report this with the model's name"
@@ -170,6 +201,51 @@ class FirstUpdateCheck:
             )
         self._before = None
         return []
+
+
+def most_drift(policy: Policy) -> float:
+    """By how much sampler and scorer may differ, in nats: more where either rounds."""
+    return DRIFT if policy.precise else ROUNDED_DRIFT
+
+
+def alarms_for(config: AlarmConfig, policy: Policy) -> AlarmConfig:
+    """The alarms as they make sense for a policy: its precision, and how much it may search."""
+    agent = policy.info.agent
+    ceiling = config.ratio_ceiling
+    return replace(
+        config,
+        ratio_ceiling=most_drift(policy) if ceiling is None else ceiling,
+        searches=config.searches if agent.search and agent.max_searches > 1 else "off",
+    )
+
+
+class StretchedSchedule:
+    """Says that the learning rate jumps where a resumed run plans other steps than before.
+
+    Args:
+        before: What the run was started with.
+        now: What it goes on with.
+    """
+
+    def __init__(self, before: GrpoConfig, now: GrpoConfig) -> None:
+        self._before, self._now, self._said = before, now, False
+
+    def replay(self, history: Sequence[Metrics]) -> None:
+        """Take the steps of the run; nothing fires."""
+
+    def observe(self, metrics: Metrics) -> list[Alert]:
+        """A warning at the first step, if it is taken at another rate."""
+        number = int(metrics["step"]) - 1
+        rates = [config.learning_rate_at(number) for config in (self._before, self._now)]
+        if self._said or rates[0] == rates[1]:
+            return []
+        self._said = True
+        reason = (
+            f"the learning rate goes on at {rates[1]:.2g} instead of {rates[0]:.2g}: the cosine "
+            f"schedule is now spread over {self._now.steps} steps, not {self._before.steps}; for "
+            "an even course start a new run with as many steps"
+        )
+        return [Alert("schedule", "warn", number + 1, reason)]
 
 
 def with_actions(config: AlarmConfig, assignments: Iterable[str]) -> AlarmConfig:

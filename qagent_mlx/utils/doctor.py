@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .blas import blas_threads, load_fast_blas
-from .runtime import device_name, total_memory
+from .runtime import compile_trouble, device_name, total_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def examine_environment() -> EnvironmentReport:
             f"{blas.name} was loaded but MLX runs at {mlx_speed:.0f} GFLOP/s against numpy's "
             f"{numpy_speed:.0f}; call qagent_mlx.configure() before mlx is imported"
         )
-    if linux_cpu and compiler is None:
-        warnings.append("no g++: MLX's fused CPU kernels are off (slower); install g++")
+    if linux_cpu and (trouble := compile_trouble()):
+        warnings.append(trouble)
     return EnvironmentReport(
         device=device,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "

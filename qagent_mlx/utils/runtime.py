@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from functools import cache
@@ -25,8 +26,9 @@ def configure(threads: int | None = None) -> None:
     Call it once, before numpy, MLX and mlx-lm are imported. Importing `qagent_mlx` changes
     nothing in its host process. This function loads a fast BLAS and sets what holds for the whole
     process, on Linux: the number of BLAS threads, a bound on the heaps of glibc's malloc, and
-    ``MLX_DISABLE_COMPILE`` where no compiler is installed. On every system it defers the
-    import of what mlx-lm needs for other models than a shop's own (see `lazy_imports`).
+    ``MLX_DISABLE_COMPILE`` where MLX could not compile (see `compile_trouble`). On every system
+    it defers the import of what mlx-lm needs for other models than a shop's own (see
+    `lazy_imports`).
 
     ``threads`` of a matrix product are by default what ``OPENBLAS_NUM_THREADS`` or
     ``OMP_NUM_THREADS`` says, else one: a second thread gains a tenth on a quiet machine, costs up
@@ -43,11 +45,45 @@ def configure(threads: int | None = None) -> None:
         _bound_arenas()
         # Texts are tokenised a few at a time: threads of the tokenizer would only wait.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if shutil.which("g++") is None:
-            # MLX compiles fused CPU kernels with g++ at run time.
-            os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+        if "MLX_DISABLE_COMPILE" not in os.environ and compile_trouble():
+            os.environ["MLX_DISABLE_COMPILE"] = "1"
     load_fast_blas()
     defer_imports()
+
+
+@cache
+def compile_trouble() -> str:
+    """Why MLX cannot compile its fused CPU kernels, with the remedy; empty where it can.
+
+    MLX runs g++ when a kernel is first used, in the folder for temporary files; what fails there
+    would end the process's work, though all of it can be computed without, only slower.
+    """
+    names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # as std::filesystem looks for it
+    name = next((n for n in names if os.environ.get(n)), "")
+    folder = Path(os.environ[name] if name else "/tmp")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        where = f"{name} is {folder}, which" if name else f"{folder}"
+        other = "/tmp" if name else "/var/tmp"
+        return (
+            f"MLX's fused CPU kernels are off (slower): {where} is no folder that can be written "
+            f"to; set TMPDIR to one that can, such as: export TMPDIR={other}"
+        )
+    compiler = shutil.which("g++")
+    if compiler is None:
+        return "MLX's fused CPU kernels are off (slower): there is no g++; install it"
+    if any(folder.glob("mlx/*/cpu/*.so")):  # which it compiled before
+        return ""
+    program = "#include <cmath>\n#include <complex>\n#include <cstdint>\n"
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+    try:
+        subprocess.run(command, input=program, text=True, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines() or ["no message"]
+        return (
+            f"MLX's fused CPU kernels are off (slower): {compiler} compiles no C++ "
+            f"({said[0][:200]}); install the standard library's headers (apt-get install g++)"
+        )
+    return ""
 
 
 def _bound_arenas() -> None:

@@ -97,6 +97,12 @@ def test_nonsense_ends_the_chain(play, turn, finish):
     assert chain.query == ""
 
 
+@pytest.mark.parametrize("action", ["search", "recommend"])
+def test_a_line_of_memory_that_was_not_read_means_nothing(play, action):
+    (chain,) = play({(0, 0): [f"<{action}><r0></{action}>"]})
+    assert (chain.finish, chain.query, chain.searches) == ("invalid", "", 0)
+
+
 def test_a_turn_that_never_closes_is_cut(play):
     (chain,) = play({(0, 0): ["usb " * 200]})
     assert chain.finish == "length"

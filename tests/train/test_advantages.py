@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.train.advantages import ESTIMATORS, dr_grpo, gdpo, grpo, non_constant_groups
+from qagent_mlx.train.advantages import ESTIMATORS, differs, dr_grpo, gdpo, grpo, has_signal
 
 WEIGHTS = np.array([1.0, 2.0])
 
@@ -34,16 +34,42 @@ def test_gdpo_normalises_each_component_before_it_sums_them():
 
 def test_a_group_without_spread_has_no_signal_and_no_advantage():
     rewards = np.array([[[1, 0], [1, 0]], [[0, 0], [1, 1]]], dtype=float)
-    assert non_constant_groups(rewards, WEIGHTS).tolist() == [False, True]
+    assert differs(rewards, WEIGHTS).tolist() == [False, True]
     for estimator in ESTIMATORS.values():
         advantages = estimator(rewards, WEIGHTS)
+        assert has_signal(advantages).tolist() == [False, True]
         assert np.all(advantages[0] == 0)
         assert np.any(advantages[1] != 0)
 
 
 def test_spread_in_a_component_of_weight_zero_is_no_signal():
-    rewards = group((0, 1), (1, 1))
-    assert not non_constant_groups(rewards, np.array([0.0, 1.0]))[0]
+    rewards, weights = group((0, 1), (1, 1)), np.array([0.0, 1.0])
+    assert not differs(rewards, weights)[0]
+    assert not any(has_signal(f(rewards, weights)) for f in ESTIMATORS.values())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_what_cancels_out_is_no_signal_and_takes_nothing_from_its_neighbours(name):
+    cancelling = [(1, 0), (0, 1), (1, 0), (0, 1)]
+    alive = [(1, 1), (0, 0), (1, 1), (1, 1)]
+    equal = np.array([1.0, 1.0])
+    alone = ESTIMATORS[name](np.array([alive], dtype=float), equal)
+    both = ESTIMATORS[name](np.array([cancelling, alive], dtype=float), equal)
+    assert not has_signal(ESTIMATORS[name](group(*cancelling), equal))[0]
+    assert has_signal(both).tolist() == [False, True]
+    assert np.array_equal(both[1:], alone)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_tiny_spread_is_not_blown_up(name):
+    rewards = np.random.default_rng(0).uniform(0, 1e-5, (1, 8, 2))
+    assert not has_signal(ESTIMATORS[name](rewards, WEIGHTS))[0]
+    # Beside a component that differs, the tiny one changes next to nothing.
+    rewards[0, :4, 0] += 1
+    without = rewards.copy()
+    without[..., 1] = 0
+    a, b = (ESTIMATORS[name](r, WEIGHTS) for r in (rewards, without))
+    assert has_signal(a)[0] and np.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

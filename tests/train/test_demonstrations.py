@@ -1,16 +1,25 @@
 import re
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from chat_model import QWEN, other_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten
 
 from qagent_mlx.environment.environment import Environment
+from qagent_mlx.policy.batches import TrainingSequence
+from qagent_mlx.policy.export import fuse
+from qagent_mlx.policy.files import load_policy
+from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.policy.registry import derive
 from qagent_mlx.protocol.actions import parse_action
 from qagent_mlx.protocol.marks import MARK_WORDS
 from qagent_mlx.train.delexicalize import Delexicalizer
 from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator
+from qagent_mlx.train.fit import FitConfig, LikelihoodTrainer
 from qagent_mlx.train.sft import MAX_PASSES, SftConfig, SftTrainer
 from qagent_mlx.utils.text import query_key
 
@@ -132,3 +141,44 @@ def test_a_case_without_a_right_line_can_be_told_in_its_own_words(made):
         (said,) = re.findall(r"<search>.*?</search>", text)
         assert query_key(parse_action(said).text) == target.example.case.query_key
         assert parse_action(text[text.index("<recommend>") :]).reference == "s1"
+
+
+def test_a_chat_model_is_told_to_end_its_answer_after_each_action(own_shop, tmp_path):
+    """So that it stops wherever it is used; this package would stop it by its action alone."""
+    policy = load_policy(other_folder(tmp_path / "model", QWEN))
+    set_eos = policy.codec.eos_ids
+    environment = Environment.of_shop(own_shop, policy.codec, policy.info.agent)
+    teacher = Demonstrator(environment, policy, policy.info.agent, DemoConfig())
+    targets = teacher.targets(environment.examples)
+    assert policy.codec.ending and policy.codec.ending[-1] in set_eos
+    made = teacher.demonstrate(targets[0], np.random.default_rng(0), 0)
+    start = len(policy.prompt)
+    ends = [i for i, t in enumerate(made.tokens) if t in set_eos and made.trained[i]]
+    text = policy.codec.decode(made.tokens[start:])
+    assert len(ends) == len(re.findall(r"</search>|<fetch_memory/>|</recommend>", text))
+    assert ends[-1] == len(made.tokens) - 1
+    # What is a tool's carries no loss otherwise.
+    spoken = policy.codec.decode([t for t, on in zip(made.tokens, made.trained, strict=True) if on])
+    assert "<profile>" not in spoken and "<results>" not in spoken
+
+
+def test_a_fused_chat_model_stops_by_itself(own_shop, tmp_path):
+    from mlx_lm import load, stream_generate
+
+    folder = other_folder(tmp_path / "model", QWEN)
+    policy = load_policy(folder)
+    prompt = policy.codec.encode("go: ")
+    answer = [*policy.codec.encode("<recommend>cup</recommend>"), *policy.codec.ending]
+    chain = TrainingSequence([*prompt, *answer], [False] * len(prompt) + [True] * len(answer), 0)
+    # The whole model: an adapter of random weights learns no text.
+    trainer = LikelihoodTrainer(policy, lambda *_: chain, 1, FitConfig(60, 1, 1e-2, warmup=5))
+    losses = [trainer.step(number).metrics["loss"] for number in range(60)]
+    assert losses[-1] < 0.05
+    weights = dict(tree_flatten(policy.model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    tuned = derive(own_shop, str(folder), "tuned", LoraConfig(rank=4))
+    tuned.save(own_shop.folder("policies", "tuned"))
+    fuse(own_shop.folder("policies", "tuned"), tmp_path / "fused", "float32")
+    model, tokenizer = load(str(tmp_path / "fused"))
+    *_, last = stream_generate(model, tokenizer, prompt, max_tokens=100)
+    assert last.finish_reason == "stop" and last.generation_tokens == len(answer)

@@ -1,11 +1,12 @@
 """What a step of GRPO reports of its groups, and which of their chains it learns from."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 import pytest
 
-from qagent_mlx.agent.types import Rollout
+from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.environment.environment import Example
 from qagent_mlx.train.groups import Groups, ScoredGroups
 from qagent_mlx.types import Case
@@ -59,6 +60,27 @@ def test_metrics_are_means_over_all_chains(scored):
     assert (metrics["groups"], metrics["dropped_groups"]) == (2, 1)
     assert (metrics["sampled_tokens"], metrics["tokens"]) == (1 + 2 + 3 + 4, 3 + 4 + 5 + 6)
     assert metrics["recommended"] == 0.5 and metrics["advantage_variance"] == 0.25
+    assert metrics["flat_groups"] == 0 and metrics["surprise"] == 1.0
+
+
+def test_groups_that_differ_and_teach_nothing_are_counted_as_flat(scored):
+    flat = replace(scored, advantages=np.zeros((2, 2)))
+    assert flat.training_chains() == []
+    assert (flat.metrics({})["dropped_groups"], flat.metrics({})["flat_groups"]) == (2, 1)
+
+
+def test_what_a_policy_does_whatever_it_is_asked_is_measured(scored):
+    def chain(query, *searched):
+        turns = tuple(Turn("search", text, reference) for text, reference in searched)
+        return Rollout(0, 0, (1,) * 4, 2, (True, False), (-0.5, 0.0), turns, query=query)
+
+    line, other, words = ("a", "r0"), ("b", "r1"), ("c", "")
+    rollouts = [chain("A", line), chain("a", line), chain("b", line, other), chain("", words)]
+    metrics = replace(scored, groups=replace(scored.groups, rollouts=rollouts)).metrics({})
+    assert metrics["first_line"] == 0.5  # not the chain that looked further
+    assert metrics["words"] == pytest.approx(1 / 5) and metrics["searches"] == 5 / 4
+    assert metrics["distinct"] == 1.0  # a and b, for two groups
+    assert metrics["surprise"] == 0.5
 
 
 def test_records_tell_each_chain_beside_what_its_user_wanted(scored):

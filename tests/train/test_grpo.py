@@ -1,6 +1,6 @@
 import shutil
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -91,6 +91,41 @@ def test_a_step_without_signal_changes_nothing(shop):
     assert metrics["dropped_groups"] == SMALL.cases_per_step
     for name, value in trainer.policy.adapter().items():
         assert np.array_equal(before[name], np.array(value))
+
+
+def cancelling():
+    """Components of which each chain has one or the other, in turns."""
+    state = {"a": 0.0}
+
+    def first(_outcome):
+        state["a"] = 1.0 - state["a"]
+        return state["a"]
+
+    return {"a": first, "b": lambda _outcome: 1.0 - state["a"]}
+
+
+def test_a_step_whose_components_cancel_out_changes_not_even_the_optimizer(shop):
+    """After a step that left momentum behind, which would move the weights by itself."""
+    turns = count()
+    components = {"a": lambda _outcome: float(next(turns) % 2), "b": lambda _outcome: 0.0}
+    trainer = trainer_of(shop, components)
+    assert trainer.step(0).metrics["grad_norm"] > 0
+    trainer.components = cancelling()
+    kept = [np.array(v) for _, v in tree_flatten(trainer.optimizer.state)]
+    before = {k: np.array(v) for k, v in trainer.policy.adapter().items()}
+    metrics = trainer.step(1).metrics
+    assert metrics["flat_groups"] == metrics["dropped_groups"] == SMALL.cases_per_step
+    assert "grad_norm" not in metrics
+    after = [np.array(v) for _, v in tree_flatten(trainer.optimizer.state)]
+    assert all(np.array_equal(a, b) for a, b in zip(kept, after, strict=True))
+    for name, value in trainer.policy.adapter().items():
+        assert np.array_equal(before[name], np.array(value))
+
+
+def test_dynamic_sampling_takes_more_cases_for_groups_that_cancel_out(shop):
+    trainer = trainer_of(shop, cancelling(), dynamic_sampling=1)
+    sampled = trainer.sample(0, {"a": 1.0, "b": 1.0})
+    assert len(sampled.examples) == min(2 * SMALL.cases_per_step, len(trainer.examples))
 
 
 CONSTANT = {"constant": lambda outcome: 1.0}

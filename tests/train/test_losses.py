@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.train.losses import (
     CLIP_RANGES,
+    MAX_RATIO,
     clipped_surrogate,
     importance_ratios,
     k3,
@@ -126,3 +127,19 @@ def test_overlong_shaping_by_hand():
 def test_shares_make_one(loss, chains):
     lengths, copies = (np.array(c, dtype=float) for c in zip(*chains, strict=True))
     assert (token_weights(loss, lengths, copies, 100) * lengths).sum() == pytest.approx(1)
+
+
+@given(st.floats(-12, 0), st.floats(-12, 0))
+def test_k3_pulls_back_with_a_bounded_gradient(reference, logprob):
+    """A token that the policy has given up and the reference has not must not make the step."""
+
+    def value(b):
+        return k3(mx.array(reference), b)
+
+    ratio = math.exp(reference - logprob)
+    gradient = float(mx.grad(value)(mx.array(logprob)))
+    assert gradient == pytest.approx(1 - min(ratio, MAX_RATIO), abs=1e-3)
+    if ratio < MAX_RATIO:
+        assert float(value(mx.array(logprob))) == pytest.approx(
+            ratio - math.log(ratio) - 1, abs=1e-4
+        )

@@ -2,11 +2,21 @@
 
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.memory_estimate import check_memory
-from qagent_mlx.train.monitors import AlarmConfig, AlarmMonitor, with_actions
+from qagent_mlx.train.monitors import (
+    DRIFT,
+    ROUNDED_DRIFT,
+    AlarmConfig,
+    AlarmMonitor,
+    StretchedSchedule,
+    alarms_for,
+    with_actions,
+)
 
 CONFIG = AlarmConfig(patience=3)
 FINE = {
@@ -16,16 +26,22 @@ FINE = {
     "groups": 8,
     "dropped_groups": 2,
     "ratio_drift": 1e-5,
+    "first_line": 0.9,
+    "distinct": 1.1,
 }
 TROUBLE = {
     "format": {"recommended": 0.1},
     "entropy": {"entropy": 0.001},
+    "searches": {"first_line": 0.998},
+    "distinct": {"distinct": 0.2},
     "kl": {"kl": 7.0},
     "dropped": {"dropped_groups": 8},
 }
 WORDS = {
     "format": "format collapse",
     "entropy": "entropy collapse",
+    "searches": "search collapse: 99.8%",
+    "distinct": "the same for everybody",
     "kl": "KL runaway",
     "dropped": "all groups dropped",
 }
@@ -71,6 +87,50 @@ def test_what_is_no_number_rings_like_what_is_too_large():
 def test_a_step_without_an_update_rings_for_its_groups_only():
     bad = {"recommended": 1.0, "groups": 8, "dropped_groups": 8}
     assert [a.name for a in fired(AlarmMonitor(CONFIG), bad, bad, bad)] == ["dropped"]
+
+
+def test_entropy_rings_although_nothing_is_updated():
+    """As at a learning rate of 1e-3: chains are all alike, so no step has an update's entropy."""
+    settled = {"recommended": 1.0, "groups": 8, "dropped_groups": 8, "surprise": 0.001}
+    rows = [settled, {**FINE, "entropy": 0.002}, settled]
+    assert [a.name for a in fired(AlarmMonitor(CONFIG), *rows)] == ["entropy"]
+    assert not fired(
+        AlarmMonitor(replace(CONFIG, dropped="off")), *[{**settled, "surprise": 0.1}] * 5
+    )
+
+
+def test_a_policy_in_half_precision_may_score_its_samples_less_exactly(nano_policy, new_nano):
+    config = AlarmConfig(patience=1)
+    rounded = new_nano()[0]
+    rounded.model.set_dtype(mx.bfloat16)
+    for policy, ceiling in ((nano_policy, DRIFT), (rounded, ROUNDED_DRIFT)):
+        monitor = AlarmMonitor(alarms_for(config, policy))
+        assert not fired(monitor, {**FINE, "ratio_drift": ceiling - 1e-3})
+        assert [a.name for a in fired(monitor, {**FINE, "ratio_drift": ceiling + 1e-3})] == [
+            "ratio"
+        ]
+        assert alarms_for(replace(config, ratio_ceiling=0.5), policy).ratio_ceiling == 0.5
+
+
+def test_a_policy_that_may_search_once_is_no_search_collapse(new_nano):
+    policy = new_nano()[0]
+    assert alarms_for(AlarmConfig(), policy).searches == "warn"
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, max_searches=1))
+    assert alarms_for(AlarmConfig(), policy).searches == "off"
+
+
+def test_a_cosine_that_is_stretched_says_by_how_much_the_rate_jumps():
+    before = GrpoConfig(steps=100, schedule="cosine", learning_rate=1e-3)
+    watch = StretchedSchedule(before, replace(before, steps=200))
+    watch.replay([{"step": n} for n in range(1, 81)])
+    (alert,) = watch.observe({"step": 81})
+    rates = [f"{c.learning_rate_at(80):.2g}" for c in (replace(before, steps=200), before)]
+    assert (alert.name, alert.action, alert.step) == ("schedule", "warn", 81)
+    assert f"goes on at {rates[0]} instead of {rates[1]}" in alert.reason
+    assert watch.observe({"step": 82}) == []  # once
+    assert StretchedSchedule(before, before).observe({"step": 81}) == []
+    constant = replace(before, schedule="constant")
+    assert StretchedSchedule(constant, replace(constant, steps=200)).observe({"step": 81}) == []
 
 
 def test_a_resumed_watch_stands_where_the_unbroken_one_stood():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -148,6 +149,46 @@ def test_without_a_compiler_mlx_does_not_try_to_compile():
         "print(json.dumps(os.environ.get('MLX_DISABLE_COMPILE')))"
     )
     assert run(code, PATH="") == "1"
+
+
+FUSED = """
+import json, qagent_mlx
+qagent_mlx.configure()
+import mlx.core as mx
+from qagent_mlx.utils.doctor import examine_environment
+value = mx.compile(lambda x: mx.sin(x) * x + 2)(mx.arange(3.0)).tolist()
+report = examine_environment()
+print(json.dumps([value, report.ok, [w for w in report.warnings if "fused" in w]]))
+"""
+
+
+@linux
+@pytest.mark.parametrize("trouble", ["missing", "a file", "no headers"])
+def test_where_nothing_can_be_compiled_all_is_computed_and_doctor_names_the_remedy(
+    trouble, tmp_path
+):
+    place, fake = tmp_path / "place", tmp_path / "bin"
+    changes = {"TMPDIR": str(place)}
+    if trouble == "a file":
+        place.write_text("")
+    if trouble == "no headers":
+        place.mkdir()
+        fake.mkdir()
+        (fake / "g++").write_text(
+            "#!/bin/sh\necho 'fatal error: cmath: No such file' >&2\nexit 1\n"
+        )
+        (fake / "g++").chmod(0o755)
+        changes["PATH"] = f"{fake}:{os.environ['PATH']}"
+    value, ok, warnings = run(FUSED, **changes)
+    assert value == pytest.approx([2.0, 2.8414710, 3.8185949])
+    words = "fatal error: cmath.*apt-get install" if trouble == "no headers" else "export TMPDIR="
+    assert not ok and len(warnings) == 1 and re.search(words, warnings[0])
+
+
+@linux
+def test_a_compiler_that_works_is_used(tmp_path):
+    _, _, warnings = run(FUSED, TMPDIR=str(tmp_path))
+    assert warnings == [] and list(tmp_path.glob("mlx/*/cpu/*.so"))
 
 
 def test_configuring_twice_changes_nothing():
