@@ -79,14 +79,21 @@ def learning_from(
 ) -> list[Case]:
     """The cases with others to learn from: those of sessions that began before the test.
 
-    The cuts in time stay, so that nothing of the test is learned from.
+    The cuts in time stay, so that nothing of the test is learned from; the last session is for
+    validation where none lies between them.
+
+    Raises:
+        QAgentError: too few are left.
     """
     validation, test = (start_of(cases, split) for split in SPLITS[1:])
-    learned = [
-        replace(case, split=SPLITS[case.as_of >= validation])
-        for case in _cases(sessions, config.min_history)
-        if case.as_of < test
-    ]
+    learned = [case for case in _cases(sessions, config.min_history) if case.as_of < test]
+    if len(learned) < 2:
+        raise QAgentError(
+            f"the scenario {config.scenario} leaves {len(learned)} cases to learn from; ingest a "
+            "longer log, or choose another scenario"
+        )
+    cut = min(validation, learned[-1].as_of)
+    learned = [replace(case, split=SPLITS[case.as_of >= cut]) for case in learned]
     return numbered([*learned, *of_split(cases, "test")])
 
 

@@ -107,6 +107,9 @@ def evaluation_suite(
     systems += [open_baseline(name, data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
     log = SearchLog.of_shop(shop) if scenario.name else data.log
+    found = _found(scenario.shop, evenly_spaced(cases, config))
+    if scenario.name:
+        scenario.shop.close()
     return EvaluationSuite(
         factory.environment,
         systems,
@@ -114,7 +117,7 @@ def evaluation_suite(
         log,
         shop.config,
         split.scenario if split else "full",
-        _found(scenario.shop, evenly_spaced(cases, config)),
+        found,
     )
 
 

@@ -73,6 +73,24 @@ def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
     assert len(chains) == 4 and "varied" in chains[0]["rewards"]
 
 
+@pytest.mark.parametrize("scenario", ["no_query_log", "new"])
+def test_a_run_in_a_scenario_is_stopped_and_goes_on_in_it(cli, shop, scenario):
+    start = ("train", "grpo", "--config", "run.toml", "--scenario", scenario)
+    cli.run(*start, "--steps", "1", "--shop", shop, code=143)
+    config = cli.json("runs", "show", "mine", "--shop", shop)["config"]
+    assert config["split"]["scenario"] == scenario
+    changed = cli.run("train", "grpo", "--resume", "--scenario", "full", "--shop", shop, code=2)
+    assert "--scenario cannot change in a run that goes on" in changed.output
+    report = cli.json("train", "grpo", "--resume", "--shop", shop)
+    assert (report["run"], report["steps"]) == ("mine", 1)
+    (copy,) = (shop / "scenarios").glob(f"{scenario}-*")
+    shutil.rmtree(copy)
+    gone = cli.error("train", "grpo", "--resume", "--run", "mine", "--steps", "2", "--shop", shop)
+    assert f"trained in the scenario {copy.name}, and" in gone and "start a new run" in gone
+    cases = cli.json("evaluate", "--scenario", scenario, "--policy", "mine", "--shop", shop)
+    assert cases["scenario"] == scenario and copy.exists()  # made again, the same
+
+
 def test_wrong_settings_end_in_one_line(cli, shop):
     (shop.parent / "bad.toml").write_text("[train]\nlearning_rat = 1")
     for options, words in (
