@@ -23,7 +23,7 @@ from .options import (
     shop_option,
     split_options,
 )
-from .param_types import BASELINE, DTYPE, FILE, PLAIN, POLICY, SERVING
+from .param_types import BASELINE, DTYPE, FILE, FOLDER, PLAIN, POLICY, SERVING
 
 if TYPE_CHECKING:
     from qagent_mlx.evaluate.report import EvaluationReport
@@ -60,6 +60,13 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     metavar="FILE",
     help="Also write a report with plots, slices, examples and failures: one file.",
 )
+@click.option(
+    "--trec",
+    "trec_path",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Also write run and qrels files for trec_eval, ir-measures and the like.",
+)
 @split_options
 @shop_option
 @json_option
@@ -69,6 +76,7 @@ def evaluate(
     no_search: bool,
     no_memory: bool,
     html_path: Path | None,
+    trec_path: Path | None,
     split: Changes,
     shop_path: Path,
 ) -> Output:
@@ -82,6 +90,7 @@ def evaluate(
     from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.evaluate.html_report import reward_curves, write_page
     from qagent_mlx.evaluate.suite import evaluation_suite
+    from qagent_mlx.evaluate.trec import write_trec
     from qagent_mlx.policy.registry import serving_policy
 
     changes["compare"] = [_pair(text) for text in changes.get("compare", ())]
@@ -104,6 +113,9 @@ def evaluate(
         catalog = suite.environment.search.catalog
         write_page(html_path, report, catalog, suite.rollouts(), curves)
         note(f"wrote {html_path}")
+    if trec_path is not None:
+        files = write_trec(trec_path, suite.environment, report)
+        note(f"wrote {len(files)} files to {trec_path}")
     return Output(report.to_dict(), lambda: draw_report(report))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -126,6 +126,8 @@ class EvaluationReport:
     shop: str = ""
     scenario: str = "full"  # see `environment.scenarios`
     answers: AnswerRecall = AnswerRecall()
+    examples: tuple[Example, ...] = ()  # the cases, in order
+    rankings: Mapping[str, Sequence[Ranking]] = field(default_factory=dict)  # of each, by system
 
     def system(self, name: str) -> SystemResult:
         """The result of the system of a name."""
@@ -138,9 +140,10 @@ class EvaluationReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, without details."""
-        values = asdict(replace(self, details=()))
-        del values["details"]
+        """The report as JSON values, without single cases."""
+        values = asdict(replace(self, details=(), examples=(), rankings={}))
+        for name in ("details", "examples", "rankings"):
+            del values[name]
         values["systems"] = [result.to_dict() for result in self.systems]
         return values
 
@@ -217,6 +220,8 @@ def evaluate(
             for i, example in enumerate(examples[: config.details])
         ),
         answers=_answers(examples, config.seed, log, found),
+        examples=tuple(examples),
+        rankings={name: m.rankings for name, m in measurements.items()},
     )
 
 

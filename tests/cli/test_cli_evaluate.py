@@ -54,6 +54,16 @@ def test_evaluate_gives_the_documented_keys_and_writes_a_page(cli, built, tmp_pa
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_evaluate_writes_trec_files_where_it_is_told(cli, built, tmp_path):
+    cli.json("evaluate", "--shop", built, "--baseline", "popular", "--trec", tmp_path / "trec")
+    names = {path.name for path in (tmp_path / "trec").iterdir()}
+    assert names >= {"queries.qrels", "items.qrels", "popular.queries.run", "popular.items.run"}
+    topic, _, _document, rank, _, tag = (
+        (tmp_path / "trec" / "popular.items.run").read_text().splitlines()[0].split()
+    )
+    assert topic.isdecimal() and (rank, tag) == ("1", "popular")
+
+
 def test_evaluate_draws_tables(cli, built):
     text = cli.run("evaluate", "--shop", built, "--baseline", "popular", "--by", "tail").stdout
     assert "popular" in text and "cons@1 by tail" in text
