@@ -19,6 +19,7 @@ from ..inventory.types import ProductSearch
 from ..live.limits import NO_LIMITS, PINNED, Limits, with_pins
 from ..protocol.config import AgentConfig
 from ..types import Line, Profile, Recommendation, Slate, UserContext
+from ..utils.personal import looks_personal
 from ..utils.text import query_key, words
 from .tools import RETRIEVED
 from .types import Group, Rollout
@@ -76,6 +77,9 @@ def aggregate_rollouts(
         if key not in candidates and key not in searched:
             candidates[key] = _Candidate(line.query)
             ranked.append(key)
+    # Queries of the profile may be shown to the user; one that a policy composed may hold what it
+    # remembers of somebody else.
+    ranked = [key for key in ranked if key in reasons or not looks_personal(candidates[key].query)]
     recommendations: list[Recommendation] = []
     seen: set[frozenset[str]] = set()
     for key in ranked:

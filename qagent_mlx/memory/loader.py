@@ -80,9 +80,7 @@ class MemoryLoader:
             else:
                 # Created once: without stored memory, a loader sees one state of the log.
                 if not self._temporary or not shop_tables.has_temporary(self.connection):
-                    shop_tables.create_shop_tables(
-                        self.connection, "TEMP TABLE", bool(self.config.swing)
-                    )
+                    shop_tables.create_shop_tables(self.connection, "TEMP TABLE", self.config)
                     self._temporary += 1
                 state = StoreState(f"temporary {id(self)} {self._temporary}")
         self.statistics.follow(state)

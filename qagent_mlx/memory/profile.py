@@ -108,10 +108,9 @@ class Memory:
 
     def _memories(self, moments: Sequence[Moment]) -> list[UserMemory]:
         memories = self.loader.load(moments)
-        if self.config.least_users > 1:
-            memories = drop_private_candidates(
-                self.connection, moments, memories, self.config.least_users
-            )
+        if self.config.least_users > 1 or self.config.hide_personal:
+            public = self.loader.statistics.public
+            memories = drop_private_candidates(public, moments, memories, self.config)
         return memories
 
     def _lines(

@@ -120,7 +120,7 @@ class Partitions:
         with open_duckdb() as connection:
             self._create_views(connection, part)
             for name in ("goods", "hourly", "spellings"):
-                shop_tables.create(connection, name)
+                shop_tables.create(connection, name, config=self.config)
             shop_tables.create_transitions(connection)
             for name in CONTRIBUTED:
                 write_parquet(connection, f"FROM {name}", self._contribution(part, name))

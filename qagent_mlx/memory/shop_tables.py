@@ -17,6 +17,7 @@ from contextlib import ExitStack
 
 import duckdb
 
+from ..shop.config import MemoryConfig
 from ..shop.price_bands import price_limits_sql
 from ..utils.text import tokens
 from .event_log import EventLog, History
@@ -33,7 +34,7 @@ SHOP_TABLES = ("goods", "hourly", "spellings", *TRANSITIONS, "modifiers", "query
 def create_shop_tables(
     connection: duckdb.DuckDBPyConnection,
     kind: str,
-    swing: bool,
+    config: MemoryConfig,
     visit: Callable[[list[History]], object] | None = None,
 ) -> None:
     """Create `SHOP_TABLES`, and ``swing`` where it is wanted, from the log and the catalog.
@@ -41,20 +42,46 @@ def create_shop_tables(
     ``kind`` is TABLE, or TEMP TABLE for this connection only; ``visit``: see `create_transitions`.
     """
     for name in ("goods", "hourly", "spellings"):
-        create(connection, name, kind)
+        create(connection, name, kind, config)
     create_wordings(connection, kind)
     create_transitions(connection, kind, visit)
-    if swing:
+    if config.swing:
         create(connection, "swing", kind)
 
 
-def create(connection: duckdb.DuckDBPyConnection, name: str, kind: str = "TABLE") -> None:
-    """Create one of the tables that SQL alone derives."""
-    connection.execute(f"CREATE OR REPLACE {kind} {name} AS {derived_sql(name)}")
+def create(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    kind: str = "TABLE",
+    config: MemoryConfig | None = None,
+) -> None:
+    """Create one of the tables that SQL alone derives; ``config`` is that of ``hourly``."""
+    text = derived_sql(name) if name != "hourly" else hourly_sql(config or MemoryConfig())
+    connection.execute(f"CREATE OR REPLACE {kind} {name} AS {text}")
+
+
+def hourly_sql(config: MemoryConfig, after_id: int = ALL) -> str:
+    """The SQL of ``hourly``: searches by the hour, and the people where trends count these."""
+    if config.trends_by == "users":
+        return sql("hourly_by_users", after_id=after_id, new_hours=config.new_user_hours)
+    return sql("hourly", after_id=after_id)
+
+
+def counted_hours(config: MemoryConfig) -> str:
+    """What trends add up: the table ``hourly``, or a relation of people in its place.
+
+    All who are new in an hour count as one.
+    """
+    if config.trends_by == "searches":
+        return "hourly"
+    hours = round(config.trend_long_days * 24)
+    return f"""(SELECT hour, query_key, sum(people) + least(1, sum(newcomers)) AS n FROM hourly
+        WHERE hour >= (SELECT min(hour) FROM hours) - INTERVAL '{hours} hours'
+        GROUP BY ALL HAVING n > 0)"""
 
 
 def derived_sql(name: str) -> str:
-    """The SQL of ``goods``, ``hourly``, ``spellings`` or ``swing``."""
+    """The SQL of ``goods``, ``spellings`` or ``swing``."""
     return sql(name, price_limits=price_limits_sql(), after_id=ALL)
 
 

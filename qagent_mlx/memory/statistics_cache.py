@@ -17,7 +17,9 @@ import duckdb
 import numpy as np
 
 from ..shop.config import MemoryConfig
+from . import shop_tables
 from .event_log import Wording, read_wordings, start_of_day
+from .public_queries import PublicQueries
 from .sql import sql
 from .store import StoreState
 
@@ -163,6 +165,7 @@ class StatisticsCache:
 
     def _clear(self) -> None:
         self.vocabulary = Vocabulary(self._connection)
+        self.public = PublicQueries(self._connection, self._config)
         self._days: dict[datetime, DayStatistics] = {}
         self._hours: dict[datetime, tuple[datetime | None, dict[str, Trend]]] = {}
 
@@ -182,6 +185,8 @@ class StatisticsCache:
             self._clear()
         elif before.hours_version != state.hours_version:
             self._hours.clear()
+        if before.log_end != state.log_end:
+            self.public.forget_private()
 
     def _is_fresh(self, log_end: datetime | None, start: datetime) -> bool:
         """Whether nothing before ``start`` can have come since the log ended at ``log_end``."""
@@ -275,6 +280,7 @@ class StatisticsCache:
             self._hours |= {hour: (self._state.log_end, {}) for hour in missing}
             query = sql(
                 "trends",
+                hourly=shop_tables.counted_hours(self._config),
                 window=round(self._config.trend_days * 24),
                 short=max(1, round(self._config.trend_days * 6)),
                 long=round(self._config.trend_long_days * 24),

@@ -47,8 +47,9 @@ _META = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 def fingerprint(config: MemoryConfig) -> str:
     """Identify what stored rows mean: the format and the settings that they were computed with."""
-    of_reading = ("budget", "least_users", "own_only")
-    settings = {name: value for name, value in asdict(config).items() if name not in of_reading}
+    of_reading = ("budget", "least_users", "hide_personal", "own_only")
+    of_trends = () if config.trends_by == "users" else ("trends_by", "new_user_hours")
+    settings = {n: v for n, v in asdict(config).items() if n not in (*of_reading, *of_trends)}
     text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -90,9 +91,7 @@ class MemoryStore:
         """Store the memory of the whole shop anew; returns the number of users with a state."""
         shop_tables.drop_temporary(self._connection)
         self._create_profiles(self._log_end())
-        shop_tables.create_shop_tables(
-            self._connection, "TABLE", bool(self._config.swing), self._store_states
-        )
+        shop_tables.create_shop_tables(self._connection, "TABLE", self._config, self._store_states)
         return self._count_profiles()
 
     def build_profiles(self, log_end: datetime | None) -> int:
@@ -221,11 +220,13 @@ class MemoryStore:
         """
         connection = self._connection
         if after_id is None:
-            shop_tables.create(connection, "hourly")
+            shop_tables.create(connection, "hourly", config=self._config)
             joined = """FULL JOIN spellings s USING (query_key)
                 WHERE n.event_id IS DISTINCT FROM s.event_id"""
         else:
-            connection.execute(f"INSERT INTO hourly {sql('hourly', after_id=after_id)}")
+            connection.execute(
+                f"INSERT INTO hourly {shop_tables.hourly_sql(self._config, after_id)}"
+            )
             joined = """LEFT JOIN spellings s USING (query_key)
                 WHERE s.event_id IS NULL OR (n.ts, n.event_id) < (s.ts, s.event_id)"""
         new = sql("spellings", after_id=ALL if after_id is None else after_id)

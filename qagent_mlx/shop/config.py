@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -47,6 +47,30 @@ class MemoryConfig:
         int,
         Meta(ge=1, description="Users who must have searched a query before others may see it."),
     ] = 1
+    new_user_hours: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=36_500 * 24,
+            description="Time from a user's first event in which they are new: new users who "
+            "search the same within an hour count as one, for least_users and for trends by users.",
+            extra={"unit": "hours"},
+        ),
+    ] = 0.0
+    trends_by: Annotated[
+        Literal["searches", "users"],
+        Meta(
+            description="What trends count: searches, or users, each once a day, so that nobody "
+            "makes a trend alone."
+        ),
+    ] = "searches"
+    hide_personal: Annotated[
+        bool,
+        Meta(
+            description="Queries that look like mail addresses, phone or card numbers, or that "
+            "hold long numbers, reach nobody else."
+        ),
+    ] = True
     own_only: Annotated[
         bool,
         Meta(

@@ -5,6 +5,7 @@ import pytest
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.event_log import BOUGHT, DAY, EventLog, History, microseconds
 from qagent_mlx.memory.shop_tables import create_shop_tables
+from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
@@ -40,7 +41,7 @@ def log(tmp_path):
                 for minutes, kind, query, product in rows
             ],
         )
-        create_shop_tables(shop.connection, "TEMP TABLE", swing=False)
+        create_shop_tables(shop.connection, "TEMP TABLE", MemoryConfig())
         yield EventLog(shop.connection)
 
 

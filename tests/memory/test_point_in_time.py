@@ -19,6 +19,7 @@ from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.profile import Memory, count_words, raw_history
 from qagent_mlx.memory.ranker import fit_ranker
 from qagent_mlx.memory.types import Moment
+from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
@@ -192,7 +193,7 @@ def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_p
                     event(start + 1, user, "click", query, "mat"),
                 ]
         events(shop, rows)
-        shop_tables.create_shop_tables(shop.connection, "TEMP TABLE", swing=True)
+        shop_tables.create_shop_tables(shop.connection, "TEMP TABLE", MemoryConfig(swing=1.0))
         found = dict(
             shop.connection.execute(
                 "SELECT source || '>' || query_key, sum(vouched) FROM swing GROUP BY 1"

@@ -6,6 +6,7 @@ from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.memory.event_log import EventLog
 from qagent_mlx.memory.shop_tables import create_shop_tables
+from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.price_bands import price_band
 from qagent_mlx.shop.shop import Shop
 
@@ -31,7 +32,7 @@ def test_memory_and_the_search_tool_see_the_same_bands(tmp_path):
     with Shop.create(tmp_path / "shop") as shop:
         ingest_files(shop, "products", [tmp_path / "p.csv"])
         catalog = read_catalog(shop)
-        create_shop_tables(shop.connection, "TEMP TABLE", swing=False)
+        create_shop_tables(shop.connection, "TEMP TABLE", MemoryConfig())
         log = EventLog(shop.connection)
         log._read_products(set(catalog.ids))
     bands = {}

@@ -6,7 +6,7 @@ counted AS (
            sum(x.n) FILTER (x.hour >= h.hour - INTERVAL '{window} hours') AS recent,
            coalesce(sum(x.n) FILTER (x.hour >= h.hour - INTERVAL '{short} hours'), 0) AS short,
            sum(x.n) AS longer
-    FROM hours h JOIN hourly x ON x.hour < h.hour AND x.hour >= h.hour - INTERVAL '{long} hours'
+    FROM hours h JOIN {hourly} x ON x.hour < h.hour AND x.hour >= h.hour - INTERVAL '{long} hours'
     GROUP BY h.hour, x.query_key),
 shared AS (
     SELECT hour, query_key, recent, recent / sum(recent) OVER (PARTITION BY hour) AS share,
