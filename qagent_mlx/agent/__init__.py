@@ -8,8 +8,8 @@ The path of one recommendation, with where to read on:
    `rollout.RolloutRunner.run` an `episode.Episode` for each task.
 3. `decode.Decoder` draws the ids of all chains together (`sampling.sample`) until a turn ends,
    such as ``<search><r3></search>``.
-4. `Episode.act` reads it: `protocol.actions.parse_action` finds the reference, and `expand`
-   puts the query in its place.
+4. `Episode.act` reads it with `protocol.actions.parse_action`; by the rules of `chain.Chain`,
+   `expand` puts the query in a reference's place.
 5. `tools.SearchProducts` searches for all chains that wait, and `Episode.observe` inserts the
    results, marked for this user; the policy searches again or recommends.
 6. `Episode.rollout` is the finished chain, a `types.Rollout` with its recommended query.

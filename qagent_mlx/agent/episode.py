@@ -1,30 +1,21 @@
-"""One chain of retrieval: what the policy does, what it observes, and how the chain ends."""
+"""One chain of retrieval in tokens: what the policy decodes, and what is inserted after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..policy.policy import Policy
-from ..protocol.actions import (
-    Action,
-    expand,
-    parse_action,
-    profile_text,
-    refusal_text,
-    results_text,
-)
+from ..protocol.actions import parse_action
 from ..protocol.config import AgentConfig
 from ..protocol.grammar import Grammar, Moves
 from ..utils.text import query_key
+from .chain import Chain
 from .sequences import DecodingSequence
 from .tools import SearchRequest, SearchResult
-from .types import Finish, Rollout, Task, Turn, TurnKind
-
-MAX_TURNS_BEYOND_SEARCHES = 3  # fetch, recommend, and one slip
+from .types import Rollout, Task, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +47,7 @@ class Episode:
     ) -> None:
         self.rules, self.task, self.case, self.member = rules, task, case, member
         self.profile = task.profile if rules.config.memory else task.profile.without_memory()
+        self.chain = Chain(rules.config, self.profile, task.as_of)
         stream = None
         if seed is not None:
             number = case if task.stream is None else task.stream
@@ -69,20 +61,15 @@ class Episode:
             tag=self,
             allowed_ids=self._allowed_ids if rules.grammar is not None else None,
         )
-        self.turns: list[Turn] = []
-        self.request: SearchRequest | None = None  # a search that waits for its result
         self._watch = watch
-        self._query = ""
-        self._finish: Finish | Literal[""] = ""
-        self._repeated = self._refused = 0
 
     @property
     def _searched(self) -> list[str]:
-        return [turn.query for turn in self.turns if turn.kind == "search"]
+        return self.chain.searched
 
     @property
     def _fetched(self) -> bool:
-        return any(turn.kind == "fetch" for turn in self.turns)
+        return self.chain.fetched
 
     def _allowed_ids(self) -> np.ndarray:
         """Which ids may come next in this turn: (V,) of bool."""
@@ -103,61 +90,30 @@ class Episode:
 
     def act(self) -> bool:
         """Read the turn that was just decoded; returns whether it waits for a tool's answer."""
-        action = parse_action(self.rules.policy.codec.decode(self.sequence.turn))
-        self.request = None
-        if action.kind == "invalid":
-            was_cut = len(self.sequence.turn) >= self.sequence.turn_limit
-            self._finish = "length" if was_cut else "invalid"
-            return False
-        if action.kind == "fetch":
-            self._refused += self._fetched
-            return self._add_turn("fetch", action)
-        # Here a reference such as <r3> becomes the query that it stands for; before memory was
-        # read there is no such line.
-        lines = self.profile.references if self._fetched else ()
-        query = expand(action, lines, self._searched)
-        if query is None or not query_key(query):
-            self._finish = "invalid"
-            return False
-        if action.kind == "recommend":
-            self._add_turn("recommend", action, query)
-            self._query, self._finish = query, "recommended"
+        turn = self.sequence.turn
+        action = parse_action(self.rules.policy.codec.decode(turn))
+        waits = self.chain.act(action, was_cut=len(turn) >= self.sequence.turn_limit)
+        if self.chain.finish == "recommended":
             self._report()
-            return False
-        self._repeated += any(query_key(q) == query_key(query) for q in self._searched)
-        if len(self._searched) >= self.rules.config.max_searches:
-            self._refused += 1
-            return self._add_turn("refused", action, query)
-        self.request = SearchRequest(query, self.task.as_of, self.profile.context)
-        return self._add_turn("search", action, query)
+        return waits
 
-    def _add_turn(self, kind: TurnKind, action: Action, query: str = "") -> bool:
-        """Note a turn; returns whether the chain may have another one."""
-        self.turns.append(Turn(kind, query, action.reference, think=action.think))
-        if len(self.turns) < self.rules.config.max_searches + MAX_TURNS_BEYOND_SEARCHES:
-            return True
-        self._finish = "turns"
-        return False
+    @property
+    def request(self) -> SearchRequest | None:
+        """A search that waits for its result."""
+        return self.chain.request
 
     def observe(self, result: SearchResult | None) -> None:
         """Insert the answer to the last turn; ``result`` is that of a search."""
-        turn = self.turns[-1]
-        if turn.kind == "fetch":
-            text = profile_text(self.profile)
-        elif result is not None:
-            self.turns[-1] = replace(turn, products=result.products)
-            text = results_text(len(self._searched), result.lines)
-        else:
-            text = refusal_text()
-        self.sequence.insert(self.rules.encode_observation(text))
+        self.sequence.insert(self.rules.encode_observation(self.chain.answer(result)))
         self._report()
 
     def _report(self) -> None:
         if self._watch is not None:
-            self._watch(self.turns[-1])
+            self._watch(self.chain.turns[-1])
 
     def rollout(self) -> Rollout:
         """The chain as it is now."""
+        chain = self.chain
         return Rollout(
             case=self.case,
             member=self.member,
@@ -165,11 +121,11 @@ class Episode:
             prompt_length=len(self.rules.policy.prompt),
             sampled=tuple(self.sequence.sampled),
             logprobs=tuple(self.sequence.logprobs),
-            turns=tuple(self.turns),
-            query=self._query,
-            finish=self._finish,
-            repeated=self._repeated,
-            refused=self._refused,
+            turns=tuple(chain.turns),
+            query=chain.query,
+            finish=chain.finish,
+            repeated=chain.repeated,
+            refused=chain.refused,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..agent.episode import MAX_TURNS_BEYOND_SEARCHES
+from ..agent.chain import MAX_TURNS_BEYOND_SEARCHES
 from ..agent.types import Rollout
 from ..distributed.world import World
 from ..policy.batches import TrainingSequence
