@@ -106,7 +106,7 @@ def evaluation_suite(
     names += [n for n in config.baselines if n not in {*names, *(s.name for s in systems)}]
     systems += [open_baseline(name, data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
-    log = SearchLog.of_shop(shop) if scenario.name else data.log
+    log = data.log  # what was known in the scenario
     found = _found(scenario.shop, evenly_spaced(cases, config))
     if scenario.name:
         scenario.shop.close()

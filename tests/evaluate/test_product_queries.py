@@ -165,10 +165,10 @@ def test_a_shop_without_a_query_log_has_the_baselines_that_need_none(own_shop):
     config = EvaluationConfig(with_baselines=True, limit=10)
     split = replace(SPLIT, scenario="no_query_log")
     suite = evaluation_suite(own_shop, [], config, split)
-    assert [s.name for s in suite.systems] == [*OF_PRODUCTS, "top-line"]
+    assert [s.name for s in suite.systems] == [*OF_PRODUCTS, "top-line", "mixed"]
     report = suite.evaluate()
     assert report.scenario == "no_query_log" and report.answers.candidates.mean == 0
-    assert report.answers.typed.mean > 0  # the merchant does not know, the report does
+    assert report.answers.typed.mean == report.answers.lines.mean == 0  # nobody knows of any
     assert report.system("category").metrics["row_hit@10"].mean > 0.2
     assert report.system("category").metrics["own_words"].mean == 1
     with pytest.raises(QAgentError, match="baseline markov names queries of the log.*category"):
@@ -199,6 +199,23 @@ def test_own_only_leaves_of_every_baseline_what_the_user_typed(own_shop, example
             named += len(found)
         assert others, name
     assert named
+
+
+def test_memorys_lines_and_queries_of_products_take_turns(tiny_shop, examples):
+    data = BaselineData(tiny_shop)
+    lines, products, mixed = (
+        BASELINES[name](data).rank(examples, 5) for name in ("top-line", "item-cf-title", "mixed")
+    )
+    several = 0
+    for a, b, both in zip(lines, products, mixed, strict=True):
+        assert both.queries[0] == (a.queries or b.queries)[0]
+        keys = [query_key(q) for q in both.queries]
+        assert len(set(keys)) == len(keys) == 5
+        assert set(keys) <= {query_key(q) for q in (*a.queries, *b.queries)}
+        if len(a.queries) > 1 and query_key(b.queries[0]) not in map(query_key, a.queries):
+            assert both.queries[1:3] == (b.queries[0], a.queries[1])
+            several += 1
+    assert several > 10
 
 
 def test_a_log_without_products_is_answered_with_nothing(own_shop, examples):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import chain, zip_longest
 
 from ...environment.environment import Environment, Example
 from ...errors import QAgentError
@@ -77,6 +78,27 @@ class MemoryRankerBaseline:
         return rankings
 
 
+class Mixed:
+    """Memory's lines and queries of products by turns: what an agent that writes has to beat."""
+
+    name = "mixed"
+
+    def __init__(self, first: System, second: System) -> None:
+        self._systems = first, second
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Recommend at most ``k`` queries for each example, the best first."""
+        rankings = []
+        for pair in zip(*(s.rank(examples, k) for s in self._systems), strict=True):
+            turns = chain.from_iterable(zip_longest(*(ranking.queries for ranking in pair)))
+            row: dict[str, str] = {}
+            for query in turns:
+                if query is not None:
+                    row.setdefault(query_key(query), query)
+            rankings.append(Ranking(tuple(row.values())[:k]))
+        return rankings
+
+
 class OwnQueries:
     """What is left of a baseline where nobody's queries may reach anybody else."""
 
@@ -119,7 +141,12 @@ OF_PRODUCTS: dict[str, Callable[[BaselineData], System]] = {
     "item-cf-title": lambda data: NextProduct(data.products),
     "next-category": lambda data: NextCategory(data.products),
 }
-BASELINES = {**OF_QUERIES, **OF_PRODUCTS, "top-line": lambda data: MemoryRankerBaseline()}
+BASELINES = {
+    **OF_QUERIES,
+    **OF_PRODUCTS,
+    "top-line": lambda data: MemoryRankerBaseline(),
+    "mixed": lambda data: Mixed(MemoryRankerBaseline(), NextProduct(data.products)),
+}
 UNTRAINED = tuple(name for name in BASELINES if name != "sasrec")  # they answer at once
 
 
