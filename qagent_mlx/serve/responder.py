@@ -165,6 +165,7 @@ class Responder:
         self.moment = self.shop.end_of_log()
         self._trending_at = 0.0
         self._rules: ShopRules  # of the trending response
+        self._trending_as_of: datetime | None = None
         self.refresh_trending()
 
     def respond(self, pending: Sequence[PendingRequest]) -> None:
@@ -247,7 +248,7 @@ class Responder:
 
     def reload_processes(self) -> None:
         """Let the processes beside this one search the catalog that the file holds now."""
-        if self._pool_is_stale and len(self._pool):
+        if self._pool_is_stale:
             self._pool.reload()
         self._pool_is_stale = False
 
@@ -291,7 +292,7 @@ class Responder:
         """Drop all that was computed."""
         self.cache.clear()
         self._profiles.clear()
-        self.trending = None
+        self._trending_as_of = None  # until then the old one answers those who wait for no longer
         self.refresh_trending()
 
     def use_policy(self, name: str) -> str:
@@ -373,13 +374,14 @@ class Responder:
         now = self.shop.end_of_log()
         # Once a day this takes a while; here no request waits for it.
         self.recommender.memory.read_all(now)
-        if self.trending is not None and self.trending.as_of == now:
+        if self._trending_as_of == now:
             return
         profile = self.recommender.profiles([""], now)[0]
         self._rules = self.recommender.limits.rules_at(shop_time(self.shop))
         request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=Limits(self._rules))
         queries = self.recommender.recommend_from_memory([request])[0]
         self.trending = RecommendResponse(queries, "trending", now, self.policy, self.version)
+        self._trending_as_of = now
 
     def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:
         """The users' profiles; those of users who did nothing since are still good."""

@@ -27,6 +27,8 @@ from ..shop.shop import Shop
 log = logging.getLogger("qagent.pool")
 
 START_SECONDS = 120.0  # in which a process must be ready
+PAUSE_SECONDS = 1.0  # until one that is gone is replaced; twice as long each time
+LONGEST_PAUSE_SECONDS = 300.0
 UNITS_AHEAD = 2  # units that a process has been given: one it computes, one that waits for it
 
 # A process is configured before its modules import numpy and MLX.
@@ -42,6 +44,9 @@ Unit = Sequence[RecommendRequest]
 class WorkerPool:
     """Processes with one policy. What one of them could not do, this process does itself.
 
+    One that is gone, killed by the system for its memory perhaps, is replaced after a while, as
+    soon as `answer` is called and finds the other one ready.
+
     Args:
         path: The shop's folder; its index must be there (see `inventory.index.open_index`), and
             no process may be writing to its database while these start.
@@ -51,7 +56,11 @@ class WorkerPool:
     """
 
     def __init__(self, path: Path, policy: Path, processes: int, dtype: str = "") -> None:
+        self._path, self._policy, self._dtype = path, policy, dtype
+        self._wanted = processes
         self._processes: list[WorkerProcess] = []
+        self._starting: WorkerProcess | None = None  # in the place of one that is gone
+        self._start_at, self._pause = 0.0, PAUSE_SECONDS
         try:
             for _ in range(processes):
                 self._processes.append(WorkerProcess(path, policy, dtype))
@@ -73,12 +82,15 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
+        self._stop_starting()
         for process in self._processes:
             process.end()
         self._processes = []
 
     def use(self, policy: Path) -> None:
         """Recommend with another policy from now on; a process that cannot is ended."""
+        self._policy = policy
+        self._stop_starting()
         loading = [process for process in list(self._processes) if self._send(process, policy)]
         for process in loading:
             try:
@@ -88,6 +100,7 @@ class WorkerPool:
 
     def reload(self) -> None:
         """Search the shop's catalog as it is now; a process that cannot is ended."""
+        self._stop_starting()
         for process in list(self._processes):
             try:
                 process.connection.send(None)
@@ -112,6 +125,7 @@ class WorkerPool:
             seed: Seed of the sampling.
             progress: Follows this process's share, as in `ProfileRecommender.answer`.
         """
+        self._replace_one()
         workers = len(self._processes) + 1
         shares = [list(requests[i::workers]) for i in range(workers)]
         sent = [
@@ -231,6 +245,38 @@ class WorkerPool:
         process.end()
         if process in self._processes:
             self._processes.remove(process)
+        self._start_later()
+
+    def _replace_one(self) -> None:
+        """Start a process in the place of one that is gone; take it up when it is ready."""
+        if self._starting is None:
+            is_time = time.monotonic() >= self._start_at
+            if is_time and len(self._processes) < self._wanted:
+                self._starting = WorkerProcess(self._path, self._policy, self._dtype)
+            return
+        starting = self._starting
+        try:
+            if not starting.connection.poll():
+                return
+            _raised(starting.connection.recv())
+        except (EOFError, OSError, QAgentError) as error:
+            log.error("process %s did not start (%r); trying again later", starting.pid, error)
+            self._stop_starting()
+            self._start_later()
+            return
+        log.info("process %s takes the place of one that was gone", starting.pid)
+        self._processes.append(starting)
+        self._starting = None
+
+    def _stop_starting(self) -> None:
+        """Give up a process that may have read an older policy or catalog; another one follows."""
+        if self._starting is not None:
+            self._starting.kill()
+            self._starting = None
+
+    def _start_later(self) -> None:
+        self._start_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
 
 class WorkerProcess:
@@ -272,8 +318,13 @@ class WorkerProcess:
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        self.connection.close()
+        self._process.kill()
+        self._process.wait()
 
 
 def _raised(received: Any) -> Any:

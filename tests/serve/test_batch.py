@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 import duckdb
 import pytest
@@ -141,6 +142,31 @@ def test_two_workers_write_the_file_that_one_writes(saved, tmp_path):
                 BulkConfig(part=2, workers=workers),
             )
     assert rows(tmp_path / "2.parquet") == rows(tmp_path / "1.parquet")
+
+
+def test_a_process_that_is_gone_is_replaced(saved, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.serve.worker_processes.PAUSE_SECONDS", 0.1)
+    with Shop.open(saved) as shop:
+        recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
+        profiles = recommender.profiles(all_users(shop)[:4])
+        asks = [RecommendRequest(p, shop.end_of_log(), 3, 2) for p in profiles]
+        expected = [one.recommendations for one in recommender.answer(asks)]
+        with WorkerPool(saved, saved / "policies" / "nano", 1) as pool:
+            for change in (lambda: None, pool.reload, lambda: pool.use(pool._policy)):
+                (old,) = pool._processes
+                old._process.kill()
+                old._process.wait()
+                sizes, until = [], time.monotonic() + 60
+                while sizes[-1:] != [1]:
+                    assert time.monotonic() < until
+                    assert [one.recommendations for one in pool.answer(recommender, asks)] == (
+                        expected
+                    )
+                    if sizes[-1:] == [0]:
+                        change()  # one that was starting may know the old policy or catalog
+                        change = lambda: None  # noqa: E731
+                    sizes.append(len(pool))
+                assert pool._processes != [old] and 0 in sizes
 
 
 @pytest.mark.parametrize("noticed", ["when it is given work", "when it should answer"])

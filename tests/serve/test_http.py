@@ -700,3 +700,18 @@ def test_old_names_of_fields_still_work_and_are_marked(serving):
     parameters = {p["name"]: p for p in document["paths"]["/search"]["get"]["parameters"]}
     assert parameters["q"]["deprecated"]
     assert parameters["query"]["required"] and "deprecated" not in parameters["query"]
+
+
+def test_who_waits_for_no_decode_is_answered_also_while_all_is_computed_anew(serving, monkeypatch):
+    client = serving(cache_seconds=0.0)
+    responder = client.app.state.service.worker.responder
+    compute, seen = responder.recommender.recommend_from_memory, []
+
+    def slowly(requests):
+        if requests[0].profile.user_id == "":  # what is trending
+            seen.append(ask(client, "u01", deadline_ms=1).json())
+        return compute(requests)
+
+    monkeypatch.setattr(responder.recommender, "recommend_from_memory", slowly)
+    client.post("/products", json={"product_id": "kite", "title": "Stunt Kite"})
+    assert seen and all(answer["recommendations"] for answer in seen)
