@@ -21,7 +21,7 @@ from ..shop.policy_folders import (
 from ..shop.shop import Shop
 from ..utils.settings import SettingError
 from .files import base_of, check_policy, read_info
-from .promotions import Promotion, before_promoted, promoted, record
+from .promotions import Promotion, before_promoted, promoted, promotions, record
 from .registry import SAMPLE, by_age, created_at, lasting_name, resolve
 
 
@@ -93,17 +93,19 @@ def policy_version(shop: Shop, name: str) -> PolicyVersion:
 def promote(shop: Shop, name: str) -> Promotion:
     """Use a policy from now on where nobody names one; a running server takes it up.
 
+    Where it is promoted already nothing changes, so the same can be done again, by cron say.
+
     Args:
         shop: A shop that is open for reading is enough.
         name: ``NAME`` for its newest version, ``NAME@N`` for a certain one, or ``sample``.
 
     Raises:
-        QAgentError: it is promoted already, does not exist, or cannot be opened.
+        QAgentError: it does not exist, or cannot be opened.
     """
     with policies_lock(shop.path / "policies"):
         policy = SAMPLE if resolve(shop, name) == sample_folder() else _reference(shop, name)
         if policy == promoted(shop):
-            raise QAgentError(f"{policy} is promoted already")
+            return promotions(shop)[-1]
         check_policy(resolve(shop, policy))
         return record(shop, policy, "promote")
 

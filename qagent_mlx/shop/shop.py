@@ -31,19 +31,19 @@ import duckdb
 
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, read_json, write_json
-from ..utils.database import fetch_dicts, literal, open_duckdb
+from ..utils.database import fetch_dicts, open_duckdb
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
 from .policy_folders import migrate_unversioned
-from .schema import ADDED, ADDITIONS, NOT_IN_SNAPSHOTS, SCHEMA
+from .schema import ADDED, ADDITIONS, SCHEMA
+from .snapshot import take_snapshot
 
 SHOP_VERSION = 1
 WAIT_SECONDS = 30.0  # for another process to let go of the database
 SAME_PROCESS_SECONDS = 5.0  # the same, for another thread of this process
 CATCH_UP_SECONDS = 2.0  # the same, to store a journal's entries before reading
-FILE = "shop_file"  # name of the database while it is copied into a snapshot
 
 _APPLYING = threading.Lock()  # threads of a process may write to the database at the same time
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -147,14 +147,13 @@ class Shop:
                 self._catch_up()
             connection = connect(
                 self.path / "shop.duckdb",
-                read_only=self.read_only,
-                snapshot=self.is_snapshot,
+                read_only=self.read_only or self.is_snapshot,
                 wait=self.wait_seconds,
             )
             try:
                 _refuse_views(self.path, connection)
                 if self.is_snapshot:
-                    _copy_into_memory(connection)
+                    connection = take_snapshot(connection, self.path / "shop.duckdb")
                 if not self.read_only:
                     _add_missing_tables(connection)
             except BaseException:
@@ -186,7 +185,7 @@ class Shop:
 
     @classmethod
     def snapshot(cls, path: str | Path) -> Shop:
-        """Open a shop as it is now, in memory: changes stay there, and nobody has to wait for it.
+        """Open a copy of a shop as it is now: changes stay there, and nobody has to wait for it.
 
         Raises:
             QAgentError: as `open`; another process writes to the database for long.
@@ -344,21 +343,18 @@ def _refuse_links(path: Path) -> None:
             )
 
 
-def connect(
-    path: Path, *, read_only: bool, snapshot: bool = False, wait: float = 0.0
-) -> duckdb.DuckDBPyConnection:
+def connect(path: Path, *, read_only: bool, wait: float = 0.0) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB connection in UTC, with errors that name the remedy.
 
     Args:
         path: The database's file.
         read_only: Others may read at the same time.
-        snapshot: Open a database in memory, and the file beside it under the name `FILE`.
         wait: Seconds to wait for whoever keeps this process out.
     """
     start, pause = time.monotonic(), 0.01
     while True:
         try:
-            return _connect(path, read_only=read_only or snapshot, snapshot=snapshot)
+            return _connect(path, read_only=read_only)
         except DatabaseInUse as error:
             most = min(wait, SAME_PROCESS_SECONDS) if error.is_same_process else wait
             left = start + most - time.monotonic()
@@ -377,13 +373,9 @@ class DatabaseInUse(QAgentError):
         self.is_same_process = is_same_process
 
 
-def _connect(path: Path, *, read_only: bool, snapshot: bool) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
-        if snapshot:
-            connection = open_duckdb()
-            connection.execute(f"ATTACH {literal(path)} AS {FILE} (READ_ONLY)")
-        else:
-            connection = open_duckdb(path, read_only=read_only)
+        connection = open_duckdb(path, read_only=read_only)
     except duckdb.IOException as error:
         holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", str(error))
         if holder:
@@ -417,10 +409,9 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
         names = connection.execute(
             """SELECT view_name FROM duckdb_views()
             WHERE NOT internal AND NOT temporary
-                AND database_name IN (current_database(), $name)
+                AND database_name = current_database()
             UNION ALL SELECT function_name FROM duckdb_functions()
-            WHERE NOT internal AND database_name IN (current_database(), $name)""",
-            {"name": FILE},
+            WHERE NOT internal AND database_name = current_database()"""
         ).fetchall()
     except duckdb.Error as error:
         raise _unreadable(path / "shop.duckdb", error) from error
@@ -429,19 +420,6 @@ def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
             f"{path}/shop.duckdb holds the view or macro {names[0][0]!r}, and a shop has none; "
             "drop it, or make the shop again with qagent init and ingest"
         )
-
-
-def _copy_into_memory(connection: duckdb.DuckDBPyConnection) -> None:
-    """Copy the shop's file, which is attached, into the database in memory, and let go of it."""
-    connection.execute(f"COPY FROM DATABASE {FILE} TO memory (SCHEMA)")
-    tables = connection.execute(
-        "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT temporary", [FILE]
-    ).fetchall()
-    for (table,) in tables:
-        if table not in NOT_IN_SNAPSHOTS:
-            name = '"' + table.replace('"', '""') + '"'
-            connection.execute(f"INSERT INTO memory.main.{name} FROM {FILE}.main.{name}")
-    connection.execute(f"DETACH {FILE}")
 
 
 def _add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:

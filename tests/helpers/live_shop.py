@@ -96,6 +96,13 @@ class Server:
         self.process.terminate()
         return self.process.wait(60)
 
+    def abandon(self) -> None:
+        """End it without waiting for anything."""
+        self._stopping = True
+        self.down.set()
+        self.killed += 1
+        self.process.kill()
+
     def _start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
         with self.log.open("ab") as log:

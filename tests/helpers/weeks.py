@@ -107,6 +107,9 @@ class Play:
                 with self._phase("day"):
                     time.sleep(1)
             self.server.wait_until_up()
+        except BaseException:
+            self.server.abandon()
+            raise
         finally:
             self.clients.end()
         return {
