@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def main() -> int:
     """Play, print, and say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=21)
+    parser.add_argument("--end", type=date.fromisoformat, help="The last day; the log's if none.")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--think", type=float, default=0.05, help="Seconds between requests.")
     parser.add_argument("--kills", type=int, default=0)
@@ -57,6 +59,7 @@ def main() -> int:
         given.workers,
         Load(given.clients, given.think),
         steps=given.steps,
+        end=given.end,
     )
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder) / "play"

@@ -6,7 +6,7 @@ too, as shops' exports know what was posted. At the end the shop must hold the w
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ BOTH = "hash(user_id) % 10 = 1"  # users whose events are posted, and in the nig
 class Almanac:
     """The last days of a log, in files for the nights and posts for the days."""
 
-    def __init__(self, source: Path, place: Path, days: int, new_products: int) -> None:
+    def __init__(
+        self, source: Path, place: Path, days: int, new_products: int, end: date | None = None
+    ) -> None:
         self._connection = duckdb.connect()
         self._place, self._new_products = place, new_products
         for kind in ("events", "products"):
             self._connection.execute(
                 f"CREATE TABLE {kind} AS FROM read_parquet('{source / f'{kind}.parquet'}')"
             )
-        ((last,),) = self._connection.execute("SELECT max(time)::DATE FROM events").fetchall()
+        ((last,),) = self._connection.execute(
+            "SELECT coalesce($1, max(time)::DATE) FROM events", [end]
+        ).fetchall()
         self.start = datetime(last.year, last.month, last.day) - timedelta(days=days - 1)
         self.forgotten = ""
 

@@ -20,13 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from almanac import Almanac
 from live_shop import QAGENT, Clients, Command, Killer, Load, Server
 
-FORGET_ON = 9  # the day on which somebody is forgotten
 SUNDAY, TUESDAY = 6, 1
 TAKE_UP_SECONDS = 60.0  # in which a server must take up a promotion
 
@@ -43,6 +43,7 @@ class Plan:
     day_seconds: float = 8.0  # of load alone; longer if the day's events are not posted by then
     steps: int = 3  # of each training
     new_products: int = 5  # a night
+    end: date | None = None  # the last day; that of the log by default
 
 
 def qagent(shop: Path, *words: object) -> Any:
@@ -77,7 +78,7 @@ class Play:
 
     def __init__(self, plan: Plan, source: Path, place: Path) -> None:
         self.plan, self.place, self.shop = plan, place, place / "shop"
-        self.almanac = Almanac(source, place, plan.days, plan.new_products)
+        self.almanac = Almanac(source, place, plan.days, plan.new_products, plan.end)
         begin_shop(self.almanac, self.shop)
         self.users = self.almanac.users()
         self.server = Server(self.shop, plan.workers)
@@ -136,7 +137,7 @@ class Play:
             steps += ["train sft", "promote sft", "train grpo", "promote grpo"]
         if weekday == TUESDAY and self.trained:
             steps.append("rollback")
-        if number == FORGET_ON:
+        if number == self.plan.days // 2:
             steps.append("memory forget")
         return [*steps, "second reader", "export"]
 
