@@ -13,4 +13,23 @@
 
 `evaluate_policy` measures a policy on examples; `ir_metrics` holds NDCG; `files` stores an
 environment in a run's folder.
+
+`ShopEnvironment` (`shop_environment`) offers all of that to other trainers, in text and without
+MLX: ``reset(case)`` and ``step(action)``, as `text_environment` defines them.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .shop_environment import ShopEnvironment
+    from .text_environment import Step, TextEnvironment
+
+__all__ = ["ShopEnvironment", "Step", "TextEnvironment"]
+_MODULES = {"ShopEnvironment": "shop_environment"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # imported when it is first used: the command line's help needs none of it
+        return getattr(import_module(f".{_MODULES.get(name, 'text_environment')}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

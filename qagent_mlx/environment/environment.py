@@ -11,22 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import duckdb
 
-from ..agent.rollout import RolloutRunner
 from ..agent.tools import RETRIEVED, SearchProducts
 from ..agent.types import Rollout, Task
-from ..distributed.world import current_world
 from ..errors import QAgentError
 from ..inventory.click_log import ClickLog
 from ..inventory.index import InventoryIndex, load_index
 from ..inventory.search import HybridSearch, open_search
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
-from ..memory.types import Moment
-from ..policy.policy import Policy
-from ..protocol.codec import AnyCodec
+from ..memory.types import CountTokens, Moment
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Case, Profile
@@ -39,8 +36,21 @@ from .scenario_shop import FILE as SCENARIO
 from .scenario_shop import open_copy
 from .scenarios import Scenario, open_scenario, with_launch
 
+if TYPE_CHECKING:  # the environment is there without MLX
+    from ..agent.rollout import RolloutRunner
+    from ..policy.policy import Policy
+
 CASES, CLICKS = "cases.parquet", "clicks.parquet"  # files in a run's folder
 RESULTS = 200_000  # results of searches that are remembered
+
+
+class Counts(Protocol):
+    """What profiles need of a codec."""
+
+    @property
+    def count(self) -> CountTokens:
+        """Counts the tokens of texts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ class Environment:
     def of_shop(
         cls,
         shop: Shop,
-        codec: AnyCodec,
+        codec: Counts,
         agent: AgentConfig | None = None,
         split: SplitConfig | None = None,
         last: Mapping[str, int] | None = None,
@@ -93,7 +103,7 @@ class Environment:
 
     @classmethod
     def of_scenario(
-        cls, scenario: Scenario, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig
+        cls, scenario: Scenario, cases: Sequence[Case], codec: Counts, agent: AgentConfig
     ) -> Environment:
         """Some cases of a scenario with their profiles; the database is not needed again."""
         examples = _examples(scenario.shop, cases, codec, agent)
@@ -107,7 +117,7 @@ class Environment:
         cls,
         shop: Shop,
         cases: Sequence[Case],
-        codec: AnyCodec,
+        codec: Counts,
         agent: AgentConfig,
         index: InventoryIndex | None = None,
     ) -> Environment:
@@ -120,6 +130,8 @@ class Environment:
 
         Workers on several machines build one each, and refuse to go on where they differ.
         """
+        from ..distributed.world import current_world
+
         workers = current_world()
         if workers.size == 1:
             return build()
@@ -155,6 +167,8 @@ class Environment:
         self, policy: Policy, agent: AgentConfig, guided: bool = False
     ) -> RolloutRunner:
         """What runs a policy's chains here; ``guided`` as they are served."""
+        from ..agent.rollout import RolloutRunner
+
         return RolloutRunner(policy, SearchProducts(self.search, agent), agent, guided=guided)
 
     def retrieve(self, query: str, as_of: datetime) -> tuple[str, ...]:
@@ -229,7 +243,7 @@ class Environment:
 
 
 def _examples(
-    shop: Shop, cases: Sequence[Case], codec: AnyCodec, agent: AgentConfig
+    shop: Shop, cases: Sequence[Case], codec: Counts, agent: AgentConfig
 ) -> list[Example]:
     """Cases of a shop with the profiles that are read in them."""
     ranker = MemoryRanker.of_shop(shop)
@@ -251,6 +265,8 @@ def evaluate_policy(
 
     Returns means over all examples of ``reward`` (weighted), ``q_em``, ``i_hit@1``, ``cons@1``.
     """
+    from ..distributed.world import current_world
+
     workers = current_world()
     own = [examples[i] for i in workers.local_indices(len(examples))]
     runner = environment.rollout_runner(policy, policy.info.agent)
