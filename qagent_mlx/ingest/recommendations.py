@@ -78,7 +78,7 @@ def store_recommendations(shop: Shop, load: Load) -> tuple[int, int]:
         ANTI JOIN recommendations r ON r.recommendation_id = c.id_ AND r.position = c.position_;
         INSERT INTO recommendations SELECT id_, user_, ts, position_, query_, key,
             coalesce(propensity_, 1), coalesce(source_, '{_IMPORTED}'),
-            coalesce(policy_, '{_IMPORTED}'), version_, experiment_, arm_, $1
+            coalesce(policy_, '{_IMPORTED}'), version_, experiment_, arm_, $1, NULL
         FROM fresh ORDER BY ts, row""",
         [load.ingest_id],
     )

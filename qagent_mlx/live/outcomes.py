@@ -120,7 +120,7 @@ def outcomes(
             round(avg((taken > 0)::INT), 6),
             round(avg((purchases > 0)::INT), 6)
         FROM (SELECT recommendation_id, {_GROUPS[by]} AS name, any_value(user_id) AS user_id,
-                count(*) AS queries, count(*) FILTER (taken) AS taken,
+                count(*) FILTER (position > 0) AS queries, count(*) FILTER (taken) AS taken,
                 count(*) FILTER (how = 'attributed') AS attributed, sum(clicks) AS clicks,
                 sum(carts) AS carts, sum(purchases) AS purchases, sum(revenue) AS revenue
             FROM ({LINES}) GROUP BY ALL)
@@ -153,7 +153,8 @@ def shown_answers(shop: Shop, user: str | None = None, limit: int = 20) -> list[
             line["recommendation_id"],
             {name: line[name] for name in (*of_answer, "experiment", "arm")} | {"queries": []},
         )
-        answer["queries"].append({name: line[name] for name in of_query})
+        if line["position"]:
+            answer["queries"].append({name: line[name] for name in of_query})
     for answer in answers.values():
         answer["ts"] = answer["ts"].isoformat()
     return list(answers.values())

@@ -40,6 +40,7 @@ class ShownAnswer:
     version: int | None = None
     experiment: str | None = None
     arm: str | None = None
+    latency_ms: float | None = None
 
 
 def new_recommendation_id() -> str:
@@ -85,7 +86,13 @@ def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
                     *(answer.recommendation_id, answer.user_id, answer.ts, position),
                     *(query, query_key(query), propensity),
                     *(answer.source, answer.policy, answer.version),
-                    *(answer.experiment, answer.arm, None),
+                    *(answer.experiment, answer.arm, None, answer.latency_ms),
+                )
+            if not answer.queries:  # nothing to show: that is told, too
+                appender.append_row(
+                    *(answer.recommendation_id, answer.user_id, answer.ts, 0, "", "", 1.0),
+                    *(answer.source, answer.policy, answer.version),
+                    *(answer.experiment, answer.arm, None, answer.latency_ms),
                 )
     return stored
 

@@ -35,13 +35,13 @@ FROM events WHERE type = 'search' AND {_WITHIN}"""
 _ANSWERS = f"""SELECT recommendation_id AS query_id, user_id AS client_id, {_TIME} AS timestamp,
     NULL AS user_query, json_object('source', source, 'policy', policy, 'version', version,
         'experiment', experiment, 'arm', arm) AS query_attributes, ts
-FROM recommendations WHERE {_WITHIN} AND position = 1"""
+FROM recommendations WHERE {_WITHIN} AND position <= 1"""
 _SHOWN = f"""SELECT 'impression' AS action_name, recommendation_id AS query_id,
     user_id AS client_id, {_TIME} AS timestamp, NULL AS user_query,
     json_object('object', json_object('object_id', query, 'object_id_field', '{RECOMMENDED}'),
         'position', json_object('ordinal', position), 'propensity', propensity)
         AS event_attributes, ts
-FROM recommendations WHERE {_WITHIN}"""
+FROM recommendations WHERE {_WITHIN} AND position > 0"""
 _SHOWN_PRODUCTS = f"""SELECT 'impression', query_id, user_id, {_TIME}, query,
     json_object('object', json_object('object_id', product_id, 'object_id_field', 'product_id'),
         'position', json_object('ordinal', position)), ts

@@ -25,6 +25,7 @@ from ..inventory.index import open_index, updated_index
 from ..inventory.product_search import open_shop_search
 from ..inventory.search import HybridSearch, hybrid_search
 from ..inventory.types import ProductSearch
+from ..live.experiments import AGENT, MEMORY
 from ..live.limits import Limits, LimitsBook, shop_time
 from ..live.rules import Rule, ShopRules, rules_entry
 from ..live.wishes import Wish, wishes_entry
@@ -36,6 +37,7 @@ from ..shop.journal import Entry
 from ..shop.policy_folders import migrate_unversioned, parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Profile
+from .arms import Arms
 from .cache import UserCache
 from .config import ServeConfig
 from .metrics import Metrics
@@ -133,6 +135,7 @@ class Responder:
         chains: What a request gets that names no number of chains.
         trending: The response for somebody of whom nothing is known.
         moment: The end of the log, as it was last looked at.
+        experiment: The one that runs, where the server records what it shows; else None.
         titles: Title of each product id.
     """
 
@@ -159,6 +162,8 @@ class Responder:
             config.cache_seconds, config.cache_users
         )
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
+        self.arms = Arms(config)
+        self.experiment = self.arms.follow(self.recommender, self.shop)
         self._pool_is_stale = False  # its processes do not know the newest products yet
         self.pace = DecodePace()
         self.trending: RecommendResponse | None = None
@@ -189,9 +194,35 @@ class Responder:
             waiting.fallback = RecommendResponse(
                 line, "top-line", request.as_of, self.policy, self.version
             )
-        shared = self._shared(pending, requests)
-        if shared:
-            self._decode(shared)
+        agents = []
+        for waiting, request in zip(pending, requests, strict=True):
+            system = self.experiment.system(waiting.user) if self.experiment else AGENT
+            if system == AGENT:
+                agents.append((waiting, request))
+            else:
+                self._answer_arm(system, waiting, request)
+        if agents:
+            shared = self._shared(*zip(*agents, strict=True))
+            if shared:
+                self._decode(shared)
+
+    def _answer_arm(self, system: str, waiting: PendingRequest, request: RecommendRequest) -> None:
+        """Answer a request with the system of an experiment's arm; the cache keeps it."""
+        assert waiting.fallback is not None
+        if system == MEMORY:
+            response = replace(waiting.fallback, reason="experiment")
+        else:
+            if waiting.deadline - time.monotonic() < self.pace.seconds(1):
+                _fall_back(waiting)
+                return
+            (result,) = self.arms.answer(system, [request], self._config.seed)
+            name, version = parse_reference(self.arms.reference(system))
+            response = RecommendResponse(
+                result.recommendations, "agent", result.as_of, name, version, request.group
+            )
+        self.cache.put(waiting.user, waiting.key, response)
+        if not waiting.future.done():
+            waiting.future.set_result(response)
 
     def forget(self, users: Iterable[str]) -> None:
         """Drop what is cached of users who did something, and see the new events."""
@@ -225,6 +256,7 @@ class Responder:
         self.titles = _titles(self.recommender)
         self._pool_is_stale = True
         self.reload_processes()
+        self.experiment = self.arms.follow(self.recommender, shop)
         self._start_afresh()
         old.close()
 
@@ -239,6 +271,7 @@ class Responder:
             (report,) = apply_entries(shop, [entry])
             store.keep(before)
         self.recommender.use_search(_current(shop, self.recommender.search))
+        self.experiment = self.arms.follow(self.recommender, shop)
         self.recommender.refresh()
         self.titles = _titles(self.recommender)
         self._pool_is_stale = True

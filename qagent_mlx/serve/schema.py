@@ -26,7 +26,7 @@ MAX_DEADLINE_MS = 60_000.0
 MAX_PRICE = 1e12
 
 Source = Literal["agent", "top-line", "trending"]
-Reason = Literal["", "deadline", "overload", "error"]
+Reason = Literal["", "deadline", "overload", "error", "experiment"]
 QueryCount = Annotated[int, Meta(ge=1, le=MAX_QUERIES)]
 Milliseconds = Annotated[float, Meta(ge=1, le=MAX_DEADLINE_MS)]
 PolicyVersion = Annotated[
@@ -192,7 +192,9 @@ class RecommendReply(Struct):
         ),
     ]
     fallback: bool
-    reason: Annotated[Reason, Meta(description="Why it is a fallback.")]
+    reason: Annotated[
+        Reason, Meta(description="Why it is a fallback; experiment: the arm shows memory's lines.")
+    ]
     policy: str
     version: PolicyVersion
     chains: Natural

@@ -44,12 +44,13 @@ class Service:
             response = self._fallback(request, "overload")
         else:
             response = await self._wait(request)
-        fallback = response.source != "agent"
+        fallback = response.source != "agent" and response.reason != "experiment"
         self.metrics.answers.labels("cache" if response.cached else response.source).inc()
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
         shown = replace(response, recommendations=response.recommendations[:k])
-        recommendation_id = None if as_of is not None else self._record(user, shown)
+        latency_ms = round((time.monotonic() - start) * 1000, 1)
+        recommendation_id = None if as_of is not None else self._record(user, shown, latency_ms)
         queries = [r.to_dict(responder.titles) for r in shown.recommendations]
         return RecommendReply(
             recommendation_id=recommendation_id,
@@ -64,10 +65,10 @@ class Service:
             version=response.version,
             chains=response.chains,
             cached=response.cached,
-            latency_ms=round((time.monotonic() - start) * 1000, 1),
+            latency_ms=latency_ms,
         )
 
-    def _record(self, user: str, response: RecommendResponse) -> str | None:
+    def _record(self, user: str, response: RecommendResponse, latency_ms: float) -> str | None:
         """Record what a user is shown now; its id, None where nothing is recorded."""
         queries = tuple(r.query for r in response.recommendations)
         responder = self.worker.responder
@@ -76,6 +77,7 @@ class Service:
         # A simulated shop lives in a time of its own.
         is_simulated = responder.shop.config.simulated is not None
         now = datetime.now(timezone.utc).replace(tzinfo=None)
+        experiment = responder.experiment
         answer = ShownAnswer(
             new_recommendation_id(),
             user,
@@ -85,6 +87,9 @@ class Service:
             response.source,
             response.policy,
             response.version,
+            experiment.name if experiment else None,
+            experiment.arm(user) if experiment else None,
+            latency_ms,
         )
         is_recorded = responder.store.record_shown(answer)
         self.metrics.shown.labels("recorded" if is_recorded else "lost").inc()

@@ -117,6 +117,17 @@ CREATE TABLE IF NOT EXISTS wishes (    -- what users want no more, see live.wish
     created   TIMESTAMP NOT NULL,
     withdrawn TIMESTAMP
 );
+CREATE TABLE IF NOT EXISTS experiments (  -- see live.experiments
+    name      VARCHAR NOT NULL,
+    control   VARCHAR NOT NULL,
+    treatment VARCHAR NOT NULL,
+    share     DOUBLE NOT NULL,     -- of the users, who get the treatment
+    salt      VARCHAR NOT NULL,
+    started   TIMESTAMP NOT NULL,
+    stopped   TIMESTAMP,
+    author    VARCHAR NOT NULL
+);
+ALTER TABLE recommendations ADD COLUMN IF NOT EXISTS latency_ms DOUBLE;
 ALTER TABLE events ADD COLUMN IF NOT EXISTS recommendation_id VARCHAR; -- that it came of
 ALTER TABLE events ADD COLUMN IF NOT EXISTS position INTEGER;          -- in that one, from 1 on
 """
@@ -125,7 +136,8 @@ ALTER TABLE events ADD COLUMN IF NOT EXISTS position INTEGER;          -- in tha
 ADDED = {
     "rejects": "ingest_id",
     "replaced_products": "changed",
-    "recommendations": "propensity",
+    "recommendations": "latency_ms",
+    "experiments": "salt",
     "events": "recommendation_id",
     "rules": "removed_by",
     "wishes": "withdrawn",

@@ -73,7 +73,7 @@ def test_wrong_usage_exits_with_2(cli, arguments):
         (("recomend", "ann"), "'recommend'"),
         (("rec",), "'recommend'"),
         (("promote", "grpo"), "'policies promote'"),
-        (("list",), "'models list' or 'policies list' or 'runs list'"),
+        (("rollouts",), "'runs rollouts'"),
         (("policies", "promot"), "'promote'"),
         (("memory", "forgt", "ann"), "'forget'"),
         (("recommend", "ann", "--polcy", "sft"), "'--policy'"),

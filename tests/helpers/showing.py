@@ -8,10 +8,12 @@ from qagent_mlx.live.shown import ShownAnswer, new_recommendation_id, record_sho
 NOW = datetime(2026, 5, 1, 12)
 
 
-def show(shop, *queries, user="u01", at=NOW, policy="a", recommendation_id=None, **more):
+def show(
+    shop, *queries, user="u01", at=NOW, policy="a", source="agent", recommendation_id=None, **more
+):
     answer = ShownAnswer(
         recommendation_id or new_recommendation_id(),
-        *(user, at, queries, (1.0,) * len(queries), "agent", policy),
+        *(user, at, queries, (1.0,) * len(queries), source, policy),
         **more,
     )
     record_shown(shop, [answer])

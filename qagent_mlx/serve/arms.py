@@ -1,0 +1,64 @@
+"""The systems of the experiment that runs, beside the policy that recommends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ..agent.recommend import ProfileRecommender, Recommender, RecommendRequest, UserRecommendations
+from ..errors import QAgentError
+from ..live.experiments import AGENT, MEMORY, Experiment, running
+from ..policy.files import load_policy
+from ..policy.registry import resolve
+from ..shop.policy_folders import reference_of
+from ..shop.shop import Shop
+from .config import ServeConfig
+
+log = logging.getLogger("qagent.serve")
+
+
+class Arms:
+    """Policies that an experiment compares with the one that recommends. For the worker's thread.
+
+    An arm's policy reads the profile that the serving policy's memory has written.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._loaded: dict[str, ProfileRecommender] = {}
+        self._references: dict[str, str] = {}
+
+    def follow(self, recommender: Recommender, shop: Shop) -> Experiment | None:
+        """Load what the shop's experiment needs; None where none runs, or one cannot.
+
+        A server that records nothing takes part in no experiment.
+        """
+        experiment = None
+        if self._config.record and not self._config.read_only:
+            experiment = running(shop)
+        wanted = {experiment.control, experiment.treatment} if experiment else set()
+        wanted -= {AGENT, MEMORY}
+        self._loaded = {name: arm for name, arm in self._loaded.items() if name in wanted}
+        try:
+            for name in wanted:
+                if name in self._loaded:
+                    self._loaded[name].use_search(recommender.search)
+                    continue
+                folder = resolve(shop, name)
+                policy = load_policy(folder, self._config.dtype)
+                self._loaded[name] = ProfileRecommender(recommender.search, policy)
+                self._references[name] = reference_of(folder)
+        except QAgentError as error:
+            log.warning("the experiment cannot be taken part in: %s", error)
+            return None
+        return experiment
+
+    def reference(self, system: str) -> str:
+        """The policy of an arm, with its version."""
+        return self._references[system]
+
+    def answer(
+        self, system: str, requests: Sequence[RecommendRequest], seed: int
+    ) -> list[UserRecommendations]:
+        """What an arm's policy recommends."""
+        return self._loaded[system].answer(requests, seed)
