@@ -31,6 +31,7 @@ from qagent_mlx.evaluate.baselines.registry import (
 from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.suite import evaluation_suite
 from qagent_mlx.ingest.ingest import append_events
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.utils.text import query_key
 
 WEIGHTS = {"view": 0.3, "click": 1.0, "cart": 2.0, "purchase": 4.0}
@@ -165,7 +166,7 @@ def test_a_shop_without_a_query_log_has_the_baselines_that_need_none(own_shop):
     config = EvaluationConfig(with_baselines=True, limit=10)
     split = replace(SPLIT, scenario="no_query_log")
     suite = evaluation_suite(own_shop, [], config, split)
-    assert [s.name for s in suite.systems] == [*OF_PRODUCTS, "top-line", "mixed"]
+    assert [s.name for s in suite.systems] == [*OF_PRODUCTS, "top-line", "in-stock", "mixed"]
     report = suite.evaluate()
     assert report.scenario == "no_query_log" and report.answers.candidates.mean == 0
     assert report.answers.typed.mean == report.answers.lines.mean == 0  # nobody knows of any
@@ -199,6 +200,27 @@ def test_own_only_leaves_of_every_baseline_what_the_user_typed(own_shop, example
             named += len(found)
         assert others, name
     assert named
+
+
+def test_lines_that_lead_to_what_is_sold_out_come_behind(simulated_shop, nano_policy):
+    agent = AgentConfig(profile_budget=1000)
+    environment = Environment.of_shop(simulated_shop, nano_policy.codec, agent, SPLIT)
+    data, examples = BaselineData(simulated_shop, environment), environment.of_split("test")
+    catalog, moved = environment.search.catalog, 0
+    lines, shown = (BASELINES[name](data).rank(examples, 99) for name in ("top-line", "in-stock"))
+    for example, line, fit in zip(examples, lines, shown, strict=True):
+        assert set(fit.queries) <= set(line.queries)
+        moved += fit.queries[:1] != line.queries[:1]
+        as_of = example.case.as_of
+
+        def is_there(query, as_of=as_of):
+            found = environment.retrieve(query, as_of)
+            return catalog.state_at(catalog.row_of[found[0]], as_of).in_stock
+
+        if not example.profile.context.just_bought and fit.queries:
+            there = [is_there(query) for query in fit.queries]
+            assert there[0] or not any(there)
+    assert moved
 
 
 def test_memorys_lines_and_queries_of_products_take_turns(tiny_shop, examples):

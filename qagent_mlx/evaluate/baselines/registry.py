@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain, zip_longest
 
+from ...agent.slate import SlateFiller, SlateRequest, aggregate_rollouts
 from ...environment.environment import Environment, Example
 from ...errors import QAgentError
 from ...inventory.encoders.encoder import Encoder
-from ...inventory.index import open_index
+from ...inventory.search import HybridSearch, open_search
 from ...shop.shop import Shop
 from ...utils.text import query_key
 from ..metrics import Ranking, System
@@ -57,9 +58,14 @@ class BaselineData:
     @property
     def encoder(self) -> Encoder:
         """The encoder of the shop's index, which learned from nothing after the first case."""
+        return self.search.index.encoder
+
+    @cached_property
+    def search(self) -> HybridSearch:
+        """The shop's search, as it was at any moment."""
         if self._environment is None:
-            return open_index(self._shop).encoder
-        return self._environment.search.index.encoder
+            return open_search(self._shop)
+        return self._environment.search
 
 
 class MemoryRankerBaseline:
@@ -76,6 +82,31 @@ class MemoryRankerBaseline:
                 distinct.setdefault(query_key(query), query)
             rankings.append(Ranking(tuple(distinct.values())[:k]))
         return rankings
+
+
+class ShownLines:
+    """Memory's lines as they are served without an agent (`agent.slate`): what is sold out, or was
+    bought just now, comes behind."""
+
+    name = "in-stock"
+
+    def __init__(self, search: HybridSearch) -> None:
+        self._catalog, self._filler = search.catalog, SlateFiller(search)
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Recommend at most ``k`` queries for each example, the best first."""
+        requests = [
+            SlateRequest(
+                aggregate_rollouts((), example.profile),
+                example.case.as_of,
+                k,
+                example.profile.context,
+                self._catalog.knows_stock_at(example.case.as_of),
+            )
+            for example in examples
+        ]
+        slates = self._filler.fill(requests)
+        return [Ranking(tuple(item.query for item in slate)) for slate in slates]
 
 
 class Mixed:
@@ -145,6 +176,7 @@ BASELINES = {
     **OF_QUERIES,
     **OF_PRODUCTS,
     "top-line": lambda data: MemoryRankerBaseline(),
+    "in-stock": lambda data: ShownLines(data.search),
     "mixed": lambda data: Mixed(MemoryRankerBaseline(), NextProduct(data.products)),
 }
 UNTRAINED = tuple(name for name in BASELINES if name != "sasrec")  # they answer at once
