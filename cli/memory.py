@@ -78,9 +78,11 @@ def show(
         view = inspect_memory(shop, user, as_of, summarizer=summarizer)
     if html:
         from qagent_mlx.memory.inspect import page
+        from qagent_mlx.shop.traces import note_export
         from qagent_mlx.utils.atomic_files import write_text
 
         write_text(html, page(view))
+        note_export(shop_path, html)
         note(f"wrote {html}")
         return Output(view.to_dict(), lambda: None)
     return Output(view.to_dict(), lambda: draw_memory(view))
@@ -117,8 +119,9 @@ def forget(
 ) -> Output:
     """Delete all that the shop and its runs hold of USER, and name the policies that saw it.
 
-    Events, rejected rows, profile and graph go, cases and sampled chains of runs too. Trained
-    policies keep what they learned: train those anew that are named. Stop training first.
+    Events, rejected rows, profile and graph go, cases and sampled chains of runs too, and so do
+    queries that nobody else has typed, wherever others were shown them. What remains is named:
+    trained policies keep what they learned, and exports lie elsewhere. Stop training first.
     """
     from qagent_mlx.privacy import erase_user
 
@@ -155,6 +158,13 @@ def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
         f"{sum(report['cases'].values()):,} cases and "
         f"{sum(report['rollouts'].values()):,} chains in runs"
     )
+    if report["queries"]:
+        text = "what others were shown, runs and stored memory hold them no more"
+        say(f"{report['queries']:,} queries were typed by nobody else; {text}")
+    for file, rows in report["files"].items():
+        say(f"erased {rows:,} rows of {file}")
+    for place in report["remains"]:
+        say(f"  {place} holds something of the user still; delete or clean it yourself")
     for seen in report["policies"]:
         how = f"{seen['cases']} cases" if seen["certain"] else "perhaps"
         through = f", through {seen['through']}" if seen["through"] else ""

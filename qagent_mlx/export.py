@@ -14,6 +14,7 @@ import duckdb
 from .errors import QAgentError
 from .runs.run import run_names
 from .shop.shop import Shop
+from .shop.traces import note_export
 from .utils.database import literal
 from .utils.table_files import check_table_name, write_table
 
@@ -48,6 +49,7 @@ TABLES = {
         "ts",
     ),
 }
+OF_USERS = ("events", "impressions")  # tables that tell of people
 METRICS = "metrics"  # of training runs, which lie in files of their own
 
 
@@ -82,7 +84,10 @@ def export_table(
     ]
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     query = f"SELECT {table.columns} FROM {table.source.format(where=where)}"
-    return write_table(shop.connection, query, path)
+    rows = write_table(shop.connection, query, path)
+    if name in OF_USERS:
+        note_export(shop.path, path)
+    return rows
 
 
 def _export_metrics(shop: Shop, path: Path) -> int:

@@ -18,22 +18,37 @@ import duckdb
 
 from .environment.scenario_shop import delete_copies
 from .errors import QAgentError
+from .ingest.ingest import register_functions
 from .memory.inspect import MemoryView
 from .memory.store import MemoryStore
 from .memory.summarizer import summary_files
 from .models.fingerprint import fingerprint
 from .policy.registry import by_age
 from .policy.shop_memory import SUMMARIES, inspect_memory
-from .runs.run import Run, json_lines, run_lock, run_names
+from .runs.run import Run, run_lock, run_names
+from .shop import journal
 from .shop.policy_folders import parse_reference
+from .shop.rewriting import rewrite_database
 from .shop.shop import Shop
-from .utils.atomic_files import clear_leftovers, read_json, replacing, sync_folder, write_text
-from .utils.database import fetch_dicts, literal, open_duckdb, write_parquet
-from .utils.text import clean_id
+from .shop.traces import Traces, erase_from_files, files_with_traces, known_exports
+from .utils.atomic_files import clear_leftovers, read_json
+from .utils.database import fetch_dicts, open_duckdb
+from .utils.text import clean_id, words
 
 # A rejected row is stored as JSON, or as it was when it could not be read at all.
 _IS_REJECT_OF_USER = """CASE WHEN json_valid(raw)
-    THEN trim(json_extract_string(raw, '$.user_id')) = $user ELSE contains(raw, $user) END"""
+    THEN qa_clean(json_extract_string(raw, '$.user_id')) = $user
+    ELSE regexp_matches(raw, '(^|\\W)' || regexp_escape($user) || '(\\W|$)') END"""
+# Queries that only this user has typed, in each spelling.
+_ONLY_THEIRS = """SELECT DISTINCT query FROM events WHERE user_id = $user AND query_key IN (
+    SELECT query_key FROM events WHERE query_key IS NOT NULL
+    GROUP BY query_key HAVING count(DISTINCT user_id) = 1)"""
+_OTHERS = ("recommendations", "impressions")  # tables in which a user may be shown such a query
+
+
+# Of a shop's folder: what is erased otherwise, and what holds no texts of users.
+_OWN_PLACES = ("runs", "policies", "inventory", SUMMARIES, journal.FOLDER)
+_WITHOUT_TEXT = ("inventory", journal.FOLDER)
 
 
 class UnknownUser(QAgentError):
@@ -89,6 +104,9 @@ class ErasureReport:
     cases: dict[str, int]  # by run
     rollouts: dict[str, int]  # by run
     summaries: int
+    queries: int  # that nobody else had typed; they are gone from what others were shown, too
+    files: dict[str, int]  # rows erased from other tables in the shop's folder, by file
+    remains: list[str]  # files that still hold the id or such a query, or got what was exported
     policies: list[PolicyExposure]
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +122,7 @@ def export_user(shop: Shop, user: str) -> UserData:
 
 def _collect(shop: Shop, user: str) -> UserData:
     """Read everything about a user but the profile, which is rendered from it."""
+    register_functions(shop.connection)
 
     def rows(query: str) -> list[dict[str, Any]]:
         return fetch_dicts(shop.connection.execute(query, {"user": user}))
@@ -139,12 +158,17 @@ def _collect(shop: Shop, user: str) -> UserData:
 def erase_user(shop: Shop, user: str) -> ErasureReport:
     """Delete everything about a user, also from the bytes of the database's file.
 
+    A query that only this user has typed goes from wherever others were shown it, too: from the
+    database, from runs, and from tables that somebody has put into the shop's folder. What cannot
+    be erased is named: policies that learned from the user, words of a tokenizer, exports.
+
     Runs come first and the log last, so that it can be called again if it is interrupted. Copies
     for scenarios are deleted whole, and made anew when they are asked for.
     """
     user = clean_id(user)
     _clear_leftovers(shop)
     data = _collect(shop, user)
+    traces = _traces(shop, user)
     report = ErasureReport(
         user,
         len(data.events),
@@ -155,6 +179,9 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         {run: len(cases) for run, cases in data.cases.items()},
         {run: len(rollouts) for run, rollouts in data.rollouts.items()},
         len(data.summaries),
+        len(traces.keys),
+        {},
+        [],
         data.policies,
     )
     of_log = (
@@ -162,14 +189,15 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         *(report.rejects, report.wishes),
     )
     if not any((*of_log, report.cases, report.rollouts, report.summaries)):
-        raise UnknownUser(f"nothing is held of {user}; ids are compared exactly")
+        raise UnknownUser(f"nothing is held of {user}; ids are compared letter by letter")
     for run in _runs(shop):
         with run_lock(shop, run.name):
-            _erase_from_run(run, user)
+            erase_from_files(run.folder, traces)
     for path in _summaries(shop, user):
         path.unlink()
+    erased = erase_from_files(shop.path, traces, _OWN_PLACES)
     delete_copies(shop)
-    store = MemoryStore(shop.connection, shop.config.memory)
+    store, keys = MemoryStore(shop.connection, shop.config.memory), traces.keys
     with shop.transaction() as connection:
         connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
         for table in ("impressions", "recommendations", "wishes"):
@@ -179,8 +207,24 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
             store.update([user], None)
         if not store.is_current():
             store.drop()  # what no longer follows the log would keep the user
-    _rewrite_database(shop)
-    return report
+        for table in _OTHERS:
+            connection.execute(f"DELETE FROM {table} WHERE query_key IN (SELECT unnest(?))", [keys])
+    rewrite_database(shop)
+    left = files_with_traces(shop.path, traces, _WITHOUT_TEXT)
+    return replace(
+        report,
+        files={str(Path(path).relative_to(shop.path)): rows for path, rows in erased.items()},
+        remains=[str(path.relative_to(shop.path)) for path in left]
+        + [str(path) for path in known_exports(shop.path)],
+    )
+
+
+def _traces(shop: Shop, user: str) -> Traces:
+    """The user's id and the queries that only this user has typed."""
+    rows = shop.connection.execute(_ONLY_THEIRS, {"user": user}).fetchall()
+    titles = shop.connection.execute("SELECT title FROM products").fetchall() if rows else []
+    common = {word for (title,) in titles for word in words(title)}
+    return Traces(user, [query for (query,) in rows], common)
 
 
 def exposed_policies(shop: Shop, user: str) -> list[PolicyExposure]:
@@ -262,29 +306,3 @@ def _cases(run: Run, user: str) -> list[dict[str, Any]]:
 
 def _rollouts(run: Run, user: str) -> list[dict[str, Any]]:
     return [row for row in run.rows("rollouts") if row.get("user") == user]
-
-
-def _erase_from_run(run: Run, user: str) -> None:
-    path = run.folder / "cases.parquet"
-    if _cases(run, user):
-        others = f"FROM read_parquet({literal(path)}) WHERE user_id <> ?"
-        with open_duckdb() as connection:
-            write_parquet(connection, others, path, [user])
-    if _rollouts(run, user):
-        rows = [row for row in run.rows("rollouts") if row.get("user") != user]
-        write_text(run.folder / "rollouts.jsonl", json_lines(rows))
-
-
-def _rewrite_database(shop: Shop) -> None:
-    """Copy the database into a new file: deleted rows stay in the old one's blocks."""
-    connection = shop.connection
-    path = shop.path / "shop.duckdb"
-    with replacing(path) as temporary:
-        temporary.unlink()  # DuckDB makes its files itself
-        ((current,),) = connection.execute("SELECT current_database()").fetchall()
-        connection.execute(f"ATTACH {literal(temporary)} AS rewritten")
-        connection.execute(f'COPY FROM DATABASE "{current}" TO rewritten')
-        connection.execute("DETACH rewritten")
-        shop.close()
-    Path(f"{path}.wal").unlink(missing_ok=True)
-    sync_folder(path.parent)

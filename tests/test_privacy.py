@@ -5,6 +5,7 @@ import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest.forgetting import forget_events
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.store import MemoryStore
@@ -12,6 +13,7 @@ from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 from qagent_mlx.privacy import erase_user, export_user
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.shop.traces import note_export
 from qagent_mlx.utils.atomic_files import write_json
 
 WHO = "Zaphod-Beeblebrox-42"
@@ -79,6 +81,100 @@ def test_what_is_forgotten_is_in_no_file_of_the_shop(shop):
     assert (report.cases, report.rollouts) == ({"saw": 2}, {"saw": 1})
     shop.close()
     assert [p for p in path.rglob("*") if p.is_file() and WHO.encode() in p.read_bytes()] == []
+
+
+ONLY_THEIRS = "Xyzzy-Quux lämp"
+
+
+def type_alone(shop):
+    """The user types queries that nobody else does: one of odd words, one of a catalog's word."""
+    end = shop.end_of_log()
+    rows = [
+        {"user_id": WHO, "time": end + timedelta(seconds=n), "type": "search", "query": query}
+        for n, query in enumerate((ONLY_THEIRS, "beans", "xyzzyquux LÄMP"))
+    ]
+    assert append_events(shop, rows).accepted == 3
+
+
+def holding(folder, *texts):
+    """The files that hold a text in any of its letters' cases, Parquet as what it says."""
+    found = set()
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        said = path.read_bytes().decode("utf-8", "replace")
+        if path.suffix == ".parquet":
+            said = str(duckdb.sql(f"FROM '{path}'").fetchall())
+        if any(text.lower() in said.lower() for text in texts):
+            found.add(path.relative_to(folder).as_posix())
+    return found
+
+
+def test_a_query_that_only_they_typed_is_in_no_file_of_the_shop(shop, tmp_path):
+    type_alone(shop)
+    path, traces = shop.path, (WHO, "xyzzy", "lämp")
+    moment = shop.end_of_log()
+    with shop.transaction() as connection:  # another user was shown it
+        connection.execute(
+            """INSERT INTO recommendations (recommendation_id, user_id, ts, position, query,
+            query_key, propensity, source, policy) VALUES ('r1', 'u02', ?, 1, ?, 'xyzzyquuxlämp',
+            1, 'trending', 'a'), ('r1', 'u02', ?, 2, 'usb cable', 'usbcable', 1, 'agent', 'a')""",
+            [moment, ONLY_THEIRS, moment],
+        )
+    run = Run.open(shop, "other")
+    run.append(
+        "rollouts",
+        [
+            {"step": 2, "user": "u02", "chain": f"<search>{ONLY_THEIRS}</search>"},
+            {"step": 2, "user": "u02", "chain": "<search>coffee beans</search>"},
+        ],
+    )
+    profile = json.dumps({"lines": [{"query": ONLY_THEIRS}]})  # with the letter as an escape
+    for file, user in ((run.folder / "clicks.parquet", "u02"), (path / "recs.parquet", WHO)):
+        duckdb.sql(
+            f"""COPY (SELECT '{user}' AS user_id, 'lamp' AS query, ['p1'] AS products
+            UNION ALL SELECT 'u02', '{ONLY_THEIRS}', [] UNION ALL SELECT 'u02', '{profile}', []
+            UNION ALL SELECT 'u03', 'coffee beans', ['ripe beans', 'p2'])
+            TO '{file}' (FORMAT parquet)"""
+        )
+    (path / "mine.csv").write_text(f'user,query\nu02,"{ONLY_THEIRS}"\nu02,"a, b"\n')
+    (path / "policies" / "saw" / "tokenizer.json").write_text('{"vocab": {"xyzzy-quux lämp": 5}}')
+    note_export(path, tmp_path / "elsewhere.csv")
+    note_export(path, tmp_path / "gone.csv")
+    (tmp_path / "elsewhere.csv").write_text("")
+    shop.connection.execute("CHECKPOINT")
+    assert {"shop.duckdb", "runs/other/rollouts.jsonl", "recs.parquet"} <= holding(path, *traces)
+    report = erase_user(shop, WHO)
+    shop.close()
+    (left,) = holding(path, *traces)
+    assert left.startswith("policies/saw/") and left.endswith("tokenizer.json")
+    assert report.queries == 2
+    assert report.files == {"mine.csv": 1, "recs.parquet": 3}
+    assert [p.rpartition("/")[2] for p in report.remains] == ["tokenizer.json", "elsewhere.csv"]
+    kept = duckdb.sql(f"FROM '{path}/recs.parquet'").fetchall()
+    assert kept == [("u03", "coffee beans", ["ripe beans", "p2"])]
+    assert (path / "mine.csv").read_text() == 'user,query\nu02,"a, b"\n'
+    with Shop.open(path) as again:
+        shown = again.connection.execute("SELECT query FROM recommendations").fetchall()
+        chains = [row.get("chain") for row in Run.open(again, "other").rows("rollouts")]
+    assert shown == [("usb cable",)] and chains[-1] == "<search>coffee beans</search>"
+
+
+def test_a_query_that_others_typed_too_stays_with_them(shop):
+    type_alone(shop)
+    row = {"user_id": "u02", "time": shop.end_of_log(), "type": "search", "query": ONLY_THEIRS}
+    append_events(shop, [row])
+    assert erase_user(shop, WHO).queries == 1
+    assert "xyzzyquux" in str(shop.connection.execute("FROM query_kinds").fetchall())
+
+
+def test_a_part_that_is_forgotten_is_in_no_file_either(shop):
+    type_alone(shop)
+    shop.connection.execute("CHECKPOINT")
+    path = shop.path
+    assert forget_events(shop, WHO, ONLY_THEIRS) == 2
+    shop.close()
+    assert holding(path, "xyzzy") == set()
 
 
 def test_what_killed_processes_left_of_the_user_is_forgotten_too(shop):

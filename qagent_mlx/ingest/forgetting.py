@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..memory import sessions
 from ..memory.store import MemoryStore
+from ..shop.rewriting import rewrite_database
 from ..shop.shop import Shop
 from ..utils.database import literal
 from ..utils.text import query_key
@@ -51,4 +52,5 @@ def forget_events(
         if deleted:
             sessions.refresh_sessions(connection, shop.config.memory, f"SELECT {literal(user)}")
             MemoryStore(connection, shop.config.memory).update([user], None)
+    rewrite_database(shop)  # else they stay in the file's blocks
     return len(deleted)

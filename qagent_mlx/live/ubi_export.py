@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 
 from ..shop.shop import Shop
+from ..shop.traces import note_export
 from ..utils.atomic_files import replacing
 from ..utils.database import literal
 from .outcomes import line_limits
@@ -90,6 +91,7 @@ def export_ubi(
             ("ubi_events", f"({' UNION ALL '.join(events)}) {_EVENT_FIELDS}"),
         )
     ]
+    note_export(shop.path, folder)
     return UbiExport(str(folder), *sizes)
 
 

@@ -26,6 +26,7 @@ from ..errors import QAgentError
 from ..protocol.config import SECTIONS
 from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
+from ..shop.traces import note_export
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb, write_parquet
@@ -84,6 +85,7 @@ def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
         counts.append(write_parquet(connection, events, place))
     for name in ("products", "product_history"):
         write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet")
+    note_export(shop.path, folder)
     # The manifest comes last: a folder without it is no set of partitions yet.
     manifest = {
         "format": FORMAT,

@@ -244,6 +244,8 @@ class MemoryStore:
                     appender.append_row(key, query, ts, event_id)
         reworded = [(key, query, old) for key, query, *_, old in spellings if query != old]
         shop_tables.add_wordings(connection, {key: q for key, q, _ in reworded if q is not None})
+        gone = [key for key, query, _ in reworded if query is None]
+        connection.execute("DELETE FROM query_kinds WHERE query_key IN (SELECT unnest($1))", [gone])
         known = [key for key, _, old in reworded if old is not None]
         if not known:
             return set()

@@ -24,6 +24,7 @@ from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
 from ..models.fingerprint import fingerprint
 from ..shop.shop import Shop
+from ..shop.traces import note_export
 from ..utils.atomic_files import read_json, replacing, write_json
 from ..utils.database import literal, open_duckdb
 from ..utils.table_files import check_table_name, write_table
@@ -194,6 +195,7 @@ def bulk_recommend(
     seconds = time.perf_counter() - start
     rows, users_with_rows = _join_parts(folder, parts, out)
     shutil.rmtree(folder, ignore_errors=True)
+    note_export(recommender.shop.path, out)
     return BulkReport(
         out=str(out),
         users=len(users),

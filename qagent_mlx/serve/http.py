@@ -138,6 +138,9 @@ async def erase(service: Service, request: Request) -> Response:
     store = service.worker.responder.store
     document = (await result_of(store.change(lambda shop: erase_user(shop, user)))).to_dict()
     del document["user"]
+    document["remains"] = [
+        without_paths(place, service.worker.path) for place in document["remains"]
+    ]
     return json_reply(schema.ErasureReply(user_id=user, **document))
 
 

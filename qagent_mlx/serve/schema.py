@@ -320,6 +320,11 @@ class ErasureReply(Struct):
     cases: Annotated[dict[str, int], Meta(description="By run.")]
     rollouts: Annotated[dict[str, int], Meta(description="By run.")]
     summaries: Natural
+    queries: Annotated[Natural, Meta(description="That nobody else had typed.")]
+    files: Annotated[dict[str, int], Meta(description="Erased rows of other tables, by file.")]
+    remains: Annotated[
+        list[str], Meta(description="Files that still hold traces or got what was exported.")
+    ]
     policies: list[dict[str, Any]]
 
 
