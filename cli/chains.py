@@ -1,4 +1,4 @@
-"""Draw chains of retrieval on a terminal."""
+"""Draw chains of retrieval, and what came of them, on a terminal."""
 
 from __future__ import annotations
 
@@ -52,3 +52,15 @@ def _indented(line: str) -> Text:
     from rich.text import Text
 
     return Text.assemble("    ", safe(line.replace("<r", " <r").replace("  <r", " <r"), "dim"))
+
+
+def chance_text(chance: float | None) -> str:
+    """A chance as people read it; a dash where none is known."""
+    if chance is None:
+        return "-"
+    return f"{chance:.0%}" if chance >= 0.095 else f"{chance:.1%}" if chance >= 0.001 else "<0.1%"
+
+
+def votes_text(votes: int, score: float) -> str:
+    """How many chains agree; what fills up the row has no vote, which says nothing against it."""
+    return f"{votes} of {round(votes / score)}" if votes and score else "fills up"

@@ -138,6 +138,7 @@ def draw_report(report: EvaluationReport) -> None:
 
     from qagent_mlx.evaluate.tables import (
         answers_line,
+        calibration_lines,
         comparison_table,
         row_table,
         slice_tables,
@@ -148,7 +149,8 @@ def draw_report(report: EvaluationReport) -> None:
     console.print(table(report))
     comparisons = [comparison_table(report)] if report.comparisons else []
     answers = [Text(answers_line(report))] if answers_line(report) else []
-    for further in [row_table(report), *answers, *slice_tables(report), *comparisons]:
+    chances = [Text("\n".join(lines))] if (lines := calibration_lines(report)) else []
+    for further in [row_table(report), *answers, *chances, *slice_tables(report), *comparisons]:
         console.print()
         console.print(further)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .chains import chain_lines
+from .chains import chain_lines, chance_text
 from .console import note, out, print_table, safe, short, waiting
 from .inventory import draw_products
 from .memory import draw_memory
@@ -126,9 +126,11 @@ def _recommend(session: PlaygroundSession, _: str) -> None:
     for rank, r in enumerate(result.recommendations, 1):
         top = session.products(r.products[:1], result.as_of)
         title = short(top[0].title, 36) if top else ""
-        rows.append((rank, safe(short(r.query, 30), "bold"), f"{r.votes}/{chains}", title))
-    columns = ("#", "query", "votes", "top product")
-    print_table(columns, rows, numbers=("#", "votes"), wide="top product")
+        votes = f"{r.votes}/{chains}" if r.votes else "fills up"
+        cells = (chance_text(r.chance), votes, title)
+        rows.append((rank, safe(short(r.query, 30), "bold"), *cells))
+    columns = ("#", "query", "chance", "votes", "top product")
+    print_table(columns, rows, numbers=("#", "chance", "votes"), wide="top product")
 
 
 def _turn_lines(seen: ObservedTurn, currency: str) -> Iterator[Text]:
@@ -167,6 +169,8 @@ def _why(session: PlaygroundSession, _: str) -> None:
     lines = {line.query: line.text for line in result.profile.lines if line.query is not None}
     for rank, r in enumerate(result.recommendations, 1):
         votes = f"{r.votes} of {len(result.chains)} chains" if r.votes else "no chain: fills up"
+        if r.chance is not None:
+            votes += f"; the next search with a chance of {chance_text(r.chance)}"
         console.print(safe(f"{rank}. {r.query}", "bold"), safe(f"({votes})", "dim"))
         console.print(safe(f"   {r.reason}"), soft_wrap=True)
         if r.query in lines:
@@ -245,7 +249,7 @@ def _draw_side_by_side(results: dict[str, UserRecommendations]) -> None:
     known = {r.query for r in first.recommendations}
     columns = [
         [
-            f"{short(r.query, 24)} {r.votes}/{len(result.chains)}"
+            f"{short(r.query, 24)} {f'{r.votes}/{len(result.chains)}' if r.votes else 'fills up'}"
             f"{'' if result is first or r.query in known else ' (new)'}"
             for r in result.recommendations
         ]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import print_table, say
-from .options import Output, json_option, opened, shop_option
+from qagent_mlx.utils.settings import merge
+
+from .console import print_table, say, waiting
+from .options import Changes, Output, json_option, opened, shop_option, split_options
 from .param_types import POLICY, SERVING, VERSION
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def policies() -> None:
-    """List, show, promote, roll back and remove versions of policies.
+    """List, show, promote, roll back, calibrate and remove versions of policies.
 
     Each training saves a new version: sft@1, sft@2 and so on; sft means the newest. A version
     never changes, and what it was trained on stays. The promoted one answers wherever no policy
@@ -88,6 +90,7 @@ def show(policy: str, shop_path: Path) -> Output:
         values: dict[str, Any] = version.to_dict()
         values["bytes"] = f"{version.bytes:,}"
         values["trained"] = ", ".join(version.trained)
+        values["chances"] = chances_text(values.pop("calibration"))
         values["problem"] = version.problem or "none; it can be opened"
         print_table(("", ""), [(name, _text(value)) for name, value in values.items()])
         for change in changes:
@@ -120,6 +123,40 @@ def rollback(shop_path: Path) -> Output:
 
     with opened(shop_path) as shop:
         return _changed(versions.rollback(shop))
+
+
+@policies.command()
+@click.argument("policy", type=POLICY, default="promoted")
+@split_options
+@shop_option
+@json_option
+def calibrate(policy: str, split: Changes, shop_path: Path) -> Output:
+    """Learn how often what POLICY recommends is right. Without POLICY: the promoted one.
+
+    Training does so at its end; this is for policies of before, or to follow how users search now.
+    It is learned on the validation cases. The chance beside a recommended query is that the user's
+    next search that leads to something is this very query. The policy itself stays as it is.
+    """
+    from qagent_mlx.environment.config import SplitConfig
+    from qagent_mlx.environment.recalibration import recalibrate
+    from qagent_mlx.policy.registry import lasting_name
+
+    with opened(shop_path, snapshot=True) as shop:
+        reference = lasting_name(shop, policy)
+        with waiting("recommending in the validation cases"):
+            found = recalibrate(shop, policy, merge(SplitConfig(), split)).to_dict()
+    text = f"{reference}: {chances_text(found)}"
+    return Output({"policy": reference, **found}, lambda: say(text))
+
+
+def chances_text(found: dict[str, Any] | None) -> str:
+    """What a policy's chances were learned from, and how far they can be trusted."""
+    if found is None:
+        return "not learned; run: qagent policies calibrate"
+    return (
+        f"learned on {found['cases']:,} validation cases, calibration error {found['error']:.3f} "
+        "on cases left out in turn"
+    )
 
 
 @policies.command()

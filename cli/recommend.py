@@ -12,7 +12,7 @@ from msgspec import Meta
 from qagent_mlx.serve.config import BulkConfig
 from qagent_mlx.utils.settings import merge
 
-from .chains import chain_lines
+from .chains import chain_lines, chance_text, votes_text
 from .console import note, out, print_table, safe, say, short, waiting
 from .options import Changes, Output, json_option, opened, setting_options, shop_option
 from .param_types import DTYPE, EXISTING_FILE, FILE, ID, POLICY, SERVING, ShardType
@@ -214,6 +214,12 @@ def _document(
     return document
 
 
+def _about_chances(recommendations: list[dict[str, Any]]) -> str:
+    if all(r["chance"] is None for r in recommendations):
+        return "no chance was learned for this policy; see: qagent policies calibrate --help"
+    return "chance: that the user's next search that leads to something is this very query"
+
+
 def draw_recommendations(document: dict[str, Any], by: str) -> None:
     """Print one user's recommendations, and the chains when they are there."""
     from rich.text import Text
@@ -230,9 +236,11 @@ def draw_recommendations(document: dict[str, Any], by: str) -> None:
         for rank, r in enumerate(document["recommendations"], 1):
             lines = [safe(short(product["title"], 44)) for product in r["products"][:2]]
             products = Text("\n").join([*lines, safe(r["reason"], "dim")])
-            rows.append((rank, safe(r["query"], "bold"), f"{r['score']:.0%}", products))
-        columns = ("#", "query", "votes", "top products and reason")
-        print_table(columns, rows, numbers=("#",), wide=columns[3], widths={"query": 26})
+            cells = (chance_text(r["chance"]), votes_text(r["votes"], r["score"]))
+            rows.append((rank, safe(r["query"], "bold"), *cells, products))
+        columns = ("#", "query", "chance", "votes", "top products and reason")
+        print_table(columns, rows, numbers=("#", "chance"), wide=columns[4], widths={"query": 26})
+        console.print(safe(_about_chances(document["recommendations"]), "dim"), soft_wrap=True)
     for number, chain in enumerate(document.get("chains", ()), 1):
         console.print()
         state = "validated" if chain["validated"] else chain["finish"]

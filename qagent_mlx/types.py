@@ -94,10 +94,35 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What speaks for a query.
+
+    Attributes:
+        chains: How many were run for the user; 0 for memory alone.
+        votes: How many of them recommend it.
+        logprob: Log-probability of the surest of these recommendations.
+        line: The probability of its line in the user's profile; None where it has none.
+    """
+
+    chains: int = 0
+    votes: int = 0
+    logprob: float = 0.0
+    line: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """A query to show, the products that it retrieves, and why it is recommended.
 
-    ``votes`` is the number of chains that recommended it, ``score`` their share.
+    Attributes:
+        query: What to type.
+        score: The share of the chains that recommended it.
+        products: Ids, the best first.
+        reason: For people.
+        votes: The number of chains that recommended it.
+        chance: That the next search of the user that leads to something is this query, as learned
+            on validation cases (`policy.calibration`); None where the policy has not learned it.
+        evidence: What the chance is computed from; None for what the shop pins.
     """
 
     query: str
@@ -105,12 +130,15 @@ class Recommendation:
     products: tuple[str, ...]
     reason: str
     votes: int = 0
+    chance: float | None = None
+    evidence: Evidence | None = None
 
     def to_dict(self, titles: Mapping[str, str]) -> dict[str, Any]:
         """Plain values for JSON; ``titles`` maps product ids to titles."""
         return {
             "query": self.query,
             "score": self.score,
+            "chance": None if self.chance is None else round(self.chance, 4),
             "products": [{"product_id": p, "title": titles.get(p, "")} for p in self.products],
             "reason": self.reason,
             "votes": self.votes,

@@ -24,7 +24,14 @@ from ..shop.shop import Shop
 from ..types import Line, Profile, Recommendation, Slate, UserContext
 from ..utils.text import clean_id
 from .rollout import RolloutRunner
-from .slate import SlateFiller, SlateRequest, aggregate_group, aggregate_rollouts, with_lines
+from .slate import (
+    SlateFiller,
+    SlateRequest,
+    aggregate_group,
+    aggregate_rollouts,
+    with_chances,
+    with_lines,
+)
 from .tools import SearchProducts
 from .types import Rollout, Task, Turn, split_groups
 
@@ -155,7 +162,7 @@ class ProfileRecommender:
     ) -> list[Slate]:
         """What is fit to be shown, by the same rules whoever ranked it and with whatever policy."""
         has_memory = self.agent.memory  # without it nothing of it fills up the slate
-        return self._slates.fill(
+        slates = self._slates.fill(
             [
                 SlateRequest(
                     with_lines(items, r.others) if has_memory else items,
@@ -167,6 +174,8 @@ class ProfileRecommender:
                 for r, items in zip(requests, ranked, strict=True)
             ]
         )
+        calibration = self.policy.calibration_of(self.agent)
+        return [with_chances(slate, calibration) for slate in slates]
 
 
 class Recommender(ProfileRecommender):

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..inventory.types import ProductSearch
 from ..live.limits import NO_LIMITS, PINNED, Limits, with_pins
+from ..policy.calibration import Calibration
 from ..protocol.config import AgentConfig
-from ..types import Line, Profile, Recommendation, Slate, UserContext
+from ..types import Evidence, Line, Profile, Recommendation, Slate, UserContext
 from ..utils.personal import looks_personal
 from ..utils.text import query_key, words
 from .tools import RETRIEVED
@@ -68,22 +69,22 @@ def aggregate_rollouts(
     candidates = _candidates(rollouts, validated)
     ranked = sorted(candidates, key=lambda key: (candidates[key].preference, key))
     searched = {query_key(t.query) for r in rollouts for t in r.turns if t.kind == "search"}
-    reasons = {}
+    lines: dict[str, Line] = {}
     for line in profile.lines:
         if line.query is None:
             continue
         key = query_key(line.query)
-        reasons[key] = line.reason
+        lines[key] = line
         if key not in candidates and key not in searched:
             candidates[key] = _Candidate(line.query)
             ranked.append(key)
     # Queries of the profile may be shown to the user; one that a policy composed may hold what it
     # remembers of somebody else.
-    ranked = [key for key in ranked if key in reasons or not looks_personal(candidates[key].query)]
+    ranked = [key for key in ranked if key in lines or not looks_personal(candidates[key].query)]
     recommendations: list[Recommendation] = []
     seen: set[frozenset[str]] = set()
     for key in ranked:
-        candidate = candidates[key]
+        candidate, line_of_it = candidates[key], lines.get(key)
         bag = frozenset(words(candidate.query))
         if bag in seen:
             continue
@@ -93,8 +94,14 @@ def aggregate_rollouts(
                 query=candidate.query,
                 score=round(candidate.votes / max(1, len(rollouts)), 4),
                 products=candidate.products,
-                reason=reasons.get(key, "") or "composed from your memory",
+                reason=(line_of_it and line_of_it.reason) or "composed from your memory",
                 votes=candidate.votes,
+                evidence=Evidence(
+                    len(rollouts),
+                    candidate.votes,
+                    candidate.logprob if candidate.votes else 0.0,
+                    line_of_it.score if line_of_it else None,
+                ),
             )
         )
     return recommendations
@@ -103,12 +110,24 @@ def aggregate_rollouts(
 def with_lines(ranked: Sequence[Recommendation], lines: Sequence[Line]) -> list[Recommendation]:
     """Ranked queries, and behind them the queries of some lines that have other words."""
     queries = list(ranked)
+    chains = ranked[0].evidence.chains if ranked and ranked[0].evidence else 0
     seen = {frozenset(words(item.query)) for item in ranked}
     for line in lines:
         if line.query is not None and (bag := frozenset(words(line.query))) not in seen:
             seen.add(bag)
-            queries.append(Recommendation(line.query, 0.0, (), line.reason))
+            evidence = Evidence(chains, line=line.score)
+            queries.append(Recommendation(line.query, 0.0, (), line.reason, evidence=evidence))
     return queries
+
+
+def with_chances(slate: Slate, calibration: Calibration | None) -> Slate:
+    """The slate with the chance of each query, where that has been learned."""
+    if calibration is None:
+        return slate
+    return tuple(
+        replace(item, chance=calibration.chance(item.evidence)) if item.evidence else item
+        for item in slate
+    )
 
 
 def _candidates(rollouts: Sequence[Rollout], validated: bool) -> dict[str, _Candidate]:

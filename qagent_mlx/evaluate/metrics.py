@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -39,6 +39,8 @@ METRICS = (
 )
 ROW = 5  # queries of a row
 
+Confidence = Literal["chance", "votes"]
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -52,7 +54,8 @@ class Ranking:
     valid: float = 1.0  # share of chains that are well formed and searched what they recommend
     searches: float = 0.0
     tokens: float = 0.0
-    scores: tuple[float, ...] = ()  # confidence in each query, in [0, 1], where there is one
+    scores: tuple[float, ...] = ()  # votes for each query, in [0, 1], where there are some
+    chances: tuple[float, ...] = ()  # of each query to be right, where that was learned
     lines: tuple[str, ...] | None = None  # queries of the profile, where it is the system's own
 
 
@@ -119,7 +122,7 @@ def diversity(queries: Sequence[str]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Cases of similar confidence: its mean, the share of hits, and the number of cases."""
+    """Queries of similar confidence: its mean, the share that was right, and their number."""
 
     confidence: float
     accuracy: float
@@ -133,9 +136,17 @@ class Calibration:
     ece: float  # mean gap between confidence and accuracy of a bin, weighted by its cases
     brier: float  # mean squared error of the confidence
     bins: tuple[CalibrationBin, ...]  # those that hold a case
+    of: Confidence = "votes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of reports."""
+        bins = [{"said": b.confidence, "true": b.accuracy, "cases": b.cases} for b in self.bins]
+        return {"of": self.of, "ece": self.ece, "brier": self.brier, "bins": bins}
 
 
-def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> Calibration:
+def calibration(
+    scores: np.ndarray, hits: np.ndarray, of: Confidence = "votes", bins: int = 10
+) -> Calibration:
     """Compare confidences, (cases,) in [0, 1], with hits, (cases,) of 0 or 1."""
     index = np.minimum((scores * bins).astype(int), bins - 1)
     filled = [
@@ -146,4 +157,5 @@ def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> Calibra
         if members.any()
     ]
     gap = sum(b.cases * abs(b.confidence - b.accuracy) for b in filled)
-    return Calibration(gap / len(scores), float(np.mean((scores - hits) ** 2)), tuple(filled))
+    brier = float(np.mean((scores - hits) ** 2))
+    return Calibration(gap / len(scores), brier, tuple(filled), of)

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..agent.recommend import GROUP
-from ..agent.slate import SlateFiller, SlateRequest, aggregate_group
-from ..agent.types import Group, Rollout, split_groups
+from ..agent.slate import SlateFiller, with_chances
+from ..agent.types import Rollout, split_groups
 from ..environment.environment import Environment, Example
+from ..environment.served_slates import CASES_AT_ONCE, served_slates
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
-from ..types import Recommendation, UserContext
 from .metrics import Ranking
-
-CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
 
 
 class PolicySystem:
@@ -42,6 +40,7 @@ class PolicySystem:
         self._runner = environment.rollout_runner(policy, self._agent, guided=True)
         self._environment, self._filler = environment, SlateFiller(environment.search)
         self._group, self._seed = group, seed
+        self._calibration = policy.calibration_of(self._agent)
 
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
         """Recommend at most ``k`` queries for each example, the best first."""
@@ -51,9 +50,9 @@ class PolicySystem:
             tasks = [e.task for e in batch]
             rollouts = self._runner.run(tasks, self._group, (self._seed, start))
             groups = split_groups(rollouts, tasks, [self._group] * len(batch))
-            slates = self._slates(batch, groups, k)
-            for example, group, slate in zip(batch, groups, slates, strict=True):
-                chains = group.rollouts
+            slates = served_slates(self._environment, self._filler, self._agent, batch, groups, k)
+            for example, group, served in zip(batch, groups, slates, strict=True):
+                slate, chains = with_chances(served, self._calibration), group.rollouts
                 if len(self.rollouts) < self._keep:
                     self.rollouts[example.case.case_id] = list(chains)
                 valid = [r.validated and r.finish == "recommended" for r in chains]
@@ -64,27 +63,7 @@ class PolicySystem:
                         searches=float(np.mean([r.searches for r in chains])),
                         tokens=float(np.mean([len(r.tokens) for r in chains])),
                         scores=tuple(r.score for r in slate),
+                        chances=tuple(r.chance for r in slate if r.chance is not None),
                     )
                 )
         return rankings
-
-    def _slates(
-        self, examples: Sequence[Example], groups: Sequence[Group], k: int
-    ) -> list[Sequence[Recommendation]]:
-        """What is served; of an agent whose search is off, its own ranking."""
-        aggregated = [aggregate_group(self._agent, group) for group in groups]
-        if not self._agent.search:
-            return [recommendations[:k] for recommendations in aggregated]
-        catalog = self._environment.search.catalog
-        requests = [
-            SlateRequest(
-                items,
-                example.case.as_of,
-                k,
-                example.profile.context if self._agent.memory else UserContext(),
-                # Of a time before stock was recorded nobody can say what was sold out.
-                catalog.knows_stock_at(example.case.as_of),
-            )
-            for items, example in zip(aggregated, examples, strict=True)
-        ]
-        return [*self._filler.fill(requests)]

@@ -16,7 +16,7 @@ from ..utils.settings import check
 from ..utils.text import query_key
 from .baselines.search_log import SearchLog, moment_of
 from .config import EvaluationConfig
-from .metrics import METRICS, Calibration, Ranking, System, calibration, score_case
+from .metrics import METRICS, Calibration, Confidence, Ranking, System, calibration, score_case
 from .significance import Interval, bootstrap, holm, paired_difference
 from .slices import is_line, slice_cases
 
@@ -32,22 +32,25 @@ Progress = Callable[[str, int], None]  # a system's name; 0 when it begins, then
 
 @dataclass(frozen=True, slots=True)
 class SystemResult:
-    """One system's metrics, and the calibration of its scores where it has some."""
+    """One system's metrics, and how far what it says of its queries can be trusted.
+
+    ``calibration`` is that of first queries, by the chance that the policy has learned to give
+    them, else by its votes; ``row_calibration`` that of the chances of whole rows.
+    """
 
     name: str
     metrics: dict[str, Interval]
     latency_ms: float  # of a case
     distinct: int  # different first queries
     calibration: Calibration | None = None
+    row_calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of reports."""
         values = asdict(self)
-        if self.calibration is not None:
-            values["calibration"]["bins"] = [
-                {"said": b.confidence, "true": b.accuracy, "cases": b.cases}
-                for b in self.calibration.bins
-            ]
+        for name in ("calibration", "row_calibration"):
+            found: Calibration | None = getattr(self, name)
+            values[name] = None if found is None else found.to_dict()
         return values
 
 
@@ -156,6 +159,7 @@ class _Measurement:
     rankings: list[Ranking]
     scores: dict[str, np.ndarray]
     latency_ms: float
+    wanted: list[str]  # the key of the user's next query, for every case
 
     def intervals(
         self, seed: int, metrics: Sequence[str] = (), cases: Any = slice(None)
@@ -166,15 +170,25 @@ class _Measurement:
     def result(self, seed: int) -> SystemResult:
         """The system's part of the report."""
         distinct = {query_key(r.queries[0]) for r in self.rankings if r.queries}
-        scored = [i for i, ranking in enumerate(self.rankings) if ranking.scores]
-        confidence = np.array([self.rankings[i].scores[0] for i in scored])
+        has_chances = any(ranking.chances for ranking in self.rankings)
         return SystemResult(
             self.name,
             self.intervals(seed),
             self.latency_ms,
             len(distinct),
-            calibration(confidence, self.scores["q_em"][scored]) if scored else None,
+            self._calibration("chance" if has_chances else "votes", 1),
+            self._calibration("chance"),
         )
+
+    def _calibration(self, of: Confidence, first: int | None = None) -> Calibration | None:
+        """How well a confidence in the ``first`` queries of each row, or in all, predicts hits."""
+        said: list[float] = []
+        hits: list[bool] = []
+        for ranking, wanted in zip(self.rankings, self.wanted, strict=True):
+            values = (ranking.chances if of == "chance" else ranking.scores)[:first]
+            said += values
+            hits += [query_key(query) == wanted for query in ranking.queries[: len(values)]]
+        return calibration(np.array(said), np.array(hits, dtype=float), of) if said else None
 
     def answer(self, case: int) -> Answer:
         """What the system recommended for one case."""
@@ -265,7 +279,8 @@ def _measure(
     if log is not None:
         scores["popularity"] = _popularity(log, examples, rankings)
     on_progress(system.name, len(examples))
-    return _Measurement(system.name, rankings, scores, 1000 * seconds / len(examples))
+    wanted = [example.case.query_key for example in examples]
+    return _Measurement(system.name, rankings, scores, 1000 * seconds / len(examples), wanted)
 
 
 def _lines(example: Example, ranking: Ranking) -> tuple[str, ...]:

@@ -46,6 +46,22 @@ def row_table(report: EvaluationReport) -> Table:
     return rows
 
 
+def calibration_lines(report: EvaluationReport) -> list[str]:
+    """How far each policy's confidence in its first query can be trusted, a sentence each."""
+    lines = []
+    for system in report.systems:
+        if (found := system.calibration) is None:
+            continue
+        what = "chance" if found.of == "chance" else "share of votes"
+        line = f"{system.name}: calibration error {found.ece:.3f} of the first query's {what}"
+        if (row := system.row_calibration) is not None:
+            line += f", {row.ece:.3f} of all queries'"
+        if found.of == "votes" and "(" not in system.name:
+            line += "; its chances were not learned: qagent policies calibrate"
+        lines.append(line)
+    return lines
+
+
 def answers_line(report: EvaluationReport) -> str:
     """Where the answers could have been taken from, as a sentence; nothing where it is unknown."""
     places = (

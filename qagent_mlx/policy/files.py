@@ -23,6 +23,7 @@ from ..shop.policy_folders import (
 )
 from ..utils.atomic_files import finish_replacement, read_json, unfinished_replacements
 from ..utils.settings import merge
+from . import calibration
 from .adapters import load_adapter
 from .agreement import check_agreement
 from .lora import LoraConfig
@@ -160,6 +161,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
         model, codec = load_model_folder(folder, dtype)
         policy = Policy(model, codec, info or fresh_info(folder.name, codec), folder)
         check_agreement(policy, folder)
+        policy.calibration = calibration.read(folder)
         return policy
     if info is None:
         raise QAgentError(f"{folder} has an adapter but no policy.json; train the policy again")
@@ -169,6 +171,7 @@ def load_policy(folder: Path, dtype: str = "") -> Policy:
     if info.dtype and dtype != info.dtype:
         below.model = set_precision(below.model, dtype)
     policy = Policy(below.model, below.codec, info, folder)
+    policy.calibration = calibration.read(folder)
     config = read_json(folder / "adapter_config.json", f"the policy {info.name}")
     try:
         parameters = {**config["lora_parameters"], "blocks": config["num_layers"]}

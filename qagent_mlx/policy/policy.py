@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import msgspec
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
@@ -24,6 +25,7 @@ from ..protocol.actions import PROTOCOL_VERSION, Stopper
 from ..protocol.codec import AnyCodec
 from ..protocol.config import AgentConfig
 from ..utils.atomic_files import json_text, replacing_files
+from . import calibration
 from .adapters import add_adapters, merge_adapters
 from .lora import LoraConfig
 from .prefix_sharing import serves_prefixes
@@ -81,7 +83,12 @@ class Policy:
         self.info = info
         self.folder = folder
         self.lora = lora
+        self.calibration: calibration.Calibration | None = None
         self.prompt = codec.prompt()
+
+    def calibration_of(self, agent: AgentConfig) -> calibration.Calibration | None:
+        """What the votes of chains are worth that run so; None where that was not learned."""
+        return self.calibration if agent == self.info.agent else None
 
     @property
     def parameters(self) -> int:
@@ -254,6 +261,9 @@ class Policy:
             beside: Other files of the policy by name, and what writes each.
         """
         writers = dict(beside or {})
+        if self.calibration is not None:
+            content = json_text(msgspec.to_builtins(self.calibration))
+            writers[calibration.FILE] = lambda p: p.write_text(content, "utf-8")
         name = MODEL if self.lora is None else ADAPTER
         metadata = None if self.lora else {"format": "mlx"}
         if self.lora is None:

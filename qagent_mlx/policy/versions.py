@@ -20,6 +20,7 @@ from ..shop.policy_folders import (
 )
 from ..shop.shop import Shop
 from ..utils.settings import SettingError
+from . import calibration
 from .files import base_of, check_policy, read_info
 from .promotions import Promotion, before_promoted, promoted, promotions, record
 from .registry import SAMPLE, by_age, created_at, lasting_name, resolve
@@ -43,6 +44,8 @@ class PolicyVersion:
         bytes: Of all its files.
         problem: Why it cannot be opened; empty where it can.
         folder: Where it lies.
+        calibration: On how many validation ``cases`` it learned the chances of what it recommends,
+            their ``error`` on cases left out in turn, and when; None where it did not.
     """
 
     policy: str
@@ -57,6 +60,7 @@ class PolicyVersion:
     bytes: int
     problem: str
     folder: str
+    calibration: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -209,6 +213,7 @@ def _describe(reference: str, folder: Path, now: str) -> PolicyVersion:
         bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         problem=problem,
         folder=str(folder),
+        calibration=found.to_dict() if (found := calibration.read(folder)) else None,
     )
 
 

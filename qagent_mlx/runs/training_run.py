@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from ..distributed.world import World
 from ..errors import QAgentError
 from ..models.fingerprint import fingerprint
+from ..policy.calibration import Calibration
 from ..policy.files import read_info
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy, PolicyInfo
@@ -42,6 +43,7 @@ class TrainingRun(Generic[Report]):
     settings: Any  # all settings of the training, a dataclass
     loop: TrainingLoop
     report: Callable[[LoopResult], Report]  # of how the loop ended
+    calibrate: Callable[[], Calibration | None]  # what the trained policy's votes are worth
 
     def start(
         self,
@@ -127,6 +129,7 @@ class TrainingRun(Generic[Report]):
         )
         report = self.report(result)
         if record.writable:
+            policy.calibration = self.calibrate()
             report = replace(report, version=self._save(record))
         record.finish(report.to_dict())
         return report

@@ -36,7 +36,7 @@ DECODE_USERS = 32  # users whose chains decode together; larger batches copy mor
 MANY_USERS = 300  # fewer are done about as soon as another process has started
 
 _SCHEMA = """CREATE TABLE part (user_id VARCHAR, as_of TIMESTAMP, rank INTEGER, query VARCHAR,
-score DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
+score DOUBLE, chance DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def bulk_recommend(
     Args:
         recommender: Its group is the number of chains a user.
         users: Ids, each once.
-        out: The .parquet, .jsonl or .csv file: user_id, as_of, rank (from 1), query, score,
+        out: The .parquet, .jsonl or .csv file: user_id, as_of, rank (from 1), query, score, chance,
             votes, products (ids), reason; in the order of ``users`` and rank.
         config: Number of queries, moment, seed and processes.
         on_progress: Called as users are done.
@@ -292,6 +292,7 @@ def _write_part(path: Path, recommendations: Sequence[UserRecommendations]) -> N
                         rank,
                         r.query,
                         r.score,
+                        r.chance,
                         r.votes,
                         list(r.products),
                         clean(r.reason),

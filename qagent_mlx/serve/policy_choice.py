@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 
+from ..policy import calibration
 from ..policy.files import load_policy
 from ..policy.policy import Policy
 from ..policy.promotions import promoted, stamp
@@ -39,10 +41,13 @@ def load_saved(folder: Path, dtype: str) -> SavedPolicy:
 
 
 def saved_at(folder: Path) -> int | None:
-    """Changes when a policy is saved: ``policy.json`` is written last."""
+    """Changes when a policy is saved (``policy.json`` is written last) or calibrated anew."""
     for name in ("policy.json", "config.json"):
         try:
-            return (folder / name).stat().st_mtime_ns
+            saved = (folder / name).stat().st_mtime_ns
+            with suppress(OSError):
+                saved = max(saved, (folder / calibration.FILE).stat().st_mtime_ns)
+            return saved
         except OSError:
             continue
     return None

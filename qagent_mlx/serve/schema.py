@@ -164,7 +164,17 @@ class RecommendedQuery(Struct):
     """A query worth showing, with what it retrieves."""
 
     query: str
-    score: Annotated[float, Meta(description="Share of the chains that agree.")]
+    score: Annotated[
+        float, Meta(description="Share of the chains that agree; 0 for what fills up the row.")
+    ]
+    chance: Annotated[
+        float | None,
+        Meta(
+            description="Chance that the user's next search that leads to something is this very "
+            "query, as the policy learned it on earlier cases; null where it has not, and for "
+            "queries that the shop pins."
+        ),
+    ]
     products: list[ProductTitle]
     reason: str
     votes: Natural

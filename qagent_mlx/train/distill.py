@@ -20,6 +20,7 @@ from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
 from ..environment.scenarios import open_scenario
+from ..environment.served_slates import calibrate
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
@@ -116,6 +117,7 @@ def distill(
     policy.info = policy.info.with_stage(
         stage="distil", teacher=teacher, config=asdict(config), **counts
     )
+    policy.calibration = calibrate(target, policy)
     version = save()
     measures = _compare((source, master), (target, policy), config.measured)
     seconds = round(time.perf_counter() - start, 1)

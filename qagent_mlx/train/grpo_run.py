@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment
 from ..environment.rewards import COMPONENTS, Component
+from ..environment.served_slates import calibrate
 from ..errors import QAgentError
 from ..runs.loop import OnStep, TrainingLoop
 from ..runs.records import Alert, LoopResult, TrainingReport
@@ -152,4 +153,6 @@ def _run(
             dropped_groups=int(result.total("dropped_groups")),
         )
 
-    return TrainingRun(shop, "grpo", config, loop, report)
+    return TrainingRun(
+        shop, "grpo", config, loop, report, lambda: calibrate(trainer.environment, policy)
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, evaluate_policy
 from ..environment.rewards import WEIGHTS
+from ..environment.served_slates import calibrate
 from ..errors import QAgentError
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
@@ -159,4 +160,11 @@ def _run(shop: Shop, trainer: SftTrainer, on_step: OnStep | None) -> TrainingRun
     loop = TrainingLoop(
         trainer, LoopConfig(config.steps, config.save_every, config.keep), on_step=on_step
     )
-    return TrainingRun(shop, "sft", config, loop, trainer.report)
+    return TrainingRun(
+        shop,
+        "sft",
+        config,
+        loop,
+        trainer.report,
+        lambda: calibrate(trainer.environment, trainer.policy),
+    )

@@ -116,6 +116,7 @@ def test_recommendations_as_plain_values():
             {
                 "query": "tent",
                 "score": 0.5,
+                "chance": None,
                 "products": [
                     {"product_id": "p1", "title": "Tent"},
                     {"product_id": "p2", "title": ""},

@@ -14,6 +14,7 @@ from qagent_mlx.evaluate.report import COMPARED, MAIN, ROWS, evaluate
 from qagent_mlx.evaluate.significance import holm
 from qagent_mlx.evaluate.tables import (
     answers_line,
+    calibration_lines,
     compared_pairs,
     comparison_table,
     markdown,
@@ -177,6 +178,34 @@ def test_the_report_counts_distinct_queries_and_calibrates_where_it_can():
     assert right.distinct == 6 and right.calibration.ece == pytest.approx(0.5)
 
 
+class Learned(Fixed):
+    """Gives each query of a row its chance, and is unanimous about the first."""
+
+    def rank(self, examples, k):
+        rows = super().rank(examples, k)
+        return [Ranking(r.queries, scores=(1.0, 0.0), chances=(0.5, 0.1)) for r in rows]
+
+
+def test_chances_are_what_is_calibrated_where_a_policy_has_learned_them():
+    """Right in half of the cases; the second query never is."""
+    ask = Learned("learned", lambda c: [c.query if c.case_id % 2 else "hat", "never"])
+    (system,) = evaluate(shelf_of(6), [ask]).systems
+    assert system.calibration.of == "chance" and system.row_calibration.of == "chance"
+    assert system.calibration.ece == pytest.approx(0.0)  # by votes it would be 0.5
+    assert system.row_calibration.ece == pytest.approx(0.05)
+    assert [(b.confidence, b.accuracy, b.cases) for b in system.row_calibration.bins] == [
+        pytest.approx((0.1, 0.0, 6)),
+        pytest.approx((0.5, 0.5, 6)),
+    ]
+    (line,) = calibration_lines(evaluate(shelf_of(6), [ask]))
+    assert (
+        line
+        == "learned: calibration error 0.000 of the first query's chance, 0.050 of all queries'"
+    )
+    (line,) = calibration_lines(evaluate(shelf_of(6), [Sure("votes", lambda c: [c.query])]))
+    assert "share of votes" in line and "qagent policies calibrate" in line
+
+
 def test_slices_need_the_searches():
     with pytest.raises(ValueError, match="the shop's searches"):
         evaluate(shelf_of(3), [Fixed("a", lambda c: ["x"])], EvaluationConfig(by=("own",)))
@@ -196,12 +225,15 @@ def test_the_json_has_the_keys_that_others_read():
     values = json.loads(json.dumps(report.to_dict()))
     assert set(values) == {
         *("split", "cases", "systems", "comparisons", "slices"),
-        *("derived", "simulated", "shop"),
+        *("derived", "simulated", "shop", "scenario", "answers"),
     }
     same, right = values["systems"]
-    assert set(same) == {"name", "metrics", "latency_ms", "distinct", "calibration"}
+    assert set(same) == {
+        *("name", "metrics", "latency_ms", "distinct"),
+        *("calibration", "row_calibration"),
+    }
     assert set(same["metrics"]["q_em"]) == {"mean", "lo", "hi"}
     assert same["calibration"] is None
-    assert set(right["calibration"]) == {"ece", "brier", "bins"}
+    assert set(right["calibration"]) == {"of", "ece", "brier", "bins"}
     assert right["calibration"]["bins"] == [{"said": 0.5, "true": 1.0, "cases": 6}]
     assert set(values["comparisons"][0]) == {"a", "b", "metric", "diff", "lo", "hi", "p", "p_holm"}
