@@ -6,6 +6,7 @@ import duckdb
 
 from ..memory import sessions
 from ..memory.store import MemoryStore
+from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
 from ..utils.database import literal
 from .columns import TYPE_NAMES
@@ -53,10 +54,42 @@ def store_events(shop: Shop, load: Load) -> tuple[int, int]:
     if stored or filled:
         fresh_users = "SELECT user_id FROM fresh UNION SELECT user_id FROM filled"
         sessions.refresh_sessions(connection, shop.config.memory, fresh_users)
+        first_typed = _drop_half_words(connection, shop.config.memory, fresh_users)
+        if first_typed is not None and first_typed <= last_id:
+            filled = True  # the log from before has changed, too
         users = [user for (user,) in connection.execute(fresh_users).fetchall()]
         MemoryStore(connection, shop.config.memory).update(users, None if filled else last_id)
     connection.execute("DROP TABLE fresh")
     return stored, good - stored
+
+
+def _drop_half_words(
+    connection: duckdb.DuckDBPyConnection, config: MemoryConfig, users: str
+) -> int | None:
+    """Delete the searches that some users went on typing, as keystrokes are logged.
+
+    Such a search is followed within ``typing_seconds`` by one that begins with it, and led to
+    nothing itself. Their number goes to the table ``typed``.
+
+    Returns:
+        The smallest event id of those that were deleted; None where there was none.
+    """
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE typed AS SELECT event_id FROM (
+            SELECT event_id, type, ts, query_key, recommendation_id, lead(type) OVER w AS next_type,
+                lead(ts) OVER w AS next_ts, lead(query_key) OVER w AS next_key
+            FROM events WHERE user_id IN ({users})
+            WINDOW w AS (PARTITION BY user_id ORDER BY ts, event_id)) t
+        WHERE type = 'search' AND next_type = 'search' AND recommendation_id IS NULL
+            AND next_ts - ts <= to_seconds({config.typing_seconds}) AND next_key <> query_key
+            AND starts_with(next_key, query_key) AND {config.typing_seconds} > 0
+            AND NOT EXISTS (FROM events e WHERE e.search_id = t.event_id AND e.type <> 'search')"""
+    )
+    ((first,),) = connection.execute("SELECT min(event_id) FROM typed").fetchall()
+    if first is not None:
+        connection.execute("DELETE FROM events WHERE event_id IN (FROM typed)")
+        sessions.refresh_sessions(connection, config, users)
+    return None if first is None else int(first)
 
 
 def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
@@ -131,6 +164,7 @@ def _find_fresh(
         same_query = f"({same_query} OR o.query_key IS NULL)"
     connection.execute(
         """CREATE OR REPLACE TEMP TABLE filled (user_id VARCHAR);
+        CREATE OR REPLACE TEMP TABLE typed (event_id BIGINT);
         CREATE OR REPLACE TEMP TABLE once AS
         WITH split AS (
             SELECT rowid AS staged, row, 0 AS part, user_ AS user_id, ts, 'search' AS type,

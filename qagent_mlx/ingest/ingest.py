@@ -321,6 +321,10 @@ def _store_staged(
     report = IngestReport(accepted, 0, duplicates)
     if kind == "products":
         report = _count_contradictions(connection, report)
+    if kind == "events":
+        ((typed,),) = connection.execute("SELECT count(*) FROM typed").fetchall()
+        if typed:
+            report += IngestReport(ignored={"search while typing": typed})
     rejected = _rejected(connection, kind, file, load)
     if staged is not None:
         report += IngestReport(ignored=staged.ignored)

@@ -47,7 +47,7 @@ _META = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 def fingerprint(config: MemoryConfig) -> str:
     """Identify what stored rows mean: the format and the settings that they were computed with."""
-    of_reading = ("budget", "least_users", "hide_personal", "own_only")
+    of_reading = ("budget", "least_users", "hide_personal", "own_only", "typing_seconds")
     of_trends = () if config.trends_by == "users" else ("trends_by", "new_user_hours")
     settings = {n: v for n, v in asdict(config).items() if n not in (*of_reading, *of_trends)}
     text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)

@@ -25,6 +25,16 @@ class MemoryConfig:
             extra={"unit": "minutes"},
         ),
     ] = 30.0
+    typing_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=60,
+            description="A search that goes on as a longer one within this time, and led to "
+            "nothing, was half a word: it is dropped as events are stored. 0 keeps all.",
+            extra={"unit": "seconds"},
+        ),
+    ] = 3.0
     half_life_days: Annotated[
         Days, Meta(description="Age at which an event counts half in a user's interests.")
     ] = 14.0
