@@ -26,6 +26,7 @@ COMMANDS = {
     "distil": ("train", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
     "export": ("export", "Write products, events or recommendations to a file."),
+    "suggest": ("suggest", "Complete what a user types."),
     "serve": ("serve", "Serve recommendations over HTTP."),
     "rules": ("rules", "What is never recommended, and what always."),
     "experiment": ("experiment", "Two systems share the users; see which one serves them better."),

@@ -38,6 +38,12 @@ class UserCache(Generic[T]):
             values = self._users.get(user)
             return None if values is None else values.get(key)
 
+    def latest(self, user: str) -> T | None:
+        """The value that was stored last of a user's, if it is still good."""
+        with self._lock:
+            values = self._users.get(user)
+            return next(reversed(list(values.values())), None) if values else None
+
     def put(self, user: str, key: Hashable, value: T) -> None:
         """Store a value."""
         if self._seconds <= 0:

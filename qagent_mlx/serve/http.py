@@ -67,6 +67,12 @@ async def recommend(service: Service, request: Request) -> Response:
     return json_reply(reply)
 
 
+async def suggest(service: Service, request: Request) -> Response:
+    """Complete what a user types."""
+    body = parse(schema.SuggestBody, await json_body(service, request))
+    return json_reply(await service.suggest(body.user_id, body.prefix, body.k))
+
+
 async def events(service: Service, request: Request) -> Response:
     """Store what users did. The next recommendation knows it."""
     body = await json_body(service, request)
@@ -220,6 +226,7 @@ async def openapi(service: Service, _request: Request) -> Response:
 
 ENDPOINTS = (
     Endpoint("/recommend", recommend, schema.RecommendReply, body=(schema.RecommendBody,)),
+    Endpoint("/suggest", suggest, schema.SuggestReply, body=(schema.SuggestBody,)),
     Endpoint("/events", events, IngestReport, body=(schema.EventBody, schema.EventsBody)),
     Endpoint("/search", search, schema.SearchReply, query=schema.SearchParameters),
     Endpoint(

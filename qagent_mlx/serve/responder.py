@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.recommend import Recommender, RecommendRequest, default_group_size
+from ..agent.suggest import Completer
 from ..errors import QAgentError
 from ..ingest.ingest import register_functions
 from ..ingest.journal import apply_entries, apply_journal
@@ -134,6 +135,8 @@ class Responder:
         problem: Why a policy was not taken up that should be; empty where none was refused.
         chains: What a request gets that names no number of chains.
         trending: The response for somebody of whom nothing is known.
+        completer: Completes what users type; only replaced, never changed.
+        shop_limits: What somebody unknown may be shown.
         moment: The end of the log, as it was last looked at.
         experiment: The one that runs, where the server records what it shows; else None.
         titles: Title of each product id.
@@ -164,6 +167,11 @@ class Responder:
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
         self.arms = Arms(config)
         self.experiment = self.arms.follow(self.recommender, self.shop)
+        self._personal: UserCache[tuple[Profile, Limits]] = UserCache(
+            config.cache_seconds, config.cache_users
+        )
+        self.completer: Completer
+        self._completer_of: tuple[datetime, Shop, ProductSearch] | None = None
         self._pool_is_stale = False  # its processes do not know the newest products yet
         self.pace = DecodePace()
         self.trending: RecommendResponse | None = None
@@ -229,6 +237,7 @@ class Responder:
         for user in users:
             self.cache.forget(user)
             self._profiles.forget(user)
+            self._personal.forget(user)
         self.recommender.refresh()
         self.moment = self.shop.end_of_log()
 
@@ -297,6 +306,7 @@ class Responder:
         self.recommender.limits.has_wishes = True
         for wish in wishes:
             self.cache.forget(wish.user_id)
+            self._personal.forget(wish.user_id)
 
     def _keep(self, entry: Entry) -> None:
         """Keep an entry in the journal, and apply it to the snapshot."""
@@ -325,6 +335,7 @@ class Responder:
         """Drop all that was computed."""
         self.cache.clear()
         self._profiles.clear()
+        self._personal.clear()
         self._trending_as_of = None  # until then the old one answers those who wait for no longer
         self.refresh_trending()
 
@@ -411,10 +422,39 @@ class Responder:
             return
         profile = self.recommender.profiles([""], now)[0]
         self._rules = self.recommender.limits.rules_at(shop_time(self.shop))
+        self.shop_limits = Limits(self._rules)
+        self._refresh_completer(now)
         request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=Limits(self._rules))
         queries = self.recommender.recommend_from_memory([request])[0]
         self.trending = RecommendResponse(queries, "trending", now, self.policy, self.version)
         self._trending_as_of = now
+
+    def _refresh_completer(self, now: datetime) -> None:
+        """Complete with what the shop searched until this hour, in the catalog of now."""
+        search = self.recommender.search
+        hour = now.replace(minute=0, second=0, microsecond=0)
+        if self._completer_of is None or not (
+            self._completer_of[0] == hour
+            and self._completer_of[1] is self.shop
+            and self._completer_of[2] is search
+        ):
+            self._completer_of = (hour, self.shop, search)
+            config = self.shop.config.memory
+            self.completer = Completer.of_shop(self.shop.connection, config, search, now)
+
+    def personal(self, user: str) -> tuple[Profile, Limits] | None:
+        """What is expected of a user and may be shown to them, where it was read lately.
+
+        Any thread may ask.
+        """
+        return self._personal.get(user, None)
+
+    def read_personal(self, user: str) -> tuple[Profile, Limits]:
+        """The same, read now."""
+        (profile,) = self.recommender.profiles([user], self.shop.end_of_log())
+        (limits,) = self.recommender.limits.limits([user])
+        self._personal.put(user, None, (profile, limits))
+        return profile, limits
 
     def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:
         """The users' profiles; those of users who did nothing since are still good."""

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.exceptions import HTTPException
 
+from ..agent.suggest import Source as SuggestionSource
 from ..live.rules import RuleKind
 from ..types import EVENT_TYPES
 from ..utils.settings import Natural, Positive, requirement
@@ -243,6 +244,35 @@ class MemoryReply(Struct):
     sections: dict[str, list[str]]
     graph: dict[str, Any]
     wishes: Annotated[list[dict[str, Any]], Meta(description="What the user wants no more.")]
+
+
+class SuggestBody(Struct, forbid_unknown_fields=True):
+    """Body of POST /suggest."""
+
+    prefix: Annotated[str, Meta(max_length=200, description="What was typed so far.")]
+    user_id: Annotated[Text | None, Meta(description="Whose queries come first.")] = None
+    k: Annotated[QueryCount, Meta(description="Number of completions, at most.")] = 8
+
+
+class SuggestedQuery(Struct):
+    """A completion."""
+
+    query: str
+    source: Annotated[
+        SuggestionSource,
+        Meta(
+            description="own: the user searched it; memory: expected of the user; policy: "
+            "recommended last; shop: many searched it; catalog: a category or brand."
+        ),
+    ]
+
+
+class SuggestReply(Struct):
+    """Completions of what was typed, the likeliest first."""
+
+    prefix: str
+    suggestions: list[SuggestedQuery]
+    latency_ms: float
 
 
 class RuleBody(Struct, forbid_unknown_fields=True):

@@ -7,13 +7,15 @@ import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Any
 
 from ..live.shown import ShownAnswer, new_recommendation_id
 from .config import ServeConfig
 from .requests import PendingRequest, RecommendResponse
-from .schema import Reason, RecommendedQuery, RecommendReply
+from .schema import Reason, RecommendedQuery, RecommendReply, SuggestedQuery, SuggestReply
 from .worker import Worker
 
+PERSONAL_SECONDS = 0.008  # that a completion waits for what memory expects of its user
 WRITE_SECONDS = 0.01  # of a deadline: what it takes to write the response
 
 
@@ -95,6 +97,30 @@ class Service:
         self.metrics.shown.labels("recorded" if is_recorded else "lost").inc()
         return answer.recommendation_id if is_recorded else None
 
+    async def suggest(self, user: str | None, prefix: str, k: int) -> SuggestReply:
+        """Completions of a prefix, without waiting for what computes recommendations.
+
+        What memory expects of a user comes in as soon as it was read, for the next letter at
+        the latest.
+        """
+        start = time.monotonic()
+        responder = self.worker.responder
+        personal = responder.personal(user) if user else None
+        if user and personal is None:
+            future = self.worker.call(lambda: responder.read_personal(user))
+            waiter = asyncio.wrap_future(future)
+            done, _ = await asyncio.wait({waiter}, timeout=PERSONAL_SECONDS)
+            personal = waiter.result() if done else None
+            if not done:
+                waiter.add_done_callback(_ignore)
+        profile, limits = personal or (None, responder.shop_limits)
+        response = responder.cache.latest(user) if user else None
+        recommended = [r.query for r in response.recommendations] if response else []
+        completer = responder.completer
+        found = await asyncio.to_thread(completer.complete, prefix, profile, k, limits, recommended)
+        queries = [SuggestedQuery(s.query, s.source) for s in found]
+        return SuggestReply(prefix, queries, round((time.monotonic() - start) * 1000, 1))
+
     async def _wait(self, request: PendingRequest) -> RecommendResponse:
         self.worker.submit(request)
         waiter = asyncio.wrap_future(request.future)
@@ -118,6 +144,6 @@ class Service:
         return replace(response, reason=reason)
 
 
-def _ignore(waiter: asyncio.Future[RecommendResponse]) -> None:
+def _ignore(waiter: asyncio.Future[Any]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         waiter.exception()
