@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from msgspec import Meta
 
+from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.train.config import DistillConfig, PretrainConfig, SftConfig
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.utils.settings import merge
@@ -45,10 +46,13 @@ RATE = {"type": click.FloatRange(0, 1, min_open=True)}
     into="changes",
     learning_rate=RATE,
 )
+@setting_options(AgentConfig, "writes", into="agent")
 @split_options
 @shop_option
 @json_option
-def pretrain(name: str, changes: Changes, split: Changes, shop_path: Path) -> Output:
+def pretrain(
+    name: str, changes: Changes, agent: Changes, split: Changes, shop_path: Path
+) -> Output:
     """Train a small policy and its tokenizer from nothing but this shop's data."""
     from qagent_mlx.environment.config import SplitConfig
     from qagent_mlx.train.pretrain import pretrain as run
@@ -71,7 +75,8 @@ def pretrain(name: str, changes: Changes, split: Changes, shop_path: Path) -> Ou
             shop,
             name,
             config,
-            split=merge(SplitConfig(), split),
+            merge(AgentConfig(), agent),
+            merge(SplitConfig(), split),
             on_step=progress,
             on_cost=announce,
         )

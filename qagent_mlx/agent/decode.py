@@ -97,9 +97,10 @@ class Decoder:
         """
         assert batch.logits is not None
         logits, context_of = batch.logits, batch.context_of
-        if any(s.allowed_ids is not None for s in batch.sequences):
-            masks = [s.allowed_ids() if s.allowed_ids else None for s in batch.sequences]
-            logits = sampling.constrain(logits[mx.array(context_of)], masks)
+        masks = [s.allowed_ids() if s.allowed_ids else None for s in batch.sequences]
+        if any(mask is not None for mask in masks):
+            least = [s.min_p for s in batch.sequences]
+            logits = sampling.constrain(logits[mx.array(context_of)], masks, least)
             context_of = list(range(len(batch.sequences)))
         ids, logprobs = self.sample(logits, batch.sequences, context_of)
         self.decode_tokens += len(ids)

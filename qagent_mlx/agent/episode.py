@@ -10,7 +10,8 @@ import numpy as np
 from ..policy.policy import Policy
 from ..protocol.actions import parse_action
 from ..protocol.config import AgentConfig
-from ..protocol.grammar import Grammar, Moves
+from ..protocol.grammar import MIN_P, Grammar, Moves
+from ..protocol.query_automaton import QueryAutomaton
 from ..utils.text import query_key
 from .chain import Chain
 from .sequences import DecodingSequence
@@ -26,6 +27,7 @@ class EpisodeRules:
     config: AgentConfig
     grammar: Grammar | None  # constrains what may be drawn; None while training
     encode_observation: Callable[[str], list[int]]  # token ids of a tool's answer
+    automaton: QueryAutomaton | None = None  # of the queries that may be written; None: any
 
 
 class Episode:
@@ -59,7 +61,8 @@ class Episode:
             stream=stream,
             turn_limit=rules.config.turn_tokens,
             tag=self,
-            allowed_ids=self._allowed_ids if rules.grammar is not None else None,
+            allowed_ids=self._mask_source(),
+            min_p=MIN_P if rules.grammar is not None else 0.0,
         )
         self._watch = watch
 
@@ -71,8 +74,21 @@ class Episode:
     def _fetched(self) -> bool:
         return self.chain.fetched
 
-    def _allowed_ids(self) -> np.ndarray:
-        """Which ids may come next in this turn: (V,) of bool."""
+    def _mask_source(self) -> Callable[[], np.ndarray | None] | None:
+        if self.rules.grammar is not None:
+            return self._ids_of_actions
+        return self._ids_of_queries if self.rules.automaton is not None else None
+
+    def _ids_of_queries(self) -> np.ndarray | None:
+        """Which ids may come next where a query is being written, see `QueryAutomaton`."""
+        automaton = self.rules.automaton
+        assert automaton is not None
+        turn = self.sequence.turn
+        read = self.sequence.tokens[: len(self.sequence.tokens) - len(turn)]
+        return automaton.next_mask(read, turn, len(self.profile.references))
+
+    def _ids_of_actions(self) -> np.ndarray:
+        """Which ids keep this turn the beginning of an allowed action: (V,) of bool."""
         rules = self.rules
         assert rules.grammar is not None
         count, fetched = len(self._searched), self._fetched
@@ -126,6 +142,7 @@ class Episode:
             finish=chain.finish,
             repeated=chain.repeated,
             refused=chain.refused,
+            references=len(self.profile.references),
         )
 
 

@@ -124,7 +124,7 @@ class ProfileRecommender:
         """Search with another engine or another state of the catalog from now on."""
         self.search = search
         self._slates = SlateFiller(search)
-        self.runner.tools = SearchProducts(search, self.agent)
+        self.runner.use_tools(SearchProducts(search, self.agent))
 
     def answer(
         self,

@@ -7,6 +7,7 @@ them apart; nothing is decoded to text and encoded again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from ..policy.policy import Policy
@@ -17,6 +18,7 @@ from .episode import Episode, EpisodeRules
 from .sequences import DecodingBatch
 from .tools import SearchProducts
 from .types import Rollout, Task, Turn
+from .writing import query_automaton
 
 OBSERVATIONS = 4096  # answers of tools whose token ids are remembered
 CACHE_STEP = 256  # tokens in which caches are accounted for
@@ -41,6 +43,7 @@ class RolloutRunner:
         guided: bool = False,
     ) -> None:
         self.policy, self.config, self.tools = policy, config, tools
+        self.automaton = query_automaton(policy, config, tools.catalog)
         self.max_rows = max_rows
         self.memory = total_memory() // 8 if memory is None else memory
         self.decoder = Decoder(policy)
@@ -51,6 +54,7 @@ class RolloutRunner:
             grammar=policy.codec.grammar() if guided and config.guided else None,
             # Chains of a group read the same profile and much the same results.
             encode_observation=lru_cache(OBSERVATIONS)(policy.codec.observation),
+            automaton=self.automaton,
         )
 
     def run(
@@ -93,6 +97,12 @@ class RolloutRunner:
             if schedule.decode() and progress is not None:
                 progress(schedule.ended)
         return [episode.rollout() for episode in episodes]
+
+    def use_tools(self, tools: SearchProducts) -> None:
+        """Search with other tools, such as those of another state of the catalog, from now on."""
+        self.tools = tools
+        self.automaton = query_automaton(self.policy, self.config, tools.catalog)
+        self.rules = replace(self.rules, automaton=self.automaton)
 
     def rows_that_fit(self, length: int) -> int:
         """Number of chains of ``length`` tokens whose caches fit into memory, at least 1."""

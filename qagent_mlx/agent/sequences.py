@@ -31,7 +31,9 @@ class DecodingSequence:
     turn: list[int] = field(default_factory=list)  # ids drawn in this turn
     pending: list[int] = field(default_factory=list)  # ids that are not in the cache yet
     tag: Any = None  # whatever the sequence belongs to
-    allowed_ids: Callable[[], np.ndarray] | None = None  # (V,) mask of the next id; None: all
+    # (V,) mask of the next id, or None where all may follow; without it, all may always follow
+    allowed_ids: Callable[[], np.ndarray | None] | None = None
+    min_p: float = 0.0  # leaves out allowed ids that are this much less likely than the likeliest
 
     def insert(self, ids: Sequence[int]) -> None:
         """Append ids that the policy did not choose."""

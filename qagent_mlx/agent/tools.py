@@ -48,7 +48,7 @@ class SearchProducts:
     """
 
     def __init__(self, search: ProductSearch, config: AgentConfig) -> None:
-        self._search, self._catalog, self._config = search, search.catalog, config
+        self._search, self.catalog, self._config = search, search.catalog, config
         # Users of a batch ask the same queries at the same moment.
         self._shares = lru_cache(QUERIES)(self._engagement_shares)
         self._title = lru_cache(None)(self._short_title)
@@ -71,21 +71,21 @@ class SearchProducts:
         shares = self._shares(request.query, request.as_of)
         lines = []
         for number, product in enumerate(products[: self._config.results_shown], 1):
-            row = self._catalog.row_of[product]
+            row = self.catalog.row_of[product]
             marks = self._marks(row, product, request, shares.get(row, 0.0))
             lines.append(product_line(number, self._title(row), marks))
         return SearchResult(products, tuple(lines))
 
     def _marks(self, row: int, product: str, request: SearchRequest, share: float) -> list[str]:
         """The marks of a product for the user; ``share`` is that of earlier searchers."""
-        price, in_stock = self._catalog.state_at(row, request.as_of)
-        band = self._catalog.price_band(row, price)
+        price, in_stock = self.catalog.state_at(row, request.as_of)
+        band = self.catalog.price_band(row, price)
         marks: list[str] = [band] if band else []
         if self._config.marks:
             context = request.context
             if band and context.prices.get(band, 0.0) >= 0.25:
                 marks.append(Mark.FITS)
-            brand = (self._catalog.brands[row] or "").lower()
+            brand = (self.catalog.brands[row] or "").lower()
             if context.brands.get(brand, 0.0) >= 0.15:
                 marks.append(Mark.BRAND)
             if product in context.bought:
@@ -112,6 +112,6 @@ class SearchProducts:
 
     def _short_title(self, row: int) -> str:
         """The first words of a product's title without model numbers, which no agent can use."""
-        words = self._catalog.titles[row].replace(",", " ").split()
+        words = self.catalog.titles[row].replace(",", " ").split()
         useful = [word for word in words if not _MODEL_NUMBER.fullmatch(word)]
         return " ".join(useful[: self._config.title_words])

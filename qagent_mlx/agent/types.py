@@ -65,6 +65,7 @@ class Rollout:
     finish: Finish | Literal[""] = ""
     repeated: int = 0  # searches of a query that the chain had searched before
     refused: int = 0  # actions of the protocol that were not allowed
+    references: int = 0  # queries of the profile, which the policy could point at
 
     @property
     def trained_mask(self) -> list[bool]:

@@ -200,6 +200,7 @@ class Environment:
             products=products,
             top_title=self._title.get(products[0], "") if products else "",
             engaged_titles=tuple(self._title[p] for p in case.products if p in self._title),
+            wanted=self.retrieve(case.query, case.as_of) if case.query else (),
         )
 
     def save(self, folder: Path) -> None:

@@ -27,8 +27,9 @@ class Outcome:
     """A chain beside what its user then did: all that a reward component sees.
 
     ``products`` are what the recommended query retrieves at the case's moment, best first,
-    whether the chain searched it or not. ``top_title`` is the title of the first of them,
-    ``engaged_titles`` those of the products that the user engaged with.
+    whether the chain searched it or not; ``wanted`` are those of the query that the user typed
+    next. ``top_title`` is the title of the first of them, ``engaged_titles`` those of the products
+    that the user engaged with.
     """
 
     rollout: Rollout
@@ -36,6 +37,7 @@ class Outcome:
     products: tuple[str, ...]
     top_title: str
     engaged_titles: tuple[str, ...]
+    wanted: tuple[str, ...] = ()
 
     @property
     def query_hit(self) -> bool:
@@ -76,6 +78,17 @@ def item_reward(outcome: Outcome) -> float:
     return 0.6 * outcome.item_hit + 0.3 * gain + 0.1 * overlap
 
 
+def overlap_reward(outcome: Outcome) -> float:
+    """The share of the first ten products of the user's next query that are retrieved as well.
+
+    Another wording of the same need counts by what it leads to; 0 where nothing was typed.
+    """
+    if outcome.query_hit:
+        return 1.0
+    wanted = set(outcome.wanted[:10])
+    return len(wanted & set(outcome.products[:10])) / len(wanted) if wanted else 0.0
+
+
 def consistency_reward(outcome: Outcome) -> float:
     """1 if the query is the next one and its top product was engaged with, otherwise 0.
 
@@ -90,6 +103,7 @@ COMPONENTS: dict[str, Component] = {
     "query": query_reward,
     "item": item_reward,
     "consistency": consistency_reward,
+    "overlap": overlap_reward,
 }
 
 WEIGHTS: dict[str, float] = {
@@ -98,6 +112,7 @@ WEIGHTS: dict[str, float] = {
     "query": 1.0,
     "item": 1.0,
     "consistency": 2.0,
+    "overlap": 0.0,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
@@ -119,6 +119,27 @@ class History:
                 if outcome > search.outcome:  # the earliest of the strongest
                     search.outcome, search.product_id = outcome, event.product_id
         return list(searches.values())
+
+    @cached_property
+    def successes(self) -> list[PastSearch]:
+        """The searches that led to an engagement, the oldest first.
+
+        Of a user who never searched: the sessions in which something was engaged with, each as a
+        search of no known query. So a log without queries teaches what people need next, too.
+        """
+        if any(event.type == SEARCH for event in self.events):
+            return [search for search in self.searches if search.outcome]
+        sessions: dict[int, PastSearch] = {}
+        for event in self.events:
+            if event.type >= CLICK and event.product_id is not None:
+                session = sessions.setdefault(
+                    event.session_id,
+                    PastSearch(event, known=event.at, first_product=event.product_id),
+                )
+                outcome = event.type - CLICK + 1
+                if outcome > session.outcome:
+                    session.outcome, session.product_id = outcome, event.product_id
+        return [replace(s, event=s.event._replace(query_key=None)) for s in sessions.values()]
 
     def before(self, at: int) -> History:
         """The history as it was at an earlier or later moment."""

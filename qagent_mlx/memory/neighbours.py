@@ -10,6 +10,7 @@ from .statistics_cache import KINDS, NO_FOLLOWERS, NO_RETURNS, DayStatistics, Vo
 from .user_state import UserState
 
 MAX_NEIGHBOURS = 32
+MAX_NEEDS = 8
 _LEAST_DAYS = 0.02  # shorter times count as this in logarithms
 
 
@@ -111,3 +112,9 @@ def needs(state: UserState, day: DayStatistics) -> dict[str, Need]:
             if leaf not in needed or strength > needed[leaf].strength:
                 needed[leaf] = Need(strength, pace, category.startswith("b:"))
     return needed
+
+
+def likeliest_needs(state: UserState, day: DayStatistics) -> tuple[str, ...]:
+    """The categories that are needed most, the most needed first; see `needs`."""
+    needed = needs(state, day)
+    return tuple(sorted(needed, key=lambda leaf: (-needed[leaf].strength, leaf))[:MAX_NEEDS])

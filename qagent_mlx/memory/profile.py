@@ -29,6 +29,7 @@ from .raw_history import RAW, raw_lines
 from .sections import (
     graph_lines,
     identity_lines,
+    need_lines,
     product_lines,
     query_lines,
     search_context,
@@ -131,6 +132,7 @@ class Memory:
             *graph_lines(state.interests),
             *identity,
             *seen(state.recent_products),
+            *([] if has_others else need_lines(memory.needed)),
             *query_lines(memory.candidates, probabilities, most, typed),
         ]
         return [line for line in lines if line.section in sections]

@@ -175,6 +175,24 @@ def product_lines(products: Sequence[RecentProduct]) -> list[Line]:
     return lines
 
 
+def need_lines(categories: Sequence[str]) -> list[Line]:
+    """A line for each kind of product that people with the same past came back for.
+
+    They stand where a profile has no queries of others: they can be searched as they are, and an
+    agent can write a query from them, such as a brand and a kind.
+    """
+    return [
+        Line(
+            "neighbours",
+            f"{safe(name).lower()} {Mark.NEXT}",
+            0.5 * 0.8**number,
+            query=name.lower(),
+            reason="what people like you came back for",
+        )
+        for number, name in enumerate(categories)
+    ]
+
+
 def _product_line(product: RecentProduct, mark: Mark, score: float) -> Line:
     title = " ".join(safe(product.title).lower().split()[:TITLE_WORDS])
     return Line("latest", f"{mark} {title} {AGES.word(product.age)}", score)

@@ -141,11 +141,12 @@ def _sources(history: History) -> list[Source]:
         source.weight, source.age = max(source.weight, weight), min(source.age, age)
 
     latest = history.searches[::-1]
-    for number, search in enumerate(islice((s for s in latest if s.outcome), MAX_SOURCES), 1):
+    for number, search in enumerate(history.successes[::-1][:MAX_SOURCES], 1):
         weight, age = 0.8**number, history.age(search.event)
         if leaf := history.leaf(search.product_id):
             add(f"c:{leaf}", weight * (1.0 if search.outcome == BOUGHT else 0.4), age)
-        add(f"q:{search.event.query_key}", 0.5 * weight, age)
+        if search.event.query_key is not None:
+            add(f"q:{search.event.query_key}", 0.5 * weight, age)
         add(f"p:{search.product_id}", 0.2 * weight, age)
     for number, search in enumerate(islice((s for s in latest if not s.outcome), MAX_SOURCES), 1):
         add(f"r:{search.event.query_key}", 0.6 * 0.8**number, history.age(search.event))
@@ -154,7 +155,7 @@ def _sources(history: History) -> list[Source]:
 
 def _engaged_categories(history: History) -> dict[str, float]:
     """The categories of the last searches with success: days since the last time."""
-    successes = [search for search in history.searches if search.outcome][-MAX_SOURCES:]
+    successes = history.successes[-MAX_SOURCES:]
     ages = {history.category_key(search): history.age(search.event) for search in successes}
     return {category: age for category, age in ages.items() if category}
 

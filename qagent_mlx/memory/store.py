@@ -25,7 +25,7 @@ from .state_builder import user_state
 
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
-MEMORY_FORMAT = 4
+MEMORY_FORMAT = 5
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Transitions(NamedTuple):
 
 def transitions_of(history: History) -> Transitions:
     """The transitions of one user who has events."""
-    successes = [search for search in history.searches if search.outcome]
+    successes = list(history.successes)
     outcomes = [
         Outcome(
             history.user,
@@ -93,6 +93,7 @@ def transitions_of(history: History) -> Transitions:
             search.product_id,
         )
         for search in successes
+        if search.event.query_key is not None
     ]
     successes.sort(key=lambda search: (search.known, search.event.at, search.event.event_id))
     steps = [*_steps_after_success(history, successes), *_retries(history)]
@@ -107,7 +108,8 @@ def _steps_after_success(history: History, successes: Sequence[PastSearch]) -> I
         leaf = history.leaf(before.product_id)
         for distance, after in enumerate(successes[number + 1 : number + 1 + MAX_STEPS], 1):
             end = after.event
-            if end.session_id == start.session_id or end.at >= start.at + WITHIN_DAYS * DAY:
+            too_late = end.at >= start.at + WITHIN_DAYS * DAY
+            if end.query_key is None or end.session_id == start.session_id or too_late:
                 continue
             known, delay = from_microseconds(after.known), (end.at - start.at) / DAY
             sources = [f"c:{leaf}"] if leaf else []
@@ -162,7 +164,7 @@ def _returns(history: History, successes: Sequence[PastSearch]) -> Iterator[Retu
                 history.user,
                 before.event.query_key,
                 from_microseconds(back.known),
-                before.event.query_key == back.event.query_key,
+                before.event.query_key == back.event.query_key is not None,
                 history.category_key(before),
                 history.leaf(back.first_product),
                 (back.event.at - before.event.at) / DAY,

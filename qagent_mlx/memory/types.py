@@ -31,8 +31,10 @@ class UserMemory:
     """What a profile is made of: candidate queries, and the rest of the user's state.
 
     ``just_bought``: the categories that it is too soon to offer again (see `repurchase`).
+    ``needed`` are the categories that people with the same past came back for, the likeliest first.
     """
 
     candidates: Candidates
     state: UserState
     just_bought: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()

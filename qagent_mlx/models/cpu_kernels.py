@@ -25,6 +25,8 @@ from .checkpointing import custom_function, detach
 
 BLOCK = 1 << 16  # elements that are worked on at once: 256 KiB, about one L2 cache
 THREADED = 1 << 19  # elements from which a second thread is worth its start
+Constrain = Callable[[mx.array, int], mx.array]  # (rows, V) logits and their first row -> same
+
 HEAD_BLOCK = 1 << 24  # logits that `head_logprobs` holds at once: 64 MiB
 
 
@@ -279,7 +281,11 @@ def token_logprobs(logits: mx.array, target: mx.array) -> tuple[mx.array, mx.arr
 
 
 def head_logprobs(
-    hidden: mx.array, weight: mx.array, target: mx.array, gradient: bool = True
+    hidden: mx.array,
+    weight: mx.array,
+    target: mx.array,
+    gradient: bool = True,
+    constrain: Constrain | None = None,
 ) -> tuple[mx.array, mx.array]:
     """`token_logprobs` of ``hidden @ weight.T`` for a head that is not trained.
 
@@ -292,6 +298,7 @@ def head_logprobs(
         weight: (vocabulary, width) float32.
         target: (T,) token ids.
         gradient: Whether a gradient will be taken; the reference policy needs none.
+        constrain: Applied to each block of logits; may only add constants to them.
     """
     mx.eval(target)
     ids = np.asarray(target)
@@ -303,6 +310,8 @@ def head_logprobs(
         for start in range(0, len(ids), step):
             rows = slice(start, start + step)
             logits = hidden[rows] @ weight.T
+            if constrain is not None:
+                logits = constrain(logits, start)
             mx.eval(logits)
             view = np.asarray(logits)
             if not gradient:

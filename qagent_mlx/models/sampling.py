@@ -10,8 +10,6 @@ import numpy as np
 
 from . import backend
 
-MIN_P = 0.1  # a constrained draw leaves out what is this much less likely than the likeliest
-
 
 def sample(
     logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
@@ -79,16 +77,18 @@ def _sample_mlx(
     return np.array(tokens).tolist(), np.array(logprobs).tolist()
 
 
-def constrain(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.array:
+def constrain(
+    logits: mx.array, masks: Sequence[np.ndarray | None], min_p: Sequence[float]
+) -> mx.array:
     """Put minus infinity where a token is not allowed; a row without a mask stays.
-
-    Of what is allowed the long tail goes too: an untrained model's words at temperature 1 are
-    noise there (min-p, arXiv:2407.01082).
 
     Args:
         logits: (rows, vocabulary).
-        masks: (rows,) of bool arrays, see `protocol.grammar.Grammar`. They may be shorter than
-            the vocabulary: its padding is never allowed.
+        masks: (rows,) of bool arrays, see `protocol.grammar.Grammar` and
+            `protocol.query_automaton`. They may be shorter than the vocabulary: its padding is
+            never allowed.
+        min_p: (rows,) Allowed tokens that are this much less likely than the likeliest go too
+            (min-p, arXiv:2407.01082); 0 leaves all of them.
     """
     allowed = np.ones(logits.shape, dtype=bool)
     for row, mask in enumerate(masks):
@@ -96,6 +96,12 @@ def constrain(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.array:
             allowed[row, : len(mask)] = mask
             allowed[row, len(mask) :] = False
     logits = mx.where(mx.array(allowed), logits, -mx.inf)
-    least = np.array([-np.inf if m is None else np.log(MIN_P) for m in masks], dtype=np.float32)
+    least = np.array(
+        [
+            -np.inf if mask is None or not share else np.log(share)
+            for mask, share in zip(masks, min_p, strict=True)
+        ],
+        dtype=np.float32,
+    )
     floor = logits.max(axis=-1, keepdims=True) + mx.array(least)[:, None]
     return mx.where(logits < floor, -mx.inf, logits)

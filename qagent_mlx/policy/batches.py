@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
+
+FORBIDDEN = -1e9  # as a logit; minus infinity would make 0 x infinity of an entropy
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSequence:
     """Token ids of one chain; ``trained[i]`` says whether token i carries loss.
 
-    Sequences with the same ``group`` number may share their first tokens.
+    Sequences with the same ``group`` number may share their first tokens. Trained token i was
+    drawn from the ids of ``allowed[i]`` only, a (vocabulary,) mask; from all where it has none.
     """
 
     tokens: list[int]
     trained: list[bool]
     group: int
+    allowed: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    def without_first(self, count: int) -> TrainingSequence:
+        """The sequence without its first tokens, none of which is trained."""
+        allowed = {i - count: mask for i, mask in self.allowed.items()}
+        return TrainingSequence(self.tokens[count:], self.trained[count:], self.group, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedTokens:
+    """The trained tokens of a batch that were drawn from some of the ids only."""
+
+    index: np.ndarray  # (M,) which of the T trained tokens, ascending
+    masks: np.ndarray  # (M, vocabulary) of bool
+
+    def of_rows(self, start: int, stop: int) -> AllowedTokens:
+        """Those among the trained tokens from ``start`` to before ``stop``, counted from there."""
+        first, last = np.searchsorted(self.index, (start, stop))
+        return AllowedTokens(self.index[first:last] - start, self.masks[first:last])
+
+    def constrain(self, logits: mx.array) -> mx.array:
+        """(T, V) logits with those of forbidden ids lowered until their probability is 0.
+
+        V may be larger than the vocabulary: its padding is never allowed.
+        """
+        if not len(self.index):
+            return logits
+        bias = np.full((len(self.index), logits.shape[-1]), FORBIDDEN, dtype=np.float32)
+        bias[:, : self.masks.shape[1]][self.masks] = 0.0
+        return logits.at[mx.array(self.index)].add(mx.array(bias))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +69,7 @@ class TrainingBatch:
     position: mx.array  # (T,)
     target: mx.array  # (T,)
     sequence: np.ndarray  # (T,)
+    allowed: AllowedTokens | None = None
 
     @property
     def padded_tokens(self) -> int:
@@ -68,7 +102,11 @@ def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
     suffix = np.zeros((len(sequences), longest), dtype=np.int32)
     for group, members in groups.items():
         prefix[index[group], : cut[group]] = sequences[members[0]].tokens[: cut[group]]
-    position, target, owner = [], [], []
+    position: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    constrained: list[int] = []
+    masks: list[np.ndarray] = []
     for i, sequence in enumerate(sequences):
         start, tokens = cut[sequence.group], sequence.tokens
         suffix[i, : len(tokens) - start] = tokens[start:]
@@ -77,6 +115,9 @@ def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
         in_suffix = prefix.size + i * longest - start - 1
         for t, trained in enumerate(sequence.trained):
             if trained and t > 0:
+                if t in sequence.allowed:
+                    constrained.append(len(target))
+                    masks.append(sequence.allowed[t])
                 position.append(t + (in_prefix if t - 1 < start else in_suffix))
                 target.append(tokens[t])
                 owner.append(i)
@@ -88,6 +129,7 @@ def make_batch(sequences: Sequence[TrainingSequence]) -> TrainingBatch:
         position=mx.array(np.array(position, dtype=np.int32)),
         target=mx.array(np.array(target, dtype=np.int32)),
         sequence=np.array(owner, dtype=np.int64),
+        allowed=AllowedTokens(np.array(constrained), np.stack(masks)) if masks else None,
     )
 
 

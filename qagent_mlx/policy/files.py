@@ -30,7 +30,7 @@ from .lora import LoraConfig
 from .policy import Policy, PolicyInfo
 
 # In a ready-made vocabulary a tag is several tokens, and so is a word of a shop's language.
-CHAT_AGENT = AgentConfig(turn_tokens=40, profile_budget=192)
+CHAT_AGENT = AgentConfig(turn_tokens=40, profile_budget=192, writes=True)
 
 
 def read_info(folder: Path, path: Path | None = None) -> PolicyInfo | None:

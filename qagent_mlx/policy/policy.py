@@ -84,7 +84,15 @@ class Policy:
         self.folder = folder
         self.lora = lora
         self.calibration: calibration.Calibration | None = None
-        self.prompt = codec.prompt()
+        self._prompts: dict[bool, list[int]] = {}
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids that every chain begins with."""
+        writes = self.info.agent.writes
+        if writes not in self._prompts:
+            self._prompts[writes] = self.codec.prompt(writes)
+        return self._prompts[writes]
 
     def calibration_of(self, agent: AgentConfig) -> calibration.Calibration | None:
         """What the votes of chains are worth that run so; None where that was not learned."""

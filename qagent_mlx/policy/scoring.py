@@ -23,7 +23,7 @@ from mlx.utils import tree_map
 
 from ..models import backend, cpu_kernels, transformer_blocks
 from ..models.attention import Attention, CausalAttention, PrefixCache, SharedPrefixAttention
-from .batches import TrainingBatch, TrainingSequence, make_batch, micro_batches
+from .batches import AllowedTokens, TrainingBatch, TrainingSequence, make_batch, micro_batches
 from .policy import Policy
 from .prefix_sharing import whole_model_states
 from .shared_prompt import (
@@ -188,10 +188,24 @@ def token_scores(
         differentiable: Whether the result will be differentiated.
     """
     hidden = hidden_states(policy, batch, frozen, prompt_cache, differentiable)
-    weight = policy.frozen_head()
+    weight, allowed = policy.frozen_head(), batch.allowed
     if weight is not None:
-        return Scores(*cpu_kernels.head_logprobs(hidden, weight, batch.target, differentiable))
-    return Scores(*backend.token_logprobs(policy.head(hidden), batch.target))
+        return Scores(
+            *cpu_kernels.head_logprobs(
+                hidden, weight, batch.target, differentiable, _constrained_by(allowed)
+            )
+        )
+    logits = policy.head(hidden)
+    if allowed is not None:
+        logits = allowed.constrain(logits)
+    return Scores(*backend.token_logprobs(logits, batch.target))
+
+
+def _constrained_by(allowed: AllowedTokens | None) -> cpu_kernels.Constrain | None:
+    """What lowers the logits of forbidden ids in a block of rows."""
+    if allowed is None:
+        return None
+    return lambda logits, start: allowed.of_rows(start, start + len(logits)).constrain(logits)
 
 
 def frozen_states(

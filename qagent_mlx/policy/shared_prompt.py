@@ -35,8 +35,7 @@ class SharedPrompt:
 
     def strip(self, sequence: TrainingSequence) -> TrainingSequence:
         """The sequence without the shared prompt."""
-        length = len(self.tokens)
-        return TrainingSequence(sequence.tokens[length:], sequence.trained[length:], sequence.group)
+        return sequence.without_first(len(self.tokens))
 
     def prefix_cache(self, trained: KeysAndValues) -> PrefixCache:
         """The keys and values of all blocks, given those of `trained_blocks`."""

@@ -10,8 +10,9 @@ observations after them, and nothing is ever decoded and encoded again:
     <recommend><s1></recommend>
 
 ``<r3>`` stands for the query of the profile's line 3, ``<s1>`` for the query of the chain's
-first search; free text may stand there instead. One-token references let a small model
-decide where copying a query token by token is beyond it.
+first search; free text may stand there instead, and text may hold one reference: with the line
+``stove <r3>``, ``<search>nipper <r3></search>`` searches *nipper stove*. One-token references let
+a small model decide where copying a query token by token is beyond it.
 ``<think>…</think>`` may come before any action. Text from data (titles, queries) is
 escaped, so it can never form a tag.
 """
@@ -49,12 +50,13 @@ _LONGEST = max(map(len, (*STOPS, *OBSERVATION_TAGS)))
 _ACTION = re.compile(
     r"\s*(?:<think>(?P<think>[^<]*)</think>\s*)?"
     r"(?:(?P<fetch><fetch_memory/>)"
-    r"|<search>(?P<search>[^<]*|\s*<[rs]\d{1,3}>\s*)</search>"
-    r"|<recommend>(?P<recommend>[^<]*|\s*<[rs]\d{1,3}>\s*)</recommend>)"
+    r"|<search>(?P<search>[^<]*(?:<[rs]\d{1,3}>[^<]*)?)</search>"
+    r"|<recommend>(?P<recommend>[^<]*(?:<[rs]\d{1,3}>[^<]*)?)</recommend>)"
     r"(?P<rest>.*)",
     re.DOTALL,
 )
 _REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
+_PART = re.compile(r"<([rs])(\d{1,3})>")
 
 INSTRUCTIONS = """\
 You suggest one search query to a shopper before they type. Answer with one action at a time:
@@ -64,6 +66,16 @@ likeliest first.
 looks up these words.
 <recommend><s1></recommend> recommends the query of your first search and ends your work.
 If a search finds only products that are out or too dear, search another line."""
+
+WRITING_INSTRUCTIONS = """\
+You suggest one search query to a shopper before they type. Answer with one action at a time:
+<fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
+likeliest first.
+<search><r0></search> looks up the query of memory line 0; <search>running shoes</search> \
+looks up these words.
+<recommend><s1></recommend> recommends the query of your first search and ends your work.
+If a search finds only products that are out or too dear, or memory has no line that fits, write \
+a query of your own: a kind of product, with a brand or a size that you have read."""
 
 REQUEST = "A shopper is here. What should they search for?"
 
@@ -84,6 +96,24 @@ WORKED_EXAMPLE: tuple[tuple[Literal["user", "assistant"], str], ...] = (
         f"2 arbor ground coffee mild $$$ out{RESULTS_END}",
     ),
     ("assistant", f"{RECOMMEND}<s1>{RECOMMEND_END}"),
+)
+
+# The same for models that write: the first search is sold out, so the second is composed from what
+# it showed.
+WRITING_EXAMPLE: tuple[tuple[Literal["user", "assistant"], str], ...] = (
+    *WORKED_EXAMPLE[:4],
+    (
+        "user",
+        f"{RESULTS}<s1>1 castelo ground coffee dark $$ out\n"
+        f"2 arbor ground coffee mild $$ out{RESULTS_END}",
+    ),
+    ("assistant", f"{SEARCH}castelo coffee beans{SEARCH_END}"),
+    (
+        "user",
+        f"{RESULTS}<s2>1 castelo coffee beans dark $$ fits\n"
+        f"2 castelo coffee beans mild $$$ brand{RESULTS_END}",
+    ),
+    ("assistant", f"{RECOMMEND}<s2>{RECOMMEND_END}"),
 )
 
 
@@ -150,12 +180,23 @@ def expand(action: Action, references: Sequence[str], searched: Sequence[str]) -
         searched: The queries that the chain has searched, in order.
     """
     if action.reference:
-        number = int(action.reference[1:])
-        if action.reference[0] == "r":
-            return references[number] if number < len(references) else None
-        return searched[number - 1] if 1 <= number <= len(searched) else None
-    text = action.text.replace("‹", "<").replace("›", ">").strip()
+        return _referred(action.reference[0], int(action.reference[1:]), references, searched)
+    text, match = action.text, _PART.search(action.text)
+    if match is not None:
+        query = _referred(match[1], int(match[2]), references, searched)
+        if query is None:
+            return None
+        text = f"{text[: match.start()]} {query} {text[match.end() :]}"
+    text = " ".join(text.replace("‹", "<").replace("›", ">").split())
     return text or None
+
+
+def _referred(
+    kind: str, number: int, references: Sequence[str], searched: Sequence[str]
+) -> str | None:
+    if kind == "r":
+        return references[number] if number < len(references) else None
+    return searched[number - 1] if 1 <= number <= len(searched) else None
 
 
 def profile_text(profile: Profile) -> str:

@@ -28,6 +28,8 @@ from .actions import (
     SLOTS,
     TASK,
     WORKED_EXAMPLE,
+    WRITING_EXAMPLE,
+    WRITING_INSTRUCTIONS,
 )
 from .grammar import Grammar
 
@@ -98,6 +100,11 @@ class ShopCodec:
 
     ending: tuple[int, ...] = ()  # a policy made for the protocol ends with an action's own tag
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that may hold tags."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -120,7 +127,7 @@ class ShopCodec:
         """None: a policy made for the protocol is never guided."""
         return None
 
-    def prompt(self) -> list[int]:
+    def prompt(self, writes: bool = False) -> list[int]:
         """Token ids of the task's tag; a policy made for the protocol needs no instructions."""
         return self.encode(TASK)
 
@@ -176,12 +183,16 @@ class ChatCodec:
             self._grammar = Grammar(["" if i in special else t for i, t in enumerate(texts)])
         return self._grammar
 
-    def prompt(self) -> list[int]:
-        """Token ids of the instructions, a worked example, and the request."""
-        turns = [*WORKED_EXAMPLE, ("user", REQUEST)]
+    def prompt(self, writes: bool = False) -> list[int]:
+        """Token ids of the instructions, a worked example, and the request.
+
+        ``writes``: both tell how a query of one's own is written.
+        """
+        instructions = WRITING_INSTRUCTIONS if writes else INSTRUCTIONS
+        turns = [*(WRITING_EXAMPLE if writes else WORKED_EXAMPLE), ("user", REQUEST)]
         if not self._template:
-            return self.encode("\n".join([INSTRUCTIONS, "", *(t for _, t in turns), ""]))
-        return self._special(self._render(INSTRUCTIONS, turns))
+            return self.encode("\n".join([instructions, "", *(t for _, t in turns), ""]))
+        return self._special(self._render(instructions, turns))
 
     def _special(self, text: str) -> list[int]:
         """Token ids of a rendered template, whose control tokens are meant."""

@@ -42,6 +42,13 @@ class AgentConfig:
         bool, Meta(description="Searches return products; without it they return nothing.")
     ] = True
     marks: Annotated[bool, Meta(description="Results say how they fit the user.")] = True
+    writes: Annotated[
+        bool,
+        Meta(
+            description="The agent learns to write queries of its own beside pointing at lines of "
+            "memory; a policy that was pretrained on the shop writes words that it has read."
+        ),
+    ] = False
     guided: Annotated[
         bool, Meta(description="A served chat model can only write actions that are allowed.")
     ] = True

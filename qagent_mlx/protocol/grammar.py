@@ -18,6 +18,7 @@ import numpy as np
 from .actions import FETCH, RECOMMEND, RECOMMEND_END, SEARCH, SEARCH_END
 
 WORDS_TOKENS = 16  # of a query in the model's own words
+MIN_P = 0.1  # an untrained model's less likely words are noise at temperature 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class Mark(str, Enum):
     SURELY = "surely"
     # The user
     LIKES = "likes"
+    NEXT = "next"  # what people with the same past came back for
     NEW_USER = "new user"
     LIGHT = "light"  # events so far (`ACTIVITY`)
     REGULAR = "regular"

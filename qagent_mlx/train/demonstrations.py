@@ -3,13 +3,16 @@
 A chain reads the memory, searches lines that look likely, sees what they retrieve, and ends
 with the line that the log proves relevant: the query that the user then typed or, failing that,
 one whose first product the user then engaged with. On the way it searches lines that turn out
-wrong, so the policy sees what a wrong result looks like and goes on. Where no line is relevant,
-a chain may write the query that the user then typed.
+wrong, so the policy sees what a wrong result looks like and goes on.
+
+A chain may also write its queries (`Writer`): the one that the user then typed or, where that is
+unknown, one that leads to a product which the user then engaged with. Before it, a chain writes
+queries that the same user could have had in mind and that lead nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,6 +38,7 @@ from ..protocol.profile_text import render
 from ..types import Line, Profile
 from ..utils.text import query_key
 from .delexicalize import Delexicalizer
+from .written_queries import QueryWriter, with_references
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,22 @@ class DemoConfig:
     disguise: float = 0.0  # share of chains that are delexicalised
     reachable: bool = False  # only cases whose relevant line a chain meets within its searches
     words: bool = False  # cases without a relevant line are demonstrated by writing the query
+    written: float = 0.33  # share of the other cases that are demonstrated by writing, too
+    detours: float = 0.5  # share of written chains that first write what leads nowhere
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A case to demonstrate, and the reference that its chain recommends.
 
-    Without a reference the chain writes the case's own query.
+    Without a reference the chain writes a query.
     """
 
     example: Example
     reference: int | None
+
+
+Step = int | str  # what a chain searches: a reference, or words that it writes
 
 
 class Demonstrator:
@@ -82,6 +91,12 @@ class Demonstrator:
                 *(text for text in (*catalog.categories, *catalog.brands) if text),
                 *(query for e in train for query in e.profile.references),
             )
+        )
+
+    @cached_property
+    def _writer(self) -> QueryWriter:
+        return QueryWriter(
+            self.environment, self.policy, self.agent, self.config.detours, self._retrieve
         )
 
     def relevant_references(self, example: Example) -> list[int]:
@@ -110,46 +125,62 @@ class Demonstrator:
             relevant = self.relevant_references(example)[:1]
             if relevant and (reach is None or relevant[0] < reach):
                 targets.append(Target(example, relevant[0]))
-            elif self.config.words:
+            elif self._can_be_written(example):
                 targets.append(Target(example, None))
         return targets
+
+    def _can_be_written(self, example: Example) -> bool:
+        if self.agent.writes:
+            return self._writer.can_be_written(example)
+        return self.config.words
+
+    def can_write(self, query: str, example: Example) -> bool:
+        """Whether a policy that writes can write a query once it has read an example's memory."""
+        available = self._writer.available(example)
+        return self.agent.writes and self._writer.can_write(query, available)
 
     def demonstrate(
         self, target: Target, random: np.random.Generator, group: int
     ) -> TrainingSequence:
         """One demonstration, varied at random."""
-        target = self._drop_lines(target, random)
+        whole, target = target.example, self._drop_lines(target, random)
         example, reference = target.example, target.reference
-        searches: list[int | None] = [None]
-        if reference is not None:
-            searches = [*self._search_order(example.profile, reference, random)]
+        if self.agent.writes and (reference is None or random.random() < self.config.written):
+            for source in (example, whole):  # without a line, its words may be missing
+                steps = self._writer.steps(source, random)
+                if steps:
+                    return self.write(source, steps, steps[-1], random, group)
+        if reference is None:
+            return self.write(example, [example.case.query], example.case.query, random, group)
+        searches = self._search_order(example.profile, reference, random)
         return self.write(example, searches, reference, random, group)
 
     def write(
         self,
         example: Example,
-        searches: Sequence[int | None],
-        recommended: int | None,
+        searches: Sequence[Step],
+        recommended: Step,
         random: np.random.Generator,
         group: int,
     ) -> TrainingSequence:
-        """The chain that searches some references, in order, and recommends one of them.
+        """The chain that searches references or words, in order, and recommends one of them.
 
-        None among them stands for the case's own query, written out. What the policy writes
-        carries loss; of what it reads, a random share does.
+        What the policy writes carries loss; of what it reads, a random share does.
         """
         codec, config = self.policy.codec, self.config
         delexicalized = random.random() < config.disguise
         # What is to be written cannot be learned from other words than the user's.
-        delexicalized = delexicalized and None not in searches
+        delexicalized = delexicalized and not any(isinstance(step, str) for step in searches)
         reworded = self._delexicalizer.draw(random) if delexicalized else str
         tokens = list(self.policy.prompt)
         trained = [False] * len(tokens)
+        acted = [False] * len(tokens)  # a new model learns to read, too
 
         def act(text: str) -> None:
             ids = codec.encode(text)
             tokens.extend(ids)
             trained.extend([True] * len(ids))
+            acted.extend([True] * len(ids))
 
         def observe(text: str) -> None:
             ids = codec.observation(reworded(text))
@@ -157,21 +188,36 @@ class Demonstrator:
             mask = (random.random(len(ids)) < config.read).tolist()
             # A chat model learns to end its answer after an action, so that it stops anywhere.
             trained.extend([True] * len(codec.ending) + mask[len(codec.ending) :])
+            acted.extend([False] * len(ids))
 
         act(FETCH)
         observe(profile_text(example.profile))
-        for number, reference in enumerate(searches, 1):
-            if reference is None:
-                query = example.case.query
-                act(f"{SEARCH}{safe(query)}{SEARCH_END}")
+        for number, step in enumerate(searches, 1):
+            if isinstance(step, str):
+                query = step
+                act(f"{SEARCH}{self._written(query, example.profile)}{SEARCH_END}")
             else:
-                query = example.profile.references[reference]
-                act(f"{SEARCH}<r{reference}>{SEARCH_END}")
+                query = example.profile.references[step]
+                act(f"{SEARCH}<r{step}>{SEARCH_END}")
             observe(results_text(number, self._retrieve(example, query)))
         act(f"{RECOMMEND}<s{searches.index(recommended) + 1}>{RECOMMEND_END}")
         tokens.extend(codec.ending)
         trained.extend([True] * len(codec.ending))
-        return TrainingSequence(tokens, trained, group)
+        acted.extend([True] * len(codec.ending))
+        return TrainingSequence(tokens, trained, group, self._allowed(example, tokens, acted))
+
+    def _written(self, query: str, profile: Profile) -> str:
+        """A query as the policy writes it: in words, and references to the lines it contains."""
+        return with_references(query, profile.references) if self.agent.writes else safe(query)
+
+    def _allowed(
+        self, example: Example, tokens: Sequence[int], acted: Sequence[bool]
+    ) -> Mapping[int, np.ndarray]:
+        """What constrains the tokens of a chain where queries are written."""
+        automaton = self._writer.automaton if self.agent.writes else None
+        if automaton is None:
+            return {}
+        return automaton.masks(tokens, acted, len(example.profile.references))
 
     def _drop_lines(self, target: Target, random: np.random.Generator) -> Target:
         """The target without some lines of its profile; the relevant one always stays."""

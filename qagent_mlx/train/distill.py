@@ -33,7 +33,7 @@ from ..shop.shop import Shop, check_name
 from ..utils import settings
 from ..utils.text import query_key
 from .config import DistillConfig
-from .demonstrations import DemoConfig, Demonstrator
+from .demonstrations import DemoConfig, Demonstrator, Step
 from .fit import FitConfig, FitReport, LikelihoodTrainer, fit
 from .pretrain import shop_texts
 
@@ -59,11 +59,11 @@ class DistillReport(FitReport):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A chain of the teacher's, as references of the student's memory."""
+    """A chain of the teacher's, in references of the student's memory and in words."""
 
     example: Example
-    searches: list[int]
-    recommended: int
+    searches: list[Step]
+    recommended: Step
 
 
 def distill(
@@ -105,14 +105,16 @@ def distill(
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
     policy, save = _student((shop, scenario.shop), student, name, config, source, master.info.agent)
     target = Environment.of_scenario(scenario, scenario.cases, policy.codec, policy.info.agent)
-    lessons = _lessons(target, examples, validated)
+    demonstrator = Demonstrator(
+        target, policy, policy.info.agent, DemoConfig(read=config.read if student in SIZES else 0.0)
+    )
+    lessons = _lessons(demonstrator, examples, validated)
     if len(lessons) < min(config.batch_size, 4):
         raise QAgentError(
             f"of {len(rollouts)} chains of {teacher} only {len(lessons)} can be learned from "
             f"({len(validated)} were validated); train the teacher longer or raise cases"
         )
-    read = config.read if student in SIZES else 0.0
-    report = fit(_trainer(policy, target, lessons, read, config), on_step)
+    report = fit(_trainer(policy, demonstrator, lessons, config), on_step)
     counts = {"chains": len(rollouts), "validated": len(validated), "kept": len(lessons)}
     policy.info = policy.info.with_stage(
         stage="distil", teacher=teacher, config=asdict(config), **counts
@@ -183,40 +185,48 @@ def student_agent(agent: AgentConfig) -> AgentConfig:
 
 
 def _lessons(
-    environment: Environment, examples: Sequence[Example], rollouts: Sequence[Rollout]
+    demonstrator: Demonstrator, examples: Sequence[Example], rollouts: Sequence[Rollout]
 ) -> list[Lesson]:
     """The chains that the student can retell in its own environment."""
-    own = {e.case.case_id: e for e in environment.of_split("train")}
-    lessons = [retell(own[examples[r.case].case.case_id], r) for r in rollouts]
+    own = {e.case.case_id: e for e in demonstrator.environment.of_split("train")}
+    lessons = [
+        retell(own[examples[r.case].case.case_id], r, demonstrator.can_write) for r in rollouts
+    ]
     return [lesson for lesson in lessons if lesson is not None]
 
 
-def retell(example: Example, rollout: Rollout) -> Lesson | None:
-    """A chain of the teacher's in references of the student's memory; None where it has none.
+def retell(
+    example: Example, rollout: Rollout, can_write: Callable[[str, Example], bool]
+) -> Lesson | None:
+    """A chain of the teacher's in references of the student's memory, or in words.
 
-    A chain that searched something else, searched the same twice, or did what was refused is
-    not retold: it would teach no more than that.
+    A query that the student's memory has no line for is written where the student ``can_write``
+    it. None for a chain that searched something else, searched the same twice, or did what was
+    refused: it would teach no more than that.
     """
     if rollout.refused or rollout.repeated or not rollout.fetched:
         return None
     references: dict[str, int] = {}
     for i, query in enumerate(example.profile.references):
         references.setdefault(query_key(query), i)
-    searched = [query_key(t.query) for t in rollout.turns if t.kind == "search"]
-    if any(key not in references for key in searched):
-        return None
-    return Lesson(example, [references[key] for key in searched], references[rollout.query_key])
+    steps: dict[str, Step] = {}
+    for turn in rollout.turns:
+        if turn.kind != "search":
+            continue
+        key = query_key(turn.query)
+        if key in references:
+            steps[key] = references[key]
+        elif can_write(turn.query, example):
+            steps[key] = turn.query
+        else:
+            return None
+    return Lesson(example, list(steps.values()), steps[rollout.query_key])
 
 
 def _trainer(
-    policy: Policy,
-    environment: Environment,
-    lessons: Sequence[Lesson],
-    read: float,
-    config: DistillConfig,
+    policy: Policy, demonstrator: Demonstrator, lessons: Sequence[Lesson], config: DistillConfig
 ) -> LikelihoodTrainer:
     """Teaches the lessons to the student."""
-    demonstrator = Demonstrator(environment, policy, policy.info.agent, DemoConfig(read=read))
 
     def make_sequence(index: int, step: int) -> TrainingSequence:
         lesson = lessons[index]

@@ -172,7 +172,7 @@ class GrpoTrainer(Algorithm):
         """Take an optimizer step for each epoch over chains with their advantages."""
         config, policy = self.config, self.policy
         release_memory()  # what the rollouts' caches took
-        batches = training_batches(policy, config, chains, self.world)
+        batches = training_batches(policy, config, chains, self.world, self.runner.automaton)
         # In half precision the decoder's and the scorer's log-probabilities differ by more than
         # a step should change: there, ratios are taken to the first pass over the chains.
         old = [b.sampled for b in batches.targets] if policy.precise else None

@@ -15,6 +15,7 @@ from ..distributed.world import World
 from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
 from ..policy.scoring import PreparedBatches, prepare, reference_logprobs
+from ..protocol.query_automaton import QueryAutomaton
 from .grpo_config import GrpoConfig
 from .losses import token_weights
 from .memory_estimate import micro_batch_tokens
@@ -41,16 +42,21 @@ class UpdateBatches:
 
 
 def training_batches(
-    policy: Policy, config: GrpoConfig, chains: Sequence[tuple[Rollout, float]], world: World
+    policy: Policy,
+    config: GrpoConfig,
+    chains: Sequence[tuple[Rollout, float]],
+    world: World,
+    automaton: QueryAutomaton | None = None,
 ) -> UpdateBatches:
     """This worker's micro-batches of a step's chains, which come with their advantages.
 
-    Equal chains of a group have equal advantages: one is computed for all of them.
+    Equal chains of a group have equal advantages: one is computed for all of them. What the
+    ``automaton`` constrained while chains were sampled is scored under the same masks.
     """
     copies = Counter((r.case, r.tokens, advantage) for r, advantage in chains)
     distinct = {(r.case, r.tokens, advantage): r for r, advantage in chains}
     rollouts = list(distinct.values())
-    sequences = [TrainingSequence(list(r.tokens), r.trained_mask, r.case) for r in rollouts]
+    sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
     advantages = np.array([advantage for _, _, advantage in distinct], dtype=np.float32)
     lengths = np.array([sum(s.trained[1:]) for s in sequences], dtype=np.float32)
     counts = np.array([copies[key] for key in distinct], dtype=np.float32)
@@ -78,3 +84,12 @@ def training_batches(
             )
         )
     return UpdateBatches(prepared, targets)
+
+
+def training_sequence(rollout: Rollout, automaton: QueryAutomaton | None) -> TrainingSequence:
+    """A chain as it is scored: its tokens, which of them carry loss, and what constrained them."""
+    tokens, trained = list(rollout.tokens), rollout.trained_mask
+    allowed = {}
+    if automaton is not None:
+        allowed = automaton.masks(tokens, trained, rollout.references)
+    return TrainingSequence(tokens, trained, rollout.case, allowed)

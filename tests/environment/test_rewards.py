@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -109,3 +110,22 @@ def test_weights_that_cannot_be_are_refused(text, reason):
     with pytest.raises(SettingError, match=reason) as error:
         parse_weight(text, ["query"])
     assert error.value.setting == "weights"
+
+
+@pytest.mark.parametrize(
+    ("query", "products", "value"),
+    [
+        ("gears of war 3", (), 1.0),  # the words, whatever they retrieve now
+        ("gow", ("p1", "p2", "p3", "p4"), 1.0),
+        ("war games", ("p1", "p9", "p4"), 0.5),
+        ("xbox", ("p8",), 0.0),
+    ],
+)
+def test_another_wording_counts_by_the_products_that_it_shares_with_what_was_typed(
+    query, products, value
+):
+    result = outcome([Turn("recommend", query)], query, products=products)
+    typed = replace(result, wanted=("p1", "p2", "p3", "p4"))
+    assert component_rewards(typed)["overlap"] == value
+    if value < 1:
+        assert component_rewards(result)["overlap"] == 0.0, "nothing was typed"

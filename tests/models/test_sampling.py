@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from qagent_mlx.models import backend
-from qagent_mlx.models.sampling import MIN_P, constrain, sample
+from qagent_mlx.models.sampling import constrain, sample
+from qagent_mlx.protocol.grammar import MIN_P
 
 
 @pytest.fixture(params=[True, False])
@@ -57,7 +58,7 @@ def test_what_is_impossible_is_never_drawn():
 def test_logits_keep_their_order_where_allowed_and_lose_the_long_tail():
     logits = mx.array([[0.0, 1.0, 1.0 + np.log(MIN_P) - 0.1, 5.0, 9.0]] * 2)
     mask = np.array([True, True, True, False])
-    first, second = np.array(constrain(logits, [mask, None]))
+    first, second = np.array(constrain(logits, [mask, None], [MIN_P, MIN_P]))
     assert np.isneginf(first).tolist() == [False, False, True, True, True]
     assert np.array_equal(second, np.array(logits)[1])
 
@@ -66,4 +67,4 @@ def test_logits_keep_their_order_where_allowed_and_lose_the_long_tail():
 def test_a_vocabulary_padded_by_the_model_is_never_drawn_from(length):
     logits = mx.zeros((1, 4 + length))
     mask = np.array([True] * 4)
-    assert np.isfinite(np.array(constrain(logits, [mask]))).sum() == 4
+    assert np.isfinite(np.array(constrain(logits, [mask], [0.0]))).sum() == 4

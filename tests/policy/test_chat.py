@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -8,7 +9,14 @@ from qagent_mlx.agent.tools import SearchProducts
 from qagent_mlx.agent.types import Task
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.files import load_policy
-from qagent_mlx.protocol.actions import FETCH, INSTRUCTIONS, OBSERVATION_TAGS, REQUEST, parse_action
+from qagent_mlx.protocol.actions import (
+    FETCH,
+    INSTRUCTIONS,
+    OBSERVATION_TAGS,
+    REQUEST,
+    WRITING_INSTRUCTIONS,
+    parse_action,
+)
 from qagent_mlx.protocol.codec import load_codec
 from qagent_mlx.types import Line, Profile
 
@@ -33,13 +41,21 @@ def profile(*queries, text=""):
 
 def test_a_chain_is_a_conversation_in_the_models_template(policy):
     prompt = policy.codec.decode(policy.prompt)
-    assert prompt.startswith(f"<|im_start|>system\n{INSTRUCTIONS}<|im_end|>\n")
+    assert prompt.startswith(f"<|im_start|>system\n{WRITING_INSTRUCTIONS}<|im_end|>\n")
     assert f"<|im_start|>assistant\n{FETCH}<|im_end|>" in prompt
     assert prompt.endswith(f"<|im_start|>user\n{REQUEST}<|im_end|>\n<|im_start|>assistant\n")
     answer = policy.codec.decode(policy.codec.observation("<results>none</results>"))
     assert answer == (
         "<|im_end|>\n<|im_start|>user\n<results>none</results><|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_what_was_trained_before_models_wrote_reads_the_prompt_that_it_was_trained_with(folder):
+    policy = load_policy(folder)
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, writes=False))
+    prompt = policy.codec.decode(policy.prompt)
+    assert prompt.startswith(f"<|im_start|>system\n{INSTRUCTIONS}<|im_end|>\n")
+    assert "coffee beans" not in prompt
 
 
 def test_thinking_is_off_in_every_turn(tmp_path):

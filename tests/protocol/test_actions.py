@@ -23,6 +23,7 @@ from qagent_mlx.protocol.escape import safe
         ("<search>usb cable</search>", Action("search", "usb cable")),
         ("<search><r3></search>", Action("search", reference="r3")),
         (" <search> <r12> </search>", Action("search", reference="r12")),
+        ("<search>nipper <r3></search>", Action("search", "nipper <r3>")),
         ("<recommend><s2></recommend>", Action("recommend", reference="s2")),
         ("<think>hm</think><recommend>tv</recommend>", Action("recommend", "tv", think="hm")),
     ],
@@ -59,6 +60,8 @@ def test_references_expand_to_lines_and_searches():
     assert expand(Action("recommend", reference="s2"), lines, searched) is None
     assert expand(Action("recommend", reference="s0"), lines, searched) is None
     assert expand(Action("search", "  "), lines, searched) is None
+    assert expand(Action("search", "red <r1> xl"), lines, searched) == "red b xl"
+    assert expand(Action("search", "red <r2>"), lines, searched) is None
 
 
 @given(st.text(max_size=200))

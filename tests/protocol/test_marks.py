@@ -40,7 +40,7 @@ def test_the_words_that_delexicalising_keeps():
     """Policies were trained on demonstrations that keep exactly these."""
     assert " ".join(sorted(MARK_WORDS - {"$", "$$", "$$$"})) == (
         "away bought brand brands buys carted chosen days details every fading fits had "
-        "heavy hot known light liked likely likes loyal maybe month names new none "
+        "heavy hot known light liked likely likes loyal maybe month names new next none "
         "nothing now often old out poor queries regular rising seen short surely today "
         "top unmet user viewed warm week weeks"
     )

@@ -24,6 +24,11 @@ def example(*queries):
     return Example(Case(0, "u", NOW, "", "", (), 1, "train"), profile)
 
 
+def nothing(query, example):
+    """What a student can write that only points."""
+    return False
+
+
 def rollout(*searched, query, **changes):
     turns = (Turn("fetch"), *(Turn("search", q) for q in searched), Turn("recommend", query))
     recommended = Rollout(0, 0, (), 0, (), (), turns=turns, query=query, finish="recommended")
@@ -32,8 +37,15 @@ def rollout(*searched, query, **changes):
 
 def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
     own = example("phone case", "USB cable", "desk lamp")
-    lesson = retell(own, rollout("usb-cable", "desk lamp", query="usb cable"))
+    lesson = retell(own, rollout("usb-cable", "desk lamp", query="usb cable"), nothing)
     assert (lesson.searches, lesson.recommended) == ([1, 2], 1)
+
+
+def test_what_the_student_has_no_line_for_it_writes_if_it_can():
+    own = example("phone case", "USB cable")
+    chain = rollout("usb cable", "red lamp", query="red lamp")
+    lesson = retell(own, chain, lambda query, _: query == "red lamp")
+    assert (lesson.searches, lesson.recommended) == ([1, "red lamp"], "red lamp")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +58,7 @@ def test_a_teachers_chain_is_told_in_the_lines_that_the_student_reads():
     ],
 )
 def test_what_a_student_could_not_do_is_not_told(chain):
-    assert retell(example("usb cable"), chain) is None
+    assert retell(example("usb cable"), chain, nothing) is None
 
 
 @pytest.fixture
