@@ -1,0 +1,80 @@
+"""What memory says of a shop where nobody searches: which kinds of products people come back for."""
+
+import json
+from datetime import datetime, timedelta
+
+import pytest
+
+from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.types import Moment
+from qagent_mlx.shop.shop import Shop
+
+START = datetime(2026, 3, 1)
+KINDS = {"camera": "Photo > Camera", "card": "Photo > Memory Card", "tea": "Kitchen > Tea"}
+NOW = START + timedelta(days=25)
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row, default=str) for row in rows))
+    return path
+
+
+def purchase(user, day, kind):
+    return {
+        "user_id": user,
+        "time": START + timedelta(days=day),
+        "type": "purchase",
+        "product_id": f"{kind}1",
+    }
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Ten people bought a camera and five days later a memory card; two, tea after a camera."""
+    products = [{"product_id": f"{k}1", "title": k, "category": c} for k, c in KINDS.items()]
+    events = [
+        purchase(f"u{i}", day, k) for i in range(10) for day, k in ((1, "camera"), (6, "card"))
+    ]
+    events += [
+        purchase(f"v{i}", day, k) for i in range(2) for day, k in ((1, "camera"), (6, "tea"))
+    ]
+    events += [purchase("new", 20, "camera"), purchase("later", 24, "tea")]
+    with Shop.create(tmp_path / "shop") as shop:
+        ingest_files(shop, "products", [write(tmp_path / "products.jsonl", products)])
+        report = ingest_files(shop, "events", [write(tmp_path / "events.jsonl", events)])
+        assert report.accepted == len(events)
+        yield shop
+
+
+def profile(shop, user, as_of=NOW):
+    (profile,) = Memory(shop.connection, shop.config.memory, count_words).profiles(
+        [Moment(user, as_of)]
+    )
+    return profile
+
+
+def test_a_log_without_searches_says_what_people_came_back_for(shop):
+    found = profile(shop, "new")
+    assert found.references[:2] == ("memory card", "tea")
+    assert "memory card next <r0>" in found.text
+    assert {line.reason for line in found.lines if line.query} == {
+        "what people like you came back for"
+    }
+
+
+def test_nothing_of_it_was_known_before_they_came_back(shop):
+    assert profile(shop, "u0", START + timedelta(days=5)).references == ()
+
+
+def test_who_has_engaged_with_nothing_needs_nothing_that_is_known(shop):
+    assert profile(shop, "nobody").references == ()
+
+
+def test_who_searches_is_told_of_queries(shop, tmp_path):
+    """The lines of needs stand where a profile has no queries of others."""
+    search = {"user_id": "new", "time": NOW - timedelta(days=1), "type": "search", "query": "bag"}
+    ingest_files(shop, "events", [write(tmp_path / "more.jsonl", [search])])
+    found = profile(shop, "new")
+    assert "bag" in found.references
+    assert "next" not in found.text
