@@ -1,6 +1,8 @@
 """What all chains begin with is computed once; values and gradients are those of computing it
 with every group."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
@@ -19,7 +21,7 @@ from qagent_mlx.train.grpo_config import GrpoConfig
 
 class NoShop:
     def rollout_runner(self, policy, agent):
-        return None
+        return SimpleNamespace(automaton=None)
 
     def of_split(self, split):
         return ["chains that the test makes"]
