@@ -28,6 +28,11 @@ SECTIONS = (
     ("LoRA", "flags of `qagent train`, `[train.lora]` of a file", "policy.lora.LoraConfig"),
     ("Alarms", "`--alarm`, `[alarms]` of a file", "train.config.AlarmConfig"),
     ("Distillation", "flags of `qagent distil`", "train.config.DistillConfig"),
+    (
+        "Agent",
+        "`--writes` of `qagent pretrain`, `[agent]` of a file",
+        "protocol.config.AgentConfig",
+    ),
     ("Split of cases", "flags of training, `[split]` of a file", "environment.config.SplitConfig"),
     ("Evaluation", "flags of `qagent evaluate`", "evaluate.config.EvaluationConfig"),
     ("Simulated A/B test", "flags of `qagent abtest`", "evaluate.config.AbConfig"),
