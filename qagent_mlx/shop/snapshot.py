@@ -1,8 +1,8 @@
 """A copy of a shop's database for one connection alone, so that nobody has to wait for it.
 
 The file is copied as it is, which is cheap for large shops too: it is read as it is needed, and
-where the file system shares blocks (APFS, Btrfs, XFS) the copy costs nothing. Where that cannot
-be done its rows are copied into memory.
+where `cp` lets files share blocks (Linux's on Btrfs and XFS) the copy costs nothing. Where that
+cannot be done its rows are copied into memory.
 """
 
 from __future__ import annotations

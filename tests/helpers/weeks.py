@@ -82,7 +82,8 @@ class Play:
         begin_shop(self.almanac, self.shop)
         self.users = self.almanac.users()
         self.server = Server(self.shop, plan.workers)
-        self.clients = Clients(self.server, self.users, plan.load, plan.seed)
+        # Not the one who is forgotten: whoever is shown something is known again.
+        self.clients = Clients(self.server, self.users[1:], plan.load, plan.seed)
         self.killer = Killer(self.server, plan.kills, plan.seed)
         self.seconds: dict[str, list[float]] = {}
         self.trained: Counter[str] = Counter()
