@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": ("serve", "Serve recommendations over HTTP."),
     "rules": ("rules", "What is never recommended, and what always."),
     "experiment": ("experiment", "Two systems share the users; see which one serves them better."),
+    "offpolicy": ("offpolicy", "Estimate what a policy that was not shown would have earned."),
     "impressions": ("impressions", "What users were shown, and what came of it."),
     "evaluate": ("evaluate", "Measure policies on what users did next."),
     "abtest": ("abtest", "Ask fresh simulated shoppers which of two systems they prefer."),

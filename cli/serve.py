@@ -27,7 +27,17 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
 @setting_options(
     ServeConfig,
     *("host", "port", "policy", "k", "chains", "workers", "deadline_ms", "batch"),
-    *("cache_seconds", "rate", "proxy", "connections", "read_only", "record", "watch", "dtype"),
+    *(
+        "cache_seconds",
+        "rate",
+        "proxy",
+        "connections",
+        "read_only",
+        "record",
+        "explore",
+        "watch",
+        "dtype",
+    ),
     into="changes",
     policy={"type": POLICY},
     chains={"flags": ("--group", "--chains"), "metavar": "N"},
@@ -38,6 +48,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     cache_seconds="--cache",
     watch={"flags": ("--no-watch",), "help": "Take up no promotion and no newer version."},
     record={"flags": ("--no-record",), "help": "Do not record which queries users are shown."},
+    explore={"metavar": "SHARE"},
     dtype={"type": DTYPE},
 )
 @shop_option

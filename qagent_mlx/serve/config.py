@@ -118,6 +118,15 @@ class ServeConfig:
         bool, Meta(description="Take up promotions, and newer versions of a named policy.")
     ] = True
     read_only: Annotated[bool, Meta(description="Refuse events, and record nothing.")] = False
+    explore: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=0.2,
+            description="Share of the answers whose first five queries are shuffled a little, so "
+            "that what was shown tells what others would have earned (qagent offpolicy).",
+        ),
+    ] = 0.0
     record: Annotated[
         bool, Meta(description="Record which queries users are shown (qagent impressions).")
     ] = True

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
+
+from ..live.off_policy import propensities, shuffled
 from ..live.shown import ShownAnswer, new_recommendation_id
 from .config import ServeConfig
 from .requests import PendingRequest, RecommendResponse
@@ -30,6 +34,7 @@ class Service:
     def __init__(self, worker: Worker, config: ServeConfig) -> None:
         self.worker, self.config = worker, config
         self.metrics = worker.metrics
+        self._chance = np.random.default_rng()
 
     async def recommend(
         self, user: str, k: int, chains: int, deadline_ms: float, as_of: datetime | None = None
@@ -51,8 +56,17 @@ class Service:
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
         shown = replace(response, recommendations=response.recommendations[:k])
+        order = list(range(len(shown.recommendations)))
+        if self.config.explore and as_of is None:
+            if self._chance.random() < self.config.explore:
+                order = shuffled(len(order), self._chance)
+            shown = replace(
+                shown, recommendations=tuple(shown.recommendations[rank] for rank in order)
+            )
         latency_ms = round((time.monotonic() - start) * 1000, 1)
-        recommendation_id = None if as_of is not None else self._record(user, shown, latency_ms)
+        recommendation_id = (
+            None if as_of is not None else self._record(user, shown, order, latency_ms)
+        )
         queries = [r.to_dict(responder.titles) for r in shown.recommendations]
         return RecommendReply(
             recommendation_id=recommendation_id,
@@ -70,8 +84,13 @@ class Service:
             latency_ms=latency_ms,
         )
 
-    def _record(self, user: str, response: RecommendResponse, latency_ms: float) -> str | None:
-        """Record what a user is shown now; its id, None where nothing is recorded."""
+    def _record(
+        self, user: str, response: RecommendResponse, order: Sequence[int], latency_ms: float
+    ) -> str | None:
+        """Record what a user is shown now; its id, None where nothing is recorded.
+
+        ``order`` has the rank that the query at each position had before it was explored.
+        """
         queries = tuple(r.query for r in response.recommendations)
         responder = self.worker.responder
         if not self.config.record or self.config.read_only:
@@ -85,7 +104,7 @@ class Service:
             user,
             responder.moment if is_simulated else now,
             queries,
-            (1.0,) * len(queries),  # nothing is left to chance
+            propensities(order, self.config.explore),
             response.source,
             response.policy,
             response.version,
