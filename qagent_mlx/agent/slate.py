@@ -7,6 +7,7 @@ that lead to what is sold out, or to what the user has bought just now.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,6 +26,7 @@ from ..utils.text import query_key, words
 from .tools import RETRIEVED
 from .types import Group, Rollout
 
+SEARCHED_WEIGHT = 0.25  # of a query that chains searched, beside 1 for each that recommends it
 LOOKED_AT = 5  # products by whose categories a query is judged
 
 
@@ -48,7 +50,31 @@ def aggregate_group(agent: AgentConfig, group: Group) -> list[Recommendation]:
     """`aggregate_rollouts` of a group, by the rules that its chains ran under."""
     # Without memory no line of the profile may fill up the slate.
     profile = group.task.profile if agent.memory else group.task.profile.without_memory()
-    return aggregate_rollouts(group.rollouts, profile, validated=agent.search)
+    ranked = aggregate_rollouts(group.rollouts, profile, validated=agent.search)
+    return covering(ranked) if agent.writes else ranked
+
+
+def covering(ranked: Sequence[Recommendation]) -> list[Recommendation]:
+    """The queries in an order in which their products add to those of the queries before.
+
+    Queries that an agent writes often word one need in several ways. So the first query stays, and
+    each next one is that which retrieves most of what chains were led to and no query before it
+    retrieves: greedy maximum coverage, as Agrawal et al. (WSDM 2009) diversify results. A product
+    counts by the votes for the queries that retrieve it. Queries without products stay behind.
+    """
+    left = [item for item in ranked if item.products]
+    demand: defaultdict[str, float] = defaultdict(float)
+    for item in left:
+        for product in item.products[:RETRIEVED]:
+            demand[product] += item.votes + SEARCHED_WEIGHT
+    ordered, shown = left[:1], set(left[0].products[:RETRIEVED]) if left else set()
+    left = left[1:]
+    while left:
+        gains = [sum(demand[p] for p in set(i.products[:RETRIEVED]) - shown) for i in left]
+        item = left.pop(int(np.argmax(gains)))  # of equal ones the one that ranks higher
+        ordered.append(item)
+        shown.update(item.products[:RETRIEVED])
+    return ordered + [item for item in ranked if not item.products]
 
 
 def aggregate_rollouts(

@@ -267,3 +267,34 @@ def test_a_policy_is_measured_by_the_slates_that_it_serves(
         assert measured == shown
     else:
         assert measured == [tuple(line[:4]) for line in lines] != shown
+
+
+def written(*named):
+    """Chains that recommend (query, products) and a group of them, by an agent that writes."""
+    chains = tuple(chain((query, products), answer=query) for query, products in named)
+    return Group(Task(profile("a line"), NOW), chains)
+
+
+def test_a_row_of_an_agent_that_writes_does_not_say_one_need_five_times():
+    lens, bag, card = ("l1", "l2", "l3"), ("b1", "b2"), ("c1",)
+    group = written(
+        *[("acme lens", lens)] * 4, *[("lens", lens)] * 3, ("zoom lens", ("l1", "l4")),
+        *[("camera bag", bag)] * 2, ("card", card),
+    )  # fmt: skip
+    by_votes = [r.query for r in aggregate_group(AgentConfig(), group)]
+    assert by_votes[:3] == ["acme lens", "lens", "camera bag"]
+    row = [r.query for r in aggregate_group(AgentConfig(writes=True), group)]
+    assert row == ["acme lens", "camera bag", "card", "zoom lens", "lens", "a line"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("pqrstu"), min_size=1)),
+        max_size=12,
+    )
+)
+def test_covering_loses_no_query_and_leaves_the_first_where_it_is(named):
+    ranked = aggregate_group(AgentConfig(), written(*named))
+    row = aggregate_group(AgentConfig(writes=True), written(*named))
+    assert sorted(r.query for r in row) == sorted(r.query for r in ranked)
+    assert row[0] == ranked[0]
