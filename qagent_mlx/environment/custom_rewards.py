@@ -28,7 +28,7 @@ def load_component(spec: str) -> tuple[str, Component]:
     path = Path(file)
     if not file or not name.isidentifier():
         raise SettingError("rewards", f"{spec}: write it as FILE:NAME")
-    if not path.exists():
+    if not path.is_file():
         raise SettingError("rewards", f"{spec}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None and module_spec.loader is not None
@@ -73,7 +73,7 @@ def reward_specs(files: Sequence[RewardFile]) -> list[str]:
     """The ``FILE:NAME`` specs of a run that goes on, with the very files that it began with."""
     for stored in files:
         path = Path(stored["file"])
-        if not path.exists() or hash_file(path) != stored["sha256"]:
+        if not path.is_file() or hash_file(path) != stored["sha256"]:
             raise QAgentError(
                 f"the reward file {path} is gone or has changed since the run began, so it cannot "
                 "go on exactly; put it back, or name the reward again to go on with the new one"

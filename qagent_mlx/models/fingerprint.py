@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
+
+from ..errors import QAgentError
 
 ADAPTER, MODEL = "adapters.safetensors", "model.safetensors"
 _END = 1 << 20  # bytes that are hashed at each end of a file
@@ -23,7 +26,10 @@ def fingerprint_files(files: dict[str, Path]) -> str:
     """
     digest = hashlib.sha256()
     for name, path in files.items():
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise QAgentError(f"{path} is no file; put the model's weights in its place")
+        size = status.st_size
         digest.update(f"{name}:{size}:".encode())
         with path.open("rb") as file:
             digest.update(file.read(_END))

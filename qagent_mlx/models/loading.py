@@ -54,14 +54,7 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
         QAgentError: something is missing or damaged.
     """
     release_mlx_with_thread()
-    if not (folder / "config.json").exists():
-        raise QAgentError(f"{folder} is no model folder: it has no config.json")
-    config = read_json(folder / "config.json", f"the model {folder}")
-    if not isinstance(config, dict):
-        raise QAgentError(f"{folder}: config.json holds no object; pull the model again")
-    if config.get("model_file"):
-        raise QAgentError(f"{folder} brings its own model code, which is never run")
-    _check_depth(folder, config)
+    config = read_model_config(folder)
     try:
         model = load_plain_llama(folder, config) if is_shop_tokenizer(folder) else None
         if model is None:
@@ -77,6 +70,27 @@ def load_model_folder(folder: Path, dtype: str = "") -> tuple[nn.Module, AnyCode
     model.eval()
     mx.eval(model.parameters())
     return model, load_codec(folder, config.get("eos_token_id"))
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json, before anything else of its folder is read.
+
+    Raises:
+        QAgentError: it is missing or damaged, brings code or an absurd number of layers, or a
+            pipe or a device lies in the folder, whose reading would not end.
+    """
+    if not (folder / "config.json").exists():
+        raise QAgentError(f"{folder} is no model folder: it has no config.json")
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise QAgentError(f"{path} is no file but a pipe, a socket or a device; remove it")
+    config = read_json(folder / "config.json", f"the model {folder}")
+    if not isinstance(config, dict):
+        raise QAgentError(f"{folder}: config.json holds no object; pull the model again")
+    if config.get("model_file") is not None:
+        raise QAgentError(f"{folder} brings its own model code, which is never run")
+    _check_depth(folder, config)
+    return config
 
 
 def load_plain_llama(folder: Path, config: dict[str, Any]) -> nn.Module | None:

@@ -16,7 +16,7 @@ Dtype = Literal["", "float32", "bfloat16", "float16", "4bit", "stored"]
 class LoraConfig:
     """Which layers get an adapter, and how large it is (arXiv:2106.09685)."""
 
-    rank: Annotated[int, Meta(ge=1, description="Rank of each adapter.")] = 16
+    rank: Annotated[int, Meta(ge=1, le=4096, description="Rank of each adapter.")] = 16
     scale: Annotated[float, Meta(description="Factor of an adapter's output, other than 0.")] = 2.0
     dropout: Annotated[
         float, Meta(ge=0, lt=1, description="Share of an adapter's inputs dropped in training.")

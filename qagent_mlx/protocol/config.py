@@ -18,7 +18,8 @@ class AgentConfig:
     """How a policy's chains run. Saved with the policy, which was trained that way."""
 
     profile_budget: Annotated[
-        int, Meta(ge=1, description="Longest profile of a user.", extra={"unit": "tokens"})
+        int,
+        Meta(ge=1, le=10**6, description="Longest profile of a user.", extra={"unit": "tokens"}),
     ] = 128
     sections: Annotated[tuple[str, ...], Meta(description="Sections that a profile may hold.")] = (
         SECTIONS
@@ -27,13 +28,14 @@ class AgentConfig:
         int, Meta(ge=1, le=MAX_SEARCHES, description="Most searches of a chain.")
     ] = 4
     results_shown: Annotated[
-        int, Meta(ge=0, description="Products that a search shows to the agent.")
+        int, Meta(ge=0, le=1000, description="Products that a search shows to the agent.")
     ] = 2
     title_words: Annotated[
-        int, Meta(ge=1, description="Words of a product's title that the agent sees.")
+        int, Meta(ge=1, le=1000, description="Words of a product's title that the agent sees.")
     ] = 4
     turn_tokens: Annotated[
-        int, Meta(ge=1, description="Longest action of the agent.", extra={"unit": "tokens"})
+        int,
+        Meta(ge=1, le=10**5, description="Longest action of the agent.", extra={"unit": "tokens"}),
     ] = 24
     memory: Annotated[
         bool, Meta(description="The agent reads a profile; without it every profile is empty.")

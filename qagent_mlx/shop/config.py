@@ -48,7 +48,8 @@ class MemoryConfig:
         Days, Meta(description="Window that current trends are compared with.")
     ] = 14.0
     budget: Annotated[
-        int, Meta(ge=0, description="Tokens of a profile, at most.", extra={"unit": "tokens"})
+        int,
+        Meta(ge=0, le=10**6, description="Tokens of a profile, at most.", extra={"unit": "tokens"}),
     ] = 128
     references: Annotated[
         int, Meta(ge=0, le=32, description="Queries of a profile that the agent can refer to.")

@@ -36,6 +36,7 @@ from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
+from .handed_over import refuse_foreign_parts, refuse_times
 from .policy_folders import migrate_unversioned
 from .schema import ADDED, ADDITIONS, SCHEMA
 from .snapshot import take_snapshot
@@ -126,7 +127,7 @@ class Shop:
             raise QAgentError(
                 f"the shop {path} has lost its shop.duckdb; make it again with qagent init"
             )
-        _refuse_links(path)
+        refuse_foreign_parts(path)
         if not read_only:
             migrate_unversioned(path / "policies")
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
@@ -152,6 +153,7 @@ class Shop:
             )
             try:
                 _refuse_views(self.path, connection)
+                refuse_times(self.path, connection)
                 if self.is_snapshot:
                     connection = take_snapshot(connection, self.path / "shop.duckdb")
                 if not self.read_only:
@@ -321,26 +323,6 @@ class Shop:
         """Delete the whole folder."""
         self.close()
         shutil.rmtree(self.path)
-
-
-def _refuse_links(path: Path) -> None:
-    """Refuse links out of the folder: what is written into a stranger's shop stays in it.
-
-    Raises:
-        QAgentError: a part of the shop is a link out of its folder.
-    """
-    inside = path.resolve()
-    files = ("shop.json", "shop.duckdb", "shop.duckdb.wal")
-    parts = [path / name for name in (*files, "inventory", journal.FOLDER)]
-    for kind in ("policies", "runs", "scenarios"):
-        parts += [path / kind, *((path / kind).iterdir() if (path / kind).is_dir() else ())]
-    parts += (path / "policies").glob("*/*")
-    for part in parts:
-        if part.is_symlink() and not part.resolve().is_relative_to(inside):
-            raise QAgentError(
-                f"{part} is a link out of the shop's folder; put the files themselves there, or "
-                "mount the place there"
-            )
 
 
 def connect(path: Path, *, read_only: bool, wait: float = 0.0) -> duckdb.DuckDBPyConnection:

@@ -28,7 +28,7 @@ def moment(day: float) -> datetime:
 
 
 Share = Annotated[float, Meta(ge=0, le=1)]
-Days = Annotated[float, Meta(gt=0, extra={"unit": "days"})]
+Days = Annotated[float, Meta(gt=0, le=36_500, extra={"unit": "days"})]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class SimulatorConfig:
     """Everything that, with the code, determines a simulated shop."""
 
     seed: Annotated[int, Meta(ge=0, description="Seed of products, stock and shoppers.")] = 7
-    users: Annotated[int, Meta(ge=0, description="Shoppers of the log.")] = 1500
-    days: Annotated[int, Meta(ge=1, description="Days of the log.")] = 90
+    users: Annotated[int, Meta(ge=0, le=10**7, description="Shoppers of the log.")] = 1500
+    days: Annotated[int, Meta(ge=1, le=36_500, description="Days of the log.")] = 90
     products_per_pair: Annotated[
-        float, Meta(ge=2, description="Mean number of products of one type by one brand.")
+        float, Meta(ge=2, le=10**4, description="Mean number of products of one type by one brand.")
     ] = 8.0
     missing: Annotated[Share, Meta(description="Products that are never in stock.")] = 0.05
     days_in_stock: Annotated[Days, Meta(description="Mean time until a line sells out.")] = 14.0
@@ -48,9 +48,12 @@ class SimulatorConfig:
     days_on_sale: Annotated[Days, Meta(description="Mean length of a sale.")] = 6.0
     sale_price: Annotated[Share, Meta(description="Price on sale against the usual one.")] = 0.55
     typo_rate: Annotated[Share, Meta(description="Probability of a typo in a query.")] = 0.03
-    patience: Annotated[int, Meta(ge=1, description="Searches for one need in a session.")] = 3
+    patience: Annotated[
+        int, Meta(ge=1, le=100, description="Searches for one need in a session.")
+    ] = 3
     aspiration: Annotated[
-        float, Meta(ge=0, description="Weight of fame, beside taste, in which brand is typed.")
+        float,
+        Meta(ge=0, le=1000, description="Weight of fame, beside taste, in which brand is typed."),
     ] = 0.9
 
 

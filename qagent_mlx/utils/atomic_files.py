@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 from ..errors import QAgentError
 
+LARGEST_TEXT = 1 << 28  # bytes of a JSON file or a Python file that is read whole
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}-(.+)", re.DOTALL)
 
 
@@ -223,8 +225,26 @@ def write_with(path: Path, write: Callable[[str], Any]) -> None:
             raise _cannot_write(path, error) from error
 
 
+def require_plain_file(path: Path, owner: str) -> None:
+    """Refuse a pipe, device or folder in place of a file, and one that is absurdly large.
+
+    Opening a pipe waits for ever, and reading a device has no end. A file that is not there is
+    left to whoever reads it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise QAgentError(f"{owner} is damaged: {path} is no file; put a file in its place")
+    if status.st_size > LARGEST_TEXT:
+        size = f"{status.st_size >> 20:,} MB"
+        raise QAgentError(f"{owner} is damaged: {path} has {size}; put the right file in its place")
+
+
 def read_json(path: Path, owner: str) -> Any:
     """The JSON in ``path``; errors name its owner, as in "the policy base"."""
+    require_plain_file(path, owner)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -28,6 +28,10 @@ from ..errors import QAgentError
 
 T = TypeVar("T")
 
+# What any number may be at most that has no closer limit: beyond it a float holds no whole number,
+# and times and counts overflow.
+LARGEST = 2**53
+
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 
@@ -84,8 +88,11 @@ def merge(default: T, values: Any, where: str = "") -> T:
     try:
         merged = msgspec.convert(combined, type(default))
         for name, number in _numbers(combined, ""):
-            if not math.isfinite(number):
+            if isinstance(number, float) and not math.isfinite(number):
                 raise SettingError(name, f"must be a finite number, not {number}", where)
+            if abs(number) > LARGEST:
+                reason = f"must lie within {LARGEST:,} of 0, not {reprlib.repr(number)}"
+                raise SettingError(name, reason, where)
     except msgspec.ValidationError as error:
         raise _explained(type(default), combined, str(error), where) from None
     except RecursionError:
@@ -196,9 +203,9 @@ def _explained(settings: type, values: Any, message: str, where: str) -> Setting
     return SettingError(name, f"{must}, not {reprlib.repr(value)}", where)
 
 
-def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Every float in nested plain values, with the name of the setting that holds it."""
-    if isinstance(values, float):
+def _numbers(values: Any, name: str) -> Iterator[tuple[str, int | float]]:
+    """Every number in nested plain values, with the name of the setting that holds it."""
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
         yield name, values
     elif isinstance(values, Mapping):
         for key, value in values.items():

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import QAgentError
-from .atomic_files import hash_file, read_json, write_json
+from .atomic_files import hash_file, read_json, require_plain_file, write_json
 from .text import clean
 
 COMMAND = "qagent trust"
@@ -63,6 +63,7 @@ def require_file(path: Path, owner: str, remedy: str) -> None:
 
     ``owner`` names it in the message; ``remedy`` says how to do without.
     """
+    require_plain_file(path, owner)
     if trusted_files().get(str(path.resolve())) != hash_file(path):
         raise QAgentError(
             clean(

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from ...errors import QAgentError
 from ...models import backend
-from ...utils.atomic_files import read_json
+from ...models.loading import read_model_config
 from .encoder import unit_length
 
 _BATCH_TOKENS = 8192  # padding included
@@ -62,9 +62,12 @@ class TextReader:
             QAgentError: something is missing or damaged.
         """
         self.folder = folder
-        config = read_json(folder / "config.json", f"the model {folder}")
+        config = read_model_config(folder)
         self.model = _load(folder)
-        self.width = int(config["hidden_size"])
+        try:
+            self.width = int(config["hidden_size"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise QAgentError(f"{folder}: config.json names no hidden_size") from error
         end = config.get("eos_token_id")
         self._end = end[0] if isinstance(end, list) else end
         try:

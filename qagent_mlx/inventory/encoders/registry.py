@@ -57,7 +57,7 @@ class EncoderSpec:
             return spec
         source = python_file(place)
         if source is not None:
-            if not source.exists():
+            if not source.is_file():
                 raise QAgentError(
                     f"the encoder's file {source} is not there; put it back, or choose {SUBWORD}"
                 )
