@@ -105,6 +105,20 @@ def report(by: Any, since: datetime | None, until: datetime | None, shop_path: P
 
 
 @impressions.command()
+@click.option("--before", type=MOMENT, required=True, metavar="T", help="What is older (UTC).")
+@shop_option
+@json_option
+def prune(before: datetime, shop_path: Path) -> Output:
+    """Delete what was shown before T; export it first if it is to be kept."""
+    from qagent_mlx.live.shown import prune_shown
+
+    with opened(shop_path, write=True) as shop:
+        answers = prune_shown(shop, before)
+    text = f"{answers:,} answers from before {before:%Y-%m-%d %H:%M} are deleted"
+    return Output({"answers": answers, "before": before.isoformat()}, lambda: say(text))
+
+
+@impressions.command()
 @click.argument("folder", type=FOLDER)
 @since_option
 @until_option

@@ -68,6 +68,23 @@ def record_shown(shop: Shop, answers: Sequence[ShownAnswer]) -> None:
         writer.close()
 
 
+def prune_shown(shop: Shop, before: datetime) -> int:
+    """Delete what was shown before a moment, as the table grows with every answer.
+
+    Args:
+        shop: Open for writing.
+        before: In UTC.
+
+    Returns:
+        The number of answers that were deleted.
+    """
+    with shop.transaction() as connection:
+        deleted = connection.execute(
+            "DELETE FROM recommendations WHERE ts < ? RETURNING recommendation_id", [before]
+        ).fetchall()
+    return len(set(deleted))
+
+
 def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
     """Store the answers of entries; returns their number. Snapshots hold none."""
     if shop.is_snapshot:

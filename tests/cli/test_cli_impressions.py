@@ -42,7 +42,10 @@ def test_what_a_command_recorded_is_listed_counted_and_exported(cli, folder, tmp
     assert written["events"] == len(lines)
     assert any(json.loads(line)["query_id"] == shown["recommendation_id"] for line in lines)
     assert cli.json("impressions", "report", "--until", "2020-01-01", *shop)["groups"] == []
+    assert cli.json("impressions", "prune", "--before", "2020-01-01", *shop)["answers"] == 0
     assert "recommendations" in cli.json("memory", "export", "u01", *shop)
+    assert cli.json("impressions", "prune", "--before", "2099-01-01", *shop)["answers"] == 1
+    assert cli.json("impressions", "list", *shop)["answers"] == []
 
 
 def test_many_users_are_not_recorded_one_by_one(cli, folder, tmp_path):
