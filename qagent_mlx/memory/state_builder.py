@@ -104,7 +104,7 @@ def strongest_interests(weights: Mapping[Node, float]) -> list[Interest]:
         kinds[kind].append((name, weight))
     interests = []
     for kind, nodes in sorted(kinds.items()):
-        total = sum(weight for _, weight in nodes)
+        total = sum(weight for _, weight in nodes) or 1.0  # all may be too old to count
         # Sums differ in their last digits; what is equal must stay equal.
         order = sorted((-round(weight / total, 12), name, weight) for name, weight in nodes)
         for _, name, weight in order[:MAX_INTERESTS]:
@@ -113,7 +113,7 @@ def strongest_interests(weights: Mapping[Node, float]) -> list[Interest]:
 
 
 def _shares(amounts: Mapping[str, float]) -> dict[str, float]:
-    total = sum(amounts.values())
+    total = sum(amounts.values()) or 1.0
     return {name: amount / total for name, amount in amounts.items()}
 
 
