@@ -53,7 +53,7 @@ class Episode:
         stream = None
         if seed is not None:
             number = case if task.stream is None else task.stream
-            key = _hash_integers((*seed, number, member))
+            key = hash_integers((*seed, number, member))
             stream = np.random.Generator(np.random.Philox(key=key))
         self.sequence = DecodingSequence(
             tokens=list(rules.policy.prompt),
@@ -146,7 +146,7 @@ class Episode:
         )
 
 
-def _hash_integers(integers: Sequence[int]) -> int:
+def hash_integers(integers: Sequence[int]) -> int:
     """A 64-bit hash of a sequence of integers."""
     state = np.random.SeedSequence([i & 0xFFFFFFFF for i in integers]).generate_state(2)
     return int(state[0]) << 32 | int(state[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import Any
 
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
@@ -90,13 +91,19 @@ class RolloutRunner:
             Episode(self.rules, *chain, seed, watch=partial(watch, i) if watch else None)
             for i, chain in enumerate(chains)
         ]
+        self.complete(episodes, progress)
+        return [episode.rollout() for episode in episodes]
+
+    def complete(
+        self, episodes: Sequence[Any], progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Run episodes, or what acts and observes like them, to their ends."""
         schedule = _Schedule(self, episodes)
         while schedule.unfinished:
             schedule.admit()
             schedule.run_tools()
             if schedule.decode() and progress is not None:
                 progress(schedule.ended)
-        return [episode.rollout() for episode in episodes]
 
     def use_tools(self, tools: SearchProducts) -> None:
         """Search with other tools, such as those of another state of the catalog, from now on."""
@@ -118,7 +125,7 @@ class _Schedule:
     It depends on the chains alone, so a resumed run makes the batches of an unbroken one.
     """
 
-    def __init__(self, runner: RolloutRunner, episodes: Sequence[Episode]) -> None:
+    def __init__(self, runner: RolloutRunner, episodes: Sequence[Any]) -> None:
         self._runner, self._decoder = runner, runner.decoder
         self._queue = list(episodes)
         self._running = DecodingBatch()
@@ -156,7 +163,7 @@ class _Schedule:
         for other in others:
             batch.extend(other)
         self._waiting = []
-        episodes: list[Episode] = [sequence.tag for sequence in batch.sequences]
+        episodes: list[Any] = [sequence.tag for sequence in batch.sequences]
         requests = {i: e.request for i, e in enumerate(episodes) if e.request is not None}
         results = dict(zip(requests, self._runner.tools.run(list(requests.values())), strict=True))
         for i, episode in enumerate(episodes):

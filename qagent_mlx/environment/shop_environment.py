@@ -148,6 +148,11 @@ class ShopEnvironment:
         """The weight of each reward component, by name."""
         return self._data.weights
 
+    @property
+    def agent(self) -> AgentConfig:
+        """How many searches a chain has, and what it is shown."""
+        return self._data.agent
+
     def cases(self, split: str) -> list[int]:
         """Numbers of the cases of a split, in order of time."""
         return [e.case.case_id for e in self._data.environment.of_split(split)]
@@ -182,15 +187,26 @@ class ShopEnvironment:
 
         What is no action ends the episode, as it ends a chain of this package's policies.
         """
-        chain = self._chain
-        if chain is None or chain.finish:
-            raise QAgentError("no episode runs; begin one with reset(case)")
+        chain = self._running()
         if chain.act(parse_action(action) if isinstance(action, str) else _called(action)):
             results = self._data.search.run([chain.request] if chain.request else [])
             return Step(chain.answer(results[0] if results else None))
+        return self._ended(chain)
+
+    def give_up(self) -> Step:
+        """End the episode as it is, as a chain ends that breaks off."""
+        chain = self._running()
+        chain.finish = "length"
+        return self._ended(chain)
+
+    def _running(self) -> Chain:
+        if self._chain is None or self._chain.finish:
+            raise QAgentError("no episode runs; begin one with reset(case)")
+        return self._chain
+
+    def _ended(self, chain: Chain) -> Step:
         rewards = component_rewards(self._outcome(chain), self._data.components)
-        reward = weighted_reward(rewards, self._data.weights)
-        return Step("", reward, True, rewards)
+        return Step("", weighted_reward(rewards, self._data.weights), True, rewards)
 
     def _outcome(self, chain: Chain) -> Any:
         rollout = Rollout(

@@ -62,6 +62,10 @@ class TextEnvironment(Protocol):
         """Take an action; refused when no episode runs."""
         ...
 
+    def give_up(self) -> Step:
+        """End the episode as it is: for those who stop a model that acts no more."""
+        ...
+
     def fork(self) -> TextEnvironment:
         """An environment for another episode at the same time, on the same data."""
         ...

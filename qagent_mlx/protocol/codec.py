@@ -127,6 +127,13 @@ class ShopCodec:
         """None: a policy made for the protocol is never guided."""
         return None
 
+    def conversation(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of what an environment says first, up to where the first action begins.
+
+        A policy made for the protocol reads the task's tag: it needs no words for what to do.
+        """
+        return self.prompt()
+
     def prompt(self, writes: bool = False) -> list[int]:
         """Token ids of the task's tag; a policy made for the protocol needs no instructions."""
         return self.encode(TASK)
@@ -182,6 +189,14 @@ class ChatCodec:
             texts = self._wrapper.batch_decode([[i] for i in range(len(self._wrapper))])
             self._grammar = Grammar(["" if i in special else t for i, t in enumerate(texts)])
         return self._grammar
+
+    def conversation(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of what an environment says first, up to where the first action begins."""
+        system = "\n".join(m["content"] for m in messages if m["role"] == "system")
+        turns = [(m["role"], m["content"]) for m in messages if m["role"] != "system"]
+        if not self._template:
+            return self.encode("\n".join([system, *(text for _, text in turns), ""]).lstrip("\n"))
+        return self._special(self._render(system, turns))
 
     def prompt(self, writes: bool = False) -> list[int]:
         """Token ids of the instructions, a worked example, and the request.

@@ -75,8 +75,13 @@ class GrpoTrainer(Algorithm):
         self.world = current_world()
         self.optimizer = optim.AdamW(learning_rate=config.learning_rate, weight_decay=0.0)
         self.optimizer.init(policy.model.trainable_parameters())
+        self.open_environment()
+
+    def open_environment(self) -> None:
+        """Take what runs chains, and the cases to learn from."""
+        environment, policy = self.environment, self.policy
         self.runner = environment.rollout_runner(policy, policy.info.agent)
-        self.examples = training_examples(environment, policy, config.solvable)
+        self.examples = training_examples(environment, policy, self.config.solvable)
 
     def step(self, number: int, interrupt: Interrupt = never) -> StepResult:
         """Take one step of GRPO; the state of policy and optimizer and the number determine it."""

@@ -1,0 +1,104 @@
+"""GRPO in an environment that is no shop."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qagent_mlx.environment.lookup_environment import TURNS, LookupEnvironment
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.policy.small_llama import save_base
+from qagent_mlx.train.grpo_config import GrpoConfig
+from qagent_mlx.train.text_grpo import TextGrpoTrainer, train_in_text, trainable
+
+ACTIONS = ("<fetch_memory/>", *(f"<search><r{i}></search>" for i in range(5)), "nonsense")
+
+
+def play(environment, case, actions):
+    environment.reset(case)
+    steps = []
+    for action in actions:
+        steps.append(environment.step(action))
+        if steps[-1].done:
+            break
+    return steps
+
+
+def test_whoever_looks_into_all_boxes_finds_the_thing():
+    environment = LookupEnvironment()
+    exact = []
+    for case in environment.cases("test"):
+        environment.reset(case)
+        environment.step("<fetch_memory/>")
+        found = [environment.step(f"<search><r{i}></search>").observation for i in range(4)]
+        (right,) = [i for i, text in enumerate(found, 1) if "fits" in text]
+        exact.append(environment.step(f"<recommend><s{right}></recommend>"))
+    assert all(step.done and step.reward == pytest.approx(1.0) for step in exact)
+    blind = [
+        play(environment, case, [*ACTIONS[:2], "<recommend><s1></recommend>"])[-1]
+        for case in environment.cases("test")
+    ]
+    assert 0.1 < sum(step.rewards["exact"] for step in blind) / len(blind) < 0.4
+
+
+@given(st.lists(st.sampled_from(ACTIONS), max_size=12), st.integers(0, 199))
+def test_episodes_repeat_exactly_and_end(actions, case):
+    environment = LookupEnvironment()
+    first = play(environment, case, actions)
+    assert play(environment.fork(), case, actions) == first
+    assert len(first) <= TURNS
+    if not first or not first[-1].done:
+        assert environment.give_up().rewards["exact"] == 0.0
+    with pytest.raises(QAgentError, match="no episode runs"):
+        environment.step("<fetch_memory/>")
+
+
+def test_calls_are_written_actions():
+    environment = LookupEnvironment()
+    names = [tool["function"]["name"] for tool in json.loads(json.dumps(environment.tools))]
+    written = ["<fetch_memory/>", "<search><r1></search>", "<recommend><s1></recommend>"]
+    arguments = [{}, {"query": "<r1>"}, {"query": "<s1>"}]
+    called = [{"name": n, "arguments": a} for n, a in zip(names, arguments, strict=True)]
+    assert play(environment, 3, called) == play(environment, 3, written)
+
+
+@pytest.fixture
+def policy(tmp_path, new_nano):
+    made, tokenizer, config = new_nano()
+    save_base(made, tokenizer, config, tmp_path / "base")
+    return trainable(tmp_path / "base", LoraConfig(rank=4))
+
+
+class Tokens(LookupEnvironment):
+    """Rewards what a policy of random weights can learn at once: short turns."""
+
+    @property
+    def weights(self):
+        return {"short": 1.0}
+
+    def step(self, action):
+        step = super().step("nonsense")
+        value = 1 / (1 + len(action))
+        return type(step)("", value, True, {"short": value})
+
+
+def test_chains_are_scored_as_they_were_sampled_and_the_reward_rises(policy):
+    config = GrpoConfig(steps=12, cases_per_step=4, group=8, learning_rate=5e-3, measured=4)
+    rows = []
+    result = train_in_text(policy, Tokens(), config, rows.append)
+    assert rows[0]["ratio_drift"] < 1e-3 and rows[0]["grad_norm"] > 0
+    assert rows[0]["reward"] == rows[0]["reward_short"]
+    first, last = (sum(m["reward"] for m in part) / 3 for part in (rows[:3], rows[-3:]))
+    assert last > 1.2 * first
+    assert result.validation.keys() == {"reward", "short"}
+
+
+def test_the_same_seed_samples_the_same_chains(policy):
+    config = GrpoConfig(cases_per_step=2, group=2)
+    trainer = TextGrpoTrainer(policy, LookupEnvironment(), config)
+    runs = [trainer.runner.run([0, 1], 2, (3,)) for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert [(r.case, r.member) for r in runs[0]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(r.step.done for r in runs[0])
