@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 QAGENT = [sys.executable, "-m", "qagent_mlx"]
-PATIENCE = 300.0  # seconds in which a server must answer again, or a command end
+PATIENCE = 1800.0  # seconds in which a server must answer again, or a command end
 RESTART = 0.2  # seconds until a server that was killed is started again
 
 
