@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from almanac import Almanac
-from live_shop import QAGENT, Clients, Command, Killer, Load, Server
+from killer import Command, Killer
+from live_shop import QAGENT, Clients, Load, Server
 
 SUNDAY, TUESDAY = 6, 1
 TAKE_UP_SECONDS = 60.0  # in which a server must take up a promotion
