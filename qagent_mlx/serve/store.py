@@ -210,6 +210,7 @@ class ShopStore:
                     log.info("the disk takes what clients post again")
                     self.problem = ""
                 self._follow_file()
+                self._let_go()  # soon: whoever stored them may have erased somebody
                 if time.monotonic() >= self._move_at + self._patience():
                     self._move_journal(WRITE_WAIT_SECONDS)
             except CannotStore as error:
@@ -223,8 +224,7 @@ class ShopStore:
 
     def _move_journal(self, wait: float) -> None:
         """Store the journal's entries in the file."""
-        for writer in self._writers:  # somebody else may have stored them
-            writer.start_again(self._stored.get(writer.server, Position()))
+        self._let_go()  # somebody else may have stored them
         if not any(writer.position.offset for writer in self._writers):
             return
         start = time.perf_counter()
@@ -236,8 +236,7 @@ class ShopStore:
             ) != self._others(stored_positions(shop))
             version = shop.catalog_version
             self._settle(shop)
-        for writer in self._writers:
-            writer.start_again(self._stored.get(writer.server, Position()))
+        self._let_go()
         seconds = time.perf_counter() - start
         self._metrics.store.labels("move").observe(seconds)
         self._move_at = time.monotonic() + max(MOVE_SECONDS, seconds / MOVE_SHARE)
@@ -246,6 +245,11 @@ class ShopStore:
             self._catalog_moved()
         if was_changed and not self._stopping:
             self._take_snapshot()
+
+    def _let_go(self) -> None:
+        """Remove this server's entries from the journal where the file holds all of them."""
+        for writer in self._writers:
+            writer.start_again(self._stored.get(writer.server, Position()))
 
     def _patience(self) -> float:
         """Seconds that a move may wait longer than usual: nobody looks at what was shown soon."""
@@ -258,8 +262,7 @@ class ShopStore:
             result = run(shop)
         with self._open(STOP_WAIT_SECONDS) as shop:
             self._settle(shop)
-        for writer in self._writers:
-            writer.start_again(self._stored.get(writer.server, Position()))
+        self._let_go()
         self._take_snapshot()
         return result
 
