@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -91,6 +91,8 @@ class TextEpisode:
 
 
 class _NoTools:
+    catalog: Any = None  # no shop's words are to be written
+
     def run(self, requests: Sequence[Any]) -> list[Any]:
         """Nobody asks."""
         return [None for _ in requests]
@@ -100,7 +102,7 @@ class TextRunner(RolloutRunner):
     """Runs a policy's chains in a text environment."""
 
     def __init__(self, policy: Policy, environment: TextEnvironment, agent: AgentConfig) -> None:
-        super().__init__(policy, _NoTools(), agent)  # type: ignore[arg-type]
+        super().__init__(policy, _NoTools(), replace(agent, writes=False))  # type: ignore[arg-type]
         self._environment = environment
 
     def run(  # type: ignore[override]
