@@ -11,13 +11,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import duckdb
 import msgspec
 
 from ..build import retrieval
@@ -78,10 +77,11 @@ def open_part(shop: Shop, part: Part) -> Shop:
                 if not (root / name / FILE).exists():
                     _make(shop, part, root / name)
                     _clear(shop, part.scenario, name)
-        except OSError as error:
+        except (OSError, duckdb.IOException) as error:
+            reason = getattr(error, "strerror", "") or str(error).splitlines()[0]
             raise QAgentError(
-                f"cannot write {root}: {error.strerror}; choose a shop folder you may write to, "
-                "or free some space"
+                f"cannot write {root}: {reason}; choose a shop folder you may write to, or free "
+                "some space"
             ) from error
     return Shop.open(root / name)
 
@@ -127,14 +127,16 @@ def _fingerprint(shop: Shop, part: Part) -> str:
 def _make(shop: Shop, part: Part, folder: Path) -> None:
     with replacing_folder(folder) as temporary:
         with Shop.create(temporary, part.config) as copy:
-            with _exported(shop, part) as files, copy.transaction() as connection:
-                for path in sorted(Path(files).glob("*.parquet")):
+            files = _export(shop, part, temporary / "export")
+            with copy.transaction() as connection:
+                for path in files:
                     source = f"read_parquet({literal(path)})"
                     connection.execute(f"INSERT INTO {path.stem} BY NAME FROM {source}")
                 copy.set_meta("catalog_version", str(shop.catalog_version))
                 everybody = "SELECT DISTINCT user_id FROM events"
                 refresh_sessions(connection, part.config.memory, everybody)
                 MemoryStore(connection, part.config.memory).build()
+            shutil.rmtree(temporary / "export")
             if part.same_index:
                 open_index(shop)
                 shutil.copytree(shop.path / "inventory", temporary / "inventory")
@@ -143,20 +145,16 @@ def _make(shop: Shop, part: Part, folder: Path) -> None:
         write_json(temporary / FILE, {"launch": msgspec.to_builtins(part.launch)})
 
 
-def _exported(shop: Shop, part: Part) -> AbstractContextManager[str]:
-    """A folder with the part's tables as Parquet files, which any connection can read."""
-    folder = TemporaryDirectory(prefix="qagent-scenario-")
+def _export(shop: Shop, part: Part, folder: Path) -> list[Path]:
+    """Write the part's tables as Parquet files, which any connection can read, into a folder."""
+    folder.mkdir()
     events = f"SELECT {_EVENTS} FROM ({part.events})"
     tables = {"events": (events, part.values)}
     tables |= {n: (f"SELECT * FROM {n}", {}) for n in _TABLES if shop.has_table(n)}
-    try:
-        for name, (query, values) in tables.items():
-            target = literal(Path(folder.name) / f"{name}.parquet")
-            shop.connection.execute(f"COPY ({query}) TO {target} (FORMAT parquet)", dict(values))
-    except BaseException:
-        folder.cleanup()
-        raise
-    return folder
+    for name, (query, values) in tables.items():
+        target = literal(folder / f"{name}.parquet")
+        shop.connection.execute(f"COPY ({query}) TO {target} (FORMAT parquet)", dict(values))
+    return sorted(folder.glob("*.parquet"))
 
 
 def _clear(shop: Shop, scenario: str, name: str) -> None:

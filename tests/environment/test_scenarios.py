@@ -293,6 +293,21 @@ def test_a_run_sees_again_what_it_saw(own_shop, nano_policy, tmp_path, name):
             assert again.retrieve(query, case.as_of) == environment.retrieve(query, case.as_of)
 
 
+def test_a_place_that_cannot_be_written_is_said(own_shop):
+    (own_shop.path / FOLDER).write_text("no folder")
+    with pytest.raises(QAgentError, match="cannot write .*scenarios: File exists; choose a shop"):
+        open_scenario(own_shop, split_of("own_only"))
+
+
+def test_what_a_copy_was_made_through_is_not_left_behind(own_shop):
+    open_scenario(own_shop, split_of("no_query_log"))
+    (name,) = copies(own_shop)
+    left = {path.name for path in (own_shop.path / FOLDER / name).iterdir()}
+    assert left >= {"scenario.json", "shop.json", "shop.duckdb", "inventory"}
+    assert "export" not in left
+    assert [p.name for p in (own_shop.path / FOLDER).glob(".*")] == [".no_query_log.lock"]
+
+
 def copies(shop):
     return {path.name for path in (shop.path / FOLDER).glob("[!.]*")}
 

@@ -176,6 +176,19 @@ def test_a_shop_without_a_query_log_has_the_baselines_that_need_none(own_shop):
         evaluation_suite(own_shop, [], replace(config, baselines=("markov",)), split)
 
 
+def test_a_shop_that_never_had_one_is_judged_by_what_was_engaged_with(own_shop):
+    own_shop.connection.execute("DELETE FROM events WHERE type = 'search'")
+    own_shop.connection.execute("UPDATE events SET query = NULL, query_key = NULL")
+    config = EvaluationConfig(baselines=("category", "top-line"), by=("tail", "own", "line"))
+    suite = evaluation_suite(own_shop, [], config, replace(SPLIT, scenario="no_query_log"))
+    report = suite.evaluate()
+    category = report.system("category").metrics
+    assert category["row_hit@10"].mean > 0.2 and category["i_hit@10"].mean > 0
+    assert category["q_em"].mean == category["cons@1"].mean == 0
+    assert report.answers.lines is report.answers.typed is None
+    assert {r.slice for r in report.slices} == {"unseen", "new to the user", "no line"}
+
+
 def test_own_only_leaves_of_every_baseline_what_the_user_typed(own_shop, examples):
     split = replace(SPLIT, scenario="own_only")
     data = BaselineData(open_scenario(own_shop, split).shop)
