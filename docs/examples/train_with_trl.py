@@ -29,7 +29,7 @@ from qagent_mlx.environment import ShopEnvironment
 from qagent_mlx.environment.trl_adapter import factory, rows
 
 STEPS, GROUP, CASES = 4, 4, 2
-WRITTEN, DEMONSTRATIONS = 80, 8  # steps of learning the calls, and episodes to learn them from
+WRITTEN, DEMONSTRATIONS = 240, 8  # steps of learning the calls, and episodes to learn them from
 
 
 class Print(TrainerCallback):
@@ -123,7 +123,7 @@ def learn_calls(model: Any, tokenizer: Any, texts: Any, tools: Any) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0 or step == WRITTEN - 1:
+        if step % 40 == 0 or step == WRITTEN - 1:
             print(f"written episodes, step {step}: loss {float(loss.detach()):.3f}")
 
 
