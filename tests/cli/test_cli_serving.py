@@ -182,7 +182,8 @@ def test_every_command_has_examples_in_its_help_and_no_other_has():
 def test_the_options_of_every_example_exist(line):
     if "qagent " not in line or "$(" in line.split("qagent ")[0] + "qagent":
         return
-    words = shlex.split(line.split("qagent ", 1)[1].split(" > ")[0].split("#")[0])
+    words = shlex.split(line.split("qagent ", 1)[1], comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     command, name = root, "qagent"
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name)
