@@ -163,8 +163,11 @@ class Never:
 class _NoShop:
     """Stands where `Trainer` expects an environment; the benchmark makes its own chains."""
 
-    def rollout_runner(self, policy: Policy, agent: Any) -> None:
-        """No runner: chains come from `Standard.rollout`."""
+    automaton = None
+
+    def rollout_runner(self, policy: Policy, agent: Any) -> _NoShop:
+        """No runner, chains come from `Standard.rollout`; and nothing that constrains them."""
+        return self
 
     def of_split(self, split: str) -> list[str]:
         """Something, as training refuses to begin without cases."""

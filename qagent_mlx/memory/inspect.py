@@ -29,7 +29,7 @@ class MemoryView(msgspec.Struct, frozen=True):
     text: str
     sections: dict[str, list[str]]  # the texts of each section's lines
     graph: InterestGraph
-    wishes: tuple[dict[str, Any], ...] = ()  # what the user wants no more (`live.wishes`)
+    wishes: list[dict[str, Any]] = []  # what the user wants no more (`live.wishes`)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -99,5 +99,5 @@ def inspect_memory(
         )
     user = clean_id(user)
     view = memory_view(memory, Moment(user, as_of or shop.end_of_log()))
-    wishes = tuple(wish.to_dict() for wish in wishes_of(shop, [user]))
+    wishes = [wish.to_dict() for wish in wishes_of(shop, [user])]
     return msgspec.structs.replace(view, wishes=wishes)

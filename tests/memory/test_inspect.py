@@ -26,6 +26,7 @@ def test_a_view_is_plain_json(tiny_shop):
         "text",
         "sections",
         "graph",
+        "wishes",
     ]
     assert plain["as_of"] == moment.as_of.isoformat()
     assert plain["tokens"] == memory.profiles([moment])[0].tokens < plain["raw_tokens"]

@@ -47,7 +47,7 @@ def test_the_file_says_what_one_by_one_recommending_says(recommender, tiny_shop,
         for user in users
         for rank, r in enumerate(recommender.recommend([user], 3)[0].recommendations, 1)
     ]
-    got = [(u, rank, q, s, p) for u, _, rank, q, s, _, p, _ in rows(tmp_path / "all.parquet")]
+    got = [(u, rank, q, s, p) for u, _, rank, q, s, _, _, p, _ in rows(tmp_path / "all.parquet")]
     assert got == expected
     assert (report["users"], report["recommendations"]) == (5, len(expected))
     assert [p.name for p in tmp_path.iterdir()] == ["all.parquet"]

@@ -116,8 +116,9 @@ def test_events_that_were_doubled_already_become_one(shop, raw, catalog, stored,
     write_json("d1.jsonl", segment(1))
     load_preset(shop, "auto", raw)
     shop.connection.execute(
-        """INSERT INTO events SELECT nextval('event_ids'), 'anna', ts, type, query, query_key,
-        product_id, NULL, NULL FROM events"""
+        """INSERT INTO events BY NAME SELECT * REPLACE (
+            nextval('event_ids') AS event_id, 'anna' AS user_id, NULL AS session_id,
+            NULL AS search_id) FROM events"""
     )
     write_json("d2.jsonl", segment(3, user="anna"))
     load_preset(shop, "auto", raw)
