@@ -28,6 +28,10 @@ _FOLDERS = re.compile(r"(?<![\w.:/~])/(?:[^/\s:;,'\"()][^/:;,'\"()\n]*/)+")
 log = logging.getLogger("qagent.serve")
 
 
+# What a user's own input causes, such as a pattern that is none, is none of these.
+_DATABASE_ERRORS = (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException)
+
+
 def _error(
     request: Request, status: int, text: str, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -53,7 +57,7 @@ def _of_the_system(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             return os.strerror(error.errno).lower()
-        if isinstance(error, duckdb.Error):
+        if isinstance(error, _DATABASE_ERRORS):
             return "its database cannot be written"
         error = error.__cause__
     return None

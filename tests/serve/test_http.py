@@ -137,7 +137,8 @@ def test_whoever_cannot_be_answered_in_time_gets_the_memorys_top_line(serving):
     assert (got["source"], got["reason"]) == ("top-line", "deadline")
     worker = service.worker
     profile = worker.call(lambda: worker.responder.recommender.profiles(["u01"])[0]).result()
-    assert got["recommendations"][0]["query"] == profile.references[0]
+    # A line that leads to what is sold out or was just bought is not the first.
+    assert got["recommendations"][0]["query"] in profile.references[:3]
 
 
 def test_too_long_a_queue_answers_at_once(serving):
