@@ -132,8 +132,8 @@ class Memory:
             *graph_lines(state.interests),
             *identity,
             *seen(state.recent_products),
-            *([] if has_others else need_lines(memory.needed)),
             *query_lines(memory.candidates, probabilities, most, typed),
+            *([] if has_others else need_lines(memory.needed, len(memory.candidates) > 0)),
         ]
         return [line for line in lines if line.section in sections]
 

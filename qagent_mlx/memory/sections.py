@@ -175,17 +175,19 @@ def product_lines(products: Sequence[RecentProduct]) -> list[Line]:
     return lines
 
 
-def need_lines(categories: Sequence[str]) -> list[Line]:
+def need_lines(categories: Sequence[str], has_queries: bool) -> list[Line]:
     """A line for each kind of product that people with the same past came back for.
 
-    They stand where a profile has no queries of others: they can be searched as they are, and an
-    agent can write a query from them, such as a brand and a kind.
+    They stand where a profile has no queries of others, behind those of the user if it
+    ``has_queries``: they can be searched as they are, and an agent can write a query from them,
+    such as a brand and a kind.
     """
+    first = 0.05 if has_queries else 0.5
     return [
         Line(
             "neighbours",
             f"{safe(name).lower()} {Mark.NEXT}",
-            0.5 * 0.8**number,
+            first * 0.8**number,
             query=name.lower(),
             reason="what people like you came back for",
         )

@@ -1,6 +1,7 @@
 """What memory says of a shop where nobody searches: which kinds of products people come back for."""
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -69,6 +70,14 @@ def test_nothing_of_it_was_known_before_they_came_back(shop):
 
 def test_who_has_engaged_with_nothing_needs_nothing_that_is_known(shop):
     assert profile(shop, "nobody").references == ()
+
+
+def test_under_own_only_the_users_own_queries_come_before_kinds_of_products(shop, tmp_path):
+    search = {"user_id": "new", "time": NOW - timedelta(days=1), "type": "search", "query": "bag"}
+    ingest_files(shop, "events", [write(tmp_path / "more.jsonl", [search])])
+    config = replace(shop.config.memory, own_only=True)
+    (found,) = Memory(shop.connection, config, count_words).profiles([Moment("new", NOW)])
+    assert found.references[0] == "bag"
 
 
 def test_who_searches_is_told_of_queries(shop, tmp_path):
