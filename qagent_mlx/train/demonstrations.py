@@ -70,6 +70,12 @@ class Target:
 Step = int | str  # what a chain searches: a reference, or words that it writes
 
 
+def how_to_get_cases(agent: AgentConfig) -> str:
+    """What to do where too few cases can be demonstrated to a policy."""
+    remedy = "ingest a longer log"
+    return remedy if agent.writes else f"{remedy}, or pretrain a policy with `writes`"
+
+
 class Demonstrator:
     """Writes demonstrations for one policy's codec in one environment."""
 

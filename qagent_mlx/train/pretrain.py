@@ -34,7 +34,7 @@ from ..runs.loop import OnStep
 from ..shop.shop import Shop, check_name
 from ..utils import settings
 from .config import PretrainConfig
-from .demonstrations import DemoConfig, Demonstrator
+from .demonstrations import DemoConfig, Demonstrator, how_to_get_cases
 from .fit import (
     FitConfig,
     FitReport,
@@ -122,7 +122,7 @@ def pretraining(
     if len(targets) < config.batch_size:
         raise QAgentError(
             f"only {len(targets)} training cases have a relevant line in memory; "
-            "ingest a longer log"
+            f"{how_to_get_cases(policy.info.agent)}"
         )
 
     def make_sequence(index: int, step: int) -> TrainingSequence:

@@ -22,7 +22,7 @@ from ..runs.training_run import TrainingRun, open_to_resume, policy_to_resume
 from ..shop.shop import Shop
 from ..utils import settings
 from .config import SftConfig
-from .demonstrations import DemoConfig, Demonstrator
+from .demonstrations import DemoConfig, Demonstrator, how_to_get_cases
 from .fit import FitConfig, FitReport, LikelihoodTrainer
 from .run_options import RunOptions
 
@@ -48,7 +48,8 @@ class SftTrainer(LikelihoodTrainer):
         self.demonstrator = Demonstrator(environment, policy, policy.info.agent, demo)
         self.targets = self.demonstrator.targets(environment.of_split("train"))
         if not self.targets:
-            raise QAgentError("no training case has a relevant line in memory; ingest a longer log")
+            remedy = how_to_get_cases(policy.info.agent)
+            raise QAgentError(f"no training case has a relevant line in memory; {remedy}")
         batch_size = min(config.batch_size, len(self.targets))
         passes = config.steps * batch_size / len(self.targets)
         # What a policy is to write is demonstrated in its own words: delexicalised, all other
