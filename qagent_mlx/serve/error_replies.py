@@ -28,8 +28,12 @@ _FOLDERS = re.compile(r"(?<![\w.:/~])/(?:[^/\s:;,'\"()][^/:;,'\"()\n]*/)+")
 log = logging.getLogger("qagent.serve")
 
 
-# What a user's own input causes, such as a pattern that is none, is none of these.
-_DATABASE_ERRORS = (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException)
+# What a user's own input causes in the database, such as a pattern that is none.
+_ERRORS_OF_INPUT = (
+    duckdb.InvalidInputException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+)
 
 
 def _error(
@@ -57,7 +61,7 @@ def _of_the_system(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             return os.strerror(error.errno).lower()
-        if isinstance(error, _DATABASE_ERRORS):
+        if isinstance(error, duckdb.Error) and not isinstance(error, _ERRORS_OF_INPUT):
             return "its database cannot be written"
         error = error.__cause__
     return None

@@ -132,7 +132,7 @@ def test_what_one_user_wants_no_more_comes_back_when_it_is_withdrawn(own_shop, a
     for slate in answers():
         assert query not in queries(slate)
     (wish,) = wishes_of(own_shop, [USER])
-    assert inspect_memory(own_shop, USER).wishes == (wish.to_dict(),)
+    assert inspect_memory(own_shop, USER).wishes == [wish.to_dict()]
     assert wishes_of(own_shop, ["u02"]) == []
     change_wishes(own_shop, [withdrawn_wish(own_shop, USER, wish.wish_id)])
     assert queries(answers()[1]) == queries(memory)
