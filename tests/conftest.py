@@ -169,7 +169,9 @@ def tiny_shop(tiny_folder):
 @pytest.fixture
 def own_shop(tiny_folder, tmp_path):
     """A copy of the small shop, open for writing."""
-    shutil.copytree(tiny_folder, tmp_path / "own")
+    # Other tests of the session may have exported what it holds; this shop has not.
+    ignored = shutil.ignore_patterns("exports.jsonl")
+    shutil.copytree(tiny_folder, tmp_path / "own", ignore=ignored)
     with Shop.open(tmp_path / "own", read_only=False) as shop:
         yield shop
 
