@@ -9,11 +9,6 @@ from ..protocol.config import AgentConfig
 from ..protocol.query_automaton import QueryAutomaton, ReadableWords
 
 
-def readable_words(catalog: Catalog) -> ReadableWords:
-    """The words of a catalog's titles, categories and brands."""
-    return ReadableWords.of_texts((*catalog.titles, *catalog.categories, *catalog.brands))
-
-
 def query_automaton(policy: Policy, agent: AgentConfig, catalog: Catalog) -> QueryAutomaton | None:
     """The queries that a policy may write; None where nothing but pointing was trained.
 
@@ -21,4 +16,4 @@ def query_automaton(policy: Policy, agent: AgentConfig, catalog: Catalog) -> Que
     """
     if not (agent.writes and isinstance(policy.codec, ShopCodec)):
         return None
-    return QueryAutomaton(policy.codec, readable_words(catalog), agent.turn_tokens)
+    return QueryAutomaton(policy.codec, ReadableWords(catalog.words), agent.turn_tokens)

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from ..errors import QAgentError
 from ..shop.price_bands import price_band, price_limits_sql
 from ..shop.shop import Shop
 from ..utils.database import epoch_seconds, literal, open_duckdb
+from ..utils.text import words
 
 CACHED_MOMENTS = 16
 
@@ -100,6 +102,12 @@ class Catalog:
     def row_of(self) -> dict[str, int]:
         """Row of each product id."""
         return {product: row for row, product in enumerate(self.ids)}
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The normalised words of titles, categories and brands."""
+        texts = chain(self.titles, self.categories, self.brands)
+        return frozenset(word for text in texts if text for word in words(text))
 
     def state_at(self, row: int, as_of: datetime | None = None) -> ProductState:
         """Price and stock of a product as they were at a moment; now when None."""

@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from ..utils.text import words
-from .actions import MAX_REFERENCES, REFERENCES, SEARCH, SEARCH_END
+from .actions import REFERENCES, SEARCH, SEARCH_END
 from .codec import ShopCodec
 from .marks import MARK_WORDS
 
 MOST_WORDS = 6  # of a written query
 MOST_WORD_TOKENS = 8  # a word of more tokens (a serial number, mostly) cannot be written
 LEAST_READ = 8  # with fewer words to choose from, those of the catalog are added
-CACHED = 4096  # chains so far, and states of their queries
+CACHED = 1024  # beginnings of chains whose words are remembered
 
 _TAG = re.compile(r"<[^<>]*>")
 
@@ -44,22 +44,21 @@ class ReadableWords:
     def __init__(self, catalog: Iterable[str]) -> None:
         self.catalog = frozenset(catalog)
 
-    @classmethod
-    def of_texts(cls, texts: Iterable[str | None]) -> ReadableWords:
-        """Of the titles, categories and brands of a catalog."""
-        return cls(word for text in texts if text for word in words(text))
-
-    def available(self, text: str) -> frozenset[str]:
-        """The words that a query may consist of, once a text was read.
-
-        These are the words of the text, tags and marks aside; where they are fewer than
-        `LEAST_READ`, with those of the catalog.
-        """
-        found = frozenset(
+    def read(self, text: str) -> frozenset[str]:
+        """The words of a text, tags and marks aside."""
+        return frozenset(
             word
             for word in words(_TAG.sub(" ", text))
             if word in self.catalog or not (word in MARK_WORDS or len(word) == 1)
         )
+
+    def available(self, text: str) -> frozenset[str]:
+        """The words that a query may consist of, once a text was read.
+
+        These are the words of the text; where they are fewer than `LEAST_READ`, with those of the
+        catalog.
+        """
+        found = self.read(text)
         return found if len(found) >= LEAST_READ else found | self.catalog
 
 
@@ -81,13 +80,38 @@ class _Trie:
             self.ends[node] = True
 
 
+Tries = tuple[_Trie, ...]  # one of the words that were read, and that of the catalog if need be
+_NOWHERE = -1  # in place of a node: the query goes on in the other trie only
+
+
 class State(NamedTuple):
     """Where the writing of a query stands."""
 
-    node: int = 0  # of the trie; 0 before the first word
+    nodes: tuple[int, ...]  # of each trie
     words: int = 0  # begun so far
     tokens: int = 0  # written so far
     pointed: bool = False  # whether there is a reference among them
+
+
+def _roots(tries: Tries) -> tuple[int, ...]:
+    """The nodes at which a word begins."""
+    return (0,) * len(tries)
+
+
+def _follow(tries: Tries, nodes: tuple[int, ...], token: int) -> tuple[int, ...] | None:
+    """The nodes behind a token; None where no word goes on so."""
+    following = tuple(
+        trie.children[node].get(token, _NOWHERE) if node != _NOWHERE else _NOWHERE
+        for trie, node in zip(tries, nodes, strict=True)
+    )
+    return None if set(following) == {_NOWHERE} else following
+
+
+def _is_end(tries: Tries, nodes: tuple[int, ...]) -> bool:
+    """Whether a word ends here."""
+    return any(
+        node != _NOWHERE and trie.ends[node] for trie, node in zip(tries, nodes, strict=True)
+    )
 
 
 class QueryAutomaton:
@@ -109,12 +133,18 @@ class QueryAutomaton:
         # Before a query stands the opening tag, behind its last word the closing one.
         self._last_start = turn_tokens - 2 - MOST_WORD_TOKENS
         self._word_ids: dict[str, tuple[int, ...]] = {}
-        self._trie = lru_cache(CACHED)(self._make_trie)
+        self._tries = lru_cache(CACHED)(self._make_tries)
 
-    def _make_trie(self, read: tuple[int, ...], references: int) -> _Trie:
-        words = self._ids(self.readable.available(self._codec.decode(read)))
-        lines = ((token,) for token in self._references[: min(references, MAX_REFERENCES)])
-        return _Trie((*words, *lines))
+    @cached_property
+    def _catalog_trie(self) -> _Trie:
+        """Made once: a catalog has many words, and every new user may write them."""
+        return _Trie(self._ids(self.readable.catalog))
+
+    def _make_tries(self, read: tuple[int, ...], references: int) -> Tries:
+        found = self.readable.read(self._codec.decode(read))
+        lines = ((token,) for token in self._references[:references])
+        own = _Trie((*self._ids(found), *lines))
+        return (own,) if len(found) >= LEAST_READ else (own, self._catalog_trie)
 
     def _ids(self, chosen: Iterable[str]) -> Iterator[tuple[int, ...]]:
         for word in chosen:
@@ -123,27 +153,33 @@ class QueryAutomaton:
             if 0 < len(self._word_ids[word]) <= MOST_WORD_TOKENS:
                 yield self._word_ids[word]
 
-    def _advance(self, trie: _Trie, state: State, token: int) -> State | None:
+    def _advance(self, tries: Tries, state: State, token: int) -> State | None:
         """The state after one more token; None where the query has ended or cannot go on so."""
-        child, begins = trie.children[state.node].get(token), state.node == 0
-        if child is None:  # another word begins
-            child, begins = trie.children[0].get(token), True
-            if child is None or not trie.ends[state.node]:
+        nodes, begins = _follow(tries, state.nodes, token), state.tokens == 0
+        if nodes is None:  # another word begins
+            nodes, begins = _follow(tries, _roots(tries), token), True
+            if nodes is None or not _is_end(tries, state.nodes):
                 return None
         pointed = state.pointed or token in self._is_reference
-        return State(child, state.words + begins, state.tokens + 1, pointed)
+        return State(nodes, state.words + begins, state.tokens + 1, pointed)
 
-    def _mask(self, trie: _Trie, state: State) -> np.ndarray:
+    def _mask(self, tries: Tries, state: State) -> np.ndarray:
         """Which ids may come next: (vocabulary,) of bool, with at least one of them."""
         mask = np.zeros(self.size, dtype=bool)
-        mask[list(trie.children[state.node])] = True
-        if trie.ends[state.node]:
+        self._allow(mask, tries, state.nodes)
+        if _is_end(tries, state.nodes):
             mask[self._end] = True
             if state.words < MOST_WORDS and state.tokens <= self._last_start:
-                mask[list(trie.children[0])] = True
+                self._allow(mask, tries, _roots(tries))
         if state.pointed:
             mask[self._references] = False
         return mask
+
+    @staticmethod
+    def _allow(mask: np.ndarray, tries: Tries, nodes: tuple[int, ...]) -> None:
+        for trie, node in zip(tries, nodes, strict=True):
+            if node != _NOWHERE:
+                mask[list(trie.children[node])] = True
 
     def next_mask(
         self, read: Sequence[int], turn: Sequence[int], references: int
@@ -157,13 +193,14 @@ class QueryAutomaton:
         """
         if not turn or turn[0] != self._search:
             return None
-        trie, state = self._trie(tuple(read), references), State()
+        tries = self._tries(tuple(read), references)
+        state = State(_roots(tries))
         for token in turn[1:]:
-            following = self._advance(trie, state, token)
+            following = self._advance(tries, state, token)
             if following is None:
                 return None
             state = following
-        return self._mask(trie, state)
+        return self._mask(tries, state)
 
     def masks(
         self, tokens: Sequence[int], chosen: Sequence[bool], references: int
@@ -180,12 +217,13 @@ class QueryAutomaton:
             begins_turn = chosen[start] and not (start and chosen[start - 1])
             if token != self._search or not begins_turn:
                 continue
-            trie, state = self._trie(tuple(tokens[:start]), references), State()
+            tries = self._tries(tuple(tokens[:start]), references)
+            state = State(_roots(tries))
             for position in range(start + 1, len(tokens)):
                 if not chosen[position]:
                     break
-                masks[position] = self._mask(trie, state)
-                following = self._advance(trie, state, tokens[position])
+                masks[position] = self._mask(tries, state)
+                following = self._advance(tries, state, tokens[position])
                 if following is None:
                     break
                 state = following

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..agent.writing import query_automaton, readable_words
+from ..agent.writing import query_automaton
 from ..environment.environment import Environment, Example
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
+from ..protocol.query_automaton import ReadableWords
 from ..utils.text import query_key, words
 from .wordings import Wordings
 
@@ -52,9 +53,7 @@ class QueryWriter:
         self._may_refine = agent.max_searches > 1
         self._catalog = environment.search.catalog
         self.automaton = query_automaton(policy, agent, self._catalog)
-        self._readable = (
-            self.automaton.readable if self.automaton else readable_words(self._catalog)
-        )
+        self._readable = ReadableWords(self._catalog.words)
         self._wordings = Wordings(self._catalog)
 
     def steps(self, example: Example, random: np.random.Generator) -> list[str]:

@@ -30,7 +30,7 @@ def codec(tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def automaton(codec):
-    return QueryAutomaton(codec, ReadableWords.of_texts(TITLES), TURN)
+    return QueryAutomaton(codec, ReadableWords(CATALOG), TURN)
 
 
 def written(automaton, codec, choose, read=PROFILE, references=0):
@@ -42,19 +42,19 @@ def written(automaton, codec, choose, read=PROFILE, references=0):
 
 
 def test_the_words_that_were_read_are_told_from_marks_numbers_and_tags():
-    readable = ReadableWords.of_texts(TITLES)
+    readable = ReadableWords(CATALOG)
     assert readable.available(PROFILE) == READ
     assert readable.available(PROFILE + RESULTS) == READ | {"castor", "desk", "lamp"}
 
 
 def test_a_mark_that_is_a_word_of_the_catalog_counts():
-    readable = ReadableWords.of_texts(["Top Brand Shirt, often 5"])
+    readable = ReadableWords(words("Top Brand Shirt, often 5"))
     assert {"top", "often", "5"} <= readable.available(PROFILE + "top often fits 5 6")
     assert not {"fits", "6"} & readable.available(PROFILE + "top often fits 5 6")
 
 
 def test_who_has_read_next_to_nothing_may_write_the_words_of_the_catalog():
-    readable = ReadableWords.of_texts(TITLES)
+    readable = ReadableWords(CATALOG)
     few = " ".join(list("abcdefgh")) + " new user telly"  # single letters name no product
     assert readable.available(few) == CATALOG | {"telly"}
     many = " ".join(f"word{i}" for i in range(LEAST_READ))
@@ -104,6 +104,19 @@ def test_whatever_is_drawn_is_a_query_of_read_words_within_the_turn(automaton, c
     query = text[len("<search>") : -len("</search>")].strip()
     assert query and set(query.split()) <= READ
     assert automaton.accepts(query, frozenset(READ))
+
+
+def test_a_new_user_may_write_words_of_both_kinds_also_where_one_begins_like_another(codec):
+    """What was read and the catalog lie in two tries; a query walks both."""
+    automaton = QueryAutomaton(codec, ReadableWords(CATALOG | {"cab", "cables"}), TURN)
+    before = codec.encode("<task><fetch_memory/><profile>new user telly</profile>")
+    for query in ("telly cable", "cab telly", "cables cable", "lamps"):
+        ids = codec.encode(f"<search>{query}</search>")
+        for end in range(1, len(ids)):
+            assert automaton.next_mask(before, ids[:end], 0)[ids[end]], (query, end)
+    first = automaton.next_mask(before, codec.encode("<search>"), 0)
+    known = {codec.encode(word)[0] for word in (*CATALOG, "cab", "cables", "telly")}
+    assert set(np.flatnonzero(first).tolist()) == known
 
 
 @given(st.sampled_from(sorted(READ)), st.sampled_from(sorted(READ)))
