@@ -13,6 +13,7 @@ from typing import Any
 
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
+from ..protocol.query_automaton import QueryAutomaton
 from ..utils.runtime import total_memory
 from .decode import Decoder
 from .episode import Episode, EpisodeRules
@@ -44,7 +45,6 @@ class RolloutRunner:
         guided: bool = False,
     ) -> None:
         self.policy, self.config, self.tools = policy, config, tools
-        self.automaton = query_automaton(policy, config, tools.catalog)
         self.max_rows = max_rows
         self.memory = total_memory() // 8 if memory is None else memory
         self.decoder = Decoder(policy)
@@ -55,8 +55,13 @@ class RolloutRunner:
             grammar=policy.codec.grammar() if guided and config.guided else None,
             # Chains of a group read the same profile and much the same results.
             encode_observation=lru_cache(OBSERVATIONS)(policy.codec.observation),
-            automaton=self.automaton,
+            automaton=query_automaton(policy, config, tools.catalog),
         )
+
+    @property
+    def automaton(self) -> QueryAutomaton | None:
+        """The queries that chains may write; None where any."""
+        return self.rules.automaton
 
     def run(
         self,
@@ -108,8 +113,8 @@ class RolloutRunner:
     def use_tools(self, tools: SearchProducts) -> None:
         """Search with other tools, such as those of another state of the catalog, from now on."""
         self.tools = tools
-        self.automaton = query_automaton(self.policy, self.config, tools.catalog)
-        self.rules = replace(self.rules, automaton=self.automaton)
+        automaton = query_automaton(self.policy, self.config, tools.catalog)
+        self.rules = replace(self.rules, automaton=automaton)
 
     def rows_that_fit(self, length: int) -> int:
         """Number of chains of ``length`` tokens whose caches fit into memory, at least 1."""

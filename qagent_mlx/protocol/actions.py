@@ -58,23 +58,18 @@ _ACTION = re.compile(
 _REFERENCE = re.compile(r"\s*<([rs]\d{1,3})>\s*")
 _PART = re.compile(r"<([rs])(\d{1,3})>")
 
-INSTRUCTIONS = """\
+_ACTIONS = """\
 You suggest one search query to a shopper before they type. Answer with one action at a time:
 <fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
 likeliest first.
 <search><r0></search> looks up the query of memory line 0; <search>running shoes</search> \
 looks up these words.
 <recommend><s1></recommend> recommends the query of your first search and ends your work.
-If a search finds only products that are out or too dear, search another line."""
+If a search finds only products that are out or too dear, """
 
-WRITING_INSTRUCTIONS = """\
-You suggest one search query to a shopper before they type. Answer with one action at a time:
-<fetch_memory/> reads the shopper's memory. Its lines with <r0>, <r1>, ... are queries, the \
-likeliest first.
-<search><r0></search> looks up the query of memory line 0; <search>running shoes</search> \
-looks up these words.
-<recommend><s1></recommend> recommends the query of your first search and ends your work.
-If a search finds only products that are out or too dear, or memory has no line that fits, write \
+INSTRUCTIONS = f"{_ACTIONS}search another line."
+
+WRITING_INSTRUCTIONS = f"""{_ACTIONS}or memory has no line that fits, write \
 a query of your own: a kind of product, with a brand or a size that you have read."""
 
 REQUEST = "A shopper is here. What should they search for?"

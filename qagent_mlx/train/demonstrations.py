@@ -285,5 +285,5 @@ def training_examples(environment: Environment, policy: Policy, solvable: bool) 
         demonstrator = Demonstrator(environment, policy, agent, DemoConfig(reachable=agent.search))
         examples = [target.example for target in demonstrator.targets(examples)]
     if not examples:
-        raise QAgentError("there is no training case to learn from; ingest a longer log")
+        raise QAgentError(f"there is no training case to learn from; {how_to_get_cases(agent)}")
     return examples
