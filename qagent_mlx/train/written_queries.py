@@ -8,7 +8,7 @@ in mind, and composes the right one from what that retrieves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -86,8 +86,7 @@ class QueryWriter:
         case = example.case
         weights: dict[str, float] = {case.query: TYPED} if case.query else {}
         for product in case.products[:PRODUCTS]:
-            for query in self._wordings_of(product):
-                retrieved = self._environment.retrieve(query, case.as_of)
+            for query, retrieved in self._retrieved(self._wordings_of(product), example):
                 if product in retrieved and query_key(query) != case.query_key:
                     gain = 1 / math.log2(retrieved.index(product) + 2)
                     weights[query] = max(weights.get(query, 0.0), gain)
@@ -118,13 +117,19 @@ class QueryWriter:
         case, context = example.case, example.profile.context
         queries = []
         for product in [*case.products[:1], *(*context.seen, *context.bought)[:PRODUCTS]]:
-            for query in self._wordings_of(product):
-                if not self.can_write(query, known):
-                    continue
-                retrieved = self._environment.retrieve(query, case.as_of)
+            can_begin = [q for q in self._wordings_of(product) if self.can_write(q, known)]
+            for query, retrieved in self._retrieved(can_begin, example):
                 if retrieved and retrieved[0] not in case.products:
                     queries.append(query)
         return list(dict.fromkeys(queries))
+
+    def _retrieved(
+        self, queries: Sequence[str], example: Example
+    ) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each query with the products that it retrieves at the example's moment."""
+        return zip(
+            queries, self._environment.retrieve_all(queries, example.case.as_of), strict=True
+        )
 
     def _wordings_of(self, product: str) -> Sequence[str]:
         row = self._catalog.row_of.get(product)
