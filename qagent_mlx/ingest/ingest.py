@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import literal
 from ..utils.settings import check
+from ..utils.stamps import utc_now
 from ..utils.text import clean, query_key
 from .columns import ATTRIBUTE, FIELDS
 from .events import store_events
@@ -125,7 +125,7 @@ def _store_file(
 ) -> IngestReport:
     """Store what is staged of a file, and enter it into the shop's history."""
     load = Load(options, frozenset(staged.chosen), next_ingest(shop.connection))
-    started, last = _now(), last_event(shop.connection)
+    started, last = utc_now(), last_event(shop.connection)
     report = _store_staged(shop, kind, location.short, load, staged, last)
     path = Path(location.name)
     size = path.stat().st_size if path.is_file() else None
@@ -155,7 +155,7 @@ def retry_rejected(shop: Shop, options: ReadOptions | None = None) -> IngestRepo
                 [kind],
             )
             connection.execute(f"DELETE FROM rejects WHERE {retried}", [kind])
-            started, last = _now(), last_event(connection)
+            started, last = utc_now(), last_event(connection)
             load = Load(options, frozenset(), next_ingest(connection))
             report = IngestReport()
             key_lists = connection.execute("SELECT DISTINCT keys FROM tried ORDER BY keys")
@@ -433,7 +433,3 @@ def _raw_fields(kind: Kind, load: Load) -> dict[str, str]:
     if joined:
         fields["time_of_day"] = "CASE WHEN ts IS NULL THEN time_of_day END"
     return fields
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc).replace(tzinfo=None)

@@ -7,17 +7,17 @@ restart, or another process, changes nobody's arm.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import re
 import secrets
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Literal
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import fetch_dicts
+from ..utils.stamps import user_name
 
 AGENT, MEMORY = "agent", "memory"
 Arm = Literal["control", "treatment"]
@@ -107,10 +107,7 @@ def start_experiment(
         raise QAgentError(f"there was an experiment {name} already; choose another name")
     if not 0 < share < 1:
         raise QAgentError("the share must lie between 0 and 1")
-    try:
-        author = getpass.getuser()
-    except (KeyError, OSError):
-        author = "unknown"
+    author = user_name()
     made = Experiment(name, control, treatment, share, secrets.token_hex(8), now, author=author)
     with shop.transaction() as connection:
         connection.execute(
@@ -134,8 +131,3 @@ def stop_experiment(shop: Shop, now: datetime) -> Experiment:
             "UPDATE experiments SET stopped = ? WHERE name = ?", [now, experiment.name]
         )
     return find_experiment(shop, experiment.name)
-
-
-def utc_now() -> datetime:
-    """The time of day, in UTC without a zone."""
-    return datetime.now(timezone.utc).replace(tzinfo=None)

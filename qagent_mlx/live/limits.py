@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 
 from ..shop.shop import Shop
 from ..types import Recommendation, Slate
+from ..utils.stamps import utc_now
 from ..utils.text import query_key, words
 from .rules import NO_RULES, Rule, ShopRules, is_within, rules_of
 from .wishes import wishes_of
@@ -122,4 +123,4 @@ def shop_time(shop: Shop) -> datetime:
     """Now, in UTC; in a simulated shop, which lives in a time of its own, the end of its log."""
     if shop.config.simulated is not None:
         return shop.end_of_log()
-    return datetime.now(timezone.utc).replace(tzinfo=None)
+    return utc_now()

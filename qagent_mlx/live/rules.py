@@ -6,12 +6,11 @@ holds at a moment.
 
 from __future__ import annotations
 
-import getpass
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -20,6 +19,7 @@ import duckdb
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import fetch_dicts, open_duckdb
+from ..utils.stamps import user_name, utc_now
 from ..utils.text import clean, query_key, words
 
 ENTRY = "rules"  # kind of entries of the journal
@@ -114,9 +114,9 @@ def new_rule(kind: str, author: str = "", **values: Any) -> Rule:
     starts, ends = values.get("starts"), values.get("ends")
     if starts is not None and ends is not None and ends <= starts:
         raise QAgentError("a rule must end after it starts")
-    author = clean(author)[:100] or _this_user()
+    author = clean(author)[:100] or user_name()
     values = {name: value for name, value in values.items() if value is not None}
-    return Rule(secrets.token_hex(4), kind, author=author, created=_now(), **values)  # type: ignore[arg-type]
+    return Rule(secrets.token_hex(4), kind, author=author, created=utc_now(), **values)  # type: ignore[arg-type]
 
 
 def blocked_words(lines: Iterable[str], author: str = "") -> list[Rule]:
@@ -149,7 +149,7 @@ def withdrawn(shop: Shop, rule_ids: Sequence[str], author: str = "") -> list[Rul
     missing = [rule_id for rule_id in rule_ids if rule_id not in known]
     if missing:
         raise QAgentError(f"there is no rule {missing[0]}; list them with: qagent rules list")
-    now, by = _now(), clean(author)[:100] or _this_user()
+    now, by = utc_now(), clean(author)[:100] or user_name()
     return [Rule(**{**asdict(known[r]), "removed": now, "removed_by": by}) for r in rule_ids]
 
 
@@ -300,14 +300,3 @@ def _check_pattern(pattern: str) -> None:
         raise QAgentError(f"{pattern!r} is no pattern of RE2: {line}") from error
     if is_all:
         raise QAgentError(f"{pattern!r} matches every query; name something that it must hold")
-
-
-def _this_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container without such a user
-        return "unknown"
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc).replace(tzinfo=None)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.database import fetch_dicts
+from ..utils.stamps import utc_now
 from ..utils.text import clean, query_key
 
 ENTRY = "wishes"  # kind of entries of the journal
@@ -51,7 +52,7 @@ def new_wish(user: str, query: str | None = None, category: str | None = None) -
         raise QAgentError("name a user and either a query or a category")
     if query and not query_key(query):
         raise QAgentError("the query has no letters or digits")
-    return Wish(secrets.token_hex(4), user, query or None, category or None, _now())
+    return Wish(secrets.token_hex(4), user, query or None, category or None, utc_now())
 
 
 def wishes_of(shop: Shop, users: Sequence[str] | None = None) -> list[Wish]:
@@ -77,7 +78,7 @@ def withdrawn_wish(shop: Shop, user: str, wish_id: str) -> Wish:
     """
     for wish in wishes_of(shop, [user]):
         if wish.wish_id == wish_id:
-            return replace(wish, withdrawn=_now())
+            return replace(wish, withdrawn=utc_now())
     raise QAgentError(
         f"{user} has no wish {wish_id}; list them with: qagent memory unwanted {user}"
     )
@@ -117,7 +118,3 @@ def _wish(value: Mapping[str, Any]) -> Wish | None:
         return None
     is_whole = isinstance(wish.wish_id, str) and isinstance(wish.user_id, str)
     return wish if is_whole and bool(wish.query) != bool(wish.category) else None
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc).replace(tzinfo=None)

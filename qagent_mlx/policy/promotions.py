@@ -6,7 +6,6 @@ or does not; whoever watches it looks at `stamp`.
 
 from __future__ import annotations
 
-import getpass
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ import msgspec
 from ..errors import QAgentError
 from ..shop.shop import Shop
 from ..utils.atomic_files import read_json, write_json
+from ..utils.stamps import user_name
 
 FORMAT = 1
 PROMOTIONS = ".promotions.json"  # the file's name
@@ -109,8 +109,4 @@ def stamp(shop: Shop) -> tuple[int, int] | None:
 
 
 def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        user = "unknown"
-    return f"{user}@{platform.node()}"
+    return f"{user_name()}@{platform.node()}"

@@ -7,13 +7,14 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from ..live.off_policy import propensities, shuffled
 from ..live.shown import ShownAnswer, new_recommendation_id
+from ..utils.stamps import utc_now
 from .config import ServeConfig
 from .requests import PendingRequest, RecommendResponse
 from .schema import Reason, RecommendedQuery, RecommendReply, SuggestedQuery, SuggestReply
@@ -97,12 +98,11 @@ class Service:
             return None
         # A simulated shop lives in a time of its own.
         is_simulated = responder.shop.config.simulated is not None
-        now = datetime.now(timezone.utc).replace(tzinfo=None)
         experiment = responder.experiment
         answer = ShownAnswer(
             new_recommendation_id(),
             user,
-            responder.moment if is_simulated else now,
+            responder.moment if is_simulated else utc_now(),
             queries,
             propensities(order, self.config.explore),
             response.source,
