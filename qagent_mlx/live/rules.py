@@ -249,7 +249,7 @@ class ShopRules:
         )
 
     def _has_phrase(self, given: Sequence[str]) -> bool:
-        longest = max(map(len, self.phrases))
+        longest = _longest(self.phrases)
         return any(
             tuple(given[start:end]) in self.phrases
             for start in range(len(given))
@@ -258,6 +258,12 @@ class ShopRules:
 
 
 NO_RULES = ShopRules()
+
+
+@lru_cache(maxsize=16)
+def _longest(phrases: frozenset[tuple[str, ...]]) -> int:
+    """Words of the longest phrase: of a list of thousands, which each query is held against."""
+    return max(map(len, phrases))
 
 
 def is_within(path: str, category: str) -> bool:
