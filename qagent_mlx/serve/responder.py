@@ -451,25 +451,30 @@ class Responder:
 
     def read_personal(self, user: str) -> tuple[Profile, Limits]:
         """The same, read now."""
-        (profile,) = self.recommender.profiles([user], self.shop.end_of_log())
+        profile = self._current_profiles([user], self.shop.end_of_log())[user]
         (limits,) = self.recommender.limits.limits([user])
         self._personal.put(user, None, (profile, limits))
         return profile, limits
 
     def _read_profiles(self, pending: Sequence[PendingRequest], now: datetime) -> list[Profile]:
-        """The users' profiles; those of users who did nothing since are still good."""
-        current = {r.user: self._profiles.get(r.user, None) for r in pending if r.as_of is None}
-        missing = [user for user, profile in current.items() if profile is None]
+        """The users' profiles, each at the moment of its request."""
+        current = self._current_profiles([r.user for r in pending if r.as_of is None], now)
+        return [
+            current[r.user] if r.as_of is None else self.recommender.profiles([r.user], r.as_of)[0]
+            for r in pending
+        ]
+
+    def _current_profiles(self, users: Iterable[str], now: datetime) -> dict[str, Profile]:
+        """The profiles of users; those of users who did nothing since are still good."""
+        known = {user: self._profiles.get(user, None) for user in users}
+        current = {user: profile for user, profile in known.items() if profile is not None}
+        missing = [user for user in known if user not in current]
         if missing:
             profiles = self.recommender.profiles(missing, now)
             for user, profile in zip(missing, profiles, strict=True):
                 current[user] = profile
                 self._profiles.put(user, None, profile)
-        return [
-            (current.get(r.user) if r.as_of is None else None)
-            or self.recommender.profiles([r.user], r.as_of)[0]
-            for r in pending
-        ]
+        return current
 
     def _shared(
         self, pending: Sequence[PendingRequest], requests: Sequence[RecommendRequest]
