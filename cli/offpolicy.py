@@ -42,7 +42,7 @@ def offpolicy(
     from qagent_mlx.memory.types import Moment
     from qagent_mlx.policy.registry import open_policy
 
-    with opened(shop_path, snapshot=False) as shop:
+    with opened(shop_path) as shop:
         logged = logged_answers(shop, since=since, until=until)[-number:]
         if not logged:
             raise QAgentError("nothing was shown in that time; see: qagent impressions list")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
+
+import msgspec
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
@@ -49,10 +51,8 @@ class Experiment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; without the salt, which would tell everybody's arm."""
-        values = asdict(self)
+        values: dict[str, Any] = msgspec.to_builtins(self)
         del values["salt"]
-        for name in ("started", "stopped"):
-            values[name] = values[name].isoformat() if values[name] else None
         return values
 
 

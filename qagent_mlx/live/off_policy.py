@@ -178,13 +178,13 @@ def _summarised(table: np.ndarray, users: np.ndarray) -> OffPolicyReport:
     ones = np.ones(len(table))
     total = places.sum()
     # A place's weight is one on average: what is missing or too much is divided out.
-    expected = places if total else ones
+    expected = float(places.mean()) if len(table) else 1.0
     return OffPolicyReport(
         answers=len(table),
         users=len(names),
         logged=_ratio(reward, ones, owner),
         ips=_ratio(weighted, ones, owner),
-        snips=_ratio(weighted, weight, owner, scale=float(expected.mean()) if len(table) else 1.0),
+        snips=_ratio(weighted, weight, owner, scale=expected),
         dr=_ratio(robust, ones, owner),
         agreeing=float(same.sum() / total) if total else 0.0,
         explored=float(explored.mean()) if len(table) else 0.0,

@@ -174,8 +174,9 @@ def shown_query(shop: Shop, user: str, recommendation_id: str, position: int) ->
 
 def line_limits(since: datetime | None, until: datetime | None) -> Mapping[str, Any]:
     """The parameters of `LINES`."""
-    return {
-        "since": since or datetime(1, 1, 1),
-        "until": until or datetime(9999, 12, 31),
-        "window": ATTRIBUTION,
-    }
+    return {**time_limits(since, until), "window": ATTRIBUTION}
+
+
+def time_limits(since: datetime | None, until: datetime | None) -> dict[str, datetime]:
+    """The parameters ``since`` and ``until`` of a query, where each may be left open."""
+    return {"since": since or datetime(1, 1, 1), "until": until or datetime(9999, 12, 31)}

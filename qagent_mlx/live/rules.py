@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import duckdb
+import msgspec
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
@@ -64,10 +65,8 @@ class Rule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in asdict(self).items()
-        }
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
     def holds(self, moment: datetime) -> bool:
         """Whether it holds at a moment."""
@@ -150,7 +149,7 @@ def withdrawn(shop: Shop, rule_ids: Sequence[str], author: str = "") -> list[Rul
     if missing:
         raise QAgentError(f"there is no rule {missing[0]}; list them with: qagent rules list")
     now, by = utc_now(), clean(author)[:100] or user_name()
-    return [Rule(**{**asdict(known[r]), "removed": now, "removed_by": by}) for r in rule_ids]
+    return [replace(known[r], removed=now, removed_by=by) for r in rule_ids]
 
 
 def rules_entry(rules: Sequence[Rule]) -> dict[str, Any]:

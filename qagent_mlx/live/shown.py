@@ -96,18 +96,12 @@ def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
             if answer is None:
                 continue
             stored += 1
-            for position, (query, propensity) in enumerate(
-                zip(answer.queries, answer.propensities, strict=True), 1
-            ):
+            lines = [*enumerate(zip(answer.queries, answer.propensities, strict=True), 1)]
+            # Nothing to show: that is told, too.
+            for position, (query, propensity) in lines or [(0, ("", 1.0))]:
                 appender.append_row(
                     *(answer.recommendation_id, answer.user_id, answer.ts, position),
                     *(query, query_key(query), propensity),
-                    *(answer.source, answer.policy, answer.version),
-                    *(answer.experiment, answer.arm, None, answer.latency_ms),
-                )
-            if not answer.queries:  # nothing to show: that is told, too
-                appender.append_row(
-                    *(answer.recommendation_id, answer.user_id, answer.ts, 0, "", "", 1.0),
                     *(answer.source, answer.policy, answer.version),
                     *(answer.experiment, answer.arm, None, answer.latency_ms),
                 )

@@ -18,7 +18,7 @@ from ..shop.shop import Shop
 from ..shop.traces import note_export
 from ..utils.atomic_files import replacing
 from ..utils.database import literal
-from .outcomes import line_limits
+from .outcomes import time_limits
 
 APPLICATION = "qagent-mlx"  # of the documents
 RECOMMENDED = "recommended_query"  # the object_id_field of recommended queries
@@ -83,7 +83,7 @@ def export_ubi(
     events = [*([_SHOWN, _TAKEN] if has_shown else []), _ENGAGED]
     if shop.has_table("impressions"):
         events.append(_SHOWN_PRODUCTS)
-    limits = {k: v for k, v in line_limits(since, until).items() if k != "window"}
+    limits = time_limits(since, until)
     sizes = [
         _write(shop.connection, log, documents, folder / f"{name}.jsonl", limits)
         for name, documents in (

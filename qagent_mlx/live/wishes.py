@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
@@ -35,10 +37,8 @@ class Wish:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in asdict(self).items()
-        }
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
 
 def new_wish(user: str, query: str | None = None, category: str | None = None) -> Wish:
