@@ -266,7 +266,7 @@ class Responder:
         self._pool_is_stale = True
         self.reload_processes()
         self.experiment = self.arms.follow(self.recommender, shop)
-        self._start_afresh()
+        self.start_afresh()
         old.close()
 
     def change_catalog(self, entry: Entry) -> IngestReport:
@@ -284,7 +284,7 @@ class Responder:
         self.recommender.refresh()
         self.titles = _titles(self.recommender)
         self._pool_is_stale = True
-        self._start_afresh()
+        self.start_afresh()
         self.store.move_soon()
         return report
 
@@ -298,7 +298,7 @@ class Responder:
         """Keep rules in the journal, and recommend by them from now on."""
         self._keep(rules_entry(rules))
         self.recommender.limits = LimitsBook(self.shop)
-        self._start_afresh()
+        self.start_afresh()
 
     def change_wishes(self, wishes: Sequence[Wish]) -> None:
         """Keep wishes of users in the journal, and honour them from now on."""
@@ -318,10 +318,6 @@ class Responder:
         """Whether another rule holds now than when the trending response was computed."""
         return self.recommender.limits.rules_at(shop_time(self.shop)) is not self._rules
 
-    def start_afresh(self) -> None:
-        """Drop all that was computed, as another rule holds now."""
-        self._start_afresh()
-
     def _limits(self, pending: Sequence[PendingRequest]) -> list[Limits]:
         """What each answer may hold."""
         book = self.recommender.limits
@@ -331,8 +327,8 @@ class Responder:
             for request, limits in zip(pending, now, strict=True)
         ]
 
-    def _start_afresh(self) -> None:
-        """Drop all that was computed."""
+    def start_afresh(self) -> None:
+        """Drop all that was computed, as what it follows from has changed."""
         self.cache.clear()
         self._profiles.clear()
         self._personal.clear()
@@ -384,7 +380,7 @@ class Responder:
         self._pool.use(loaded.folder)
         self.chains = self._config.chains or default_group_size(loaded.policy)
         self._name(loaded)
-        self._start_afresh()
+        self.start_afresh()
         self._metrics.policies.labels("taken").inc()
         log.info("policy %s taken up", reference_of(loaded.folder))
 
@@ -424,7 +420,7 @@ class Responder:
         self._rules = self.recommender.limits.rules_at(shop_time(self.shop))
         self.shop_limits = Limits(self._rules)
         self._refresh_completer(now)
-        request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=Limits(self._rules))
+        request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=self.shop_limits)
         queries = self.recommender.recommend_from_memory([request])[0]
         self.trending = RecommendResponse(queries, "trending", now, self.policy, self.version)
         self._trending_as_of = now
