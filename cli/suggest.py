@@ -8,11 +8,11 @@ import click
 
 from .console import print_table, say, waiting
 from .options import Output, json_option, opened, shop_option
-from .param_types import PLAIN
+from .param_types import ID, PLAIN
 
 
 @click.command()
-@click.argument("user", type=PLAIN)
+@click.argument("user", type=ID)
 @click.argument("prefix", type=PLAIN)
 @click.option("-k", "number", type=click.IntRange(1, 100), default=8, show_default=True)
 @shop_option

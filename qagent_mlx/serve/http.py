@@ -70,7 +70,8 @@ async def recommend(service: Service, request: Request) -> Response:
 async def suggest(service: Service, request: Request) -> Response:
     """Complete what a user types."""
     body = parse(schema.SuggestBody, await json_body(service, request))
-    return json_reply(await service.suggest(body.user_id, body.prefix, body.k))
+    user = None if body.user_id is None else posted_id(body.user_id, "user_id")
+    return json_reply(await service.suggest(user, body.prefix, body.k))
 
 
 async def events(service: Service, request: Request) -> Response:

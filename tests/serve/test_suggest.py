@@ -42,3 +42,15 @@ def test_rules_hold_for_completions(serving):
     assert "usb cable" not in [s["query"] for s in suggest(client, "us")]
     long = client.post("/suggest", json={"prefix": "x" * 201})
     assert long.status_code == 422 and "prefix" in long.json()["error"]
+
+
+def test_a_user_is_the_same_with_spaces_around_the_id(serving):
+    client = serving()
+    client.post("/recommend", json={"user_id": "u01"})
+    suggest(client, "a", "u01")
+    client.get("/users/u01/memory")  # the worker has read what completions take from it
+    found = [suggest(client, letter, "u01") for letter in "abcdpru"]
+    assert "own" in {s["source"] for part in found for s in part}
+    assert [suggest(client, letter, " u01\t") for letter in "abcdpru"] == found
+    nobody = client.post("/suggest", json={"prefix": "us", "user_id": " "})
+    assert nobody.status_code == 422 and "user_id" in nobody.json()["error"]
