@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .neighbours import Neighbour, needs
+from .neighbours import Need, Neighbour
 from .statistics_cache import NO_CYCLE, NO_FACTS, DayStatistics, QueryFacts, Trend, Vocabulary
 from .user_state import OwnQuery, UserState
 
@@ -106,10 +106,11 @@ def candidate_keys(
 def candidates(
     state: UserState,
     near: Mapping[str, Neighbour],
+    needed: Mapping[str, Need],
     day: DayStatistics,
     trends: Mapping[str, Trend],
     vocabulary: Vocabulary,
-    own_only: bool = False,
+    own_only: bool,
 ) -> Candidates:
     """The candidates of a moment in order of their keys.
 
@@ -135,7 +136,7 @@ def candidates(
     _add_own_searches(table, keys, state.queries)
     _add_neighbours_and_trends(table, keys, near, trends)
     _add_facts(table, facts)
-    _add_categories(table, state, day)
+    _add_categories(table, state, needed, day)
     _add_products(table, facts, state)
     _add_echoes(table, keys, state.queries[:MAX_ECHOED], vocabulary)
     return table
@@ -183,13 +184,14 @@ def _add_facts(table: Candidates, facts: Sequence[QueryFacts]) -> None:
     table.return_rate[:] = (repeated + 0.2) / (np.array([f.followed for f in facts]) + 2.0)
 
 
-def _add_categories(table: Candidates, state: UserState, day: DayStatistics) -> None:
+def _add_categories(
+    table: Candidates, state: UserState, needed: Mapping[str, Need], day: DayStatistics
+) -> None:
     """What the user bought, searched and needs of the queries' categories."""
     searched: dict[str, list[OwnQuery]] = defaultdict(list)  # the last searched first
     for query in state.queries:
         if leaf := day.facts.get(query.key, NO_FACTS).leaf:
             searched[leaf].append(query)
-    needed = needs(state, day)
     for row, leaf in enumerate(table.leaf):
         if leaf is None:
             continue

@@ -13,7 +13,7 @@ from ..shop.config import MemoryConfig
 from . import shop_tables
 from .candidates import candidate_keys, candidates
 from .event_log import EventLog, History, start_of_day, users_condition
-from .neighbours import Neighbour, likeliest_needs, neighbours
+from .neighbours import Neighbour, needs, neighbours
 from .repurchase import just_bought, lately_bought
 from .state_builder import user_state
 from .statistics_cache import NO_FACTS, StatisticsCache, Trend
@@ -164,12 +164,11 @@ class MemoryLoader:
             if start in leaves:
                 leaves[start] |= lately_bought(state.bought).keys()
         statistics.read("cycles", leaves)
-        return [
-            UserMemory(
-                candidates(state, near, days[start], hour, statistics.vocabulary, own_only),
-                state,
-                just_bought(state.bought, days[start].cycles),
-                likeliest_needs(state, days[start]),
-            )
-            for state, near, start, hour in zip(states, nearest, starts, trends, strict=True)
-        ]
+        memories = []
+        for state, near, start, hour in zip(states, nearest, starts, trends, strict=True):
+            day = days[start]
+            needed = needs(state, day)
+            table = candidates(state, near, needed, day, hour, statistics.vocabulary, own_only)
+            bought = just_bought(state.bought, day.cycles)
+            memories.append(UserMemory(table, state, bought, needed))
+        return memories

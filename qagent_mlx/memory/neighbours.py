@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +115,6 @@ def needs(state: UserState, day: DayStatistics) -> dict[str, Need]:
     return needed
 
 
-def likeliest_needs(state: UserState, day: DayStatistics) -> tuple[str, ...]:
+def likeliest_needs(needed: Mapping[str, Need]) -> list[str]:
     """The categories that are needed most, the most needed first; see `needs`."""
-    needed = needs(state, day)
-    return tuple(sorted(needed, key=lambda leaf: (-needed[leaf].strength, leaf))[:MAX_NEEDS])
+    return sorted(needed, key=lambda leaf: (-needed[leaf].strength, leaf))[:MAX_NEEDS]

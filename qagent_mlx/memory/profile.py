@@ -23,6 +23,7 @@ from ..shop.config import MemoryConfig
 from ..types import Line, Profile, UserContext
 from .k_anonymity import drop_private_candidates
 from .loader import MemoryLoader
+from .neighbours import likeliest_needs
 from .ranker import MemoryRanker
 from .ranking_features import feature_tables
 from .raw_history import RAW, raw_lines
@@ -133,8 +134,9 @@ class Memory:
             *identity,
             *seen(state.recent_products),
             *query_lines(memory.candidates, probabilities, most, typed),
-            *([] if has_others else need_lines(memory.needed, len(memory.candidates) > 0)),
         ]
+        if not has_others:
+            lines += need_lines(likeliest_needs(memory.needed), len(memory.candidates) > 0)
         return [line for line in lines if line.section in sections]
 
     def read_all(self, as_of: datetime) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from .candidates import Candidates
 from .event_log import microseconds
+from .neighbours import Need
 from .user_state import UserState
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
@@ -31,10 +32,10 @@ class UserMemory:
     """What a profile is made of: candidate queries, and the rest of the user's state.
 
     ``just_bought``: the categories that it is too soon to offer again (see `repurchase`).
-    ``needed`` are the categories that people with the same past came back for, the likeliest first.
+    ``needed``: the categories that people with the same past came back for (see `neighbours`).
     """
 
     candidates: Candidates
     state: UserState
-    just_bought: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
+    just_bought: tuple[str, ...]
+    needed: Mapping[str, Need]
