@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple
@@ -93,6 +93,14 @@ class PastSearch:
     known: int = 0  # when the first engagement came, in microseconds since 1970
     first_product: str | None = None  # of the first engagement
 
+    def add(self, event: Event) -> None:
+        """Count an engagement that it led to; they come in order of time."""
+        outcome = event.type - CLICK + 1
+        if not self.outcome:
+            self.known, self.first_product = event.at, event.product_id
+        if outcome > self.outcome:  # the earliest of the strongest
+            self.outcome, self.product_id = outcome, event.product_id
+
 
 class History:
     """One user's events up to a moment, the oldest first, and the searches among them.
@@ -113,11 +121,7 @@ class History:
         searches = {e.event_id: PastSearch(e) for e in self.events if e.type == SEARCH}
         for event in self.events:
             if event.type >= CLICK and event.search_id in searches:
-                search, outcome = searches[event.search_id], event.type - CLICK + 1
-                if not search.outcome:
-                    search.known, search.first_product = event.at, event.product_id
-                if outcome > search.outcome:  # the earliest of the strongest
-                    search.outcome, search.product_id = outcome, event.product_id
+                searches[event.search_id].add(event)
         return list(searches.values())
 
     @cached_property
@@ -127,19 +131,15 @@ class History:
         Of a user who never searched: the sessions in which something was engaged with, each as a
         search of no known query. So a log without queries teaches what people need next, too.
         """
-        if any(event.type == SEARCH for event in self.events):
+        if self.searches:
             return [search for search in self.searches if search.outcome]
         sessions: dict[int, PastSearch] = {}
         for event in self.events:
             if event.type >= CLICK and event.product_id is not None:
-                session = sessions.setdefault(
-                    event.session_id,
-                    PastSearch(event, known=event.at, first_product=event.product_id),
-                )
-                outcome = event.type - CLICK + 1
-                if outcome > session.outcome:
-                    session.outcome, session.product_id = outcome, event.product_id
-        return [replace(s, event=s.event._replace(query_key=None)) for s in sessions.values()]
+                if event.session_id not in sessions:
+                    sessions[event.session_id] = PastSearch(event._replace(query_key=None))
+                sessions[event.session_id].add(event)
+        return list(sessions.values())
 
     def before(self, at: int) -> History:
         """The history as it was at an earlier or later moment."""
