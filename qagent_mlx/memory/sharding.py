@@ -122,7 +122,7 @@ class Partitions:
         with open_duckdb() as connection:
             self._create_views(connection, part)
             for name in ("goods", "hourly", "spellings"):
-                shop_tables.create(connection, name, config=self.config)
+                shop_tables.create(connection, name, self.config)
             shop_tables.create_transitions(connection)
             for name in CONTRIBUTED:
                 write_parquet(connection, f"FROM {name}", self._contribution(part, name))
@@ -144,7 +144,7 @@ class Partitions:
             with open_duckdb(path) as connection:
                 connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
                 self._create_views(connection, part)
-                shop_tables.create(connection, "goods")
+                shop_tables.create(connection, "goods", self.config)
                 for name in CONTRIBUTED:
                     # In order of the partitions, without a column for them.
                     paths = [literal(self._contribution(p, name)) for p in range(self.parts)]
@@ -155,7 +155,7 @@ class Partitions:
                             {rows} GROUP BY query_key"""
                     connection.execute(f"CREATE TABLE {name} AS {rows}")
                 if self.config.swing:
-                    shop_tables.create(connection, "swing")
+                    shop_tables.create(connection, "swing", self.config)
                 shop_tables.create_wordings(connection)
                 return MemoryStore(connection, self.config).build_profiles(end)
 

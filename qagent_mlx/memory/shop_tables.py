@@ -42,21 +42,18 @@ def create_shop_tables(
     ``kind`` is TABLE, or TEMP TABLE for this connection only; ``visit``: see `create_transitions`.
     """
     for name in ("goods", "hourly", "spellings"):
-        create(connection, name, kind, config)
+        create(connection, name, config, kind)
     create_wordings(connection, kind)
     create_transitions(connection, kind, visit)
     if config.swing:
-        create(connection, "swing", kind)
+        create(connection, "swing", config, kind)
 
 
 def create(
-    connection: duckdb.DuckDBPyConnection,
-    name: str,
-    kind: str = "TABLE",
-    config: MemoryConfig | None = None,
+    connection: duckdb.DuckDBPyConnection, name: str, config: MemoryConfig, kind: str = "TABLE"
 ) -> None:
-    """Create one of the tables that SQL alone derives; ``config`` is that of ``hourly``."""
-    text = derived_sql(name) if name != "hourly" else hourly_sql(config or MemoryConfig())
+    """Create one of the tables that SQL alone derives."""
+    text = hourly_sql(config) if name == "hourly" else derived_sql(name)
     connection.execute(f"CREATE OR REPLACE {kind} {name} AS {text}")
 
 

@@ -242,8 +242,7 @@ class StatisticsCache:
             self._read_followers(wanted, values)
             return
         make = _STATISTICS[name].make
-        limits = {"share": SOME, "evidence": MIN_PURCHASES} if name == "cycles" else {}
-        query = sql(name, wanted=wanted, **limits)
+        query = sql(name, wanted=wanted, share=SOME, evidence=MIN_PURCHASES)
         for key, day, *row in self._connection.execute(query, values).fetchall():
             getattr(self._days[day], name)[key] = make(*row)
 

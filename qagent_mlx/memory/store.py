@@ -160,7 +160,7 @@ class MemoryStore:
         a server, which cannot stop to build all anew.
         """
         if before.fingerprint == self.fingerprint and not self.is_current():
-            shop_tables.create(self._connection, "goods")
+            shop_tables.create(self._connection, "goods", self._config)
             self._write_state(before)
 
     def _write_state(self, state: StoreState) -> None:
@@ -220,7 +220,7 @@ class MemoryStore:
         """
         connection = self._connection
         if after_id is None:
-            shop_tables.create(connection, "hourly", config=self._config)
+            shop_tables.create(connection, "hourly", self._config)
             joined = """FULL JOIN spellings s USING (query_key)
                 WHERE n.event_id IS DISTINCT FROM s.event_id"""
         else:
