@@ -112,11 +112,11 @@ def _no_query_log(shop: Shop, index: InventoryIndex, split: SplitConfig) -> Scen
     part = Part("no_query_log", shop.config, _UNTYPED)
     scenario = _of_part(shop, part, ())
     after = _latest(index.clicks_until, scenario.index.clicks_until)
-    sessions = engaged_sessions(scenario.shop.connection, after)
     ((searches,),) = shop.connection.execute(
         "SELECT count(*) FROM events WHERE type = 'search'"
     ).fetchall()
     if not searches:
+        sessions = engaged_sessions(scenario.shop.connection, after)
         return replace(scenario, cases=build_untyped_cases(sessions, split, str(shop.path)))
     typed = build_cases(shop.connection, split, after=index.clicks_until)
     # A session that goes on in the test counts with what it was before.
