@@ -10,7 +10,6 @@ from ..errors import QAgentError
 from .atomic_files import replacing
 from .database import literal
 
-FORMATS = ("csv", "jsonl", "parquet")
 # A list of texts in CSV is one text with bars between, as ids and titles seldom have any.
 _FORMATS = {".csv": "csv, header", ".jsonl": "json", ".parquet": "parquet"}
 
