@@ -151,7 +151,7 @@ class Catalog:
 
     def leaf(self, row: int) -> str:
         """The narrowest category of a product; empty where it has none."""
-        return (self.categories[row] or "").rpartition(">")[2].strip()
+        return narrowest_category(self.categories[row])
 
     def text(self, row: int) -> str:
         """The text of a product that BM25 and encoders index."""
@@ -160,6 +160,11 @@ class Catalog:
     def texts(self) -> list[str]:
         """The text of every product."""
         return [self.text(row) for row in range(len(self))]
+
+
+def narrowest_category(path: str | None) -> str:
+    """The last level of a category path; empty where there is none."""
+    return (path or "").rpartition(">")[2].strip()
 
 
 def product_text(title: str, brand: str | None, category: str | None) -> str:

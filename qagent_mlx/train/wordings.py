@@ -43,7 +43,7 @@ class Wordings:
 
     def _compose(self, row: int) -> dict[str, None]:
         catalog = self._catalog
-        leaf = " ".join(words((catalog.categories[row] or "").split(">")[-1]))
+        leaf = " ".join(words(catalog.leaf(row)))
         named = self._title_kinds.get(catalog.ids[row], "")
         kinds = list(dict.fromkeys(kind for kind in (leaf, named) if kind))
         brand = " ".join(words(catalog.brands[row] or ""))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ingest.derived_queries import title_queries
+from ...inventory.catalog import narrowest_category
 from ...shop.shop import Shop
 from ...utils.text import query_key, words
 from .search_log import WEIGHTS
@@ -74,7 +75,7 @@ def kind_queries(catalog: Mapping[str, list[str | None]]) -> dict[str, str]:
     """
     titles = {product: title or "" for product, (title, _, _) in catalog.items()}
     brands = {product: brand for product, (_, brand, _) in catalog.items()}
-    leaves = {p: (path or "").rpartition(">")[2].strip() for p, (_, _, path) in catalog.items()}
+    leaves = {product: narrowest_category(path) for product, (_, _, path) in catalog.items()}
     shared = title_queries(titles, brands) if any(brands.values()) else {}
     return {
         product: leaf.lower() if query_key(leaf) else shared.get(product) or _head(titles[product])
