@@ -193,7 +193,7 @@ def save_next(shop: Shop, policy: Policy, write: Callable[[Path], Any] | None = 
 
 
 def derive(
-    shop: Shop, parent: str, name: str, lora: LoraConfig, seed: int = 0, dtype: str = ""
+    shop: Shop | None, parent: str, name: str, lora: LoraConfig, seed: int = 0, dtype: str = ""
 ) -> Policy:
     """A new trainable policy on top of another.
 
@@ -201,7 +201,7 @@ def derive(
     the model *is* the parent: that is the reference, and there is no second copy.
 
     Args:
-        shop: Where the new policy belongs.
+        shop: Where the new policy belongs; None for one that belongs to no shop.
         parent: The policy it starts from, see `resolve`.
         name: The new policy's name; it is saved as the next version of that.
         lora: The new adapter.
@@ -213,11 +213,11 @@ def derive(
     info = read_info(folder)
     dtype = dtype or lora.dtype or (info.dtype if info else "")
     policy = load_merged(folder, dtype)
-    base = reference_of(folder) if _is_of(shop, folder) else str(folder)
+    base = reference_of(folder) if shop and _is_of(shop, folder) else str(folder)
     policy.info = replace(
         policy.info, name=name, base=base, base_fingerprint=fingerprint(folder), dtype=dtype
     )
     mx.random.seed(seed)
     make_trainable(policy, lora)
-    policy.folder = None
+    policy.folder = policy.calibration = None
     return policy

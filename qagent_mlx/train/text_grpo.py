@@ -14,17 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ..agent.types import Rollout
 from ..environment.rewards import weighted_reward
 from ..environment.text_environment import TextEnvironment
 from ..environment.text_rollouts import TextRollout, TextRunner, examples_of
-from ..policy.agreement import make_trainable
-from ..policy.files import load_merged
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
-from ..policy.registry import resolve
+from ..policy.registry import derive
 from ..runs.loop import LoopConfig, OnStep, TrainingLoop
 from ..runs.records import LoopResult
 from .grpo import GrpoTrainer
@@ -71,10 +67,7 @@ class TextGrpoTrainer(GrpoTrainer):
 
 def trainable(policy: str | Path, lora: LoraConfig | None = None, seed: int = 0) -> Policy:
     """A policy or model, by its name or folder, with a new adapter on it."""
-    made = load_merged(resolve(None, str(policy)))
-    mx.random.seed(seed)
-    make_trainable(made, lora or LoraConfig())
-    return made
+    return derive(None, str(policy), "grpo", lora or LoraConfig(), seed)
 
 
 def train_in_text(

@@ -24,6 +24,8 @@ from qagent_mlx.policy.calibration import (
     kind_of,
 )
 from qagent_mlx.policy.files import load_policy
+from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.policy.registry import derive
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.types import Evidence
 
@@ -148,3 +150,10 @@ def test_a_saved_policy_keeps_it_and_other_agents_do_not_use_it(new_nano, tmp_pa
     assert loaded.calibration_of(agent) == policy.calibration
     # An ablation's votes are worth something else.
     assert loaded.calibration_of(replace(agent, search=not agent.search)) is None
+
+
+def test_a_policy_that_is_trained_from_it_has_its_own_to_learn(new_nano, tmp_path):
+    policy, tokenizer, config = new_nano()
+    policy.calibration = fit(simulated(60, overconfident))
+    save_base(policy, tokenizer, config, tmp_path)
+    assert derive(None, str(tmp_path), "new", LoraConfig(rank=2)).calibration is None

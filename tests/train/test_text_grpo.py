@@ -1,13 +1,16 @@
 """GRPO in an environment that is no shop."""
 
 import json
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.environment.lookup_environment import TURNS, LookupEnvironment
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.train.grpo_config import GrpoConfig
@@ -102,3 +105,12 @@ def test_the_same_seed_samples_the_same_chains(policy):
     assert runs[0] == runs[1]
     assert [(r.case, r.member) for r in runs[0]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(r.step.done for r in runs[0])
+
+
+def test_what_was_trained_is_saved_and_opens_again(policy, tmp_path):
+    train_in_text(policy, Tokens(), GrpoConfig(steps=2, cases_per_step=2, group=4, measured=2))
+    policy.save(tmp_path / "trained")
+    opened = load_policy(tmp_path / "trained")
+    tokens = mx.array([policy.prompt])
+    assert mx.array_equal(opened.logits(tokens), policy.logits(tokens))
+    assert opened.info == policy.info and Path(opened.info.base).samefile(tmp_path / "base")
