@@ -50,15 +50,10 @@ class Episode:
         self.rules, self.task, self.case, self.member = rules, task, case, member
         self.profile = task.profile if rules.config.memory else task.profile.without_memory()
         self.chain = Chain(rules.config, self.profile, task.as_of)
-        stream = None
-        if seed is not None:
-            number = case if task.stream is None else task.stream
-            key = hash_integers((*seed, number, member))
-            stream = np.random.Generator(np.random.Philox(key=key))
         self.sequence = DecodingSequence(
             tokens=list(rules.policy.prompt),
             stopper=rules.policy.stopper(),
-            stream=stream,
+            stream=random_stream(seed, case if task.stream is None else task.stream, member),
             turn_limit=rules.config.turn_tokens,
             tag=self,
             allowed_ids=self._mask_source(),
@@ -146,7 +141,12 @@ class Episode:
         )
 
 
-def hash_integers(integers: Sequence[int]) -> int:
-    """A 64-bit hash of a sequence of integers."""
-    state = np.random.SeedSequence([i & 0xFFFFFFFF for i in integers]).generate_state(2)
-    return int(state[0]) << 32 | int(state[1])
+def random_stream(
+    seed: Sequence[int] | None, number: int, member: int
+) -> np.random.Generator | None:
+    """The random numbers of a group's member; None without a seed, where nothing is drawn."""
+    if seed is None:
+        return None
+    integers = [i & 0xFFFFFFFF for i in (*seed, number, member)]
+    state = np.random.SeedSequence(integers).generate_state(2)
+    return np.random.Generator(np.random.Philox(key=int(state[0]) << 32 | int(state[1])))

@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
-from ..agent.episode import hash_integers
+from ..agent.episode import random_stream
 from ..agent.rollout import RolloutRunner
 from ..agent.sequences import DecodingSequence
 from ..agent.types import Rollout
 from ..policy.policy import Policy
-from ..protocol.config import AgentConfig
 from ..types import Case, Split
 from .text_environment import Step, TextEnvironment
 
@@ -101,8 +98,9 @@ class _NoTools:
 class TextRunner(RolloutRunner):
     """Runs a policy's chains in a text environment."""
 
-    def __init__(self, policy: Policy, environment: TextEnvironment, agent: AgentConfig) -> None:
-        super().__init__(policy, _NoTools(), replace(agent, writes=False))  # type: ignore[arg-type]
+    def __init__(self, policy: Policy, environment: TextEnvironment) -> None:
+        agent = replace(policy.info.agent, writes=False)
+        super().__init__(policy, _NoTools(), agent)  # type: ignore[arg-type]
         self._environment = environment
 
     def run(  # type: ignore[override]
@@ -118,10 +116,7 @@ class TextRunner(RolloutRunner):
         placed, episodes = [], []
         for case, position in zip(tasks, positions, strict=True):
             for member in range(group):
-                stream = None
-                if seed is not None:
-                    key = hash_integers((*seed, position, member))
-                    stream = np.random.Generator(np.random.Philox(key=key))
+                stream = random_stream(seed, position, member)
                 forked = self._environment.fork()
                 episodes.append(TextEpisode(self.policy, forked, case, member, stream))
                 placed.append(position)

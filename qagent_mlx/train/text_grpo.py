@@ -46,7 +46,7 @@ class TextGrpoTrainer(GrpoTrainer):
 
     def open_environment(self) -> None:
         """Take the environment's cases."""
-        self.runner = TextRunner(self.policy, self.environment, self.policy.info.agent)
+        self.runner = TextRunner(self.policy, self.environment)
         self.examples = examples_of(self.environment, "train")  # type: ignore[assignment]
 
     def rewards(self, rollout: Rollout, example: Any) -> list[float]:
