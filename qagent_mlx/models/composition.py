@@ -112,9 +112,17 @@ def _body(language: Any) -> tuple[str, Any]:
     """The name and the module of the child that holds the blocks."""
     first = language.layers[0]
     for name, child in language.children().items():
-        if isinstance(child, nn.Module) and any(m is first for m in child.modules()):
+        if isinstance(child, nn.Module) and _holds(child, first):
             return name, child
     raise QAgentError("the model's blocks lie in no part of it")
+
+
+def _holds(part: Any, block: nn.Module) -> bool:
+    """Whether a block lies in a part; ends with it, as each decoding step asks for the body."""
+    if isinstance(part, nn.Module):
+        return part is block or _holds(part.children(), block)
+    within = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return any(_holds(p, block) for p in within)
 
 
 class _Given:
