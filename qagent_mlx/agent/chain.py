@@ -25,7 +25,8 @@ class Chain:
     """A chain while it runs.
 
     `act` takes an action; if that needs an answer, `request` is the search to make, or None, and
-    `answer` takes its result and says what the agent reads.
+    `answer` takes its result and says what the agent reads. An agent without memory reads nothing
+    of the profile.
     """
 
     config: AgentConfig
@@ -37,6 +38,10 @@ class Chain:
     finish: Finish | Literal[""] = ""
     repeated: int = 0  # searches of a query that the chain had searched before
     refused: int = 0  # actions of the protocol that were not allowed
+
+    def __post_init__(self) -> None:
+        if not self.config.memory:
+            self.profile = self.profile.without_memory()
 
     @property
     def searched(self) -> list[str]:

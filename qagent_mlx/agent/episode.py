@@ -48,8 +48,7 @@ class Episode:
         watch: Callable[[Turn], None] | None = None,
     ) -> None:
         self.rules, self.task, self.case, self.member = rules, task, case, member
-        self.profile = task.profile if rules.config.memory else task.profile.without_memory()
-        self.chain = Chain(rules.config, self.profile, task.as_of)
+        self.chain = Chain(rules.config, task.profile, task.as_of)
         self.sequence = DecodingSequence(
             tokens=list(rules.policy.prompt),
             stopper=rules.policy.stopper(),
@@ -60,14 +59,6 @@ class Episode:
             min_p=MIN_P if rules.grammar is not None else 0.0,
         )
         self._watch = watch
-
-    @property
-    def _searched(self) -> list[str]:
-        return self.chain.searched
-
-    @property
-    def _fetched(self) -> bool:
-        return self.chain.fetched
 
     def _mask_source(self) -> Callable[[], np.ndarray | None] | None:
         if self.rules.grammar is not None:
@@ -80,16 +71,17 @@ class Episode:
         assert automaton is not None
         turn = self.sequence.turn
         read = self.sequence.tokens[: len(self.sequence.tokens) - len(turn)]
-        return automaton.next_mask(read, turn, len(self.profile.references))
+        return automaton.next_mask(read, turn, len(self.chain.profile.references))
 
     def _ids_of_actions(self) -> np.ndarray:
         """Which ids keep this turn the beginning of an allowed action: (V,) of bool."""
         rules = self.rules
         assert rules.grammar is not None
-        count, fetched = len(self._searched), self._fetched
-        searched = {query_key(query) for query in self._searched}
+        chain = self.chain
+        count, fetched = len(chain.searched), chain.fetched
+        searched = {query_key(query) for query in chain.searched}
         may_search = fetched and count < rules.config.max_searches
-        references = enumerate(self.profile.references if may_search else ())
+        references = enumerate(chain.profile.references if may_search else ())
         moves = Moves(
             fetch=not fetched,
             lines=tuple(i for i, query in references if query_key(query) not in searched),
@@ -137,7 +129,7 @@ class Episode:
             finish=chain.finish,
             repeated=chain.repeated,
             refused=chain.refused,
-            references=len(self.profile.references),
+            references=len(chain.profile.references),
         )
 
 

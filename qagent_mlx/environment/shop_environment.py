@@ -176,9 +176,9 @@ class ShopEnvironment:
         """
         if case not in self._data.examples:
             raise QAgentError(f"there is no case {case}; take one of cases('train')")
-        example, agent = self._data.examples[case], self._data.agent
-        profile = example.profile if agent.memory else example.profile.without_memory()
-        self._chain, self._case = Chain(agent, profile, example.case.as_of), case
+        example = self._data.examples[case]
+        self._chain = Chain(self._data.agent, example.profile, example.case.as_of)
+        self._case = case
         system = TOOL_INSTRUCTIONS if tools else INSTRUCTIONS
         return [{"role": "system", "content": system}, {"role": "user", "content": REQUEST}]
 
