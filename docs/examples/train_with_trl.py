@@ -26,6 +26,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from qagent_mlx.environment import ShopEnvironment
+from qagent_mlx.environment.shop_environment import OVER
 from qagent_mlx.environment.trl_adapter import factory, rows
 
 STEPS, GROUP, CASES = 4, 4, 2
@@ -57,7 +58,7 @@ def conversations(environment: ShopEnvironment) -> list[list[dict[str, Any]]]:
             call = {"type": "function", "function": function}
             messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             step = environment.step(function)
-            answer = step.observation or "Your work is done."
+            answer = step.observation or OVER
             messages.append({"role": "tool", "name": name, "content": answer})
         made.append(messages)
     return made

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import get_args
+from typing import TypeVar, get_args
 
 import duckdb
 
@@ -26,6 +26,7 @@ from ..utils.text import parse_utc
 from .config import SplitConfig
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+T = TypeVar("T")
 
 
 def build_cases(
@@ -172,3 +173,10 @@ def _what_is_missing(connection: duckdb.DuckDBPyConnection) -> str:
 def of_split(cases: Sequence[Case], split: str) -> list[Case]:
     """The cases of one split."""
     return [case for case in cases if case.split == split]
+
+
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of some cases or examples, spread over all of them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]

@@ -23,6 +23,7 @@ from ..protocol.actions import (
     Action,
     parse_action,
 )
+from .rewards import weighted_reward
 from .text_environment import Message, Step, Tool, ToolCall
 
 THINGS = ("lamp", "cable", "shoes", "coffee", "phone", "kettle", "book", "watch")
@@ -131,8 +132,7 @@ class LookupEnvironment:
             "found": float(any(episode.contents[i] == episode.wanted for i in episode.opened)),
             "exact": float(answer >= 0 and episode.contents[answer] == episode.wanted),
         }
-        total = sum(WEIGHTS[name] * value for name, value in rewards.items())
-        return Step("", total / sum(WEIGHTS.values()), True, rewards)
+        return Step("", weighted_reward(rewards, WEIGHTS), True, rewards)
 
 
 def _called(call: ToolCall) -> Action:

@@ -13,6 +13,7 @@ from ..protocol.codec import ShopCodec
 from ..protocol.config import AgentConfig
 from ..types import Slate, UserContext
 from ..utils.text import query_key
+from .cases import evenly_spaced
 from .environment import Environment, Example
 
 CASES_AT_ONCE = 16  # 128 chains; larger batches copy more cache than they save
@@ -64,8 +65,7 @@ def calibrate(environment: Environment, policy: Policy, seed: int = 0) -> Calibr
     most, chains = (MOST_CASES, GROUP) if is_fast else (CHAT_CASES, CHAT_GROUP)
     if len(examples) < FEWEST_CASES:
         return None
-    if len(examples) > most:
-        examples = [examples[i * len(examples) // most] for i in range(most)]
+    examples = evenly_spaced(examples, most)
     policy.model.eval()
     agent, filler = policy.info.agent, SlateFiller(environment.search)
     runner = environment.rollout_runner(policy, agent, guided=True)

@@ -41,6 +41,7 @@ the shopper did; its lines with <r0>, <r1>, ... are queries, the likeliest first
 with a query, or with <r0> for the query of line 0, and look at what it finds. At last call \
 recommend with the query that serves this shopper best; <s1> stands for the query of your first \
 search. If a search finds only products that are out or too dear, search another line."""
+OVER = "Your work is done."  # what trainers say behind the last step, which has no observation
 _REFERENCE = re.compile(r"\s*<?([rs]\d{1,3})>?\s*")
 
 

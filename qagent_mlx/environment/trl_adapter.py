@@ -17,10 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .shop_environment import ShopEnvironment
+from .shop_environment import OVER, ShopEnvironment
 from .text_environment import Step
-
-OVER = "Your work is done."
 
 
 class ShopTools:

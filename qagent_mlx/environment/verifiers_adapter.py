@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import QAgentError
-from .shop_environment import ShopEnvironment
+from .cases import evenly_spaced
+from .shop_environment import OVER, ShopEnvironment
 from .text_environment import Step
 
 
@@ -41,7 +42,7 @@ def load_environment(shop: str, split: str = "test", limit: int = 0, **options: 
     environment = ShopEnvironment.open(shop, **options)
     cases = environment.cases(split)
     if limit:
-        cases = cases[:: max(1, len(cases) // limit)][:limit]
+        cases = evenly_spaced(cases, limit)
     rows = [
         {"prompt": environment.reset(case), "answer": "", "info": {"case": case}} for case in cases
     ]
@@ -56,7 +57,7 @@ def load_environment(shop: str, split: str = "test", limit: int = 0, **options: 
 
         async def env_response(self, messages: Any, state: Any, **_: Any) -> Any:
             step: Step = state["shop"].step(_text(messages[-1]))
-            answer = [{"role": "user", "content": step.observation or "Your work is done."}]
+            answer = [{"role": "user", "content": step.observation or OVER}]
             if step.done:
                 state["step"] = step
                 state["final_env_response"] = answer

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..agent.types import Rollout
+from ..environment.cases import evenly_spaced
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import WEIGHTS
@@ -261,10 +262,3 @@ def _measure(environment: Environment, policy: Policy, most: int) -> tuple[float
     start = time.perf_counter()
     reward = evaluate_policy(environment, policy, examples, WEIGHTS)["reward"] if examples else 0.0
     return reward, 1000 * (time.perf_counter() - start) / max(1, len(examples))
-
-
-def evenly_spaced(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most ``most`` of the examples, evenly spaced."""
-    if len(examples) <= most:
-        return list(examples)
-    return [examples[i * len(examples) // most] for i in range(most)]
