@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from episodes import play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,16 +35,6 @@ def call(name, query):
 @pytest.fixture(scope="module")
 def environment(tiny_shop):
     return ShopEnvironment.open(tiny_shop)
-
-
-def play(environment, case, actions):
-    environment.reset(case)
-    steps = []
-    for action in actions:
-        steps.append(environment.step(action))
-        if steps[-1].done:
-            break
-    return steps
 
 
 def test_an_episode_from_memory_to_reward(environment):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from episodes import play
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,16 +18,6 @@ from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.text_grpo import TextGrpoTrainer, train_in_text, trainable
 
 ACTIONS = ("<fetch_memory/>", *(f"<search><r{i}></search>" for i in range(5)), "nonsense")
-
-
-def play(environment, case, actions):
-    environment.reset(case)
-    steps = []
-    for action in actions:
-        steps.append(environment.step(action))
-        if steps[-1].done:
-            break
-    return steps
 
 
 def test_whoever_looks_into_all_boxes_finds_the_thing():
