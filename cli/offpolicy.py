@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from .console import note, print_table, say, waiting
 from .impressions import since_option, until_option
 from .options import Output, json_option, opened, shop_option
 from .param_types import POLICY
+
+if TYPE_CHECKING:
+    from qagent_mlx.agent.recommend import RecommendRequest
 
 
 @click.command()
@@ -36,7 +40,7 @@ def offpolicy(
     It needs answers of a server that explores a little: qagent serve --explore 0.1. Without any,
     the estimate says what it assumes.
     """
-    from qagent_mlx.agent.recommend import Recommender, RecommendRequest
+    from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.live.off_policy import estimate, logged_answers
     from qagent_mlx.memory.types import Moment
@@ -52,10 +56,10 @@ def offpolicy(
             moments = [Moment(answer.user_id, answer.moment) for answer in logged]
             agent = recommender.agent
             profiles = recommender.memory.profiles(moments, agent.sections, agent.profile_budget)
-            requests = [
-                RecommendRequest(profile, answer.moment, len(answer.keys), recommender.group)
-                for profile, answer in zip(profiles, logged, strict=True)
-            ]
+            requests: list[RecommendRequest] = []
+            for profile, answer in zip(profiles, logged, strict=True):
+                moment, size = answer.moment, len(answer.keys)
+                requests += recommender.requests([profile], moment, size, rules_at=moment)
             answers = recommender.answer(requests)
     slates = [[r.query for r in answer.recommendations] for answer in answers]
     report = estimate(logged, slates)
