@@ -261,7 +261,7 @@ class Responder:
         store.keep(before)
         search = following.search or open_shop_search(shop)
         self.recommender.use_shop(shop, _current(shop, search), following.memory)
-        self.shop = shop
+        self.shop = self.store.shop = shop  # at once: posts are stored where answers look
         self.titles = _titles(self.recommender)
         self._pool_is_stale = True
         self.reload_processes()

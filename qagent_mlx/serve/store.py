@@ -53,6 +53,7 @@ class ShopStore:
         metrics: Counts what was done.
 
     Attributes:
+        shop: The snapshot that answers. The worker puts the next one here (`use_snapshot`).
         journal: Takes what clients post; None where nothing is taken.
         shown: Takes what users were shown, which no answer waits for: a journal of its own, so
             that it never waits for the disk as a post does; None where nothing is recorded.
@@ -317,7 +318,6 @@ class ShopStore:
         except BaseException:
             shop.close()
             raise
-        self.shop = shop
         self._metrics.store.labels("snapshot").observe(time.perf_counter() - start)
 
 

@@ -118,6 +118,17 @@ def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(
     assert metric(client, "qagent_events_total", outcome="accepted") == 3
 
 
+def test_what_is_posted_right_after_a_new_snapshot_is_stored_there(serving, own_folder):
+    client = serving()
+    worker = client.app.state.service.worker
+    snapshot = Shop.snapshot(own_folder)
+    responder = worker.responder
+    worker.call(lambda: responder.use_shop(responder.prepare(snapshot))).result(20)
+    report = worker.post([{"user_id": "late", "type": "search", "query": "usb cable"}]).result(20)
+    assert (report.accepted, report.duplicates) == (1, 0)
+    assert worker.call(lambda: inspect_memory(responder.shop, "late").events).result(20) == 1
+
+
 def test_a_deadline_gets_the_memorys_lines_or_the_trends_and_says_so(serving):
     client = serving(cache_seconds=0.0)
     full = ask(client, deadline_ms=30_000).json()
