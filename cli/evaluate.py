@@ -58,7 +58,8 @@ EXAMPLES = 200  # cases whose chains an HTML report chooses its examples from
     "html_path",
     type=FILE,
     metavar="FILE",
-    help="Also write a report with plots, slices, examples and failures: one file.",
+    help="Also write a report into one file: a verdict against memory's first line, plots, slices, "
+    "examples and failures.",
 )
 @click.option(
     "--trec",
@@ -88,6 +89,7 @@ def evaluate(
     are 95 % bootstrap intervals.
     """
     from qagent_mlx.environment.config import SplitConfig
+    from qagent_mlx.evaluate.comparisons import FIRST_LINE
     from qagent_mlx.evaluate.html_report import reward_curves, write_page
     from qagent_mlx.evaluate.suite import evaluation_suite
     from qagent_mlx.evaluate.trec import write_trec
@@ -99,7 +101,8 @@ def evaluate(
     config = replace(config, ablations=tuple(dict.fromkeys([*switched, *config.ablations])))
     if html_path is not None:
         by = config.by or ("history", "tail", "own", "line")
-        config = replace(config, by=by, details=EXAMPLES)
+        baselines = config.baselines if config.with_baselines else (*config.baselines, FIRST_LINE)
+        config = replace(config, by=by, details=EXAMPLES, baselines=baselines)
     with opened(shop_path, snapshot=True) as shop:
         if not (policies or config.with_baselines or config.baselines or config.prompted):
             policies = (serving_policy(shop),)
@@ -144,8 +147,13 @@ def draw_report(report: EvaluationReport) -> None:
         slice_tables,
         table,
     )
+    from qagent_mlx.evaluate.verdict import verdict_sentences
 
     console = out()
+    if said := verdict_sentences(report):
+        console.print(Text(" ".join(said)))
+        console.print()
+    report = report.best_first()
     console.print(table(report))
     comparisons = [comparison_table(report)] if report.comparisons else []
     answers = [Text(answers_line(report))] if answers_line(report) else []

@@ -84,6 +84,7 @@ def _policy(run: dict[str, Any]) -> str:
 @json_option
 def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -> Output:
     """Show a run's settings, alarms and curves; the latest run by default."""
+    from qagent_mlx.runs.findings import findings
     from qagent_mlx.runs.reader import open_run, overview, read_alerts, read_metrics
 
     with opened(shop_path) as shop:
@@ -92,12 +93,14 @@ def show(run: str | None, html: Path | None, sql: str | None, shop_path: Path) -
         return _write_page(record, html)
     if sql is not None:
         return _query(record, sql)
+    history = read_metrics(record)
     document = {
         **asdict(overview(record)),
         "config": record.config,
         "summary": record.summary,
         "alarms": [asdict(alert) for alert in read_alerts(record)],
-        "metrics": read_metrics(record),
+        "findings": findings(history),
+        "metrics": history,
     }
     return Output(document, lambda: _draw_run(document))
 
@@ -116,6 +119,9 @@ def _draw_run(run: dict[str, Any]) -> None:
     if not run["metrics"]:
         say("no steps yet")
         return
+    out().print()
+    for sentence in run["findings"]:
+        out().print(safe(sentence))
     _draw_curves(run["metrics"])
     for alarm in run["alarms"]:
         say(f"alarm at step {alarm['step']} ({alarm['action']}): {alarm['reason']}", "red")

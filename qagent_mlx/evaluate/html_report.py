@@ -15,8 +15,10 @@ from ..runs.run import Run, run_names
 from ..shop.shop import Shop
 from ..utils.atomic_files import write_text
 from ..utils.html import render
-from .report import COMPARED, SIGNIFICANCE_LEVEL, Answer, CaseDetail, EvaluationReport
+from .comparisons import COMPARED, SIGNIFICANCE_LEVEL
+from .report import Answer, CaseDetail, EvaluationReport
 from .tables import answers_line, compared_pairs
+from .verdict import verdict_sentences
 
 EXAMPLES = 4  # example chains of each kind
 
@@ -77,7 +79,8 @@ def page(
     successes, failures = _examples(report, system, rollouts.get(system, {}))
     return render(
         "evaluate/report.html",
-        report=report,
+        report=report.best_first(),
+        verdict=verdict_sentences(report),
         answers=answers_line(report),
         pairs=compared_pairs(report),
         compared=COMPARED,

@@ -15,17 +15,16 @@ from ..shop.config import ShopConfig
 from ..utils.settings import check
 from ..utils.text import query_key
 from .baselines.search_log import SearchLog, moment_of
+from .comparisons import COMPARED, Comparison, chosen_pairs, compare, verdict
 from .config import EvaluationConfig
 from .metrics import METRICS, Calibration, Confidence, Ranking, System, calibration, score_case
-from .significance import Interval, bootstrap, holm, paired_difference
+from .significance import Interval, bootstrap
 from .slices import is_line, slice_cases
 
 T = TypeVar("T")
 MAIN = ("q_em", "q_hit@5", "i_hit@1", "i_hit@10", "cons@1")
 ROWS = ("row_hit@10", "own_words")  # of the row of queries, beside the main ones
-COMPARED = ("cons@1", "i_hit@1", "i_hit@10", "q_em", "q_hit@5", "row_hit@10")
 SLICED = (*MAIN, "row_hit@10")
-SIGNIFICANCE_LEVEL = 0.05
 
 Progress = Callable[[str, int], None]  # a system's name; 0 when it begins, then its cases
 
@@ -52,20 +51,6 @@ class SystemResult:
             found: Calibration | None = getattr(self, name)
             values[name] = None if found is None else found.to_dict()
         return values
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The difference a - b of a metric on the same cases, with its 95 % interval."""
-
-    a: str
-    b: str
-    metric: str
-    diff: float
-    lo: float
-    hi: float
-    p: float
-    p_holm: float  # corrected for all comparisons of the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +106,7 @@ class EvaluationReport:
     split: str
     cases: int
     systems: tuple[SystemResult, ...]
+    verdict: tuple[Comparison, ...] = ()  # what a reader asks first, see `comparisons.verdict`
     comparisons: tuple[Comparison, ...] = ()
     slices: tuple[SliceResult, ...] = ()
     details: tuple[CaseDetail, ...] = ()
@@ -135,6 +121,21 @@ class EvaluationReport:
     def system(self, name: str) -> SystemResult:
         """The result of the system of a name."""
         return next(result for result in self.systems if result.name == name)
+
+    def best_first(self) -> EvaluationReport:
+        """This report with the best system first, by ``cons@1``, then by ``i_hit@1``."""
+
+        def worth(metrics: Mapping[str, Interval]) -> tuple[float, float]:
+            return -metrics["cons@1"].mean, -metrics["i_hit@1"].mean
+
+        order = sorted(range(len(self.systems)), key=lambda i: worth(self.systems[i].metrics))
+        return replace(
+            self,
+            systems=tuple(self.systems[i] for i in order),
+            slices=tuple(
+                replace(part, systems=tuple(part.systems[i] for i in order)) for part in self.slices
+            ),
+        )
 
     def with_shop(self, config: ShopConfig) -> EvaluationReport:
         """This report with what it says about the shop."""
@@ -216,18 +217,22 @@ def evaluate(
     check(config)
     on_progress = on_progress or (lambda system, cases: None)
     names = [system.name for system in systems]
-    pairs = _pairs(config.compare, names)
-    _check_names(names, pairs)
+    _check_names(names)
+    pairs = chosen_pairs(config.compare, names)
     examples = evenly_spaced(environment.of_split(config.split), config)
     measurements = {
         system.name: _measure(environment, system, examples, config.k, log, on_progress)
         for system in systems
     }
+    results = tuple(m.result(config.seed) for m in measurements.values())
+    scores = {name: m.scores for name, m in measurements.items()}
+    agents = [result.name for result in results if result.calibration is not None]
     return EvaluationReport(
         split=config.split,
         cases=len(examples),
-        systems=tuple(m.result(config.seed) for m in measurements.values()),
-        comparisons=_compare(measurements, pairs, config.seed),
+        systems=results,
+        verdict=verdict(scores, agents, config.seed),
+        comparisons=compare(scores, pairs, COMPARED, config.seed),
         slices=_slices(measurements, examples, config, log),
         details=tuple(
             CaseDetail(example, {name: m.answer(i) for name, m in measurements.items()})
@@ -300,21 +305,6 @@ def _popularity(
     return shares
 
 
-def _compare(
-    measurements: Mapping[str, _Measurement], pairs: Sequence[tuple[str, str]], seed: int
-) -> tuple[Comparison, ...]:
-    compared = [(a, b, metric) for a, b in pairs for metric in COMPARED]
-    differences = [
-        paired_difference(measurements[a].scores[metric], measurements[b].scores[metric], seed)
-        for a, b, metric in compared
-    ]
-    corrected = holm([difference.p for difference in differences])
-    return tuple(
-        Comparison(*names, **asdict(difference), p_holm=p)
-        for names, difference, p in zip(compared, differences, corrected, strict=True)
-    )
-
-
 def _slices(
     measurements: Mapping[str, _Measurement],
     examples: Sequence[Example],
@@ -340,25 +330,12 @@ def _slices(
     )
 
 
-def _pairs(compare: Sequence[tuple[str, str]], names: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs to compare; ``*`` in the second place stands for every other system."""
-    return [
-        (a, b)
-        for a, second in compare
-        for b in (names if second == "*" else [second])
-        if second != "*" or a != b
-    ]
-
-
-def _check_names(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise QAgentError("there is nothing to evaluate; name a policy or ask for the baselines")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise QAgentError(f"two systems are called {repeated[0]}; give each a name of its own")
-    unknown = sorted({name for pair in pairs for name in pair} - set(names))
-    if unknown:
-        raise QAgentError(f"cannot compare {', '.join(unknown)}; evaluated are {', '.join(names)}")
 
 
 def evenly_spaced(examples: Sequence[T], config: EvaluationConfig) -> Sequence[T]:

@@ -8,15 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .report import (
-    COMPARED,
-    MAIN,
-    ROWS,
-    SIGNIFICANCE_LEVEL,
-    Comparison,
-    EvaluationReport,
-    SystemResult,
-)
+from .comparisons import COMPARED, SIGNIFICANCE_LEVEL, Comparison
+from .report import MAIN, ROWS, EvaluationReport, SystemResult
 from .significance import Interval
 
 
@@ -179,7 +172,7 @@ def _difference(c: Comparison) -> str:
 
 
 def _marked(c: Comparison) -> str:
-    return _difference(c) + (" *" if c.p_holm < SIGNIFICANCE_LEVEL else "")
+    return _difference(c) + (" *" if c.is_beyond_chance else "")
 
 
 def _p(value: float) -> str:

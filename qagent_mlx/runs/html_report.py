@@ -9,6 +9,7 @@ from typing import Any
 
 from ..utils.html import render
 from ..utils.text import clean
+from .findings import SPIKING, Spike, findings, spikes
 from .reader import curves, flatten_settings, overview, read_alerts, read_metrics, read_rollouts
 from .records import first_and_last_mean
 from .run import Run
@@ -29,6 +30,7 @@ class Plot:
     high: float = math.nan
     first_step: int = 0
     last_step: int = 0
+    marks: Sequence[tuple[str, str, Spike]] = ()  # spikes, and where they are drawn
 
 
 def page(run: Run) -> str:
@@ -36,13 +38,15 @@ def page(run: Run) -> str:
     chains = read_rollouts(run)
     ranked = sorted(chains, key=lambda chain: (-chain.reward, chain.step))
     shown = {"Latest": chains[-CHAINS:], "Best": ranked[:CHAINS], "Worst": ranked[-CHAINS:]}
+    history = read_metrics(run)
     return render(
         "runs/report.html",
         clean=_clean,
         run=overview(run),
+        findings=findings(history),
         alerts=read_alerts(run),
         summary=flatten_settings(run.summary or {}),
-        plots=[_plot(name, points) for name, points in curves(read_metrics(run)).items() if points],
+        plots=[_plot(name, points) for name, points in curves(history).items() if points],
         chains=shown if chains else {},
         chain_count=len(chains),
         settings=flatten_settings(run.config),
@@ -64,10 +68,14 @@ def _plot(name: str, values: Sequence[tuple[int, float]]) -> Plot:
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
     start, end = finite[0][0], max(finite[-1][0], finite[0][0] + 1)
-    points = []
-    for step, value in finite:
+
+    def place(step: int, value: float) -> tuple[str, str]:
         x = LEFT + (step - start) / (end - start) * (WIDTH - LEFT - 6)
         y = 6 + (high - value) / (high - low) * (HEIGHT - BELOW - 12)
-        points.append((f"{x:.1f}", f"{y:.1f}"))
+        return f"{x:.1f}", f"{y:.1f}"
+
+    points = [place(step, value) for step, value in finite]
+    found = spikes(finite) if name in SPIKING else []
+    marks = [(*place(spike.step, spike.value), spike) for spike in found]
     first, last = first_and_last_mean([value for _, value in finite])
-    return Plot(title, points, first, last, low, high, start, finite[-1][0])
+    return Plot(title, points, first, last, low, high, start, finite[-1][0], marks)

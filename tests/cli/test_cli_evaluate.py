@@ -64,6 +64,17 @@ def test_evaluate_writes_trec_files_where_it_is_told(cli, built, tmp_path):
     assert topic.isdecimal() and (rank, tag) == ("1", "popular")
 
 
+def test_a_report_always_has_memorys_first_line_and_begins_with_who_is_ahead(cli, built, tmp_path):
+    page = tmp_path / "report.html"
+    result = cli.run("evaluate", "--shop", built, "--baseline", "popular", "--html", page)
+    assert "top-line" in result.stdout
+    text = page.read_text()
+    said = text.index('<p class="verdict">')
+    assert text.index("<h1>") < said < text.index("<h2>")
+    assert "Memory&#39;s first line (top-line) and popular" in text[said : text.index("<h2>")]
+    assert result.stdout.split("\n")[0].split()[0] in ("popular", "top-line")
+
+
 def test_evaluate_draws_tables(cli, built):
     text = cli.run("evaluate", "--shop", built, "--baseline", "popular", "--by", "tail").stdout
     assert "popular" in text and "cons@1 by tail" in text

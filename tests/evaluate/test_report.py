@@ -3,14 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ranked import Fixed, Sure, examples, right_for, shelf_of
 from rich.console import Console
-from shelf import AS_OF, Shelf, a_case
+from shelf import Shelf
 
-from qagent_mlx.environment.environment import Example
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.evaluate.comparisons import COMPARED
 from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.metrics import METRICS, Ranking
-from qagent_mlx.evaluate.report import COMPARED, MAIN, ROWS, evaluate
+from qagent_mlx.evaluate.report import MAIN, ROWS, evaluate
 from qagent_mlx.evaluate.significance import holm
 from qagent_mlx.evaluate.tables import (
     answers_line,
@@ -21,34 +22,6 @@ from qagent_mlx.evaluate.tables import (
     row_table,
     table,
 )
-from qagent_mlx.types import Profile
-
-
-class Fixed:
-    """Recommends the same queries for every case, or what a function says."""
-
-    def __init__(self, name, answer):
-        self.name, self.answer = name, answer
-
-    def rank(self, examples, k):
-        return [Ranking(tuple(self.answer(e.case))[:k]) for e in examples]
-
-
-def examples(n):
-    made = []
-    for i in range(n):
-        case = a_case(i, query=f"query {i}", key=f"query{i}", products=(f"p{i}",), user=f"u{i}")
-        made.append(Example(case, Profile(case.user_id, AS_OF, "", (), ())))
-    return made
-
-
-def right_for(part):
-    """Right for the first ``part`` of every ten cases."""
-    return lambda case: [case.query if case.case_id % 10 < part else "nothing"]
-
-
-def shelf_of(n):
-    return Shelf({f"query {i}": (f"p{i}",) for i in range(n)}, examples(n))
 
 
 def test_evaluate_reports_means_intervals_and_comparisons():
@@ -163,13 +136,6 @@ def test_a_report_says_where_the_answers_could_be_taken_from():
     assert answers_line(unknown) == ""
 
 
-class Sure(Fixed):
-    """Says how sure it is."""
-
-    def rank(self, examples, k):
-        return [Ranking(r.queries, scores=(0.5,)) for r in super().rank(examples, k)]
-
-
 def test_the_report_counts_distinct_queries_and_calibrates_where_it_can():
     systems = [Fixed("same", lambda c: ["hat"]), Sure("right", lambda c: [c.query])]
     report = evaluate(shelf_of(6), systems)
@@ -224,7 +190,7 @@ def test_the_json_has_the_keys_that_others_read():
     assert [list(d.answers) for d in report.details] == [["same", "right"]] * 2
     values = json.loads(json.dumps(report.to_dict()))
     assert set(values) == {
-        *("split", "cases", "systems", "comparisons", "slices"),
+        *("split", "cases", "systems", "verdict", "comparisons", "slices"),
         *("derived", "simulated", "shop", "scenario", "answers"),
     }
     same, right = values["systems"]
