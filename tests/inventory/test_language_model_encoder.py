@@ -187,6 +187,10 @@ def test_the_best_hits_are_put_in_the_order_of_the_answers(own_shop, folder):
         answers = search.reranker.score(pairs)
         assert (np.diff(answers) <= 1e-6).all()
         assert [h.score for h in new[:5]] == pytest.approx(1 + answers, abs=1e-5)
+    # Whoever wants one hit gets the best of the five that are judged, not the judged best.
+    best = [hits[0] for (hits,) in (search.search([query], 1) for query in ("usb cable", "lamp"))]
+    assert best == [hits[0] for hits in after]
+    assert [hit.product_id for hit in best] != [hits[0].product_id for hits in before]
     own_shop.config = replace(own_shop.config, search=replace(config, reranker="nosuch"))
     with pytest.raises(QAgentError, match="reranker nosuch is no model folder"):
         open_search(own_shop)

@@ -3,6 +3,7 @@ from dataclasses import replace
 from itertools import count, pairwise
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
@@ -329,6 +330,28 @@ def test_later_epochs_on_the_same_chains_are_clipped(shop):
     metrics = trainer.step(0).metrics
     assert 0 < metrics["clipped"] < 1
     assert metrics["ratio_drift"] < 1e-3  # of the first epoch, which is on policy
+
+
+def test_the_distance_from_the_parent_costs_what_beta_says(shop):
+    """The first step is taken at the parent, where the KL and its gradient are 0."""
+    losses, kls = {}, {}
+    for beta in (0.25, 4.0):
+        trainer = trainer_of(shop, beta=beta, warmup=1, learning_rate=1e-2)
+        trainer.step(0)
+        metrics = trainer.step(1).metrics
+        losses[beta], kls[beta] = metrics["loss"], metrics["kl"]
+    assert kls[4.0] == pytest.approx(kls[0.25], rel=0.05) and kls[4.0] > 1e-3
+    expected = 4.0 * kls[4.0] - 0.25 * kls[0.25]
+    assert losses[4.0] - losses[0.25] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_long_gradient_is_clipped_to_its_setting(shop):
+    trainer = trainer_of(shop, max_grad_norm=0.01, learning_rate=0.1, warmup=1)
+    trainer.optimizer = optim.SGD(learning_rate=0.0)
+    before = trainer.policy.adapter()
+    assert trainer.step(0).metrics["grad_norm"] > 0.02
+    moved = [mx.square(v - before[k]).sum() for k, v in trainer.policy.adapter().items()]
+    assert float(mx.sqrt(sum(moved))) == pytest.approx(0.1 * 0.01, rel=0.02)
 
 
 def test_overlong_chains_are_punished_and_weights_follow_their_curriculum(shop):

@@ -1,0 +1,248 @@
+"""Do the tests notice faults? Puts small faults into the code, one at a time, and runs tests.
+
+python tests/benchmarks/mutants.py cover [TESTS…]     which test runs which line: once, some minutes
+python tests/benchmarks/mutants.py run --count 400    a seeded sample of faults; goes on where it was
+python tests/benchmarks/mutants.py show               what was not caught, with its lines
+
+A fault is put into a copy of the tree, and the tests that run its line are run there, the cheap
+ones and those of the same room first, until one fails: seconds for most. All third-party packages are
+imported once, and each run of tests is a fork. The records are in `.mutants/`. Wants `coverage`
+(`pip install coverage`) for `cover`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from mutation import Mutant, mutants_of
+
+ROOT = Path(__file__).parents[2]
+PLACE = ROOT / ".mutants"
+COVERAGE, RESULTS = PLACE / "coverage.json", PLACE / "results.jsonl"
+ROOMS = ("train", "environment", "agent", "protocol", "memory", "inventory")
+COPIED = ("qagent_mlx", "cli", "sample_data", "tests", "docs", "pyproject.toml", "README.md")
+PRELOADED = (
+    "numpy", "scipy.sparse", "duckdb", "pyarrow", "msgspec", "usearch.index", "mlx.core", "mlx.nn",
+    "mlx.optimizers", "mlx_lm", "mlx_lm.utils", "transformers", "hypothesis", "pytest", "click",
+    "coverage",
+)  # fmt: skip
+CAUGHT = ("failed", "timeout")
+
+
+def cover(tests: list[str]) -> None:
+    """Note which tests run which lines; tests that are named are added to what is known."""
+    PLACE.mkdir(exist_ok=True)
+    rooms = ",".join(str(ROOT / "qagent_mlx" / room) for room in ROOMS)
+    command = [sys.executable, "-m", "pytest", "-p", "coverage_by_test", "--cover-into"]
+    command += [str(COVERAGE), "--cover-rooms", rooms, "-n", "0", "-p", "no:cacheprovider"]
+    helpers = {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
+    for test in tests or [f"tests/{room}" for room in ROOMS]:
+        subprocess.run([*command, test], cwd=ROOT, env={**os.environ, **helpers}, check=False)
+
+
+def sample(count: int, seed: int, rooms: list[str]) -> list[Mutant]:
+    """Mutants drawn at random from all lines of the rooms; a larger sample holds the smaller."""
+    everything: list[Mutant] = []
+    for room in rooms:
+        for path in sorted((ROOT / "qagent_mlx" / room).rglob("*.py")):
+            everything += mutants_of(ROOT, str(path.relative_to(ROOT)))
+    random.Random(seed).shuffle(everything)
+    return everything[:count]
+
+
+class Tests:
+    """Which tests to run for a line."""
+
+    def __init__(self, budget: float) -> None:
+        document = json.loads(COVERAGE.read_text(encoding="utf-8"))
+        self.budget = budget
+        self.tests, self.shared, self.lines = (document[k] for k in ("tests", "shared", "lines"))
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests that run a mutant's line, until they would take more than the budget."""
+        contexts = set(self.lines.get(mutant.path, {}).get(str(mutant.line), ()))
+        names = {c.split(" ")[1]: c for c in contexts if c.startswith("fixture ")}
+        if not contexts:  # runs at import, if at all: whoever runs anything of the file sees it
+            every = self.lines.get(mutant.path, {}).values()
+            contexts = {c for line in every for c in line}
+        chosen = [t for t in self.tests if t in contexts or self._uses(t, names)]
+        chosen.sort(key=lambda test: self._cost(test, mutant))
+        spent, fixtures, taken = 0.0, set[str](), []
+        for test in chosen:
+            needs = self._fixtures(test) - fixtures
+            cost = self.tests[test]["seconds"] + sum(self.shared[f] for f in needs)
+            if spent + cost <= self.budget or not taken:
+                spent, fixtures = spent + cost, fixtures | needs
+                taken.append(test)
+        return taken
+
+    def _uses(self, test: str, names: dict[str, str]) -> bool:
+        return any(name in names for name in self.tests[test]["fixtures"])
+
+    def _fixtures(self, test: str) -> set[str]:
+        """The contexts of the shared fixtures that a test takes."""
+        wanted = set(self.tests[test]["fixtures"])
+        folder = test.partition("::")[0]
+        return {
+            context
+            for context in self.shared
+            if context.split(" ")[1] in wanted and folder.startswith(context.split(" ", 2)[2])
+        }
+
+    def _cost(self, test: str, mutant: Mutant) -> float:
+        """Seconds, halved where a test's file is the mirror of the mutant's."""
+        seconds = self.tests[test]["seconds"] + sum(self.shared[f] for f in self._fixtures(test))
+        mirrored = f"test_{Path(mutant.path).stem}" in test
+        return float(seconds) / (4 if mirrored else 1)
+
+
+def prepare(copy: Path) -> None:
+    """Make the copy and import what does not change; from here on the copy is what is imported."""
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, copy / name, ignore=ignored)
+        else:
+            shutil.copy(source, copy / name)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # for processes that tests start
+    sys.path[:0] = [str(copy), str(copy / "tests" / "helpers")]
+    sys.pycache_prefix, sys.dont_write_bytecode = str(copy / "pycache"), False
+    import qagent_mlx
+
+    assert Path(qagent_mlx.__file__).is_relative_to(copy), "the copy is not what is imported"
+    qagent_mlx.configure()
+    for name in PRELOADED:
+        try:
+            __import__(name)
+        except ImportError:
+            continue
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("qagent_mlx", "qagent_cli")]:
+        del sys.modules[name]
+
+
+def run_tests(tests: list[str], log: Path, seconds: float) -> str:
+    """Run tests in a fork: ``passed``, ``failed`` or ``timeout``."""
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+        import pytest
+
+        flags = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line"]
+        code = 1
+        try:
+            code = int(pytest.main([*flags, *tests]))
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    began, status = time.monotonic(), None
+    while status is None and time.monotonic() - began < 600:
+        done, value = os.waitpid(pid, os.WNOHANG)
+        status = value if done else None
+        time.sleep(0.05)
+    if status is None:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return "timeout"
+    if os.WIFSIGNALED(status):
+        return "timeout" if os.WTERMSIG(status) == signal.SIGXCPU else "failed"
+    return "passed" if os.WEXITSTATUS(status) == 0 else "failed"
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """The records by mutant; a later one replaces an earlier."""
+    if not RESULTS.exists():
+        return {}
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return {row["mutant"]: row for row in rows}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Try the mutants of the sample that were not tried, and again those that nobody caught."""
+    wanted = sample(options.count, options.seed, options.rooms)
+    done = known()
+    caught = {m for m, row in done.items() if row["outcome"] in CAUGHT}
+    tried = caught if options.again else set(done)
+    if options.match:
+        wanted = [m for m in sample(10**9, 0, options.rooms) if options.match in m.name]
+    wanted = [m for m in wanted if m.name not in tried][: options.at_most]
+    tests, copy = Tests(options.budget), Path(options.copy)
+    prepare(copy)
+    stamp = int(time.time())
+    for number, mutant in enumerate(wanted):
+        path, start = copy / mutant.path, time.monotonic()
+        source = path.read_bytes()
+        chosen, outcome, reason = tests.of(mutant), "uncovered", ""
+        if chosen:
+            path.write_bytes(mutant.apply(source))
+            os.utime(path, (stamp + 2 * number + 1,) * 2)  # no compiled file is taken for another's
+            outcome = run_tests(chosen, copy / "log", options.budget * 3 + 20)
+            path.write_bytes(source)
+            os.utime(path, (stamp + 2 * number + 2,) * 2)
+            rows = (copy / "log").read_text("utf-8", "replace").splitlines()
+            reason = next((r for r in rows if r.startswith(("FAILED", "ERROR", "E "))), "")
+        row = {"mutant": mutant.name, "outcome": outcome, "tests": len(chosen), "by": reason[:300]}
+        row["seconds"] = round(time.monotonic() - start, 1)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{outcome:9} {row['seconds']:6} s {mutant.name} {reason[:80]}", flush=True)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the share caught of the sample, and the others with their lines."""
+    records = known()
+    rows = [m for m in sample(options.count, options.seed, options.rooms) if m.name in records]
+    missed = [m for m in rows if records[m.name]["outcome"] not in CAUGHT]
+    for mutant in sorted(missed, key=lambda m: (m.path, m.line)):
+        line = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1]
+        print(f"{records[mutant.name]['outcome']:9} {mutant.name}\n            {line.strip()}")
+    if rows:
+        share = 100 * (1 - len(missed) / len(rows))
+        print(f"{len(rows) - len(missed)} of {len(rows)} caught: {share:.1f} %")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("cover").add_argument("tests", nargs="*")
+    for name in ("run", "show"):
+        command = commands.add_parser(name)
+        command.add_argument("--count", type=int, default=400)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--rooms", nargs="+", default=list(ROOMS))
+        if name == "run":
+            command.add_argument("--at-most", type=int, default=10**9, help="mutants, this time")
+            command.add_argument("--budget", type=float, default=20.0, help="seconds of tests")
+            command.add_argument("--again", action="store_true", help="also those not caught")
+            command.add_argument("--match", default="", help="instead: all that hold this text")
+            command.add_argument("--copy", default="/tmp/qagent-mutants")
+    options = parser.parse_args()
+    if options.command == "cover":
+        cover(options.tests)
+    else:
+        {"run": run, "show": show}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()
