@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 EPSILON = 1e-6
+MIN_CHANCE = 0.1  # so that no group weighs more than ten times itself
 TINY = 1e-3  # of a component's range, which is 1 but for its weight
 Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -64,6 +65,36 @@ def differs(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     counted = (rewards.std(axis=1) > EPSILON) & (np.abs(weights) > 0)
     differing: np.ndarray = counted.any(axis=1)
     return differing
+
+
+def chances(sizes: np.ndarray, noise: float) -> np.ndarray:
+    """Probabilities with which groups are trained on, where small ones are not worth the time.
+
+    A group that is kept weighs 1 / its chance, so on average the gradient is that of all groups
+    (compare arXiv:2504.13818, which keeps the extremes of a group and is biased). Chances are
+    proportional to sizes up to 1, which for a given cost adds the least noise.
+
+    Args:
+        sizes: Norm of each group's advantages, (C,), above 0.
+        noise: Variance that leaving out groups may add, as a share of the sum of squared sizes;
+            0 keeps all.
+
+    Returns:
+        (C,) in [`MIN_CHANCE`, 1]; the largest group's is 1.
+    """
+    result = np.ones(len(sizes))
+    if not len(sizes) or noise <= 0:
+        return result
+    allowed = noise * (sizes**2).sum()
+    low, high = 0.0, 2 * float(sizes.max())  # of the size from which on a group is always kept
+    for _ in range(30):
+        bound = min((low + high) / 2, float(sizes.max()))
+        tried = np.clip(sizes / bound, MIN_CHANCE, 1.0)
+        if ((1 / tried - 1) * sizes**2).sum() <= allowed:
+            low, result = bound, tried
+        else:
+            high = bound
+    return result
 
 
 def _tiny(weights: np.ndarray) -> float:

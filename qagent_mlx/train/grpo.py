@@ -9,7 +9,8 @@ One step of `GrpoTrainer.step`:
 2. score each chain by component: format, tool, query, item, consistency, and your own;
 3. turn rewards into advantages within each group (Dr. GRPO's by default, or GRPO's or GDPO's, see
    `advantages`); groups whose advantages are all 0 are dropped and counted, and a step without
-   any other changes nothing, not even the optimizer;
+   any other changes nothing, not even the optimizer; with ``thinning``, of groups with small
+   advantages a random part stands for all;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
    over the tokens that the policy chose, averaged as DAPO does by default, or as GRPO, Dr. GRPO or
    GSPO do (see `losses`), for one or several epochs over the same chains.
@@ -177,7 +178,9 @@ class GrpoTrainer(Algorithm):
         """Take an optimizer step for each epoch over chains with their advantages."""
         config, policy = self.config, self.policy
         release_memory()  # what the rollouts' caches took
-        batches = training_batches(policy, config, chains, self.world, self.runner.automaton)
+        batches = training_batches(
+            policy, config, chains, number, self.world, self.runner.automaton
+        )
         # In half precision the decoder's and the scorer's log-probabilities differ by more than
         # a step should change: there, ratios are taken to the first pass over the chains.
         old = [b.sampled for b in batches.targets] if policy.precise else None
@@ -197,10 +200,11 @@ class GrpoTrainer(Algorithm):
                 for name in totals:
                     totals[name] += float(value if name == "loss" else parts[name]) / config.epochs
             norm = update_weights(self, result.total, config.max_grad_norm, number)
+        groups = batches.groups
         del batches, result
         release_memory()
         sums = dict(zip(totals, self.world.all_reduce_scalars(*totals.values()), strict=True))
-        return {**sums, "grad_norm": norm, "ratio_drift": drift}
+        return {**sums, "grad_norm": norm, "ratio_drift": drift, "trained_groups": groups}
 
     def loss(
         self,

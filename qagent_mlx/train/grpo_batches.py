@@ -16,9 +16,12 @@ from ..policy.batches import TrainingSequence
 from ..policy.policy import Policy
 from ..policy.scoring import PreparedBatches, prepare, reference_logprobs
 from ..protocol.query_automaton import QueryAutomaton
+from .advantages import chances
 from .grpo_config import GrpoConfig
 from .losses import token_weights
 from .memory_estimate import micro_batch_tokens
+
+THINNING = 0x7417  # tells this use of a step's seed from others
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +42,39 @@ class UpdateBatches:
 
     prepared: PreparedBatches
     targets: list[MicroBatchTargets]
+    groups: int  # that are trained on, by all workers together
 
 
 def training_batches(
     policy: Policy,
     config: GrpoConfig,
     chains: Sequence[tuple[Rollout, float]],
+    number: int,
     world: World,
     automaton: QueryAutomaton | None = None,
 ) -> UpdateBatches:
     """This worker's micro-batches of a step's chains, which come with their advantages.
 
-    Equal chains of a group have equal advantages: one is computed for all of them. What the
-    ``automaton`` constrained while chains were sampled is scored under the same masks.
+    Equal chains of a group have equal advantages: one is computed for all of them. Groups that
+    `kept_groups` leaves out are not computed at all. What the ``automaton`` constrained while
+    chains were sampled is scored under the same masks.
     """
+    factors = kept_groups(chains, config.thinning, (config.seed, number))
     copies = Counter((r.case, r.tokens, advantage) for r, advantage in chains)
     distinct = {(r.case, r.tokens, advantage): r for r, advantage in chains}
-    rollouts = list(distinct.values())
-    sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
-    advantages = np.array([advantage for _, _, advantage in distinct], dtype=np.float32)
-    lengths = np.array([sum(s.trained[1:]) for s in sequences], dtype=np.float32)
+    lengths = np.array([sum(r.trained_mask[1:]) for r in distinct.values()], dtype=np.float32)
     counts = np.array([copies[key] for key in distinct], dtype=np.float32)
     agent = policy.info.agent
     max_length = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
     weights = token_weights(config.loss, np.maximum(lengths, 1), counts, max_length)
-    # Weights are of the whole step; from here on each worker computes its own groups.
+    # Weights are of the whole step; from here on what is left out is left out, and each worker
+    # computes its own groups.
+    kept = [i for i, (case, _, _) in enumerate(distinct) if case in factors]
+    rollouts = [list(distinct.values())[i] for i in kept]
+    sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
+    advantages = np.array([list(distinct)[i][2] for i in kept], dtype=np.float32)
+    weights = weights[kept] * np.array([factors[r.case] for r in rollouts], dtype=np.float32)
+    lengths = lengths[kept]
     own = world.local_groups([s.group for s in sequences])
     budget = micro_batch_tokens(policy, config.token_budget)
     prepared = prepare(policy, [sequences[i] for i in own], budget)
@@ -83,7 +94,23 @@ def training_batches(
                 reference=reference[index] if reference else None,
             )
         )
-    return UpdateBatches(prepared, targets)
+    return UpdateBatches(prepared, targets, len(factors))
+
+
+def kept_groups(
+    chains: Sequence[tuple[Rollout, float]], noise: float, seed: Sequence[int]
+) -> dict[int, float]:
+    """The groups to train on, drawn by their `chances`: case -> how much more it weighs."""
+    sizes: dict[int, float] = {}
+    for rollout, advantage in chains:
+        sizes[rollout.case] = sizes.get(rollout.case, 0.0) + advantage**2
+    chance = chances(np.sqrt(np.array(list(sizes.values()))), noise)
+    drawn = np.random.default_rng([*seed, THINNING]).random(len(sizes)) < chance
+    return {
+        case: 1 / float(share)
+        for case, share, keep in zip(sizes, chance, drawn, strict=True)
+        if keep
+    }
 
 
 def training_sequence(rollout: Rollout, automaton: QueryAutomaton | None) -> TrainingSequence:

@@ -77,6 +77,14 @@ class GrpoConfig:
     dynamic_sampling: Annotated[
         int, at_least(0, "Rounds of sampling more cases for groups that are constant.", "rounds")
     ] = 0
+    thinning: Annotated[
+        float,
+        at_least(
+            0,
+            "Noise that a step may add to its gradient by training on a random part of the groups "
+            "with small advantages, as a share of the advantages' squares; 0: on all of them.",
+        ),
+    ] = 0.0
     overlong_tokens: Annotated[
         int, at_least(0, "Length from which on a chain is penalised in full; 0: never.", "tokens")
     ] = 0

@@ -181,7 +181,7 @@ class _Finder:
     def _calls(self, node: ast.AST) -> Iterator[tuple[int, int, str]]:
         if not isinstance(node, ast.Call):
             return
-        name, (start, end) = _called(node), self.span(node.func)
+        name, end = _called(node), self.span(node.func)[1]
         if name in SWAPPED:
             yield end - len(name.encode()), end, SWAPPED[name]
         if name == "sorted" and node.args:
@@ -192,11 +192,8 @@ class _Finder:
 
     def _statements(self, node: ast.AST) -> Iterator[tuple[int, int, str]]:
         start, end = self.span(node) if hasattr(node, "lineno") else (0, 0)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            yield start, end, "pass"
-        elif isinstance(node, ast.Raise):
-            yield start, end, "pass"
-        elif isinstance(node, ast.AugAssign):
+        called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if called or isinstance(node, ast.Raise | ast.AugAssign):
             yield start, end, "pass"
         elif isinstance(node, ast.Return) and node.value is not None:
             if not isinstance(node.value, ast.Constant) or node.value.value is not None:

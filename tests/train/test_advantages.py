@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.train.advantages import ESTIMATORS, differs, dr_grpo, gdpo, grpo, has_signal
+from qagent_mlx.train.advantages import (
+    ESTIMATORS,
+    MIN_CHANCE,
+    chances,
+    differs,
+    dr_grpo,
+    gdpo,
+    grpo,
+    has_signal,
+)
 
 WEIGHTS = np.array([1.0, 2.0])
 
@@ -87,3 +96,27 @@ def test_advantages_are_finite_and_their_order_follows_a_single_reward(name, rew
     for values, advantages in zip(array[..., 0], only_first, strict=True):
         if values.std() > 1e-3:
             assert advantages[values.argmax()] >= advantages[values.argmin()]
+
+
+@given(st.lists(st.floats(1e-3, 5), min_size=1, max_size=16), st.floats(0, 2))
+def test_small_groups_are_left_out_as_far_as_the_noise_allows(values, noise):
+    sizes = np.array(values)
+    kept = chances(sizes, noise)
+    assert kept[sizes.argmax()] == 1 and ((kept >= MIN_CHANCE) & (kept <= 1)).all()
+    assert (np.diff(kept[np.argsort(sizes)]) >= 0).all()
+    assert ((1 / kept - 1) * sizes**2).sum() <= noise * (sizes**2).sum() + 1e-9
+    assert chances(3 * sizes, noise) == pytest.approx(kept, abs=1e-6)
+    assert (chances(sizes, 2 * noise) <= kept + 1e-6).all()
+
+
+def test_the_noise_that_is_allowed_is_used():
+    sizes = np.array([2.0, 1.0, 1.0, 0.5, 0.4, 0.3])
+    for noise in (0.05, 0.1, 0.2):
+        kept = chances(sizes, noise)
+        assert ((1 / kept - 1) * sizes**2).sum() == pytest.approx(
+            noise * (sizes**2).sum(), rel=0.01
+        )
+    assert kept[1:] / kept[1] == pytest.approx(sizes[1:] / sizes[1])  # in proportion
+    assert chances(sizes, 9.0) == pytest.approx(sizes / 2)  # no more than the largest allows
+    assert chances(np.array([5.0, 0.001]), 9.0).tolist() == [1.0, MIN_CHANCE]
+    assert chances(sizes, 0.0).tolist() == [1.0] * 6

@@ -17,6 +17,7 @@ from qagent_mlx.policy.registry import derive, open_policy, resolve
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo import GrpoTrainer
+from qagent_mlx.train.grpo_batches import kept_groups, training_batches
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
 from qagent_mlx.train.monitors import FirstUpdateCheck
@@ -196,6 +197,40 @@ def test_equal_chains_count_as_often_as_they_came(shop, monkeypatch):
     assert sizes == [2, 3]
     for name, value in gradients[0].items():
         assert np.allclose(np.array(value), np.array(gradients[1][name]), atol=1e-5), name
+
+
+def test_groups_that_are_left_out_are_made_up_for_by_those_that_are_kept(shop, monkeypatch):
+    """The gradient of a step is the weighted one of its groups, on average that of all."""
+    trainer = trainer_of(shop, thinning=0.3, beta=0.0, cases_per_step=3, group=2)
+    trainer.policy.model.eval()
+    rollouts = trainer.runner.run([e.task for e in trainer.examples[:3]], 2, (5,))
+    sizes = (1.0, 0.5, 0.25)
+    chains = [(r, sizes[r.case] * (1 - 2 * r.member)) for r in rollouts]
+    drawn = [kept_groups(chains, 0.3, (0, number)) for number in range(400)]
+    assert drawn[0] == kept_groups(chains, 0.3, (0, 0))
+    for case in range(3):
+        weights = [kept.get(case, 0.0) for kept in drawn]
+        assert np.mean(weights) == pytest.approx(1.0, abs=0.25)
+        assert (min(weights) == max(weights) == 1.0) == (case == 0)
+    number = next(n for n, kept in enumerate(drawn) if len(kept) == 2 and 1 in kept)
+    weights = [float(v) for v in rollouts_weights(trainer, chains, number)]
+    everything = [float(v) for v in rollouts_weights(trainer, chains, None)]
+    assert len(weights) == 4 and len(everything) == 6
+    assert weights[:2] == pytest.approx(everything[:2])  # tokens of the step, not of what is kept
+    factor = drawn[number][1]
+    assert factor > 1 and weights[2:] == pytest.approx([factor * v for v in everything[2:4]])
+    assert trainer.update(chains, number)["trained_groups"] == 2
+
+
+def rollouts_weights(trainer, chains, number):
+    """The weight of each chain's tokens in the objective of a step; of all without a number."""
+    config = replace(trainer.config, thinning=0.3 if number is not None else 0.0)
+    batches = training_batches(trainer.policy, config, chains, number or 0, trainer.world)
+    found = {}
+    for item, target in zip(batches.prepared.batches, batches.targets, strict=True):
+        first = {int(s): float(w) for s, w in zip(target.sequence, target.weights, strict=True)}
+        found |= {int(item.sequences[s]): w for s, w in first.items()}
+    return [found[i] for i in sorted(found)]
 
 
 def test_a_resumed_run_is_bit_identical(shop):
