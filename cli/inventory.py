@@ -84,6 +84,13 @@ def _draw_index(report: dict[str, Any]) -> None:
         f"{report['products']:,} products indexed with {report['clicked_pairs']:,} "
         f"query-product pairs, in {report['seconds']:.1f} s"
     )
+    if floor := report["relevance"]:
+        say(
+            f"relevance floor: NDCG@10 of {floor['queries']} clicked queries "
+            f"{floor['ndcg_without']:.3f} -> {floor['ndcg']:.3f}; nothing is found for "
+            f"{floor['nothing_typed']:.1%} of them, {floor['nothing_misspelt']:.1%} of them with "
+            f"two slips, {floor['nothing_random']:.1%} of random letters"
+        )
     if report["learned_from"]:
         say(
             f"memory learned the worth of its lines from {report['learned_from']:,} moments "
@@ -137,7 +144,7 @@ def search(
 
     Filters, prices and stock are those of the moment that --as-of names.
     """
-    from qagent_mlx.inventory.product_search import search_products
+    from qagent_mlx.inventory.product_search import search_products, unlike_products
     from qagent_mlx.inventory.types import Filters
 
     with opened(shop_path) as shop, waiting("searching"):
@@ -145,11 +152,17 @@ def search(
             shop, query, k, filters=Filters(**asdict(filters)), as_of=as_of, explain=explain
         )
         currency = shop.config.currency
+        left_out = unlike_products(shop, query, as_of) if explain else 0
 
     def draw() -> None:
         draw_products(products, currency)
         if explain:
             _draw_reasons(products)
+        if left_out:
+            say(
+                f"left out: {left_out} of the nearest products, which only vectors find and which "
+                "are less like the query than what people choose (search.relevance_floor)"
+            )
 
     return Output({"query": query, "results": [p.to_dict() for p in products]}, draw)
 

@@ -13,7 +13,8 @@ from .errors import QAgentError
 from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.options import Kind, ReadOptions
-from .inventory.index import InventoryIndex, build_index
+from .inventory.index import InventoryIndex, build_index, clicked_queries
+from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
 from .memory.ranker import Retrieve, fit_ranker
 from .memory.store import MemoryStore
@@ -37,10 +38,12 @@ class BuildReport:
     clicked_pairs: int  # of query and product, that it learned from
     learned_from: int  # moments that the memory ranker learned from
     seconds: float
+    relevance: FloorEffect | None = None  # what the relevance floor changes; None without one
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            "relevance": self.relevance.to_dict() if self.relevance else None,
             "products": self.products,
             "clicks_until": self.clicks_until.isoformat() if self.clicks_until else None,
             "clicked_pairs": self.clicked_pairs,
@@ -88,6 +91,8 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
     with Shop.snapshot(shop.path) as snapshot:
         notify("building the index")
         index = build_index(snapshot)
+        clicked = clicked_queries(snapshot, index.catalog, index.clicks_until)
+        effect = floor_effect(index, snapshot.config.search, clicked)
         notify("learning what lines of memory are worth")
         ranker = fit_ranker(snapshot, index.clicks_until, retrieval(snapshot, index))
     with shop.transaction():
@@ -98,6 +103,7 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
         index.manifest.clicked_pairs,
         ranker.moments,
         time.perf_counter() - start,
+        effect,
     )
 
 

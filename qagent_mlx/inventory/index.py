@@ -39,6 +39,7 @@ from .index_files import (
     read_manifest,
     writing,
 )
+from .relevance import learn_floor
 from .vector_index import VectorIndex, open_shard, save_shard
 
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
@@ -161,10 +162,9 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> In
             "ingest products whose titles are words"
         )
     spec = EncoderSpec.of(shop.config.search)
-    clicked: list[ClickedQuery] = []
+    clicked = clicked_queries(shop, catalog, clicks_until)
     encoder: Encoder
     if spec.is_learned:
-        clicked = _clicked_queries(shop, catalog, clicks_until)
         encoder = SubwordEncoder.fit(texts, clicked, shop.config.search.dimensions)
     else:
         encoder = open_encoder(spec)
@@ -176,15 +176,16 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> In
         products=len(catalog),
         encoder=spec,
         clicks_until=clicks_until,
-        clicked_pairs=len(clicked),
+        clicked_pairs=len(clicked) if spec.is_learned else 0,
         dimensions=vectors.dimensions,
         terms=ANALYZER_VERSION,
+        relevance=learn_floor(encoder, lexical, vectors, catalog, clicked),
     )
     index = InventoryIndex(writer.folder, manifest, catalog, lexical, vectors, encoder)
     return _store(shop, writer, index, {})
 
 
-def _clicked_queries(shop: Shop, catalog: Catalog, until: datetime | None) -> list[ClickedQuery]:
+def clicked_queries(shop: Shop, catalog: Catalog, until: datetime | None) -> list[ClickedQuery]:
     """Queries and the products that users engaged with under them before a moment."""
     if until is None:
         return []

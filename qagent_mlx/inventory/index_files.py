@@ -31,6 +31,7 @@ from msgspec import Meta
 from ..errors import QAgentError
 from ..utils.atomic_files import locked, sync_folder, write_json
 from .encoders.registry import EncoderSpec
+from .relevance import VERSION, RelevanceFloor
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -71,6 +72,7 @@ class Manifest:
     dimensions: Count
     shards: tuple[StoredShard, ...] = ()
     terms: int = 1  # version of the analyzer
+    relevance: RelevanceFloor | None = None  # None in indexes of before there was one
     files: dict[str, FileStamp] = field(default_factory=dict)
 
 
@@ -89,6 +91,8 @@ def read_manifest(folder: Path) -> Manifest:
         if msgspec.json.decode(content, type=_AnyFormat).format != FORMAT:
             raise QAgentError(f"{folder} holds an index of another format; {REMEDY}")
         manifest = msgspec.json.decode(content, type=Manifest)
+        if manifest.relevance is not None and manifest.relevance.version != VERSION:
+            manifest = replace(manifest, relevance=None)  # of a newer version of the program
         shard_files = {shard.file for shard in manifest.shards}
         if not all(map(_is_plain, manifest.files)) or not shard_files <= manifest.files.keys():
             raise ValueError("it names files outside of the folder")

@@ -132,3 +132,12 @@ def search_products(
             )
         )
     return products
+
+
+def unlike_products(shop: Shop, query: str, as_of: datetime | None = None) -> int:
+    """How many products the relevance floor leaves out of the nearest ones to a query.
+
+    0 where the shop has an engine of its own.
+    """
+    search = open_shop_search(shop)
+    return search.left_out(query, as_of) if isinstance(search, HybridSearch) else 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..types import Hit
 from ..utils.text import query_key
 from .click_log import ClickLog, SimilarQueryIndex, read_clicks
 from .index import InventoryIndex, open_index
+from .relevance import RelevanceFloor, encode_queries, is_address
 from .types import (
     EMPTY_RANKING,
     ClickRanking,
@@ -160,7 +162,7 @@ class HybridSearch:
         if not queries:
             return {}
         index, depth = self.index, self.config.pool
-        vectors = index.encoder.encode(queries, queries=True)
+        vectors, lengths = encode_queries(index.encoder, queries)
         dense = index.vectors.search(vectors, depth, allowed)
         terms = [index.lexical.query_terms(query) for query in queries]
         lexical = index.lexical.search(terms, depth, allowed)
@@ -170,11 +172,31 @@ class HybridSearch:
         else:
             similar = self._similar_queries.search(vectors, self.config.similar_clicks)
         return {
-            query: TextRankings(
-                lexical[i], dense[i], tuple(s for s in similar[i] if s.key != query_key(query))
+            query: self._of_floor(
+                TextRankings(
+                    lexical[i], dense[i], tuple(s for s in similar[i] if s.key != query_key(query))
+                ),
+                float(lengths[i]),
             )
             for i, query in enumerate(queries)
         }
+
+    def _of_floor(self, texts: TextRankings, length: float) -> TextRankings:
+        """The rankings of a query, with what vectors alone do not find (`relevance`)."""
+        floor = self.floor
+        if floor is None:
+            return texts
+        alike = floor.keeps(np.array([query.similarity for query in texts.similar]), length)
+        return replace(
+            texts,
+            similar=tuple(q for q, is_alike in zip(texts.similar, alike, strict=True) if is_alike),
+            unlike=frozenset(texts.dense.rows[~floor.keeps(texts.dense.scores, length)].tolist()),
+        )
+
+    @property
+    def floor(self) -> RelevanceFloor | None:
+        """What vectors alone must reach; None where it is switched off or was not learned."""
+        return self.index.manifest.relevance if self.config.relevance_floor else None
 
     @cached_property
     def _similar_queries(self) -> SimilarQueryIndex | None:
@@ -230,19 +252,32 @@ class HybridSearch:
         k: int,
     ) -> list[Hit]:
         """The ``k`` products with the highest fused score, ties by row."""
+        if is_address(query):
+            return []
         clicks = self._rank_clicks(query, texts, moment)
-        sides = self._contributions(texts, clicks, allowed).values()
+        sides = self._contributions(texts, clicks, allowed)
         rows, side_positions = np.unique(
-            np.concatenate([side.rows for side in sides]), return_inverse=True
+            np.concatenate([side.rows for side in sides.values()]), return_inverse=True
         )
+        scores = np.bincount(
+            side_positions, np.concatenate([side.scores for side in sides.values()]), len(rows)
+        )
+        if unlike := _vectors_alone(texts, sides):
+            found = ~np.isin(rows, [*unlike])
+            rows, scores = rows[found], scores[found]
         if not len(rows):
             return []
-        scores = np.bincount(side_positions, np.concatenate([side.scores for side in sides]))
         best = np.lexsort((rows, -np.round(scores, 12)))[:k]
         return [
             Hit(self.catalog.ids[row], score)
             for row, score in zip(rows[best].tolist(), scores[best].tolist(), strict=True)
         ]
+
+    def left_out(self, query: str, as_of: datetime | None = None) -> int:
+        """How many of the products nearest to a query the floor leaves out of its hits."""
+        texts = self._cached_text_rankings([query])[query]
+        clicks = self._rank_clicks(query, texts, as_of)
+        return len(_vectors_alone(texts, self._contributions(texts, clicks, None)))
 
     def explain(
         self, query: str, k: int = 10, as_of: datetime | None = None, filters: Filters | None = None
@@ -287,6 +322,12 @@ class HybridSearch:
             first.sort(key=lambda hit: -round(hit.score, 6))
             reranked.append(first + ranked[depth:])
         return reranked
+
+
+def _vectors_alone(texts: TextRankings, sides: _Fusion) -> frozenset[int]:
+    """The rows below the floor that neither words nor clicks find."""
+    found = [*sides["words"].rows.tolist(), *sides["clicks"].rows.tolist()]
+    return texts.unlike.difference(found)
 
 
 def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:

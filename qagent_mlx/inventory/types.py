@@ -89,6 +89,7 @@ class TextRankings:
     lexical: Ranking  # by BM25
     dense: Ranking  # by cosine similarity
     similar: tuple[SimilarQuery, ...]  # most similar first
+    unlike: frozenset[int] = frozenset()  # rows of `dense` that vectors alone do not find
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,13 @@ class SearchConfig:
     rerank_depth: Annotated[
         int, Meta(ge=0, le=10**4, description="Best hits that the reranker reads.")
     ] = 20
+    relevance_floor: Annotated[
+        bool,
+        Meta(
+            description="Leave out what vectors alone find and what is less like the query than "
+            "what people choose; see inventory/relevance.py."
+        ),
+    ] = True
     engine: Annotated[
         dict[str, Any] | None,
         Meta(description="The shop's own search engine; see inventory/external_engines.py."),

@@ -85,7 +85,16 @@ class SubwordEncoder:
 
     def encode(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
         """Unit vectors, float32 (len(texts), dimensions)."""
-        return unit_length(_tf_idf(hashed_features(texts), self.idf) @ self.components)
+        return self.encode_with_lengths(texts)[0]
+
+    def encode_with_lengths(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors, and the lengths (len(texts),) that they had before.
+
+        The length says how much of a text was seen in learning: about 1 where all of it was, near
+        0 where hardly any n-gram was.
+        """
+        vectors = _tf_idf(hashed_features(texts), self.idf) @ self.components
+        return unit_length(vectors), np.linalg.norm(vectors, axis=1)
 
     def save(self, path: Path) -> None:
         """Write to ``path`` (.npz)."""

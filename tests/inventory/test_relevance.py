@@ -1,0 +1,202 @@
+"""A search that matches nothing finds nothing; one that is misspelt still finds."""
+
+import json
+import random
+import string
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qagent_mlx.inventory.bm25 import BM25Index
+from qagent_mlx.inventory.catalog import Catalog
+from qagent_mlx.inventory.click_log import ClickLog
+from qagent_mlx.inventory.encoders.registry import EncoderSpec
+from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
+from qagent_mlx.inventory.index import InventoryIndex
+from qagent_mlx.inventory.index_files import MANIFEST, IndexWriter, Manifest, read_manifest
+from qagent_mlx.inventory.relevance import (
+    MIN_PAIRS,
+    VERSION,
+    RelevanceFloor,
+    is_address,
+    learn_floor,
+    misspell,
+    random_letters,
+)
+from qagent_mlx.inventory.relevance_effect import floor_effect
+from qagent_mlx.inventory.search import HybridSearch
+from qagent_mlx.inventory.vector_index import VectorIndex
+from qagent_mlx.shop.config import SearchConfig
+from qagent_mlx.utils.text import query_key
+
+KINDS = (
+    *("camping stove", "mountain bike", "coffee grinder", "wireless headphones", "garden hose"),
+    *("office chair", "running shoes", "baby stroller", "phone charger", "desk lamp"),
+)
+BRANDS = ("Aldivar", "Borealis", "Castellan", "Dunmore", "Elmora", "Fonteyn")
+CLICKED = [
+    ClickedQuery(6 * k + b, query, 1.0)
+    for k, kind in enumerate(KINDS)
+    for b, brand in enumerate(BRANDS)
+    for query in (kind, f"{brand.lower()} {kind}")
+]
+
+
+def make_index(clicked, categories=True):
+    titles = [f"{brand} {kind.title()}" for kind in KINDS for brand in BRANDS]
+    size = len(titles)
+    leaves = [f"All > {kind.title()}" if categories else None for kind in KINDS for _ in BRANDS]
+    catalog = Catalog(
+        [f"p{i}" for i in range(size)],
+        titles,
+        [None] * size,
+        leaves,
+        np.ones(size),
+        np.ones(size, bool),
+        [None] * size,
+    )
+    texts = catalog.texts()
+    encoder = SubwordEncoder.fit(texts, clicked, 64)
+    lexical, vectors = BM25Index.build(texts, titles), VectorIndex.build(encoder.encode(texts))
+    manifest = Manifest(
+        generation=1,
+        catalog_version=1,
+        products=size,
+        encoder=EncoderSpec(place="subword", dimensions=64),
+        clicks_until=None,
+        dimensions=vectors.dimensions,
+        relevance=learn_floor(encoder, lexical, vectors, catalog, clicked),
+    )
+    return InventoryIndex(None, manifest, catalog, lexical, vectors, encoder)
+
+
+@pytest.fixture(scope="module")
+def index():
+    return make_index(CLICKED)
+
+
+@pytest.fixture(scope="module")
+def search(index):
+    return HybridSearch(index, None, SearchConfig())
+
+
+@pytest.fixture(scope="module")
+def noise(index):
+    """Words of random letters for which vectors find something, as they share a few with products."""
+    draw = random.Random(3)
+    words = [random_letters(draw) for _ in range(300)]
+    without = HybridSearch(index, None, SearchConfig(relevance_floor=False))
+    found = [word for word, hits in zip(words, without.search(words, 5), strict=True) if hits]
+    assert len(found) > 50
+    return found
+
+
+def test_a_mail_address_and_random_letters_find_nothing(search, noise):
+    assert np.mean([not hits for hits in search.search(noise, 5)]) > 0.9
+    assert search.search(["ann.lee@mail.example", "ann.lee@coffee.example"], 5) == [[], []]
+
+
+def test_what_was_typed_finds_the_same_and_slips_still_find(search):
+    without = HybridSearch(search.index, None, SearchConfig(relevance_floor=False))
+    queries = sorted({pair.query for pair in CLICKED})
+    for query, hits, all_hits in zip(
+        queries, search.search(queries, 6), without.search(queries, 6), strict=True
+    ):
+        assert hits == all_hits, query
+    draw = random.Random(0)
+    slips = [misspell(misspell(query, draw), draw) for query in queries]
+    assert np.mean([not hits for hits in search.search(slips, 5)]) < 0.1
+
+
+def test_a_query_of_a_category_that_is_gone_finds_nothing_else(index):
+    """Its words are known to the encoder, and no product is like it any more."""
+    texts = [t for t in index.catalog.texts() if "Garden Hose" not in t]
+    rows = [i for i, t in enumerate(index.catalog.texts()) if "Garden Hose" not in t]
+    kept = Catalog(*([column[i] for i in rows] for column in _columns(index.catalog)))
+    kept.in_stock, kept.prices = np.ones(len(rows), bool), np.ones(len(rows))
+    left = replace(
+        index,
+        catalog=kept,
+        lexical=BM25Index.build(texts, kept.titles),
+        vectors=VectorIndex.build(index.encoder.encode(texts)),
+    )
+    search = HybridSearch(left, None, SearchConfig())
+    assert search.search(["garden hose", "aldivar"], 5)[0] == []
+    assert search.left_out("garden hose") > 0
+    assert search.search(["office chair"], 5)[0]
+
+
+def _columns(catalog):
+    columns = (catalog.ids, catalog.titles, catalog.brands, catalog.categories)
+    return (*columns, catalog.prices, catalog.in_stock, catalog.attributes)
+
+
+def test_what_was_chosen_under_a_query_is_found_whatever_its_vector(index):
+    query, row = "qwertyuiop", 7  # no product is like it
+    columns = {
+        "query_key": np.array([query_key(query)], object),
+        "query": np.array([query], object),
+        "product_id": np.array([index.catalog.ids[row]], object),
+        "ts": np.array([1e9]),
+        "weight": np.array([3.0]),
+    }
+    clicks = ClickLog(columns, index.catalog.row_of, 30.0)
+    hits = HybridSearch(index, clicks, SearchConfig()).search([query], 5)[0]
+    assert [hit.product_id for hit in hits] == [index.catalog.ids[row]]
+
+
+def test_few_clicks_teach_no_floor_and_no_categories_teach_one(noise):
+    few = make_index(CLICKED[: MIN_PAIRS - 1])
+    assert few.manifest.relevance is None
+    assert any(HybridSearch(few, None, SearchConfig()).search(noise, 5))
+    assert HybridSearch(few, None, SearchConfig()).search(["a@b.example"], 5) == [[]]
+    assert make_index(CLICKED, categories=False).manifest.relevance is not None
+
+
+def test_the_effect_is_measured(index):
+    effect = floor_effect(index, SearchConfig(), CLICKED)
+    assert effect.ndcg == pytest.approx(effect.ndcg_without) and effect.nothing_typed == 0
+    assert effect.nothing_random > 0.9 and effect.nothing_misspelt < 0.2
+    assert floor_effect(index, SearchConfig(relevance_floor=False), CLICKED) is None
+
+
+def test_an_index_without_a_floor_or_with_a_newer_one_still_opens(index, tmp_path):
+    def stored(change):
+        manifest = IndexWriter(tmp_path).commit(index.manifest, {})
+        assert read_manifest(tmp_path) == manifest
+        path = tmp_path / MANIFEST
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+        return read_manifest(tmp_path).relevance
+
+    assert stored(lambda values: None) == index.manifest.relevance != None  # noqa: E711
+    assert stored(lambda values: values.pop("relevance")) is None
+    assert stored(lambda values: values["relevance"].update(version=VERSION + 1)) is None
+
+
+@given(
+    st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    st.tuples(st.floats(0, 3), st.floats(0, 3)),
+    st.tuples(st.floats(0, 30), st.floats(0, 5), st.floats(-20, 20)),
+)
+def test_what_is_more_alike_and_better_known_is_never_cut_alone(cosines, lengths, weights):
+    cosine, length, intercept = weights
+    floor = RelevanceFloor(
+        cosine=cosine, length=length, intercept=intercept, pairs=1, kept=1.0, cut=1.0
+    )
+    less, more = (
+        bool(floor.keeps(np.array([c]), n)[0])
+        for c, n in zip(sorted(cosines), sorted(lengths), strict=True)
+    )
+    assert more or not less
+
+
+@given(st.text(string.ascii_letters + " @.", max_size=20))
+def test_only_an_address_is_one(text):
+    assert is_address(f" {text.replace(' ', '').replace('@', '') or 'x'}@shop.example ")
+    if "@" not in text:
+        assert not is_address(text)
