@@ -11,7 +11,9 @@ It is learned when the index is built, from clicks before its ``clicks_until``:
 - clicked pairs of query and product, as they are and with the query misspelt until no word of it
   is known, so that vectors alone could find the product, against
 - unclicked ones: for the same queries the nearest product of a category that nobody chose under
-  them and that shares no word with them, and the nearest product to random letters.
+  them and that shares no word with them, and the nearest product to words that nobody means
+  anything by: random letters, syllables and digits. Of these it cuts `NOISE_CUT`, counted among
+  those that vectors find anything for: a small catalog has n-grams in common with few of them.
 
 An index that was built before there was a floor is used without one.
 """
@@ -37,12 +39,18 @@ MIN_PAIRS = 50  # clicked, from which on a floor is learned
 MAX_PAIRS, MAX_SLOW_PAIRS = 600, 150  # the latter of encoders that take long
 DEPTH = 50  # nearest products that are looked through for an unclicked one
 FOUND = 10  # nearest products among which a clicked one counts as found
-NOISE_CUT = 0.98  # of random letters' nearest products
-LEAST_KEPT = 0.99  # of clicked pairs as they were typed, before anything else
+NOISE = 2000  # words of it, as its tail says where the floor lies
+NOISE_CUT = 0.97  # of the nearest products to noise
+LEAST_KEPT = (
+    0.99  # of clicked pairs as they were typed, by words or by vectors, before anything else
+)
 PRIOR = 1.0  # strength of the prior of each weight, in pairs
 LEAST_LENGTH = 1e-3
+LEAST_COSINE = 1.0  # weight, so that of a query that is hardly known only the nearest are found
 _MAIL = re.compile(r"\S+@\S+\.\S+")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_VOWELS = "aeiou"
+_DIGITS = "0123456789"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,26 +114,28 @@ def learn_floor(
     typed = [pair.query for pair in pairs]
     unknown = [_misspelt(query, lexical, draw) for query in typed]
     products = encoder.encode([catalog.text(pair.row) for pair in pairs])
+    by_words = np.array([_score(pair.query, pair.row, lexical) > 0 for pair in pairs])
     relevant, irrelevant = [], []
     for queries in (typed, unknown):
         encoded, lengths = encode_queries(encoder, queries)
         nearest = vectors.search(encoded, DEPTH)
         cosine = (encoded * products).sum(axis=1)
-        if queries is unknown:  # what vectors do not find at all cannot be kept
-            lists = (ranking.rows[:FOUND] for ranking in nearest)
-            is_found = [p.row in rows for p, rows in zip(pairs, lists, strict=True)]
-            cosine = np.where(is_found, cosine, np.nan)
-        relevant.append(_features(cosine, lengths))
+        lists = (ranking.rows[:FOUND] for ranking in nearest)
+        is_found = np.array([p.row in rows for p, rows in zip(pairs, lists, strict=True)])
+        features = _features(cosine, lengths)
+        if queries is typed:
+            alone = features[is_found & ~by_words]
+        relevant.append(features[is_found])  # what vectors do not find at all cannot be kept
         cosines = [
             _best_other(ranking.rows, ranking.scores, query, leaves[original], lexical, catalog)
             for query, original, ranking in zip(queries, typed, nearest, strict=True)
         ]
-        irrelevant.append(_features(np.array(cosines), lengths))
-    noise = [random_letters(draw) for _ in pairs]
+        irrelevant.append(_known(np.array(cosines), lengths))
+    noise = [noise_word(draw) for _ in range(NOISE if encoder.is_fast else MAX_SLOW_PAIRS)]
     encoded, lengths = encode_queries(encoder, noise)
-    best = [float(r.scores[0]) if len(r) else 0.0 for r in vectors.search(encoded, 1)]
-    irrelevant.append(_features(np.array(best), lengths))
-    return _fit(relevant, irrelevant, len(pairs))
+    best = [float(r.scores[0]) if len(r) else np.nan for r in vectors.search(encoded, 1)]
+    irrelevant.append(_known(np.array(best), lengths))
+    return _fit(relevant, irrelevant, alone, len(pairs))
 
 
 def encode_queries(encoder: Encoder, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,9 +145,12 @@ def encode_queries(encoder: Encoder, queries: Sequence[str]) -> tuple[np.ndarray
     return encoder.encode(queries, queries=True), np.ones(len(queries))
 
 
-def random_letters(draw: random.Random) -> str:
-    """A word that nobody means anything by."""
-    return "".join(draw.choice(_LETTERS) for _ in range(draw.randint(4, 12)))
+def noise_word(draw: random.Random) -> str:
+    """A word that nobody means anything by, of random letters, syllables or digits."""
+    length = draw.randint(4, 12)
+    kinds = ((_LETTERS, _LETTERS), (_LETTERS, _VOWELS), (_DIGITS, _DIGITS))
+    odd, even = draw.choices(kinds, (2, 2, 1))[0]
+    return "".join(draw.choice(even if at % 2 else odd) for at in range(length))
 
 
 def misspell(query: str, draw: random.Random) -> str:
@@ -182,19 +195,27 @@ def _best_other(
 
 
 def _features(cosines: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Rows of cosine and ln(length); pairs without a cosine are left out."""
-    logs = np.log(np.maximum(lengths, LEAST_LENGTH))
-    table = np.stack([cosines, logs], axis=1)
-    return table[~np.isnan(cosines)]
+    """Rows of cosine and ln(length): (pairs, 2)."""
+    return np.stack([cosines, np.log(np.maximum(lengths, LEAST_LENGTH))], axis=1)
+
+
+def _known(cosines: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The features of the pairs that have a cosine."""
+    return _features(cosines, lengths)[~np.isnan(cosines)]
+
+
+def _score(query: str, row: int, lexical: BM25Index) -> float:
+    """The BM25 score of a product under a query."""
+    return float(lexical.scores(lexical.query_terms(query))[row])
 
 
 def _fit(
-    relevant: Sequence[np.ndarray], irrelevant: Sequence[np.ndarray], pairs: int
+    relevant: Sequence[np.ndarray], irrelevant: Sequence[np.ndarray], alone: np.ndarray, pairs: int
 ) -> RelevanceFloor:
     """The curve that parts the two best, each kind of pair counting alike.
 
-    The first of ``relevant`` are pairs as they were typed, the last of ``irrelevant`` random
-    letters: these say how high the curve lies.
+    How high it lies is said by noise, the last of ``irrelevant``; but of ``pairs`` as they were
+    typed no more may be lost than `LEAST_KEPT` says, of those that vectors ``alone`` find.
     """
     from scipy.optimize import minimize  # half a second that only learning needs
 
@@ -212,10 +233,13 @@ def _fit(
         gradient = x.T @ (weight * (1 / (1 + np.exp(-logits)) - y)) + PRIOR * distance * scale
         return float(value + 0.5 * PRIOR * distance @ distance), gradient
 
-    theta = minimize(loss, PRIOR_WEIGHTS, jac=True, method="L-BFGS-B").x
-    theta[1] = max(theta[1], 0.0)
-    noise = np.quantile(irrelevant[-1] @ theta[:2], NOISE_CUT)
-    typed = np.quantile(relevant[0] @ theta[:2], 1 - LEAST_KEPT)
+    # What is more alike or better known is never the less relevant: a few n-grams in common make
+    # the cosines of noise as high as those of misspelt words.
+    bounds = ((LEAST_COSINE, None), (0, None), (None, None))
+    theta = minimize(loss, PRIOR_WEIGHTS, jac=True, method="L-BFGS-B", bounds=bounds).x
+    noise = np.quantile(irrelevant[-1] @ theta[:2], NOISE_CUT) if len(irrelevant[-1]) else -np.inf
+    scores, lost = np.sort(alone @ theta[:2]), round((1 - LEAST_KEPT) * pairs)
+    typed = scores[lost] if lost < len(scores) else np.inf
     theta[2] = -min(max(noise, -theta[2]), typed)
     above = x @ theta >= 0
     return RelevanceFloor(

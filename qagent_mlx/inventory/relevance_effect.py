@@ -13,7 +13,7 @@ import numpy as np
 from ..shop.config import SearchConfig
 from .encoders.subword import ClickedQuery
 from .index import InventoryIndex
-from .relevance import misspell, random_letters
+from .relevance import misspell, noise_word
 from .search import HybridSearch
 
 QUERIES = 200
@@ -63,7 +63,7 @@ def floor_effect(
     draw = random.Random(1)
     queries = draw.sample(sorted(chosen), min(QUERIES, len(chosen)))
     misspelt = [misspell(misspell(query, draw), draw) for query in queries]
-    noise = [random_letters(draw) for _ in queries]
+    noise = [noise_word(draw) for _ in queries]
     return FloorEffect(
         len(queries),
         _ndcg(without, queries, chosen),

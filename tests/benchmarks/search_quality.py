@@ -3,10 +3,11 @@
 The log is cut at a moment (by default 80 % of its time; --test-from sets it). Each query that
 led to an engagement after the cut is asked once, as of the cut, and the products that were
 engaged with under it after the cut are the right answers, with log2(1 + times) as gain. Nothing
-of what came after the cut reaches search. Reported are NDCG@10 and recall@10 over distinct
-queries with 95 % bootstrap intervals, of the whole search (words, vectors and past clicks),
-of each side alone, and of words and vectors without clicks; then paired differences, and the
-share of NDCG@10 that is kept when each query has one random edit. No test runs this.
+of what came after the cut reaches search. Reported are NDCG@10, recall@10 and the share that finds
+nothing over distinct queries with 95 % bootstrap intervals, of the whole search (words, vectors and
+past clicks), of it without the relevance floor, of each side alone, and of words and vectors without
+clicks; then paired differences, the share of NDCG@10 that is kept when each query has one random
+edit, and how many words of noise find nothing. No test runs this.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 import numpy as np
 
 from qagent_mlx.evaluate.significance import bootstrap, paired_difference
+from qagent_mlx.inventory.relevance import noise_word
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import words
@@ -34,12 +36,16 @@ from qagent_mlx.utils.text import words
 NO_CLICKS = {"weight_clicks": 0.0, "weight_shares": 0.0}
 SYSTEMS = {
     "hybrid": {},
+    "no floor": {"relevance_floor": False},
     "ranks alone": {"weight_shares": 0.0},
     "words+vectors": NO_CLICKS,
     "BM25": {**NO_CLICKS, "weight_dense": 0.0},
     "dense": {**NO_CLICKS, "weight_lexical": 0.0},
     "clicks": {"weight_lexical": 0.0, "weight_dense": 0.0},
 }
+PAIRS = [("hybrid", "no floor")] + [
+    (one, other) for one in ("hybrid", "words+vectors") for other in ("BM25", "dense")
+]
 
 
 def judgements(shop: Shop, after: datetime) -> dict[str, dict[str, float]]:
@@ -63,7 +69,7 @@ def judgements(shop: Shop, after: datetime) -> dict[str, dict[str, float]]:
 def measure(
     search: HybridSearch, queries: list[str], truth: list[dict[str, float]], moment: datetime
 ) -> dict[str, np.ndarray]:
-    """NDCG@10 and recall@10 of each query."""
+    """NDCG@10 and recall@10 of each query, and whether it finds nothing."""
     discount = 1 / np.log2(np.arange(2, 12))
     hits = search.search(queries, 10, [moment] * len(queries))
     ndcg, recall = [], []
@@ -72,7 +78,11 @@ def measure(
         best = np.sort(list(gains.values()))[::-1][:10]
         ndcg.append((got * discount[: len(got)]).sum() / (best * discount[: len(best)]).sum())
         recall.append((got > 0).sum() / min(10, len(gains)))
-    return {"ndcg@10": np.array(ndcg), "recall@10": np.array(recall)}
+    return {
+        "ndcg@10": np.array(ndcg),
+        "recall@10": np.array(recall),
+        "nothing": np.array([not found for found in hits], float),
+    }
 
 
 def typo(query: str, draw: random.Random) -> str:
@@ -137,13 +147,12 @@ def main() -> None:
             metric: asdict(paired_difference(scores[one][metric], scores[other][metric]))
             for metric in ("ndcg@10", "recall@10")
         }
-        for one in ("hybrid", "words+vectors")
-        for other in ("BM25", "dense")
+        for one, other in PAIRS
     }
     draw = random.Random(0)
     edited = [typo(query, draw) for query in queries]
     report["typos"] = {}
-    for name in ("hybrid", "words+vectors", "BM25", "dense"):
+    for name in ("hybrid", "no floor", "words+vectors", "BM25", "dense"):
         search = HybridSearch(full.index, full.clicks, replace(base, **SYSTEMS[name]))
         after = measure(search, edited, truth, moment)["ndcg@10"]
         before = scores[name]["ndcg@10"]
@@ -151,6 +160,20 @@ def main() -> None:
         ratio = after[rows].mean(1) / np.maximum(before[rows].mean(1), 1e-9)
         lo, hi = np.quantile(ratio, (0.025, 0.975))
         report["typos"][name] = (after.mean(), after.mean() / before.mean(), lo, hi)
+    noise = [noise_word(draw) for _ in range(1000)]
+    report["noise_finds_nothing"] = {
+        name: float(
+            np.mean(
+                [
+                    not found
+                    for found in HybridSearch(
+                        full.index, full.clicks, replace(base, **SYSTEMS[name])
+                    ).search(noise, 1, [moment] * len(noise))
+                ]
+            )
+        )
+        for name in ("hybrid", "no floor")
+    }
     if given.json:
         json.dump(report, sys.stdout, indent=2, default=float)
         return
@@ -167,6 +190,8 @@ def main() -> None:
         print(f"{name:24}{line}")
     for name, (value, ratio, lo, hi) in report["typos"].items():
         print(f"typos {name:16}ndcg@10 {value:.3f}, kept {ratio:.1%} [{lo:.1%}, {hi:.1%}]")
+    for name, share in report["noise_finds_nothing"].items():
+        print(f"noise {name:16}finds nothing {share:.1%}")
 
 
 if __name__ == "__main__":

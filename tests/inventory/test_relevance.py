@@ -24,7 +24,7 @@ from qagent_mlx.inventory.relevance import (
     is_address,
     learn_floor,
     misspell,
-    random_letters,
+    noise_word,
 )
 from qagent_mlx.inventory.relevance_effect import floor_effect
 from qagent_mlx.inventory.search import HybridSearch
@@ -85,16 +85,16 @@ def search(index):
 
 @pytest.fixture(scope="module")
 def noise(index):
-    """Words of random letters for which vectors find something, as they share a few with products."""
+    """Noise for which vectors find something, as it shares a few letters with products."""
     draw = random.Random(3)
-    words = [random_letters(draw) for _ in range(300)]
+    words = [noise_word(draw) for _ in range(1000)]
     without = HybridSearch(index, None, SearchConfig(relevance_floor=False))
     found = [word for word, hits in zip(words, without.search(words, 5), strict=True) if hits]
     assert len(found) > 50
     return found
 
 
-def test_a_mail_address_and_random_letters_find_nothing(search, noise):
+def test_a_mail_address_and_noise_find_nothing(search, noise):
     assert np.mean([not hits for hits in search.search(noise, 5)]) > 0.9
     assert search.search(["ann.lee@mail.example", "ann.lee@coffee.example"], 5) == [[], []]
 
