@@ -89,7 +89,7 @@ def _draw_index(report: dict[str, Any]) -> None:
             f"relevance floor: NDCG@10 of {floor['queries']} clicked queries "
             f"{floor['ndcg_without']:.3f} -> {floor['ndcg']:.3f}; nothing is found for "
             f"{floor['nothing_typed']:.1%} of them, {floor['nothing_misspelt']:.1%} of them with "
-            f"two slips, {floor['nothing_random']:.1%} of random letters"
+            f"two slips, {floor['nothing_noise']:.1%} of words of noise"
         )
     if report["learned_from"]:
         say(

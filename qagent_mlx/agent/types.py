@@ -94,8 +94,8 @@ class Rollout:
 
     @property
     def validated(self) -> bool:
-        """Whether the chain searched the query that it recommends."""
-        return bool(self.query) and self.query_key in self.searched
+        """Whether the chain searched the query that it recommends, and products were found."""
+        return bool(self.query) and bool(self.products)
 
     @property
     def products(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class FloorEffect:
         ndcg: The same with it.
         nothing_typed: Share of the queries that find nothing with it.
         nothing_misspelt: The same with two letters of each wrong.
-        nothing_random: Share of as many words of random letters that find nothing.
+        nothing_noise: Share of as many words that nobody means anything by that find nothing.
     """
 
     queries: int
@@ -39,7 +39,7 @@ class FloorEffect:
     ndcg: float
     nothing_typed: float
     nothing_misspelt: float
-    nothing_random: float
+    nothing_noise: float
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, rounded."""

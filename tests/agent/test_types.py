@@ -52,3 +52,8 @@ def test_rollouts_are_cut_into_groups_of_different_sizes():
         Group(tasks[1], ()),
         Group(tasks[2], tuple(rollouts[3:])),
     ]
+
+
+def test_a_search_that_found_nothing_validates_no_recommendation():
+    empty = chain(Turn("search", "xqzzy"), Turn("recommend", "xqzzy"), query="xqzzy")
+    assert not empty.validated and empty.products == () and empty.searches == 1

@@ -18,6 +18,7 @@ from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
 from qagent_mlx.inventory.index import InventoryIndex
 from qagent_mlx.inventory.index_files import MANIFEST, IndexWriter, Manifest, read_manifest
 from qagent_mlx.inventory.relevance import (
+    LEAST_COSINE,
     MIN_PAIRS,
     VERSION,
     RelevanceFloor,
@@ -159,8 +160,17 @@ def test_few_clicks_teach_no_floor_and_no_categories_teach_one(noise):
 def test_the_effect_is_measured(index):
     effect = floor_effect(index, SearchConfig(), CLICKED)
     assert effect.ndcg == pytest.approx(effect.ndcg_without) and effect.nothing_typed == 0
-    assert effect.nothing_random > 0.9 and effect.nothing_misspelt < 0.2
+    assert effect.nothing_noise > 0.9 and effect.nothing_misspelt < 0.2
     assert floor_effect(index, SearchConfig(relevance_floor=False), CLICKED) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_was_clicked_neither_likeness_nor_being_known_counts_against(seed):
+    """Clicks at random: noise is then more like its nearest product than what was chosen is."""
+    draw = random.Random(seed)
+    clicked = [pair._replace(row=draw.randrange(60)) for pair in CLICKED]
+    floor = make_index(clicked, categories=False).manifest.relevance
+    assert floor.cosine >= LEAST_COSINE and floor.length >= 0
 
 
 def test_an_index_without_a_floor_or_with_a_newer_one_still_opens(index, tmp_path):
