@@ -153,10 +153,10 @@ def chances_text(found: dict[str, Any] | None) -> str:
     """What a policy's chances were learned from, and how far they can be trusted."""
     if found is None:
         return "not learned; run: qagent policies calibrate"
-    return (
-        f"learned on {found['cases']:,} validation cases, calibration error {found['error']:.3f} "
-        "on cases left out in turn"
-    )
+    learned = f"learned on {found['cases']:,} validation cases"
+    if found["error"] is None:
+        return f"{learned}; its chains recommended nothing there, so these are memory's chances"
+    return f"{learned}, calibration error {found['error']:.3f} on cases left out in turn"
 
 
 @policies.command()

@@ -39,7 +39,7 @@ def recalibrate(shop: Shop, name: str, split: SplitConfig | None = None) -> Cali
     if found is None:
         raise QAgentError(
             f"{len(environment.examples)} validation cases are too few to learn chances from, "
-            f"{FEWEST_CASES} are needed; ingest a longer log"
+            f"{FEWEST_CASES} are needed; ingest a longer log or raise validation_share"
         )
     with policies_lock(shop.path / "policies"):
         calibration.write(resolve(shop, reference), found)

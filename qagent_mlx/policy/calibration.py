@@ -73,14 +73,15 @@ class Calibration:
 
     Attributes:
         cases: How many.
-        error: The expected calibration error of first queries, of folds that were not learned from.
+        error: The expected calibration error of first queries, of folds that were not learned from;
+            None where the policy's chains recommended none.
         learned: When, in UTC.
         curves: For each of `KINDS` the weights of `FEATURES` and the intercept.
         format: Of the file.
     """
 
     cases: int
-    error: float
+    error: float | None
     learned: str
     curves: dict[Kind, Weights]
     format: int = FORMAT
@@ -94,7 +95,8 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """What is shown of it: cases, error and time."""
-        return {"cases": self.cases, "error": round(self.error, 4), "learned": self.learned}
+        error = None if self.error is None else round(self.error, 4)
+        return {"cases": self.cases, "error": error, "learned": self.learned}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +131,17 @@ def fit(observations: Sequence[Observation]) -> Calibration:
         hits += [o.hit for o in tested]
     return Calibration(
         cases=len(cases),
-        error=calibration_error(np.array(said), np.array(hits, dtype=float)),
+        error=calibration_error(np.array(said), np.array(hits, dtype=float)) if said else None,
         learned=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         curves=_curves(observations),
     )
 
 
 def calibration_error(said: np.ndarray, hits: np.ndarray, bins: int = 10) -> float:
-    """The mean gap between chance and share of hits over bins of equal width (arXiv:1706.04599)."""
-    if not len(said):
-        return float("nan")
+    """The mean gap between chance and share of hits over bins of equal width (arXiv:1706.04599).
+
+    One chance is needed at least.
+    """
     index = np.minimum((said * bins).astype(int), bins - 1)
     gaps = np.abs(np.bincount(index, said, bins) - np.bincount(index, hits, bins))
     return float(gaps.sum() / len(said))

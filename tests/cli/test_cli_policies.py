@@ -5,7 +5,9 @@ import shutil
 import pytest
 from stand_ins import save_stand_in
 
+from qagent_mlx.environment.served_slates import FEWEST_CASES
 from qagent_mlx.policy.registry import resolve
+from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.shop.shop import Shop
 
 
@@ -94,3 +96,42 @@ def test_a_training_says_what_it_starts_from_and_how_to_promote(cli, built, tmp_
     group = ("--cases-per-step", "2", "--group", "2", "--alarm", "dropped=off")
     ended = cli.run("train", "grpo", "--steps", "1", *group, "--measured", "2", "--shop", shop)
     assert "starting from sft@1\n" in ended.stderr and "policy grpo@1 on sft@1" in ended.stdout
+
+
+@pytest.fixture
+def learner(new_nano, simulated_folder, tmp_path):
+    """A simulated shop with an untrained policy that was never calibrated."""
+    path = shutil.copytree(simulated_folder, tmp_path / "learner")
+    save_base(*new_nano(), path / "policies" / "nano")
+    return path
+
+
+def test_chances_are_learned_for_a_policy_that_is_there(cli, learner):
+    before = cli.json("policies", "show", "nano", "--shop", learner)["calibration"]
+    assert before is None
+    assert "not learned; run: qagent policies calibrate" in (
+        cli.run("policies", "show", "nano", "--shop", learner).stdout
+    )
+    wide = ("--validation-share", "0.5", "--shop", learner)
+    document = cli.json("policies", "calibrate", "nano", *wide)
+    assert document["policy"] == "nano@1"
+    assert document["cases"] >= FEWEST_CASES
+    assert document["error"] is None  # random weights recommend nothing that they searched
+    shown = cli.json("policies", "show", "nano", "--shop", learner)["calibration"]
+    assert shown == {key: value for key, value in document.items() if key != "policy"}
+    text = cli.run("policies", "calibrate", "nano", *wide).stdout
+    assert f"nano@1: learned on {document['cases']:,} validation cases; its chains" in text
+    rows = cli.json("recommend", "u0001", "--policy", "nano", "--shop", learner)
+    chances = [row["chance"] for row in rows["recommendations"]]
+    assert chances and all(0 < chance < 1 for chance in chances)
+
+
+def test_chances_that_cannot_be_learned_are_refused_in_a_line(cli, learner):
+    few = cli.error(
+        "policies", "calibrate", "nano", "--validation-share", "0.01", "--shop", learner
+    )
+    assert f"too few to learn chances from, {FEWEST_CASES} are needed" in few
+    assert "raise validation_share" in few
+    gone = cli.error("policies", "calibrate", "nano@7", "--shop", learner)
+    assert "there is no policy nano@7" in gone
+    assert cli.json("policies", "show", "nano", "--shop", learner)["calibration"] is None

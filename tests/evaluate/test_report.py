@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from shelf import Shelf
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.comparisons import COMPARED
 from qagent_mlx.evaluate.config import EvaluationConfig
+from qagent_mlx.evaluate.html_report import page
 from qagent_mlx.evaluate.metrics import METRICS, Ranking
 from qagent_mlx.evaluate.report import MAIN, ROWS, evaluate
 from qagent_mlx.evaluate.significance import holm
@@ -150,6 +152,30 @@ class Learned(Fixed):
     def rank(self, examples, k):
         rows = super().rank(examples, k)
         return [Ranking(r.queries, scores=(1.0, 0.0), chances=(0.5, 0.1)) for r in rows]
+
+
+def test_the_page_plots_what_was_said_against_what_was_true():
+    """A circle's place is its chance from the left and its truth from below, in a frame of 172."""
+    ask = Learned("learned", lambda c: [c.query if c.case_id % 2 else "hat", "never"])
+    report = evaluate(shelf_of(6), [ask, Fixed("same", lambda c: ["hat"])])
+    text = page(report, {}, {})
+    plots = re.findall(r'<svg[^>]*aria-label="calibration of (.*?)">(.*?)</svg>', text, re.S)
+    assert [name for name, _ in plots] == [
+        "learned, first queries",
+        "learned, all queries of a row",
+    ]
+    circle = r'<circle cx="([\d.]+)" cy="([\d.]+)".*?<title>(.*?)</title>'
+    places = {
+        title: ((float(x) - 34) / 172, 1 - (float(y) - 34) / 172)
+        for _, plot in plots
+        for x, y, title in re.findall(circle, plot, re.S)
+    }
+    assert places == {
+        "said 0.50, true 0.50, 6 queries": pytest.approx((0.5, 0.5)),
+        "said 0.10, true 0.00, 6 queries": pytest.approx((0.1, 0.0), abs=0.01),
+    }
+    row = report.systems[0].row_calibration
+    assert f"error of the chance {row.ece:.3f}, Brier {row.brier:.3f}" in text
 
 
 def test_chances_are_what_is_calibrated_where_a_policy_has_learned_them():

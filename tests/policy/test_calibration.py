@@ -51,6 +51,19 @@ def overconfident(evidence):
     return 0.28 if evidence.votes else 0.5 * evidence.line
 
 
+def test_a_policy_whose_chains_recommend_nothing_has_chances_and_no_error(tmp_path):
+    """What is learned is what memory's lines are worth, and it is kept with the policy."""
+    lines = [
+        replace(o, evidence=replace(o.evidence, votes=0))
+        for o in simulated(60, overconfident)
+        if not o.first
+    ]
+    learned = fit(lines)
+    assert learned.error is None and learned.to_dict()["error"] is None
+    calibration.write(tmp_path, learned)
+    assert calibration.read(tmp_path) == learned
+
+
 def test_votes_that_are_mostly_wrong_get_a_chance_that_is_mostly_right():
     learned = fit(simulated(2000, overconfident))
     fresh = simulated(2000, overconfident, seed=1)
