@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check hooks reference readme-check docs notebooks install clean
+.PHONY: demo test check hooks reference readme-check docs notebooks screens wheel install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,12 +41,32 @@ docs: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(BIN)/zensical build --strict
 
+# README's recorded session, from the present code in a real terminal (tmux): trains first, some five minutes.
+screens: install
+	rm -rf .screens
+	$(BIN)/qagent init --sample --shop .screens/shop
+	$(BIN)/qagent train sft --policy sample --shop .screens/shop
+	$(BIN)/qagent train grpo --policy sft --steps 80 --seed 1 --shop .screens/shop
+	$(BIN)/python tests/benchmarks/record.py notebooks/session.svg --shop .screens/shop --user u0551
+	rm -rf .screens
+
+# Wheel and source in `dist/`, and the wheel tried in an empty environment, outside of this folder.
+wheel: install
+	rm -rf dist .wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .wheel/venv
+	.wheel/venv/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	cd .wheel && venv/bin/qagent doctor && venv/bin/qagent demo --yes < /dev/null
+	rm -rf .wheel
+
 # Runs the notebooks anew, with their outputs, in the folder where they lie: some ten minutes.
 notebooks: install
-	rm -rf notebooks/shop notebooks/mine notebooks/export
+	rm -rf notebooks/shop notebooks/mine notebooks/export notebooks/live
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) demo-shop site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-shop site dist .screens .wheel .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,11 @@ RATES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
     "--control", required=True, type=SYSTEM, metavar="A", help="System that shoppers see now."
 )
 @click.option(
-    "--treatment", required=True, type=SYSTEM, metavar="B", help="System that they could see."
+    "--treatment",
+    required=True,
+    type=SYSTEM,
+    metavar="B",
+    help="System that shoppers would see instead.",
 )
 @setting_options(AbConfig, into="changes")
 @click.option(

@@ -31,8 +31,22 @@ def experiment() -> None:
 
 @experiment.command()
 @click.argument("name", type=PLAIN)
-@click.option("--control", default="memory", show_default=True, type=PLAIN, metavar="SYSTEM")
-@click.option("--treatment", default="agent", show_default=True, type=PLAIN, metavar="SYSTEM")
+@click.option(
+    "--control",
+    default="memory",
+    show_default=True,
+    type=PLAIN,
+    metavar="SYSTEM",
+    help="System that users have now.",
+)
+@click.option(
+    "--treatment",
+    default="agent",
+    show_default=True,
+    type=PLAIN,
+    metavar="SYSTEM",
+    help="System that may take its place.",
+)
 @click.option(
     "--share",
     default=0.5,

@@ -13,8 +13,12 @@ from .console import print_table, say, waiting
 from .options import Output, json_option, opened, shop_option
 from .param_types import FOLDER, ID, MOMENT
 
-since_option = click.option("--since", type=MOMENT, metavar="T", help="From then on (UTC).")
-until_option = click.option("--until", type=MOMENT, metavar="T", help="Before then (UTC).")
+since_option = click.option(
+    "--since", type=MOMENT, metavar="T", help="Moment from which answers count (UTC)."
+)
+until_option = click.option(
+    "--until", type=MOMENT, metavar="T", help="Moment before which answers count (UTC)."
+)
 
 
 @click.group()
@@ -29,7 +33,14 @@ def impressions() -> None:
 
 @impressions.command("list")
 @click.argument("user", type=ID, required=False)
-@click.option("-n", "number", type=click.IntRange(1, 10_000), default=10, show_default=True)
+@click.option(
+    "-n",
+    "number",
+    type=click.IntRange(1, 10_000),
+    default=10,
+    show_default=True,
+    help="Number of answers, at most; the last ones.",
+)
 @shop_option
 @json_option
 def list_answers(user: str | None, number: int, shop_path: Path) -> Output:
@@ -71,7 +82,7 @@ def _came_of(line: dict[str, Any]) -> str:
     type=click.Choice(["policy", "source", "position", "arm"]),
     default="policy",
     show_default=True,
-    help="What the rows are.",
+    help="What each row of the report stands for.",
 )
 @since_option
 @until_option
@@ -105,7 +116,13 @@ def report(by: Any, since: datetime | None, until: datetime | None, shop_path: P
 
 
 @impressions.command()
-@click.option("--before", type=MOMENT, required=True, metavar="T", help="What is older (UTC).")
+@click.option(
+    "--before",
+    type=MOMENT,
+    required=True,
+    metavar="T",
+    help="Moment before which everything goes (UTC).",
+)
 @shop_option
 @json_option
 def prune(before: datetime, shop_path: Path) -> Output:

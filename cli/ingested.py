@@ -62,9 +62,9 @@ def draw_understood(file: Understood) -> None:
 
 @click.command()
 @click.option(
-    "--out", type=FILE, metavar="FILE", help="Write them all to a .csv, .jsonl or .parquet file."
+    "--out", type=FILE, metavar="FILE", help="File for all rejected rows: .csv, .jsonl or .parquet."
 )
-@click.option("--clear", is_flag=True, help="Forget them, after they are written.")
+@click.option("--clear", is_flag=True, help="Forget the rejected rows after they are written.")
 @shop_option
 @json_option
 def rejects(out: Path | None, clear: bool, shop_path: Path) -> Output:

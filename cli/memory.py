@@ -105,7 +105,9 @@ def export(user: str, shop_path: Path) -> Output:
 @click.argument("user", type=ID)
 @click.option("--query", type=PLAIN, help="Only what USER did under this query.")
 @click.option("--category", type=PLAIN, metavar="PATH", help="Only what USER did in this category.")
-@click.option("--yes", is_flag=True, help="Do not ask; never asked where stdin is no terminal.")
+@click.option(
+    "--yes", is_flag=True, help="Delete without asking; where stdin is no terminal nobody is asked."
+)
 @shop_option
 @json_option
 @click.pass_context
@@ -179,7 +181,9 @@ def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
 @click.argument("user", type=ID)
 @click.argument("query", type=PLAIN, required=False)
 @click.option("--category", type=PLAIN, metavar="PATH", help="A category instead of a query.")
-@click.option("--withdraw", metavar="ID", help="Recommend it again.")
+@click.option(
+    "--withdraw", metavar="ID", help="Wish to take back: what it named may be recommended again."
+)
 @shop_option
 @json_option
 def unwanted(

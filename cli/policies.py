@@ -161,9 +161,11 @@ def chances_text(found: dict[str, Any] | None) -> str:
 
 @policies.command()
 @click.argument("names", nargs=-1, required=True, type=VERSION, metavar="POLICY...")
-@click.option("--cascade", is_flag=True, help="Also remove what was trained on them.")
+@click.option("--cascade", is_flag=True, help="Also remove policies that were trained from those.")
 @click.option(
-    "--force", is_flag=True, help="Also remove the promoted one; the one before is promoted then."
+    "--force",
+    is_flag=True,
+    help="Also remove a promoted policy; the one promoted before it takes over.",
 )
 @shop_option
 @json_option

@@ -62,7 +62,7 @@ class Recipients:
     help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
 )
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
-@click.option("--record", is_flag=True, help="The user is shown this: see qagent impressions.")
+@click.option("--record", is_flag=True, help="Record the answers as shown (qagent impressions).")
 @setting_options(
     Recipients,
     into="recipients",

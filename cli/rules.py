@@ -16,8 +16,12 @@ from .param_types import EXISTING_FILE, ID, MOMENT, PLAIN
 if TYPE_CHECKING:
     from qagent_mlx.live.rules import Rule
 
-_starts = click.option("--from", "starts", type=MOMENT, metavar="T", help="From then on (UTC).")
-_ends = click.option("--until", "ends", type=MOMENT, metavar="T", help="Before then (UTC).")
+_starts = click.option(
+    "--from", "starts", type=MOMENT, metavar="T", help="Moment from which it holds (UTC)."
+)
+_ends = click.option(
+    "--until", "ends", type=MOMENT, metavar="T", help="Moment from which it holds no more (UTC)."
+)
 
 
 @click.group()
@@ -30,7 +34,7 @@ def rules() -> None:
 
 
 @rules.command("list")
-@click.option("--all", "everything", is_flag=True, help="Also those that were removed.")
+@click.option("--all", "everything", is_flag=True, help="Also rules that were removed.")
 @shop_option
 @json_option
 def list_rules(everything: bool, shop_path: Path) -> Output:
@@ -130,9 +134,15 @@ def hide(
 
 @rules.command()
 @click.argument("query", type=PLAIN)
-@click.option("--position", type=click.IntRange(1, 100), default=1, show_default=True)
 @click.option(
-    "--category", type=PLAIN, metavar="PATH", help="Only where the answer leads there anyway."
+    "--position",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Place of the query in an answer; 1 is the first.",
+)
+@click.option(
+    "--category", type=PLAIN, metavar="PATH", help="Category that an answer must lead into anyway."
 )
 @_starts
 @_ends

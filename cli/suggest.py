@@ -14,7 +14,14 @@ from .param_types import ID, PLAIN
 @click.command()
 @click.argument("user", type=ID)
 @click.argument("prefix", type=PLAIN)
-@click.option("-k", "number", type=click.IntRange(1, 100), default=8, show_default=True)
+@click.option(
+    "-k",
+    "number",
+    type=click.IntRange(1, 100),
+    default=8,
+    show_default=True,
+    help="Number of completions, at most.",
+)
 @shop_option
 @json_option
 def suggest(user: str, prefix: str, number: int, shop_path: Path) -> Output:

@@ -181,7 +181,8 @@ class GrpoOptions:
         ),
     ] = ()
     logs: Annotated[
-        tuple[str, ...], Meta(description="Also write metrics there (installed by yourself).")
+        tuple[str, ...],
+        Meta(description="Logger that gets the metrics, too; pip install it first."),
     ] = ()
 
 

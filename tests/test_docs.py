@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+import click
 import pytest
 from qagent_cli.options import SettingOption
 
@@ -34,6 +35,19 @@ def test_the_classes_of_all_options_are_on_the_reference_page():
             if isinstance(option, SettingOption) and option.settings is not None:
                 ours = option.settings.__module__.startswith("qagent_mlx")
                 assert option.settings in on_page or not ours, option.settings
+
+
+def test_every_option_has_a_help_that_stands_alone():
+    options = [
+        (command.name, option)
+        for command in GENERATOR["commands"]()
+        for option in command.params
+        if isinstance(option, click.Option)
+    ]
+    assert len(options) > 200
+    for name, option in options:
+        text = (option.help or "").split("  [")[0]
+        assert text.endswith(".") and text[0].isupper(), f"{name} {option.opts[0]}: {text!r}"
 
 
 def test_the_files_that_contributing_names_exist():

@@ -72,7 +72,9 @@ class AbConfig:
     """Size and seed of a simulated A/B test."""
 
     users: Annotated[int, Meta(ge=2, description="Fresh simulated shoppers.")] = 500
-    visits: Annotated[Positive, Meta(description="Visits of a shopper, at most; the first.")] = 3
+    visits: Annotated[
+        Positive, Meta(description="First visits of a shopper that take part, at most.")
+    ] = 3
     k: Annotated[int, Meta(ge=1, le=20, description="Queries that are shown at a visit.")] = 5
     draws: Annotated[
         int, Meta(ge=1, le=1000, description="Simulations of each visit, with other random draws.")
