@@ -55,6 +55,11 @@ def experiment() -> None:
     help="Share of the users who get the treatment.",
 )
 @click.option(
+    "--interleave",
+    is_flag=True,
+    help="Both share each answer (team draft): who is preferred, with far fewer users.",
+)
+@click.option(
     "--lift",
     default=0.05,
     show_default=True,
@@ -64,27 +69,36 @@ def experiment() -> None:
 @shop_option
 @json_option
 def start(
-    name: str, control: str, treatment: str, share: float, lift: float, shop_path: Path
+    name: str,
+    control: str,
+    treatment: str,
+    share: float,
+    interleave: bool,
+    lift: float,
+    shop_path: Path,
 ) -> Output:
     """Start the experiment NAME."""
-    from qagent_mlx.errors import QAgentError
     from qagent_mlx.live.experiment_report import users_needed
-    from qagent_mlx.live.experiments import AGENT, MEMORY, start_experiment
+    from qagent_mlx.live.experiments import AGENT, MEMORY, Kind, start_experiment
     from qagent_mlx.live.limits import shop_time
     from qagent_mlx.policy.registry import resolve
 
-    if control == treatment:
-        raise QAgentError("control and treatment are the same; name two different systems")
     with opened(shop_path, write=True) as shop:
         for system in {control, treatment} - {AGENT, MEMORY}:
             resolve(shop, system)  # refuses unknown ones
-        needed = users_needed(shop, lift)
-        made = start_experiment(shop, name, control, treatment, share, shop_time(shop))
+        needed = None if interleave else users_needed(shop, lift)
+        kind: Kind = "interleave" if interleave else "split"
+        made = start_experiment(shop, name, control, treatment, share, shop_time(shop), kind)
     document = {**made.to_dict(), "lift": lift, "users_needed": needed}
 
     def draw() -> None:
-        say(f"{name} runs: {share:.0%} of the users get {treatment}, the others {control}")
-        if needed is None:
+        if interleave:
+            say(f"{name} runs: {control} and {treatment} share every answer")
+        else:
+            say(f"{name} runs: {share:.0%} of the users get {treatment}, the others {control}")
+        if interleave:
+            pass
+        elif needed is None:
             say("how many users it takes is not known yet: too little was shown before")
         else:
             say(f"a lift of {lift:.0%} takes about {needed:,} users for a power of 80 %")
@@ -109,7 +123,8 @@ def status(shop_path: Path) -> Output:
             return
         rows = [
             (
-                *(e["name"], e["control"], e["treatment"], f"{e['share']:.0%}"),
+                *(e["name"], e["control"], e["treatment"]),
+                f"{e['share']:.0%}" if e["kind"] == "split" else "both",
                 *(e["started"][:16], e["stopped"][:16] if e["stopped"] else "runs"),
             )
             for e in known
@@ -143,13 +158,35 @@ def report(name: str | None, shop_path: Path) -> Output:
     The intervals may be looked at any time: they hold at all times at once. p is that of a test
     at one moment that was planned before.
     """
-    from qagent_mlx.live.experiment_report import experiment_report
     from qagent_mlx.live.experiments import find_experiment
+    from qagent_mlx.live.interleaving import report_of
     from qagent_mlx.live.limits import shop_time
 
     with opened(shop_path) as shop, waiting("counting"):
-        found = experiment_report(shop, find_experiment(shop, name), shop_time(shop)).to_dict()
-    return Output(found, lambda: _draw(found))
+        found = report_of(shop, find_experiment(shop, name), shop_time(shop)).to_dict()
+    is_shared = found["experiment"]["kind"] == "interleave"
+    return Output(found, lambda: _draw_preferences(found) if is_shared else _draw(found))
+
+
+def _draw_preferences(found: dict[str, Any]) -> None:
+    about = found["experiment"]
+    until = "" if about["stopped"] else " so far"
+    say(f"{about['name']}{until}: {about['control']} and {about['treatment']}, interleaved", "bold")
+    rows = []
+    for name, title in (("taken", "answers won by a query"), ("bought", "by a purchase")):
+        won = found[name]
+        interval = "-" if won["lo"] is None else f"{won['lo']:+.2%} to {won['hi']:+.2%}"
+        rows.append(
+            (
+                *(title, f"{won['control']:,}", f"{won['treatment']:,}"),
+                *(f"{won['margin']:+.2%}", interval),
+                "-" if won["p"] is None else f"{won['p']:.3f}",
+                "yes" if won["significant"] else "",
+            )
+        )
+    columns = ("", about["control"], about["treatment"], "margin", "any time", "p, once", "clear")
+    print_table(columns, rows, numbers=columns[1:6])
+    say(f"{found['users']:,} users, {found['answers']:,} answers that both shared")
 
 
 def _draw(found: dict[str, Any]) -> None:

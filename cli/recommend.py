@@ -101,8 +101,8 @@ def recommend(
     from qagent_mlx.live.shown import record_shown
     from qagent_mlx.policy.registry import open_policy, serving_policy
 
-    _check_usage(users, recipients, chains, record, "workers" in changes)
-    config = merge(BulkConfig(), changes)
+    _check_usage(users, recipients, chains, "workers" in changes)
+    config = replace(merge(BulkConfig(), changes), record=record)
     if recipients.out is not None:
         return recommend_to_many(recipients, recipients.out, config, shop_path, policy, group)
     with opened(shop_path) as shop:
@@ -129,7 +129,7 @@ def recommend(
 
 
 def _check_usage(
-    users: tuple[str, ...], recipients: Recipients, chains: bool, record: bool, workers: bool
+    users: tuple[str, ...], recipients: Recipients, chains: bool, workers: bool
 ) -> None:
     """Refuse options that do not go together."""
     from qagent_mlx.utils.table_files import check_table_name
@@ -141,8 +141,6 @@ def _check_usage(
         raise click.UsageError("--all and --users go with --out FILE.parquet (or .csv, .jsonl)")
     if many and chains:
         raise click.UsageError("--chains is for users that are named one by one")
-    if many and record:
-        raise click.UsageError("--record is for users that are named one by one")
     for flag, given in (("--shard", recipients.shard), ("--workers", workers)):
         if given and not many:
             raise click.UsageError(f"{flag} goes with --all or --users")

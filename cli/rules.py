@@ -81,14 +81,27 @@ def block(
 
 
 @rules.command("import")
-@click.argument("file", type=EXISTING_FILE)
+@click.argument("file", type=EXISTING_FILE, required=False)
+@click.option(
+    "--offensive",
+    is_flag=True,
+    help="Without FILE: the English list of better-profanity, less what the catalog sells.",
+)
 @shop_option
 @json_option
-def import_words(file: Path, shop_path: Path) -> Output:
+def import_words(file: Path | None, offensive: bool, shop_path: Path) -> Output:
     """Block every query that holds a word or phrase of FILE, which has one a line."""
     from qagent_mlx.errors import QAgentError
     from qagent_mlx.live.rules import blocked_words
 
+    if offensive == (file is not None):
+        raise click.UsageError("give either FILE or --offensive")
+    if file is None:
+        from qagent_mlx.live.offensive_words import offensive_words, without_catalog_words
+
+        with opened(shop_path) as shop:
+            words = without_catalog_words(shop, offensive_words())
+        return _stored(shop_path, blocked_words(words))
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

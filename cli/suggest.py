@@ -37,11 +37,13 @@ def suggest(user: str, prefix: str, number: int, shop_path: Path) -> Output:
     from qagent_mlx.memory.types import Moment
 
     with opened(shop_path) as shop, waiting("completing"):
-        now, config = shop.end_of_log(), shop.config.memory
-        memory = Memory(shop.connection, config, count_words, MemoryRanker.of_shop(shop))
+        now = shop.end_of_log()
+        memory = Memory(
+            shop.connection, shop.config.memory, count_words, MemoryRanker.of_shop(shop)
+        )
         (profile,) = memory.profiles([Moment(user, now)])
         (limits,) = LimitsBook(shop).limits([user])
-        completer = Completer.of_shop(shop.connection, config, open_shop_search(shop), now)
+        completer = Completer.of_shop(memory, open_shop_search(shop), now)
         found = completer.complete(prefix, profile, number, limits)
     document = {
         "user": user,

@@ -18,7 +18,7 @@ from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
 from .memory.ranker import Retrieve, fit_ranker
 from .memory.store import MemoryStore
-from .shop.config import ShopConfig
+from .shop.config import MemoryConfig, ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
 from .utils.atomic_files import read_json
@@ -27,6 +27,12 @@ from .utils.callable_module import make_callable
 make_callable(__name__, f"{__name__}:build")
 
 OnStage = Callable[[str], None]  # called with what begins
+
+# Simulated people type nothing that is their own, and the base policy and all published results are
+# of a memory in which a query reaches others at once.
+SAMPLE_MEMORY = MemoryConfig(
+    least_users=1, least_users_unknown=1, new_user_hours=0.0, trends_by="searches"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def create_sample_shop(
     source = sample_data_folder()
     simulated = read_json(source / "simulator.json", "the sample data")
     start = time.perf_counter()
-    shop = Shop.create(path, ShopConfig(name=name, simulated=simulated))
+    shop = Shop.create(path, ShopConfig(name=name, memory=SAMPLE_MEMORY, simulated=simulated))
     try:
         kinds: tuple[Kind, ...] = ("products", "events")
         for kind in kinds:

@@ -39,7 +39,7 @@ TABLES = {
         "ts",
     ),
     "events": _Table(
-        "user_id, ts AS time, type, query, product_id, session_id",
+        "user_id, ts AS time, type, query, product_id, session_id, {recommendation_id}, {position}",
         "events {where} ORDER BY ts, event_id",
         "ts",
     ),
@@ -83,7 +83,8 @@ def export_table(
         if moment is not None
     ]
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
-    query = f"SELECT {table.columns} FROM {table.source.format(where=where)}"
+    columns = table.columns.format(**_of_answers(shop)) if name == "events" else table.columns
+    query = f"SELECT {columns} FROM {table.source.format(where=where)}"
     rows = write_table(shop.connection, query, path)
     if name in OF_USERS:
         note_export(shop.path, path)
@@ -105,3 +106,13 @@ def _export_metrics(shop: Shop, path: Path) -> int:
     except duckdb.Error as error:
         line = str(error).splitlines()[0]
         raise QAgentError(f"the metrics of a run cannot be read: {line}") from error
+
+
+def _of_answers(shop: Shop) -> dict[str, str]:
+    """The columns of the answer that an event came of; older shops have none until they change."""
+    rows = shop.connection.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = 'events'"
+    ).fetchall()
+    known = {name for (name,) in rows}
+    kinds = {"recommendation_id": "VARCHAR", "position": "INTEGER"}
+    return {n: n if n in known else f"NULL::{kind} AS {n}" for n, kind in kinds.items()}

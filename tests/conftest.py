@@ -15,6 +15,8 @@ import qagent_mlx
 
 qagent_mlx.configure()  # before numpy and MLX are imported
 
+from open_memory import OPEN_SHOP  # noqa: E402
+
 from qagent_mlx.ingest.ingest import ingest_files  # noqa: E402
 from qagent_mlx.shop.shop import Shop  # noqa: E402
 
@@ -151,7 +153,7 @@ def tiny_folder(tiny_files, tmp_path_factory):
     from qagent_mlx.inventory.index import build_index
 
     path = tmp_path_factory.mktemp("tiny") / "shop"
-    with Shop.create(path) as shop:
+    with Shop.create(path, OPEN_SHOP) as shop:
         for kind, name in (("products", "products.csv"), ("events", "events.jsonl")):
             report = ingest_files(shop, kind, [tiny_files / name])
             assert report.rejected == report.duplicates == 0, report

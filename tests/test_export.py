@@ -2,6 +2,7 @@ import csv
 import json
 from datetime import datetime
 
+import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
@@ -119,3 +120,17 @@ def test_metrics_of_runs_with_other_columns_stand_in_one_table(folder, tmp_path)
         {"run": "a", "step": "1", "loss": "0.5", "reward": ""},
         {"run": "b", "step": "1", "loss": "", "reward": "0.25"},
     ]
+
+
+def test_events_say_which_answer_they_came_of_also_in_a_shop_that_cannot_know(own_shop, tmp_path):
+    connection, shop = own_shop.connection, own_shop
+    connection.execute("UPDATE events SET recommendation_id = 'r1', position = 2")
+    export_table(shop, "events", tmp_path / "new.parquet")
+    names = duckdb.sql(f"FROM '{tmp_path / 'new.parquet'}'").columns
+    assert names[-2:] == ["recommendation_id", "position"]
+    found = duckdb.sql(f"SELECT DISTINCT recommendation_id, position FROM '{tmp_path}/new.parquet'")
+    assert found.fetchall() == [("r1", 2)]
+    connection.execute("ALTER TABLE events DROP recommendation_id")
+    connection.execute("ALTER TABLE events DROP position")
+    export_table(shop, "events", tmp_path / "old.parquet")
+    assert duckdb.sql(f"FROM '{tmp_path / 'old.parquet'}'").columns == names

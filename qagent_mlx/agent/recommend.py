@@ -279,17 +279,19 @@ class Recommender(ProfileRecommender):
 
 def shown_answer(policy: Policy, result: UserRecommendations) -> ShownAnswer:
     """What a user is shown, to be recorded (`live.shown`)."""
-    queries = tuple(r.query for r in result.recommendations)
+    queries = [r.query for r in result.recommendations]
+    return agent_answer(policy, new_recommendation_id(), result.user_id, result.as_of, queries)
+
+
+def agent_answer(
+    policy: Policy, recommendation_id: str, user: str, as_of: datetime, queries: Sequence[str]
+) -> ShownAnswer:
+    """An answer of a policy, to be recorded."""
     version = parse_reference(reference_of(policy.folder))[1] if policy.folder else None
     return ShownAnswer(
-        new_recommendation_id(),
-        result.user_id,
-        result.as_of,
-        queries,
-        (1.0,) * len(queries),
-        "agent",
-        policy.info.name,
-        version,
+        recommendation_id,
+        *(user, as_of, tuple(queries), (1.0,) * len(queries)),
+        *("agent", policy.info.name, version),
     )
 
 

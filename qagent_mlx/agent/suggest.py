@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-import duckdb
 import numpy as np
 
 from ..inventory.types import ProductSearch
 from ..live.limits import NO_LIMITS, Limits
-from ..shop.config import MemoryConfig
+from ..memory.profile import Memory
 from ..types import Profile
 from ..utils.personal import looks_personal
 from ..utils.text import query_key
@@ -81,36 +80,34 @@ class Completer:
         self._weights = np.array([weights[text] * share for _, text, share in entries])
 
     @classmethod
-    def of_shop(
-        cls,
-        connection: duckdb.DuckDBPyConnection,
-        config: MemoryConfig,
-        search: ProductSearch,
-        as_of: datetime,
-    ) -> Completer:
-        """What a shop can complete at a moment; nothing at or after it is used."""
-        rows = (
-            []
-            if config.own_only
-            else connection.execute(
-                f"""WITH searches AS (
-                SELECT query_key, query, user_id, ts, exp(-ln(2) * date_diff('hour', ts, $as_of)
+    def of_shop(cls, memory: Memory, search: ProductSearch, as_of: datetime) -> Completer:
+        """What a shop can complete at a moment; nothing at or after it is used.
+
+        ``memory`` says what others may see (`Memory.drop_private`); everybody counts once a day.
+        """
+        config = memory.config
+        rows = memory.connection.execute(
+            f"""WITH searches AS (
+                SELECT query_key, query, user_id, exp(-ln(2) * date_diff('hour', ts, $as_of)
                     / (24 * $half_life)) AS weight
-                FROM events WHERE type = 'search' AND ts < $as_of)
-            SELECT mode(query), sum(weight) + ln(1 + count(DISTINCT user_id)) AS worth,
+                FROM events WHERE type = 'search' AND ts < $as_of AND NOT $own_only
+                QUALIFY row_number() OVER (
+                    PARTITION BY user_id, query_key, date_trunc('day', ts) ORDER BY event_id) = 1)
+            SELECT query_key, mode(query), sum(weight) + ln(1 + count(DISTINCT user_id)) AS worth,
                 query_key IN (SELECT s.query_key FROM events e JOIN products USING (product_id)
                     JOIN events s ON s.event_id = e.search_id WHERE e.ts < $as_of) AS is_found
             FROM searches GROUP BY query_key HAVING count(DISTINCT user_id) >= $least
             ORDER BY worth DESC, query_key LIMIT {MAX_QUERIES}""",
-                {
-                    "as_of": as_of,
-                    "half_life": config.half_life_days,
-                    "least": max(LEAST_USERS, config.least_users),
-                },
-            ).fetchall()
-        )
-        rows = [row for row in rows if not looks_personal(row[0])]
-        queries = {text: worth for text, worth, _ in rows}
+            {
+                "as_of": as_of,
+                "half_life": config.half_life_days,
+                "least": max(LEAST_USERS, config.least_users),
+                "own_only": config.own_only,
+            },
+        ).fetchall()
+        public = memory.drop_private({key: text for key, text, *_ in rows}, as_of)
+        rows = [(text, *rest) for key, text, *rest in rows if key in public]
+        queries = {text: worth for text, worth, _ in rows if not looks_personal(text)}
         found = [text for text, _, is_found in rows if is_found]
         return cls(queries, _catalog_names(search), search, found)
 

@@ -1,5 +1,7 @@
 """Experiments: two systems share the users of a server, each user one system for the whole time.
 
+Or they share each answer (``interleave``, see `interleaving`), which takes fewer users.
+
 An arm is ``agent`` (the policy that recommends), ``memory`` (the user's memory without a chain),
 or a policy of the shop. Who gets which follows from the user's id and the experiment's salt, so a
 restart, or another process, changes nobody's arm.
@@ -23,6 +25,7 @@ from ..utils.stamps import user_name
 
 AGENT, MEMORY = "agent", "memory"
 Arm = Literal["control", "treatment"]
+Kind = Literal["split", "interleave"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 
@@ -38,6 +41,7 @@ class Experiment:
     started: datetime  # in the shop's time, see `limits.shop_time`
     stopped: datetime | None = None
     author: str = ""
+    kind: Kind = "split"
 
     def arm(self, user: str) -> Arm:
         """The arm of a user."""
@@ -45,9 +49,11 @@ class Experiment:
         place = int.from_bytes(digest[:8], "big") / 2**64
         return "treatment" if place < self.share else "control"
 
-    def system(self, user: str) -> str:
-        """The system that a user gets."""
-        return self.treatment if self.arm(user) == "treatment" else self.control
+    def systems(self, user: str) -> tuple[str, ...]:
+        """The system that a user gets; control and treatment where both share each answer."""
+        if self.kind == "interleave":
+            return (self.control, self.treatment)
+        return (self.treatment if self.arm(user) == "treatment" else self.control,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; without the salt, which would tell everybody's arm."""
@@ -61,7 +67,7 @@ def experiments(shop: Shop) -> list[Experiment]:
     if not shop.has_table("experiments"):
         return []
     rows = fetch_dicts(shop.connection.execute("SELECT * FROM experiments ORDER BY started, name"))
-    return [Experiment(**row) for row in rows]
+    return [Experiment(**{**row, "kind": row.get("kind") or "split"}) for row in rows]
 
 
 def running(shop: Shop) -> Experiment | None:
@@ -89,13 +95,21 @@ def find_experiment(shop: Shop, name: str | None) -> Experiment:
 
 
 def start_experiment(
-    shop: Shop, name: str, control: str, treatment: str, share: float, now: datetime
+    shop: Shop,
+    name: str,
+    control: str,
+    treatment: str,
+    share: float,
+    now: datetime,
+    kind: Kind = "split",
 ) -> Experiment:
     """Let two systems share the users from now on; ``shop`` is open for writing.
 
     Raises:
         QAgentError: another one runs, the name is taken, or nothing would be compared.
     """
+    if control == treatment:
+        raise QAgentError("control and treatment are the same; name two different systems")
     other = running(shop)
     if other is not None:
         raise QAgentError(
@@ -108,11 +122,14 @@ def start_experiment(
     if not 0 < share < 1:
         raise QAgentError("the share must lie between 0 and 1")
     author = user_name()
-    made = Experiment(name, control, treatment, share, secrets.token_hex(8), now, author=author)
+    salt = secrets.token_hex(8)
+    made = Experiment(name, control, treatment, share, salt, now, author=author, kind=kind)
     with shop.transaction() as connection:
         connection.execute(
-            "INSERT INTO experiments VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
-            [name, control, treatment, share, made.salt, made.started, author],
+            """INSERT INTO experiments
+            (name, control, treatment, share, salt, started, author, kind)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+            [name, control, treatment, share, salt, made.started, author, kind],
         )
     return made
 

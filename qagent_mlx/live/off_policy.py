@@ -128,13 +128,17 @@ def _marginals(size: int) -> np.ndarray:
 
 
 def logged_answers(shop: Shop, **limits: Any) -> list[LoggedAnswer]:
-    """What was shown in a time (``since``, ``until``), in order, with what was taken of it."""
+    """What was shown in a time (``since``, ``until``), in order, with what was taken of it.
+
+    Answers that two systems shared are left out: another draft would have mixed them otherwise.
+    """
     if not shop.has_table("recommendations"):
         return []
     rows = shop.connection.execute(
         f"""SELECT any_value(user_id), any_value(ts), list(query_key ORDER BY position),
             list(propensity ORDER BY position), list(taken::INT::DOUBLE ORDER BY position)
-        FROM ({LINES}) WHERE position > 0 GROUP BY recommendation_id ORDER BY 2, 1""",
+        FROM ({LINES}) WHERE position > 0 AND source <> 'interleaved'
+        GROUP BY recommendation_id ORDER BY 2, 1""",
         line_limits(limits.get("since"), limits.get("until")),
     ).fetchall()
     return [LoggedAnswer(u, t, tuple(k), tuple(p), tuple(r)) for u, t, k, p, r in rows]

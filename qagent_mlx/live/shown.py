@@ -27,7 +27,8 @@ class ShownAnswer:
         recommendation_id: Of the answer.
         queries: The first one stood at position 1.
         propensities: For each the probability that it was placed there.
-        source: ``agent``, ``top-line`` (the user's memory) or ``trending``.
+        source: ``agent``, ``top-line`` (the user's memory), ``trending``, or ``interleaved``.
+        teams: Of two systems that share the answer, the one that named each query.
     """
 
     recommendation_id: str
@@ -41,6 +42,7 @@ class ShownAnswer:
     experiment: str | None = None
     arm: str | None = None
     latency_ms: float | None = None
+    teams: tuple[str, ...] = ()
 
 
 def new_recommendation_id() -> str:
@@ -96,14 +98,15 @@ def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
             if answer is None:
                 continue
             stored += 1
-            lines = [*enumerate(zip(answer.queries, answer.propensities, strict=True), 1)]
+            arms = answer.teams or (answer.arm,) * len(answer.queries)
+            lines = [*enumerate(zip(answer.queries, answer.propensities, arms, strict=True), 1)]
             # Nothing to show: that is told, too.
-            for position, (query, propensity) in lines or [(0, ("", 1.0))]:
+            for position, (query, propensity, arm) in lines or [(0, ("", 1.0, answer.arm))]:
                 appender.append_row(
                     *(answer.recommendation_id, answer.user_id, answer.ts, position),
                     *(query, query_key(query), propensity),
                     *(answer.source, answer.policy, answer.version),
-                    *(answer.experiment, answer.arm, None, answer.latency_ms),
+                    *(answer.experiment, arm, None, answer.latency_ms),
                 )
     return stored
 
@@ -117,10 +120,12 @@ def _answer(value: Mapping[str, Any]) -> ShownAnswer | None:
                 "ts": datetime.fromisoformat(value["ts"]),
                 "queries": tuple(map(str, value["queries"])),
                 "propensities": tuple(map(float, value["propensities"])),
+                "teams": tuple(map(str, value.get("teams", ()))),
             }
         )
     except (KeyError, TypeError, ValueError):
         return None
     texts = (answer.recommendation_id, answer.user_id, answer.source, answer.policy)
-    is_whole = len(answer.queries) == len(answer.propensities) and all(answer.queries)
+    sizes = {len(answer.queries), len(answer.propensities), len(answer.teams or answer.queries)}
+    is_whole = len(sizes) == 1 and all(answer.queries)
     return answer if is_whole and all(isinstance(text, str) for text in texts) else None

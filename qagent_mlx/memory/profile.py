@@ -8,7 +8,7 @@ token. Lines about the user come first, then the lines with a query, the most pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,7 +21,7 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import render, written_line
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile, UserContext
-from .k_anonymity import drop_private_candidates
+from .k_anonymity import drop_private_candidates, drop_private_queries
 from .loader import MemoryLoader
 from .neighbours import likeliest_needs
 from .ranker import MemoryRanker
@@ -108,12 +108,17 @@ class Memory:
         memories = self._memories(moments) if moments else []
         return [set(memory.candidates.query_key.tolist()) for memory in memories]
 
+    def drop_private(self, queries: Mapping[str, str], as_of: datetime) -> dict[str, str]:
+        """Of queries (key to text), those that anybody may see at a moment."""
+        if self.config.own_only:
+            return {}
+        self.loader.prepare()
+        return drop_private_queries(self.loader.statistics.public, queries, as_of, self.config)
+
     def _memories(self, moments: Sequence[Moment]) -> list[UserMemory]:
         memories = self.loader.load(moments)
-        if self.config.least_users > 1 or self.config.hide_personal:
-            public = self.loader.statistics.public
-            memories = drop_private_candidates(public, moments, memories, self.config)
-        return memories
+        public = self.loader.statistics.public
+        return drop_private_candidates(public, moments, memories, self.config)
 
     def _lines(
         self, moment: Moment, memory: UserMemory, probabilities: np.ndarray, sections: set[str]

@@ -1,18 +1,29 @@
-"""Since when queries are public: searched by as many people as `MemoryConfig.least_users` asks."""
+"""Since when queries are public: searched by as many people as `MemoryConfig` asks.
+
+A query of the catalog's words says little about who typed it. One that holds another word can be a
+name, an insult or an advertisement, and needs more people (`MemoryConfig.least_users_unknown`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import duckdb
 
 from ..shop.config import MemoryConfig
+from ..utils.text import vocabulary
 from .sql import sql
+
+LONG_NUMBER = 5  # digits; shorter numbers are years, sizes and models, whatever the catalog says
 
 
 class PublicQueries:
-    """Since when queries have been searched by enough people, computed once for each."""
+    """Since when queries have been searched by enough people, computed once for each.
+
+    It reads ``events`` and ``catalog_words`` (see `shop_tables`), and in a partition of a larger
+    shop the table ``voices`` of all who searched (see `sharding`).
+    """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
         self._connection, self._config = connection, config
@@ -22,20 +33,62 @@ class PublicQueries:
         """Look again at queries that few had searched, as more may have by now."""
         self._since = {key: since for key, since in self._since.items() if since is not None}
 
-    def learn(self, keys: Iterable[str]) -> None:
-        """Compute since when queries are public, where that is not known yet."""
-        missing = sorted(set(keys) - self._since.keys())
+    def learn(self, queries: Mapping[str, str]) -> None:
+        """Compute since when queries (key to text) are public, where that is not known yet."""
+        missing = sorted(queries.keys() - self._since.keys())
         if not missing:
             return
         self._since |= dict.fromkeys(missing)
         values = {
             "keys": missing,
-            "least_users": self._config.least_users,
+            "needed": self.people_needed([queries[key] for key in missing]),
             "new_hours": self._config.new_user_hours,
         }
-        self._since |= dict(self._connection.execute(sql("public_since"), values).fetchall())
+        query = sql("public_since", voices=self._voices())
+        self._since |= dict(self._connection.execute(query, values).fetchall())
 
     def is_public(self, key: str, moment: datetime) -> bool:
         """Whether enough people had searched a query before a moment; after `learn`."""
         since = self._since[key]
         return since is not None and since < moment
+
+    def _voices(self) -> str:
+        """The SQL of who searched the wanted queries."""
+        which = "query_key IN (SELECT query_key FROM wanted)"
+        has_table = self._connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE table_name = 'voices'"
+        ).fetchone()
+        return f"voices WHERE {which}" if has_table else f"({sql('voices', which=which)})"
+
+    def people_needed(self, texts: list[str]) -> list[int]:
+        """How many people must have searched each text before others see it."""
+        least = self._config.least_users
+        of_unknown = max(least, self._config.least_users_unknown)
+        if of_unknown == least:
+            return [least] * len(texts)
+        asked = [_words_to_know(text) for text in texts]
+        known = self._known({form for words in asked for word in words for form in _forms(word)})
+        return [
+            least if all(not known.isdisjoint(_forms(word)) for word in words) else of_unknown
+            for words in asked
+        ]
+
+    def _known(self, words: Iterable[str]) -> set[str]:
+        rows = self._connection.execute(
+            "SELECT word FROM catalog_words WHERE word IN (SELECT unnest($1))", [sorted(words)]
+        ).fetchall()
+        return {word for (word,) in rows}
+
+
+def _words_to_know(text: str) -> list[str]:
+    """The words of a text that say something."""
+    return [
+        word
+        for word in vocabulary(text)
+        if len(word) > 1 and not (word.isdecimal() and len(word) < LONG_NUMBER)
+    ]
+
+
+def _forms(word: str) -> tuple[str, str]:
+    """A word, and its plural or singular in the commonest form."""
+    return word, word[:-1] if word.endswith("s") else word + "s"

@@ -3,7 +3,8 @@
     events/part=K/*.parquet   the log of the users whose hash falls on K, read in place
     products.parquet, product_history.parquet, manifest.json
     shared/part=K/            what partition K contributes to all: transitions of its users, hourly
-                              counts of searches and first spellings
+                              counts of searches, first spellings, and when queries were searched
+                              by how many people
     memory/part=K.duckdb      the profiles of partition K's users, ready to be served
 
 A user's sessions and transitions depend on that user's events alone, and counts add up. So each
@@ -34,11 +35,12 @@ from ..utils.settings import merge
 from . import shop_tables
 from .profile import Memory
 from .ranker import MemoryRanker
+from .sql import sql
 from .store import MemoryStore, fingerprint
 from .types import CountTokens, Moment
 
 FORMAT = 1
-CONTRIBUTED = (*shop_tables.TRANSITIONS, "hourly", "spellings")
+CONTRIBUTED = (*shop_tables.TRANSITIONS, "hourly", "spellings", "voices")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Partitions:
             for name in ("goods", "hourly", "spellings"):
                 shop_tables.create(connection, name, self.config)
             shop_tables.create_transitions(connection)
+            connection.execute(f"CREATE TABLE voices AS {sql('voices', which='true')}")
             for name in CONTRIBUTED:
                 write_parquet(connection, f"FROM {name}", self._contribution(part, name))
             ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
@@ -145,6 +148,7 @@ class Partitions:
                 connection.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR)")
                 self._create_views(connection, part)
                 shop_tables.create(connection, "goods", self.config)
+                shop_tables.create_catalog_words(connection)
                 for name in CONTRIBUTED:
                     # In order of the partitions, without a column for them.
                     paths = [literal(self._contribution(p, name)) for p in range(self.parts)]

@@ -3,6 +3,7 @@
 - ``goods``: the catalog with departments, leaf categories and the limits of price bands
 - ``hourly``: searches of each query by the hour; ``spellings``: how each was first typed
 - ``modifiers``, ``query_kinds``: brands and attributes, and which of them queries name
+- ``catalog_words``: the words of the catalog's texts
 - ``outcomes``, ``steps``, ``cycles``, ``returns``: users' transitions (see `transitions`)
 - ``swing``: how much pairs of users vouch for a step, where `MemoryConfig.swing` asks for it
 
@@ -19,7 +20,7 @@ import duckdb
 
 from ..shop.config import MemoryConfig
 from ..shop.price_bands import price_limits_sql
-from ..utils.text import tokens
+from ..utils.text import tokens, vocabulary
 from .event_log import EventLog, History
 from .sql import ALL, sql
 from .transitions import Transitions, transitions_of
@@ -28,7 +29,10 @@ CHUNK = 4000  # users whose events are in memory at once
 MAX_NAME = 8  # tokens of a brand or attribute, where a token may be a single character
 
 TRANSITIONS = Transitions._fields
-SHOP_TABLES = ("goods", "hourly", "spellings", *TRANSITIONS, "modifiers", "query_kinds")
+SHOP_TABLES = (
+    *("goods", "catalog_words", "hourly", "spellings"),
+    *(*TRANSITIONS, "modifiers", "query_kinds"),
+)
 
 
 def create_shop_tables(
@@ -43,6 +47,7 @@ def create_shop_tables(
     """
     for name in ("goods", "hourly", "spellings"):
         create(connection, name, config, kind)
+    create_catalog_words(connection, kind)
     create_wordings(connection, kind)
     create_transitions(connection, kind, visit)
     if config.swing:
@@ -65,16 +70,16 @@ def hourly_sql(config: MemoryConfig, after_id: int = ALL) -> str:
 
 
 def counted_hours(config: MemoryConfig) -> str:
-    """What trends add up: the table ``hourly``, or a relation of people in its place.
+    """What trends add up: a relation of the people of each hour, and of those who were new then.
 
-    All who are new in an hour count as one.
+    Where trends count searches, each of them stands for a person.
     """
     if config.trends_by == "searches":
-        return "hourly"
+        return "(SELECT hour, query_key, n AS people, 0 AS newcomers FROM hourly)"
     hours = round(config.trend_long_days * 24)
-    return f"""(SELECT hour, query_key, sum(people) + least(1, sum(newcomers)) AS n FROM hourly
-        WHERE hour >= (SELECT min(hour) FROM hours) - INTERVAL '{hours} hours'
-        GROUP BY ALL HAVING n > 0)"""
+    return f"""(SELECT hour, query_key, sum(people) AS people, sum(newcomers) AS newcomers
+        FROM hourly
+        WHERE hour >= (SELECT min(hour) FROM hours) - INTERVAL '{hours} hours' GROUP BY ALL)"""
 
 
 def derived_sql(name: str) -> str:
@@ -132,6 +137,16 @@ def add_transitions(connection: duckdb.DuckDBPyConnection, histories: Iterable[H
             for name, appender in appenders.items():
                 for row in getattr(transitions, name):
                     appender.append_row(*row)
+
+
+def create_catalog_words(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:
+    """Create ``catalog_words``, from ``goods``."""
+    connection.execute(sql("catalog_words", kind=kind))
+    others = connection.execute(sql("catalog_texts")).fetchall()  # those of more than ASCII
+    found = {word for (text,) in others for word in vocabulary(text)}
+    with connection.appender("catalog_words") as appender:
+        for word in sorted(found):
+            appender.append_row(word)
 
 
 def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:

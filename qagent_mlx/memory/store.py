@@ -25,7 +25,10 @@ from .state_builder import user_state
 
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
-MEMORY_FORMAT = 5
+MEMORY_FORMAT = 6
+
+# Settings of what reaches others, which is decided when a profile is read.
+OF_PUBLIC = ("least_users", "least_users_unknown", "hide_personal", "own_only")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ _META = ("memory", "memory_epoch", "memory_hours", "memory_end")
 
 def fingerprint(config: MemoryConfig) -> str:
     """Identify what stored rows mean: the format and the settings that they were computed with."""
-    of_reading = ("budget", "least_users", "hide_personal", "own_only", "typing_seconds")
+    of_reading = ("budget", *OF_PUBLIC, "typing_seconds")
     of_trends = () if config.trends_by == "users" else ("trends_by", "new_user_hours")
     settings = {n: v for n, v in asdict(config).items() if n not in (*of_reading, *of_trends)}
     text = json.dumps([MEMORY_FORMAT, settings], sort_keys=True)
@@ -161,6 +164,7 @@ class MemoryStore:
         """
         if before.fingerprint == self.fingerprint and not self.is_current():
             shop_tables.create(self._connection, "goods", self._config)
+            shop_tables.create_catalog_words(self._connection)
             self._write_state(before)
 
     def _write_state(self, state: StoreState) -> None:

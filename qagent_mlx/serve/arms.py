@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..agent.recommend import ProfileRecommender, Recommender, RecommendRequest, UserRecommendations
 from ..errors import QAgentError
 from ..live.experiments import AGENT, MEMORY, Experiment, running
+from ..live.interleaving import team_draft
 from ..policy.files import load_policy
 from ..policy.registry import resolve
 from ..shop.policy_folders import reference_of
 from ..shop.shop import Shop
+from ..utils.text import query_key
 from .config import ServeConfig
+from .requests import RecommendResponse
 
 log = logging.getLogger("qagent.serve")
 
@@ -27,6 +32,7 @@ class Arms:
         self._config = config
         self._loaded: dict[str, ProfileRecommender] = {}
         self._references: dict[str, str] = {}
+        self._chance = random.Random()
 
     def follow(self, recommender: Recommender, shop: Shop) -> Experiment | None:
         """Load what the shop's experiment needs; None where none runs, or one cannot.
@@ -56,6 +62,25 @@ class Arms:
     def reference(self, system: str) -> str:
         """The policy of an arm, with its version."""
         return self._references[system]
+
+    def mixed(
+        self, control: RecommendResponse, treatment: RecommendResponse, k: int
+    ) -> RecommendResponse:
+        """An answer that two systems share (`live.interleaving`)."""
+        queries, teams = team_draft(
+            control.recommendations,
+            treatment.recommendations,
+            k,
+            lambda item: query_key(item.query),
+            self._chance,
+        )
+        return replace(
+            treatment,
+            recommendations=tuple(queries),
+            source="interleaved",
+            reason="experiment",
+            teams=tuple(teams),
+        )
 
     def answer(
         self, system: str, requests: Sequence[RecommendRequest], seed: int

@@ -20,8 +20,9 @@ from typing import Any
 
 import duckdb
 
-from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations
+from ..agent.recommend import Recommender, RecommendRequest, UserRecommendations, agent_answer
 from ..errors import QAgentError
+from ..live.shown import new_recommendation_id, record_shown
 from ..models.fingerprint import fingerprint
 from ..shop.shop import Shop
 from ..shop.traces import note_export
@@ -36,7 +37,8 @@ DECODE_USERS = 32  # users whose chains decode together; larger batches copy mor
 MANY_USERS = 300  # fewer are done about as soon as another process has started
 
 _SCHEMA = """CREATE TABLE part (user_id VARCHAR, as_of TIMESTAMP, rank INTEGER, query VARCHAR,
-score DOUBLE, chance DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR)"""
+score DOUBLE, chance DOUBLE, votes INTEGER, products VARCHAR[], reason VARCHAR,
+recommendation_id VARCHAR)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,9 @@ def bulk_recommend(
         recommender: Its group is the number of chains a user.
         users: Ids, each once.
         out: The .parquet, .jsonl or .csv file: user_id, as_of, rank (from 1), query, score, chance,
-            votes, products (ids), reason; in the order of ``users`` and rank.
-        config: Number of queries, moment, seed and processes.
+            votes, products (ids), reason, and recommendation_id where it is recorded what is shown;
+            in the order of ``users`` and rank.
+        config: Number of queries, moment, seed and processes, and whether users are shown this.
         on_progress: Called as users are done.
 
     Raises:
@@ -193,7 +196,9 @@ def bulk_recommend(
     report_progress(0)
     _write_parts(recommender, missing, moment, config, report_progress)
     seconds = time.perf_counter() - start
-    rows, users_with_rows = _join_parts(folder, parts, out)
+    rows, users_with_rows = _join_parts(folder, parts, out, config.record)
+    if config.record:
+        _record(recommender, parts)
     shutil.rmtree(folder, ignore_errors=True)
     note_export(recommender.shop.path, out)
     return BulkReport(
@@ -236,7 +241,8 @@ def _write_parts(
             while len(recommendations) < len(part.users):
                 recommendations += next(results)
                 report_progress(done + len(recommendations))
-            _write_part(part.path, recommendations)
+            ids = [new_recommendation_id() if config.record else None for _ in recommendations]
+            _write_part(part.path, recommendations, ids)
             done += len(part.users)
 
 
@@ -264,6 +270,7 @@ def _task(recommender: Recommender, users: Sequence[str], config: BulkConfig) ->
         "part": config.part,
         "users": digest,
         "as_of": config.as_of.isoformat() if config.as_of else None,
+        "record": config.record,
     }
 
 
@@ -280,11 +287,13 @@ def _begin(folder: Path, task: dict[str, Any], moment: datetime) -> datetime:
     return moment
 
 
-def _write_part(path: Path, recommendations: Sequence[UserRecommendations]) -> None:
+def _write_part(
+    path: Path, recommendations: Sequence[UserRecommendations], ids: Sequence[str | None]
+) -> None:
     with replacing(path) as temporary, open_duckdb() as connection:
         connection.execute(_SCHEMA)
         with connection.appender("part") as appender:
-            for user in recommendations:
+            for user, recommendation_id in zip(recommendations, ids, strict=True):
                 for rank, r in enumerate(user.recommendations, 1):
                     appender.append_row(
                         user.user_id,
@@ -296,17 +305,34 @@ def _write_part(path: Path, recommendations: Sequence[UserRecommendations]) -> N
                         r.votes,
                         list(r.products),
                         clean(r.reason),
+                        recommendation_id,
                     )
         connection.execute(f"COPY part TO {literal(temporary)} (FORMAT parquet)")
 
 
-def _join_parts(folder: Path, parts: Sequence[_Part], out: Path) -> tuple[int, int]:
+def _record(recommender: Recommender, parts: Sequence[_Part]) -> None:
+    """Record that users are shown what parts hold; who has nothing in them is shown nothing."""
+    for part in parts:
+        with open_duckdb() as connection:
+            rows = connection.execute(
+                f"""SELECT recommendation_id, user_id, any_value(as_of), list(query ORDER BY rank)
+                FROM read_parquet({literal(part.path)}) GROUP BY ALL ORDER BY user_id"""
+            ).fetchall()
+        answers = [
+            agent_answer(recommender.policy, recommendation_id, user, as_of, queries)
+            for recommendation_id, user, as_of, queries in rows
+        ]
+        record_shown(recommender.shop, answers)
+
+
+def _join_parts(folder: Path, parts: Sequence[_Part], out: Path, record: bool) -> tuple[int, int]:
     """Write the parts as one file; returns its numbers of rows and of users."""
     files = "[" + ", ".join(literal(part.path) for part in parts) + "]"
     with open_duckdb() as connection:
         try:
             connection.execute(f"CREATE VIEW joined AS SELECT * FROM read_parquet({files})")
-            write_table(connection, "SELECT * FROM joined", out)
+            columns = "*" if record else "* EXCLUDE (recommendation_id)"
+            write_table(connection, f"SELECT {columns} FROM joined", out)
             counts = connection.execute(
                 "SELECT count(*), count(DISTINCT user_id) FROM joined"
             ).fetchone()

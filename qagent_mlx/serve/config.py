@@ -205,3 +205,6 @@ class BulkConfig:
     ] = None
     dtype: _Dtype = ""
     part: Annotated[Positive, Meta(description="Users a part: what a stop can cost.")] = 128
+    record: Annotated[
+        bool, Meta(description="Users are shown this: it is recorded when the file is complete.")
+    ] = False

@@ -30,7 +30,7 @@ from ..policy.registry import PROMOTED, SAMPLE, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..privacy import erase_user, export_user
 from ..shop.policy_folders import parse_reference
-from . import say, schema
+from . import experiments, say, schema
 from .bodies import (
     json_body,
     json_reply,
@@ -251,6 +251,10 @@ ENDPOINTS = (
         query=schema.WithdrawParameters,
         verb="DELETE",
     ),
+    Endpoint("/experiments", experiments.list_experiments, schema.ExperimentsReply),
+    Endpoint("/experiments", experiments.start, schema.ExperimentReply, (schema.ExperimentBody,)),
+    Endpoint("/experiments/{name}", experiments.report, schema.ExperimentReportReply),
+    Endpoint("/experiments/{name}", experiments.stop, schema.ExperimentReply, verb="DELETE"),
     Endpoint("/policy", policy, schema.PolicyReply, body=(schema.PolicyBody,)),
     Endpoint("/healthz", health, schema.HealthReply),
     Endpoint("/metrics", metrics),

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from ..ingest.report import IngestReport
+from ..live.experiments import Arm
 from ..types import Recommendation
 from .schema import Reason, Source
 
@@ -18,7 +19,8 @@ class RecommendResponse:
     """What a request gets.
 
     ``source`` is ``agent``, ``top-line`` (the user's memory without a chain) or ``trending``
-    (what the shop searches for now); the last two are fallbacks and ``reason`` says why.
+    (what the shop searches for now); the last two are fallbacks and ``reason`` says why. Where two
+    systems share the answer it is ``interleaved``, and ``teams`` says who named each query.
     """
 
     recommendations: tuple[Recommendation, ...]
@@ -29,6 +31,7 @@ class RecommendResponse:
     chains: int = 0
     reason: Reason = ""
     cached: bool = False
+    teams: tuple[Arm, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +39,8 @@ class PendingRequest:
     """A request that waits for recommendations.
 
     ``deadline`` is a time of `time.monotonic`. ``fallback`` is set as soon as the user's
-    memory was read; ``given_up`` is set when the client has got a fallback.
+    memory was read; ``given_up`` is set when the client has got a fallback. ``mix`` makes the
+    response of the agent's, where another system shares it.
     """
 
     user: str
@@ -47,6 +51,7 @@ class PendingRequest:
     future: Future[RecommendResponse] = field(default_factory=Future)
     fallback: RecommendResponse | None = None
     given_up: bool = False
+    mix: Callable[[RecommendResponse], RecommendResponse] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:

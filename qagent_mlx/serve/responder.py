@@ -204,33 +204,54 @@ class Responder:
             )
         agents = []
         for waiting, request in zip(pending, requests, strict=True):
-            system = self.experiment.system(waiting.user) if self.experiment else AGENT
-            if system == AGENT:
+            systems = self.experiment.systems(waiting.user) if self.experiment else (AGENT,)
+            if self._answer_arms(systems, waiting, request):
                 agents.append((waiting, request))
-            else:
-                self._answer_arm(system, waiting, request)
         if agents:
             shared = self._shared(*zip(*agents, strict=True))
             if shared:
                 self._decode(shared)
 
-    def _answer_arm(self, system: str, waiting: PendingRequest, request: RecommendRequest) -> None:
-        """Answer a request with the system of an experiment's arm; the cache keeps it."""
-        assert waiting.fallback is not None
-        if system == MEMORY:
-            response = replace(waiting.fallback, reason="experiment")
-        else:
-            if waiting.deadline - time.monotonic() < self.pace.seconds(1):
-                _fall_back(waiting)
-                return
-            (result,) = self.arms.answer(system, [request], self._config.seed)
-            name, version = parse_reference(self.arms.reference(system))
-            response = RecommendResponse(
-                result.recommendations, "agent", result.as_of, name, version, request.group
-            )
+    def _answer_arms(
+        self, systems: tuple[str, ...], waiting: PendingRequest, request: RecommendRequest
+    ) -> bool:
+        """Answer a request with the systems of an experiment; True where the agent has a part."""
+        others = {s: self._arm_response(s, waiting, request) for s in systems if s != AGENT}
+        if None in others.values():
+            _fall_back(waiting)
+            return False
+
+        def mix(agents: RecommendResponse | None) -> RecommendResponse:
+            responses = [agents if s == AGENT else others[s] for s in systems]
+            control, treatment = responses[0], responses[-1]
+            assert control is not None and treatment is not None
+            if len(systems) == 1:
+                return control
+            return self.arms.mixed(control, treatment, waiting.k)
+
+        if AGENT in systems:
+            waiting.mix = mix
+            return True
+        response = mix(None)
         self.cache.put(waiting.user, waiting.key, response)
         if not waiting.future.done():
             waiting.future.set_result(response)
+        return False
+
+    def _arm_response(
+        self, system: str, waiting: PendingRequest, request: RecommendRequest
+    ) -> RecommendResponse | None:
+        """What another system than the agent answers; None where there is no time for it."""
+        assert waiting.fallback is not None
+        if system == MEMORY:
+            return replace(waiting.fallback, reason="experiment")
+        if waiting.deadline - time.monotonic() < self.pace.seconds(1):
+            return None
+        (result,) = self.arms.answer(system, [request], self._config.seed)
+        name, version = parse_reference(self.arms.reference(system))
+        return RecommendResponse(
+            result.recommendations, "agent", result.as_of, name, version, request.group
+        )
 
     def forget(self, users: Iterable[str]) -> None:
         """Drop what is cached of users who did something, and see the new events."""
@@ -435,8 +456,7 @@ class Responder:
             and self._completer_of[2] is search
         ):
             self._completer_of = (hour, self.shop, search)
-            config = self.shop.config.memory
-            self.completer = Completer.of_shop(self.shop.connection, config, search, now)
+            self.completer = Completer.of_shop(self.recommender.memory, search, now)
 
     def personal(self, user: str) -> tuple[Profile, Limits] | None:
         """What is expected of a user and may be shown to them, where it was read lately.
@@ -531,10 +551,11 @@ class Responder:
                 s.request.group,
             )
             for waiting in s.waiting:
+                final = waiting.mix(response) if waiting.mix else response
                 if response.chains == waiting.chains:  # not one that had to be cut short
-                    self.cache.put(waiting.user, waiting.key, response)
+                    self.cache.put(waiting.user, waiting.key, final)
                 if not waiting.future.done():
-                    waiting.future.set_result(response)
+                    waiting.future.set_result(final)
 
 
 def _store_memory(shop: Shop) -> None:

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.exceptions import HTTPException
 
 from ..agent.suggest import Source as SuggestionSource
+from ..live.experiments import Kind
 from ..live.rules import RuleKind
 from ..types import EVENT_TYPES
 from ..utils.settings import Natural, Positive, requirement
@@ -26,7 +27,7 @@ MAX_QUERIES = 100
 MAX_DEADLINE_MS = 60_000.0
 MAX_PRICE = 1e12
 
-Source = Literal["agent", "top-line", "trending"]
+Source = Literal["agent", "top-line", "trending", "interleaved"]
 Reason = Literal["", "deadline", "overload", "error", "experiment"]
 QueryCount = Annotated[int, Meta(ge=1, le=MAX_QUERIES)]
 Milliseconds = Annotated[float, Meta(ge=1, le=MAX_DEADLINE_MS)]
@@ -198,7 +199,8 @@ class RecommendReply(Struct):
     source: Annotated[
         Source,
         Meta(
-            description="top-line: the user's memory without a chain; trending: what the shop "
+            description="interleaved: two systems share the answer, for an experiment; "
+            "top-line: the user's memory without a chain; trending: what the shop "
             "searches for now."
         ),
     ]
@@ -313,6 +315,39 @@ class WithdrawParameters(Struct, forbid_unknown_fields=True):
     """Query parameters of DELETE /rules/{rule_id}."""
 
     author: Annotated[str, Meta(min_length=1, max_length=100)] = "api"
+
+
+class ExperimentBody(Struct, forbid_unknown_fields=True):
+    """Two systems to compare: agent, memory, or a policy of the shop."""
+
+    name: Text
+    control: Text = "memory"
+    treatment: Text = "agent"
+    share: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)],
+        Meta(description="Share of the users who get the treatment."),
+    ] = 0.5
+    kind: Annotated[
+        Kind, Meta(description="split: each user gets one system; interleave: both share answers.")
+    ] = "split"
+
+
+class ExperimentReply(Struct):
+    """An experiment."""
+
+    experiment: dict[str, Any]
+
+
+class ExperimentsReply(Struct):
+    """The experiments of a shop, the oldest first."""
+
+    experiments: list[dict[str, Any]]
+
+
+class ExperimentReportReply(Struct):
+    """What an experiment has shown, as ``qagent experiment report --json`` says it."""
+
+    report: dict[str, Any]
 
 
 class WishBody(Struct, forbid_unknown_fields=True):

@@ -56,9 +56,11 @@ class Service:
         self.metrics.answers.labels("cache" if response.cached else response.source).inc()
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
-        shown = replace(response, recommendations=response.recommendations[:k])
+        shown = replace(
+            response, recommendations=response.recommendations[:k], teams=response.teams[:k]
+        )
         order = list(range(len(shown.recommendations)))
-        if self.config.explore and as_of is None:
+        if self.config.explore and as_of is None and not shown.teams:
             if self._chance.random() < self.config.explore:
                 order = shuffled(len(order), self._chance)
             shown = replace(
@@ -104,13 +106,14 @@ class Service:
             user,
             responder.moment if is_simulated else utc_now(),
             queries,
-            propensities(order, self.config.explore),
+            propensities(order, 0.0 if response.teams else self.config.explore),
             response.source,
             response.policy,
             response.version,
             experiment.name if experiment else None,
-            experiment.arm(user) if experiment else None,
+            experiment.arm(user) if experiment and experiment.kind == "split" else None,
             latency_ms,
+            response.teams,
         )
         is_recorded = responder.store.record_shown(answer)
         self.metrics.shown.labels("recorded" if is_recorded else "lost").inc()

@@ -57,7 +57,15 @@ class MemoryConfig:
     least_users: Annotated[
         int,
         Meta(ge=1, description="Users who must have searched a query before others may see it."),
-    ] = 1
+    ] = 2
+    least_users_unknown: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="The same, at least, for a query that holds a word the catalog lacks, as "
+            "names, insults and advertisements do.",
+        ),
+    ] = 10
     new_user_hours: Annotated[
         float,
         Meta(
@@ -67,14 +75,14 @@ class MemoryConfig:
             "search the same within an hour count as one, for least_users and for trends by users.",
             extra={"unit": "hours"},
         ),
-    ] = 0.0
+    ] = 24.0
     trends_by: Annotated[
         Literal["searches", "users"],
         Meta(
             description="What trends count: searches, or users, each once a day, so that nobody "
             "makes a trend alone."
         ),
-    ] = "searches"
+    ] = "users"
     hide_personal: Annotated[
         bool,
         Meta(

@@ -88,11 +88,11 @@ CREATE TABLE IF NOT EXISTS recommendations (  -- queries that a user was shown
     query      VARCHAR NOT NULL,   -- an object_id of UBI
     query_key  VARCHAR NOT NULL,
     propensity DOUBLE NOT NULL,    -- probability that the query was placed there
-    source     VARCHAR NOT NULL,   -- agent, top-line, trending
+    source     VARCHAR NOT NULL,   -- agent, top-line, trending, interleaved
     policy     VARCHAR NOT NULL,
     version    BIGINT,             -- of the policy
     experiment VARCHAR,
-    arm        VARCHAR,
+    arm        VARCHAR,            -- of the user, or of the query where two share an answer
     ingest_id  BIGINT              -- see ingests; NULL for what a server has shown
 );
 CREATE TABLE IF NOT EXISTS rules (     -- of the merchant, see live.rules
@@ -127,6 +127,7 @@ CREATE TABLE IF NOT EXISTS experiments (  -- see live.experiments
     stopped   TIMESTAMP,
     author    VARCHAR NOT NULL
 );
+ALTER TABLE experiments ADD COLUMN IF NOT EXISTS kind VARCHAR; -- NULL is split
 ALTER TABLE recommendations ADD COLUMN IF NOT EXISTS latency_ms DOUBLE;
 ALTER TABLE events ADD COLUMN IF NOT EXISTS recommendation_id VARCHAR; -- that it came of
 ALTER TABLE events ADD COLUMN IF NOT EXISTS position INTEGER;          -- in that one, from 1 on
@@ -137,7 +138,7 @@ ADDED = {
     "rejects": "ingest_id",
     "replaced_products": "changed",
     "recommendations": "latency_ms",
-    "experiments": "salt",
+    "experiments": "kind",
     "events": "recommendation_id",
     "rules": "removed_by",
     "wishes": "withdrawn",

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from datetime import datetime, timezone
 from functools import lru_cache
+from itertools import pairwise
 
 _INVISIBLE = "\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069"
 _CONTROL = re.compile(f"[\x00-\x1f{_INVISIBLE}]+")
@@ -37,6 +38,10 @@ def words(text: str) -> list[str]:
     return "".join(c if c.isalnum() or _is_mark(c) else " " for c in text).split()
 
 
+def _without_accents(word: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", word) if not _is_mark(c))
+
+
 def _is_mark(c: str) -> bool:
     return unicodedata.category(c)[0] == "M"
 
@@ -57,6 +62,22 @@ def graphemes(run: str) -> list[str]:
         else:
             characters.append(c)
     return characters
+
+
+def vocabulary(text: str) -> list[str]:
+    """What tells known text from unknown: words without accents, or pairs of characters.
+
+    Single characters say little in a script without spaces, so runs of it are split into pairs of
+    neighbours. Accents are left out as many leave them out who type.
+    """
+    if text.isascii():
+        return words(text)
+    parts: list[str] = []
+    for word in words(text):
+        for part, unspaced in split_scripts(word):
+            run = graphemes(part) if unspaced else [_without_accents(part)]
+            parts += map("".join, pairwise(run)) if len(run) > 1 else run
+    return parts
 
 
 def tokens(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.live.limits import Limits
 from qagent_mlx.live.rules import ShopRules, new_rule
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.types import Hit, Line, Profile
 
 NOW = datetime(2026, 4, 10, 12)
@@ -97,11 +98,15 @@ def test_nobody_sees_what_one_person_searched_or_what_is_somebodys_own(own_shop)
         [
             *(search(f"u{n:02}", "zebra lamp mail@example.org") for n in range(9)),
             *(search("u03", f"zebra{n}") for n in range(3)),
-            *(search(user, "zebra rug") for user in ("u04", "u05")),
+            *(search(f"u{n:02}", "zebra") for n in range(9)),
+            *(search(f"u{n:02}", "zebra rug") for n in range(10)),
+            *(search(user, "lamp desk") for user in ("u04", "u05")),
         ],
     )
-    arguments = (own_shop.connection, own_shop.config.memory, open_search(own_shop))
-    shop = Completer.of_shop(*arguments, NOW + timedelta(hours=1))
-    assert texts(shop.complete("zebra")) == ["zebra rug"]
-    assert Completer.of_shop(*arguments, NOW).complete("zebra") == []
+    memory = Memory(own_shop.connection, own_shop.config.memory, count_words)
+    finds = open_search(own_shop)
+    shop = Completer.of_shop(memory, finds, NOW + timedelta(hours=1))
+    assert texts(shop.complete("zebra")) == ["zebra rug"]  # no word of the catalog: ten people
+    assert texts(shop.complete("lamp d")) == ["lamp desk"]
+    assert Completer.of_shop(memory, finds, NOW).complete("zebra") == []
     assert "usb cable" in texts(shop.complete("us"))

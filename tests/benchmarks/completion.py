@@ -58,9 +58,7 @@ def main(path: Path, most: int) -> None:
     cases = cases[:: max(1, len(cases) // most)][:most]
     memory = Memory(shop.connection, shop.config.memory, count_words, MemoryRanker.of_shop(shop))
     profiles = memory.profiles([Moment(case.user_id, case.as_of) for case in cases])
-    completer = Completer.of_shop(
-        shop.connection, shop.config.memory, open_shop_search(shop), start
-    )
+    completer = Completer.of_shop(memory, open_shop_search(shop), start)
     popular = most_popular(shop, start)
     seconds: list[float] = []
     print(f"{len(cases)} cases of {path}")

@@ -48,7 +48,17 @@ def test_what_a_command_recorded_is_listed_counted_and_exported(cli, folder, tmp
     assert cli.json("impressions", "list", *shop)["answers"] == []
 
 
-def test_many_users_are_not_recorded_one_by_one(cli, folder, tmp_path):
-    out = tmp_path / "all.parquet"
-    result = cli.run("recommend", "--all", "--out", out, "--record", "--shop", folder, code=2)
-    assert "--record" in result.stderr
+def test_what_many_users_are_shown_is_recorded_with_the_ids_of_the_file(cli, folder, tmp_path):
+    shop = ("--shop", folder)
+    out = tmp_path / "all.jsonl"
+    cli.run("recommend", "--all", "--out", out, "--record", "-k", 2, *shop)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    answers = cli.json("impressions", "list", "-n", 1000, *shop)["answers"]
+    shown = {a["recommendation_id"]: [q["query"] for q in a["queries"]] for a in answers}
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        told.setdefault(row["recommendation_id"], []).append(row["query"])
+    assert shown == told and len(told) > 5
+    cli.run("recommend", "--all", "--out", out, *shop)
+    assert "recommendation_id" not in out.read_text()
+    assert len(cli.json("impressions", "list", "-n", 1000, *shop)["answers"]) == len(told)

@@ -48,3 +48,18 @@ def test_a_user_wants_a_query_no_more_and_has_it_forgotten(cli, shop):
     forgotten = cli.json("memory", "forget", "u01", "--category", "Phones", *shop)
     assert cli.json("memory", "u01", *shop)["events"] == before - forgotten["events"]
     cli.run("memory", "forget", "u01", "--category", "a", "--query", "b", *shop, code=2)
+
+
+def test_a_kept_list_of_insults_blocks_all_but_what_the_shop_sells(
+    cli, shop, tmp_path, monkeypatch
+):
+    assert "qagent-mlx[offensive]" in cli.error("rules", "import", "--offensive", *shop)
+    (tmp_path / "better_profanity").mkdir()
+    (tmp_path / "better_profanity" / "__init__.py").write_text("")
+    words = tmp_path / "better_profanity" / "profanity_wordlist.txt"
+    words.write_text("grobian\nlamp\ndesk grobian\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = cli.json("rules", "import", "--offensive", *shop)["rules"]
+    assert [rule["text"] for rule in made] == ["grobian", "desk grobian"]
+    cli.run("rules", "import", *shop, code=2)
+    cli.run("rules", "import", words, "--offensive", *shop, code=2)

@@ -34,7 +34,8 @@ def test_an_arm_follows_from_the_user_and_the_salt_alone():
     other = [replace(ONE, salt="pepper").arm(user) for user in users]
     both = np.mean([a == b == "treatment" for a, b in zip(arms, other, strict=True)])
     assert both == pytest.approx(0.09, abs=0.01)
-    assert {ONE.system(user) for user in users} == {"memory", "agent"}
+    assert {ONE.systems(user) for user in users} == {("memory",), ("agent",)}
+    assert replace(ONE, kind="interleave").systems("u1") == ("memory", "agent")
 
 
 def test_one_runs_at_a_time_and_its_name_is_its_own(own_shop):

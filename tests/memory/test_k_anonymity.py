@@ -4,15 +4,18 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
+from open_memory import OPEN_MEMORY
 
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.public_queries import PublicQueries
+from qagent_mlx.memory.shop_tables import create_shop_tables
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.config import MemoryConfig
 
 NOW = datetime(2026, 4, 10, 12)
-SAFE = MemoryConfig(least_users=2, new_user_hours=24.0, trends_by="users")
+SAFE = MemoryConfig(least_users_unknown=2)  # the texts here need no more people than others
 
 
 def after(**time):
@@ -49,7 +52,7 @@ def seen_by_strangers(shop, moment, config):
 @pytest.mark.parametrize("text", ["anna@example.org", "0171 234 5678", "customer 123456789"])
 def test_what_is_somebodys_own_reaches_nobody_else_however_many_type_it(own_shop, text):
     search(own_shop, *((f"u0{n}", text, NOW) for n in range(5, 10)))
-    config = MemoryConfig()
+    config = SAFE
     assert text in seen_by_strangers(own_shop, after(hours=3), replace(config, hide_personal=False))
     assert text not in seen_by_strangers(own_shop, after(hours=3), config)
     assert text in seen_by(own_shop, "u05", after(hours=3), config)  # it is the user's own
@@ -58,7 +61,7 @@ def test_what_is_somebodys_own_reaches_nobody_else_however_many_type_it(own_shop
 def test_what_one_person_searches_reaches_nobody_until_a_second_one_does(own_shop):
     search(own_shop, *(("u05", "velvet lamp", after(minutes=n)) for n in range(40)))
     moment = after(hours=3)
-    assert "velvet lamp" in seen_by_strangers(own_shop, moment, MemoryConfig())
+    assert "velvet lamp" in seen_by_strangers(own_shop, moment, OPEN_MEMORY)
     assert "velvet lamp" not in seen_by_strangers(own_shop, moment, SAFE)
     search(own_shop, ("u06", "velvet lamp", after(hours=2)))
     assert "velvet lamp" in seen_by_strangers(own_shop, moment, SAFE)
@@ -107,7 +110,7 @@ def test_trends_by_users_count_each_person_once_a_day_and_new_ones_of_an_hour_on
         clicks=False,
     )
     moment = after(hours=2)
-    by_searches = trend_shares(own_shop, moment, MemoryConfig())
+    by_searches = trend_shares(own_shop, moment, OPEN_MEMORY)
     assert by_searches == {"desklamp": 50 / 61, "usbcable": 3 / 61, "phonecase": 8 / 61}
     by_users = trend_shares(own_shop, moment, SAFE)
     assert by_users == {"desklamp": 1 / 5, "usbcable": 3 / 5, "phonecase": 1 / 5}
@@ -134,3 +137,32 @@ def test_people_of_an_hour_are_the_same_whether_memory_followed_or_was_built(own
     assert store.is_current() and sum(row[4] for row in followed) > 0
     store.build()
     assert followed == hours()
+
+
+def test_a_word_that_the_catalog_lacks_takes_more_people(own_shop):
+    def searched(text, people, at):
+        search(own_shop, *((f"u{n:02}", text, at) for n in range(20, 20 + people)))
+
+    config = MemoryConfig()
+    searched("grobian lamp", 9, NOW)
+    searched("desk lamps", 2, NOW)  # the catalog's, but for the ending
+    seen = seen_by_strangers(own_shop, after(hours=3), config)
+    assert "desk lamps" in seen and "grobian lamp" not in seen
+    searched("grobian lamp", 10, after(hours=4))
+    assert "grobian lamp" in seen_by_strangers(own_shop, after(hours=6), config)
+
+
+@pytest.mark.parametrize(
+    "title, known, unknown",
+    [
+        ("Crème brûlée pan 28cm", ["brûlée", "creme pans 28cm", "pan 2026 x"], ["crème dupont"]),
+        ("台灯护眼", ["护眼", "台灯 28"], ["护灯", "眼台"]),  # one character says little
+        ("Lampe", ["lampes", "LAMPE", "lampe 1234"], ["lampenschirm", "lam", "lampe 12345"]),
+    ],
+)
+def test_known_words_are_those_of_the_catalogs_texts(own_shop, title, known, unknown):
+    own_shop.connection.execute("UPDATE products SET title = ?", [title])
+    create_shop_tables(own_shop.connection, "TEMP TABLE", MemoryConfig())
+    public = PublicQueries(own_shop.connection, MemoryConfig())
+    assert public.people_needed([title, *known]) == [2] * (1 + len(known))
+    assert public.people_needed(unknown) == [10] * len(unknown)

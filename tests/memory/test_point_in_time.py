@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+from open_memory import OPEN_MEMORY, OPEN_SHOP
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.inventory.catalog import read_catalog
@@ -19,7 +20,6 @@ from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.profile import Memory, count_words, raw_history
 from qagent_mlx.memory.ranker import fit_ranker
 from qagent_mlx.memory.types import Moment
-from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.text import query_key
 
@@ -138,7 +138,7 @@ def log_of(r):
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("empty") / "shop"
-    Shop.create(folder).close()
+    Shop.create(folder, OPEN_SHOP).close()
     return folder
 
 
@@ -193,7 +193,9 @@ def test_two_users_vouch_for_a_step_and_more_so_the_less_they_share(empty, tmp_p
                     event(start + 1, user, "click", query, "mat"),
                 ]
         events(shop, rows)
-        shop_tables.create_shop_tables(shop.connection, "TEMP TABLE", MemoryConfig(swing=1.0))
+        shop_tables.create_shop_tables(
+            shop.connection, "TEMP TABLE", replace(OPEN_MEMORY, swing=1.0)
+        )
         found = dict(
             shop.connection.execute(
                 "SELECT source || '>' || query_key, sum(vouched) FROM swing GROUP BY 1"

@@ -1,11 +1,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from open_memory import OPEN_MEMORY, OPEN_SHOP
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.ingest.ingest import append_events, ingest_files
@@ -14,7 +16,6 @@ from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.actions import ACTION_TAGS, OBSERVATION_TAGS, REFERENCES, SLOTS
 from qagent_mlx.protocol.escape import safe
 from qagent_mlx.protocol.profile_text import render
-from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.types import UserContext
 
@@ -77,7 +78,7 @@ def test_a_budget_of_nothing_gives_an_empty_profile(memories, moments):
 
 
 def test_without_a_budget_the_shops_own_holds(tiny_shop, moments):
-    config = MemoryConfig(budget=40)
+    config = replace(OPEN_MEMORY, budget=40)
     found = memory_of(tiny_shop, config=config).profiles(moments)
     assert found == memory_of(tiny_shop).profiles(moments, budget=40)
     assert max(profile.tokens for profile in found) > 30
@@ -96,7 +97,7 @@ def test_references_are_numbered_in_order_and_stand_for_their_lines_query(whole)
 
 
 def test_there_are_no_more_references_than_the_shop_allows(tiny_shop, moments):
-    config = MemoryConfig(references=3)
+    config = replace(OPEN_MEMORY, references=3)
     found = memory_of(tiny_shop, config=config).profiles(moments, budget=1000)
     assert {len(profile.references) for profile in found} == {3, 0}
 
@@ -155,7 +156,7 @@ def template(tmp_path_factory):
         "stove,Brio Stove,Brio,Camping > Stove,50,\n"
         "gas,Brio Gas,Brio,Camping > Gas,9,\n"
     )
-    with Shop.create(folder / "shop") as shop:
+    with Shop.create(folder / "shop", OPEN_SHOP) as shop:
         ingest_files(shop, "products", [folder / "p.csv"])
     return folder / "shop"
 
