@@ -141,7 +141,8 @@ class Memory:
             *query_lines(memory.candidates, probabilities, most, typed),
         ]
         if not has_others:
-            lines += need_lines(likeliest_needs(memory.needed), len(memory.candidates) > 0)
+            needs = likeliest_needs(memory.needed)
+            lines += need_lines(needs, state.interests, len(memory.candidates) > 0)
         return [line for line in lines if line.section in sections]
 
     def read_all(self, as_of: datetime) -> None:

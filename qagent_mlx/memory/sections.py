@@ -10,11 +10,13 @@ import numpy as np
 from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line, UserContext
+from ..utils.text import words
 from .candidates import Candidates
 from .repurchase import DEFAULT_DAYS
 from .user_state import Interest, RecentProduct, UserState
 
 TITLE_WORDS = 6  # of a product in a profile
+BRANDED = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1))  # (rank of the brand, rank of the kind)
 MAX_PRODUCTS = 8  # in a profile without queries of others
 
 _GRAPH_LIMITS = {"category": 3, "brand": 3, "price": 1, "attribute": 2}  # interests of each kind
@@ -175,23 +177,36 @@ def product_lines(products: Sequence[RecentProduct]) -> list[Line]:
     return lines
 
 
-def need_lines(categories: Sequence[str], has_queries: bool) -> list[Line]:
-    """A line for each kind of product that people with the same past came back for.
+def need_lines(
+    categories: Sequence[str], interests: Sequence[Interest], has_queries: bool
+) -> list[Line]:
+    """Lines for the kinds of products that people with the same past came back for.
 
     They stand where a profile has no queries of others, behind those of the user if it
-    ``has_queries``: they can be searched as they are, and an agent can write a query from them,
-    such as a brand and a kind.
+    ``has_queries``. The first name a kind with a brand that the user likes (`BRANDED`), the others
+    a kind alone, from which an agent can write other queries.
     """
     first = 0.05 if has_queries else 0.5
+    kinds = [name.lower() for name in categories]
+    brands = [i.name.lower() for i in interests if i.kind == "brand"][:2]
+    branded = [
+        f"{brands[brand]} {kinds[kind]}"
+        for brand, kind in BRANDED
+        if brand < len(brands)
+        and kind < len(kinds)
+        and not set(words(brands[brand])) & set(words(kinds[kind]))
+    ]
+    scores = [first * (1.1 - 0.02 * number) for number in range(len(branded))]
+    scores += [first * 0.8**number for number in range(len(kinds))]
     return [
         Line(
             "neighbours",
-            f"{safe(name).lower()} {Mark.NEXT}",
-            first * 0.8**number,
-            query=name.lower(),
+            f"{safe(query)} {Mark.NEXT}",
+            score,
+            query=query,
             reason="what people like you came back for",
         )
-        for number, name in enumerate(categories)
+        for query, score in zip([*branded, *kinds], scores, strict=True)
     ]
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.memory.profile import Memory, count_words
+from qagent_mlx.memory.sections import need_lines
 from qagent_mlx.memory.types import Moment
+from qagent_mlx.memory.user_state import Interest
 from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 3, 1)
@@ -87,3 +89,30 @@ def test_who_searches_is_told_of_queries(shop, tmp_path):
     found = profile(shop, "new")
     assert "bag" in found.references
     assert "next" not in found.text
+
+
+def test_the_first_kinds_are_named_with_the_brands_that_the_user_likes(shop):
+    shop.connection.execute("UPDATE products SET brand = 'Acme' WHERE product_id = 'camera1'")
+    shop.connection.execute("UPDATE products SET brand = 'Tea' WHERE product_id = 'tea1'")
+    found = profile(shop, "new")
+    assert found.references == ("acme memory card", "acme tea", "memory card", "tea")
+    assert "acme memory card next <r0>" in found.text
+
+
+def test_a_row_holds_two_brands_and_three_kinds():
+    interests = [Interest("brand", name, 1.0, 0.5) for name in ("Acme", "Tea", "Third")]
+    interests.insert(1, Interest("category", "Kitchen", 1.0, 0.9))
+    kinds = ["Memory Card", "Tea", "Lamp", "Bag"]
+    queries = [line.query for line in need_lines(kinds, interests, has_queries=False)]
+    assert queries == [
+        "acme memory card",
+        "acme tea",
+        "tea memory card",
+        "acme lamp",  # the brand Tea before Tea says nothing
+        *("memory card", "tea", "lamp", "bag"),
+    ]
+    scores = [line.score for line in need_lines(kinds, interests, has_queries=False)]
+    assert scores == sorted(scores, reverse=True)
+    behind = need_lines(kinds, interests, has_queries=True)
+    assert max(line.score for line in behind) < 0.06
+    assert need_lines(kinds, [], False)[0].query == "memory card"
