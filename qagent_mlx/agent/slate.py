@@ -27,6 +27,8 @@ from .tools import RETRIEVED
 from .types import Group, Rollout
 
 SEARCHED_WEIGHT = 0.25  # of a query that chains searched, beside 1 for each that recommends it
+UNPROVEN = 0.03  # chance of a query that neither votes nor memory speak for
+COVERING_SHARE = 0.4  # of a row's places, the last ones, go to what adds most products to it
 LOOKED_AT = 5  # products by whose categories a query is judged
 
 
@@ -54,27 +56,34 @@ def aggregate_group(agent: AgentConfig, group: Group) -> list[Recommendation]:
     return covering(ranked) if agent.writes else ranked
 
 
-def covering(ranked: Sequence[Recommendation]) -> list[Recommendation]:
+def covering(ranked: Sequence[Recommendation], kept: int = 1) -> list[Recommendation]:
     """The queries in an order in which their products add to those of the queries before.
 
-    Queries that an agent writes often word one need in several ways. So the first query stays, and
-    each next one is that which retrieves most of what chains were led to and no query before it
-    retrieves: greedy maximum coverage, as Agrawal et al. (WSDM 2009) diversify results. A product
-    counts by the votes for the queries that retrieve it. Queries without products stay behind.
+    Several queries often word one need, and a user looks at what a whole row leads to. So the first
+    ``kept`` queries stay, and each next one is that which retrieves most of what may be wanted and
+    no query before it retrieves: greedy maximum coverage, as Agrawal et al. (WSDM 2009) diversify
+    results. A product is wanted by the chances of the queries that retrieve it. Queries without
+    products stay behind.
     """
     left = [item for item in ranked if item.products]
     demand: defaultdict[str, float] = defaultdict(float)
     for item in left:
         for product in item.products[:RETRIEVED]:
-            demand[product] += item.votes + SEARCHED_WEIGHT
-    ordered, shown = left[:1], set(left[0].products[:RETRIEVED]) if left else set()
-    left = left[1:]
+            demand[product] += _chance(item)
+    ordered, left = left[:kept], left[kept:]
+    shown = {product for item in ordered for product in item.products[:RETRIEVED]}
     while left:
         gains = [sum(demand[p] for p in set(i.products[:RETRIEVED]) - shown) for i in left]
         item = left.pop(int(np.argmax(gains)))  # of equal ones the one that ranks higher
         ordered.append(item)
         shown.update(item.products[:RETRIEVED])
     return ordered + [item for item in ranked if not item.products]
+
+
+def _chance(item: Recommendation) -> float:
+    """How likely a query is wanted: by the share of votes, else by the line's score."""
+    line = item.evidence.line if item.evidence else None
+    return item.score or line or UNPROVEN
 
 
 def aggregate_rollouts(
@@ -204,6 +213,16 @@ class SlateRequest:
     limits: Limits = NO_LIMITS
 
 
+def _covering_places(size: int) -> int:
+    """How many places of a row go to the queries that add most products to it."""
+    return int(COVERING_SHARE * size)
+
+
+def _pool(size: int) -> int:
+    """How many fit queries a row is chosen from."""
+    return 2 * size if _covering_places(size) else size
+
+
 class SlateFiller:
     """Fills slates from ranked queries, and adds the products that each query retrieves.
 
@@ -218,9 +237,10 @@ class SlateFiller:
     def fill(self, requests: Sequence[SlateRequest]) -> list[Slate]:
         """Choose what each user is shown.
 
-        Fit queries come first, in their order; the others follow only where these do not fill
-        the slate (`Fit`), and what retrieves nothing is left out. As many are searched as it takes
-        to fill the slate with fit ones; each round searches for all users in one call.
+        Fit queries come first, in their order but for the last places, which go to those that add
+        most products (`covering`); the others follow only where these do not fill the slate
+        (`Fit`), and what retrieves nothing is left out. Each round searches for all users in one
+        call.
         """
         allowed = [[i for i in r.ranked if r.limits.allows(i.query)] for r in requests]
         users = range(len(requests))
@@ -228,7 +248,7 @@ class SlateFiller:
         position = [0] * len(requests)  # in the ranked queries of each user
         while True:
             missing = [
-                ranked[at:][: request.size - len(levels[Fit.FIT])]
+                ranked[at:][: _pool(request.size) - len(levels[Fit.FIT])]
                 for request, ranked, at, levels in zip(
                     requests, allowed, position, found, strict=True
                 )
@@ -240,10 +260,10 @@ class SlateFiller:
                 position[user] += len(missing[user])
                 for item in self._trimmed(items, requests[user].limits):
                     found[user][self.fit(item.products, requests[user])].append(item)
-        slates = [
-            tuple(chain.from_iterable(levels))[: request.size]
-            for request, levels in zip(requests, found, strict=True)
-        ]
+        slates = []
+        for request, (fit, *others) in zip(requests, found, strict=True):
+            row = covering(fit, request.size - _covering_places(request.size))
+            slates.append(tuple(chain(row, *others))[: request.size])
         return self._pin(slates, requests)
 
     def _pin(self, slates: Sequence[Slate], requests: Sequence[SlateRequest]) -> list[Slate]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qagent_mlx.agent.recommend import ProfileRecommender, RecommendRequest
 from qagent_mlx.agent.rollout import RolloutRunner
 from qagent_mlx.agent.slate import (
+    COVERING_SHARE,
     SlateFiller,
     SlateRequest,
     aggregate_group,
@@ -163,9 +164,29 @@ def test_what_others_search_for_fills_up_what_a_user_s_own_queries_cannot():
 def test_no_more_is_searched_than_the_slate_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])
+    (slate,) = fill(shelf, SlateRequest([item(q) for q in found], NOW, 2))
+    assert queries(slate) == ["q1", "q3"]
+    assert shelf.asked == [("q0", "q1"), ("q2",), ("q3",)]
+    shelf.asked.clear()
+    # The last place of three goes to the best of as many more.
     (slate,) = fill(shelf, SlateRequest([item(q) for q in found], NOW, 3))
     assert queries(slate) == ["q1", "q3", "q4"]
-    assert shelf.asked == [("q0", "q1", "q2"), ("q3", "q4")]
+    assert shelf.asked == [tuple(f"q{i}" for i in range(6)), ("q6", "q7")]
+
+
+def test_the_last_places_of_a_row_go_to_what_adds_most_products_to_it():
+    found = {"tea": "ab", "green tea": "ac", "black tea": "ad", "teas": "ab", "the tea": "ba",
+             "cup": "xyz", "pot": "pq"}  # fmt: skip
+    lines = [Line("trending", q, 0.1, query=q, reason="trend") for q in found]
+    likely = replace(lines[-1], score=0.4)
+    ranked = with_lines([], [*lines[:-1], likely])
+    slates = fill(Shelf(found), *(SlateRequest(ranked, NOW, size) for size in (1, 2, 3, 5)))
+    assert [queries(slate) for slate in slates] == [
+        ["tea"],
+        ["tea", "green tea"],
+        ["tea", "green tea", "cup"],  # of the first six
+        ["tea", "green tea", "black tea", "pot", "cup"],  # a likelier one counts for more
+    ]
 
 
 def test_users_are_asked_about_at_once():
@@ -217,7 +238,11 @@ def test_the_slate_is_the_ranking_parted_by_what_is_fit_to_show(kinds, k, look):
     if not look:
         level = {query: "bought" if kind == "bought" else "in" for query, kind in level.items()}
     expected = sorted(level, key=lambda query: levels.index(level[query]))
-    assert queries(slate) == expected[:k]
+    shown = queries(slate)
+    kept = k - int(COVERING_SHARE * k)
+    assert shown[:kept] == expected[:kept]
+    assert [level[query] for query in shown] == [level[query] for query in expected[:k]]
+    assert len(set(shown)) == len(shown)
     assert all(r.products == tuple(found[r.query]) for r in slate)
 
 
@@ -266,7 +291,9 @@ def test_a_policy_is_measured_by_the_slates_that_it_serves(
     elif followed == 1.0:
         assert measured == shown
     else:
-        assert measured == [tuple(line[:4]) for line in lines] != shown
+        # The last of four places goes to what adds most products.
+        assert [row[:3] for row in measured] == [tuple(line[:3]) for line in lines]
+        assert measured != shown
 
 
 def written(*named):
