@@ -86,6 +86,7 @@ def pretrain(
             f"policy {name}: {report.parameters / 1e6:.1f} M parameters, {report.steps} steps, "
             f"loss {report.loss_first:.3f} -> {report.loss_last:.3f}, {report.seconds:.0f} s"
         )
+        say(training.demonstrated(report))
         say(f"next: qagent train sft --policy {name}")
 
     return Output(report.to_dict(), draw)

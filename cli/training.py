@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qagent_mlx.shop.shop import Shop
     from qagent_mlx.train.config_files import Settings
     from qagent_mlx.train.grpo_run import GrpoReport
+    from qagent_mlx.train.pretrain import PretrainReport
     from qagent_mlx.train.sft import SftReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -206,6 +207,13 @@ def share_out(ctx: click.Context, workers: int, cases: int, shop_path: Path, kin
         ctx.exit(launcher.launch([*PROGRAM, *sys.argv[1:]], workers, then))
 
 
+def demonstrated(report: PretrainReport | SftReport) -> str:
+    """How many training cases demonstrations could be made for."""
+    left_out = report.cases - report.demonstrated
+    why = "no chain could have found the answer of the others" if left_out else "all of them"
+    return f"demonstrated {report.demonstrated:,} of {report.cases:,} training cases; {why}"
+
+
 def trained(report: SftReport | GrpoReport, parent: str, then: str) -> Output | None:
     """What a training says at its end; only the main process says it.
 
@@ -215,6 +223,7 @@ def trained(report: SftReport | GrpoReport, parent: str, then: str) -> Output | 
         then: The command to go on with.
     """
     from qagent_mlx.distributed.world import current_world
+    from qagent_mlx.train.grpo_run import GrpoReport
 
     if not current_world().is_main_process:
         return None
@@ -225,6 +234,8 @@ def trained(report: SftReport | GrpoReport, parent: str, then: str) -> Output | 
             f"reward {report.reward_first:.3f} -> {report.reward_last:.3f}, "
             f"{report.seconds:.0f} s, {report.tokens_per_s:,} tokens/s"
         )
+        if not isinstance(report, GrpoReport):
+            say(demonstrated(report))
         say(f"next: {then}")
         say(f"to use it where no policy is named: qagent policies promote {report.reference}")
 

@@ -78,6 +78,11 @@ def item_reward(outcome: Outcome) -> float:
     return 0.6 * outcome.item_hit + 0.3 * gain + 0.1 * overlap
 
 
+def reach_reward(outcome: Outcome) -> float:
+    """1 if one of the query's first ten products was engaged with, otherwise 0."""
+    return float(not set(outcome.products[:10]).isdisjoint(outcome.case.products))
+
+
 def overlap_reward(outcome: Outcome) -> float:
     """The share of the first ten products of the user's next query that are retrieved as well.
 
@@ -104,6 +109,7 @@ COMPONENTS: dict[str, Component] = {
     "item": item_reward,
     "consistency": consistency_reward,
     "overlap": overlap_reward,
+    "reach": reach_reward,
 }
 
 WEIGHTS: dict[str, float] = {
@@ -113,6 +119,7 @@ WEIGHTS: dict[str, float] = {
     "item": 1.0,
     "consistency": 2.0,
     "overlap": 0.0,
+    "reach": 0.0,
 }
 
 

@@ -13,6 +13,7 @@ a whole step of an optimizer that knows no scale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import comb
 
 import numpy as np
 
@@ -52,6 +53,30 @@ def gdpo(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     chosen = summed[signal]
     whitened = (summed - chosen.mean()) / (chosen.std() + EPSILON)
     return np.where(signal[:, None], whitened, 0.0)
+
+
+def row_gains(totals: np.ndarray, size: int) -> np.ndarray:
+    """What each chain adds to the best of a row of queries that it is shown in: (C, G).
+
+    A row is as good as its best query. A chain's gain is the expected increase of that by it, over
+    rows with ``size`` - 1 other chains of its group. Maximising it maximises the expected reward of
+    the best of ``size`` chains (PKPO, arXiv:2505.15201, with the leave-one-out baseline), so that
+    chains share out what the user may want instead of agreeing on what is likeliest.
+
+    Args:
+        totals: Weighted rewards of chains, (C, G).
+        size: Queries in a row, from 1 (where a gain is the reward itself) to G.
+    """
+    others = totals.shape[1] - 1
+    if size == 1:
+        return totals
+    # Of others in ascending order, the j-th is the best of size - 1 drawn with this probability.
+    chances = np.array([comb(j, size - 2) for j in range(others)]) / comb(others, size - 1)
+    gains = np.empty_like(totals, dtype=np.float64)
+    for chain in range(others + 1):
+        rest = np.sort(np.delete(totals, chain, axis=1), axis=1)
+        gains[:, chain] = np.maximum(totals[:, chain, None] - rest, 0.0) @ chances
+    return gains
 
 
 def has_signal(advantages: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class FitReport(TrainingReport):
     tokens: int  # computed, padding included
     loss_first: float  # mean over the first tenth of the steps
     loss_last: float  # over the last tenth
+    demonstrated: int  # training cases that could be demonstrated; the others are left out
 
 
 MakeSequence = Callable[[int, int], TrainingSequence]
@@ -161,6 +162,7 @@ class LikelihoodTrainer(Algorithm):
             "tokens": self._tokens,
             "loss_first": loss_first,
             "loss_last": loss_last,
+            "demonstrated": self.count,
         }
 
 

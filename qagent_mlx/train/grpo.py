@@ -43,7 +43,7 @@ from ..policy.policy import Policy
 from ..policy.scoring import Scores
 from ..runs.loop import Algorithm, Interrupt, StepResult, never
 from ..utils.runtime import release_memory
-from .advantages import ESTIMATORS, differs, has_signal
+from .advantages import ESTIMATORS, differs, has_signal, row_gains
 from .demonstrations import training_examples
 from .fit import batch_order, update_weights
 from .groups import Groups, ScoredGroups
@@ -164,13 +164,19 @@ class GrpoTrainer(Algorithm):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rewards (C, G, R) and weights (R,); a penalty of overlong chains adds a component."""
         config, values = self.config, np.array(list(weights.values()))
-        if not config.overlong_tokens:
-            return groups.rewards, values
-        penalty = overlong_penalty(
-            groups.sampled_tokens, config.overlong_tokens, config.overlong_cache
-        )
-        rewards = np.concatenate([groups.rewards, penalty[..., None]], axis=-1)
-        return rewards, np.append(values, config.overlong_weight)
+        rewards = groups.rewards
+        if config.overlong_tokens:
+            penalty = overlong_penalty(
+                groups.sampled_tokens, config.overlong_tokens, config.overlong_cache
+            )
+            rewards = np.concatenate([rewards, penalty[..., None]], axis=-1)
+            values = np.append(values, config.overlong_weight)
+        if config.row > 1:
+            totals = rewards @ values
+            gains = row_gains(totals, config.row)
+            rewards = np.stack([totals, gains], axis=-1)
+            values = np.array([1 - config.row_share, config.row_share])
+        return rewards, values
 
     def update(
         self, chains: Sequence[tuple[Rollout, float]], number: int, interrupt: Interrupt = never

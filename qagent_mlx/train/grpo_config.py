@@ -50,6 +50,18 @@ class GrpoConfig:
             "too (grpo), or normalised component by component (gdpo)."
         ),
     ] = "dr_grpo"
+    row: Annotated[
+        int,
+        at_least(
+            1,
+            "Queries of a row: chains are rewarded for what they add to the best of so many of "
+            "their group; 1: each for itself.",
+            "queries",
+        ),
+    ] = 1
+    row_share: Annotated[
+        float, Meta(ge=0, le=1, description="Share of that reward, beside each chain's own.")
+    ] = 1.0
     loss: Annotated[
         Literal["grpo", "dr_grpo", "dapo", "gspo"],
         Meta(

@@ -54,6 +54,7 @@ class PretrainReport(FitReport):
     """What came of a pretraining."""
 
     parameters: int
+    cases: int  # of the training split
 
 
 def pretrain(
@@ -92,11 +93,13 @@ def pretrain(
         sequences = [trainer.make_sequence(i, 0) for i in first]
         on_cost(predicted_cost(policy, sequences, config.steps))
     report = fit(trainer, on_step)
+    cases = len(environment.of_split("train"))
     policy.info = policy.info.with_stage(
         stage="pretrain",
         config=asdict(config),
         shop=shop.config.name,
-        cases=len(environment.of_split("train")),
+        cases=cases,
+        demonstrated=report.demonstrated,
         loss_first=report.loss_first,
         loss_last=report.loss_last,
         seconds=report.seconds,
@@ -106,7 +109,12 @@ def pretrain(
         shop, policy, lambda folder: save_base(policy, tokenizer, model_config, folder)
     )
     seconds = round(time.perf_counter() - start, 1)
-    total = {"seconds": seconds, "parameters": policy.parameters, "version": version}
+    total = {
+        "seconds": seconds,
+        "parameters": policy.parameters,
+        "version": version,
+        "cases": cases,
+    }
     return PretrainReport(**report.to_dict() | total)
 
 

@@ -35,6 +35,8 @@ MAX_PASSES = 2
 class SftReport(FitReport):
     """What came of an SFT run; rewards are of greedy chains on validation cases."""
 
+    cases: int  # of the training split
+
     reward_first: float  # before training
     reward_last: float
 
@@ -86,7 +88,12 @@ class SftTrainer(LikelihoodTrainer):
     def report(self, result: LoopResult) -> SftReport:
         """The report of a training that ended so."""
         reward = result.validation["reward"]
-        return SftReport(**self.summary(result), reward_first=self.reward_first, reward_last=reward)
+        return SftReport(
+            **self.summary(result),
+            cases=len(self.environment.of_split("train")),
+            reward_first=self.reward_first,
+            reward_last=reward,
+        )
 
 
 def demonstration_config(policy: Policy, config: SftConfig) -> DemoConfig:

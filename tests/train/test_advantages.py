@@ -1,7 +1,10 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from qagent_mlx.train.advantages import (
     ESTIMATORS,
@@ -12,6 +15,7 @@ from qagent_mlx.train.advantages import (
     gdpo,
     grpo,
     has_signal,
+    row_gains,
 )
 
 WEIGHTS = np.array([1.0, 2.0])
@@ -120,3 +124,27 @@ def test_the_noise_that_is_allowed_is_used():
     assert chances(sizes, 9.0) == pytest.approx(sizes / 2)  # no more than the largest allows
     assert chances(np.array([5.0, 0.001]), 9.0).tolist() == [1.0, MIN_CHANCE]
     assert chances(sizes, 0.0).tolist() == [1.0] * 6
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 6)), elements=st.floats(0, 1)),
+    st.data(),
+)
+def test_a_chains_gain_is_what_it_adds_to_the_best_of_all_rows_it_may_stand_in(totals, data):
+    size = data.draw(st.integers(1, totals.shape[1]))
+    expected = np.zeros_like(totals)
+    for group, chains in enumerate(totals):
+        for i in range(len(chains)):
+            others = [value for j, value in enumerate(chains) if j != i]
+            rows = list(combinations(others, size - 1))
+            gains = [max(chains[i], *row) - max(row) if row else chains[i] for row in rows]
+            expected[group, i] = np.mean(gains)
+    assert row_gains(totals, size) == pytest.approx(expected, abs=1e-12)
+
+
+def test_in_a_row_a_second_hit_is_worth_less_than_the_only_one():
+    lonely = row_gains(np.array([[1.0, 0, 0, 0, 0, 0, 0, 0]]), 5)[0]
+    shared = row_gains(np.array([[1.0, 1, 0, 0, 0, 0, 0, 0]]), 5)[0]
+    assert lonely[0] == 1
+    assert shared[:2] == pytest.approx(3 / 7)  # the share of rows in which the other is absent
+    assert not lonely[1:].any() and not shared[2:].any()
