@@ -166,7 +166,13 @@ def test_a_shop_without_a_query_log_has_the_baselines_that_need_none(own_shop):
     config = EvaluationConfig(with_baselines=True, limit=10)
     split = replace(SPLIT, scenario="no_query_log")
     suite = evaluation_suite(own_shop, [], config, split)
-    assert [s.name for s in suite.systems] == [*OF_PRODUCTS, "top-line", "in-stock", "mixed"]
+    assert [s.name for s in suite.systems] == [
+        *OF_PRODUCTS,
+        "top-line",
+        "in-stock",
+        "mixed",
+        "brand-lines",
+    ]
     report = suite.evaluate()
     assert report.scenario == "no_query_log" and report.answers.candidates.mean == 0
     assert report.answers.typed.mean == 0  # nobody knows of any
@@ -260,3 +266,21 @@ def test_a_log_without_products_is_answered_with_nothing(own_shop, examples):
         rankings = OF_PRODUCTS[name](BaselineData(own_shop)).rank(examples[:3], 5)
         assert [r.queries for r in rankings] == [()] * 3
     assert np.size(ProductLog.of_shop(own_shop).times) == 0
+
+
+def test_a_users_brands_stand_before_memorys_first_lines(tiny_shop, nano_policy):
+    environment = Environment.of_shop(tiny_shop, nano_policy.codec, AgentConfig(), SPLIT)
+    example = environment.of_split("test")[0]
+    queries = ("cable", "Acme case", "lamp", "bag", "pen")
+    brands = {"castor": 0.2, "acme": 0.7, "dull": 0.1}
+
+    def row(brands, k=5):
+        context = replace(example.profile.context, brands=brands)
+        profile = replace(example.profile, references=queries, context=context)
+        system = BASELINES["brand-lines"](None)
+        return system.rank([replace(example, profile=profile)], k)[0].queries
+
+    first = ("acme cable", "Acme case", "acme lamp")
+    assert row(brands) == (*first, "castor cable", "castor Acme case")
+    assert row({"acme": 1.0}) == (*first, "cable", "lamp")
+    assert row({}, 2) == ("cable", "Acme case")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from heapq import nlargest
 from itertools import chain, zip_longest
 
 from ...agent.slate import SlateFiller, SlateRequest, aggregate_rollouts
@@ -12,7 +13,7 @@ from ...errors import QAgentError
 from ...inventory.encoders.encoder import Encoder
 from ...inventory.search import HybridSearch, open_search
 from ...shop.shop import Shop
-from ...utils.text import query_key
+from ...utils.text import query_key, words
 from ..metrics import Ranking, System
 from .collaborative import ItemCF, Swing
 from .popularity import CategoryPopular, Popular, RepeatLast, Trending
@@ -130,6 +131,35 @@ class Mixed:
         return rankings
 
 
+class BrandLines:
+    """The brands that the user likes most before memory's first lines: a rule that writes.
+
+    Two brands and three lines make a row of five; where a line names the brand it stays as it is.
+    """
+
+    name = "brand-lines"
+
+    def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
+        """Recommend at most ``k`` queries for each example, the best first."""
+        rankings = []
+        for example in examples:
+            profile = example.profile
+            lines = list({query_key(query): query for query in profile.references}.values())
+            weights = profile.context.brands
+            brands = nlargest(2, weights, key=lambda brand: (weights[brand], brand))
+            composed = [with_brand(b, line) for b in brands for line in lines[: max(3, k - 2)]]
+            # The second brand takes the last places of a row.
+            first = composed[: max(3, k - 2)] if len(brands) > 1 else composed
+            row = {query_key(q): q for q in (*first, *composed[len(first) :], *lines)}
+            rankings.append(Ranking(tuple(row.values())[:k]))
+        return rankings
+
+
+def with_brand(brand: str, query: str) -> str:
+    """A query with a brand before it, unless it names one of its words already."""
+    return query if set(words(brand)) & set(words(query)) else f"{brand} {query}"
+
+
 class OwnQueries:
     """What is left of a baseline where nobody's queries may reach anybody else."""
 
@@ -178,6 +208,7 @@ BASELINES = {
     "top-line": lambda data: MemoryRankerBaseline(),
     "in-stock": lambda data: ShownLines(data.search),
     "mixed": lambda data: Mixed(MemoryRankerBaseline(), NextProduct(data.products)),
+    "brand-lines": lambda data: BrandLines(),
 }
 UNTRAINED = tuple(name for name in BASELINES if name != "sasrec")  # they answer at once
 
