@@ -18,7 +18,7 @@ import qagent_mlx
 
 qagent_mlx.configure()  # before numpy and MLX are imported
 
-from qagent_mlx.bench.measure import cache_folder, environment
+from qagent_mlx.bench.measure import environment
 from qagent_mlx.bench.workloads import Standard, Workload, model_folder, open_policy
 
 
@@ -36,7 +36,7 @@ def doubling(model: str, steps: int) -> dict[str, dict[str, float]]:
         "twice the group": replace(base, group=2 * base.group),
         "twice the prompts": replace(base, prompts=2 * base.prompts),
     }
-    folder = model_folder(model, cache_folder() / "models")
+    folder = model_folder(model)
     runners = {name: Standard(open_policy(folder, work), work) for name, work in sizes.items()}
     made: dict[str, list] = {name: [] for name in sizes}
     for number in range(steps + 1):
@@ -60,7 +60,7 @@ def doubling(model: str, steps: int) -> dict[str, dict[str, float]]:
 def flat(model: str, steps: int) -> dict[str, float]:
     """The first and the last fifth of many steps, the first one left out."""
     work = Workload(prompts=2, prompt_tokens=96, group=4, new_tokens=16)
-    runner = Standard(open_policy(model_folder(model, cache_folder() / "models"), work), work)
+    runner = Standard(open_policy(model_folder(model), work), work)
     cpu, memory = [], []
     for number in range(steps):
         cpu.append(runner.step(number).cpu)

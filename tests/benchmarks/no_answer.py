@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--sft", type=int, default=40, help="Steps of SFT.")
     parser.add_argument("--grpo", type=int, default=90, help="Steps of GRPO.")
     parser.add_argument("--set", default="{}", help="Further settings of GRPO, as JSON.")
-    parser.add_argument("--test-from", help="First day of the test cases.")
+    parser.add_argument("--test-from", default="", help="First day of the test cases.")
     parser.add_argument("--limit", type=int, help="Only so many test cases.")
     parser.add_argument("--group", type=int, default=8, help="Chains a case when measured.")
     parser.add_argument("--report", action="store_true", help="Train nothing, print the table.")

@@ -10,11 +10,10 @@ trained (its preset's agent). ``--set NAME:key=value`` makes further arms, for e
 ``--arms gdpo --set gdpo:advantage=gdpo``. Each trained arm is written to ``--out`` at once, so
 a study that was ended goes on where it stopped.
 
+The arm ``shuffled`` is a control: every group's rewards are dealt to its chains at random, so that
+nothing can be learned; what it gains over the policy that it began with is no merit of the reward.
+
 The table gives the mean over seeds with a 95 % t interval over seeds, and the paired difference
-import qagent_mlx
-
-qagent_mlx.configure()  # before numpy and MLX are imported
-
 from the first arm with a 95 % bootstrap interval over users' cases (each case's mean over seeds
 is what is paired). ``--abtest`` adds what simulated shoppers do (``qagent abtest``) with the
 first arm's policy of the same seed against each. No test runs this in full.
@@ -22,7 +21,12 @@ first arm's policy of the same seed against each. No test runs this in full.
 
 from __future__ import annotations
 
+import qagent_mlx
+
+qagent_mlx.configure()  # before numpy and MLX are imported
+
 import argparse
+import contextlib
 import json
 import math
 import subprocess
@@ -31,6 +35,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
 
 from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.abtest import RATES
@@ -39,16 +46,30 @@ from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.evaluate.significance import paired_difference
 from qagent_mlx.policy.registry import open_policy, policy_names
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.train.config_files import PRESETS, Settings, agent_with_changes, merged, with_preset
+from qagent_mlx.train.config_files import PRESETS, Settings, agent_with_changes, with_preset
+from qagent_mlx.train.groups import Groups
+from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 from qagent_mlx.train.grpo_run import train_grpo
 from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.utils.atomic_files import write_json
+from qagent_mlx.utils.settings import merge
 
 KEPT = ("q_em", "i_hit@1", "cons@1", "q_hit@5", "searches", "valid")
 SHOWN = ("cons@1", "q_em", "i_hit@1")
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+class ShuffledRewards(GrpoTrainer):
+    """GRPO with every group's rewards dealt to its chains at random."""
+
+    def rollouts(self, cases: Sequence[int], seed: tuple[int, ...]) -> Groups:
+        """A group of chains for each case, each chain with the rewards of some chain of it."""
+        groups = super().rollouts(cases, seed)
+        random = np.random.default_rng([*seed, 1])
+        dealt = [rewards[random.permutation(len(rewards))] for rewards in groups.rewards]
+        return replace(groups, rewards=np.stack(dealt))
 
 
 def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: int) -> Settings:
@@ -65,7 +86,7 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
                 values[key] = json.loads(text)
             except json.JSONDecodeError:
                 values[key] = text
-    return replace(settings, train=merged(settings.train, values, arm))
+    return replace(settings, train=merge(settings.train, values, arm))
 
 
 def run_arm(
@@ -90,16 +111,17 @@ def run_arm(
         environment = environments[key]
         report = {}
         if name not in policy_names(shop):
-            report = train_grpo(
-                shop,
-                parent,
-                name,
-                settings.train,
-                split=settings.split,
-                options=RunOptions(
-                    agent=agent, environment=environment, about={"preset": settings.preset}
-                ),
-            ).to_dict()
+            options = RunOptions(
+                agent=agent, environment=environment, about={"preset": settings.preset}
+            )
+            with (
+                mock.patch("qagent_mlx.train.grpo_run.GrpoTrainer", ShuffledRewards)
+                if arm == "shuffled"
+                else contextlib.nullcontext()
+            ):
+                report = train_grpo(
+                    shop, parent, name, settings.train, split=settings.split, options=options
+                ).to_dict()
         policy = open_policy(shop, name)
         examples = environment.of_split("test")[:limit]
         rankings = PolicySystem(name, policy, environment, group=group).rank(examples, 5)
@@ -159,8 +181,6 @@ def interval(values: list[float]) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The study as a Markdown table."""
-    import numpy as np
-
     arms = list(dict.fromkeys(r["arm"] for r in results))
     cases = {len(r["scores"]["cons@1"]) for r in results}
     if len(cases) != 1:
