@@ -51,7 +51,7 @@ def draw_understood(file: Understood) -> None:
     say(f"{file.file}: {file.rows:,} rows of {file.kind}{span}{people}, {file.products:,} products")
     say("  columns: " + ", ".join(f"{f} = {column}" for f, column in file.columns.items()))
     if file.unused:
-        say(f"  not used: {', '.join(file.unused)}")
+        say(f"  not used: {', '.join(file.unused)}  (a field takes one by --map FIELD=COLUMN)")
     for line in file.choices:
         say(f"  {line}")
     if file.types:
