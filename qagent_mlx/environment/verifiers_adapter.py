@@ -33,6 +33,7 @@ def load_environment(shop: str, split: str = "test", limit: int = 0, **options: 
     try:
         import verifiers
         from datasets import Dataset
+        from verifiers.types import UserMessage
 
         multi_turn, rubric_class = verifiers.MultiTurnEnv, verifiers.Rubric
     except (ImportError, AttributeError) as error:
@@ -57,7 +58,7 @@ def load_environment(shop: str, split: str = "test", limit: int = 0, **options: 
 
         async def env_response(self, messages: Any, state: Any, **_: Any) -> Any:
             step: Step = state["shop"].step(_text(messages[-1]))
-            answer = [{"role": "user", "content": step.observation or OVER}]
+            answer = [UserMessage(content=step.observation or OVER)]
             if step.done:
                 state["step"] = step
                 state["final_env_response"] = answer

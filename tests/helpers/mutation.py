@@ -125,10 +125,9 @@ class _Finder:
 
     def _changes(self, node: ast.AST) -> Iterator[Change]:
         """The mutants of one node."""
-        line = getattr(node, "lineno", 0)
         for method in (self._operators, self._values, self._calls, self._statements):
             for start, end, text in method(node):
-                yield line, start, end, text
+                yield self.source.count(b"\n", 0, start) + 1, start, end, text
 
     def _between(self, left: ast.AST, right: ast.AST, text: str) -> tuple[int, int, str]:
         """Replaces the operator between two nodes, with the brackets around it kept."""
