@@ -1,7 +1,7 @@
 """Small faults to put into a source file, one at a time, each as a change of its text.
 
 What is left alone: annotations, decorators, docstrings and other text (a message's wording is no
-behaviour), asserts, and what only a type checker runs.
+behaviour), asserts and `strict=`, and what only a type checker runs.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class _Finder:
     def _is_left_alone(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom | ast.JoinedStr):
             return True
-        if isinstance(node, ast.Raise):  # that it raises is mutated, not what it says
-            return False
+        if isinstance(node, ast.keyword) and node.arg in ("strict", "maxsize", "encoding"):
+            return True
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return True
         if isinstance(node, ast.Assign) and "Annotated[" in ast.unparse(node.value):

@@ -68,6 +68,11 @@ def test_initials_are_taken_only_where_words_begin():
     assert initialisms("Modern Warfare 折叠 3") == ["~mw"]
 
 
+def test_one_word_has_no_initials_with_its_number_or_without():
+    assert initialisms("Halo 3") == initialisms("Halo") == []
+    assert initialisms("Modern Warfare 3") == ["~mw", "~mw3"]
+
+
 def test_terms_of_an_older_version_are_known():
     assert has_outdated_terms(["tent", "折叠帐篷"]) and has_outdated_terms(["क", "टेंट"])
     assert not has_outdated_terms(["tent", "crème", "~mw3", "палатка", "σκηνη"])

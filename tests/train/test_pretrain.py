@@ -40,6 +40,7 @@ def test_the_cost_is_told_before_the_first_step_and_changes_no_result(own_shop):
         )
         assert said == (["cost", "step"] if told else ["step"])
         losses.append(report.loss_first)
+        assert 0 < report.seconds < 3600
         weights = mx.load(str(resolve(own_shop, name) / "model.safetensors"))
         norms.append(np.array(weights["model.norm.weight"]))
     assert losses[0] == losses[1]
