@@ -30,7 +30,8 @@ def nothing(query, example):
 
 
 def rollout(*searched, query, **changes):
-    turns = (Turn("fetch"), *(Turn("search", q) for q in searched), Turn("recommend", query))
+    found = (Turn("search", q, products=("p000",)) for q in searched)
+    turns = (Turn("fetch"), *found, Turn("recommend", query))
     recommended = Rollout(0, 0, (), 0, (), (), turns=turns, query=query, finish="recommended")
     return replace(recommended, **changes)
 
