@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,18 +197,7 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         path.unlink()
     erased = erase_from_files(shop.path, traces, _OWN_PLACES)
     delete_copies(shop)
-    store, keys = MemoryStore(shop.connection, shop.config.memory), traces.keys
-    with shop.transaction() as connection:
-        connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
-        for table in ("impressions", "recommendations", "wishes"):
-            connection.execute(f"DELETE FROM {table} WHERE user_id = ?", [user])
-        if report.events:
-            connection.execute("DELETE FROM events WHERE user_id = ?", [user])
-            store.update([user], None)
-        if not store.is_current():
-            store.drop()  # what no longer follows the log would keep the user
-        for table in _OTHERS:
-            connection.execute(f"DELETE FROM {table} WHERE query_key IN (SELECT unnest(?))", [keys])
+    _delete_rows(shop, user, traces.keys, has_events=bool(report.events))
     rewrite_database(shop)
     left = files_with_traces(shop.path, traces, _WITHOUT_TEXT)
     return replace(
@@ -217,6 +206,22 @@ def erase_user(shop: Shop, user: str) -> ErasureReport:
         remains=[str(path.relative_to(shop.path)) for path in left]
         + [str(path) for path in known_exports(shop.path)],
     )
+
+
+def _delete_rows(shop: Shop, user: str, keys: Sequence[str], *, has_events: bool) -> None:
+    """Delete the user's rows, and those in which others were shown queries of these keys."""
+    store = MemoryStore(shop.connection, shop.config.memory)
+    with shop.transaction() as connection:
+        connection.execute(f"DELETE FROM rejects WHERE {_IS_REJECT_OF_USER}", {"user": user})
+        for table in ("impressions", "recommendations", "wishes"):
+            connection.execute(f"DELETE FROM {table} WHERE user_id = ?", [user])
+        if has_events:
+            connection.execute("DELETE FROM events WHERE user_id = ?", [user])
+            store.update([user], None)
+        if not store.is_current():
+            store.drop()  # what no longer follows the log would keep the user
+        for table in _OTHERS:
+            connection.execute(f"DELETE FROM {table} WHERE query_key IN (SELECT unnest(?))", [keys])
 
 
 def _traces(shop: Shop, user: str) -> Traces:

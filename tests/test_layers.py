@@ -8,6 +8,7 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from qagent_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
+MOST_LINES, MOST_PARAMETERS = 60, 8
 # A whole command in a message: of qagent, of mlx-lm's tools, or of pip.
 COMMAND = re.compile(r"(?:qagent [a-z]|mlx_lm\.|mlx\.launch|pip install)[^;\n]*")
 
@@ -16,6 +17,48 @@ def test_imports_go_down_the_floors_and_in_no_circle(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the contracts are in pyproject.toml
     status = lint_imports(no_cache=True)
     assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_functions_are_short_and_what_is_public_is_documented():
+    """At most 60 lines and 8 parameters; click's commands have one for each of their options."""
+    long, wide, bare = [], [], []
+    for path in _modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        name = path.relative_to(ROOT)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                where = f"{name}:{node.lineno} {node.name}"
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MOST_LINES:
+                    long.append(f"{where}: {length} lines")
+                a = node.args
+                named = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                count = len([n for n in named if n not in ("self", "cls")])
+                if count > MOST_PARAMETERS and not _is_command(node):
+                    wide.append(f"{where}: {count} parameters")
+        bare += [f"{name} {public}" for public in _undocumented(tree.body)]
+    assert not long and not wide and not bare, "\n".join((*long, *wide, *bare))
+
+
+def _modules() -> list[Path]:
+    return sorted(p for place in ("qagent_mlx", "cli") for p in (ROOT / place).rglob("*.py"))
+
+
+def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether click calls it, an argument for each option."""
+    return any("command" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def _undocumented(body: list[ast.stmt]) -> Iterator[str]:
+    """Public classes, methods and functions without a docstring."""
+    for node in body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                yield node.name
+            if isinstance(node, ast.ClassDef):
+                yield from (f"{node.name}.{method}" for method in _undocumented(node.body))
 
 
 def test_below_the_command_line_no_text_speaks_of_its_flags():

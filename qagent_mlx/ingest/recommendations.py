@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import duckdb
+
 from ..shop.shop import Shop
 from .impressions import MAX_POSITION
-from .options import Load
+from .options import Load, ReadOptions
 from .parse_fields import (
     FUTURE,
     MAX_ID,
@@ -27,7 +29,28 @@ def store_recommendations(shop: Shop, load: Load) -> tuple[int, int]:
     An answer has one query at each position. Returns the numbers of rows that were stored, and
     of duplicates.
     """
-    connection, options = shop.connection, load.options
+    connection = shop.connection
+    _check(connection, load.options)
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE fresh AS
+        SELECT c.* FROM (FROM checked WHERE reason IS NULL
+            QUALIFY row_number() OVER (PARTITION BY id_, position_ ORDER BY row) = 1) c
+        ANTI JOIN recommendations r ON r.recommendation_id = c.id_ AND r.position = c.position_;
+        INSERT INTO recommendations SELECT id_, user_, ts, position_, query_, key,
+            coalesce(propensity_, 1), coalesce(source_, '{_IMPORTED}'),
+            coalesce(policy_, '{_IMPORTED}'), version_, experiment_, arm_, $1, NULL
+        FROM fresh ORDER BY ts, row""",
+        [load.ingest_id],
+    )
+    ((good, stored),) = connection.execute(
+        "SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), count(*) FROM fresh"
+    ).fetchall()
+    connection.execute("DROP TABLE fresh")
+    return stored, good - stored
+
+
+def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
+    """Make the table ``checked`` of ``stage``: each row's fields, and why it is bad."""
     user = id_value(connection, "user_id", options)
     texts = ", ".join(
         f"{text_or_null(f's.{name}')} AS {name}_text"
@@ -71,19 +94,3 @@ def store_recommendations(shop: Shop, load: Load) -> tuple[int, int]:
                  WHEN 'malformed row' THEN broken END AS detail
         FROM parsed"""
     )
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE fresh AS
-        SELECT c.* FROM (FROM checked WHERE reason IS NULL
-            QUALIFY row_number() OVER (PARTITION BY id_, position_ ORDER BY row) = 1) c
-        ANTI JOIN recommendations r ON r.recommendation_id = c.id_ AND r.position = c.position_;
-        INSERT INTO recommendations SELECT id_, user_, ts, position_, query_, key,
-            coalesce(propensity_, 1), coalesce(source_, '{_IMPORTED}'),
-            coalesce(policy_, '{_IMPORTED}'), version_, experiment_, arm_, $1, NULL
-        FROM fresh ORDER BY ts, row""",
-        [load.ingest_id],
-    )
-    ((good, stored),) = connection.execute(
-        "SELECT (SELECT count(*) FROM checked WHERE reason IS NULL), count(*) FROM fresh"
-    ).fetchall()
-    connection.execute("DROP TABLE fresh")
-    return stored, good - stored

@@ -9,7 +9,7 @@ arXiv:1606.07947; rejection of what is not validated as in arXiv:2203.14465).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -106,17 +106,12 @@ def distill(
     validated = [r for r in rollouts if r.validated and r.finish == "recommended"]
     policy, save = _student((shop, scenario.shop), student, name, config, source, master.info.agent)
     target = Environment.of_scenario(scenario, scenario.cases, policy.codec, policy.info.agent)
-    demonstrator = Demonstrator(
-        target, policy, policy.info.agent, DemoConfig(read=config.read if student in SIZES else 0.0)
-    )
+    demos = DemoConfig(read=config.read if student in SIZES else 0.0)
+    demonstrator = Demonstrator(target, policy, policy.info.agent, demos)
     lessons = _lessons(demonstrator, examples, validated)
-    if len(lessons) < min(config.batch_size, 4):
-        raise QAgentError(
-            f"of {len(rollouts)} chains of {teacher} only {len(lessons)} can be learned from "
-            f"({len(validated)} were validated); train the teacher longer or raise cases"
-        )
-    report = fit(_trainer(policy, demonstrator, lessons, config), on_step)
     counts = {"chains": len(rollouts), "validated": len(validated), "kept": len(lessons)}
+    _check_enough(counts, teacher, config)
+    report = fit(_trainer(policy, demonstrator, lessons, config), on_step)
     policy.info = policy.info.with_stage(
         stage="distil", teacher=teacher, config=asdict(config), **counts
     )
@@ -130,6 +125,15 @@ def distill(
         parameters=policy.parameters,
         parameters_teacher=master.parameters,
     )
+
+
+def _check_enough(counts: Mapping[str, int], teacher: str, config: DistillConfig) -> None:
+    """Raise `QAgentError` where too few of the teacher's chains can be learned from."""
+    if counts["kept"] < min(config.batch_size, 4):
+        raise QAgentError(
+            f"of {counts['chains']} chains of {teacher} only {counts['kept']} can be learned from "
+            f"({counts['validated']} were validated); train the teacher longer or raise cases"
+        )
 
 
 def _sample(

@@ -132,6 +132,11 @@ def _load_documents(raw: RawFiles) -> None:
             coalesce(application, '') = '{APPLICATION}' AS is_final, query_attributes
         FROM ({" UNION ALL ".join(f"FROM {table}" for table in tables)})""",
     )
+    _load_queries_and_events(raw)
+
+
+def _load_queries_and_events(raw: RawFiles) -> None:
+    """The tables that are made of ``documents``, and how each application counts positions."""
     raw.load(
         "queries",
         """SELECT * FROM documents WHERE NOT is_event AND query IS NOT NULL
