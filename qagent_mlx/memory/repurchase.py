@@ -14,6 +14,9 @@ from .statistics_cache import NO_CYCLE, Cycle
 
 DEFAULT_DAYS = 7.0  # the interval of a category that was hardly bought yet
 MAX_DAYS = 14.0
+# The interval of a product without a category: its queries lead to other kinds of things, too, and
+# nobody can learn when people come back for them.
+PRODUCT_DAYS = 1.0
 
 
 def repurchase_interval(cycle: Cycle) -> float:

@@ -12,7 +12,7 @@ from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES
 from ..types import Line, UserContext
 from ..utils.text import words
 from .candidates import Candidates
-from .repurchase import DEFAULT_DAYS
+from .repurchase import PRODUCT_DAYS
 from .user_state import Interest, RecentProduct, UserState
 
 TITLE_WORDS = 6  # of a product in a profile
@@ -229,6 +229,6 @@ def search_context(state: UserState, just_bought: tuple[str, ...] = ()) -> UserC
         seen=tuple(p.product_id for p in state.recent_products if not p.bought),
         just_bought=just_bought,
         just_bought_products=tuple(
-            p.product_id for p in state.engaged_products if p.bought and p.age < DEFAULT_DAYS
+            p.product_id for p in state.engaged_products if p.bought and p.age < PRODUCT_DAYS
         ),
     )

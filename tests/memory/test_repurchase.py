@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.profile import Memory, count_words
-from qagent_mlx.memory.repurchase import DEFAULT_DAYS, MAX_DAYS, just_bought, repurchase_interval
+from qagent_mlx.memory.repurchase import (
+    DEFAULT_DAYS,
+    MAX_DAYS,
+    PRODUCT_DAYS,
+    just_bought,
+    repurchase_interval,
+)
 from qagent_mlx.memory.statistics_cache import MIN_PURCHASES, Cycle
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
@@ -79,7 +85,7 @@ def test_minutes_after_a_purchase_only_what_is_bought_again_at_once_is_offered(s
 def test_the_interval_is_what_purchases_show_and_else_the_default(shop, days, expected):
     found = context(shop, END + timedelta(minutes=1, days=days))
     assert set(found.just_bought) == expected
-    assert ("pen" in found.just_bought_products) == (days < DEFAULT_DAYS)
+    assert ("pen" in found.just_bought_products) == (days < PRODUCT_DAYS)
 
 
 def test_nothing_later_is_known(shop):
