@@ -26,7 +26,6 @@ from ..utils.text import query_key, words
 from .tools import RETRIEVED
 from .types import Group, Rollout
 
-SEARCHED_WEIGHT = 0.25  # of a query that chains searched, beside 1 for each that recommends it
 UNPROVEN = 0.03  # chance of a query that neither votes nor memory speak for
 COVERING_SHARE = 0.4  # of a row's places, the last ones, go to what adds most products to it
 LOOKED_AT = 5  # products by whose categories a query is judged

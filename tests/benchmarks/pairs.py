@@ -33,6 +33,8 @@ COMMANDS: dict[str, list[str]] = {
     ],
 }
 
+WITHOUT_SHOP = ("help", "GRPO step, shipped policy", "GRPO step, SmolLM2's shape")
+
 
 def run(checkout: Path, folder: Path, command: list[str]) -> float:
     """Processor seconds of a command of a checkout's program, on that checkout's shop."""
@@ -59,7 +61,6 @@ def run(checkout: Path, folder: Path, command: list[str]) -> float:
 def prepare(checkout: Path, folder: Path) -> None:
     """Make the sample shop, and its log in partitions of users."""
     if not (folder / "shop" / "shop.duckdb").exists():
-        folder.mkdir(parents=True, exist_ok=True)
         run(checkout, folder, ["init", "--sample"])
     shutil.rmtree(folder / "partitions", ignore_errors=True)
     run(checkout, folder, ["memory", "split", "{folder}/partitions"])
@@ -82,9 +83,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=COMMANDS)
     given = parser.parse_args()
     places = [(HERE, given.folder / "this"), (given.other.resolve(), given.folder / "other")]
+    names = given.only or list(COMMANDS)
     for checkout, folder in places:
-        prepare(checkout, folder.resolve())
-    for name in given.only or COMMANDS:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not set(names) <= set(WITHOUT_SHOP):
+            prepare(checkout, folder.resolve())
+    for name in names:
         times = []
         for number in range(given.pairs + 1):
             pair = []
