@@ -94,11 +94,10 @@ def start(
     def draw() -> None:
         if interleave:
             say(f"{name} runs: {control} and {treatment} share every answer")
-        else:
-            say(f"{name} runs: {share:.0%} of the users get {treatment}, the others {control}")
-        if interleave:
-            pass
-        elif needed is None:
+            say("next: qagent experiment status")
+            return
+        say(f"{name} runs: {share:.0%} of the users get {treatment}, the others {control}")
+        if needed is None:
             say("how many users it takes is not known yet: too little was shown before")
         else:
             say(f"a lift of {lift:.0%} takes about {needed:,} users for a power of 80 %")

@@ -28,16 +28,31 @@ class PublicQueries:
     def __init__(self, connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
         self._connection, self._config = connection, config
         self._since: dict[str, datetime | None] = {}
+        self._last_event: int | None = None  # that was there when the first query was learned
+        self._in_partition: bool | None = None
 
     def forget_private(self) -> None:
-        """Look again at queries that few had searched, as more may have by now."""
-        self._since = {key: since for key, since in self._since.items() if since is not None}
+        """Look again at queries that few had searched and that somebody has searched since."""
+        if self._last_event is None:
+            return
+        rows = self._connection.execute(
+            """SELECT query_key, max(event_id) FROM events
+            WHERE event_id > ? AND type = 'search' GROUP BY query_key""",
+            [self._last_event],
+        ).fetchall()
+        for key, event in rows:
+            self._last_event = max(self._last_event, event)
+            if key in self._since and self._since[key] is None:
+                del self._since[key]
 
     def learn(self, queries: Mapping[str, str]) -> None:
         """Compute since when queries (key to text) are public, where that is not known yet."""
         missing = sorted(queries.keys() - self._since.keys())
         if not missing:
             return
+        if self._last_event is None:
+            ((last,),) = self._connection.execute("SELECT max(event_id) FROM events").fetchall()
+            self._last_event = last or 0
         self._since |= dict.fromkeys(missing)
         values = {
             "keys": missing,
@@ -55,10 +70,12 @@ class PublicQueries:
     def _voices(self) -> str:
         """The SQL of who searched the wanted queries."""
         which = "query_key IN (SELECT query_key FROM wanted)"
-        has_table = self._connection.execute(
-            "SELECT 1 FROM duckdb_tables() WHERE table_name = 'voices'"
-        ).fetchone()
-        return f"voices WHERE {which}" if has_table else f"({sql('voices', which=which)})"
+        if self._in_partition is None:
+            found = self._connection.execute(
+                "SELECT 1 FROM duckdb_tables() WHERE table_name = 'voices'"
+            ).fetchone()
+            self._in_partition = found is not None
+        return f"voices WHERE {which}" if self._in_partition else f"({sql('voices', which=which)})"
 
     def people_needed(self, texts: list[str]) -> list[int]:
         """How many people must have searched each text before others see it."""

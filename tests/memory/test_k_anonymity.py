@@ -13,6 +13,7 @@ from qagent_mlx.memory.shop_tables import create_shop_tables
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.config import MemoryConfig
+from qagent_mlx.utils.text import query_key
 
 NOW = datetime(2026, 4, 10, 12)
 SAFE = MemoryConfig(least_users_unknown=2)  # the texts here need no more people than others
@@ -166,3 +167,23 @@ def test_known_words_are_those_of_the_catalogs_texts(own_shop, title, known, unk
     public = PublicQueries(own_shop.connection, MemoryConfig())
     assert public.people_needed([title, *known]) == [2] * (1 + len(known))
     assert public.people_needed(unknown) == [10] * len(unknown)
+
+
+def test_a_query_is_looked_at_again_only_when_somebody_searched_it(own_shop, monkeypatch):
+    create_shop_tables(own_shop.connection, "TEMP TABLE", SAFE)
+    public = PublicQueries(own_shop.connection, SAFE)
+    queries = {query_key(text): text for text in ("velvet lamp", "velvet desk", "usb cable")}
+    search(own_shop, ("u05", "velvet lamp", NOW), ("u05", "velvet desk", NOW))
+    public.learn(queries)
+    asked = []
+    monkeypatch.setattr(
+        public, "people_needed", lambda texts: asked.extend(texts) or [2] * len(texts)
+    )
+    public.forget_private()
+    public.learn(queries)
+    assert asked == []
+    search(own_shop, ("u06", "velvet lamp", after(hours=1)), ("u06", "usb cable", after(hours=1)))
+    public.forget_private()
+    public.learn(queries)
+    assert asked == ["velvet lamp"] and public.is_public("velvetlamp", after(hours=2))
+    assert not public.is_public("velvetdesk", after(hours=2))
