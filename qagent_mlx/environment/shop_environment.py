@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..agent.chain import Chain
 from ..agent.tools import SearchProducts
@@ -29,6 +29,7 @@ from ..memory.types import CountTokens
 from ..protocol.actions import INSTRUCTIONS, REQUEST, Action, parse_action
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
+from ..types import Split
 from ..utils.settings import check
 from .config import SplitConfig
 from .environment import Environment, Example
@@ -155,7 +156,14 @@ class ShopEnvironment:
         return self._data.agent
 
     def cases(self, split: str) -> list[int]:
-        """Numbers of the cases of a split, in order of time."""
+        """Numbers of the cases of a split, in order of time.
+
+        Raises:
+            QAgentError: there is no such split.
+        """
+        if split not in get_args(Split):
+            known = ", ".join(get_args(Split))
+            raise QAgentError(f"there is no split {split!r}; the splits are {known}")
         return [e.case.case_id for e in self._data.environment.of_split(split)]
 
     def fork(self) -> ShopEnvironment:

@@ -188,3 +188,8 @@ def test_it_works_where_mlx_is_not_installed(tiny_folder, environment):
     actions = ["<fetch_memory/>", "<search><r0></search>", "<recommend><s1></recommend>"]
     here = play(environment, environment.cases("train")[0], actions)
     assert float(done.stdout) == here[-1].reward
+
+
+def test_a_split_that_is_not_there_is_named(environment):
+    with pytest.raises(QAgentError, match="no split 'dev'; the splits are train, validation, test"):
+        environment.cases("dev")
