@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parents[2]
+HERE = Path(__file__).resolve().parents[2]
 COMMANDS: dict[str, list[str]] = {
     "help": ["--help"],
     "one recommend": ["recommend", "u0001", "--policy", "sample", "--json"],
