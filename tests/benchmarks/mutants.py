@@ -48,7 +48,7 @@ def cover(tests: list[str]) -> None:
     """Note which tests run which lines; tests that are named are added to what is known."""
     PLACE.mkdir(exist_ok=True)
     rooms = ",".join(str(ROOT / "qagent_mlx" / room) for room in ROOMS)
-    command = [sys.executable, "-m", "pytest", "-p", "coverage_by_test", "--cover-into"]
+    command = [sys.executable, "-m", "pytest", "-p", "covering_tests", "--cover-into"]
     command += [str(COVERAGE), "--cover-rooms", rooms, "-n", "0", "-p", "no:cacheprovider"]
     helpers = {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
     for test in tests or [f"tests/{room}" for room in ROOMS]:

@@ -177,8 +177,8 @@ def test_a_shop_without_a_query_log_has_the_baselines_that_need_none(own_shop):
     assert report.scenario == "no_query_log" and report.answers.candidates.mean == 0
     assert report.answers.typed.mean == 0  # nobody knows of any
     assert report.system("category").metrics["row_hit@10"].mean > 0.2
-    # Memory's lines are kinds of products, too.
-    assert report.system("brand-category").metrics["own_words"].mean > 0.5
+    # Memory's lines are kinds of products, too, and those of a brand.
+    assert 0 < report.system("brand-category").metrics["own_words"].mean < 0.5
     with pytest.raises(QAgentError, match="baseline markov names queries of the log.*category"):
         evaluation_suite(own_shop, [], replace(config, baselines=("markov",)), split)
 

@@ -137,7 +137,9 @@ def test_guided_chains_of_a_model_that_knows_nothing_are_all_valid(runner, polic
     chains = runner(guided=True).run(TASKS, 2, (3,))
     for chain in chains:
         assert chain.finish == "recommended"
-        assert chain.validated
+        searches = [turn for turn in chain.turns if turn.kind == "search"]
+        assert chain.query in {turn.query for turn in searches}
+        assert chain.validated == any(t.products for t in searches if t.query == chain.query)
         assert chain.refused == 0
         said = [i for i, own in zip(chain.tokens, chain.trained_mask, strict=True) if own]
         assert not set(said) & set(policy.codec.eos_ids)

@@ -16,6 +16,7 @@ from fuzzing import trained
 from hostile import CANARIES, TERMINAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_memory import OPEN_MEMORY
 from qagent_cli.main import cli
 from targets import Place, protocol, texts
 
@@ -165,7 +166,7 @@ def test_what_one_person_did_is_in_nobody_elses_profile(base_folder, tmp_path):
 
     shutil.copytree(base_folder, tmp_path / "shop")
     with Shop.open(tmp_path / "shop", read_only=False) as shop:
-        memory = replace(shop.config.memory, least_users=2)
+        memory = replace(OPEN_MEMORY, least_users=2, least_users_unknown=2)
         shop.config = replace(shop.config, memory=memory)
         rows = []
         for person in ("alice", "carol"):

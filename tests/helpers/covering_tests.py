@@ -1,6 +1,6 @@
 """A pytest plugin that notes which lines every test runs, and what it costs.
 
-    python -m pytest -p coverage_by_test --cover-into FILE --cover-rooms DIR,DIR tests/…
+    python -m pytest -p covering_tests --cover-into FILE --cover-rooms DIR,DIR tests/…
 
 What a fixture of several tests runs is noted under the fixture, once, and belongs to every test
 that uses it. FILE is JSON and is added to: see `CoverageByTest.write`.
