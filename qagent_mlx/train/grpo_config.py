@@ -179,6 +179,8 @@ class GrpoConfig:
             SettingError: names the setting and what it may be.
         """
         settings.check(self)
+        if self.row > self.group:
+            raise SettingError("row", f"must be at most group, which is {self.group}")
         if self.stop_after and not self.eval_every:
             raise SettingError("stop_after", "needs eval_every: it counts evaluations")
         for name, points in self.curriculum.items():

@@ -134,6 +134,7 @@ def test_a_preset_is_for_grpo_only():
         ({"loss": "ppo"}, "loss must be one of grpo"),
         ({"clip_low": 1.5}, "clip_low must be a number below 1"),
         ({"stop_after": 2}, "stop_after needs eval_every"),
+        ({"row": 9}, "row must be at most group, which is 8"),
         ({"best_by": "fun"}, "best_by must be one of reward"),
         (
             {"overlong_tokens": 4, "overlong_cache": 0},
