@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..environment.cases import evenly_spaced
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..shop.config import ShopConfig
@@ -219,7 +220,7 @@ def evaluate(
     names = [system.name for system in systems]
     _check_names(names)
     pairs = chosen_pairs(config.compare, names)
-    examples = evenly_spaced(environment.of_split(config.split), config)
+    examples = evaluated_cases(environment.of_split(config.split), config)
     measurements = {
         system.name: _measure(environment, system, examples, config.k, log, on_progress)
         for system in systems
@@ -338,7 +339,7 @@ def _check_names(names: Sequence[str]) -> None:
         raise QAgentError(f"two systems are called {repeated[0]}; give each a name of its own")
 
 
-def evenly_spaced(examples: Sequence[T], config: EvaluationConfig) -> Sequence[T]:
+def evaluated_cases(examples: Sequence[T], config: EvaluationConfig) -> Sequence[T]:
     """As many of a split's cases as are evaluated, spread over it.
 
     Raises:
@@ -348,7 +349,4 @@ def evenly_spaced(examples: Sequence[T], config: EvaluationConfig) -> Sequence[T
         raise QAgentError(
             f"there is no case in the split {config.split!r}; use train, validation or test"
         )
-    limit = config.limit
-    if limit is None or limit >= len(examples):
-        return examples
-    return [examples[i * len(examples) // limit] for i in range(limit)]
+    return evenly_spaced(examples, len(examples) if config.limit is None else config.limit)

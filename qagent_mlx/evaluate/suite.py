@@ -30,7 +30,7 @@ from .baselines.search_log import SearchLog
 from .config import EvaluationConfig
 from .metrics import Ranking, System
 from .policy_system import PolicySystem
-from .report import EvaluationReport, Progress, evaluate, evenly_spaced
+from .report import EvaluationReport, Progress, evaluate, evaluated_cases
 
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> settings of the agent that it changes
     "no search": {"search": False},
@@ -107,7 +107,7 @@ def evaluation_suite(
     systems += [open_baseline(name, data) for name in dict.fromkeys(names)]
     systems += [PromptedModel(folder) for folder in dict.fromkeys(config.prompted)]
     log = data.log  # what was known in the scenario
-    found = _found(scenario.shop, evenly_spaced(cases, config))
+    found = _found(scenario.shop, evaluated_cases(cases, config))
     if scenario.name:
         scenario.shop.close()
     return EvaluationSuite(

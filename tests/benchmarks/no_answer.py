@@ -32,7 +32,7 @@ from study import interval
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.metrics import score_case
-from qagent_mlx.evaluate.report import evenly_spaced
+from qagent_mlx.evaluate.report import evaluated_cases
 from qagent_mlx.evaluate.significance import paired_difference
 from qagent_mlx.evaluate.suite import evaluation_suite
 from qagent_mlx.policy.registry import policy_names
@@ -76,7 +76,7 @@ def scores(
     config = EvaluationConfig(limit=given.limit, group=given.group, baselines=baselines)
     suite = evaluation_suite(shop, policies, config, split)
     environment = suite.environment
-    examples = evenly_spaced(environment.of_split("test"), config)
+    examples = evaluated_cases(environment.of_split("test"), config)
     found: dict[str, Scores] = {}
     for system in suite.systems:
         rows = [
