@@ -11,8 +11,8 @@
 - A *reward component* scores an outcome in [0, 1]; the reward is a weighted mean of the
   components (`rewards`, with those from users' files in `custom_rewards`).
 
-`evaluate_policy` measures a policy on examples; `ir_metrics` holds NDCG; `files` stores an
-environment in a run's folder.
+`evaluate_policy` measures a policy on examples; `files` stores an environment in a run's folder.
+NDCG is that of `inventory.ir_metrics`.
 
 `ShopEnvironment` (`shop_environment`) offers all of that to other trainers, in text and without
 MLX: ``reset(case)`` and ``step(action)``, as `text_environment` defines them.

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from ..agent.types import Rollout
 from ..errors import QAgentError
+from ..inventory.ir_metrics import ndcg
 from ..types import Case
 from ..utils.settings import SettingError
 from ..utils.text import rouge_l
-from .ir_metrics import ndcg
 
 
 @dataclass(frozen=True, slots=True)

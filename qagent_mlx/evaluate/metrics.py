@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ..environment.environment import Environment, Example
-from ..environment.ir_metrics import ndcg
+from ..inventory.ir_metrics import ndcg
 from ..types import Case
 from ..utils.text import query_key, rouge_l, tokens
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..shop.config import SearchConfig
 from .encoders.subword import ClickedQuery
 from .index import InventoryIndex
+from .ir_metrics import ndcg
 from .relevance import misspell, noise_word
 from .search import HybridSearch
 
@@ -73,12 +74,8 @@ def floor_effect(
 
 
 def _ndcg(search: HybridSearch, queries: Sequence[str], chosen: dict[str, set[str]]) -> float:
-    gains = 1 / np.log2(np.arange(2, 12))
-    values = []
-    for query, hits in zip(queries, search.search(queries, 10), strict=True):
-        right = np.array([hit.product_id in chosen[query] for hit in hits], dtype=float)
-        best = gains[: len(chosen[query])].sum()
-        values.append(float((right * gains[: len(right)]).sum() / best))
+    found = zip(queries, search.search(queries, 10), strict=True)
+    values = [ndcg([hit.product_id for hit in hits], chosen[query], 10) for query, hits in found]
     return float(np.mean(values))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from qagent_mlx.environment.ir_metrics import ndcg
+from qagent_mlx.inventory.ir_metrics import ndcg
 
 
 def test_ndcg_by_hand():
