@@ -53,6 +53,11 @@ FROM answers LEFT JOIN before b USING (user_id) GROUP BY user_id, arm ORDER BY u
 """
 
 
+def excludes_zero(lo: float | None, hi: float | None) -> bool:
+    """Whether an interval holds no zero; False where nothing can be said yet."""
+    return lo is not None and hi is not None and not lo <= 0 <= hi
+
+
 @dataclass(frozen=True, slots=True)
 class Effect:
     """A rate in both arms, and their difference.
@@ -73,7 +78,7 @@ class Effect:
     @property
     def is_significant(self) -> bool:
         """Whether the interval holds no zero."""
-        return self.lo is not None and self.hi is not None and not self.lo <= 0 <= self.hi
+        return excludes_zero(self.lo, self.hi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +208,7 @@ def compare(
     if variance <= 0:
         return Effect(control, treatment, difference, None, None, None, None, 0.0)
     half = anytime_half_width(variance, len(top), planned_users)
-    p = 2 * NormalDist().cdf(-abs(difference) / math.sqrt(variance))
+    p = two_sided_p(difference, variance)
     lift = difference / control if control else None
     saved = max(0.0, 1 - variance / plain) if plain > 0 else 0.0
     return Effect(
@@ -230,6 +235,11 @@ def anytime_half_width(variance: float, users: int, planned_users: int) -> float
     grown = users * rho2 + 1
     scale = 2 * grown / (users * rho2) * math.log(math.sqrt(grown) / ALPHA)
     return math.sqrt(variance * scale)
+
+
+def two_sided_p(difference: float, variance: float) -> float:
+    """The p-value of a difference with this variance, against none."""
+    return 2 * NormalDist().cdf(-abs(difference) / math.sqrt(variance))
 
 
 def split_check(treated: int, users: int, share: float) -> float:

@@ -8,12 +8,10 @@ not how much more is earned.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +21,9 @@ from .experiment_report import (
     PLANNED_USERS,
     ExperimentReport,
     anytime_half_width,
+    excludes_zero,
     experiment_report,
+    two_sided_p,
 )
 from .experiments import Arm, Experiment
 from .outcomes import LINES, line_limits
@@ -54,7 +54,7 @@ class Preference:
     @property
     def is_significant(self) -> bool:
         """Whether the interval holds no zero."""
-        return self.lo is not None and self.hi is not None and not self.lo <= 0 <= self.hi
+        return excludes_zero(self.lo, self.hi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def prefer(
     if variance <= 0:
         return Preference(*won, margin, None, None, None)
     half = anytime_half_width(variance, users, planned_users)
-    p = 2 * NormalDist().cdf(-abs(margin) / math.sqrt(variance))
+    p = two_sided_p(margin, variance)
     return Preference(*won, margin, margin - half, margin + half, p)
 
 
