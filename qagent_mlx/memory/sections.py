@@ -10,7 +10,7 @@ import numpy as np
 from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line, UserContext
-from ..utils.text import words
+from ..utils.text import share_words
 from .candidates import Candidates
 from .repurchase import PRODUCT_DAYS
 from .user_state import Interest, RecentProduct, UserState
@@ -192,9 +192,7 @@ def need_lines(
     branded = [
         f"{brands[brand]} {kinds[kind]}"
         for brand, kind in BRANDED
-        if brand < len(brands)
-        and kind < len(kinds)
-        and not set(words(brands[brand])) & set(words(kinds[kind]))
+        if brand < len(brands) and kind < len(kinds) and not share_words(brands[brand], kinds[kind])
     ]
     scores = [first * (1.1 - 0.02 * number) for number in range(len(branded))]
     scores += [first * 0.8**number for number in range(len(kinds))]

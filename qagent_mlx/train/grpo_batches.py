@@ -69,12 +69,13 @@ def training_batches(
     weights = token_weights(config.loss, np.maximum(lengths, 1), counts, max_length)
     # Weights are of the whole step; from here on what is left out is left out, and each worker
     # computes its own groups.
-    kept = [i for i, (case, _, _) in enumerate(distinct) if case in factors]
-    rollouts = [list(distinct.values())[i] for i in kept]
+    is_kept = np.array([case in factors for case, _, _ in distinct], dtype=bool)
+    kept = {key: rollout for key, rollout in distinct.items() if rollout.case in factors}
+    rollouts = list(kept.values())
     sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
-    advantages = np.array([list(distinct)[i][2] for i in kept], dtype=np.float32)
-    weights = weights[kept] * np.array([factors[r.case] for r in rollouts], dtype=np.float32)
-    lengths = lengths[kept]
+    advantages = np.array([advantage for _, _, advantage in kept], dtype=np.float32)
+    factor = np.array([factors[case] for case, _, _ in kept], dtype=np.float32)
+    weights, lengths = weights[is_kept] * factor, lengths[is_kept]
     own = world.local_groups([s.group for s in sequences])
     budget = micro_batch_tokens(policy, config.token_budget)
     prepared = prepare(policy, [sequences[i] for i in own], budget)

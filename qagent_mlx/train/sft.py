@@ -36,7 +36,6 @@ class SftReport(FitReport):
     """What came of an SFT run; rewards are of greedy chains on validation cases."""
 
     cases: int  # of the training split
-
     reward_first: float  # before training
     reward_last: float
 

@@ -12,7 +12,7 @@ import msgspec
 
 from ..ingest.derived_queries import title_queries
 from ..inventory.catalog import Catalog
-from ..utils.text import words
+from ..utils.text import share_words, words
 
 MOST_DETAIL_WORDS = 2  # of an attribute's value; longer ones are descriptions
 _Attributes = msgspec.json.Decoder(dict[str, object])
@@ -50,7 +50,7 @@ class Wordings:
         queries = dict.fromkeys(kinds)
         for kind in kinds:
             for detail in [brand, *self._details(row)]:
-                if detail and not set(words(detail)) & set(kind.split()):
+                if detail and not share_words(detail, kind):
                     queries[f"{detail} {kind}"] = None
         return queries
 

@@ -38,6 +38,11 @@ def words(text: str) -> list[str]:
     return "".join(c if c.isalnum() or _is_mark(c) else " " for c in text).split()
 
 
+def share_words(one: str, other: str) -> bool:
+    """Whether two texts have a normalised word in common."""
+    return not set(words(one)).isdisjoint(words(other))
+
+
 def _without_accents(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", word) if not _is_mark(c))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qagent_mlx.utils.text import clean, query_key, rouge_l, tokens, words
+from qagent_mlx.utils.text import clean, query_key, rouge_l, share_words, tokens, words
 
 # Letters whose upper case folds back to them; the Turkish dotless i, for one, does not.
 LETTERS = st.characters(categories=("L", "N")).filter(
@@ -116,3 +116,8 @@ def test_rouge_by_hand():
     assert rouge_l("shoes red", "red shoes") == pytest.approx(2 * 1 / 4)
     assert rouge_l("phone case", "usb cable") == 0
     assert rouge_l("折叠帐篷", "帐篷") == pytest.approx(2 * 2 / (4 + 2))
+
+
+def test_texts_share_a_word_however_it_is_written():
+    assert share_words("Acme", "ACME phone case") and share_words("phone-case", "a case")
+    assert not share_words("Acme", "acmes phone") and not share_words("", "phone")

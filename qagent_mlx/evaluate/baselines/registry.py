@@ -13,7 +13,7 @@ from ...errors import QAgentError
 from ...inventory.encoders.encoder import Encoder
 from ...inventory.search import HybridSearch, open_search
 from ...shop.shop import Shop
-from ...utils.text import query_key, words
+from ...utils.text import query_key, share_words
 from ..metrics import Ranking, System
 from .collaborative import ItemCF, Swing
 from .popularity import CategoryPopular, Popular, RepeatLast, Trending
@@ -148,16 +148,14 @@ class BrandLines:
             weights = profile.context.brands
             brands = nlargest(2, weights, key=lambda brand: (weights[brand], brand))
             composed = [with_brand(b, line) for b in brands for line in lines[: max(3, k - 2)]]
-            # The second brand takes the last places of a row.
-            first = composed[: max(3, k - 2)] if len(brands) > 1 else composed
-            row = {query_key(q): q for q in (*first, *composed[len(first) :], *lines)}
+            row = {query_key(query): query for query in (*composed, *lines)}
             rankings.append(Ranking(tuple(row.values())[:k]))
         return rankings
 
 
 def with_brand(brand: str, query: str) -> str:
     """A query with a brand before it, unless it names one of its words already."""
-    return query if set(words(brand)) & set(words(query)) else f"{brand} {query}"
+    return query if share_words(brand, query) else f"{brand} {query}"
 
 
 class OwnQueries:
