@@ -152,13 +152,11 @@ class History:
 
     def leaf(self, product: str | None) -> str | None:
         """The narrowest category of a product; None where none is known."""
-        facts = self.products.get(product or "")
-        return (facts.leaf or None) if facts is not None else None
+        return self.log.leaf(product)
 
     def category_key(self, search: PastSearch) -> str | None:
         """The category that a search led to: ``b:`` (bought) or ``l:`` (liked) and its name."""
-        leaf = self.leaf(search.product_id)
-        return f"{'b' if search.outcome == BOUGHT else 'l'}:{leaf}" if leaf else None
+        return self.log.category_key(search)
 
 
 def users_condition(users: Sequence[str]) -> tuple[str, list[object]]:
@@ -204,6 +202,16 @@ class EventLog:
                 products.add(event.product_id)
         self._read_products(products)
         return {user: History(own, self) for user, own in events.items()}
+
+    def leaf(self, product: str | None) -> str | None:
+        """The narrowest category of a product; None where none is known."""
+        facts = self.products.get(product or "")
+        return (facts.leaf or None) if facts is not None else None
+
+    def category_key(self, search: PastSearch) -> str | None:
+        """The category that a search led to: ``b:`` (bought) or ``l:`` (liked) and its name."""
+        leaf = self.leaf(search.product_id)
+        return f"{'b' if search.outcome == BOUGHT else 'l'}:{leaf}" if leaf else None
 
     def read_wordings(self, histories: Iterable[History]) -> None:
         """Read how the queries of some histories are worded, where that is not known yet."""

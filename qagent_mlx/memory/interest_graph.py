@@ -8,8 +8,8 @@ from itertools import combinations, pairwise
 
 from msgspec import Struct, field
 
+from .interest_weights import Node, strongest_interests, touches
 from .loader import MemoryLoader
-from .state_builder import Node, strongest_interests, touches
 from .types import Moment
 
 MAX_EDGES = 72  # of each relation

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import groupby, pairwise
 
 import duckdb
 import msgspec
+import numpy as np
 
 from ..shop.config import MemoryConfig
 from . import shop_tables
-from .candidates import candidate_keys, candidates
+from .candidate_finder import CandidateFinder
+from .candidates import Candidates
 from .event_log import EventLog, History, start_of_day, users_condition
-from .neighbours import Neighbour, needs, neighbours
+from .neighbours import NO_NEIGHBOURS, Needs, needs, neighbours
 from .repurchase import just_bought, lately_bought
-from .state_builder import user_state
+from .state_builder import StateBuilder
 from .statistics_cache import NO_FACTS, StatisticsCache, Trend
 from .store import MemoryStore, StoreState
 from .types import Moment, UserMemory
 from .user_state import UserState
 
 _SECONDS_A_DAY = 86_400
+BLOCK = 1000  # moments whose candidates are computed at once, or more of one day
 
 
 class MemoryLoader:
@@ -55,11 +59,42 @@ class MemoryLoader:
         self.prepare()
         return self._with_candidates(moments, self._computed_states(moments))
 
+    def candidates(
+        self, moments: Sequence[Moment]
+    ) -> Iterator[tuple[list[int], Candidates, np.ndarray]]:
+        """The candidates at many moments of the past, from the log, some days at a time.
+
+        Yields the numbers of the moments in ``moments``, their candidates one after the other, and
+        the first row of each.
+        """
+        self.prepare()
+        states = self._computed_states(moments, whole=False)
+        order = sorted(range(len(moments)), key=lambda number: moments[number].at)
+        days = groupby(order, key=lambda number: start_of_day(moments[number].as_of))
+        block: list[int] = []
+        for _, of_day in days:
+            block += of_day
+            if len(block) >= BLOCK:
+                yield self._block(moments, states, block)
+                block = []
+        if block:
+            yield self._block(moments, states, block)
+
+    def _block(
+        self, moments: Sequence[Moment], states: Sequence[UserState], numbers: list[int]
+    ) -> tuple[list[int], Candidates, np.ndarray]:
+        table, starts, _ = self._candidates(
+            [moments[n] for n in numbers], [states[n] for n in numbers]
+        )
+        return numbers, table, starts
+
     def history(self, moment: Moment) -> History:
         """The user's events before a moment."""
         self.prepare()
-        (history,) = self._histories([moment])
-        return history
+        log = EventLog(self.connection)
+        histories = log.read([moment.user_id])
+        log.read_wordings(histories.values())
+        return histories.get(moment.user_id, History([], log, 0)).before(moment.at)
 
     def read_all(self, as_of: datetime) -> None:
         """Read all that the shop knew on a moment's day, so that no request has to wait for it."""
@@ -113,62 +148,81 @@ class MemoryLoader:
             states.append(state.advance(days, self.config.half_life_days))
         return states
 
-    def _computed_states(self, moments: Sequence[Moment]) -> list[UserState]:
-        """The state at each moment, from the log."""
-        return [user_state(history, self.config) for history in self._histories(moments)]
-
-    def _histories(self, moments: Sequence[Moment]) -> Iterator[History]:
-        """The user's history before each moment."""
-        if moments:
-            log = EventLog(self.connection)
-            histories = log.read({moment.user_id for moment in moments})
-            log.read_wordings(histories.values())
-            for moment in moments:
-                yield histories.get(moment.user_id, History([], log, 0)).before(moment.at)
+    def _computed_states(self, moments: Sequence[Moment], whole: bool = True) -> list[UserState]:
+        """The state at each moment, from the log; see `StateBuilder.state` for ``whole``."""
+        states: dict[int, UserState] = {}
+        if not moments:
+            return []
+        log = EventLog(self.connection)
+        histories = log.read({moment.user_id for moment in moments})
+        log.read_wordings(histories.values())
+        asked: dict[str, list[int]] = defaultdict(list)
+        for number, moment in enumerate(moments):
+            asked[moment.user_id].append(number)
+        for user, numbers in asked.items():
+            builder = StateBuilder(log, self.config)
+            events = iter(histories[user].events) if user in histories else iter(())
+            following = next(events, None)
+            for number in sorted(numbers, key=lambda n: moments[n].at):
+                at = moments[number].at
+                while following is not None and following.at < at:
+                    builder.add(following)
+                    following = next(events, None)
+                states[number] = builder.state(at, whole)
+        return [states[number] for number in range(len(moments))]
 
     def _with_candidates(
         self, moments: Sequence[Moment], states: Sequence[UserState]
     ) -> list[UserMemory]:
         """Add what the shop knew at the start of each moment's day and hour."""
-        statistics = self.statistics
+        table, starts, needed = self._candidates(moments, states)
+        strengths: list[dict[str, float]] = [{} for _ in moments]
+        columns = (needed.moments, needed.leaves, needed.strengths)
+        for number, leaf, strength in zip(*(c.tolist() for c in columns), strict=True):
+            strengths[number][leaf] = strength
+        bounds = pairwise(starts.tolist())
+        return [
+            UserMemory(
+                table[start:end],
+                state,
+                just_bought(state.bought, self.statistics.day(moment.as_of).cycles),
+                strengths[number],
+            )
+            for number, (moment, state, (start, end)) in enumerate(
+                zip(moments, states, bounds, strict=True)
+            )
+        ]
+
+    def _candidates(
+        self, moments: Sequence[Moment], states: Sequence[UserState]
+    ) -> tuple[Candidates, np.ndarray, Needs]:
+        """The candidates of all moments, the first row of each, and what is needed then."""
+        statistics, own_only = self.statistics, self.config.own_only
         starts = [start_of_day(moment.as_of) for moment in moments]
         sources: dict[datetime, set[str]] = defaultdict(set)
         categories: dict[datetime, set[str]] = defaultdict(set)
+        bought: dict[datetime, set[str]] = defaultdict(set)
         for start, state in zip(starts, states, strict=True):
             sources[start].update(source.key for source in state.sources)
             categories[start].update(state.engaged)
+            bought[start].update(lately_bought(state.bought))
         statistics.vocabulary.learn(query.key for state in states for query in state.queries)
         statistics.read("returns", categories)
-        days = {start: statistics.day(start) for start in sources}
-        nearest: list[dict[str, Neighbour]] = [{} for _ in states]
-        trends: list[dict[str, Trend]] = [{} for _ in states]
-        own_only = self.config.own_only
+        known = {start: statistics.day(start) for start in sources}
+        days = [known[start] for start in starts]
+        near, trends = NO_NEIGHBOURS, [dict[str, Trend]() for _ in moments]
         if not own_only:
             statistics.read("followers", sources)
-            nearest = [
-                neighbours(state, days[start], statistics.vocabulary)
-                for start, state in zip(starts, states, strict=True)
-            ]
+            near = neighbours(states, days, statistics.vocabulary)
             trends = statistics.trends(moment.as_of for moment in moments)
-        queries: dict[datetime, set[str]] = defaultdict(set)
-        for start, state, near, hour in zip(starts, states, nearest, trends, strict=True):
-            queries[start] |= candidate_keys(state, near, hour)
-            queries[start].update(query.key for query in state.queries)
+        finder = CandidateFinder(states, starts, trends, near, statistics.vocabulary)
+        queries = finder.queries()
         statistics.read("facts", queries)
-        leaves = {
-            start: {leaf for key in keys if (leaf := days[start].facts.get(key, NO_FACTS).leaf)}
-            for start, keys in queries.items()
-            if not days[start].whole
-        }
-        for start, state in zip(starts, states, strict=True):
-            if start in leaves:
-                leaves[start] |= lately_bought(state.bought).keys()
-        statistics.read("cycles", leaves)
-        memories = []
-        for state, near, start, hour in zip(states, nearest, starts, trends, strict=True):
-            day = days[start]
-            needed = needs(state, day)
-            table = candidates(state, near, needed, day, hour, statistics.vocabulary, own_only)
-            bought = just_bought(state.bought, day.cycles)
-            memories.append(UserMemory(table, state, bought, needed))
-        return memories
+        for start, keys in queries.items():
+            if not known[start].whole:
+                facts = known[start].facts
+                leaves = {facts.get(key, NO_FACTS).leaf for key in keys}
+                bought[start] |= {leaf for leaf in leaves if leaf}
+        statistics.read("cycles", {s: b for s, b in bought.items() if not known[s].whole})
+        needed = needs(states, days)
+        return finder.table(known, needed, own_only), finder.starts, needed

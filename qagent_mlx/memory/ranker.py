@@ -11,7 +11,7 @@ by the last weights that were learned before it: so nothing that is evaluated wa
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -184,8 +184,7 @@ def fit_ranker(
         weights = dict(zip(sessions, session_weights(sessions, retrieve), strict=True))
         moments = list(dict.fromkeys(Moment(s.user_id, s.start) for s in sessions))
         number = {moment: i for i, moment in enumerate(moments)}
-        memories = MemoryLoader(connection, shop.config.memory).compute(moments)
-        choices = Choices.of([memory.candidates for memory in memories])
+        choices = Choices.of(MemoryLoader(connection, shop.config.memory).candidates(moments))
         for cut, part in zip(cuts, known, strict=True):
             fitted = fit_weights(
                 choices,
@@ -202,25 +201,35 @@ def fit_ranker(
 
 @dataclass(frozen=True)
 class Choices:
-    """The candidates of many moments: those of moment m are rows ``starts[m]:starts[m + 1]``."""
+    """The candidates of many moments: those of moment m are rows ``starts[m]:ends[m]``."""
 
     table: sparse.csr_matrix  # their features
     keys: np.ndarray
     starts: np.ndarray
+    ends: np.ndarray
 
     @classmethod
-    def of(cls, parts: Sequence[Candidates]) -> Choices:
-        """The choices of moments with these candidates."""
-        whole = Candidates.concatenate(parts)
-        tables = [
-            sparse.csr_matrix(features(whole[start : start + _BLOCK]))
-            for start in range(0, len(whole), _BLOCK)
-        ]
-        empty = sparse.csr_matrix((0, len(FEATURES)))
+    def of(cls, blocks: Iterable[tuple[Sequence[int], Candidates, np.ndarray]]) -> Choices:
+        """The choices of moments: their numbers, candidates, and the first row of each."""
+        tables, keys, rows = [sparse.csr_matrix((0, len(FEATURES)))], [np.empty(0, object)], 0
+        numbers: list[int] = []
+        starts: list[np.ndarray] = [np.empty(0, np.int64)]
+        ends: list[np.ndarray] = [np.empty(0, np.int64)]
+        for of_block, candidates, first in blocks:
+            for start in range(0, len(candidates), _BLOCK):
+                part = features(candidates[start : start + _BLOCK])
+                tables.append(sparse.csr_matrix(part))
+            keys.append(candidates.query_key)
+            numbers += of_block
+            starts.append(rows + first[:-1])
+            ends.append(rows + first[1:])
+            rows += len(candidates)
+        order = np.argsort(numbers)
         return cls(
-            sparse.vstack(tables, format="csr") if tables else empty,
-            whole.query_key,
-            np.cumsum([0, *(len(part) for part in parts)]),
+            sparse.vstack(tables, format="csr"),
+            np.concatenate(keys),
+            np.concatenate(starts)[order],
+            np.concatenate(ends)[order],
         )
 
 
@@ -236,20 +245,21 @@ def fit_weights(
     Each of the ``moments`` has a target, the key of its query, among the candidates or not, and a
     weight; moments without candidates are left out.
     """
-    filled = [i for i, m in enumerate(moments) if choices.starts[m] < choices.starts[m + 1]]
+    filled = [i for i, m in enumerate(moments) if choices.starts[m] < choices.ends[m]]
     prior = RankerWeights.default()
     if not filled:
         return prior
-    parts = [np.arange(*choices.starts[moments[i] : moments[i] + 2]) for i in filled]
+    parts = [np.arange(choices.starts[moments[i]], choices.ends[moments[i]]) for i in filled]
     moment_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     first = np.flatnonzero(np.diff(moment_of, prepend=-1))
     rows = np.concatenate(parts)
-    x = choices.table[rows]
+    x = choices.table[rows].astype(float)  # once, and not for each product
     transposed = x.T.tocsr()
     weight = np.array([weights[i] for i in filled])
     target = np.array([targets[i] for i in filled], dtype=object)
     right = (choices.keys[rows] == target[moment_of]) * weight[moment_of]
     outside = weight - np.bincount(moment_of, right, len(filled))  # the target is no candidate
+    hit, gain = np.flatnonzero(right), np.zeros(len(right))
     centre = np.append(prior.values, prior.outside)
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -261,7 +271,8 @@ def fit_weights(
         total = np.bincount(moment_of, odds, len(filled)) + outside_odds
         p, p_outside = odds / total[moment_of], outside_odds / total
         distance = theta - centre
-        value = -(right * np.log(np.maximum(p, 1e-300))).sum()
+        gain[hit] = right[hit] * np.log(np.maximum(p[hit], 1e-300))
+        value = -gain.sum()
         value -= (outside * np.log(np.maximum(p_outside, 1e-300))).sum()
         gradient = np.append(
             transposed @ (weight[moment_of] * p - right), (weight * p_outside - outside).sum()

@@ -148,6 +148,14 @@ class Vocabulary:
                 else self.modifiers.setdefault(wording.modifier, len(self.modifiers))
             )
 
+    def key_ranks(self, ids: np.ndarray) -> np.ndarray:
+        """The place of each query in the order of their keys, among these: (ids,)."""
+        distinct, query_of = np.unique(ids, return_inverse=True)
+        keys = [self.keys[i] for i in distinct.tolist()]
+        ranks = np.empty(len(keys), np.int64)
+        ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+        return ranks[query_of]
+
     def kinds_and_modifiers(self) -> tuple[np.ndarray, np.ndarray]:
         """For each query: the index of its kind in `KINDS`, and its modifier's number or -1."""
         if len(self._arrays[0]) < len(self.keys):

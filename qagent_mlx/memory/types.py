@@ -8,7 +8,6 @@ from datetime import datetime
 
 from .candidates import Candidates
 from .event_log import microseconds
-from .neighbours import Need
 from .user_state import UserState
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
@@ -32,10 +31,11 @@ class UserMemory:
     """What a profile is made of: candidate queries, and the rest of the user's state.
 
     ``just_bought``: the categories that it is too soon to offer again (see `repurchase`).
-    ``needed``: the categories that people with the same past came back for (see `neighbours`).
+    ``needed``: how much categories are needed that people with the same past came back for (see
+    `neighbours.Needs`).
     """
 
     candidates: Candidates
     state: UserState
     just_bought: tuple[str, ...]
-    needed: Mapping[str, Need]
+    needed: Mapping[str, float]

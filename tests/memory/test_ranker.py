@@ -127,7 +127,7 @@ def test_a_moment_counts_by_what_its_query_retrieves():
 
 def test_a_moment_that_counts_twice_is_two_moments():
     table = sparse.csr_matrix(features(rows(OWN, TREND, NEXT, OWN)))
-    choices = Choices(table, np.array(["a", "b", "c", "a"]), np.array([0, 3, 4]))
+    choices = Choices(table, np.array(["a", "b", "c", "a"]), np.array([0, 3]), np.array([3, 4]))
     default = RankerWeights.default()
     twice = fit_weights(choices, [0, 1], ["b", "z"], [2.0, 1.0], default)
     again = fit_weights(choices, [0, 0, 1], ["b", "b", "z"], [1.0] * 3, default)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import loader as loader_module
-from qagent_mlx.memory import shop_tables, state_builder
+from qagent_mlx.memory import shop_tables
 from qagent_mlx.memory.candidates import COLUMNS, TEXTS
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.store import MemoryStore
@@ -161,8 +161,7 @@ def test_what_is_stored_says_what_the_log_says_at_any_later_time(later, own_shop
     ]
     loader = Memory(own_shop.connection, own_shop.config.memory, count_words).loader
     computed = loader.compute([Moment(u, as_of) for u in people])
-    monkeypatch.setattr(state_builder, "user_state", lambda *_: pytest.fail("computed"))
-    monkeypatch.setattr(loader_module, "user_state", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(loader_module, "StateBuilder", lambda *_: pytest.fail("computed"))
     loaded = loader.load([Moment(u, as_of) for u in people])
     for actual, expected in zip(loaded, computed, strict=True):
         for name in COLUMNS:
@@ -256,6 +255,6 @@ def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
         with monkeypatch.context() as nothing_more:
             statistics = memory.loader.statistics
             nothing_more.setattr(statistics, "_read", lambda *_: pytest.fail("read again"))
-            nothing_more.setattr(loader_module, "user_state", lambda *_: pytest.fail("computed"))
+            nothing_more.setattr(loader_module, "StateBuilder", lambda *_: pytest.fail("computed"))
             assert memory.profiles(moments) == expected
     assert sum(day.whole for day in memory.loader.statistics._days.values()) <= 3

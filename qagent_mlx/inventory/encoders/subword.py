@@ -163,10 +163,20 @@ def _truncated_svd(
     """
     width = max(1, min(dimensions, min(matrix.shape) - 1))
     basis = rng.standard_normal((BUCKETS, min(width + 16, min(matrix.shape))))
+    # Most buckets are empty; they add zeros only.
+    used, places = np.unique(matrix.indices, return_inverse=True)
+    if not len(used):
+        return np.zeros(1), np.zeros((1, BUCKETS))
+    matrix = sparse.csr_matrix(
+        (matrix.data.astype(float), places, matrix.indptr), (matrix.shape[0], len(used))
+    )
+    basis = basis[used]
     for _ in range(4):
         left, _ = np.linalg.qr(matrix @ basis)
         basis = matrix.T @ left
-    _, strength, directions = np.linalg.svd(basis.T, full_matrices=False)
+    _, strength, among_used = np.linalg.svd(basis.T, full_matrices=False)
+    directions = np.zeros((len(strength), BUCKETS))
+    directions[:, used] = among_used
     # Directions that the products do not span hold noise: in a catalog of one product, or of
     # many with the same title.
     width = max(1, int(np.count_nonzero(strength[:width] > 1e-4 * strength[0])))
