@@ -24,6 +24,7 @@ from .param_types import FOLDER, POLICY, SERVING
 from .progress import TrainingProgress
 
 if TYPE_CHECKING:
+    from qagent_mlx.demo.story import ChangedAnswer
     from qagent_mlx.shop.shop import Shop
 
 
@@ -145,19 +146,22 @@ def _draw_training(data: dict[str, Any]) -> None:
     )
 
 
-def _draw_user(data: dict[str, Any]) -> None:
+def _draw_user(data: ChangedAnswer) -> None:
     from qagent_mlx.utils.text import query_key
 
-    case, answers = data["case"], data["answers"]
+    case, names = data.case, list(data.queries)
+    say(
+        f"the first query is the user's next one only after {names[1].upper()} in {data.gained} of "
+        f"{data.cases} cases, only before it in {data.lost}"
+        + ("; one of the former:" if data.gained else "")
+    )
     say(f"{case.user_id} at {case.as_of:%Y-%m-%d %H:%M} UTC")
-    columns = [answer.recommendations for answer in answers.values()]
     rows = []
-    for rank, cells in enumerate(zip_longest(*columns), 1):
-        queries = [recommendation.query if recommendation else "" for recommendation in cells]
+    for rank, queries in enumerate(zip_longest(*data.queries.values(), fillvalue=""), 1):
         right = [bool(query) and query_key(query) == case.query_key for query in queries]
         marked = zip(queries, right, strict=True)
         rows.append((rank, *(safe(f"{q} ✓", "bold green") if ok else q for q, ok in marked)))
-    print_table(("#", *(f"after {name.upper()}" for name in answers)), rows, numbers=("#",))
+    print_table(("#", *(f"after {name.upper()}" for name in names)), rows, numbers=("#",))
     say(f"what the user then searched: {case.query}", "bold")
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from qagent_cli.main import cli
 
@@ -129,14 +130,113 @@ def test_whatever_else_is_typed_is_a_program_that_people_have():
 
 
 @pytest.mark.parametrize(("page", "words"), [t for t in TYPED if t[1][0] == "curl"])
-def test_routes_on_a_page_are_served(page, words):
+def test_a_request_on_a_page_is_one_that_the_server_takes(page, words):
     from qagent_mlx.serve.http import ENDPOINTS
 
     (path,) = [
         re.sub(r"^[\w:/.]*?:\d+", "", w) for w in words if re.match(r"(http://)?[\w.]+:\d+/", w)
     ]
-    routes = {re.sub(r"\{\w+(:\w+)?\}", "[^/]+", str(e.path)) for e in ENDPOINTS}
-    assert any(re.fullmatch(r, path.split("?")[0]) for r in routes), f"{page}: {path}"
+    served = [
+        e
+        for e in ENDPOINTS
+        if re.fullmatch(re.sub(r"\{\w+(:\w+)?\}", "[^/]+", str(e.path)), path.split("?")[0])
+    ]
+    assert served, f"{page}: {path}"
+    if "-d" in words:
+        body = msgspec.json.decode(words[words.index("-d") + 1])
+        kinds = [kind for endpoint in served for kind in endpoint.body]
+        assert any(is_of(kind, body) for kind in kinds), f"{page}: {path}: {body}"
+
+
+def is_of(kind, body):
+    try:
+        msgspec.convert(body, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+INLINE = sorted(
+    {
+        (page.relative_to(ROOT).as_posix(), " ".join(code.split()))
+        for page in PAGES
+        for code in re.findall(
+            r"(?<!`)`((?:qagent|python|make) [^`]+)`(?!`)", page.read_text(encoding="utf-8")
+        )
+    }
+)
+MISTYPED = {"qagent recomend", "qagent promote"}  # the changelog says what they are answered
+
+
+@pytest.mark.parametrize(("page", "text"), INLINE)
+def test_a_command_in_running_text_is_there(page, text):
+    """It may be cut short, so its names and options are looked at, not what they lack."""
+    program, *words = text.replace("…", "").split()
+    if text in MISTYPED:
+        return
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
+        assert words[0] in targets, page
+    elif program == "python":
+        scripts = [ROOT / word for word in words if word.endswith(".py")]
+        for script in scripts:
+            source = script.read_text(encoding="utf-8")
+            given = re.findall(r"--[a-z][\w-]*", text)
+            assert not [option for option in given if f'"{option}"' not in source], page
+    else:
+        for command, options in named_commands(words):
+            known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+            assert not set(options) - known - {"--help", "--version"}, f"{page}: {text}"
+
+
+def named_commands(words):
+    """Each command that the words name, ``start|stop`` being two, with the options they give it."""
+    options = [re.split(r"[=|\]]", w)[0] for w in words if re.match(r"-{1,2}[a-z]", w)]
+    commands = [cli]
+    context = click.Context(cli)
+    for word in words:
+        groups = [c for c in commands if isinstance(c, click.Group)]
+        if word.startswith("-") or not groups:
+            break
+        if not word.islower():  # an argument, such as USER of `qagent memory USER`
+            commands = [group.get_command(context, "show") for group in groups]
+            break
+        commands = [
+            group.get_command(context, name) for group in groups for name in word.split("|")
+        ]
+        assert None not in commands, f"no command {word}"
+    return [(command, options) for command in commands]
+
+
+def test_the_pages_name_many_commands_in_running_text():
+    assert len(INLINE) > 80
+
+
+@pytest.mark.parametrize("line", blocks(ROOT / "docs/operate.md", ("crontab",))[0].splitlines())
+def test_a_line_of_the_crontab_is_one_of_cron(line):
+    if re.match(r"[A-Z_]+=", line):
+        return
+    *moment, command = line.split(maxsplit=5)
+    assert all(re.fullmatch(r"\*|\d+", part) for part in moment)
+    # cron takes a bare % for the end of the line
+    assert not re.search(r"(?<!\\)%", command)
+    for words in commands(re.sub(r"\$\([^)]*\)", "day", command)):
+        words = words[1:] if words[0] == "nice" else words
+        if words[0] == "qagent":
+            _, options = named_commands(words[1:])[0]
+            assert options == [] and "|" not in line
+
+
+def test_every_block_of_code_says_its_language():
+    """A block without one is a drawing; `test_layers` and readers look at those."""
+    bare = {}
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
+        languages = fences[::2]
+        assert set(languages) <= {"", "json", "python", "toml", "crontab", *SHELL}, page
+        bare[page.relative_to(ROOT).as_posix()] = languages.count("")
+    drawings = {"README.md": 2, "CONTRIBUTING.md": 1}
+    assert {name: count for name, count in bare.items() if count} == drawings
 
 
 def test_the_shop_of_the_page_on_environments_answers(simulated_folder, tmp_path, monkeypatch):

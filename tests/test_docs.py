@@ -84,6 +84,75 @@ def test_the_first_page_is_short():
     assert len(text.split()) <= 900
 
 
+def numbers(text):
+    """The numbers that a text claims: in prose and tables, not in code, links or names (u0495)."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.S | re.M)
+    return re.findall(r"(?<![\w.:/-])\d(?:[\d,.]*\d)?(?!\w)", text)
+
+
+def test_what_counts_as_a_number():
+    text = (
+        "[1.5 of 1,240](x#3) in `u04 7`, u05, 2,000, GA4, 20%.\n```bash\nseq 8\n```\n| 4.5 [3, 6] |"
+    )
+    assert numbers(text) == ["1.5", "1,240", "2,000", "20", "4.5", "3", "6"]
+
+
+def test_the_first_page_has_few_numbers():
+    assert len(numbers((ROOT / "README.md").read_text(encoding="utf-8"))) <= 40
+
+
+def heading_anchor(title):
+    """The anchor that GitHub and the site give a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+
+
+def test_the_page_of_results_lists_what_is_on_it():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.+)$", text, re.M)
+    contents = text[: text.index("\n## ")]
+    listed = re.findall(r"^- \[(.+)\]\(#(.+)\)$", contents, re.M)
+    assert listed == [(title, heading_anchor(title)) for title in titles]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_headings_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", text):
+        if not target.startswith(("http://", "https://")):
+            there = (page.parent / target).read_text(encoding="utf-8") if target else text
+            titles = re.findall(r"^#{1,6} (.+)$", there, re.M)
+            assert anchor in map(heading_anchor, titles), f"{page.name}: {target}#{anchor}"
+
+
+def test_every_page_has_a_place_in_the_site():
+    named = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
+def test_every_decision_says_what_why_and_when_to_look_again():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    for page in folder.glob("*.md"):
+        if page.name != "index.md":
+            assert f"({page.name})" in index
+            text = page.read_text(encoding="utf-8")
+            for part in ("**Decided", "**Why", "**Look again"):
+                assert part in text, f"{page.name}: {part}"
+            assert len(text.split()) <= 700, page.name
+
+
+def test_the_changelog_is_one_that_tools_read():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (.+)$", text, re.M)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", v) for v in versions[1:])
+    for part in re.split(r"^## .+$", text, flags=re.M)[1:]:
+        kinds = re.findall(r"^### (.+)$", part, re.M)
+        assert len(kinds) == len(set(kinds))
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
 def test_the_python_of_the_first_page_uses_public_names():
     import qagent_mlx
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..agent.recommend import Recommender
 from ..build import create_sample_shop
 from ..environment.cases import build_cases, of_split
 from ..environment.environment import Environment, Example
 from ..errors import QAgentError
 from ..evaluate.baselines.registry import BASELINES, BaselineData
+from ..evaluate.comparisons import FIRST_LINE
 from ..evaluate.config import EvaluationConfig
 from ..evaluate.metrics import Ranking, System
 from ..evaluate.policy_system import PolicySystem
@@ -32,6 +32,7 @@ from ..train.run_options import RunOptions
 from ..train.sft import SftConfig, train_sft
 from ..types import Case
 from ..utils.settings import check
+from ..utils.text import query_key
 from .config import DemoConfig
 
 SHOP_NAME = "demo"  # only a sample shop that has this name in its settings is ever removed
@@ -45,6 +46,25 @@ class Scene:
     name: str
     title: str
     data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedAnswer:
+    """A case before and after training, and in how many cases the answer changed for the better.
+
+    Attributes:
+        case: The case.
+        queries: What was recommended, by system, the one before first.
+        gained: Cases whose first query is the user's next one only after training.
+        lost: Those in which it was so only before.
+        cases: Cases that were compared.
+    """
+
+    case: Case
+    queries: dict[str, tuple[str, ...]]
+    gained: int
+    lost: int
+    cases: int
 
 
 def story(
@@ -98,7 +118,7 @@ class _Story:
             ("before", "Evaluation before reinforcement learning", self._before),
             ("grpo", "GRPO: the policy learns from what its own queries retrieve", self._grpo),
             ("after", after, self._after),
-            ("user", "The same user, before and after", self._user),
+            ("user", "A user whose answer changed", self._user),
         ]
 
     def _memory(self) -> Any:
@@ -127,8 +147,10 @@ class _Story:
         ).to_dict()
 
     def _before(self) -> EvaluationReport:
-        self._sft_system = _Cached(self._system("sft"))
-        self._first = self._evaluate([self._sft_system])
+        self._data = BaselineData(self._shop)
+        first_line = BASELINES[FIRST_LINE](self._data)
+        self._evaluated = [_Cached(self._system("sft")), _Cached(first_line)]
+        self._first = self._evaluate(self._evaluated)
         return self._first
 
     def _grpo(self) -> dict[str, Any]:
@@ -148,30 +170,25 @@ class _Story:
         ).to_dict()
 
     def _after(self) -> EvaluationReport:
-        data = BaselineData(self._shop)
         systems: list[System] = [
             self._system("grpo"),
-            self._sft_system,
-            *(BASELINES[name](data) for name in BASELINES_SHOWN),
+            *self._evaluated,
+            *(BASELINES[name](self._data) for name in BASELINES_SHOWN),
         ]
         report = self._evaluate(systems, compare=(("grpo", "sft"),))
-        # SFT's rankings came from the first evaluation, and took their time there.
-        latency = self._first.system("sft").latency_ms
-        return replace(
+        # What was ranked in the first evaluation took its time there.
+        latency = {result.name: result.latency_ms for result in self._first.systems}
+        self._last = replace(
             report,
             systems=tuple(
-                replace(result, latency_ms=latency) if result.name == "sft" else result
+                replace(result, latency_ms=latency.get(result.name, result.latency_ms))
                 for result in report.systems
             ),
         )
+        return self._last
 
-    def _user(self) -> dict[str, Any]:
-        config, case = self._config, self._case
-        answers = {}
-        for name in ("sft", "grpo"):
-            recommender = Recommender(self._shop, self._load(name), group=config.group)
-            answers[name] = recommender.recommend([case.user_id], 5, case.as_of, config.seed)[0]
-        return {"case": case, "answers": answers}
+    def _user(self) -> ChangedAnswer:
+        return changed_answer(self._last, "sft", "grpo")
 
     def _load(self, name: str) -> Any:
         return open_policy(self._shop, name)
@@ -203,6 +220,26 @@ class _Cached:
         if key not in self._rankings:
             self._rankings[key] = self._system.rank(examples, k)
         return self._rankings[key]
+
+
+def changed_answer(report: EvaluationReport, before: str, after: str) -> ChangedAnswer:
+    """A case that only the second of two systems answers with the user's next query.
+
+    Where there is none, it is one in which their first queries differ, else the first case.
+    """
+    cases = [example.case for example in report.examples]
+    answers = list(zip(report.rankings[before], report.rankings[after], strict=True))
+    first = [[query_key(r.queries[0]) if r.queries else "" for r in pair] for pair in answers]
+    right = [
+        [key == case.query_key for key in keys] for case, keys in zip(cases, first, strict=True)
+    ]
+    gained = [i for i, (then, now) in enumerate(right) if now and not then]
+    lost = [i for i, (then, now) in enumerate(right) if then and not now]
+    differing = [i for i, (then, now) in enumerate(first) if then != now]
+    chosen = next(iter([*gained, *differing, 0]))
+    then, now = answers[chosen]
+    queries = {before: then.queries, after: now.queries}
+    return ChangedAnswer(cases[chosen], queries, len(gained), len(lost), len(cases))
 
 
 def example_case(cases: Sequence[Case]) -> Case:
