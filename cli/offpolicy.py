@@ -37,8 +37,8 @@ def offpolicy(
 ) -> Output:
     """Estimate how often users would have taken a policy's queries, from what they were shown.
 
-    It needs answers of a server that explores a little: qagent serve --explore 0.1. Without any,
-    the estimate says what it assumes.
+    It needs answers of a server that explores a little: qagent serve --explore 0.1. Without any, and
+    where the policy shows what could not have been shown, the estimate says what it assumes.
     """
     from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.errors import QAgentError
@@ -78,7 +78,8 @@ def offpolicy(
         )
         say(
             f"{report.answers:,} answers of {report.users:,} users, {report.explored:.0%} "
-            f"explored; {policy} would have shown the same at {report.agreeing:.0%} of the places"
+            f"explored; {policy} would have shown the same at {report.agreeing:.0%} of the places, "
+            f"and at {report.supported:.0%} what could have been shown there"
         )
 
     return Output(document, draw)

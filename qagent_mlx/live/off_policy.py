@@ -29,6 +29,7 @@ from .outcomes import LINES, line_limits
 SHUFFLED = 5  # first positions that exploration may shuffle
 SLOPE = 0.4  # of the weights by rank: how far exploration leaves a query from its place
 CONFIDENCE = 0.95
+LEAST_SUPPORTED = 0.95  # share of places below which intervals do not hold what they promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class OffPolicyReport:
 
     Attributes:
         agreeing: Share of the places at which the other system would have shown the same.
+        supported: Share of the other system's places at which the log's system had any chance to
+            show the same; of the others the log says nothing.
         explored: Share of the answers that were left to chance at all.
         effective: Answers that the weighted ones are worth (Kish).
     """
@@ -68,18 +71,25 @@ class OffPolicyReport:
     snips: Estimate
     dr: Estimate
     agreeing: float
+    supported: float
     explored: float
     effective: float
 
     @property
     def assumption(self) -> str:
-        """What has to be believed beside the numbers; empty where the log was explored."""
-        if self.explored:
-            return ""
-        return (
-            "nothing was left to chance: where both systems show the same must have nothing to "
-            "do with what users want"
-        )
+        """What has to be believed beside the numbers; empty where the log answers the question."""
+        if not self.explored:
+            return (
+                "nothing was left to chance: where both systems show the same must have nothing to "
+                "do with what users want"
+            )
+        if self.supported < LEAST_SUPPORTED:
+            return (
+                f"{1 - self.supported:.0%} of what the other system shows could not have been shown "
+                "where it stands, so the log does not say what came of it: IPS and SNIPS leave it "
+                "out, DR guesses, and the intervals need not hold the truth; an experiment tells"
+            )
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -156,7 +166,7 @@ def estimate(logged: Sequence[LoggedAnswer], slates: Sequence[Sequence[str]]) ->
     for answer, slate in zip(logged, slates, strict=True):
         wanted = [query_key(query) for query in slate]
         weight = reward = weighted = correction = 0.0
-        squares, same = 0.0, 0
+        squares, same, supported = 0.0, 0, 0
         places = list(zip(answer.keys, answer.propensities, answer.rewards, strict=True))
         for position, (key, propensity, taken) in enumerate(places):
             reward += taken
@@ -166,18 +176,28 @@ def estimate(logged: Sequence[LoggedAnswer], slates: Sequence[Sequence[str]]) ->
                 squares += 1 / propensity**2
                 weighted += taken / propensity
                 correction += (taken - model(key, position)) / propensity
+            supported += _might_show(answer, position, wanted)
         direct = sum(model(key, position) for position, key in enumerate(wanted[: len(places)]))
         explored = any(p < 1 for p in answer.propensities)
-        rows.append(
-            (reward, weighted, weight, direct + correction, same, len(places), explored, squares)
-        )
-    table = np.array(rows, dtype=float).reshape(-1, 8)
+        counts = (same, supported, len(places), explored)
+        rows.append((reward, weighted, weight, direct + correction, *counts, squares))
+    table = np.array(rows, dtype=float).reshape(-1, 9)
     users = np.array([answer.user_id for answer in logged])
     return _summarised(table, users)
 
 
+def _might_show(answer: LoggedAnswer, position: int, wanted: Sequence[str]) -> bool:
+    """Whether what another system shows at a position had a chance to be shown there."""
+    if position >= len(wanted):
+        return True  # it shows nothing there, and earns nothing
+    if answer.keys[position] == wanted[position]:
+        return True
+    first = answer.keys[:SHUFFLED]
+    return position < len(first) and wanted[position] in first and answer.propensities[position] < 1
+
+
 def _summarised(table: np.ndarray, users: np.ndarray) -> OffPolicyReport:
-    reward, weighted, weight, robust, same, places, explored, squares = table.T
+    reward, weighted, weight, robust, same, supported, places, explored, squares = table.T
     names, owner = np.unique(users, return_inverse=True)
     ones = np.ones(len(table))
     total = places.sum()
@@ -191,6 +211,7 @@ def _summarised(table: np.ndarray, users: np.ndarray) -> OffPolicyReport:
         snips=_ratio(weighted, weight, owner, scale=expected),
         dr=_ratio(robust, ones, owner),
         agreeing=float(same.sum() / total) if total else 0.0,
+        supported=float(supported.sum() / total) if total else 0.0,
         explored=float(explored.mean()) if len(table) else 0.0,
         effective=float(weight.sum() ** 2 / squares.sum()) if squares.sum() else 0.0,
     )

@@ -95,3 +95,26 @@ def test_what_the_log_never_showed_says_nothing():
     report = estimate(logged, [["elsewhere"]] * len(logged))
     assert report.snips.value is None and report.ips.value == 0 and report.agreeing == 0
     assert estimate([], []).answers == 0
+
+
+def test_what_could_not_have_been_shown_is_said():
+    logged = night(np.random.default_rng(3), 500, 0.2)
+    swapped = estimate(logged, [["q1", "q0", "q2", "q3", "q4"]] * len(logged))
+    assert swapped.supported == 1 and not swapped.assumption
+    new = estimate(logged, [["q0", "never shown", "q2", "nor this", "q3"]] * len(logged))
+    assert new.supported == pytest.approx(0.6) and "40%" in new.assumption
+    # A shorter row earns nothing in the last places, and that is known.
+    assert estimate(logged, [["q0"]] * len(logged)).supported == 1
+    fixed = night(np.random.default_rng(4), 100, 0.0)
+    same_first = estimate(fixed, [["q0", "q2", "q1", "q3", "q4"]] * len(fixed))
+    assert same_first.supported == same_first.agreeing == pytest.approx(0.6)
+
+
+def test_what_stands_behind_the_shuffled_places_has_a_chance_only_there():
+    order = [*range(5), 5, 6]
+    answer = LoggedAnswer(
+        "u", NOW, tuple(f"q{n}" for n in order), propensities(order, 0.2), (0,) * 7
+    )
+    late_first = ["q5", "q0", "q1", "q2", "q3", "q4", "q6"]
+    report = estimate([answer] * 3, [late_first] * 3)
+    assert report.supported == pytest.approx(5 / 7)  # q5 first and q4 sixth are out of reach
