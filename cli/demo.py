@@ -15,6 +15,7 @@ import click
 from qagent_mlx.demo.config import DemoConfig
 from qagent_mlx.utils.settings import merge
 
+from .chains import chain_lines
 from .console import note, out, print_table, safe, say, waiting
 from .evaluate import draw_report
 from .inventory import draw_products
@@ -25,6 +26,7 @@ from .progress import TrainingProgress
 
 if TYPE_CHECKING:
     from qagent_mlx.demo.story import ChangedAnswer
+    from qagent_mlx.demo.writing import WritingScene
     from qagent_mlx.shop.shop import Shop
 
 
@@ -165,6 +167,48 @@ def _draw_user(data: ChangedAnswer) -> None:
     say(f"what the user then searched: {case.query}", "bold")
 
 
+def _draw_writing(scene: WritingScene) -> None:
+    from rich.text import Text
+
+    say(
+        "The query log is hidden: memory has views and purchases only. The shipped policy "
+        "`writer` practised here to write."
+    )
+    rows = []
+    for result in scene.report.systems:
+        values = [result.metrics[name] for name in _ROW_METRICS]
+        rows.append(
+            (result.name, *(f"{100 * v.mean:.1f} ±{50 * (v.hi - v.lo):.1f}" for v in values))
+        )
+    print_table(("percent", *_ROW_METRICS.values()), rows, numbers=tuple(_ROW_METRICS.values()))
+    for row in scene.examples:
+        cells = []
+        for query in row.queries:
+            mark = "✎ " if query.own else "★ " if query.new else ""
+            cells.append(safe(f"{mark}{query.query}", "bold green" if query.engaged else ""))
+        say(f"{row.case.user_id}, who went on to search {row.case.query}:")
+        out().print(Text("  "), Text(" · ").join(cells))
+    if scene.chain:
+        say(f"A chain that writes {scene.chain_query}:", "bold")
+        for line in chain_lines(scene.chain):
+            out().print(line)
+    queries = scene.queries
+    say(
+        f"{len(queries)} queries, {sum(q.own for q in queries)} of them in the agent's own words "
+        f"(✎), {sum(q.new for q in queries)} that nobody had ever typed here (★, and some of ✎); "
+        f"{sum(q.products > 0 for q in queries)} find products. Green: it led to what the user "
+        "then took.",
+        "bold",
+    )
+
+
+_ROW_METRICS = {  # of rows of five queries -> heading
+    "row_hit@10": "row led to what was taken",
+    "i_hit@10": "its first query did",
+    "own_words": "own words",
+}
+
+
 _DRAW: dict[str, Callable[[Any], None]] = {
     "ingest": _draw_ingest,
     "memory": draw_memory,
@@ -174,4 +218,5 @@ _DRAW: dict[str, Callable[[Any], None]] = {
     "grpo": _draw_training,
     "after": draw_report,
     "user": _draw_user,
+    "writing": _draw_writing,
 }

@@ -30,15 +30,16 @@ def models() -> None:
 @json_option
 @click.pass_context
 def list_models(ctx: click.Context, shop_path: Path) -> Output:
-    """List the shop's policies, the shipped model, and those that have a short name."""
-    from qagent_mlx.models.download import sample_folder
+    """List the shop's policies, the shipped ones, and those that have a short name."""
+    from qagent_mlx.models.download import shipped_folder
     from qagent_mlx.models.known_models import KNOWN_MODELS
-    from qagent_mlx.policy.registry import policy_names, resolve
+    from qagent_mlx.policy.registry import SAMPLE, WRITER, policy_names, resolve
     from qagent_mlx.policy.summary import describe, describe_model
 
     policies: list[dict[str, Any]] = []
-    if (sample_folder() / "policy.json").exists():
-        policies.append({**describe(sample_folder()).to_dict(), "also": ["tiny"]})
+    for name, others in ((SAMPLE, ["tiny"]), (WRITER, [])):
+        if (shipped_folder(name) / "policy.json").exists():
+            policies.append({**describe(shipped_folder(name)).to_dict(), "also": others})
     with _shop_if_any(ctx, shop_path) as shop:
         if shop is not None:
             folders = [resolve(shop, name) for name in policy_names(shop)]

@@ -37,8 +37,8 @@ def offpolicy(
 ) -> Output:
     """Estimate how often users would have taken a policy's queries, from what they were shown.
 
-    It needs answers of a server that explores a little: qagent serve --explore 0.1. Without any, and
-    where the policy shows what could not have been shown, the estimate says what it assumes.
+    It needs answers of a server that explores a little: qagent serve --explore 0.1. Without any,
+    and where the policy shows what could not have been shown, the estimate says what it assumes.
     """
     from qagent_mlx.agent.recommend import Recommender
     from qagent_mlx.errors import QAgentError

@@ -16,6 +16,9 @@ class DemoConfig:
     sft_steps: Annotated[int, Meta(ge=1, description="Training steps of SFT.")] = 20
     grpo_steps: Annotated[int, Meta(ge=1, description="Training steps of GRPO.")] = 25
     cases: Annotated[int, Meta(ge=2, description="Test cases of the evaluations.")] = 500
+    written: Annotated[
+        int, Meta(ge=2, description="Test cases in which the writer recommends without a log.")
+    ] = 200
     # With a single chain no vote hides what one chain learns.
     chains: Annotated[int, Meta(ge=1, description="Chains of a case in the evaluations.")] = 1
     group: Annotated[int, Meta(ge=2, description="Chains of a case in training.")] = 8

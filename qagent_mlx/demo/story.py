@@ -34,6 +34,7 @@ from ..types import Case
 from ..utils.settings import check
 from ..utils.text import query_key
 from .config import DemoConfig
+from .writing import WritingScene, writing_scene
 
 SHOP_NAME = "demo"  # only a sample shop that has this name in its settings is ever removed
 BASELINES_SHOWN = ("popular", "repeat-last", "co-occurrence")
@@ -119,6 +120,7 @@ class _Story:
             ("grpo", "GRPO: the policy learns from what its own queries retrieve", self._grpo),
             ("after", after, self._after),
             ("user", "A user whose answer changed", self._user),
+            ("writing", "Without anybody's queries: a policy that writes its own", self._writing),
         ]
 
     def _memory(self) -> Any:
@@ -189,6 +191,9 @@ class _Story:
 
     def _user(self) -> ChangedAnswer:
         return changed_answer(self._last, "sft", "grpo")
+
+    def _writing(self) -> WritingScene:
+        return writing_scene(self._shop, self._config.written, self._config.seed)
 
     def _load(self, name: str) -> Any:
         return open_policy(self._shop, name)

@@ -85,9 +85,10 @@ class OffPolicyReport:
             )
         if self.supported < LEAST_SUPPORTED:
             return (
-                f"{1 - self.supported:.0%} of what the other system shows could not have been shown "
-                "where it stands, so the log does not say what came of it: IPS and SNIPS leave it "
-                "out, DR guesses, and the intervals need not hold the truth; an experiment tells"
+                f"{1 - self.supported:.0%} of what the other system shows could not have been "
+                "shown where it stands, so the log does not say what came of it: IPS and SNIPS "
+                "leave it out, DR guesses, and the intervals need not hold the truth; an "
+                "experiment tells"
             )
         return ""
 

@@ -28,6 +28,8 @@ from .model_size import read_header
 Progress = Callable[[str, int, int], None]
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# Name -> folder of the package's data. The writer learned to write queries where there is no log.
+SHIPPED = {"sample": "policy", "tiny": "policy", "writer": "writer"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -51,9 +53,20 @@ def cached(name: str) -> Path | None:
 
 def sample_folder() -> Path:
     """Where the package keeps the sample shop's base model."""
+    return shipped_folder("sample")
+
+
+def shipped_folder(name: str) -> Path:
+    """Where the package keeps one of the policies that it ships (`SHIPPED`)."""
     import qagent_sample  # type: ignore[import-not-found, unused-ignore]
 
-    return Path(qagent_sample.__path__[0]) / "policy"
+    return Path(qagent_sample.__path__[0]) / SHIPPED[name]
+
+
+def shipped_name(folder: Path | str) -> str:
+    """The name of the policy that the package ships in a folder; empty for other folders."""
+    names = (name for name in SHIPPED if shipped_folder(name) == Path(folder))
+    return next(names, "")
 
 
 def relocated(folder: Path) -> Iterator[Path]:
@@ -61,7 +74,7 @@ def relocated(folder: Path) -> Iterator[Path]:
 
     The shipped model, and those of the cache with its short name or hub id.
     """
-    yield sample_folder()
+    yield from dict.fromkeys(map(shipped_folder, SHIPPED))
     hub = next((part for part in folder.parts if part.startswith("models--")), "")
     for name in (folder.name, hub.removeprefix("models--").replace("--", "/", 1)):
         if name and (found := cached(name)):

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import QAgentError
-from ..models.download import cached, sample_folder
+from ..models.download import SHIPPED, cached, shipped_folder
 from ..models.fingerprint import fingerprint
 from ..models.known_models import KNOWN_MODELS
 from ..shop.policy_folders import (
@@ -33,7 +33,7 @@ from .policy import Policy, PolicyInfo
 from .promotions import promoted
 
 SAMPLE = "sample"  # the small base model that is shipped for the sample shop
-SHIPPED = (SAMPLE, "tiny")  # its names
+WRITER = "writer"  # the shipped policy that writes queries in the sample shop without its log
 PROMOTED = "promoted"  # names the promoted policy, in a shop that has none of that name
 
 
@@ -50,8 +50,8 @@ def resolve(shop: Shop | None, name: str) -> Path:
             return folder
         if name == PROMOTED:
             return resolve(shop, serving_policy(shop))
-    if name in SHIPPED and (sample_folder() / "policy.json").exists():
-        return sample_folder()
+    if name in SHIPPED and (shipped_folder(name) / "policy.json").exists():
+        return shipped_folder(name)
     path = Path(name).expanduser()
     if (path / "config.json").exists() or (path / "policy.json").exists():
         return path.resolve()
@@ -59,7 +59,7 @@ def resolve(shop: Shop | None, name: str) -> Path:
         return pulled
     if name in KNOWN_MODELS:
         raise QAgentError(f"the model {name} is not here yet; run: qagent models pull {name}")
-    shipped = [SAMPLE] if (sample_folder() / "policy.json").exists() else []
+    shipped = [n for n in (SAMPLE, WRITER) if (shipped_folder(n) / "policy.json").exists()]
     known = ", ".join([*(policy_names(shop) if shop else []), *shipped]) or "none yet"
     raise QAgentError(
         f"there is no policy {name}; known are {known}, or give an mlx-lm model folder, or the "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import backend
-from ..models.download import cached, sample_folder
+from ..models.download import cached, shipped_name
 from ..models.known_models import KNOWN_MODELS, KnownModel, ModelShape
 from ..models.model_size import memory_needed, shape_of, stored_size
 from ..shop.policy_folders import parse_reference, reference_of
@@ -15,7 +15,7 @@ from ..shop.shop import Shop
 from ..utils import runtime
 from ..utils.atomic_files import read_json
 from .files import base_folder
-from .registry import SAMPLE, resolve
+from .registry import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,9 @@ def describe(folder: Path) -> PolicySummary:
     info = _policy_json(folder)
     base = info.get("base", "")
     return PolicySummary(
-        name=SAMPLE if folder == sample_folder() else parse_reference(reference_of(folder))[0],
+        name=shipped_name(folder) or parse_reference(reference_of(folder))[0],
         folder=str(folder),
-        base=SAMPLE if base == str(sample_folder()) else base,
+        base=shipped_name(base) or base,
         megabytes=round(sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e6, 1),
         trained=[stage["stage"] for stage in info.get("trained", [])],
     )
@@ -154,7 +154,7 @@ def licence_of(folder: Path) -> str:
     """The licence that a model folder states; empty when it states none."""
     if (folder / "source.json").exists():
         return str(read_json(folder / "source.json", f"the model {folder}").get("licence", ""))
-    return "Apache-2.0" if folder == sample_folder() else ""
+    return "Apache-2.0" if shipped_name(folder) else ""
 
 
 def memory_here(parameters: int, shape: ModelShape, quantized: bool = False) -> MemoryFit:

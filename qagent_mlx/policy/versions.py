@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..models.download import sample_folder
+from ..models.download import shipped_name
 from ..shop.policy_folders import (
     Reservation,
     all_versions,
@@ -23,7 +23,7 @@ from ..utils.settings import SettingError
 from . import calibration
 from .files import base_of, check_policy, read_info
 from .promotions import Promotion, before_promoted, promoted, promotions, record
-from .registry import SAMPLE, by_age, created_at, lasting_name, resolve
+from .registry import SAMPLE, WRITER, by_age, created_at, lasting_name, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def promote(shop: Shop, name: str) -> Promotion:
         QAgentError: it does not exist, or cannot be opened.
     """
     with policies_lock(shop.path / "policies"):
-        policy = SAMPLE if resolve(shop, name) == sample_folder() else _reference(shop, name)
+        policy = shipped_name(resolve(shop, name)) or _reference(shop, name)
         if policy == promoted(shop):
             return promotions(shop)[-1]
         check_policy(resolve(shop, policy))
@@ -205,7 +205,7 @@ def _describe(reference: str, folder: Path, now: str) -> PolicyVersion:
         name=name,
         version=number or 1,
         promoted=reference == now,
-        base=SAMPLE if base == str(sample_folder()) else base,
+        base=shipped_name(base) or base,
         trained=[str(stage.get("stage", "")) for stage in stages],
         run=str(last.get("run", "")),
         validation=validation if isinstance(validation, float) else None,
@@ -219,7 +219,7 @@ def _describe(reference: str, folder: Path, now: str) -> PolicyVersion:
 
 def _promoted_before(shop: Shop, doomed: Sequence[str]) -> str:
     """The policy that was promoted last before this one and is still there; empty for none."""
-    there = {SAMPLE, *all_versions(shop.path / "policies")} - {promoted(shop), *doomed}
+    there = {SAMPLE, WRITER, *all_versions(shop.path / "policies")} - {promoted(shop), *doomed}
     return next((policy for policy in before_promoted(shop) if policy in there), "")
 
 

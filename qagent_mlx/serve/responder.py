@@ -32,8 +32,8 @@ from ..live.rules import Rule, ShopRules, rules_entry
 from ..live.wishes import Wish, wishes_entry
 from ..memory.profile import Memory
 from ..memory.store import MemoryStore
-from ..models.download import sample_folder
-from ..policy.registry import SAMPLE, resolve, serving_policy
+from ..models.download import shipped_name
+from ..policy.registry import resolve, serving_policy
 from ..shop.journal import Entry
 from ..shop.policy_folders import migrate_unversioned, parse_reference, reference_of
 from ..shop.shop import Shop
@@ -419,7 +419,7 @@ class Responder:
     def _name(self, loaded: SavedPolicy) -> None:
         """Note which policy recommends."""
         name, self.version = parse_reference(reference_of(loaded.folder))
-        self.policy = SAMPLE if loaded.folder == sample_folder() else name
+        self.policy = shipped_name(loaded.folder) or name
         self.problem = ""
         self._current = (loaded.folder, loaded.saved_at)
         self._refused = None
