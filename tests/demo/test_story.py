@@ -52,12 +52,12 @@ def test_the_story_goes_from_files_to_a_user_and_its_numbers_are_those_of_its_sh
         return SimpleNamespace(to_dict=dict)
 
     monkeypatch.setattr(module, "create_sample_shop", small_shop)
-    config = DemoConfig(sft_steps=1, grpo_steps=1, group=2, cases=6, measured=2)
+    config = DemoConfig(sft_steps=1, grpo_steps=1, group=2, cases=6, measured=2, written=6)
     scenes = list(story(tmp_path / "shop", config))
     assert [s.name for s in scenes[::2]] == [s.name for s in scenes[1::2]]
     assert all(s.data is None and s.title for s in scenes[::2])
     data = {s.name: s.data for s in scenes[1::2]}
-    names = ["ingest", "memory", "search", "sft", "before", "grpo", "after", "user"]
+    names = ["ingest", "memory", "search", "sft", "before", "grpo", "after", "user", "writing"]
     assert list(data) == names
     before, after = data["before"], data["after"]
     assert {"grpo", "sft", "top-line"} <= {result.name for result in after.systems}
@@ -66,3 +66,4 @@ def test_the_story_goes_from_files_to_a_user_and_its_numbers_are_those_of_its_sh
     assert {("grpo", "top-line"), ("sft", "top-line")} <= {(c.a, c.b) for c in after.verdict}
     gained = after.system("grpo").metrics["q_em"].mean - after.system("sft").metrics["q_em"].mean
     assert data["user"].gained - data["user"].lost == pytest.approx(6 * gained)
+    assert data["writing"].report.cases == 6
