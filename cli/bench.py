@@ -31,7 +31,7 @@ class BenchOptions:
         Meta(description="Workload: a plain GRPO step, or rollouts with two searches a chain."),
     ] = "standard"
     against: Annotated[
-        Literal["mlx-lm-lora", "trl"] | None,
+        Literal["mlx-lm-lora", "mlxrl", "trl"] | None,
         Meta(
             description="Trainer to run beside ours, in an environment of its own under the "
             "user's cache."

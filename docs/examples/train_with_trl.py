@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from transformers import (
     Qwen3ForCausalLM,
     TrainerCallback,
 )
+from transformers.utils import get_json_schema
 from trl import GRPOConfig, GRPOTrainer
 
 from qagent_mlx.environment import ShopEnvironment
 from qagent_mlx.environment.shop_environment import OVER
-from qagent_mlx.environment.trl_adapter import factory, rows
+from qagent_mlx.environment.trl_adapter import ShopTools, factory, rows
 
-STEPS, GROUP, CASES = 4, 4, 2
+STEPS, GROUP, CASES = 12, 4, 4
 WRITTEN, DEMONSTRATIONS = 240, 8  # steps of learning the calls, and episodes to learn them from
 
 
@@ -60,6 +62,7 @@ def conversations(environment: ShopEnvironment) -> list[list[dict[str, Any]]]:
             step = environment.step(function)
             answer = step.observation or OVER
             messages.append({"role": "tool", "name": name, "content": answer})
+        messages.append({"role": "assistant", "content": "Done."})  # TRL asks for a last turn
         made.append(messages)
     return made
 
@@ -68,12 +71,14 @@ def tiny_model(environment: ShopEnvironment) -> tuple[Any, Any]:
     """A Qwen3 of two blocks that has learned to call the tools, and its tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    template = Path(trl.__file__).parent / "chat_templates" / "qwen3_training.jinja"
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     texts = conversations(environment)
+    episode = ShopTools(environment)  # TRL describes an environment's methods, by their names
+    tools = [getattr(episode, name) for name in ("fetch_memory", "recommend", "search")]
     words = [str(message) for messages in texts for message in messages]
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
@@ -81,11 +86,11 @@ def tiny_model(environment: ShopEnvironment) -> tuple[Any, Any]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    plain.train_from_iterator([*words, *map(str, environment.tools)], trainer)
+    plain.train_from_iterator([*words, *map(str, map(get_json_schema, tools))], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    tokenizer.chat_template = (template.with_name("qwen3.jinja")).read_text(encoding="utf-8")
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -98,19 +103,28 @@ def tiny_model(environment: ShopEnvironment) -> tuple[Any, Any]:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen3ForCausalLM(config)
-    learn_calls(model, tokenizer, texts, environment.tools)
+    trains = template.with_name("qwen3_training.jinja").read_text(encoding="utf-8")
+    learn_calls(
+        model,
+        tokenizer,
+        [
+            tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=trains, tokenize=False
+            )
+            for messages in texts
+        ],
+    )
     return model, tokenizer
 
 
-def learn_calls(model: Any, tokenizer: Any, texts: Any, tools: Any) -> None:
+def learn_calls(model: Any, tokenizer: Any, texts: Sequence[str]) -> None:
     """Raise the likelihood of what the assistant says in written episodes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     says = tokenizer.encode("assistant\n", add_special_tokens=False)
     batch = []
-    for messages in texts:
-        rendered = tokenizer.apply_chat_template(messages, tools=list(tools), tokenize=False)
-        ids = tokenizer.encode(rendered, add_special_tokens=False)
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False)
         labels, speaking = [], False
         for place, token in enumerate(ids):
             begun = ids[place - len(says) : place] == says and ids[place - len(says) - 1] == start
@@ -147,9 +161,9 @@ def main(shop: str, name: str = "") -> None:
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=GROUP * CASES,
             num_generations=GROUP,
-            max_completion_length=384,
+            max_completion_length=768,  # memory and results count
             max_tool_calling_iterations=6,
-            learning_rate=1e-4,
+            learning_rate=2e-4,
             max_steps=STEPS,
             logging_steps=1,
             use_cpu=True,

@@ -22,8 +22,11 @@ from ..utils.settings import SettingError
 from .measure import peak_memory
 from .workloads import Standard, Step, Workload, model_folder, open_policy, prompts, vocabulary
 
+MLX = "mlx[cpu]" if sys.platform == "linux" else "mlx"
 PACKAGES = {
-    "mlx-lm-lora": ("mlx-lm-lora==5.10.2", "mlx[cpu]" if sys.platform == "linux" else "mlx"),
+    "mlx-lm-lora": ("mlx-lm-lora==5.10.2", MLX),
+    # Its wheel asks for these on macOS only.
+    "mlxrl": ("inductive-mlxrl==0.2.0", "mlx-lm>=0.31.3", MLX),
     # The plain torch package of Linux brings a CUDA build of several gigabytes.
     "trl": ("torch==2.13.0", "trl==1.16.0", "peft"),
 }
@@ -125,7 +128,7 @@ def against(
     fast_blas: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Our steps and those of ``mlx-lm-lora`` or ``trl`` in turn, from the same weights and prompts.
+    """Our steps and those of a peer (`PACKAGES`) in turn, from the same weights and prompts.
 
     The ``warmup`` pairs of steps do not count. ``fast_blas`` gives an MLX peer our BLAS in place
     of the one that it comes with; ``note`` is told what is going on.

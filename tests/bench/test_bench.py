@@ -1,15 +1,20 @@
 """What the benchmark times is what it says: sizes are tiny here, and nothing is timed."""
 
 import json
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from qagent_cli.bench import BenchOptions
 from qagent_cli.main import cli
 
+from qagent_mlx.bench import peers
 from qagent_mlx.bench.measure import difference
 from qagent_mlx.bench.workloads import Agentic, Standard, Workload, agentic_rollout, prompts
 from qagent_mlx.policy.lora import LoraConfig
+from qagent_mlx.utils.settings import SettingError
 
 WORK = Workload(prompts=2, prompt_tokens=12, group=3, new_tokens=5, blocks=1)
 
@@ -45,6 +50,17 @@ def test_a_standard_step_is_a_whole_step_of_training(new_nano):
     assert made.metrics["grad_norm"] > 0
     assert any(not np.array_equal(before[n], np.array(v)) for n, v in policy.adapter().items())
     assert sum(made.parts.values()) == pytest.approx(made.seconds)
+
+
+def test_every_trainer_that_can_be_named_can_be_installed_and_has_its_script():
+    choices = typing.get_type_hints(BenchOptions)["against"]
+    named = {name for choice in typing.get_args(choices) for name in typing.get_args(choice)}
+    assert named == set(peers.PACKAGES)
+    folder = Path(peers.__file__).parent
+    scripts = {folder / f"peer_{name.replace('-', '_')}.py" for name in named}
+    assert scripts == set(folder.glob("peer_*.py")) - {folder / "peer_steps.py"}
+    with pytest.raises(SettingError, match="choose one of mlx-lm-lora, mlxrl, trl"):
+        peers.installed("verl", print)
 
 
 def test_every_trainer_gets_the_same_prompts():

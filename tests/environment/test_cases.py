@@ -5,6 +5,7 @@ import pytest
 
 from qagent_mlx.environment.cases import SPLITS, build_cases, of_split
 from qagent_mlx.environment.config import SplitConfig
+from qagent_mlx.environment.environment import Environment
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.options import ReadOptions
@@ -71,6 +72,16 @@ def test_the_test_split_may_begin_at_a_moment(tiny_shop, cases):
         cut = datetime.fromisoformat(moment)
         assert all((c.split == "test") == (c.as_of >= cut) for c in found)
         assert of_split(found, "validation") and of_split(found, "train")
+
+
+def test_the_last_cases_of_a_split_are_the_latest(tiny_shop, tiny_folder, nano_policy):
+    kept = {"validation": 2, "test": 3}
+    environment = Environment.of_shop(tiny_shop, nano_policy.codec, last=kept)
+    cases = build_cases(
+        tiny_shop.connection, after=load_index(tiny_folder / "inventory").clicks_until
+    )
+    expected = [*of_split(cases, "validation")[-2:], *of_split(cases, "test")[-3:]]
+    assert [e.case for e in environment.examples] == expected
 
 
 def test_new_users_are_let_in_on_request(tiny_shop, cases):

@@ -55,6 +55,12 @@ def test_a_group_without_spread_has_no_signal_and_no_advantage():
         assert np.any(advantages[1] != 0)
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_chain_that_is_just_average_takes_no_signal_from_its_group(name):
+    advantages = ESTIMATORS[name](group((0, 0), (1, 1), (2, 2)), WEIGHTS)
+    assert advantages[0, 1] == 0 and has_signal(advantages)[0]
+
+
 def test_spread_in_a_component_of_weight_zero_is_no_signal():
     rewards, weights = group((0, 1), (1, 1)), np.array([0.0, 1.0])
     assert not differs(rewards, weights)[0]
