@@ -63,7 +63,7 @@ def test_a_chain_that_is_just_average_takes_no_signal_from_its_group(name):
 
 def test_spread_in_a_component_of_weight_zero_is_no_signal():
     rewards, weights = group((0, 1), (1, 1)), np.array([0.0, 1.0])
-    assert not differs(rewards, weights)[0]
+    assert not differs(rewards, weights)[0] and differs(rewards, np.array([1.0, 1.0]))[0]
     assert not any(has_signal(f(rewards, weights)) for f in ESTIMATORS.values())
 
 
