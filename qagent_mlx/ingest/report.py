@@ -97,6 +97,8 @@ class RejectReason:
                 f"; {self.value!r} stands for none: if it is one, call it otherwise "
                 f"(`values` '{field}:{self.value}=NAME')"
             )
+        elif self.value and self.name == "bad stock":
+            helps += f"; or say what it means: `values` 'stock:{self.value}=yes', or =no"
         return f"{self.file} {self.place}: {self.name}{value}{rows}; {helps}"
 
 

@@ -496,6 +496,12 @@ def test_bad_products_are_kept_with_their_reasons_and_the_others_go_in(stocked, 
     assert "x.jsonl row 6: bad price 'cheap' (5 rows); " + REMEDIES["bad price"] in (
         report.examples
     )
+    (stock,) = (line for line in report.examples if "bad stock" in line)
+    assert "`values` 'stock:maybe=yes'" in stock  # followed, it goes in:
+    row = {**good, "product_id": "maybe", "stock": "maybe"}
+    options = ReadOptions(values=(("stock", "maybe", "yes"),))
+    ingest_files(stocked, "products", [write(tmp_path / "y.jsonl", [row])], options)
+    assert "maybe" in [row[0] for row in stored(stocked)["products"]]
 
 
 def test_a_title_is_all_that_a_product_needs(stocked, tmp_path):
