@@ -21,6 +21,7 @@ from ..protocol.escape import safe
 from ..protocol.profile_text import render, written_line
 from ..shop.config import MemoryConfig
 from ..types import Line, Profile, UserContext
+from .event_log import start_of_day
 from .k_anonymity import drop_private_candidates, drop_private_queries
 from .loader import MemoryLoader
 from .neighbours import likeliest_needs
@@ -31,6 +32,7 @@ from .sections import (
     graph_lines,
     identity_lines,
     need_lines,
+    popular_lines,
     product_lines,
     query_lines,
     search_context,
@@ -96,10 +98,13 @@ class Memory:
             ]
         memories = self._memories(moments)
         tables = feature_tables([memory.candidates for memory in memories])
+        alone = [m for m, memory in zip(moments, memories, strict=True) if self._is_alone(memory)]
+        popular = self.loader.statistics.popular(moment.as_of for moment in alone)
         profiles = []
         for moment, memory, table in zip(moments, memories, tables, strict=True):
             probabilities = self.ranker.at(moment.as_of).probabilities(table)
-            lines = self._lines(moment, memory, probabilities, wanted)
+            kinds = popular.get(start_of_day(moment.as_of), ())
+            lines = self._lines(moment, memory, probabilities, wanted, kinds)
             profiles.append(self._pack(moment, lines, memory, budget))
         return profiles
 
@@ -120,8 +125,17 @@ class Memory:
         public = self.loader.statistics.public
         return drop_private_candidates(public, moments, memories, self.config)
 
+    def _is_alone(self, memory: UserMemory) -> bool:
+        """Whether a profile has nobody else's queries: there are none, or it may not hold them."""
+        return self.config.own_only or not len(memory.candidates)
+
     def _lines(
-        self, moment: Moment, memory: UserMemory, probabilities: np.ndarray, sections: set[str]
+        self,
+        moment: Moment,
+        memory: UserMemory,
+        probabilities: np.ndarray,
+        sections: set[str],
+        popular: Sequence[str],
     ) -> list[Line]:
         """The lines of some sections, many more than fit."""
         state = memory.state
@@ -132,17 +146,18 @@ class Memory:
         typed = {query.key: query.text for query in state.queries}
         most = 3 * self.config.references
         # Where there is little to point at, an agent has to write from what the user looked at.
-        has_others = len(memory.candidates) > 0 and not self.config.own_only
-        seen = viewed_lines if has_others else product_lines
+        is_alone = self._is_alone(memory)
+        seen = product_lines if is_alone else viewed_lines
         lines = [
             *graph_lines(state.interests),
             *identity,
             *seen(state.recent_products),
             *query_lines(memory.candidates, probabilities, most, typed),
         ]
-        if not has_others:
+        if is_alone:
             needs = likeliest_needs(memory.needed)
             lines += need_lines(needs, state.interests, len(memory.candidates) > 0)
+            lines += popular_lines(popular, lines)
         return [line for line in lines if line.section in sections]
 
     def read_all(self, as_of: datetime) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 from ..protocol.escape import safe
 from ..protocol.marks import ACTIVITY, AGES, OUTCOMES, POPULARITY, PROBABILITIES, Mark
 from ..types import Line, UserContext
-from ..utils.text import share_words
+from ..utils.text import query_key, share_words
 from .candidates import Candidates
 from .repurchase import PRODUCT_DAYS
 from .user_state import Interest, RecentProduct, UserState
 
 TITLE_WORDS = 6  # of a product in a profile
 BRANDED = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1))  # (rank of the brand, rank of the kind)
+MAX_FILLED = 8  # queries up to which popular kinds of products fill up a profile
 MAX_PRODUCTS = 8  # in a profile without queries of others
 
 _GRAPH_LIMITS = {"category": 3, "brand": 3, "price": 1, "attribute": 2}  # interests of each kind
@@ -205,6 +206,27 @@ def need_lines(
             reason="what people like you came back for",
         )
         for query, score in zip([*branded, *kinds], scores, strict=True)
+    ]
+
+
+def popular_lines(kinds: Sequence[str], others: Sequence[Line]) -> list[Line]:
+    """Lines for the kinds of products that the shop's users go for.
+
+    As many as bring the queries of a profile whose ``others`` are little to `MAX_FILLED`, each
+    below all of these.
+    """
+    known = {query_key(line.query) for line in others if line.query is not None}
+    lowest = min((line.score for line in others if line.query is not None), default=0.5)
+    fresh = [kind for kind in kinds if query_key(kind) not in known]
+    return [
+        Line(
+            "trending",
+            safe(kind),
+            lowest * 0.8**number,
+            query=kind,
+            reason="what people go for in this shop of late",
+        )
+        for number, kind in enumerate(fresh[: max(0, MAX_FILLED - len(known))], 1)
     ]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from ..shop.config import MemoryConfig
 from . import shop_tables
 from .event_log import Wording, read_wordings, start_of_day
+from .popular_kinds import popular_kinds
 from .public_queries import PublicQueries
 from .sql import sql
 from .store import StoreState
@@ -91,6 +92,7 @@ class DayStatistics:
     facts: dict[str, QueryFacts] = field(default_factory=dict)  # by query key
     cycles: dict[str, Cycle] = field(default_factory=dict)  # by leaf category
     returns: dict[str, Returns] = field(default_factory=dict)  # by category engaged with
+    popular: tuple[str, ...] | None = None  # kinds of products; None: not read yet
     partial_reads: int = 0
     whole: bool = False  # all keys that were known have been read
 
@@ -211,6 +213,8 @@ class StatisticsCache:
     def read_all(self, moment: datetime) -> None:
         """Read all of a moment's day and hour: what a server does before it is asked."""
         self.trends([moment])
+        if self._config.own_only:
+            self.popular([moment])
         day = self.day(moment)
         if day.whole:
             return
@@ -274,6 +278,14 @@ class StatisticsCache:
             rows = slice(start, stop)
             day = self._days[days[start].astype("datetime64[us]").item()]
             day.followers[sources[start]] = Followers(ids[rows], probability[rows], delay[rows])
+
+    def popular(self, moments: Iterable[datetime]) -> dict[datetime, tuple[str, ...]]:
+        """The kinds of products that the shop's users went for before the moments' days."""
+        days = {start: self.day(start) for start in map(start_of_day, moments)}
+        missing = [start for start, day in days.items() if day.popular is None]
+        for start, kinds in popular_kinds(self._connection, missing, self._config).items():
+            days[start].popular = kinds
+        return {start: day.popular or () for start, day in days.items()}
 
     def trends(self, moments: Iterable[datetime]) -> list[dict[str, Trend]]:
         """What the shop searched before the start of each moment's hour, the most first."""

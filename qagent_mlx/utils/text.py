@@ -21,6 +21,7 @@ _INVISIBLE = "\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069"
 _CONTROL = re.compile(f"[\x00-\x1f{_INVISIBLE}]+")
 _CONTROL_IN_LINES = re.compile(f"[\x00-\x09\x0b-\x1f{_INVISIBLE}]")
 _SPACE = re.compile(r"\s+")
+_TITLE_BREAK = re.compile(r"[,:(\[|]| - ")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED = re.compile(
@@ -36,6 +37,12 @@ def words(text: str) -> list[str]:
         return _ASCII_WORD.findall(text.lower())
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return "".join(c if c.isalnum() or _is_mark(c) else " " for c in text).split()
+
+
+def title_head(title: str, most: int = 4) -> str:
+    """The first words of a title, up to the first comma, colon, bracket or dash; in lower case."""
+    head = next((p for p in _TITLE_BREAK.split(title) if words(p)), title)
+    return " ".join(head.lower().split()[:most])
 
 
 def share_words(one: str, other: str) -> bool:

@@ -8,10 +8,11 @@ import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.memory.profile import Memory, count_words
-from qagent_mlx.memory.sections import need_lines, product_lines
+from qagent_mlx.memory.sections import MAX_FILLED, need_lines, popular_lines, product_lines
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.memory.user_state import Interest, RecentProduct
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.types import Line
 
 START = datetime(2026, 3, 1)
 KINDS = {"camera": "Photo > Camera", "card": "Photo > Memory Card", "tea": "Kitchen > Tea"}
@@ -61,17 +62,24 @@ def test_a_log_without_searches_says_what_people_came_back_for(shop):
     found = profile(shop, "new")
     assert found.references[:2] == ("memory card", "tea")
     assert "memory card next <r0>" in found.text
-    assert {line.reason for line in found.lines if line.query} == {
-        "what people like you came back for"
+    assert {line.query: line.reason for line in found.lines if line.query} == {
+        "memory card": "what people like you came back for",
+        "tea": "what people like you came back for",
+        "camera": "what people go for in this shop of late",
     }
 
 
 def test_nothing_of_it_was_known_before_they_came_back(shop):
-    assert profile(shop, "u0", START + timedelta(days=5)).references == ()
+    found = profile(shop, "u0", START + timedelta(days=5))
+    assert found.references == ("camera",) and "next" not in found.text
 
 
-def test_who_has_engaged_with_nothing_needs_nothing_that_is_known(shop):
-    assert profile(shop, "nobody").references == ()
+def test_of_whom_nothing_is_known_what_people_go_for_is_named(shop):
+    found = profile(shop, "nobody")
+    assert found.references == ("camera", "memory card", "tea")  # 13, 10 and 3 people
+    assert "camera <r0>" in found.text
+    assert {line.section for line in found.lines if line.query} == {"trending"}
+    assert profile(shop, "nobody", START).references == ()  # nobody had been there
 
 
 def test_under_own_only_the_users_own_queries_come_before_kinds_of_products(shop, tmp_path):
@@ -95,7 +103,7 @@ def test_the_first_kinds_are_named_with_the_brands_that_the_user_likes(shop):
     shop.connection.execute("UPDATE products SET brand = 'Acme' WHERE product_id = 'camera1'")
     shop.connection.execute("UPDATE products SET brand = 'Tea' WHERE product_id = 'tea1'")
     found = profile(shop, "new")
-    assert found.references == ("acme memory card", "acme tea", "memory card", "tea")
+    assert found.references == ("acme memory card", "acme tea", "memory card", "tea", "camera")
     assert "acme memory card next <r0>" in found.text
 
 
@@ -118,3 +126,39 @@ def test_a_row_holds_two_brands_and_three_kinds():
     behind = need_lines(kinds, interests, has_queries=True)
     assert max(line.score for line in behind) < looked_at < min(scores)
     assert need_lines(kinds, [], False)[0].query == "memory card"
+
+
+def test_what_has_no_category_is_named_by_its_title(shop):
+    title = "Gears of War 3: Epic Edition - Xbox 360"
+    shop.connection.execute(f"UPDATE products SET category = NULL, title = '{title}'")
+    assert profile(shop, "nobody").references == ("gears of war 3",)
+    shop.connection.execute("UPDATE products SET title = '?!'")
+    assert profile(shop, "nobody").references == ()
+
+
+def popular(shop, days):
+    loader = Memory(shop.connection, shop.config.memory, count_words).loader
+    loader.prepare()
+    return loader.statistics.popular(days)
+
+
+def test_what_people_go_for_counts_users_and_not_events(shop, tmp_path):
+    days = [NOW.replace(hour=0), NOW.replace(hour=0) + timedelta(days=1)]
+    before = popular(shop, days)
+    one = [
+        purchase("one", 24, "tea") | {"time": START + timedelta(days=24, minutes=n)}
+        for n in range(300)
+    ]
+    ingest_files(shop, "events", [write(tmp_path / "bot.jsonl", one)])
+    assert popular(shop, days) == before
+    assert set(before) == set(days) and before[days[0]][0] == "camera"
+
+
+def test_a_profile_with_enough_queries_is_not_filled_up(shop):
+    few = [Line("latest", f"q{n}", 0.1 * n, query=f"q{n}") for n in range(1, MAX_FILLED - 1)]
+    kinds = ["q1", "tea", "camera", "card"]
+    filled = popular_lines(kinds, [Line("graph", "likes tea", 0.3), *few])
+    assert [line.query for line in filled] == ["tea", "camera"]  # up to eight; q1 is there
+    assert all(line.score < 0.1 for line in filled)
+    enough = [*few, *(Line("latest", q, 0.1, query=q) for q in ("x", "y"))]
+    assert popular_lines(kinds, enough) == []

@@ -5,7 +5,6 @@ It needs no query log: a product is asked for by what kind of thing it is and by
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,10 +13,8 @@ import numpy as np
 from ...ingest.derived_queries import title_queries
 from ...inventory.catalog import narrowest_category
 from ...shop.shop import Shop
-from ...utils.text import query_key, words
+from ...utils.text import query_key, title_head, words
 from .search_log import WEIGHTS
-
-HEAD_WORDS = 4  # of a title that no brand or category helps to shorten
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,11 @@ def kind_queries(catalog: Mapping[str, list[str | None]]) -> dict[str, str]:
     leaves = {product: narrowest_category(path) for product, (_, _, path) in catalog.items()}
     shared = title_queries(titles, brands) if any(brands.values()) else {}
     return {
-        product: leaf.lower() if query_key(leaf) else shared.get(product) or _head(titles[product])
+        product: leaf.lower()
+        if query_key(leaf)
+        else shared.get(product) or title_head(titles[product])
         for product, leaf in leaves.items()
     }
-
-
-def _head(title: str) -> str:
-    """The first words of a title, up to the first comma, colon, bracket or dash."""
-    head = next((p for p in re.split(r"[,:(\[|]| - ", title) if query_key(p)), title)
-    return " ".join(head.lower().split()[:HEAD_WORDS])
 
 
 def _with_brand(brand: str, kind: str) -> str:
