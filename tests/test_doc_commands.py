@@ -248,6 +248,67 @@ def test_the_shop_of_the_page_on_environments_answers(simulated_folder, tmp_path
     assert names["step"].done and 0 <= names["step"].reward <= 1
 
 
+def test_the_python_of_the_first_page_runs(simulated_folder, tmp_path, monkeypatch, capsys):
+    """As it stands, but for the shop, which is small, and for the number of steps."""
+    import qagent_mlx
+    from qagent_mlx.shop.shop import Shop
+    from qagent_mlx.train.grpo_config import GrpoConfig
+    from qagent_mlx.train.sft import SftConfig
+
+    def small_shop(path):
+        shutil.copytree(simulated_folder, tmp_path / path)
+        return Shop.open(tmp_path / path, read_only=False)
+
+    sft, grpo = qagent_mlx.train_sft, qagent_mlx.train_grpo
+    short = SftConfig(steps=1, measured=2)
+    steps = GrpoConfig(steps=1, cases_per_step=2, group=2, measured=2)
+    monkeypatch.setattr(qagent_mlx, "sample_shop", small_shop)
+    monkeypatch.setattr(qagent_mlx, "train_sft", lambda *names: sft(*names, short))
+    monkeypatch.setattr(qagent_mlx, "train_grpo", lambda *names: grpo(*names, steps))
+    (code,) = blocks(ROOT / "README.md", ("python",))
+    exec(compile(code, "README.md", "exec"), {})
+    (row,) = capsys.readouterr().out.strip().splitlines()
+    assert row.count("(") == 5  # a query and its first product, five times
+
+
+@pytest.fixture
+def guess():
+    """The environment of one's own that the page on environments writes."""
+    page = blocks(ROOT / "docs" / "environments.md", ("python",))
+    (code,) = (block for block in page if "class Guess" in block)
+    names: dict[str, object] = {}
+    exec(compile(code, "environments.md", "exec"), names)
+    return names["Guess"]()
+
+
+def test_the_environment_that_the_page_writes_is_won_by_halving(guess):
+    cases = {split: guess.cases(split) for split in ("train", "validation", "test")}
+    assert sorted(case for part in cases.values() for case in part) == list(range(100))
+    for case in cases["test"]:
+        guess.reset(case)
+        low, high = 1, 100
+        step = guess.step(f"{(low + high) // 2}.")
+        while not step.done:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if step.observation == "higher" else (low, middle - 1)
+            step = guess.step(str((low + high) // 2))
+        assert step.rewards["found"] == 1.0 and 0.7 < step.reward <= 1.0
+    guess.reset(0)
+    assert guess.fork().reset(1) and guess.step("no idea").reward == 0.0
+
+
+def test_the_environment_that_the_page_writes_can_be_trained_in(guess, new_nano, tmp_path):
+    from qagent_mlx.policy.small_llama import save_base
+    from qagent_mlx.train.grpo_config import GrpoConfig
+    from qagent_mlx.train.text_grpo import train_in_text, trainable
+
+    made, tokenizer, config = new_nano()
+    save_base(made, tokenizer, config, tmp_path / "base")
+    settings = GrpoConfig(steps=1, cases_per_step=2, group=2, measured=2)
+    result = train_in_text(trainable(tmp_path / "base"), guess, settings)
+    assert result.validation.keys() == {"reward", *guess.weights}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_on_a_page_compiles_and_imports_what_is_there(page):
     for code in blocks(page, ("python",)):
