@@ -131,6 +131,12 @@ def _recommend(session: PlaygroundSession, _: str) -> None:
         rows.append((rank, safe(short(r.query, 30), "bold"), *cells))
     columns = ("#", "query", "chance", "votes", "top product")
     print_table(columns, rows, numbers=("#", "chance", "votes"), wide="top product")
+    for query, count in result.given_way.items():
+        _print(
+            f"{query}, the choice of {count} of {chains} chains, gives way: it is sold out, of a "
+            "kind bought just now, or kept out by a rule or wish",
+            "dim",
+        )
 
 
 def _turn_lines(seen: ObservedTurn, currency: str) -> Iterator[Text]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,7 +23,7 @@ from ..protocol.config import AgentConfig
 from ..shop.policy_folders import parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Line, Profile, Recommendation, Slate, UserContext
-from ..utils.text import clean_id
+from ..utils.text import clean_id, query_key
 from .rollout import RolloutRunner
 from .slate import (
     SlateFiller,
@@ -52,6 +53,16 @@ class UserRecommendations:
     latency_ms: float
     chains: tuple[Rollout, ...]
     profile: Profile
+
+    @property
+    def given_way(self) -> dict[str, int]:
+        """Queries that chains recommended and the slate does not show, and how many chose each.
+
+        They are sold out, of a kind that the user has bought just now, or kept out by a rule.
+        """
+        shown = {query_key(item.query) for item in self.recommendations}
+        chosen = [chain for chain in self.chains if chain.finish == "recommended"]
+        return dict(Counter(c.query for c in chosen if c.query_key not in shown))
 
     def to_dict(self, titles: Mapping[str, str]) -> dict[str, Any]:
         """Plain values for JSON, without chains; ``titles`` maps product ids to titles."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,12 +13,23 @@ from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.policy.versions import promote
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.text import query_key
 
 
 @pytest.fixture
 def session(own_shop):
     # The shipped base: it writes whole chains, which random weights do not.
     return PlaygroundSession(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
+
+
+def test_what_chains_choose_and_nobody_is_shown_is_said(session):
+    answer = session.recommend()
+    chosen = [c.query for c in answer.chains if c.finish == "recommended"]
+    assert chosen
+    shown = {query_key(r.query) for r in answer.recommendations}
+    hidden = Counter(q for q in chosen if query_key(q) not in shown)
+    assert answer.given_way == hidden
+    assert replace(answer, recommendations=()).given_way == Counter(chosen)
 
 
 def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
