@@ -307,7 +307,11 @@ class Play:
                 for path in self.shop.rglob("*")
                 if forgotten and path.is_file() and forgotten.encode() in path.read_bytes()
             ],
-            "tracebacks_of_the_server": log.count("Traceback"),
+            # Each with what stands before it and what follows, to see what it came from.
+            "tracebacks_of_the_server": [
+                log[max(0, found.start() - 500) : found.start() + 4000]
+                for found in re.finditer("Traceback", log)
+            ],
         }
 
 
@@ -317,9 +321,9 @@ def problems(report: dict[str, Any]) -> list[str]:
     wrong += [
         f"{count} events are {name}" for name, count in report["differences"].items() if count
     ]
-    for name in ("wrong_products", "journal_left", "tracebacks_of_the_server", "exit_code"):
+    for name in ("wrong_products", "journal_left", "exit_code"):
         if report[name]:
             wrong.append(f"{name.replace('_', ' ')}: {report[name]}")
-    for name in ("leftovers", "files_that_know_the_forgotten"):
+    for name in ("leftovers", "files_that_know_the_forgotten", "tracebacks_of_the_server"):
         wrong += [f"{name.replace('_', ' ')}: {path}" for path in report[name]]
     return wrong
