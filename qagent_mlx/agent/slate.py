@@ -2,7 +2,8 @@
 
 The agent ranks queries by its votes, and memory's lines follow. Most of these were never
 searched; so they are searched here, and what is not fit to be shown ranks behind what is: queries
-that lead to what is sold out, or to what the user has bought just now.
+that lead to what is sold out, to what the user has bought just now, or, if an agent wrote them, to
+nothing that has all their words.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import chain
 
 import numpy as np
 
+from ..inventory.analyzer import product_terms
 from ..inventory.types import ProductSearch
 from ..live.limits import NO_LIMITS, PINNED, Limits, with_pins
 from ..policy.calibration import Calibration
@@ -187,8 +189,9 @@ class Fit(IntEnum):
 
     FIT = 0
     FIRST_SOLD_OUT = 1  # the product that it leads to first, but not all of them
-    JUST_BOUGHT = 2  # it leads to a category that the user has bought just now
-    SOLD_OUT = 3  # all that it leads to
+    UNANSWERED = 2  # an agent wrote it, and no product that it leads to has all its words
+    JUST_BOUGHT = 3  # it leads to a category that the user has bought just now
+    SOLD_OUT = 4  # all that it leads to
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +261,7 @@ class SlateFiller:
             for user, items in enumerate(searched):
                 position[user] += len(missing[user])
                 for item in self._trimmed(items, requests[user].limits):
-                    found[user][self.fit(item.products, requests[user])].append(item)
+                    found[user][self.fit(item, requests[user])].append(item)
         slates = []
         for request, (fit, *others) in zip(requests, found, strict=True):
             row = covering(fit, request.size - _covering_places(request.size))
@@ -290,9 +293,9 @@ class SlateFiller:
     def _category_of(self, product: str) -> str:
         return self._catalog.categories[self._catalog.row_of[product]] or ""
 
-    def fit(self, products: Sequence[str], request: SlateRequest) -> Fit:
-        """How fit a query is that retrieves these products, one at least."""
-        rows = [self._catalog.row_of[product] for product in products]
+    def fit(self, item: Recommendation, request: SlateRequest) -> Fit:
+        """How fit a query is that retrieves products, one at least."""
+        rows = [self._catalog.row_of[product] for product in item.products]
         first_sold_out = False
         if request.check_stock:
             in_stock = [self._catalog.state_at(row, request.moment)[1] for row in rows]
@@ -301,7 +304,19 @@ class SlateFiller:
             first_sold_out = not in_stock[0]
         if self._just_bought(rows, request.context):
             return Fit.JUST_BOUGHT
+        if not self._is_answered(item, rows):
+            return Fit.UNANSWERED
         return Fit.FIRST_SOLD_OUT if first_sold_out else Fit.FIT
+
+    def _is_answered(self, item: Recommendation, rows: Sequence[int]) -> bool:
+        """Whether a product has all words of a query; asked of those that an agent wrote.
+
+        A search finds dog food for "black dog food", too, and so no reward tells them apart.
+        """
+        if item.evidence is None or item.evidence.line is not None:
+            return True  # memory names it
+        wanted = set(product_terms(item.query))
+        return any(wanted.issubset(product_terms(self._catalog.text(row))) for row in rows)
 
     def _just_bought(self, rows: Sequence[int], context: UserContext) -> bool:
         """Whether the first product, or most of the first, are what the user has bought now."""

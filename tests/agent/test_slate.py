@@ -23,7 +23,7 @@ from qagent_mlx.environment.environment import Environment, Example
 from qagent_mlx.evaluate.policy_system import PolicySystem
 from qagent_mlx.inventory.catalog import Catalog, ProductHistory
 from qagent_mlx.protocol.config import AgentConfig
-from qagent_mlx.types import Hit, Line, Profile, Recommendation, UserContext
+from qagent_mlx.types import Evidence, Hit, Line, Profile, Recommendation, UserContext
 
 NOW = datetime(2026, 2, 1)
 
@@ -325,3 +325,24 @@ def test_covering_loses_no_query_and_leaves_the_first_where_it_is(named):
     row = aggregate_group(AgentConfig(writes=True), written(*named))
     assert sorted(r.query for r in row) == sorted(r.query for r in ranked)
     assert row[0] == ranked[0]
+
+
+def test_what_an_agent_wrote_must_be_answered_in_all_its_words():
+    found = {
+        "black dog food": ("dog food 4kg",),
+        "dog foods": ("dog food 4kg", "cat tree"),
+        "cat tree": ("cat tree",),
+    }
+    shelf = Shelf({**found, "a line": (), "4 kg tree": ("dog food 4kg", "cat tree")})
+    group = written(
+        *[("black dog food", found["black dog food"])] * 3, ("dog foods", found["dog foods"]),
+        ("4 kg tree", ("dog food 4kg", "cat tree")),
+    )  # fmt: skip
+    ranked = aggregate_group(AgentConfig(writes=True), group)
+    # Each word is in some product, but no product has all; plurals and units are one word.
+    (slate,) = fill(shelf, SlateRequest(ranked, NOW, 5))
+    assert queries(slate) == ["dog foods", "black dog food", "4 kg tree"]
+    # What memory names may be a word that the titles lack.
+    line = [replace(r, evidence=Evidence(5, r.votes, line=0.1)) for r in ranked]
+    (slate,) = fill(shelf, SlateRequest(line, NOW, 5))
+    assert queries(slate)[0] == "black dog food"
