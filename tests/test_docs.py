@@ -73,10 +73,25 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_files_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"(?<!\[)`(?!T/)((?:[\w.]+/)*\w+\.py)`", text):
+        folders = (ROOT, ROOT / "qagent_mlx", ROOT / "tests" / "benchmarks", ROOT / "tests")
+        assert any((folder / path).exists() for folder in folders), f"{page.name}: {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
+
+
+def test_the_tests_that_the_page_on_faults_names_exist():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"(?<=[` ])T/([\w/.]+?\.py)", text)
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / "tests" / path).exists()] == []
 
 
 def test_the_first_page_is_short():
