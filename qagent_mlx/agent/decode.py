@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..models import sampling
 from ..models.batch_cache import batch_cache, prefill
@@ -22,7 +23,7 @@ from ..models.numpy_decoder import NumpyDecoder
 from ..models.row_decoder import RowDecoder
 from ..policy.policy import Policy
 from ..utils.blas import one_blas_thread
-from .sequences import DecodingBatch, DecodingSequence
+from .sequences import DecodingBatch, DecodingSequence, take_rows
 
 SMALL_MODEL = 20_000_000  # weights below which the products of a step are too thin to share out
 
@@ -81,12 +82,12 @@ class Decoder:
             return [self._own.cache(contexts)]
         return batch_cache(self.policy.model, contexts)
 
-    def prefill(self, pending: Sequence[list[int]], cache: list[Any]) -> mx.array:
+    def prefill(self, pending: Sequence[list[int]], cache: list[Any]) -> mx.array | np.ndarray:
         """Put ids behind each context of a cache; returns the logits after them (contexts, V)."""
         self.prefill_tokens += sum(len(ids) for ids in pending)
         if self._own is not None:
             with one_blas_thread(self._is_small):
-                return mx.array(self._own.logits(list(pending), cache[0]))
+                return self._own.logits(list(pending), cache[0])
         return self.policy.head(prefill(self.policy.backbone, pending, cache))
 
     def draw(self, batch: DecodingBatch) -> tuple[DecodingBatch, DecodingBatch]:
@@ -100,7 +101,7 @@ class Decoder:
         masks = [s.allowed_ids() if s.allowed_ids else None for s in batch.sequences]
         if any(mask is not None for mask in masks):
             least = [s.min_p for s in batch.sequences]
-            logits = sampling.constrain(logits[mx.array(context_of)], masks, least)
+            logits = sampling.constrain(take_rows(logits, context_of), masks, least)
             context_of = list(range(len(batch.sequences)))
         ids, logprobs = self.sample(logits, batch.sequences, context_of)
         self.decode_tokens += len(ids)
@@ -118,7 +119,10 @@ class Decoder:
         return parted, batch.select(stopped, copied=True) if stopped else DecodingBatch()
 
     def sample(
-        self, logits: mx.array, sequences: Sequence[DecodingSequence], context_of: Sequence[int]
+        self,
+        logits: mx.array | np.ndarray,
+        sequences: Sequence[DecodingSequence],
+        context_of: Sequence[int],
     ) -> tuple[list[int], list[float]]:
         """Draw from each sequence's own stream; see `models.sampling.sample`."""
         return sampling.sample(logits, [s.stream for s in sequences], context_of)
@@ -130,11 +134,10 @@ class Decoder:
             for row, sequence in zip(batch.context_of, batch.sequences, strict=True)
         }
         ids = [[last[row]] for row in range(len(last))]
-        if self._own is not None:
-            with one_blas_thread(self._is_small):
-                batch.logits = mx.array(self._own.logits(ids, batch.cache[0]))
-            return
         with one_blas_thread(self._is_small):
+            if self._own is not None:
+                batch.logits = self._own.logits(ids, batch.cache[0])
+                return
             hidden = self.policy.backbone(mx.array(ids), batch.cache)
             batch.logits = self.policy.head(hidden[:, -1])
             batch.evaluate()

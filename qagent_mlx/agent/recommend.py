@@ -37,6 +37,7 @@ from .tools import SearchProducts
 from .types import Rollout, Task, Turn, split_groups
 
 GROUP = 8  # chains for each user
+STAGES = ("chains", "searches", "slates")  # of an answer
 GRPO_GROUP = 2  # chains of a policy trained by GRPO mostly agree: two find what eight find
 
 
@@ -114,13 +115,18 @@ def default_group_size(policy: Policy) -> int:
 
 
 class ProfileRecommender:
-    """Recommends to users whose profiles are at hand: a policy and a shop's search."""
+    """Recommends to users whose profiles are at hand: a policy and a shop's search.
+
+    Attributes:
+        spent: Seconds so far in ``chains`` (without their searches), ``searches`` and ``slates``.
+    """
 
     def __init__(
         self, search: ProductSearch, policy: Policy, agent: AgentConfig | None = None
     ) -> None:
         self.search = search
         self._slates = SlateFiller(search)
+        self.spent = dict.fromkeys(STAGES, 0.0)
         self._set_policy(policy, agent or policy.info.agent)
 
     def _set_policy(self, policy: Policy, agent: AgentConfig) -> None:
@@ -152,7 +158,13 @@ class ProfileRecommender:
         """
         start = time.perf_counter()
         chains = [task for request in requests for task in request.tasks()]
-        rollouts = self.runner.run(chains, 1, (seed,), progress, watch=watch)
+        searched = self.runner.tools.seconds
+        try:
+            rollouts = self.runner.run(chains, 1, (seed,), progress, watch=watch)
+        finally:
+            searched = self.runner.tools.seconds - searched
+            self.spent["searches"] += searched
+            self.spent["chains"] += time.perf_counter() - start - searched
         tasks = [Task(request.profile, request.as_of) for request in requests]
         groups = split_groups(rollouts, tasks, [request.group for request in requests])
         ranked = [aggregate_group(self.agent, group) for group in groups]
@@ -172,6 +184,7 @@ class ProfileRecommender:
         self, requests: Sequence[RecommendRequest], ranked: Sequence[Sequence[Recommendation]]
     ) -> list[Slate]:
         """What is fit to be shown, by the same rules whoever ranked it and with whatever policy."""
+        start = time.perf_counter()
         has_memory = self.agent.memory  # without it nothing of it fills up the slate
         slates = self._slates.fill(
             [
@@ -186,7 +199,9 @@ class ProfileRecommender:
             ]
         )
         calibration = self.policy.calibration_of(self.agent)
-        return [with_chances(slate, calibration) for slate in slates]
+        slates = [with_chances(slate, calibration) for slate in slates]
+        self.spent["slates"] += time.perf_counter() - start
+        return slates
 
 
 class Recommender(ProfileRecommender):
@@ -217,6 +232,7 @@ class Recommender(ProfileRecommender):
             MemoryRanker.of_shop(shop),
             # What the shop knew at the start of the day is the same for the next memory.
             statistics=previous.loader.statistics if previous and is_same else None,
+            settled=shop.is_snapshot,  # which this process alone changes, and then opens another
         )
 
     def use_shop(self, shop: Shop, search: ProductSearch, memory: Memory) -> None:

@@ -152,10 +152,12 @@ class _Schedule:
 
         Joining a running batch copies its cache, so chains come in by half batches.
         """
+        if not self._queue:
+            return
         capacity = self._runner.rows_that_fit(self._longest)
         held = len(self._running.sequences) + self._waiting_rows
         room = capacity - held
-        if self._queue and (2 * room >= capacity or not held):
+        if 2 * room >= capacity or not held:
             admitted, self._queue = self._queue[:room], self._queue[room:]
             self._running.extend(self._decoder.start([e.sequence for e in admitted]))
 

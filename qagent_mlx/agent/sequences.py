@@ -67,7 +67,7 @@ class DecodingBatch:
         self,
         sequences: Sequence[DecodingSequence] = (),
         cache: Sequence[Any] = (),
-        logits: mx.array | None = None,
+        logits: mx.array | np.ndarray | None = None,
         context_of: Sequence[int] | None = None,
     ) -> None:
         self.sequences, self.cache, self.logits = list(sequences), list(cache), logits
@@ -95,7 +95,7 @@ class DecodingBatch:
         if not copied and contexts == list(range(self.contexts)):
             return DecodingBatch(sequences, self.cache, self.logits, context_of)
         cache = [select_rows(layer, contexts) for layer in self.cache]
-        logits = self.logits[mx.array(contexts)] if self.logits is not None else None
+        logits = None if self.logits is None else take_rows(self.logits, contexts)
         return DecodingBatch(sequences, cache, logits, context_of)
 
     def extend(self, other: DecodingBatch) -> None:
@@ -110,7 +110,9 @@ class DecodingBatch:
         for layer, added in zip(self.cache, other.cache, strict=True):
             layer.extend(added)
         if self.logits is not None and other.logits is not None:
-            self.logits = mx.concatenate([self.logits, other.logits])
+            both: list[Any] = [self.logits, other.logits]
+            is_numpy = isinstance(self.logits, np.ndarray)
+            self.logits = np.concatenate(both) if is_numpy else mx.concatenate(both)
         self.sequences = self.sequences + other.sequences
         self.context_of = self.context_of + [before + row for row in other.context_of]
 
@@ -119,4 +121,10 @@ class DecodingBatch:
 
         A cache that waits without having been evaluated would keep its whole graph alive.
         """
-        mx.eval(self.logits, [layer.state for layer in self.cache])
+        logits = [self.logits] if isinstance(self.logits, mx.array) else []
+        mx.eval(logits, [layer.state for layer in self.cache])
+
+
+def take_rows(logits: mx.array | np.ndarray, rows: Sequence[int]) -> mx.array | np.ndarray:
+    """Some rows of logits, which the decoder of a small model computes with numpy."""
+    return logits[rows] if isinstance(logits, np.ndarray) else logits[mx.array(list(rows))]

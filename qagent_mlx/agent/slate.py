@@ -298,10 +298,9 @@ class SlateFiller:
         rows = [self._catalog.row_of[product] for product in item.products]
         first_sold_out = False
         if request.check_stock:
-            in_stock = [self._catalog.state_at(row, request.moment)[1] for row in rows]
-            if not any(in_stock):
+            first_sold_out = not self._in_stock(rows[0], request.moment)
+            if first_sold_out and not any(self._in_stock(r, request.moment) for r in rows[1:]):
                 return Fit.SOLD_OUT
-            first_sold_out = not in_stock[0]
         if self._just_bought(rows, request.context):
             return Fit.JUST_BOUGHT
         if not self._is_answered(item, rows):
@@ -317,6 +316,9 @@ class SlateFiller:
             return True  # memory names it
         wanted = set(product_terms(item.query))
         return any(wanted.issubset(product_terms(self._catalog.text(row))) for row in rows)
+
+    def _in_stock(self, row: int, moment: datetime) -> bool:
+        return self._catalog.state_at(row, moment)[1]
 
     def _just_bought(self, rows: Sequence[int], context: UserContext) -> bool:
         """Whether the first product, or most of the first, are what the user has bought now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +50,7 @@ class SearchProducts:
 
     def __init__(self, search: ProductSearch, config: AgentConfig) -> None:
         self._search, self.catalog, self._config = search, search.catalog, config
+        self.seconds = 0.0  # spent in `run` so far
         # Users of a batch ask the same queries at the same moment.
         self._shares = lru_cache(QUERIES)(self._engagement_shares)
         self._title = lru_cache(None)(self._short_title)
@@ -57,6 +59,7 @@ class SearchProducts:
         """Search for all requests; returns one result for each, in order."""
         if not self._config.search:
             return [SearchResult((), ())] * len(requests)
+        start = time.perf_counter()
         # Chains of a group often ask the same, which is searched once.
         unique = list(dict.fromkeys((r.query, r.as_of) for r in requests))
         queries, moments = [query for query, _ in unique], [moment for _, moment in unique]
@@ -65,7 +68,9 @@ class SearchProducts:
             key: tuple(hit.product_id for hit in hits)
             for key, hits in zip(unique, results, strict=True)
         }
-        return [self._result(r, products[r.query, r.as_of]) for r in requests]
+        found = [self._result(r, products[r.query, r.as_of]) for r in requests]
+        self.seconds += time.perf_counter() - start
+        return found
 
     def _result(self, request: SearchRequest, products: tuple[str, ...]) -> SearchResult:
         shares = self._shares(request.query, request.as_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -64,7 +65,7 @@ class ProductHistory:
         if row not in self._span_of_row:
             return None
         start, end = self._span_of_row[row]
-        at = max(start, start + int(np.searchsorted(self._times[start:end], moment, "right")) - 1)
+        at = max(start, bisect_right(self._times, moment, start, end) - 1)
         return ProductState(float(self._prices[at]), bool(self._in_stock[at]))
 
     def states_at(self, moment: float, current: CatalogState) -> CatalogState:

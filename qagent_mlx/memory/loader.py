@@ -31,7 +31,8 @@ BLOCK = 1000  # moments whose candidates are computed at once, or more of one da
 class MemoryLoader:
     """Loads users' memory from a shop's database; follows new events where memory is stored.
 
-    ``statistics`` are those that another loader of the same database has read already.
+    ``statistics`` are those that another loader of the same database has read already. A database
+    that is read only, or ``settled``, stays as it is for as long as this loader is used.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class MemoryLoader:
         connection: duckdb.DuckDBPyConnection,
         config: MemoryConfig,
         statistics: StatisticsCache | None = None,
+        settled: bool = False,
     ) -> None:
-        self.connection, self.config = connection, config
+        self.connection, self.config, self._settled = connection, config, settled
         self.statistics = statistics or StatisticsCache(connection, config)
         self._store = MemoryStore(connection, config)
         self._fixed: StoreState | None = None
@@ -107,8 +109,8 @@ class MemoryLoader:
         if state is None:
             state = self._store.state()
             if state.fingerprint == self._store.fingerprint:
-                if self._is_readonly():
-                    self._fixed = state  # nobody can change it under this connection
+                if self._settled or self._is_readonly():
+                    self._fixed = state
                 if self._temporary:
                     shop_tables.drop_temporary(self.connection)
                     self._temporary = 0

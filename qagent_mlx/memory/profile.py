@@ -57,6 +57,7 @@ class Memory:
         ranker: Ranks candidate queries; with default weights when None.
         summarizer: Writes the identity line instead of marks; none by default.
         statistics: What another memory of the same database has read already.
+        settled: Nobody changes the database while this memory is used.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class Memory:
         ranker: MemoryRanker | None = None,
         summarizer: Summarizer | None = None,
         statistics: StatisticsCache | None = None,
+        settled: bool = False,
     ) -> None:
         self.connection, self.config = connection, config
         self.ranker = ranker or MemoryRanker.default()
         self.summarizer = summarizer
-        self.loader = MemoryLoader(connection, config, statistics)
+        self.loader = MemoryLoader(connection, config, statistics, settled)
         self._count = count
         self._counts: dict[str, int] = {}
 

@@ -12,7 +12,9 @@ from . import backend
 
 
 def sample(
-    logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
+    logits: mx.array | np.ndarray,
+    streams: Sequence[np.random.Generator | None],
+    context_of: Sequence[int],
 ) -> tuple[list[int], list[float]]:
     """Draw one token for each sequence at temperature 1, or the likeliest without a stream.
 
@@ -22,23 +24,25 @@ def sample(
     exponential for each logit, where Gumbel noise needs two logarithms more.
 
     Args:
-        logits: (contexts, vocabulary).
+        logits: (contexts, vocabulary), of numpy on a CPU perhaps.
         streams: Each sequence's source of random numbers; None takes the likeliest token.
         context_of: For each sequence, the row of ``logits`` to draw from.
 
     Returns:
         Token ids, and their log-probabilities under the full distribution.
     """
-    draw = _sample_numpy if backend.on_cpu() else _sample_mlx
-    return draw(logits, streams, context_of)
+    if isinstance(logits, np.ndarray):
+        return _sample_numpy(logits, streams, context_of)
+    if not backend.on_cpu():
+        return _sample_mlx(logits, streams, context_of)
+    mx.eval(logits)
+    return _sample_numpy(np.asarray(logits), streams, context_of)
 
 
 def _sample_numpy(
-    logits: mx.array, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
+    scores: np.ndarray, streams: Sequence[np.random.Generator | None], context_of: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """`sample` on a Linux CPU, where numpy's exponential is many times faster than MLX's."""
-    mx.eval(logits)
-    scores = np.asarray(logits)
     highest = scores.max(axis=-1, keepdims=True)
     cumulative = np.exp(scores - highest).cumsum(axis=-1, dtype=np.float64)
     tokens, logprobs = [], []
@@ -78,8 +82,8 @@ def _sample_mlx(
 
 
 def constrain(
-    logits: mx.array, masks: Sequence[np.ndarray | None], min_p: Sequence[float]
-) -> mx.array:
+    logits: mx.array | np.ndarray, masks: Sequence[np.ndarray | None], min_p: Sequence[float]
+) -> mx.array | np.ndarray:
     """Put minus infinity where a token is not allowed; a row without a mask stays.
 
     Args:
@@ -95,13 +99,17 @@ def constrain(
         if mask is not None:
             allowed[row, : len(mask)] = mask
             allowed[row, len(mask) :] = False
-    logits = mx.where(mx.array(allowed), logits, -mx.inf)
     least = np.array(
         [
             -np.inf if mask is None or not share else np.log(share)
             for mask, share in zip(masks, min_p, strict=True)
         ],
         dtype=np.float32,
-    )
-    floor = logits.max(axis=-1, keepdims=True) + mx.array(least)[:, None]
+    )[:, None]
+    if isinstance(logits, np.ndarray):
+        scores = np.where(allowed, logits, np.float32(-np.inf))
+        scores[scores < scores.max(axis=-1, keepdims=True) + least] = -np.inf
+        return scores
+    logits = mx.where(mx.array(allowed), logits, -mx.inf)
+    floor = logits.max(axis=-1, keepdims=True) + mx.array(least)
     return mx.where(logits < floor, -mx.inf, logits)
