@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
@@ -12,7 +13,7 @@ from msgspec import Meta
 from qagent_mlx.utils.settings import Natural, Positive
 
 from .console import note, print_table, say
-from .options import PROGRAM, Output, json_option, setting_options
+from .options import PROGRAM, Output, json_option, setting_options, shop_option
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class BenchOptions:
         ),
     ] = "tiny"
     workload: Annotated[
-        Literal["standard", "agentic"],
-        Meta(description="Workload: a plain GRPO step, or rollouts with two searches a chain."),
+        Literal["standard", "agentic", "serving"],
+        Meta(
+            description="Workload: a plain GRPO step, rollouts with two searches a chain, or the "
+            "answers of a shop's server and where their time goes."
+        ),
     ] = "standard"
     against: Annotated[
         Literal["mlx-lm-lora", "mlxrl", "trl"] | None,
@@ -47,20 +51,44 @@ class BenchOptions:
     group: Annotated[int, Meta(ge=2, description="Chains sampled for each prompt.")] = 8
     new_tokens: Annotated[Positive, Meta(description="Tokens that each chain samples.")] = 48
     workers: Annotated[
-        int, Meta(ge=1, le=64, description="Processes that share the standard workload's prompts.")
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Processes that share the standard workload's prompts, or that serve.",
+        ),
     ] = 1
+    seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            extra={"unit": "seconds"},
+            description="How long each load of the serving workload takes: 1, 4 and 16 clients.",
+        ),
+    ] = 5.0
 
 
 @click.command()
 @setting_options(BenchOptions, into="options", build=True)
+@shop_option
 @json_option
 @click.pass_context
-def bench(ctx: click.Context, options: BenchOptions) -> Output | None:
-    """Measure rollouts and updates, alone or beside another trainer."""
+def bench(ctx: click.Context, options: BenchOptions, shop_path: Path) -> Output | None:
+    """Measure rollouts and updates, alone or beside another trainer, or a server's answers.
+
+    Only --workload serving needs a shop, with the policy that would be served; it stays as it is.
+    """
     from qagent_mlx.bench import measure, peers
     from qagent_mlx.bench.workloads import Agentic, Workload, model_folder
     from qagent_mlx.distributed import launcher, world
 
+    if options.workload == "serving":
+        from qagent_mlx.bench.serving import serving
+
+        if options.against:
+            raise click.UsageError("--against is for the standard workload alone", ctx)
+        report = {**measure.environment(), **serving(shop_path, options.seconds, options.workers)}
+        return Output(report, lambda: _draw_serving(report))
     model, steps, warmup = options.model, options.steps, options.warmup
     if options.workers > 1 and not world.is_worker():
         if options.against or options.workload != "standard":
@@ -116,6 +144,24 @@ def _draw(report: dict[str, Any]) -> None:
                 for name, seconds in report["profile"].items()
             ),
         )
+
+
+def _draw_serving(report: dict[str, Any]) -> None:
+    """A row for each load, and where the time of an answer goes."""
+    say(f"{report['machine']}; {report['device']}, {report['blas']}")
+    version = f"@{report['version']}" if report["version"] else ""
+    say(f"{report['policy']}{version}, {report['workers']} processes, {report['users']:,} users")
+    loads = report["loads"]
+    names = ("clients", "p50_ms", "p95_ms", "per_second", "fallbacks")
+    print_table(
+        ("clients", "p50 ms", "p95 ms", "answers/s", "fallbacks"),
+        [tuple(f"{load[name]:,}" for name in names) for load in loads],
+    )
+    stages = sorted({stage for load in loads for stage in load["stages"]})
+    print_table(
+        ("ms of an answer", *(f"{load['clients']} clients" for load in loads)),
+        [(stage, *(f"{load['stages'].get(stage, 0):.1f}" for load in loads)) for stage in stages],
+    )
 
 
 def _draw_rows(*rows: tuple[str, str]) -> None:

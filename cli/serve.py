@@ -29,6 +29,7 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     *("host", "port", "policy", "k", "chains", "workers", "deadline_ms", "batch"),
     *(
         "cache_seconds",
+        "think",
         "rate",
         "proxy",
         "connections",

@@ -35,6 +35,8 @@ class Limits:
 
     def trim(self, item: Recommendation, category_of: CategoryOf) -> Recommendation | None:
         """A query with the products that it may show; None if it is not to be recommended."""
+        if self is NO_LIMITS:
+            return item if item.products else None
         products = tuple(p for p in item.products if self.rules.shows(item.query, p))
         if not products:
             return None
@@ -87,6 +89,11 @@ class LimitsBook:
             self._good_from = max(t for t in changes if t <= moment)
             self._current = ShopRules.at(self._rules, moment)
         return self._current
+
+    @property
+    def good_until(self) -> datetime:
+        """When other rules hold than those that `rules_at` gave last."""
+        return self._good_until
 
     def limits(self, users: Sequence[str], moment: datetime | None = None) -> list[Limits]:
         """What the answers of users may hold at a moment; by default now (`shop_time`)."""

@@ -55,6 +55,11 @@ class UserCache(Generic[T]):
                 self._users[user] = values
             values[key] = value
 
+    def users(self) -> list[str]:
+        """The users of whom something is held, the least recently used first."""
+        with self._lock:
+            return list(self._users)
+
     def forget(self, user: str) -> None:
         """Drop all values of a user."""
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -84,6 +84,24 @@ class ServeConfig:
     cache_users: Annotated[
         Positive, Meta(description="Users whose responses are cached, at most.")
     ] = 20_000
+    think: Annotated[
+        Literal["off", "events", "active"],
+        Meta(
+            description="For whom chains run before anybody asks, while nobody waits: off, after "
+            "each user's events, or also for all who were active in the last 7 days of the log."
+        ),
+    ] = "events"
+    think_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            extra={"unit": "seconds"},
+            description="How long an answer that was thought before is good when nothing changes.",
+        ),
+    ] = 10_800.0
+    think_users: Annotated[
+        Positive, Meta(description="Users whose answers wait, at most; a thousand take about 5 MB.")
+    ] = 5_000
     rate: Annotated[
         float, Meta(ge=0, description="Requests a second of one client, at most; 0 for no limit.")
     ] = 200.0

@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 2.5, 5.0, 10.0)
+AGES = (1, 10, 60, 300, 1800, 3600, 10_800, 43_200)
 USERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -37,6 +38,20 @@ class Metrics:
             "qagent_decode_seconds", "Time of one decode.", buckets=SECONDS, registry=self.registry
         )
         self.chains = counter("chains", "Chains that were decoded.")
+        self.stages = Histogram(
+            "qagent_stage_seconds",
+            "Time that a computed answer waited for each stage of its batch.",
+            ("stage",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.thoughts = counter("thoughts", "Answers thought before, by outcome.", "outcome")
+        self.thought_age = Histogram(
+            "qagent_thought_age_seconds",
+            "Age of an answer that was thought before, when it was asked for.",
+            buckets=AGES,
+            registry=self.registry,
+        )
         self.events = counter("events", "Events posted, by outcome.", "outcome")
         self.shown = counter("shown", "Answers recorded as shown, by outcome.", "outcome")
         self.store = Histogram(

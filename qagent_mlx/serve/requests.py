@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ class RecommendResponse:
     ``source`` is ``agent``, ``top-line`` (the user's memory without a chain) or ``trending``
     (what the shop searches for now); the last two are fallbacks and ``reason`` says why. Where two
     systems share the answer it is ``interleaved``, and ``teams`` says who named each query.
+    ``made`` is a time of `time.monotonic`. ``thought_before`` says that it was computed before
+    anybody asked.
     """
 
     recommendations: tuple[Recommendation, ...]
@@ -32,6 +35,8 @@ class RecommendResponse:
     reason: Reason = ""
     cached: bool = False
     teams: tuple[Arm, ...] = ()
+    made: float = field(default_factory=time.monotonic, compare=False)
+    thought_before: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +44,10 @@ class PendingRequest:
     """A request that waits for recommendations.
 
     ``deadline`` is a time of `time.monotonic`. ``fallback`` is set as soon as the user's
-    memory was read; ``given_up`` is set when the client has got a fallback. ``mix`` makes the
-    response of the agent's, where another system shares it.
+    memory was read and time is short; ``given_up`` is set when the client has got a fallback.
+    ``mix`` makes the response of the agent's, where another system shares it. ``interrupted`` is
+    there of a request that nobody made (`thinking`), and says when to leave it. ``submitted`` is a
+    time of `time.monotonic`, too.
     """
 
     user: str
@@ -52,6 +59,13 @@ class PendingRequest:
     fallback: RecommendResponse | None = None
     given_up: bool = False
     mix: Callable[[RecommendResponse], RecommendResponse] | None = None
+    interrupted: Callable[[], bool] | None = None
+    submitted: float = 0.0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.given_up or (self.interrupted is not None and self.interrupted())
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..inventory.product_search import open_shop_search
 from ..inventory.search import HybridSearch, hybrid_search
 from ..inventory.types import ProductSearch
 from ..live.experiments import AGENT, MEMORY
-from ..live.limits import Limits, LimitsBook, shop_time
+from ..live.limits import Limits, LimitsBook
 from ..live.rules import Rule, ShopRules, rules_entry
 from ..live.wishes import Wish, wishes_entry
 from ..memory.profile import Memory
@@ -38,47 +38,27 @@ from ..shop.journal import Entry
 from ..shop.policy_folders import migrate_unversioned, parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Profile
+from ..utils.stamps import utc_now
 from .arms import Arms
 from .cache import UserCache
 from .config import ServeConfig
 from .metrics import Metrics
+from .pace import DecodePace
 from .policy_choice import PolicyChoice, SavedPolicy, load_saved, saved_at
 from .requests import PendingRequest, RecommendResponse
 from .store import ShopStore
+from .thinking import ACTIVE_DAYS, Thinker
 from .worker_processes import WorkerPool
 
 log = logging.getLogger("qagent.serve")
 
 TRENDING_SECONDS = 60.0  # how long the trending response is good
 TRENDING_QUERIES = 20
-FIXED_CHAINS = 16  # a decode of n chains takes about as long as n + so many chains cost each
+RISK = 3.0  # times as long as expected a decode may well take
 
 
 class _Abandoned(Exception):
     """No client waits for this decode any more."""
-
-
-@dataclass(slots=True)
-class DecodePace:
-    """How long decodes take, learned from those that were done."""
-
-    seconds_per_chain: float = 0.02
-
-    def seconds(self, chains: int) -> float:
-        """The time that a decode of so many chains will take."""
-        return self.seconds_per_chain * (FIXED_CHAINS + chains)
-
-    def chains(self, seconds: float) -> float:
-        """How many chains can be decoded in a time; below 0 where not even one can."""
-        return seconds / self.seconds_per_chain - FIXED_CHAINS
-
-    def observe(self, chains: int, seconds: float) -> None:
-        """Learn from a decode (an exponential moving average)."""
-        self.seconds_per_chain += 0.2 * (seconds / (chains + FIXED_CHAINS) - self.seconds_per_chain)
-
-    def slow_down(self) -> None:
-        """Learn from a decode that nobody waited for: it was slower than expected."""
-        self.seconds_per_chain *= 1.2
 
 
 @dataclass(slots=True)
@@ -164,6 +144,7 @@ class Responder:
         self.cache: UserCache[RecommendResponse] = UserCache(
             config.cache_seconds, config.cache_users
         )
+        self.thinker = Thinker(config, metrics)
         self._profiles: UserCache[Profile] = UserCache(config.cache_seconds, config.cache_users)
         self.arms = Arms(config)
         self.experiment = self.arms.follow(self.recommender, self.shop)
@@ -177,13 +158,18 @@ class Responder:
         self.trending: RecommendResponse | None = None
         self.moment = self.shop.end_of_log()
         self._trending_at = 0.0
-        self._rules: ShopRules  # of the trending response
+        self._rules: ShopRules  # of the trending response, and of all that is known already
+        self._rules_until: datetime
         self._trending_as_of: datetime | None = None
         self.refresh_trending()
 
     def respond(self, pending: Sequence[PendingRequest]) -> None:
         """Answer requests in one decode; the future of each is set as soon as it is known."""
-        now = self.moment = self.shop.end_of_log()
+        now, start = self.moment, time.monotonic()
+        for waiting in pending:
+            self._note_stages([waiting], {"queue": start - waiting.submitted})
+        profiles = self._read_profiles(pending, now)
+        self._note_stages(pending, {"memory": time.monotonic() - start})
         requests = [
             RecommendRequest(
                 profile,
@@ -194,14 +180,9 @@ class Responder:
                 limits,
             )
             for request, profile, limits in zip(
-                pending, self._read_profiles(pending, now), self._limits(pending), strict=True
+                pending, profiles, self._limits(pending), strict=True
             )
         ]
-        lines = self.recommender.recommend_from_memory(requests)
-        for waiting, request, line in zip(pending, requests, lines, strict=True):
-            waiting.fallback = RecommendResponse(
-                line, "top-line", request.as_of, self.policy, self.version
-            )
         agents = []
         for waiting, request in zip(pending, requests, strict=True):
             systems = self.experiment.systems(waiting.user) if self.experiment else (AGENT,)
@@ -218,7 +199,7 @@ class Responder:
         """Answer a request with the systems of an experiment; True where the agent has a part."""
         others = {s: self._arm_response(s, waiting, request) for s in systems if s != AGENT}
         if None in others.values():
-            _fall_back(waiting)
+            self._fall_back([(waiting, request)])
             return False
 
         def mix(agents: RecommendResponse | None) -> RecommendResponse:
@@ -233,7 +214,7 @@ class Responder:
             waiting.mix = mix
             return True
         response = mix(None)
-        self.cache.put(waiting.user, waiting.key, response)
+        self._remember(waiting, response)
         if not waiting.future.done():
             waiting.future.set_result(response)
         return False
@@ -242,8 +223,9 @@ class Responder:
         self, system: str, waiting: PendingRequest, request: RecommendRequest
     ) -> RecommendResponse | None:
         """What another system than the agent answers; None where there is no time for it."""
-        assert waiting.fallback is not None
         if system == MEMORY:
+            self._read_fallbacks([(waiting, request)])
+            assert waiting.fallback is not None
             return replace(waiting.fallback, reason="experiment")
         if waiting.deadline - time.monotonic() < self.pace.seconds(1):
             return None
@@ -256,9 +238,8 @@ class Responder:
     def forget(self, users: Iterable[str]) -> None:
         """Drop what is cached of users who did something, and see the new events."""
         for user in users:
-            self.cache.forget(user)
+            self._forget(user)
             self._profiles.forget(user)
-            self._personal.forget(user)
         self.recommender.refresh()
         self.moment = self.shop.end_of_log()
 
@@ -282,6 +263,7 @@ class Responder:
         store.keep(before)
         search = following.search or open_shop_search(shop)
         self.recommender.use_shop(shop, _current(shop, search), following.memory)
+        self.recommender.refresh()  # the journal came after that memory was opened
         self.shop = self.store.shop = shop  # at once: posts are stored where answers look
         self.titles = _titles(self.recommender)
         self._pool_is_stale = True
@@ -326,8 +308,13 @@ class Responder:
         self._keep(wishes_entry(wishes))
         self.recommender.limits.has_wishes = True
         for wish in wishes:
-            self.cache.forget(wish.user_id)
-            self._personal.forget(wish.user_id)
+            self._forget(wish.user_id)
+
+    def _forget(self, user: str) -> None:
+        """Drop a user's answers."""
+        self.cache.forget(user)
+        self.thinker.forget(user)
+        self._personal.forget(user)
 
     def _keep(self, entry: Entry) -> None:
         """Keep an entry in the journal, and apply it to the snapshot."""
@@ -337,12 +324,16 @@ class Responder:
 
     def rules_changed(self) -> bool:
         """Whether another rule holds now than when the trending response was computed."""
-        return self.recommender.limits.rules_at(shop_time(self.shop)) is not self._rules
+        return self.recommender.limits.rules_at(self._time()) is not self._rules
+
+    def _time(self) -> datetime:
+        """Now, as `shop_time` has it, without asking the database."""
+        return self.moment if self.shop.config.simulated is not None else utc_now()
 
     def _limits(self, pending: Sequence[PendingRequest]) -> list[Limits]:
         """What each answer may hold."""
         book = self.recommender.limits
-        now = book.limits([r.user for r in pending])
+        now = book.limits([r.user for r in pending], self._time())
         return [
             limits if request.as_of is None else book.limits([request.user], request.as_of)[0]
             for request, limits in zip(pending, now, strict=True)
@@ -351,6 +342,7 @@ class Responder:
     def start_afresh(self) -> None:
         """Drop all that was computed, as what it follows from has changed."""
         self.cache.clear()
+        self.thinker.clear()
         self._profiles.clear()
         self._personal.clear()
         self._trending_as_of = None  # until then the old one answers those who wait for no longer
@@ -432,13 +424,14 @@ class Responder:
     def refresh_trending(self) -> None:
         """Compute the response for everybody: what a new user would get."""
         self._trending_at = time.monotonic()
-        now = self.shop.end_of_log()
+        now = self.moment = self.shop.end_of_log()
         # Once a day this takes a while; here no request waits for it.
         self.recommender.memory.read_all(now)
         if self._trending_as_of == now:
             return
         profile = self.recommender.profiles([""], now)[0]
-        self._rules = self.recommender.limits.rules_at(shop_time(self.shop))
+        self._rules = self.recommender.limits.rules_at(self._time())
+        self._rules_until = self.recommender.limits.good_until
         self.shop_limits = Limits(self._rules)
         self._refresh_completer(now)
         request = RecommendRequest(profile, now, TRENDING_QUERIES, limits=self.shop_limits)
@@ -467,8 +460,8 @@ class Responder:
 
     def read_personal(self, user: str) -> tuple[Profile, Limits]:
         """The same, read now."""
-        profile = self._current_profiles([user], self.shop.end_of_log())[user]
-        (limits,) = self.recommender.limits.limits([user])
+        profile = self._current_profiles([user], self.moment)[user]
+        (limits,) = self.recommender.limits.limits([user], self._time())
         self._personal.put(user, None, (profile, limits))
         return profile, limits
 
@@ -498,12 +491,13 @@ class Responder:
         """What can be decoded before the deadlines; all other requests get their fallback."""
         now = time.monotonic()
         shortest = self.pace.seconds(len(pending))  # with a single chain for each
-        in_time = []
+        in_time, late = [], []
         for waiting, request in zip(pending, requests, strict=True):
             if waiting.deadline - now >= shortest:
                 in_time.append((waiting, request))
             else:
-                _fall_back(waiting)
+                late.append((waiting, request))
+        self._fall_back(late)
         if not in_time:
             return []
         chains = self.pace.chains(min(w.deadline for w, _ in in_time) - time.monotonic())
@@ -518,25 +512,38 @@ class Responder:
     def _decode(self, shared: Sequence[_SharedRequest]) -> None:
         """Run the chains and set the responses."""
 
-        def progress(_done: int) -> None:
-            if all(waiting.given_up for s in shared for waiting in s.waiting):
-                raise _Abandoned
-
         requests = [s.request for s in shared]
+        asked = [(waiting, s.request) for s in shared for waiting in s.waiting]
+        chains = sum(request.group for request in requests)
         start = time.monotonic()
+        # Where the time may not be enough, somebody else can tell what memory knows.
+        left = min(waiting.deadline for waiting, _ in asked) - start
+        patience = 0.0 if left < RISK * self.pace.seconds(chains) else left / 2
+
+        def progress(_done: int) -> None:
+            if all(waiting.abandoned for waiting, _ in asked):
+                raise _Abandoned
+            if time.monotonic() >= start + patience:
+                self._read_fallbacks(asked)
+
+        spent = dict(self.recommender.spent)
         try:
+            progress(0)
             if self._pool_is_stale:
                 results = self.recommender.answer(requests, self._config.seed, progress)
             else:
                 results = self._pool.answer(self.recommender, requests, self._config.seed, progress)
         except _Abandoned:
-            self.pace.slow_down()
-            for s in shared:
-                for waiting in s.waiting:
-                    _fall_back(waiting)
-            return
+            if all(waiting.interrupted is None for waiting, _ in asked):
+                self.pace.slow_down()
+            return  # nobody looks at their futures
+        except Exception:
+            self._read_fallbacks(asked)
+            raise
         seconds = time.monotonic() - start
-        chains = sum(request.group for request in requests)
+        stages = {name: s - spent[name] for name, s in self.recommender.spent.items()}
+        waited = max(0.0, seconds - sum(stages.values()))  # for the other processes, above all
+        self._note_stages([waiting for waiting, _ in asked], {**stages, "others": waited})
         self.pace.observe(chains, seconds)
         self._metrics.batch.observe(len(requests))
         self._metrics.decode.observe(seconds)
@@ -553,9 +560,72 @@ class Responder:
             for waiting in s.waiting:
                 final = waiting.mix(response) if waiting.mix else response
                 if response.chains == waiting.chains:  # not one that had to be cut short
-                    self.cache.put(waiting.user, waiting.key, final)
+                    self._remember(waiting, final)
                 if not waiting.future.done():
                     waiting.future.set_result(final)
+
+    def _remember(self, waiting: PendingRequest, response: RecommendResponse) -> None:
+        """Keep an answer: for a while, or until it is asked for."""
+        if waiting.interrupted is None:
+            self.cache.put(waiting.user, waiting.key, response)
+        else:
+            self.thinker.keep(waiting, response)
+
+    def think(self, busy: Callable[[], bool]) -> None:
+        """Think about a user who may ask next, while nobody waits (`thinking`)."""
+        if self.thinker.looks:
+            self.thinker.consider(self.active_users)
+        self.thinker.think(self._think_about, self.chains, busy)
+
+    def _think_about(self, request: PendingRequest) -> None:
+        if self.shop.has_events(request.user):  # else nothing is known, or it was erased
+            self.respond([request])
+
+    def active_users(self) -> list[str]:
+        """Who did something in the last days of the log, the last one first."""
+        rows = self.shop.connection.execute(
+            """SELECT user_id FROM events WHERE ts >= ? GROUP BY user_id
+            ORDER BY max(ts) DESC, user_id LIMIT ?""",
+            [self.moment - timedelta(days=ACTIVE_DAYS), self._config.think_users],
+        ).fetchall()
+        return [user for (user,) in rows]
+
+    def ready(self, request: PendingRequest) -> RecommendResponse | None:
+        """An answer that is known already, and still right. Any thread may ask."""
+        if self._rules_until <= self._time():
+            return None  # other rules hold now
+        response = self.cache.get(request.user, request.key)
+        if response is not None:
+            return replace(response, cached=True)
+        response = self.thinker.ready(request)
+        return response and replace(response, thought_before=True)
+
+    def _read_fallbacks(self, asked: Sequence[tuple[PendingRequest, RecommendRequest]]) -> None:
+        """What memory alone answers, for those who may not get more in time."""
+        missing = [(waiting, r) for waiting, r in asked if waiting.fallback is None]
+        if not missing:
+            return
+        start = time.monotonic()
+        lines = self.recommender.recommend_from_memory([request for _, request in missing])
+        for (waiting, request), line in zip(missing, lines, strict=True):
+            waiting.fallback = RecommendResponse(
+                line, "top-line", request.as_of, self.policy, self.version
+            )
+        self._note_stages([w for w, _ in missing], {"fallback": time.monotonic() - start})
+
+    def _fall_back(self, late: Sequence[tuple[PendingRequest, RecommendRequest]]) -> None:
+        """Answer from memory those for whose chains there is no time."""
+        self._read_fallbacks(late)
+        for waiting, _ in late:
+            if waiting.fallback is not None and not waiting.future.done():
+                waiting.future.set_result(replace(waiting.fallback, reason="deadline"))
+
+    def _note_stages(self, pending: Sequence[PendingRequest], seconds: Mapping[str, float]) -> None:
+        """Note what a batch spent, for each of those who waited for it."""
+        for waiting in pending:
+            if waiting.interrupted is None:
+                for stage, spent in seconds.items():
+                    self._metrics.stages.labels(stage).observe(spent)
 
 
 def _store_memory(shop: Shop) -> None:
@@ -579,9 +649,3 @@ def _current(shop: Shop, search: ProductSearch) -> ProductSearch:
 def _titles(recommender: Recommender) -> dict[str, str]:
     catalog = recommender.search.catalog
     return dict(zip(catalog.ids, catalog.titles, strict=True))
-
-
-def _fall_back(request: PendingRequest) -> None:
-    assert request.fallback is not None
-    if not request.future.done():
-        request.future.set_result(replace(request.fallback, reason="deadline"))

@@ -212,6 +212,12 @@ class RecommendReply(Struct):
     version: PolicyVersion
     chains: Natural
     cached: bool
+    thought_before: Annotated[
+        bool, Meta(description="The answer was computed before it was asked for.")
+    ]
+    age_seconds: Annotated[
+        float, Meta(description="How long ago an answer was computed that was known already.")
+    ]
     latency_ms: float
 
 

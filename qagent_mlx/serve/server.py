@@ -18,6 +18,10 @@ from .connections import protocol
 from .http import create_app
 from .worker import Worker
 
+# For how long a thread computes while another one wants to. By default 5 ms: then what needs no
+# computing, such as a completion, would wait for that long several times.
+SWITCH_SECONDS = 0.0005
+
 
 def run(path: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve a shop until SIGINT or SIGTERM; requests that have come are answered first.
@@ -51,6 +55,7 @@ def _serve(
 ) -> None:
     """Listen and answer until a signal comes; the worker has started."""
     _log_to_stderr()
+    sys.setswitchinterval(SWITCH_SECONDS)
     settings = uvicorn.Config(
         app,
         http=protocol(config.connections),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..agent.suggest import Suggestion
 from ..live.off_policy import propensities, shuffled
 from ..live.shown import ShownAnswer, new_recommendation_id
 from ..utils.stamps import utc_now
@@ -20,6 +21,7 @@ from .requests import PendingRequest, RecommendResponse
 from .schema import Reason, RecommendedQuery, RecommendReply, SuggestedQuery, SuggestReply
 from .worker import Worker
 
+COMPLETION_SECONDS = 0.003  # for which a completion may hold up the event loop, on average
 PERSONAL_SECONDS = 0.008  # that a completion waits for what memory expects of its user
 WRITE_SECONDS = 0.01  # of a deadline: what it takes to write the response
 
@@ -36,6 +38,7 @@ class Service:
         self.worker, self.config = worker, config
         self.metrics = worker.metrics
         self._chance = np.random.default_rng()
+        self._completing = 0.0  # seconds of processor time that completions took lately
 
     async def recommend(
         self, user: str, k: int, chains: int, deadline_ms: float, as_of: datetime | None = None
@@ -43,17 +46,21 @@ class Service:
         """Recommendations in time: the agent's, or a fallback that is marked as one."""
         start = time.monotonic()
         request = PendingRequest(user, k, chains, start + deadline_ms / 1000 - WRITE_SECONDS, as_of)
+        request.submitted = start
         responder = self.worker.responder
-        response = responder.cache.get(user, request.key)
-        self.metrics.cache.labels("hit" if response else "miss").inc()
+        response = responder.ready(request)
+        is_ready = response is not None
+        self.metrics.cache.labels("hit" if is_ready else "miss").inc()
         if response is not None:
-            response = replace(response, cached=True)
+            if response.thought_before:
+                self.metrics.thought_age.observe(start - response.made)
         elif self.worker.waiting >= self.config.queue:
             response = self._fallback(request, "overload")
         else:
             response = await self._wait(request)
         fallback = response.source != "agent" and response.reason != "experiment"
-        self.metrics.answers.labels("cache" if response.cached else response.source).inc()
+        self.metrics.answers.labels(_origin(response)).inc()
+        known = time.monotonic()
         if fallback:
             self.metrics.fallbacks.labels(response.reason).inc()
         shown = replace(
@@ -71,7 +78,7 @@ class Service:
             None if as_of is not None else self._record(user, shown, order, latency_ms)
         )
         queries = [r.to_dict(responder.titles) for r in shown.recommendations]
-        return RecommendReply(
+        reply = RecommendReply(
             recommendation_id=recommendation_id,
             user_id=user,
             user=user,
@@ -84,8 +91,14 @@ class Service:
             version=response.version,
             chains=response.chains,
             cached=response.cached,
+            thought_before=response.thought_before,
+            age_seconds=round(max(0.0, start - response.made), 1) if is_ready else 0.0,
             latency_ms=latency_ms,
         )
+        if response.source == "agent" and not is_ready:
+            self.metrics.stages.labels("hand-off").observe(known - response.made)
+            self.metrics.stages.labels("reply").observe(time.monotonic() - known)
+        return reply
 
     def _record(
         self, user: str, response: RecommendResponse, order: Sequence[int], latency_ms: float
@@ -138,8 +151,16 @@ class Service:
         profile, limits = personal or (None, responder.shop_limits)
         response = responder.cache.latest(user) if user else None
         recommended = [r.query for r in response.recommendations] if response else []
-        completer = responder.completer
-        found = await asyncio.to_thread(completer.complete, prefix, profile, k, limits, recommended)
+
+        def complete() -> list[Suggestion]:
+            began = time.thread_time()
+            found = responder.completer.complete(prefix, profile, k, limits, recommended)
+            self._completing += 0.1 * (time.thread_time() - began - self._completing)
+            return found
+
+        # To hand it to a thread and back takes longer than most completions do.
+        is_short = self._completing < COMPLETION_SECONDS
+        found = complete() if is_short else await asyncio.to_thread(complete)
         queries = [SuggestedQuery(s.query, s.source) for s in found]
         return SuggestReply(prefix, queries, round((time.monotonic() - start) * 1000, 1))
 
@@ -164,6 +185,13 @@ class Service:
         if response is None:
             return RecommendResponse((), "trending", None, responder.policy, reason=reason)
         return replace(response, reason=reason)
+
+
+def _origin(response: RecommendResponse) -> str:
+    """Where an answer came from, as it is counted."""
+    if response.cached:
+        return "cache"
+    return "thought" if response.thought_before else response.source
 
 
 def _ignore(waiter: asyncio.Future[Any]) -> None:

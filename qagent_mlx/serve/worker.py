@@ -54,6 +54,7 @@ class Worker:
         self.metrics = Metrics()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._watched_at = 0.0
+        self._last_batch = 0  # requests that were answered together
         self._loader: threading.Thread | None = None
         self._is_loading = False
         self._ready: Future[None] = Future()
@@ -148,13 +149,16 @@ class Worker:
     def _collect(self) -> list[Job] | None:
         """The jobs that have come together; None when the server stops."""
         try:
-            first = self._queue.get(timeout=WATCH_SECONDS)
+            pause = self.responder.thinker.pause()
+            first = self._queue.get(timeout=min(WATCH_SECONDS, pause))
         except queue.Empty:
             return []
         if first is None:
             return None
         jobs = [first]
-        until = time.monotonic() + self.config.collect_ms / 1000
+        # Others may come at the same time where they did before; nobody else waits for them.
+        is_shared = isinstance(first, PendingRequest) and self._last_batch > 1
+        until = time.monotonic() + (self.config.collect_ms / 1000 if is_shared else 0.0)
         while len(jobs) < self.config.batch:
             try:
                 job = self._queue.get(timeout=max(0.0, until - time.monotonic()))
@@ -179,6 +183,7 @@ class Worker:
                 _settle([job.future], job.run)
         requests = [job for job in jobs if isinstance(job, PendingRequest) and not job.given_up]
         if requests:
+            self._last_batch = len(requests)
             _settle([r.future for r in requests], lambda: responder.respond(requests))
         now = time.monotonic()
         if self.config.watch and now - self._watched_at >= WATCH_SECONDS:
@@ -188,6 +193,8 @@ class Worker:
             _settle([], responder.start_afresh)
         if responder.trending_expired():
             _settle([], responder.refresh_trending)
+        if not jobs:
+            _settle([], lambda: responder.think(lambda: not self._queue.empty()))
 
     def _look_for_policy(self) -> None:
         """Load the policy that should recommend, where that is another one, beside the answers."""

@@ -29,6 +29,7 @@ log = logging.getLogger("qagent.pool")
 START_SECONDS = 120.0  # in which a process must be ready
 PAUSE_SECONDS = 1.0  # until one that is gone is replaced; twice as long each time
 LONGEST_PAUSE_SECONDS = 300.0
+WAIT_SECONDS = 0.02  # for a process, before progress is told again
 UNITS_AHEAD = 2  # units that a process has been given: one it computes, one that waits for it
 
 # A process is configured before its modules import numpy and MLX.
@@ -123,7 +124,8 @@ class WorkerPool:
             own: Answers this process's share.
             requests: Of all users.
             seed: Seed of the sampling.
-            progress: Follows this process's share, as in `ProfileRecommender.answer`.
+            progress: Follows this process's share, as in `ProfileRecommender.answer`; called with
+                0 now and then while the others are waited for.
         """
         self._replace_one()
         workers = len(self._processes) + 1
@@ -139,6 +141,8 @@ class WorkerPool:
         errors: list[QAgentError] = []
         try:
             results[0] = own.answer(shares[0], seed, progress)
+            if progress is not None:
+                _await([process for process, _, _ in sent], progress)
         finally:
             # Receive from all of them, whatever happens: the next call must not get this one's.
             for process, number, share in sent:
@@ -325,6 +329,14 @@ class WorkerProcess:
         self.connection.close()
         self._process.kill()
         self._process.wait()
+
+
+def _await(processes: Sequence[WorkerProcess], progress: Callable[[int], None]) -> None:
+    """Wait until processes have something to say, or are gone."""
+    for process in processes:
+        with suppress(OSError):
+            while not process.connection.poll(WAIT_SECONDS):
+                progress(0)
 
 
 def _raised(received: Any) -> Any:

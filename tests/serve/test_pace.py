@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qagent_mlx.serve.responder import DecodePace
+from qagent_mlx.serve.pace import DecodePace
 
 
 def test_the_chains_of_a_time_take_that_time():
