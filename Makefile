@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check hooks reference readme-check docs notebooks screens wheel install clean
+.PHONY: demo test test-lake check hooks reference readme-check docs notebooks screens wheel install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The rooms that stand on the database, on the oldest DuckDB that is supported, and a shop in a lake.
+test-lake:
+	$(PYTHON) -m venv .lake
+	.lake/bin/pip install --quiet --disable-pip-version-check -e ".[dev,lake]"
+	.lake/bin/python -m pytest -n 2 --dist loadfile tests/shop tests/memory tests/live tests/ingest tests/utils
 
 # Lint, format, types and layers; `.pre-commit-config.yaml` runs the same before a commit.
 check: install
@@ -69,4 +75,4 @@ notebooks: install
 	  --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
-	rm -rf $(VENV) demo-shop site dist .screens .wheel .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .lake demo-shop site dist .screens .wheel .pytest_cache .mypy_cache .ruff_cache .hypothesis

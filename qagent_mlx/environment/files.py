@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from ..types import Case, Line, Profile, UserContext
-from ..utils.database import literal, open_duckdb, write_parquet
+from ..utils.database import append_rows, literal, open_duckdb, write_parquet
 
 _SCHEMA = """CREATE TABLE cases (case_id INTEGER, user_id VARCHAR, as_of TIMESTAMP, query VARCHAR,
 query_key VARCHAR, products VARCHAR[], history INTEGER, split VARCHAR, profile VARCHAR,
@@ -28,12 +29,14 @@ def write_cases(path: Path, cases: Iterable[tuple[Case, Profile]]) -> None:
     """Write cases, each with the profile that the agent reads."""
     with open_duckdb() as connection:
         connection.execute(_SCHEMA)
-        with connection.appender("cases") as appender:
-            for case, profile in cases:
-                values = asdict(profile)
-                packed = json.dumps({name: values[name] for name in _ProfileJson.__struct_fields__})
-                appender.append_row(*astuple(case), profile.text, packed)
+        append_rows(connection, "cases", (_row(*pair) for pair in cases))
         write_parquet(connection, "FROM cases", path)
+
+
+def _row(case: Case, profile: Profile) -> tuple[Any, ...]:
+    values = asdict(profile)
+    packed = json.dumps({name: values[name] for name in _ProfileJson.__struct_fields__})
+    return (*astuple(case), profile.text, packed)
 
 
 def read_cases(path: Path) -> list[tuple[Case, Profile]]:

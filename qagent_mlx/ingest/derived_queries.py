@@ -20,6 +20,7 @@ from ..inventory.analyzer import character_bigrams
 from ..memory import sessions
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
+from ..utils.database import append_rows
 from ..utils.text import query_key, split_scripts, words
 from .ingest import append_in_transaction, register_functions
 from .report import IngestReport
@@ -173,9 +174,8 @@ def _store_queries(shop: Shop, queries: Mapping[str, str]) -> IngestReport:
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE derived (product_id VARCHAR, text VARCHAR, key VARCHAR)"
         )
-        with connection.appender("derived") as appender:
-            for product, text in queries.items():
-                appender.append_row(product, text, query_key(text))
+        rows = ((product, text, query_key(text)) for product, text in queries.items())
+        append_rows(connection, "derived", rows)
         underived = """events.type IN ('click', 'cart', 'purchase') AND events.query_key IS NULL
             AND derived.product_id = events.product_id"""
         connection.execute(

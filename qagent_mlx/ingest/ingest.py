@@ -22,7 +22,7 @@ import duckdb
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
-from ..utils.database import literal
+from ..utils.database import append_rows, literal
 from ..utils.settings import check
 from ..utils.stamps import utc_now
 from ..utils.text import clean, query_key
@@ -246,9 +246,11 @@ def append_in_transaction(
     shop.connection.execute(
         f"CREATE OR REPLACE TEMP TABLE stage (row BIGINT, {columns}, broken VARCHAR)"
     )
-    with shop.connection.appender("stage") as appender:
-        for number, values in enumerate(rows, 1):
-            appender.append_row(number, *(_text(values.get(field)) for field in fields), None)
+    staged = (
+        (number, *(_text(values.get(field)) for field in fields), None)
+        for number, values in enumerate(rows, 1)
+    )
+    append_rows(shop.connection, "stage", staged)
     # Products come with all that is known of them; aliases stay as they are.
     options = ReadOptions(
         allow_future=True, exact_ids=True, clear=("brand", "category", "price", "attributes")

@@ -7,13 +7,15 @@ object_id with a position.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from ..shop.journal import JournalWriter
 from ..shop.shop import Shop
+from ..utils.database import append_rows
 from ..utils.text import query_key
 
 ENTRY = "shown"  # kind of entries of the journal
@@ -91,24 +93,23 @@ def store_shown(shop: Shop, values: Sequence[Mapping[str, Any]]) -> int:
     """Store the answers of entries; returns their number. Snapshots hold none."""
     if shop.is_snapshot:
         return 0
-    stored = 0
-    with shop.connection.appender("recommendations") as appender:
-        for value in values:
-            answer = _answer(value)
-            if answer is None:
-                continue
-            stored += 1
-            arms = answer.teams or (answer.arm,) * len(answer.queries)
-            lines = [*enumerate(zip(answer.queries, answer.propensities, arms, strict=True), 1)]
-            # Nothing to show: that is told, too.
-            for position, (query, propensity, arm) in lines or [(0, ("", 1.0, answer.arm))]:
-                appender.append_row(
-                    *(answer.recommendation_id, answer.user_id, answer.ts, position),
-                    *(query, query_key(query), propensity),
-                    *(answer.source, answer.policy, answer.version),
-                    *(answer.experiment, arm, None, answer.latency_ms),
-                )
-    return stored
+    answers = [answer for answer in map(_answer, values) if answer is not None]
+    append_rows(shop.connection, "recommendations", chain.from_iterable(map(_rows, answers)))
+    return len(answers)
+
+
+def _rows(answer: ShownAnswer) -> Iterator[tuple[Any, ...]]:
+    """An answer's rows of the table."""
+    arms = answer.teams or (answer.arm,) * len(answer.queries)
+    lines = [*enumerate(zip(answer.queries, answer.propensities, arms, strict=True), 1)]
+    # Nothing to show: that is told, too.
+    for position, (query, propensity, arm) in lines or [(0, ("", 1.0, answer.arm))]:
+        yield (
+            *(answer.recommendation_id, answer.user_id, answer.ts, position),
+            *(query, query_key(query), propensity),
+            *(answer.source, answer.policy, answer.version),
+            *(answer.experiment, arm, None, answer.latency_ms),
+        )
 
 
 def _answer(value: Mapping[str, Any]) -> ShownAnswer | None:

@@ -30,7 +30,7 @@ from ..shop.shop import Shop
 from ..shop.traces import note_export
 from ..types import Profile
 from ..utils.atomic_files import read_json, replacing, write_json
-from ..utils.database import literal, open_duckdb, write_parquet
+from ..utils.database import append_rows, literal, open_duckdb, write_parquet
 from ..utils.settings import merge
 from . import shop_tables
 from .profile import Memory
@@ -76,9 +76,7 @@ def split(shop: Shop, folder: Path, parts: int) -> SplitReport:
     connection = shop.connection
     connection.execute("CREATE OR REPLACE TEMP TABLE placed (user_id VARCHAR, part INTEGER)")
     users = connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
-    with connection.appender("placed") as appender:
-        for (user,) in users:
-            appender.append_row(user, part_of(user, parts))
+    append_rows(connection, "placed", ((user, part_of(user, parts)) for (user,) in users))
     counts = []
     for part in range(parts):
         events = f"""SELECT e.* FROM events e SEMI JOIN (FROM placed WHERE part = {part})

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 
 import duckdb
 
 from ..shop.config import MemoryConfig
 from ..shop.price_bands import price_limits_sql
+from ..utils.database import append_rows
 from ..utils.text import tokens, vocabulary
 from .event_log import EventLog, History
 from .sql import ALL, sql
@@ -131,12 +131,9 @@ def create_transitions(
 
 def add_transitions(connection: duckdb.DuckDBPyConnection, histories: Iterable[History]) -> None:
     """Add the transitions of users who have none in the tables."""
-    with ExitStack() as stack:
-        appenders = {n: stack.enter_context(connection.appender(n)) for n in TRANSITIONS}
-        for transitions in map(transitions_of, histories):
-            for name, appender in appenders.items():
-                for row in getattr(transitions, name):
-                    appender.append_row(*row)
+    found = [transitions_of(history) for history in histories]
+    for name in TRANSITIONS:
+        append_rows(connection, name, (row for one in found for row in getattr(one, name)))
 
 
 def create_catalog_words(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:
@@ -144,9 +141,7 @@ def create_catalog_words(connection: duckdb.DuckDBPyConnection, kind: str = "TAB
     connection.execute(sql("catalog_words", kind=kind))
     others = connection.execute(sql("catalog_texts")).fetchall()  # those of more than ASCII
     found = {word for (text,) in others for word in vocabulary(text)}
-    with connection.appender("catalog_words") as appender:
-        for word in sorted(found):
-            appender.append_row(word)
+    append_rows(connection, "catalog_words", ((word,) for word in sorted(found)))
 
 
 def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") -> None:
@@ -159,9 +154,7 @@ def create_wordings(connection: duckdb.DuckDBPyConnection, kind: str = "TABLE") 
     )
     for (values,) in attributes.fetchall():
         modifiers |= {("attribute", str(value).lower()) for value in json.loads(values).values()}
-    with connection.appender("modifiers") as appender:
-        for modifier in sorted(modifiers):
-            appender.append_row(*modifier)
+    append_rows(connection, "modifiers", sorted(modifiers))
     spellings = connection.execute("SELECT query_key, query FROM spellings").fetchall()
     add_wordings(connection, dict(spellings))
 
@@ -177,9 +170,8 @@ def add_wordings(connection: duckdb.DuckDBPyConnection, queries: Mapping[str, st
     known = connection.execute("SELECT kind, text FROM modifiers ORDER BY kind, text").fetchall()
     modifiers = {tuple(tokens(text)): (kind, text) for kind, text in known}
     modifiers.pop((), None)
-    with connection.appender("query_kinds") as appender:
-        for key, text in queries.items():
-            appender.append_row(key, text, *query_wording(text, modifiers))
+    rows = ((key, text, *query_wording(text, modifiers)) for key, text in queries.items())
+    append_rows(connection, "query_kinds", rows)
 
 
 def query_wording(

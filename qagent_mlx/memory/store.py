@@ -18,6 +18,7 @@ import duckdb
 import msgspec
 
 from ..shop.config import MemoryConfig
+from ..utils.database import append_rows
 from . import shop_tables
 from .event_log import EventLog, History, from_microseconds, start_of_day, users_condition
 from .sql import ALL, sql
@@ -26,6 +27,9 @@ from .state_builder import user_state
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
 MEMORY_FORMAT = 6
+
+# Before 2.0, DuckDB's files know no `dict_fsst`.
+_COMPRESSION = "fsst" if duckdb.__version__.startswith("1.") else "dict_fsst"
 
 # Settings of what reaches others, which is decided when a profile is read.
 OF_PUBLIC = ("least_users", "least_users_unknown", "hide_personal", "own_only")
@@ -180,7 +184,7 @@ class MemoryStore:
 
     def _create_profiles(self, log_end: datetime | None) -> None:
         """Create an empty table of states, and say what it will stand for."""
-        self._connection.execute(sql("create_profiles"))
+        self._connection.execute(sql("create_profiles", compression=_COMPRESSION))
         before = self.state()
         days, hours = before.days_version + 1, before.hours_version + 1
         self._write_state(StoreState(self.fingerprint, days, hours, log_end))
@@ -189,11 +193,11 @@ class MemoryStore:
         """Store the states of users who have none in the table."""
         for log in {history.log for history in histories}:
             log.read_wordings(histories)
-        with self._connection.appender("profiles") as appender:
-            for history in histories:
-                state = msgspec.json.encode(user_state(history, self._config)).decode()
-                last_event = from_microseconds(history.at)
-                appender.append_row(history.user, last_event, len(history.events), state)
+        append_rows(self._connection, "profiles", map(self._stored_row, histories))
+
+    def _stored_row(self, history: History) -> tuple[str, datetime, int, str]:
+        state = msgspec.json.encode(user_state(history, self._config)).decode()
+        return history.user, from_microseconds(history.at), len(history.events), state
 
     def _count_profiles(self) -> int:
         ((users,),) = self._connection.execute("SELECT count(*) FROM profiles").fetchall()
@@ -242,10 +246,7 @@ class MemoryStore:
             return set()
         keys = [key for key, *_ in spellings]
         connection.execute("DELETE FROM spellings WHERE query_key IN (SELECT unnest($1))", [keys])
-        with connection.appender("spellings") as appender:
-            for key, query, ts, event_id, _ in spellings:
-                if query is not None:
-                    appender.append_row(key, query, ts, event_id)
+        append_rows(connection, "spellings", (row[:4] for row in spellings if row[1] is not None))
         reworded = [(key, query, old) for key, query, *_, old in spellings if query != old]
         shop_tables.add_wordings(connection, {key: q for key, q, _ in reworded if q is not None})
         gone = [key for key, query, _ in reworded if query is None]

@@ -27,7 +27,7 @@ from ..models.fingerprint import fingerprint
 from ..shop.shop import Shop
 from ..shop.traces import note_export
 from ..utils.atomic_files import read_json, replacing, write_json
-from ..utils.database import literal, open_duckdb
+from ..utils.database import append_rows, literal, open_duckdb
 from ..utils.table_files import check_table_name, write_table
 from ..utils.text import clean, clean_id
 from .config import BulkConfig
@@ -292,21 +292,15 @@ def _write_part(
 ) -> None:
     with replacing(path) as temporary, open_duckdb() as connection:
         connection.execute(_SCHEMA)
-        with connection.appender("part") as appender:
-            for user, recommendation_id in zip(recommendations, ids, strict=True):
-                for rank, r in enumerate(user.recommendations, 1):
-                    appender.append_row(
-                        user.user_id,
-                        user.as_of,
-                        rank,
-                        r.query,
-                        r.score,
-                        r.chance,
-                        r.votes,
-                        list(r.products),
-                        clean(r.reason),
-                        recommendation_id,
-                    )
+        rows = (
+            (
+                *(user.user_id, user.as_of, rank, r.query, r.score, r.chance, r.votes),
+                *(list(r.products), clean(r.reason), recommendation_id),
+            )
+            for user, recommendation_id in zip(recommendations, ids, strict=True)
+            for rank, r in enumerate(user.recommendations, 1)
+        )
+        append_rows(connection, "part", rows)
         connection.execute(f"COPY part TO {literal(temporary)} (FORMAT parquet)")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.atomic_files import write_json
-from ..utils.database import open_duckdb, write_parquet
+from ..utils.database import append_rows, open_duckdb, write_parquet
 from .shopper import Shopper
 from .world import START, SimulatedShop, SimulatorConfig
 
@@ -43,9 +43,7 @@ def write_sample(folder: Path, config: SimulatorConfig | None = None) -> dict[st
     for name, records in tables.items():
         columns = [column.split()[0] for column in COLUMNS[name].split(", ")]
         connection.execute(f"CREATE TABLE {name} ({COLUMNS[name]})")
-        with connection.appender(name) as appender:
-            for record in records:
-                appender.append_row(*(record[column] for column in columns))
+        append_rows(connection, name, ([record[c] for c in columns] for record in records))
         options = ", COMPRESSION zstd, COMPRESSION_LEVEL 19"
         write_parquet(connection, f"FROM {name}", folder / f"{name}.parquet", options=options)
     write_json(folder / "simulator.json", asdict(world.config))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from .atomic_files import replacing
+
+ROWS_AT_ONCE = 10_000  # that `append_rows` hands over
 
 
 def literal(value: Path | str) -> str:
@@ -46,6 +50,41 @@ def write_parquet(
             f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet{options})", list(values)
         ).fetchall()
     return int(rows)
+
+
+def append_rows(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    rows: Iterable[Sequence[Any]],
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Append Python rows to a table, many times as fast as `executemany`.
+
+    ``columns`` names those that a row has; all of the table's by default.
+    """
+    if hasattr(connection, "appender"):  # from DuckDB 2.0 on
+        with connection.appender(table, columns=list(columns) if columns else None) as appender:
+            for row in rows:
+                appender.append_row(*row)
+        return
+    # A column as one JSON text: before 2.0, DuckDB takes 100 times as long to look at each value.
+    names = ", ".join(columns) if columns else "*"
+    described = connection.execute(f"SELECT {names} FROM {table} LIMIT 0").description
+    assert described is not None
+    values = ", ".join(
+        f"unnest(from_json(${place}, {literal(json.dumps([str(kind)]))}))"
+        for place, (_, kind, *_) in enumerate(described, 1)
+    )
+    into = f"{table} ({names})" if columns else table
+    rows = iter(rows)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        texts = [json.dumps(column, default=_plain) for column in zip(*batch, strict=True)]
+        connection.execute(f"INSERT INTO {into} SELECT {values}", texts)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: numbers of numpy, times."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def epoch_seconds(moment: datetime) -> float:

@@ -1,9 +1,14 @@
-"""Nothing but one JSON document may reach stdout, however long a query takes."""
+"""Connections of every DuckDB that is supported; nothing but one JSON document reaches stdout."""
 
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pytest
+
 import qagent_mlx
+from qagent_mlx.utils import database
 from qagent_mlx.utils.database import epoch_seconds, fetch_dicts, open_duckdb
 
 SETTING = "SELECT current_setting('enable_progress_bar')"
@@ -30,3 +35,34 @@ def test_rows_come_as_dicts_and_moments_as_seconds():
         rows = fetch_dicts(connection.execute("SELECT 1 AS a, 'x' AS b UNION ALL SELECT 2, 'y'"))
     assert rows == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
     assert epoch_seconds(datetime(1970, 1, 2, 0, 0, 0, 500_000)) == 86400.5
+
+
+class _WithoutAppender:
+    """A connection as DuckDB before 2.0 has it."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.execute = connection.execute
+
+
+@pytest.mark.parametrize("columns", [None, ("x", "name")])
+def test_rows_are_appended_alike_by_every_duckdb(monkeypatch, columns):
+    monkeypatch.setattr(database, "ROWS_AT_ONCE", 2)
+    made = datetime(2026, 1, 2, 3, 4, 5, 678901)
+    rows = [
+        ("it's \x00 “é” 😀", np.float64(1 / 3), 2**62, made, ["a", 'b"'], True),
+        (None, None, None, None, None, None),
+        ("", -0.0, np.int64(-1), made, [], False),
+    ]
+    if columns:
+        rows = [(row[1], row[0]) for row in rows]
+    tables = []
+    for name in ("by_rows", "as_json"):
+        with database.open_duckdb() as connection:
+            connection.execute(
+                "CREATE TABLE t (name VARCHAR, x DOUBLE, n BIGINT, ts TIMESTAMP, l VARCHAR[], b BOOLEAN)"
+            )
+            target = connection if name == "by_rows" else _WithoutAppender(connection)
+            database.append_rows(target, "t", iter(rows), columns)
+            tables.append(connection.execute("FROM t").fetchall())
+    assert tables[0] == tables[1]
+    assert [row[:2] for row in tables[0]] == [r[::-1] if columns else r[:2] for r in rows]

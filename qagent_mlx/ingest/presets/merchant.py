@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
+from ...utils.database import append_rows
 from ..columns import quote
 from ..parse_fields import timestamp
 from .catalog_sql import load_aliases, load_attributes
@@ -120,11 +121,14 @@ def _load_feed(raw: RawFiles) -> dict[str, str]:
         declared = ", ".join(f"{name} VARCHAR" for name in wanted)
         raw.connection.execute(f"CREATE OR REPLACE TABLE feed_xml ({declared})")
         seen: set[str] = set()
-        with raw.connection.appender("feed_xml") as appender:
+
+        def rows() -> Iterator[list[str | None]]:
             for file in raw.of("xml"):
                 for item in _items(file):
-                    seen |= item.keys()
-                    appender.append_row(*(item.get(name) for name in wanted))
+                    seen.update(item)
+                    yield [item.get(name) for name in wanted]
+
+        append_rows(raw.connection, "feed_xml", rows())
         columns |= {name: name for name in wanted if name in seen}
         selects.append(f"SELECT {', '.join(wanted)} FROM feed_xml")
     raw.load("feed", " UNION ALL BY NAME ".join(selects))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
+from ...utils.database import append_rows
 from ..parse_fields import text_or_null, timestamp
 from .catalog_sql import load_tables
 from .preset import Extract, Preset
@@ -295,17 +296,21 @@ def _load_bestbuy_products(raw: RawFiles) -> None:
     declared = ", ".join(f"{name} VARCHAR" for name in _PRODUCT)
     raw.connection.execute(f"CREATE OR REPLACE TABLE catalog ({declared})")
     wanted = {sku for (sku,) in raw.rows("SELECT DISTINCT sku FROM clicks")}
-    with raw.connection.appender("catalog") as appender:
-        for path, stream in _product_files(raw):
-            try:
-                for _, element in ElementTree.iterparse(stream):
-                    if element.tag == "product":
-                        if (element.findtext("sku") or "") in wanted:
-                            wanted.discard(element.findtext("sku"))
-                            appender.append_row(*_bestbuy_product(element))
-                        element.clear()
-            except ElementTree.ParseError as error:
-                raise QAgentError(f"{path}: damaged XML ({error}); get it again") from error
+    append_rows(raw.connection, "catalog", _bestbuy_products(raw, wanted))
+
+
+def _bestbuy_products(raw: RawFiles, wanted: set[str]) -> Iterator[Sequence[str | None]]:
+    """The first row of each product that is wanted."""
+    for path, stream in _product_files(raw):
+        try:
+            for _, element in ElementTree.iterparse(stream):
+                if element.tag == "product":
+                    if (element.findtext("sku") or "") in wanted:
+                        wanted.discard(element.findtext("sku") or "")
+                        yield _bestbuy_product(element)
+                    element.clear()
+        except ElementTree.ParseError as error:
+            raise QAgentError(f"{path}: damaged XML ({error}); get it again") from error
 
 
 def _product_files(raw: RawFiles) -> Iterator[tuple[Path | str, IO[bytes]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import literal
+from ...utils.database import append_rows, literal
 from ..columns import quote
 from ..mapping import json_path
 from .archives import read_chunks
@@ -101,9 +101,8 @@ def add_broken_rows(connection: duckdb.DuckDBPyConnection, table: str) -> None:
         WHERE {table}.row = k.r""",
         [[line - 2 - i for i, (line, *_) in enumerate(broken)]],
     )
-    with connection.appender(table, columns=["row", "broken"]) as appender:
-        for line, text, message in broken:
-            appender.append_row(line - 1, f"{message} | {(text or '')[:200]}")
+    rows = ((line - 1, f"{message} | {(text or '')[:200]}") for line, text, message in broken)
+    append_rows(connection, table, rows, columns=("row", "broken"))
 
 
 def json_lines_source(connection: duckdb.DuckDBPyConnection, file: TextFile, name: str) -> Source:

@@ -5,5 +5,5 @@ CREATE OR REPLACE TABLE profiles (
     user_id VARCHAR PRIMARY KEY,
     made    TIMESTAMP NOT NULL, -- the user's last event
     events  BIGINT NOT NULL,
-    state   VARCHAR NOT NULL USING COMPRESSION dict_fsst -- JSON of a `UserState`
+    state   VARCHAR NOT NULL USING COMPRESSION {compression} -- JSON of a `UserState`
 )
