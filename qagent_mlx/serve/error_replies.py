@@ -18,7 +18,7 @@ from starlette.responses import Response
 from ..errors import QAgentError
 from ..inventory.external_engines import EngineFailed
 from ..privacy import UnknownUser
-from ..shop.shop import DatabaseInUse
+from ..shop.database_file import DatabaseInUse
 from .bodies import json_reply
 from .schema import ErrorReply
 

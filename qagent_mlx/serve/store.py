@@ -24,8 +24,9 @@ from ..errors import QAgentError
 from ..ingest.journal import stored_positions
 from ..live.shown import ShownAnswer, shown_entry
 from ..shop import journal
+from ..shop.database_file import DatabaseInUse
 from ..shop.journal import CannotStore, JournalWriter, Position
-from ..shop.shop import DatabaseInUse, Shop
+from ..shop.shop import Shop
 from .event_clock import EventClock
 from .metrics import Metrics
 

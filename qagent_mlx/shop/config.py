@@ -173,6 +173,13 @@ class ShopConfig:
     simulated: Annotated[
         dict[str, Any] | None, Meta(description="Settings of the simulator that made the data.")
     ] = None
+    store: Annotated[
+        str | None,
+        Meta(
+            description="Address of the lake that holds the shop's rows, where several machines "
+            "share it; see shop/lake.py."
+        ),
+    ] = None
     derived_queries: Annotated[
         str | None, Meta(description="How queries were derived, where nobody typed any.")
     ] = None

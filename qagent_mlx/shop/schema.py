@@ -143,5 +143,14 @@ ADDED = {
     "rules": "removed_by",
     "wishes": "withdrawn",
 }
+# Tables whose rows the machines of a shop in a lake share (see `lake`); the others hold what each
+# machine derives from them.
+SHARED = (
+    *("meta", "products", "product_history", "product_aliases", "events", "rejects"),
+    *("impressions", "ingests", "replaced_products", "recommendations"),
+    *("rules", "wishes", "experiments"),
+)
+# Keys of ``meta`` that each machine has for itself: of its stored memory and of its copy.
+OF_THIS_MACHINE = ("lake", "memory", "memory_epoch", "memory_hours", "memory_end")
 # Nobody who works on a snapshot needs these: they grow with every answer.
 NOT_IN_SNAPSHOTS = ("recommendations",)

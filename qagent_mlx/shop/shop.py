@@ -15,11 +15,10 @@ works on copies in its run folder, and what runs long (a server, an evaluation) 
 
 from __future__ import annotations
 
-import random
+import logging
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,19 +30,22 @@ import duckdb
 
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, read_json, write_json
-from ..utils.database import fetch_dicts, open_duckdb
+from ..utils.database import fetch_dicts
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
+from .database_file import add_missing_tables, connect, refuse_views
 from .handed_over import refuse_foreign_parts, refuse_times
 from .policy_folders import migrate_unversioned
-from .schema import ADDED, ADDITIONS, SCHEMA
+from .schema import ADDITIONS, SCHEMA
 from .snapshot import take_snapshot
+from .store import Store, open_store
+
+log = logging.getLogger("qagent.shop")
 
 SHOP_VERSION = 1
 WAIT_SECONDS = 30.0  # for another process to let go of the database
-SAME_PROCESS_SECONDS = 5.0  # the same, for another thread of this process
 CATCH_UP_SECONDS = 2.0  # the same, to store a journal's entries before reading
 
 _APPLYING = threading.Lock()  # threads of a process may write to the database at the same time
@@ -69,6 +71,7 @@ class Shop:
         self.wait_seconds = WAIT_SECONDS
         self.is_snapshot = False
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._store: Store | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: ShopConfig | None = None) -> Shop:
@@ -132,9 +135,32 @@ class Shop:
             migrate_unversioned(path / "policies")
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
 
+    @property
+    def store(self) -> Store:
+        """Where the rows are kept.
+
+        Raises:
+            QAgentError: the settings name a place that the user has not named.
+        """
+        if self._store is None:
+            self._store = Store() if self.is_snapshot else open_store(self)
+        return self._store
+
     def save_config(self) -> None:
+        """Keep the settings, for all machines that share the shop."""
+        self.write_config()
+        self.store.settings_saved(self)
+
+    def forget_store(self) -> None:
+        """Use the store that the settings name now."""
+        self._store = None
+
+    def write_config(self) -> None:
         """Write the settings to ``shop.json``."""
-        write_json(self.path / "shop.json", {"version": SHOP_VERSION, **asdict(self.config)})
+        values = {"version": SHOP_VERSION, **asdict(self.config)}
+        if self.config.store is None:
+            del values["store"]  # which programs of before do not know
+        write_json(self.path / "shop.json", values)
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
@@ -144,7 +170,7 @@ class Shop:
             QAgentError: another process writes to it, or the file is damaged.
         """
         if self._connection is None:
-            if self.read_only and journal.has_entries(self.path):
+            if self.read_only and (journal.has_entries(self.path) or self.store.is_behind(self)):
                 self._catch_up()
             connection = connect(
                 self.path / "shop.duckdb",
@@ -152,18 +178,19 @@ class Shop:
                 wait=self.wait_seconds,
             )
             try:
-                _refuse_views(self.path, connection)
+                refuse_views(self.path, connection)
                 refuse_times(self.path, connection)
                 if self.is_snapshot:
                     connection = take_snapshot(connection, self.path / "shop.duckdb")
                 if not self.read_only:
-                    _add_missing_tables(connection)
+                    add_missing_tables(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
             if not (self.read_only or self.is_snapshot):
                 clear_leftovers(self.path)  # such as an unfinished copy of the database
+                self.store.pull(self)
                 self._apply_journal()
         return self._connection
 
@@ -176,7 +203,10 @@ class Shop:
                 ingest.apply_journal(self)
 
     def _catch_up(self) -> None:
-        """Let a reader see what servers have acknowledged, where somebody may write."""
+        """Let a reader see what servers have acknowledged and other machines have written.
+
+        Where nobody may write to the file, it sees what the file holds.
+        """
         writer = Shop(self.path, self.config, read_only=False)
         writer.wait_seconds = CATCH_UP_SECONDS
         try:
@@ -193,8 +223,9 @@ class Shop:
             QAgentError: as `open`; another process writes to the database for long.
         """
         shop = cls.open(path, read_only=True)
-        if journal.has_entries(shop.path):
+        if journal.has_entries(shop.path) or shop.store.is_behind(shop):
             shop._catch_up()
+        shop._store = None
         shop.read_only, shop.is_snapshot = False, True
         shop.connection  # noqa: B018  (the moment is now)
         return shop
@@ -206,24 +237,45 @@ class Shop:
         A server notices it (`journal.changes`), unless ``is_counted`` says that it knows already.
         """
         connection = self.connection
-        connection.execute("BEGIN")
-        try:
-            yield connection
-        except BaseException:
-            self._roll_back(connection)
-            raise
-        try:
-            connection.execute("COMMIT")
-        except duckdb.Error as error:
-            self._roll_back(connection)
-            line = str(error).splitlines()[0]
-            raise QAgentError(
-                f"{self.path}: the change could not be saved: {line}; nothing of it was kept"
-            ) from error
+        with self.store.alone(self):
+            self.store.watch(connection)
+            connection.execute("BEGIN")
+            try:
+                yield connection
+                is_elsewhere = self.store.push(self)
+            except BaseException:
+                self.roll_back(connection)
+                raise
+            self._commit(connection, is_elsewhere)
         if is_counted and not self.is_snapshot:
             journal.note_change(self.path)
 
-    def _roll_back(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def _commit(self, connection: duckdb.DuckDBPyConnection, is_elsewhere: bool) -> None:
+        """Commit to the file what may be kept elsewhere already."""
+        try:
+            connection.execute("COMMIT")
+        except duckdb.Error as error:
+            self.roll_back(connection)
+            line = str(error).splitlines()[0]
+            if is_elsewhere:
+                log.warning("%s: %s; it follows its store when it is opened again", self.path, line)
+                self.close()
+                return
+            raise QAgentError(
+                f"{self.path}: the change could not be saved: {line}; nothing of it was kept"
+            ) from error
+
+    @contextmanager
+    def reading_file(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The file as it is, for a moment, without what others have written elsewhere."""
+        connection = connect(self.path / "shop.duckdb", read_only=True, wait=self.wait_seconds)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def roll_back(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Undo what the transaction has changed in the file."""
         try:
             connection.execute("ROLLBACK")
         except duckdb.Error:
@@ -323,103 +375,3 @@ class Shop:
         """Delete the whole folder."""
         self.close()
         shutil.rmtree(self.path)
-
-
-def connect(path: Path, *, read_only: bool, wait: float = 0.0) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB connection in UTC, with errors that name the remedy.
-
-    Args:
-        path: The database's file.
-        read_only: Others may read at the same time.
-        wait: Seconds to wait for whoever keeps this process out.
-    """
-    start, pause = time.monotonic(), 0.01
-    while True:
-        try:
-            return _connect(path, read_only=read_only)
-        except DatabaseInUse as error:
-            most = min(wait, SAME_PROCESS_SECONDS) if error.is_same_process else wait
-            left = start + most - time.monotonic()
-            if left <= 0:
-                raise
-        # By chance, so that processes that wait for each other do not meet again and again.
-        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
-        pause = min(pause * 1.5, 0.2)
-
-
-class DatabaseInUse(QAgentError):
-    """The database is held by another process, or by this one."""
-
-    def __init__(self, message: str, *, is_same_process: bool = False) -> None:
-        super().__init__(message)
-        self.is_same_process = is_same_process
-
-
-def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    try:
-        connection = open_duckdb(path, read_only=read_only)
-    except duckdb.IOException as error:
-        holder = re.search(r"Conflicting lock is held in (.*?) \(PID (\d+)\)", str(error))
-        if holder:
-            program, process = Path(holder[1]).name, holder[2]
-            # A reader is kept out by a writer only, a writer by readers too.
-            doing = "being written to" if read_only else "in use"
-            raise DatabaseInUse(
-                f"{path.parent} is {doing} by process {process} ({program}); "
-                "wait until it ends, or stop it"
-            ) from error
-        raise _unreadable(path, error) from error
-    except duckdb.Error as error:
-        if re.search("different configuration|file handle conflict|already attached", str(error)):
-            how = "writing" if read_only else "reading"
-            raise DatabaseInUse(
-                f"{path.parent} is open for {how} in this process already; close that Shop first",
-                is_same_process=True,
-            ) from error
-        raise _unreadable(path, error) from error
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
-
-
-def _refuse_views(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
-    """Refuse views and macros: those of a stranger's shop could read any file of ours.
-
-    Raises:
-        QAgentError: there is one.
-    """
-    try:
-        names = connection.execute(
-            """SELECT view_name FROM duckdb_views()
-            WHERE NOT internal AND NOT temporary
-                AND database_name = current_database()
-            UNION ALL SELECT function_name FROM duckdb_functions()
-            WHERE NOT internal AND database_name = current_database()"""
-        ).fetchall()
-    except duckdb.Error as error:
-        raise _unreadable(path / "shop.duckdb", error) from error
-    if names:
-        raise QAgentError(
-            f"{path}/shop.duckdb holds the view or macro {names[0][0]!r}, and a shop has none; "
-            "drop it, or make the shop again with qagent init and ingest"
-        )
-
-
-def _add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give a shop of an older version the tables that were added since."""
-    tables = dict(
-        connection.execute(
-            """SELECT table_name, list(column_name) FROM duckdb_columns()
-            WHERE list_contains($names, table_name) GROUP BY table_name""",
-            {"names": list(ADDED)},
-        ).fetchall()
-    )
-    is_old = any(column not in tables.get(table, []) for table, column in ADDED.items())
-    if "rejects" in tables and is_old:
-        connection.execute(f"BEGIN; {ADDITIONS} COMMIT;")
-
-
-def _unreadable(path: Path, error: duckdb.Error) -> QAgentError:
-    return QAgentError(
-        f"cannot open {path}: {str(error).splitlines()[0]}; "
-        "bring back a copy, or make the shop again with qagent init and ingest"
-    )

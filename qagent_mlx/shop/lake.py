@@ -1,0 +1,332 @@
+"""A shop in a lake: its rows in a DuckLake, and each machine's file a copy as of a snapshot.
+
+    lake.main.<table>       the rows of the tables in `SHARED`
+    lake.main.lake_state    who wrote last, the shop's settings, the next event's number
+
+A machine's ``shop.duckdb`` holds the same rows and, beside them, what only it needs: stored memory,
+and which snapshot the rows are of. Whoever opens it takes over what has changed in the lake since
+(`LakeStore.pull`); a change is made in the file, and the rows that it touched are written to the
+lake, in a transaction of the lake, before the file's own is committed (`LakeStore.push`). A
+process that dies between the two has changed the lake, and the file follows when it is opened. One
+machine writes at a time, under the lake's lock; the row ``writer`` refuses whoever lost the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from ..errors import QAgentError
+from ..utils.database import literal
+from ..utils.settings import merge
+from . import journal
+from .config import ShopConfig
+from .handed_over import refuse_times
+from .lake_catalog import NAME, LakeCatalog
+from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
+from .schema import OF_THIS_MACHINE, SHARED
+from .store import Store
+
+if TYPE_CHECKING:
+    from .shop import Shop
+
+log = logging.getLogger("qagent.shop")
+
+FORMAT = 1  # of what a lake holds
+KEY = "lake"  # of ``meta``: which snapshot of the lake the file holds
+STATE = f"{NAME}.main.lake_state"
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a machine's file is a copy of.
+
+    Attributes:
+        snapshot: Its number in the lake.
+        writer: Who wrote it. Snapshots of upkeep change the number alone.
+    """
+
+    snapshot: int = -1
+    writer: str = ""
+
+
+class LakeStore(Store):
+    """The store of a shop whose settings name a lake.
+
+    Raises:
+        QAgentError: the user has not named that lake, see `utils.trust`.
+    """
+
+    is_shared = True
+
+    def __init__(self, shop: Shop) -> None:
+        assert shop.config.store is not None
+        self.catalog = LakeCatalog(shop.config.store, f"the shop {shop.path}")
+        self._wait = shop.wait_seconds
+        self._before: Before | None = None
+
+    def is_behind(self, shop: Shop) -> bool:
+        """As in `Store`; False, and said, where the lake cannot be reached."""
+        try:
+            with shop.reading_file() as connection:
+                copied = copied_snapshot(connection)
+            head = self.catalog.call(_head, shop.wait_seconds)
+        except QAgentError as error:
+            log.warning("%s; the shop is read as this machine knows it", error)
+            return False
+        return head.writer != copied.writer
+
+    def pull(self, shop: Shop) -> bool:
+        """As in `Store`."""
+        connection = shop.connection
+        copied = copied_snapshot(connection)
+        tables = shared_tables(connection)
+        with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+
+            def read(lake: duckdb.DuckDBPyConnection) -> tuple[Copied, dict[str, str], list[Rows]]:
+                head = _head(lake)
+                state = _state(lake)
+                if head.writer == copied.writer:
+                    return head, state, []
+                return head, state, list(_read_changes(lake, tables, copied, head, Path(folder)))
+
+            head, state, changes = self.catalog.call(read, shop.wait_seconds)
+            if head == copied:
+                return False
+            self._take_over(shop, copied, head, state, changes)
+        return head.writer != copied.writer
+
+    def _take_over(
+        self, shop: Shop, copied: Copied, head: Copied, state: dict[str, str], changes: list[Rows]
+    ) -> None:
+        """Put what has changed into the file, and let stored memory follow."""
+        connection = shop.connection
+        is_whole = any(not rows.removed.exists() for rows in changes)
+        follow = import_module("qagent_mlx.memory.follow")
+        connection.execute("BEGIN")
+        try:
+            follower = follow.Follower(connection, shop.config.memory)
+            for rows in changes:
+                if is_whole:
+                    connection.execute(f"DELETE FROM {rows.table.name} WHERE {rows.table.where}")
+                if not apply_rows(connection, rows.table.name, rows):
+                    raise QAgentError(
+                        f"{shop.path}/shop.duckdb differs from snapshot {copied.snapshot} of "
+                        f"{self.catalog.address}, whose copy it is; remove the folder and join "
+                        f"the lake again: qagent init --store {self.catalog.address}"
+                    )
+            if changes:
+                _continue_numbers(connection, int(state.get("next_event", "1")))
+                follower.follow({rows.table.name: rows for rows in changes}, is_whole=is_whole)
+                refuse_times(shop.path, connection)
+            _keep_copied(connection, head)
+            connection.execute("COMMIT")
+        except BaseException:
+            shop.roll_back(connection)
+            raise
+        if changes:
+            self._take_settings(shop, state)
+            journal.note_change(shop.path)
+
+    def _take_settings(self, shop: Shop, state: dict[str, str]) -> None:
+        values = json.loads(state["settings"])
+        where = f"the lake {self.catalog.address}"
+        config = merge(ShopConfig(store=shop.config.store), values, where)
+        if config != shop.config:
+            shop.config = config
+            shop.write_config()
+
+    @contextmanager
+    def alone(self, shop: Shop) -> Iterator[None]:
+        """As in `Store`."""
+        with self.catalog.lock(shop.wait_seconds):
+            self.pull(shop)
+            yield
+
+    def watch(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """As in `Store`."""
+        self._before = Before(connection, shared_tables(connection))
+
+    def push(self, shop: Shop) -> bool:
+        """As in `Store`."""
+        before, self._before = self._before, None
+        assert before is not None
+        try:
+            with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+                changes = before.changes(shop.connection, Path(folder))
+                if changes:
+                    self._write(shop, changes)
+        finally:
+            before.close()
+        return bool(changes)
+
+    def _write(self, shop: Shop, changes: list[Rows]) -> None:
+        """Write changed rows to the lake, on top of the snapshot that the file is a copy of."""
+        copied = copied_snapshot(shop.connection)
+        state = {"writer": secrets.token_hex(8), "next_event": str(next_number(shop.connection))}
+
+        def write(lake: duckdb.DuckDBPyConnection) -> bool:
+            writer = _head(lake).writer
+            if writer == state["writer"]:
+                return True  # a commit that was said to have failed
+            if writer != copied.writer:
+                raise QAgentError(
+                    f"the lake {self.catalog.address} was changed by another machine meanwhile; "
+                    "nothing was kept, do it again"
+                )
+            for rows in changes:
+                if not apply_rows(lake, f"{NAME}.main.{rows.table.name}", rows):
+                    raise QAgentError(
+                        f"the lake {self.catalog.address} lacks rows of {rows.table.name} that "
+                        f"{shop.path}/shop.duckdb holds; nothing was kept. Remove the folder and "
+                        f"join the lake again: qagent init --store {self.catalog.address}"
+                    )
+            write_state(lake, state)
+            return True
+
+        self.catalog.call(write, shop.wait_seconds)
+        head = self.catalog.call(_head, shop.wait_seconds)
+        if head.writer == state["writer"]:  # else somebody else came next: the file follows later
+            _keep_copied(shop.connection, head)
+
+    def settings_saved(self, shop: Shop) -> None:
+        """As in `Store`."""
+        with self.alone(shop):
+            state = {"writer": secrets.token_hex(8), "settings": shared_settings(shop.config)}
+            self.catalog.call(lambda lake: write_state(lake, state), shop.wait_seconds)
+
+    def forget_old(self) -> None:
+        """As in `Store`: rows that were deleted leave the lake's files, and old snapshots go."""
+        with self.catalog.lock(self._wait):
+            cursor = self.catalog.cursor()
+            try:
+                for step in (
+                    f"CALL ducklake_flush_inlined_data('{NAME}')",
+                    f"CALL ducklake_rewrite_data_files('{NAME}', delete_threshold => 0)",
+                    f"CALL ducklake_expire_snapshots('{NAME}', older_than => now())",
+                    f"CALL ducklake_cleanup_old_files('{NAME}', cleanup_all => true)",
+                ):
+                    cursor.execute(step)
+            except duckdb.Error as error:
+                raise self.catalog.unreachable(error) from error
+            finally:
+                cursor.close()
+
+
+def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
+    """The tables of a shop's file whose rows all machines share."""
+    own = ", ".join(map(literal, OF_THIS_MACHINE))
+    where = {"meta": f"key NOT IN ({own})"}
+    return [read_table(connection, name, where.get(name, "true")) for name in SHARED]
+
+
+def shared_settings(config: ShopConfig) -> str:
+    """A shop's settings as the lake keeps them: where it is, each machine knows itself."""
+    values: dict[str, Any] = asdict(config)
+    del values["store"]
+    return json.dumps(values)
+
+
+def write_state(lake: duckdb.DuckDBPyConnection, values: dict[str, str]) -> None:
+    """Set values of the table ``lake_state``, inside a transaction."""
+    for key, value in values.items():
+        lake.execute(f"DELETE FROM {STATE} WHERE key = ?", [key])
+        lake.execute(f"INSERT INTO {STATE} VALUES (?, ?)", [key, value])
+
+
+def copied_snapshot(connection: duckdb.DuckDBPyConnection) -> Copied:
+    """What the rows of a shop's file are a copy of."""
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", [KEY]).fetchone()
+    return Copied(**json.loads(row[0])) if row else Copied()
+
+
+def _keep_copied(connection: duckdb.DuckDBPyConnection, copied: Copied) -> None:
+    value = json.dumps({"snapshot": copied.snapshot, "writer": copied.writer})
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [KEY, value])
+
+
+def _state(lake: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    values = dict(lake.execute(f"FROM {STATE}").fetchall())
+    if values.get("format") != str(FORMAT):
+        raise QAgentError(
+            f"the lake is of format {values.get('format')}, this program reads {FORMAT}; "
+            "use the same qagent-mlx on all machines"
+        )
+    return values
+
+
+def _head(lake: duckdb.DuckDBPyConnection) -> Copied:
+    """The lake's newest snapshot, and who wrote it last."""
+    ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
+    rows = lake.execute(f"SELECT value FROM {STATE} WHERE key = 'writer'").fetchall()
+    return Copied(snapshot, rows[0][0] if rows else "")
+
+
+def _read_changes(
+    lake: duckdb.DuckDBPyConnection, tables: list[Table], copied: Copied, head: Copied, folder: Path
+) -> Iterator[Rows]:
+    """What has changed in the lake between two snapshots; whole tables where the older is gone."""
+    ((oldest,),) = lake.execute(
+        f"SELECT min(snapshot_id) FROM ducklake_snapshots('{NAME}')"
+    ).fetchall()
+    is_whole = copied.snapshot < max(oldest - 1, 0)
+    for table in tables:
+        names = ", ".join(table.names)
+        _refuse_other_columns(lake, table)
+        if is_whole:
+            added = folder / f"{table.name}-added.parquet"
+            ((count,),) = lake.execute(
+                f"COPY (SELECT {names} FROM {NAME}.main.{table.name}) TO {literal(added)} "
+                "(FORMAT parquet)"
+            ).fetchall()
+            yield Rows(table, folder / "none", added, 0, count)
+            continue
+        changed = f"""FROM {NAME}.table_changes({literal(table.name)}, {copied.snapshot + 1},
+            {head.snapshot}) WHERE change_type"""
+        files = {}
+        for kind, types in (
+            ("old", "('delete', 'update_preimage')"),
+            ("new", "('insert', 'update_postimage')"),
+        ):
+            files[kind] = folder / f"{table.name}-{kind}.parquet"
+            lake.execute(
+                f"COPY (SELECT {names} {changed} IN {types}) TO {literal(files[kind])} "
+                "(FORMAT parquet)"
+            )
+        rows = net_changes(table, files["old"], files["new"], lake)
+        if rows.removed_rows or rows.added_rows:
+            yield rows
+
+
+def _refuse_other_columns(lake: duckdb.DuckDBPyConnection, table: Table) -> None:
+    rows = lake.execute(f"SELECT column_name FROM (DESCRIBE {NAME}.main.{table.name})").fetchall()
+    if sorted(name for (name,) in rows) != sorted(name for name, _ in table.columns):
+        raise QAgentError(
+            f"the lake's table {table.name} has other columns than this program's; use the same "
+            "qagent-mlx on all machines"
+        )
+
+
+def next_number(connection: duckdb.DuckDBPyConnection) -> int:
+    """The number that the next event would get."""
+    ((last,),) = connection.execute(
+        "SELECT max(last_value) FROM duckdb_sequences() WHERE sequence_name = 'event_ids'"
+    ).fetchall()
+    ((largest,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
+    return max(int(last or 0), int(largest)) + 1
+
+
+def _continue_numbers(connection: duckdb.DuckDBPyConnection, number: int) -> None:
+    """Give events numbers from ``number`` on, if not larger ones already."""
+    start = max(number, next_number(connection))
+    connection.execute(f"CREATE OR REPLACE SEQUENCE event_ids START {start}")

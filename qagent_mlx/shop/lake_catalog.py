@@ -1,0 +1,272 @@
+"""A DuckLake: opened by its address, with a lock that lets one machine write at a time.
+
+    ducklake:sqlite:PATH                 its catalog for several processes of one machine
+    ducklake:postgres:host=… dbname=…    the same for several machines
+
+A password is never part of an address, which stands in ``shop.json``: PostgreSQL's client takes it
+from ``PGPASSWORD`` or ``~/.pgpass``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from ..errors import QAgentError
+from ..utils.database import literal, open_duckdb
+from ..utils.trust import require_address, trust_address
+
+T = TypeVar("T")
+
+NAME = "lake"  # of the attached database
+INLINED_ROWS = 500  # that a small change keeps in the catalog instead of files of their own
+LOCK = 7_209_341  # of PostgreSQL's advisory locks
+POLL_SECONDS = 0.05
+PASSWORD = "PGPASSWORD"
+
+_ADDRESS = re.compile(r"ducklake:(sqlite|postgres):(.+)", re.DOTALL)
+_SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
+_BUSY = re.compile(r"database( table)? is locked|conflict|could not serialize", re.IGNORECASE)
+_EXTENSIONS = {"sqlite": "sqlite_scanner", "postgres": "postgres_scanner"}
+
+_WHEELS = " ".join(
+    f"duckdb-extension-{name}==1.5.5" for name in ("ducklake", "sqlite-scanner", "postgres-scanner")
+)
+
+_attached: dict[str, duckdb.DuckDBPyConnection] = {}  # by address; attaching takes long
+_attaching = threading.RLock()
+
+
+class LakeUnreachable(QAgentError):
+    """The lake does not answer, or its catalog is gone."""
+
+
+def parse_address(text: str) -> tuple[str, str]:
+    """The kind of a lake's catalog, ``sqlite`` or ``postgres``, and where it is.
+
+    Raises:
+        QAgentError: the text is no address, or holds a password.
+    """
+    match = _ADDRESS.fullmatch(text.strip())
+    if not match:
+        raise QAgentError(
+            f"{text!r} names no lake; write ducklake:sqlite:FILE, or "
+            "ducklake:postgres:host=HOST dbname=NAME user=USER"
+        )
+    if _SECRET.search(match[2]):
+        raise QAgentError(
+            "a lake's address is written into shop.json, so it may hold no password; leave it "
+            f"out and set {PASSWORD}, or write it into ~/.pgpass"
+        )
+    return match[1], match[2]
+
+
+def normal_address(text: str) -> str:
+    """The address as ``shop.json`` holds it: a file by its whole path."""
+    kind, place = parse_address(text)
+    return f"ducklake:{kind}:{Path(place).expanduser().resolve() if kind == 'sqlite' else place}"
+
+
+def name_lake(address: str) -> None:
+    """Trust a lake's address, and the password for it: its user has just named it."""
+    trust_address(address, [PASSWORD] if parse_address(address)[0] == "postgres" else [])
+
+
+class LakeCatalog:
+    """A lake by its address.
+
+    Raises:
+        QAgentError: the user has not named the address, see `utils.trust`.
+    """
+
+    def __init__(self, address: str, owner: str) -> None:
+        self.kind, self.place = parse_address(address)
+        self.address = address
+        sent = [PASSWORD] if self.kind == "postgres" and PASSWORD in os.environ else []
+        remedy = "make a shop of your own with qagent init"
+        require_address(address, sent, owner, remedy)
+
+    def exists(self) -> bool:
+        """Whether there is a lake at the address."""
+        if self.kind == "sqlite" and not Path(self.place).exists():
+            return False
+        try:
+            self.cursor().close()
+        except LakeUnreachable as error:
+            if "does not exist" in str(error.__cause__) and "DuckLake" in str(error.__cause__):
+                return False
+            raise
+        return True
+
+    def create(self, data: str) -> None:
+        """Make an empty lake whose files lie below ``data``.
+
+        Raises:
+            QAgentError: the catalog or the folder cannot be written.
+        """
+        if "://" in str(data):
+            raise QAgentError(f"{data} is no folder; name one that all machines see")
+        try:
+            if self.kind == "sqlite":
+                Path(self.place).parent.mkdir(parents=True, exist_ok=True)
+                with closing(sqlite3.connect(self.place)) as database:
+                    database.execute("PRAGMA journal_mode = WAL")  # readers keep no writer out
+            folder = Path(data).expanduser().resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, sqlite3.Error) as error:
+            raise QAgentError(f"cannot make the lake {self.address}: {error}") from error
+        connection = self._attach(f"DATA_PATH {literal(folder)}")
+        connection.execute(f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})")
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the lake, which is the database `NAME` there.
+
+        Raises:
+            LakeUnreachable: there is none, or it does not answer.
+        """
+        with _attaching:
+            connection = _attached.get(self.address)
+        if connection is None:
+            connection = self._attach("CREATE_IF_NOT_EXISTS false")
+        return connection.cursor()
+
+    def _attach(self, options: str) -> duckdb.DuckDBPyConnection:
+        with _attaching:
+            connection = open_duckdb()
+            try:
+                connection.execute("SET TimeZone = 'UTC'")
+                for extension in ("ducklake", _EXTENSIONS[self.kind]):
+                    _load_extension(connection, extension)
+                connection.execute(f"ATTACH {literal(self.address)} AS {NAME} ({options})")
+            except duckdb.Error as error:
+                connection.close()
+                raise self.unreachable(error) from error
+            except BaseException:
+                connection.close()
+                raise
+            _attached[self.address] = connection
+            return connection
+
+    def unreachable(self, error: duckdb.Error) -> LakeUnreachable:
+        """What to say of an error of the lake; the next use attaches it anew."""
+        with _attaching:
+            _attached.pop(self.address, None)
+        line = str(error).strip().splitlines()[0]
+        return LakeUnreachable(
+            f"the lake {self.address} cannot be used: {line}; see that its catalog and its files "
+            "can be reached, then do it again"
+        )
+
+    def call(self, run: Callable[[duckdb.DuckDBPyConnection], T], wait: float) -> T:
+        """Run a transaction of the lake, again for up to ``wait`` seconds while it is in use.
+
+        Raises:
+            LakeUnreachable: it failed, and nothing of it is kept.
+        """
+        until = time.monotonic() + wait
+        while True:
+            cursor = self.cursor()
+            try:
+                cursor.execute("BEGIN")
+                result = run(cursor)
+                cursor.execute("COMMIT")
+                return result
+            except duckdb.Error as error:
+                if not _BUSY.search(str(error)) or time.monotonic() > until:
+                    raise self.unreachable(error) from error
+                time.sleep(POLL_SECONDS)
+            finally:
+                with suppress(duckdb.Error):
+                    cursor.execute("ROLLBACK")
+                cursor.close()
+
+    @contextmanager
+    def lock(self, wait: float) -> Iterator[None]:
+        """Keep all others that write to the lake out; a process that dies lets go of it.
+
+        Raises:
+            QAgentError: somebody else kept it for ``wait`` seconds.
+        """
+        lock = self._file_lock if self.kind == "sqlite" else self._postgres_lock
+        with lock(wait):
+            yield
+
+    @contextmanager
+    def _file_lock(self, wait: float) -> Iterator[None]:
+        lock = FileLock(f"{self.place}.lock", timeout=wait)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise self._in_use(wait) from error
+        except OSError as error:
+            raise QAgentError(f"cannot write {self.place}.lock: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _postgres_lock(self, wait: float) -> Iterator[None]:
+        cursor = self.cursor()
+        try:
+            try:
+                cursor.execute("BEGIN")  # PostgreSQL's transaction holds the lock
+                until = time.monotonic() + wait
+                while not _try_lock(cursor):
+                    if time.monotonic() > until:
+                        raise self._in_use(wait)
+                    time.sleep(POLL_SECONDS)
+            except duckdb.Error as error:
+                raise self.unreachable(error) from error
+            yield
+        finally:
+            with suppress(duckdb.Error):
+                cursor.execute("ROLLBACK")
+            cursor.close()
+
+    def _in_use(self, wait: float) -> QAgentError:
+        return QAgentError(
+            f"the lake {self.address} was written to by others for {wait:.0f} seconds; "
+            "wait until they end"
+        )
+
+
+def _try_lock(cursor: duckdb.DuckDBPyConnection) -> bool:
+    query = literal(f"SELECT pg_try_advisory_xact_lock({LOCK}) AS is_mine")
+    metadata = literal(f"__ducklake_metadata_{NAME}")
+    ((is_mine,),) = cursor.execute(f"FROM postgres_query({metadata}, {query})").fetchall()
+    return bool(is_mine)
+
+
+def _load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Load an extension: one that is installed, that pip has brought, or of DuckDB's server."""
+    try:
+        connection.execute(f"LOAD {name}")
+        return
+    except duckdb.Error:
+        pass
+    package = importlib.util.find_spec(f"duckdb_extension_{name}")
+    folders = package.submodule_search_locations if package else None
+    files = [path for folder in folders or () for path in Path(folder).rglob("*.duckdb_extension")]
+    try:
+        if files:
+            connection.execute(f"LOAD {literal(files[0])}")
+        else:
+            connection.execute(f"INSTALL {name}; LOAD {name}")
+    except duckdb.Error as error:
+        raise QAgentError(
+            f"DuckDB {duckdb.__version__} cannot load its extension {name}: "
+            f"{str(error).splitlines()[0]}; connect to the internet once, or install wheels of "
+            f"the same version: pip install duckdb==1.5.5 {_WHEELS}"
+        ) from error

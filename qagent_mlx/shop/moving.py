@@ -1,0 +1,187 @@
+"""Takes a shop from its file into a lake and back, and lets further machines join a lake."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from ..errors import QAgentError
+from ..utils.database import literal
+from .lake import (
+    FORMAT,
+    KEY,
+    STATE,
+    LakeStore,
+    next_number,
+    shared_settings,
+    shared_tables,
+    write_state,
+)
+from .lake_catalog import NAME, LakeCatalog, name_lake, normal_address
+from .row_changes import Table, fingerprint
+from .shop import Shop
+
+FILE = "file"  # as a store: the shop's own
+
+
+@dataclass(frozen=True, slots=True)
+class MovedTable:
+    """A table that is the same in the file and in the lake.
+
+    Attributes:
+        rows: Their number.
+        checksum: Of all values, in no order.
+    """
+
+    table: str
+    rows: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveReport:
+    """Where a shop is kept from now on, and what was compared."""
+
+    store: str
+    joined: bool  # the lake held the shop already
+    tables: list[MovedTable]
+
+
+def move(shop: Shop, store: str, data: str | None = None) -> MoveReport:
+    """Keep a shop's rows somewhere else from now on; done again, it changes nothing.
+
+    Args:
+        shop: Open for writing.
+        store: `FILE`, or a lake's address (see `lake_catalog`). A lake that holds a shop is
+            joined: by a shop without rows, or by one with the same.
+        data: Folder for the rows of a lake that is new, where all machines see it.
+
+    Raises:
+        QAgentError: the place cannot be used, or holds something else; nothing has changed.
+    """
+    if store == FILE:
+        return _leave(shop)
+    address = normal_address(store)
+    if shop.config.store not in (None, address):
+        raise QAgentError(f"{shop.path} is in {shop.config.store}; move it to its file first")
+    name_lake(address)
+    return enter(shop, LakeCatalog(address, f"the shop {shop.path}"), data)
+
+
+def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:
+    """Fill an empty lake with a shop, or join the one that is there."""
+    shop.connection  # noqa: B018  (stores the journal, in the store of before)
+    if not catalog.exists():
+        if data is None:
+            raise QAgentError(f"there is no lake at {catalog.address}; name a folder for its data")
+        catalog.create(data)
+    with catalog.lock(shop.wait_seconds):
+        joined = bool(catalog.call(_tables_of_lake, shop.wait_seconds))
+        if not joined:
+            _fill(shop, catalog)
+        elif any(fingerprint(shop.connection, t.name, t)[0] for t in _with_rows(shop)):
+            tables = _compare(shop, catalog)  # a move that was interrupted, or done already
+            if tables is None:
+                raise QAgentError(
+                    f"{catalog.address} holds another shop than {shop.path}; choose another "
+                    "address, or join it with a new folder"
+                )
+    shop.config = replace(shop.config, store=catalog.address)
+    shop.write_config()
+    shop.close()
+    shop.forget_store()
+    with catalog.lock(shop.wait_seconds):
+        shop.connection  # noqa: B018  (takes over what the lake holds)
+        found = _compare(shop, catalog)
+    if found is None:
+        raise QAgentError(f"{shop.path} is no true copy of {catalog.address}; {_REPORT}")
+    return MoveReport(catalog.address, joined, found)
+
+
+_REPORT = "please report it with the output of qagent doctor"
+
+
+def _leave(shop: Shop) -> MoveReport:
+    if shop.config.store is None:
+        return MoveReport(FILE, False, [])
+    store = shop.store
+    assert isinstance(store, LakeStore)
+    with store.alone(shop):
+        tables = _compare(shop, store.catalog)
+        if tables is None:
+            raise QAgentError(f"{shop.path} is no true copy of {shop.config.store}; {_REPORT}")
+        shop.config = replace(shop.config, store=None)
+        shop.write_config()
+        shop.connection.execute("DELETE FROM meta WHERE key = ?", [KEY])
+    shop.close()
+    shop.forget_store()
+    return MoveReport(FILE, False, tables)
+
+
+def _with_rows(shop: Shop) -> list[Table]:
+    """The shared tables that are empty in a shop to which nothing was added."""
+    return [table for table in shared_tables(shop.connection) if table.name != "meta"]
+
+
+def _tables_of_lake(lake: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = lake.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = ?", [NAME]
+    ).fetchall()
+    names = [name for (name,) in rows]
+    if names and "lake_state" not in names:
+        raise QAgentError(f"the lake holds tables of something else, such as {names[0]}")
+    return names
+
+
+def _fill(shop: Shop, catalog: LakeCatalog) -> None:
+    """Write all rows of a shop's file into an empty lake, in one transaction."""
+    state = {
+        "format": str(FORMAT),
+        "writer": secrets.token_hex(8),
+        "settings": shared_settings(shop.config),
+        "next_event": str(next_number(shop.connection)),
+    }
+    tables = shared_tables(shop.connection)
+    with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+        for table in tables:
+            shop.connection.execute(
+                f"COPY (SELECT {table.plain} FROM {table.name} WHERE {table.where}) "
+                f"TO {literal(Path(folder) / table.name)} (FORMAT parquet)"
+            )
+
+        def write(lake: duckdb.DuckDBPyConnection) -> None:
+            lake.execute(f"CREATE TABLE {STATE} (key VARCHAR, value VARCHAR)")
+            for table in tables:
+                columns = ", ".join(
+                    f"{name} {'VARCHAR' if kind.startswith('ENUM') else kind}"
+                    for name, (_, kind) in zip(table.names, table.columns, strict=True)
+                )
+                target = f"{NAME}.main.{table.name}"
+                lake.execute(f"CREATE TABLE {target} ({columns})")
+                lake.execute(
+                    f"INSERT INTO {target} FROM read_parquet({literal(Path(folder) / table.name)})"
+                )
+            write_state(lake, state)
+
+        catalog.call(write, shop.wait_seconds)
+
+
+def _compare(shop: Shop, catalog: LakeCatalog) -> list[MovedTable] | None:
+    """The shared tables, where the file's and the lake's hold the same rows; else None."""
+    tables = shared_tables(shop.connection)
+
+    def read(lake: duckdb.DuckDBPyConnection) -> list[tuple[int, int]]:
+        return [fingerprint(lake, f"{NAME}.main.{table.name}", table) for table in tables]
+
+    theirs = catalog.call(read, shop.wait_seconds)
+    ours = [fingerprint(shop.connection, table.name, table) for table in tables]
+    if ours != theirs:
+        return None
+    return [
+        MovedTable(table.name, rows, f"{checksum % 2**64:016x}")
+        for table, (rows, checksum) in zip(tables, ours, strict=True)
+    ]

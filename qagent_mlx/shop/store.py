@@ -1,0 +1,70 @@
+"""Where a shop's rows are kept: in its file alone, or in a lake that several machines share.
+
+Every command reads and changes the shop's file. A `Store` says what happens around that: before a
+change the file is brought up to date, and a change is kept elsewhere before it counts. The file
+alone needs neither; see `lake.LakeStore` for the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import duckdb
+
+if TYPE_CHECKING:
+    from .shop import Shop
+
+
+class Store:
+    """The shop's file alone."""
+
+    is_shared = False  # whether other machines change the shop, too
+
+    def is_behind(self, shop: Shop) -> bool:
+        """Whether others have changed what the shop's file does not hold yet.
+
+        Called while the file is open for nobody in this process.
+        """
+        return False
+
+    def pull(self, shop: Shop) -> bool:
+        """Bring the file up to date, outside of a transaction; returns whether it changed."""
+        return False
+
+    @contextmanager
+    def alone(self, shop: Shop) -> Iterator[None]:
+        """Keep all others from changing the shop; the file is up to date in it."""
+        yield
+
+    def watch(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Remember the rows as they are, before a transaction begins."""
+
+    def push(self, shop: Shop) -> bool:
+        """Keep what the transaction has changed, before it is committed; False where nothing was.
+
+        Raises:
+            QAgentError: nothing of it is kept.
+        """
+        return False
+
+    def forget_old(self) -> None:
+        """Erase what was deleted, where it can still be read as the shop was before."""
+
+    def settings_saved(self, shop: Shop) -> None:
+        """Let others know of settings that have changed."""
+
+
+def open_store(shop: Shop) -> Store:
+    """The store that a shop's settings name.
+
+    Raises:
+        QAgentError: it is a place that the user has not named, or no address.
+    """
+    if shop.config.store is None:
+        return Store()
+    # By its name: most shops are a file alone, and need nothing of it.
+    store: Store = import_module("qagent_mlx.shop.lake").LakeStore(shop)
+    return store
