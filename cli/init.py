@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from .console import note, say
+from .move import data_option, store_option
 from .options import Output, json_option, shop_option
 
 
 @click.command()
 @click.option("--sample", is_flag=True, help="Fill it with the sample shop's data, ready to use.")
+@store_option(
+    "Keep its rows in a lake that several machines share; one that holds a shop already is "
+    "joined. See: qagent move --help."
+)
+@data_option
 @shop_option
 @json_option
-def init(sample: bool, shop_path: Path) -> Output:
+def init(sample: bool, store: str | None, data: str | None, shop_path: Path) -> Output:
     """Make a shop: an empty one, or with --sample one that is ready to use."""
     from qagent_mlx.build import create_sample_shop
     from qagent_mlx.shop.shop import Shop
 
+    if data and not store:
+        raise click.UsageError("--data is of a lake; name it with --store")
+    if store and sample:
+        raise click.UsageError("make the sample shop first, then: qagent move --store ADDRESS")
+    if store:
+        return _in_lake(store, data, shop_path)
     if sample:
         report = create_sample_shop(shop_path, note).to_dict()
         lines = (
@@ -35,8 +50,29 @@ def init(sample: bool, shop_path: Path) -> Output:
             f"next: qagent ingest products FILE --shop {shop_path}",
         )
 
-    def draw() -> None:
-        for line in lines:
-            say(line)
+    return Output(report, lambda: _say_all(lines))
 
-    return Output(report, draw)
+
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        say(line)
+
+
+def _in_lake(store: str, data: str | None, shop_path: Path) -> Output:
+    """A shop whose rows are in a lake."""
+    from qagent_mlx.shop.moving import create_in
+
+    report, counts = create_in(shop_path, store, data)
+    if report.joined:
+        lines = (
+            f"{shop_path} shares {report.store}: {counts['products']:,} products, "
+            f"{counts['events']:,} events of {counts['users']:,} users",
+            f"next: qagent index --shop {shop_path}",
+        )
+    else:
+        lines = (
+            f"made an empty shop in {shop_path}, with its rows in {report.store}",
+            f"next: qagent ingest products FILE --shop {shop_path}; on other machines: "
+            f"qagent init --store {shlex.quote(report.store)}",
+        )
+    return Output({"shop": str(shop_path), **counts, **asdict(report)}, lambda: _say_all(lines))

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("demo", "Show the whole story on the sample shop, then a session."),
     "init": ("init", "Make a shop, empty or with the sample data."),
     "ingest": ("ingest", "Load products and events from files."),
+    "move": ("move", "Keep the shop's rows in a lake for several machines, or in its file."),
     "index": ("inventory", "Build or refresh the inventory index."),
     "memory": ("memory", "Show, export or forget what is known of a user."),
     "search": ("inventory", "Search the inventory."),

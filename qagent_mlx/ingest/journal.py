@@ -76,6 +76,8 @@ def apply_journal(shop: Shop) -> dict[str, Position]:
             _store_positions(shop, batch)
         stored |= {record.server: record.end for record in batch}
     ended = [] if shop.is_snapshot else remove_stored(shop.path, stored)
+    if shop.store.is_shared:
+        ended = []  # a server without files here may have some on its own machine
     if ended:
         with shop.transaction(is_counted=False) as connection:
             for server in ended:

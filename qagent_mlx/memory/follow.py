@@ -26,39 +26,31 @@ class Follower:
             "SELECT coalesce(max(event_id), 0) FROM events"
         ).fetchall()
 
-    def follow(self, changes: Mapping[str, Rows], *, is_whole: bool) -> None:
-        """Follow rows that were changed, by table; ``is_whole``: all rows were read anew."""
-        if is_whole:
-            self._store.discard()
-            return
+    def follow(self, changes: Mapping[str, Rows]) -> None:
+        """Follow rows that were changed, by table."""
         if any(table in changes for table in _CATALOG):
             history = changes.get("product_history")
-            states = history and " UNION ".join(
-                f"SELECT product_id, ts FROM read_parquet({literal(path)})"
-                for path in (history.removed, history.added)
-                if path.exists()
-            )
-            self._store.catalog_changed(
-                states or "SELECT product_id, ts FROM product_history WHERE false"
-            )
+            states = "SELECT product_id, ts FROM product_history WHERE false"
+            if history:
+                states = " UNION ".join(f"SELECT product_id, ts FROM {f}" for f in _files(history))
+            self._store.catalog_changed(states)
         if events := changes.get("events"):
-            added, removed = (
-                f"SELECT {{}} FROM read_parquet({literal(path)})" if path.exists() else None
-                for path in (events.added, events.removed)
-            )
-            both = " UNION ".join(q.format("user_id") for q in (added, removed) if q)
+            both = " UNION ".join(f"SELECT user_id FROM {file}" for file in _files(events))
             users = [user for (user,) in self._connection.execute(both).fetchall()]
-            self._store.update(users, None if self._is_rewritten(added, removed) else self._last)
+            self._store.update(users, None if self._is_rewritten(events) else self._last)
 
-    def _is_rewritten(self, added: str | None, removed: str | None) -> bool:
+    def _is_rewritten(self, events: Rows) -> bool:
         """Whether events of before are gone, say something else, or got company."""
-        told = (added or removed or "").format(_TOLD)
-        old = f"SELECT * FROM ({told}) WHERE event_id <= {self._last}"
-        if not (added and removed):
-            query = f"SELECT count(*) FROM ({old})"
-        else:
-            other = removed.format(_TOLD)
-            query = f"""SELECT (SELECT count(*) FROM ({old} EXCEPT {other}))
-                + (SELECT count(*) FROM ({other} EXCEPT {added.format(_TOLD)}))"""
-        ((count,),) = self._connection.execute(query).fetchall()
+        removed, added = (f"SELECT {_TOLD} FROM {file}" for file in _files(events))
+        ((count,),) = self._connection.execute(
+            f"""SELECT (SELECT count(*) FROM ({removed} EXCEPT {added})) + (
+                SELECT count(*) FROM ({added} EXCEPT {removed}) WHERE event_id <= {self._last})"""
+        ).fetchall()
         return bool(count)
+
+
+def _files(rows: Rows) -> tuple[str, str]:
+    """SQL: what was removed and what was added, of which either may be nothing."""
+    added = f"read_parquet({literal(rows.added)})"
+    removed = f"read_parquet({literal(rows.removed)})"
+    return removed, added

@@ -37,6 +37,8 @@ LOOK_SECONDS = 1.0  # between looks at the database's file
 MOVE_SECONDS = 5.0  # between moves of the journal into it; readers move it themselves
 SHOWN_SECONDS = 30.0  # the same, while there is only what users were shown
 MOVE_SHARE = 0.05  # of the time, at most: programs that do not wait must find the file free
+SHARED_MOVE_SECONDS = 2.0  # both, of a shop that several machines share
+SHARED_MOVE_SHARE = 0.25
 WRITE_WAIT_SECONDS = 2.0  # for a process that holds the file, before the next look
 STOP_WAIT_SECONDS = 10.0  # the same, when the server stops
 
@@ -241,7 +243,10 @@ class ShopStore:
         self._let_go()
         seconds = time.perf_counter() - start
         self._metrics.store.labels("move").observe(seconds)
-        self._move_at = time.monotonic() + max(MOVE_SECONDS, seconds / MOVE_SHARE)
+        pause, share = (MOVE_SECONDS, MOVE_SHARE)
+        if self.shop.config.store is not None:  # other machines wait for it
+            pause, share = SHARED_MOVE_SECONDS, SHARED_MOVE_SHARE
+        self._move_at = time.monotonic() + max(pause, seconds / share)
         if version != self._catalog_version:
             self._catalog_version = version
             self._catalog_moved()
@@ -280,7 +285,8 @@ class ShopStore:
         self._file_state = _file_state(self.path)
 
     def _follow_file(self) -> None:
-        """Take a new snapshot if another process has changed the file."""
+        """Take a new snapshot if another process or machine has changed the shop."""
+        self._follow_machines()
         state = _file_state(self.path)
         if state == self._file_state:
             return
@@ -297,6 +303,15 @@ class ShopStore:
         self._stored, self._file_state = stored, state
         if not only_journal:
             self._take_snapshot()
+
+    def _follow_machines(self) -> None:
+        """Bring into the file what other machines have changed, where they share the shop."""
+        if self.shop.config.store is None:
+            return
+        shop = self._open(WRITE_WAIT_SECONDS)
+        if shop.store.is_behind(shop):
+            with shop:
+                shop.connection  # noqa: B018  (opening it takes over what they wrote)
 
     def _others(self, stored: Mapping[str, Position]) -> dict[str, Position]:
         """How far the journals of other servers are stored."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from ..errors import QAgentError
-from ..utils.database import literal
+from ..utils.database import literal, write_parquet
 from ..utils.settings import merge
 from . import journal
 from .config import ShopConfig
@@ -80,7 +80,7 @@ class LakeStore(Store):
         try:
             with shop.reading_file() as connection:
                 copied = copied_snapshot(connection)
-            head = self.catalog.call(_head, shop.wait_seconds)
+            head = self.catalog.call(head_of_lake, shop.wait_seconds)
         except QAgentError as error:
             log.warning("%s; the shop is read as this machine knows it", error)
             return False
@@ -94,11 +94,12 @@ class LakeStore(Store):
         with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
 
             def read(lake: duckdb.DuckDBPyConnection) -> tuple[Copied, dict[str, str], list[Rows]]:
-                head = _head(lake)
+                head = head_of_lake(lake)
                 state = _state(lake)
                 if head.writer == copied.writer:
                     return head, state, []
-                return head, state, list(_read_changes(lake, tables, copied, head, Path(folder)))
+                changes = _read_changes(lake, tables, copied, head, Path(folder), connection)
+                return head, state, list(changes)
 
             head, state, changes = self.catalog.call(read, shop.wait_seconds)
             if head == copied:
@@ -111,14 +112,11 @@ class LakeStore(Store):
     ) -> None:
         """Put what has changed into the file, and let stored memory follow."""
         connection = shop.connection
-        is_whole = any(not rows.removed.exists() for rows in changes)
         follow = import_module("qagent_mlx.memory.follow")
         connection.execute("BEGIN")
         try:
             follower = follow.Follower(connection, shop.config.memory)
             for rows in changes:
-                if is_whole:
-                    connection.execute(f"DELETE FROM {rows.table.name} WHERE {rows.table.where}")
                 if not apply_rows(connection, rows.table.name, rows):
                     raise QAgentError(
                         f"{shop.path}/shop.duckdb differs from snapshot {copied.snapshot} of "
@@ -127,9 +125,9 @@ class LakeStore(Store):
                     )
             if changes:
                 _continue_numbers(connection, int(state.get("next_event", "1")))
-                follower.follow({rows.table.name: rows for rows in changes}, is_whole=is_whole)
+                follower.follow({rows.table.name: rows for rows in changes})
                 refuse_times(shop.path, connection)
-            _keep_copied(connection, head)
+            keep_copied(connection, head)
             connection.execute("COMMIT")
         except BaseException:
             shop.roll_back(connection)
@@ -176,7 +174,7 @@ class LakeStore(Store):
         state = {"writer": secrets.token_hex(8), "next_event": str(next_number(shop.connection))}
 
         def write(lake: duckdb.DuckDBPyConnection) -> bool:
-            writer = _head(lake).writer
+            writer = head_of_lake(lake).writer
             if writer == state["writer"]:
                 return True  # a commit that was said to have failed
             if writer != copied.writer:
@@ -195,12 +193,13 @@ class LakeStore(Store):
             return True
 
         self.catalog.call(write, shop.wait_seconds)
-        head = self.catalog.call(_head, shop.wait_seconds)
+        head = self.catalog.call(head_of_lake, shop.wait_seconds)
         if head.writer == state["writer"]:  # else somebody else came next: the file follows later
-            _keep_copied(shop.connection, head)
+            keep_copied(shop.connection, head)
 
     def settings_saved(self, shop: Shop) -> None:
         """As in `Store`."""
+        shop.connection  # noqa: B018  (stores the journal, before others are kept out)
         with self.alone(shop):
             state = {"writer": secrets.token_hex(8), "settings": shared_settings(shop.config)}
             self.catalog.call(lambda lake: write_state(lake, state), shop.wait_seconds)
@@ -250,7 +249,8 @@ def copied_snapshot(connection: duckdb.DuckDBPyConnection) -> Copied:
     return Copied(**json.loads(row[0])) if row else Copied()
 
 
-def _keep_copied(connection: duckdb.DuckDBPyConnection, copied: Copied) -> None:
+def keep_copied(connection: duckdb.DuckDBPyConnection, copied: Copied) -> None:
+    """Remember what the rows of a shop's file are a copy of, from now on."""
     value = json.dumps({"snapshot": copied.snapshot, "writer": copied.writer})
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [KEY, value])
 
@@ -265,7 +265,7 @@ def _state(lake: duckdb.DuckDBPyConnection) -> dict[str, str]:
     return values
 
 
-def _head(lake: duckdb.DuckDBPyConnection) -> Copied:
+def head_of_lake(lake: duckdb.DuckDBPyConnection) -> Copied:
     """The lake's newest snapshot, and who wrote it last."""
     ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
     rows = lake.execute(f"SELECT value FROM {STATE} WHERE key = 'writer'").fetchall()
@@ -273,37 +273,38 @@ def _head(lake: duckdb.DuckDBPyConnection) -> Copied:
 
 
 def _read_changes(
-    lake: duckdb.DuckDBPyConnection, tables: list[Table], copied: Copied, head: Copied, folder: Path
+    lake: duckdb.DuckDBPyConnection,
+    tables: list[Table],
+    copied: Copied,
+    head: Copied,
+    folder: Path,
+    file: duckdb.DuckDBPyConnection,
 ) -> Iterator[Rows]:
-    """What has changed in the lake between two snapshots; whole tables where the older is gone."""
+    """What has changed in the lake since the snapshot that a shop's file is a copy of.
+
+    Where the lake no longer knows that snapshot, all rows are compared.
+    """
     ((oldest,),) = lake.execute(
         f"SELECT min(snapshot_id) FROM ducklake_snapshots('{NAME}')"
     ).fetchall()
-    is_whole = copied.snapshot < max(oldest - 1, 0)
     for table in tables:
-        names = ", ".join(table.names)
         _refuse_other_columns(lake, table)
-        if is_whole:
-            added = folder / f"{table.name}-added.parquet"
-            ((count,),) = lake.execute(
-                f"COPY (SELECT {names} FROM {NAME}.main.{table.name}) TO {literal(added)} "
-                "(FORMAT parquet)"
-            ).fetchall()
-            yield Rows(table, folder / "none", added, 0, count)
-            continue
-        changed = f"""FROM {NAME}.table_changes({literal(table.name)}, {copied.snapshot + 1},
-            {head.snapshot}) WHERE change_type"""
-        files = {}
-        for kind, types in (
-            ("old", "('delete', 'update_preimage')"),
-            ("new", "('insert', 'update_postimage')"),
-        ):
-            files[kind] = folder / f"{table.name}-{kind}.parquet"
-            lake.execute(
-                f"COPY (SELECT {names} {changed} IN {types}) TO {literal(files[kind])} "
-                "(FORMAT parquet)"
-            )
-        rows = net_changes(table, files["old"], files["new"], lake)
+        names = ", ".join(table.names)
+        old, new = (folder / f"{table.name}-{kind}.parquet" for kind in ("old", "new"))
+        if copied.snapshot + 1 < oldest or copied.snapshot < 0:
+            ours = f"SELECT {table.plain} FROM {table.name} WHERE {table.where}"
+            theirs = f"SELECT {names} FROM {NAME}.main.{table.name}"
+        else:
+            changed = f"""SELECT {names} FROM {NAME}.table_changes({literal(table.name)},
+                {copied.snapshot + 1}, {head.snapshot}) WHERE change_type IN"""
+            ours = f"{changed} ('delete', 'update_preimage')"
+            theirs = f"{changed} ('insert', 'update_postimage')"
+        is_file = "table_changes" not in ours
+        removed = write_parquet(file if is_file else lake, ours, old)
+        added = write_parquet(lake, theirs, new)
+        rows = Rows(table, old, new, removed, added)
+        if removed:
+            rows = net_changes(table, old, new, lake)
         if rows.removed_rows or rows.added_rows:
             yield rows
 

@@ -38,11 +38,7 @@ PASSWORD = "PGPASSWORD"
 _ADDRESS = re.compile(r"ducklake:(sqlite|postgres):(.+)", re.DOTALL)
 _SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
 _BUSY = re.compile(r"database( table)? is locked|conflict|could not serialize", re.IGNORECASE)
-_EXTENSIONS = {"sqlite": "sqlite_scanner", "postgres": "postgres_scanner"}
-
-_WHEELS = " ".join(
-    f"duckdb-extension-{name}==1.5.5" for name in ("ducklake", "sqlite-scanner", "postgres-scanner")
-)
+EXTENSIONS = {"sqlite": "sqlite_scanner", "postgres": "postgres_scanner"}
 
 _attached: dict[str, duckdb.DuckDBPyConnection] = {}  # by address; attaching takes long
 _attaching = threading.RLock()
@@ -146,7 +142,7 @@ class LakeCatalog:
             connection = open_duckdb()
             try:
                 connection.execute("SET TimeZone = 'UTC'")
-                for extension in ("ducklake", _EXTENSIONS[self.kind]):
+                for extension in ("ducklake", EXTENSIONS[self.kind]):
                     _load_extension(connection, extension)
                 connection.execute(f"ATTACH {literal(self.address)} AS {NAME} ({options})")
             except duckdb.Error as error:
@@ -249,24 +245,31 @@ def _try_lock(cursor: duckdb.DuckDBPyConnection) -> bool:
     return bool(is_mine)
 
 
-def _load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Load an extension: one that is installed, that pip has brought, or of DuckDB's server."""
+def load_local_extension(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
+    """Load an extension that is installed, or that pip has brought; False where there is none."""
     try:
         connection.execute(f"LOAD {name}")
-        return
+        return True
     except duckdb.Error:
         pass
     package = importlib.util.find_spec(f"duckdb_extension_{name}")
     folders = package.submodule_search_locations if package else None
-    files = [path for folder in folders or () for path in Path(folder).rglob("*.duckdb_extension")]
+    for path in (path for f in folders or () for path in Path(f).rglob("*.duckdb_extension")):
+        with suppress(duckdb.Error):  # it is of another version of DuckDB
+            connection.execute(f"LOAD {literal(path)}")
+            return True
+    return False
+
+
+def _load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Load an extension from here, else from DuckDB's server."""
+    if load_local_extension(connection, name):
+        return
     try:
-        if files:
-            connection.execute(f"LOAD {literal(files[0])}")
-        else:
-            connection.execute(f"INSTALL {name}; LOAD {name}")
+        connection.execute(f"INSTALL {name}; LOAD {name}")
     except duckdb.Error as error:
         raise QAgentError(
-            f"DuckDB {duckdb.__version__} cannot load its extension {name}: "
-            f"{str(error).splitlines()[0]}; connect to the internet once, or install wheels of "
-            f"the same version: pip install duckdb==1.5.5 {_WHEELS}"
+            f"DuckDB {duckdb.__version__} cannot load its extension {name}, which a lake needs: "
+            f"{str(error).splitlines()[0]}; connect to the internet once, or install a DuckDB "
+            'whose extensions are packages: pip install "qagent-mlx[lake]"'
         ) from error

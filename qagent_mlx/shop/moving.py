@@ -15,7 +15,11 @@ from .lake import (
     FORMAT,
     KEY,
     STATE,
+    Copied,
     LakeStore,
+    copied_snapshot,
+    head_of_lake,
+    keep_copied,
     next_number,
     shared_settings,
     shared_tables,
@@ -72,6 +76,24 @@ def move(shop: Shop, store: str, data: str | None = None) -> MoveReport:
     return enter(shop, LakeCatalog(address, f"the shop {shop.path}"), data)
 
 
+def create_in(path: Path, store: str, data: str | None) -> tuple[MoveReport, dict[str, int]]:
+    """Make a shop in a new folder whose rows are in a lake (see `move`); also `Shop.counts`.
+
+    Raises:
+        QAgentError: as `Shop.create` and `move`; nothing is left of the folder.
+    """
+    address = normal_address(store)  # before a folder is made
+    shop = Shop.create(path)
+    try:
+        report = move(shop, address, data)
+        return report, shop.counts()
+    except BaseException:
+        shop.delete()
+        raise
+    finally:
+        shop.close()
+
+
 def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:
     """Fill an empty lake with a shop, or join the one that is there."""
     shop.connection  # noqa: B018  (stores the journal, in the store of before)
@@ -83,23 +105,21 @@ def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:
         joined = bool(catalog.call(_tables_of_lake, shop.wait_seconds))
         if not joined:
             _fill(shop, catalog)
-        elif any(fingerprint(shop.connection, t.name, t)[0] for t in _with_rows(shop)):
-            tables = _compare(shop, catalog)  # a move that was interrupted, or done already
-            if tables is None:
+        if any(fingerprint(shop.connection, t.name, t)[0] for t in _of_rows(shop)):
+            # Just filled, or by a move that was interrupted or is done again.
+            head = catalog.call(head_of_lake, shop.wait_seconds)
+            if _compare(shop, catalog, head) is None:
                 raise QAgentError(
-                    f"{catalog.address} holds another shop than {shop.path}; choose another "
+                    f"{catalog.address} holds other rows than {shop.path}; choose another "
                     "address, or join it with a new folder"
                 )
+            keep_copied(shop.connection, head)
     shop.config = replace(shop.config, store=catalog.address)
     shop.write_config()
     shop.close()
     shop.forget_store()
-    with catalog.lock(shop.wait_seconds):
-        shop.connection  # noqa: B018  (takes over what the lake holds)
-        found = _compare(shop, catalog)
-    if found is None:
-        raise QAgentError(f"{shop.path} is no true copy of {catalog.address}; {_REPORT}")
-    return MoveReport(catalog.address, joined, found)
+    copied = copied_snapshot(shop.connection)  # opening it takes over what the lake holds
+    return MoveReport(catalog.address, joined, _compared(shop, catalog, copied))
 
 
 _REPORT = "please report it with the output of qagent doctor"
@@ -111,9 +131,7 @@ def _leave(shop: Shop) -> MoveReport:
     store = shop.store
     assert isinstance(store, LakeStore)
     with store.alone(shop):
-        tables = _compare(shop, store.catalog)
-        if tables is None:
-            raise QAgentError(f"{shop.path} is no true copy of {shop.config.store}; {_REPORT}")
+        tables = _compared(shop, store.catalog, copied_snapshot(shop.connection))
         shop.config = replace(shop.config, store=None)
         shop.write_config()
         shop.connection.execute("DELETE FROM meta WHERE key = ?", [KEY])
@@ -122,8 +140,8 @@ def _leave(shop: Shop) -> MoveReport:
     return MoveReport(FILE, False, tables)
 
 
-def _with_rows(shop: Shop) -> list[Table]:
-    """The shared tables that are empty in a shop to which nothing was added."""
+def _of_rows(shop: Shop) -> list[Table]:
+    """The shared tables that are empty in a new shop."""
     return [table for table in shared_tables(shop.connection) if table.name != "meta"]
 
 
@@ -170,12 +188,20 @@ def _fill(shop: Shop, catalog: LakeCatalog) -> None:
         catalog.call(write, shop.wait_seconds)
 
 
-def _compare(shop: Shop, catalog: LakeCatalog) -> list[MovedTable] | None:
-    """The shared tables, where the file's and the lake's hold the same rows; else None."""
+def _compared(shop: Shop, catalog: LakeCatalog, copied: Copied) -> list[MovedTable]:
+    tables = _compare(shop, catalog, copied)
+    if tables is None:
+        raise QAgentError(f"{shop.path} is no true copy of {catalog.address}; {_REPORT}")
+    return tables
+
+
+def _compare(shop: Shop, catalog: LakeCatalog, copied: Copied) -> list[MovedTable] | None:
+    """The shared tables, where the file holds the same rows as the lake's snapshot; else None."""
     tables = shared_tables(shop.connection)
+    moment = f"AT (VERSION => {copied.snapshot})"
 
     def read(lake: duckdb.DuckDBPyConnection) -> list[tuple[int, int]]:
-        return [fingerprint(lake, f"{NAME}.main.{table.name}", table) for table in tables]
+        return [fingerprint(lake, f"{NAME}.main.{table.name} {moment}", table) for table in tables]
 
     theirs = catalog.call(read, shop.wait_seconds)
     ours = [fingerprint(shop.connection, table.name, table) for table in tables]

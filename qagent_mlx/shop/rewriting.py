@@ -10,7 +10,11 @@ from .shop import Shop
 
 
 def rewrite_database(shop: Shop) -> None:
-    """Copy the database into a new file: deleted rows stay in the old one's blocks."""
+    """Copy the database into a new file: deleted rows stay in the old one's blocks.
+
+    Where they are kept elsewhere, they leave that, too.
+    """
+    shop.store.forget_old()
     connection = shop.connection
     path = shop.path / "shop.duckdb"
     with replacing(path) as temporary:

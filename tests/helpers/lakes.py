@@ -1,0 +1,43 @@
+"""Lakes of a test's own, where DuckDB can load what they need; nothing is fetched."""
+
+import contextlib
+import secrets
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from postgres_server import running_postgres
+
+from qagent_mlx.shop.lake_catalog import EXTENSIONS, load_local_extension
+from qagent_mlx.utils.database import open_duckdb
+
+
+@cache
+def _can_load(extension):
+    with open_duckdb() as connection:
+        return load_local_extension(connection, extension)
+
+
+def require_lakes(kind="sqlite"):
+    """Skip where a lake cannot be opened here."""
+    for extension in ("ducklake", EXTENSIONS[kind]):
+        if not _can_load(extension):
+            pytest.skip(f"DuckDB's extension {extension} is not here; `make test-lake` brings it")
+
+
+@contextlib.contextmanager
+def lakes(kind):
+    """A function that gives the address of a new lake, whose files lie in a folder."""
+    require_lakes(kind)
+    if kind == "sqlite":
+        yield lambda folder: f"ducklake:sqlite:{Path(folder).resolve() / 'catalog.sqlite'}"
+        return
+    with running_postgres() as socket:
+
+        def address(folder):
+            name = f"lake_{secrets.token_hex(4)}"
+            subprocess.run(["createdb", "-h", socket, "-U", "postgres", name], check=True)
+            return f"ducklake:postgres:host={socket} dbname={name} user=postgres"
+
+        yield address
