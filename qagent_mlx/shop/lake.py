@@ -132,7 +132,7 @@ class LakeStore(Store):
         except BaseException:
             shop.roll_back(connection)
             raise
-        if changes:
+        if head.writer != copied.writer:
             self._take_settings(shop, state)
             journal.note_change(shop.path)
 
@@ -153,6 +153,8 @@ class LakeStore(Store):
 
     def watch(self, connection: duckdb.DuckDBPyConnection) -> None:
         """As in `Store`."""
+        if self._before is not None:  # of a transaction that was rolled back
+            self._before.close()
         self._before = Before(connection, shared_tables(connection))
 
     def push(self, shop: Shop) -> bool:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -261,6 +262,17 @@ def test_a_copied_folder_is_another_machine(tmp_path, sqlite_lake, tiny_files):
     with Shop.open(a) as one, Shop.open(tmp_path / "copy") as two:
         assert rows(one) == rows(two)
         assert one.end_of_log() == datetime(2026, 4, 2, 10, 0, 1)
+
+
+def test_settings_reach_the_other_machines(tmp_path, sqlite_lake, tiny_files):
+    a, b = two_machines(tmp_path, sqlite_lake, tiny_files)
+    with Shop.open(a, read_only=False) as shop:
+        shop.config = replace(shop.config, derived_queries="titles")
+        shop.save_config()
+    with Shop.open(b) as shop:
+        shop.counts()
+    with Shop.open(b) as shop:
+        assert (shop.config.derived_queries, shop.config.store) == ("titles", sqlite_lake)
 
 
 def test_stored_memory_is_a_machines_own():
