@@ -113,6 +113,7 @@ class LakeCatalog:
         """
         if "://" in str(data):
             raise QAgentError(f"{data} is no folder; name one that all machines see")
+        self._open().close()  # before anything is made
         try:
             if self.kind == "sqlite":
                 Path(self.place).parent.mkdir(parents=True, exist_ok=True)
@@ -139,20 +140,30 @@ class LakeCatalog:
 
     def _attach(self, options: str) -> duckdb.DuckDBPyConnection:
         with _attaching:
-            connection = open_duckdb()
+            connection = self._open()
             try:
-                connection.execute("SET TimeZone = 'UTC'")
-                for extension in ("ducklake", EXTENSIONS[self.kind]):
-                    _load_extension(connection, extension)
                 connection.execute(f"ATTACH {literal(self.address)} AS {NAME} ({options})")
             except duckdb.Error as error:
                 connection.close()
                 raise self.unreachable(error) from error
-            except BaseException:
-                connection.close()
-                raise
             _attached[self.address] = connection
             return connection
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        """A connection that can attach the lake.
+
+        Raises:
+            QAgentError: DuckDB lacks an extension, and cannot fetch it.
+        """
+        connection = open_duckdb()
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            for extension in ("ducklake", EXTENSIONS[self.kind]):
+                _load_extension(connection, extension)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def unreachable(self, error: duckdb.Error) -> LakeUnreachable:
         """What to say of an error of the lake; the next use attaches it anew."""

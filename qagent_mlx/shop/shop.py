@@ -212,6 +212,7 @@ class Shop:
         try:
             with writer:
                 writer.connection  # noqa: B018  (opening it applies the journal)
+                self.config = writer.config  # which others may have changed
         except QAgentError:
             pass  # readers are at work or the folder is read only: a server will store it
 
