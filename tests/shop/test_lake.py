@@ -55,7 +55,9 @@ def rows(shop):
 def told(path):
     """What is remembered of all users, and whether it is read from what is stored."""
     with Shop.open(path) as shop:
-        memory = Memory(shop.connection, shop.config.memory, lambda text: len(text.split()))
+        memory = Memory(
+            shop.connection, shop.config.memory, lambda texts: [len(text.split()) for text in texts]
+        )
         users = [f"u{u:02}" for u in range(30)]
         profiles = memory.profiles([Moment(user, shop.end_of_log()) for user in users])
         is_stored = MemoryStore(shop.connection, shop.config.memory).is_current()
@@ -143,8 +145,10 @@ def test_an_event_that_was_posted_is_stored_once_whoever_dies(
     writer.append([{"events": [EVENT]}])
     with monkeypatch.context() as patch:
         patch.setattr(Shop, "_commit", dies)
+        shop = Shop.open(a, read_only=False)
         with pytest.raises(KeyboardInterrupt):
-            Shop.open(a, read_only=False).connection  # noqa: B018
+            shop.connection  # noqa: B018
+        shop.close()  # without a commit, as a process that ends does
     for path in (b, a, b, a):
         with Shop.open(path, read_only=False) as shop:
             count = shop.connection.execute(

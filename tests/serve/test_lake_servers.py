@@ -1,0 +1,67 @@
+"""Servers of several machines that share a lake."""
+
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import closing
+
+import pytest
+from lakes import require_lakes
+
+from qagent_mlx.ingest.journal import events_entry
+from qagent_mlx.serve.metrics import Metrics
+from qagent_mlx.serve.store import ShopStore
+from qagent_mlx.shop.moving import create_in
+from qagent_mlx.shop.shop import Shop
+
+EVENT = {"user_id": "u01", "time": "2026-04-02 10:00:00", "type": "search", "query": "desk lamp"}
+
+
+class Server:
+    """The store of a server, with what its worker would answer from."""
+
+    def __init__(self, path):
+        self.lock = threading.Lock()
+        self.store = ShopStore(path, False, Metrics())
+        self.store.start(self.use, lambda: None)
+
+    def use(self, shop):
+        with self.lock:
+            self.store.shop.close()
+            self.store.shop = shop
+        future = Future()
+        future.set_result(None)
+        return future
+
+    def knows(self):
+        with self.lock:
+            query = "SELECT count(*) FROM events WHERE user_id = 'u01'"
+            ((count,),) = self.store.shop.connection.execute(query).fetchall()
+        return count
+
+    def close(self):
+        self.store.close()
+
+
+@pytest.fixture
+def machines(tmp_path):
+    require_lakes()
+    address = f"ducklake:sqlite:{tmp_path.resolve() / 'catalog.sqlite'}"
+    create_in(tmp_path / "a", address, str(tmp_path / "data"))
+    create_in(tmp_path / "b", address, None)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_an_event_that_one_server_takes_is_soon_in_anothers_answers(machines):
+    a, b = machines
+    with closing(Server(a)) as one, closing(Server(b)) as two:
+        assert two.knows() == 0
+        one.store.append([events_entry([EVENT])])
+        until = time.monotonic() + 60
+        while not two.knows():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        two.store.append([events_entry([{**EVENT, "time": "2026-04-02 11:00:00"}])])
+    for path in (a, b, a):
+        with Shop.open(path) as shop:
+            assert shop.counts()["events"] == 2
