@@ -334,5 +334,5 @@ def temporary_copy(path: Path) -> Iterator[Shop]:
         place = Path(folder) / path.resolve().name
         shutil.copytree(path, place, ignore=_left_out)
         shop.close()
-        with Shop.open(place, read_only=False) as copy:
+        with Shop.open_copy(place) as copy:
             yield copy

@@ -232,7 +232,7 @@ def _copy(shop: Shop, path: Path) -> Shop:
         if (shop.path / name).exists():
             shutil.copy2(shop.path / name, path / name)
     shutil.copytree(shop.path / "inventory", path / "inventory")
-    return Shop.open(path, read_only=False)
+    return Shop.open_copy(path)
 
 
 def _respond(

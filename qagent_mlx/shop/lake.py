@@ -222,6 +222,7 @@ class LakeStore(Store):
                 raise self.catalog.unreachable(error) from error
             finally:
                 cursor.close()
+            self.catalog.compact(self._wait)
 
 
 def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:

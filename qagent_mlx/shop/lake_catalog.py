@@ -126,6 +126,26 @@ class LakeCatalog:
         connection = self._attach(f"DATA_PATH {literal(folder)}")
         connection.execute(f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})")
 
+    def compact(self, wait: float) -> None:
+        """Write a catalog of SQLite anew, without the rows that were deleted from it.
+
+        PostgreSQL does that itself in time, or at once by its VACUUM FULL.
+
+        Raises:
+            QAgentError: others use it.
+        """
+        if self.kind != "sqlite":
+            return
+        try:
+            with closing(sqlite3.connect(self.place, timeout=wait)) as database:
+                database.execute("VACUUM")
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise QAgentError(
+                f"{self.place} could not be written anew: {error}; deleted rows may still be read "
+                "in it, so do it again while nobody else uses the lake"
+            ) from error
+
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the lake, which is the database `NAME` there.
 

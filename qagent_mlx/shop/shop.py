@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -88,7 +88,8 @@ class Shop:
             raise QAgentError(f"{path} is a file; choose a new folder for the shop")
         if path.exists() and any(path.iterdir()):
             raise QAgentError(f"{path} is not empty; choose a new folder for the shop")
-        config = config or ShopConfig(name=path.resolve().name)
+        # A lake is entered on purpose (see `moving`), not with another shop's settings.
+        config = replace(config or ShopConfig(name=path.resolve().name), store=None)
         check(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,19 @@ class Shop:
         if not read_only:
             migrate_unversioned(path / "policies")
         return cls(path, merge(ShopConfig(), values, f"{path}/shop.json"), read_only=read_only)
+
+    @classmethod
+    def open_copy(cls, path: str | Path) -> Shop:
+        """Open copied files of a shop for writing; what is changed in them stays in them.
+
+        Raises:
+            QAgentError: as `open`.
+        """
+        shop = cls.open(path, read_only=False)
+        if shop.config.store is not None:
+            shop.config = replace(shop.config, store=None)
+            shop.write_config()
+        return shop
 
     @property
     def store(self) -> Store:

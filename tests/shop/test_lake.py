@@ -268,6 +268,19 @@ def test_a_copied_folder_is_another_machine(tmp_path, sqlite_lake, tiny_files):
         assert one.end_of_log() == datetime(2026, 4, 2, 10, 0, 1)
 
 
+def test_a_copy_to_try_things_on_changes_no_lake(tmp_path, sqlite_lake, tiny_files):
+    a, b = two_machines(tmp_path, sqlite_lake, tiny_files)
+    with Shop.open(b) as shop:
+        before, config = rows(shop), shop.config
+    shutil.copytree(a, tmp_path / "copy")
+    with Shop.open_copy(tmp_path / "copy") as shop:
+        assert append_events(shop, [EVENT]).accepted == 1
+    with Shop.create(tmp_path / "made", config) as shop:
+        assert shop.config.store is None
+    with Shop.open(b) as shop:
+        assert rows(shop) == before
+
+
 def test_settings_reach_the_other_machines(tmp_path, sqlite_lake, tiny_files):
     a, b = two_machines(tmp_path, sqlite_lake, tiny_files)
     with Shop.open(a, read_only=False) as shop:

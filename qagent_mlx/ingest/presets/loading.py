@@ -85,7 +85,7 @@ def preview_preset(
             for part in ("shop.json", "shop.duckdb", "shop.duckdb.wal"):
                 if (shop_path / part).exists():
                     shutil.copy2(shop_path / part, folder)
-        with Shop.open(folder, read_only=False) as copy:
+        with Shop.open_copy(folder) as copy:
             return load_preset(copy, name, *sources, values=values)
 
 
