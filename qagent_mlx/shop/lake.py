@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 
@@ -35,10 +35,7 @@ from .handed_over import refuse_times
 from .lake_catalog import NAME, LakeCatalog
 from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
 from .schema import OF_THIS_MACHINE, SHARED
-from .store import Store
-
-if TYPE_CHECKING:
-    from .shop import Shop
+from .store import OpenShop, Store
 
 log = logging.getLogger("qagent.shop")
 
@@ -69,13 +66,13 @@ class LakeStore(Store):
 
     is_shared = True
 
-    def __init__(self, shop: Shop) -> None:
+    def __init__(self, shop: OpenShop) -> None:
         assert shop.config.store is not None
         self.catalog = LakeCatalog(shop.config.store, f"the shop {shop.path}")
         self._wait = shop.wait_seconds
         self._before: Before | None = None
 
-    def is_behind(self, shop: Shop) -> bool:
+    def is_behind(self, shop: OpenShop) -> bool:
         """As in `Store`; False, and said, where the lake cannot be reached."""
         try:
             with shop.reading_file() as connection:
@@ -86,7 +83,7 @@ class LakeStore(Store):
             return False
         return head.writer != copied.writer
 
-    def pull(self, shop: Shop) -> bool:
+    def pull(self, shop: OpenShop) -> bool:
         """As in `Store`."""
         connection = shop.connection
         copied = copied_snapshot(connection)
@@ -108,7 +105,12 @@ class LakeStore(Store):
         return head.writer != copied.writer
 
     def _take_over(
-        self, shop: Shop, copied: Copied, head: Copied, state: dict[str, str], changes: list[Rows]
+        self,
+        shop: OpenShop,
+        copied: Copied,
+        head: Copied,
+        state: dict[str, str],
+        changes: list[Rows],
     ) -> None:
         """Put what has changed into the file, and let stored memory follow."""
         connection = shop.connection
@@ -136,7 +138,7 @@ class LakeStore(Store):
             self._take_settings(shop, state)
             journal.note_change(shop.path)
 
-    def _take_settings(self, shop: Shop, state: dict[str, str]) -> None:
+    def _take_settings(self, shop: OpenShop, state: dict[str, str]) -> None:
         values = json.loads(state["settings"])
         where = f"the lake {self.catalog.address}"
         config = merge(ShopConfig(store=shop.config.store), values, where)
@@ -145,7 +147,7 @@ class LakeStore(Store):
             shop.write_config()
 
     @contextmanager
-    def alone(self, shop: Shop) -> Iterator[None]:
+    def alone(self, shop: OpenShop) -> Iterator[None]:
         """As in `Store`."""
         with self.catalog.lock(shop.wait_seconds):
             self.pull(shop)
@@ -157,7 +159,7 @@ class LakeStore(Store):
             self._before.close()
         self._before = Before(connection, shared_tables(connection))
 
-    def push(self, shop: Shop) -> bool:
+    def push(self, shop: OpenShop) -> bool:
         """As in `Store`."""
         before, self._before = self._before, None
         assert before is not None
@@ -170,7 +172,7 @@ class LakeStore(Store):
             before.close()
         return bool(changes)
 
-    def _write(self, shop: Shop, changes: list[Rows]) -> None:
+    def _write(self, shop: OpenShop, changes: list[Rows]) -> None:
         """Write changed rows to the lake, on top of the snapshot that the file is a copy of."""
         copied = copied_snapshot(shop.connection)
         state = {"writer": secrets.token_hex(8), "next_event": str(next_number(shop.connection))}
@@ -199,7 +201,7 @@ class LakeStore(Store):
         if head.writer == state["writer"]:  # else somebody else came next: the file follows later
             keep_copied(shop.connection, head)
 
-    def settings_saved(self, shop: Shop) -> None:
+    def settings_saved(self, shop: OpenShop) -> None:
         """As in `Store`."""
         shop.connection  # noqa: B018  (stores the journal, before others are kept out)
         with self.alone(shop):

@@ -8,14 +8,35 @@ alone needs neither; see `lake.LakeStore` for the other one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import duckdb
 
-if TYPE_CHECKING:
-    from .shop import Shop
+from .config import ShopConfig
+
+
+class OpenShop(Protocol):
+    """What a store needs of a `shop.Shop`."""
+
+    path: Path
+    config: ShopConfig
+    wait_seconds: float
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The file, opened at the first use."""
+
+    def reading_file(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """The file as it is, for a moment."""
+
+    def roll_back(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Undo what the transaction has changed in the file."""
+
+    def write_config(self) -> None:
+        """Write the settings to ``shop.json``."""
 
 
 class Store:
@@ -23,26 +44,26 @@ class Store:
 
     is_shared = False  # whether other machines change the shop, too
 
-    def is_behind(self, shop: Shop) -> bool:
+    def is_behind(self, shop: OpenShop) -> bool:
         """Whether others have changed what the shop's file does not hold yet.
 
         Called while the file is open for nobody in this process.
         """
         return False
 
-    def pull(self, shop: Shop) -> bool:
+    def pull(self, shop: OpenShop) -> bool:
         """Bring the file up to date, outside of a transaction; returns whether it changed."""
         return False
 
     @contextmanager
-    def alone(self, shop: Shop) -> Iterator[None]:
+    def alone(self, shop: OpenShop) -> Iterator[None]:
         """Keep all others from changing the shop; the file is up to date in it."""
         yield
 
     def watch(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Remember the rows as they are, before a transaction begins."""
 
-    def push(self, shop: Shop) -> bool:
+    def push(self, shop: OpenShop) -> bool:
         """Keep what the transaction has changed, before it is committed; False where nothing was.
 
         Raises:
@@ -53,11 +74,11 @@ class Store:
     def forget_old(self) -> None:
         """Erase what was deleted, where it can still be read as the shop was before."""
 
-    def settings_saved(self, shop: Shop) -> None:
+    def settings_saved(self, shop: OpenShop) -> None:
         """Let others know of settings that have changed."""
 
 
-def open_store(shop: Shop) -> Store:
+def open_store(shop: OpenShop) -> Store:
     """The store that a shop's settings name.
 
     Raises:
