@@ -31,8 +31,8 @@ from qagent_mlx.environment import ShopEnvironment
 from qagent_mlx.environment.shop_environment import OVER
 from qagent_mlx.environment.trl_adapter import ShopTools, factory, rows
 
-STEPS, GROUP, CASES = 12, 4, 4
-WRITTEN, DEMONSTRATIONS = 240, 8  # steps of learning the calls, and episodes to learn them from
+STEPS, GROUP, CASES = 6, 4, 2
+WRITTEN, DEMONSTRATIONS = 160, 8  # steps of learning the calls, and episodes to learn them from
 
 
 class Print(TrainerCallback):

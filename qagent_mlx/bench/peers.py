@@ -25,8 +25,8 @@ from .workloads import Standard, Step, Workload, model_folder, open_policy, prom
 MLX = "mlx[cpu]" if sys.platform == "linux" else "mlx"
 PACKAGES = {
     "mlx-lm-lora": ("mlx-lm-lora==5.10.2", MLX),
-    # Its wheel asks for these on macOS only.
-    "mlxrl": ("inductive-mlxrl==0.2.0", "mlx-lm>=0.31.3", MLX),
+    # Its wheel asks for these on macOS only, and reads caches and random states as these have them.
+    "mlxrl": ("inductive-mlxrl==0.2.0", "mlx-lm==0.31.3", f"{MLX}==0.31.2"),
     # The plain torch package of Linux brings a CUDA build of several gigabytes.
     "trl": ("torch==2.13.0", "trl==1.16.0", "peft"),
 }

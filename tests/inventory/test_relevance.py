@@ -19,9 +19,11 @@ from qagent_mlx.inventory.index import InventoryIndex
 from qagent_mlx.inventory.index_files import MANIFEST, IndexWriter, Manifest, read_manifest
 from qagent_mlx.inventory.relevance import (
     LEAST_COSINE,
+    LEAST_KEPT,
     MIN_PAIRS,
     VERSION,
     RelevanceFloor,
+    _fit,
     is_address,
     learn_floor,
     misspell,
@@ -171,6 +173,15 @@ def test_whatever_was_clicked_neither_likeness_nor_being_known_counts_against(se
     clicked = [pair._replace(row=draw.randrange(60)) for pair in CLICKED]
     floor = make_index(clicked, categories=False).manifest.relevance
     assert floor.cosine >= LEAST_COSINE and floor.length >= 0
+
+
+def test_noise_that_is_like_everything_cuts_what_may_be_lost_of_what_was_typed_and_no_more():
+    pairs = 400
+    typed = np.column_stack([np.linspace(0.2, 0.8, pairs), np.full(pairs, 2.0)])
+    noise = np.full((50, 2), (0.95, 2.0))
+    floor = _fit([typed], [noise], typed, pairs)
+    found = typed @ (floor.cosine, floor.length) + floor.intercept >= -1e-9
+    assert (~found).sum() == round((1 - LEAST_KEPT) * pairs) > 0
 
 
 def test_an_index_without_a_floor_or_with_a_newer_one_still_opens(index, tmp_path):
