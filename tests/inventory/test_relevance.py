@@ -24,6 +24,7 @@ from qagent_mlx.inventory.relevance import (
     VERSION,
     RelevanceFloor,
     _fit,
+    _misspelt,
     is_address,
     learn_floor,
     misspell,
@@ -112,6 +113,20 @@ def test_what_was_typed_finds_the_same_and_slips_still_find(search):
     draw = random.Random(0)
     slips = [misspell(misspell(query, draw), draw) for query in queries]
     assert np.mean([not hits for hits in search.search(slips, 5)]) < 0.1
+
+
+def test_slips_go_on_until_no_word_is_known_and_no_further(index):
+    known = index.lexical.query_terms
+    words = [query.split()[0] for query in KINDS]
+    assert all(map(known, words))
+    taken = set()
+    for seed, word in enumerate(words * 5):
+        draw, chain = random.Random(seed), [word]
+        while known(chain[-1]) and len(chain) <= 4:  # the search itself forgives some slips
+            chain.append(misspell(chain[-1], draw))
+        assert _misspelt(word, index.lexical, random.Random(seed)) == chain[-1]
+        taken.add(len(chain) - 1)
+    assert taken >= {1, 2, 3}
 
 
 def test_a_query_of_a_category_that_is_gone_finds_nothing_else(index):
