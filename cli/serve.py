@@ -30,6 +30,8 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     *(
         "cache_seconds",
         "think",
+        "think_seconds",
+        "think_users",
         "rate",
         "proxy",
         "connections",
@@ -44,6 +46,8 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
     chains={"flags": ("--group", "--chains"), "metavar": "N"},
     proxy={"metavar": "ADDRESS"},
     connections={"metavar": "N"},
+    think_seconds={"metavar": "S"},
+    think_users={"metavar": "N"},
     workers={"metavar": "N"},
     deadline_ms={"flags": ("--deadline",), "metavar": "MS"},
     cache_seconds="--cache",
