@@ -46,7 +46,7 @@ def test_the_notebook_runs_from_top_to_bottom(path, folder, monkeypatch):
 
 def test_the_notebooks_are_numbered():
     assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(1, len(NOTEBOOKS) + 1)]
-    assert len(NOTEBOOKS) >= 6
+    assert len(NOTEBOOKS) >= 7
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
