@@ -37,7 +37,11 @@ def test_the_notebook_runs_from_top_to_bottom(path, folder, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(path, 4)
     client = NotebookClient(
-        notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=180,
+        startup_timeout=180,  # a busy machine takes its time
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()  # raises where a cell does
     # A shell line that fails does not end its notebook.
