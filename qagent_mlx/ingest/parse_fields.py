@@ -249,8 +249,11 @@ def timestamp(column: str, time_format: str | None = None) -> str:
     number = f"try_cast({column} AS DOUBLE)"
     # Some put a space before the zone: "2026-03-01 12:00:00 +0100".
     zoned = f"regexp_replace({column}, '\\s+([+-]\\d\\d:?\\d\\d)$', '\\1')"
+    # Before 2.0, DuckDB reads a zone behind seconds only.
+    whole = f"regexp_replace({zoned}, '([T ]\\d\\d:\\d\\d)(Z|[+-]\\d\\d:?\\d\\d)$', '\\1:00\\2')"
     return f"""CASE WHEN NOT isfinite({number}) THEN NULL
-        WHEN {number} IS NULL THEN try_cast({zoned} AS TIMESTAMPTZ) AT TIME ZONE 'UTC'
+        WHEN {number} IS NULL THEN coalesce(
+            try_cast({zoned} AS TIMESTAMPTZ), try_cast({whole} AS TIMESTAMPTZ)) AT TIME ZONE 'UTC'
         WHEN abs({number}) < 1e11 THEN make_timestamp(({number} * 1000000)::BIGINT)
         WHEN abs({number}) < 1e14 THEN make_timestamp(({number} * 1000)::BIGINT)
         WHEN abs({number}) < 1e17 THEN make_timestamp({number}::BIGINT) END"""
