@@ -66,7 +66,7 @@ def test_a_rule_of_a_time_holds_when_its_time_comes(serving, monkeypatch):
     body = {"kind": "block", "text": first, "starts": "2199-01-01T00:00:00Z"}
     client.post("/rules", json=body)
     assert queries(client)[0] == first
-    monkeypatch.setattr(responder, "shop_time", lambda _shop: datetime(2199, 1, 2))
+    monkeypatch.setattr(responder, "utc_now", lambda: datetime(2199, 1, 2))
     monkeypatch.setattr("qagent_mlx.live.limits.shop_time", lambda _shop: datetime(2199, 1, 2))
     until = time.monotonic() + 20
     while first in queries(client):  # cached until the worker looks
