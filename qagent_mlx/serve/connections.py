@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import time
 from collections import Counter
 from typing import Any
@@ -45,6 +46,11 @@ class GuardedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        # asyncio asks for it only of sockets that name their protocol, which those of a listening
+        # socket do not. Without it a reply's body waits for the client's delayed ACK of its
+        # headers, 40 ms on Linux.
+        if connected := transport.get_extra_info("socket"):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_timer()
         if len(self.connections) > self.most:
             self._make_room()

@@ -206,3 +206,19 @@ def test_an_error_says_nothing_of_where_the_servers_files_are():
         ("and/or http://127.0.0.1:9200/a/b", "and/or http://127.0.0.1:9200/a/b"),
     ):
         assert without_paths(text, shop) == public
+
+
+def test_no_part_of_a_reply_waits_for_an_acknowledgement(monkeypatch):
+    made = []
+    start = connections.GuardedConnection._start_timer
+
+    def noted(self):
+        connected = self.transport.get_extra_info("socket")
+        made.append(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        start(self)
+
+    monkeypatch.setattr(connections.GuardedConnection, "_start_timer", noted)
+    with listening() as port, connect(port) as client:
+        client.sendall(REQUEST + b"ab")
+        assert b"200 OK" in client.recv(1000)
+    assert made and all(made)
