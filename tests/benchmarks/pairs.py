@@ -63,7 +63,7 @@ def prepare(checkout: Path, folder: Path) -> None:
     if not (folder / "shop" / "shop.duckdb").exists():
         run(checkout, folder, ["init", "--sample"])
     shutil.rmtree(folder / "partitions", ignore_errors=True)
-    run(checkout, folder, ["memory", "split", "{folder}/partitions"])
+    run(checkout, folder, ["memory", "split", "{folder}/partitions", "--parts", "4"])
 
 
 def clear(folder: Path) -> None:
