@@ -97,7 +97,7 @@ def report(by: Any, since: datetime | None, until: datetime | None, shop_path: P
 
     def draw() -> None:
         if not groups:
-            say("nothing was shown in that time; see: qagent impressions list")
+            say("nothing was shown in that time; next: qagent serve, or recommend USER --record")
             return
         rows = [
             (

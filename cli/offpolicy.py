@@ -77,9 +77,10 @@ def offpolicy(
             ("taken an answer", "estimate", "from", "to"), rows, numbers=("estimate", "from", "to")
         )
         say(
-            f"{report.answers:,} answers of {report.users:,} users, {report.explored:.0%} "
-            f"explored; {policy} would have shown the same at {report.agreeing:.0%} of the places, "
-            f"and at {report.supported:.0%} what could have been shown there"
+            f"{report.answers:,} answers of {report.users:,} users, {report.explored:.0%} in an "
+            f"order partly left to chance; {policy} would have shown the same at "
+            f"{report.agreeing:.0%} of the places, and what could have been shown there at "
+            f"{report.supported:.0%}"
         )
 
     return Output(document, draw)

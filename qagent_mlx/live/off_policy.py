@@ -60,7 +60,7 @@ class OffPolicyReport:
         agreeing: Share of the places at which the other system would have shown the same.
         supported: Share of the other system's places at which the log's system had any chance to
             show the same; of the others the log says nothing.
-        explored: Share of the answers that were left to chance at all.
+        explored: Share of the answers whose order was left to chance, if only in part.
         effective: Answers that the weighted ones are worth (Kish).
     """
 
