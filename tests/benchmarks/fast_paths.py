@@ -55,6 +55,10 @@ def _patched(*patches: Any) -> Iterator[None]:
             each.stop()
 
 
+def _sample_by_mlx(logits: Any, *rest: Any) -> Any:
+    return sampling._sample_mlx(mx.array(logits), *rest)
+
+
 def _without() -> dict[str, tuple[str, Callable[[], Any]]]:
     """For each path what it serves, and a context in which the plain form runs in its place."""
 
@@ -87,7 +91,7 @@ def _without() -> dict[str, tuple[str, Callable[[], Any]]]:
         ),
         "sampling by numpy": (
             "rollout",
-            lambda: _patched(on(sampling, "_sample_numpy", sampling._sample_mlx)),
+            lambda: _patched(on(sampling, "_sample_numpy", _sample_by_mlx)),
         ),
         "all softmax, SwiGLU, log-probabilities": (
             "update",
