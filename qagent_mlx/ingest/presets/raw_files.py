@@ -19,7 +19,7 @@ from ...errors import QAgentError
 from ...utils.database import literal
 from ..columns import quote
 from ..sources.archives import MAGIC, read_chunks
-from ..sources.documents import cut_out_list, json_layout
+from ..sources.documents import cut_out_list, json_compression, json_layout
 from ..sources.source import MAX_LINE
 from ..sources.text import TextFile, read_text
 
@@ -152,7 +152,7 @@ def documents(files: Iterable[RawFile]) -> str:
         reader = (
             f"(SELECT json AS d FROM read_json_objects({literal(file.readable)}, "
             f"format='{'newline_delimited' if file.container == 'bulk' else 'auto'}', "
-            f"compression='{file.compression}', "
+            f"compression='{json_compression(file.compression)}', "
             f"maximum_object_size={MAX_LINE}, hive_partitioning=false))"
         )
         if file.container == "bulk":
@@ -170,7 +170,7 @@ def lines_relation(file: RawFile, columns: Mapping[str, str]) -> str:
     """SQL: a relation of a JSON lines file's keys in these types."""
     types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     return (
-        f"read_json({literal(file.readable)}, compression='{file.compression}', "
+        f"read_json({literal(file.readable)}, compression='{json_compression(file.compression)}', "
         f"columns={{{types}}}, format='newline_delimited', hive_partitioning=false)"
     )
 
@@ -292,7 +292,7 @@ def _look_at_json(
         file = replace(file, readable=text.path, compression=text.compression)
     texts = connection.execute(
         f"""SELECT json FROM read_json_objects({literal(file.readable)}, format='auto',
-        compression='{file.compression}', maximum_object_size={MAX_LINE},
+        compression='{json_compression(file.compression)}', maximum_object_size={MAX_LINE},
         hive_partitioning=false) LIMIT 20"""
     ).fetchall()
     container, records = unwrap([json.loads(text) for (text,) in texts])

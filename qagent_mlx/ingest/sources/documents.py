@@ -36,6 +36,11 @@ class Layout:
     end: int | None = None  # where the object ends so near that its end was read
 
 
+def json_compression(compression: str) -> str:
+    """The name that DuckDB's reader of JSON has for a compression; before 2.0 no "none"."""
+    return "uncompressed" if compression == "none" else compression
+
+
 def json_layout(head: str, is_row: Callable[[Collection[str]], bool]) -> Layout:
     """Tell the layout from a file's beginning.
 
@@ -90,7 +95,7 @@ def document_source(
                 json::VARCHAR AS line, json_type(json) = 'OBJECT' AS good
             FROM read_json_objects(?, format='{layout.form}', compression=?,
                 hive_partitioning=false, maximum_object_size={MAX_LINE})""",
-            [str(file.path), file.compression],
+            [str(file.path), json_compression(file.compression)],
         )
     except duckdb.OutOfMemoryException:
         raise
