@@ -67,7 +67,7 @@ def _read(raw: RawFiles) -> Extract:
     )
     aliases = load_aliases(
         raw,
-        """SELECT product_id, unnest([gtin, mpn]) AS alias FROM feed
+        """SELECT product_id, unnest([gtin::VARCHAR, mpn::VARCHAR]) AS alias FROM feed
         UNION ALL SELECT product_id, NULL FROM feed""",
     )
     attributes = load_attributes(
