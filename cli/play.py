@@ -133,8 +133,9 @@ def _recommend(session: PlaygroundSession, _: str) -> None:
     print_table(columns, rows, numbers=("#", "chance", "votes"), wide="top product")
     for query, count in result.given_way.items():
         _print(
-            f"{query}, the choice of {count} of {chains} chains, gives way: it is sold out, of a "
-            "kind bought just now, or kept out by a rule or wish",
+            f"{query}, the choice of {count} of {chains} chains, gives way: it is sold out, holds "
+            "words that no product has, is of a kind bought just now, or kept out by a rule or "
+            "wish",
             "dim",
         )
 

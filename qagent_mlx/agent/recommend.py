@@ -59,7 +59,8 @@ class UserRecommendations:
     def given_way(self) -> dict[str, int]:
         """Queries that chains recommended and the slate does not show, and how many chose each.
 
-        They are sold out, of a kind that the user has bought just now, or kept out by a rule.
+        They are sold out, hold words that no product has, are of a kind that the user has bought
+        just now, or are kept out by a rule.
         """
         shown = {query_key(item.query) for item in self.recommendations}
         chosen = [chain for chain in self.chains if chain.finish == "recommended"]
