@@ -170,16 +170,15 @@ def _draw_user(data: ChangedAnswer) -> None:
 def _draw_writing(scene: WritingScene) -> None:
     from rich.text import Text
 
+    from qagent_mlx.evaluate.tables import percent
+
     say(
         "The query log is hidden: memory has views and purchases only. The shipped policy "
         "`writer` practised here to write."
     )
     rows = []
     for result in scene.report.systems:
-        values = [result.metrics[name] for name in _ROW_METRICS]
-        rows.append(
-            (result.name, *(f"{100 * v.mean:.1f} ±{50 * (v.hi - v.lo):.1f}" for v in values))
-        )
+        rows.append((result.name, *(percent(result.metrics[name]) for name in _ROW_METRICS)))
     print_table(("percent", *_ROW_METRICS.values()), rows, numbers=tuple(_ROW_METRICS.values()))
     for row in scene.examples:
         cells = []

@@ -9,20 +9,21 @@ from typing import Final
 from ..agent.types import Rollout
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, Example
+from ..evaluate.comparisons import FIRST_LINE
 from ..evaluate.config import EvaluationConfig
+from ..evaluate.metrics import ROW
 from ..evaluate.report import EvaluationReport
 from ..evaluate.suite import evaluation_suite
-from ..policy.registry import WRITER, open_policy
+from ..policy.registry import WRITER, resolve
 from ..protocol.actions import Codec
+from ..protocol.codec import load_codec
 from ..shop.shop import Shop
 from ..types import Case
 from ..utils.text import query_key
 
 SCENARIO: Final = "no_query_log"
-BASELINES = ("top-line", "item-cf-title")  # pointing at memory's lines; the best other baseline
+BASELINES = (FIRST_LINE, "item-cf-title")  # pointing at memory's lines; the best other baseline
 ROWS_SHOWN = 4
-ROW = 5  # queries
-FOUND = 10  # first products that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,11 @@ class WritingScene:
 
     @property
     def examples(self) -> list[WrittenRow]:
-        """Rows worth a look: those that led to an engagement by a query nobody had typed first."""
+        """Rows worth a look.
+
+        First those in which a query in the agent's own words led to an engagement, then those in
+        which one that nobody had typed did, then those in which most queries did.
+        """
 
         def worth(row: WrittenRow) -> tuple[bool, bool, int]:
             hits = [query for query in row.queries if query.engaged]
@@ -91,17 +96,11 @@ def writing_scene(shop: Shop, cases: int, seed: int) -> WritingScene:
         cases: Test cases.
         seed: Of sampling and of the intervals.
     """
-    config = EvaluationConfig(
-        limit=cases,
-        details=cases,
-        baselines=BASELINES,
-        compare=((WRITER, BASELINES[0]), (WRITER, BASELINES[1])),
-        seed=seed,
-    )
+    config = EvaluationConfig(limit=cases, details=cases, baselines=BASELINES, seed=seed)
     suite = evaluation_suite(shop, [WRITER], config, SplitConfig(scenario=SCENARIO))
     report = suite.evaluate()
     rows = _rows(report, suite.environment, _typed(shop))
-    chain, query = _chain(rows, suite.rollouts()[WRITER], open_policy(shop, WRITER).codec)
+    chain, query = _chain(rows, suite.rollouts()[WRITER], load_codec(resolve(shop, WRITER)))
     return WritingScene(report, rows, chain, query)
 
 
@@ -120,7 +119,7 @@ def _rows(
 ) -> tuple[WrittenRow, ...]:
     def written(example: Example, query: str) -> WrittenQuery:
         case, key = example.case, query_key(query)
-        found = environment.retrieve(query, case.as_of)[:FOUND]
+        found = environment.retrieve(query, case.as_of)
         return WrittenQuery(
             query,
             own=key not in {query_key(line) for line in example.profile.references},
@@ -138,7 +137,10 @@ def _rows(
 def _chain(
     rows: Sequence[WrittenRow], rollouts: Mapping[int, Sequence[Rollout]], codec: Codec
 ) -> tuple[str, str]:
-    """The first chain that recommends a query of its own, if any one that led on; and the query."""
+    """A chain that recommends a query in its own words, and the query.
+
+    One that led to an engagement, if there is any.
+    """
     for engaged in (True, False):
         for row in rows:
             own = {query_key(q.query) for q in row.queries if q.own and q.engaged >= engaged}

@@ -62,7 +62,7 @@ def answers_line(report: EvaluationReport) -> str:
         ("among its candidates", report.answers.candidates),
         ("typed by somebody before", report.answers.typed),
     )
-    shares = [f"{place} {_percent(share)} %" for place, share in places if share is not None]
+    shares = [f"{place} {percent(share)} %" for place, share in places if share is not None]
     return f"the query typed next is {', '.join(shares)} of the time" if shares else ""
 
 
@@ -160,10 +160,11 @@ def _system_cells(system: SystemResult, further: Sequence[str] = ()) -> list[str
 
 
 def _percents(system: SystemResult, metrics: Iterable[str]) -> list[str]:
-    return [_percent(system.metrics[name]) for name in metrics]
+    return [percent(system.metrics[name]) for name in metrics]
 
 
-def _percent(value: Interval) -> str:
+def percent(value: Interval) -> str:
+    """A share in percent, with half of its interval."""
     return f"{100 * value.mean:.1f} ±{100 * ((value.hi - value.lo) / 2):.1f}"
 
 

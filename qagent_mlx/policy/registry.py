@@ -34,6 +34,7 @@ from .promotions import promoted
 
 SAMPLE = "sample"  # the small base model that is shipped for the sample shop
 WRITER = "writer"  # the shipped policy that writes queries in the sample shop without its log
+SHIPPED_POLICIES = (SAMPLE, WRITER)
 PROMOTED = "promoted"  # names the promoted policy, in a shop that has none of that name
 
 
@@ -59,7 +60,7 @@ def resolve(shop: Shop | None, name: str) -> Path:
         return pulled
     if name in KNOWN_MODELS:
         raise QAgentError(f"the model {name} is not here yet; run: qagent models pull {name}")
-    shipped = [n for n in (SAMPLE, WRITER) if (shipped_folder(n) / "policy.json").exists()]
+    shipped = [n for n in SHIPPED_POLICIES if (shipped_folder(n) / "policy.json").exists()]
     known = ", ".join([*(policy_names(shop) if shop else []), *shipped]) or "none yet"
     raise QAgentError(
         f"there is no policy {name}; known are {known}, or give an mlx-lm model folder, or the "

@@ -23,7 +23,7 @@ from ..utils.settings import SettingError
 from . import calibration
 from .files import base_of, check_policy, read_info
 from .promotions import Promotion, before_promoted, promoted, promotions, record
-from .registry import SAMPLE, WRITER, by_age, created_at, lasting_name, resolve
+from .registry import SHIPPED_POLICIES, by_age, created_at, lasting_name, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def _describe(reference: str, folder: Path, now: str) -> PolicyVersion:
 
 def _promoted_before(shop: Shop, doomed: Sequence[str]) -> str:
     """The policy that was promoted last before this one and is still there; empty for none."""
-    there = {SAMPLE, WRITER, *all_versions(shop.path / "policies")} - {promoted(shop), *doomed}
+    there = {*SHIPPED_POLICIES, *all_versions(shop.path / "policies")} - {promoted(shop), *doomed}
     return next((policy for policy in before_promoted(shop) if policy in there), "")
 
 

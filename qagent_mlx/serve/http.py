@@ -26,7 +26,7 @@ from ..ingest.report import IngestReport
 from ..inventory.product_search import search_products
 from ..inventory.search import HybridSearch
 from ..inventory.types import Filters
-from ..policy.registry import PROMOTED, SAMPLE, WRITER, policy_names
+from ..policy.registry import PROMOTED, SHIPPED_POLICIES, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..privacy import erase_user, export_user
 from ..shop.policy_folders import parse_reference
@@ -189,7 +189,7 @@ async def policy(service: Service, request: Request) -> Response:
     responder = service.worker.responder
 
     def change() -> schema.PolicyReply:
-        names = [*policy_names(responder.shop), SAMPLE, WRITER]
+        names = [*policy_names(responder.shop), *SHIPPED_POLICIES]
         # Never a path: a client that may ask may not read files.
         if parse_reference(name)[0] not in (*names, PROMOTED):
             raise QAgentError(f"there is no policy {name}; known are {', '.join(names)}")
