@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -20,46 +22,37 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"qagent_{name}", text, labels, registry=self.registry)
 
+        def histogram(
+            name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS
+        ) -> Histogram:
+            name = f"qagent_{name}"
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
         self.requests = counter("requests", "Requests by route and status.", "route", "status")
-        self.seconds = Histogram(
-            "qagent_request_seconds",
-            "Time of a request.",
-            ("route",),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
+        self.seconds = histogram("request_seconds", "Time of a request.", "route")
         self.answers = counter("answers", "Recommendations by where they came from.", "source")
         self.fallbacks = counter("fallbacks", "Answers without a chain, by reason.", "reason")
         self.cache = counter("cache", "Look-ups of answers.", "outcome")
-        self.batch = Histogram(
-            "qagent_batch_users", "Users in one decode.", buckets=USERS, registry=self.registry
-        )
-        self.decode = Histogram(
-            "qagent_decode_seconds", "Time of one decode.", buckets=SECONDS, registry=self.registry
-        )
+        self.batch = histogram("batch_users", "Users in one decode.", buckets=USERS)
+        self.decode = histogram("decode_seconds", "Time of one decode.")
         self.chains = counter("chains", "Chains that were decoded.")
-        self.stages = Histogram(
-            "qagent_stage_seconds",
+        self.stages = histogram(
+            "stage_seconds",
             "Time that a computed answer waited for each stage of its batch.",
-            ("stage",),
-            buckets=SECONDS,
-            registry=self.registry,
+            "stage",
         )
         self.thoughts = counter("thoughts", "Answers thought before, by outcome.", "outcome")
-        self.thought_age = Histogram(
-            "qagent_thought_age_seconds",
+        self.thought_age = histogram(
+            "thought_age_seconds",
             "Age of an answer that was thought before, when it was asked for.",
             buckets=AGES,
-            registry=self.registry,
         )
         self.events = counter("events", "Events posted, by outcome.", "outcome")
         self.shown = counter("shown", "Answers recorded as shown, by outcome.", "outcome")
-        self.store = Histogram(
-            "qagent_store_seconds",
+        self.store = histogram(
+            "store_seconds",
             "Time to move the journal into the shop's file, or to take a snapshot of it.",
-            ("work",),
-            buckets=SECONDS,
-            registry=self.registry,
+            "work",
         )
         self.policies = counter("policy_loads", "Policies taken up.", "outcome")
         self._policy = Gauge(

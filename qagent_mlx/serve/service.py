@@ -45,8 +45,8 @@ class Service:
     ) -> RecommendReply:
         """Recommendations in time: the agent's, or a fallback that is marked as one."""
         start = time.monotonic()
-        request = PendingRequest(user, k, chains, start + deadline_ms / 1000 - WRITE_SECONDS, as_of)
-        request.submitted = start
+        deadline = start + deadline_ms / 1000 - WRITE_SECONDS
+        request = PendingRequest(user, k, chains, deadline, as_of, submitted=start)
         responder = self.worker.responder
         response = responder.ready(request)
         is_ready = response is not None

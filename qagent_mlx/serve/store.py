@@ -243,8 +243,8 @@ class ShopStore:
         self._let_go()
         seconds = time.perf_counter() - start
         self._metrics.store.labels("move").observe(seconds)
-        pause, share = (MOVE_SECONDS, MOVE_SHARE)
-        if self.shop.config.store is not None:  # other machines wait for it
+        pause, share = MOVE_SECONDS, MOVE_SHARE
+        if shop.store.is_shared:  # other machines wait for it
             pause, share = SHARED_MOVE_SECONDS, SHARED_MOVE_SHARE
         self._move_at = time.monotonic() + max(pause, seconds / share)
         if version != self._catalog_version:
