@@ -26,6 +26,7 @@ from ..memory.ranker import fit_ranker
 from ..memory.sessions import refresh_sessions
 from ..memory.store import MEMORY_FORMAT, MemoryStore
 from ..shop.config import ShopConfig
+from ..shop.schema import EVENT_COLUMNS
 from ..shop.shop import Shop
 from ..utils.atomic_files import locked, read_json, replacing_folder, write_json
 from ..utils.database import literal
@@ -36,7 +37,6 @@ FORMAT = 1  # of what a copy holds; raise it in the commit that changes what a s
 WAIT_SECONDS = 1800.0  # for another process that makes the same copy
 
 _TABLES = ("products", "product_history", "product_aliases")  # besides events; copied whole
-_EVENTS = "event_id, user_id, ts, type, query, query_key, product_id"
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -115,7 +115,8 @@ def delete_copies(shop: Shop) -> None:
 def _fingerprint(shop: Shop, part: Part) -> str:
     """What the copy is made from: all events and products, settings, and what is taken away."""
     ((*data,),) = shop.connection.execute(
-        f"""SELECT (SELECT count(*) FROM events), (SELECT bit_xor(hash({_EVENTS})) FROM events),
+        f"""SELECT (SELECT count(*) FROM events),
+            (SELECT bit_xor(hash({EVENT_COLUMNS})) FROM events),
             (SELECT bit_xor(hash(p)) FROM products p),
             (SELECT bit_xor(hash(h)) FROM product_history h)"""
     ).fetchall()
@@ -148,7 +149,7 @@ def _make(shop: Shop, part: Part, folder: Path) -> None:
 def _export(shop: Shop, part: Part, folder: Path) -> list[Path]:
     """Write the part's tables as Parquet files, which any connection can read, into a folder."""
     folder.mkdir()
-    events = f"SELECT {_EVENTS} FROM ({part.events})"
+    events = f"SELECT {EVENT_COLUMNS} FROM ({part.events})"
     tables = {"events": (events, part.values)}
     tables |= {n: (f"SELECT * FROM {n}", {}) for n in _TABLES if shop.has_table(n)}
     for name, (query, values) in tables.items():

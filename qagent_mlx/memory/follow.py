@@ -8,12 +8,11 @@ import duckdb
 
 from ..shop.config import MemoryConfig
 from ..shop.row_changes import Rows
+from ..shop.schema import EVENT_COLUMNS
 from ..utils.database import literal
 from .store import MemoryStore
 
 _CATALOG = ("products", "product_history")
-# What an event is; its session and search are derived.
-_TOLD = "event_id, user_id, ts, type, query, query_key, product_id"
 
 
 class Follower:
@@ -41,7 +40,7 @@ class Follower:
 
     def _is_rewritten(self, events: Rows) -> bool:
         """Whether events of before are gone, say something else, or got company."""
-        removed, added = (f"SELECT {_TOLD} FROM {file}" for file in _files(events))
+        removed, added = (f"SELECT {EVENT_COLUMNS} FROM {file}" for file in _files(events))
         ((count,),) = self._connection.execute(
             f"""SELECT (SELECT count(*) FROM ({removed} EXCEPT {added})) + (
                 SELECT count(*) FROM ({added} EXCEPT {removed}) WHERE event_id <= {self._last})"""

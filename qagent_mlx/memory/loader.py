@@ -93,9 +93,7 @@ class MemoryLoader:
     def history(self, moment: Moment) -> History:
         """The user's events before a moment."""
         self.prepare()
-        log = EventLog(self.connection)
-        histories = log.read([moment.user_id])
-        log.read_wordings(histories.values())
+        log, histories = self._read_log({moment.user_id})
         return histories.get(moment.user_id, History([], log, 0)).before(moment.at)
 
     def read_all(self, as_of: datetime) -> None:
@@ -150,14 +148,19 @@ class MemoryLoader:
             states.append(state.advance(days, self.config.half_life_days))
         return states
 
+    def _read_log(self, users: set[str]) -> tuple[EventLog, dict[str, History]]:
+        """The users' whole histories, with how their queries are worded, and the log of these."""
+        log = EventLog(self.connection)
+        histories = log.read(users)
+        log.read_wordings(histories.values())
+        return log, histories
+
     def _computed_states(self, moments: Sequence[Moment], whole: bool = True) -> list[UserState]:
         """The state at each moment, from the log; see `StateBuilder.state` for ``whole``."""
         states: dict[int, UserState] = {}
         if not moments:
             return []
-        log = EventLog(self.connection)
-        histories = log.read({moment.user_id for moment in moments})
-        log.read_wordings(histories.values())
+        log, histories = self._read_log({moment.user_id for moment in moments})
         asked: dict[str, list[int]] = defaultdict(list)
         for number, moment in enumerate(moments):
             asked[moment.user_id].append(number)

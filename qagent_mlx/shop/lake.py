@@ -27,7 +27,7 @@ from typing import Any
 import duckdb
 
 from ..errors import QAgentError
-from ..utils.database import literal, write_parquet
+from ..utils.database import copy_parquet, literal
 from ..utils.settings import merge
 from . import journal
 from .config import ShopConfig
@@ -305,8 +305,8 @@ def _read_changes(
             ours = f"{changed} ('delete', 'update_preimage')"
             theirs = f"{changed} ('insert', 'update_postimage')"
         is_file = "table_changes" not in ours
-        removed = write_parquet(file if is_file else lake, ours, old)
-        added = write_parquet(lake, theirs, new)
+        removed = copy_parquet(file if is_file else lake, ours, old)
+        added = copy_parquet(lake, theirs, new)
         rows = Rows(table, old, new, removed, added)
         if removed:
             rows = net_changes(table, old, new, lake)

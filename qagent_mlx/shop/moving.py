@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from ..errors import QAgentError
-from ..utils.database import literal
+from ..utils.database import copy_parquet, literal
 from .lake import (
     FORMAT,
     KEY,
@@ -166,10 +166,8 @@ def _fill(shop: Shop, catalog: LakeCatalog) -> None:
     tables = shared_tables(shop.connection)
     with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
         for table in tables:
-            shop.connection.execute(
-                f"COPY (SELECT {table.plain} FROM {table.name} WHERE {table.where}) "
-                f"TO {literal(Path(folder) / table.name)} (FORMAT parquet)"
-            )
+            rows = f"SELECT {table.plain} FROM {table.name} WHERE {table.where}"
+            copy_parquet(shop.connection, rows, Path(folder) / table.name)
 
         def write(lake: duckdb.DuckDBPyConnection) -> None:
             lake.execute(f"CREATE TABLE {STATE} (key VARCHAR, value VARCHAR)")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from ..utils.database import literal
+from ..utils.database import copy_parquet, literal
 
 BLOCK = 2048  # rows of DuckDB's vectors
 
@@ -102,14 +102,12 @@ class Before:
         old = f"SELECT {table.plain} FROM {table.name} WHERE ({is_in or 'false'}) AND {table.where}"
         new = f"""SELECT {table.plain} FROM {table.name}
             WHERE (({is_in or "false"}) AND rowid <= {last} OR rowid > {last}) AND {table.where}"""
-        files = {name: folder / f"{table.name}-{name}.parquet" for name in ("old", "new")}
-        rows = [0, 0]
-        for i, (reader, query) in enumerate(((self._old, old), (connection, new))):
-            place = literal(list(files.values())[i])
-            ((rows[i],),) = reader.execute(f"COPY ({query}) TO {place} (FORMAT parquet)").fetchall()
-        if rows[0]:
-            return net_changes(table, files["old"], files["new"], self._old)
-        return Rows(table, files["old"], files["new"], *rows)
+        before, after = (folder / f"{table.name}-{name}.parquet" for name in ("old", "new"))
+        removed = copy_parquet(self._old, old, before)
+        added = copy_parquet(connection, new, after)
+        if removed:
+            return net_changes(table, before, after, self._old)
+        return Rows(table, before, after, removed, added)
 
     def _changed_blocks(
         self, table: Table, connection: duckdb.DuckDBPyConnection, count: int, last: int
@@ -137,12 +135,9 @@ def net_changes(table: Table, old: Path, new: Path, reader: duckdb.DuckDBPyConne
     written = []
     for name, ours, others in (("removed", old, new), ("added", new, old)):
         path = old.with_name(f"{table.name}-{name}.parquet")
-        ((count,),) = reader.execute(
-            f"""COPY (FROM read_parquet({literal(ours)})
-            EXCEPT ALL FROM read_parquet({literal(others)}) ORDER BY ALL)
-            TO {literal(path)} (FORMAT parquet)"""
-        ).fetchall()
-        written.append((path, count))
+        query = f"""FROM read_parquet({literal(ours)})
+            EXCEPT ALL FROM read_parquet({literal(others)}) ORDER BY ALL"""
+        written.append((path, copy_parquet(reader, query, path)))
     (removed, removed_rows), (added, added_rows) = written
     return Rows(table, removed, added, removed_rows, added_rows)
 

@@ -143,6 +143,8 @@ ADDED = {
     "rules": "removed_by",
     "wishes": "withdrawn",
 }
+# What an event says; its session and search are derived.
+EVENT_COLUMNS = "event_id, user_id, ts, type, query, query_key, product_id"
 # Tables whose rows the machines of a shop in a lake share (see `lake`); the others hold what each
 # machine derives from them.
 SHARED = (

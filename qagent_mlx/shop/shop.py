@@ -184,7 +184,7 @@ class Shop:
             QAgentError: another process writes to it, or the file is damaged.
         """
         if self._connection is None:
-            if self.read_only and (journal.has_entries(self.path) or self.store.is_behind(self)):
+            if self.read_only:
                 self._catch_up()
             connection = connect(
                 self.path / "shop.duckdb",
@@ -221,6 +221,8 @@ class Shop:
 
         Where nobody may write to the file, it sees what the file holds.
         """
+        if not (journal.has_entries(self.path) or self.store.is_behind(self)):
+            return
         writer = Shop(self.path, self.config, read_only=False)
         writer.wait_seconds = CATCH_UP_SECONDS
         try:
@@ -238,9 +240,8 @@ class Shop:
             QAgentError: as `open`; another process writes to the database for long.
         """
         shop = cls.open(path, read_only=True)
-        if journal.has_entries(shop.path) or shop.store.is_behind(shop):
-            shop._catch_up()
-        shop._store = None
+        shop._catch_up()
+        shop.forget_store()
         shop.read_only, shop.is_snapshot = False, True
         shop.connection  # noqa: B018  (the moment is now)
         return shop

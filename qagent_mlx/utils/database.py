@@ -46,9 +46,20 @@ def write_parquet(
 ) -> int:
     """Replace ``path`` with a query's rows as Parquet; returns how many there are."""
     with replacing(path) as temporary:
-        ((rows,),) = connection.execute(
-            f"COPY ({query}) TO {literal(temporary)} (FORMAT parquet{options})", list(values)
-        ).fetchall()
+        return copy_parquet(connection, query, temporary, values, options)
+
+
+def copy_parquet(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    path: Path,
+    values: Sequence[Any] = (),
+    options: str = "",
+) -> int:
+    """Write a query's rows as Parquet to a file that is not to last; returns how many there are."""
+    ((rows,),) = connection.execute(
+        f"COPY ({query}) TO {literal(path)} (FORMAT parquet{options})", list(values)
+    ).fetchall()
     return int(rows)
 
 
