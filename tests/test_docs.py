@@ -121,12 +121,17 @@ def heading_anchor(title):
     return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
-def test_the_page_of_results_lists_what_is_on_it():
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    titles = re.findall(r"^## (.+)$", text, re.M)
-    contents = text[: text.index("\n## ")]
-    listed = re.findall(r"^- \[(.+)\]\(#(.+)\)$", contents, re.M)
-    assert listed == [(title, heading_anchor(title)) for title in titles]
+def test_each_page_of_results_answers_a_question_that_the_first_one_lists():
+    folder = ROOT / "docs" / "results"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    for page in folder.glob("*.md"):
+        if page.name != "index.md":
+            text = page.read_text(encoding="utf-8")
+            title, answer = text.split("\n\n")[:2]
+            assert re.fullmatch(r"# .+\?", title), page.name
+            assert answer.startswith("**") and len(answer.split()) <= 110, page.name
+            assert f"[{title[2:]}]({page.name})" in index
+            assert re.search(r"20\d\d-\d\d-\d\d", text), f"{page.name} says no day"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
