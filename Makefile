@@ -53,7 +53,7 @@ screens: install
 	$(BIN)/qagent init --sample --shop .screens/shop
 	$(BIN)/qagent train sft --policy sample --shop .screens/shop
 	$(BIN)/qagent train grpo --policy sft --steps 80 --seed 1 --shop .screens/shop
-	$(BIN)/python tests/benchmarks/record.py notebooks/session.svg --shop .screens/shop --user u0551
+	$(BIN)/python tests/benchmarks/record.py notebooks/session.svg --shop .screens/shop --user u0550
 	rm -rf .screens
 
 # Wheel and source in `dist/`, and the wheel tried in an empty environment, outside of this folder.

@@ -91,6 +91,7 @@ def print_table(
     numbers: Sequence[str] = (),
     wide: str = "",
     widths: Mapping[str, int] | None = None,
+    cut: bool = False,
 ) -> None:
     """Print a table without frames, readable at 80 columns and without colour.
 
@@ -100,6 +101,7 @@ def print_table(
         numbers: Columns that are aligned to the right.
         wide: The column that takes the room that is left.
         widths: The most characters of columns.
+        cut: Cells of the wide column end in "…" where the room ends, instead of going on below.
     """
     from rich.table import Table
     from rich.text import Text
@@ -112,9 +114,14 @@ def print_table(
             justify="right" if column in numbers else "left",
             ratio=1 if column and column == wide else None,
             max_width=(widths or {}).get(column),
+            no_wrap=cut and column != wide,
         )
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else safe(cell) for cell in row))
+        cells = [cell if isinstance(cell, Text) else safe(cell) for cell in row]
+        if cut:  # the cell, as a column that may not wrap takes its room from the others
+            cell = cells[columns.index(wide)]
+            cell.no_wrap, cell.overflow = True, "ellipsis"
+        table.add_row(*cells)
     out().print(table)
 
 

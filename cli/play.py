@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 HELP = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").rstrip()
 PROFILE_LINES = 5  # that a watched chain shows of the memory
 TRAINING_STEPS = 10
+WHY_HIDDEN = {  # by the name of the query's `Fit`
+    "FIT": "a rule or wish keeps it out, or others add more to the row",
+    "FIRST_SOLD_OUT": "the product that it finds first is sold out",
+    "UNANSWERED": "no product that it finds has all its words",
+    "JUST_BOUGHT": "it is too soon after the user bought such a thing",
+    "SOLD_OUT": "all that it finds is sold out",
+}
 
 
 def play(session: PlaygroundSession) -> None:
@@ -125,19 +132,15 @@ def _recommend(session: PlaygroundSession, _: str) -> None:
     rows = []
     for rank, r in enumerate(result.recommendations, 1):
         top = session.products(r.products[:1], result.as_of)
-        title = short(top[0].title, 36) if top else ""
+        title = top[0].title if top else ""
         votes = f"{r.votes}/{chains}" if r.votes else "fills up"
         cells = (chance_text(r.chance), votes, title)
         rows.append((rank, safe(short(r.query, 30), "bold"), *cells))
     columns = ("#", "query", "chance", "votes", "top product")
-    print_table(columns, rows, numbers=("#", "chance", "votes"), wide="top product")
-    for query, count in result.given_way.items():
-        _print(
-            f"{query}, the choice of {count} of {chains} chains, gives way: it is sold out, holds "
-            "words that no product has, is of a kind bought just now, or kept out by a rule or "
-            "wish",
-            "dim",
-        )
+    print_table(columns, rows, numbers=("#", "chance", "votes"), wide="top product", cut=True)
+    for item in session.recommender.given_way(result):
+        choice = f"{item.query}, the choice of {item.votes} of {chains} chains, gives way"
+        _print(f"{choice}: {WHY_HIDDEN[item.fit.name]}", "dim")
 
 
 def _turn_lines(seen: ObservedTurn, currency: str) -> Iterator[Text]:

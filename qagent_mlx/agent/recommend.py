@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,6 +25,7 @@ from ..types import Line, Profile, Recommendation, Slate, UserContext
 from ..utils.text import clean_id, query_key
 from .rollout import RolloutRunner
 from .slate import (
+    Fit,
     SlateFiller,
     SlateRequest,
     aggregate_group,
@@ -34,7 +34,7 @@ from .slate import (
     with_lines,
 )
 from .tools import SearchProducts
-from .types import Rollout, Task, Turn, split_groups
+from .types import Group, Rollout, Task, Turn, split_groups
 
 GROUP = 8  # chains for each user
 STAGES = ("chains", "searches", "slates")  # of an answer
@@ -55,17 +55,6 @@ class UserRecommendations:
     chains: tuple[Rollout, ...]
     profile: Profile
 
-    @property
-    def given_way(self) -> dict[str, int]:
-        """Queries that chains recommended and the slate does not show, and how many chose each.
-
-        They are sold out, hold words that no product has, are of a kind that the user has bought
-        just now, or are kept out by a rule.
-        """
-        shown = {query_key(item.query) for item in self.recommendations}
-        chosen = [chain for chain in self.chains if chain.finish == "recommended"]
-        return dict(Counter(c.query for c in chosen if c.query_key not in shown))
-
     def to_dict(self, titles: Mapping[str, str]) -> dict[str, Any]:
         """Plain values for JSON, without chains; ``titles`` maps product ids to titles."""
         return {
@@ -74,6 +63,19 @@ class UserRecommendations:
             "recommendations": [r.to_dict(titles) for r in self.recommendations],
             "latency_ms": round(self.latency_ms, 1),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class GivenWay:
+    """A query that chains recommended and the slate does not show.
+
+    ``votes`` chains chose it, and ``fit`` says what is wrong with it; nothing is where a rule keeps
+    it out, or where others add more to a full row.
+    """
+
+    query: str
+    votes: int
+    fit: Fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,20 @@ class ProfileRecommender:
         return [
             UserRecommendations(r.profile.user_id, r.as_of, slate, latency, g.rollouts, r.profile)
             for r, g, slate in zip(requests, groups, slates, strict=True)
+        ]
+
+    def given_way(self, answer: UserRecommendations) -> list[GivenWay]:
+        """What the chains of an answer recommended and its slate does not show, and why."""
+        shown = {query_key(item.query) for item in answer.recommendations}
+        ranked = aggregate_group(
+            self.agent, Group(Task(answer.profile, answer.as_of), answer.chains)
+        )
+        context = answer.profile.context if self.agent.memory else UserContext()
+        request = SlateRequest((), answer.as_of, 0, context)
+        return [
+            GivenWay(item.query, item.votes, self._slates.fit(item, request))
+            for item in ranked
+            if item.votes and item.products and query_key(item.query) not in shown
         ]
 
     def recommend_from_memory(self, requests: Sequence[RecommendRequest]) -> list[Slate]:

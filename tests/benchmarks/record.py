@@ -1,6 +1,6 @@
 """Records a session of `qagent demo` in a real terminal as an SVG picture, for README.
 
-    python tests/benchmarks/record.py notebooks/session.svg --shop shop --user u0551
+    python tests/benchmarks/record.py notebooks/session.svg --shop shop --user u0550
 
 Types the commands below into the demo in tmux, 80 columns wide, waits for each answer, and draws
 what the terminal then holds. The shop is not changed: the demo plays on a copy of it.
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--shop", type=Path, default=Path("shop"))
     parser.add_argument("--policy", default="grpo")
-    parser.add_argument("--user", default="u0551")
+    parser.add_argument("--user", default="u0550")
     given = parser.parse_args()
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)

@@ -35,3 +35,12 @@ def test_a_document_has_plain_values_only(capsys):
     text = capsys.readouterr().out
     assert '"nan": null' in text and '"at": "2026-03-01T00:00:00"' in text
     assert "\\u001b[1m" in text and '"3": [' in text
+
+
+def test_a_wide_column_that_is_cut_leaves_the_others_on_one_line(capsys):
+    rows = [("two words", "a title of many words " * 9), ("another query of words", "short")]
+    print_table(("query", "title"), rows, wide="title", cut=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("two words ") and lines[1].rstrip().endswith("…")
+    assert lines[2].split("  ")[0] == "another query of words"

@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from qagent_cli.play import WHY_HIDDEN
 
+from qagent_mlx.agent.slate import Fit
 from qagent_mlx.demo.playground import PlaygroundSession, temporary_copy
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.promotions import promoted
@@ -13,6 +15,7 @@ from qagent_mlx.policy.registry import SAMPLE, open_policy
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.policy.versions import promote
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.types import UserContext
 from qagent_mlx.utils.text import query_key
 
 
@@ -22,14 +25,31 @@ def session(own_shop):
     return PlaygroundSession(own_shop, open_policy(None, SAMPLE), "u01", group=2, name=SAMPLE)
 
 
-def test_what_chains_choose_and_nobody_is_shown_is_said(session):
+def test_what_chains_choose_and_nobody_is_shown_is_said_with_what_is_wrong(session):
     answer = session.recommend()
     chosen = [c.query for c in answer.chains if c.finish == "recommended"]
     assert chosen
     shown = {query_key(r.query) for r in answer.recommendations}
     hidden = Counter(q for q in chosen if query_key(q) not in shown)
-    assert answer.given_way == hidden
-    assert replace(answer, recommendations=()).given_way == Counter(chosen)
+    given_way = session.recommender.given_way
+    assert {item.query: item.votes for item in given_way(answer)} == hidden
+    everything = given_way(replace(answer, recommendations=()))
+    assert {item.query: item.votes for item in everything} == Counter(chosen)
+    # Somebody who has just bought what a choice finds is not shown it, and that is said.
+    item = everything[0]
+    (found,) = session.recommender.search.search([item.query], 1, [answer.as_of])
+    catalog = session.recommender.search.catalog
+    leaf = catalog.leaf(catalog.row_of[found[0].product_id])
+    assert leaf
+    context = UserContext(just_bought=(leaf,))
+    bought = replace(answer, recommendations=(), profile=replace(answer.profile, context=context))
+    fits = {item.query: item.fit for item in given_way(bought)}
+    assert fits[item.query] in (Fit.JUST_BOUGHT, Fit.SOLD_OUT)
+    assert set(fits) >= {item.query}
+
+
+def test_every_reason_to_give_way_has_words():
+    assert set(WHY_HIDDEN) == {fit.name for fit in Fit}
 
 
 def test_what_the_user_does_is_in_the_next_memory_and_recommendation(session):
