@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import sys
 import typing
@@ -33,6 +34,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PROGRAM = [sys.executable, "-m", "qagent_mlx"]  # starts this command line
 Changes = dict[str, Any]  # settings that were given, nested as `utils.settings.merge` takes them
+
+NICENESS = 10  # of a command that works beside a server, as `nice` gives it
 
 _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
@@ -226,8 +229,14 @@ learning_options = setting_options(
 
 @contextlib.contextmanager
 def opened(path: Path, *, write: bool = False, snapshot: bool = False) -> Iterator[Shop]:
-    """The shop in a folder, closed at the end; what reads for long takes a snapshot."""
+    """The shop in a folder, closed at the end; what reads for long takes a snapshot.
+
+    What writes or reads for long lets a server of the shop go first.
+    """
+    from qagent_mlx.shop.journal import is_served
     from qagent_mlx.shop.shop import Shop
 
+    if (write or snapshot) and os.getpriority(os.PRIO_PROCESS, 0) < NICENESS and is_served(path):
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     with Shop.snapshot(path) if snapshot else Shop.open(path, read_only=not write) as shop:
         yield shop

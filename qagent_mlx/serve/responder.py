@@ -76,6 +76,7 @@ class NextShop:
     shop: Shop
     search: ProductSearch | None
     memory: Memory
+    completer: tuple[datetime, Completer] | None
 
 
 @contextmanager
@@ -251,11 +252,16 @@ class Responder:
         search = open_shop_search(shop) if is_plain else None
         _store_memory(shop)
         memory = self.recommender.open_memory(shop)
-        memory.read_all(shop.end_of_log())
-        return NextShop(shop, search, memory)
+        now = shop.end_of_log()
+        memory.read_all(now)
+        completer = (_hour(now), Completer.of_shop(memory, search, _hour(now))) if search else None
+        return NextShop(shop, search, memory, completer)
 
-    def use_shop(self, following: NextShop) -> None:
-        """Answer from another snapshot of the shop, which another process has changed."""
+    def use_shop(self, following: NextShop) -> Shop:
+        """Answer from another snapshot of the shop, which another process has changed.
+
+        Returns the one from before, for the caller to close: that takes as long as two answers.
+        """
         old, shop = self.shop, following.shop
         store = MemoryStore(shop.connection, shop.config.memory)
         before = store.state()
@@ -266,11 +272,14 @@ class Responder:
         self.recommender.refresh()  # the journal came after that memory was opened
         self.shop = self.store.shop = shop  # at once: posts are stored where answers look
         self.titles = _titles(self.recommender)
+        if following.completer:
+            hour, self.completer = following.completer
+            self._completer_of = (hour, shop, search)
         self._pool_is_stale = True
         self.reload_processes()
         self.experiment = self.arms.follow(self.recommender, shop)
         self.start_afresh()
-        old.close()
+        return old
 
     def change_catalog(self, entry: Entry) -> IngestReport:
         """Keep a change of products in the journal, and know it from now on."""
@@ -442,14 +451,14 @@ class Responder:
     def _refresh_completer(self, now: datetime) -> None:
         """Complete with what the shop searched until this hour, in the catalog of now."""
         search = self.recommender.search
-        hour = now.replace(minute=0, second=0, microsecond=0)
+        hour = _hour(now)
         if self._completer_of is None or not (
             self._completer_of[0] == hour
             and self._completer_of[1] is self.shop
             and self._completer_of[2] is search
         ):
             self._completer_of = (hour, self.shop, search)
-            self.completer = Completer.of_shop(self.recommender.memory, search, now)
+            self.completer = Completer.of_shop(self.recommender.memory, search, hour)
 
     def personal(self, user: str) -> tuple[Profile, Limits] | None:
         """What is expected of a user and may be shown to them, where it was read lately.
@@ -626,6 +635,10 @@ class Responder:
             if waiting.interrupted is None:
                 for stage, spent in seconds.items():
                     self._metrics.stages.labels(stage).observe(spent)
+
+
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
 
 
 def _store_memory(shop: Shop) -> None:

@@ -85,7 +85,7 @@ class ShopStore:
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._shown_failed = False  # said once, not for each answer
         self._wake, self._stopping = threading.Event(), False
-        self._use_snapshot: Callable[[Shop], Future[None]]
+        self._use_snapshot: Callable[[Shop], Future[Shop]]
         self._catalog_moved: Callable[[], object]
         self._move_at = 0.0
         self._catalog_version = self.shop.catalog_version
@@ -97,12 +97,12 @@ class ShopStore:
         return [writer for writer in (self.journal, self.shown) if writer is not None]
 
     def start(
-        self, use_snapshot: Callable[[Shop], Future[None]], catalog_moved: Callable[[], object]
+        self, use_snapshot: Callable[[Shop], Future[Shop]], catalog_moved: Callable[[], object]
     ) -> None:
         """Begin to follow the file.
 
         Args:
-            use_snapshot: Lets the worker take up a new snapshot.
+            use_snapshot: Lets the worker take up a new snapshot; gives back the one before.
             catalog_moved: Called when products that clients posted are in the file.
         """
         self._use_snapshot, self._catalog_moved = use_snapshot, catalog_moved
@@ -287,13 +287,14 @@ class ShopStore:
     def _follow_file(self) -> None:
         """Take a new snapshot if another process or machine has changed the shop."""
         self._follow_machines()
-        state = _file_state(self.path)
-        if state == self._file_state:
+        if _file_state(self.path) == self._file_state:
             return
         with Shop.open(self.path) as shop:
             shop.wait_seconds = WRITE_WAIT_SECONDS
             stored = stored_positions(shop)
             changes = journal.changes(self.path)
+            # Now, while nobody writes: opening the shop may have stored the journal.
+            state = _file_state(self.path)
         # Whoever reads the shop stores the journal first, of which the snapshot knows already.
         only_journal = (
             changes == self._changes
@@ -329,7 +330,7 @@ class ShopStore:
             future = self._use_snapshot(shop)
             while not self._stopping:
                 with suppress(FutureTimeout):
-                    future.result(0.1)
+                    future.result(0.1).close()
                     break
         except BaseException:
             shop.close()

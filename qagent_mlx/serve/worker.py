@@ -142,8 +142,8 @@ class Worker:
                 raise
             self._ready.set_exception(error)  # it belongs to the caller of `start`
 
-    def _use_snapshot(self, shop: Shop) -> Future[None]:
-        """Answer from another snapshot of the shop as soon as it is prepared."""
+    def _use_snapshot(self, shop: Shop) -> Future[Shop]:
+        """Answer from another snapshot as soon as it is prepared; the result is the one before."""
         return self.call(partial(self.responder.use_shop, self.responder.prepare(shop)))
 
     def _collect(self) -> list[Job] | None:

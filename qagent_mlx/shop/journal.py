@@ -220,6 +220,15 @@ def has_files(shop: Path) -> bool:
     return bool(_files(shop))
 
 
+def is_served(shop: Path) -> bool:
+    """Whether a server that takes events answers from a shop on this machine."""
+    for _, _, path in _files(shop):
+        with contextlib.suppress(FileNotFoundError):  # stored and removed meanwhile
+            if not _has_ended(path):
+                return True
+    return False
+
+
 def pending(shop: Path, stored: Mapping[str, Position]) -> Iterator[Record]:
     """The entries behind the stored positions of each server, in order."""
     for server, number, path in _files(shop):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -7,8 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner
 from msgspec import Meta
-from qagent_cli.options import Output, json_option, setting_options, with_flags
+from qagent_cli import options
+from qagent_cli.options import Output, json_option, opened, setting_options, with_flags
 
+from qagent_mlx.shop.journal import JournalWriter
 from qagent_mlx.utils.settings import SettingError, merge
 
 
@@ -120,3 +123,20 @@ def test_an_output_is_a_document_or_drawn():
 
     assert CliRunner().invoke(command, ["--json"]).output == '{\n  "a": 1\n}\n'
     assert CliRunner().invoke(command, []).output == "drawn\n"
+
+
+@pytest.mark.parametrize("how", [{"write": True}, {"snapshot": True}])
+def test_a_command_that_takes_long_lets_a_server_go_first(own_shop, monkeypatch, how):
+    given = []
+    monkeypatch.setattr(options.os, "getpriority", lambda *_: 0)
+    monkeypatch.setattr(options.os, "setpriority", lambda *words: given.append(words[-1]))
+    path = own_shop.path
+    own_shop.close()
+    with opened(path, **how):
+        assert not given  # nobody serves it
+    with closing(JournalWriter(path)) as writer:
+        writer.append([])
+        with opened(path):
+            assert not given  # what reads for a moment
+        with opened(path, **how):
+            assert given == [options.NICENESS]

@@ -123,7 +123,7 @@ def test_what_is_posted_right_after_a_new_snapshot_is_stored_there(serving, own_
     worker = client.app.state.service.worker
     snapshot = Shop.snapshot(own_folder)
     responder = worker.responder
-    worker.call(lambda: responder.use_shop(responder.prepare(snapshot))).result(20)
+    worker.call(lambda: responder.use_shop(responder.prepare(snapshot))).result(20).close()
     report = worker.post([{"user_id": "late", "type": "search", "query": "usb cable"}]).result(20)
     assert (report.accepted, report.duplicates) == (1, 0)
     assert worker.call(lambda: inspect_memory(responder.shop, "late").events).result(20) == 1

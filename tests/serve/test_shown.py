@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from datetime import datetime
 
 import pytest
 from qagent_cli.options import PROGRAM
 
 from qagent_mlx.live.outcomes import outcomes, shown_answers
+from qagent_mlx.live.shown import ShownAnswer
 from qagent_mlx.serve import store
+from qagent_mlx.serve.metrics import Metrics
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.atomic_files import read_json, write_json
 
@@ -142,3 +146,18 @@ def test_a_killed_server_loses_no_answer_that_it_gave(served_folder, own_folder)
             os.kill(process.pid, signal.SIGKILL)
     assert len(ids) == 12
     assert recorded(own_folder).keys() == ids
+
+
+def test_what_a_server_stores_itself_while_it_looks_is_no_change_to_look_at(
+    own_folder, monkeypatch
+):
+    with closing(store.ShopStore(own_folder, False, Metrics())) as kept:
+        moment = datetime(2026, 1, 1)
+        answer = ShownAnswer("r1", "u01", moment, ("usb cable",), (1.0,), "agent", "a")
+        assert kept.record_shown(answer)
+        os.utime(own_folder / "shop.duckdb")  # as if another process had changed it
+        kept._follow_file()
+        assert "r1" in recorded(own_folder)
+        monkeypatch.setattr(store.Shop, "open", lambda *_: pytest.fail("looked again"))
+        kept._follow_file()
+        monkeypatch.undo()

@@ -124,7 +124,7 @@ def _erasure(client, _folder):
 def _snapshot(client, folder):
     worker, snapshot = client.app.state.service.worker, Shop.snapshot(folder)
     responder = worker.responder
-    worker.call(lambda: responder.use_shop(responder.prepare(snapshot))).result(20)
+    worker.call(lambda: responder.use_shop(responder.prepare(snapshot))).result(20).close()
 
 
 @pytest.mark.parametrize(

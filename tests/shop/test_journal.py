@@ -6,7 +6,14 @@ import os
 import pytest
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.shop.journal import JournalWriter, Position, has_entries, pending, remove_stored
+from qagent_mlx.shop.journal import (
+    JournalWriter,
+    Position,
+    has_entries,
+    is_served,
+    pending,
+    remove_stored,
+)
 
 
 def entries(shop, stored=None):
@@ -28,6 +35,15 @@ def test_what_was_appended_is_read_back_from_every_position(tmp_path):
         rest = entries(tmp_path, {writer.server: end})
         assert rest[1::2] == [{"n": n} for n in range(number + 1, 3)]
     assert Position.parse(str(ends[1])) == ends[1]
+
+
+def test_a_shop_is_served_as_long_as_a_server_keeps_its_journal(tmp_path):
+    assert not is_served(tmp_path)
+    writer = JournalWriter(tmp_path)
+    writer.append([{"n": 1}])
+    assert is_served(tmp_path)
+    writer.close()
+    assert has_entries(tmp_path) and not is_served(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 12])
