@@ -59,21 +59,21 @@ class SlateOutcome:
 
 
 class QueryInterpreter:
-    """What a query means to a shopper: a product type, and a way of wording it."""
+    """What a query can mean to a shopper: a product type, and a way of wording it."""
 
     def __init__(self, world: SimulatedShop) -> None:
         self._world = world
-        self._meanings: dict[str, tuple[int | None, Phrase | None]] = {}
+        self._meanings: dict[str, dict[int, Phrase | None]] = {}
         for product in world.products:
             name = f"{world.brands[product.brand_index].name} {product.model}".lower()
             phrase = Phrase(name, "model", brand=product.brand_index)
-            self._meanings[query_key(name)] = (product.type_index, phrase)
+            self._meanings[query_key(name)] = {product.type_index: phrase}
         for type_index, phrases in enumerate(world.phrases):
             for phrase in phrases:
-                self._meanings[query_key(phrase.text)] = (type_index, phrase)
+                self._meanings.setdefault(query_key(phrase.text), {})[type_index] = phrase
 
-    def meaning(self, query: str) -> tuple[int | None, Phrase | None]:
-        """The product type and phrase of a query.
+    def meanings(self, query: str) -> dict[int, Phrase | None]:
+        """The product types that a query can mean, each with its phrase.
 
         There is no phrase for a free wording (a typo, words put together), which means what
         most of the first products that it matches are, and no type where that is unclear.
@@ -82,8 +82,7 @@ class QueryInterpreter:
         if key not in self._meanings:
             results = self._world.engine.search(query, 5).tolist()
             types = Counter(self._world.products[i].type_index for i in results)
-            type_index, count = types.most_common(1)[0] if types else (-1, 0)
-            self._meanings[key] = (type_index if count >= UNDERSTOOD else None, None)
+            self._meanings[key] = {t: None for t, n in types.most_common(1) if n >= UNDERSTOOD}
         return self._meanings[key]
 
 
@@ -142,11 +141,17 @@ class Visit:
 
     def tap_probability(self, interpreter: QueryInterpreter, query: str) -> float:
         """The probability that a query is tapped once it is examined."""
-        type_index, phrase = interpreter.meaning(query)
-        if type_index is None:
-            return 0.0
-        demand, need = self.demand(type_index)
-        return demand * self.familiarity(type_index, phrase, need) if demand else 0.0
+        return self._reading(interpreter, query)[0]
+
+    def _reading(self, interpreter: QueryInterpreter, query: str) -> tuple[float, int]:
+        """The probability of a tap, and the product type that the shopper takes a query to mean."""
+        best = (0.0, -1)
+        for type_index, phrase in interpreter.meanings(query).items():
+            demand, need = self.demand(type_index)
+            if demand:
+                likely = demand * self.familiarity(type_index, phrase, need)
+                best = max(best, (likely, type_index))
+        return best
 
     def outcomes(
         self,
@@ -159,22 +164,19 @@ class Visit:
 
         ``retrieve`` is the shop's search; the same moment is lived through ``draws`` times.
         """
-        probabilities = [self.tap_probability(interpreter, query) for query in queries]
-        return [
-            self._outcome(interpreter, queries, probabilities, retrieve, draw)
-            for draw in range(draws)
-        ]
+        readings = [self._reading(interpreter, query) for query in queries]
+        return [self._outcome(queries, readings, retrieve, draw) for draw in range(draws)]
 
     def _outcome(
         self,
-        interpreter: QueryInterpreter,
         queries: Sequence[str],
-        probabilities: Sequence[float],
+        readings: Sequence[tuple[float, int]],
         retrieve: Retrieve,
         draw: int,
     ) -> SlateOutcome:
         examined = np.random.default_rng([*self.seed, draw, 1]).random(max(1, len(queries)))
-        for position, (query, probability) in enumerate(zip(queries, probabilities, strict=True)):
+        for position, (query, reading) in enumerate(zip(queries, readings, strict=True)):
+            probability, type_index = reading
             if position and examined[position] > EXAMINATION:
                 break
             if not probability:
@@ -183,8 +185,6 @@ class Visit:
             rng = np.random.default_rng([*self.seed, draw, 2, key])
             if rng.random() >= probability:
                 continue
-            type_index, _ = interpreter.meaning(query)
-            assert type_index is not None
             # Curiosity looks around; only a need buys.
             wanted = type_index if self.demand(type_index)[1] is not None else None
             shopper = copy.copy(self.shopper)

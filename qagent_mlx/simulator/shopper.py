@@ -104,6 +104,13 @@ class Shopper:
         tier = 0 if level < 0.75 else (1 if level < 1.35 else 2)
         return min(1.0, 1.4 * PRICE_FIT[self.tier][tier] * float(self.affinity[i]))
 
+    def _appeal_now(self, i: int, day: float) -> float:
+        """The same with the whim of the moment."""
+        appeal, whim = self.appeal(i, day), self.world.config.whim
+        if not whim or not appeal:
+            return appeal
+        return (1 - whim) * appeal + whim * float(self.rng.random())
+
     def phrase_weights(
         self, type_index: int, day: float, tried: Sequence[Phrase] = ()
     ) -> np.ndarray:
@@ -157,7 +164,7 @@ class Shopper:
             product = self.world.products[i]
             if type_index is None or product.type_index != type_index or i in self.owned:
                 continue
-            appeal = self.appeal(i, day)
+            appeal = self._appeal_now(i, day)
             if self.rng.random() < appeal:
                 outcome.clicks.append(i)
                 if self.rng.random() < 0.6 + 0.4 * appeal:

@@ -6,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any
@@ -55,6 +55,19 @@ class SimulatorConfig:
         float,
         Meta(ge=0, le=1000, description="Weight of fame, beside taste, in which brand is typed."),
     ] = 0.9
+    homonyms: Annotated[
+        Share,
+        Meta(description="Types of product that share their name with one of another department."),
+    ] = 0.0
+    shared_titles: Annotated[
+        Share, Meta(description="Lines whose products have one title: brand and type alone.")
+    ] = 0.0
+    whim: Annotated[
+        Share,
+        Meta(
+            description="Weight of a whim, beside taste, in which of a query's products is taken."
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +159,8 @@ class SimulatedShop:
         catalog = load_catalog()
         self.types, self.brands = catalog.types, catalog.brands
         self.type_index = {t.name: i for i, t in enumerate(self.types)}
+        self.categories = [f"{t.department} > {t.name.title()}" for t in self.types]
+        self._share_names(np.random.default_rng([self.config.seed, 4]))
         self.departments = sorted({t.department for t in self.types})
         self.sellers = [
             [i for i, b in enumerate(self.brands) if t.department in b.departments]
@@ -178,8 +193,21 @@ class SimulatedShop:
         )
         self.phrases = [self._phrases(t) for t in range(len(self.types))]
 
+    def _share_names(self, rng: np.random.Generator) -> None:
+        """Give types of product the name of one of another department (`homonyms`)."""
+        types, left = list(self.types), rng.permutation(len(self.types)).tolist()
+        for _ in range(round(self.config.homonyms * len(types) / 2)):
+            named = left.pop()
+            others = [i for i in left if types[i].department != types[named].department]
+            if not others:
+                break
+            left.remove(others[0])
+            types[named] = replace(types[named], name=types[others[0]].name)
+        self.types = tuple(types)
+
     def _make_products(self, rng: np.random.Generator) -> list[SimProduct]:
         products: list[SimProduct] = []
+        plain = np.random.default_rng([self.config.seed, 5])
         for type_index, kind in enumerate(self.types):
             for brand_index in self.sellers[type_index]:
                 brand = self.brands[brand_index]
@@ -188,15 +216,21 @@ class SimulatedShop:
                 chosen = sorted(rng.permutation(len(options))[:count].tolist())
                 name = kind.other_name if rng.random() < 0.3 else kind.name
                 letters = (brand.name[0] + kind.name[0]).upper()
+                is_plain = plain.random() < self.config.shared_titles
                 for spec, style in (options[option] for option in chosen):
                     model = f"{letters}{int(rng.integers(100, 999))}"
                     price = kind.price * TIER_PRICES[brand.tier] * (0.8 + 0.2 * spec)
                     price *= float(rng.lognormal(0, 0.08))
+                    title = (
+                        f"{brand.name} {name.title()}"
+                        if is_plain
+                        else f"{brand.name} {model} {kind.specs[spec]} {name.title()}, "
+                        f"{kind.styles[style]}"
+                    )
                     products.append(
                         SimProduct(
                             product_id=f"p{len(products) + 1:04d}",
-                            title=f"{brand.name} {model} {kind.specs[spec]} {name.title()}, "
-                            f"{kind.styles[style]}",
+                            title=title,
                             type_index=type_index,
                             brand_index=brand_index,
                             price=round(max(round(price), 2) - 0.01, 2),
@@ -279,7 +313,7 @@ class SimulatedShop:
                     "time": moment(day),
                     "title": product.title,
                     "brand": self.brands[product.brand_index].name,
-                    "category": f"{kind.department} > {kind.name.title()}",
+                    "category": self.categories[product.type_index],
                     "price": state[0],
                     "stock": state[1],
                     "attributes": json.dumps(attributes),

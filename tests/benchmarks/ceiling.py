@@ -103,6 +103,8 @@ class Lines:
             ],
             dtype=float,
         ).reshape(len(lines), -1)
+        # What can be known of a line without a search.
+        self.alone = np.hstack([self.read[:, :1], self.read[:, 3 : 3 + len(MARKS)]])
         chance = np.array([[x.score] for x in lines]).reshape(len(lines), 1)
         self.numbers = np.hstack([self.read, behind, chance]) if lines else self.read
 

@@ -71,10 +71,29 @@ def test_what_a_shopper_does_later_does_not_change_the_visit(world, interpreter)
 def test_every_phrase_of_the_world_means_its_type(world, interpreter):
     for t, phrases in enumerate(world.phrases):
         for phrase in phrases:
-            assert interpreter.meaning(phrase.text.upper())[0] == t
-    assert interpreter.meaning("qwertz uiop") == (None, None)
+            assert interpreter.meanings(phrase.text.upper()) == {t: phrase}
+    assert interpreter.meanings("qwertz uiop") == {}
     slip = world.phrases[3][0].text + "s"
-    assert interpreter.meaning(slip)[1] is None  # a free wording
+    assert set(interpreter.meanings(slip).values()) <= {None}  # a free wording
+
+
+def test_who_needs_either_meaning_of_a_name_taps_it():
+    world = SimulatedShop(SimulatorConfig(users=1, products_per_pair=2.0, homonyms=0.5))
+    names = [kind.name for kind in world.types]
+    named = next(t for t, name in enumerate(names) if names.count(name) > 1)
+    twin = next(t for t in range(named + 1, len(names)) if names[t] == names[named])
+    interpreter = QueryInterpreter(world)
+    assert set(interpreter.meanings(names[named])) == {named, twin}
+    for wanted in (named, twin):
+        shopper = Shopper(world, "u1", (1, 2, 3))
+        shopper.needs = [Need(wanted, 1.0)]
+        visit = Visit.of(shopper, 1.0, (1, 2))
+        found = []
+        outcomes = visit.outcomes(
+            interpreter, [names[named]], lambda _: found.append(1) or world.of_type[wanted], 20
+        )
+        assert visit.tap_probability(interpreter, names[named]) > 0
+        assert found and any(outcome.tapped for outcome in outcomes)
 
 
 def test_what_the_visit_is_for_is_wanted_most(world, visits):

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
@@ -154,6 +155,52 @@ def test_a_shop_takes_the_files_whole(written, tmp_path):
         for kind in ("products", "events"):
             report = ingest_files(shop, kind, [folder / f"{kind}.parquet"])
             assert (report.accepted, report.rejected) == (counts[kind], 0)
+
+
+def titles_found(world, query, k=10):
+    """The titles and types of what a world's search finds."""
+    found = [world.products[i] for i in world.engine.search(query, k)]
+    return [p.title for p in found], {p.type_index for p in found}
+
+
+def test_homonyms_name_two_kinds_of_two_departments_and_categories_tell_them_apart():
+    world = SimulatedShop(SimulatorConfig(products_per_pair=2.0, homonyms=0.3))
+    names = Counter(kind.name for kind in world.types)
+    shared = [name for name, n in names.items() if n > 1]
+    assert len(shared) == round(0.3 * 84 / 2) and set(names.values()) == {1, 2}
+    for name in shared:
+        twins = [t for t, kind in enumerate(world.types) if kind.name == name]
+        assert len({world.types[t].department for t in twins}) == 2
+        assert len({world.categories[t] for t in twins}) == 2
+    assert len(set(world.categories)) == 84
+    assert any(len(titles_found(world, name)[1]) > 1 for name in shared)
+
+
+def test_products_of_a_line_share_a_title_where_it_names_no_more():
+    world = SimulatedShop(SimulatorConfig(products_per_pair=6.0, shared_titles=0.5))
+    lines = Counter((p.type_index, p.brand_index) for p in world.products)
+    titles = {line: set() for line in lines}
+    for product in world.products:
+        titles[product.type_index, product.brand_index].add(product.title)
+    shared = [line for line, n in lines.items() if n > 1 and len(titles[line]) == 1]
+    assert 0.4 < len(shared) / len(lines) < 0.6
+    plain = SimulatedShop(SimulatorConfig(products_per_pair=6.0))
+    alike = [(p.product_id, p.price, p.spec, p.style) for p in plain.products]
+    assert [(p.product_id, p.price, p.spec, p.style) for p in world.products] == alike
+
+
+def test_a_whim_spreads_clicks_over_the_products_of_a_query():
+    def spread(whim):
+        world = SimulatedShop(SimulatorConfig(users=40, days=60, products_per_pair=4.0, whim=whim))
+        shopper = Shopper(world, "u1", (1, 2, 3))
+        shopper.rng = np.random.default_rng(0)
+        day, results = 3.0, world.of_type[0]
+        taken = Counter(
+            i for _ in range(400) for i in shopper.browse_results(results, 0, day).clicks
+        )
+        return len(taken), max(taken.values()) / taken.total()
+
+    assert spread(0.9)[0] > spread(0.0)[0] and spread(0.9)[1] < spread(0.0)[1]
 
 
 @pytest.mark.skipif(not (SAMPLE / "events.parquet").exists(), reason="no sample data here")
