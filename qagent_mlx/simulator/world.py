@@ -63,10 +63,7 @@ class SimulatorConfig:
         Share, Meta(description="Lines whose products have one title: brand and type alone.")
     ] = 0.0
     whim: Annotated[
-        Share,
-        Meta(
-            description="Weight of a whim, beside taste, in which of a query's products is taken."
-        ),
+        Share, Meta(description="Weight of a whim, beside taste, in which product is taken.")
     ] = 0.0
 
 
