@@ -110,6 +110,11 @@ def add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _unreadable(path: Path, error: duckdb.Error) -> QAgentError:
+    if "newer version of DuckDB" in str(error):
+        return QAgentError(
+            f"{path} was written by a newer DuckDB than {duckdb.__version__}, which is installed "
+            "here; run: pip install --upgrade duckdb"
+        )
     return QAgentError(
         f"cannot open {path}: {str(error).splitlines()[0]}; "
         "bring back a copy, or make the shop again with qagent init and ingest"

@@ -244,7 +244,7 @@ def test_a_typed_parquet_file_is_read_as_it_is(shop, tmp_path):
             f"""COPY (SELECT 5 AS id, 'Tent' AS title, ['Out', 'Tents'] AS category,
             2.5::DECIMAL(9, 2) AS price, 0 AS stock, {{'persons': '2'}} AS attributes)
             TO '{tmp_path}/p.parquet' (FORMAT parquet);
-            COPY (SELECT 1 AS user, TIMESTAMPTZ '2026-01-05 12:00+02' AS ts, 'view' AS event,
+            COPY (SELECT 1 AS user, TIMESTAMPTZ '2026-01-05 12:00:00+02' AS ts, 'view' AS event,
             5 AS item_id) TO '{tmp_path}/e.parquet' (FORMAT parquet)"""
         )
     ingest_files(shop, "products", [tmp_path / "p.parquet"])

@@ -6,6 +6,7 @@ import re
 
 from ...utils.database import literal
 from ..parse_fields import text_or_null, user_or_null
+from ..sources.documents import json_compression
 from ..sources.source import MAX_LINE
 from .preset import Extract, Preset
 from .raw_files import RawFile, RawFiles, parquet_relation
@@ -162,7 +163,7 @@ def _relations(files: list[RawFile]) -> list[str]:
         ]
         relations.append(
             f"SELECT * FROM read_json([{', '.join(paths)}], format='auto', "
-            f"compression='{compression}', columns={{{json_columns}}}, "
+            f"compression='{json_compression(compression)}', columns={{{json_columns}}}, "
             f"maximum_object_size={MAX_LINE}, hive_partitioning=false)"
         )
     for file in files:

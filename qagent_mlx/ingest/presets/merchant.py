@@ -53,7 +53,7 @@ def _read(raw: RawFiles) -> Extract:
     columns = _load_feed(raw)
     wanted = _FIELDS.split()
     texts = ", ".join(
-        f"nullif(trim({quote(columns[n])}), '') AS {n}" if n in columns else f"NULL AS {n}"
+        f"nullif(trim({quote(columns[n])}), '') AS {n}" if n in columns else f"NULL::VARCHAR AS {n}"
         for n in wanted
     )
     raw.load("feed", f"SELECT rowid AS line, {texts} FROM feed")

@@ -134,7 +134,7 @@ def _instacart_tables(raw: Folder) -> str:
         raw.table("a", raw.need("aisles", "aisles.csv*"), "aisle_id", "aisle")
         path = raw.need("departments", "departments.csv*")
         raw.table("d", path, "department_id", "department")
-        catalog = "(p JOIN a USING (aisle_id) JOIN d USING (department_id))"
+        catalog = "(SELECT * FROM p JOIN a USING (aisle_id) JOIN d USING (department_id))"
     of_order = ("user_id", "order_id", "order_number", "order_hour_of_day")
     items = raw.find("order_items.csv*")
     if items is not None:

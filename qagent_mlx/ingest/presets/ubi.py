@@ -54,7 +54,7 @@ def _read(raw: RawFiles) -> Extract:
         ignored["further document of a query_id"] = repeats
     notes = _load_searches(raw)
     # What a shop of ours exported is a log already, of which nothing is to be merged.
-    raw.load("final", "SELECT *, NULL AS merged FROM searches WHERE is_final")
+    raw.load("final", "SELECT *, NULL::VARCHAR AS merged FROM searches WHERE is_final")
     raw.connection.execute("DELETE FROM searches WHERE is_final")
     ignored |= merge_searches(raw, "searches", is_typing_logged=True)
     raw.connection.execute("INSERT INTO searches BY NAME FROM final")
@@ -201,7 +201,8 @@ def _load_searches(raw: RawFiles) -> tuple[str, ...]:
     raw.load(
         "searches",
         """SELECT any_value(person) AS user_id, min(time) AS time, min(time_text) AS time_text,
-            any_value(query) AS query, id, NULL AS shown, NULL AS shown_at, false AS is_final,
+            any_value(query) AS query, id, NULL::VARCHAR AS shown, NULL::VARCHAR AS shown_at,
+            false AS is_final,
             true AS is_used
         FROM events WHERE id IS NOT NULL AND query IS NOT NULL AND NOT is_recommended
         GROUP BY id""",

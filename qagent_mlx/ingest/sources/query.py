@@ -27,7 +27,9 @@ def query_source(reading: Reading, query: str) -> Source:
         database.execute(f"SET temp_directory = '{reading.folder}'")
         try:
             statements = database.extract_statements(query)
-            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+            if [s.type for s in statements] != [duckdb.StatementType.SELECT] or _is_pragma(
+                database, query
+            ):
                 raise QAgentError(
                     f"{reading.name}: must be one SELECT; it reads, and does not write, attach "
                     "or set anything"
@@ -39,6 +41,12 @@ def query_source(reading: Reading, query: str) -> Source:
             raise QAgentError(f"{reading.name}: {_reason(error)}") from error
     source = parquet_source(reading.connection, target, reading.name)
     return replace(source, damaged="")
+
+
+def _is_pragma(database: duckdb.DuckDBPyConnection, query: str) -> bool:
+    """Whether it is a PRAGMA, which DuckDB before 2.0 calls a SELECT."""
+    ((tree,),) = database.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+    return "Only SELECT statements" in tree.partition('"statements"')[0]
 
 
 def _reason(error: duckdb.Error) -> str:

@@ -104,7 +104,7 @@ def test_times_of_a_duckdb_file_are_utc(stocked, tmp_path):
         database.execute("CREATE SCHEMA web")
         database.execute(
             """CREATE TABLE web.hits AS SELECT 'u' AS user_id, 'view' AS type, 'p1' AS product_id,
-            TIMESTAMPTZ '2026-01-05 12:00+02' AS time"""
+            TIMESTAMPTZ '2026-01-05 12:00:00+02' AS time"""
         )
     assert ingest_files(stocked, "events", [f"{path}::web.hits"]).accepted == 1
     ((time,),) = stocked.connection.execute("SELECT ts FROM events").fetchall()
