@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import QAgentError
+from .shop.hooks import Hooks, name_hooks
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,8 @@ _CALLABLE_MODULES = ("ingest", "build")  # modules that are functions, too
 __all__ = ["QAgentError", "__version__", *_MODULES]
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
     from .agent.recommend import recommend
     from .build import build, sample_shop
     from .evaluate.abtest import abtest
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from .policy.shop_memory import inspect_memory
     from .policy.versions import policies, promote, rollback
     from .runs.reader import open_run
+    from .shop.config import MemoryConfig
+    from .shop.hooks import Follower
     from .shop.shop import Shop
     from .train.grpo_run import train_grpo
     from .train.pretrain import pretrain
@@ -71,6 +76,21 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _apply_journal(shop: Shop) -> object:
+    from .ingest.journal import apply_journal
+
+    return apply_journal(shop)
+
+
+def _make_follower(connection: DuckDBPyConnection, config: MemoryConfig) -> Follower:
+    from .memory.follow import Follower
+
+    return Follower(connection, config)
+
+
+name_hooks(Hooks(_apply_journal, _make_follower))
 
 
 def __dir__() -> list[str]:

@@ -15,8 +15,39 @@ COMMAND = re.compile(r"(?:qagent [a-z]|mlx_lm\.|mlx\.launch|pip install)[^;\n]*"
 
 def test_imports_go_down_the_floors_and_in_no_circle(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the contracts are in pyproject.toml
+    # It would switch off the loggers that other tests read.
+    monkeypatch.setattr("logging.config.dictConfig", lambda _config: None)
     status = lint_imports(no_cache=True)
     assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+# Modules of ours that are imported by a name, which the contracts do not see: what they name must be
+# in the same room, or they are above all rooms.
+BY_NAME = {
+    "qagent_mlx/__init__.py": "the public names, above all rooms",
+    "qagent_mlx/environment/__init__.py": "the public names of its own room",
+    "qagent_mlx/utils/callable_module.py": "a room's function, as the room itself names it",
+    "qagent_mlx/runs/loggers.py": "other packages, which the user may lack",
+    "cli/main.py": "the commands of its own room",
+}
+
+
+def test_no_import_by_name_hides_an_arrow_up():
+    found = {
+        str(path.relative_to(ROOT))
+        for path in _modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _imports_one_of_ours(node)
+    }
+    assert found == set(BY_NAME)
+
+
+def _imports_one_of_ours(call: ast.Call) -> bool:
+    """Whether it imports by a name, unless that is plainly one of another package."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
+        return False
+    name = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else ""
+    return not name or str(name).startswith((".", "qagent_mlx", "qagent_cli"))
 
 
 def test_functions_are_short_and_what_is_public_is_documented():

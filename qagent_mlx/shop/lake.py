@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ..utils.settings import merge
 from . import journal
 from .config import ShopConfig
 from .handed_over import refuse_times
+from .hooks import hooks
 from .lake_catalog import NAME, LakeCatalog
 from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
 from .schema import OF_THIS_MACHINE, SHARED
@@ -114,10 +114,9 @@ class LakeStore(Store):
     ) -> None:
         """Put what has changed into the file, and let stored memory follow."""
         connection = shop.connection
-        follow = import_module("qagent_mlx.memory.follow")
         connection.execute("BEGIN")
         try:
-            follower = follow.Follower(connection, shop.config.memory)
+            follower = hooks().make_follower(connection, shop.config.memory)
             for rows in changes:
                 if not apply_rows(connection, rows.table.name, rows):
                     raise QAgentError(

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 
 import duckdb
@@ -37,10 +36,11 @@ from . import journal
 from .config import ShopConfig
 from .database_file import add_missing_tables, connect, refuse_views
 from .handed_over import refuse_foreign_parts, refuse_times
+from .hooks import hooks
 from .policy_folders import migrate_unversioned
 from .schema import ADDITIONS, SCHEMA
 from .snapshot import take_snapshot
-from .store import Store, open_store
+from .store import Store
 
 log = logging.getLogger("qagent.shop")
 
@@ -157,7 +157,7 @@ class Shop:
             QAgentError: the settings name a place that the user has not named.
         """
         if self._store is None:
-            self._store = Store() if self.is_snapshot else open_store(self)
+            self._store = Store() if self.is_snapshot else _open_store(self)
         return self._store
 
     def save_config(self) -> None:
@@ -211,10 +211,8 @@ class Shop:
     def _apply_journal(self) -> None:
         """Store what servers have acknowledged; every writer does it first."""
         if journal.has_files(self.path):
-            # By its name, as ingest stands above this module: the shop says when, ingest how.
-            ingest = import_module("qagent_mlx.ingest.journal")
             with _APPLYING:
-                ingest.apply_journal(self)
+                hooks().apply_journal(self)
 
     def _catch_up(self) -> None:
         """Let a reader see what servers have acknowledged and other machines have written.
@@ -391,3 +389,12 @@ class Shop:
         """Delete the whole folder."""
         self.close()
         shutil.rmtree(self.path)
+
+
+def _open_store(shop: Shop) -> Store:
+    """The store that a shop's settings name; raises QAgentError as `LakeStore`."""
+    if shop.config.store is None:
+        return Store()
+    from .lake import LakeStore  # most shops are a file alone, and need nothing of it
+
+    return LakeStore(shop)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -76,16 +75,3 @@ class Store:
 
     def settings_saved(self, shop: OpenShop) -> None:
         """Let others know of settings that have changed."""
-
-
-def open_store(shop: OpenShop) -> Store:
-    """The store that a shop's settings name.
-
-    Raises:
-        QAgentError: it is a place that the user has not named, or no address.
-    """
-    if shop.config.store is None:
-        return Store()
-    # By its name: most shops are a file alone, and need nothing of it.
-    store: Store = import_module("qagent_mlx.shop.lake").LakeStore(shop)
-    return store
