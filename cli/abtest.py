@@ -37,7 +37,11 @@ RATES = {"ctr": "CTR", "cvr": "guided CVR", "orders": "orders a row", "revenue":
     help="Visits from this moment on.  [default: where the test cases begin]",
 )
 @click.option(
-    "--group", default=8, show_default=True, type=click.IntRange(1, 256), help="Chains a visit."
+    "--group",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Chains for each visit.",
 )
 @shop_option
 @json_option

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .console import note, print_table, say, waiting
+from .groups import Group
 from .options import Output, json_option, opened, shop_option
 from .param_types import PLAIN
 
@@ -20,7 +21,7 @@ _TITLES = {
 _GUARDS = {"latency_ms": "latency, ms", "fallbacks": "fallbacks", "empty": "empty answers"}
 
 
-@click.group()
+@click.group(cls=Group)
 def experiment() -> None:
     """Two systems share the users of a server, each user one for the whole time.
 
@@ -64,7 +65,8 @@ def experiment() -> None:
     default=0.05,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Relative change of CTR that is looked for; says how many users it takes.",
+    help="Relative change of CTR (taps a row that was shown) that is looked for; says how many "
+    "users it takes.",
 )
 @shop_option
 @json_option

@@ -19,6 +19,7 @@ from qagent_mlx.serve.config import BulkConfig
 from qagent_mlx.utils.settings import merge
 
 from .console import say
+from .groups import Group
 from .options import Changes, Output, json_option, opened, setting_options, shop_option
 from .param_types import MOMENT, POLICY, SERVING
 from .recommend import Recipients, recommend_to_many
@@ -71,7 +72,7 @@ def _time_options(function: F) -> F:
     return since(until(function))
 
 
-@click.group()
+@click.group(cls=Group)
 def export() -> None:
     """Write what the shop holds to FILE, in the form that its ending names.
 

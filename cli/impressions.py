@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .console import print_table, say, waiting
+from .groups import Group
 from .options import Output, json_option, opened, shop_option
 from .param_types import FOLDER, ID, MOMENT
 
@@ -21,7 +22,7 @@ until_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def impressions() -> None:
     """What users were shown, and what came of it.
 

@@ -83,7 +83,10 @@ def ingest(
 
 Values = Annotated[
     tuple[str, ...],
-    Meta(description="What a field's value means, such as type:view_item=view; may be repeated."),
+    Meta(
+        description="What a field's value means, such as type:view_item=view or stock:Active=yes; "
+        "may be repeated."
+    ),
 ]
 
 

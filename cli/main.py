@@ -23,7 +23,7 @@ COMMANDS = {
     "models": ("models", "List, fetch, show and export base models and policies."),
     "policies": ("policies", "List, promote, roll back and remove versions of policies."),
     "pretrain": ("train", "Train a small policy from scratch on this shop."),
-    "train": ("train", "Train a policy: SFT cold start, then GRPO."),
+    "train": ("train", "Train a policy: on demonstrations (SFT), then by rewards (GRPO)."),
     "distil": ("train", "Train a small policy on a large one's chains."),
     "recommend": ("recommend", "Recommend queries to users."),
     "export": ("export", "Write products, events or recommendations to a file."),

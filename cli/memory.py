@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import emit, note, out, safe, say, short, waiting, writes_unicode
+from .groups import Group
 from .options import Output, as_of_option, json_option, opened, shop_option
 from .param_types import FILE, FOLDER, ID, PLAIN
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from qagent_mlx.memory.interest_graph import InterestGraph
 
 
-class UserFirst(click.Group):
+class UserFirst(Group):
     """A group whose first word may be a user: ``memory ann`` is ``memory show ann``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import err, note, out, print_table, say
+from .groups import Group
 from .options import Output, json_option, opened, shop_option
 from .param_types import FOLDER, PLAIN, POLICY
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from qagent_mlx.shop.shop import Shop
 
 
-@click.group()
+@click.group(cls=Group)
 def models() -> None:
     """List, fetch, show and export base models and policies."""
 

@@ -10,6 +10,7 @@ import click
 from qagent_mlx.utils.settings import merge
 
 from .console import print_table, say, waiting
+from .groups import Group
 from .options import Changes, Output, json_option, opened, shop_option, split_options
 from .param_types import POLICY, SERVING, VERSION
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from qagent_mlx.policy.versions import PolicyVersion
 
 
-@click.group()
+@click.group(cls=Group)
 def policies() -> None:
     """List, show, promote, roll back, calibrate and remove versions of policies.
 

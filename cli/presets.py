@@ -12,6 +12,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.settings import SettingError
 
 from .console import say, waiting
+from .groups import Group
 from .options import Output, in_flags, opened
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from qagent_mlx.shop.shop import Shop
 
 
-class IngestGroup(click.Group):
+class IngestGroup(Group):
     """A group whose help lists the presets."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

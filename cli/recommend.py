@@ -59,7 +59,7 @@ class Recipients:
     "--group",
     type=click.IntRange(1, 256),
     metavar="N",
-    help="Chains a user.  [default: 2 of a policy trained by GRPO, else 8]",
+    help="Chains for each user.  [default: 2 of a policy trained by GRPO, else 8]",
 )
 @click.option("--chains", is_flag=True, help="Also show the chains that led there.")
 @click.option("--record", is_flag=True, help="Record the answers as shown (qagent impressions).")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import print_table, say
+from .groups import Group
 from .options import Output, json_option, opened, shop_option
 from .param_types import EXISTING_FILE, ID, MOMENT, PLAIN
 
@@ -24,7 +25,7 @@ _ends = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def rules() -> None:
     """What is never recommended, and what always.
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from .chains import chain_lines
 from .console import out, print_table, safe, say
+from .groups import Group
 from .options import Output, json_option, opened, setting_options, shop_option
 from .param_types import FILE, PLAIN, RUN
 
@@ -31,7 +32,7 @@ sql_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def runs() -> None:
     """Look into training runs."""
 

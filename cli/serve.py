@@ -60,8 +60,9 @@ from .param_types import DTYPE, EXISTING_FILE, POLICY
 def serve(token_file: Path | None, changes: Changes, shop_path: Path) -> None:
     """Serve recommendations over HTTP.
 
-    POST /recommend, /events and /products, GET /search, /users/ID/memory, /users/ID/export,
-    /healthz, /metrics and /openapi.json, DELETE /products/ID and /users/ID. Without --policy it
+    POST /recommend, /suggest, /events and /products, GET /search, /users/ID/memory, /healthz and
+    /metrics, DELETE /products/ID and /users/ID; GET /openapi.json describes these and the others
+    (rules, wishes, experiments). Without --policy it
     follows promotions (qagent policies promote) between two batches; POST /policy changes the
     policy until the next one, and a HUP signal loads it again. A --policy without a version
     means its newest. Other commands work beside it: what they change is taken up within seconds.

@@ -17,6 +17,7 @@ from qagent_mlx.utils.settings import merge
 
 from . import training
 from .console import note, say
+from .groups import Group
 from .options import (
     Changes,
     Output,
@@ -92,9 +93,13 @@ def pretrain(
     return Output(report.to_dict(), draw)
 
 
-@click.group()
+@click.group(cls=Group)
 def train() -> None:
-    """Train a policy: an SFT cold start on demonstrations, then GRPO on its own chains."""
+    """Train a policy: a cold start on demonstrations, then reinforcement learning.
+
+    The first is supervised fine-tuning (SFT); the second, group relative policy optimisation
+    (GRPO), compares chains that the policy runs itself by their rewards.
+    """
 
 
 @train.command()
@@ -113,7 +118,7 @@ def train() -> None:
 def sft(
     ctx: click.Context, start: Start, changes: Changes, split: Changes, shop_path: Path
 ) -> Output | None:
-    """Train an adapter on demonstration chains."""
+    """Train an adapter on demonstration chains: supervised fine-tuning (SFT)."""
     from qagent_mlx.train.config_files import agent_with_changes
     from qagent_mlx.train.run_options import RunOptions
     from qagent_mlx.train.sft import resume_sft, train_sft

@@ -198,3 +198,11 @@ def test_numbers_of_the_first_page_are_compared_with_what_was_measured():
     assert check["differences"](text, report) == []
     systems[0]["metrics"]["q_em"]["mean"] += 0.001
     assert len(check["differences"](text, report)) == 1
+
+
+def test_every_list_of_commands_says_whole_sentences():
+    for command in GENERATOR["commands"]():
+        if isinstance(command, click.Group):
+            text = command.get_help(click.Context(command, info_name=command.name))
+            assert "..." not in text.split("Commands:")[-1].split("Presets:")[0], command.name
+            assert "Commands:" in text

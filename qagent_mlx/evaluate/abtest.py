@@ -138,7 +138,10 @@ def abtest(
         _copy(shop, Path(folder) / "shop") as copy,
     ):
         if append_events(copy, population.log).rejected:
-            raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}")
+            raise QAgentError(
+                f"the fresh shoppers' log does not fit {shop.path}; make the simulated shop anew: "
+                "qagent init --sample"
+            )
         factory = SystemFactory(
             copy,
             lambda codec, agent: Environment.of_cases(copy, population.cases, codec, agent),

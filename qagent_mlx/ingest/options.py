@@ -72,7 +72,10 @@ class ReadOptions:
     ] = ()
     join: Annotated[
         str | None,
-        Meta(description="Second file, whose rows take user and query from those of FILES."),
+        Meta(
+            description="Second file; its rows take what they lack, such as user and query, from "
+            "FILES."
+        ),
     ] = None
     on: Annotated[
         str | None,

@@ -109,7 +109,9 @@ def search_products(
     explanations: list[Explanation | None]
     if explain:
         if not isinstance(search, HybridSearch):
-            raise QAgentError("the shop's own search engine cannot explain its hits")
+            raise QAgentError(
+                "the shop's own search engine cannot explain its hits; ask without explain"
+            )
         explanations = [*search.explain(query, k, as_of, filters)]
         hits = [explanation.hit for explanation in explanations if explanation is not None]
     else:

@@ -114,7 +114,9 @@ def _body(language: Any) -> tuple[str, Any]:
     for name, child in language.children().items():
         if isinstance(child, nn.Module) and _holds(child, first):
             return name, child
-    raise QAgentError("the model's blocks lie in no part of it")
+    raise QAgentError(
+        "the model's blocks lie in no part of it; choose one that qagent models list names"
+    )
 
 
 def _holds(part: Any, block: nn.Module) -> bool:

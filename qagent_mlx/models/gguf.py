@@ -157,7 +157,10 @@ def _renamed(name: str) -> tuple[str, str]:
             return f"model.layers.{number}.{_BLOCK_MODULES[inner]}", part
     elif module in _MODEL_MODULES:
         return _MODEL_MODULES[module], part
-    raise QAgentError(f"the GGUF file has the tensor {name}, which a plain llama has not")
+    raise QAgentError(
+        f"the GGUF file has the tensor {name}, which a plain llama has not; pull the model's "
+        "safetensors instead"
+    )
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:

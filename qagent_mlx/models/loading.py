@@ -88,7 +88,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise QAgentError(f"{folder}: config.json holds no object; pull the model again")
     if config.get("model_file") is not None:
-        raise QAgentError(f"{folder} brings its own model code, which is never run")
+        raise QAgentError(
+            f"{folder} brings its own model code, which is never run; choose a model of a "
+            "kind that mlx-lm knows"
+        )
     _check_depth(folder, config)
     return config
 

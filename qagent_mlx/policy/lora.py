@@ -31,7 +31,7 @@ class LoraConfig:
     dtype: Annotated[
         Dtype,
         Meta(
-            description="Precision of the frozen weights: 4bit makes it QLoRA; empty for float32 "
+            description="Precision of the frozen weights: 4bit makes it QLoRA; by default float32 "
             "on a CPU and as stored on a GPU."
         ),
     ] = ""

@@ -174,7 +174,7 @@ def bulk_recommend(
     """
     check_table_name(out)
     if not users:
-        raise QAgentError("there is nobody to recommend to")
+        raise QAgentError("there is nobody to recommend to; ingest events first, or name users")
     config = config or BulkConfig()
     folder = out.parent / f".{out.name}.parts"
     moment = _begin(

@@ -48,7 +48,8 @@ class ServeConfig:
     chains: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         Meta(
-            description="Chains a user, and the most that a request may ask for; by default 2 "
+            description="Chains for each user, and the most that a request may ask for; by "
+            "default 2 "
             "of a policy trained by GRPO, else 8, and a request may ask for 8."
         ),
     ] = None
@@ -205,7 +206,7 @@ class ServeConfig:
 class BulkConfig:
     """How to recommend to many users (`batch.bulk_recommend`)."""
 
-    k: Annotated[int, Meta(ge=1, le=100, description="Queries a user.")] = 5
+    k: Annotated[int, Meta(ge=1, le=100, description="Queries for each user.")] = 5
     as_of: Annotated[
         datetime | None,
         Meta(

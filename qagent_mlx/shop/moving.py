@@ -151,7 +151,9 @@ def _tables_of_lake(lake: duckdb.DuckDBPyConnection) -> list[str]:
     ).fetchall()
     names = [name for (name,) in rows]
     if names and "lake_state" not in names:
-        raise QAgentError(f"the lake holds tables of something else, such as {names[0]}")
+        raise QAgentError(
+            f"the lake holds tables of something else, such as {names[0]}; name an empty database"
+        )
     return names
 
 

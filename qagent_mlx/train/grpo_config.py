@@ -60,7 +60,12 @@ class GrpoConfig:
         ),
     ] = 1
     row_share: Annotated[
-        float, Meta(ge=0, le=1, description="Share of that reward, beside each chain's own.")
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of what a chain adds to a row in its reward; the rest is its own.",
+        ),
     ] = 1.0
     loss: Annotated[
         Literal["grpo", "dr_grpo", "dapo", "gspo"],
@@ -79,9 +84,27 @@ class GrpoConfig:
     ] = field(default_factory=dict)
     # Both by default as in the paper of the loss.
     clip_low: (
-        Annotated[float, Meta(ge=0, lt=1, description="How far the ratio may fall below 1.")] | None
+        Annotated[
+            float,
+            Meta(
+                ge=0,
+                lt=1,
+                description="How far the importance ratio may fall below 1; by default as in the "
+                "loss's paper.",
+            ),
+        ]
+        | None
     ) = None
-    clip_high: Annotated[float, at_least(0, "How far the ratio may rise above 1.")] | None = None
+    clip_high: (
+        Annotated[
+            float,
+            at_least(
+                0,
+                "How far the importance ratio may rise above 1; by default as in the loss's paper.",
+            ),
+        ]
+        | None
+    ) = None
     beta: Annotated[float, at_least(0, "Weight of the KL from the parent policy; 0 for none.")] = (
         0.02
     )
@@ -122,7 +145,11 @@ class GrpoConfig:
     ] = 0
     best_by: Annotated[
         Literal["reward", "cons@1", "q_em", "i_hit@1"],
-        Meta(description="Measure by which evaluations are compared."),
+        Meta(
+            description="Measure by which evaluations are compared: the reward, or the share of "
+            "cases whose query is right (q_em), whose first product is (i_hit@1), or "
+            "both (cons@1)."
+        ),
     ] = "reward"
     stop_after: Annotated[
         int, at_least(0, "Evaluations without a better one that end the run; 0: never.")
