@@ -35,6 +35,7 @@ from .metrics import System
 from .significance import RateComparison, compare_rates, sample_size
 from .suite import SystemFactory, cases_of, split_name
 
+ANEW = "make the simulated shop anew: qagent init --sample"
 FRESH = 5  # part of a fresh shopper's seed; those of the sample's own shoppers have a 2
 RATES = {  # name -> (what is counted, over what)
     "ctr": ("taps", "visits"),
@@ -138,10 +139,7 @@ def abtest(
         _copy(shop, Path(folder) / "shop") as copy,
     ):
         if append_events(copy, population.log).rejected:
-            raise QAgentError(
-                f"the fresh shoppers' log does not fit {shop.path}; make the simulated shop anew: "
-                "qagent init --sample"
-            )
+            raise QAgentError(f"the fresh shoppers' log does not fit {shop.path}: {ANEW}")
         factory = SystemFactory(
             copy,
             lambda codec, agent: Environment.of_cases(copy, population.cases, codec, agent),
