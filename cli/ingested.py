@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 def show_ingested(report: IngestReport, then: str, *, dry_run: bool = False) -> Output:
     """What a load stored and how its files were understood."""
     command = click.get_current_context().command
-    report = replace(report, examples=tuple(in_flags(line, command) for line in report.examples))
+    report = replace(
+        report,
+        examples=tuple(in_flags(line, command) for line in report.examples),
+        notes=tuple(in_flags(line, command) for line in report.notes),
+    )
 
     def draw() -> None:
         for file in report.understood:

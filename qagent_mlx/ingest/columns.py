@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ REQUIRED = {
 _PROFILED_ROWS = 20_000
 _DAY = r"(\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|(19|20)\d{6})([ T]00:00(:00(\.0+)?)?Z?)?"
 _TIME_OF_DAY = r"(?i)\d{1,2}(:\d{2}){1,2}([.,]\d+)?( ?[ap]m)?(Z|[+-]\d{2}:?\d{2})?"
+_CURRENCY = re.compile(
+    r"[\s_]*[(\[]?\s*(in\s+)?([€$£¥]|EUR|USD|GBP|CHF|JPY|SEK|NOK|DKK|PLN|CZK|CAD|AUD)\s*[)\]]?\s*$",
+    re.IGNORECASE,
+)
 ATTRIBUTE = "attributes."  # begins the fields that a mapping adds to a product's attributes
 _OTHER_TYPE_NAMES = {
     "search": "query searched searches site_search search_results view_search_results suche "
@@ -211,6 +216,8 @@ def _candidates(
     for column in columns:
         by_name.setdefault(column.strip().lower(), column)
         by_letters.setdefault(_letters(column), column)
+    for name, column in _without_currency(columns).items():
+        by_letters.setdefault(name, column)
     candidates = {}
     for field, text in FIELDS[kind].items():
         names = text.split()
@@ -345,6 +352,15 @@ def usual_fields(kind: Kind, columns: Iterable[str]) -> set[str]:
         for field, names in FIELDS[kind].items()
         if not letters.isdisjoint(map(_letters, names.split()))
     }
+
+
+def _without_currency(columns: Sequence[str]) -> dict[str, str]:
+    """Columns by the letters that are left of "Price (EUR)"; prices in two currencies are none."""
+    bare: dict[str, list[str]] = {}
+    for column in columns:
+        if (name := _CURRENCY.sub("", column)) != column:
+            bare.setdefault(_letters(name), []).append(column)
+    return {name: same[0] for name, same in bare.items() if len(same) == 1}
 
 
 def _letters(name: str) -> str:

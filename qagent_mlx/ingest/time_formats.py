@@ -14,6 +14,10 @@ _DAYS = """%d.%m.%Y %d/%m/%Y %m/%d/%Y %d-%m-%Y %m-%d-%Y %Y.%m.%d %Y/%m/%d %d.%m.
 _DAYS += ["%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"]
 _HOURS = ["", *(f" {hour}" for hour in ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f"))]
 _HOURS += [" %I:%M %p", " %I:%M:%S %p", ", %H:%M", ", %H:%M:%S", ", %I:%M %p", ", %I:%M:%S %p"]
+_ZONED = [" %H:%M", " %H:%M:%S", " %H:%M:%S.%f", ", %H:%M", ", %H:%M:%S"]
+_HOURS += [
+    hour + zone for hour, zone in product(_ZONED, ("%z", " %z", " %Z"))
+]  # +02:00, Europe/Rome
 _FORMATS = tuple(day + hour for day, hour in product(_DAYS, _HOURS))
 _SAMPLE = 1000  # values; the last ones, as days beyond the twelfth tell days from months
 

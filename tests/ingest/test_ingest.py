@@ -357,7 +357,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(stocked, tmp_path):
         (
             "x.csv",
             "product_id,title\n1,A\n2,Стол\n".encode("cp1251"),
-            "line 3: not utf-8 text (byte 0xd1); give the encoding that it has, such as cp1252",
+            "line 3: not utf-8 text (byte 0xd1); give the `encoding` that it has, such as cp1252",
         ),
         ("x.jsonl", '{"id": "1", "title": "Стол"}\n'.encode("cp1251"), "line 1: not utf-8"),
         ("x.csv", b"product_id,title\n1,K\xc3", "ends inside a character"),

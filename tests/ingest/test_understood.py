@@ -486,3 +486,21 @@ def test_a_mapped_attribute_leaves_the_others(shop):
 def test_stock_is_read_as_shops_write_it(shop, text, is_in_stock):
     load(shop, "products", [{"id": "p1", "stock": text}])
     assert state(shop, "p1")["in_stock"] is is_in_stock
+
+
+@pytest.mark.parametrize("name", ["Preis (EUR)", "price in €", "VK-Preis [chf]", "Price USD"])
+def test_a_price_is_found_behind_its_currency(shop, name):
+    load(shop, "products", [{"sku": "p9", "title": "Rug", name: "12.5"}])
+    (price,) = shop.connection.execute(
+        "SELECT price FROM products WHERE product_id = 'p9'"
+    ).fetchone()
+    assert price == 12.5
+
+
+def test_prices_in_two_currencies_are_not_chosen_between(shop):
+    rows = [{"sku": "p9", "title": "Rug", "Preis (EUR)": "12.5", "Preis (CHF)": "11.9"}]
+    load(shop, "products", rows)
+    (price,) = shop.connection.execute(
+        "SELECT price FROM products WHERE product_id = 'p9'"
+    ).fetchone()
+    assert price is None

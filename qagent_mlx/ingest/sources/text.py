@@ -93,10 +93,11 @@ def read_text(
         problem = f"{name} line {error.line}: not {encoding} text (byte 0x{error.byte:02x})"
     if codec != "utf-8" or not _has_western_bytes(path, compression, name):
         raise QAgentError(
-            f"{problem}; give the encoding that it has, such as cp1252, cp1250, cp1251 or shift_jis"
+            f"{problem}; give the `encoding` that it has, such as cp1252, cp1250, cp1251 or "
+            "shift_jis"
         )
     target = _decode(path, compression, name, "cp1252", folder, lines)
-    note = f"{problem}; read as Windows-1252 (cp1252), give the encoding if it is another"
+    note = f"{problem}; read as Windows-1252 (cp1252), give the `encoding` if it is another"
     return TextFile(target, "none", _first_text(target), (*notes, note))
 
 

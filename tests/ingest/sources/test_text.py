@@ -62,7 +62,7 @@ def test_utf_16_is_known_by_its_mark(shop, tmp_path):
 )
 def test_another_alphabet_is_asked_for_and_then_read(shop, tmp_path, encoding, text):
     path = put(tmp_path / "x.csv", f"id,title\n1,{text}\n".encode(encoding))
-    with pytest.raises(QAgentError, match="line 2: not utf-8 text .*; give the encoding"):
+    with pytest.raises(QAgentError, match="line 2: not utf-8 text .*; give the `encoding`"):
         ingest_files(shop, "products", [path])
     assert ingest_files(shop, "products", [path], ReadOptions(encoding=encoding)).accepted == 1
     assert titles(shop)[0][1] == text
