@@ -34,9 +34,11 @@ hooks: install
 	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
 	$(BIN)/pre-commit install
 
-# The page of all settings, from their annotations.
+# The pages of settings, commands and HTTP, from the code.
 reference: install
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/reference/commands_page.py
+	$(BIN)/python docs/reference/http_page.py
 
 # README's table against a fresh run of the commands behind it: some six minutes.
 readme-check: install

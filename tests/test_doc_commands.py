@@ -27,6 +27,9 @@ OF_SYSTEM = {
     "mlx.launch",
     "for",
     "done",
+    "eval",
+    "printf",
+    "gzip",
 }
 
 
@@ -45,8 +48,11 @@ def commands(code):
     for line in quotes.sub(
         lambda m: m[0].replace("\n", " "), code.replace("\\\n", " ")
     ).splitlines():
-        for part in re.split(r"&&|\|(?!\|)|;", strip_comment(line)):
+        line = re.sub(r"\$\([^)]*\)", "text", strip_comment(line))
+        for part in re.split(r"&&|\|(?!\|)|;", line):
             words = shlex.split(part)
+            if ">" in words:  # the shell's
+                words = words[: words.index(">")]
             while words and re.match(r"[A-Z_]+=", words[0]):
                 words.pop(0)
             if words:

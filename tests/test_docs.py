@@ -16,9 +16,15 @@ ROOT = Path(__file__).parents[1]
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "reference" / "generate.py"))
 
 
-def test_the_reference_page_is_up_to_date():
-    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
-    assert page == GENERATOR["reference"](), "run: make reference"
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("settings", "generate"), ("commands", "commands_page"), ("http", "http_page")],
+)
+def test_the_reference_pages_are_up_to_date(page, script):
+    folder = ROOT / "docs" / "reference"
+    written = (folder / f"{page}.md").read_text(encoding="utf-8")
+    reference = runpy.run_path(str(folder / f"{script}.py"))["reference"]
+    assert written == reference(), "run: make reference"
 
 
 @pytest.mark.parametrize("path", [path for _, _, path in GENERATOR["SECTIONS"]])
