@@ -44,8 +44,9 @@ def standard(model: str, work: Workload, steps: int, warmup: int = 1) -> dict[st
     runner = Standard(open_policy(model_folder(model), work), work)
     measured = [runner.step(number) for number in range(warmup + steps)][warmup:]
     seconds = median(s.seconds for s in measured)
-    limit = gemm_gflops()[0]
-    flops = products(runner.policy, work)
+    limit, cpu_limit = gemm_gflops()[0], gemm_gflops(clock=time.process_time)[0]
+    rollout, update = products(runner.policy, work)
+    flops, update_cpu = rollout + update, median(s.update_cpu for s in measured)
     names = sorted({name for s in measured for name in s.parts})
     profile = {name: median(s.parts.get(name, 0.0) for s in measured) for name in names}
     return {
@@ -63,13 +64,16 @@ def standard(model: str, work: Workload, steps: int, warmup: int = 1) -> dict[st
         "gemm_gflops": limit,
         "product_gflop": flops / 1e9,
         "product_share": flops / 1e9 / limit / seconds,
+        # The update alone, both sides by processor time, which a busy machine changes least.
+        "update_cpu_seconds": update_cpu,
+        "update_product_share": update / 1e9 / cpu_limit / update_cpu,
         "ratio_drift": max(s.metrics["ratio_drift"] for s in measured),
         "profile": dict(sorted(profile.items(), key=lambda item: -item[1])),
     }
 
 
-def products(policy: Policy, work: Workload) -> float:
-    """Floating-point operations of a step's necessary matrix products.
+def products(policy: Policy, work: Workload) -> tuple[float, float]:
+    """Floating-point operations of the necessary matrix products of a step's rollout and update.
 
     Counts what an implementation that shares prompts has to multiply: 2 a weight and token
     forward, and 2 more where a gradient passes; attention's scores and sums of values; the
@@ -94,7 +98,7 @@ def products(policy: Policy, work: Workload) -> float:
     below = forward * sum(linear[:first]) + scores * first
     reference = forward * above + scores * count + 2 * new * head
     learn = 2 * forward * above + 3 * scores * count + 4 * new * head
-    return float(rollout + below + reference + learn)
+    return float(rollout), float(below + reference + learn)
 
 
 def agentic(model: str, steps: int, shape: Agentic | None = None) -> dict[str, Any]:

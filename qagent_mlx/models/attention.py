@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import backend
+from .cpu_kernels import Kept
 
 KeysValues = tuple[mx.array, mx.array]  # a block's keys and values, (B, K, N, D) each
 
@@ -40,9 +41,18 @@ class Attention:
         return ()
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *context: mx.array
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        *context: mx.array,
+        kept: Kept | None = None,
     ) -> mx.array:
-        """The attention's output, (B, H, N, D); a function of arrays alone."""
+        """The attention's output, (B, H, N, D); a function of arrays alone.
+
+        With ``kept``, a second pass over the same arrays takes the first one's probabilities.
+        """
         raise NotImplementedError
 
     def select(self, tokens: np.ndarray) -> Attention:
@@ -94,11 +104,17 @@ class CausalAttention(Attention):
         return self._prefix.blocks[block] if self._prefix else ()
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *context: mx.array
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        *context: mx.array,
+        kept: Kept | None = None,
     ) -> mx.array:
         """Attend causally to the context and to the tokens themselves."""
         keys, values = _append(context, keys, values)
-        return _attend(queries, keys, values, scale, self._bias)
+        return _attend(queries, keys, values, scale, self._bias, kept)
 
 
 class CachedAttention(Attention):
@@ -143,11 +159,17 @@ class CachedAttention(Attention):
         return self._context
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *context: mx.array
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        *context: mx.array,
+        kept: Kept | None = None,
     ) -> mx.array:
         """Attend to the cache."""
         keys, values = context
-        return _attend(queries, keys, values, scale, self._bias)
+        return _attend(queries, keys, values, scale, self._bias, kept)
 
 
 class SharedPrefixAttention(Attention):
@@ -197,7 +219,13 @@ class SharedPrefixAttention(Attention):
         return self._prefix.blocks[block]
 
     def combine(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, *context: mx.array
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        *context: mx.array,
+        kept: Kept | None = None,
     ) -> mx.array:
         """One softmax over the prefix's keys and the sequence's own up to each query."""
         prefix_keys, prefix_values = context
@@ -219,6 +247,7 @@ class SharedPrefixAttention(Attention):
             self._prefix_bias,
             np.tile(self._own_bias, (1, 1, repeat, 1)) if repeat > 1 else self._own_bias,
             scale,
+            kept,
         )
         output = of_prefix.reshape(groups, key_heads, members * repeat * n, -1) @ prefix_values
         output = output.reshape(groups, key_heads, members, repeat * n, width).swapaxes(1, 2)
@@ -229,7 +258,12 @@ class SharedPrefixAttention(Attention):
 
 
 def _attend(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, bias: np.ndarray | None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    bias: np.ndarray | None,
+    kept: Kept | None,
 ) -> mx.array:
     """Attention; ``bias`` broadcasts to (B, K, queries of a key head, keys)."""
     rows, heads, n, width = queries.shape
@@ -238,7 +272,7 @@ def _attend(
     if bias is not None and repeat > 1 and bias.shape[-2] > 1:
         bias = np.tile(bias, (1,) * (bias.ndim - 2) + (repeat, 1))
     grouped = queries.reshape(rows, key_heads, repeat * n, width)
-    probabilities = backend.softmax(grouped @ keys.swapaxes(-1, -2), bias, scale)
+    probabilities = backend.softmax(grouped @ keys.swapaxes(-1, -2), bias, scale, kept)
     return (probabilities @ values).reshape(rows, heads, n, width)
 
 

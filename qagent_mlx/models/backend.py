@@ -35,16 +35,19 @@ def default_dtype() -> str:
     return "float32" if on_cpu() else "stored"
 
 
-def softmax(scores: mx.array, bias: np.ndarray | None, scale: float) -> mx.array:
+def softmax(
+    scores: mx.array, bias: np.ndarray | None, scale: float, kept: cpu_kernels.Kept | None = None
+) -> mx.array:
     """``softmax(scores * scale + bias)`` over the last axis.
 
     Args:
         scores: (..., queries, keys).
         bias: 0 or minus infinity; broadcasts to the scores. Every row keeps a finite score.
         scale: A factor of the scores.
+        kept: For a softmax that is computed once for two passes, on a CPU.
     """
     if uses_numpy(scores.dtype):
-        return cpu_kernels.softmax(scores, bias, scale)
+        return cpu_kernels.softmax(scores, bias, scale, kept)
     scores = scores * scale
     if bias is not None:
         scores = scores + mx.array(bias).astype(scores.dtype)
@@ -57,6 +60,7 @@ def joint_softmax(
     prefix_bias: np.ndarray | None,
     own_bias: np.ndarray,
     scale: float,
+    kept: cpu_kernels.Kept | None = None,
 ) -> tuple[mx.array, mx.array]:
     """One softmax over two sets of keys: a shared prefix's, and a sequence's own.
 
@@ -66,12 +70,13 @@ def joint_softmax(
         prefix_bias: (groups, prefix keys), or None where all of them count.
         own_bias: (groups, members, queries, own keys).
         scale: A factor of both scores.
+        kept: As in `softmax`.
 
     Returns:
         Probabilities, shaped as ``prefix`` and as ``own``; together they add up to 1.
     """
     if uses_numpy(prefix.dtype):
-        return cpu_kernels.joint_softmax(prefix, own, prefix_bias, own_bias, scale)
+        return cpu_kernels.joint_softmax(prefix, own, prefix_bias, own_bias, scale, kept)
     width = prefix.shape[-1]
     if prefix_bias is not None:
         prefix = prefix + mx.array(prefix_bias)[:, None, None, None].astype(prefix.dtype)

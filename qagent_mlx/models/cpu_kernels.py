@@ -26,6 +26,8 @@ from .checkpointing import custom_function, detach
 BLOCK = 1 << 16  # elements that are worked on at once: 256 KiB, about one L2 cache
 THREADED = 1 << 19  # elements from which a second thread is worth its start
 Constrain = Callable[[mx.array, int], mx.array]  # (rows, V) logits and their first row -> same
+Kept = list[tuple[mx.array, ...]]
+"""Empty, it receives what a softmax computes; then, it is what the same softmax returns."""
 
 HEAD_BLOCK = 1 << 24  # logits that `head_logprobs` holds at once: 64 MiB
 
@@ -61,11 +63,15 @@ def _flat(array: mx.array) -> np.ndarray:
     return view.reshape(-1, view.shape[-1])
 
 
-def softmax(scores: mx.array, bias: np.ndarray | None, scale: float) -> mx.array:
+def softmax(
+    scores: mx.array, bias: np.ndarray | None, scale: float, kept: Kept | None = None
+) -> mx.array:
     """`backend.softmax` of (..., queries, keys) scores."""
 
     @custom_function
     def run(scores: mx.array) -> mx.array:
+        if kept:
+            return kept[0][0]
         mx.eval(scores)
         view = np.asarray(scores)
         *lead, queries, keys = view.shape
@@ -81,7 +87,10 @@ def softmax(scores: mx.array, bias: np.ndarray | None, scale: float) -> mx.array
                 _normalise(block)
 
         _in_blocks((len(matrices), queries, keys), compute)
-        return mx.array(out)
+        result = mx.array(out)
+        if kept is not None:
+            kept.append((result,))
+        return result
 
     @run.vjp
     def vjp(_primals: Any, cotangent: mx.array, output: mx.array) -> mx.array:
@@ -120,56 +129,68 @@ def joint_softmax(
     prefix_bias: np.ndarray | None,
     own_bias: np.ndarray,
     scale: float,
+    kept: Kept | None = None,
 ) -> tuple[mx.array, mx.array]:
     """`backend.joint_softmax`."""
     groups, heads, members, queries, width = prefix.shape
-    shapes = prefix.shape, own.shape
+    keys = own.shape[-1]
+    whole = groups * heads, members, queries, width + keys
 
-    def join(prefix: mx.array, own: mx.array) -> np.ndarray:
-        mx.eval(prefix, own)
-        joined = np.empty((groups * heads, members, queries, width + shapes[1][-1]), np.float32)
-        left = np.asarray(prefix).reshape(groups * heads, members, queries, width)
-        right = np.asarray(own)
-        for i in range(groups * heads):
-            joined[i, ..., :width] = left[i]
-            joined[i, ..., width:] = right[i // heads, :, i % heads]
-        return joined
+    def parts(prefix: np.ndarray, own: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a group's head has of both, (members, queries, keys) each; views."""
+        return (
+            prefix.reshape(groups * heads, members, queries, width)[i],
+            own[i // heads, :, i % heads],
+        )
 
-    def cut(joined: np.ndarray) -> tuple[mx.array, mx.array]:
-        left, right = np.empty(shapes[0], np.float32), np.empty(shapes[1], np.float32)
-        rows = left.reshape(-1, *shapes[0][2:])
-        for i in range(len(joined)):
-            rows[i] = joined[i, ..., :width]
-            right[i // heads, :, i % heads] = joined[i, ..., width:]
-        return mx.array(left), mx.array(right)
+    def joined(prefix: np.ndarray, own: np.ndarray, i: int) -> np.ndarray:
+        return np.concatenate(parts(prefix, own, i), axis=-1)
+
+    def results() -> tuple[np.ndarray, np.ndarray]:
+        return np.empty(prefix.shape, np.float32), np.empty(own.shape, np.float32)
+
+    def put(block: np.ndarray, out: tuple[np.ndarray, np.ndarray], i: int) -> None:
+        left, right = parts(*out, i)
+        left[...], right[...] = block[..., :width], block[..., width:]
 
     @custom_function
-    def run(prefix: mx.array, own: mx.array) -> tuple[mx.array, mx.array]:
-        joined = join(prefix, own)
+    def run(prefix: mx.array, own: mx.array) -> tuple[mx.array, ...]:
+        if kept:
+            return kept[0]
+        mx.eval(prefix, own)
+        scores, out = (np.asarray(prefix), np.asarray(own)), results()
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
-                block = joined[i]
+                block = joined(*scores, i)
                 block *= scale
                 if prefix_bias is not None:
                     block[..., :width] += prefix_bias[i // heads]
                 block[..., width:] += own_bias[i // heads]
                 _normalise(block)
+                put(block, out, i)
 
-        _in_blocks(joined.shape, compute)
-        return cut(joined)
+        _in_blocks(whole, compute)
+        result = mx.array(out[0]), mx.array(out[1])
+        if kept is not None:
+            kept.append(result)
+        return result
 
     @run.vjp
     def vjp(_primals: Any, cotangents: Any, outputs: Any) -> Any:
-        probability, gradient = join(*outputs), join(*cotangents)
+        mx.eval(outputs, cotangents)
+        of_outputs, given = ([np.asarray(x) for x in pair] for pair in (outputs, cotangents))
+        out = results()
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
+                gradient = joined(*given, i)
                 # Overwrites the gradient while it is read, element by element.
-                _softmax_gradient(probability[i], gradient[i], gradient[i], scale)
+                _softmax_gradient(joined(*of_outputs, i), gradient, gradient, scale)
+                put(gradient, out, i)
 
-        _in_blocks(probability.shape, compute)
-        return cut(gradient)
+        _in_blocks(whole, compute)
+        return mx.array(out[0]), mx.array(out[1])
 
     probabilities: tuple[mx.array, mx.array] = run(prefix, own)
     return probabilities
@@ -194,7 +215,11 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 @swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
-    gate, up = primals
+    return swiglu_gradient(*primals, cotangent)
+
+
+def swiglu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    """The gradient of `swiglu` by both of its inputs."""
     mx.eval(gate, up, cotangent)
     gates, ups, gradients = _flat(gate), _flat(up), _flat(cotangent)
     gate_gradients = np.empty(gates.shape, dtype=np.float32)

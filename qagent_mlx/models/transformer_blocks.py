@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
-from . import backend
+from . import backend, cpu_kernels, trained_block
 from .attention import Attention
 from .checkpointing import checkpoint, lora_linear
 
@@ -61,12 +61,17 @@ def run(
     """
     layers: Sequence[Any] = model.layers[first:last]
     rotary = RotaryEmbedding(model.layers[0].self_attn.rope, attention.positions)
+    rotaries = rotary, rotary
     operations = _Operations(hidden.dtype, gradient)
     for index, layer in enumerate(layers, first):
+        whole = operations.whole(layer, index, hidden, rotaries, attention)
+        if whole is not None:
+            hidden = whole
+            continue
         inner = layer.self_attn
         x = operations.norm(layer.input_layernorm, hidden)
         projected = [operations.linear(m, x) for m in (inner.q_proj, inner.k_proj, inner.v_proj)]
-        attended = operations.attend(inner, index, projected, rotary, rotary, attention)
+        attended = operations.attend(inner, index, projected, rotaries, attention)
         hidden = operations.feed_forward(layer, hidden, attended)
     return model.model.norm(hidden) if norm else hidden
 
@@ -93,23 +98,24 @@ def run_last(
     index, layer = len(model.layers) - 1, model.layers[-1]
     inner = layer.self_attn
     operations = _Operations(hidden.dtype, gradient)
-    x = operations.norm(layer.input_layernorm, hidden)
-    keys, values = operations.linear(inner.k_proj, x), operations.linear(inner.v_proj, x)
     rotary = RotaryEmbedding(inner.rope, attention.positions)
     rows, n, width = hidden.shape
     if not tokens.size:
+        x = operations.norm(layer.input_layernorm, hidden)
+        keys, values = operations.linear(inner.k_proj, x), operations.linear(inner.v_proj, x)
         attention.store(index, *_keys_and_values(inner, keys, values, rotary))
         return mx.zeros((rows, 0, width), hidden.dtype)
-    flat = mx.array((np.arange(rows)[:, None] * n + tokens).reshape(-1))
-
-    def take(states: mx.array) -> mx.array:
-        return mx.take(states.reshape(-1, width), flat, axis=0).reshape(rows, -1, width)
-
+    places = trained_block.Places(mx.array((np.arange(rows)[:, None] * n + tokens).reshape(-1)))
     selected = attention.select(tokens)
-    projected = [operations.linear(inner.q_proj, take(x)), keys, values]
-    query_rotary = RotaryEmbedding(inner.rope, selected.positions)
-    attended = operations.attend(inner, index, projected, query_rotary, rotary, selected)
-    output: mx.array = model.model.norm(operations.feed_forward(layer, take(hidden), attended))
+    rotaries = RotaryEmbedding(inner.rope, selected.positions), rotary
+    states = operations.whole(layer, index, hidden, rotaries, selected, places)
+    if states is None:
+        x = operations.norm(layer.input_layernorm, hidden)
+        keys, values = operations.linear(inner.k_proj, x), operations.linear(inner.v_proj, x)
+        projected = [operations.linear(inner.q_proj, places.take(x)), keys, values]
+        attended = operations.attend(inner, index, projected, rotaries, selected)
+        states = operations.feed_forward(layer, places.take(hidden), attended)
+    output: mx.array = model.model.norm(states)
     return output
 
 
@@ -127,7 +133,12 @@ class _Operations:
         return output
 
     def linear(self, module: Any, x: mx.array) -> mx.array:
-        """A projection; a plain layer with an adapter keeps only ``x`` for the gradient."""
+        """A projection; a plain layer with an adapter keeps only ``x`` for the gradient.
+
+        An adapter that is switched off is not computed.
+        """
+        if type(module) is LoRALinear and not module.scale:
+            return _call(module.linear, x)
         if not self._checkpointed or type(module) is not LoRALinear:
             return _call(module, x)
         layer = module.linear
@@ -143,41 +154,39 @@ class _Operations:
         inner: Any,
         block: int,
         projected: list[mx.array],
-        query_rotary: RotaryEmbedding,
-        key_rotary: RotaryEmbedding,
+        rotaries: Rotaries,
         attention: Attention,
     ) -> mx.array:
         """Split into heads, rotate, attend and join the heads: (B, N, H * D)."""
 
-        def split(
-            queries: mx.array, keys: mx.array, values: mx.array
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            rows, n, _ = queries.shape
-            queries = queries.reshape(rows, n, inner.n_heads, -1)
-            if hasattr(inner, "q_norm"):
-                queries = inner.q_norm(queries)
-            queries = query_rotary(queries.transpose(0, 2, 1, 3))
-            return queries, *_keys_and_values(inner, keys, values, key_rotary)
-
-        def join(attended: mx.array) -> mx.array:
-            rows, _, n, _ = attended.shape
-            return attended.transpose(0, 2, 1, 3).reshape(rows, n, -1)
-
         if not self._checkpointed:
-            queries, keys, values = split(*projected)
+            queries, keys, values = _split(inner, projected, rotaries)
             attention.store(block, keys, values)
             context = attention.context(block)
-            return join(attention.combine(queries, keys, values, inner.scale, *context))
-
-        def whole(*arrays: mx.array) -> tuple[mx.array, ...]:
-            queries, keys, values = split(*arrays[:3])
-            attended = attention.combine(queries, keys, values, inner.scale, *arrays[3:])
-            return join(attended), keys, values
-
-        attended, keys, values = checkpoint(whole, *projected, *attention.context(block))
+            return _join(attention.combine(queries, keys, values, inner.scale, *context))
+        attend = _attention_of(inner, rotaries, attention)
+        attended, keys, values = checkpoint(attend, *projected, *attention.context(block))
         attention.store(block, keys, values)
         output: mx.array = attended
         return output
+
+    def whole(
+        self,
+        layer: Any,
+        block: int,
+        hidden: mx.array,
+        rotaries: Rotaries,
+        attention: Attention,
+        places: trained_block.Places | None = None,
+    ) -> mx.array | None:
+        """A block as one function of the tape, where its gradient is written out; else None."""
+        if not self._checkpointed or not trained_block.supported(layer):
+            return None
+        attend = _attention_of(layer.self_attn, rotaries, attention)
+        context = attention.context(block)
+        hidden, keys, values = trained_block.run(layer, hidden, attend, context, places)
+        attention.store(block, keys, values)
+        return hidden
 
     def feed_forward(self, layer: Any, hidden: mx.array, attended: mx.array) -> mx.array:
         """What follows attention: its projection, the feed-forward part, and both sums."""
@@ -191,6 +200,44 @@ class _Operations:
 def _call(module: Any, x: mx.array) -> mx.array:
     output: mx.array = module(x)
     return output
+
+
+def _attention_of(inner: Any, rotaries: Rotaries, attention: Attention) -> trained_block.Attend:
+    """Attention as a function of arrays alone, from projections to what is projected again."""
+
+    def attend(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *context: mx.array,
+        kept: cpu_kernels.Kept | None = None,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        projected = [queries, keys, values]
+        queries, keys, values = _split(inner, projected, rotaries)
+        attended = attention.combine(queries, keys, values, inner.scale, *context, kept=kept)
+        return _join(attended), keys, values
+
+    return attend
+
+
+def _split(
+    inner: Any, projected: Sequence[mx.array], rotaries: Rotaries
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Split into heads and rotate: queries (B, H, N, D), keys and values (B, K, N, D)."""
+    queries, keys, values = projected
+    rows, n, _ = queries.shape
+    queries = queries.reshape(rows, n, inner.n_heads, -1)
+    if hasattr(inner, "q_norm"):
+        queries = inner.q_norm(queries)
+    of_queries, of_keys = rotaries
+    queries = of_queries(queries.transpose(0, 2, 1, 3))
+    return queries, *_keys_and_values(inner, keys, values, of_keys)
+
+
+def _join(attended: mx.array) -> mx.array:
+    """(B, H, N, D) -> (B, N, H * D)."""
+    rows, _, n, _ = attended.shape
+    return attended.transpose(0, 2, 1, 3).reshape(rows, n, -1)
 
 
 def _keys_and_values(
@@ -231,3 +278,7 @@ class RotaryEmbedding:
         if x.shape[-1] > 2 * half:
             parts.append(x[..., 2 * half :])
         return mx.concatenate(parts, axis=-1)
+
+
+Rotaries = tuple[RotaryEmbedding, RotaryEmbedding]
+"""Of queries and of keys, which differ where only some tokens ask."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mlx.utils import tree_flatten
 
 from ..errors import QAgentError
+from ..models import trained_block
 from ..models.cpu_kernels import HEAD_BLOCK
 from ..policy.policy import Policy
 from ..protocol.config import AgentConfig
@@ -69,7 +70,12 @@ def grpo_bytes(policy: Policy, config: GrpoConfig) -> int:
     tokens = max(micro_batch_tokens(policy, config.token_budget), config.group * length)
     logits = tokens * written // length * shape.vocabulary
     if recomputes(policy):
-        kept = tokens * (kept_bytes(policy) + ATTENTION * shape.heads * length * 4)
+        scores = min(
+            shape.heads * length, trained_block.most_probabilities(shape.hidden, shape.inner)
+        )
+        blocks = max(1, layers - policy.first_trained)
+        kept = tokens * (kept_bytes(policy) + blocks * scores * 4)
+        kept += tokens * ATTENTION * shape.heads * length * 4
         # The head works on a block of logits at a time.
         updating = kept + 3 * min(logits, HEAD_BLOCK) * 4
     else:

@@ -1,9 +1,12 @@
-"""A process ends with its own exit code, also when a thread computed and ended just before."""
+"""A process ends with its own exit code, also after a thread computed, and keeps what it needs."""
 
 import subprocess
 import sys
 
+import pytest
+
 from qagent_mlx.models.download import sample_folder
+from qagent_mlx.utils import runtime
 
 PROGRAM = """
 import qagent_mlx
@@ -37,3 +40,21 @@ def test_a_thread_that_used_mlx_and_ended_does_not_abort_the_process():
 def test_a_thread_that_loaded_a_policy_and_ended_does_not_abort_the_process():
     imports = "from qagent_mlx.policy.files import load_policy"
     assert exit_codes(f"load_policy(Path({str(sample_folder())!r}))", imports, 3) == {3}
+
+
+def test_only_a_large_process_gives_free_memory_back(monkeypatch):
+    """A small one would only fetch its pages again, in every step of a training."""
+    trimmed = []
+    monkeypatch.setattr(runtime, "_malloc_trim", lambda: trimmed.append)
+    for held in (runtime.RELEASED_FROM - 1, runtime.RELEASED_FROM):
+        monkeypatch.setattr(runtime, "resident_memory", lambda held=held: held)
+        runtime.release_memory()
+    assert trimmed == [0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_the_memory_that_a_process_holds_grows_by_what_it_takes():
+    before = runtime.resident_memory()
+    taken = b"1" * (32 << 20)
+    assert 24 << 20 < runtime.resident_memory() - before < 48 << 20
+    del taken
