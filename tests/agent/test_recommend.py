@@ -1,3 +1,4 @@
+import time
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -127,3 +128,11 @@ def test_recommendations_as_plain_values():
         ],
         "latency_ms": 12.3,
     }
+
+
+def test_the_time_of_an_answer_is_its_share_of_the_time_that_the_batch_took(recommender):
+    requests = [RecommendRequest(profile(f"u{i}", "usb cable"), NOW, 1, 1) for i in range(4)]
+    start = time.perf_counter()
+    answers = recommender.answer(requests)
+    whole = (time.perf_counter() - start) * 1000
+    assert 0 < sum(answer.latency_ms for answer in answers) <= whole

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.inventory.analyzer import initialisms, product_terms
-from qagent_mlx.inventory.bm25 import SPELLING_WEIGHT, BM25Index
+from qagent_mlx.inventory.bm25 import SPELLING_WEIGHT, BM25Index, _top
 from qagent_mlx.inventory.spelling import MAX_CORRECTIONS, SpellingIndex
 
 TITLES = [
@@ -128,3 +128,13 @@ def test_numbers_are_not_corrected():
 def test_initials_come_from_the_parts_of_a_title():
     assert initialisms("Call of Duty: Modern Warfare 3") == ["~co", "~cod", "~mw", "~mw3"]
     assert initialisms("Halo") == []
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 12), st.randoms())
+def test_the_best_are_those_of_a_sort_with_ties_by_document(levels, k, random):
+    """Scores a hair apart are ties, whichever of them is above the k-th."""
+    documents = random.sample(range(1000), len(levels))
+    scores = np.array([level / 3 + random.choice((0.0, 1e-6)) for level in levels])
+    order = sorted(range(len(levels)), key=lambda i: (-round(scores[i], 5), documents[i]))
+    expected = [i for i in order if round(scores[i], 5) > 0][:k]
+    assert _top(np.array(documents), scores, k).tolist() == expected

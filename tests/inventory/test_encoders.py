@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.inventory.encoders.registry import load_function
 from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
 
 # That people who type "office light" want a lamp is known from clicks only.
@@ -115,3 +116,12 @@ def test_parts_of_compound_words_are_found():
     for query, wanted in (("zelt", {0, 1}), ("jacke", {2, 3}), ("kocher", {5})):
         near = products @ encoder.encode([query], queries=True)[0]
         assert set(near.argsort()[-len(wanted) :].tolist()) == wanted
+
+
+def test_a_function_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    for place in (f"{path}:encode", "no place"):
+        with pytest.raises(QAgentError, match=r"the encoder .* is not there; write it as FILE.py"):
+            load_function(place, "encoder")
+    path.write_text("def encode(texts): return 7")
+    assert load_function(f"{path}:encode", "encoder")([]) == 7

@@ -394,3 +394,20 @@ def test_profiles_of_many_are_those_of_one_by_one(tiny_shop, moments, monkeypatc
     for together in (1, 5, 64):
         monkeypatch.setattr("qagent_mlx.memory.ranking_features.TOGETHER", together)
         assert memory.profiles(moments) == alone
+
+
+def test_counts_of_lines_are_remembered_but_not_for_ever(tiny_shop, monkeypatch):
+    monkeypatch.setattr("qagent_mlx.memory.profile.MAX_COUNTED", 10)
+    asked = []
+
+    def count(texts):
+        asked.extend(texts)
+        return count_words(texts)
+
+    memory = Memory(tiny_shop.connection, tiny_shop.config.memory, count)
+    for start in range(0, 60, 6):
+        texts = [f"{'a ' * i}z" for i in range(start, start + 6)]
+        for _ in range(2):
+            assert memory.count(texts) == list(count_words(texts))
+        assert len(memory._counts) <= 10 + 6
+    assert 60 <= len(asked) < 120  # some a second time

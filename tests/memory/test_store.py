@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import loader as loader_module
-from qagent_mlx.memory import shop_tables
+from qagent_mlx.memory import shop_tables, transitions
+from qagent_mlx.memory import store as store_module
 from qagent_mlx.memory.candidates import COLUMNS, TEXTS
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
+from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 
 DAY = datetime(2026, 1, 10)
@@ -258,3 +260,21 @@ def test_a_server_over_midnight_reads_each_day_once(own_shop, monkeypatch):
             nothing_more.setattr(loader_module, "StateBuilder", lambda *_: pytest.fail("computed"))
             assert memory.profiles(moments) == expected
     assert sum(day.whole for day in memory.loader.statistics._days.values()) <= 3
+
+
+def test_settings_that_change_no_stored_row_leave_the_fingerprint_as_it_is():
+    """Hours in which a user is new count only where trends count users."""
+
+    def of(**changes):
+        return store_module.fingerprint(MemoryConfig(**changes))
+
+    assert of(trends_by="searches", new_user_hours=1) == of(trends_by="searches", new_user_hours=9)
+    assert of(trends_by="users", new_user_hours=1) != of(trends_by="users", new_user_hours=9)
+    assert of(budget=100) == of(budget=900)
+    assert of(half_life_days=3) != of(half_life_days=9)
+
+
+def test_who_changes_what_stored_rows_mean_raises_the_format():
+    """A shop's stored transitions are of these numbers: with others, `MEMORY_FORMAT` is another."""
+    meaning = (transitions.MAX_STEPS, transitions.MAX_RETRIES, transitions.WITHIN_DAYS)
+    assert (store_module.MEMORY_FORMAT, *meaning) == (6, 3, 12, 45)

@@ -4,7 +4,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory.profile import Memory, count_words
-from qagent_mlx.memory.summarizer import Summarizer, summary_facts, summary_files
+from qagent_mlx.memory.summarizer import MAX_WORDS, Summarizer, summary_facts, summary_files
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.policy.shop_memory import SUMMARIES, inspect_memory
 
@@ -85,3 +85,9 @@ def test_any_model_folder_can_write(own_shop, new_nano, tmp_path):
     assert list((own_shop.path / SUMMARIES).glob("*.json")) == written
     with pytest.raises(QAgentError, match="no policy nowhere"):
         inspect_memory(own_shop, "u01", summarizer="nowhere")
+
+
+def test_of_a_model_that_goes_on_a_line_takes_the_first_words(tiny_shop, moment, tmp_path):
+    words = [f"w{i}" for i in range(3 * MAX_WORDS)]
+    memory = memory_of(tiny_shop, lambda prompt: " ".join(words), tmp_path)
+    assert identity(memory.profiles([moment], budget=400)[0]) == [" ".join(words[:MAX_WORDS])]
