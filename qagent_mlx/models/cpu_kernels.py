@@ -11,7 +11,7 @@ Everything is float32. Results agree with MLX's within a few units in the last p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -136,21 +136,22 @@ def joint_softmax(
     keys = own.shape[-1]
     whole = groups * heads, members, queries, width + keys
 
-    def parts(prefix: np.ndarray, own: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def parts(both: Sequence[np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]:
         """What a group's head has of both, (members, queries, keys) each; views."""
+        prefix, own = both
         return (
             prefix.reshape(groups * heads, members, queries, width)[i],
             own[i // heads, :, i % heads],
         )
 
-    def joined(prefix: np.ndarray, own: np.ndarray, i: int) -> np.ndarray:
-        return np.concatenate(parts(prefix, own, i), axis=-1)
+    def joined(both: Sequence[np.ndarray], i: int) -> np.ndarray:
+        return np.concatenate(parts(both, i), axis=-1)
 
     def results() -> tuple[np.ndarray, np.ndarray]:
         return np.empty(prefix.shape, np.float32), np.empty(own.shape, np.float32)
 
-    def put(block: np.ndarray, out: tuple[np.ndarray, np.ndarray], i: int) -> None:
-        left, right = parts(*out, i)
+    def put(block: np.ndarray, out: Sequence[np.ndarray], i: int) -> None:
+        left, right = parts(out, i)
         left[...], right[...] = block[..., :width], block[..., width:]
 
     @custom_function
@@ -162,7 +163,7 @@ def joint_softmax(
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
-                block = joined(*scores, i)
+                block = joined(scores, i)
                 block *= scale
                 if prefix_bias is not None:
                     block[..., :width] += prefix_bias[i // heads]
@@ -184,9 +185,9 @@ def joint_softmax(
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
-                gradient = joined(*given, i)
+                gradient = joined(given, i)
                 # Overwrites the gradient while it is read, element by element.
-                _softmax_gradient(joined(*of_outputs, i), gradient, gradient, scale)
+                _softmax_gradient(joined(of_outputs, i), gradient, gradient, scale)
                 put(gradient, out, i)
 
         _in_blocks(whole, compute)
@@ -215,7 +216,8 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 @swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangent: mx.array, _output: mx.array) -> Any:
-    return swiglu_gradient(*primals, cotangent)
+    gate, up = primals
+    return swiglu_gradient(gate, up, cotangent)
 
 
 def swiglu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
