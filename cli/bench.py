@@ -137,8 +137,9 @@ def _draw(report: dict[str, Any]) -> None:
             ("peak memory", f"{report['peak_memory_mb']:.0f} MB"),
             (
                 "matrix products",
-                f"{report['product_share']:.0%} of the step at {report['gemm_gflops']:.0f} GFLOP/s, "
-                f"{report['update_product_share']:.0%} of the update's processor time",
+                f"{report['product_share']:.0%} of the step and "
+                f"{report['update_product_share']:.0%} of the update's processor time at "
+                f"{report['gemm_gflops']:.0f} GFLOP/s",
             ),
             *(
                 (f"  {name}", f"{seconds:.2f} s  {seconds / report['seconds']:.0%}")
