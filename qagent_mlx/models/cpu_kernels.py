@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -123,6 +124,37 @@ def _softmax_gradient(
     out *= scale
 
 
+@dataclass(frozen=True, slots=True)
+class _TwoParts:
+    """Where a group's head has its scores in two arrays: of a shared prefix, and of own keys."""
+
+    prefix: tuple[int, ...]  # (groups, heads, members, queries, prefix keys)
+    own: tuple[int, ...]  # (groups, members, heads, queries, own keys)
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """(groups * heads, members, queries, all keys)."""
+        groups, heads, members, queries, width = self.prefix
+        return groups * heads, members, queries, width + self.own[-1]
+
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Room for results."""
+        return np.empty(self.prefix, np.float32), np.empty(self.own, np.float32)
+
+    def join(self, both: Sequence[np.ndarray], i: int) -> np.ndarray:
+        """What group and head ``i`` have of both, (members, queries, all keys)."""
+        return np.concatenate(self._views(both, i), axis=-1)
+
+    def put(self, block: np.ndarray, both: Sequence[np.ndarray], i: int) -> None:
+        """Take such a block apart again."""
+        left, right = self._views(both, i)
+        left[...], right[...] = block[..., : self.prefix[-1]], block[..., self.prefix[-1] :]
+
+    def _views(self, both: Sequence[np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]:
+        group, head = divmod(i, self.prefix[1])
+        return both[0][group, head], both[1][group, :, head]
+
+
 def joint_softmax(
     prefix: mx.array,
     own: mx.array,
@@ -132,46 +164,26 @@ def joint_softmax(
     kept: Kept | None = None,
 ) -> tuple[mx.array, mx.array]:
     """`backend.joint_softmax`."""
-    groups, heads, members, queries, width = prefix.shape
-    keys = own.shape[-1]
-    whole = groups * heads, members, queries, width + keys
-
-    def parts(both: Sequence[np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]:
-        """What a group's head has of both, (members, queries, keys) each; views."""
-        prefix, own = both
-        return (
-            prefix.reshape(groups * heads, members, queries, width)[i],
-            own[i // heads, :, i % heads],
-        )
-
-    def joined(both: Sequence[np.ndarray], i: int) -> np.ndarray:
-        return np.concatenate(parts(both, i), axis=-1)
-
-    def results() -> tuple[np.ndarray, np.ndarray]:
-        return np.empty(prefix.shape, np.float32), np.empty(own.shape, np.float32)
-
-    def put(block: np.ndarray, out: Sequence[np.ndarray], i: int) -> None:
-        left, right = parts(out, i)
-        left[...], right[...] = block[..., :width], block[..., width:]
+    parts, heads, width = _TwoParts(prefix.shape, own.shape), prefix.shape[1], prefix.shape[-1]
 
     @custom_function
     def run(prefix: mx.array, own: mx.array) -> tuple[mx.array, ...]:
         if kept:
             return kept[0]
         mx.eval(prefix, own)
-        scores, out = (np.asarray(prefix), np.asarray(own)), results()
+        scores, out = (np.asarray(prefix), np.asarray(own)), parts.empty()
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
-                block = joined(scores, i)
+                block = parts.join(scores, i)
                 block *= scale
                 if prefix_bias is not None:
                     block[..., :width] += prefix_bias[i // heads]
                 block[..., width:] += own_bias[i // heads]
                 _normalise(block)
-                put(block, out, i)
+                parts.put(block, out, i)
 
-        _in_blocks(whole, compute)
+        _in_blocks(parts.joined, compute)
         result = mx.array(out[0]), mx.array(out[1])
         if kept is not None:
             kept.append(result)
@@ -181,16 +193,16 @@ def joint_softmax(
     def vjp(_primals: Any, cotangents: Any, outputs: Any) -> Any:
         mx.eval(outputs, cotangents)
         of_outputs, given = ([np.asarray(x) for x in pair] for pair in (outputs, cotangents))
-        out = results()
+        out = parts.empty()
 
         def compute(part: slice) -> None:
             for i in range(part.start, part.stop):
-                gradient = joined(given, i)
+                gradient = parts.join(given, i)
                 # Overwrites the gradient while it is read, element by element.
-                _softmax_gradient(joined(of_outputs, i), gradient, gradient, scale)
-                put(gradient, out, i)
+                _softmax_gradient(parts.join(of_outputs, i), gradient, gradient, scale)
+                parts.put(gradient, out, i)
 
-        _in_blocks(whole, compute)
+        _in_blocks(parts.joined, compute)
         return mx.array(out[0]), mx.array(out[1])
 
     probabilities: tuple[mx.array, mx.array] = run(prefix, own)
