@@ -61,6 +61,7 @@ def index(
     """
     from qagent_mlx.build import build_shop
     from qagent_mlx.inventory.updates import refresh_index, remove_products, set_encoder
+    from qagent_mlx.policy.registry import policy_names
 
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:
@@ -69,7 +70,14 @@ def index(
             remove_products(shop, remove)
         refreshes = only_update or bool(remove)
         report = (refresh_index(shop) if refreshes else build_shop(shop, note)).to_dict()
-    return Output(report, lambda: _draw_index(report))
+        is_new = not policy_names(shop)
+
+    def draw() -> None:
+        _draw_index(report)
+        if is_new:
+            say("next: qagent recommend USER, or train a policy on this shop: qagent pretrain")
+
+    return Output(report, draw)
 
 
 def _draw_index(report: dict[str, Any]) -> None:
@@ -86,8 +94,8 @@ def _draw_index(report: dict[str, Any]) -> None:
     )
     if floor := report["relevance"]:
         say(
-            f"relevance floor: NDCG@10 of {floor['queries']} clicked queries "
-            f"{floor['ndcg_without']:.3f} -> {floor['ndcg']:.3f}; nothing is found for "
+            f"relevance floor: how high clicked products stand (NDCG@10, {floor['queries']} "
+            f"queries) {floor['ndcg_without']:.3f} -> {floor['ndcg']:.3f}; nothing is found for "
             f"{floor['nothing_typed']:.1%} of them, {floor['nothing_misspelt']:.1%} of them with "
             f"two slips, {floor['nothing_noise']:.1%} of words of noise"
         )
