@@ -13,7 +13,7 @@ import click
 from .console import emit, note, out, safe, say, short, waiting, writes_unicode
 from .groups import Group
 from .options import Output, as_of_option, json_option, opened, shop_option
-from .param_types import FILE, FOLDER, ID, PLAIN
+from .param_types import FILE, ID, PLAIN
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -220,46 +220,36 @@ def _wish_text(wish: dict[str, Any]) -> str:
 
 
 @memory.command()
-@click.argument("folder", type=FOLDER)
 @click.option(
-    "--parts", type=click.IntRange(1, 10_000), required=True, help="Number of partitions."
+    "--anew",
+    is_flag=True,
+    help="Compute every user again, also those whom a machine of the lake has published.",
 )
 @shop_option
 @json_option
-def split(folder: Path, parts: int, shop_path: Path) -> Output:
-    """Write the log to FOLDER in partitions of users, for memory beyond one machine.
+def build(anew: bool, shop_path: Path) -> Output:
+    """Store the profiles of all users; in a lake together with all machines that do so.
 
     \b
-    qagent memory split big --parts 8
-    qagent memory build big                          alone, or on several machines:
-    mlx.launch --hostfile hosts.json -- qagent memory build big
-    """
-    from qagent_mlx.memory.sharding import split as write_partitions
+    qagent memory build      on each machine; users are computed by one of them
 
-    with opened(shop_path) as shop, waiting("writing partitions"):
-        report = write_partitions(shop, folder, parts)
+    `qagent index` does so, too, before it indexes products. A user's events and purchases are
+    followed without it.
+    """
+    from qagent_mlx.memory.buckets import build_memory
+
+    with opened(shop_path, write=True) as shop, waiting("storing what is remembered of each user"):
+        report = build_memory(shop, anew)
 
     def draw() -> None:
-        say(f"wrote {sum(report.events):,} events in {parts} partitions")
-        say(f"next: qagent memory build {folder}")
+        say(f"stored memory of {report.users:,} users, {report.computed:,} computed here")
+        if report.buckets:
+            say(
+                f"published {report.published} of {report.buckets} buckets, as of snapshot "
+                f"{report.snapshot} of the lake"
+            )
 
     return Output(asdict(report), draw)
-
-
-@memory.command()
-@click.argument("folder", type=FOLDER)
-@json_option
-def build(folder: Path) -> Output:
-    """Build the profiles of the partitions in FOLDER: all, or a rank's share under mlx.launch."""
-    from qagent_mlx.memory.sharding import build_all
-
-    with waiting("building partitions"):
-        report = build_all(folder)
-    text = (
-        f"rank {report.rank} of {report.size} built {len(report.parts)} partitions with "
-        f"{report.users:,} users"
-    )
-    return Output(asdict(report), lambda: say(text))
 
 
 def draw_memory(view: MemoryView) -> None:

@@ -16,8 +16,8 @@ from .ingest.options import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index, clicked_queries
 from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
+from .memory.buckets import build_memory
 from .memory.ranker import Retrieve, fit_ranker
-from .memory.store import MemoryStore
 from .shop.config import MemoryConfig, ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
@@ -91,8 +91,7 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
     notify = on_stage or (lambda stage: None)
     start = time.perf_counter()
     notify("storing what is remembered of each user")
-    with shop.transaction() as connection:
-        MemoryStore(connection, shop.config.memory).build()
+    build_memory(shop)
     shop.close()
     with Shop.snapshot(shop.path) as snapshot:
         notify("building the index")

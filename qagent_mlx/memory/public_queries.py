@@ -21,15 +21,13 @@ LONG_NUMBER = 5  # digits; shorter numbers are years, sizes and models, whatever
 class PublicQueries:
     """Since when queries have been searched by enough people, computed once for each.
 
-    It reads ``events`` and ``catalog_words`` (see `shop_tables`), and in a partition of a larger
-    shop the table ``voices`` of all who searched (see `sharding`).
+    It reads ``events`` and ``catalog_words`` (see `shop_tables`).
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
         self._connection, self._config = connection, config
         self._since: dict[str, datetime | None] = {}
         self._last_event: int | None = None  # that was there when the first query was learned
-        self._in_partition: bool | None = None
 
     def forget_private(self) -> None:
         """Look again at queries that few had searched and that somebody has searched since."""
@@ -59,23 +57,14 @@ class PublicQueries:
             "needed": self.people_needed([queries[key] for key in missing]),
             "new_hours": self._config.new_user_hours,
         }
-        query = sql("public_since", voices=self._voices())
+        wanted = sql("voices", which="query_key IN (SELECT query_key FROM wanted)")
+        query = sql("public_since", voices=f"({wanted})")
         self._since |= dict(self._connection.execute(query, values).fetchall())
 
     def is_public(self, key: str, moment: datetime) -> bool:
         """Whether enough people had searched a query before a moment; after `learn`."""
         since = self._since[key]
         return since is not None and since < moment
-
-    def _voices(self) -> str:
-        """The SQL of who searched the wanted queries."""
-        which = "query_key IN (SELECT query_key FROM wanted)"
-        if self._in_partition is None:
-            found = self._connection.execute(
-                "SELECT 1 FROM duckdb_tables() WHERE table_name = 'voices'"
-            ).fetchone()
-            self._in_partition = found is not None
-        return f"voices WHERE {which}" if self._in_partition else f"({sql('voices', which=which)})"
 
     def people_needed(self, texts: list[str]) -> list[int]:
         """How many people must have searched each text before others see it."""

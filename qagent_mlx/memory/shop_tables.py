@@ -13,7 +13,7 @@ They are stored with the shop's memory (see `store`), or else temporary tables o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import duckdb
 
@@ -45,13 +45,18 @@ def create_shop_tables(
 
     ``kind`` is TABLE, or TEMP TABLE for this connection only; ``visit``: see `create_transitions`.
     """
+    create_counted(connection, kind, config)
+    create_transitions(connection, kind, visit)
+    if config.swing:
+        create(connection, "swing", config, kind)
+
+
+def create_counted(connection: duckdb.DuckDBPyConnection, kind: str, config: MemoryConfig) -> None:
+    """Create those of `SHOP_TABLES` that are counted over all events and products."""
     for name in ("goods", "hourly", "spellings"):
         create(connection, name, config, kind)
     create_catalog_words(connection, kind)
     create_wordings(connection, kind)
-    create_transitions(connection, kind, visit)
-    if config.swing:
-        create(connection, "swing", config, kind)
 
 
 def create(
@@ -106,10 +111,21 @@ def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
 def all_histories(connection: duckdb.DuckDBPyConnection) -> Iterator[list[History]]:
     """The histories of all users, `CHUNK` users at a time."""
     rows = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
-    users = [user for (user,) in rows]
+    yield from histories_of(connection, [user for (user,) in rows])
+
+
+def histories_of(
+    connection: duckdb.DuckDBPyConnection, users: Sequence[str]
+) -> Iterator[list[History]]:
+    """The histories of some users, `CHUNK` users at a time."""
     log = EventLog(connection)
     for start in range(0, len(users), CHUNK):
         yield list(log.read(users[start : start + CHUNK]).values())
+
+
+def create_no_transitions(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    """Create the tables of users' transitions, empty."""
+    connection.execute(sql("create_transitions", kind=kind))
 
 
 def create_transitions(
@@ -122,7 +138,7 @@ def create_transitions(
     ``visit`` is called with the histories of all users, in parts: most of the time goes into
     reading them, so whoever needs them too should not read them again.
     """
-    connection.execute(sql("create_transitions", kind=kind))
+    create_no_transitions(connection, kind)
     for histories in all_histories(connection):
         add_transitions(connection, histories)
         if visit:

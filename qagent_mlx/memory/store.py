@@ -101,14 +101,23 @@ class MemoryStore:
         shop_tables.create_shop_tables(self._connection, "TABLE", self._config, self._store_states)
         return self._count_profiles()
 
-    def build_profiles(self, log_end: datetime | None) -> int:
-        """Store the states of all users of ``events``, beside `SHOP_TABLES` of a larger shop.
+    def begin(self) -> None:
+        """Store memory anew, of no user yet: `add_users` until all are there, then `end`."""
+        shop_tables.drop_temporary(self._connection)
+        self._create_profiles(self._log_end())
+        shop_tables.create_counted(self._connection, "TABLE", self._config)
+        shop_tables.create_no_transitions(self._connection, "TABLE")
 
-        ``log_end`` is the larger shop's last event. Returns the number of users with a state.
-        """
-        self._create_profiles(log_end)
-        for histories in shop_tables.all_histories(self._connection):
+    def add_users(self, users: Sequence[str]) -> None:
+        """Compute the transitions and states of users who have none in the tables."""
+        for histories in shop_tables.histories_of(self._connection, users):
+            shop_tables.add_transitions(self._connection, histories)
             self._store_states(histories)
+
+    def end(self) -> int:
+        """Store what depends on all users; returns the number of users with a state."""
+        if self._config.swing:
+            shop_tables.create(self._connection, "swing", self._config)
         return self._count_profiles()
 
     def update(self, users: Iterable[str], after_id: int | None) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ log = logging.getLogger("qagent.shop")
 FORMAT = 1  # of what a lake holds
 KEY = "lake"  # of ``meta``: which snapshot of the lake the file holds
 STATE = f"{NAME}.main.lake_state"
+PUBLISHED = "memory"  # folder below the lake's data
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,10 @@ class LakeStore(Store):
             self.catalog.call(lambda lake: write_state(lake, state), shop.wait_seconds)
 
     def forget_old(self) -> None:
-        """As in `Store`: rows that were deleted leave the lake's files, and old snapshots go."""
+        """As in `Store`: rows that were deleted leave the lake's files, and old snapshots go.
+
+        So does what machines published of memory (`memory.published`), for the next who builds it.
+        """
         with self.catalog.lock(self._wait):
             cursor = self.catalog.cursor()
             try:
@@ -223,6 +228,8 @@ class LakeStore(Store):
                 raise self.catalog.unreachable(error) from error
             finally:
                 cursor.close()
+            if data := self.catalog.data_folder(self._wait):
+                shutil.rmtree(data / PUBLISHED, ignore_errors=True)
             self.catalog.compact(self._wait)
 
 
@@ -274,6 +281,16 @@ def head_of_lake(lake: duckdb.DuckDBPyConnection) -> Copied:
     ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
     rows = lake.execute(f"SELECT value FROM {STATE} WHERE key = 'writer'").fetchall()
     return Copied(snapshot, rows[0][0] if rows else "")
+
+
+def known_snapshots(lake: duckdb.DuckDBPyConnection, numbers: list[int]) -> int:
+    """How many of these snapshots the lake still has."""
+    ((count,),) = lake.execute(
+        f"""SELECT count(DISTINCT snapshot_id) FROM ducklake_snapshots('{NAME}')
+        WHERE list_contains(?, snapshot_id)""",
+        [numbers],
+    ).fetchall()
+    return int(count)
 
 
 def _read_changes(

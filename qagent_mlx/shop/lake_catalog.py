@@ -79,6 +79,10 @@ def name_lake(address: str) -> None:
     trust_address(address, [PASSWORD] if parse_address(address)[0] == "postgres" else [])
 
 
+class LakeInUse(QAgentError):
+    """Others kept the lake, or a bucket, for as long as it may be waited for."""
+
+
 class LakeCatalog:
     """A lake by its address.
 
@@ -125,6 +129,12 @@ class LakeCatalog:
             raise QAgentError(f"cannot make the lake {self.address}: {error}") from error
         connection = self._attach(f"DATA_PATH {literal(folder)}")
         connection.execute(f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})")
+
+    def data_folder(self, wait: float) -> Path | None:
+        """The folder of the lake's files; None where they are in a store of objects."""
+        query = f"SELECT value FROM ducklake_options('{NAME}') WHERE option_name = 'data_path'"
+        ((path,),) = self.call(lambda lake: lake.execute(query).fetchall(), wait)
+        return None if "://" in path else Path(path)
 
     def compact(self, wait: float) -> None:
         """Write a catalog of SQLite anew, without the rows that were deleted from it.
@@ -219,38 +229,44 @@ class LakeCatalog:
                 cursor.close()
 
     @contextmanager
-    def lock(self, wait: float) -> Iterator[None]:
+    def lock(self, wait: float, bucket: int | None = None) -> Iterator[None]:
         """Keep all others that write to the lake out; a process that dies lets go of it.
 
+        Args:
+            wait: Seconds.
+            bucket: Keep out only those who build this bucket of memory.
+
         Raises:
-            QAgentError: somebody else kept it for ``wait`` seconds.
+            LakeInUse: somebody else kept it for all the time.
         """
         lock = self._file_lock if self.kind == "sqlite" else self._postgres_lock
-        with lock(wait):
+        with lock(wait, bucket):
             yield
 
     @contextmanager
-    def _file_lock(self, wait: float) -> Iterator[None]:
-        lock = FileLock(f"{self.place}.lock", timeout=wait)
+    def _file_lock(self, wait: float, bucket: int | None) -> Iterator[None]:
+        path = Path(f"{self.place}.lock" if bucket is None else f"{self.place}.buckets/{bucket}")
         try:
+            path.parent.mkdir(exist_ok=True)
+            lock = FileLock(path, timeout=wait)
             lock.acquire()
         except Timeout as error:
             raise self._in_use(wait) from error
         except OSError as error:
-            raise QAgentError(f"cannot write {self.place}.lock: {error.strerror}") from error
+            raise QAgentError(f"cannot write {path}: {error.strerror}") from error
         try:
             yield
         finally:
             lock.release()
 
     @contextmanager
-    def _postgres_lock(self, wait: float) -> Iterator[None]:
+    def _postgres_lock(self, wait: float, bucket: int | None) -> Iterator[None]:
         cursor = self.cursor()
         try:
             try:
                 cursor.execute("BEGIN")  # PostgreSQL's transaction holds the lock
                 until = time.monotonic() + wait
-                while not _try_lock(cursor):
+                while not _try_lock(cursor, bucket):
                     if time.monotonic() > until:
                         raise self._in_use(wait)
                     time.sleep(POLL_SECONDS)
@@ -262,15 +278,16 @@ class LakeCatalog:
                 cursor.execute("ROLLBACK")
             cursor.close()
 
-    def _in_use(self, wait: float) -> QAgentError:
-        return QAgentError(
+    def _in_use(self, wait: float) -> LakeInUse:
+        return LakeInUse(
             f"the lake {self.address} was written to by others for {wait:.0f} seconds; "
             "wait until they end"
         )
 
 
-def _try_lock(cursor: duckdb.DuckDBPyConnection) -> bool:
-    query = literal(f"SELECT pg_try_advisory_xact_lock({LOCK}) AS is_mine")
+def _try_lock(cursor: duckdb.DuckDBPyConnection, bucket: int | None) -> bool:
+    key = LOCK if bucket is None else f"{LOCK}, {bucket}"
+    query = literal(f"SELECT pg_try_advisory_xact_lock({key}) AS is_mine")
     metadata = literal(f"__ducklake_metadata_{NAME}")
     ((is_mine,),) = cursor.execute(f"FROM postgres_query({metadata}, {query})").fetchall()
     return bool(is_mine)

@@ -245,18 +245,24 @@ class Shop:
         return shop
 
     @contextmanager
-    def transaction(self, *, is_counted: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(
+        self, *, is_counted: bool = True, is_shared: bool = True
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Keep what the block does only if it ends without an error.
 
-        A server notices it (`journal.changes`), unless ``is_counted`` says that it knows already.
+        Args:
+            is_counted: Whether a server has to notice it (`journal.changes`).
+            is_shared: Whether other machines do, see `store`; not where the block changes only
+                what each machine derives from the rows. They may go on meanwhile.
         """
         connection = self.connection
-        with self.store.alone(self):
-            self.store.watch(connection)
+        store = self.store if is_shared else Store()
+        with store.alone(self):
+            store.watch(connection)
             connection.execute("BEGIN")
             try:
                 yield connection
-                is_elsewhere = self.store.push(self)
+                is_elsewhere = store.push(self)
             except BaseException:
                 self.roll_back(connection)
                 raise

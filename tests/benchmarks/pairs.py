@@ -25,7 +25,7 @@ COMMANDS: dict[str, list[str]] = {
         *("recommend", "--all", "--policy", "sample", "--workers", "1", "--group", "2"),
         *("--out", "{folder}/bulk.parquet"),
     ],
-    "memory build": ["memory", "build", "{folder}/partitions"],
+    "memory build": ["memory", "build"],
     "GRPO step, shipped policy": ["bench", "--model", "tiny", "--json"],
     "GRPO step, SmolLM2's shape": [
         *("bench", "--model", "smol", "--steps", "1", "--warmup", "0", "--prompts", "1"),
@@ -59,18 +59,14 @@ def run(checkout: Path, folder: Path, command: list[str]) -> float:
 
 
 def prepare(checkout: Path, folder: Path) -> None:
-    """Make the sample shop, and its log in partitions of users."""
+    """Make the sample shop."""
     if not (folder / "shop" / "shop.duckdb").exists():
         run(checkout, folder, ["init", "--sample"])
-    shutil.rmtree(folder / "partitions", ignore_errors=True)
-    run(checkout, folder, ["memory", "split", "{folder}/partitions", "--parts", "4"])
 
 
 def clear(folder: Path) -> None:
     """Remove what a run has made, as the next would go on from it."""
     for path in folder.glob("bulk*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in (folder / "partitions").glob("**/memory*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
