@@ -21,17 +21,30 @@ from .options import Output, json_option, shop_option
     "joined. See: qagent move --help."
 )
 @data_option
+@click.option(
+    "--snapshot",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --store: a shop of its own with the lake's rows as of snapshot N, which runs and "
+    "evaluations name, to repeat what was done on them.",
+)
 @shop_option
 @json_option
-def init(sample: bool, store: str | None, data: str | None, shop_path: Path) -> Output:
+def init(
+    sample: bool, store: str | None, data: str | None, snapshot: int | None, shop_path: Path
+) -> Output:
     """Make a shop: an empty one, or with --sample one that is ready to use."""
     from qagent_mlx.build import create_sample_shop
     from qagent_mlx.shop.shop import Shop
 
+    if snapshot is not None and (data or not store):
+        raise click.UsageError("--snapshot is of a lake that is there; name it with --store alone")
     if data and not store:
         raise click.UsageError("--data is of a lake; name it with --store")
     if store and sample:
         raise click.UsageError("make the sample shop first, then: qagent move --store ADDRESS")
+    if store and snapshot is not None:
+        return _of_snapshot(store, snapshot, shop_path)
     if store:
         return _in_lake(store, data, shop_path)
     if sample:
@@ -76,3 +89,17 @@ def _in_lake(store: str, data: str | None, shop_path: Path) -> Output:
             f"qagent init --store {shlex.quote(report.store)}",
         )
     return Output({"shop": str(shop_path), **counts, **asdict(report)}, lambda: _say_all(lines))
+
+
+def _of_snapshot(store: str, snapshot: int, shop_path: Path) -> Output:
+    """A shop of its own, of a lake's rows as they were."""
+    from qagent_mlx.shop.moving import create_at
+
+    counts = create_at(shop_path, store, snapshot)
+    lines = (
+        f"made a shop in {shop_path} of snapshot {snapshot}: {counts['products']:,} products, "
+        f"{counts['events']:,} events of {counts['users']:,} users",
+        f"next: qagent index --shop {shop_path}",
+    )
+    report = {"shop": str(shop_path), "snapshot": snapshot, **counts}
+    return Output(report, lambda: _say_all(lines))

@@ -114,6 +114,7 @@ class EvaluationReport:
     derived: str | None = None  # how the shop's queries were derived, where nobody typed them
     simulated: bool = False  # whether the shop is
     shop: str = ""
+    snapshot: int | None = None  # of the lake that the shop is in, or was made of
     scenario: str = "full"  # see `environment.scenarios`
     answers: AnswerRecall = AnswerRecall()
     examples: tuple[Example, ...] = ()  # the cases, in order

@@ -54,6 +54,7 @@ class EvaluationSuite:
     config: EvaluationConfig
     log: SearchLog
     shop: ShopConfig
+    snapshot: int | None = None  # see `Shop.lake_snapshot`
     scenario: str = "full"
     found: Mapping[int, bool] | None = None  # case id -> whether memory had its query
 
@@ -67,7 +68,8 @@ class EvaluationSuite:
             found=self.found,
             on_progress=on_progress,
         )
-        return replace(report.with_shop(self.shop), scenario=self.scenario)
+        report = report.with_shop(self.shop)
+        return replace(report, scenario=self.scenario, snapshot=self.snapshot)
 
     def rollouts(self) -> dict[str, dict[int, list[Rollout]]]:
         """The chains that each policy kept, by case id."""
@@ -116,6 +118,7 @@ def evaluation_suite(
         config,
         log,
         shop.config,
+        shop.lake_snapshot,
         split.scenario if split else "full",
         found,
     )

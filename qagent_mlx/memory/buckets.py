@@ -18,7 +18,8 @@ from pathlib import Path
 
 import duckdb
 
-from ..shop.lake import LakeStore, copied_snapshot, known_snapshots
+from ..shop.copied import copied_snapshot
+from ..shop.lake import LakeStore, known_snapshots
 from ..shop.lake_catalog import NAME, LakeCatalog, LakeInUse
 from ..shop.shop import Shop
 from ..utils.database import append_rows
@@ -149,9 +150,7 @@ class _Builder:
                     f"INSERT INTO {name} FROM {self._published.relation(manifest, name)} "
                     "SEMI JOIN kept USING (user_id)"
                 )
-            held = self._users(
-                "FROM (SELECT user_id FROM profiles SEMI JOIN kept USING (user_id))"
-            )
+            held = self._users("FROM (SELECT user_id FROM profiles SEMI JOIN kept USING (user_id))")
             stale |= users - stale - held  # who came in by a snapshot of between
         self._store.add_users(sorted(stale))
         self._computed += len(stale)

@@ -62,6 +62,13 @@ class TrainingRun(Generic[Report]):
         """
         algorithm, workers, info = self.loop.algorithm, self.loop.world, self._policy.info
         workers.assert_equal(f"policies {parent}", info.base_fingerprint)
+        snapshot = self.shop.lake_snapshot
+        if len(set(workers.all_gather_texts(str(snapshot)))) > 1:
+            raise QAgentError(
+                "the workers read different snapshots of the lake, as something came in meanwhile; "
+                "give each machine a shop of one snapshot (qagent init --store ADDRESS --snapshot "
+                f"{snapshot}), and train in these"
+            )
         if not workers.is_main_process:
             return self._run(_announced(workers, self.shop), algorithm.begin())
         name = name or free_name(info.name, run_names(self.shop))
@@ -73,6 +80,7 @@ class TrainingRun(Generic[Report]):
             "train": asdict(self.settings),
             "agent": asdict(info.agent),
             "catalog_version": self.shop.catalog_version,
+            "snapshot": snapshot,
             **about,
         }
         with run_lock(self.shop, name):

@@ -72,6 +72,7 @@ class BulkReport:
     seconds: float
     users_per_s: float
     as_of: str
+    snapshot: int | None = None  # of the lake that the shop is in, or was made of
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -210,6 +211,7 @@ def bulk_recommend(
         seconds=round(seconds, 2),
         users_per_s=round((len(users) - resumed) / max(seconds, 1e-9), 2),
         as_of=moment.isoformat(),
+        snapshot=recommender.shop.lake_snapshot,
     )
 
 

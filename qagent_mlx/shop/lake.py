@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..utils.database import copy_parquet, literal
 from ..utils.settings import merge
 from . import journal
 from .config import ShopConfig
+from .copied import Copied, copied_snapshot, keep_copied
 from .handed_over import refuse_times
 from .hooks import hooks
 from .lake_catalog import NAME, LakeCatalog
@@ -41,22 +42,8 @@ from .store import OpenShop, Store
 log = logging.getLogger("qagent.shop")
 
 FORMAT = 1  # of what a lake holds
-KEY = "lake"  # of ``meta``: which snapshot of the lake the file holds
 STATE = f"{NAME}.main.lake_state"
 PUBLISHED = "memory"  # folder below the lake's data
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """What a machine's file is a copy of.
-
-    Attributes:
-        snapshot: Its number in the lake.
-        writer: Who wrote it. Snapshots of upkeep change the number alone.
-    """
-
-    snapshot: int = -1
-    writer: str = ""
 
 
 class LakeStore(Store):
@@ -94,10 +81,10 @@ class LakeStore(Store):
 
             def read(lake: duckdb.DuckDBPyConnection) -> tuple[Copied, dict[str, str], list[Rows]]:
                 head = head_of_lake(lake)
-                state = _state(lake)
+                state = state_of_lake(lake)
                 if head.writer == copied.writer:
                     return head, state, []
-                changes = _read_changes(lake, tables, copied, head, Path(folder), connection)
+                changes = read_changes(lake, tables, copied, head, Path(folder), connection)
                 return head, state, list(changes)
 
             head, state, changes = self.catalog.call(read, shop.wait_seconds)
@@ -127,7 +114,7 @@ class LakeStore(Store):
                         f"the lake again: qagent init --store {self.catalog.address}"
                     )
             if changes:
-                _continue_numbers(connection, int(state.get("next_event", "1")))
+                continue_numbers(connection, int(state.get("next_event", "1")))
                 follower.follow({rows.table.name: rows for rows in changes})
                 refuse_times(shop.path, connection)
             keep_copied(connection, head)
@@ -136,16 +123,8 @@ class LakeStore(Store):
             shop.roll_back(connection)
             raise
         if head.writer != copied.writer:
-            self._take_settings(shop, state)
+            take_settings(shop, state, self.catalog.address)
             journal.note_change(shop.path)
-
-    def _take_settings(self, shop: OpenShop, state: dict[str, str]) -> None:
-        values = json.loads(state["settings"])
-        where = f"the lake {self.catalog.address}"
-        config = merge(ShopConfig(store=shop.config.store), values, where)
-        if config != shop.config:
-            shop.config = config
-            shop.write_config()
 
     @contextmanager
     def alone(self, shop: OpenShop) -> Iterator[None]:
@@ -247,6 +226,15 @@ def shared_settings(config: ShopConfig) -> str:
     return json.dumps(values)
 
 
+def take_settings(shop: OpenShop, state: dict[str, str], address: str) -> None:
+    """Give a shop the settings that a lake's state holds."""
+    values = json.loads(state["settings"])
+    config = merge(ShopConfig(store=shop.config.store), values, f"the lake {address}")
+    if config != shop.config:
+        shop.config = config
+        shop.write_config()
+
+
 def write_state(lake: duckdb.DuckDBPyConnection, values: dict[str, str]) -> None:
     """Set values of the table ``lake_state``, inside a transaction."""
     for key, value in values.items():
@@ -254,20 +242,14 @@ def write_state(lake: duckdb.DuckDBPyConnection, values: dict[str, str]) -> None
         lake.execute(f"INSERT INTO {STATE} VALUES (?, ?)", [key, value])
 
 
-def copied_snapshot(connection: duckdb.DuckDBPyConnection) -> Copied:
-    """What the rows of a shop's file are a copy of."""
-    row = connection.execute("SELECT value FROM meta WHERE key = ?", [KEY]).fetchone()
-    return Copied(**json.loads(row[0])) if row else Copied()
+def state_of_lake(lake: duckdb.DuckDBPyConnection, snapshot: int | None = None) -> dict[str, str]:
+    """The table ``lake_state``, as it is or as it was.
 
-
-def keep_copied(connection: duckdb.DuckDBPyConnection, copied: Copied) -> None:
-    """Remember what the rows of a shop's file are a copy of, from now on."""
-    value = json.dumps({"snapshot": copied.snapshot, "writer": copied.writer})
-    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [KEY, value])
-
-
-def _state(lake: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    values = dict(lake.execute(f"FROM {STATE}").fetchall())
+    Raises:
+        QAgentError: the lake is of another format.
+    """
+    moment = "" if snapshot is None else f" AT (VERSION => {snapshot})"
+    values = dict(lake.execute(f"FROM {STATE}{moment}").fetchall())
     if values.get("format") != str(FORMAT):
         raise QAgentError(
             f"the lake is of format {values.get('format')}, this program reads {FORMAT}; "
@@ -293,7 +275,7 @@ def known_snapshots(lake: duckdb.DuckDBPyConnection, numbers: list[int]) -> int:
     return int(count)
 
 
-def _read_changes(
+def read_changes(
     lake: duckdb.DuckDBPyConnection,
     tables: list[Table],
     copied: Copied,
@@ -314,7 +296,7 @@ def _read_changes(
         old, new = (folder / f"{table.name}-{kind}.parquet" for kind in ("old", "new"))
         if copied.snapshot + 1 < oldest or copied.snapshot < 0:
             ours = f"SELECT {table.plain} FROM {table.name} WHERE {table.where}"
-            theirs = f"SELECT {names} FROM {NAME}.main.{table.name}"
+            theirs = f"SELECT {names} FROM {NAME}.main.{table.name} AT (VERSION => {head.snapshot})"
         else:
             changed = f"""SELECT {names} FROM {NAME}.table_changes({literal(table.name)},
                 {copied.snapshot + 1}, {head.snapshot}) WHERE change_type IN"""
@@ -348,7 +330,7 @@ def next_number(connection: duckdb.DuckDBPyConnection) -> int:
     return max(int(last or 0), int(largest)) + 1
 
 
-def _continue_numbers(connection: duckdb.DuckDBPyConnection, number: int) -> None:
+def continue_numbers(connection: duckdb.DuckDBPyConnection, number: int) -> None:
     """Give events numbers from ``number`` on, if not larger ones already."""
     start = max(number, next_number(connection))
     connection.execute(f"CREATE OR REPLACE SEQUENCE event_ids START {start}")

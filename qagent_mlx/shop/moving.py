@@ -11,22 +11,24 @@ import duckdb
 
 from ..errors import QAgentError
 from ..utils.database import copy_parquet, literal
+from .copied import KEY, Copied, copied_snapshot, keep_copied, keep_made_of
 from .lake import (
     FORMAT,
-    KEY,
     STATE,
-    Copied,
     LakeStore,
-    copied_snapshot,
+    continue_numbers,
     head_of_lake,
-    keep_copied,
+    known_snapshots,
     next_number,
+    read_changes,
     shared_settings,
     shared_tables,
+    state_of_lake,
+    take_settings,
     write_state,
 )
 from .lake_catalog import NAME, LakeCatalog, name_lake, normal_address
-from .row_changes import Table, fingerprint
+from .row_changes import Rows, Table, apply_rows, fingerprint
 from .shop import Shop
 
 FILE = "file"  # as a store: the shop's own
@@ -92,6 +94,54 @@ def create_in(path: Path, store: str, data: str | None) -> tuple[MoveReport, dic
         raise
     finally:
         shop.close()
+
+
+def create_at(path: Path, store: str, snapshot: int) -> dict[str, int]:
+    """Make a shop of its own in a new folder, with the rows of a lake as of a snapshot.
+
+    What was trained or measured on that snapshot can be repeated in it. Returns `Shop.counts`.
+
+    Raises:
+        QAgentError: as `create_in`, or the lake holds no such snapshot; nothing is left of the
+            folder.
+    """
+    address = normal_address(store)
+    name_lake(address)
+    catalog = LakeCatalog(address, f"the shop {path}")
+    shop = Shop.create(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+            _take_rows(shop, catalog, snapshot, Path(folder))
+        return shop.counts()
+    except BaseException:
+        shop.delete()
+        raise
+    finally:
+        shop.close()
+
+
+def _take_rows(shop: Shop, catalog: LakeCatalog, snapshot: int, folder: Path) -> None:
+    """Put the rows of a snapshot, and the settings of then, into a new shop."""
+    connection, tables = shop.connection, shared_tables(shop.connection)
+
+    def read(lake: duckdb.DuckDBPyConnection) -> tuple[dict[str, str], list[Rows]]:
+        if not known_snapshots(lake, [snapshot]):
+            newest = head_of_lake(lake).snapshot
+            raise QAgentError(
+                f"the lake {catalog.address} has no snapshot {snapshot}: its newest is {newest}, "
+                "and those from before somebody was forgotten are gone"
+            )
+        state = state_of_lake(lake, snapshot)
+        head = Copied(snapshot, state["writer"])
+        return state, list(read_changes(lake, tables, Copied(), head, folder, connection))
+
+    state, changes = catalog.call(read, shop.wait_seconds)
+    with shop.transaction():
+        for rows in changes:
+            apply_rows(connection, rows.table.name, rows)
+        continue_numbers(connection, int(state.get("next_event", "1")))
+        keep_made_of(connection, snapshot)
+    take_settings(shop, state, catalog.address)
 
 
 def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:

@@ -153,6 +153,9 @@ SHARED = (
     *("rules", "wishes", "experiments"),
 )
 # Keys of ``meta`` that each machine has for itself: of its stored memory and of its copy.
-OF_THIS_MACHINE = ("lake", "memory", "memory_epoch", "memory_hours", "memory_end")
+OF_THIS_MACHINE = (
+    *("lake", "lake_made_of"),
+    *("memory", "memory_epoch", "memory_hours", "memory_end"),
+)
 # Nobody who works on a snapshot needs these: they grow with every answer.
 NOT_IN_SNAPSHOTS = ("recommendations",)

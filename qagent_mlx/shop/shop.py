@@ -34,6 +34,7 @@ from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
 from .config import ShopConfig
+from .copied import named_snapshot
 from .database_file import add_missing_tables, connect, refuse_views
 from .handed_over import refuse_foreign_parts, refuse_times
 from .hooks import hooks
@@ -333,6 +334,11 @@ class Shop:
             "SELECT 1 FROM duckdb_tables() WHERE table_name = ? AND NOT temporary", [name]
         )
         return found.fetchone() is not None
+
+    @property
+    def lake_snapshot(self) -> int | None:
+        """The snapshot of a lake that the rows are of; None of a shop with rows of its own."""
+        return named_snapshot(self.connection, self.config.store is not None)
 
     @property
     def catalog_version(self) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from lakes import lakes
@@ -147,7 +148,7 @@ def test_what_is_damaged_or_of_other_settings_is_built_anew(machines, tmp_path, 
     assert 0 < report.computed < report.users
     assert "2.json" in caplog.text and "is damaged" in caplog.text
     with Shop.open(b, read_only=False) as shop:
-        shop.config.memory.half_life_days *= 2
+        shop.config = replace(shop.config, memory=replace(shop.config.memory, half_life_days=9.0))
         shop.save_config()
     assert build(b).published == BUCKETS
     must_agree(b)

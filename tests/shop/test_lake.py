@@ -9,14 +9,17 @@ from datetime import datetime
 import pytest
 from lakes import lakes, require_lakes
 
+from qagent_mlx.build import build
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.evaluate.config import EvaluationConfig
+from qagent_mlx.evaluate.suite import evaluate_policies
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop import lake as lake_module
 from qagent_mlx.shop.journal import JournalWriter
-from qagent_mlx.shop.moving import FILE, create_in, move
+from qagent_mlx.shop.moving import FILE, create_at, create_in, move
 from qagent_mlx.shop.row_changes import fingerprint
 from qagent_mlx.shop.schema import OF_THIS_MACHINE
 from qagent_mlx.shop.shop import Shop
@@ -74,6 +77,10 @@ def two_machines(tmp_path, address, files):
     with Shop.open(tmp_path / "b", read_only=False) as shop:
         store_memory(shop)
     return tmp_path / "a", tmp_path / "b"
+
+
+def with_half_life(config, days):
+    return replace(config, memory=replace(config.memory, half_life_days=days))
 
 
 def append(path, *events):
@@ -296,3 +303,51 @@ def test_stored_memory_is_a_machines_own():
     from qagent_mlx.memory import store
 
     assert set(store._META) < set(OF_THIS_MACHINE)
+
+
+def test_a_shop_of_a_snapshot_has_the_rows_and_settings_of_then(tmp_path, new_lake, tiny_files):
+    address = new_lake(tmp_path)
+    a, _ = two_machines(tmp_path, address, tiny_files)
+    with Shop.open(a, read_only=False) as shop:
+        shop.config = with_half_life(shop.config, 11.0)
+        shop.save_config()
+    with Shop.open(a) as shop:
+        snapshot, before = shop.lake_snapshot, rows(shop)
+    append(a, EVENT, {**EVENT, "user_id": "new"})
+    (tmp_path / "p.csv").write_text("product_id,title,price\np000,Another title,1.5\n")
+    with Shop.open(a, read_only=False) as shop:
+        ingest_files(shop, "products", [tmp_path / "p.csv"])
+        shop.config = with_half_life(shop.config, 12.0)
+        shop.save_config()
+        assert shop.lake_snapshot > snapshot
+    create_at(tmp_path / "then", address, snapshot)
+    with Shop.open(tmp_path / "then") as shop:
+        assert rows(shop) == before
+        assert (shop.config.store, shop.config.memory.half_life_days) == (None, 11.0)
+        assert shop.lake_snapshot == snapshot
+    append(tmp_path / "then", EVENT)
+    with Shop.open(tmp_path / "then") as shop:
+        assert shop.lake_snapshot is None  # its rows are those of no snapshot any longer
+    with pytest.raises(QAgentError, match=r"has no snapshot 999: its newest is \d+"):
+        create_at(tmp_path / "never", address, 999)
+    assert not (tmp_path / "never").exists()
+
+
+def test_an_evaluation_names_its_snapshot_and_is_repeated_on_it(tmp_path, sqlite_lake, tiny_files):
+    with Shop.create(tmp_path / "a") as shop:
+        fill(shop, tiny_files)
+        move(shop, sqlite_lake, str(tmp_path / "data"))
+        assert shop.lake_snapshot is not None
+
+    def evaluated(path):
+        build(path)
+        with Shop.snapshot(path) as shop:
+            report = evaluate_policies(shop, [], EvaluationConfig(baselines=("trending", "swing")))
+        systems = [(s.name, s.metrics) for s in report.systems]
+        return report.to_dict()["snapshot"], systems
+
+    snapshot, systems = evaluated(tmp_path / "a")
+    append(tmp_path / "a", *({**EVENT, "user_id": f"u{n:02}", "query": "mat"} for n in range(9)))
+    create_at(tmp_path / "then", sqlite_lake, snapshot)
+    assert evaluated(tmp_path / "then") == (snapshot, systems)
+    assert evaluated(tmp_path / "a")[0] > snapshot
