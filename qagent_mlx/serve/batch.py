@@ -72,7 +72,7 @@ class BulkReport:
     seconds: float
     users_per_s: float
     as_of: str
-    snapshot: int | None = None  # of the lake that the shop is in, or was made of
+    snapshot: int | None = None  # of a lake; None also where a resumed run saw several
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -178,9 +178,7 @@ def bulk_recommend(
         raise QAgentError("there is nobody to recommend to; ingest events first, or name users")
     config = config or BulkConfig()
     folder = out.parent / f".{out.name}.parts"
-    moment = _begin(
-        folder, _task(recommender, users, config), config.as_of or recommender.shop.end_of_log()
-    )
+    moment, snapshot = _begin(folder, _task(recommender, users, config), config, recommender.shop)
     parts = [
         _Part(list(users[at : at + config.part]), folder / f"{number:06}.parquet")
         for number, at in enumerate(range(0, len(users), config.part))
@@ -211,7 +209,7 @@ def bulk_recommend(
         seconds=round(seconds, 2),
         users_per_s=round((len(users) - resumed) / max(seconds, 1e-9), 2),
         as_of=moment.isoformat(),
-        snapshot=recommender.shop.lake_snapshot,
+        snapshot=snapshot,
     )
 
 
@@ -276,17 +274,25 @@ def _task(recommender: Recommender, users: Sequence[str], config: BulkConfig) ->
     }
 
 
-def _begin(folder: Path, task: dict[str, Any], moment: datetime) -> datetime:
-    """Create the folder of parts, or go on with it; returns the moment of all parts."""
+def _begin(
+    folder: Path, task: dict[str, Any], config: BulkConfig, shop: Shop
+) -> tuple[datetime, int | None]:
+    """Create the folder of parts, or go on with it.
+
+    Returns the moment of all parts, and the snapshot of the lake, if all are of the same.
+    """
+    moment, snapshot = config.as_of or shop.end_of_log(), shop.lake_snapshot
     path = folder / "question.json"
     if path.exists():
         stored = read_json(path, f"the folder {folder}")
         if isinstance(stored, dict) and stored.get("question") == task:
-            return datetime.fromisoformat(stored["moment"])
+            same = stored.get("snapshot") == snapshot
+            return datetime.fromisoformat(stored["moment"]), snapshot if same else None
         # Parts of another task: other users, another policy or other settings.
         shutil.rmtree(folder)
-    write_json(path, {"question": task, "moment": moment.isoformat()})
-    return moment
+    stored = {"question": task, "moment": moment.isoformat(), "snapshot": snapshot}
+    write_json(path, stored)
+    return moment, snapshot
 
 
 def _write_part(
