@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 from qagent_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -239,7 +241,9 @@ def test_every_block_of_code_says_its_language():
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
         languages = fences[::2]
-        assert set(languages) <= {"", "json", "python", "toml", "crontab", *SHELL}, page
+        assert set(languages) <= {"", "text", "csv", "json", "python", "toml", "crontab", *SHELL}, (
+            page
+        )
         bare[page.relative_to(ROOT).as_posix()] = languages.count("")
     drawings = {"README.md": 2, "CONTRIBUTING.md": 1}
     assert {name: count for name, count in bare.items() if count} == drawings
@@ -329,3 +333,25 @@ def test_json_on_a_page_is_json(page):
 
     for code in blocks(page, ("json",)):
         json.loads(code if code.lstrip().startswith(("{", "[")) else f"{{{code}}}")
+
+
+def test_the_tutorials_exports_go_in_as_it_says(tmp_path, monkeypatch):
+    """What it types, from the empty shop to the events, says what it shows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QAGENT_SHOP", "laden")
+    page = ROOT / "docs" / "tutorial.md"
+    make = runpy.run_path(str(ROOT / "docs" / "examples" / "make_exports.py"))
+    make["write_exports"](Path("exporte"), 3000)
+    typed = [words for code in blocks(page, SHELL) for words in commands(code)]
+    shown = [re.sub(r"\s+", " ", block).strip() for block in blocks(page, ("text",))]
+    said = []
+    for words in typed:
+        if words[:2] in (["qagent", "init"], ["qagent", "ingest"]):
+            result = CliRunner().invoke(cli, words[1:])
+            said.append(re.sub(r"\s+", " ", result.output))
+    assert len(said) == 4 and len(shown) == 3
+    for expected, output in zip(shown, said[1:], strict=True):
+        assert expected in output
+    ((header, row),) = [block.splitlines() for block in blocks(page, ("csv",))]
+    lines = Path("exporte/artikel.csv").read_text(encoding="cp1252").splitlines()
+    assert lines[:2] == [header, row]
