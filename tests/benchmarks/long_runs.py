@@ -85,6 +85,16 @@ def run_one(shop_path: Path, policy: str, arm: str, config: GrpoConfig) -> None:
             train_grpo(shop, policy, name, config, options=RunOptions(run=name), on_step=note)
 
 
+def alarms(shop: Path, arm: str, seed: int) -> str:
+    """The alarms of a run: how often each, and at which step first."""
+    path = shop / "runs" / f"{PREFIX}{arm}-{seed}" / "alarms.jsonl"
+    steps: dict[str, list[int]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        alarm = json.loads(line)
+        steps.setdefault(alarm["name"], []).append(alarm["step"])
+    return ", ".join(f"{name} {len(at)} (from {at[0]})" for name, at in steps.items()) or "none"
+
+
 def histories(shop: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
     """The steps of every run, by arm and seed; each with the processor time until then."""
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
@@ -117,10 +127,9 @@ def report(shop: Path) -> None:
     print(f"|---|--:|--:|{'---|' * len(SHOWN)}--:|---|")
     for arm, seeds in arms.items():
         for seed, rows in seeds.items():
-            alarms = sorted({str(a).split(":")[0] for row in rows for a in row.get("alarms", ())})
             cells = [fifths(rows, key) for key in SHOWN]
             highest = max((row.get("kl", 0.0) for row in rows), default=0.0)
-            cells += [f"{highest:.3g}", ", ".join(alarms) or "none"]
+            cells += [f"{highest:.3g}", alarms(shop, arm, seed)]
             print(f"| {arm} | {seed} | {len(rows)} | {' | '.join(cells)} |")
     curves = {arm: curve(seeds) for arm, seeds in arms.items()}
     first = next(iter(curves), None)
