@@ -90,7 +90,10 @@ def _came_of(line: dict[str, Any]) -> str:
 @shop_option
 @json_option
 def report(by: Any, since: datetime | None, until: datetime | None, shop_path: Path) -> Output:
-    """How often queries were taken (CTR), and led to purchases (guided CVR), per answer."""
+    """How often queries were taken (CTR), and led to purchases (guided CVR), per answer.
+
+    qagent abtest counts guided CVR per tap, so the two are not compared.
+    """
     from qagent_mlx.live.outcomes import outcomes
 
     with opened(shop_path) as shop, waiting("counting"):
