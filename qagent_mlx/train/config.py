@@ -103,6 +103,10 @@ class AlarmConfig:
     kl_ceiling: Annotated[
         float, at_least(0, "KL divergence from the reference that a token may have.", "nats")
     ] = 5.0
+    gradient: Annotated[Action, alarm("a step's gradient is far larger than usual")] = "warn"
+    gradient_ceiling: Annotated[
+        float, Meta(gt=0, description="Norm that a gradient may have before it is clipped.")
+    ] = 20.0
     dropped: Annotated[Action, alarm("the chains of every group score the same")] = "warn"
     searches: Annotated[
         Action, alarm("chains search the first line of memory and nothing else")
@@ -131,5 +135,7 @@ class AlarmConfig:
     ] = 0.9
     patience: Annotated[
         int,
-        at_least(1, "Steps in a row before an alarm fires; that of ratio fires at once.", "steps"),
+        at_least(
+            1, "Steps in a row before an alarm fires; ratio and gradient fire at once.", "steps"
+        ),
     ] = 5

@@ -19,6 +19,7 @@ from ..utils import settings
 from .config import AlarmConfig
 from .grpo_config import GrpoConfig
 
+AT_ONCE = ("gradient", "ratio")  # alarms that do not wait for more steps like it
 DRIFT = 0.05  # log-probability by which sampler and scorer may differ in the first update
 ROUNDED_DRIFT = 1.0  # the same in half precision, where single unlikely tokens differ much
 
@@ -90,6 +91,18 @@ def _kl_runs_away(recent: Sequence[Metrics], config: AlarmConfig) -> str:
     )
 
 
+def _gradient_explodes(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    # At the norm of usual steps a run learns; a policy that is about to fall apart shows it here
+    # some steps before its chains do.
+    norm = _last_of(recent[-1:], "grad_norm", lambda v: not v <= config.gradient_ceiling)
+    if norm is None:
+        return ""
+    return (
+        f"gradient explosion: a norm of {norm:.3g} before it was clipped (ceiling "
+        f"{config.gradient_ceiling:g}); lower learning_rate or max_grad_norm, or raise beta"
+    )
+
+
 def _all_groups_dropped(recent: Sequence[Metrics], _config: AlarmConfig) -> str:
     if any(metrics["dropped_groups"] < metrics["groups"] for metrics in recent):
         return ""
@@ -118,6 +131,7 @@ _CHECKS: dict[str, Callable[[Sequence[Metrics], AlarmConfig], str]] = {
     "searches": _searches_collapse,
     "distinct": _recommends_the_same,
     "kl": _kl_runs_away,
+    "gradient": _gradient_explodes,
     "dropped": _all_groups_dropped,
     "ratio": _ratio_is_not_one,
 }
@@ -150,7 +164,7 @@ class AlarmMonitor:
         alerts = []
         for name, check in _CHECKS.items():
             action = getattr(self.config, name)
-            enough = name == "ratio" or len(self._recent) == self.config.patience
+            enough = name in AT_ONCE or len(self._recent) == self.config.patience
             reason = check(self._recent, self.config) if action != "off" and enough else ""
             if reason and name not in self._firing:
                 alerts.append(Alert(name, action, int(metrics["step"]), reason))

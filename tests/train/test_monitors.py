@@ -79,9 +79,23 @@ def test_a_first_ratio_that_is_not_one_rings_at_once():
     assert "first ratio is not 1" in alarm.reason
 
 
+def test_a_gradient_that_explodes_rings_at_once_and_a_large_one_does_not():
+    watch = AlarmMonitor(CONFIG)
+    rows = [{**FINE, "grad_norm": norm} for norm in (0.4, 20.0, 42.0, 75.0, 0.3, 321.0)]
+    alarms = fired(watch, *rows)
+    assert [(alarm.name, alarm.step) for alarm in alarms] == [("gradient", 3), ("gradient", 6)]
+    assert "gradient explosion: a norm of 42" in alarms[0].reason
+    assert "lower learning_rate" in alarms[0].reason
+    assert not fired(AlarmMonitor(replace(CONFIG, gradient="off")), *rows)
+    assert not fired(AlarmMonitor(replace(CONFIG, gradient_ceiling=400)), *rows)
+
+
 def test_what_is_no_number_rings_like_what_is_too_large():
     bad = {**FINE, "kl": float("nan")}
     assert [a.name for a in fired(AlarmMonitor(CONFIG), bad, bad, bad)] == ["kl"]
+    assert [a.name for a in fired(AlarmMonitor(CONFIG), {**FINE, "grad_norm": float("nan")})] == [
+        "gradient"
+    ]
 
 
 def test_a_step_without_an_update_rings_for_its_groups_only():
