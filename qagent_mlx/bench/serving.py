@@ -84,7 +84,8 @@ def serving(path: Path, seconds: float, workers: int, policy: str = "") -> dict[
     service.worker.start()
     try:
         loads = asyncio.run(_play(app, service, users, seconds))
-        name, version = service.worker.responder.policy, service.worker.responder.version
+        served = service.worker.responder.served
+        name, version = served.name, served.version
     finally:
         service.worker.stop()
     return {

@@ -254,7 +254,9 @@ def _open_pool(recommender: Recommender, config: BulkConfig, users: int) -> Work
         workers = default_workers() if users >= MANY_USERS and folder is not None else 1
     if workers > 1 and folder is None:
         raise QAgentError("several workers need a policy that is saved; go on with one worker")
-    return WorkerPool(recommender.shop.path, folder or Path(), workers - 1, config.dtype)
+    shop = recommender.shop.path
+    # This process begins meanwhile: they take a second to start.
+    return WorkerPool(shop, folder or Path(), workers - 1, config.dtype, wait=False)
 
 
 def _task(recommender: Recommender, users: Sequence[str], config: BulkConfig) -> dict[str, Any]:

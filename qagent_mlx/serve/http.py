@@ -194,7 +194,7 @@ async def policy(service: Service, request: Request) -> Response:
         if parse_reference(name)[0] not in (*names, PROMOTED):
             raise QAgentError(f"there is no policy {name}; known are {', '.join(names)}")
         responder.use_policy(name)
-        return schema.PolicyReply(responder.policy, responder.version)
+        return schema.PolicyReply(responder.served.name, responder.served.version)
 
     return json_reply(await result_of(service.worker.call(change)))
 
@@ -206,9 +206,9 @@ async def health(service: Service, _request: Request) -> Response:
     is_well = worker.alive and not storing
     reply = schema.HealthReply(
         status="ok" if is_well else "failed",
-        policy=worker.responder.policy,
-        version=worker.responder.version,
-        problem=without_paths(storing or worker.responder.problem, worker.path),
+        policy=worker.responder.served.name,
+        version=worker.responder.served.version,
+        problem=without_paths(storing or worker.responder.served.problem, worker.path),
         waiting=worker.waiting,
         read_only=service.config.read_only,
     )

@@ -84,7 +84,7 @@ def _serve(
         signal.signal(signal.SIGHUP, lambda *_: worker.call(worker.responder.reload_policy))
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    say(f"{worker.responder.policy} serves {path} on http://{address}:{port}  (Ctrl-C stops)")
+    say(f"{worker.responder.served.name} serves {path} on http://{address}:{port}  (Ctrl-C stops)")
     uvicorn.Server(settings).run(sockets=[listening])
 
 

@@ -140,7 +140,7 @@ class Service:
         """
         start = time.monotonic()
         responder = self.worker.responder
-        personal = responder.personal(user) if user else None
+        personal = responder.readings.personal(user) if user else None
         if user and personal is None:
             future = self.worker.call(lambda: responder.read_personal(user))
             waiter = asyncio.wrap_future(future)
@@ -148,13 +148,13 @@ class Service:
             personal = waiter.result() if done else None
             if not done:
                 waiter.add_done_callback(_ignore)
-        profile, limits = personal or (None, responder.shop_limits)
+        profile, limits = personal or (None, responder.common.limits)
         response = responder.cache.latest(user) if user else None
         recommended = [r.query for r in response.recommendations] if response else []
 
         def complete() -> list[Suggestion]:
             began = time.thread_time()
-            found = responder.completer.complete(prefix, profile, k, limits, recommended)
+            found = responder.common.completer.complete(prefix, profile, k, limits, recommended)
             self._completing += 0.1 * (time.thread_time() - began - self._completing)
             return found
 
@@ -181,9 +181,9 @@ class Service:
     def _fallback(self, request: PendingRequest, reason: Reason) -> RecommendResponse:
         """The user's memory without the agent where it was read, else what is trending."""
         responder = self.worker.responder
-        response = request.fallback or responder.trending
+        response = request.fallback or responder.common.trending
         if response is None:
-            return RecommendResponse((), "trending", None, responder.policy, reason=reason)
+            return RecommendResponse((), "trending", None, responder.served.name, reason=reason)
         return replace(response, reason=reason)
 
 

@@ -90,8 +90,8 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many jobs are in the queue."""
-        return self._queue.qsize()
+        """How many jobs wait."""
+        return self._queue.qsize() + self.responder.decoder.waiting
 
     def submit(self, request: PendingRequest) -> None:
         """Put a request into the queue; its future gets the response."""
@@ -127,7 +127,7 @@ class Worker:
             # Its products are thin: a second thread of BLAS would mostly wait, and take the core
             # that the responses need.
             with (
-                open_responder(self.path, self.config, self.metrics) as self.responder,
+                open_responder(self.path, self.config, self.metrics, self.call) as self.responder,
                 one_blas_thread(),
             ):
                 responder = self.responder
@@ -137,6 +137,7 @@ class Worker:
                 self._ready.set_result(None)
                 while (jobs := self._collect()) is not None:
                     self._serve(jobs)
+                responder.decoder.finish()
         except BaseException as error:
             if self._ready.done():
                 raise
@@ -149,7 +150,8 @@ class Worker:
     def _collect(self) -> list[Job] | None:
         """The jobs that have come together; None when the server stops."""
         try:
-            pause = self.responder.thinker.pause()
+            decoder, thinker = self.responder.decoder, self.responder.thinker
+            pause = decoder.pause() if decoder.busy else thinker.pause()
             first = self._queue.get(timeout=min(WATCH_SECONDS, pause))
         except queue.Empty:
             return []
@@ -184,23 +186,25 @@ class Worker:
         requests = [job for job in jobs if isinstance(job, PendingRequest) and not job.given_up]
         if requests:
             self._last_batch = len(requests)
-            _settle([r.future for r in requests], lambda: responder.respond(requests))
+            _settle([], lambda: responder.respond(requests))
         now = time.monotonic()
         if self.config.watch and now - self._watched_at >= WATCH_SECONDS:
             self._watched_at = now
             _settle([], self._look_for_policy)
         if responder.rules_changed():
             _settle([], responder.start_afresh)
-        if responder.trending_expired():
+        if responder.common.expired:
             _settle([], responder.refresh_trending)
-        if not jobs:
+        if responder.decoder.busy:
+            _settle([], responder.decoder.go_on)
+        elif not jobs:
             _settle([], lambda: responder.think(lambda: not self._queue.empty()))
 
     def _look_for_policy(self) -> None:
         """Load the policy that should recommend, where that is another one, beside the answers."""
         if self._is_loading:
             return
-        folder = self.responder.policy_to_load()
+        folder = self.responder.served.to_load()
         if folder is not None:
             self._is_loading = True
             self._loader = threading.Thread(target=self._load, args=(folder,), name="qagent-loader")
@@ -216,7 +220,7 @@ class Worker:
         self._is_loading = False
         error = loaded.exception()
         if error is not None:
-            self.responder.refuse(folder, error)
+            self.responder.served.refuse(folder, error)
         else:
             self.responder.take_up(loaded.result())
 

@@ -143,7 +143,7 @@ def test_a_deadline_gets_the_memorys_lines_or_the_trends_and_says_so(serving):
 def test_whoever_cannot_be_answered_in_time_gets_the_memorys_top_line(serving):
     client = serving(cache_seconds=0.0)
     service = client.app.state.service
-    service.worker.responder.pace.seconds_per_chain = 1000.0  # as if decoding took minutes
+    service.worker.responder.decoder.pace.seconds_per_chain = 1000.0  # as if decoding took minutes
     got = ask(client).json()
     assert (got["source"], got["reason"]) == ("top-line", "deadline")
     worker = service.worker
@@ -291,7 +291,7 @@ def test_a_server_that_names_its_policy_follows_no_promotion(serving, own_folder
     with Shop.open(own_folder) as shop:
         promote(shop, "b")
     responder = client.app.state.service.worker.responder
-    assert client.app.state.service.worker.call(responder.policy_to_load).result(30) is None
+    assert client.app.state.service.worker.call(responder.served.to_load).result(30) is None
 
 
 def test_a_policy_that_cannot_be_loaded_leaves_the_old_one(serving, own_folder):
@@ -623,12 +623,12 @@ def test_products_are_known_to_all_processes_that_decode(serving):
     client.post("/products", json={"product_id": "kite", "title": "Stunt Kite"})
     responder = client.app.state.service.worker.responder
     assert search_ids(client, "stunt kite")[0] == "kite"
-    wait_until(lambda: not responder._pool_is_stale)
+    wait_until(lambda: not responder.decoder.is_pool_stale)
     with ThreadPoolExecutor(4) as threads:
         users = [f"u{n:02}" for n in range(4)]
         answers = list(threads.map(lambda user: ask(client, user).json(), users))
     assert {answer["source"] for answer in answers} == {"agent"}
-    assert len(responder._pool) == 1
+    assert len(responder._pool) == 2
 
 
 def wait_until(is_true):

@@ -202,7 +202,7 @@ def test_off_means_off(serving):
 def test_whoever_waits_interrupts_a_thought_which_is_thought_again(serving):
     client = serving(cache_seconds=0.0)
     worker, responder = client.app.state.service.worker, responder_of(client)
-    pace = responder.pace.seconds_per_chain
+    pace = responder.decoder.pace.seconds_per_chain
 
     def interrupted():
         responder.thinker.forget("u01")
@@ -211,7 +211,7 @@ def test_whoever_waits_interrupts_a_thought_which_is_thought_again(serving):
         return responder.thinker.ready(request), list(responder.thinker._due)
 
     assert worker.call(interrupted).result(20) == (None, ["u01"])
-    assert responder.pace.seconds_per_chain == pace  # it was not slow, it was left
+    assert responder.decoder.pace.seconds_per_chain == pace  # it was not slow, it was left
     assert thought(client)
 
 

@@ -1,0 +1,400 @@
+"""Chains in time: what can be decoded before the deadlines is, here or in other processes.
+
+Who waits is answered in units. Processes beside this one get one to compute and one that waits, so
+that none of them idles while this process reads memory and writes replies; what they cannot take
+yet waits here. Without such processes this one decodes itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from ..agent.recommend import Recommender, RecommendRequest
+from ..errors import QAgentError
+from ..types import Slate
+from .config import ServeConfig
+from .decode_process import LOST, WorkerProcess
+from .metrics import Metrics
+from .pace import DecodePace
+from .requests import PendingRequest, RecommendResponse
+from .served_policy import ServedPolicy
+from .worker_processes import UNITS_AHEAD, WorkerPool
+
+log = logging.getLogger("qagent.serve")
+
+RISK = 3.0  # times as long as expected a decode may well take
+UNIT_USERS = 16  # of a process's unit, at most: who comes next waits for all of it
+
+Asked = Sequence[tuple[PendingRequest, RecommendRequest]]
+
+
+class _Abandoned(Exception):
+    """No client waits for this decode any more."""
+
+
+@dataclass(slots=True)
+class _Shared:
+    """Requests of one user that ask the same at the same time: decoded once."""
+
+    request: RecommendRequest
+    waiting: list[PendingRequest] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Unit:
+    """Requests that one process decodes together.
+
+    Attributes:
+        shared: The requests.
+        policy: The policy's name and version when it was begun.
+        start: When it was begun.
+        patience: When memory's lines are read for those who may not get more in time.
+        void: Users who did something since; None where all is void that was computed before.
+        settled: Whether all has been done with its reply.
+    """
+
+    shared: list[_Shared]
+    policy: tuple[str, int | None]
+    start: float
+    patience: float
+    void: set[str] | None = field(default_factory=set)
+    settled: bool = False
+
+    @property
+    def requests(self) -> list[RecommendRequest]:
+        return [s.request for s in self.shared]
+
+    @property
+    def asked(self) -> list[tuple[PendingRequest, RecommendRequest]]:
+        return [(waiting, s.request) for s in self.shared for waiting in s.waiting]
+
+    @property
+    def chains(self) -> int:
+        return sum(s.request.group for s in self.shared)
+
+
+class TimedDecoder:
+    """Decodes for those who wait, or falls back to memory's lines. For the worker's thread.
+
+    Args:
+        recommender: Decodes in this process.
+        pool: The processes beside it.
+        config: Seed of the sampling.
+        metrics: Counts what was done.
+        policy: The one that recommends.
+        later: Runs something in the worker's thread; any thread may call it.
+
+    Attributes:
+        pace: How long decodes take.
+        prepare: What to ask for those who wait, of those whom chains shall answer.
+        remember: Keeps an answer.
+        is_pool_stale: The processes do not know the newest products yet.
+    """
+
+    prepare: Callable[[Sequence[PendingRequest]], Asked]
+    remember: Callable[[PendingRequest, RecommendResponse], None]
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        pool: WorkerPool,
+        config: ServeConfig,
+        metrics: Metrics,
+        policy: ServedPolicy,
+        later: Callable[[Callable[[], Any]], object],
+    ) -> None:
+        self._recommender, self._pool, self._config = recommender, pool, config
+        self._metrics, self._policy, self._later = metrics, policy, later
+        self.pace = DecodePace()
+        self.is_pool_stale = False
+        self._waiting: deque[PendingRequest] = deque()
+        self._given: dict[WorkerProcess, list[tuple[_Unit, Future[Any]]]] = {}
+        self._remembering = threading.Lock()  # replies are received in other threads
+
+    @property
+    def waiting(self) -> int:
+        """How many requests no process has begun with."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits, here or for another process."""
+        self._drop_done()
+        return bool(self._waiting or any(self._given.values()))
+
+    def decode(self, pending: Iterable[PendingRequest]) -> None:
+        """Answer requests; the future of each is set as soon as its answer is known."""
+        self._waiting += pending
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Give those who wait to processes that can take them, or decode for them here."""
+        self._pool.look_after()
+        while self._waiting:
+            free = self._free()
+            is_alone = len(self._waiting) == 1 and not any(self._given.values())
+            if not free and not is_alone and self._given and not self.is_pool_stale:
+                break  # all have enough to do
+            here = is_alone or not free
+            unit = self._take(self._config.batch if here else self._share(free))
+            try:
+                if here:
+                    self._decode_here(unit)
+                else:
+                    self._give(free[0], unit)
+            except BaseException as error:
+                _fail(unit, error)
+        self._read_in_time()
+
+    def pause(self) -> float:
+        """Seconds until somebody's patience may end; infinite where nobody's does."""
+        ends = [unit.patience for unit in self._units() if any(_unread(unit))]
+        return max(0.0, min(ends, default=float("inf")) - time.monotonic())
+
+    def finish(self) -> None:
+        """Answer all who wait."""
+        while self.busy:
+            self.go_on()
+            wait([reply for given in self._given.values() for _, reply in given], timeout=1.0)
+            self._drop_done()
+
+    def forget(self, users: Iterable[str] | None, drop: Callable[[], None]) -> None:
+        """What is being computed of users is not to be kept; None: of all.
+
+        ``drop`` drops what was kept; no answer of before is kept behind it.
+        """
+        with self._remembering:
+            named = None if users is None else set(users)
+            for unit in self._units():
+                if named is None:
+                    unit.void = None
+                elif unit.void is not None:
+                    unit.void |= named
+            drop()
+
+    def note_stages(self, pending: Iterable[PendingRequest], seconds: Mapping[str, float]) -> None:
+        """Note what a unit spent, for each of those who waited for it."""
+        for waiting in pending:
+            if waiting.interrupted is None:
+                for stage, spent in seconds.items():
+                    self._metrics.stages.labels(stage).observe(spent)
+
+    def read_fallbacks(self, asked: Asked) -> None:
+        """What memory alone answers, for those who may not get more in time."""
+        missing = [(waiting, r) for waiting, r in asked if waiting.fallback is None]
+        if not missing:
+            return
+        start = time.monotonic()
+        lines = self._recommender.recommend_from_memory([request for _, request in missing])
+        for (waiting, request), line in zip(missing, lines, strict=True):
+            waiting.fallback = RecommendResponse(
+                line, "top-line", request.as_of, self._policy.name, self._policy.version
+            )
+        self.note_stages([w for w, _ in missing], {"fallback": time.monotonic() - start})
+
+    def fall_back(self, late: Asked) -> None:
+        """Answer from memory those for whose chains there is no time."""
+        self.read_fallbacks(late)
+        for waiting, _ in late:
+            if waiting.fallback is not None and not waiting.future.done():
+                waiting.future.set_result(replace(waiting.fallback, reason="deadline"))
+
+    def _units(self) -> list[_Unit]:
+        return [unit for given in list(self._given.values()) for unit, _ in list(given)]
+
+    def _drop_done(self) -> None:
+        alive = set(self._pool.ready)
+        for process, given in list(self._given.items()):
+            given[:] = [(unit, reply) for unit, reply in given if not unit.settled]
+            if process not in alive and not given:
+                del self._given[process]
+
+    def _free(self) -> list[WorkerProcess]:
+        """The processes that can take a unit, the idlest first."""
+        self._drop_done()
+        if self.is_pool_stale:
+            return []
+        ready = self._pool.ready
+        for process in ready:
+            self._given.setdefault(process, [])
+        owed = {process: len(self._given[process]) for process in ready}
+        return sorted((p for p in ready if owed[p] < UNITS_AHEAD), key=owed.__getitem__)
+
+    def _share(self, free: Sequence[WorkerProcess]) -> int:
+        """How many of those who wait the first of the free processes takes."""
+        least = len(self._given[free[0]])
+        alike = sum(len(self._given[process]) == least for process in free)
+        return min(UNIT_USERS, self._config.batch, -(-len(self._waiting) // alike))
+
+    def _take(self, users: int) -> list[PendingRequest]:
+        """The next of those who wait, but for those who have got something else meanwhile."""
+        taken = [self._waiting.popleft() for _ in range(min(users, len(self._waiting)))]
+        return [waiting for waiting in taken if not waiting.given_up]
+
+    def _begin(self, pending: Sequence[PendingRequest], seconds_before: float) -> _Unit | None:
+        """Read memory, and see what can be decoded in time; None where nothing can.
+
+        Args:
+            pending: Who waits.
+            seconds_before: What the process has to compute first.
+        """
+        start = time.monotonic()
+        for waiting in pending:
+            self.note_stages([waiting], {"queue": start - waiting.submitted})
+        asked = self.prepare(pending)
+        shared = self._shared(asked, seconds_before) if asked else []
+        if not shared:
+            return None
+        self.note_stages(
+            [w for s in shared for w in s.waiting], {"memory": time.monotonic() - start}
+        )
+        unit = _Unit(shared, (self._policy.name, self._policy.version), time.monotonic(), 0.0)
+        # Where the time may not be enough, somebody else can tell what memory knows.
+        left = min(waiting.deadline for waiting, _ in unit.asked) - unit.start
+        takes = seconds_before + self.pace.seconds(unit.chains)
+        unit.patience = unit.start + (0.0 if left < RISK * takes else left / 2)
+        return unit
+
+    def _shared(self, asked: Asked, seconds_before: float) -> list[_Shared]:
+        """What can be decoded before the deadlines; all other requests get their fallback."""
+        now = time.monotonic() + seconds_before
+        shortest = self.pace.seconds(len(asked))  # with a single chain for each
+        in_time, late = [], []
+        for waiting, request in asked:
+            if waiting.deadline - now >= shortest:
+                in_time.append((waiting, request))
+            else:
+                late.append((waiting, request))
+        self.fall_back(late)
+        if not in_time:
+            return []
+        chains = self.pace.chains(min(w.deadline for w, _ in in_time) - now)
+        share = min(1.0, max(0.0, chains / sum(w.chains for w, _ in in_time)))
+        shared: dict[tuple[Any, ...], _Shared] = {}
+        for waiting, request in in_time:
+            request = replace(request, group=max(1, int(request.group * share)))
+            key = (waiting.user, waiting.key)
+            shared.setdefault(key, _Shared(request)).waiting.append(waiting)
+        return list(shared.values())
+
+    def _decode_here(self, pending: Sequence[PendingRequest]) -> None:
+        """Run the chains of a unit in this process."""
+        unit = self._begin(pending, 0.0)
+        if unit is None:
+            return
+        asked = unit.asked
+
+        def progress(_done: int) -> None:
+            if all(waiting.abandoned for waiting, _ in asked):
+                raise _Abandoned
+            if time.monotonic() >= unit.patience:
+                self.read_fallbacks(asked)
+            self._read_in_time()
+
+        before = dict(self._recommender.spent)
+        try:
+            progress(0)
+            results = self._recommender.answer(unit.requests, self._config.seed, progress)
+        except _Abandoned:
+            if all(waiting.interrupted is None for waiting, _ in asked):
+                self.pace.slow_down()
+            return  # nobody looks at their futures
+        except Exception:
+            self.read_fallbacks(asked)
+            raise
+        spent = {name: s - before[name] for name, s in self._recommender.spent.items()}
+        self._settle(unit, [r.recommendations for r in results], spent)
+
+    def _give(self, process: WorkerProcess, pending: Sequence[PendingRequest]) -> None:
+        """Let another process run the chains of a unit."""
+        before = sum(self.pace.seconds(unit.chains) for unit, _ in self._given[process])
+        unit = self._begin(pending, before)
+        if unit is None:
+            return
+        reply = self._pool.ask(process, (unit.requests, self._config.seed))
+        if reply is None:
+            self._waiting.extendleft(reversed([waiting for waiting, _ in unit.asked]))
+            return
+        self._given[process].append((unit, reply))
+        reply.add_done_callback(partial(self._receive, process, unit))
+
+    def _receive(self, process: WorkerProcess, unit: _Unit, reply: Future[Any]) -> None:
+        """Take what a process has computed; in a thread of its own, as the worker may decode."""
+        try:
+            received, spent = reply.result()
+            self._settle(unit, [recommendations for recommendations, _ in received], spent)
+        except LOST as error:
+            self._waiting.extendleft(reversed([waiting for waiting, _ in unit.asked]))
+            self._later(partial(self._lost, process, error))
+        except BaseException as error:
+            self._later(partial(self._failed, unit, error))
+        finally:
+            unit.settled = True
+        if self._waiting:
+            self._later(self.go_on)
+
+    def _lost(self, process: WorkerProcess, error: BaseException) -> None:
+        self._pool.remove(process, error)
+        self.go_on()
+
+    def _failed(self, unit: _Unit, error: BaseException) -> None:
+        asked = unit.asked
+        try:
+            self.read_fallbacks(asked)
+        finally:
+            _fail([waiting for waiting, _ in asked], error)
+
+    def _settle(self, unit: _Unit, slates: Sequence[Slate], spent: Mapping[str, float]) -> None:
+        """Answer those who waited for a unit."""
+        seconds = time.monotonic() - unit.start
+        computing = sum(spent.values())
+        # What is left was spent waiting for the process, above all.
+        self.note_stages(
+            [waiting for waiting, _ in unit.asked],
+            {**spent, "others": max(0.0, seconds - computing)},
+        )
+        self.pace.observe(unit.chains, computing)
+        self._metrics.batch.observe(len(unit.shared))
+        self._metrics.decode.observe(seconds)
+        self._metrics.chains.inc(unit.chains)
+        for s, slate in zip(unit.shared, slates, strict=True):
+            response = RecommendResponse(
+                slate, "agent", s.request.as_of, *unit.policy, s.request.group
+            )
+            for waiting in s.waiting:
+                final = waiting.mix(response) if waiting.mix else response
+                with self._remembering:
+                    is_good = unit.void is not None and waiting.user not in unit.void
+                    # Not one that had to be cut short either.
+                    if is_good and response.chains == waiting.chains:
+                        self.remember(waiting, final)
+                if not waiting.future.done():
+                    waiting.future.set_result(final)
+
+    def _read_in_time(self) -> None:
+        """Read memory's lines for those whose patience has ended while a process computes."""
+        now = time.monotonic()
+        for unit in self._units():
+            if now >= unit.patience:
+                self.read_fallbacks(list(_unread(unit)))
+
+
+def _unread(unit: _Unit) -> Iterable[tuple[PendingRequest, RecommendRequest]]:
+    """Those of a unit who wait without knowing what memory alone answers."""
+    return ((w, r) for w, r in unit.asked if w.fallback is None and not w.future.done())
+
+
+def _fail(pending: Iterable[PendingRequest], error: BaseException) -> None:
+    if not isinstance(error, QAgentError):
+        log.error("the worker met an error", exc_info=error)
+    for waiting in pending:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
