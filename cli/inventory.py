@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     help="Only bring in what changed in the catalog; the encoder stays as it is.",
 )
 @click.option(
+    "--anew",
+    is_flag=True,
+    help="Learn all of it again, also where nothing has changed of what it was learned from.",
+)
+@click.option(
     "--remove",
     multiple=True,
     type=ID,
@@ -49,12 +54,16 @@ if TYPE_CHECKING:
 @json_option
 def index(
     only_update: bool,
+    anew: bool,
     remove: tuple[str, ...],
     encoder: str | None,
     dimensions: int | None,
     shop_path: Path,
 ) -> Output:
     """Build or refresh the inventory index, and learn what lines of memory are worth.
+
+    What was learned stays, where only the end of the log or prices and stock are new: until the log
+    is a tenth longer, and the next week for what lines are worth.
 
     A search that finds its index older than the catalog updates it by itself; searches that
     are under way go on meanwhile.
@@ -63,13 +72,15 @@ def index(
     from qagent_mlx.inventory.updates import refresh_index, remove_products, set_encoder
     from qagent_mlx.policy.registry import policy_names
 
+    if anew and (only_update or remove):
+        raise click.UsageError("--anew learns all again; give it without --update and --remove")
     with opened(shop_path, write=True) as shop:
         if encoder is not None or dimensions is not None:
             set_encoder(shop, encoder, dimensions)
         if remove:
             remove_products(shop, remove)
         refreshes = only_update or bool(remove)
-        report = (refresh_index(shop) if refreshes else build_shop(shop, note)).to_dict()
+        report = (refresh_index(shop) if refreshes else build_shop(shop, note, anew)).to_dict()
         is_new = not policy_names(shop)
 
     def draw() -> None:

@@ -13,11 +13,12 @@ from .errors import QAgentError
 from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.options import Kind, ReadOptions
-from .inventory.index import InventoryIndex, build_index, clicked_queries
+from .inventory.index import InventoryIndex, build_index, clicked_queries, renewed_index
 from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
 from .memory.buckets import build_memory
 from .memory.ranker import Retrieve, fit_ranker
+from .memory.store import MemoryStore
 from .shop.config import MemoryConfig, ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
@@ -83,23 +84,30 @@ def build(shop: Shop | str | Path, on_stage: OnStage | None = None) -> BuildRepo
         return build_shop(opened, on_stage)
 
 
-def build_shop(shop: Shop, on_stage: OnStage | None = None) -> BuildReport:
+def build_shop(shop: Shop, on_stage: OnStage | None = None, anew: bool = False) -> BuildReport:
     """Build the search index, store memory, and fit the memory ranker of a writable shop.
 
-    What takes long works on a snapshot, so that others can read and write meanwhile.
+    What was built and learned already stays, where nothing has changed of what it follows from or
+    only the end of the log is new; ``anew`` does all of it again. What takes long works on a
+    snapshot, so that others can read and write meanwhile.
     """
     notify = on_stage or (lambda stage: None)
     start = time.perf_counter()
-    notify("storing what is remembered of each user")
-    build_memory(shop)
+    is_current = MemoryStore(shop.connection, shop.config.memory).is_current()
+    # Other machines of a lake take what this one publishes.
+    if anew or shop.store.is_shared or not is_current:
+        notify("storing what is remembered of each user")
+        build_memory(shop, anew)
     shop.close()
     with Shop.snapshot(shop.path) as snapshot:
         notify("building the index")
-        index = build_index(snapshot)
+        index = build_index(snapshot) if anew else renewed_index(snapshot)
         clicked = clicked_queries(snapshot, index.catalog, index.clicks_until)
         effect = floor_effect(index, snapshot.config.search, clicked)
         notify("learning what lines of memory are worth")
-        ranker = fit_ranker(snapshot, index.clicks_until, retrieval(snapshot, index))
+        source = f"{index.manifest.clicks} {index.manifest.encoder}"
+        retrieve = retrieval(snapshot, index)
+        ranker = fit_ranker(snapshot, index.clicks_until, retrieve, source, anew)
     with shop.transaction():
         ranker.keep(shop)
     return BuildReport(

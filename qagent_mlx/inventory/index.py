@@ -7,7 +7,8 @@ what is the same, so searches under way are not disturbed. `index_files` says ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -43,6 +44,7 @@ from .relevance import learn_floor
 from .vector_index import VectorIndex, open_shard, save_shard
 
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
+LONGER_SHARE = 0.1  # by which the log's part may have grown, before clicks are learned again
 REFIT_SHARE = 0.3  # of the catalog with new text, from which on an encoder is learned again
 
 # What DuckDB, numpy (which reads an array's header as a Python literal) and usearch raise for
@@ -177,12 +179,48 @@ def _build(shop: Shop, clicks_until: datetime | None, writer: IndexWriter) -> In
         encoder=spec,
         clicks_until=clicks_until,
         clicked_pairs=len(clicked) if spec.is_learned else 0,
+        clicks=_digest(clicked),
         dimensions=vectors.dimensions,
         terms=ANALYZER_VERSION,
         relevance=learn_floor(encoder, lexical, vectors, catalog, clicked),
     )
     index = InventoryIndex(writer.folder, manifest, catalog, lexical, vectors, encoder)
     return _store(shop, writer, index, {})
+
+
+def renewed_index(shop: Shop) -> InventoryIndex:
+    """The shop's index; built again, unless it would learn the same or not much more.
+
+    It stays where no text of the catalog and no click that it learned from has changed, while the
+    part of the log that it may learn from is less than `LONGER_SHARE` longer; prices and stock are
+    brought in.
+
+    Raises:
+        QAgentError: as `build_index`.
+    """
+    index = _load_if_usable(shop)
+    if index is None or not _is_learned_from(shop, index):
+        return build_index(shop)
+    return open_index(shop)
+
+
+def _is_learned_from(shop: Shop, index: InventoryIndex) -> bool:
+    """Whether an index has learned from the shop as it is, but for the end of its log."""
+    until, possible = index.clicks_until, default_clicks_until(shop)
+    ((first,),) = shop.connection.execute("SELECT min(ts) FROM events").fetchall()
+    if until is None or possible is None or index.manifest.relevance is None or first >= until:
+        return False
+    if not 0 <= (possible - until) / (until - first) < LONGER_SHARE:
+        return False
+    if index.manifest.catalog_version != shop.catalog_version:
+        _, changes = _updated(shop, index)
+        if changes.added or changes.changed or changes.removed:
+            return False
+    return index.manifest.clicks == _digest(clicked_queries(shop, index.catalog, until))
+
+
+def _digest(clicked: Sequence[ClickedQuery]) -> str:
+    return hashlib.sha256(repr([tuple(x) for x in clicked]).encode()).hexdigest()[:16]
 
 
 def clicked_queries(shop: Shop, catalog: Catalog, until: datetime | None) -> list[ClickedQuery]:

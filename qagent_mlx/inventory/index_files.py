@@ -69,6 +69,7 @@ class Manifest:
     encoder: EncoderSpec
     clicks_until: Annotated[datetime, Meta(tz=False)] | None  # the encoder learned until then
     clicked_pairs: Count = 0  # that it learned from
+    clicks: str = ""  # a digest of these; empty in indexes of before there was one
     dimensions: Count
     shards: tuple[StoredShard, ...] = ()
     terms: int = 1  # version of the analyzer

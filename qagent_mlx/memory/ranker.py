@@ -22,8 +22,10 @@ from scipy import sparse
 from ..shop.shop import Shop
 from .candidates import Candidates
 from .loader import MemoryLoader
+from .log_digest import log_digests
 from .ranking_features import FEATURE_INDEX, FEATURES, features
 from .sessions import SuccessfulSession, successful_sessions
+from .store import fingerprint
 from .types import Moment
 
 _DEFAULTS = {
@@ -54,6 +56,7 @@ class RankerWeights:
     outside: float
     moments: int = 0  # of the log that they were learned from
     until: datetime = datetime.min
+    source: str = ""  # a digest of all that they were learned from; empty where it is not known
 
     @classmethod
     def default(cls) -> RankerWeights:
@@ -76,6 +79,7 @@ class _StoredStep(msgspec.Struct):
     moments: int
     outside: float
     weights: list[float]
+    source: str = ""
 
 
 class _StoredRanker(msgspec.Struct):
@@ -109,7 +113,7 @@ class MemoryRanker:
         # Weights that an earlier version learned are 0 for features that came since.
         order = np.array([places.get(name, -1) for name in FEATURES])
         learned = (
-            RankerWeights(np.append(s.weights, 0.0)[order], s.outside, s.moments, s.until)
+            RankerWeights(np.append(s.weights, 0.0)[order], s.outside, s.moments, s.until, s.source)
             for s in stored.steps
         )
         return cls((RankerWeights.default(), *learned))
@@ -122,7 +126,7 @@ class MemoryRanker:
     def to_json(self) -> str:
         """The learned weights as text."""
         steps = [
-            _StoredStep(step.until, step.moments, step.outside, step.values.tolist())
+            _StoredStep(step.until, step.moments, step.outside, step.values.tolist(), step.source)
             for step in self.steps[1:]
         ]
         return msgspec.json.encode(_StoredRanker(list(FEATURES), steps)).decode()
@@ -156,36 +160,46 @@ def session_weights(
 
 
 def fit_ranker(
-    shop: Shop, since: datetime | None, retrieve: Retrieve | None = None
+    shop: Shop,
+    since: datetime | None,
+    retrieve: Retrieve | None = None,
+    source: str = "",
+    anew: bool = False,
 ) -> MemoryRanker:
     """Learn weights along the log and keep them in the shop.
 
     The first weights are learned from all before ``since``, then again each `MIN_STEP`, or less
-    often in a long log; None keeps the defaults. ``retrieve`` is the shop's search, which tells
-    what the right queries led to.
+    often in a long log; None keeps the defaults. What the shop has learned already stays, where
+    nothing has changed of what it was learned from.
+
+    Args:
+        shop: Open for writing, or a snapshot.
+        since: The first moment.
+        retrieve: The shop's search, which tells what the right queries led to.
+        source: What that search was built from; where it is not said, all is learned anew.
+        anew: Learn all of it again.
     """
     if since is None:
         return MemoryRanker.default()
     connection = shop.connection
     ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
     end = end or since
-    step = max(MIN_STEP, (end - since) / MAX_STEPS)
-    cuts = [since]
-    while cuts[-1] + step <= end:
-        cuts.append(cuts[-1] + step)
+    source = source and f"{source} {fingerprint(shop.config.memory)} {FEATURES} {_DEFAULTS}"
+    learned = _still_good(shop, since, "" if anew else source)
+    cuts = _cuts(since, end, [step.until for step in learned[1:]])
     # A session that goes on beyond a cut counts with what it was by then.
     known = [
         [s for s in successful_sessions(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
         for cut in cuts
     ]
     sessions = list(dict.fromkeys(s for part in known for s in part))
-    learned = [RankerWeights.default()]
     if sessions:
         weights = dict(zip(sessions, session_weights(sessions, retrieve), strict=True))
         moments = list(dict.fromkeys(Moment(s.user_id, s.start) for s in sessions))
         number = {moment: i for i, moment in enumerate(moments)}
         choices = Choices.of(MemoryLoader(connection, shop.config.memory).candidates(moments))
-        for cut, part in zip(cuts, known, strict=True):
+        digests = log_digests(connection, cuts, source) if source else [""] * len(cuts)
+        for cut, part, digest in zip(cuts, known, digests, strict=True):
             fitted = fit_weights(
                 choices,
                 [number[Moment(s.user_id, s.start)] for s in part],
@@ -193,10 +207,33 @@ def fit_ranker(
                 [weights[s] for s in part],
                 learned[-1],
             )
-            learned.append(replace(fitted, until=cut))
+            learned.append(replace(fitted, until=cut, source=digest))
     ranker = MemoryRanker(tuple(learned))
     ranker.keep(shop)
     return ranker
+
+
+def _still_good(shop: Shop, since: datetime, source: str) -> list[RankerWeights]:
+    """The default weights, and those of the shop where learning them again would give the same."""
+    default, *stored = MemoryRanker.of_shop(shop).steps
+    if not source or not stored or stored[0].until != since:
+        return [default]
+    digests = log_digests(shop.connection, [step.until for step in stored], source)
+    is_good = digests == [step.source for step in stored]
+    return [default, *stored] if is_good else [default]
+
+
+def _cuts(since: datetime, end: datetime, before: Sequence[datetime]) -> list[datetime]:
+    """The moments along a log at which weights are learned, behind those of ``before``."""
+    step = max(MIN_STEP, (end - since) / MAX_STEPS)
+    if len(before) > 1:
+        step = before[-1] - before[-2]
+    cuts = [] if before else [since]
+    latest = before[-1] if before else since
+    while latest + step <= end:
+        latest += step
+        cuts.append(latest)
+    return cuts
 
 
 @dataclass(frozen=True)

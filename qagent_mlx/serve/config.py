@@ -58,7 +58,8 @@ class ServeConfig:
         Meta(
             ge=1,
             le=64,
-            description="Processes that decode; one a core is most. Each takes about 300 MB.",
+            description="Processes that decode: the server's own, or from two on so many beside "
+            "it; one a core is most. Each takes about 300 MB.",
         ),
     ] = 1
     seed: _Seed = 0

@@ -6,60 +6,46 @@ follow from, and keeps what was computed for as long as it is good.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..agent.recommend import Recommender, RecommendRequest, default_group_size
-from ..agent.suggest import Completer
+from ..agent.recommend import Recommender, default_group_size
 from ..errors import QAgentError
 from ..ingest.ingest import register_functions
 from ..ingest.journal import apply_entries, apply_journal
 from ..ingest.report import IngestReport
-from ..inventory.encoders.registry import SUBWORD
-from ..inventory.index import open_index, updated_index
+from ..inventory.index import open_index
 from ..inventory.product_search import open_shop_search
-from ..inventory.search import HybridSearch, hybrid_search
-from ..inventory.types import ProductSearch
-from ..live.experiments import AGENT, MEMORY
 from ..live.limits import Limits, LimitsBook
 from ..live.rules import Rule, rules_entry
 from ..live.wishes import Wish, wishes_entry
-from ..memory.profile import Memory
 from ..memory.store import MemoryStore
 from ..policy.registry import resolve, serving_policy
 from ..shop.journal import Entry
-from ..shop.policy_folders import migrate_unversioned, parse_reference
+from ..shop.policy_folders import migrate_unversioned
 from ..shop.shop import Shop
 from ..types import Profile
 from ..utils.stamps import utc_now
+from .arm_answers import ArmAnswers
 from .arms import Arms
 from .cache import UserCache
 from .config import ServeConfig
+from .decode_units import Asked
 from .metrics import Metrics
+from .next_shop import NextShop, current_search, open_next, store_memory, titles_of
 from .policy_choice import PolicyChoice, SavedPolicy, load_saved
 from .requests import PendingRequest, RecommendResponse
 from .served_policy import ServedPolicy
-from .shop_answers import ShopAnswers, prepared_completer
+from .shop_answers import ShopAnswers
 from .store import ShopStore
 from .thinking import ACTIVE_DAYS, Thinker
 from .timed_decoder import TimedDecoder
 from .user_readings import UserReadings
 from .worker_processes import WorkerPool
-
-
-@dataclass(frozen=True, slots=True)
-class NextShop:
-    """Another snapshot of the shop, with what was opened of it so far."""
-
-    shop: Shop
-    search: ProductSearch | None
-    memory: Memory
-    completer: tuple[datetime, Completer] | None
 
 
 @contextmanager
@@ -128,12 +114,12 @@ class Responder:
     ) -> None:
         self.store, self.shop = store, store.shop
         self._pool, self._config = pool, config
-        _store_memory(self.shop)
+        store_memory(self.shop)
         first = load_saved(policy, config.dtype)
         self.served = ServedPolicy(PolicyChoice(self.shop, config.policy), first, metrics)
         self.recommender = Recommender(self.shop, first.policy, group=config.chains)
         self.chains = self.recommender.group
-        self.titles = _titles(self.recommender)
+        self.titles = titles_of(self.recommender)
         self.cache: UserCache[RecommendResponse] = UserCache(
             config.cache_seconds, config.cache_users
         )
@@ -143,6 +129,7 @@ class Responder:
         self.decoder = TimedDecoder(self.recommender, pool, config, metrics, self.served, later)
         self.decoder.prepare, self.decoder.remember = self._prepare, self._remember
         self.arms = Arms(config)
+        self._arm_answers = ArmAnswers(self.arms, self.decoder, config.seed)
         self.experiment = self.arms.follow(self.recommender, self.shop)
         self.moment = self.shop.end_of_log()
         self.refresh_trending()
@@ -151,59 +138,12 @@ class Responder:
         """Answer requests; the future of each is set as soon as its answer is known."""
         self.decoder.decode(pending)
 
-    def _prepare(
-        self, pending: Sequence[PendingRequest]
-    ) -> list[tuple[PendingRequest, RecommendRequest]]:
+    def _prepare(self, pending: Sequence[PendingRequest]) -> Asked:
         """What to ask for those who wait; who takes part in an experiment may be answered here."""
         requests = self.readings.requests(pending, self.moment)
-        agents = []
-        for waiting, request in zip(pending, requests, strict=True):
-            systems = self.experiment.systems(waiting.user) if self.experiment else (AGENT,)
-            if self._answer_arms(systems, waiting, request):
-                agents.append((waiting, request))
-        return agents
-
-    def _answer_arms(
-        self, systems: tuple[str, ...], waiting: PendingRequest, request: RecommendRequest
-    ) -> bool:
-        """Answer a request with the systems of an experiment; True where the agent has a part."""
-        others = {s: self._arm_response(s, waiting, request) for s in systems if s != AGENT}
-        if None in others.values():
-            self.decoder.fall_back([(waiting, request)])
-            return False
-
-        def mix(agents: RecommendResponse | None) -> RecommendResponse:
-            responses = [agents if s == AGENT else others[s] for s in systems]
-            control, treatment = responses[0], responses[-1]
-            assert control is not None and treatment is not None
-            if len(systems) == 1:
-                return control
-            return self.arms.mixed(control, treatment, waiting.k)
-
-        if AGENT in systems:
-            waiting.mix = mix
-            return True
-        response = mix(None)
-        self._remember(waiting, response)
-        if not waiting.future.done():
-            waiting.future.set_result(response)
-        return False
-
-    def _arm_response(
-        self, system: str, waiting: PendingRequest, request: RecommendRequest
-    ) -> RecommendResponse | None:
-        """What another system than the agent answers; None where there is no time for it."""
-        if system == MEMORY:
-            self.decoder.read_fallbacks([(waiting, request)])
-            assert waiting.fallback is not None
-            return replace(waiting.fallback, reason="experiment")
-        if waiting.deadline - time.monotonic() < self.decoder.pace.seconds(1):
-            return None
-        (result,) = self.arms.answer(system, [request], self._config.seed)
-        name, version = parse_reference(self.arms.reference(system))
-        return RecommendResponse(
-            result.recommendations, "agent", result.as_of, name, version, request.group
-        )
+        if self.experiment is None:
+            return list(zip(pending, requests, strict=True))
+        return self._arm_answers.answer(self.experiment, pending, requests)
 
     def forget(self, users: Iterable[str]) -> None:
         """Drop what is cached of users who did something, and see the new events."""
@@ -213,15 +153,7 @@ class Responder:
 
     def prepare(self, shop: Shop) -> NextShop:
         """Open search and memory of another snapshot, in any thread, beside the answers."""
-        settings = shop.config.search
-        # Models compute in the worker's thread only.
-        is_plain = settings.encoder == SUBWORD and not (settings.reranker or settings.engine)
-        search = open_shop_search(shop) if is_plain else None
-        _store_memory(shop)
-        memory = self.recommender.open_memory(shop)
-        now = shop.end_of_log()
-        memory.read_all(now)
-        return NextShop(shop, search, memory, prepared_completer(memory, search, now))
+        return open_next(self.recommender, shop)
 
     def use_shop(self, following: NextShop) -> Shop:
         """Answer from another snapshot of the shop, which another process has changed.
@@ -234,12 +166,12 @@ class Responder:
         apply_journal(shop)
         store.keep(before)
         search = following.search or open_shop_search(shop)
-        self.recommender.use_shop(shop, _current(shop, search), following.memory)
+        self.recommender.use_shop(shop, current_search(shop, search), following.memory)
         self.recommender.refresh()  # the journal came after that memory was opened
         self.shop = self.store.shop = shop  # at once: posts are stored where answers look
-        self.titles = _titles(self.recommender)
+        self.titles = titles_of(self.recommender)
         if following.completer:
-            self.common.use_completer(following.completer, self.recommender.search)
+            self.common.use_completer(following.completer, search)
         self.decoder.is_pool_stale = True
         self.reload_processes()
         self.experiment = self.arms.follow(self.recommender, shop)
@@ -256,10 +188,10 @@ class Responder:
         with shop.transaction():
             (report,) = apply_entries(shop, [entry])
             store.keep(before)
-        self.recommender.use_search(_current(shop, self.recommender.search))
+        self.recommender.use_search(current_search(shop, self.recommender.search))
         self.experiment = self.arms.follow(self.recommender, shop)
         self.recommender.refresh()
-        self.titles = _titles(self.recommender)
+        self.titles = titles_of(self.recommender)
         self.decoder.is_pool_stale = True
         self.start_afresh()
         self.store.move_soon()
@@ -399,26 +331,3 @@ class Responder:
             return replace(response, cached=True)
         response = self.thinker.ready(request)
         return response and replace(response, thought_before=True)
-
-
-def _store_memory(shop: Shop) -> None:
-    """Store the memory of a snapshot, where the file has none that is current."""
-    store = MemoryStore(shop.connection, shop.config.memory)
-    if not store.is_current():
-        with shop.transaction():
-            store.build()
-
-
-def _current(shop: Shop, search: ProductSearch) -> ProductSearch:
-    """A search in line with a snapshot's catalog."""
-    if not isinstance(search, HybridSearch):
-        return open_shop_search(shop)
-    if search.index.manifest.catalog_version == shop.catalog_version:
-        return search
-    index = updated_index(shop, search.index)
-    return hybrid_search(shop, index, search.reranker)
-
-
-def _titles(recommender: Recommender) -> dict[str, str]:
-    catalog = recommender.search.catalog
-    return dict(zip(catalog.ids, catalog.titles, strict=True))

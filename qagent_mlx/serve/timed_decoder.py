@@ -13,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..agent.recommend import Recommender, RecommendRequest
+from ..agent.recommend import Recommender
 from ..errors import QAgentError
 from ..types import Slate
 from .config import ServeConfig
 from .decode_process import LOST, WorkerProcess
+from .decode_units import Asked, Unit, fit_in_time, unread
 from .metrics import Metrics
 from .pace import DecodePace
 from .requests import PendingRequest, RecommendResponse
@@ -31,54 +32,12 @@ from .worker_processes import UNITS_AHEAD, WorkerPool
 log = logging.getLogger("qagent.serve")
 
 RISK = 3.0  # times as long as expected a decode may well take
+WATCHED_RISK = 1.5  # the same of a decode beside which this process is free
 UNIT_USERS = 16  # of a process's unit, at most: who comes next waits for all of it
-
-Asked = Sequence[tuple[PendingRequest, RecommendRequest]]
 
 
 class _Abandoned(Exception):
     """No client waits for this decode any more."""
-
-
-@dataclass(slots=True)
-class _Shared:
-    """Requests of one user that ask the same at the same time: decoded once."""
-
-    request: RecommendRequest
-    waiting: list[PendingRequest] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Unit:
-    """Requests that one process decodes together.
-
-    Attributes:
-        shared: The requests.
-        policy: The policy's name and version when it was begun.
-        start: When it was begun.
-        patience: When memory's lines are read for those who may not get more in time.
-        void: Users who did something since; None where all is void that was computed before.
-        settled: Whether all has been done with its reply.
-    """
-
-    shared: list[_Shared]
-    policy: tuple[str, int | None]
-    start: float
-    patience: float
-    void: set[str] | None = field(default_factory=set)
-    settled: bool = False
-
-    @property
-    def requests(self) -> list[RecommendRequest]:
-        return [s.request for s in self.shared]
-
-    @property
-    def asked(self) -> list[tuple[PendingRequest, RecommendRequest]]:
-        return [(waiting, s.request) for s in self.shared for waiting in s.waiting]
-
-    @property
-    def chains(self) -> int:
-        return sum(s.request.group for s in self.shared)
 
 
 class TimedDecoder:
@@ -116,7 +75,7 @@ class TimedDecoder:
         self.pace = DecodePace()
         self.is_pool_stale = False
         self._waiting: deque[PendingRequest] = deque()
-        self._given: dict[WorkerProcess, list[tuple[_Unit, Future[Any]]]] = {}
+        self._given: dict[WorkerProcess, list[tuple[Unit, Future[Any]]]] = {}
         self._remembering = threading.Lock()  # replies are received in other threads
 
     @property
@@ -145,6 +104,8 @@ class TimedDecoder:
                 break  # all have enough to do
             here = is_alone or not free
             unit = self._take(self._config.batch if here else self._share(free))
+            if not unit:
+                continue
             try:
                 if here:
                     self._decode_here(unit)
@@ -156,7 +117,7 @@ class TimedDecoder:
 
     def pause(self) -> float:
         """Seconds until somebody's patience may end; infinite where nobody's does."""
-        ends = [unit.patience for unit in self._units() if any(_unread(unit))]
+        ends = [unit.patience for unit in self._units() if any(unread(unit))]
         return max(0.0, min(ends, default=float("inf")) - time.monotonic())
 
     def finish(self) -> None:
@@ -207,7 +168,7 @@ class TimedDecoder:
             if waiting.fallback is not None and not waiting.future.done():
                 waiting.future.set_result(replace(waiting.fallback, reason="deadline"))
 
-    def _units(self) -> list[_Unit]:
+    def _units(self) -> list[Unit]:
         return [unit for given in list(self._given.values()) for unit, _ in list(given)]
 
     def _drop_done(self) -> None:
@@ -239,55 +200,39 @@ class TimedDecoder:
         taken = [self._waiting.popleft() for _ in range(min(users, len(self._waiting)))]
         return [waiting for waiting in taken if not waiting.given_up]
 
-    def _begin(self, pending: Sequence[PendingRequest], seconds_before: float) -> _Unit | None:
+    def _begin(
+        self, pending: Sequence[PendingRequest], seconds_before: float, here: bool = False
+    ) -> Unit | None:
         """Read memory, and see what can be decoded in time; None where nothing can.
 
         Args:
             pending: Who waits.
             seconds_before: What the process has to compute first.
+            here: Whether this process decodes.
         """
         start = time.monotonic()
         for waiting in pending:
             self.note_stages([waiting], {"queue": start - waiting.submitted})
         asked = self.prepare(pending)
-        shared = self._shared(asked, seconds_before) if asked else []
+        shared, late = fit_in_time(asked, self.pace, time.monotonic() + seconds_before)
+        self.fall_back(late)
         if not shared:
             return None
         self.note_stages(
             [w for s in shared for w in s.waiting], {"memory": time.monotonic() - start}
         )
-        unit = _Unit(shared, (self._policy.name, self._policy.version), time.monotonic(), 0.0)
+        unit = Unit(shared, (self._policy.name, self._policy.version), time.monotonic(), 0.0)
         # Where the time may not be enough, somebody else can tell what memory knows.
         left = min(waiting.deadline for waiting, _ in unit.asked) - unit.start
         takes = seconds_before + self.pace.seconds(unit.chains)
-        unit.patience = unit.start + (0.0 if left < RISK * takes else left / 2)
+        # What others decode is looked after, so memory's lines can wait for longer there.
+        risk = RISK if here else WATCHED_RISK
+        unit.patience = unit.start + (0.0 if left < risk * takes else left / 2)
         return unit
-
-    def _shared(self, asked: Asked, seconds_before: float) -> list[_Shared]:
-        """What can be decoded before the deadlines; all other requests get their fallback."""
-        now = time.monotonic() + seconds_before
-        shortest = self.pace.seconds(len(asked))  # with a single chain for each
-        in_time, late = [], []
-        for waiting, request in asked:
-            if waiting.deadline - now >= shortest:
-                in_time.append((waiting, request))
-            else:
-                late.append((waiting, request))
-        self.fall_back(late)
-        if not in_time:
-            return []
-        chains = self.pace.chains(min(w.deadline for w, _ in in_time) - now)
-        share = min(1.0, max(0.0, chains / sum(w.chains for w, _ in in_time)))
-        shared: dict[tuple[Any, ...], _Shared] = {}
-        for waiting, request in in_time:
-            request = replace(request, group=max(1, int(request.group * share)))
-            key = (waiting.user, waiting.key)
-            shared.setdefault(key, _Shared(request)).waiting.append(waiting)
-        return list(shared.values())
 
     def _decode_here(self, pending: Sequence[PendingRequest]) -> None:
         """Run the chains of a unit in this process."""
-        unit = self._begin(pending, 0.0)
+        unit = self._begin(pending, 0.0, here=True)
         if unit is None:
             return
         asked = unit.asked
@@ -326,7 +271,7 @@ class TimedDecoder:
         self._given[process].append((unit, reply))
         reply.add_done_callback(partial(self._receive, process, unit))
 
-    def _receive(self, process: WorkerProcess, unit: _Unit, reply: Future[Any]) -> None:
+    def _receive(self, process: WorkerProcess, unit: Unit, reply: Future[Any]) -> None:
         """Take what a process has computed; in a thread of its own, as the worker may decode."""
         try:
             received, spent = reply.result()
@@ -345,14 +290,14 @@ class TimedDecoder:
         self._pool.remove(process, error)
         self.go_on()
 
-    def _failed(self, unit: _Unit, error: BaseException) -> None:
+    def _failed(self, unit: Unit, error: BaseException) -> None:
         asked = unit.asked
         try:
             self.read_fallbacks(asked)
         finally:
             _fail([waiting for waiting, _ in asked], error)
 
-    def _settle(self, unit: _Unit, slates: Sequence[Slate], spent: Mapping[str, float]) -> None:
+    def _settle(self, unit: Unit, slates: Sequence[Slate], spent: Mapping[str, float]) -> None:
         """Answer those who waited for a unit."""
         seconds = time.monotonic() - unit.start
         computing = sum(spent.values())
@@ -384,12 +329,7 @@ class TimedDecoder:
         now = time.monotonic()
         for unit in self._units():
             if now >= unit.patience:
-                self.read_fallbacks(list(_unread(unit)))
-
-
-def _unread(unit: _Unit) -> Iterable[tuple[PendingRequest, RecommendRequest]]:
-    """Those of a unit who wait without knowing what memory alone answers."""
-    return ((w, r) for w, r in unit.asked if w.fallback is None and not w.future.done())
+                self.read_fallbacks(list(unread(unit)))
 
 
 def _fail(pending: Iterable[PendingRequest], error: BaseException) -> None:
