@@ -4,8 +4,9 @@
 
 Starts a server on a copy of the shop, lets clients ask for random users as fast as they are
 answered (a closed loop), one request in twenty an event, and prints one JSON document: for
-each number of clients p50, p95 and throughput of /recommend, the share of fallbacks, and the
-server's memory before and after. Answers are not cached unless --cache says so.
+each number of clients p50, p95 and throughput of /recommend, the share of fallbacks, the processor
+time of an answer in the server's own process and in those beside it, and the server's memory before
+and after. Answers are not cached unless --cache says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import re
 import shutil
@@ -24,11 +26,27 @@ import threading
 import time
 from pathlib import Path
 
+TICKS = os.sysconf("SC_CLK_TCK")
+
 
 def resident(pid: int) -> float:
     """Megabytes of memory that a process holds."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+
+def processor_seconds(pid: int) -> tuple[float, float]:
+    """Processor time that the server's own process has spent so far, and those beside it."""
+    spent = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if pid in (int(path.parent.name), int(fields[1])):
+            spent[int(path.parent.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+    own = spent.pop(pid)
+    return own, sum(spent.values())
 
 
 class Client(threading.Thread):
@@ -68,7 +86,7 @@ class Client(threading.Thread):
 
 def measure(port: int, pid: int, users: list[str], clients: int, seconds: float, events: float):
     """One load: its numbers."""
-    before, began = resident(pid), time.monotonic()
+    before, began, used = resident(pid), time.monotonic(), processor_seconds(pid)
     threads = [
         Client(port, users, began + seconds, 1000 * clients + n, events) for n in range(clients)
     ]
@@ -77,6 +95,7 @@ def measure(port: int, pid: int, users: list[str], clients: int, seconds: float,
     for thread in threads:
         thread.join()
     spent = time.monotonic() - began
+    own, others = (x - y for x, y in zip(processor_seconds(pid), used, strict=True))
     times = sorted(t for thread in threads for t in thread.times)
     sources = [s for thread in threads for s in thread.sources]
     cuts = statistics.quantiles(times, n=20)
@@ -89,6 +108,7 @@ def measure(port: int, pid: int, users: list[str], clients: int, seconds: float,
         "p95_ms": round(cuts[18] * 1000, 1),
         "per_second": round(len(times) / spent, 2),
         "fallbacks": round(1 - sources.count("agent") / len(sources), 4),
+        "processor_ms": [round(1000 * x / len(times), 1) for x in (own, others)],
         "rss_mb": [round(before), round(resident(pid))],
     }
 
