@@ -624,6 +624,12 @@ def test_products_are_known_to_all_processes_that_decode(serving):
     responder = client.app.state.service.worker.responder
     assert search_ids(client, "stunt kite")[0] == "kite"
     wait_until(lambda: not responder.decoder.is_pool_stale)
+
+    def all_are_ready():
+        responder._pool.look_after()
+        return len(responder._pool.ready) == 2
+
+    wait_until(lambda: client.app.state.service.worker.call(all_are_ready).result(20))
     with ThreadPoolExecutor(4) as threads:
         users = [f"u{n:02}" for n in range(4)]
         answers = list(threads.map(lambda user: ask(client, user).json(), users))
