@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import msgspec
@@ -355,3 +357,34 @@ def test_the_tutorials_exports_go_in_as_it_says(tmp_path, monkeypatch):
     ((header, row),) = [block.splitlines() for block in blocks(page, ("csv",))]
     lines = Path("exporte/artikel.csv").read_text(encoding="cp1252").splitlines()
     assert lines[:2] == [header, row]
+
+
+def test_the_parts_of_ones_own_fit(tmp_path, monkeypatch):
+    """The page's rewards judge a chain, its encoder encodes, its engines are settings."""
+    from qagent_mlx.agent.types import Rollout
+    from qagent_mlx.environment.custom_rewards import components_of
+    from qagent_mlx.environment.rewards import Outcome
+    from qagent_mlx.inventory.encoders.registry import PythonEncoder
+    from qagent_mlx.inventory.product_search import ENGINES
+    from qagent_mlx.shop.config import ShopConfig
+    from qagent_mlx.types import Case
+    from qagent_mlx.utils.settings import merge
+
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "extend.md"
+    rewards, encoder = blocks(page, ("python",))
+    Path("rewards.py").write_text(rewards, encoding="utf-8")
+    Path("mine.py").write_text(encoder, encoding="utf-8")
+    components = components_of(["rewards.py:choice", "rewards.py:brief"])
+    rollout = SimpleNamespace(query="desk lamp")
+    outcome = SimpleNamespace(rollout=rollout, products=("p1", "p2"))
+    assert components["choice"](outcome) == 0.2 and components["brief"](outcome) == 0.5
+    held = page.read_text("utf-8").split("What an outcome holds:")[1].split("The reward is")[0]
+    for name in re.findall(r"`(\w+)`", held):
+        assert any(hasattr(kind, name) for kind in (Outcome, Rollout, Case)), name
+    vectors = PythonEncoder("mine.py:encode").encode(["lamp", "a"], queries=True)
+    assert vectors.shape == (2, 256)
+    for code in blocks(page, ("json",)):
+        engine = merge(ShopConfig(), json.loads(code)).search.engine
+        settings, _ = ENGINES[engine.pop("kind")]
+        assert merge(settings(), engine) != settings()
