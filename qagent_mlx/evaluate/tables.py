@@ -12,13 +12,23 @@ from .comparisons import COMPARED, SIGNIFICANCE_LEVEL, Comparison
 from .report import MAIN, ROWS, EvaluationReport, SystemResult
 from .significance import Interval
 
+LEGEND = (  # of the main table
+    "q_em: the first query is the user's next one; q_hit@5: one of the first five is; i_hit@k: the "
+    "user went for one of the first query's first k products; cons@1: q_em and i_hit@1 at once"
+)
+ROW_LEGEND = (
+    "row_hit@10: the user went for one of the first ten products of one of the queries; own_words: "
+    "queries that no line of memory has"
+)
+
 
 def table(report: EvaluationReport) -> Table:
     """The main metrics in percent, with half of their 95 % interval; fits 80 columns."""
     metrics = _table(
         f"{report.split}, {report.cases:,} cases, percent ± half of the 95% interval"
         + _scenario(report)
-        + _derived(report)
+        + _derived(report),
+        LEGEND,
     )
     metrics.add_column("system", overflow="fold")
     for name in (*MAIN, "ms"):
@@ -30,7 +40,7 @@ def table(report: EvaluationReport) -> Table:
 
 def row_table(report: EvaluationReport) -> Table:
     """What a row of five queries leads to, and how much of it the system wrote; in percent."""
-    rows = _table("rows of five queries, percent ± half of the 95% interval")
+    rows = _table("rows of five queries, percent ± half of the 95% interval", ROW_LEGEND)
     rows.add_column("system", overflow="fold")
     for name in ROWS:
         rows.add_column(name, justify="right", no_wrap=True)
@@ -142,10 +152,13 @@ def _derived(report: EvaluationReport) -> str:
     return f"; derived queries ({report.derived})" if report.derived else ""
 
 
-def _table(title: str) -> Table:
+def _table(title: str, legend: str = "") -> Table:
+    """A table; its ``legend`` says below what the columns are, once for all tables of a kind."""
     return Table(
         title=title,
         title_justify="left",
+        caption=legend or None,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
