@@ -86,6 +86,7 @@ class _Builder:
         ((users,),) = connection.execute("SELECT count(DISTINCT user_id) FROM events").fetchall()
         self._published = PublishedMemory(data, users)
         self._changed: dict[int, set[str] | None] = {}  # by snapshot
+        self._refused: set[str] = set()  # published before, where all is to be anew
         self._computed = self._count = 0
 
     def build(self, anew: bool) -> MemoryReport:
@@ -102,21 +103,21 @@ class _Builder:
         number = self._published.buckets
         first = secrets.randbelow(number)  # so that machines seldom meet
         left = [(first + step) % number for step in range(number)]
-        built: set[int] = set()  # of this call, by whomever: as good as anew
+        if anew:
+            self._refused = self._published.folders()
         for wait in (0.0, PATIENCE_SECONDS):
-            left = [b for b in left if not self._take(b, wait, anew and b not in built)]
-            built = set(left)  # others are at them now
+            left = [b for b in left if not self._take(b, wait)]
         for bucket in left:
             self._fill(bucket, None)
         self._connection.execute("DROP TABLE temp.placed")
         users = self._store.end()
         return MemoryReport(users, self._computed, number, self._count, self._snapshot)
 
-    def _take(self, bucket: int, wait: float, anew: bool) -> bool:
+    def _take(self, bucket: int, wait: float) -> bool:
         """Fill a bucket and publish it, unless another machine is at it for all the time."""
         try:
             with self._catalog.lock(wait, bucket):
-                manifest = None if anew else self._usable(bucket)
+                manifest = self._usable(bucket)
                 stale = self._fill(bucket, manifest)
                 if manifest is None or (stale and manifest.snapshot < self._snapshot):
                     self._publish(bucket)
@@ -127,7 +128,9 @@ class _Builder:
     def _usable(self, bucket: int) -> Manifest | None:
         """What is published of a bucket, if it can be brought to this machine's snapshot."""
         manifest = self._published.find(bucket)
-        if manifest is None or self._changed_since(manifest.snapshot) is None:
+        if manifest is None or manifest.folder in self._refused:
+            return None
+        if self._changed_since(manifest.snapshot) is None:
             return None
         ours = (self._store.fingerprint, self._goods)
         return manifest if (manifest.memory, manifest.catalog) == ours else None

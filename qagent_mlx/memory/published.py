@@ -83,6 +83,10 @@ class PublishedMemory:
             return None
         return manifest
 
+    def folders(self) -> set[str]:
+        """The folders that hold published buckets, as manifests name them."""
+        return {path.name for path in self.folder.glob("*-*") if path.is_dir()}
+
     def file(self, manifest: Manifest, name: str) -> Path:
         """The file with a bucket's rows of one of `PUBLISHED`."""
         return self.folder / Path(manifest.folder).name / f"{name}.parquet"
