@@ -43,6 +43,7 @@ def run(checkout: Path, folder: Path, command: list[str]) -> float:
         "QAGENT_SHOP": str(folder / "shop"),
         "OPENBLAS_NUM_THREADS": "1",
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed, with compiled modules
     words = [word.replace("{folder}", str(folder)) for word in command]
     process = subprocess.Popen(
         [str(checkout / ".venv/bin/python"), "-m", "qagent_mlx", *words],
