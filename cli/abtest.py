@@ -55,10 +55,11 @@ def abtest(
 ) -> Output:
     """Ask fresh simulated shoppers: do they tap B's queries more than A's, and buy more?
 
-    A and B are policies, baselines (popular, trending, swing …) or an ablation such as
-    "grpo (no search)". The shop must be a simulated one (qagent init --sample); it is not
-    changed. CTR: taps a row of queries shown; guided CVR: purchases a tap. Each shopper sees
-    both, and the test is paired.
+    A and B are policies, baselines (popular, trending, swing …), an ablation such as
+    "grpo (no search)", or what knows the shoppers' minds: oracle, oracle-taps (for the most
+    taps), oracle-lines (with lines of memory alone). The shop must be a simulated one (qagent
+    init --sample); it is not changed. CTR: taps a row of queries shown; guided CVR: purchases
+    a tap. Each shopper sees both, and the test is paired.
     """
     from qagent_mlx.evaluate.abtest import abtest as run
 

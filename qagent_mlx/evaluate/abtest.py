@@ -32,6 +32,7 @@ from ..types import Case
 from ..utils.settings import SettingError, check, merge
 from .config import AbConfig, EvaluationConfig
 from .metrics import System
+from .oracle import ORACLES, ShopperOracle
 from .significance import RateComparison, compare_rates, sample_size
 from .suite import SystemFactory, cases_of, split_name
 
@@ -109,7 +110,8 @@ def abtest(
 
     Args:
         shop: A simulated one; read only is enough.
-        control: A policy, a baseline, ``NAME (ablation)``, or one of ``systems``.
+        control: A policy, a baseline, ``NAME (ablation)``, one of `oracle.ORACLES`, or one of
+            ``systems``.
         treatment: The same.
         config: Size and seed.
         test_from: When the test begins; by default where the test cases do.
@@ -125,7 +127,7 @@ def abtest(
         raise QAgentError("control and treatment are the same; name two different systems")
     systems = systems or {}
     for name in (control, treatment):
-        if name not in systems:
+        if name not in systems and name not in ORACLES:
             split_name(shop, name)  # unknown names are refused before shoppers are simulated
     world = simulated_world(shop)
     if test_from is None:
@@ -148,8 +150,13 @@ def abtest(
         )
         outcomes = []
         for name in (control, treatment):
-            build = systems.get(name)
-            system = build(copy, factory.environment) if build else factory.named(name)
+            system: System
+            if build := systems.get(name):
+                system = build(copy, factory.environment)
+            elif name in ORACLES:
+                system = ShopperOracle(name, population.visits, world, factory.environment)
+            else:
+                system = factory.named(name)
             report_stage(f"{system.name} recommends at {len(population.visits):,} visits")
             outcomes.append(_respond(factory.environment, world, population, system, config))
     return compare_arms((control, treatment), population.cases, outcomes, config, test_from)

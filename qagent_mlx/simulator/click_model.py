@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..utils.text import query_key
-from .shopper import Need, Shopper
+from .shopper import Need, SearchOutcome, Shopper
 from .world import Phrase, SimulatedShop
 
 EXAMINATION = 0.85  # probability of examining one more query
@@ -153,6 +153,38 @@ class Visit:
                 best = max(best, (likely, type_index))
         return best
 
+    def _browse(
+        self, results: np.ndarray, type_index: int, rng: np.random.Generator
+    ) -> SearchOutcome:
+        """Look through the products of a query that was tapped for a type of product."""
+        # Curiosity looks around; only a need buys.
+        wanted = type_index if self.demand(type_index)[1] is not None else None
+        shopper = copy.copy(self.shopper)
+        shopper.rng = rng
+        return shopper.browse_results(results, wanted, self.day)
+
+    def expected(
+        self, interpreter: QueryInterpreter, query: str, retrieve: Retrieve, draws: int = 20
+    ) -> tuple[float, float]:
+        """The probabilities of a tap on an examined query, and of a purchase after it.
+
+        For whoever may know the shopper's mind, but not their luck: the draws are others than
+        those of `outcomes`.
+        """
+        tap, type_index = self._reading(interpreter, query)
+        if not tap:
+            return 0.0, 0.0
+        results, key = retrieve(query), zlib.crc32(query_key(query).encode())
+        bought = [
+            bool(
+                self._browse(
+                    results, type_index, np.random.default_rng([*self.seed, draw, 3, key])
+                ).purchases
+            )
+            for draw in range(draws)
+        ]
+        return tap, float(np.mean(bought))
+
     def outcomes(
         self,
         interpreter: QueryInterpreter,
@@ -185,12 +217,8 @@ class Visit:
             rng = np.random.default_rng([*self.seed, draw, 2, key])
             if rng.random() >= probability:
                 continue
-            # Curiosity looks around; only a need buys.
-            wanted = type_index if self.demand(type_index)[1] is not None else None
-            shopper = copy.copy(self.shopper)
-            shopper.rng = rng
-            result = shopper.browse_results(retrieve(query), wanted, self.day)
-            revenue = sum(shopper.world.price(i, self.day) for i in result.purchases)
+            result = self._browse(retrieve(query), type_index, rng)
+            revenue = sum(self.shopper.world.price(i, self.day) for i in result.purchases)
             return SlateOutcome(
                 position, query, len(result.clicks), bool(result.purchases), float(revenue)
             )

@@ -7,6 +7,7 @@ from qagent_mlx.evaluate.abtest import abtest, compare_arms, fresh_shoppers, sim
 from qagent_mlx.evaluate.baselines.registry import BASELINES, BaselineData
 from qagent_mlx.evaluate.config import AbConfig
 from qagent_mlx.evaluate.metrics import Ranking
+from qagent_mlx.evaluate.oracle import ORACLES
 from qagent_mlx.simulator.click_model import SlateOutcome
 from qagent_mlx.simulator.world import moment
 from qagent_mlx.types import Case
@@ -89,6 +90,17 @@ def test_a_recommender_of_ones_own_can_be_asked(simulated_shop, report):
         assert made.rates[name].control == 0
     with pytest.raises(QAgentError, match="there is no policy"):
         abtest(simulated_shop, "silent", "unknown", SMALL, systems=own)
+
+
+def test_who_knows_the_shoppers_minds_sells_and_is_tapped_most(simulated_shop):
+    config = AbConfig(users=12, visits=2, k=3, draws=4)
+    control = "top-line"
+    reports = {name: abtest(simulated_shop, control, name, config) for name in ORACLES}
+    orders = {name: report.rates["orders"].treatment for name, report in reports.items()}
+    taps = {name: report.rates["ctr"].treatment for name, report in reports.items()}
+    assert orders["oracle"] > reports["oracle"].rates["orders"].control
+    assert orders["oracle"] >= orders["oracle-lines"]
+    assert taps["oracle-taps"] == max(taps.values()) > reports["oracle"].rates["ctr"].control
 
 
 def test_the_shop_is_left_as_it_was(simulated_shop, report):
