@@ -150,16 +150,24 @@ def abtest(
         )
         outcomes = []
         for name in (control, treatment):
-            system: System
-            if build := systems.get(name):
-                system = build(copy, factory.environment)
-            elif name in ORACLES:
-                system = ShopperOracle(name, population.visits, world, factory.environment)
-            else:
-                system = factory.named(name)
+            build = systems.get(name) or _maker(name, factory, world, population)
+            system = build(copy, factory.environment)
             report_stage(f"{system.name} recommends at {len(population.visits):,} visits")
             outcomes.append(_respond(factory.environment, world, population, system, config))
     return compare_arms((control, treatment), population.cases, outcomes, config, test_from)
+
+
+def _maker(
+    name: str, factory: SystemFactory, world: SimulatedShop, population: Population
+) -> MakeSystem:
+    """What builds a system that is known by its name."""
+
+    def make(_copy: Shop, environment: Environment) -> System:
+        if name in ORACLES:
+            return ShopperOracle(name, population.visits, world, environment)
+        return factory.named(name)
+
+    return make
 
 
 def simulated_world(shop: Shop) -> SimulatedShop:
