@@ -15,6 +15,7 @@ for `cover`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,22 @@ def cover(tests: list[str]) -> None:
 
 
 def sample(count: int, seed: int, rooms: list[str]) -> list[Mutant]:
-    """Mutants drawn at random from all lines of the rooms; a larger sample holds the smaller."""
-    everything: list[Mutant] = []
-    for room in rooms:
-        for path in sorted((ROOT / "qagent_mlx" / room).rglob("*.py")):
-            everything += mutants_of(ROOT, str(path.relative_to(ROOT)))
+    """Mutants drawn at random from all lines of the rooms; a larger sample holds the smaller.
+
+    To find them compiles every one, which takes a minute: they are kept while no file changes.
+    """
+    paths = [p for room in rooms for p in sorted((ROOT / "qagent_mlx" / room).rglob("*.py"))]
+    names = [str(path.relative_to(ROOT)) for path in paths]
+    state = hashlib.sha256(json.dumps(names).encode())
+    for path in paths:
+        state.update(path.read_bytes())
+    kept = PLACE / f"all-{state.hexdigest()[:16]}.json"
+    if kept.exists():
+        everything = [Mutant(*row) for row in json.loads(kept.read_text(encoding="utf-8"))]
+    else:
+        everything = [mutant for name in names for mutant in mutants_of(ROOT, name)]
+        PLACE.mkdir(exist_ok=True)
+        kept.write_text(json.dumps([astuple(m) for m in everything]), encoding="utf-8")
     random.Random(seed).shuffle(everything)
     return everything[:count]
 
