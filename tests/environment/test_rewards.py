@@ -129,3 +129,14 @@ def test_another_wording_counts_by_the_products_that_it_shares_with_what_was_typ
     assert component_rewards(typed)["overlap"] == value
     if value < 1:
         assert component_rewards(result)["overlap"] == 0.0, "nothing was typed"
+
+
+def test_the_first_ten_products_count_and_no_more():
+    own, others = [f"p{i}" for i in range(20)], [f"q{i}" for i in range(10)]
+    for products, overlap, reach in ((own, 1.0, 1.0), (others + own, 0.0, 0.0)):
+        result = outcome([Turn("recommend", "xbox")], "xbox", products=tuple(products))
+        result = replace(result, wanted=tuple(own))
+        assert component_rewards(result)["overlap"] == overlap
+        assert component_rewards(result)["reach"] == reach
+    short = replace(outcome([Turn("recommend", "x")], "x", products=tuple(own[:5])), wanted=(*own,))
+    assert component_rewards(short)["overlap"] == 0.5

@@ -91,6 +91,8 @@ def test_equal_actions_lead_to_equal_steps_and_every_episode_ends(environment, a
         ("nonsense", {"name": "search", "arguments": {}}),
         ("nonsense", {"name": "search", "arguments": None}),
         ("nonsense", {"name": "search", "arguments": {"query": 3}}),
+        ("nonsense", {"name": "search", "arguments": "usb cable"}),
+        ("nonsense", {"name": "search", "arguments": ["usb cable"]}),
         ("nonsense", {}),
     ],
 )
