@@ -1,6 +1,7 @@
 """The index follows the catalog, in place, whatever happens meanwhile."""
 
 import threading
+from contextlib import contextmanager
 from datetime import datetime
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.inventory import index as index_module
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.catalog import read_catalog
 from qagent_mlx.inventory.index import IndexChanges, load_index, open_index
@@ -235,3 +237,24 @@ def test_a_batch_may_ask_at_different_moments_with_filters(tiny_search):
     batch = tiny_search.search(["acme usb cable black"] * 3, 10, moments, kept)
     alone = [tiny_search.search(["acme usb cable black"], 10, [m], kept)[0] for m in moments]
     assert batch == alone and batch[0] != batch[1]
+
+
+def test_what_another_process_did_while_this_one_waited_is_not_done_again(
+    own_shop, tmp_path, monkeypatch
+):
+    put(own_shop, tmp_path, "z1,Zebra Carpet,Zed,Home > Rugs,9,1")
+    writing, others = index_module.writing, []
+
+    @contextmanager
+    def waiting(folder):
+        if not others:
+            others.append(None)
+            others[0] = index_module.sync_index(own_shop)
+        with writing(folder) as writer:
+            yield writer
+
+    monkeypatch.setattr(index_module, "writing", waiting)
+    index, changes = index_module.sync_index(own_shop)
+    assert others[0][1] == IndexChanges(added=1) and changes == IndexChanges()
+    assert index.manifest == others[0][0].manifest
+    assert matches(index, own_shop)

@@ -18,6 +18,7 @@ from qagent_mlx.protocol.actions import (
     parse_action,
 )
 from qagent_mlx.protocol.codec import load_codec
+from qagent_mlx.protocol.grammar import Grammar, Moves
 from qagent_mlx.types import Line, Profile
 
 NOW = datetime(2026, 2, 1)
@@ -143,6 +144,20 @@ def test_guided_chains_of_a_model_that_knows_nothing_are_all_valid(runner, polic
         assert chain.refused == 0
         said = [i for i, own in zip(chain.tokens, chain.trained_mask, strict=True) if own]
         assert not set(said) & set(policy.codec.eos_ids)
+
+
+def test_before_memory_is_read_a_guided_chain_may_do_nothing_else(runner, monkeypatch):
+    seen, mask = [], Grammar.mask
+
+    def watched(grammar, said, tokens, moves):
+        seen.append(moves)
+        return mask(grammar, said, tokens, moves)
+
+    monkeypatch.setattr(Grammar, "mask", watched)
+    runner(guided=True).run(TASKS, 1, (3,))
+    at_first = {moves for moves in seen if moves.fetch}
+    assert at_first == {Moves(fetch=True, lines=(), words=False, searched=0)}
+    assert any(moves.searched for moves in seen)
 
 
 def test_chains_that_are_not_guided_are_what_the_model_says(runner):

@@ -85,6 +85,13 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
     assert "<profile>" in chains[0].chain
 
 
+def test_a_second_steps_chains_are_those_of_the_policy_that_the_first_one_left(shop):
+    trainer = trainer_of(shop, learning_rate=1e-2, warmup=0)
+    sampled = [trainer.step(number).metrics for number in range(2)]
+    assert all(metrics["ratio_drift"] < 1e-3 for metrics in sampled)
+    assert sampled[1]["kl"] > 1e-3, "the policy has moved"
+
+
 def test_a_step_without_signal_changes_nothing(shop):
     """Invariant 6."""
     trainer = trainer_of(shop, CONSTANT)
