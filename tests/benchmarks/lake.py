@@ -26,23 +26,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "helpers")]
+sys.path[:0] = [str(Path(__file__).parent.parent / "helpers"), str(Path(__file__).parent.parent)]
 
 import qagent_mlx
 
 qagent_mlx.configure()  # before numpy and MLX are imported
 
+from conftest import tiny_events, tiny_products
+from crashes import small_shop
 from lake_kills import kill_machines
 from lakes import lakes
 from simulated_log import EVENTS_A_USER, make_log
 
-from qagent_mlx.build import create_sample_shop
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.shop.moving import create_in, move
 from qagent_mlx.shop.shop import Shop
@@ -112,8 +114,10 @@ def _served(path: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
+        print(line, end="", file=sys.stderr)
         if "http://127.0.0.1:" in line:
             port = line.split("http://127.0.0.1:")[1].split()[0].rstrip("/.,")
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             return process, f"http://127.0.0.1:{port}"
     sys.exit("the server ended before it said where it answers")
 
@@ -131,13 +135,18 @@ def measure_servers(folder: Path, address: str, shop_path: Path | None) -> dict[
     """From an event that one server takes to another's answer, both ways in turn."""
     first = folder / "machine"
     if shop_path is None:
-        create_sample_shop(first)
+        files = {}
+        for kind, rows in (("products", tiny_products()), ("events", tiny_events())):
+            files[kind] = folder / f"{kind}.jsonl"
+            files[kind].write_text("\n".join(json.dumps(row, default=str) for row in rows))
+        small_shop(first, files["products"], files["events"])
     else:
         shutil.copytree(shop_path, first)
     with Shop.open(first, read_only=False) as shop:
         move(shop, address, str(folder / "data"))
     (second,) = machines(folder, address, 1)
     ended(started("index", "--json", "--shop", second))
+    shutil.copytree(first / "policies", second / "policies", dirs_exist_ok=True)
     servers = [_served(path) for path in (first, second)]
     seconds = []
     try:
@@ -149,6 +158,7 @@ def measure_servers(folder: Path, address: str, shop_path: Path | None) -> dict[
             while not asked(f"{answers}/users/somebody{turn}/memory").get("events"):
                 time.sleep(0.02)
             seconds.append(round(time.perf_counter() - start, 2))
+            print(f"{seconds[-1]} s", file=sys.stderr, flush=True)
     finally:
         for process, _ in servers:
             process.terminate()
@@ -219,7 +229,7 @@ def main() -> None:
     parser.add_argument("what", choices=["build", "servers", "kills", "growth"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000])
-    parser.add_argument("--shop", type=Path, help="a shop to copy; the sample shop by default")
+    parser.add_argument("--shop", type=Path, help="a shop to copy, by default a small one")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between kills, at most")
     parser.add_argument("--seed", type=int, default=0)
