@@ -22,7 +22,8 @@ data_option = click.option(
     "--data",
     type=PLAIN,
     metavar="FOLDER",
-    help="Where a new lake keeps its rows: a folder that all machines see at the same path.",
+    help="Where a new lake keeps its rows: a folder that all machines see at the same path, or "
+    "s3://BUCKET/PLACE.",
 )
 
 

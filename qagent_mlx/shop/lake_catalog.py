@@ -34,6 +34,7 @@ INLINED_ROWS = 500  # that a small change keeps in the catalog instead of files 
 LOCK = 7_209_341  # of PostgreSQL's advisory locks
 POLL_SECONDS = 0.05
 PASSWORD = "PGPASSWORD"
+STORES = ("s3://", "gs://", "r2://")  # of objects, which DuckDB's extension httpfs reads
 
 _ADDRESS = re.compile(r"ducklake:(sqlite|postgres):(.+)", re.DOTALL)
 _SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
@@ -110,30 +111,34 @@ class LakeCatalog:
         return True
 
     def create(self, data: str) -> None:
-        """Make an empty lake whose files lie below ``data``.
+        """Make an empty lake whose files lie below ``data``, a folder or a store of objects.
 
         Raises:
             QAgentError: the catalog or the folder cannot be written.
         """
-        if "://" in str(data):
-            raise QAgentError(f"{data} is no folder; name one that all machines see")
+        if "://" in data and not data.startswith(STORES):
+            raise QAgentError(
+                f"{data} is no folder; name one that all machines see, or a store of objects "
+                f"({', '.join(STORES)})"
+            )
         self._open().close()  # before anything is made
         try:
             if self.kind == "sqlite":
                 Path(self.place).parent.mkdir(parents=True, exist_ok=True)
                 with closing(sqlite3.connect(self.place)) as database:
                     database.execute("PRAGMA journal_mode = WAL")  # readers keep no writer out
-            folder = Path(data).expanduser().resolve()
-            folder.mkdir(parents=True, exist_ok=True)
+            if "://" not in data:
+                folder = Path(data).expanduser().resolve()
+                folder.mkdir(parents=True, exist_ok=True)
+                data = str(folder)
         except (OSError, sqlite3.Error) as error:
             raise QAgentError(f"cannot make the lake {self.address}: {error}") from error
-        connection = self._attach(f"DATA_PATH {literal(folder)}")
+        connection = self._attach(f"DATA_PATH {literal(data)}")
         connection.execute(f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})")
 
     def data_folder(self, wait: float) -> Path | None:
         """The folder of the lake's files; None where they are in a store of objects."""
-        query = f"SELECT value FROM ducklake_options('{NAME}') WHERE option_name = 'data_path'"
-        ((path,),) = self.call(lambda lake: lake.execute(query).fetchall(), wait)
+        path = self.call(_data_path, wait)
         return None if "://" in path else Path(path)
 
     def compact(self, wait: float) -> None:
@@ -173,6 +178,9 @@ class LakeCatalog:
             connection = self._open()
             try:
                 connection.execute(f"ATTACH {literal(self.address)} AS {NAME} ({options})")
+                if "://" in _data_path(connection):
+                    # DuckDB takes keys from secrets: CREATE PERSISTENT SECRET.
+                    _load_extension(connection, "httpfs")
             except duckdb.Error as error:
                 connection.close()
                 raise self.unreachable(error) from error
@@ -283,6 +291,14 @@ class LakeCatalog:
             f"the lake {self.address} was written to by others for {wait:.0f} seconds; "
             "wait until they end"
         )
+
+
+def _data_path(lake: duckdb.DuckDBPyConnection) -> str:
+    """Where the lake's files are."""
+    ((path,),) = lake.execute(
+        f"SELECT value FROM ducklake_options('{NAME}') WHERE option_name = 'data_path'"
+    ).fetchall()
+    return str(path)
 
 
 def _try_lock(cursor: duckdb.DuckDBPyConnection, bucket: int | None) -> bool:
