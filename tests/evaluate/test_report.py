@@ -224,7 +224,7 @@ def test_the_json_has_the_keys_that_others_read():
     values = json.loads(json.dumps(report.to_dict()))
     assert set(values) == {
         *("split", "cases", "systems", "verdict", "comparisons", "slices"),
-        *("derived", "simulated", "shop", "scenario", "answers"),
+        *("derived", "simulated", "shop", "snapshot", "scenario", "answers"),
     }
     same, right = values["systems"]
     assert set(same) == {
