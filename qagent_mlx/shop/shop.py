@@ -112,7 +112,10 @@ class Shop:
         """
         path = Path(path)
         if not (path / "shop.json").exists():
-            raise QAgentError(f"there is no shop in {path}; make one there with: qagent init")
+            raise QAgentError(
+                f"there is no shop in {path}; name the folder of yours (`shop_path` or "
+                "QAGENT_SHOP), or make one there with: qagent init"
+            )
         values = read_json(path / "shop.json", f"the shop {path}")
         if not isinstance(values, dict):
             raise QAgentError(f"the shop {path} is damaged: {path}/shop.json holds no object")
