@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -22,6 +21,7 @@ from click.core import ParameterSource
 
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.utils.child_process import python_command
 from qagent_mlx.utils.settings import Setting, SettingError, describe
 
 from .console import emit
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PROGRAM = [sys.executable, "-m", "qagent_mlx"]  # starts this command line
+# Starts this command line.
+PROGRAM = python_command("from qagent_cli.main import cli; cli(prog_name='qagent')")
 Changes = dict[str, Any]  # settings that were given, nested as `utils.settings.merge` takes them
 
 NICENESS = 10  # of a command that works beside a server, as `nice` gives it

@@ -43,11 +43,14 @@ def installed(name: str, note: Callable[[str], None]) -> Path:
         return python
     note(f"installing {' '.join(wanted)} in {folder}, once")
     shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *wanted],
     ):
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(  # ``-m`` looks into the folder that it is started in
+            command, cwd=folder.parent, capture_output=True, text=True, check=False
+        )
         if process.returncode:
             message = (process.stderr.strip() or "no message").splitlines()[-1]
             raise QAgentError(

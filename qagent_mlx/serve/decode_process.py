@@ -22,6 +22,7 @@ from ..errors import QAgentError
 from ..inventory.types import ProductSearch
 from ..policy.files import load_policy
 from ..shop.shop import Shop
+from ..utils.child_process import python_command
 
 # A process is configured before its modules import numpy and MLX.
 _PROGRAM = (
@@ -45,7 +46,7 @@ class WorkerProcess:
         with remote:
             arguments = [str(remote.fileno()), str(path), str(policy), dtype]
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *arguments],
+                [*python_command(_PROGRAM), *arguments],
                 pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # signals of a terminal are for the process that starts it
