@@ -20,7 +20,7 @@ test: install
 # The rooms that stand on the database, on the oldest DuckDB that is supported, and a shop in a lake.
 test-lake:
 	$(PYTHON) -m venv .lake
-	.lake/bin/pip install --quiet --disable-pip-version-check -e ".[dev,lake,postgres]"
+	.lake/bin/pip install --quiet --disable-pip-version-check -e ".[dev,lake,postgres]" "moto[server]"
 	.lake/bin/python -m pytest -n 2 --dist loadfile tests/shop tests/memory tests/live tests/ingest tests/utils
 
 # Lint, format, types and layers; `.pre-commit-config.yaml` runs the same before a commit.

@@ -177,10 +177,7 @@ class LakeCatalog:
         with _attaching:
             connection = self._open()
             try:
-                connection.execute(f"ATTACH {literal(self.address)} AS {NAME} ({options})")
-                if "://" in _data_path(connection):
-                    # DuckDB takes keys from secrets: CREATE PERSISTENT SECRET.
-                    _load_extension(connection, "httpfs")
+                _attach_lake(connection, f"ATTACH {literal(self.address)} AS {NAME} ({options})")
             except duckdb.Error as error:
                 connection.close()
                 raise self.unreachable(error) from error
@@ -208,9 +205,12 @@ class LakeCatalog:
         with _attaching:
             _attached.pop(self.address, None)
         line = str(error).strip().splitlines()[0]
+        keys = ""
+        if isinstance(error, duckdb.HTTPException) or "s3://" in line:
+            keys = " (DuckDB takes a store's keys from: CREATE PERSISTENT SECRET)"
         return LakeUnreachable(
             f"the lake {self.address} cannot be used: {line}; see that its catalog and its files "
-            "can be reached, then do it again"
+            f"can be reached{keys}, then do it again"
         )
 
     def call(self, run: Callable[[duckdb.DuckDBPyConnection], T], wait: float) -> T:
@@ -291,6 +291,21 @@ class LakeCatalog:
             f"the lake {self.address} was written to by others for {wait:.0f} seconds; "
             "wait until they end"
         )
+
+
+def _attach_lake(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Attach a lake, with what a store of objects needs; DuckDB knows the keys from its secrets."""
+    try:
+        connection.execute(statement)
+        if "://" not in _data_path(connection):
+            return
+    except duckdb.Error as error:
+        if "httpfs" not in str(error):
+            raise
+        _load_extension(connection, "httpfs")
+        connection.execute(statement)
+    else:
+        _load_extension(connection, "httpfs")
 
 
 def _data_path(lake: duckdb.DuckDBPyConnection) -> str:

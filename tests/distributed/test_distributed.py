@@ -9,12 +9,15 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+from lakes import require_lakes
 
+from qagent_mlx.build import build
 from qagent_mlx.distributed import world as distributed
 from qagent_mlx.distributed.launcher import check_workers, free_ports
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.small_llama import save_base
 from qagent_mlx.runs.run import Run
+from qagent_mlx.shop.moving import create_in, move
 from qagent_mlx.shop.shop import Shop
 
 REWARD = """
@@ -212,6 +215,30 @@ def test_two_machines_take_the_step_of_one_and_the_first_alone_writes(machines):
     assert all(np.allclose(np.array(alone[k]), np.array(both[k]), atol=2e-5) for k in alone)
     assert not (machines[1] / "policies" / "both").exists()
     assert not (machines[1] / "runs").exists()
+
+
+def test_two_machines_of_a_lake_take_the_step_of_one_and_name_what_they_saw(folder, tmp_path):
+    require_lakes()
+    address = f"ducklake:sqlite:{tmp_path / 'catalog.sqlite'}"
+    ignored = shutil.ignore_patterns("runs", "by*", "taught*")
+    first = shutil.copytree(folder / "shop", tmp_path / "1", ignore=ignored)
+    with Shop.open(first, read_only=False) as shop:
+        move(shop, address, str(tmp_path / "data"))
+    create_in(tmp_path / "2", address, None)
+    build(tmp_path / "2")
+    shutil.copytree(first / "policies", tmp_path / "2" / "policies")
+    shutil.copy(folder / "reward.py", tmp_path)
+    for name, machines in (("alone", [first]), ("both", [first, tmp_path / "2"])):
+        for _, told, ended in grpo(machines, name):
+            assert ended == 0, told
+    alone, both = (
+        mx.load(str(first / "policies" / name / "1" / "adapters.safetensors"))
+        for name in ("alone", "both")
+    )
+    assert all(np.allclose(np.array(alone[k]), np.array(both[k]), atol=2e-5) for k in alone)
+    with Shop.open(first) as shop:
+        named = [Run.open(shop, name).config["snapshot"] for name in ("alone", "both")]
+        assert named == [shop.lake_snapshot, shop.lake_snapshot]
 
 
 def test_a_run_of_two_machines_goes_on_from_a_copied_folder(machines):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -14,16 +15,19 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.evaluate.config import EvaluationConfig
 from qagent_mlx.evaluate.suite import evaluate_policies
 from qagent_mlx.ingest.ingest import append_events, ingest_files
+from qagent_mlx.memory.buckets import build_memory
 from qagent_mlx.memory.profile import Memory
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop import lake as lake_module
 from qagent_mlx.shop.journal import JournalWriter
+from qagent_mlx.shop.lake_catalog import load_local_extension
 from qagent_mlx.shop.moving import FILE, create_at, create_in, move
 from qagent_mlx.shop.row_changes import fingerprint
 from qagent_mlx.shop.schema import OF_THIS_MACHINE
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils import trust
+from qagent_mlx.utils.database import open_duckdb
 
 EVENT = {"user_id": "u01", "time": "2026-04-02 10:00:00", "type": "search", "query": "desk lamp"}
 
@@ -331,6 +335,40 @@ def test_a_shop_of_a_snapshot_has_the_rows_and_settings_of_then(tmp_path, new_la
     with pytest.raises(QAgentError, match=r"has no snapshot 999: its newest is \d+"):
         create_at(tmp_path / "never", address, 999)
     assert not (tmp_path / "never").exists()
+
+
+def test_the_rows_may_lie_in_a_store_of_objects(tmp_path, sqlite_lake, tiny_files, monkeypatch):
+    server_module = pytest.importorskip("moto.server")  # `make test-lake` brings it
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where DuckDB keeps secrets
+    with open_duckdb() as connection:
+        if not load_local_extension(connection, "httpfs"):
+            pytest.skip("DuckDB's extension httpfs is not here; `make test-lake` brings it")
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        connection.execute(
+            f"""CREATE PERSISTENT SECRET (TYPE s3, KEY_ID 'key', SECRET 'secret', URL_STYLE 'path',
+            REGION 'us-east-1', ENDPOINT '{host}:{port}', USE_SSL false)"""
+        )
+    try:
+        request = urllib.request.Request(f"http://{host}:{port}/rows", method="PUT")
+        urllib.request.urlopen(request).close()
+        with Shop.create(tmp_path / "a") as shop:
+            fill(shop, tiny_files)
+            move(shop, sqlite_lake, "s3://rows/of-a-shop")
+            refused = lake_module.duckdb.HTTPException("403")
+            assert "CREATE PERSISTENT SECRET" in str(shop.store.catalog.unreachable(refused))
+        create_in(tmp_path / "b", sqlite_lake, None)
+        with Shop.open(tmp_path / "b", read_only=False) as shop:
+            built = build_memory(shop)
+            assert (built.computed, built.published) == (built.users, 0)  # by itself
+        append(tmp_path / "b", EVENT)
+        with Shop.open(tmp_path / "a", read_only=False) as shop, Shop.open(tmp_path / "b") as other:
+            assert rows(shop) == rows(other)
+            shop.store.forget_old()
+            assert move(shop, FILE).store == FILE
+    finally:
+        server.stop()
 
 
 def test_an_evaluation_names_its_snapshot_and_is_repeated_on_it(tmp_path, sqlite_lake, tiny_files):
