@@ -109,6 +109,7 @@ class _Builder:
             left = [b for b in left if not self._take(b, wait)]
         for bucket in left:
             self._fill(bucket, None)
+        self._published.drop_smaller()
         self._connection.execute("DROP TABLE temp.placed")
         users = self._store.end()
         return MemoryReport(users, self._computed, number, self._count, self._snapshot)

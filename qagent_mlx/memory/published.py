@@ -124,6 +124,14 @@ class PublishedMemory:
         for folder in self.folder.glob(f"{bucket}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def drop_smaller(self) -> None:
+        """Delete what was published in fewer buckets, when there were fewer users."""
+        for folder in self.folder.parent.glob("of-*"):
+            if folder.name.removeprefix("of-").isdecimal() and (
+                int(folder.name.removeprefix("of-")) < self.buckets
+            ):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def relation(self, manifest: Manifest, name: str) -> str:
         """SQL: a bucket's rows of one of `PUBLISHED`."""
         return f"read_parquet({literal(self.file(manifest, name))}, hive_partitioning = false)"

@@ -209,3 +209,13 @@ def test_buckets_grow_with_the_users_and_are_about_as_large(tmp_path, own_shop):
     ).fetchall()
     assert len(counts) == 4
     assert all(900 < count < 1100 for (count,) in counts)
+
+
+def test_what_was_published_of_fewer_users_goes(tmp_path):
+    few, many = PublishedMemory(tmp_path, 0), PublishedMemory(tmp_path, 10**6)
+    for published in (few, many):
+        published.folder.mkdir(parents=True)
+    few.drop_smaller()
+    assert many.folder.exists()
+    many.drop_smaller()
+    assert not few.folder.exists() and many.folder.exists()
