@@ -76,10 +76,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the processes."""
-        self._stop_starting()
+        for process in self._starting:
+            process.kill()
         for process in self._processes:
             process.end()
-        self._processes = []
+        self._processes, self._starting = [], []
 
     def use(self, policy: Path) -> None:
         """Recommend with another policy from now on.
@@ -94,8 +95,8 @@ class WorkerPool:
         self._change(None)
 
     def _change(self, job: Path | None) -> None:
-        self._stop_starting()
-        for process in list(self._processes):
+        # One that starts has read the old policy or catalog perhaps, and does this first.
+        for process in [*self._processes, *self._starting]:
             reply = self.ask(process, job)
             if reply is not None:
                 self._changing.setdefault(process, []).append(reply)
@@ -199,6 +200,7 @@ class WorkerPool:
                 process.ready.result()
             except (*LOST, QAgentError) as error:
                 log.error("process %s did not start (%r); trying again later", process.pid, error)
+                self._changing.pop(process, None)
                 process.kill()
                 self._start_later()
                 continue
@@ -229,12 +231,6 @@ class WorkerPool:
                     "a worker process did not start; go on with one worker"
                 ) from error
         self._processes, self._starting = self._starting, []
-
-    def _stop_starting(self) -> None:
-        """Give up processes that may have read an older policy or catalog; others follow."""
-        for process in self._starting:
-            process.kill()
-        self._starting = []
 
     def _start_later(self) -> None:
         self._start_at = time.monotonic() + self._pause

@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=10_000.0)
     parser.add_argument("--cache", type=float, default=0.0)
     parser.add_argument("--events", type=float, default=0.05)
+    parser.add_argument("--warm-up", type=float, default=5.0, help="Seconds before the loads.")
     parser.add_argument("--rounds", type=int, default=1, help="Alternate through the loads.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +164,9 @@ def main() -> None:
                         sys.exit(log.read_text())
                     time.sleep(0.2)
                 port = int(found[1])
-                measure(port, process.pid, users, 2, 3.0, 0.0)  # compiles and fills caches
+                measure(
+                    port, process.pid, users, 2, given.warm_up, 0.0
+                )  # compiles, starts processes
                 loads = [
                     measure(port, process.pid, users, n, given.seconds, given.events)
                     for _ in range(given.rounds)

@@ -194,6 +194,24 @@ def test_a_process_that_is_gone_is_replaced(saved, monkeypatch):
                 assert pool._processes != [old] and 0 in sizes
 
 
+def test_a_process_that_starts_learns_of_what_has_changed_meanwhile(saved):
+    with Shop.open(saved) as shop:
+        recommender = Recommender(shop, open_policy(shop, "nano"), group=2)
+        profiles = recommender.profiles(all_users(shop)[:2])
+        asks = [RecommendRequest(p, shop.end_of_log(), 3, 2) for p in profiles]
+        folder = saved / "policies" / "nano"
+        with WorkerPool(saved, folder, 1, wait=False) as pool:
+            (starting,) = pool._starting
+            pool.use(folder)
+            pool.reload()
+            wait([starting.ready, *pool._changing[starting]])
+            pool.look_after()
+            assert pool.ready == [starting]
+            assert asked(pool, recommender, asks) == [
+                one.recommendations for one in recommender.answer(asks)
+            ]
+
+
 @pytest.mark.parametrize("noticed", ["when it is given work", "when it should answer"])
 def test_what_a_lost_process_was_given_is_done_by_this_one(saved, noticed):
     with Shop.open(saved) as shop:
