@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 from verifiers.types import ClientConfig
 
@@ -16,7 +17,9 @@ from qagent_mlx.environment.verifiers_adapter import load_environment
 
 def main(shop: str, address: str, model: str, cases: str = "10") -> None:
     """Print the mean of the reward and of each of its components."""
-    environment = load_environment(shop, limit=int(cases))
+    # A policy of this package that was fused is played as it was trained.
+    policy = model if (Path(model) / "policy.json").exists() else ""
+    environment = load_environment(shop, limit=int(cases), policy=policy)
     client = ClientConfig(api_base_url=address, api_key_var="NO_KEY")
     results = asyncio.run(
         environment.evaluate(client, model, num_examples=int(cases), rollouts_per_example=1)

@@ -26,7 +26,15 @@ from ..agent.types import Rollout
 from ..errors import QAgentError
 from ..memory.profile import count_words
 from ..memory.types import CountTokens
-from ..protocol.actions import INSTRUCTIONS, REQUEST, Action, parse_action
+from ..protocol.actions import (
+    INSTRUCTIONS,
+    REQUEST,
+    WORKED_EXAMPLE,
+    WRITING_EXAMPLE,
+    WRITING_INSTRUCTIONS,
+    Action,
+    parse_action,
+)
 from ..protocol.config import AgentConfig
 from ..shop.shop import Shop
 from ..types import Split
@@ -83,6 +91,7 @@ class _Data:
     agent: AgentConfig
     components: Mapping[str, Component] | None
     weights: Mapping[str, float]
+    example: bool
 
 
 class ShopEnvironment:
@@ -93,6 +102,8 @@ class ShopEnvironment:
         agent: How many searches a chain has, and what it is shown.
         components: Rewards by name; `rewards.COMPONENTS` by default.
         weights: Weights of the rewards; `rewards.WEIGHTS` by default.
+        example: Whether an episode of written actions begins with a worked example, as it does for
+            this package's own chat policies.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class ShopEnvironment:
         agent: AgentConfig | None = None,
         components: Mapping[str, Component] | None = None,
         weights: Mapping[str, float] | None = None,
+        example: bool = False,
     ) -> None:
         agent = agent or AgentConfig()
         self._data = _Data(
@@ -110,6 +122,7 @@ class ShopEnvironment:
             agent,
             components,
             weights or WEIGHTS,
+            example,
         )
         self._chain: Chain | None = None
         self._case = -1
@@ -130,7 +143,7 @@ class ShopEnvironment:
             agent: As in the class.
             split: Which moments are cases, and how time splits them.
             count: Counts the tokens of texts, for the budget of profiles; words by default.
-            options: ``components`` and ``weights`` of the class.
+            options: ``components``, ``weights`` and ``example`` of the class.
         """
         agent = agent or AgentConfig()
         check(agent)
@@ -181,15 +194,19 @@ class ShopEnvironment:
                 are written, such as ``<search>running shoes</search>``.
 
         Returns:
-            A system message and the request.
+            A system message, a worked example where one is wanted, and the request.
         """
         if case not in self._data.examples:
             raise QAgentError(f"there is no case {case}; take one of cases('train')")
         example = self._data.examples[case]
         self._chain = Chain(self._data.agent, example.profile, example.case.as_of)
         self._case = case
-        system = TOOL_INSTRUCTIONS if tools else INSTRUCTIONS
-        return [{"role": "system", "content": system}, {"role": "user", "content": REQUEST}]
+        writes = self._data.agent.writes
+        written = WRITING_INSTRUCTIONS if writes else INSTRUCTIONS
+        turns = [("system", TOOL_INSTRUCTIONS if tools else written)]
+        if self._data.example and not tools:
+            turns += WRITING_EXAMPLE if writes else WORKED_EXAMPLE
+        return [{"role": who, "content": text} for who, text in (*turns, ("user", REQUEST))]
 
     def step(self, action: str | ToolCall) -> Step:
         """Take a written action or a tool call; see `text_environment.TextEnvironment.step`.

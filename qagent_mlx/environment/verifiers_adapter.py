@@ -10,21 +10,29 @@ server will do: ``mlx_lm.server`` among them. It is for the interface that `veri
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
+from ..protocol.config import AgentConfig
+from ..utils.atomic_files import read_json
+from ..utils.settings import merge
 from .cases import evenly_spaced
 from .shop_environment import OVER, ShopEnvironment
 from .text_environment import Step
 
 
-def load_environment(shop: str, split: str = "test", limit: int = 0, **options: Any) -> Any:
+def load_environment(
+    shop: str, split: str = "test", limit: int = 0, policy: str = "", **options: Any
+) -> Any:
     """The environment of a shop's cases.
 
     Args:
         shop: A shop's folder.
         split: Whose cases are the data set.
         limit: Number of cases, spread over the split; 0 for all.
+        policy: The folder of a fused policy of this package that is to be served: episodes are then
+            as those that it was trained in, with a worked example.
         options: Of `ShopEnvironment.open`.
 
     Raises:
@@ -40,6 +48,10 @@ def load_environment(shop: str, split: str = "test", limit: int = 0, **options: 
         raise QAgentError(
             'verifiers 0.1 is needed; run: pip install "qagent-mlx[verifiers]"'
         ) from error
+    if policy:
+        told = read_json(Path(policy) / "policy.json", "the policy").get("agent", {})
+        agent = merge(AgentConfig(), told, "policy")
+        options = {"agent": agent, "example": True, **options}
     environment = ShopEnvironment.open(shop, **options)
     cases = environment.cases(split)
     if limit:

@@ -195,3 +195,21 @@ def test_it_works_where_mlx_is_not_installed(tiny_folder, environment):
 def test_a_split_that_is_not_there_is_named(environment):
     with pytest.raises(QAgentError, match="no split 'dev'; the splits are train, validation, test"):
         environment.cases("dev")
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_episode_with_an_example_begins_as_a_chain_of_a_chat_policy_does(
+    tiny_shop, tmp_path, writes
+):
+    from chat_model import chat_folder
+
+    from qagent_mlx.policy.files import load_policy
+
+    codec = load_policy(chat_folder(tmp_path)).codec
+    shown = ShopEnvironment.open(tiny_shop, AgentConfig(writes=writes), example=True)
+    case = shown.cases("train")[0]
+    assert codec.conversation(shown.reset(case)) == codec.prompt(writes)
+    plain = ShopEnvironment.open(tiny_shop, AgentConfig(writes=writes))
+    assert [m["role"] for m in plain.reset(case)] == ["system", "user"]
+    assert plain.reset(case)[0] == shown.reset(case)[0]
+    assert shown.reset(case, tools=True) == plain.reset(case, tools=True)
