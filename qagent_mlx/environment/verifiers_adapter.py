@@ -31,8 +31,7 @@ def load_environment(
         shop: A shop's folder.
         split: Whose cases are the data set.
         limit: Number of cases, spread over the split; 0 for all.
-        policy: The folder of a fused policy of this package that is to be served: episodes are then
-            as those that it was trained in, with a worked example.
+        policy: Folder of a fused policy of this package: episodes are as it was trained.
         options: Of `ShopEnvironment.open`.
 
     Raises:
@@ -48,11 +47,7 @@ def load_environment(
         raise QAgentError(
             'verifiers 0.1 is needed; run: pip install "qagent-mlx[verifiers]"'
         ) from error
-    if policy:
-        told = read_json(Path(policy) / "policy.json", "the policy").get("agent", {})
-        agent = merge(AgentConfig(), told, "policy")
-        options = {"agent": agent, "example": True, **options}
-    environment = ShopEnvironment.open(shop, **options)
+    environment = ShopEnvironment.open(shop, **{**_as_trained(policy), **options})
     cases = environment.cases(split)
     if limit:
         cases = evenly_spaced(cases, limit)
@@ -76,18 +71,25 @@ def load_environment(
                 state["final_env_response"] = answer
             return answer
 
-    agent = environment.agent
     rubric = rubric_class(
         funcs=[_component(name) for name in environment.weights],
         weights=_shares(environment.weights),
     )
-    turns = agent.max_searches + 4  # the environment itself ends a chain before
+    turns = environment.agent.max_searches + 4  # the environment itself ends a chain before
     return ShopTurns(
         dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows),
         rubric=rubric,
         max_turns=turns,
     )
+
+
+def _as_trained(policy: str) -> dict[str, Any]:
+    """The options with which episodes are those that a policy was trained in."""
+    if not policy:
+        return {}
+    told = read_json(Path(policy) / "policy.json", "the policy").get("agent", {})
+    return {"agent": merge(AgentConfig(), told, "policy"), "example": True}
 
 
 def _shares(weights: Any) -> list[float]:

@@ -116,3 +116,18 @@ def test_a_model_of_verifiers_that_stops_early_is_given_up(tiny_folder, environm
     assert "final_env_response" not in state
     assert state["rewards"] == list(environment.give_up().rewards.values())
     assert loaded.max_turns > environment.agent.max_searches + 2
+
+
+def test_a_policy_behind_a_server_is_played_as_it_was_trained(tiny_folder, verifiers, tmp_path):
+    agent = {"writes": True, "max_searches": 1, "memory": False}
+    (tmp_path / "policy.json").write_text(json.dumps({"name": "p", "agent": agent}))
+    loaded = load_environment(str(tiny_folder), limit=1, policy=str(tmp_path))
+    (row,) = loaded.dataset
+    roles = [message["role"] for message in row["prompt"]]
+    assert roles[:3] == ["system", "user", "assistant"] and roles[-1] == "user"
+    assert "query of your own" in row["prompt"][0]["content"]
+    assert loaded.max_turns == 1 + 4
+    state = played(loaded, row, ["<search>usb cable</search>", "<recommend><s1></recommend>"])
+    assert state["step"].done
+    with pytest.raises(QAgentError):
+        load_environment(str(tiny_folder), policy=str(tmp_path / "nosuch"))
