@@ -19,6 +19,7 @@ from ..memory.types import Moment
 from ..policy.policy import Policy
 from ..policy.registry import open_policy, serving_policy
 from ..protocol.config import AgentConfig
+from ..protocol.marks import Mark
 from ..shop.policy_folders import parse_reference, reference_of
 from ..shop.shop import Shop
 from ..types import Line, Profile, Recommendation, Slate, UserContext
@@ -216,9 +217,18 @@ class ProfileRecommender:
             ]
         )
         calibration = self.policy.calibration_of(self.agent)
-        slates = [with_chances(slate, calibration) for slate in slates]
+        slates = [
+            # Cases have a history; nobody knows how often memory is right about a new user.
+            slate if _is_of_new_user(r.profile) else with_chances(slate, calibration)
+            for r, slate in zip(requests, slates, strict=True)
+        ]
         self.spent["slates"] += time.perf_counter() - start
         return slates
+
+
+def _is_of_new_user(profile: Profile) -> bool:
+    """Whether memory says that it knows nothing of the user."""
+    return any(line.text == str(Mark.NEW_USER) for line in profile.lines if line.query is None)
 
 
 class Recommender(ProfileRecommender):

@@ -173,8 +173,8 @@ class RecommendedQuery(Struct):
         float | None,
         Meta(
             description="Chance that the user's next search that leads to something is this very "
-            "query, as the policy learned it on earlier cases; null where it has not, and for "
-            "queries that the shop pins."
+            "query, as the policy learned it on earlier cases; null where it has not, for new "
+            "users, and for queries that the shop pins."
         ),
     ]
     products: list[ProductTitle]

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -15,7 +16,9 @@ from qagent_mlx.agent.recommend import (
 )
 from qagent_mlx.agent.types import Rollout, Turn
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.policy.calibration import Calibration
 from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.protocol.marks import Mark
 from qagent_mlx.types import Line, Profile, Recommendation
 
 NOW = datetime(2026, 2, 1)
@@ -105,6 +108,22 @@ def test_what_others_search_for_fills_rows_except_of_agents_without_memory(
     monkeypatch.setattr(recommender, "agent", AgentConfig(memory=False))
     (slate,) = recommender.recommend_from_memory([request])
     assert [r.query for r in slate] == ["usb cable"]
+
+
+def test_no_chance_is_stated_of_a_new_user(sold_out_cables, monkeypatch):
+    recommender = sold_out_cables
+    curve = (1.0, 0.0, 0.0, 0.0, 0.0)
+    learned = Calibration(
+        cases=50, error=0.1, learned="", curves=dict.fromkeys(("chosen", "others", "memory"), curve)
+    )
+    monkeypatch.setattr(type(recommender.policy), "calibration_of", lambda self, agent: learned)
+    known = profile("u", "desk lamp")
+    new = replace(known, lines=(*known.lines, Line("identity", str(Mark.NEW_USER), 0.2)))
+    slates = recommender.recommend_from_memory(
+        [RecommendRequest(p, NOW, 1, 1) for p in (known, new)]
+    )
+    assert [[r.query for r in slate] for slate in slates] == [["desk lamp"]] * 2
+    assert slates[0][0].chance is not None and slates[1][0].chance is None
 
 
 def test_recommendations_as_plain_values():

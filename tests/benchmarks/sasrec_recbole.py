@@ -75,7 +75,7 @@ def main() -> None:
             loss = model.calculate_loss(interaction(model, histories[rows], wanted[rows]))
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(rows)
+            total += float(loss.detach()) * len(rows)
         print(f"RecBole epoch {epoch + 1}/{EPOCHS}  loss {total / len(order):.3f}", flush=True)
     model.eval()
     with torch.no_grad():
