@@ -3,9 +3,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.protocol.codec import ShopCodec, load_codec, tokenizer_files
+from qagent_mlx.protocol.actions import FETCH, RECOMMEND_END, SEARCH_END
+from qagent_mlx.protocol.codec import EOS, ShopCodec, load_codec, tokenizer_files
 
 
 def save_tokenizer(tokenizer, folder):
@@ -88,3 +91,12 @@ PLAIN = st.lists(
 def test_texts_are_counted_as_they_are_encoded(tiny_tokenizer, texts):
     codec = ShopCodec(tiny_tokenizer)
     assert codec.count(texts) == [len(codec.encode(text)) for text in texts]
+
+
+@pytest.mark.parametrize("left_out", [FETCH, SEARCH_END, RECOMMEND_END, EOS])
+def test_a_tokenizer_without_a_tag_is_of_another_protocol(left_out):
+    tags = [tag for tag in (EOS, FETCH, SEARCH_END, RECOMMEND_END) if tag != left_out]
+    tokenizer = Tokenizer(WordLevel({tag: i for i, tag in enumerate(tags)}))
+    with pytest.raises(QAgentError, match="has no token .*run qagent pretrain again") as error:
+        ShopCodec(tokenizer)
+    assert left_out in str(error.value)

@@ -3,9 +3,18 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+from qagent_mlx.models import backend
+from qagent_mlx.policy.adapters import add_adapters
+from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.train.grpo_config import GrpoConfig
-from qagent_mlx.train.memory_estimate import chain_tokens, grpo_bytes
+from qagent_mlx.train.memory_estimate import (
+    ATTENTION,
+    chain_tokens,
+    grpo_bytes,
+    kept_bytes,
+    recomputes,
+)
 
 
 def test_a_chain_is_as_long_as_what_it_reads_and_writes():
@@ -31,3 +40,17 @@ def test_more_chains_and_longer_groups_take_more(nano_policy):
     # Chains that wait are not held: more than are decoded together take no more.
     many = [replace(config, cases_per_step=cases) for cases in (64, 640)]
     assert len({grpo_bytes(nano_policy, c) for c in many}) == 1
+
+
+def test_an_update_holds_what_its_gradient_needs_of_every_token(new_nano, monkeypatch):
+    """Of a group of 64 chains at once, as a group is never torn."""
+    policy = new_nano()[0]
+    policy.model.freeze()
+    add_adapters(policy.model, LoraConfig(blocks=-1))
+    config = GrpoConfig(cases_per_step=1, group=64)
+    length, _ = chain_tokens(policy, policy.info.agent)
+    monkeypatch.setattr(backend, "on_cpu", lambda: True)
+    assert recomputes(policy)
+    attention = ATTENTION * policy.model.args.num_attention_heads * length * 4  # of one block
+    needed = 64 * length * (kept_bytes(policy) + attention)
+    assert needed < grpo_bytes(policy, config) < 2 * needed
