@@ -60,6 +60,7 @@ def main() -> None:
         "learning_rate": 1e-3,
     }
     config = Config(model="SASRec", dataset="queries", config_dict=settings)
+    torch.set_num_threads(1)  # two wait for each other where cores are shared
     init_seed(args.seed, reproducibility=True)
     model = SASRec(config, Queries(int(given["known"]) + 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
