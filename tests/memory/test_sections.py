@@ -1,10 +1,14 @@
 """Lines of memory say what a user's state says, and nothing on too little."""
 
+from datetime import timedelta
+
 import pytest
 
+from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.sections import identity_lines
 from qagent_mlx.memory.state_builder import _taste
 from qagent_mlx.memory.summarizer import _about
+from qagent_mlx.memory.types import Moment
 from qagent_mlx.memory.user_state import Activity, Interest, UserState
 
 
@@ -32,3 +36,15 @@ def test_a_brand_written_in_two_ways_is_one_taste():
 )
 def test_a_model_is_told_numbers_to_one_digit(number, told):
     assert _about(number) == told
+
+
+def test_who_has_events_is_no_new_user(tiny_shop):
+    end = tiny_shop.connection.execute("SELECT max(ts) FROM events").fetchone()[0]
+    moments = [Moment(user, end + timedelta(seconds=1)) for user in ("u01", "nobody")]
+    memory = Memory(tiny_shop.connection, tiny_shop.config.memory, count_words)
+    known, new = (
+        [line.text for line in profile.lines if line.section == "identity"]
+        for profile in memory.profiles(moments, budget=400)
+    )
+    assert new == ["new user"]
+    assert len(known) == 1 and known != new

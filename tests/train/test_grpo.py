@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 from itertools import count, pairwise
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -90,6 +91,22 @@ def test_a_second_steps_chains_are_those_of_the_policy_that_the_first_one_left(s
     sampled = [trainer.step(number).metrics for number in range(2)]
     assert all(metrics["ratio_drift"] < 1e-3 for metrics in sampled)
     assert sampled[1]["kl"] > 1e-3, "the policy has moved"
+
+
+def test_a_row_s_share_of_the_reward_is_taken_from_a_chains_own():
+    rewards = np.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])  # 1 case, 3 chains, 2 components
+    trainer = SimpleNamespace(config=GrpoConfig(row=2, group=3, row_share=0.25))
+    groups = SimpleNamespace(rewards=rewards)
+    shaped, weights = GrpoTrainer.shaped_rewards(trainer, groups, {"a": 3.0, "b": 1.0})
+    assert weights.tolist() == [0.75, 0.25]
+    assert shaped[0, :, 0].tolist() == [3.0, 1.0, 0.0]  # each for itself
+    assert shaped[0, 0, 1] > shaped[0, 2, 1]  # what the best adds to a row, and the worst
+
+
+def test_a_trainer_refuses_a_reward_that_there_is_not():
+    config = GrpoConfig(weights={"format": 1.0, "nosuch": 1.0})
+    with pytest.raises(QAgentError, match="no reward 'nosuch'"):
+        GrpoTrainer(None, None, config)
 
 
 def test_a_step_without_signal_changes_nothing(shop):
