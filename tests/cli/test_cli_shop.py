@@ -127,6 +127,10 @@ def test_rejected_events_come_in_after_their_products(cli, files):
 def test_index_reports(cli, built):
     report = cli.json("index", "--shop", built)
     assert report["products"] == 4 and "seconds" in report and "learned_from" in report
+    again = cli.json("index", "--anew", "--shop", built)
+    assert {**again, "seconds": 0} == {**report, "seconds": 0}
+    refused = cli.run("index", "--anew", "--update", "--shop", built, code=2)
+    assert "without --update" in refused.stderr
 
 
 def test_search_has_its_keys_and_filters(cli, built):
