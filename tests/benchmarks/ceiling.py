@@ -109,9 +109,8 @@ class Lines:
         self.numbers = np.hstack([self.read, behind, chance]) if lines else self.read
 
 
-def cases_of(shop: Shop, test_from: str) -> list[Lines]:
+def cases_of(shop: Shop, split: SplitConfig) -> list[Lines]:
     """All cases with what can be seen of each line."""
-    split = SplitConfig(test_from=test_from)
     environment = SystemFactory(
         shop, lambda codec, agent: Environment.of_shop(shop, codec, agent, split)
     ).environment
@@ -221,7 +220,7 @@ def main() -> None:
     parser.add_argument("--abtest", action="store_true", help="ask fresh shoppers instead")
     arguments = parser.parse_args()
     with Shop.open(arguments.shop) as shop:
-        cases = cases_of(shop, arguments.test_from)
+        cases = cases_of(shop, SplitConfig(test_from=arguments.test_from))
         learn = [c for c in cases if c.split != "test"]
         if arguments.abtest:
             return asked(shop, learn, arguments.seeds)

@@ -14,10 +14,11 @@ several good products for one query (``whim``), brands that tempt and cost too m
   user within ten minutes is another one, and which share of a query's clicks goes to its most
   clicked product;
 - what a boosted-tree ranker over memory's lines reaches (see ceiling.py): one that sees the lines
-  alone (``blind``), and two that see what each line finds, learned for the right query
-  (``query``) and for query and product at once (``both``). No policy that picks a line reaches
-  more, and it takes seconds where RL takes minutes;
-- what fresh shoppers do with the first choice of ``both`` against ``query`` and against ``blind``.
+  alone (``blind``), and three that see what each line finds, learned for the right query and
+  product at once (``both``), for the right query of the same cases, which are searches that led to
+  something (``query``), and for what people typed first, whatever came of it (``typed``). No policy
+  that picks a line reaches more, and it takes seconds where RL takes minutes;
+- what fresh shoppers do with the first choice of ``both`` against those of the others.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ import numpy as np
 from ceiling import Lines, Ranker, cases_of, lines_of, outcome, ranker
 
 from qagent_mlx.build import SAMPLE_MEMORY, build_shop
+from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.abtest import abtest
 from qagent_mlx.evaluate.config import AbConfig
@@ -64,7 +66,8 @@ WORLDS: dict[str, dict[str, float]] = {
     "aspiration 4": {"aspiration": 4.0},
     "all": {"homonyms": 0.4, "shared_titles": 0.4, "whim": 0.3, "aspiration": 2.0},
 }
-ARMS = ("blind", "query", "both")
+ARMS = ("blind", "typed", "query", "both")
+CONTROLS = ARMS[:-1]
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776)
 RATES_SQL = """
@@ -103,11 +106,13 @@ def make_shop(folder: Path, config: SimulatorConfig) -> None:
 
 def measured(shop: Shop, seed: int, users: int) -> dict[str, Any]:
     """Everything about one world, made with one seed."""
-    cases = cases_of(shop, "")
+    cases = cases_of(shop, SplitConfig())
     learn = [c for c in cases if c.split != "test"]
+    typed = [c for c in cases_of(shop, SplitConfig(learn_from="searches")) if c.split != "test"]
     test = [c for c in cases if c.split == "test"]
     choose = {
         "blind": ranker(learn, "alone", "cons@1", seed),
+        "typed": ranker(typed, "read", "q_em", seed),
         "query": ranker(learn, "read", "q_em", seed),
         "both": ranker(learn, "read", "cons@1", seed),
     }
@@ -115,7 +120,7 @@ def measured(shop: Shop, seed: int, users: int) -> dict[str, Any]:
     made["first line"] = outcome(test, [0] * len(test)).mean(0)
     lifts: dict[str, dict[str, float]] = {}
     looked: list[Lines] = []  # both arms ask about the same moments of the same shoppers
-    for control in ("query", "blind"):
+    for control in CONTROLS:
         arms = {arm: _system(arm, choose[arm], looked) for arm in (control, "both")}
         report = abtest(shop, control, "both", AbConfig(k=1, users=users, seed=seed), systems=arms)
         lifts[control] = {name: report.rates[name].lift for name in ("ctr", "cvr", "orders")}
@@ -149,11 +154,9 @@ def mean_interval(values: Sequence[float], scale: float = 100.0) -> str:
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = [
-        "| world | no click | reworded | first choice | first line | blind | query | both | "
-        "both - query | both - blind | orders, both against query | against blind |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    heads = ["no click", "reworded", "first choice", "first line", *ARMS]
+    heads += [f"both - {arm}" for arm in CONTROLS] + [f"orders against {arm}" for arm in CONTROLS]
+    lines = [f"| world | {' | '.join(heads)} |", f"|---{'|--:' * len(heads)}|"]
     for world, seeds in results.items():
         runs = list(seeds.values())
         cons = {a: [r["metrics"][a][2] for r in runs] for a in ("first line", *ARMS)}
@@ -162,12 +165,9 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             *(f"{100 * np.mean(cons[a]):.1f}" for a in ("first line", *ARMS)),
             *(
                 mean_interval([b - a for a, b in zip(cons[arm], cons["both"], strict=True)])
-                for arm in ("query", "blind")
+                for arm in CONTROLS
             ),
-            *(
-                f"{mean_interval([r['lifts'][arm]['orders'] for r in runs])} %"
-                for arm in ("query", "blind")
-            ),
+            *(f"{mean_interval([r['lifts'][arm]['orders'] for r in runs])} %" for arm in CONTROLS),
         ]
         lines.append(f"| {world} | {' | '.join(cells)} |")
     return "\n".join(lines)
