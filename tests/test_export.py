@@ -122,6 +122,20 @@ def test_metrics_of_runs_with_other_columns_stand_in_one_table(folder, tmp_path)
     ]
 
 
+def test_a_strangers_metrics_are_no_sql(tmp_path):
+    stolen = tmp_path / "stolen.csv"
+    name = f"""a", '|') AS "step") FROM (SELECT ['q'] AS a, 1 AS step)) TO '{stolen}' --"""
+    run = tmp_path / "shop" / "runs" / "a"
+    with Shop.create(tmp_path / "shop") as shop:
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        lines(run / "metrics.jsonl", [{"step": 1, name: ["x", "y"]}])
+        assert export_table(shop, "metrics", tmp_path / "m.csv") == 1
+    with (tmp_path / "m.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"run": "a", "step": "1", name: "x|y"}]
+    assert not stolen.exists()
+
+
 def test_events_say_which_answer_they_came_of_also_in_a_shop_that_cannot_know(own_shop, tmp_path):
     connection, shop = own_shop.connection, own_shop
     connection.execute("UPDATE events SET recommendation_id = 'r1', position = 2")

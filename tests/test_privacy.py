@@ -1,4 +1,6 @@
+import gzip
 import json
+import shutil
 from datetime import timedelta
 
 import duckdb
@@ -158,6 +160,28 @@ def test_a_query_that_only_they_typed_is_in_no_file_of_the_shop(shop, tmp_path):
         shown = again.connection.execute("SELECT query FROM recommendations").fetchall()
         chains = [row.get("chain") for row in Run.open(again, "other").rows("rollouts")]
     assert shown == [("usb cable",)] and chains[-1] == "<search>coffee beans</search>"
+
+
+def test_files_of_other_forms_are_cleaned_or_named(shop):
+    extra = shop.path / "extra"
+    extra.mkdir()
+    forms = {
+        "struct": f"{{'who': '{WHO}', 'n': 1}} AS s",
+        "map": f"map {{'{WHO}': 1}} AS m",
+        "list": f"[{{'who': '{WHO}'}}] AS l",
+        "blob": f"'{WHO}'::BLOB AS b",
+        "kept": "{'who': 'u02', 'n': 1.5::DECIMAL(4, 2)} AS s, 3.5::DECIMAL(4, 2) AS d, NULL AS o",
+    }
+    for name, columns in forms.items():
+        duckdb.sql(f"COPY (SELECT {columns}) TO '{extra / name}.parquet' (FORMAT parquet)")
+    (extra / "long.csv").write_text(f"user,text\nu02,{'y' * 200_000}\n{WHO},x\n")
+    shutil.copy(shop.path / "shop.duckdb", extra / "backup.duckdb")
+    (extra / "march.jsonl.gz").write_bytes(gzip.compress(WHO.encode()))
+    report = erase_user(shop, WHO)
+    erased = [*(f"extra/{name}.parquet" for name in forms if name != "kept"), "extra/long.csv"]
+    assert report.files == dict.fromkeys(erased, 1)
+    assert {"extra/backup.duckdb", "extra/march.jsonl.gz"} <= set(report.remains)
+    assert "shop.duckdb" not in report.remains
 
 
 def test_a_query_that_others_typed_too_stays_with_them(shop):

@@ -13,13 +13,14 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import duckdb
 import msgspec
 
 from ..errors import QAgentError
 from ..shop.lake import PUBLISHED as FOLDER
-from ..utils.atomic_files import hash_file, replacing_folder, write_json
+from ..utils.atomic_files import hash_file, replacing_folder, require_plain_file, write_json
 from ..utils.database import copy_parquet, literal
 from .shop_tables import TRANSITIONS
 
@@ -42,7 +43,7 @@ class Manifest(msgspec.Struct, frozen=True):
         files: The SHA-256 of each file.
     """
 
-    snapshot: int
+    snapshot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
     memory: str
     catalog: str
     folder: str
@@ -71,14 +72,17 @@ class PublishedMemory:
         """What is published of a bucket, if it is whole."""
         path = self.folder / f"{bucket}.json"
         try:
+            require_plain_file(path, "what is published of memory")
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
             for name in PUBLISHED:
                 file = self.file(manifest, name)
+                if file.exists() and not file.is_file():
+                    raise ValueError(f"{file} is no file")
                 if hash_file(file) != manifest.files.get(name):
                     raise ValueError(f"{file} is damaged")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, msgspec.ValidationError) as error:
+        except (OSError, ValueError, RecursionError, QAgentError) as error:
             log.warning("%s: %s; the bucket is built anew", path, error)
             return None
         return manifest

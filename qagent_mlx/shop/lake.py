@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,6 +35,7 @@ from .copied import Copied, copied_snapshot, keep_copied
 from .handed_over import refuse_times
 from .hooks import hooks
 from .lake_catalog import NAME, LakeCatalog
+from .lake_files import refuse_views, scratch
 from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
 from .schema import OF_THIS_MACHINE, SHARED
 from .store import OpenShop, Store
@@ -44,6 +45,7 @@ log = logging.getLogger("qagent.shop")
 FORMAT = 1  # of what a lake holds
 STATE = f"{NAME}.main.lake_state"
 PUBLISHED = "memory"  # folder below the lake's data
+_PUBLISHED = re.compile(r"\.?\d+-[0-9a-f]{8}(\.writing-\w+)?")
 
 
 class LakeStore(Store):
@@ -77,14 +79,14 @@ class LakeStore(Store):
         connection = shop.connection
         copied = copied_snapshot(connection)
         tables = shared_tables(connection)
-        with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+        with scratch() as folder:
 
             def read(lake: duckdb.DuckDBPyConnection) -> tuple[Copied, dict[str, str], list[Rows]]:
                 head = head_of_lake(lake)
                 state = state_of_lake(lake)
                 if head.writer == copied.writer:
                     return head, state, []
-                changes = read_changes(lake, tables, copied, head, Path(folder), connection)
+                changes = read_changes(lake, tables, copied, head, folder, connection)
                 return head, state, list(changes)
 
             head, state, changes = self.catalog.call(read, shop.wait_seconds)
@@ -144,8 +146,8 @@ class LakeStore(Store):
         before, self._before = self._before, None
         assert before is not None
         try:
-            with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
-                changes = before.changes(shop.connection, Path(folder))
+            with scratch() as folder:
+                changes = before.changes(shop.connection, folder)
                 if changes:
                     self._write(shop, changes)
         finally:
@@ -208,8 +210,18 @@ class LakeStore(Store):
             finally:
                 cursor.close()
             if data := self.catalog.data_folder(self._wait):
-                shutil.rmtree(data / PUBLISHED, ignore_errors=True)
+                _clear_published(data / PUBLISHED)
             self.catalog.compact(self._wait)
+
+
+def _clear_published(folder: Path) -> None:
+    """Delete what `memory.published` writes, and nothing else: a catalog may name any folder."""
+    for place in folder.glob("of-*"):
+        for path in place.iterdir() if place.is_dir() and not place.is_symlink() else ():
+            if _PUBLISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".json" and path.stem.isdecimal():
+                path.unlink(missing_ok=True)
 
 
 def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
@@ -249,6 +261,7 @@ def state_of_lake(lake: duckdb.DuckDBPyConnection, snapshot: int | None = None) 
         QAgentError: the lake is of another format.
     """
     moment = "" if snapshot is None else f" AT (VERSION => {snapshot})"
+    refuse_views(lake, NAME)
     values = dict(lake.execute(f"FROM {STATE}{moment}").fetchall())
     if values.get("format") != str(FORMAT):
         raise QAgentError(

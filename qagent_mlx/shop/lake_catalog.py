@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from ..errors import QAgentError
 from ..utils.database import literal, open_duckdb
 from ..utils.trust import require_address, trust_address
+from .lake_files import confine
 
 T = TypeVar("T")
 
@@ -178,6 +179,7 @@ class LakeCatalog:
             connection = self._open()
             try:
                 _attach_lake(connection, f"ATTACH {literal(self.address)} AS {NAME} ({options})")
+                confine(connection, _data_path(connection))
             except duckdb.Error as error:
                 connection.close()
                 raise self.unreachable(error) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from .lake import (
     write_state,
 )
 from .lake_catalog import NAME, LakeCatalog, name_lake, normal_address
+from .lake_files import scratch
 from .row_changes import Rows, Table, apply_rows, fingerprint
 from .shop import Shop
 
@@ -110,8 +110,8 @@ def create_at(path: Path, store: str, snapshot: int) -> dict[str, int]:
     catalog = LakeCatalog(address, f"the shop {path}")
     shop = Shop.create(path)
     try:
-        with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
-            _take_rows(shop, catalog, snapshot, Path(folder))
+        with scratch() as folder:
+            _take_rows(shop, catalog, snapshot, folder)
         return shop.counts()
     except BaseException:
         shop.delete()
@@ -216,10 +216,10 @@ def _fill(shop: Shop, catalog: LakeCatalog) -> None:
         "next_event": str(next_number(shop.connection)),
     }
     tables = shared_tables(shop.connection)
-    with tempfile.TemporaryDirectory(prefix="qagent-lake-") as folder:
+    with scratch() as folder:
         for table in tables:
             rows = f"SELECT {table.plain} FROM {table.name} WHERE {table.where}"
-            copy_parquet(shop.connection, rows, Path(folder) / table.name)
+            copy_parquet(shop.connection, rows, folder / table.name)
 
         def write(lake: duckdb.DuckDBPyConnection) -> None:
             lake.execute(f"CREATE TABLE {STATE} (key VARCHAR, value VARCHAR)")
@@ -231,7 +231,7 @@ def _fill(shop: Shop, catalog: LakeCatalog) -> None:
                 target = f"{NAME}.main.{table.name}"
                 lake.execute(f"CREATE TABLE {target} ({columns})")
                 lake.execute(
-                    f"INSERT INTO {target} FROM read_parquet({literal(Path(folder) / table.name)})"
+                    f"INSERT INTO {target} FROM read_parquet({literal(folder / table.name)})"
                 )
             write_state(lake, state)
 

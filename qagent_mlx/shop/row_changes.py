@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from ..utils.database import copy_parquet, literal
+from ..utils.database import copy_parquet, identifier, literal
 
 BLOCK = 2048  # rows of DuckDB's vectors
 
@@ -34,7 +34,7 @@ class Table:
     @property
     def names(self) -> list[str]:
         """The columns' names, quoted."""
-        return [f'"{name}"' for name, _ in self.columns]
+        return [identifier(name) for name, _ in self.columns]
 
     @property
     def plain(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from ..utils.database import literal, open_duckdb
+from ..utils.database import identifier, literal, open_duckdb
 from .schema import NOT_IN_SNAPSHOTS
 
 log = logging.getLogger("qagent.shop")
@@ -75,7 +75,7 @@ def _copy_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection.execute(f"COPY FROM DATABASE {_FILE} TO memory (SCHEMA)")
     for table in _tables(connection, _FILE):
         if table not in NOT_IN_SNAPSHOTS:
-            name = '"' + table.replace('"', '""') + '"'
+            name = identifier(table)
             connection.execute(f"INSERT INTO memory.main.{name} FROM {_FILE}.main.{name}")
     connection.execute(f"DETACH {_FILE}")
 

@@ -16,11 +16,14 @@ import duckdb
 
 from ..errors import QAgentError
 from ..utils.atomic_files import replacing, write_text
-from ..utils.database import literal, open_duckdb, write_parquet
+from ..utils.database import identifier, literal, open_duckdb, write_parquet
 from ..utils.text import query_key, words
 
 # Numbers only, or files with a way of forgetting of their own.
 _LEFT_OUT = (".safetensors", ".npy", ".npz", ".usearch", ".duckdb", ".wal", ".lock")
+# Nobody can tell what these hold: copies of a database, and what is compressed.
+_CLOSED = (".duckdb", ".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz", ".7z", ".rar", ".xlsx")
+_OWN_DATABASE = ("shop.duckdb", "shop.duckdb.wal")  # rewritten without the user
 _SHORTEST = 5  # characters of an id or a query that files of unknown kinds are searched for
 
 
@@ -70,6 +73,10 @@ class Traces:
             return any(map(self.in_value, (*value, *value.values())))
         return isinstance(value, list) and any(map(self.in_value, value))
 
+    def in_json(self, text: str) -> bool:
+        """Whether any text in a JSON document is a trace."""
+        return self.in_value(json.loads(text))
+
     def in_bytes(self, data: bytes) -> bool:
         """Whether a file of any kind holds the id or a query, also with JSON's escapes."""
         said = data.decode("utf-8", "replace").casefold()
@@ -99,12 +106,20 @@ def erase_from_files(folder: Path, traces: Traces, skip: Collection[str] = ()) -
 
 
 def files_with_traces(folder: Path, traces: Traces, skip: Collection[str] = ()) -> list[Path]:
-    """The files of a folder that hold a trace and are no tables, such as a tokenizer's words."""
-    return [
-        path
-        for path in _files(folder, skip)
-        if path.suffix not in _ERASERS and traces.in_bytes(path.read_bytes())
-    ]
+    """The files of a folder that hold a trace and are no tables, such as a tokenizer's words.
+
+    And those that cannot be looked into, so that somebody does.
+    """
+    found = []
+    for path in _files(folder, (*skip, *_OWN_DATABASE)):
+        is_closed = path.suffix.lower() in _CLOSED
+        if is_closed or (_is_text(path) and traces.in_bytes(path.read_bytes())):
+            found.append(path)
+    return found
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix not in _LEFT_OUT and path.suffix not in _ERASERS
 
 
 def _files(folder: Path, skip: Collection[str]) -> Iterator[Path]:
@@ -112,7 +127,7 @@ def _files(folder: Path, skip: Collection[str]) -> Iterator[Path]:
         if entry.name in skip or entry.is_symlink():
             continue
         for path in [entry] if entry.is_file() else sorted(entry.rglob("*")):
-            if path.is_file() and not path.is_symlink() and path.suffix not in _LEFT_OUT:
+            if path.is_file() and not path.is_symlink():
                 yield path
 
 
@@ -120,17 +135,20 @@ def _erase_from_parquet(path: Path, traces: Traces) -> int:
     try:
         with open_duckdb() as connection:
             connection.create_function("in_text", traces.in_text, ["VARCHAR"], "BOOLEAN")
+            connection.create_function("in_json", traces.in_json, ["VARCHAR"], "BOOLEAN")
             table = f"read_parquet({literal(path)})"
             columns = connection.execute(f"DESCRIBE FROM {table}").fetchall()
             texts: list[str] = []
             conditions: list[str] = []
             for name, kind, *_ in columns:
-                quoted = '"' + name.replace('"', '""') + '"'
+                quoted = identifier(name)
                 if kind == "VARCHAR":
                     texts.append(quoted)
                 elif kind == "VARCHAR[]":
                     texts.append(f"array_to_string({quoted}, chr(10))")
                     conditions.append(f"list_contains({quoted}, {literal(traces.user)})")
+                elif re.search(r"[\[(]|BLOB|JSON|UUID", kind) and not kind.startswith("DECIMAL"):
+                    conditions.append(f"in_json(to_json({quoted})::VARCHAR)")
             conditions += [f"in_text({text})" for text in texts]
             if not conditions:
                 return 0
@@ -163,7 +181,11 @@ def _erase_from_json_lines(path: Path, traces: Traces) -> int:
 
 def _erase_from_csv(path: Path, traces: Traces) -> int:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.reader(file))
+        csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
+        try:
+            rows = list(csv.reader(file))
+        except csv.Error as error:
+            raise QAgentError(f"{path} is damaged ({error}); delete it and try again") from error
     kept = [row for row in rows if not traces.in_value(row)]
     if len(kept) < len(rows):
         text = io.StringIO()

@@ -22,6 +22,11 @@ def literal(value: Path | str) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
+def identifier(name: str) -> str:
+    """A name of a column or a table as SQL; names in files of others hold anything."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def open_duckdb(
     path: Path | str = ":memory:", *, read_only: bool = False
 ) -> duckdb.DuckDBPyConnection:

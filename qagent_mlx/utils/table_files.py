@@ -8,7 +8,7 @@ import duckdb
 
 from ..errors import QAgentError
 from .atomic_files import replacing
-from .database import literal
+from .database import identifier, literal
 
 # A list of texts in CSV is one text with bars between, as ids and titles seldom have any.
 _FORMATS = {".csv": "csv, header", ".jsonl": "json", ".parquet": "parquet"}
@@ -41,8 +41,8 @@ def write_table(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -
     suffix = path.suffix.lower()
     if suffix == ".csv":
         described = connection.execute(f"DESCRIBE {query}").fetchall()
-        lists = [name for name, sql_type, *_ in described if sql_type.endswith("[]")]
-        texts = ", ".join(f'array_to_string("{name}", \'|\') AS "{name}"' for name in lists)
+        lists = [identifier(name) for name, sql_type, *_ in described if sql_type.endswith("[]")]
+        texts = ", ".join(f"array_to_string({name}, '|') AS {name}" for name in lists)
         query = f"SELECT * REPLACE ({texts}) FROM ({query})" if lists else query
     with replacing(path) as temporary:
         ((rows,),) = connection.execute(

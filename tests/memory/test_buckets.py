@@ -154,6 +154,20 @@ def test_what_is_damaged_or_of_other_settings_is_built_anew(machines, tmp_path, 
     must_agree(b)
 
 
+@pytest.mark.parametrize("content", [None, b"[" * 100_000, b'{"snapshot": -1}', b"\xff"])
+def test_what_others_put_in_its_place_is_built_anew(machines, tmp_path, caplog, content):
+    a, b = machines
+    build(a)
+    manifest = tmp_path / "data" / "memory" / "of-4" / "2.json"
+    manifest.unlink()
+    if content is None:
+        os.mkfifo(manifest)
+    else:
+        manifest.write_bytes(content)
+    assert build(b).published == 1
+    assert "2.json" in caplog.text
+
+
 def test_a_bucket_that_somebody_keeps_is_built_without_publishing(machines, monkeypatch):
     a, _ = machines
     monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.2)

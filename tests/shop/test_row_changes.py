@@ -116,3 +116,20 @@ def test_an_update_is_found_in_whatever_part_of_a_large_table(tmp_path):
         (rows,) = before.changes(connection, tmp_path)
         assert (rows.removed_rows, rows.added_rows) == (3, 3)
         before.close()
+
+
+def test_a_columns_name_is_no_sql(tmp_path):
+    stolen = tmp_path / "stolen.csv"
+    name = f"a\" FROM odd) TO '{stolen}' (FORMAT csv); COPY (SELECT \"a"
+    quoted = name.replace('"', '""')
+    with open_duckdb(tmp_path / "odd.duckdb") as connection:
+        connection.execute(f'CREATE TABLE odd (a VARCHAR, "{quoted}" VARCHAR)')
+        before = Before(connection, [read_table(connection, "odd")])
+        connection.execute("BEGIN; INSERT INTO odd VALUES ('x', 'y')")
+        (rows,) = before.changes(connection, tmp_path)
+        connection.execute("ROLLBACK")
+        before.close()
+        assert rows.added_rows == 1
+        assert apply_rows(connection, "odd", rows)
+        assert connection.execute("FROM odd").fetchall() == [("x", "y")]
+    assert not stolen.exists()

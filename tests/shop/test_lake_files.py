@@ -1,0 +1,107 @@
+"""Whoever can write to a lake's catalog gets no file of the machines that joined it."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+from lakes import require_lakes
+
+from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.privacy import erase_user
+from qagent_mlx.shop.lake_catalog import NAME, LakeCatalog, _attached, load_local_extension
+from qagent_mlx.shop.moving import create_in, move
+from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.database import open_duckdb
+
+
+@pytest.fixture
+def lake(tmp_path, tiny_files):
+    """A shop in a lake, and the lake's catalog, which somebody else writes to."""
+    require_lakes()
+    catalog = tmp_path.resolve() / "catalog.sqlite"
+    with Shop.create(tmp_path / "a") as shop:
+        for kind, name in (("products", "products.csv"), ("events", "events.jsonl")):
+            ingest_files(shop, kind, [tiny_files / name])
+        move(shop, f"ducklake:sqlite:{catalog}", str(tmp_path / "data"))
+    return tmp_path / "a", catalog
+
+
+def tamper(catalog, statement, *values):
+    with closing(sqlite3.connect(catalog)) as database, database:
+        database.execute(statement, values)
+    _attached.clear()  # as another process finds it
+
+
+def test_a_view_in_place_of_a_table_reads_nothing(lake, tmp_path):
+    _, catalog = lake
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine alone")
+    address = f"ducklake:sqlite:{catalog}"
+    with open_duckdb() as connection:
+        for extension in ("ducklake", "sqlite_scanner"):
+            load_local_extension(connection, extension)
+        connection.execute(f"ATTACH '{address}' AS {NAME}")
+        columns = connection.execute(f"DESCRIBE {NAME}.main.rejects").fetchall()
+        values = ", ".join(
+            f"{'content' if kind == 'VARCHAR' else 'NULL'}::{kind} AS {name}"
+            for name, kind, *_ in columns
+        )
+        connection.execute(
+            f"""DROP TABLE {NAME}.main.rejects; CREATE VIEW {NAME}.main.rejects AS
+            SELECT {values} FROM read_text('{secret}')"""
+        )
+    with pytest.raises(QAgentError, match=r"the lake holds the view or macro 'rejects'"):
+        create_in(tmp_path / "b", address, None)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_connection_to_a_lake_uses_files_of_the_lake_alone(lake, tmp_path):
+    _, catalog = lake
+    (tmp_path / "secret.txt").write_text("mine alone")
+    cursor = LakeCatalog(f"ducklake:sqlite:{catalog}", "test").cursor()
+    for statement in (
+        f"FROM read_text('{tmp_path / 'secret.txt'}')",
+        f"COPY (SELECT 1) TO '{tmp_path / 'written.csv'}'",
+        "FROM read_csv('http://127.0.0.1:9/')",
+        f"ATTACH '{tmp_path / 'other.duckdb'}'",
+        "SET enable_external_access = true",
+    ):
+        with pytest.raises(Exception, match=r"(?i)disabled|locked|cannot change"):
+            cursor.execute(statement)
+    assert cursor.execute(f"SELECT count(*) FROM {NAME}.main.events").fetchall()[0][0] > 100
+
+
+def test_forgetting_deletes_no_file_that_a_catalog_names(lake, tmp_path):
+    path, catalog = lake
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    tamper(
+        catalog,
+        "INSERT INTO ducklake_files_scheduled_for_deletion VALUES (999, ?, 0, ?)",
+        str(mine),
+        "2020-01-01 00:00:00+00",
+    )
+    with (
+        Shop.open(path, read_only=False) as shop,
+        pytest.raises(QAgentError, match=r"Cannot access file .*mine\.txt"),
+    ):
+        erase_user(shop, "u01")
+    assert mine.exists()
+
+
+def test_nor_a_folder_called_as_what_is_published(lake, tmp_path):
+    path, catalog = lake
+    mine = tmp_path / "home" / "memory" / "of-1995" / "photo.png"
+    shutil.copytree(tmp_path / "data", tmp_path / "home")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    tamper(
+        catalog,
+        "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
+        f"{tmp_path / 'home'}/",
+    )
+    with Shop.open(path, read_only=False) as shop:
+        assert erase_user(shop, "u01").events
+    assert mine.exists()
