@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,9 @@ def _clear_published(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix == ".json" and path.stem.isdecimal():
                 path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            place.rmdir()
+            folder.rmdir()
 
 
 def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:

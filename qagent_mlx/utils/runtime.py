@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ def compile_trouble() -> str:
             f"MLX's fused CPU kernels are off (slower): {where} is no folder that can be written "
             f"to; set TMPDIR to one that can, such as: export TMPDIR={other}"
         )
+    if _others_may_write(folder / "mlx"):
+        return (
+            f"MLX's fused CPU kernels are off (slower): {folder}/mlx, from which MLX loads what it "
+            "compiled, can be written by others; set TMPDIR to a folder of your own"
+        )
     compiler = shutil.which("g++")
     if compiler is None:
         return "MLX's fused CPU kernels are off (slower): there is no g++; install it"
@@ -85,6 +91,25 @@ def compile_trouble() -> str:
             f"({said[0][:200]}); install the standard library's headers (apt-get install g++)"
         )
     return ""
+
+
+def _others_may_write(folder: Path) -> bool:
+    """Whether somebody else could put code into a folder, or into one of those in it.
+
+    One that is not there is made for this user alone: MLX would load a library that another user
+    of the machine had put in its place.
+    """
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        for place in (folder, *folder.glob("*"), *folder.glob("*/cpu")):
+            status = place.lstat()
+            is_shared = status.st_mode & 0o020 and status.st_gid != os.getgid()
+            if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o002 or is_shared:
+                return True
+    except OSError:
+        return True
+    return False
 
 
 def _bound_arenas() -> None:

@@ -58,3 +58,18 @@ def test_the_memory_that_a_process_holds_grows_by_what_it_takes():
     taken = b"1" * (32 << 20)
     assert 24 << 20 < runtime.resident_memory() - before < 48 << 20
     del taken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX compiles CPU kernels there")
+def test_mlx_loads_no_library_that_others_could_have_put_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    trouble = runtime.compile_trouble.__wrapped__
+    assert "written by others" not in trouble()
+    assert (tmp_path / "mlx").stat().st_mode & 0o077 == 0
+    kernels = tmp_path / "mlx" / "0.0" / "cpu"
+    kernels.mkdir(parents=True)
+    assert "written by others" not in trouble()
+    for place in (kernels, kernels.parent, tmp_path / "mlx"):
+        place.chmod(0o777)
+        assert "can be written by others; set TMPDIR" in trouble()
+        place.chmod(0o755)
