@@ -167,9 +167,7 @@ def _draw_forgotten(user: str, report: dict[str, Any]) -> None:
     for file, rows in report["files"].items():
         say(f"erased {rows:,} rows of {file}")
     for place in report["remains"]:
-        say(
-            f"  {place} holds, or may hold, something of the user still; delete or clean it yourself"
-        )
+        say(f"  {place} holds, or may hold, something of the user still; delete or clean it")
     for seen in report["policies"]:
         how = f"{seen['cases']} cases" if seen["certain"] else "perhaps"
         through = f", through {seen['through']}" if seen["through"] else ""
