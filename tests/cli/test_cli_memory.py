@@ -38,15 +38,11 @@ def test_export_and_forget(cli, built, tmp_path):
     assert "40 events" in cli.run("memory", "forget", "bob", "--shop", path).stdout
 
 
-def test_partitions_are_written_and_built(cli, built, tmp_path):
-    assert (
-        sum(cli.json("memory", "split", tmp_path / "big", "--parts", 2, "--shop", built)["events"])
-        == 80
-    )
-    assert cli.json("memory", "build", tmp_path / "big")["users"] == 2
-    assert "is not empty" in cli.error(
-        "memory", "split", tmp_path / "big", "--parts", 2, "--shop", built
-    )
+def test_memory_is_built_by_itself(cli, built, tmp_path):
+    path = shutil.copytree(built, tmp_path / "own")
+    report = cli.json("memory", "build", "--shop", path)
+    assert report["users"] == report["computed"] == 2
+    assert cli.json("memory", "ann", "--shop", path)["events"] == 40
 
 
 def test_two_users_are_wrong_usage(cli, built):

@@ -102,7 +102,7 @@ def test_whoever_is_in_the_way_for_long_is_named_by_every_command(folder, tmp_pa
             ("evaluate", "--baselines"),
             ("train", "sft", "--policy", "base"),
             ("serve",),
-            ("memory", "split", str(tmp_path / "parts"), "--parts", "2"),
+            ("memory", "build"),
         ):
             line = refused(folder, *words)
             assert f"by process {process.pid} (" in line and "wait until it ends" in line, words
