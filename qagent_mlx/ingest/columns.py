@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from ..types import EVENT_TYPES
-from ..utils.database import literal
+from ..utils.database import identifier, literal
 from ..utils.settings import SettingError
 from ..utils.text import clean
 from .options import Kind, ReadOptions
@@ -327,12 +327,12 @@ def profile_columns(
         texts: For each column SQL that gives it as text.
     """
     values = ", ".join(
-        f"{text_or_null(f'({text})')} AS {quote(name)}" for name, text in texts.items()
+        f"{text_or_null(f'({text})')} AS {identifier(name)}" for name, text in texts.items()
     )
     counts = ", ".join(
-        f"count({quote(name)}), "
+        f"count({identifier(name)}), "
         + ", ".join(
-            f"count(*) FILTER (regexp_full_match({quote(name)}, '{pattern}'))"
+            f"count(*) FILTER (regexp_full_match({identifier(name)}, '{pattern}'))"
             for pattern in (_DAY, _TIME_OF_DAY, r"\d{1,2}(\.0)?")
         )
         for name in texts
@@ -368,14 +368,9 @@ def _letters(name: str) -> str:
     return "".join(c for c in bare if c.isalnum())
 
 
-def quote(name: str) -> str:
-    """A column's name as SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def select_fields(kind: Kind, fields: Collection[str]) -> str:
     """SQL for each field of a kind, from columns that are called as those ``fields`` that exist."""
-    sql = {f: quote(f) if f in fields else "NULL::VARCHAR" for f in FIELDS[kind]}
+    sql = {f: identifier(f) if f in fields else "NULL::VARCHAR" for f in FIELDS[kind]}
     mapped = [field for field in fields if field.startswith(ATTRIBUTE)]
     if mapped:
         sql["attributes"] = _merged_attributes(sql["attributes"], mapped)
@@ -386,11 +381,11 @@ def _merged_attributes(attributes: str, mapped: Sequence[str]) -> str:
     """SQL for the file's attributes with the mapped columns added, in the form that they have."""
     names = {field: field.removeprefix(ATTRIBUTE) for field in mapped}
     base = f"coalesce(nullif(trim({attributes}), ''), '{{}}')"
-    pairs = ", ".join(f"{literal(name)}, {quote(field)}" for field, name in names.items())
+    pairs = ", ".join(f"{literal(name)}, {identifier(field)}" for field, name in names.items())
     patched = f"json_merge_patch(try_cast({base} AS JSON), json_object({pairs}))::VARCHAR"
     # Text that is no JSON is k=v; k=v, or nothing that `parse_fields.attributes` will take.
     appended = " || ".join(
-        f"coalesce({literal(f';{name}=')} || replace({quote(field)}, ';', ','), '')"
+        f"coalesce({literal(f';{name}=')} || replace({identifier(field)}, ';', ','), '')"
         for field, name in names.items()
     )
     return (

@@ -8,8 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ...errors import QAgentError
-from ...utils.database import append_rows
-from ..columns import quote
+from ...utils.database import append_rows, identifier
 from ..parse_fields import timestamp
 from .catalog_sql import load_aliases, load_attributes
 from .preset import Extract, Preset
@@ -53,7 +52,9 @@ def _read(raw: RawFiles) -> Extract:
     columns = _load_feed(raw)
     wanted = _FIELDS.split()
     texts = ", ".join(
-        f"nullif(trim({quote(columns[n])}), '') AS {n}" if n in columns else f"NULL::VARCHAR AS {n}"
+        f"nullif(trim({identifier(columns[n])}), '') AS {n}"
+        if n in columns
+        else f"NULL::VARCHAR AS {n}"
         for n in wanted
     )
     raw.load("feed", f"SELECT rowid AS line, {texts} FROM feed")
@@ -106,7 +107,7 @@ def _load_feed(raw: RawFiles) -> dict[str, str]:
     for number, file in enumerate(raw.of("table")):
         quotes = "" if file.delimiter == "\t" else '"'
         raw.load_csv(f"feed_{number}", file, quote_character=quotes)
-        title = quote(next(c for c in file.columns if _name(c) == "title"))
+        title = identifier(next(c for c in file.columns if _name(c) == "title"))
         if not quotes and raw.rows(
             f"""SELECT count(*) FILTER (starts_with({title}, '"') AND ends_with({title}, '"'))
             > count(*) / 2 FROM feed_{number}"""
@@ -114,7 +115,7 @@ def _load_feed(raw: RawFiles) -> dict[str, str]:
             raw.load_csv(f"feed_{number}", file)
         names = {_name(c): c for c in reversed(file.columns)}
         columns |= {name: name for name in names}
-        texts = ", ".join(f"{quote(c)} AS {quote(n)}" for n, c in names.items())
+        texts = ", ".join(f"{identifier(c)} AS {identifier(n)}" for n, c in names.items())
         selects.append(f"SELECT {texts} FROM feed_{number}")
     if raw.of("xml"):
         wanted = _FIELDS.split()

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import literal
-from ..columns import quote
+from ...utils.database import identifier, literal
 from ..sources.archives import MAGIC, read_chunks
 from ..sources.documents import cut_out_list, json_compression, json_layout
 from ..sources.source import MAX_LINE
@@ -65,7 +64,7 @@ class RawFile:
         by_name = {column.lower(): column for column in reversed(self.columns)}
         for name in names:
             if name.lower() in by_name:
-                return quote(by_name[name.lower()])
+                return identifier(by_name[name.lower()])
         return "NULL::VARCHAR"
 
 

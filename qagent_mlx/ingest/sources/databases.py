@@ -12,8 +12,7 @@ from typing import Any
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import literal, open_duckdb
-from ..columns import quote
+from ...utils.database import identifier, literal, open_duckdb
 from .source import Reading, Source
 from .tables import choose_table, rows_source
 from .tabular import csv_source, parquet_source
@@ -31,14 +30,14 @@ def sqlite_source(reading: Reading, path: Path) -> Source:
             ).fetchall()
             tables = {t: _sqlite_columns(database, t) for (t,) in names}
             table, notes = choose_table(reading, tables, "table")
-            rows: Iterator[Sequence[Any]] = database.execute(f"SELECT * FROM {quote(table)}")
+            rows: Iterator[Sequence[Any]] = database.execute(f"SELECT * FROM {identifier(table)}")
             return rows_source(reading, tables[table], rows, notes)
     except sqlite3.Error as error:
         raise QAgentError(f"{reading.name}: not a readable SQLite file ({error})") from error
 
 
 def _sqlite_columns(database: sqlite3.Connection, table: str) -> list[str]:
-    described = database.execute(f"SELECT * FROM {quote(table)} LIMIT 0").description
+    described = database.execute(f"SELECT * FROM {identifier(table)} LIMIT 0").description
     return [column[0] for column in described]
 
 
@@ -61,7 +60,7 @@ def duckdb_source(reading: Reading, path: Path) -> Source:
             ).fetchall()
             tables = _by_table(columns)
             table, notes = choose_table(reading, tables, "table")
-            relation = ".".join(quote(part) for part in table.split("."))
+            relation = ".".join(identifier(part) for part in table.split("."))
             database.execute(f"COPY (FROM {relation}) TO {literal(target)} (FORMAT parquet)")
     except duckdb.OutOfMemoryException:
         raise

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 
+from ...utils.database import identifier
 from ...utils.settings import SettingError
-from ..columns import quote
 from ..mapping import FieldPath, json_path, resolve_path
 from .source import Source
 
@@ -80,7 +80,7 @@ def _start(source: Source, path: FieldPath) -> tuple[str, tuple[str | int | None
 
 
 def _element(number: int) -> str:
-    return quote(f"qa_element{number}")
+    return identifier(f"qa_element{number}")
 
 
 def _elements(column: str) -> str:

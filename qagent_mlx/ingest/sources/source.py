@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from ..columns import quote
+from ...utils.database import identifier
 from ..options import Kind, ReadOptions
 
 MAX_LINE = 16 << 20  # bytes of a line, or of an element of a JSON array
@@ -17,7 +17,7 @@ MAX_LINE = 16 << 20  # bytes of a line, or of an element of a JSON array
 
 def json_or_null(column: str) -> str:
     """A text column as JSON, NULL where it holds none."""
-    return f"try_cast({quote(column)} AS JSON)"
+    return f"try_cast({identifier(column)} AS JSON)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Source:
     columns: Sequence[str]
     relation: str  # behind FROM
     parameters: Sequence[Any] = ()
-    text: Callable[[str], str] = quote  # a column as a SQL text
+    text: Callable[[str], str] = identifier  # a column as a SQL text
     json: Callable[[str], str] = json_or_null  # a column as SQL JSON, for paths into it
     row: str = "row_number() OVER ()"
     broken: str = "NULL::VARCHAR"  # the beginning of a row that cannot be split into columns

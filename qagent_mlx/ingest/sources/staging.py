@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import literal
+from ...utils.database import identifier, literal
 from ...utils.settings import SettingError
 from ..columns import (
     ATTRIBUTE,
     REQUIRED,
     choose_columns,
     profile_columns,
-    quote,
     select_fields,
     shown_columns,
     usual_fields,
@@ -128,7 +127,7 @@ def _create_table(
 ) -> None:
     connection, kind, options = reading.connection, reading.kind, reading.options
     texts = "".join(
-        f", {_value(field, source.text(column), options)} AS {quote(field)}"
+        f", {_value(field, source.text(column), options)} AS {identifier(field)}"
         for field, column in chosen.items()
     )
     if key is not None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import append_rows, literal
-from ..columns import quote
+from ...utils.database import append_rows, identifier, literal
 from ..mapping import json_path
 from .archives import read_chunks
 from .source import MAX_LINE, Source, json_or_null
@@ -168,7 +167,7 @@ def parquet_source(connection: duckdb.DuckDBPyConnection, path: Path, name: str)
     types: dict[str, str] = {column: sql_type for column, sql_type, *_ in described}
 
     def text(column: str) -> str:
-        sql, sql_type = quote(column), types[column]
+        sql, sql_type = identifier(column), types[column]
         if sql_type.startswith(("STRUCT", "MAP")):
             return f"to_json({sql})::VARCHAR"
         if sql_type.endswith("[]"):
@@ -178,7 +177,7 @@ def parquet_source(connection: duckdb.DuckDBPyConnection, path: Path, name: str)
     def value(column: str) -> str:
         if types[column] in ("VARCHAR", "JSON"):
             return json_or_null(column)
-        return f"to_json({quote(column)})"
+        return f"to_json({identifier(column)})"
 
     return Source(
         list(types),
