@@ -13,6 +13,7 @@ from ..errors import QAgentError
 from ..inventory.types import ProductSearch
 from ..live.limits import NO_LIMITS, Limits, LimitsBook
 from ..live.shown import ShownAnswer, new_recommendation_id
+from ..memory.event_log import start_of_hour
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import Moment
@@ -295,7 +296,7 @@ class Recommender(ProfileRecommender):
 
     def others(self, as_of: datetime) -> tuple[Line, ...]:
         """The lines of somebody of whom nothing is known: what the shop searches for this hour."""
-        hour = as_of.replace(minute=0, second=0, microsecond=0)
+        hour = start_of_hour(as_of)
         if self._others is None or self._others[0] != hour:
             (profile,) = self.profiles([""], hour)
             self._others = (hour, profile.lines)

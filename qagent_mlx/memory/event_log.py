@@ -39,6 +39,11 @@ def start_of_day(moment: datetime) -> datetime:
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
+def start_of_hour(moment: datetime) -> datetime:
+    """The beginning of a moment's hour."""
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
 class Event(NamedTuple):
     """An event of the log; ``at`` in microseconds since 1970, ``type`` indexes `EVENT_TYPES`."""
 

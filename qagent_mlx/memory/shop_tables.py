@@ -13,7 +13,7 @@ They are stored with the shop's memory (see `store`), or else temporary tables o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import duckdb
 
@@ -36,17 +36,16 @@ SHOP_TABLES = (
 
 
 def create_shop_tables(
-    connection: duckdb.DuckDBPyConnection,
-    kind: str,
-    config: MemoryConfig,
-    visit: Callable[[list[History]], object] | None = None,
+    connection: duckdb.DuckDBPyConnection, kind: str, config: MemoryConfig
 ) -> None:
     """Create `SHOP_TABLES`, and ``swing`` where it is wanted, from the log and the catalog.
 
-    ``kind`` is TABLE, or TEMP TABLE for this connection only; ``visit``: see `create_transitions`.
+    ``kind`` is TABLE, or TEMP TABLE for this connection only.
     """
     create_counted(connection, kind, config)
-    create_transitions(connection, kind, visit)
+    create_no_transitions(connection, kind)
+    for histories in histories_of(connection, all_users(connection)):
+        add_transitions(connection, histories)
     if config.swing:
         create(connection, "swing", config, kind)
 
@@ -108,10 +107,10 @@ def has_temporary(connection: duckdb.DuckDBPyConnection) -> bool:
     )
 
 
-def all_histories(connection: duckdb.DuckDBPyConnection) -> Iterator[list[History]]:
-    """The histories of all users, `CHUNK` users at a time."""
+def all_users(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Everybody who did something, in order."""
     rows = connection.execute("SELECT DISTINCT user_id FROM events ORDER BY user_id").fetchall()
-    yield from histories_of(connection, [user for (user,) in rows])
+    return [user for (user,) in rows]
 
 
 def histories_of(
@@ -126,23 +125,6 @@ def histories_of(
 def create_no_transitions(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
     """Create the tables of users' transitions, empty."""
     connection.execute(sql("create_transitions", kind=kind))
-
-
-def create_transitions(
-    connection: duckdb.DuckDBPyConnection,
-    kind: str = "TABLE",
-    visit: Callable[[list[History]], object] | None = None,
-) -> None:
-    """Create the tables of users' transitions, from ``events`` and ``goods``.
-
-    ``visit`` is called with the histories of all users, in parts: most of the time goes into
-    reading them, so whoever needs them too should not read them again.
-    """
-    create_no_transitions(connection, kind)
-    for histories in all_histories(connection):
-        add_transitions(connection, histories)
-        if visit:
-            visit(histories)
 
 
 def add_transitions(connection: duckdb.DuckDBPyConnection, histories: Iterable[History]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..shop.config import MemoryConfig
 from . import shop_tables
-from .event_log import Wording, read_wordings, start_of_day
+from .event_log import Wording, read_wordings, start_of_day, start_of_hour
 from .popular_kinds import popular_kinds
 from .public_queries import PublicQueries
 from .sql import sql
@@ -289,7 +289,7 @@ class StatisticsCache:
 
     def trends(self, moments: Iterable[datetime]) -> list[dict[str, Trend]]:
         """What the shop searched before the start of each moment's hour, the most first."""
-        hours = [moment.replace(minute=0, second=0, microsecond=0) for moment in moments]
+        hours = list(map(start_of_hour, moments))
         missing = {
             hour
             for hour in hours

@@ -20,7 +20,14 @@ import msgspec
 from ..shop.config import MemoryConfig
 from ..utils.database import append_rows
 from . import shop_tables
-from .event_log import EventLog, History, from_microseconds, start_of_day, users_condition
+from .event_log import (
+    EventLog,
+    History,
+    from_microseconds,
+    start_of_day,
+    start_of_hour,
+    users_condition,
+)
 from .sql import ALL, sql
 from .state_builder import user_state
 
@@ -96,10 +103,9 @@ class MemoryStore:
 
     def build(self) -> int:
         """Store the memory of the whole shop anew; returns the number of users with a state."""
-        shop_tables.drop_temporary(self._connection)
-        self._create_profiles(self._log_end())
-        shop_tables.create_shop_tables(self._connection, "TABLE", self._config, self._store_states)
-        return self._count_profiles()
+        self.begin()
+        self.add_users(shop_tables.all_users(self._connection))
+        return self.end()
 
     def begin(self) -> None:
         """Store memory anew, of no user yet: `add_users` until all are there, then `end`."""
@@ -220,7 +226,7 @@ class MemoryStore:
         """The state of the store after a change of events (see `update`)."""
         days, hours = before.days_version, before.hours_version
         if before.log_end is not None:
-            hour = before.log_end.replace(minute=0, second=0, microsecond=0)
+            hour = start_of_hour(before.log_end)
             ((earliest,),) = self._connection.execute(
                 "SELECT min(ts) FROM events WHERE event_id > ?", [after_id or 0]
             ).fetchall()

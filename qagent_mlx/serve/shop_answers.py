@@ -10,6 +10,7 @@ from ..agent.suggest import Completer
 from ..inventory.types import ProductSearch
 from ..live.limits import Limits
 from ..live.rules import ShopRules
+from ..memory.event_log import start_of_hour
 from ..memory.profile import Memory
 from ..shop.shop import Shop
 from .requests import RecommendResponse
@@ -86,7 +87,7 @@ class ShopAnswers:
     def _refresh_completer(self, now: datetime) -> None:
         """Complete with what the shop searched until this hour, in the catalog of now."""
         shop, search = self._recommender.shop, self._recommender.search
-        hour = hour_of(now)
+        hour = start_of_hour(now)
         if self._completer_of is None or not (
             self._completer_of[0] == hour
             and self._completer_of[1] is shop
@@ -100,10 +101,5 @@ def prepared_completer(
     memory: Memory, search: ProductSearch | None, end: datetime
 ) -> tuple[datetime, Completer] | None:
     """The completer of another snapshot, made beside the answers; None without its search."""
-    hour = hour_of(end)
+    hour = start_of_hour(end)
     return (hour, Completer.of_shop(memory, search, hour)) if search else None
-
-
-def hour_of(moment: datetime) -> datetime:
-    """The start of a moment's hour."""
-    return moment.replace(minute=0, second=0, microsecond=0)
