@@ -32,7 +32,7 @@ from ..types import Case
 from ..utils.settings import SettingError, check, merge
 from .config import AbConfig, EvaluationConfig
 from .metrics import System
-from .oracle import ORACLES, ShopperOracle
+from .oracle import ORACLES, ShopperOracle, tapped_search
 from .significance import RateComparison, compare_rates, sample_size
 from .suite import SystemFactory, cases_of, split_name
 
@@ -259,16 +259,11 @@ def _respond(
     config: AbConfig,
 ) -> list[list[SlateOutcome]]:
     """The outcomes of each visit with a system's slates, one for each draw."""
-    index = {p.product_id: i for i, p in enumerate(world.products)}
-    interpreter = QueryInterpreter(world)
+    interpreter, search_at = QueryInterpreter(world), tapped_search(world, environment)
     rankings = system.rank(environment.examples, config.k)
     outcomes = []
     for visit, case, ranking in zip(population.visits, population.cases, rankings, strict=True):
-
-        def retrieve(query: str, as_of: datetime = case.as_of) -> np.ndarray:
-            return np.array([index[p] for p in environment.retrieve(query, as_of)], dtype=int)
-
-        slate = ranking.queries[: config.k]
+        slate, retrieve = ranking.queries[: config.k], search_at(case.as_of)
         outcomes.append(visit.outcomes(interpreter, slate, retrieve, config.draws))
     return outcomes
 

@@ -8,7 +8,7 @@ shopper's memory alone: what an agent could reach that only points at them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +20,19 @@ from ..simulator.world import SimulatedShop
 from .metrics import Ranking
 
 ORACLES = ("oracle", "oracle-taps", "oracle-lines")
+
+
+def tapped_search(world: SimulatedShop, environment: Environment) -> Callable[[datetime], Retrieve]:
+    """The search at a moment to which a simulated shopper's tap sends a query."""
+    index = {product.product_id: i for i, product in enumerate(world.products)}
+
+    def search_at(as_of: datetime) -> Retrieve:
+        def retrieve(query: str) -> np.ndarray:
+            return np.array([index[p] for p in environment.retrieve(query, as_of)], dtype=int)
+
+        return retrieve
+
+    return search_at
 
 
 @dataclass(frozen=True)
@@ -41,14 +54,10 @@ class ShopperOracle:
     def rank(self, examples: Sequence[Example], k: int) -> list[Ranking]:
         """The row of at most ``k`` queries with the most purchases, or taps, to be expected."""
         interpreter = QueryInterpreter(self.world)
-        index = {p.product_id: i for i, p in enumerate(self.world.products)}
+        search_at = tapped_search(self.world, self.environment)
         rankings = []
         for visit, example in zip(self.visits, examples, strict=True):
-
-            def retrieve(query: str, as_of: datetime = example.case.as_of) -> np.ndarray:
-                found = self.environment.retrieve(query, as_of)
-                return np.array([index[product] for product in found], dtype=int)
-
+            retrieve = search_at(example.case.as_of)
             queries = self._candidates(visit, example)
             values = [self._value(visit, interpreter, query, retrieve) for query in queries]
             order = sorted(range(len(queries)), key=lambda i: (-values[i], queries[i]))

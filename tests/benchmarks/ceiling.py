@@ -187,23 +187,26 @@ class Ranker:
         ]
 
 
+def ranker_system(name: str, choose: Callable[[Lines], int], looked: list[Lines]) -> MakeSystem:
+    """A ranker as a system of an A/B test; ``looked`` is filled by the first one that is asked."""
+
+    def make(own: Shop, environment: Environment) -> Ranker:
+        if not looked:
+            looked.extend(lines_of(own, environment))
+        return Ranker(name, choose, looked)
+
+    return make
+
+
 def asked(shop: Shop, learn: Sequence[Lines], seeds: int) -> None:
     """The simulated A/B test of the two rankers, once a seed."""
     print("| seed | CTR | guided CVR | orders | the same at |\n|--:|--:|--:|--:|--:|")
     looked: list[Lines] = []  # both arms ask about the same moments of the same shoppers, each seed
     for seed in range(seeds):
-
-        def system(wanted: str, seed: int = seed) -> MakeSystem:
-            choose = ranker(learn, "read", wanted, seed)
-
-            def make(own: Shop, environment: Environment) -> Ranker:
-                if not looked:
-                    looked.extend(lines_of(own, environment))
-                return Ranker(wanted, choose, looked)
-
-            return make
-
-        arms = {wanted: system(wanted) for wanted in ("q_em", "cons@1")}
+        arms = {
+            wanted: ranker_system(wanted, ranker(learn, "read", wanted, seed), looked)
+            for wanted in ("q_em", "cons@1")
+        }
         report = abtest(shop, *arms, AbConfig(k=1), systems=arms)
         cells = [
             f"{100 * r.lift:+.1f} % [{100 * r.lo:+.1f}, {100 * r.hi:+.1f}], p {r.p:.3f}"

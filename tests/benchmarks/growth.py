@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import qagent_mlx
@@ -20,12 +19,12 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 
 from qagent_mlx.bench.measure import environment
 from qagent_mlx.bench.workloads import Standard, Workload, model_folder, open_policy
+from qagent_mlx.utils.runtime import resident_memory
 
 
 def resident() -> float:
     """MB of memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return resident_memory() / 2**20
 
 
 def doubling(model: str, steps: int) -> dict[str, dict[str, float]]:

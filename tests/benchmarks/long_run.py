@@ -15,7 +15,6 @@ import argparse
 import json
 import logging
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -41,14 +40,14 @@ from qagent_mlx.serve.http import create_app
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.grpo_run import train_grpo
 from qagent_mlx.train.run_options import RunOptions
+from qagent_mlx.utils.runtime import resident_memory
 
 QUERIES = ("usb cable", "running shoes", "desk lamp", "acme coffee beans", "phone case", "gift")
 
 
 def resident() -> float:
     """Megabytes of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+    return resident_memory() / 1e6
 
 
 class Load:

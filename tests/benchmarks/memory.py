@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,8 +22,11 @@ import qagent_mlx
 
 qagent_mlx.configure()  # before numpy and MLX are imported
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
 import duckdb
 import numpy as np
+from simulated_log import NOUNS
 
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.profile import Memory, count_words
@@ -31,23 +35,6 @@ from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
 START, DAYS = datetime(2026, 1, 1), 90
-NOUNS = (
-    "tent",
-    "stove",
-    "lamp",
-    "shoe",
-    "cable",
-    "case",
-    "chair",
-    "desk",
-    "bag",
-    "jacket",
-    "filter",
-    "pan",
-    "drill",
-    "rope",
-    "helmet",
-)
 
 
 def make_files(folder: Path, events: int, users: int, products: int, seed: int) -> None:

@@ -29,20 +29,18 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 
 import argparse
 import json
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ceiling import Lines, Ranker, cases_of, lines_of, outcome, ranker
+from ceiling import Lines, cases_of, outcome, ranker, ranker_system
+from study import interval
 
 from qagent_mlx.build import SAMPLE_MEMORY, build_shop
 from qagent_mlx.environment.config import SplitConfig
-from qagent_mlx.environment.environment import Environment
 from qagent_mlx.evaluate.abtest import abtest
 from qagent_mlx.evaluate.config import AbConfig
 from qagent_mlx.ingest.ingest import ingest_files
@@ -68,8 +66,6 @@ WORLDS: dict[str, dict[str, float]] = {
 }
 ARMS = ("blind", "typed", "query", "both")
 CONTROLS = ARMS[:-1]
-# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-T95 = (12.706, 4.303, 3.182, 2.776)
 RATES_SQL = """
 WITH searches AS (
     SELECT user_id, event_id, query_key, ts, lead(query_key) OVER w AS next, lead(ts) OVER w AS following
@@ -121,7 +117,7 @@ def measured(shop: Shop, seed: int, users: int) -> dict[str, Any]:
     lifts: dict[str, dict[str, float]] = {}
     looked: list[Lines] = []  # both arms ask about the same moments of the same shoppers
     for control in CONTROLS:
-        arms = {arm: _system(arm, choose[arm], looked) for arm in (control, "both")}
+        arms = {arm: ranker_system(arm, choose[arm], looked) for arm in (control, "both")}
         report = abtest(shop, control, "both", AbConfig(k=1, users=users, seed=seed), systems=arms)
         lifts[control] = {name: report.rates[name].lift for name in ("ctr", "cvr", "orders")}
     return {
@@ -130,26 +126,6 @@ def measured(shop: Shop, seed: int, users: int) -> dict[str, Any]:
         "metrics": {arm: values.tolist() for arm, values in made.items()},
         "lifts": lifts,
     }
-
-
-def _system(
-    name: str, choose: Callable[[Lines], int], looked: list[Lines]
-) -> Callable[[Shop, Environment], Ranker]:
-    def make(own: Shop, environment: Environment) -> Ranker:
-        if not looked:
-            looked.extend(lines_of(own, environment))
-        return Ranker(name, choose, looked)
-
-    return make
-
-
-def mean_interval(values: Sequence[float], scale: float = 100.0) -> str:
-    """A mean over seeds with its 95 % t interval."""
-    array = scale * np.array(values)
-    if len(array) < 2:
-        return f"{array.mean():.1f}"
-    half = T95[len(array) - 2] * array.std(ddof=1) / math.sqrt(len(array))
-    return f"{array.mean():.1f} [{array.mean() - half:.1f}, {array.mean() + half:.1f}]"
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
@@ -164,10 +140,10 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             *(f"{100 * np.mean([r['rates'][n] for r in runs]):.0f}" for n in runs[0]["rates"]),
             *(f"{100 * np.mean(cons[a]):.1f}" for a in ("first line", *ARMS)),
             *(
-                mean_interval([b - a for a, b in zip(cons[arm], cons["both"], strict=True)])
+                interval([b - a for a, b in zip(cons[arm], cons["both"], strict=True)])
                 for arm in CONTROLS
             ),
-            *(f"{mean_interval([r['lifts'][arm]['orders'] for r in runs])} %" for arm in CONTROLS),
+            *(f"{interval([r['lifts'][arm]['orders'] for r in runs])} %" for arm in CONTROLS),
         ]
         lines.append(f"| {world} | {' | '.join(cells)} |")
     return "\n".join(lines)
