@@ -181,7 +181,12 @@ class GrpoTrainer(Algorithm):
     def update(
         self, chains: Sequence[tuple[Rollout, float]], number: int, interrupt: Interrupt = never
     ) -> dict[str, float]:
-        """Take an optimizer step for each epoch over chains with their advantages."""
+        """Take an optimizer step for each epoch over chains with their advantages.
+
+        Returns:
+            ``loss`` is the objective's; ``kl``, ``entropy`` and ``clipped`` are means over tokens,
+            weighted as in the objective.
+        """
         config, policy = self.config, self.policy
         release_memory()  # what the rollouts' caches took
         batches = training_batches(
@@ -205,12 +210,15 @@ class GrpoTrainer(Algorithm):
             for value, parts in zip(result.losses, result.parts, strict=True):
                 for name in totals:
                     totals[name] += float(value if name == "loss" else parts[name]) / config.epochs
-            norm = update_weights(self, result.total, config.max_grad_norm, number)
-        groups = batches.groups
+            norm = max(norm, update_weights(self, result.total, config.max_grad_norm, number))
+        groups, weight = batches.groups, batches.weight
         del batches, result
         release_memory()
         sums = dict(zip(totals, self.world.all_reduce_scalars(*totals.values()), strict=True))
-        return {**sums, "grad_norm": norm, "ratio_drift": drift, "trained_groups": groups}
+        # The weights of Dr. GRPO's tokens do not sum to 1, nor do those of a part of the groups.
+        means = {name: sums[name] / weight for name in ("kl", "entropy", "clipped")}
+        own = {"grad_norm": norm, "ratio_drift": drift, "trained_groups": groups}
+        return {**sums, **means, **own}
 
     def loss(
         self,

@@ -43,6 +43,7 @@ class UpdateBatches:
     prepared: PreparedBatches
     targets: list[MicroBatchTargets]
     groups: int  # that are trained on, by all workers together
+    weight: float  # of all tokens of the step, by all workers together
 
 
 def training_batches(
@@ -76,6 +77,7 @@ def training_batches(
     advantages = np.array([advantage for _, _, advantage in kept], dtype=np.float32)
     factor = np.array([factors[case] for case, _, _ in kept], dtype=np.float32)
     weights, lengths = weights[is_kept] * factor, lengths[is_kept]
+    total_weight = float((weights * np.float64(lengths)).sum())
     own = world.local_groups([s.group for s in sequences])
     budget = micro_batch_tokens(policy, config.token_budget)
     prepared = prepare(policy, [sequences[i] for i in own], budget)
@@ -95,7 +97,7 @@ def training_batches(
                 reference=reference[index] if reference else None,
             )
         )
-    return UpdateBatches(prepared, targets, len(factors))
+    return UpdateBatches(prepared, targets, len(factors), total_weight)
 
 
 def kept_groups(

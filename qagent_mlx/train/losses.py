@@ -89,7 +89,10 @@ def clipped_surrogate(
 def k3(reference: mx.array, logprob: mx.array) -> mx.array:
     """KL(policy | reference) of each token: never negative, and unbiased (Schulman, 2020).
 
-    Its gradient weighs a token by how much likelier the reference would draw it. A settled policy
+    That is its value. Its gradient over the policy's own tokens is in mean that of
+    KL(reference | policy), as in every trainer that adds it to the loss (arXiv:2506.09477).
+
+    The gradient weighs a token by how much likelier the reference would draw it. A settled policy
     that draws a token of the reference's which it has all but given up would meet a weight of
     thousands, and that token alone would make the step. From `MAX_RATIO` on the estimate goes on
     as a straight line: it still pulls back, with a bounded gradient.

@@ -382,6 +382,23 @@ def test_every_loss_starts_on_policy_and_moves_the_adapter(shop, loss):
     )
 
 
+def test_entropy_and_kl_are_those_of_a_token_whatever_the_objective_weighs_it_by(shop):
+    """Their alarms have floors in nats a token; Dr. GRPO's weights do not sum to 1."""
+    measured = {}
+    for loss in ("dapo", "dr_grpo"):  # both weigh all tokens of a step equally
+        trainer = trainer_of(shop, loss=loss)
+        random = np.random.default_rng(0)
+        moved = [
+            (name, value + mx.array(random.normal(0, 0.05, value.shape), mx.float32))
+            for name, value in trainer.policy.adapter().items()
+        ]
+        trainer.policy.model.load_weights(moved, strict=False)
+        measured[loss] = trainer.step(0).metrics
+    for name in ("entropy", "kl"):
+        assert measured["dr_grpo"][name] == pytest.approx(measured["dapo"][name], rel=1e-4)
+        assert measured["dapo"][name] > 1e-3
+
+
 def test_later_epochs_on_the_same_chains_are_clipped(shop):
     trainer = trainer_of(
         shop, epochs=4, learning_rate=0.05, warmup=1, clip_low=0.01, clip_high=0.01, beta=0.0
