@@ -6,10 +6,10 @@ python tests/benchmarks/mutants.py show               what was not caught, with 
 
 A fault is put into a copy of the tree, and the tests that run its line are run there, the cheap
 ones and those of the same room first, until one fails: seconds for most. All third-party packages are
-imported once, and each run of tests is a fork. The records are in `.mutants/`. With a smaller
-`--budget` than the costliest shared fixture takes, a fault that only its users see is missed:
-`run --again --budget 120` tries again what nobody caught. Wants `coverage` (`pip install coverage`)
-for `cover`.
+imported once, each run of tests is a fork, and a folder that a fixture takes long to make is made
+once for all faults that it does not run. The records are in `.mutants/`. A small `--budget` first is
+quickest: `run --again --budget 120` tries what nobody caught with the tests that were not run.
+Wants `coverage` (`pip install coverage`) for `cover`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+from kept_folders import KeptFolders
 from mutation import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
@@ -82,47 +84,57 @@ def sample(count: int, seed: int, rooms: list[str]) -> list[Mutant]:
 class Tests:
     """Which tests to run for a line."""
 
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float, kept: Path) -> None:
         document = json.loads(COVERAGE.read_text(encoding="utf-8"))
-        self.budget = budget
+        self.budget, self.kept = budget, kept
         self.tests, self.shared, self.lines = (document[k] for k in ("tests", "shared", "lines"))
 
-    def of(self, mutant: Mutant) -> list[str]:
+    def of(self, mutant: Mutant, without: Collection[str] = ()) -> list[str]:
         """The tests that run a mutant's line, until they would take more than the budget."""
-        contexts = set(self.lines.get(mutant.path, {}).get(str(mutant.line), ()))
-        names = {c.split(" ")[1]: c for c in contexts if c.startswith("fixture ")}
-        if not contexts:  # runs at import, if at all: whoever runs anything of the file sees it
-            every = self.lines.get(mutant.path, {}).values()
-            contexts = {c for line in every for c in line}
-        chosen = [t for t in self.tests if t in contexts or self._uses(t, names)]
-        chosen.sort(key=lambda test: self._cost(test, mutant))
+        names = self.changed(mutant)
+        contexts = self._contexts(mutant)
+        chosen = [t for t in self.tests if t in contexts or names & set(self._shared(t))]
+        costs = {test: self._costs(test, mutant) for test in chosen if test not in without}
         spent, fixtures, taken = 0.0, set[str](), []
-        for test in chosen:
-            needs = self._fixtures(test) - fixtures
-            cost = self.tests[test]["seconds"] + sum(self.shared[f] for f in needs)
+        for test in sorted(costs, key=lambda test: self._worth(test, mutant, costs[test])):
+            new = {f: seconds for f, seconds in costs[test].items() if f not in fixtures}
+            cost = sum(new.values())
             if spent + cost <= self.budget or not taken:
-                spent, fixtures = spent + cost, fixtures | needs
+                spent, fixtures = spent + cost, fixtures | set(new)
                 taken.append(test)
         return taken
 
-    def _uses(self, test: str, names: dict[str, str]) -> bool:
-        return any(name in names for name in self.tests[test]["fixtures"])
+    def changed(self, mutant: Mutant) -> set[str]:
+        """The names of the shared fixtures that run a mutant's line."""
+        return {c.split(" ")[1] for c in self._contexts(mutant) if c.startswith("fixture ")}
 
-    def _fixtures(self, test: str) -> set[str]:
-        """The contexts of the shared fixtures that a test takes."""
-        wanted = set(self.tests[test]["fixtures"])
-        folder = test.partition("::")[0]
-        return {
-            context
-            for context in self.shared
-            if context.split(" ")[1] in wanted and folder.startswith(context.split(" ", 2)[2])
-        }
+    def _contexts(self, mutant: Mutant) -> set[str]:
+        """The tests and shared fixtures that run its line."""
+        lines = self.lines.get(mutant.path, {})
+        if contexts := lines.get(str(mutant.line)):
+            return set(contexts)
+        # It runs at import, if at all: whoever runs anything of the file sees it.
+        return {context for line in lines.values() for context in line}
 
-    def _cost(self, test: str, mutant: Mutant) -> float:
-        """Seconds, halved where a test's file is the mirror of the mutant's."""
-        seconds = self.tests[test]["seconds"] + sum(self.shared[f] for f in self._fixtures(test))
+    def _shared(self, test: str) -> dict[str, str]:
+        """The shared fixtures that a test takes: the context of each by its name."""
+        wanted, file = set(self.tests[test]["fixtures"]), test.partition("::")[0]
+        contexts = ([*context.split(" ", 2), context] for context in self.shared)
+        return {n: c for _, n, base, c in contexts if n in wanted and file.startswith(base)}
+
+    def _costs(self, test: str, mutant: Mutant) -> dict[str, float]:
+        """Seconds of a test and of each shared fixture that has to be made for it."""
+        folders, changed = KeptFolders(self.kept, set()), self.changed(mutant)
+        costs = {test: float(self.tests[test]["seconds"])}
+        for name, context in self._shared(test).items():
+            if name in changed or not folders.folder(name, context.split(" ", 2)[2]).exists():
+                costs[context] = float(self.shared[context])
+        return costs
+
+    def _worth(self, test: str, mutant: Mutant, costs: dict[str, float]) -> float:
+        """Seconds, fewer where a test's file is the mirror of the mutant's: small ones go first."""
         mirrored = f"test_{Path(mutant.path).stem}" in test
-        return float(seconds) / (4 if mirrored else 1)
+        return sum(costs.values()) / (4 if mirrored else 1)
 
 
 def prepare(copy: Path) -> None:
@@ -136,6 +148,7 @@ def prepare(copy: Path) -> None:
             shutil.copytree(source, copy / name, ignore=ignored)
         else:
             shutil.copy(source, copy / name)
+    (copy / "qagent_cli").symlink_to(copy / "cli")
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy)  # for processes that tests start
     sys.path[:0] = [str(copy), str(copy / "tests" / "helpers")]
@@ -153,7 +166,7 @@ def prepare(copy: Path) -> None:
         del sys.modules[name]
 
 
-def run_tests(tests: list[str], log: Path, seconds: float) -> str:
+def run_tests(tests: list[str], log: Path, seconds: float, plugin: KeptFolders) -> str:
     """Run tests in a fork: ``passed``, ``failed``, ``timeout`` (of processor time) or ``stuck``.
 
     What is stuck may hang, or only wait for a busy machine: it does not count as caught.
@@ -170,7 +183,7 @@ def run_tests(tests: list[str], log: Path, seconds: float) -> str:
         flags = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line"]
         code = 1
         try:
-            code = int(pytest.main([*flags, *tests]))
+            code = int(pytest.main([*flags, *tests], plugins=[plugin]))
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -199,29 +212,34 @@ def known() -> dict[str, dict[str, Any]]:
 def run(options: argparse.Namespace) -> None:
     """Try the mutants of the sample that were not tried, and again those that nobody caught."""
     wanted = sample(options.count, options.seed, options.rooms)
-    done = known()
-    caught = {m for m, row in done.items() if row["outcome"] in CAUGHT}
-    tried = caught if options.again else set(done)
     if options.match:
         wanted = [m for m in sample(10**9, 0, options.rooms) if options.match in m.name]
+    done, copy, kept = known(), Path(options.copy), PLACE / "folders"
+    tried = {m for m, row in done.items() if row["outcome"] in CAUGHT or not options.again}
     wanted = [m for m in wanted if m.name not in tried][: options.at_most]
-    tests, copy = Tests(options.budget), Path(options.copy)
+    kept.mkdir(exist_ok=True)
     prepare(copy)
+    tests = Tests(options.budget, kept)
     stamp = int(time.time())
     for number, mutant in enumerate(wanted):
         path, start = copy / mutant.path, time.monotonic()
         source = path.read_bytes()
-        chosen, outcome, reason = tests.of(mutant), "uncovered", ""
+        before = done.get(mutant.name, {})
+        ran = list(before.get("ran", ()))
+        chosen, outcome = tests.of(mutant, ran), before.get("outcome", "uncovered")
+        reason = ""
         if chosen:
             path.write_bytes(mutant.apply(source))
             os.utime(path, (stamp + 2 * number + 1,) * 2)  # no compiled file is taken for another's
-            outcome = run_tests(chosen, copy / "log", options.budget * 3 + 20)
+            plugin = KeptFolders(kept, tests.changed(mutant))
+            outcome = run_tests(chosen, copy / "log", options.budget * 3 + 20, plugin)
             path.write_bytes(source)
             os.utime(path, (stamp + 2 * number + 2,) * 2)
             rows = (copy / "log").read_text("utf-8", "replace").splitlines()
             reason = next((r for r in rows if r.startswith(("FAILED", "ERROR", "E "))), "")
         row = {"mutant": mutant.name, "outcome": outcome, "tests": len(chosen), "by": reason[:300]}
         row["seconds"] = round(time.monotonic() - start, 1)
+        row["ran"] = [] if outcome in CAUGHT else ran + chosen
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{outcome:9} {row['seconds']:6} s {mutant.name} {reason[:80]}", flush=True)
@@ -236,8 +254,12 @@ def show(options: argparse.Namespace) -> None:
         line = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()[mutant.line - 1]
         print(f"{records[mutant.name]['outcome']:9} {mutant.name}\n            {line.strip()}")
     if rows:
-        share = 100 * (1 - len(missed) / len(rows))
-        print(f"{len(rows) - len(missed)} of {len(rows)} caught: {share:.1f} %")
+        from scipy.stats import binomtest
+
+        caught = len(rows) - len(missed)
+        low, high = binomtest(caught, len(rows)).proportion_ci(method="wilson")
+        share = f"{caught / len(rows):.1%} [{low:.1%}, {high:.1%}]"
+        print(f"{caught} of {len(rows)} caught: {share}")
 
 
 def main() -> None:
