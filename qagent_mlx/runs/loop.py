@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import mlx.core as mx
 import mlx.optimizers as optim
 
 from ..distributed.stop_signal import StopRequested, StopSignal
 from ..distributed.world import World, current_world
 from ..errors import QAgentError
+from ..policy.adapters import load_adapter
 from ..policy.policy import Policy
 from . import checkpoint
 from .early_stopping import BestEvaluation
@@ -162,6 +164,7 @@ class TrainingLoop:
         rows = self.record.rows("metrics") if self.record else ()
         self._history = [metrics for metrics in rows if metrics["step"] <= self._done]
         self._best = BestEvaluation(config.best_by, config.stop_after)
+        self._best_weights: dict[str, mx.array] = {}  # of a loop that nothing records
         for metrics in self._history:
             self._best.update(metrics)
         for monitor in self.monitors:
@@ -192,6 +195,8 @@ class TrainingLoop:
             metrics |= {f"eval_{name}": value for name, value in evaluation.items()}
         self._history.append(metrics)
         self._best.update(metrics)
+        if self._best.step == self._done and not self.record:
+            self._best_weights = algorithm.policy.adapter()
         if self.record:
             self.record.append("metrics", [metrics])
             self.record.append("rollouts", map(asdict, result.rollouts))
@@ -216,10 +221,12 @@ class TrainingLoop:
 
     def _restore_best(self) -> None:
         """Put the weights of the best evaluation in place, in all workers."""
-        if not self.record or self._best.step in (0, self._done):
+        if self._best.step in (0, self._done):
             return
         policy = self.algorithm.policy
-        if self.record.writable and (folder := checkpoint.best(self.record.checkpoints)):
+        if self.record is None:
+            load_adapter(policy.model, self._best_weights, f"step {self._best.step}")
+        elif self.record.writable and (folder := checkpoint.best(self.record.checkpoints)):
             checkpoint.restore_weights(folder, policy)
         policy.model.update(self.world.broadcast(policy.model.trainable_parameters()))
 

@@ -21,8 +21,9 @@ from ..environment.text_rollouts import TextRollout, TextRunner, examples_of
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..policy.registry import derive
-from ..runs.loop import LoopConfig, OnStep, TrainingLoop
+from ..runs.loop import OnStep, TrainingLoop
 from ..runs.records import LoopResult
+from ..utils.settings import SettingError
 from .grpo import GrpoTrainer
 from .grpo_config import GrpoConfig
 from .monitors import AlarmMonitor, FirstUpdateCheck, alarms_for
@@ -34,12 +35,18 @@ class TextGrpoTrainer(GrpoTrainer):
     Args:
         policy: With an adapter.
         environment: Gives cases, answers and rewards.
-        config: Of its settings, those of shops (``solvable``, ``curriculum``) mean nothing.
+        config: Of its settings, those of shops (``solvable``, ``curriculum``) mean nothing, nor
+            do those of a run's files (``save_every``, ``keep``, ``logged_groups``).
+
+    Raises:
+        SettingError: ``best_by`` names what only a shop measures.
     """
 
     environment: Any  # a TextEnvironment
 
     def __init__(self, policy: Policy, environment: TextEnvironment, config: GrpoConfig) -> None:
+        if config.best_by != "reward":
+            raise SettingError("best_by", "must be reward: other measures are of shops")
         weights = dict(environment.weights)
         config = replace(config, weights=weights, curriculum={}, solvable=False)
         super().__init__(policy, environment, config, dict.fromkeys(weights, _of_the_environment))  # type: ignore[arg-type]
@@ -81,14 +88,15 @@ def train_in_text(
     Args:
         policy: With an adapter, see `trainable`.
         environment: Gives cases, answers and rewards.
-        config: Steps, groups, learning rate and more.
+        config: Steps, groups, learning rate and more. With ``eval_every`` it ends with the weights
+            of the best evaluation, as a run does.
         on_step: Called after each step with its metrics.
     """
     trainer = TextGrpoTrainer(policy, environment, config or GrpoConfig())
     # What is recommended and searched is a shop's.
     alarms = replace(alarms_for(trainer.config.alarms, policy), searches="off", distinct="off")
     monitors = (FirstUpdateCheck(policy), AlarmMonitor(alarms))
-    loop = LoopConfig(trainer.config.steps)
+    loop = replace(trainer.config.loop, save_every=0)  # there is no run to keep checkpoints in
     return TrainingLoop(trainer, loop, monitors=monitors, on_step=on_step).run()
 
 

@@ -116,6 +116,13 @@ def test_a_loop_goes_on_after_a_checkpoint_with_the_metrics_before_it(policy, re
     assert names == ["step-000002", "step-000004"]
 
 
+def test_without_a_record_the_best_evaluation_is_kept_all_the_same(policy):
+    algorithm = Counting(policy, [0.1, 0.9, 0.3, 0.2, 0.9])
+    result = TrainingLoop(algorithm, LoopConfig(9, eval_every=1, stop_after=2)).run()
+    assert algorithm.taken == [0, 1, 2, 3] and result.stopped_early
+    assert result.best_step == 2 and weight(policy) == 2
+
+
 def test_the_best_evaluation_is_kept_and_ends_the_loop(policy, record):
     config = LoopConfig(9, save_every=100, eval_every=1, stop_after=2)
     algorithm = Counting(policy, rewards=[0.1, 0.7, 0.2, 0.3, 0.7])

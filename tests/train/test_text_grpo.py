@@ -89,6 +89,32 @@ def test_chains_are_scored_as_they_were_sampled_and_the_reward_rises(policy):
     assert result.validation.keys() == {"reward", "short"}
 
 
+def test_it_ends_with_the_weights_of_the_best_evaluation_and_no_sooner_than_it_was_told(policy):
+    """A rate at which an untrained model is thrown about: the last evaluation is rarely the best."""
+    evaluated = {}
+
+    def on_step(metrics):
+        evaluated[metrics["step"]] = metrics.get("eval_reward")
+
+    config = GrpoConfig(
+        steps=9, cases_per_step=2, group=4, learning_rate=0.01, warmup=0, measured=4, eval_every=2,
+        stop_after=2,
+    )  # fmt: skip
+    result = train_in_text(policy, Tokens(), config, on_step)
+    measured = {step: value for step, value in evaluated.items() if value is not None}
+    assert result.best_step == max(measured, key=lambda step: (measured[step], -step))
+    assert result.validation["reward"] == measured[result.best_step] == result.best_value
+    since = [step for step in measured if step > result.best_step]
+    assert result.stopped_early == (len(since) == 2 and len(evaluated) < 9) and len(since) <= 2
+    again = TextGrpoTrainer(policy, Tokens(), config).evaluate()
+    assert again == result.validation, "the policy is the one of the best step"
+
+
+def test_what_only_a_shop_measures_chooses_no_policy(policy):
+    with pytest.raises(QAgentError, match="best_by must be reward"):
+        train_in_text(policy, Tokens(), GrpoConfig(best_by="q_em"))
+
+
 def test_the_same_seed_samples_the_same_chains(policy):
     config = GrpoConfig(cases_per_step=2, group=2)
     trainer = TextGrpoTrainer(policy, LookupEnvironment(), config)
