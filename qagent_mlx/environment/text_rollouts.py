@@ -15,6 +15,8 @@ from ..policy.policy import Policy
 from ..types import Case, Split
 from .text_environment import Step, TextEnvironment
 
+MOST_TURNS = 64  # of an episode, where the environment does not end it sooner
+
 
 @dataclass(frozen=True)
 class TextExample:
@@ -44,14 +46,23 @@ def examples_of(environment: TextEnvironment, split: Split) -> list[TextExample]
 
 
 class TextEpisode:
-    """One episode in tokens, in place of an `agent.episode.Episode`."""
+    """One episode in tokens, in place of an `agent.episode.Episode`.
+
+    An environment that has not ended it after so many ``turns`` is asked to give up.
+    """
 
     request = None  # an environment answers by itself
 
     def __init__(
-        self, policy: Policy, environment: TextEnvironment, case: int, member: int, stream: Any
+        self,
+        policy: Policy,
+        environment: TextEnvironment,
+        case: int,
+        member: int,
+        stream: Any,
+        turns: int = MOST_TURNS,
     ) -> None:
-        self._policy, self._environment = policy, environment
+        self._policy, self._environment, self._turns = policy, environment, turns
         self.case, self.member = case, member
         messages = environment.reset(case)
         self.sequence = DecodingSequence(
@@ -67,6 +78,10 @@ class TextEpisode:
     def act(self) -> bool:
         """Take the turn that was just decoded; returns whether the episode goes on."""
         self._last = self._environment.step(self._policy.codec.decode(self.sequence.turn))
+        self._turns -= 1
+        if self._turns <= 0 and not self._last.done:
+            self._last = self._environment.give_up()
+            return False
         return not self._last.done
 
     def observe(self, _result: None) -> None:
@@ -96,12 +111,14 @@ class _NoTools:
 
 
 class TextRunner(RolloutRunner):
-    """Runs a policy's chains in a text environment."""
+    """Runs a policy's chains in a text environment, each of at most ``turns`` turns."""
 
-    def __init__(self, policy: Policy, environment: TextEnvironment) -> None:
+    def __init__(
+        self, policy: Policy, environment: TextEnvironment, turns: int = MOST_TURNS
+    ) -> None:
         agent = replace(policy.info.agent, writes=False)
         super().__init__(policy, _NoTools(), agent)  # type: ignore[arg-type]
-        self._environment = environment
+        self._environment, self._turns = environment, turns
 
     def run(  # type: ignore[override]
         self,
@@ -118,7 +135,7 @@ class TextRunner(RolloutRunner):
             for member in range(group):
                 stream = random_stream(seed, position, member)
                 forked = self._environment.fork()
-                episodes.append(TextEpisode(self.policy, forked, case, member, stream))
+                episodes.append(TextEpisode(self.policy, forked, case, member, stream, self._turns))
                 placed.append(position)
         self.complete(episodes)
         return [e.rollout(at) for e, at in zip(episodes, placed, strict=True)]

@@ -18,6 +18,7 @@ from ..agent.types import Rollout
 from ..environment.rewards import weighted_reward
 from ..environment.text_environment import TextEnvironment
 from ..environment.text_rollouts import TextRollout, TextRunner, examples_of
+from ..errors import QAgentError
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..policy.registry import derive
@@ -55,16 +56,40 @@ class TextGrpoTrainer(GrpoTrainer):
         """Take the environment's cases."""
         self.runner = TextRunner(self.policy, self.environment)
         self.examples = examples_of(self.environment, "train")  # type: ignore[assignment]
+        needed = ["train", *(["validation"] if self.config.eval_every else [])]
+        for split in needed:
+            if not self.environment.cases(split):
+                raise QAgentError(f"the environment has no cases in {split}; let it return some")
 
     def rewards(self, rollout: Rollout, example: Any) -> list[float]:
-        """The rewards that the environment gave a chain."""
+        """The rewards that the environment gave a chain.
+
+        Raises:
+            QAgentError: one is missing in the last step, or not in [0, 1].
+        """
         assert isinstance(rollout, TextRollout)
-        return [float(rollout.step.rewards[name]) for name in self.components]
+        given = rollout.step.rewards
+        for name in self.components:
+            if name not in given:
+                raise QAgentError(
+                    f"the environment ended an episode without the reward {name!r}, which it has a "
+                    "weight for; let the last step have all of them, and that of give_up"
+                )
+            if not 0.0 <= given[name] <= 1.0:
+                raise QAgentError(
+                    f"the environment's reward {name} is {given[name]}; rewards lie between 0 and 1"
+                )
+        return [float(given[name]) for name in self.components]
 
     def evaluate(self) -> dict[str, float]:
-        """Means over greedy chains on validation cases: ``reward`` and each component."""
+        """Means over greedy chains on validation cases, ``reward`` and each component.
+
+        Empty where there are no such cases.
+        """
         self.policy.model.eval()
         cases = examples_of(self.environment, "validation")[: self.config.measured]
+        if not cases:
+            return {}
         steps = [r.step for r in self.runner.run([e.task for e in cases], 1, None)]  # type: ignore[attr-defined, misc]
         rewards = [weighted_reward(step.rewards, self.config.weights) for step in steps]
         return {"reward": _mean(rewards)} | {

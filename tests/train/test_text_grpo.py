@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qagent_mlx.environment.lookup_environment import TURNS, LookupEnvironment
+from qagent_mlx.environment.text_environment import Step
+from qagent_mlx.environment.text_rollouts import TextRunner
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
@@ -113,6 +115,50 @@ def test_it_ends_with_the_weights_of_the_best_evaluation_and_no_sooner_than_it_w
 def test_what_only_a_shop_measures_chooses_no_policy(policy):
     with pytest.raises(QAgentError, match="best_by must be reward"):
         train_in_text(policy, Tokens(), GrpoConfig(best_by="q_em"))
+
+
+class Endless(Tokens):
+    """Never ends by itself, and has what a test leaves it."""
+
+    rewards, numbers = {"short": 0.5}, range(4)
+
+    def fork(self):
+        return type(self)()
+
+    def cases(self, split):
+        return self.numbers
+
+    def step(self, action):
+        return Step("go on")
+
+    def give_up(self):
+        return Step("", 0.5, True, self.rewards)
+
+
+def test_an_environment_that_goes_on_for_ever_is_asked_to_give_up(policy):
+    for turns in (1, 3):
+        (chain,) = TextRunner(policy, Endless(), turns).run([0], 1, (0,))
+        assert chain.step.done and chain.step.rewards == {"short": 0.5}
+        observed = policy.codec.decode(chain.tokens[chain.prompt_length :]).count("go on")
+        assert observed == turns - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": {}}, "without the reward 'short'"),
+        ({"rewards": {"short": 1.5}}, "short is 1.5; rewards lie between 0 and 1"),
+        ({"rewards": {"short": float("nan")}}, "short is nan"),
+        ({"numbers": ()}, "no cases in train"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_said(policy, changes, message, monkeypatch):
+    for name, value in changes.items():
+        monkeypatch.setattr(Endless, name, value)
+    monkeypatch.setattr(Endless, "step", lambda self, action: self.give_up())
+    config = GrpoConfig(steps=1, cases_per_step=1, group=2)
+    with pytest.raises(QAgentError, match=message):
+        train_in_text(policy, Endless(), config)
 
 
 def test_the_same_seed_samples_the_same_chains(policy):
