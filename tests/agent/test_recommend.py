@@ -1,4 +1,4 @@
-import time
+import itertools
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -149,9 +149,15 @@ def test_recommendations_as_plain_values():
     }
 
 
-def test_the_time_of_an_answer_is_its_share_of_the_time_that_the_batch_took(recommender):
+def test_the_time_of_an_answer_is_its_share_of_the_time_that_the_batch_took(
+    recommender, monkeypatch
+):
+    """By a clock that goes on by a second whenever it is read."""
+    clock = SimpleNamespace(perf_counter=itertools.count(start=100).__next__)
+    monkeypatch.setattr("qagent_mlx.agent.recommend.time", clock)
     requests = [RecommendRequest(profile(f"u{i}", "usb cable"), NOW, 1, 1) for i in range(4)]
-    start = time.perf_counter()
     answers = recommender.answer(requests)
-    whole = (time.perf_counter() - start) * 1000
-    assert 0 < sum(answer.latency_ms for answer in answers) <= whole
+    assert [answer.latency_ms for answer in answers] == [1000.0] * 4  # of four seconds
+    spent = recommender.spent
+    assert spent["searches"] == recommender.runner.tools.seconds
+    assert spent["chains"] + spent["searches"] == pytest.approx(1) and spent["slates"] == 1

@@ -193,6 +193,7 @@ def test_a_chain_does_not_depend_on_its_batch(runner, nano_policy, tiny_search):
     whole = sampled(runner)
     narrow = RolloutRunner(nano_policy, SearchProducts(tiny_search, AGENT), AGENT, max_rows=3)
     assert [c.tokens for c in sampled(narrow)] == [c.tokens for c in whole]
+    assert narrow.rows_that_fit(1) == 3  # whatever memory there is
 
 
 def test_seeds_differ_and_repeat(runner):

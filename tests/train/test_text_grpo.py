@@ -81,6 +81,7 @@ class Tokens(LookupEnvironment):
 
 
 def test_chains_are_scored_as_they_were_sampled_and_the_reward_rises(policy):
+    assert policy.lora == LoraConfig(rank=4)
     config = GrpoConfig(steps=12, cases_per_step=4, group=8, learning_rate=5e-3, measured=4)
     rows = []
     result = train_in_text(policy, Tokens(), config, rows.append)
