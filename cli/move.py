@@ -23,7 +23,7 @@ data_option = click.option(
     type=PLAIN,
     metavar="FOLDER",
     help="Where a new lake keeps its rows: a folder that all machines see at the same path, or "
-    "s3://BUCKET/PLACE.",
+    "s3://BUCKET/PLACE. Of a lake that is there, where they must be.",
 )
 
 

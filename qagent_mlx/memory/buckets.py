@@ -59,7 +59,7 @@ def build_memory(shop: Shop, anew: bool = False) -> MemoryReport:
     """
     data = None
     if isinstance(shop.store, LakeStore):
-        data = shop.store.catalog.data_folder(shop.wait_seconds)
+        data = shop.store.catalog.data_folder()
     with shop.transaction(is_shared=False) as connection:
         store = MemoryStore(connection, shop.config.memory)
         if data is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -180,6 +180,21 @@ class ShopConfig:
             "share it; see shop/lake.py."
         ),
     ] = None
+    data: Annotated[
+        str | None,
+        Meta(
+            description="Where that lake keeps its files, as it said when this shop joined it; "
+            "it is not used once it says otherwise."
+        ),
+    ] = None
     derived_queries: Annotated[
         str | None, Meta(description="How queries were derived, where nobody typed any.")
     ] = None
+
+
+PLACES = ("store", "data")  # settings that say where a shop is, which each machine knows itself
+
+
+def outside_lakes(config: ShopConfig) -> ShopConfig:
+    """The settings of a shop whose rows are in its file."""
+    return replace(config, store=None, data=None)

@@ -20,7 +20,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..errors import QAgentError
 from ..utils.database import copy_parquet, literal
 from ..utils.settings import merge
 from . import journal
-from .config import ShopConfig
+from .config import PLACES, ShopConfig
 from .copied import Copied, copied_snapshot, keep_copied
 from .handed_over import refuse_times
 from .hooks import hooks
@@ -58,8 +58,9 @@ class LakeStore(Store):
     is_shared = True
 
     def __init__(self, shop: OpenShop) -> None:
-        assert shop.config.store is not None
-        self.catalog = LakeCatalog(shop.config.store, f"the shop {shop.path}")
+        config = shop.config
+        assert config.store is not None
+        self.catalog = LakeCatalog(config.store, f"the shop {shop.path}", config.data)
         self._wait = shop.wait_seconds
         self._before: Before | None = None
 
@@ -90,6 +91,9 @@ class LakeStore(Store):
                 return head, state, list(changes)
 
             head, state, changes = self.catalog.call(read, shop.wait_seconds)
+            if shop.config.data is None:  # joined before it was remembered
+                shop.config = replace(shop.config, data=self.catalog.data)
+                shop.write_config()
             if head == copied:
                 return False
             self._take_over(shop, copied, head, state, changes)
@@ -209,7 +213,7 @@ class LakeStore(Store):
                 raise self.catalog.unreachable(error) from error
             finally:
                 cursor.close()
-            if data := self.catalog.data_folder(self._wait):
+            if data := self.catalog.data_folder():
                 _clear_published(data / PUBLISHED)
             self.catalog.compact(self._wait)
 
@@ -237,14 +241,16 @@ def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
 def shared_settings(config: ShopConfig) -> str:
     """A shop's settings as the lake keeps them: where it is, each machine knows itself."""
     values: dict[str, Any] = asdict(config)
-    del values["store"]
-    return json.dumps(values)
+    return json.dumps({name: value for name, value in values.items() if name not in PLACES})
 
 
 def take_settings(shop: OpenShop, state: dict[str, str], address: str) -> None:
     """Give a shop the settings that a lake's state holds."""
     values = json.loads(state["settings"])
-    config = merge(ShopConfig(store=shop.config.store), values, f"the lake {address}")
+    if isinstance(values, dict):  # else `merge` says so
+        values = {name: value for name, value in values.items() if name not in PLACES}
+    own = ShopConfig(store=shop.config.store, data=shop.config.data)
+    config = merge(own, values, f"the lake {address}")
     if config != shop.config:
         shop.config = config
         shop.write_config()

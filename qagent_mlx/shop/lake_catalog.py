@@ -12,19 +12,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import duckdb
 from filelock import FileLock, Timeout
 
 from ..errors import QAgentError
 from ..utils.database import literal, open_duckdb
+from ..utils.text import clean
 from ..utils.trust import require_address, trust_address
 from .lake_files import confine
 
@@ -33,6 +35,7 @@ T = TypeVar("T")
 NAME = "lake"  # of the attached database
 INLINED_ROWS = 500  # that a small change keeps in the catalog instead of files of their own
 LOCK = 7_209_341  # of PostgreSQL's advisory locks
+INDEX = -1  # as a bucket: the search index, which one machine builds at a time
 POLL_SECONDS = 0.05
 PASSWORD = "PGPASSWORD"
 STORES = ("s3://", "gs://", "r2://")  # of objects, which DuckDB's extension httpfs reads
@@ -42,7 +45,13 @@ _SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
 _BUSY = re.compile(r"database( table)? is locked|conflict|could not serialize", re.IGNORECASE)
 EXTENSIONS = {"sqlite": "sqlite_scanner", "postgres": "postgres_scanner"}
 
-_attached: dict[str, duckdb.DuckDBPyConnection] = {}  # by address; attaching takes long
+
+class _Attached(NamedTuple):
+    connection: duckdb.DuckDBPyConnection
+    data: str  # where the lake's files are
+
+
+_attached: dict[str, _Attached] = {}  # by address; attaching takes long
 _attaching = threading.RLock()
 
 
@@ -88,12 +97,19 @@ class LakeInUse(QAgentError):
 class LakeCatalog:
     """A lake by its address.
 
+    Args:
+        address: As `parse_address` reads it.
+        owner: Names in errors who uses it.
+        data: Where its files must be: whoever writes to the catalog can name another place. None
+            takes what it names.
+
     Raises:
         QAgentError: the user has not named the address, see `utils.trust`.
     """
 
-    def __init__(self, address: str, owner: str) -> None:
+    def __init__(self, address: str, owner: str, data: str | None = None) -> None:
         self.kind, self.place = parse_address(address)
+        self._required = data
         self.address = address
         sent = [PASSWORD] if self.kind == "postgres" and PASSWORD in os.environ else []
         remedy = "make a shop of your own with qagent init"
@@ -129,18 +145,40 @@ class LakeCatalog:
                 with closing(sqlite3.connect(self.place)) as database:
                     database.execute("PRAGMA journal_mode = WAL")  # readers keep no writer out
             if "://" not in data:
-                folder = Path(data).expanduser().resolve()
-                folder.mkdir(parents=True, exist_ok=True)
-                data = str(folder)
+                data = _normal_data(data)
+                Path(data).mkdir(parents=True, exist_ok=True)
         except (OSError, sqlite3.Error) as error:
             raise QAgentError(f"cannot make the lake {self.address}: {error}") from error
-        connection = self._attach(f"DATA_PATH {literal(data)}")
-        connection.execute(f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})")
+        attached = self._attach(f"DATA_PATH {literal(data)}")
+        attached.connection.execute(
+            f"CALL {NAME}.set_option('data_inlining_row_limit', {INLINED_ROWS})"
+        )
 
-    def data_folder(self, wait: float) -> Path | None:
+    @property
+    def data(self) -> str:
+        """Where the lake's files are.
+
+        Raises:
+            LakeUnreachable: there is no lake, or it does not answer.
+            QAgentError: they are elsewhere than they must be.
+        """
+        return self._find().data
+
+    def data_folder(self) -> Path | None:
         """The folder of the lake's files; None where they are in a store of objects."""
-        path = self.call(_data_path, wait)
-        return None if "://" in path else Path(path)
+        return None if "://" in self.data else Path(self.data)
+
+    def require_data(self, data: str) -> None:
+        """Refuse a lake whose files are elsewhere than in the folder ``data``.
+
+        Raises:
+            QAgentError: they are.
+        """
+        if _normal_data(data) != self.data.rstrip("/"):
+            raise QAgentError(
+                f"the lake {self.address} keeps its files in {clean(self.data)}, not in {data}; "
+                "name that folder, or none if you know the place"
+            )
 
     def compact(self, wait: float) -> None:
         """Write a catalog of SQLite anew, without the rows that were deleted from it.
@@ -167,24 +205,36 @@ class LakeCatalog:
 
         Raises:
             LakeUnreachable: there is none, or it does not answer.
+            QAgentError: its files are elsewhere than they must be.
         """
-        with _attaching:
-            connection = _attached.get(self.address)
-        if connection is None:
-            connection = self._attach("CREATE_IF_NOT_EXISTS false")
-        return connection.cursor()
+        return self._find().connection.cursor()
 
-    def _attach(self, options: str) -> duckdb.DuckDBPyConnection:
+    def _find(self) -> _Attached:
+        with _attaching:
+            attached = _attached.get(self.address)
+            attached = attached or self._attach("CREATE_IF_NOT_EXISTS false")
+        if self._required not in (None, attached.data):
+            raise QAgentError(
+                f"the lake {self.address} names {clean(attached.data)} as the place of its files, "
+                f"and named {self._required} when this shop joined it; if its files were moved "
+                f"there on purpose, run: qagent move --store {shlex.quote(self.address)} "
+                f"--data {shlex.quote(clean(attached.data))}"
+            )
+        return attached
+
+    def _attach(self, options: str) -> _Attached:
         with _attaching:
             connection = self._open()
             try:
-                _attach_lake(connection, f"ATTACH {literal(self.address)} AS {NAME} ({options})")
-                confine(connection, _data_path(connection))
+                data = _attach_lake(
+                    connection, f"ATTACH {literal(self.address)} AS {NAME} ({options})"
+                )
+                confine(connection, data)
             except duckdb.Error as error:
                 connection.close()
                 raise self.unreachable(error) from error
-            _attached[self.address] = connection
-            return connection
+            attached = _attached[self.address] = _Attached(connection, data)
+            return attached
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         """A connection that can attach the lake.
@@ -244,7 +294,7 @@ class LakeCatalog:
 
         Args:
             wait: Seconds.
-            bucket: Keep out only those who build this bucket of memory.
+            bucket: Keep out only those who build this bucket of memory, or `INDEX`.
 
         Raises:
             LakeInUse: somebody else kept it for all the time.
@@ -295,19 +345,27 @@ class LakeCatalog:
         )
 
 
-def _attach_lake(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
-    """Attach a lake, with what a store of objects needs; DuckDB knows the keys from its secrets."""
+def _normal_data(data: str) -> str:
+    """Where files are, as a lake keeps it but for a slash at the end."""
+    return data.rstrip("/") if "://" in data else str(Path(data).expanduser().resolve())
+
+
+def _attach_lake(connection: duckdb.DuckDBPyConnection, statement: str) -> str:
+    """Attach a lake, with what a store of objects needs; returns where its files are.
+
+    DuckDB knows the keys of a store from its secrets.
+    """
     try:
         connection.execute(statement)
-        if "://" not in _data_path(connection):
-            return
     except duckdb.Error as error:
         if "httpfs" not in str(error):
             raise
         _load_extension(connection, "httpfs")
         connection.execute(statement)
-    else:
+    data = _data_path(connection)
+    if "://" in data:
         _load_extension(connection, "httpfs")
+    return data
 
 
 def _data_path(lake: duckdb.DuckDBPyConnection) -> str:

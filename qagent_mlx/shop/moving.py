@@ -10,6 +10,7 @@ import duckdb
 
 from ..errors import QAgentError
 from ..utils.database import copy_parquet, literal
+from .config import outside_lakes
 from .copied import KEY, Copied, copied_snapshot, keep_copied, keep_made_of
 from .lake import (
     FORMAT,
@@ -64,7 +65,8 @@ def move(shop: Shop, store: str, data: str | None = None) -> MoveReport:
         shop: Open for writing.
         store: `FILE`, or a lake's address (see `lake_catalog`). A lake that holds a shop is
             joined: by a shop without rows, or by one with the same.
-        data: Folder for the rows of a lake that is new, where all machines see it.
+        data: Folder for the rows of a lake that is new, where all machines see it; of one that
+            is there, the folder where they must be.
 
     Raises:
         QAgentError: the place cannot be used, or holds something else; nothing has changed.
@@ -75,7 +77,19 @@ def move(shop: Shop, store: str, data: str | None = None) -> MoveReport:
     if shop.config.store not in (None, address):
         raise QAgentError(f"{shop.path} is in {shop.config.store}; move it to its file first")
     name_lake(address)
-    return enter(shop, LakeCatalog(address, f"the shop {shop.path}"), data)
+    if data is not None and shop.config.store is not None:
+        _follow_data(shop, data)
+    catalog = LakeCatalog(address, f"the shop {shop.path}", shop.config.data)
+    return enter(shop, catalog, data)
+
+
+def _follow_data(shop: Shop, data: str) -> None:
+    """Use a lake's files at another place, which its user has just named."""
+    catalog = LakeCatalog(str(shop.config.store), f"the shop {shop.path}")
+    catalog.require_data(data)
+    shop.config = replace(shop.config, data=catalog.data)
+    shop.write_config()
+    shop.forget_store()
 
 
 def create_in(path: Path, store: str, data: str | None) -> tuple[MoveReport, dict[str, int]]:
@@ -151,6 +165,8 @@ def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:
         if data is None:
             raise QAgentError(f"there is no lake at {catalog.address}; name a folder for its data")
         catalog.create(data)
+    elif data is not None:
+        catalog.require_data(data)
     with catalog.lock(shop.wait_seconds):
         joined = bool(catalog.call(_tables_of_lake, shop.wait_seconds))
         if not joined:
@@ -164,7 +180,7 @@ def enter(shop: Shop, catalog: LakeCatalog, data: str | None) -> MoveReport:
                     "address, or join it with a new folder"
                 )
             keep_copied(shop.connection, head)
-    shop.config = replace(shop.config, store=catalog.address)
+    shop.config = replace(shop.config, store=catalog.address, data=catalog.data)
     shop.write_config()
     shop.close()
     shop.forget_store()
@@ -182,7 +198,7 @@ def _leave(shop: Shop) -> MoveReport:
     assert isinstance(store, LakeStore)
     with store.alone(shop):
         tables = _compared(shop, store.catalog, copied_snapshot(shop.connection))
-        shop.config = replace(shop.config, store=None)
+        shop.config = outside_lakes(shop.config)
         shop.write_config()
         shop.connection.execute("DELETE FROM meta WHERE key = ?", [KEY])
     shop.close()

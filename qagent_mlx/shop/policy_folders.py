@@ -15,10 +15,8 @@ What an older program writes there becomes one more version, so it cannot harm t
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QAgentError
-from ..utils.atomic_files import locked, read_json, sync_folder, write_json
+from ..utils.atomic_files import (
+    link_or_copy,
+    locked,
+    new_folder,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 DESCRIPTION = "policy.json"  # the file without which a folder is no policy
 LOCK_SECONDS = 30.0  # that a change of the policies waits for another one
@@ -229,9 +234,8 @@ def save_version(
     place = policies / reservation.name
     try:
         place.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{reservation.number}.writing-"))
+        temporary = new_folder(place, f".{reservation.number}.writing-")
         try:
-            temporary.chmod(0o755)
             write(temporary)
             with policies_lock(policies):
                 _require(policies, reservation.base)
@@ -257,7 +261,7 @@ def remove_version(policies: Path, name: str, number: int) -> None:
     write_json(_note(policies, name, number), {"removed": removed})
     if (place / str(number)).exists():
         # Renamed first: a kill in the middle leaves nothing that looks like a version.
-        gone = Path(tempfile.mkdtemp(dir=place, prefix=f".{number}.writing-"))
+        gone = new_folder(place, f".{number}.writing-")
         (place / str(number)).rename(gone / "policy")
         sync_folder(place)
         shutil.rmtree(gone, ignore_errors=True)
@@ -282,14 +286,10 @@ def migrate_policy(policies: Path, name: str) -> None:
     files = [path for path in place.iterdir() if path.is_file() and not _RESERVED.match(path.name)]
     number = _next_number(place)
     if _is_unversioned(place, _numbered(place)):
-        temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{number}.writing-"))
-        temporary.chmod(0o755)
+        temporary = new_folder(place, f".{number}.writing-")
         for path in files:
-            # No copy: both names mean the same bytes until the old ones are removed.
-            try:
-                os.link(path, temporary / path.name)
-            except OSError:
-                shutil.copy2(path, temporary / path.name)
+            # Both names mean the same bytes until the old ones are removed.
+            link_or_copy(path, temporary / path.name)
         sync_folder(temporary)
         temporary.rename(place / str(number))
         sync_folder(place)

@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from ..utils.database import fetch_dicts
 from ..utils.settings import check, merge
 from ..utils.text import clean
 from . import journal
-from .config import ShopConfig
+from .config import PLACES, ShopConfig, outside_lakes
 from .copied import named_snapshot
 from .database_file import add_missing_tables, connect, refuse_views
 from .handed_over import refuse_foreign_parts, refuse_times
@@ -90,7 +90,7 @@ class Shop:
         if path.exists() and any(path.iterdir()):
             raise QAgentError(f"{path} is not empty; choose a new folder for the shop")
         # A lake is entered on purpose (see `moving`), not with another shop's settings.
-        config = replace(config or ShopConfig(name=path.resolve().name), store=None)
+        config = outside_lakes(config or ShopConfig(name=path.resolve().name))
         check(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Shop:
         """
         shop = cls.open(path, read_only=False)
         if shop.config.store is not None:
-            shop.config = replace(shop.config, store=None)
+            shop.config = outside_lakes(shop.config)
             shop.write_config()
         return shop
 
@@ -176,8 +176,8 @@ class Shop:
     def write_config(self) -> None:
         """Write the settings to ``shop.json``."""
         values = {"version": SHOP_VERSION, **asdict(self.config)}
-        if self.config.store is None:
-            del values["store"]  # which programs of before do not know
+        for name in PLACES if self.config.store is None else ():
+            del values[name]  # which programs of before do not know
         write_json(self.path / "shop.json", values)
 
     @property

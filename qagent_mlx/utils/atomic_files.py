@@ -12,7 +12,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,7 +53,7 @@ def replacing_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_folder_in_use(folder))
             for temporary in temporaries:
-                temporary.touch(0o644, exist_ok=False)
+                temporary.touch(exist_ok=False)
                 stack.callback(temporary.unlink, missing_ok=True)
             yield temporaries
             for temporary in temporaries:
@@ -90,9 +89,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for left in parent.glob(f"{glob.escape(prefix)}????????") if is_alone else ():
             shutil.rmtree(left, ignore_errors=True)  # of a writer that was killed
     with _folder_in_use(parent):
-        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        temporary = new_folder(parent, prefix)
         try:
-            temporary.chmod(0o755)
             yield temporary
             if folder.exists():
                 shutil.rmtree(folder)
@@ -100,6 +98,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             sync_folder(parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that nobody changes a second, new name; where the disk cannot, copy it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Make a folder of a new name, which others may read as the user's umask says.
+
+    `tempfile.mkdtemp` makes folders that are for its user alone.
+    """
+    folder = parent / f"{prefix}{secrets.token_hex(4)}"
+    folder.mkdir()
+    return folder
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Whoever can write to a lake's catalog gets no file of the machines that joined it."""
 
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,8 +11,9 @@ from lakes import require_lakes
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.privacy import erase_user
+from qagent_mlx.shop.lake import state_of_lake, write_state
 from qagent_mlx.shop.lake_catalog import NAME, LakeCatalog, _attached, load_local_extension
-from qagent_mlx.shop.moving import create_in, move
+from qagent_mlx.shop.moving import FILE, create_in, move
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.database import open_duckdb
 
@@ -91,17 +93,86 @@ def test_forgetting_deletes_no_file_that_a_catalog_names(lake, tmp_path):
     assert mine.exists()
 
 
+def point_at(catalog, folder):
+    tamper(catalog, "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'", f"{folder}/")
+
+
 def test_nor_a_folder_called_as_what_is_published(lake, tmp_path):
-    path, catalog = lake
+    """Whoever joins a lake when its catalog names that folder already."""
+    _, catalog = lake
     mine = tmp_path / "home" / "memory" / "of-1995" / "photo.png"
     shutil.copytree(tmp_path / "data", tmp_path / "home")
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    tamper(
-        catalog,
-        "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'",
-        f"{tmp_path / 'home'}/",
-    )
-    with Shop.open(path, read_only=False) as shop:
+    point_at(catalog, tmp_path / "home")
+    create_in(tmp_path / "b", f"ducklake:sqlite:{catalog}", None)
+    with Shop.open(tmp_path / "b", read_only=False) as shop:
         assert erase_user(shop, "u01").events
     assert mine.exists()
+
+
+def test_a_catalog_that_names_another_folder_later_is_refused(lake, tmp_path, caplog):
+    path, catalog = lake
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    with Shop.open(path) as shop:
+        assert shop.config.data == f"{tmp_path / 'data'}/"
+        counts = shop.counts()
+    point_at(catalog, tmp_path / "moved")
+    refusal = rf"names .*/moved/ as the place of its files, and named {tmp_path}/data/"
+    with (
+        Shop.open(path, read_only=False) as shop,
+        pytest.raises(QAgentError, match=refusal) as error,
+    ):
+        erase_user(shop, "u01")
+    with Shop.open(path) as shop:  # what it has already may be read
+        assert shop.counts() == counts
+    assert "as this machine knows it" in caplog.text
+    address = f"ducklake:sqlite:{catalog}"
+    with (
+        Shop.open(path, read_only=False) as shop,
+        pytest.raises(QAgentError, match="keeps its files in .*moved/, not in .*else"),
+    ):
+        move(shop, address, str(tmp_path / "else"))
+    # The remedy that the refusal names.
+    command = str(error.value).rpartition("run: ")[2]
+    assert command == f"qagent move --store {address} --data {tmp_path / 'moved'}/"
+    with Shop.open(path, read_only=False) as shop:
+        move(shop, address, f"{tmp_path / 'moved'}/")
+        assert erase_user(shop, "u01").events
+
+
+def test_settings_of_a_lake_say_not_where_it_is(lake, tmp_path):
+    path, catalog = lake
+    address = f"ducklake:sqlite:{catalog}"
+    other = tmp_path / "other"
+    with Shop.open(path, read_only=False) as shop:
+        settings = json.loads(shop.store.catalog.call(state_of_lake, 1.0)["settings"])
+        assert not {"store", "data"} & settings.keys()
+        evil = json.dumps({**settings, "store": "ducklake:sqlite:/else", "data": str(other)})
+        state = {"settings": evil, "writer": "somebody"}
+        shop.store.catalog.call(lambda lake: write_state(lake, state), 1.0)
+    with Shop.open(path) as shop:
+        shop.counts()
+    with Shop.open(path) as shop:
+        assert (shop.config.store, shop.config.data) == (address, f"{tmp_path / 'data'}/")
+
+
+def test_a_shop_of_before_remembers_the_folder_when_it_is_changed(lake, tmp_path):
+    path, _ = lake
+    values = json.loads((path / "shop.json").read_text())
+    del values["data"]
+    (path / "shop.json").write_text(json.dumps(values))
+    with Shop.open(path, read_only=False) as shop:
+        shop.counts()
+    assert json.loads((path / "shop.json").read_text())["data"] == f"{tmp_path / 'data'}/"
+    with Shop.open(path, read_only=False) as shop:
+        move(shop, FILE)
+    assert not {"store", "data"} & json.loads((path / "shop.json").read_text()).keys()
+
+
+def test_a_lake_that_is_joined_is_where_its_user_says(lake, tmp_path):
+    _, catalog = lake
+    with pytest.raises(QAgentError, match="keeps its files in"):
+        create_in(tmp_path / "b", f"ducklake:sqlite:{catalog}", str(tmp_path / "else"))
+    assert not (tmp_path / "b").exists()
+    create_in(tmp_path / "b", f"ducklake:sqlite:{catalog}", str(tmp_path / "data"))

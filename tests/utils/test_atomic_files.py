@@ -1,4 +1,5 @@
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from qagent_mlx.utils.atomic_files import (
     replacing_files,
     replacing_folder,
     write_json,
+    write_text,
     write_with,
 )
 
@@ -121,6 +123,19 @@ def test_nothing_is_cleared_while_somebody_writes_in_the_folder(tmp_path):
         assert len(list(tmp_path.iterdir())) == 3
     assert path.read_text() == "1"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_files_and_folders_have_the_rights_that_the_umask_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file", "text")
+        with replacing_folder(tmp_path / "folder") as folder:
+            (folder / "inside").write_text("text")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / n).stat().st_mode) for n in ("file", "folder")]
+    assert modes == [0o666 & ~mask, 0o777 & ~mask]
 
 
 def test_a_folder_takes_its_place_whole_and_clears_what_killed_ones_left(tmp_path):
