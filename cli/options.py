@@ -24,7 +24,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils.child_process import python_command
 from qagent_mlx.utils.settings import Setting, SettingError, describe
 
-from .console import emit
+from .console import emit, note
 from .param_types import FILE, FOLDER, ISO_MOMENT, MOMENT, PLAIN
 
 if TYPE_CHECKING:
@@ -239,5 +239,8 @@ def opened(path: Path, *, write: bool = False, snapshot: bool = False) -> Iterat
 
     if (write or snapshot) and os.getpriority(os.PRIO_PROCESS, 0) < NICENESS and is_served(path):
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        context = click.get_current_context(silent=True)
+        if context is None or not context.params.get("as_json"):
+            note(f"a server of {path} goes first: this command has lowered its own priority")
     with Shop.snapshot(path) if snapshot else Shop.open(path, read_only=not write) as shop:
         yield shop

@@ -126,7 +126,7 @@ def test_an_output_is_a_document_or_drawn():
 
 
 @pytest.mark.parametrize("how", [{"write": True}, {"snapshot": True}])
-def test_a_command_that_takes_long_lets_a_server_go_first(own_shop, monkeypatch, how):
+def test_a_command_that_takes_long_lets_a_server_go_first(own_shop, monkeypatch, capsys, how):
     given = []
     monkeypatch.setattr(options.os, "getpriority", lambda *_: 0)
     monkeypatch.setattr(options.os, "setpriority", lambda *words: given.append(words[-1]))
@@ -140,3 +140,14 @@ def test_a_command_that_takes_long_lets_a_server_go_first(own_shop, monkeypatch,
             assert not given  # what reads for a moment
         with opened(path, **how):
             assert given == [options.NICENESS]
+        line = f"a server of {path} goes first: this command has lowered its own priority\n"
+        assert capsys.readouterr() == ("", line)
+
+        @click.command()
+        @json_option
+        def command():
+            with opened(path, **how):
+                return Output({}, lambda: None)
+
+        assert CliRunner().invoke(command, ["--json"]).output == "{}\n"
+        assert CliRunner().invoke(command, []).output == line
