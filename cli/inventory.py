@@ -103,6 +103,8 @@ def _draw_index(report: dict[str, Any]) -> None:
         f"{report['products']:,} products indexed with {report['clicked_pairs']:,} "
         f"query-product pairs, in {report['seconds']:.1f} s"
     )
+    if report["taken"]:
+        say("the index is what another machine has published, nothing of it was built here")
     if floor := report["relevance"]:
         say(
             f"relevance floor: how high clicked products stand (NDCG@10, {floor['queries']} "

@@ -45,6 +45,7 @@ class BuildReport:
     clicked_pairs: int  # of query and product, that it learned from
     learned_from: int  # moments that the memory ranker learned from
     seconds: float
+    taken: bool = False  # whether another machine of a lake had built the index
     relevance: FloorEffect | None = None  # what the relevance floor changes; None without one
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class BuildReport:
             "products": self.products,
             "clicks_until": self.clicks_until.isoformat() if self.clicks_until else None,
             "clicked_pairs": self.clicked_pairs,
+            "taken": self.taken,
             "learned_from": self.learned_from,
             "seconds": round(self.seconds, 1),
         }
@@ -116,6 +118,7 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None, anew: bool = False) 
         index.manifest.clicked_pairs,
         ranker.moments,
         time.perf_counter() - start,
+        index.manifest.taken,
         effect,
     )
 

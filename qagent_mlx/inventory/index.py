@@ -38,9 +38,9 @@ from .index_files import (
     damaged,
     leftovers,
     read_manifest,
-    writing,
 )
-from .relevance import learn_floor
+from .published import open_published, publish_missing, sharing, take_published
+from .relevance import MIN_PAIRS, learn_floor
 from .vector_index import VectorIndex, open_shard, save_shard
 
 CLICK_SHARE = 0.35  # of the log's time that the encoder may learn from, see `build_index`
@@ -90,7 +90,7 @@ def build_index(shop: Shop, clicks_until: datetime | None = None) -> InventoryIn
         QAgentError: the shop has no products, its encoder cannot be opened, or its folder
             cannot be written.
     """
-    with writing(shop.path / "inventory") as writer:
+    with sharing(shop, open_published(shop), takes=False) as writer:
         return _build(shop, clicks_until, writer)
 
 
@@ -115,6 +115,8 @@ def open_index(shop: Shop) -> InventoryIndex:
 def sync_index(shop: Shop) -> tuple[InventoryIndex, IndexChanges]:
     """Open the shop's index, built if there is none, and updated if it is out of date.
 
+    In a lake it is the one that a machine has published last, see `published`.
+
     An update keeps the encoder, and terms and vectors of unchanged texts. All is built again
     where the index is damaged or of another encoder than the shop names, or where much of the
     catalog is new text that the encoder is learned from. An index that is open stays usable.
@@ -122,13 +124,15 @@ def sync_index(shop: Shop) -> tuple[InventoryIndex, IndexChanges]:
     Raises:
         QAgentError: the shop has no products, or its folder cannot be written.
     """
+    published = open_published(shop)
+    take_published(shop, published)
     index = _load_if_usable(shop)
     if index is not None and index.manifest.catalog_version == shop.catalog_version:
         if leftovers(index.folder, index.manifest):
             clear_if_idle(index.folder)
         return index, IndexChanges()
-    with writing(shop.path / "inventory") as writer:
-        # Another process may have done it while this one waited.
+    with sharing(shop, published) as writer:
+        # Another process, or machine, may have done it while this one waited.
         index = _load_if_usable(shop)
         if index is None:
             index = _build(shop, _last_clicks_until(shop), writer)
@@ -198,17 +202,24 @@ def renewed_index(shop: Shop) -> InventoryIndex:
     Raises:
         QAgentError: as `build_index`.
     """
-    index = _load_if_usable(shop)
-    if index is None or not _is_learned_from(shop, index):
-        return build_index(shop)
-    return open_index(shop)
+    published = open_published(shop)
+    take_published(shop, published)
+    if not _knows(shop, _load_if_usable(shop)):
+        with sharing(shop, published) as writer:
+            if not _knows(shop, _load_if_usable(shop)):  # as no other machine did meanwhile
+                return _build(shop, None, writer)
+    index = open_index(shop)
+    publish_missing(shop, published)
+    return index
 
 
-def _is_learned_from(shop: Shop, index: InventoryIndex) -> bool:
+def _knows(shop: Shop, index: InventoryIndex | None) -> bool:
     """Whether an index has learned from the shop as it is, but for the end of its log."""
+    if index is None:
+        return False
     until, possible = index.clicks_until, default_clicks_until(shop)
     ((first,),) = shop.connection.execute("SELECT min(ts) FROM events").fetchall()
-    if until is None or possible is None or index.manifest.relevance is None or first >= until:
+    if until is None or possible is None or first >= until:
         return False
     if not 0 <= (possible - until) / (until - first) < LONGER_SHARE:
         return False
@@ -216,7 +227,9 @@ def _is_learned_from(shop: Shop, index: InventoryIndex) -> bool:
         _, changes = _updated(shop, index)
         if changes.added or changes.changed or changes.removed:
             return False
-    return index.manifest.clicks == _digest(clicked_queries(shop, index.catalog, until))
+    clicked = clicked_queries(shop, index.catalog, until)
+    has_floor = index.manifest.relevance is not None or len(clicked) < MIN_PAIRS
+    return has_floor and index.manifest.clicks == _digest(clicked)
 
 
 def _digest(clicked: Sequence[ClickedQuery]) -> str:
@@ -260,7 +273,7 @@ def _update(
             or name in shard_files
         )
     }
-    manifest = replace(updated.manifest, generation=writer.generation)
+    manifest = replace(updated.manifest, generation=writer.generation, taken=False)
     updated = replace(updated, folder=writer.folder, manifest=manifest)
     return _store(shop, writer, updated, reused), changes
 

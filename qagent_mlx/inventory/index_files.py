@@ -74,6 +74,8 @@ class Manifest:
     shards: tuple[StoredShard, ...] = ()
     terms: int = 1  # version of the analyzer
     relevance: RelevanceFloor | None = None  # None in indexes of before there was one
+    published: str = ""  # in a lake, the published generation that it is, or follows from
+    taken: bool = False  # whether another machine has built it
     files: dict[str, FileStamp] = field(default_factory=dict)
 
 
@@ -91,16 +93,25 @@ def read_manifest(folder: Path) -> Manifest:
         content = (folder / MANIFEST).read_bytes()
         if msgspec.json.decode(content, type=_AnyFormat).format != FORMAT:
             raise QAgentError(f"{folder} holds an index of another format; {REMEDY}")
-        manifest = msgspec.json.decode(content, type=Manifest)
-        if manifest.relevance is not None and manifest.relevance.version != VERSION:
-            manifest = replace(manifest, relevance=None)  # of a newer version of the program
-        shard_files = {shard.file for shard in manifest.shards}
-        if not all(map(_is_plain, manifest.files)) or not shard_files <= manifest.files.keys():
-            raise ValueError("it names files outside of the folder")
+        manifest = checked(msgspec.json.decode(content, type=Manifest))
     except (FileNotFoundError, NotADirectoryError):
         raise QAgentError(f"{folder} holds no index; {REMEDY}") from None
     except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise damaged(folder, MANIFEST) from error
+    return manifest
+
+
+def checked(manifest: Manifest) -> Manifest:
+    """A manifest as this version of the program reads it.
+
+    Raises:
+        ValueError: it names files outside of its folder.
+    """
+    if manifest.relevance is not None and manifest.relevance.version != VERSION:
+        manifest = replace(manifest, relevance=None)  # of a newer version of the program
+    shard_files = {shard.file for shard in manifest.shards}
+    if not all(map(_is_plain, manifest.files)) or not shard_files <= manifest.files.keys():
+        raise ValueError("it names files outside of the folder")
     return manifest
 
 
@@ -141,6 +152,7 @@ class IndexWriter:
         except QAgentError:
             # Not 1 again: an index in memory may still rely on a file of that name.
             self.generation = int(time.time())
+        self.published = ""  # of the manifest that `commit` writes
         self._added: list[str] = []
 
     def add(self, name: str, write: Callable[[Path], Any]) -> str:
@@ -159,7 +171,7 @@ class IndexWriter:
         for name in self._added:
             path = self.folder / name
             files[name] = FileStamp(path.stat().st_size, checksum(path))
-        manifest = replace(manifest, files=files)
+        manifest = replace(manifest, files=files, published=self.published)
         sync_folder(self.folder)
         write_json(self.folder / MANIFEST, msgspec.to_builtins(manifest))
         clear(self.folder)
