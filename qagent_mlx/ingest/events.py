@@ -158,10 +158,6 @@ def _find_fresh(
     An event of a file that the log holds without its query is not fresh: it gets the query, and
     its user is in ``filled``.
     """
-    # A derived query is not in the file that its event came from, nor what another file told.
-    same_query = "e.query_key IS NOT DISTINCT FROM o.query_key"
-    if is_file or queries_are_derived:
-        same_query = f"({same_query} OR o.query_key IS NULL)"
     connection.execute(
         """CREATE OR REPLACE TEMP TABLE filled (user_id VARCHAR);
         CREATE OR REPLACE TEMP TABLE typed (event_id BIGINT);
@@ -181,10 +177,21 @@ def _find_fresh(
     )
     if is_file:
         _fill_queries(connection)
+    # A derived query is not in the file that its event came from, nor what another file told.
+    any_query = "o.query_key IS NULL" if is_file or queries_are_derived else "false"
+    same = """e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
+        AND e.product_id IS NOT DISTINCT FROM o.product_id"""
+    ((first, last),) = connection.execute("SELECT min(ts), max(ts) FROM once").fetchall()
+    is_same_time = f"ts BETWEEN '{first}' AND '{last}'" if first else "false"
+    # The log is read for the time of the rows alone. Two joins, because some releases of DuckDB
+    # compare every row with every other one where a join's condition has an OR.
     connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE fresh AS SELECT o.* FROM once o ANTI JOIN events e
-            ON e.user_id = o.user_id AND e.ts = o.ts AND e.type = o.type::event_type
-            AND {same_query} AND e.product_id IS NOT DISTINCT FROM o.product_id;
+        f"""CREATE OR REPLACE TEMP TABLE fresh AS
+        WITH same_time AS (FROM events WHERE {is_same_time})
+        SELECT o.* FROM (FROM once o WHERE NOT ({any_query})) o ANTI JOIN same_time e
+            ON {same} AND e.query_key IS NOT DISTINCT FROM o.query_key
+        UNION ALL
+        SELECT o.* FROM (FROM once o WHERE {any_query}) o ANTI JOIN same_time e ON {same};
         DROP TABLE once"""
     )
 

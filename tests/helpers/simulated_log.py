@@ -1,4 +1,7 @@
-"""A log of any size, made up in SQL: users, products and queries follow power laws."""
+"""A log of any size, made up in SQL: users, products and queries follow power laws.
+
+Its files follow each other in time, as a shop's exports do.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,7 @@ from qagent_mlx.utils.database import open_duckdb
 
 EVENTS_A_USER = 40
 AT_ONCE = 2_000_000  # events in a file
-PRODUCTS, LEAVES, BRANDS = 20_000, 200, 300
+PRODUCTS, LEAVES, BRANDS, DAYS = 20_000, 200, 300, 90
 NOUNS = [
     "tent",
     "stove",
@@ -52,19 +55,21 @@ def make_log(folder: Path, events: int, users: int) -> None:
         step = int(AT_ONCE / EVENTS_A_SESSION)
         for number, first in enumerate(range(0, sessions, step)):
             last = min(first + step, sessions)
+            begin, end = (f"{DAYS * 86400.0 * i / sessions:.0f}" for i in (first, last))
+            start = f"{begin} + floor({_CHANCE.format(2)} * ({end} - {begin}))::BIGINT"
             connection.execute(
-                f"COPY ({_events(first, last, users, nouns, brand)}) "
+                f"COPY ({_events(first, last, users, nouns, brand, start)}) "
                 f"TO '{folder}/events-{number:04}.parquet' (FORMAT parquet)"
             )
 
 
-def _events(first: int, last: int, users: int, nouns: str, brand: str) -> str:
-    """SQL: the events of some sessions, which have one or two searches each."""
+def _events(first: int, last: int, users: int, nouns: str, brand: str, start: str) -> str:
+    """SQL: the events of some sessions, which start at a second and have one or two searches."""
     chance = _CHANCE.format
     return f"""WITH sessions AS (
             SELECT range AS i, CASE WHEN i < {users} THEN i
                 ELSE floor({users} * pow({chance(1)}, 3))::BIGINT END AS who,
-                floor({chance(2)} * 90 * 86400)::BIGINT AS start
+                {start} AS start
             FROM range({first}, {last})),
         turns AS (
             SELECT i * 2 + turn AS i, who, start + turn * 120 AS second

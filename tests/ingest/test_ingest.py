@@ -10,6 +10,7 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.columns import parse_mapping
+from qagent_mlx.ingest.events import _find_fresh
 from qagent_mlx.ingest.ingest import (
     append_event_batches,
     append_events,
@@ -660,6 +661,38 @@ def test_the_options_know_the_types_of_events():
 
 
 # ---------------------------------------------------------------- duplicates, retry
+
+
+class Plans:
+    """A connection that keeps the plan of each statement with a join."""
+
+    def __init__(self, connection):
+        self.connection, self.kept = connection, []
+
+    def execute(self, query, values=None):
+        for statement in duckdb.extract_statements(query):
+            if " JOIN " in statement.query or " EXISTS " in statement.query:
+                ((_, plan),) = self.connection.execute(f"EXPLAIN {statement.query}").fetchall()
+                self.kept.append(plan)
+            self.connection.execute(statement.query)
+        return self.connection
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_events_are_looked_up_in_the_log_and_not_compared_with_all_of_it(stocked, is_file):
+    """Whatever the release of DuckDB: one that does turns minutes into days."""
+    stocked.connection.execute(
+        """CREATE TEMP TABLE checked AS SELECT row_number() OVER () AS row, user_id AS user_, ts,
+            type::VARCHAR AS kind, query AS query_, query_key AS key, product_id AS product_,
+            NULL::TIMESTAMP AS click_ts, NULL::VARCHAR AS shown_, NULL::INTEGER AS place_,
+            NULL::VARCHAR AS reason FROM events"""
+    )
+    plans = Plans(stocked.connection)
+    _find_fresh(plans, is_file=is_file, queries_are_derived=False)
+    assert stocked.connection.execute("SELECT count(*) FROM fresh").fetchone() == (0,)
+    assert any("HASH_JOIN" in plan.upper().replace(" ", "_") for plan in plans.kept)
+    for plan in plans.kept:
+        assert "NL_JOIN" not in plan and "NESTED" not in plan.upper()
 
 
 def test_a_file_may_be_ingested_twice(stocked, tmp_path):
