@@ -207,7 +207,7 @@ class GrpoOptions:
 @setting_options(
     GrpoConfig,
     *("steps", "advantage", "loss", "clip_low", "clip_high", "epochs", "dynamic_sampling"),
-    *("thinning", "row", "row_share"),
+    *("thinning", "step_credit", "row", "row_share"),
     *("overlong_tokens", "group", "cases_per_step", "token_budget", "beta", "learning_rate"),
     *("save_every", "keep", "eval_every", "best_by", "stop_after", "measured", *LORA, "seed"),
     into="changes",

@@ -31,6 +31,7 @@ from ..policy.files import load_policy
 from ..policy.lora import LoraConfig
 from ..policy.policy import Policy
 from ..train import grpo, grpo_batches
+from ..train.groups import CreditedChain
 from ..train.grpo_config import GrpoConfig
 from ..utils.atomic_files import read_json, write_json
 from ..utils.settings import SettingError
@@ -212,7 +213,7 @@ class Standard:
             rollouts = self.rollout(number, measured)
             rolled = time.perf_counter()
             advantages = np.random.default_rng([number, 9]).normal(size=len(rollouts)).tolist()
-            scored = list(zip(rollouts, advantages, strict=True))
+            scored = list(map(CreditedChain.as_one, rollouts, advantages))
             updating = time.process_time()
             measured.metrics = self.trainer.update(scored, number)
         measured.rollout, measured.update = rolled - start, time.perf_counter() - rolled

@@ -14,6 +14,7 @@ from ..environment.rewards import weighted_reward
 from ..protocol.codec import AnyCodec
 from ..runs.records import RolloutRecord
 from .advantages import has_signal
+from .step_credit import action_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,32 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
+class CreditedChain:
+    """A chain to train on: its advantage, and that of each of its actions."""
+
+    rollout: Rollout
+    advantage: float
+    actions: tuple[float, ...]
+
+    @classmethod
+    def as_one(cls, rollout: Rollout, advantage: float) -> CreditedChain:
+        """A chain whose actions have no advantage of their own."""
+        return cls(rollout, advantage, (advantage,) * len(action_lengths(rollout)))
+
+    @property
+    def token_advantages(self) -> np.ndarray:
+        """The advantage of each token that the policy chose, (trained tokens,)."""
+        return np.repeat(self.actions, action_lengths(self.rollout))
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredGroups:
     """The groups of a step with their advantages."""
 
     groups: Groups
     weights: dict[str, float]  # of the R reward components, by name
     advantages: np.ndarray  # (C, G)
+    actions: list[np.ndarray]  # C * G, the advantage of each action of a chain
     differing: np.ndarray  # (C,) whether the group's chains score differently in some component
 
     @property
@@ -55,11 +76,15 @@ class ScoredGroups:
         """(C,) whether the estimator leaves a group something to learn from."""
         return has_signal(self.advantages)
 
-    def training_chains(self) -> list[tuple[Rollout, float]]:
+    def training_chains(self) -> list[CreditedChain]:
         """The chains of the informative groups, with their advantages."""
         group, informative = self.advantages.shape[1], self.informative
         return [
-            (rollout, float(self.advantages[i // group, i % group]))
+            CreditedChain(
+                rollout,
+                float(self.advantages[i // group, i % group]),
+                tuple(self.actions[i].tolist()),
+            )
             for i, rollout in enumerate(self.groups.rollouts)
             if informative[i // group]
         ]

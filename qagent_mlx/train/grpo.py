@@ -8,7 +8,8 @@ One step of `GrpoTrainer.step`:
    groups that teach nothing;
 2. score each chain by component: format, tool, query, item, consistency, and your own;
 3. turn rewards into advantages within each group (Dr. GRPO's by default, or GRPO's or GDPO's, see
-   `advantages`); groups whose advantages are all 0 are dropped and counted, and a step without
+   `advantages`), and with ``step_credit`` compare actions in the same state, too (GiGPO's, see
+   `step_credit`); groups whose advantages are all 0 are dropped and counted, and a step without
    any other changes nothing, not even the optimizer; with ``thinning``, of groups with small
    advantages a random part stands for all;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
@@ -46,10 +47,11 @@ from ..utils.runtime import release_memory
 from .advantages import ESTIMATORS, differs, has_signal, row_gains
 from .demonstrations import training_examples
 from .fit import batch_order, update_weights
-from .groups import Groups, ScoredGroups
+from .groups import CreditedChain, Groups, ScoredGroups
 from .grpo_batches import MicroBatchTargets, training_batches
 from .grpo_config import GrpoConfig
 from .losses import clipped_surrogate, importance_ratios, k3, overlong_penalty
+from .step_credit import action_advantages
 
 
 class GrpoTrainer(Algorithm):
@@ -92,11 +94,7 @@ class GrpoTrainer(Algorithm):
         groups = self.sample(number, component_weights, interrupt)  # C groups of G chains
         rollout_seconds = time.perf_counter() - start
         interrupt()
-        # (C, G, R) and (R,)
-        rewards, reward_weights = self.shaped_rewards(groups, component_weights)
-        advantages = ESTIMATORS[config.advantage](rewards, reward_weights)  # (C, G)
-        differing = differs(rewards, reward_weights)  # (C,)
-        scored = ScoredGroups(groups, component_weights, advantages, differing)
+        scored = self.score(groups, component_weights)
         chains = scored.training_chains()
         update = self.update(chains, number, interrupt) if chains else {}
         metrics = {"step": number + 1, **scored.metrics(config.curriculum), **update}
@@ -178,8 +176,18 @@ class GrpoTrainer(Algorithm):
             values = np.array([1 - config.row_share, config.row_share])
         return rewards, values
 
+    def score(self, groups: Groups, weights: dict[str, float]) -> ScoredGroups:
+        """The groups of a step with the advantages of their chains and of their actions."""
+        estimator = ESTIMATORS[self.config.advantage]
+        shaped = self.shaped_rewards(groups, weights)  # (C, G, R) and (R,)
+        advantages = estimator(*shaped)  # (C, G)
+        actions = action_advantages(
+            groups.rollouts, advantages, shaped, estimator, self.config.step_credit
+        )
+        return ScoredGroups(groups, weights, advantages, actions, differs(*shaped))
+
     def update(
-        self, chains: Sequence[tuple[Rollout, float]], number: int, interrupt: Interrupt = never
+        self, chains: Sequence[CreditedChain], number: int, interrupt: Interrupt = never
     ) -> dict[str, float]:
         """Take an optimizer step for each epoch over chains with their advantages.
 

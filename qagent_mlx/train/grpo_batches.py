@@ -17,6 +17,7 @@ from ..policy.policy import Policy
 from ..policy.scoring import PreparedBatches, prepare, reference_logprobs
 from ..protocol.query_automaton import QueryAutomaton
 from .advantages import chances
+from .groups import CreditedChain
 from .grpo_config import GrpoConfig
 from .losses import token_weights
 from .memory_estimate import micro_batch_tokens
@@ -49,7 +50,7 @@ class UpdateBatches:
 def training_batches(
     policy: Policy,
     config: GrpoConfig,
-    chains: Sequence[tuple[Rollout, float]],
+    chains: Sequence[CreditedChain],
     number: int,
     world: World,
     automaton: QueryAutomaton | None = None,
@@ -61,21 +62,21 @@ def training_batches(
     chains were sampled is scored under the same masks.
     """
     factors = kept_groups(chains, config.thinning, (config.seed, number))
-    copies = Counter((r.case, r.tokens, advantage) for r, advantage in chains)
-    distinct = {(r.case, r.tokens, advantage): r for r, advantage in chains}
-    lengths = np.array([sum(r.trained_mask[1:]) for r in distinct.values()], dtype=np.float32)
+    copies = Counter(map(_identity, chains))
+    distinct = {_identity(chain): chain for chain in chains}
+    trained = [sum(chain.rollout.trained_mask[1:]) for chain in distinct.values()]
+    lengths = np.array(trained, dtype=np.float32)
     counts = np.array([copies[key] for key in distinct], dtype=np.float32)
     agent = policy.info.agent
     max_length = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
     weights = token_weights(config.loss, np.maximum(lengths, 1), counts, max_length)
     # Weights are of the whole step; from here on what is left out is left out, and each worker
     # computes its own groups.
-    is_kept = np.array([case in factors for case, _, _ in distinct], dtype=bool)
-    kept = {key: rollout for key, rollout in distinct.items() if rollout.case in factors}
-    rollouts = list(kept.values())
+    is_kept = np.array([c.rollout.case in factors for c in distinct.values()], dtype=bool)
+    kept = [chain for chain in distinct.values() if chain.rollout.case in factors]
+    rollouts = [chain.rollout for chain in kept]
     sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
-    advantages = np.array([advantage for _, _, advantage in kept], dtype=np.float32)
-    factor = np.array([factors[case] for case, _, _ in kept], dtype=np.float32)
+    factor = np.array([factors[rollout.case] for rollout in rollouts], dtype=np.float32)
     weights, lengths = weights[is_kept] * factor, lengths[is_kept]
     total_weight = float((weights * np.float64(lengths)).sum())
     own = world.local_groups([s.group for s in sequences])
@@ -87,9 +88,10 @@ def training_batches(
         members = np.array(own)[item.sequences]  # (S,)
         member = members[item.batch.sequence]  # (T,)
         sampled = [v for i in members for v in rollouts[i].sampled_logprobs]
+        advantages = [v for i in members for v in kept[i].token_advantages]
         targets.append(
             MicroBatchTargets(
-                advantages=mx.array(advantages[member]),
+                advantages=mx.array(np.array(advantages, dtype=np.float32)),
                 weights=mx.array(weights[member]),
                 sequence=mx.array(item.batch.sequence),
                 lengths=mx.array(lengths[members]),
@@ -101,12 +103,13 @@ def training_batches(
 
 
 def kept_groups(
-    chains: Sequence[tuple[Rollout, float]], noise: float, seed: Sequence[int]
+    chains: Sequence[CreditedChain], noise: float, seed: Sequence[int]
 ) -> dict[int, float]:
     """The groups to train on, drawn by their `chances`: case -> how much more it weighs."""
     sizes: dict[int, float] = {}
-    for rollout, advantage in chains:
-        sizes[rollout.case] = sizes.get(rollout.case, 0.0) + advantage**2
+    for chain in chains:
+        case = chain.rollout.case
+        sizes[case] = sizes.get(case, 0.0) + chain.advantage**2
     chance = chances(np.sqrt(np.array(list(sizes.values()))), noise)
     drawn = np.random.default_rng([*seed, THINNING]).random(len(sizes)) < chance
     return {
@@ -114,6 +117,10 @@ def kept_groups(
         for case, share, keep in zip(sizes, chance, drawn, strict=True)
         if keep
     }
+
+
+def _identity(chain: CreditedChain) -> tuple[int, tuple[int, ...], tuple[float, ...]]:
+    return chain.rollout.case, chain.rollout.tokens, chain.actions
 
 
 def training_sequence(rollout: Rollout, automaton: QueryAutomaton | None) -> TrainingSequence:

@@ -50,6 +50,14 @@ class GrpoConfig:
             "too (grpo), or normalised component by component (gdpo)."
         ),
     ] = "dr_grpo"
+    step_credit: Annotated[
+        float,
+        at_least(
+            0,
+            "Weight of an action's advantage over other actions of its group in the same state "
+            "(GiGPO), beside its chain's; 0: all actions of a chain get the same.",
+        ),
+    ] = 0.0
     row: Annotated[
         int,
         at_least(

@@ -44,12 +44,14 @@ def groups(count, rewards):
 def scored():
     first = groups(2, [[1, 0], [0, 0], [1, 1], [1, 1]])
     advantages = np.array([[0.5, -0.5], [0.0, 0.0]])
-    return ScoredGroups(first, {"a": 1.0, "b": 3.0}, advantages, np.array([True, False]))
+    actions = [np.array([value]) for value in advantages.flat]
+    return ScoredGroups(first, {"a": 1.0, "b": 3.0}, advantages, actions, np.array([True, False]))
 
 
 def test_only_chains_of_informative_groups_are_learned_from(scored):
     chains = scored.training_chains()
-    assert [(r.case, r.member, a) for r, a in chains] == [(0, 0, 0.5), (0, 1, -0.5)]
+    found = [(c.rollout.case, c.rollout.member, c.advantage, c.actions) for c in chains]
+    assert found == [(0, 0, 0.5, (0.5,)), (0, 1, -0.5, (-0.5,))]
 
 
 def test_metrics_are_means_over_all_chains(scored):

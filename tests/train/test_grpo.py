@@ -17,6 +17,7 @@ from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy, resolve
 from qagent_mlx.runs.run import Run
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.train.groups import CreditedChain
 from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_batches import kept_groups, training_batches
 from qagent_mlx.train.grpo_config import GrpoConfig
@@ -25,6 +26,7 @@ from qagent_mlx.train.monitors import FirstUpdateCheck
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.train.sft import SftConfig, train_sft
+from qagent_mlx.train.step_credit import action_states
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
 LORA = LoraConfig(rank=4)
@@ -215,9 +217,23 @@ def test_equal_chains_count_as_often_as_they_came(shop, monkeypatch):
 
     monkeypatch.setattr(scoring, "gradient", kept)
     start = {k: mx.array(v) for k, v in trainer.policy.adapter().items()}
-    trainer.update([(first, 1.0), (first, 1.0), (other, -1.0)], 1)
+    trainer.update(
+        [
+            CreditedChain.as_one(first, 1.0),
+            CreditedChain.as_one(first, 1.0),
+            CreditedChain.as_one(other, -1.0),
+        ],
+        1,
+    )
     trainer.policy.model.load_weights(list(start.items()), strict=False)
-    trainer.update([(first, 1.0), (again, 1.0), (other, -1.0)], 1)
+    trainer.update(
+        [
+            CreditedChain.as_one(first, 1.0),
+            CreditedChain.as_one(again, 1.0),
+            CreditedChain.as_one(other, -1.0),
+        ],
+        1,
+    )
     assert sizes == [2, 3]
     for name, value in gradients[0].items():
         assert np.allclose(np.array(value), np.array(gradients[1][name]), atol=1e-5), name
@@ -229,7 +245,7 @@ def test_groups_that_are_left_out_are_made_up_for_by_those_that_are_kept(shop, m
     trainer.policy.model.eval()
     rollouts = trainer.runner.run([e.task for e in trainer.examples[:3]], 2, (5,))
     sizes = (1.0, 0.5, 0.25)
-    chains = [(r, sizes[r.case] * (1 - 2 * r.member)) for r in rollouts]
+    chains = [CreditedChain.as_one(r, sizes[r.case] * (1 - 2 * r.member)) for r in rollouts]
     drawn = [kept_groups(chains, 0.3, (0, number)) for number in range(400)]
     assert drawn[0] == kept_groups(chains, 0.3, (0, 0))
     for case in range(3):
@@ -244,6 +260,37 @@ def test_groups_that_are_left_out_are_made_up_for_by_those_that_are_kept(shop, m
     factor = drawn[number][1]
     assert factor > 1 and weights[2:] == pytest.approx([factor * v for v in everything[2:4]])
     assert trainer.update(chains, number)["trained_groups"] == 2
+
+
+def test_an_action_is_trained_with_its_own_advantage(shop):
+    """Each token carries the advantage of its action, wherever its chain lies in the batch."""
+    trainer = trainer_of(shop, group=4, cases_per_step=2, beta=0.0)
+    rollouts = trainer.runner.run([e.task for e in trainer.examples[:2]], 4, (3,))
+    chains = [
+        CreditedChain(r, 1.0, tuple(10 * i + j + 1.0 for j in range(len(action_states(r)))))
+        for i, r in enumerate(rollouts)
+    ]
+    batches = training_batches(trainer.policy, trainer.config, chains, 0, trainer.world)
+    found = [
+        np.array(targets.advantages)[np.array(targets.sequence) == s].tolist()
+        for targets, item in zip(batches.targets, batches.prepared.batches, strict=True)
+        for s in range(len(item.sequences))
+    ]
+    assert sorted(found) == sorted(chain.token_advantages.tolist() for chain in chains)
+    assert all(len(set(values)) > 1 for values in found)
+
+
+def test_credit_for_actions_changes_what_is_learned_and_only_then(shop):
+    """The setting reaches the update: with it another gradient, a weight of 0 changes nothing."""
+
+    def learned(**changes):
+        trainer = trainer_of(shop, group=8, cases_per_step=4, **changes)
+        trainer.step(0)
+        return trainer.policy.adapter()
+
+    plain, none, much = learned(), learned(step_credit=0.0), learned(step_credit=1.0)
+    assert all(mx.array_equal(plain[name], none[name]) for name in plain)
+    assert any(not mx.array_equal(plain[name], much[name]) for name in plain)
 
 
 def rollouts_weights(trainer, chains, number):
