@@ -96,17 +96,19 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
     """Parse ``stage`` into ``checked``: clean fields (ending in _), reason and detail."""
     types = ", ".join(f"({literal(name)}, {literal(t)})" for name, t in TYPE_NAMES.items())
     default = literal(options.event_type) if options.event_type else "NULL"
+    clicked, shown = _held(connection, "click_time", "recommendation_id")
+    click_ts = timestamp("click_text", options.time_format) if clicked else "NULL::TIMESTAMP"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE checked AS
         WITH queries AS (SELECT query AS text, left(qa_clean(query), {MAX_QUERY + 1}) AS query_
                 FROM (SELECT DISTINCT query FROM stage WHERE query IS NOT NULL)
                 WHERE {text_or_null("query")} IS NOT NULL),
         given AS (SELECT s.*, nullif(q.query_, '') AS query_, {row_texts(connection, options)},
-                {text_or_null("s.click_time")} AS click_text, {text_or_null("s.type")}
-                AS type_given, {text_or_null("s.recommendation_id")} AS shown_text
+                {text_or_null("s.click_time") if clicked else "NULL::VARCHAR"} AS click_text,
+                {text_or_null("s.type")} AS type_given,
+                {text_or_null("s.recommendation_id") if shown else "NULL::VARCHAR"} AS shown_text
             FROM stage s LEFT JOIN queries q ON q.text = s.query),
-        texts AS (SELECT *, {row_values(options)},
-                {timestamp("click_text", options.time_format)} AS click_ts,
+        texts AS (SELECT *, {row_values(options)}, {click_ts} AS click_ts,
                 coalesce({normal_type("type_given")}, {default}) AS type_text,
                 left({clean_id("shown_text")}, {MAX_ID}) AS shown_,
                 CASE WHEN shown_text IS NOT NULL THEN try_cast(position AS INTEGER) END AS place_
@@ -119,8 +121,8 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                 {KNOWN_PRODUCT}
             FROM texts t LEFT JOIN (VALUES {types}) k(name, type) ON k.name = t.type_text
             LEFT JOIN products p ON p.product_id = t.given_
-            LEFT JOIN product_aliases a ON a.alias = t.given_)
-        SELECT *,
+            LEFT JOIN product_aliases a ON a.alias = t.given_),
+        judged AS (SELECT *,
             CASE WHEN broken IS NOT NULL THEN 'malformed row'
                  WHEN user_ IS NULL THEN 'no user'
                  WHEN length(user_) > {MAX_ID} OR length(product_) > {MAX_ID} THEN 'id too long'
@@ -138,16 +140,27 @@ def _check(connection: duckdb.DuckDBPyConnection, options: ReadOptions) -> None:
                  WHEN kind IN ('view', 'click', 'cart', 'purchase') AND product_ IS NULL
                  THEN 'no product'
                  WHEN product_ IS NOT NULL AND kind <> 'search' AND NOT in_catalog
-                 THEN 'unknown product' END AS reason,
-            CASE reason WHEN 'unparseable time' THEN time_text WHEN 'time out of range' THEN time
-                 WHEN '{FUTURE}' THEN time_text
+                 THEN 'unknown product' END AS reason FROM typed)
+        -- A name of the same SELECT would be written out wherever it stands.
+        SELECT *, CASE reason WHEN 'unparseable time' THEN time_text
+                 WHEN 'time out of range' THEN time WHEN '{FUTURE}' THEN time_text
                  WHEN 'unknown event type' THEN type WHEN 'unknown product' THEN product_
                  WHEN 'no user' THEN trim(user_id) WHEN 'no time' THEN trim(time)
                  WHEN 'no event type' THEN trim(type) WHEN 'no product' THEN trim(product_id)
                  WHEN 'search without a query' THEN trim(query)
                  WHEN 'malformed row' THEN broken END AS detail
-        FROM typed"""
+        FROM judged"""
     )
+
+
+def _held(connection: duckdb.DuckDBPyConnection, *fields: str) -> list[bool]:
+    """Which fields some row of ``stage`` holds: what parses the others need not be planned.
+
+    Planning takes longer than reading an event, and most single events lack most fields.
+    """
+    counts = ", ".join(f"count({field})" for field in fields)
+    (held,) = connection.execute(f"SELECT {counts} FROM stage").fetchall()
+    return [bool(count) for count in held]
 
 
 def _find_fresh(

@@ -318,8 +318,10 @@ def _store_staged(
     """
     connection = shop.connection
     accepted, duplicates = _STORE[kind](shop, load)
-    malformed = staged.malformed if staged else "malformed row"
-    connection.execute("UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [malformed])
+    if staged is not None:
+        connection.execute(
+            "UPDATE checked SET reason = ? WHERE reason = 'malformed row'", [staged.malformed]
+        )
     report = IngestReport(accepted, 0, duplicates)
     if kind == "products":
         report = _count_contradictions(connection, report)
@@ -336,7 +338,8 @@ def _store_staged(
         if not understood.rows:
             lines += (f"{file} holds no rows",)
         report += IngestReport(notes=lines, understood=(understood,))
-    _keep_rejected(connection, kind, file, load)
+    if rejected:
+        _keep_rejected(connection, kind, file, load)
     connection.execute("DROP TABLE IF EXISTS stage; DROP TABLE IF EXISTS checked;")
     return report + IngestReport(
         rejected=sum(reason.rows for reason in rejected),
