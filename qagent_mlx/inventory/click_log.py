@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 
 import duckdb
@@ -20,6 +21,8 @@ from .types import EMPTY_RANKING, ClickRanking, Ranking, SimilarQuery
 
 # Of similar queries' evidence, and how many lend theirs; measured, see search_quality.
 SIMILAR_SHARE, SIMILAR_QUERIES = 0.3, 5
+
+SPANS = 4096  # of engagements whose distinct rows are remembered
 
 CLICKS_SQL = """
 SELECT s.query_key, s.query, e.product_id, epoch(e.ts) AS ts,
@@ -55,6 +58,8 @@ class ClickLog:
         self._times = self.columns["ts"].astype(float)
         self._weights = self.columns["weight"].astype(float)
         self._decay_rate = np.log(2) / (half_life_days * 86400)
+        # Most moments are later than all engagements of a query.
+        self._distinct = lru_cache(SPANS)(self._distinct_rows)
         keys = self.columns["query_key"]
         bounds = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]) if len(keys) else keys
         self._span_of_key = {keys[a]: (a, b) for a, b in pairwise(bounds.tolist())}
@@ -81,10 +86,15 @@ class ClickLog:
         )
         if end - start == 1:  # as with most queries of a log
             return Ranking(self._rows[start:end], weights)
-        rows, inverse = np.unique(self._rows[start:end], return_inverse=True)
+        rows, inverse = self._distinct(start, end)
         totals = np.bincount(inverse, weights)
         order = np.lexsort((rows, -np.round(totals, 9)))[:limit]
         return Ranking(rows[order], totals[order])
+
+    def _distinct_rows(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct rows of some entries, and the place of each entry's row among them."""
+        rows, inverse = np.unique(self._rows[start:end], return_inverse=True)
+        return rows, inverse
 
     def borrowed_ranking(
         self, similar: Sequence[SimilarQuery], as_of: datetime | None, limit: int = 50

@@ -1,7 +1,4 @@
-"""Hybrid search: BM25, vectors and past clicks, fused by reciprocal rank.
-
-    score(product) = sum over rankings of  weight / (rrf_k + rank)       (Cormack et al., 2009)
-                     + weight_shares * its share of the query's past clicks
+"""Hybrid search: BM25, vectors and past clicks, fused by reciprocal rank (`fusion`).
 
 Ranks alone would let a word more or less decide between a product that nearly all went for and
 one that hardly anybody did. Past clicks count the more, the more evidence there is. Ties are
@@ -28,6 +25,7 @@ from ..shop.shop import Shop
 from ..types import Hit
 from ..utils.text import query_key
 from .click_log import ClickLog, SimilarQueryIndex, read_clicks
+from .fusion import click_side, fuse, text_scores, text_sides, vectors_alone
 from .index import InventoryIndex, open_index
 from .relevance import RelevanceFloor, encode_queries, is_address
 from .types import (
@@ -36,7 +34,6 @@ from .types import (
     Contribution,
     Explanation,
     Filters,
-    Ranking,
     SimilarQuery,
     TextRankings,
 )
@@ -44,11 +41,8 @@ from .types import (
 if TYPE_CHECKING:
     from .rerank import Reranker
 
-HALF_EVIDENCE = 2.0  # weight of past clicks at which they count half of what they can
 CACHED_QUERIES = 20_000
 CACHED_HITS = 4096  # queries at a moment; those of a batch repeat each other
-
-_Fusion = dict[str, Ranking]  # by side: its rows and what it adds to the fused score of each
 
 
 class HybridSearch:
@@ -172,7 +166,7 @@ class HybridSearch:
         else:
             similar = self._similar_queries.search(vectors, self.config.similar_clicks)
         return {
-            query: self._of_floor(
+            query: self._completed(
                 TextRankings(
                     lexical[i], dense[i], tuple(s for s in similar[i] if s.key != query_key(query))
                 ),
@@ -180,6 +174,11 @@ class HybridSearch:
             )
             for i, query in enumerate(queries)
         }
+
+    def _completed(self, texts: TextRankings, length: float) -> TextRankings:
+        """The rankings of a query by the floor, with what they add to scores."""
+        texts = self._of_floor(texts, length)
+        return replace(texts, scores=text_scores(texts, self.config))
 
     def _of_floor(self, texts: TextRankings, length: float) -> TextRankings:
         """The rankings of a query, with what vectors alone do not find (`relevance`)."""
@@ -222,27 +221,6 @@ class HybridSearch:
             return ClickRanking(ranking)
         return self.click_log.borrowed_ranking(texts.similar, moment)
 
-    def _contributions(
-        self, texts: TextRankings, clicks: ClickRanking, allowed: np.ndarray | None
-    ) -> _Fusion:
-        config = self.config
-        clicked = clicks.ranking.filtered(allowed)
-        evidence = float(clicked.scores.sum())
-        adds = config.weight_clicks * evidence / (evidence + HALF_EVIDENCE) * self._by_rank(clicked)
-        if not clicks.borrowed:  # the clicks of similar queries do not say how many it would get
-            adds += config.weight_shares * clicked.scores / (evidence + HALF_EVIDENCE)
-        return {
-            "words": Ranking(
-                texts.lexical.rows, config.weight_lexical * self._by_rank(texts.lexical)
-            ),
-            "vectors": Ranking(texts.dense.rows, config.weight_dense * self._by_rank(texts.dense)),
-            "clicks": Ranking(clicked.rows, adds),
-        }
-
-    def _by_rank(self, ranking: Ranking) -> np.ndarray:
-        """Reciprocal rank, 1 / (rrf_k + rank), of each position: (rows,)."""
-        return np.asarray(1.0 / (self.config.rrf_k + np.arange(1, len(ranking) + 1)))
-
     def _fuse_hits(
         self,
         query: str,
@@ -254,30 +232,18 @@ class HybridSearch:
         """The ``k`` products with the highest fused score, ties by row."""
         if is_address(query):
             return []
-        clicks = self._rank_clicks(query, texts, moment)
-        sides = self._contributions(texts, clicks, allowed)
-        rows, side_positions = np.unique(
-            np.concatenate([side.rows for side in sides.values()]), return_inverse=True
-        )
-        scores = np.bincount(
-            side_positions, np.concatenate([side.scores for side in sides.values()]), len(rows)
-        )
-        if unlike := _vectors_alone(texts, sides):
-            found = ~np.isin(rows, [*unlike])
-            rows, scores = rows[found], scores[found]
-        if not len(rows):
-            return []
-        best = np.lexsort((rows, -np.round(scores, 12)))[:k]
+        clicks = click_side(self._rank_clicks(query, texts, moment), self.config, allowed)
+        best = fuse(texts.scores, clicks, k)
         return [
             Hit(self.catalog.ids[row], score)
-            for row, score in zip(rows[best].tolist(), scores[best].tolist(), strict=True)
+            for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
         ]
 
     def left_out(self, query: str, as_of: datetime | None = None) -> int:
         """How many of the products nearest to a query the floor leaves out of its hits."""
         texts = self._cached_text_rankings([query])[query]
         clicks = self._rank_clicks(query, texts, as_of)
-        return len(_vectors_alone(texts, self._contributions(texts, clicks, None)))
+        return len(vectors_alone(texts, click_side(clicks, self.config, None)))
 
     def explain(
         self, query: str, k: int = 10, as_of: datetime | None = None, filters: Filters | None = None
@@ -287,7 +253,8 @@ class HybridSearch:
         allowed = None if unfiltered else self._allowed(filters or Filters(), as_of)
         texts = self._rank_texts([query], allowed)[query]
         clicks = self._rank_clicks(query, texts, as_of)
-        contributions = self._contributions(texts, clicks, allowed)
+        contributions = text_sides(texts, self.config)
+        contributions["clicks"] = click_side(clicks, self.config, allowed)
         scores = {"words": texts.lexical, "vectors": texts.dense, "clicks": clicks.ranking}
         terms = self.index.lexical.query_terms(query)
         explanations = []
@@ -322,12 +289,6 @@ class HybridSearch:
             first.sort(key=lambda hit: -round(hit.score, 6))
             reranked.append(first + ranked[depth:])
         return reranked
-
-
-def _vectors_alone(texts: TextRankings, sides: _Fusion) -> frozenset[int]:
-    """The rows below the floor that neither words nor clicks find."""
-    found = [*sides["words"].rows.tolist(), *sides["clicks"].rows.tolist()]
-    return texts.unlike.difference(found)
 
 
 def open_search(shop: Shop, index: InventoryIndex | None = None) -> HybridSearch:

@@ -83,6 +83,21 @@ class SimilarQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class TextScores:
+    """What words and vectors add to the scores of rows, best first, ties by row.
+
+    Attributes:
+        rows: Catalog rows; behind the first ``found`` are those that vectors alone do not find.
+        scores: (rows,) float64.
+        found: How many rows are found without past clicks.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextRankings:
     """The rankings that a query's text retrieves, at any moment."""
 
@@ -90,6 +105,7 @@ class TextRankings:
     dense: Ranking  # by cosine similarity
     similar: tuple[SimilarQuery, ...]  # most similar first
     unlike: frozenset[int] = frozenset()  # rows of `dense` that vectors alone do not find
+    scores: TextScores = TextScores(EMPTY_RANKING.rows, EMPTY_RANKING.scores, 0)  # of all these
 
 
 @dataclass(frozen=True, slots=True)
