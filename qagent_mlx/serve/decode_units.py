@@ -30,6 +30,9 @@ class Unit:
         policy: The policy's name and version when it was begun.
         start: When it was begun.
         patience: When memory's lines are read for those who may not get more in time.
+        due: When its process will be done with it, by what decodes took lately.
+        overdue: When somebody else does it: its process may be stopped, or get no core.
+        taken_back: Whether that has happened. Its reply still counts if it comes first.
         void: Users who did something since; None where all is void that was computed before.
         settled: Whether all has been done with its reply.
     """
@@ -38,6 +41,9 @@ class Unit:
     policy: tuple[str, int | None]
     start: float
     patience: float
+    due: float = 0.0
+    overdue: float = float("inf")
+    taken_back: bool = False
     void: set[str] | None = field(default_factory=set)
     settled: bool = False
 

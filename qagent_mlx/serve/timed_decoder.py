@@ -1,8 +1,11 @@
 """Chains in time: what can be decoded before the deadlines is, here or in other processes.
 
-Who waits is answered in units. Processes beside this one get one to compute and one that waits, so
-that none of them idles while this process reads memory and writes replies; what they cannot take
-yet waits here. Without such processes this one decodes itself.
+Who waits is answered in units. A process beside this one gets the next unit when it is nearly done
+with the one that it computes: so it never idles while this process reads memory and writes replies,
+and who comes meanwhile is in one unit with the others, as a large one costs less for each. What the
+processes cannot take yet waits here. A unit that takes much longer than it should is taken back,
+and its process gets no other until it has replied. Without processes that reply this one decodes
+itself.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,15 +27,15 @@ from ..types import Slate
 from .config import ServeConfig
 from .decode_process import LOST, WorkerProcess
 from .decode_units import Asked, Unit, fit_in_time, unread
+from .given_units import RISK, GivenUnits
 from .metrics import Metrics
 from .pace import DecodePace
 from .requests import PendingRequest, RecommendResponse
 from .served_policy import ServedPolicy
-from .worker_processes import UNITS_AHEAD, WorkerPool
+from .worker_processes import WorkerPool
 
 log = logging.getLogger("qagent.serve")
 
-RISK = 3.0  # times as long as expected a decode may well take
 WATCHED_RISK = 1.5  # the same of a decode beside which this process is free
 UNIT_USERS = 16  # of a process's unit, at most: who comes next waits for all of it
 
@@ -75,7 +79,7 @@ class TimedDecoder:
         self.pace = DecodePace()
         self.is_pool_stale = False
         self._waiting: deque[PendingRequest] = deque()
-        self._given: dict[WorkerProcess, list[tuple[Unit, Future[Any]]]] = {}
+        self._given = GivenUnits()
         self._remembering = threading.Lock()  # replies are received in other threads
 
     @property
@@ -86,8 +90,8 @@ class TimedDecoder:
     @property
     def busy(self) -> bool:
         """Whether somebody waits, here or for another process."""
-        self._drop_done()
-        return bool(self._waiting or any(self._given.values()))
+        self._given.drop_done(self._pool.ready)
+        return bool(self._waiting or any(not unit.taken_back for unit in self._given))
 
     def decode(self, pending: Iterable[PendingRequest]) -> None:
         """Answer requests; the future of each is set as soon as its answer is known."""
@@ -97,10 +101,12 @@ class TimedDecoder:
     def go_on(self) -> None:
         """Give those who wait to processes that can take them, or decode for them here."""
         self._pool.look_after()
+        self._take_back()
         while self._waiting:
             free = self._free()
-            is_alone = len(self._waiting) == 1 and not any(self._given.values())
-            if not free and not is_alone and self._given and not self.is_pool_stale:
+            is_alone = len(self._waiting) == 1 and not any(True for _ in self._given)
+            is_helped = self._given.is_helped and not self.is_pool_stale
+            if not free and not is_alone and is_helped:
                 break  # all have enough to do
             here = is_alone or not free
             unit = self._take(self._config.batch if here else self._share(free))
@@ -116,16 +122,15 @@ class TimedDecoder:
         self._read_in_time()
 
     def pause(self) -> float:
-        """Seconds until somebody's patience may end; infinite where nobody's does."""
-        ends = [unit.patience for unit in self._units() if any(unread(unit))]
-        return max(0.0, min(ends, default=float("inf")) - time.monotonic())
+        """Seconds until `go_on` may have something to do; infinite where nobody waits."""
+        waits = bool(self._waiting) and not self.is_pool_stale
+        return max(0.0, self._given.next_moment(somebody_waits=waits) - time.monotonic())
 
     def finish(self) -> None:
         """Answer all who wait."""
         while self.busy:
             self.go_on()
-            wait([reply for given in self._given.values() for _, reply in given], timeout=1.0)
-            self._drop_done()
+            wait(self._given.replies, timeout=min(1.0, self.pause()))
 
     def forget(self, users: Iterable[str] | None, drop: Callable[[], None]) -> None:
         """What is being computed of users is not to be kept; None: of all.
@@ -134,7 +139,7 @@ class TimedDecoder:
         """
         with self._remembering:
             named = None if users is None else set(users)
-            for unit in self._units():
+            for unit in self._given:
                 if named is None:
                     unit.void = None
                 elif unit.void is not None:
@@ -165,40 +170,41 @@ class TimedDecoder:
         """Answer from memory those for whose chains there is no time."""
         self.read_fallbacks(late)
         for waiting, _ in late:
-            if waiting.fallback is not None and not waiting.future.done():
-                waiting.future.set_result(replace(waiting.fallback, reason="deadline"))
-
-    def _units(self) -> list[Unit]:
-        return [unit for given in list(self._given.values()) for unit, _ in list(given)]
-
-    def _drop_done(self) -> None:
-        alive = set(self._pool.ready)
-        for process, given in list(self._given.items()):
-            given[:] = [(unit, reply) for unit, reply in given if not unit.settled]
-            if process not in alive and not given:
-                del self._given[process]
+            if waiting.fallback is not None:
+                _answer(waiting, replace(waiting.fallback, reason="deadline"))
 
     def _free(self) -> list[WorkerProcess]:
         """The processes that can take a unit, the idlest first."""
-        self._drop_done()
-        if self.is_pool_stale:
-            return []
         ready = self._pool.ready
-        for process in ready:
-            self._given.setdefault(process, [])
-        owed = {process: len(self._given[process]) for process in ready}
-        return sorted((p for p in ready if owed[p] < UNITS_AHEAD), key=owed.__getitem__)
+        self._given.drop_done(ready)
+        return [] if self.is_pool_stale else self._given.free(ready)
+
+    def _take_back(self) -> None:
+        """Take units back from processes that should be done for long, and replace stuck ones."""
+        for process, units, is_lost in self._given.overdue():
+            for unit in units:
+                self._return(unit)
+            if is_lost:
+                self._pool.replace(process)
+
+    def _return(self, unit: Unit) -> None:
+        """Let those wait again who waited for a unit; nothing where that was done before."""
+        with self._remembering:
+            if unit.taken_back:
+                return
+            unit.taken_back = True
+        self._waiting.extendleft(reversed([waiting for waiting, _ in unit.asked]))
 
     def _share(self, free: Sequence[WorkerProcess]) -> int:
         """How many of those who wait the first of the free processes takes."""
-        least = len(self._given[free[0]])
-        alike = sum(len(self._given[process]) == least for process in free)
+        owed = [len(self._given.of(process)) for process in free]
+        alike = owed.count(owed[0])
         return min(UNIT_USERS, self._config.batch, -(-len(self._waiting) // alike))
 
     def _take(self, users: int) -> list[PendingRequest]:
         """The next of those who wait, but for those who have got something else meanwhile."""
         taken = [self._waiting.popleft() for _ in range(min(users, len(self._waiting)))]
-        return [waiting for waiting in taken if not waiting.given_up]
+        return [w for w in taken if not w.given_up and not w.future.done()]
 
     def _begin(
         self, pending: Sequence[PendingRequest], seconds_before: float, here: bool = False
@@ -260,7 +266,7 @@ class TimedDecoder:
 
     def _give(self, process: WorkerProcess, pending: Sequence[PendingRequest]) -> None:
         """Let another process run the chains of a unit."""
-        before = sum(self.pace.seconds(unit.chains) for unit, _ in self._given[process])
+        before = sum(self.pace.seconds(unit.chains) for unit in self._given.of(process))
         unit = self._begin(pending, before)
         if unit is None:
             return
@@ -268,7 +274,7 @@ class TimedDecoder:
         if reply is None:
             self._waiting.extendleft(reversed([waiting for waiting, _ in unit.asked]))
             return
-        self._given[process].append((unit, reply))
+        self._given.add(process, unit, reply, self.pace.seconds(unit.chains))
         reply.add_done_callback(partial(self._receive, process, unit))
 
     def _receive(self, process: WorkerProcess, unit: Unit, reply: Future[Any]) -> None:
@@ -277,7 +283,7 @@ class TimedDecoder:
             received, spent = reply.result()
             self._settle(unit, [recommendations for recommendations, _ in received], spent)
         except LOST as error:
-            self._waiting.extendleft(reversed([waiting for waiting, _ in unit.asked]))
+            self._return(unit)
             self._later(partial(self._lost, process, error))
         except BaseException as error:
             self._later(partial(self._failed, unit, error))
@@ -306,7 +312,8 @@ class TimedDecoder:
             [waiting for waiting, _ in unit.asked],
             {**spent, "others": max(0.0, seconds - computing)},
         )
-        self.pace.observe(unit.chains, computing)
+        if not unit.taken_back:  # else it measures how long the process was stopped
+            self.pace.observe(unit.chains, computing)
         self._metrics.batch.observe(len(unit.shared))
         self._metrics.decode.observe(seconds)
         self._metrics.chains.inc(unit.chains)
@@ -321,20 +328,25 @@ class TimedDecoder:
                     # Not one that had to be cut short either.
                     if is_good and response.chains == waiting.chains:
                         self.remember(waiting, final)
-                if not waiting.future.done():
-                    waiting.future.set_result(final)
+                _answer(waiting, final)
 
     def _read_in_time(self) -> None:
         """Read memory's lines for those whose patience has ended while a process computes."""
         now = time.monotonic()
-        for unit in self._units():
+        for unit in self._given:
             if now >= unit.patience:
                 self.read_fallbacks(list(unread(unit)))
+
+
+def _answer(waiting: PendingRequest, response: RecommendResponse) -> None:
+    """Answer a request, unless it is: two work at a unit that was taken back, in two threads."""
+    with suppress(InvalidStateError):
+        waiting.future.set_result(response)
 
 
 def _fail(pending: Iterable[PendingRequest], error: BaseException) -> None:
     if not isinstance(error, QAgentError):
         log.error("the worker met an error", exc_info=error)
     for waiting in pending:
-        if not waiting.future.done():
+        with suppress(InvalidStateError):
             waiting.future.set_exception(error)

@@ -190,6 +190,12 @@ class WorkerPool:
         process.end()
         self._start_later()
 
+    def replace(self, process: WorkerProcess) -> None:
+        """End a process that answers nothing; another one is started for it."""
+        if process in self._processes:
+            process.kill()  # it may be stopped, and then no other signal reaches it
+            self.remove(process, TimeoutError("it answers nothing"))
+
     def look_after(self) -> None:
         """Take up processes that are ready, and start others for those that are gone."""
         for process in list(self._starting):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -635,6 +637,32 @@ def test_products_are_known_to_all_processes_that_decode(serving):
         answers = list(threads.map(lambda user: ask(client, user).json(), users))
     assert {answer["source"] for answer in answers} == {"agent"}
     assert len(responder._pool) == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_who_waits_for_a_process_that_is_stopped_is_answered_by_another(serving):
+    client = serving(workers=2, cache_seconds=0.0, deadline_ms=60_000.0)
+    worker = client.app.state.service.worker
+    pool = worker.responder._pool
+
+    def all_are_ready():
+        pool.look_after()
+        return list(pool.ready)
+
+    wait_until(lambda: len(worker.call(all_are_ready).result(20)) == 2)
+    stopped = [process.pid for process in worker.call(all_are_ready).result(20)]
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as threads:
+            users = [f"u{n:02}" for n in range(4)]
+            answers = list(threads.map(lambda user: ask(client, user).json(), users))
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    assert {answer["source"] for answer in answers} == {"agent"}
+    assert time.monotonic() - began < 30  # half of the deadline
 
 
 def wait_until(is_true):

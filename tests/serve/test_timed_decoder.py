@@ -40,6 +40,11 @@ class Pool:
     def remove(self, process, _error):
         self.ready.remove(process)
 
+    replaced = ()
+
+    def replace(self, process):
+        self.replaced += (process,)
+
 
 @pytest.fixture
 def desk(recommender):
@@ -81,7 +86,13 @@ def test_somebody_alone_is_answered_here(desk, recommender):
     assert not desk.pool.asked and not desk.decoder.busy and desk.kept.keys() == {"u01"}
 
 
+def run(later):
+    while later:
+        later.pop(0)()
+
+
 def test_processes_share_who_waits_and_get_one_unit_ahead(desk, recommender):
+    desk.decoder.pace.seconds_per_chain = 0.0001  # they are nearly done as soon as they have begun
     users = [f"u{n:02}" for n in range(12)]
     first = waiting(*users[:4])
     desk.decoder.decode(first)
@@ -97,13 +108,68 @@ def test_processes_share_who_waits_and_get_one_unit_ahead(desk, recommender):
     assert desk.decoder.waiting == 6 and desk.decoder.busy
     for job in desk.pool.asked:  # those that follow, too
         answer(recommender, job)
-        while desk.later:
-            desk.later.pop(0)()
+        run(desk.later)
     for request in (*first, *others):
         got = request.future.result(0)
         assert got.recommendations == expected(recommender, request.user)
         assert (got.source, got.policy, got.version) == ("agent", "nano", 3)
     assert not desk.decoder.busy and len(desk.kept) == 12
+
+
+def test_who_comes_while_processes_compute_is_in_one_unit(desk, recommender):
+    first = waiting("u00", "u01", "u02", "u03")
+    desk.decoder.decode(first)
+    others = [waiting(f"u{n:02}")[0] for n in range(4, 10)]
+    for request in others:
+        desk.decoder.decode([request])
+    assert len(desk.pool.asked) == 2 and desk.decoder.waiting == 6
+    assert 0 < desk.decoder.pause() < 1  # until the processes are nearly done
+    next(iter(desk.decoder._given)).due = time.monotonic()
+    desk.decoder.go_on()
+    assert [(process, len(asks)) for process, asks, *_ in desk.pool.asked[2:]] == [("one", 6)]
+    for job in desk.pool.asked:
+        answer(recommender, job)
+        run(desk.later)
+    assert all(request.future.result(0).source == "agent" for request in (*first, *others))
+
+
+def test_an_overdue_unit_is_done_by_others_and_its_process_gets_no_more(desk, recommender):
+    requests = waiting("u01", "u02", "u03", "u04")
+    desk.decoder.decode(requests)
+    late, other = desk.pool.asked
+    answer(recommender, other)
+    run(desk.later)
+    assert [request.future.done() for request in requests] == [False, False, True, True]
+    next(iter(desk.decoder._given)).overdue = 0.0
+    assert desk.decoder.pause() == 0
+    desk.decoder.go_on()
+    assert [process for process, *_ in desk.pool.asked] == ["one", "two", "two"]
+    more = waiting("u05")
+    desk.decoder.decode(more)
+    answer(recommender, desk.pool.asked[2])
+    run(desk.later)
+    for request in requests:
+        assert request.future.result(0).recommendations == expected(recommender, request.user)
+    assert "one" not in [process for process, *_ in desk.pool.asked[2:]]
+    pace = desk.decoder.pace.seconds_per_chain
+    answer(recommender, late)  # at last
+    run(desk.later)
+    assert desk.decoder.pace.seconds_per_chain == pace  # which says nothing of the policy
+    desk.decoder.decode(waiting("u06", "u07", "u08"))
+    assert "one" in [process for process, *_ in desk.pool.asked[3:]]
+
+
+def test_where_no_process_replies_this_one_decodes(desk, recommender):
+    requests = waiting("u01", "u02")
+    desk.decoder.decode(requests)
+    for unit in desk.decoder._given:
+        unit.overdue = 0.0
+    desk.decoder.go_on()
+    for request in requests:
+        assert request.future.result(0).recommendations == expected(recommender, request.user)
+    assert not desk.decoder.busy  # nobody waits for those processes, nor does the server's end
+    desk.decoder.go_on()
+    assert set(desk.pool.replaced) == {"one", "two"}
 
 
 @pytest.mark.parametrize("forgotten", [["u01"], None])
@@ -121,9 +187,11 @@ def test_what_a_lost_process_had_is_done_by_others(desk, recommender):
     requests = waiting("u01", "u02", "u03")
     desk.decoder.decode(requests)
     (_, _, _, reply), other = desk.pool.asked
+    desk.decoder.pace.seconds_per_chain = 0.0001
+    for unit in desk.decoder._given:
+        unit.due = 0.0
     reply.set_exception(EOFError())
-    while desk.later:
-        desk.later.pop(0)()
+    run(desk.later)
     assert desk.pool.ready == ["two"] and [p for p, *_ in desk.pool.asked] == ["one", "two", "two"]
     for job in (other, desk.pool.asked[-1]):
         answer(recommender, job)
@@ -155,9 +223,11 @@ def test_the_lines_are_read_when_half_of_the_time_has_passed(desk):
     requests = waiting("u01", "u02", seconds=600.0)
     desk.decoder.pace.seconds_per_chain = 0.001
     desk.decoder.decode(requests)
+    for unit in desk.decoder._given:
+        unit.overdue = float("inf")
     assert 200 < desk.decoder.pause() <= 300
     assert not any(request.fallback for request in requests)
-    for unit in desk.decoder._units():
+    for unit in desk.decoder._given:
         unit.patience -= 300
     assert desk.decoder.pause() == 0
     desk.decoder.go_on()
