@@ -59,11 +59,13 @@ def trained(shop: Shop, given: argparse.Namespace, arm: str, seed: int) -> str:
     if base not in policy_names(shop):
         steps = PretrainConfig(steps=given.pretrain)
         pretrain(shop, base, steps, agent=AgentConfig(writes=True), split=split)
-    sft, grpo = (f"{given.scenario}-{arm}-{stage}-{seed}" for stage in ("sft", "grpo"))
+    start = POINTS if arm == POINTS else WRITES
+    sft, grpo = f"{given.scenario}-{start}-sft-{seed}", f"{given.scenario}-{arm}-grpo-{seed}"
     if sft not in policy_names(shop):
         train_sft(shop, base, sft, SftConfig(steps=given.sft, seed=seed), split=split)
     if grpo not in policy_names(shop):
-        config = GrpoConfig(steps=given.grpo, seed=seed, **json.loads(given.set))
+        changes = json.loads(given.set) | json.loads(dict(given.variant).get(arm, "{}"))
+        config = GrpoConfig(steps=given.grpo, seed=seed, **changes)
         train_grpo(shop, sft, grpo, config, split=split)
     return grpo
 
@@ -133,6 +135,14 @@ def main() -> None:
     parser.add_argument("--sft", type=int, default=40, help="Steps of SFT.")
     parser.add_argument("--grpo", type=int, default=90, help="Steps of GRPO.")
     parser.add_argument("--set", default="{}", help="Further settings of GRPO, as JSON.")
+    parser.add_argument(
+        "--variant",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("ARM", "JSON"),
+        help=f"One more arm: GRPO from the SFT policy of {WRITES} with these settings beside --set.",
+    )
     parser.add_argument("--test-from", default="", help="First day of the test cases.")
     parser.add_argument("--limit", type=int, help="Only so many test cases.")
     parser.add_argument("--group", type=int, default=8, help="Chains a case when measured.")
@@ -142,7 +152,7 @@ def main() -> None:
     results = json.loads(given.out.read_text()) if given.out.exists() else []
     with Shop.open(given.shop) as shop:
         for seed in [] if given.report else given.seeds:
-            for arm in given.arms:
+            for arm in given.arms + [name for name, _ in given.variant]:
                 if any((r["arm"], r["seed"]) == (arm, seed) for r in results):
                     continue
                 name = trained(shop, given, arm, seed)
