@@ -4,6 +4,7 @@
     python tests/benchmarks/worlds.py --out worlds.json                # some minutes a world
     python tests/benchmarks/worlds.py --out worlds.json --report       # the tables again
     python tests/benchmarks/worlds.py --rates shop                     # the same rates of a shop
+    python tests/benchmarks/worlds.py --keep shop --worlds "homonyms .8" --seeds 0   # to train in
 
 Each world is a simulated shop (`SimulatorConfig`) in which one thing is harder than in the sample
 shop: names that mean two things (``homonyms``), products that share a title (``shared_titles``),
@@ -89,6 +90,12 @@ def rates(shop: Shop) -> dict[str, float]:
     return dict(zip(("no_click", "reworded", "first_choice"), map(float, row), strict=True))
 
 
+def world_of(name: str, seed: int, users: int) -> SimulatorConfig:
+    """The settings of a world of `WORLDS`, with so many shoppers in its log."""
+    config = SimulatorConfig(users=users, products_per_pair=4.0, seed=100 + seed)
+    return replace(config, **WORLDS[name])
+
+
 def make_shop(folder: Path, config: SimulatorConfig) -> None:
     """Write a world's log, and build a shop of it as the sample shop is built."""
     source = folder.with_name(f"{folder.name}-files")
@@ -155,6 +162,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--report", action="store_true", help="print what was measured")
     parser.add_argument("--rates", metavar="SHOP", help="print the rates of this shop's log")
+    parser.add_argument(
+        "--keep", metavar="SHOP", type=Path, help="make the first world's shop only"
+    )
     parser.add_argument("--worlds", nargs="*", default=list(WORLDS), choices=list(WORLDS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--users", type=int, default=600, help="shoppers of each log")
@@ -162,14 +172,15 @@ def main() -> None:
     if given.rates:
         with Shop.snapshot(Path(given.rates)) as shop:
             return print(json.dumps(rates(shop), indent=1))
+    if given.keep:
+        return make_shop(given.keep, world_of(given.worlds[0], given.seeds[0], given.users))
     results = json.loads(given.out.read_text()) if given.out.exists() else {}
     for seed in given.seeds if not given.report else ():
         for world in given.worlds:
             if str(seed) in results.get(world, {}):
                 continue
-            config = SimulatorConfig(users=given.users, products_per_pair=4.0, seed=100 + seed)
             with tempfile.TemporaryDirectory() as place:
-                make_shop(Path(place) / "shop", replace(config, **WORLDS[world]))
+                make_shop(Path(place) / "shop", world_of(world, seed, given.users))
                 with Shop.open(Path(place) / "shop") as shop:
                     results.setdefault(world, {})[str(seed)] = measured(shop, seed, 300)
             write_json(given.out, results)
