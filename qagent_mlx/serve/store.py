@@ -37,8 +37,11 @@ LOOK_SECONDS = 1.0  # between looks at the database's file
 MOVE_SECONDS = 5.0  # between moves of the journal into it; readers move it themselves
 SHOWN_SECONDS = 30.0  # the same, while there is only what users were shown
 MOVE_SHARE = 0.05  # of the time, at most: programs that do not wait must find the file free
-SHARED_MOVE_SECONDS = 2.0  # both, of a shop that several machines share
-SHARED_MOVE_SHARE = 0.25
+# The same of a shop that several machines share. What one has taken is in another's answers after
+# the move that is under way, this pause, a move of its own, the other's look, and its snapshot.
+SHARED_LOOK_SECONDS = 0.5
+SHARED_MOVE_SECONDS = 1.0
+SHARED_MOVE_SHARE = 0.5  # others wait meanwhile; what this one waits for them counts, too
 WRITE_WAIT_SECONDS = 2.0  # for a process that holds the file, before the next look
 STOP_WAIT_SECONDS = 10.0  # the same, when the server stops
 
@@ -87,8 +90,9 @@ class ShopStore:
         self._wake, self._stopping = threading.Event(), False
         self._use_snapshot: Callable[[Shop], Future[Shop]]
         self._catalog_moved: Callable[[], object]
-        self._move_at = 0.0
+        self._move_at = self._woken_at = 0.0
         self._catalog_version = self.shop.catalog_version
+        self._machines: Shop | None = None  # tells what other machines have changed
         self._thread = threading.Thread(target=self._run, name="qagent-store", daemon=True)
 
     @property
@@ -136,6 +140,11 @@ class ShopStore:
         except CannotStore as error:
             self._note_problem(error)
             raise
+        now = time.monotonic()
+        is_due = now >= max(self._move_at, self._woken_at + SHARED_MOVE_SECONDS)
+        if is_due and self.shop.config.store is not None:  # other machines wait for it
+            self._woken_at = now
+            self._wake.set()
 
     def _note_problem(self, error: CannotStore) -> None:
         if not self.problem:  # else it was said
@@ -196,7 +205,7 @@ class ShopStore:
     def _run(self) -> None:
         said = ""
         while not self._stopping:
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(self._pause())
             self._wake.clear()
             while self._jobs:
                 run, future = self._jobs.pop(0)
@@ -225,6 +234,19 @@ class ShopStore:
                 if str(error) != said:
                     log.warning("%s; trying again", error)
                 said = str(error)
+
+    def _pause(self) -> float:
+        """Seconds until the store looks around again, unless it is woken."""
+        if self.shop.config.store is None:
+            return LOOK_SECONDS
+        left = self._move_at - time.monotonic()
+        is_soon = self._is_posted and 0 < left < SHARED_LOOK_SECONDS
+        return left if is_soon else SHARED_LOOK_SECONDS
+
+    @property
+    def _is_posted(self) -> bool:
+        """Whether the journal holds what clients have posted."""
+        return self.journal is not None and self.journal.position.offset > 0
 
     def _move_journal(self, wait: float) -> None:
         """Store the journal's entries in the file."""
@@ -260,8 +282,7 @@ class ShopStore:
 
     def _patience(self) -> float:
         """Seconds that a move may wait longer than usual: nobody looks at what was shown soon."""
-        is_posted = self.journal is not None and self.journal.position.offset
-        return 0.0 if is_posted else SHOWN_SECONDS - MOVE_SECONDS
+        return 0.0 if self._is_posted else SHOWN_SECONDS - MOVE_SECONDS
 
     def _change_file(self, run: Callable[[Shop], T]) -> T:
         with self._open(STOP_WAIT_SECONDS) as shop:
@@ -307,11 +328,13 @@ class ShopStore:
 
     def _follow_machines(self) -> None:
         """Bring into the file what other machines have changed, where they share the shop."""
-        if self.shop.config.store is None:
+        place = self.shop.config.store
+        if place is None:
             return
-        shop = self._open(WRITE_WAIT_SECONDS)
-        if shop.store.is_behind(shop):
-            with shop:
+        if self._machines is None or self._machines.config.store != place:
+            self._machines = self._open(WRITE_WAIT_SECONDS)
+        if self._machines.store.is_behind(self._machines):
+            with self._open(WRITE_WAIT_SECONDS) as shop:
                 shop.connection  # noqa: B018  (opening it takes over what they wrote)
 
     def _others(self, stored: Mapping[str, Position]) -> dict[str, Position]:

@@ -63,17 +63,26 @@ class LakeStore(Store):
         self.catalog = LakeCatalog(config.store, f"the shop {shop.path}", config.data)
         self._wait = shop.wait_seconds
         self._before: Before | None = None
+        self._held: int | None = None  # the newest snapshot that the file is known to hold
+        self._said = ""
 
     def is_behind(self, shop: OpenShop) -> bool:
-        """As in `Store`; False, and said, where the lake cannot be reached."""
+        """As in `Store`; False, and said once, where the lake cannot be reached."""
         try:
+            newest = self._held and self.catalog.call(newest_snapshot, shop.wait_seconds)
+            if newest is not None and newest == self._held:
+                return False
             with shop.reading_file() as connection:
                 copied = copied_snapshot(connection)
             head = self.catalog.call(head_of_lake, shop.wait_seconds)
         except QAgentError as error:
-            log.warning("%s; the shop is read as this machine knows it", error)
+            if str(error) != self._said:
+                log.warning("%s; the shop is read as this machine knows it", error)
+            self._said = str(error)
             return False
-        return head.writer != copied.writer
+        self._said = ""
+        self._held = head.snapshot if head.writer == copied.writer else None
+        return self._held is None
 
     def pull(self, shop: OpenShop) -> bool:
         """As in `Store`."""
@@ -280,9 +289,15 @@ def state_of_lake(lake: duckdb.DuckDBPyConnection, snapshot: int | None = None) 
     return values
 
 
+def newest_snapshot(lake: duckdb.DuckDBPyConnection) -> int:
+    """The number of the lake's newest snapshot."""
+    ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
+    return int(snapshot)
+
+
 def head_of_lake(lake: duckdb.DuckDBPyConnection) -> Copied:
     """The lake's newest snapshot, and who wrote it last."""
-    ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
+    snapshot = newest_snapshot(lake)
     rows = lake.execute(f"SELECT value FROM {STATE} WHERE key = 'writer'").fetchall()
     return Copied(snapshot, rows[0][0] if rows else "")
 

@@ -8,9 +8,12 @@ from contextlib import closing
 import pytest
 from lakes import require_lakes
 
+from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.journal import events_entry
 from qagent_mlx.serve.metrics import Metrics
-from qagent_mlx.serve.store import ShopStore
+from qagent_mlx.serve.store import SHARED_LOOK_SECONDS, ShopStore
+from qagent_mlx.shop.lake import LakeStore
+from qagent_mlx.shop.lake_catalog import LakeCatalog
 from qagent_mlx.shop.moving import create_in
 from qagent_mlx.shop.shop import Shop
 
@@ -50,6 +53,34 @@ def machines(tmp_path):
     create_in(tmp_path / "a", address, str(tmp_path / "data"))
     create_in(tmp_path / "b", address, None)
     return tmp_path / "a", tmp_path / "b"
+
+
+def test_a_lake_that_is_away_is_said_once_and_asked_at_its_pace(machines, caplog, monkeypatch):
+    a, _ = machines
+    looks = []
+    with closing(Server(a)) as server:
+        asked = LakeStore.is_behind
+
+        def look(self, shop):
+            looks.append(time.monotonic())
+            return asked(self, shop)
+
+        def away(*_):
+            raise QAgentError("the lake is away")
+
+        monkeypatch.setattr(LakeStore, "is_behind", look)
+        monkeypatch.setattr(LakeCatalog, "call", away)
+        monkeypatch.setattr(LakeCatalog, "lock", away)
+        began = time.monotonic()
+        while time.monotonic() < began + 3 * SHARED_LOOK_SECONDS:
+            server.store.append([events_entry([EVENT])])  # which wakes it
+            time.sleep(0.02)
+        passed = time.monotonic() - began
+        lines = [record.getMessage() for record in caplog.records]
+        assert sum("as this machine knows it" in line for line in lines) == 1
+        # Twice a look: those that open the file to move the journal, and those of posts.
+        assert 1 <= len(looks) <= 2 + 2 * passed / SHARED_LOOK_SECONDS
+        monkeypatch.undo()
 
 
 def test_an_event_that_one_server_takes_is_soon_in_anothers_answers(machines):
