@@ -1,11 +1,4 @@
-"""A DuckLake: opened by its address, with a lock that lets one machine write at a time.
-
-    ducklake:sqlite:PATH                 its catalog for several processes of one machine
-    ducklake:postgres:host=… dbname=…    the same for several machines
-
-A password is never part of an address, which stands in ``shop.json``: PostgreSQL's client takes it
-from ``PGPASSWORD`` or ``~/.pgpass``.
-"""
+"""A DuckLake: opened by its address, with a lock that lets one machine write at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +20,8 @@ from filelock import FileLock, Timeout
 from ..errors import QAgentError
 from ..utils.database import literal, open_duckdb
 from ..utils.text import clean
-from ..utils.trust import require_address, trust_address
+from ..utils.trust import require_address
+from .lake_address import ASK_SECONDS, ASK_TIMES, PASSWORD, SILENT_SECONDS, parse_address, patient
 from .lake_files import confine
 
 T = TypeVar("T")
@@ -37,11 +31,8 @@ INLINED_ROWS = 500  # that a small change keeps in the catalog instead of files 
 LOCK = 7_209_341  # of PostgreSQL's advisory locks
 INDEX = -1  # as a bucket: the search index, which one machine builds at a time
 POLL_SECONDS = 0.05
-PASSWORD = "PGPASSWORD"
 STORES = ("s3://", "gs://", "r2://")  # of objects, which DuckDB's extension httpfs reads
 
-_ADDRESS = re.compile(r"ducklake:(sqlite|postgres):(.+)", re.DOTALL)
-_SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
 _BUSY = re.compile(r"database( table)? is locked|conflict|could not serialize", re.IGNORECASE)
 EXTENSIONS = {"sqlite": "sqlite_scanner", "postgres": "postgres_scanner"}
 
@@ -57,37 +48,6 @@ _attaching = threading.RLock()
 
 class LakeUnreachable(QAgentError):
     """The lake does not answer, or its catalog is gone."""
-
-
-def parse_address(text: str) -> tuple[str, str]:
-    """The kind of a lake's catalog, ``sqlite`` or ``postgres``, and where it is.
-
-    Raises:
-        QAgentError: the text is no address, or holds a password.
-    """
-    match = _ADDRESS.fullmatch(text.strip())
-    if not match:
-        raise QAgentError(
-            f"{text!r} names no lake; write ducklake:sqlite:FILE, or "
-            "ducklake:postgres:host=HOST dbname=NAME user=USER"
-        )
-    if _SECRET.search(match[2]):
-        raise QAgentError(
-            "a lake's address is written into shop.json, so it may hold no password; leave it "
-            f"out and set {PASSWORD}, or write it into ~/.pgpass"
-        )
-    return match[1], match[2]
-
-
-def normal_address(text: str) -> str:
-    """The address as ``shop.json`` holds it: a file by its whole path."""
-    kind, place = parse_address(text)
-    return f"ducklake:{kind}:{Path(place).expanduser().resolve() if kind == 'sqlite' else place}"
-
-
-def name_lake(address: str) -> None:
-    """Trust a lake's address, and the password for it: its user has just named it."""
-    trust_address(address, [PASSWORD] if parse_address(address)[0] == "postgres" else [])
 
 
 class LakeInUse(QAgentError):
@@ -226,9 +186,9 @@ class LakeCatalog:
         with _attaching:
             connection = self._open()
             try:
-                data = _attach_lake(
-                    connection, f"ATTACH {literal(self.address)} AS {NAME} ({options})"
-                )
+                place = patient(self.place) if self.kind == "postgres" else self.place
+                address = literal(f"ducklake:{self.kind}:{place}")
+                data = _attach_lake(connection, f"ATTACH {address} AS {NAME} ({options})")
                 confine(connection, data)
             except duckdb.Error as error:
                 connection.close()
@@ -378,9 +338,14 @@ def _data_path(lake: duckdb.DuckDBPyConnection) -> str:
 
 def _try_lock(cursor: duckdb.DuckDBPyConnection, bucket: int | None) -> bool:
     key = LOCK if bucket is None else f"{LOCK}, {bucket}"
-    query = literal(f"SELECT pg_try_advisory_xact_lock({key}) AS is_mine")
+    silence = {"idle": SILENT_SECONDS, "interval": ASK_SECONDS, "count": ASK_TIMES}
+    settings = "".join(
+        f", set_config('tcp_keepalives_{name}', '{value}', true) AS {name}"
+        for name, value in silence.items()
+    )
+    query = literal(f"SELECT pg_try_advisory_xact_lock({key}) AS is_mine{settings}")
     metadata = literal(f"__ducklake_metadata_{NAME}")
-    ((is_mine,),) = cursor.execute(f"FROM postgres_query({metadata}, {query})").fetchall()
+    ((is_mine, *_),) = cursor.execute(f"FROM postgres_query({metadata}, {query})").fetchall()
     return bool(is_mine)
 
 

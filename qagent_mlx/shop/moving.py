@@ -27,7 +27,8 @@ from .lake import (
     take_settings,
     write_state,
 )
-from .lake_catalog import NAME, LakeCatalog, name_lake, normal_address
+from .lake_address import name_lake, normal_address
+from .lake_catalog import NAME, LakeCatalog
 from .lake_files import scratch
 from .row_changes import Rows, Table, apply_rows, fingerprint
 from .shop import Shop

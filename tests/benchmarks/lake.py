@@ -1,17 +1,20 @@
 """A shop in a lake on several machines, which are processes with folders of their own.
 
     python tests/benchmarks/lake.py build   --folder DIR --events 1000000
-    python tests/benchmarks/lake.py servers --folder DIR [--shop SHOP]
-    python tests/benchmarks/lake.py kills   --kills 100 [--seed 0]
+    python tests/benchmarks/lake.py servers --folder DIR [--shop SHOP] [--events 20] [--networks]
+    python tests/benchmarks/lake.py kills   --kills 100 [--seed 0] [--networks]
     python tests/benchmarks/lake.py growth  --folder DIR --events 10000000 20000000
 
 ``build``: seconds until memory is built by one machine, and by two at once. ``servers``: seconds
-from an event that one server has taken until another one's answer knows it. ``kills``: ingesters, a
-server's store and a builder of memory are killed again and again; every event must be in the lake
-once, and memory must say what the log says. ``growth``: seconds and peak memory of ingest, of
-memory and of a bulk recommendation to 1,000 users, with more and more events (40 a user).
+from an event that one server has taken until another one's answer knows it. ``kills``: ingesters,
+servers' stores, a builder of memory and one of the index are killed again and again; every event
+must be in the lake once, memory must say what the log says, all must have the same index.
+``growth``: seconds and peak memory of ingest, of memory and of a bulk recommendation to 1,000
+users, with more and more events (40 a user).
 
-The catalog is a PostgreSQL that the program starts, or SQLite with ``--catalog sqlite``. Needs
+The catalog is a PostgreSQL that the program starts, or SQLite with ``--catalog sqlite``. With
+``--networks`` each machine is in a network namespace of its own, from which it reaches PostgreSQL
+alone, by a cable; half of the kills then pull it first, as a power cut would (root, Linux). Needs
 ``pip install "qagent-mlx[lake]"``. Prints one JSON document, and ends with the first thing that is
 lost.
 """
@@ -22,7 +25,9 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +35,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +45,12 @@ import qagent_mlx
 
 qagent_mlx.configure()  # before numpy and MLX are imported
 
+import namespaces
 from conftest import tiny_events, tiny_products
 from crashes import small_shop
-from lake_kills import kill_machines
+from lake_kills import WORKS, kill_machines
 from lakes import lakes
+from namespaces import Machine, seen_from
 from simulated_log import EVENTS_A_USER, make_log
 
 from qagent_mlx.ingest.ingest import ingest_files
@@ -120,8 +128,10 @@ def measure_build(folder: Path, address: str, events: int) -> dict[str, Any]:
     }
 
 
-def _served(path: Path) -> tuple[subprocess.Popen[str], str]:
+def _served(path: Path, machine: Machine | None) -> tuple[subprocess.Popen[str], str]:
     command = [*PROGRAM, "serve", "--port", "0", "--rate", "0", "--cache", "0", "--shop", str(path)]
+    if machine:
+        command = machine.command(command)
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -142,8 +152,11 @@ def asked(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     return value
 
 
-def measure_servers(folder: Path, address: str, shop_path: Path | None) -> dict[str, Any]:
+def measure_servers(
+    folder: Path, address: str, shop_path: Path | None, events: int, networks: list[Machine]
+) -> dict[str, Any]:
     """From an event that one server takes to another's answer, both ways in turn."""
+    here, there = [*networks, None, None][:2]
     first = folder / "machine"
     if shop_path is None:
         files = {}
@@ -154,27 +167,39 @@ def measure_servers(folder: Path, address: str, shop_path: Path | None) -> dict[
     else:
         shutil.copytree(shop_path, first)
     with Shop.open(first, read_only=False) as shop:
-        move(shop, address, str(folder / "data"))
-    (second,) = machines(folder, address, 1)
+        move(shop, seen_from(address, here), str(folder / "data"))
+    (second,) = machines(folder, seen_from(address, there), 1)
     ended(started("index", "--json", "--shop", second))
     shutil.copytree(first / "policies", second / "policies", dirs_exist_ok=True)
-    servers = [_served(path) for path in (first, second)]
+    servers = [_served(path, at) for path, at in ((first, here), (second, there))]
     seconds = []
-    try:
-        for turn in range(20):
-            (_, takes), (_, answers) = servers if turn % 2 else servers[::-1]
-            event = {"user_id": f"somebody{turn}", "type": "search", "query": "desk lamp"}
-            asked(f"{takes}/events", event)
-            start = time.perf_counter()
-            while not asked(f"{answers}/users/somebody{turn}/memory").get("events"):
-                time.sleep(0.02)
-            seconds.append(round(time.perf_counter() - start, 2))
-            print(f"{seconds[-1]} s", file=sys.stderr, flush=True)
-    finally:
-        for process, _ in servers:
-            process.terminate()
-            process.wait()
-    return {"seconds": sorted(seconds), "most": max(seconds)}
+    with client(here) as ask_first, client(there) as ask_second:
+        both = [(ask_first, servers[0][1]), (ask_second, servers[1][1])]
+        try:
+            for turn in range(events):
+                (tell, takes), (ask, answers) = both if turn % 2 else both[::-1]
+                event = {"user_id": f"somebody{turn}", "type": "search", "query": "desk lamp"}
+                time.sleep(random.Random(turn).uniform(0, 2))  # at any moment of their rounds
+                tell(f"{takes}/events", event)
+                start = time.perf_counter()
+                while not ask(f"{answers}/users/somebody{turn}/memory").get("events"):
+                    time.sleep(0.02)
+                seconds.append(round(time.perf_counter() - start, 2))
+                print(f"{seconds[-1]} s", file=sys.stderr, flush=True)
+        finally:
+            for process, _ in servers:
+                process.terminate()
+                process.wait()
+    median = statistics.median(seconds)
+    return {"seconds": sorted(seconds), "median": median, "most": max(seconds)}
+
+
+@contextlib.contextmanager
+def client(machine: Machine | None) -> Iterator[Any]:
+    """`asked` by somebody at a machine."""
+    begin = machine.enter if machine else None
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
+        yield lambda *words: thread.submit(asked, *words).result()
 
 
 def measure_growth(folder: Path, new_lake: Any, sizes: list[int]) -> list[dict[str, Any]]:
@@ -241,24 +266,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["build", "servers", "kills", "growth"])
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--events", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--events", type=int, nargs="+")
     parser.add_argument("--shop", type=Path, help="a shop to copy, by default a small one")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between kills, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--networks", action="store_true", help="a network for each machine")
     parser.add_argument("--catalog", choices=["postgres", "sqlite"], default="postgres")
     given = parser.parse_args()
-    with place(given.folder) as folder, lakes(given.catalog) as new:
+    if given.networks and (given.catalog == "sqlite" or not namespaces.can_make()):
+        sys.exit("networks need PostgreSQL as the catalog, Linux, root, and the program ip")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(place(given.folder))
+        networks = stack.enter_context(namespaces.machines(len(WORKS) if given.networks else 0))
+        hosts = tuple(machine.gateway for machine in networks)
+        new = stack.enter_context(lakes(given.catalog, hosts))
         new_lake = KnownLakes(new)
         found: Any
         if given.what == "build":
-            found = measure_build(folder, new_lake(folder), given.events[0])
+            count = (given.events or [1_000_000])[0]
+            found = measure_build(folder, new_lake(folder), count)
         elif given.what == "servers":
-            found = measure_servers(folder, new_lake(folder), given.shop)
+            count = (given.events or [20])[0]
+            found = measure_servers(folder, new_lake(folder), given.shop, count, networks)
         elif given.what == "kills":
-            found = kill_machines(folder, new_lake(folder), given.kills, given.seed, given.pause)
+            found = kill_machines(
+                folder, new_lake(folder), given.kills, given.seed, given.pause, networks
+            )
         else:
-            found = measure_growth(folder, new_lake, given.events)
+            found = measure_growth(folder, new_lake, given.events or [1_000_000])
         print(json.dumps(found))
 
 

@@ -27,13 +27,16 @@ def require_lakes(kind="sqlite"):
 
 
 @contextlib.contextmanager
-def lakes(kind):
-    """A function that gives the address of a new lake, whose files lie in a folder."""
+def lakes(kind, hosts=()):
+    """A function that gives the address of a new lake, whose files lie in a folder.
+
+    With ``hosts``, addresses of this computer, PostgreSQL answers there too.
+    """
     require_lakes(kind)
     if kind == "sqlite":
         yield lambda folder: f"ducklake:sqlite:{Path(folder).resolve() / 'catalog.sqlite'}"
         return
-    with running_postgres() as socket:
+    with running_postgres(hosts) as socket:
 
         def address(folder):
             name = f"lake_{secrets.token_hex(4)}"

@@ -18,8 +18,8 @@ def binaries():
 
 
 @contextlib.contextmanager
-def running_postgres():
-    """Run a server on a socket in a temporary folder; gives the folder."""
+def running_postgres(addresses=()):
+    """Run a server on a socket in a temporary folder, and on addresses; gives the folder."""
     pytest.importorskip("psycopg")
     programs = binaries()
     if programs is None or sys.platform == "win32":
@@ -42,7 +42,11 @@ def running_postgres():
 
     data = folder / "data"
     run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    if addresses:  # of networks that nobody else is in
+        lines = "".join(f"host all all {address}/24 trust\n" for address in addresses)
+        with (data / "pg_hba.conf").open("a") as file:
+            file.write(lines)
+    options = f"-k {folder} -c listen_addresses='{','.join(addresses)}' -c fsync=off"
     run("pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
     try:
         yield folder
