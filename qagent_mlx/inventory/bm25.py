@@ -20,8 +20,8 @@ from functools import cached_property, lru_cache
 from itertools import chain
 
 import numpy as np
-from scipy import sparse
 
+from ..utils.sparse import sparse
 from .analyzer import INITIALISM, initialisms, product_terms
 from .spelling import SpellingIndex
 from .types import MatchedWord, MatchKind, Ranking

@@ -17,9 +17,9 @@ from datetime import datetime, timedelta
 
 import msgspec
 import numpy as np
-from scipy import sparse
 
 from ..shop.shop import Shop
+from ..utils.sparse import sparse
 from .candidates import Candidates
 from .loader import MemoryLoader
 from .log_digest import log_digests

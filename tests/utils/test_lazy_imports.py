@@ -64,3 +64,15 @@ def test_what_mlx_lm_has_not_got_is_an_attribute_error():
         " hasattr(mlx_lm, '__nothing__'), hasattr(mlx_lm, 'load')]))"
     )
     assert found == [False, False, True]
+
+
+def test_sparse_matrices_load_no_compiler_and_numpy_stays_whole():
+    found = run(
+        "import qagent_mlx; qagent_mlx.configure(); from qagent_mlx.utils.sparse import sparse\n"
+        "before = [n for n in ('numpy.f2py.crackfortran', 'unittest') if n in sys.modules]\n"
+        "import numpy, numpy.testing, numpy.polynomial.hermite\n"
+        "numpy.testing.assert_allclose(sparse.eye(2).toarray(), [[1, 0], [0, 1]])\n"
+        "from numpy.polynomial import Polynomial\nimport numpy.f2py\n"
+        "print(json.dumps([before, Polynomial([1, 2])(3), callable(numpy.f2py.main)]))"
+    )
+    assert found == [[], 7, True]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from ...errors import QAgentError
 from ...utils.atomic_files import write_with
+from ...utils.sparse import sparse
 from ..analyzer import product_terms
 from .encoder import unit_length
 
