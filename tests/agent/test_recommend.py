@@ -19,7 +19,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.calibration import Calibration
 from qagent_mlx.protocol.config import AgentConfig
 from qagent_mlx.protocol.marks import Mark
-from qagent_mlx.types import Line, Profile, Recommendation
+from qagent_mlx.types import Line, Profile, Recommendation, UserContext
 
 NOW = datetime(2026, 2, 1)
 
@@ -66,6 +66,17 @@ def test_memory_alone_recommends_the_queries_of_the_profile_in_order(recommender
     (slate,) = recommender.recommend_from_memory([request])
     assert [r.query for r in slate] == ["usb cable", "phone case"]
     assert all(r.votes == 0 and r.products and r.reason == f"because {r.query}" for r in slate)
+
+
+def test_who_has_just_bought_a_thing_is_not_sent_there_first_by_an_agent_with_memory(
+    recommender, monkeypatch
+):
+    context = UserContext(just_bought=("Cables",))
+    bought = replace(profile("u", "usb cable", "desk lamp"), context=context)
+    for memory, expected in ((True, ["desk lamp", "usb cable"]), (False, ["usb cable"])):
+        monkeypatch.setattr(recommender, "agent", AgentConfig(memory=memory))
+        (slate,) = recommender.recommend_from_memory([RecommendRequest(bought, NOW, 2)])
+        assert [r.query for r in slate][: len(expected)] == expected
 
 
 @pytest.fixture

@@ -90,6 +90,26 @@ def test_what_is_typed_finds_its_title(query, title, how):
     assert total == pytest.approx(lexical.scores(terms)[title], abs=1e-5)
 
 
+def test_what_is_told_of_a_title_begins_with_the_word_that_counts_most():
+    lexical = BM25Index.build(TITLES, TITLES)
+    for query in ("coffee grinder", "grinder coffee"):
+        terms = lexical.query_terms(query)
+        words = [word.matched for word in lexical.explain(terms, TITLES.index("Coffee Grinder"))]
+        assert words == ["grinder", "coffee"], "two titles have coffee"
+
+
+def test_queries_asked_together_are_ranked_as_each_is_scored_alone():
+    texts = ["lamp oil", "lamb", "desk lamp", "limb", "oil desk"]
+    lexical = BM25Index.build(texts, texts)
+    queries = [lexical.query_terms(q) for q in ("lamp", "lamq", "lamc desk", "oil desk", "zzzz")]
+    assert {len(term.index_terms) for terms in queries for term in terms} >= {1, 2}
+    for terms, ranking in zip(queries, lexical.search(queries, 9), strict=True):
+        scores = lexical.scores(terms)
+        expected = sorted(np.flatnonzero(scores), key=lambda d: (-scores[d], d))
+        assert ranking.rows.tolist() == expected
+        assert ranking.scores == pytest.approx(scores[expected])
+
+
 def test_a_word_that_is_known_is_not_corrected():
     lexical = BM25Index.build(["cable", "table"], ["cable", "table"])
     assert lexical.scores(lexical.query_terms("cable"))[1] == 0
