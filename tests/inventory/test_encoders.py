@@ -1,9 +1,18 @@
+import zlib
+
 import numpy as np
 import pytest
+from scipy import sparse
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.encoders.registry import load_function
-from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
+from qagent_mlx.inventory.encoders.subword import (
+    BUCKETS,
+    ClickedQuery,
+    SubwordEncoder,
+    _term_features,
+    _truncated_svd,
+)
 
 # That people who type "office light" want a lamp is known from clicks only.
 CLICKED = [ClickedQuery(row, "office light", 3.0) for row in (3, 7, 11)]
@@ -100,6 +109,36 @@ def test_directions_of_noise_are_left_out():
     """Thirty products with three titles span three directions at most."""
     encoder = SubwordEncoder.fit(["usb cable", "phone case", "desk lamp"] * 10)
     assert encoder.dimensions <= 3
+
+
+def test_directions_are_those_of_a_singular_value_decomposition():
+    random = np.random.default_rng(0)
+    # 60 products in 90 buckets; strengths fall off as those of texts do.
+    left, right = (np.linalg.qr(random.normal(size=(n, 40)))[0] for n in (60, 90))
+    dense = (left * 0.7 ** np.arange(40)) @ right.T
+    buckets = np.sort(random.choice(BUCKETS, 90, replace=False))
+    matrix = sparse.lil_matrix((60, BUCKETS))
+    matrix[:, buckets] = dense
+    strength, directions = _truncated_svd(matrix.tocsr(), 12, np.random.default_rng(1))
+    assert strength == pytest.approx(0.7 ** np.arange(12), rel=1e-3)
+    assert np.abs((directions[:, buckets] * right.T[:12]).sum(axis=1)) == pytest.approx(1, abs=1e-2)
+    assert not directions[:, np.setdiff1d(np.arange(BUCKETS), buckets)].any()
+
+
+def test_there_are_fewer_directions_than_products_and_than_buckets():
+    few = sparse.csr_matrix(np.eye(5, BUCKETS))
+    assert len(_truncated_svd(few, 64, np.random.default_rng(0))[0]) == 4
+
+
+def test_a_term_is_itself_and_its_runs_of_three_and_four_letters():
+    def bucket(kind, text):
+        return zlib.crc32(kind + text.encode()) % BUCKETS
+
+    whole, *grams = _term_features("abc")
+    assert whole == (bucket(b"w", "abc"), 1.0)
+    expected = {bucket(b"g", text) for text in ("#ab", "abc", "bc#", "#abc", "abc#")}
+    assert {number for number, _ in grams} == expected and len(grams) == 5
+    assert sum(weight**2 for _, weight in grams) == pytest.approx(1)
 
 
 def test_parts_of_compound_words_are_found():

@@ -102,6 +102,21 @@ def test_a_model_published_without_its_shell_is_the_same(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("most", [1, 7, 24, 1000])
+def test_a_batch_computes_no_more_tokens_than_it_may(folder, monkeypatch, most):
+    """Padding included; a text alone may be longer."""
+    monkeypatch.setattr("qagent_mlx.inventory.encoders.language_model._BATCH_TOKENS", most)
+    lengths = np.random.default_rng(most).integers(1, 12, 17)
+    sequences = [[1] * int(length) for length in lengths]
+    batches = [numbers for numbers, _ in TextReader(folder)._last_states(sequences, 5)]
+    assert sorted(number for batch in batches for number in batch) == list(range(17))
+    for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        cost = len(batch) * max(len(sequences[i]) for i in batch)
+        assert len(batch) == 1 or cost <= most
+        if following and len(batch) < 5:  # and no fewer
+            assert (len(batch) + 1) * len(sequences[following[0]]) > most
+
+
 def test_text_cannot_form_a_special_token(folder):
     reader = TextReader(folder)
     special = reader.token("<|im_end|>")

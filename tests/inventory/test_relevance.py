@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import OSA
 
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import Catalog
@@ -113,6 +114,20 @@ def test_what_was_typed_finds_the_same_and_slips_still_find(search):
     draw = random.Random(0)
     slips = [misspell(misspell(query, draw), draw) for query in queries]
     assert np.mean([not hits for hits in search.search(slips, 5)]) < 0.1
+
+
+@given(st.text(string.ascii_lowercase + " ", min_size=1, max_size=20), st.integers(0, 2**32))
+def test_a_slip_is_one_letter_left_out_changed_added_or_swapped(query, seed):
+    slip = misspell(query, random.Random(seed))
+    assert OSA.distance(query, slip) <= 1 and abs(len(query) - len(slip)) <= 1
+
+
+def test_slips_are_of_four_kinds():
+    word = "lamp"
+    slips = [misspell(word, random.Random(seed)) for seed in range(200)]
+    letters = [sorted(slip) == sorted(word) and slip != word for slip in slips]  # swapped
+    assert any(letters) and {len(slip) for slip in slips} == {3, 4, 5}
+    assert any(len(slip) == 4 and sorted(slip) != sorted(word) for slip in slips)
 
 
 def test_slips_go_on_until_no_word_is_known_and_no_further(index):
