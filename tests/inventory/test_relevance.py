@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import OSA
+from scipy.optimize import minimize_scalar
 
+from qagent_mlx.inventory import relevance
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import Catalog
 from qagent_mlx.inventory.click_log import ClickLog
@@ -22,6 +24,8 @@ from qagent_mlx.inventory.relevance import (
     LEAST_COSINE,
     LEAST_KEPT,
     MIN_PAIRS,
+    PRIOR,
+    PRIOR_WEIGHTS,
     VERSION,
     RelevanceFloor,
     _fit,
@@ -212,6 +216,44 @@ def test_noise_that_is_like_everything_cuts_what_may_be_lost_of_what_was_typed_a
     floor = _fit([typed], [noise], typed, pairs)
     found = typed @ (floor.cosine, floor.length) + floor.intercept >= -1e-9
     assert (~found).sum() == round((1 - LEAST_KEPT) * pairs) > 0
+
+
+def test_a_floor_is_the_likeliest_curve_under_its_prior():
+    """Against the definition: each kind of pair weighs alike, and weights stay near the prior."""
+    random = np.random.default_rng(0)
+    kinds = [
+        np.column_stack([random.normal(cosine, 0.2, count), random.normal(length, 0.5, count)])
+        for cosine, length, count in ((0.6, 2.0, 30), (0.5, 1.0, 20), (0.3, 1.5, 25), (0.2, 1, 10))
+    ]
+    pairs, relevant, irrelevant = 30, kinds[:2], kinds[2:]
+    floor = _fit(relevant, irrelevant, kinds[0], pairs)
+
+    def badness(cosine, length):
+        def of(intercept):
+            theta = np.array([cosine, length, intercept])
+            logits = [kind @ theta[:2] + intercept for kind in kinds]
+            signs = (-1, -1, 1, 1)
+            losses = [np.logaddexp(0, s * v).mean() for s, v in zip(signs, logits, strict=True)]
+            distance = (theta - PRIOR_WEIGHTS) ** 2 * (0.01, 1.0, 0.01)
+            return pairs * sum(losses) / 2 + 0.5 * PRIOR * distance.sum()
+
+        return minimize_scalar(of, bounds=(-60, 60), method="bounded").fun
+
+    best = badness(floor.cosine, floor.length)
+    for factors in ((0.97, 1), (1.03, 1), (1, 0.97), (1, 1.03)):
+        assert badness(floor.cosine * factors[0], floor.length * factors[1]) > best
+
+
+def test_what_words_find_anyway_does_not_hold_the_floor_down(monkeypatch):
+    """Only what vectors find alone can be lost by a floor."""
+    given = []
+    fit = relevance._fit
+    monkeypatch.setattr(relevance, "_fit", lambda *a: given.append(a[2]) or fit(*a))
+    make_index(CLICKED)  # each query is made of words of its product
+    lamps = len(KINDS) - 1
+    unlike = [ClickedQuery(6 * lamps + b, "evening light", 3.0) for b in range(6)]
+    make_index([*CLICKED, *unlike])
+    assert len(given[0]) == 0 and len(given[1]) == 6
 
 
 def test_an_index_without_a_floor_or_with_a_newer_one_still_opens(index, tmp_path):
