@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lake check hooks reference readme-check docs notebooks screens wheel install clean
+.PHONY: demo test test-lake check hooks reference readme-check line-worth docs notebooks screens wheel install clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,15 @@ reference: install
 # README's table against a fresh run of the commands behind it: some six minutes.
 readme-check: install
 	$(BIN)/python docs/check_readme.py
+
+# What lines of memory are worth in the sample shop, learned anew: it comes with the sample data.
+line-worth: install
+	rm -rf .line-worth
+	$(BIN)/qagent init --sample --shop .line-worth/shop
+	$(BIN)/qagent index --anew --shop .line-worth/shop
+	$(BIN)/python -c "import json; from qagent_mlx.shop.shop import Shop; from qagent_mlx.build import line_worth_document; \
+	print(json.dumps(line_worth_document(Shop.open('.line-worth/shop'))))" > sample_data/line_worth.json
+	rm -rf .line-worth
 
 # The documentation as a site in `site/`; a dead link or a page without a place ends it.
 docs: install

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from .inventory.index import InventoryIndex, build_index, clicked_queries, renew
 from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
 from .memory.buckets import build_memory
-from .memory.ranker import Retrieve, fit_ranker
+from .memory.ranker import MemoryRanker, Retrieve, fit_ranker, learning_of
 from .memory.store import MemoryStore
 from .shop.config import MemoryConfig, ShopConfig
 from .shop.sample import sample_data_folder
@@ -27,6 +29,7 @@ from .utils.callable_module import make_callable
 
 make_callable(__name__, f"{__name__}:build")
 
+LINE_WORTH = "line_worth.json"  # in the folder of the sample data
 OnStage = Callable[[str], None]  # called with what begins
 
 # Simulated people type nothing that is their own, and the base policy and all published results are
@@ -86,12 +89,18 @@ def build(shop: Shop | str | Path, on_stage: OnStage | None = None) -> BuildRepo
         return build_shop(opened, on_stage)
 
 
-def build_shop(shop: Shop, on_stage: OnStage | None = None, anew: bool = False) -> BuildReport:
+def build_shop(
+    shop: Shop,
+    on_stage: OnStage | None = None,
+    anew: bool = False,
+    known: MemoryRanker | None = None,
+) -> BuildReport:
     """Build the search index, store memory, and fit the memory ranker of a writable shop.
 
     What was built and learned already stays, where nothing has changed of what it follows from or
     only the end of the log is new; ``anew`` does all of it again. What takes long works on a
-    snapshot, so that others can read and write meanwhile.
+    snapshot, so that others can read and write meanwhile. What is ``known`` of this very log, its
+    memory ranker, is not learned.
     """
     notify = on_stage or (lambda stage: None)
     start = time.perf_counter()
@@ -109,7 +118,7 @@ def build_shop(shop: Shop, on_stage: OnStage | None = None, anew: bool = False) 
         notify("learning what lines of memory are worth")
         source = f"{index.manifest.clicks} {index.manifest.encoder}"
         retrieve = retrieval(snapshot, index)
-        ranker = fit_ranker(snapshot, index.clicks_until, retrieve, source, anew)
+        ranker = fit_ranker(snapshot, index.clicks_until, retrieve, source, anew, known)
     with shop.transaction():
         ranker.keep(shop)
     return BuildReport(
@@ -156,7 +165,7 @@ def create_sample_shop(
                 raise QAgentError(
                     f"the sample data is damaged ({report.examples[0]}); install qagent-mlx again"
                 )
-        learned_from = build_shop(shop, notify).learned_from
+        learned_from = build_shop(shop, notify, known=known_line_worth(shop.config)).learned_from
         seconds = time.perf_counter() - start
         return SampleShopReport(shop.path, shop.counts(), learned_from, seconds)
     except BaseException:
@@ -164,6 +173,36 @@ def create_sample_shop(
         raise
     finally:
         shop.close()
+
+
+def known_line_worth(config: ShopConfig) -> MemoryRanker | None:
+    """The memory ranker of the sample shop, which comes with its data; None where that is another.
+
+    It holds for these files and settings and this way of learning alone. `line_worth_document`
+    makes it.
+    """
+    file = sample_data_folder() / LINE_WORTH
+    if not file.exists():
+        return None
+    stored = read_json(file, "the sample data")
+    is_same = isinstance(stored, dict) and stored.get("of") == _origin(config)
+    return MemoryRanker.from_json(json.dumps(stored["ranker"])) if is_same else None
+
+
+def line_worth_document(shop: Shop) -> dict[str, Any]:
+    """What `known_line_worth` reads, from a sample shop that has learned it (`make line-worth`)."""
+    learned = json.loads(MemoryRanker.of_shop(shop).to_json())
+    for step in learned["steps"]:
+        step["source"] = ""  # each shop's own
+    return {"of": _origin(shop.config), "ranker": learned}
+
+
+def _origin(config: ShopConfig) -> str:
+    """Identifies all that the sample shop's memory ranker follows from."""
+    digest = hashlib.sha256(f"{learning_of(config.memory)} {config.search}".encode())
+    for kind in ("products", "events"):
+        digest.update((sample_data_folder() / f"{kind}.parquet").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def sample_shop(path: str | Path = "shop") -> Shop:

@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from qagent_mlx.build import build_shop
+from qagent_mlx.build import SAMPLE_MEMORY, build_shop, known_line_worth
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.index import load_index
+from qagent_mlx.memory import ranker
 from qagent_mlx.memory.ranker import MemoryRanker
+from qagent_mlx.shop.config import MemoryConfig, SearchConfig, ShopConfig
 from qagent_mlx.shop.shop import Shop
 
 
@@ -85,3 +87,29 @@ def test_a_longer_log_goes_on_from_what_was_learned(built):
     build_shop(built)
     assert learned(built)[0] > generation
     assert learned(built)[1][1][0] > before[1][0]  # of a longer part of the log from the beginning
+
+
+def test_what_is_known_of_this_very_log_is_kept_as_if_it_was_learned_here(built, monkeypatch):
+    whole = built.meta("line_worth")
+    known = MemoryRanker.from_json(whole)
+    built.set_meta("line_worth", "")
+
+    def refuse(*_):
+        raise AssertionError("nothing is to be learned")
+
+    monkeypatch.setattr(ranker, "fit_weights", refuse)
+    report = build_shop(built, known=known)
+    assert built.meta("line_worth") == whole  # digests of the log included
+    assert report.learned_from == known.moments > 0
+    build_shop(built)  # and so it stays
+
+
+def test_the_sample_data_brings_what_its_own_log_teaches_and_no_other(monkeypatch):
+    sample = ShopConfig(memory=SAMPLE_MEMORY)
+    known = known_line_worth(sample)
+    # None: the data, the settings or the way of learning have changed; run `make line-worth`.
+    assert known is not None and known.moments > 0
+    assert known_line_worth(ShopConfig(memory=MemoryConfig(half_life_days=3.0))) is None
+    assert known_line_worth(ShopConfig(memory=SAMPLE_MEMORY, search=SearchConfig(rrf_k=9))) is None
+    monkeypatch.setattr(ranker, "LEARNING", ranker.LEARNING + 1)
+    assert known_line_worth(sample) is None

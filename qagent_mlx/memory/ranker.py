@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import msgspec
 import numpy as np
 
+from ..shop.config import MemoryConfig
 from ..shop.shop import Shop
 from ..utils.sparse import sparse
 from .candidates import Candidates
@@ -41,6 +42,9 @@ MIN_STEP = timedelta(days=7)
 # The weight of a moment in learning, by what its own query retrieves there: nothing that the user
 # engaged with, such a product among the first ten, or one in the first place.
 NOTHING_FOUND, AMONG_TEN, FIRST = 0.2, 0.6, 1.0
+# Of how weights are learned. Raise it in the commit that changes what is learned from the same log:
+# shops then learn anew, and so does the sample shop (`make line-worth`).
+LEARNING = 1
 _META = "line_worth"  # the key under which a shop keeps learned weights
 _BLOCK = 50_000  # candidates whose dense features are computed at once
 
@@ -165,6 +169,7 @@ def fit_ranker(
     retrieve: Retrieve | None = None,
     source: str = "",
     anew: bool = False,
+    known: MemoryRanker | None = None,
 ) -> MemoryRanker:
     """Learn weights along the log and keep them in the shop.
 
@@ -178,28 +183,31 @@ def fit_ranker(
         retrieve: The shop's search, which tells what the right queries led to.
         source: What that search was built from; where it is not said, all is learned anew.
         anew: Learn all of it again.
+        known: What was learned elsewhere from this very log, for a shop that has learned nothing.
     """
     if since is None:
         return MemoryRanker.default()
     connection = shop.connection
     ((end,),) = connection.execute("SELECT max(ts) FROM events").fetchall()
     end = end or since
-    source = source and f"{source} {fingerprint(shop.config.memory)} {FEATURES} {_DEFAULTS}"
+    source = source and f"{source} {learning_of(shop.config.memory)}"
     learned = _still_good(shop, since, "" if anew else source)
+    if known is not None and len(learned) == 1:
+        learned += _as_of_this_shop(shop, known.steps[1:], source)
     cuts = _cuts(since, end, [step.until for step in learned[1:]])
     # A session that goes on beyond a cut counts with what it was by then.
-    known = [
+    parts = [
         [s for s in successful_sessions(connection, before=cut) if s.history > 0][-MAX_MOMENTS:]
         for cut in cuts
     ]
-    sessions = list(dict.fromkeys(s for part in known for s in part))
+    sessions = list(dict.fromkeys(s for part in parts for s in part))
     if sessions:
         weights = dict(zip(sessions, session_weights(sessions, retrieve), strict=True))
         moments = list(dict.fromkeys(Moment(s.user_id, s.start) for s in sessions))
         number = {moment: i for i, moment in enumerate(moments)}
         choices = Choices.of(MemoryLoader(connection, shop.config.memory).candidates(moments))
         digests = log_digests(connection, cuts, source) if source else [""] * len(cuts)
-        for cut, part, digest in zip(cuts, known, digests, strict=True):
+        for cut, part, digest in zip(cuts, parts, digests, strict=True):
             fitted = fit_weights(
                 choices,
                 [number[Moment(s.user_id, s.start)] for s in part],
@@ -213,6 +221,12 @@ def fit_ranker(
     return ranker
 
 
+def learning_of(config: MemoryConfig) -> str:
+    """What learned weights follow from, beside the log and its search."""
+    version = "" if LEARNING == 1 else f" {LEARNING}"
+    return f"{fingerprint(config)} {FEATURES} {_DEFAULTS}{version}"
+
+
 def _still_good(shop: Shop, since: datetime, source: str) -> list[RankerWeights]:
     """The default weights, and those of the shop where learning them again would give the same."""
     default, *stored = MemoryRanker.of_shop(shop).steps
@@ -221,6 +235,14 @@ def _still_good(shop: Shop, since: datetime, source: str) -> list[RankerWeights]
     digests = log_digests(shop.connection, [step.until for step in stored], source)
     is_good = digests == [step.source for step in stored]
     return [default, *stored] if is_good else [default]
+
+
+def _as_of_this_shop(
+    shop: Shop, steps: Sequence[RankerWeights], source: str
+) -> list[RankerWeights]:
+    """Weights that were learned from a log like this shop's, as if they had been learned here."""
+    digests = log_digests(shop.connection, [step.until for step in steps], source)
+    return [replace(step, source=digest) for step, digest in zip(steps, digests, strict=True)]
 
 
 def _cuts(since: datetime, end: datetime, before: Sequence[datetime]) -> list[datetime]:
