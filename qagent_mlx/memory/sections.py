@@ -114,7 +114,10 @@ def _known(value: float) -> bool:
 def _ago(days: float) -> str:
     if days < 1 / 24:
         return "just now"
-    return f"{days * 24:.0f} hours ago" if days < 1.5 else f"{days:.0f} days ago"
+    if days < 1.5:
+        hours = round(days * 24)
+        return "an hour ago" if hours == 1 else f"{hours} hours ago"
+    return f"{days:.0f} days ago"
 
 
 def _because(source: str | None, typed: Mapping[str, str]) -> str:

@@ -58,6 +58,16 @@ def test_brands_are_linked_to_categories_of_the_same_session_only(shop):
     }
 
 
+def test_edges_of_a_session_come_before_those_to_the_next_and_the_strong_before_the_weak(shop):
+    edges = of(shop, 2026, 2, 1)["edges"]
+    order = [(edge["relation"] == "next", -edge["weight"]) for edge in edges]
+    assert order == sorted(order) and {later for later, _ in order} == {False, True}
+    # Each pair within a session is linked once: its nodes' kinds differ, in one order.
+    pairs = [frozenset({(e["from_kind"], e["from"]), (e["to_kind"], e["to"])}) for e in edges]
+    within = [pair for pair, (later, _) in zip(pairs, order, strict=True) if not later]
+    assert len(within) == len(set(within)) and all(len({k for k, _ in p}) == 2 for p in within)
+
+
 def test_shares_of_a_kind_add_up_and_the_strongest_comes_first(shop):
     nodes = [n for n in of(shop, 2026, 2, 1)["nodes"] if n["kind"] == "category"]
     assert nodes[0]["node"] == "Tent"

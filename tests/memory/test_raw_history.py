@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -6,6 +7,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.utils.text import query_key
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,21 @@ def test_a_searched_query_can_be_named_once_by_its_newest_line(memory, moments, 
         expected = list(
             dict.fromkeys(k for kind, _, k in log(tiny_shop, moment) if kind == "search")
         )
-        from qagent_mlx.utils.text import query_key
-
         assert [query_key(q) for q in profile.references] == expected[: memory.config.references]
         assert tuple(x.query for x in profile.lines if x.query is not None) == profile.references
+
+
+def test_no_more_queries_are_named_than_there_are_references_and_all_are_shown(moments, tiny_shop):
+    config = replace(tiny_shop.config.memory, references=2)
+    few = Memory(tiny_shop.connection, config, count_words)
+    longest = []
+    for moment, profile in zip(moments, few.profiles(moments, ("raw",), 10_000), strict=True):
+        typed = dict.fromkeys(k for kind, _, k in log(tiny_shop, moment) if kind == "search")
+        assert [query_key(q) for q in profile.references] == list(typed)[:2]
+        assert len(profile.lines) == len(log(tiny_shop, moment))
+        assert profile.text.count("<r") == len(profile.references)
+        longest.append(len(typed))
+    assert max(longest) > 2
 
 
 def test_nothing_at_or_after_the_moment_is_shown(memory, moments):

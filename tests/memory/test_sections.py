@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from qagent_mlx.memory.profile import Memory, count_words
-from qagent_mlx.memory.sections import identity_lines
+from qagent_mlx.memory.sections import _ago, identity_lines
 from qagent_mlx.memory.state_builder import _taste
 from qagent_mlx.memory.summarizer import _about
 from qagent_mlx.memory.types import Moment
@@ -36,6 +36,17 @@ def test_a_brand_written_in_two_ways_is_one_taste():
 )
 def test_a_model_is_told_numbers_to_one_digit(number, told):
     assert _about(number) == told
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [
+        *((0.0, "just now"), (0.04, "just now"), (0.05, "an hour ago"), (0.5, "12 hours ago")),
+        *((1.4, "34 hours ago"), (1.6, "2 days ago"), (30.0, "30 days ago")),
+    ],
+)
+def test_a_reason_says_how_long_ago(days, told):
+    assert _ago(days) == told
 
 
 def test_who_has_events_is_no_new_user(tiny_shop):
