@@ -101,7 +101,8 @@ def learn_floor(
     """Learn the floor of an index.
 
     Returns:
-        None where fewer than `MIN_PAIRS` are known: then nobody knows what is like enough.
+        None where fewer than `MIN_PAIRS` are known, or vectors find none of them: then nobody
+        knows what is like enough.
     """
     if len(clicked) < MIN_PAIRS:
         return None
@@ -135,6 +136,8 @@ def learn_floor(
     encoded, lengths = encode_queries(encoder, noise)
     best = [float(r.scores[0]) if len(r) else np.nan for r in vectors.search(encoded, 1)]
     irrelevant.append(_known(np.array(best), lengths))
+    if not any(map(len, relevant)):
+        return None
     return _fit(relevant, irrelevant, alone, len(pairs))
 
 
@@ -219,10 +222,12 @@ def _fit(
     """
     from scipy.optimize import minimize  # half a second that only learning needs
 
-    parts = [part for part in (*relevant, *irrelevant) if len(part)]
+    # A kind may have no pair: slips that vectors never see through.
+    wanted, unwanted = ([part for part in kinds if len(part)] for kinds in (relevant, irrelevant))
+    parts = [*wanted, *unwanted]
     x = np.concatenate([np.column_stack([part, np.ones(len(part))]) for part in parts])
-    y = np.repeat([i < len(relevant) for i, _ in enumerate(parts)], [len(p) for p in parts])
-    share = np.where(y, 1 / len(relevant), 1 / max(1, len(parts) - len(relevant)))
+    y = np.repeat([i < len(wanted) for i, _ in enumerate(parts)], [len(p) for p in parts])
+    share = np.where(y, 1 / len(wanted), 1 / max(1, len(unwanted)))
     weight = pairs * share / np.repeat([len(p) for p in parts], [len(p) for p in parts])
     scale = np.array([0.1, 1.0, 0.1])  # a weight of ten cosines is nothing special
 

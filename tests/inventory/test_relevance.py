@@ -4,6 +4,7 @@ import json
 import random
 import string
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from qagent_mlx.inventory.relevance import (
 )
 from qagent_mlx.inventory.relevance_effect import floor_effect
 from qagent_mlx.inventory.search import HybridSearch
+from qagent_mlx.inventory.types import EMPTY_RANKING
 from qagent_mlx.inventory.vector_index import VectorIndex
 from qagent_mlx.shop.config import SearchConfig
 from qagent_mlx.utils.text import query_key
@@ -242,6 +244,25 @@ def test_a_floor_is_the_likeliest_curve_under_its_prior():
     best = badness(floor.cosine, floor.length)
     for factors in ((0.97, 1), (1.03, 1), (1, 0.97), (1, 1.03)):
         assert badness(floor.cosine * factors[0], floor.length * factors[1]) > best
+
+
+def test_a_kind_without_a_pair_changes_nothing():
+    """Such as slips, where vectors see through none: what is irrelevant stays so."""
+    random = np.random.default_rng(0)
+    typed, others, noise = (
+        np.column_stack([random.normal(cosine, 0.1, 40), random.normal(1.5, 0.3, 40)])
+        for cosine in (0.7, 0.3, 0.2)
+    )
+    none = np.empty((0, 2))
+    alone = _fit([typed], [others, noise], typed, 40)
+    assert _fit([typed, none], [others, noise], typed, 40) == alone
+    assert _fit([typed], [others, none, noise], typed, 40) == alone
+    assert alone.cut > 0.5
+
+
+def test_vectors_that_find_nothing_teach_no_floor(index):
+    blind = SimpleNamespace(search=lambda queries, k: [EMPTY_RANKING] * len(queries))
+    assert learn_floor(index.encoder, index.lexical, blind, index.catalog, CLICKED) is None
 
 
 def test_what_words_find_anyway_does_not_hold_the_floor_down(monkeypatch):
