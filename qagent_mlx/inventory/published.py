@@ -79,6 +79,7 @@ class PublishedIndex:
         self._encoder = EncoderSpec.of(shop.config.search)
         self.catalog = LakeCatalog(shop.config.store, f"the shop {shop.path}", shop.config.data)
         self._data: LakeData = open_lake_data(self.catalog, FOLDER)
+        self._said = ""
 
     def find(self) -> Generation | None:
         """The generation in force, if it is of the shop's encoder and can be read."""
@@ -110,7 +111,7 @@ class PublishedIndex:
             return False
 
     def take(self, generation: Generation, writer: IndexWriter) -> bool:
-        """Make a generation this machine's index; False, and said, where it is not whole."""
+        """Make a generation this machine's index; False where it is not whole, or gone by now."""
         own = self._own_files()
         reused: dict[str, FileStamp] = {}
         names: dict[str, str] = {}
@@ -124,7 +125,8 @@ class PublishedIndex:
                 else:
                     names[name] = self._add(writer, name, digest)
         except (QAgentError, OSError) as error:
-            self._refuse(error)
+            if self.find() == generation:  # else another one has been published meanwhile
+                self._refuse(error)
             return False
         shards = tuple(shard._replace(file=names[shard.file]) for shard in generation.index.shards)
         writer.published = generation.name
@@ -135,10 +137,13 @@ class PublishedIndex:
         return True
 
     def _refuse(self, error: Exception) -> None:
-        log.warning(
-            "what is published of the index is not used: %s; publish it anew: qagent index",
-            str(error).splitlines()[0],
-        )
+        line = str(error).splitlines()[0]
+        if line != self._said:
+            log.warning(
+                "what is published of the index is not used: %s; publish it anew: qagent index",
+                line,
+            )
+        self._said = line
 
     def _own_files(self) -> dict[FileStamp, str]:
         """The files of this machine's index, by size and checksum."""

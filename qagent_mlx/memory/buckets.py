@@ -21,9 +21,11 @@ import duckdb
 from ..shop.copied import copied_snapshot
 from ..shop.lake import LakeStore, known_snapshots
 from ..shop.lake_catalog import NAME, LakeCatalog, LakeInUse
+from ..shop.lake_data import LakeData, open_lake_data
+from ..shop.lake_files import scratch
 from ..shop.shop import Shop
 from ..utils.database import append_rows
-from .published import PUBLISHED, TABLES, Manifest, PublishedMemory
+from .published import FOLDER, PUBLISHED, TABLES, Manifest, PublishedMemory, relation
 from .store import MemoryStore
 
 PATIENCE_SECONDS = 600.0  # for a bucket that another machine builds
@@ -59,7 +61,7 @@ def build_memory(shop: Shop, anew: bool = False) -> MemoryReport:
     """
     data = None
     if isinstance(shop.store, LakeStore):
-        data = shop.store.catalog.data_folder()
+        data = open_lake_data(shop.store.catalog, FOLDER)
     with shop.transaction(is_shared=False) as connection:
         store = MemoryStore(connection, shop.config.memory)
         if data is None:
@@ -76,7 +78,7 @@ class _Builder:
         self,
         shop: Shop,
         catalog: LakeCatalog,
-        data: Path,
+        data: LakeData,
         connection: duckdb.DuckDBPyConnection,
         store: MemoryStore,
     ) -> None:
@@ -108,7 +110,7 @@ class _Builder:
         for wait in (0.0, PATIENCE_SECONDS):
             left = [b for b in left if not self._take(b, wait)]
         for bucket in left:
-            self._fill(bucket, None)
+            self._fill(bucket, None, Path())
         self._published.drop_smaller()
         self._connection.execute("DROP TABLE temp.placed")
         users = self._store.end()
@@ -117,27 +119,33 @@ class _Builder:
     def _take(self, bucket: int, wait: float) -> bool:
         """Fill a bucket and publish it, unless another machine is at it for all the time."""
         try:
-            with self._catalog.lock(wait, bucket):
-                manifest = self._usable(bucket)
-                stale = self._fill(bucket, manifest)
+            with self._catalog.lock(wait, bucket), scratch() as folder:
+                manifest = self._usable(bucket, folder)
+                stale = self._fill(bucket, manifest, folder)
                 if manifest is None or (stale and manifest.snapshot < self._snapshot):
                     self._publish(bucket)
         except LakeInUse:
             return False
         return True
 
-    def _usable(self, bucket: int) -> Manifest | None:
-        """What is published of a bucket, if it can be brought to this machine's snapshot."""
+    def _usable(self, bucket: int, folder: Path) -> Manifest | None:
+        """What is published of a bucket, if it can be brought to this machine's snapshot.
+
+        Its files are in the folder then.
+        """
         manifest = self._published.find(bucket)
         if manifest is None or manifest.folder in self._refused:
             return None
         if self._changed_since(manifest.snapshot) is None:
             return None
         ours = (self._store.fingerprint, self._goods)
-        return manifest if (manifest.memory, manifest.catalog) == ours else None
+        is_ours = (manifest.memory, manifest.catalog) == ours
+        return manifest if is_ours and self._published.take(bucket, manifest, folder) else None
 
-    def _fill(self, bucket: int, manifest: Manifest | None) -> int:
+    def _fill(self, bucket: int, manifest: Manifest | None, folder: Path) -> int:
         """Store a bucket's users, the published ones if nothing has concerned them since.
+
+        The files that the manifest is of are in the folder.
 
         Returns how many were computed.
         """
@@ -146,12 +154,12 @@ class _Builder:
         if manifest is not None:
             changed = self._changed_since(manifest.snapshot)
             assert changed is not None
-            stale = users & (changed | self._reworded(bucket, manifest))
+            stale = users & (changed | self._reworded(bucket, folder))
             self._connection.execute("CREATE OR REPLACE TEMP TABLE kept (user_id VARCHAR)")
             append_rows(self._connection, "kept", ((user,) for user in users - stale))
             for name in TABLES:
                 self._connection.execute(
-                    f"INSERT INTO {name} FROM {self._published.relation(manifest, name)} "
+                    f"INSERT INTO {name} FROM {relation(folder, name)} "
                     "SEMI JOIN kept USING (user_id)"
                 )
             held = self._users("FROM (SELECT user_id FROM profiles SEMI JOIN kept USING (user_id))")
@@ -198,13 +206,13 @@ class _Builder:
             )
         return users
 
-    def _reworded(self, bucket: int, manifest: Manifest) -> set[str]:
+    def _reworded(self, bucket: int, folder: Path) -> set[str]:
         """A bucket's users who searched a query that was typed otherwise at first, as known now."""
         return self._users(
             f"""SELECT DISTINCT e.user_id FROM events e
             SEMI JOIN (FROM placed WHERE bucket = {bucket}) USING (user_id)
             WHERE query_key IN (
-                SELECT w.query_key FROM {self._published.relation(manifest, "wordings")} w
+                SELECT w.query_key FROM {relation(folder, "wordings")} w
                 LEFT JOIN spellings s USING (query_key) WHERE s.query IS DISTINCT FROM w.query)"""
         )
 
@@ -214,8 +222,7 @@ class _Builder:
         rows["wordings"] = f"""FROM (SELECT query_key, query FROM spellings
             WHERE query_key IN (SELECT query_key FROM events {own})) ORDER BY query_key"""
         assert set(rows) == set(PUBLISHED)
-        folder = f"{bucket}-{secrets.token_hex(4)}"
-        manifest = Manifest(self._snapshot, self._store.fingerprint, self._goods, folder, {})
+        manifest = Manifest(self._snapshot, self._store.fingerprint, self._goods, "", {})
         self._published.publish(self._connection, bucket, rows, manifest)
         self._count += 1
         if not self._is_known():

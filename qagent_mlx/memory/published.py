@@ -1,16 +1,16 @@
 """Memory that machines of one lake publish for each other: users in buckets, a bucket at a time.
 
-    memory/of-16/7.json          which folder holds bucket 7, and what it stands for (`Manifest`)
-    memory/of-16/7-3f2a/*.parquet  its rows of `PUBLISHED`
+    memory/of-16/7.json                which folder holds bucket 7, and what it stands for
+    memory/of-16/7-00000001/*.parquet  its rows of `PUBLISHED`
 
-Below the folder of the lake's data. A bucket's new folder is there before its manifest names it,
-and a file that is not as the manifest says counts as not there: then the bucket is built anew.
+Below the lake's data. A bucket's new files are there before its manifest names them, and a file
+that is not as the manifest says counts as not there: then the bucket is built anew.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,9 @@ import msgspec
 
 from ..errors import QAgentError
 from ..shop.lake import PUBLISHED as FOLDER
-from ..utils.atomic_files import hash_file, replacing_folder, require_plain_file, write_json
+from ..shop.lake_data import LakeData
+from ..shop.lake_files import scratch
+from ..utils.atomic_files import hash_file
 from ..utils.database import copy_parquet, literal
 from .shop_tables import TRANSITIONS
 
@@ -28,6 +30,8 @@ log = logging.getLogger("qagent.memory")
 
 USERS_A_BUCKET = 5000  # about as many
 LEAST_BUCKETS, MOST_BUCKETS = 4, 1024
+LARGEST_MANIFEST = 1 << 20  # bytes
+_FOLDER = re.compile(r"\d+-[0-9a-f]{8}")
 TABLES = (*TRANSITIONS, "profiles")  # with rows of users
 PUBLISHED = (*TABLES, "wordings")  # and how queries of theirs were first typed
 
@@ -54,46 +58,58 @@ class PublishedMemory:
     """The published buckets of a lake.
 
     Args:
-        data: The lake's folder.
+        data: The files that machines publish of memory.
         users: How many the shop has, about: so many buckets there are.
     """
 
-    def __init__(self, data: Path, users: int) -> None:
+    def __init__(self, data: LakeData, users: int) -> None:
         self.buckets = LEAST_BUCKETS
         while self.buckets < min(users / USERS_A_BUCKET, MOST_BUCKETS):
             self.buckets *= 2
-        self.folder = data / FOLDER / f"of-{self.buckets}"
+        self._data, self._place = data, f"of-{self.buckets}"
 
     def bucket_sql(self, user: str) -> str:
         """SQL: the bucket of a user, the same on every machine and with every DuckDB."""
         return f"(('0x' || left(md5({user}), 8))::UBIGINT % {self.buckets})::INTEGER"
 
     def find(self, bucket: int) -> Manifest | None:
-        """What is published of a bucket, if it is whole."""
-        path = self.folder / f"{bucket}.json"
+        """What is published of a bucket, if it can be read."""
+        name = f"{self._place}/{bucket}.json"
         try:
-            require_plain_file(path, "what is published of memory")
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-            for name in PUBLISHED:
-                file = self.file(manifest, name)
-                if file.exists() and not file.is_file():
-                    raise ValueError(f"{file} is no file")
-                if hash_file(file) != manifest.files.get(name):
-                    raise ValueError(f"{file} is damaged")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError, QAgentError) as error:
-            log.warning("%s: %s; the bucket is built anew", path, error)
+            size = self._data.sizes(self._place).get(name)
+            if size is None:
+                return None
+            if size > LARGEST_MANIFEST:
+                raise ValueError(f"it has {size:,} bytes")
+            manifest = msgspec.json.decode(self._data.read(name), type=Manifest)
+            if not _FOLDER.fullmatch(manifest.folder):
+                raise ValueError("it names files elsewhere")
+        except (ValueError, RecursionError, QAgentError) as error:
+            self._refuse(bucket, error)
             return None
         return manifest
 
+    def take(self, bucket: int, manifest: Manifest, folder: Path) -> bool:
+        """Get a bucket's files into a folder; False, and said, where they are not whole."""
+        try:
+            for name in PUBLISHED:
+                file = file_of(folder, name)
+                self._data.take(f"{self._place}/{manifest.folder}/{name}.parquet", file)
+                if hash_file(file) != manifest.files.get(name):
+                    raise ValueError(f"{manifest.folder}/{name}.parquet is damaged")
+        except (OSError, ValueError, QAgentError) as error:
+            self._refuse(bucket, error)
+            return False
+        return True
+
+    def _refuse(self, bucket: int, error: Exception) -> None:
+        name = f"{FOLDER}/{self._place}/{bucket}.json"
+        log.warning("%s: %s; the bucket is built anew", name, error)
+
     def folders(self) -> set[str]:
         """The folders that hold published buckets, as manifests name them."""
-        return {path.name for path in self.folder.glob("*-*") if path.is_dir()}
-
-    def file(self, manifest: Manifest, name: str) -> Path:
-        """The file with a bucket's rows of one of `PUBLISHED`."""
-        return self.folder / Path(manifest.folder).name / f"{name}.parquet"
+        names = (name.split("/") for name in self._data.sizes(self._place))
+        return {parts[1] for parts in names if len(parts) == 3}
 
     def publish(
         self,
@@ -106,36 +122,50 @@ class PublishedMemory:
 
         Args:
             rows: SQL of the rows of each of `PUBLISHED`.
-            manifest: Without hashes.
+            manifest: Without folder and hashes.
+
+        Raises:
+            QAgentError: the lake's data cannot be written.
         """
-        target = self.folder / manifest.folder
-        try:
-            with replacing_folder(target) as folder:
-                for name, query in rows.items():
-                    copy_parquet(connection, query, folder / f"{name}.parquet")
-                files = {name: hash_file(folder / f"{name}.parquet") for name in rows}
-            whole = msgspec.structs.replace(manifest, files=files)
-            write_json(self.folder / f"{bucket}.json", msgspec.to_builtins(whole))
-        except OSError as error:
-            raise QAgentError(f"cannot write {target}: {error.strerror}") from error
-        for older in self.folder.glob(f"{bucket}-*"):
-            if older.name != manifest.folder:
-                shutil.rmtree(older, ignore_errors=True)
+        before = self.find(bucket)
+        # By turns: where nothing can be deleted, a new name each time would leave ever more.
+        turn = int(before is not None and before.folder == f"{bucket}-{0:08x}")
+        target = f"{bucket}-{turn:08x}"
+        files = {}
+        with scratch() as folder:
+            for name, query in rows.items():
+                file = file_of(folder, name)
+                copy_parquet(connection, query, file)
+                files[name] = hash_file(file)
+                self._data.put(f"{self._place}/{target}/{name}.parquet", file)
+        whole = msgspec.structs.replace(manifest, folder=target, files=files)
+        self._data.write(f"{self._place}/{bucket}.json", msgspec.json.encode(whole))
+        self._clear(bucket, but=target)
 
     def withdraw(self, bucket: int) -> None:
         """Take back what was published of a bucket."""
-        (self.folder / f"{bucket}.json").unlink(missing_ok=True)
-        for folder in self.folder.glob(f"{bucket}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._data.remove(f"{self._place}/{bucket}.json")
+        self._clear(bucket)
+
+    def _clear(self, bucket: int, but: str = "") -> None:
+        for name in self._data.sizes(self._place):
+            folder = name.split("/")[1]
+            if folder.startswith(f"{bucket}-") and folder != but:
+                self._data.remove(name)
 
     def drop_smaller(self) -> None:
         """Delete what was published in fewer buckets, when there were fewer users."""
-        for folder in self.folder.parent.glob("of-*"):
-            if folder.name.removeprefix("of-").isdecimal() and (
-                int(folder.name.removeprefix("of-")) < self.buckets
-            ):
-                shutil.rmtree(folder, ignore_errors=True)
+        for name in self._data.sizes():
+            number = name.partition("/")[0].removeprefix("of-")
+            if number.isdecimal() and int(number) < self.buckets:
+                self._data.remove(name)
 
-    def relation(self, manifest: Manifest, name: str) -> str:
-        """SQL: a bucket's rows of one of `PUBLISHED`."""
-        return f"read_parquet({literal(self.file(manifest, name))}, hive_partitioning = false)"
+
+def file_of(folder: Path, name: str) -> Path:
+    """The file with a bucket's rows of one of `PUBLISHED`."""
+    return folder / f"{name}.parquet"
+
+
+def relation(folder: Path, name: str) -> str:
+    """SQL: a bucket's rows of one of `PUBLISHED`."""
+    return f"read_parquet({literal(file_of(folder, name))}, hive_partitioning = false)"

@@ -35,6 +35,7 @@ from .copied import Copied, copied_snapshot, keep_copied
 from .handed_over import refuse_times
 from .hooks import hooks
 from .lake_catalog import NAME, LakeCatalog
+from .lake_data import open_lake_data
 from .lake_files import refuse_views, scratch
 from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
 from .schema import OF_THIS_MACHINE, SHARED
@@ -222,8 +223,12 @@ class LakeStore(Store):
                 raise self.catalog.unreachable(error) from error
             finally:
                 cursor.close()
-            if data := self.catalog.data_folder():
-                _clear_published(data / PUBLISHED)
+            if folder := self.catalog.data_folder():
+                _clear_published(folder / PUBLISHED)
+            else:
+                data = open_lake_data(self.catalog, PUBLISHED)
+                for name in data.sizes():
+                    data.remove(name)
             self.catalog.compact(self._wait)
 
 

@@ -22,7 +22,8 @@ from ..utils.database import literal
 from .lake_catalog import LakeCatalog
 from .lake_files import scratch
 
-_NAME = re.compile(r"[0-9a-z][0-9a-z.-]*")
+GONE = "-"  # what a file holds that was removed where nothing can be deleted
+_NAME = re.compile(r"[0-9a-z][0-9a-z._-]*(/[0-9a-z][0-9a-z._-]*)*")
 
 
 def open_lake_data(catalog: LakeCatalog, folder: str) -> LakeData:
@@ -36,11 +37,11 @@ def open_lake_data(catalog: LakeCatalog, folder: str) -> LakeData:
 
 
 class LakeData(ABC):
-    """Files by their names, which are of small letters, digits, dots and dashes."""
+    """Files by their names: small letters, digits, dots, dashes and underscores, in folders."""
 
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """The size of each file, in bytes.
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The size of each file in a folder and below, in bytes, by its name.
 
         Raises:
             QAgentError: the place cannot be read; as all others.
@@ -75,10 +76,13 @@ class FilesOfLake(LakeData):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, folder: str = "") -> dict[str, int]:
         """As in `LakeData`."""
         try:
-            entries = [(path.name, path.lstat()) for path in self._folder.iterdir()]
+            entries = [
+                (path.relative_to(self._folder).as_posix(), path.lstat())
+                for path in (self._folder / folder).rglob("*")
+            ]
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -113,9 +117,13 @@ class FilesOfLake(LakeData):
 
     def remove(self, name: str) -> None:
         """As in `LakeData`."""
+        path = self._folder / name
         with suppress(OSError):
-            (self._folder / name).unlink()
-        clear_leftovers(self._folder)
+            path.unlink()
+        clear_leftovers(path.parent)
+        if path.parent != self._folder:
+            with suppress(OSError):  # something is left in it
+                path.parent.rmdir()
 
     def _problem(self, what: str, error: OSError) -> QAgentError:
         return QAgentError(
@@ -124,20 +132,23 @@ class FilesOfLake(LakeData):
 
 
 class ObjectsOfLake(LakeData):
-    """In a store of objects, by way of DuckDB, which cannot delete there: it empties them."""
+    """In a store of objects, by way of DuckDB, which cannot delete there: see `GONE`."""
 
     def __init__(self, catalog: LakeCatalog, place: str) -> None:
         self._catalog, self._place = catalog, place
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, folder: str = "") -> dict[str, int]:
         """As in `LakeData`."""
-        files = literal(f"{self._place}/*")
+        files = literal(f"{self._place}/{folder and folder + '/'}**")
         names = self._run(f"SELECT file FROM glob({files})")
         if not names:
             return {}
         rows = self._run(f"SELECT filename, size FROM read_blob({files})")
-        found = {str(path).rpartition("/")[2]: int(size) for path, size in rows}
-        return {name: size for name, size in found.items() if size and _NAME.fullmatch(name)}
+        start = len(self._place) + 1
+        found = {str(path)[start:]: int(size) for path, size in rows}
+        return {
+            name: size for name, size in found.items() if size > len(GONE) and _NAME.fullmatch(name)
+        }
 
     def read(self, name: str) -> bytes:
         """As in `LakeData`."""
@@ -162,7 +173,7 @@ class ObjectsOfLake(LakeData):
     def remove(self, name: str) -> None:
         """As in `LakeData`."""
         with suppress(QAgentError):
-            self._copy("SELECT ''::BLOB", name)
+            self._copy(f"SELECT {literal(GONE)}::BLOB", name)
 
     def _copy(self, query: str, name: str) -> None:
         self._run(f"COPY ({query}) TO {self._literal(name)} (FORMAT blob)")

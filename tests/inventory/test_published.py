@@ -187,7 +187,7 @@ def test_a_file_that_was_tampered_with_is_refused(machines, published, caplog, h
     indexed(b)
     assert counted["fit"] == 1
     lines = [record.getMessage() for record in caplog.records]
-    assert [line for line in lines if "is not used" in line and "qagent index" in line]
+    assert len([line for line in lines if "is not used" in line and "qagent index" in line]) == 1
     forget(counted)
     indexed(a)  # b has published what is whole
     assert counted["fit"] == 0

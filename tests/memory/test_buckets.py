@@ -14,11 +14,12 @@ from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory import buckets
 from qagent_mlx.memory.buckets import build_memory
 from qagent_mlx.memory.profile import Memory, count_words
-from qagent_mlx.memory.published import PublishedMemory
+from qagent_mlx.memory.published import LARGEST_MANIFEST, PublishedMemory
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.privacy import erase_user
 from qagent_mlx.shop.lake import LakeStore
+from qagent_mlx.shop.lake_data import FilesOfLake
 from qagent_mlx.shop.moving import create_in, move
 from qagent_mlx.shop.shop import Shop
 
@@ -154,7 +155,9 @@ def test_what_is_damaged_or_of_other_settings_is_built_anew(machines, tmp_path, 
     must_agree(b)
 
 
-@pytest.mark.parametrize("content", [None, b"[" * 100_000, b'{"snapshot": -1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [None, b"[" * 100_000, b'{"snapshot": -1}', b"\xff", b" " * (LARGEST_MANIFEST + 1)]
+)
 def test_what_others_put_in_its_place_is_built_anew(machines, tmp_path, caplog, content):
     a, b = machines
     build(a)
@@ -165,7 +168,20 @@ def test_what_others_put_in_its_place_is_built_anew(machines, tmp_path, caplog, 
     else:
         manifest.write_bytes(content)
     assert build(b).published == 1
-    assert "2.json" in caplog.text
+    assert ("2.json" in caplog.text) == (content is not None)  # what is no file is not there
+    caplog.clear()
+    assert build(a).computed == 0
+    assert not caplog.text
+
+
+def test_a_manifest_that_names_files_elsewhere_is_built_anew(machines, tmp_path, caplog):
+    a, b = machines
+    build(a)
+    manifest = tmp_path / "data" / "memory" / "of-4" / "2.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**values, "folder": "../of-4/2-00000000"}))
+    assert build(b).published == 1
+    assert "names files elsewhere" in caplog.text
 
 
 def test_a_bucket_that_somebody_keeps_is_built_without_publishing(machines, monkeypatch):
@@ -211,12 +227,10 @@ def test_a_shop_that_is_a_file_builds_alone(own_shop):
 
 
 def test_buckets_grow_with_the_users_and_are_about_as_large(tmp_path, own_shop):
-    assert [PublishedMemory(tmp_path, users).buckets for users in (0, 30_000, 10**9)] == [
-        4,
-        8,
-        1024,
-    ]
-    published = PublishedMemory(tmp_path, 0)
+    data = FilesOfLake(tmp_path)
+    numbers = [PublishedMemory(data, users).buckets for users in (0, 30_000, 10**9)]
+    assert numbers == [4, 8, 1024]
+    published = PublishedMemory(data, 0)
     counts = own_shop.connection.execute(
         f"""SELECT count(*) FROM (SELECT {published.bucket_sql("'u' || range")} AS bucket
         FROM range(4000)) GROUP BY bucket"""
@@ -226,10 +240,11 @@ def test_buckets_grow_with_the_users_and_are_about_as_large(tmp_path, own_shop):
 
 
 def test_what_was_published_of_fewer_users_goes(tmp_path):
-    few, many = PublishedMemory(tmp_path, 0), PublishedMemory(tmp_path, 10**6)
+    data = FilesOfLake(tmp_path)
+    few, many = PublishedMemory(data, 0), PublishedMemory(data, 10**6)
     for published in (few, many):
-        published.folder.mkdir(parents=True)
+        data.write(f"of-{published.buckets}/2-00000000/profiles.parquet", b"rows")
     few.drop_smaller()
-    assert many.folder.exists()
+    assert len(data.sizes()) == 2
     many.drop_smaller()
-    assert not few.folder.exists() and many.folder.exists()
+    assert [*data.sizes()] == [f"of-{many.buckets}/2-00000000/profiles.parquet"]

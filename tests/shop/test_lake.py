@@ -22,6 +22,7 @@ from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop import lake as lake_module
 from qagent_mlx.shop.journal import JournalWriter
 from qagent_mlx.shop.lake_catalog import load_local_extension
+from qagent_mlx.shop.lake_data import open_lake_data
 from qagent_mlx.shop.moving import FILE, create_at, create_in, move
 from qagent_mlx.shop.row_changes import fingerprint
 from qagent_mlx.shop.schema import OF_THIS_MACHINE
@@ -361,11 +362,14 @@ def test_the_rows_may_lie_in_a_store_of_objects(tmp_path, sqlite_lake, tiny_file
         create_in(tmp_path / "b", sqlite_lake, None)
         with Shop.open(tmp_path / "b", read_only=False) as shop:
             built = build_memory(shop)
-            assert (built.computed, built.published) == (built.users, 0)  # by itself
+            assert (built.computed, built.published) == (built.users, built.buckets)
+        with Shop.open(tmp_path / "a", read_only=False) as shop:
+            assert build_memory(shop).computed == 0  # it has what b has published
         append(tmp_path / "b", EVENT)
         with Shop.open(tmp_path / "a", read_only=False) as shop, Shop.open(tmp_path / "b") as other:
             assert rows(shop) == rows(other)
             shop.store.forget_old()
+            assert open_lake_data(shop.store.catalog, "memory").sizes() == {}
             assert move(shop, FILE).store == FILE
     finally:
         server.stop()
