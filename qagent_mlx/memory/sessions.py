@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -50,15 +50,24 @@ def successful_sessions(
     before: datetime | None = None,
     *,
     any_outcome: bool = False,
+    history: int = 0,
+    last: int | None = None,
 ) -> list[SuccessfulSession]:
     """The sessions with success that began at ``after`` or later, in the log before ``before``.
 
     A session that goes on beyond ``before`` counts with its first part: what comes later
     changes nothing. With ``any_outcome``, a session stands for its first search, whatever came of
-    it.
+    it. Those of users with fewer than ``history`` events before do not count, nor, of these, others
+    than the ``last`` ones.
     """
-    query = sql("successful_sessions", join="LEFT JOIN" if any_outcome else "JOIN")
-    return _read_sessions(connection, query, after, before)
+    query = sql(
+        "successful_sessions",
+        join="LEFT JOIN" if any_outcome else "JOIN",
+        order="" if last is None else "DESC",
+        limit="" if last is None else f"LIMIT {last}",
+    )
+    sessions = _read_sessions(connection, query, after, before, history=history)
+    return sessions if last is None else sessions[::-1]
 
 
 def engaged_sessions(
@@ -79,8 +88,9 @@ def _read_sessions(
     query: str,
     after: datetime | None,
     before: datetime | None,
+    **limits: Any,
 ) -> list[SuccessfulSession]:
-    limits = {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
+    limits |= {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
     return [
         SuccessfulSession(user, start, query, key, tuple(products), history)
         for user, start, query, key, products, history in connection.execute(

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.click_log import ClickLog, read_clicks
+from qagent_mlx.ingest.ingest import append_events
+from qagent_mlx.inventory.click_log import CLICKS_SQL, ClickLog, read_clicks
+from qagent_mlx.shop.shop import Shop
 
 NOW = datetime(2026, 1, 31)
 SECOND = timedelta(seconds=1)
@@ -67,6 +69,35 @@ def test_a_moment_sees_only_what_came_before_it(rows, days):
         one, other = (log(*r).ranking(key, moment) for r in (rows, before))
         assert one.rows.tolist() == other.rows.tolist()
         assert one.scores.tolist() == other.scores.tolist()
+
+
+def test_each_text_of_a_log_is_held_once(own_shop):
+    events = [
+        {"user_id": "u", "time": "2026-04-02 10:00:00", "type": "search", "query": "Red  LAMP"},
+        {"user_id": "u", "time": "2026-04-02 10:00:01", "type": "click", "product_id": "p001"},
+        {"user_id": "v", "time": "2026-04-02 11:00:00", "type": "search", "query": "red lamp"},
+        {"user_id": "v", "time": "2026-04-02 11:00:01", "type": "click", "product_id": "p001"},
+    ]
+    assert append_events(own_shop, events).accepted == len(events)
+    plain = own_shop.connection.execute(CLICKS_SQL).fetchnumpy()
+    columns = read_clicks(own_shop.connection)
+    assert list(columns) == list(plain)
+    for name, values in columns.items():
+        assert values.tolist() == np.asarray(plain[name]).tolist()
+        assert values.dtype == np.asarray(plain[name]).dtype
+    for name in ("query_key", "product_id"):
+        texts = columns[name].tolist()
+        assert len(set(map(id, texts))) == len(set(texts))
+    typed = columns["query"][columns["query_key"] == "red lamp"].tolist()
+    assert typed[-2:] == ["Red  LAMP", "red lamp"]
+
+
+def test_a_log_without_engagements_has_the_same_columns(tmp_path):
+    with Shop.create(tmp_path / "empty") as shop:
+        columns = read_clicks(shop.connection)
+    assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
+        ("query_key", "query", "product_id", "ts", "weight"), 0
+    )
 
 
 def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_search):

@@ -187,3 +187,13 @@ def test_what_comes_at_the_limit_or_later_changes_no_success(shop):
     assert before.products == ("p1",)
     (whole,) = successful_sessions(shop.connection)
     assert (whole.query, whole.products) == ("a", ("p3",))
+
+
+@pytest.mark.parametrize(("history", "last"), [(1, 5), (3, 1), (0, 10_000)])
+def test_the_last_sessions_are_the_end_of_all(own_shop, history, last):
+    connection = own_shop.connection
+    moment = own_shop.end_of_log() - timedelta(days=5)
+    known = [s for s in successful_sessions(connection, before=moment) if s.history >= history]
+    assert len(known) > 5
+    found = successful_sessions(connection, before=moment, history=history, last=last)
+    assert found == known[-last:]

@@ -22,4 +22,4 @@ earlier AS (
 SELECT st.user_id, st.start, s.query, s.query_key, coalesce(r.products, []), h.n
 FROM first f JOIN started st USING (session_id) JOIN log s ON s.event_id = f.event_id
 {join} ranked r ON r.search_id = f.event_id JOIN earlier h ON h.session_id = f.session_id
-WHERE st.start >= $after ORDER BY st.start, f.event_id
+WHERE st.start >= $after AND h.n >= $history ORDER BY st.start {order}, f.event_id {order} {limit}
