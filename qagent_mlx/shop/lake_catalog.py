@@ -338,10 +338,15 @@ def _data_path(lake: duckdb.DuckDBPyConnection) -> str:
 
 def _try_lock(cursor: duckdb.DuckDBPyConnection, bucket: int | None) -> bool:
     key = LOCK if bucket is None else f"{LOCK}, {bucket}"
-    silence = {"idle": SILENT_SECONDS, "interval": ASK_SECONDS, "count": ASK_TIMES}
+    patience = {
+        "tcp_keepalives_idle": SILENT_SECONDS,
+        "tcp_keepalives_interval": ASK_SECONDS,
+        "tcp_keepalives_count": ASK_TIMES,
+        # Nobody is asked while an answer is on its way to who is gone.
+        "tcp_user_timeout": 1000 * (SILENT_SECONDS + ASK_SECONDS * ASK_TIMES),
+    }
     settings = "".join(
-        f", set_config('tcp_keepalives_{name}', '{value}', true) AS {name}"
-        for name, value in silence.items()
+        f", set_config('{name}', '{value}', true) AS {name}" for name, value in patience.items()
     )
     query = literal(f"SELECT pg_try_advisory_xact_lock({key}) AS is_mine{settings}")
     metadata = literal(f"__ducklake_metadata_{NAME}")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.inventory.click_log import CLICKS_SQL, ClickLog, read_clicks
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.text import query_key
 
 NOW = datetime(2026, 1, 31)
 SECOND = timedelta(seconds=1)
@@ -88,8 +89,8 @@ def test_each_text_of_a_log_is_held_once(own_shop):
     for name in ("query_key", "product_id"):
         texts = columns[name].tolist()
         assert len(set(map(id, texts))) == len(set(texts))
-    typed = columns["query"][columns["query_key"] == "red lamp"].tolist()
-    assert typed[-2:] == ["Red  LAMP", "red lamp"]
+    typed = columns["query"][columns["query_key"] == query_key("red lamp")].tolist()
+    assert typed[-2:] == ["Red LAMP", "red lamp"]
 
 
 def test_a_log_without_engagements_has_the_same_columns(tmp_path):
