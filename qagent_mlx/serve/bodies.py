@@ -17,7 +17,7 @@ from ..utils.text import clean_id
 from .service import Service
 
 BODY_SECONDS = 10.0  # in which a body must have come
-CALL_SECONDS = 30.0  # in which the worker must have come to a call
+CALL_SECONDS = 30.0  # in which the worker must have begun with a call
 
 T = TypeVar("T")
 
@@ -37,11 +37,15 @@ def posted_objects(
 
 
 async def result_of(future: Future[T]) -> T:
-    """The result of a job of the worker's thread."""
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
-    except asyncio.TimeoutError:
-        raise HTTPException(503, "the server is busy; try again") from None
+    """The result of a job of the worker's thread.
+
+    One that has begun is waited for: whoever was told to try again would have it done twice.
+    """
+    waiter = asyncio.wrap_future(future)
+    done, _ = await asyncio.wait({waiter}, timeout=CALL_SECONDS)
+    if not done and future.cancel():
+        raise HTTPException(503, "the server is busy; try again")
+    return await waiter
 
 
 async def json_body(service: Service, request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .decode_units import Unit, unread
 from .worker_processes import UNITS_AHEAD
 
 LEAD_SECONDS = 0.03  # before a process is done, in which the next unit's memory is read
-OVERDUE_SECONDS = 1.0  # at least, behind the time when a unit should be done
+OVERDUE_SECONDS = 2.0  # at least, behind the time when a unit should be done
 RISK = 3.0  # times as long as expected a decode may well take
 STUCK_SECONDS = 60.0  # after which a process that replies nothing is replaced
 

@@ -167,15 +167,11 @@ class Responder:
         store.keep(before)
         search = following.search or open_shop_search(shop)
         self.recommender.use_shop(shop, current_search(shop, search), following.memory)
-        self.recommender.refresh()  # the journal came after that memory was opened
         self.shop = self.store.shop = shop  # at once: posts are stored where answers look
-        self.titles = titles_of(self.recommender)
         if following.completer:
             self.common.use_completer(following.completer, search)
-        self.decoder.is_pool_stale = True
+        self._know_catalog()  # and the journal, which came after that memory was opened
         self.reload_processes()
-        self.experiment = self.arms.follow(self.recommender, shop)
-        self.start_afresh()
         return old
 
     def change_catalog(self, entry: Entry) -> IngestReport:
@@ -189,13 +185,17 @@ class Responder:
             (report,) = apply_entries(shop, [entry])
             store.keep(before)
         self.recommender.use_search(current_search(shop, self.recommender.search))
-        self.experiment = self.arms.follow(self.recommender, shop)
-        self.recommender.refresh()
-        self.titles = titles_of(self.recommender)
-        self.decoder.is_pool_stale = True
-        self.start_afresh()
+        self._know_catalog()
         self.store.move_soon()
         return report
+
+    def _know_catalog(self) -> None:
+        """See other products and events from now on; the recommender searches them already."""
+        self.recommender.refresh()
+        self.titles = titles_of(self.recommender)
+        self.experiment = self.arms.follow(self.recommender, self.shop)
+        self.decoder.is_pool_stale = True
+        self.start_afresh()
 
     def reload_processes(self) -> None:
         """Let the processes beside this one search the catalog that the file holds now."""

@@ -182,6 +182,8 @@ class TimedDecoder:
     def _take_back(self) -> None:
         """Take units back from processes that should be done for long, and replace stuck ones."""
         for process, units, is_lost in self._given.overdue():
+            if not all(unit.taken_back for unit in units):
+                log.warning("process %s is late; others do what it was given", process.pid)
             for unit in units:
                 self._return(unit)
             if is_lost:

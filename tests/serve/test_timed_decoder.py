@@ -22,6 +22,12 @@ def recommender(tiny_shop, nano_policy):
     return Recommender(tiny_shop, nano_policy, group=2)
 
 
+class Process(str):
+    """A process by its name."""
+
+    pid = 0
+
+
 @dataclass
 class Pool:
     """Processes that answer when a test lets them."""
@@ -49,7 +55,7 @@ class Pool:
 @pytest.fixture
 def desk(recommender):
     """A decoder with two processes, what it keeps, and the jobs of its thread."""
-    pool, later, kept = Pool(["one", "two"]), [], {}
+    pool, later, kept = Pool([Process("one"), Process("two")]), [], {}
     policy = SimpleNamespace(name="nano", version=3)
     decoder = TimedDecoder(recommender, pool, ServeConfig(), Metrics(), policy, later.append)
 
