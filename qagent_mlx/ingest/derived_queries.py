@@ -7,30 +7,23 @@ product* is foreseen; the shop says so, and every report on it carries the mark.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Literal, get_args
 
 from ..errors import QAgentError
-from ..inventory.analyzer import character_bigrams
 from ..memory import sessions
 from ..memory.store import MemoryStore
 from ..shop.shop import Shop
 from ..utils.database import append_rows
-from ..utils.text import query_key, split_scripts, words
+from ..utils.text import query_key, words
+from ..utils.title_words import STOP_WORDS, title_queries
 from .ingest import append_in_transaction, register_functions
 from .report import IngestReport
 
 Origin = Literal["categories", "titles"]
 ORIGINS = {"categories": "from category paths", "titles": "from titles"}
-_STOP_WORDS = frozenset(
-    """a an and the of for with by in on to from or at as per new pack set inch inches count ct oz
-    lb lbs pcs pc piece pieces box size x w h""".split()  # noqa: SIM905
-)
 
 
 def category_queries(categories: Mapping[str, str | None]) -> dict[str, str]:
@@ -46,62 +39,11 @@ def category_queries(categories: Mapping[str, str | None]) -> dict[str, str]:
             word
             for level in levels[1:] or levels
             for word in words(level)
-            if word not in _STOP_WORDS
+            if word not in STOP_WORDS
         )
         if terms:
             queries[product] = " ".join(terms)
     return queries
-
-
-def title_queries(titles: Mapping[str, str], brands: Mapping[str, str | None]) -> dict[str, str]:
-    """Derive a query of one or two words from the title of each product.
-
-    They are to say what kind of thing it is: words of the title that name no brand, number or
-    stop word, and of these the two that most titles of the catalog share, so that products of a
-    kind share a query. In scripts without spaces character bigrams stand for words.
-    """
-    frequency: Counter[str] = Counter()
-    terms_of: dict[str, list[str]] = {}
-    for product, title in titles.items():
-        brand = brands.get(product) or ""
-        brand_words = {*words(brand), *_content_words(brand)}
-        # Behind the first comma or dash stand details.
-        head = re.split(r"[,(\[|]| - ", title, maxsplit=1)[0]
-        for text in (head, title):
-            content = [word for word in _content_words(text) if word not in brand_words]
-            if content:
-                break
-        terms_of[product] = list(dict.fromkeys(_singular(word) for word in content))
-        frequency.update(terms_of[product])
-    queries = {}
-    for product, terms in terms_of.items():
-        shared = [term for term in terms if frequency[term] > 1] or terms
-        best = sorted(shared, key=lambda term: -frequency[term])[:2]
-        if best:
-            queries[product] = " ".join(sorted(best, key=shared.index))
-    return queries
-
-
-def _content_words(text: str) -> list[str]:
-    """Words of three letters or more that are no stop words, and character bigrams."""
-    content: list[str] = []
-    for word in words(text):
-        for part, unspaced in split_scripts(word):
-            if unspaced:
-                content += [pair for pair in character_bigrams(part) if len(pair) > 1]
-            elif len(part) > 2 and part not in _STOP_WORDS and all(map(_is_letter, part)):
-                content.append(part)
-    return content
-
-
-def _is_letter(c: str) -> bool:
-    return c.isalpha() or unicodedata.category(c)[0] == "M"
-
-
-def _singular(word: str) -> str:
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
 
 
 def derive_queries(shop: Shop, origin: Origin | None = None) -> IngestReport:

@@ -11,9 +11,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
 
-from ..utils.text import HAN, UNSPACED, graphemes, split_scripts, words
+from ..utils.text import HAN, UNSPACED, character_bigrams, split_scripts, words
 
 # Version 1 left runs without spaces, and combining marks, uncut.
 ANALYZER_VERSION = 2
@@ -63,16 +62,6 @@ def _singular(word: str) -> str:
             return word[:-2]
         return word[:-1]
     return word
-
-
-@lru_cache(maxsize=1 << 17)
-def character_bigrams(run: str) -> tuple[str, ...]:
-    """Pairs of neighbouring characters, and each Han character, which is a word of its own."""
-    characters = graphemes(run)
-    if len(characters) == 1:
-        return (run,)
-    han = [character for character in characters if _HAN.match(character)]
-    return (*(a + b for a, b in pairwise(characters)), *han)
 
 
 def initialisms(title: str) -> list[str]:

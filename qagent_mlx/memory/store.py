@@ -160,6 +160,7 @@ class MemoryStore:
         if not self.is_current():
             return
         shop_tables.drop_temporary(self._connection)
+        shop_tables.create_title_kinds(self._connection, self._config)
         ((differences,),) = self._connection.execute(
             f"""WITH fresh AS ({shop_tables.derived_sql("goods")})
             SELECT count(*) FROM ((FROM goods EXCEPT FROM fresh) UNION ALL

@@ -10,9 +10,9 @@ from functools import cached_property
 
 import msgspec
 
-from ..ingest.derived_queries import title_queries
 from ..inventory.catalog import Catalog
 from ..utils.text import share_words, words
+from ..utils.title_words import title_queries
 
 MOST_DETAIL_WORDS = 2  # of an attribute's value; longer ones are descriptions
 _Attributes = msgspec.json.Decoder(dict[str, object])

@@ -24,6 +24,7 @@ _SPACE = re.compile(r"\s+")
 _TITLE_BREAK = re.compile(r"[,:(\[|]| - ")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HAN = re.compile(f"[{HAN}]")
 UNSPACED = re.compile(
     f"([{HAN}\u3041-\u30ff\u31f0-\u31ff"  # kana
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -158,3 +159,13 @@ def rouge_l(candidate: str, reference: str) -> float:
     if "".join(a) == "".join(b):
         return 1.0
     return 2.0 * LCSseq.similarity(a, b) / (len(a) + len(b))
+
+
+@lru_cache(maxsize=1 << 17)
+def character_bigrams(run: str) -> tuple[str, ...]:
+    """Pairs of neighbouring characters, and each Han character, which is a word of its own."""
+    characters = graphemes(run)
+    if len(characters) == 1:
+        return (run,)
+    han = [character for character in characters if _HAN.match(character)]
+    return (*(a + b for a, b in pairwise(characters)), *han)

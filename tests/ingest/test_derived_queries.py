@@ -4,10 +4,11 @@ import pytest
 
 from qagent_mlx.environment.cases import build_cases
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.derived_queries import category_queries, derive_queries, title_queries
+from qagent_mlx.ingest.derived_queries import category_queries, derive_queries
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.shop.shop import Shop
+from qagent_mlx.utils.title_words import title_queries
 
 PRODUCTS = """product_id,title,category
 t1,Acme Tent 2,Camping > Tents

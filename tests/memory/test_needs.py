@@ -9,6 +9,8 @@ import pytest
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.sections import MAX_FILLED, need_lines, popular_lines, product_lines
+from qagent_mlx.memory.shop_tables import create
+from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.memory.user_state import Interest, RecentProduct
 from qagent_mlx.shop.shop import Shop
@@ -33,10 +35,34 @@ def purchase(user, day, kind):
     }
 
 
+TITLES = {
+    "camera1": ("Acme Camera Duo", "Acme"),
+    "camera2": ("Zen Camera", "Zen"),
+    "card1": ("Lexo Memory Card, 64 GB", "Lexo"),
+    "card2": ("Orbi Memory Card, 8 GB", "Orbi"),
+    "tea1": ("Sora Tea Green", "Sora"),
+    "tea2": ("Ment Tea", "Ment"),
+}  # of a shop that has no categories
+
+
 @pytest.fixture
 def shop(tmp_path):
-    """Ten people bought a camera and five days later a memory card; two, tea after a camera."""
+    """A shop with a category for each kind."""
     products = [{"product_id": f"{k}1", "title": k, "category": c} for k, c in KINDS.items()]
+    with Shop.create(tmp_path / "shop") as shop:
+        yield stocked(shop, products, tmp_path)
+
+
+@pytest.fixture
+def plain_shop(tmp_path):
+    """The same without categories."""
+    products = [{"product_id": p, "title": t, "brand": b} for p, (t, b) in TITLES.items()]
+    with Shop.create(tmp_path / "plain") as shop:
+        yield stocked(shop, products, tmp_path)
+
+
+def stocked(shop, products, tmp_path):
+    """Ten people bought a camera and five days later a memory card; two, tea after a camera."""
     events = [
         purchase(f"u{i}", day, k) for i in range(10) for day, k in ((1, "camera"), (6, "card"))
     ]
@@ -44,11 +70,10 @@ def shop(tmp_path):
         purchase(f"v{i}", day, k) for i in range(2) for day, k in ((1, "camera"), (6, "tea"))
     ]
     events += [purchase("new", 20, "camera"), purchase("later", 24, "tea")]
-    with Shop.create(tmp_path / "shop") as shop:
-        ingest_files(shop, "products", [write(tmp_path / "products.jsonl", products)])
-        report = ingest_files(shop, "events", [write(tmp_path / "events.jsonl", events)])
-        assert report.accepted == len(events)
-        yield shop
+    ingest_files(shop, "products", [write(tmp_path / "products.jsonl", products)])
+    report = ingest_files(shop, "events", [write(tmp_path / "events.jsonl", events)])
+    assert report.accepted == len(events)
+    return shop
 
 
 def profile(shop, user, as_of=NOW):
@@ -105,6 +130,48 @@ def test_the_first_kinds_are_named_with_the_brands_that_the_user_likes(shop):
     found = profile(shop, "new")
     assert found.references == ("acme memory card", "acme tea", "memory card", "tea", "camera")
     assert "acme memory card next <r0>" in found.text
+
+
+def test_without_categories_titles_say_what_kind_of_thing_people_came_back_for(plain_shop):
+    """Nobody is told the same as everybody else only because a shop has no categories."""
+    found = profile(plain_shop, "new")
+    assert found.references == ("acme memory card", "acme tea", "memory card", "tea", "camera")
+    assert profile(plain_shop, "later").references[0] != "acme memory card"
+    assert profile(plain_shop, "nobody").references == ("camera", "memory card", "tea")
+
+
+def test_titles_make_no_kinds_where_queries_of_others_may_be_named(plain_shop, tmp_path):
+    search = {"user_id": "u1", "time": NOW - timedelta(days=1), "type": "search", "query": "bag"}
+    ingest_files(plain_shop, "events", [write(tmp_path / "more.jsonl", [search])])
+    connection = plain_shop.connection
+
+    def kinds(**changes):
+        config = replace(plain_shop.config.memory, **changes)
+        create(connection, "goods", config, "TEMP TABLE")
+        rows = connection.execute("SELECT DISTINCT leaf FROM temp.goods").fetchall()
+        return {leaf for (leaf,) in rows}
+
+    assert kinds() == {None}
+    assert kinds(own_only=True) == {"camera", "memory card", "tea"}
+
+
+def test_a_catalog_whose_titles_are_names_has_no_kinds(plain_shop):
+    plain_shop.connection.execute("UPDATE products SET brand = NULL")
+    assert profile(plain_shop, "new").references == (
+        *("acme camera duo", "lexo memory card", "sora tea green"),
+    )
+
+
+def test_new_prices_leave_a_memory_of_kinds_from_titles_as_it_is(plain_shop, tmp_path):
+    store = MemoryStore(plain_shop.connection, plain_shop.config.memory)
+    store.build()
+    title, brand = TITLES["tea2"]
+    dearer = {"product_id": "tea2", "title": title, "brand": brand, "stock": 0}
+    ingest_files(plain_shop, "products", [write(tmp_path / "dearer.jsonl", [dearer])])
+    assert store.is_current()
+    renamed = {**dearer, "title": "Ment Tea Caddy"}
+    ingest_files(plain_shop, "products", [write(tmp_path / "renamed.jsonl", [renamed])])
+    assert not store.is_current()
 
 
 def test_a_row_holds_two_brands_and_three_kinds():

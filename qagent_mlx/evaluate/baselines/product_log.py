@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ingest.derived_queries import title_queries
 from ...inventory.catalog import narrowest_category
 from ...shop.shop import Shop
 from ...utils.text import query_key, title_head, words
+from ...utils.title_words import title_queries
 from .search_log import WEIGHTS
 
 

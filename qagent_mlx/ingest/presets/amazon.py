@@ -8,7 +8,8 @@ from pathlib import Path
 from ...errors import QAgentError
 from ...shop.shop import Shop
 from ...utils.text import words
-from ..derived_queries import category_queries, title_queries
+from ...utils.title_words import title_queries
+from ..derived_queries import category_queries
 from ..report import IngestReport
 from .derived_purchases import Purchase, ingest_purchases
 from .folder import Folder

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from ...shop.shop import Shop
 from ...utils.text import words
-from ..derived_queries import derive_queries, title_queries
+from ...utils.title_words import title_queries
+from ..derived_queries import derive_queries
 from ..ingest import ingest_files
 from ..options import ReadOptions
 from ..report import IngestReport
