@@ -27,6 +27,7 @@ from qagent_mlx.bench.workloads import Workload, _NoShop, model_folder, open_pol
 from qagent_mlx.models.download import cache_folder
 from qagent_mlx.policy import shared_prompt
 from qagent_mlx.train import grpo
+from qagent_mlx.train.groups import CreditedChain
 from qagent_mlx.train.grpo_config import GrpoConfig
 
 
@@ -73,7 +74,9 @@ def main() -> None:
             shared_prompt.SHORTEST = shortest if shared else 1 << 30
             policy.model.update(weights)
             began, wall = time.process_time(), time.perf_counter()
-            found[shared] = trainer.update(list(zip(rollouts, advantages, strict=True)), pair)
+            found[shared] = trainer.update(
+                list(map(CreditedChain.as_one, rollouts, advantages)), pair
+            )
             spent[shared] = time.process_time() - began
             print(
                 f"{'shared' if shared else 'apart '} {spent[shared]:7.1f} s of processor, "

@@ -243,17 +243,17 @@ def test_what_another_process_did_while_this_one_waited_is_not_done_again(
     own_shop, tmp_path, monkeypatch
 ):
     put(own_shop, tmp_path, "z1,Zebra Carpet,Zed,Home > Rugs,9,1")
-    writing, others = index_module.writing, []
+    sharing, others = index_module.sharing, []
 
     @contextmanager
-    def waiting(folder):
+    def waiting(*shop_and_published):
         if not others:
             others.append(None)
             others[0] = index_module.sync_index(own_shop)
-        with writing(folder) as writer:
+        with sharing(*shop_and_published) as writer:
             yield writer
 
-    monkeypatch.setattr(index_module, "writing", waiting)
+    monkeypatch.setattr(index_module, "sharing", waiting)
     index, changes = index_module.sync_index(own_shop)
     assert others[0][1] == IndexChanges(added=1) and changes == IndexChanges()
     assert index.manifest == others[0][0].manifest

@@ -15,6 +15,7 @@ from qagent_mlx.policy.batches import TrainingSequence
 from qagent_mlx.policy.files import load_policy
 from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.shared_prompt import find_shared_prompt
+from qagent_mlx.train.groups import CreditedChain
 from qagent_mlx.train.grpo import GrpoTrainer
 from qagent_mlx.train.grpo_config import GrpoConfig
 
@@ -82,7 +83,7 @@ def updated(policy, config, rollouts, steps=1):
     trainer.optimizer = optim.SGD(1.0)  # Adam would make steps of what is rounding alone
     policy.model.eval()
     advantages = np.random.default_rng(5).normal(size=len(rollouts)).tolist()
-    scored = list(zip(rollouts, advantages, strict=True))
+    scored = list(map(CreditedChain.as_one, rollouts, advantages))
     metrics = [trainer.update(scored, number) for number in range(steps)]
     return metrics, {k: np.array(v) for k, v in policy.adapter().items()}
 
