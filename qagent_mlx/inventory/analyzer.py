@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ..utils.text import HAN, UNSPACED, character_bigrams, split_scripts, words
+from ..utils.text import UNSPACED, character_bigrams, split_scripts, words
 
 # Version 1 left runs without spaces, and combining marks, uncut.
 ANALYZER_VERSION = 2
@@ -21,7 +21,6 @@ MAX_INITIALS = 5
 
 _SEGMENT_END = re.compile(r"[:;,()\[\]|/]|\s[-–—]\s")
 _LETTERS_OR_DIGITS = re.compile(r"\d+|\D+")
-_HAN = re.compile(f"[{HAN}]")
 
 
 def product_terms(text: str) -> list[str]:

@@ -88,10 +88,10 @@ def training_batches(
         members = np.array(own)[item.sequences]  # (S,)
         member = members[item.batch.sequence]  # (T,)
         sampled = [v for i in members for v in rollouts[i].sampled_logprobs]
-        advantages = [v for i in members for v in kept[i].token_advantages]
+        advantages = np.concatenate([kept[i].token_advantages for i in members])
         targets.append(
             MicroBatchTargets(
-                advantages=mx.array(np.array(advantages, dtype=np.float32)),
+                advantages=mx.array(advantages.astype(np.float32)),
                 weights=mx.array(weights[member]),
                 sequence=mx.array(item.batch.sequence),
                 lengths=mx.array(lengths[members]),

@@ -66,14 +66,14 @@ def action_advantages(
         company has an advantage of 0, and two actions of one chain (the second after a search
         whose answer it had read) are compared like others.
     """
-    states = [action_states(rollout) for rollout in rollouts]
-    found = [np.full(len(own), value) for own, value in zip(states, advantages.flat, strict=True)]
+    pairs = zip(rollouts, advantages.flat, strict=True)
+    found = [np.full(len(action_lengths(rollout)), value) for rollout, value in pairs]
     if not credit:
         return found
     group, values = advantages.shape[1], rewards[0].reshape(len(rollouts), -1)
     members: dict[tuple[int, State], list[tuple[int, int]]] = defaultdict(list)
-    for chain, own in enumerate(states):
-        for action, state in enumerate(own):
+    for chain, rollout in enumerate(rollouts):
+        for action, state in enumerate(action_states(rollout)):
             members[chain // group, state].append((chain, action))
     for places in members.values():
         compared = values[None, [chain for chain, _ in places]]

@@ -42,8 +42,8 @@ STOCK = (
     "search the next line, or write a narrower query, until a product in stock comes first."
 )
 EXAMPLES = {
-    "points": ("INSTRUCTIONS", actions.INSTRUCTIONS, actions.WORKED_EXAMPLE),
-    "writes": ("WRITING_INSTRUCTIONS", actions.WRITING_INSTRUCTIONS, actions.WRITING_EXAMPLE),
+    "points": (actions.INSTRUCTIONS, actions.WORKED_EXAMPLE),
+    "writes": (actions.WRITING_INSTRUCTIONS, actions.WRITING_EXAMPLE),
 }
 # Name -> which example, and what is added to its instructions.
 WORDINGS: dict[str, tuple[str, str]] = {
@@ -57,7 +57,7 @@ WORDINGS: dict[str, tuple[str, str]] = {
 def wording(name: str) -> mock._patch_dict:
     """A context in which prompts are worded so, whether an agent writes or not."""
     example, added = WORDINGS[name]
-    _, instructions, turns = EXAMPLES[example]
+    instructions, turns = EXAMPLES[example]
     changed = {"INSTRUCTIONS": instructions + added, "WORKED_EXAMPLE": turns}
     changed |= {f"WRITING_{key.removeprefix('WORKED_')}": v for key, v in changed.items()}
     return mock.patch.dict(codec.__dict__, changed)
