@@ -3,6 +3,7 @@
 import contextlib
 import secrets
 import subprocess
+import urllib.request
 from functools import cache
 from pathlib import Path
 
@@ -44,3 +45,26 @@ def lakes(kind, hosts=()):
             return f"ducklake:postgres:host={socket} dbname={name} user=postgres"
 
         yield address
+
+
+@contextlib.contextmanager
+def object_store(folder, monkeypatch):
+    """A place in a store of objects: a local server of S3's protocol, which DuckDB knows the keys of."""
+    server_module = pytest.importorskip("moto.server")  # `make test-lake` brings it
+    monkeypatch.setenv("HOME", str(folder / "home"))  # where DuckDB keeps secrets
+    with open_duckdb() as connection:
+        if not load_local_extension(connection, "httpfs"):
+            pytest.skip("DuckDB's extension httpfs is not here; `make test-lake` brings it")
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        connection.execute(
+            f"""CREATE PERSISTENT SECRET (TYPE s3, KEY_ID 'key', SECRET 'secret', URL_STYLE 'path',
+            REGION 'us-east-1', ENDPOINT '{host}:{port}', USE_SSL false)"""
+        )
+    try:
+        request = urllib.request.Request(f"http://{host}:{port}/rows", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield "s3://rows/of-a-shop"
+    finally:
+        server.stop()

@@ -2,10 +2,9 @@
 
 import os
 import threading
-import urllib.request
 
 import pytest
-from lakes import lakes, require_lakes
+from lakes import lakes, object_store, require_lakes
 
 from qagent_mlx.build import build
 from qagent_mlx.ingest.ingest import ingest_files
@@ -16,11 +15,10 @@ from qagent_mlx.inventory.index import build_index, load_index, open_index, rene
 from qagent_mlx.inventory.published import PublishedIndex
 from qagent_mlx.inventory.search import open_search
 from qagent_mlx.inventory.vector_index import VectorIndex
-from qagent_mlx.shop.lake_catalog import INDEX, load_local_extension
+from qagent_mlx.shop.lake_catalog import INDEX
 from qagent_mlx.shop.lake_data import FilesOfLake
 from qagent_mlx.shop.moving import create_at, create_in, move
 from qagent_mlx.shop.shop import Shop
-from qagent_mlx.utils.database import open_duckdb
 
 QUERIES = ["acme usb cabel", "red shoes", "lamp", "desk"]
 
@@ -309,23 +307,9 @@ def test_machines_on_postgres_share_it_too(tmp_path, tiny_files, counted):
 
 def test_it_may_lie_in_a_store_of_objects(tmp_path, tiny_files, counted, monkeypatch):
     require_lakes()
-    server_module = pytest.importorskip("moto.server")  # `make test-lake` brings it
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where DuckDB keeps secrets
-    with open_duckdb() as connection:
-        if not load_local_extension(connection, "httpfs"):
-            pytest.skip("DuckDB's extension httpfs is not here; `make test-lake` brings it")
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        connection.execute(
-            f"""CREATE PERSISTENT SECRET (TYPE s3, KEY_ID 'key', SECRET 'secret', URL_STYLE 'path',
-            REGION 'us-east-1', ENDPOINT '{host}:{port}', USE_SSL false)"""
-        )
-    try:
-        request = urllib.request.Request(f"http://{host}:{port}/rows", method="PUT")
-        urllib.request.urlopen(request).close()
+    with object_store(tmp_path, monkeypatch) as place:
         address = f"ducklake:sqlite:{tmp_path.resolve() / 'catalog.sqlite'}"
-        a, b = two_machines(tmp_path, tiny_files, address, "s3://rows/of-a-shop")
+        a, b = two_machines(tmp_path, tiny_files, address, place)
         indexed(a)
         forget(counted)
         assert indexed(b).manifest.taken
@@ -336,5 +320,3 @@ def test_it_may_lie_in_a_store_of_objects(tmp_path, tiny_files, counted, monkeyp
         with Shop.open(a) as shop:
             there = PublishedIndex(shop)._data.sizes()
             assert len(there) == 1 + len(load_index(a / "inventory").manifest.files)
-    finally:
-        server.stop()

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import urllib.request
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from lakes import lakes, require_lakes
+from lakes import lakes, object_store, require_lakes
 
 from qagent_mlx.build import build
 from qagent_mlx.errors import QAgentError
@@ -21,14 +20,12 @@ from qagent_mlx.memory.store import MemoryStore
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop import lake as lake_module
 from qagent_mlx.shop.journal import JournalWriter
-from qagent_mlx.shop.lake_catalog import load_local_extension
 from qagent_mlx.shop.lake_data import open_lake_data
 from qagent_mlx.shop.moving import FILE, create_at, create_in, move
 from qagent_mlx.shop.row_changes import fingerprint
 from qagent_mlx.shop.schema import OF_THIS_MACHINE
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils import trust
-from qagent_mlx.utils.database import open_duckdb
 
 EVENT = {"user_id": "u01", "time": "2026-04-02 10:00:00", "type": "search", "query": "desk lamp"}
 
@@ -339,24 +336,10 @@ def test_a_shop_of_a_snapshot_has_the_rows_and_settings_of_then(tmp_path, new_la
 
 
 def test_the_rows_may_lie_in_a_store_of_objects(tmp_path, sqlite_lake, tiny_files, monkeypatch):
-    server_module = pytest.importorskip("moto.server")  # `make test-lake` brings it
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where DuckDB keeps secrets
-    with open_duckdb() as connection:
-        if not load_local_extension(connection, "httpfs"):
-            pytest.skip("DuckDB's extension httpfs is not here; `make test-lake` brings it")
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        connection.execute(
-            f"""CREATE PERSISTENT SECRET (TYPE s3, KEY_ID 'key', SECRET 'secret', URL_STYLE 'path',
-            REGION 'us-east-1', ENDPOINT '{host}:{port}', USE_SSL false)"""
-        )
-    try:
-        request = urllib.request.Request(f"http://{host}:{port}/rows", method="PUT")
-        urllib.request.urlopen(request).close()
+    with object_store(tmp_path, monkeypatch) as place:
         with Shop.create(tmp_path / "a") as shop:
             fill(shop, tiny_files)
-            move(shop, sqlite_lake, "s3://rows/of-a-shop")
+            move(shop, sqlite_lake, place)
             refused = lake_module.duckdb.HTTPException("403")
             assert "CREATE PERSISTENT SECRET" in str(shop.store.catalog.unreachable(refused))
         create_in(tmp_path / "b", sqlite_lake, None)
@@ -371,8 +354,6 @@ def test_the_rows_may_lie_in_a_store_of_objects(tmp_path, sqlite_lake, tiny_file
             shop.store.forget_old()
             assert open_lake_data(shop.store.catalog, "memory").sizes() == {}
             assert move(shop, FILE).store == FILE
-    finally:
-        server.stop()
 
 
 def test_an_evaluation_names_its_snapshot_and_is_repeated_on_it(tmp_path, sqlite_lake, tiny_files):
