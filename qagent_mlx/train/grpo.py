@@ -6,7 +6,8 @@ One step of `GrpoTrainer.step`:
    roll out a group of G chains for each, all decoded together, with every search answered by the
    inventory as it was at the case's moment; with dynamic sampling, more cases take the place of
    groups that teach nothing;
-2. score each chain by component: format, tool, query, item, consistency, and your own;
+2. score each chain by component: format, tool, query, item, consistency, and your own; with
+   ``row``, by what it adds to the best of so many chains of its group;
 3. turn rewards into advantages within each group (Dr. GRPO's by default, or GRPO's or GDPO's, see
    `advantages`), and with ``step_credit`` compare actions in the same state, too (GiGPO's, see
    `step_credit`); groups whose advantages are all 0 are dropped and counted, and a step without
@@ -14,12 +15,17 @@ One step of `GrpoTrainer.step`:
    advantages a random part stands for all;
 4. maximise  min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) - beta * KL(policy | reference)
    over the tokens that the policy chose, averaged as DAPO does by default, or as GRPO, Dr. GRPO or
-   GSPO do (see `losses`), for one or several epochs over the same chains.
+   GSPO do (see `losses`): one optimizer step over all of them, or ``epochs`` such steps.
 
 Tokens that tools inserted carry no loss. Sampling is from the very distribution that is scored
 (temperature 1), so in full precision the first ratio is 1. The reference is the same model with
-its adapters switched off. Runs, checkpoints and evaluations are the concern of `runs.loop`;
-`grpo_run.train_grpo` begins a training.
+its adapters switched off, and stays what it is. Runs, checkpoints and evaluations are the concern
+of `runs.loop`; `grpo_run.train_grpo` begins a training.
+
+Whoever comes from another trainer may miss: averages are over the chains of groups with a signal,
+so a dropped group makes no step smaller (elsewhere it counts with advantages of 0, and its KL,
+too); chains of a step are not split into several optimizer steps; there is no dropout and no
+weight decay.
 
 Shapes: C cases in a step, G chains in a group, R reward components, T trained tokens of a
 micro-batch.
@@ -58,7 +64,8 @@ class GrpoTrainer(Algorithm):
     """Trains a policy by GRPO in an environment.
 
     Args:
-        policy: With an adapter; without it the model is the reference.
+        policy: With an adapter. Switched off, it leaves the reference: the policy that training
+            begins from, whose own adapter is merged into the weights (see `registry.derive`).
         environment: Cases, inventory, and what users then did.
         config: All settings.
         components: Rewards by name; `rewards.COMPONENTS` by default.
@@ -160,7 +167,11 @@ class GrpoTrainer(Algorithm):
     def shaped_rewards(
         self, groups: Groups, weights: dict[str, float]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards (C, G, R) and weights (R,); a penalty of overlong chains adds a component."""
+        """Rewards (C, G, R) and weights (R,) as advantages are made of them.
+
+        A penalty of overlong chains adds a component. For rows there are two instead of all: a
+        chain's weighted reward, and what it adds to a row.
+        """
         config, values = self.config, np.array(list(weights.values()))
         rewards = groups.rewards
         if config.overlong_tokens:
@@ -170,9 +181,8 @@ class GrpoTrainer(Algorithm):
             rewards = np.concatenate([rewards, penalty[..., None]], axis=-1)
             values = np.append(values, config.overlong_weight)
         if config.row > 1:
-            totals = rewards @ values
-            gains = row_gains(totals, config.row)
-            rewards = np.stack([totals, gains], axis=-1)
+            totals = rewards @ values  # (C, G)
+            rewards = np.stack([totals, row_gains(totals, config.row)], axis=-1)
             values = np.array([1 - config.row_share, config.row_share])
         return rewards, values
 
@@ -193,7 +203,9 @@ class GrpoTrainer(Algorithm):
 
         Returns:
             ``loss`` is the objective's; ``kl``, ``entropy`` and ``clipped`` are means over tokens,
-            weighted as in the objective.
+            weighted as in the objective, and over epochs. ``grad_norm`` is the largest epoch's
+            before clipping, ``ratio_drift`` how far the log-probability of a token is from that
+            with which it was sampled, at most, before the first optimizer step.
         """
         config, policy = self.config, self.policy
         release_memory()  # what the rollouts' caches took
@@ -225,8 +237,8 @@ class GrpoTrainer(Algorithm):
         sums = dict(zip(totals, self.world.all_reduce_scalars(*totals.values()), strict=True))
         # The weights of Dr. GRPO's tokens do not sum to 1, nor do those of a part of the groups.
         means = {name: sums[name] / weight for name in ("kl", "entropy", "clipped")}
-        own = {"grad_norm": norm, "ratio_drift": drift, "trained_groups": groups}
-        return {**sums, **means, **own}
+        checks = {"grad_norm": norm, "ratio_drift": drift, "trained_groups": groups}
+        return {**sums, **means, **checks}
 
     def loss(
         self,

@@ -61,41 +61,33 @@ def training_batches(
     `kept_groups` leaves out are not computed at all. What the ``automaton`` constrained while
     chains were sampled is scored under the same masks.
     """
-    factors = kept_groups(chains, config.thinning, (config.seed, number))
-    copies = Counter(map(_identity, chains))
-    distinct = {_identity(chain): chain for chain in chains}
-    trained = [sum(chain.rollout.trained_mask[1:]) for chain in distinct.values()]
+    distinct, copies = _distinct(chains)
+    rollouts = [chain.rollout for chain in distinct]
+    trained = [sum(rollout.trained_mask[1:]) for rollout in rollouts]
     lengths = np.array(trained, dtype=np.float32)
-    counts = np.array([copies[key] for key in distinct], dtype=np.float32)
     agent = policy.info.agent
     max_length = (agent.max_searches + MAX_TURNS_BEYOND_SEARCHES) * agent.turn_tokens
-    weights = token_weights(config.loss, np.maximum(lengths, 1), counts, max_length)
-    # Weights are of the whole step; from here on what is left out is left out, and each worker
-    # computes its own groups.
-    is_kept = np.array([c.rollout.case in factors for c in distinct.values()], dtype=bool)
-    kept = [chain for chain in distinct.values() if chain.rollout.case in factors]
-    rollouts = [chain.rollout for chain in kept]
-    sequences = [training_sequence(rollout, automaton) for rollout in rollouts]
-    factor = np.array([factors[rollout.case] for rollout in rollouts], dtype=np.float32)
-    weights, lengths = weights[is_kept] * factor, lengths[is_kept]
-    total_weight = float((weights * np.float64(lengths)).sum())
-    own = world.local_groups([s.group for s in sequences])
-    budget = micro_batch_tokens(policy, config.token_budget)
-    prepared = prepare(policy, [sequences[i] for i in own], budget)
+    # Weights are of the whole step: a group that is left out leaves its share to those like it,
+    # and each worker computes its own groups.
+    weights = token_weights(config.loss, np.maximum(lengths, 1), copies, max_length)
+    factors = kept_groups(chains, config.thinning, (config.seed, number))
+    weights *= np.array([factors.get(r.case, 0.0) for r in rollouts], dtype=np.float32)
+    kept = np.array([i for i, r in enumerate(rollouts) if r.case in factors], dtype=np.intp)
+    total_weight = float((weights[kept] * np.float64(lengths[kept])).sum())
+    own = kept[world.local_groups([rollouts[i].case for i in kept])]
+    sequences = [training_sequence(rollouts[i], automaton) for i in own]
+    prepared = prepare(policy, sequences, micro_batch_tokens(policy, config.token_budget))
     reference = reference_logprobs(policy, prepared) if config.beta else None
     targets = []
     for index, item in enumerate(prepared.batches):
-        members = np.array(own)[item.sequences]  # (S,)
-        member = members[item.batch.sequence]  # (T,)
-        sampled = [v for i in members for v in rollouts[i].sampled_logprobs]
-        advantages = np.concatenate([kept[i].token_advantages for i in members])
+        members = own[item.sequences]  # (S,) the chains, one after the other in the batch's tokens
         targets.append(
             MicroBatchTargets(
-                advantages=mx.array(advantages.astype(np.float32)),
-                weights=mx.array(weights[member]),
+                advantages=_joined([distinct[i].token_advantages for i in members]),
+                weights=mx.array(weights[members[item.batch.sequence]]),
                 sequence=mx.array(item.batch.sequence),
                 lengths=mx.array(lengths[members]),
-                sampled=mx.array(np.array(sampled, dtype=np.float32)),
+                sampled=_joined([rollouts[i].sampled_logprobs for i in members]),
                 reference=reference[index] if reference else None,
             )
         )
@@ -119,8 +111,17 @@ def kept_groups(
     }
 
 
-def _identity(chain: CreditedChain) -> tuple[int, tuple[int, ...], tuple[float, ...]]:
-    return chain.rollout.case, chain.rollout.tokens, chain.actions
+def _distinct(chains: Sequence[CreditedChain]) -> tuple[list[CreditedChain], np.ndarray]:
+    """Chains that differ, and how often each was sampled, float32."""
+    keys = [(chain.rollout.case, chain.rollout.tokens, chain.actions) for chain in chains]
+    copies = Counter(keys)
+    distinct = dict(zip(keys, chains, strict=True))
+    return list(distinct.values()), np.array([copies[key] for key in distinct], dtype=np.float32)
+
+
+def _joined(values: Sequence[Sequence[float] | np.ndarray]) -> mx.array:
+    """The values of one chain after another."""
+    return mx.array(np.concatenate(values).astype(np.float32))
 
 
 def training_sequence(rollout: Rollout, automaton: QueryAutomaton | None) -> TrainingSequence:

@@ -55,7 +55,8 @@ def cover(tests: list[str]) -> None:
     rooms = ",".join(str(ROOT / "qagent_mlx" / room) for room in ROOMS)
     command = [sys.executable, "-m", "pytest", "-p", "covering_tests", "--cover-into"]
     command += [str(COVERAGE), "--cover-rooms", rooms, "-n", "0", "-p", "no:cacheprovider"]
-    helpers = {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
+    paths = [str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
+    helpers = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     for test in tests or [f"tests/{room}" for room in ROOMS]:
         subprocess.run([*command, test], cwd=ROOT, env={**os.environ, **helpers}, check=False)
 
