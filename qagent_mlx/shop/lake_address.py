@@ -16,17 +16,6 @@ from ..errors import QAgentError
 from ..utils.trust import trust_address
 
 PASSWORD = "PGPASSWORD"
-# A machine without power, or behind a cable that is cut, tells nobody. After this many seconds
-# without an answer, asked for this often, PostgreSQL ends its session, and its lock.
-SILENT_SECONDS, ASK_SECONDS, ASK_TIMES = 10, 5, 3
-# The same of a PostgreSQL that is gone, as its client's library puts it, unless an address does.
-_PATIENCE = {
-    "connect_timeout": 10,
-    "keepalives_idle": SILENT_SECONDS,
-    "keepalives_interval": ASK_SECONDS,
-    "keepalives_count": ASK_TIMES,
-    "tcp_user_timeout": 1000 * (SILENT_SECONDS + ASK_SECONDS * ASK_TIMES),
-}
 
 _ADDRESS = re.compile(r"ducklake:(sqlite|postgres):(.+)", re.DOTALL)
 _SECRET = re.compile(r"(?i)\bpassword\s*=|://[^/@\s]*:[^/@\s]*@")
@@ -61,13 +50,3 @@ def normal_address(text: str) -> str:
 def name_lake(address: str) -> None:
     """Trust a lake's address, and the password for it: its user has just named it."""
     trust_address(address, [PASSWORD] if parse_address(address)[0] == "postgres" else [])
-
-
-def patient(place: str) -> str:
-    """A PostgreSQL's place, which is given up when it does not answer for some time."""
-    is_url = "://" in place
-    missing = [f"{k}={v}" for k, v in _PATIENCE.items() if not re.search(rf"\b{k}\s*=", place)]
-    if not is_url:
-        return " ".join([place, *missing])
-    joint = "&" if "?" in place else "?"
-    return f"{place}{joint}{'&'.join(missing)}" if missing else place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -19,10 +18,12 @@ from filelock import FileLock, Timeout
 
 from ..errors import QAgentError
 from ..utils.database import literal, open_duckdb
+from ..utils.duckdb_extensions import load_extension
 from ..utils.text import clean
 from ..utils.trust import require_address
-from .lake_address import ASK_SECONDS, ASK_TIMES, PASSWORD, SILENT_SECONDS, parse_address, patient
+from .lake_address import PASSWORD, parse_address
 from .lake_files import confine
+from .postgres_patience import patient, session_settings
 
 T = TypeVar("T")
 
@@ -206,7 +207,7 @@ class LakeCatalog:
         try:
             connection.execute("SET TimeZone = 'UTC'")
             for extension in ("ducklake", EXTENSIONS[self.kind]):
-                _load_extension(connection, extension)
+                load_extension(connection, extension, "a lake")
         except BaseException:
             connection.close()
             raise
@@ -320,11 +321,11 @@ def _attach_lake(connection: duckdb.DuckDBPyConnection, statement: str) -> str:
     except duckdb.Error as error:
         if "httpfs" not in str(error):
             raise
-        _load_extension(connection, "httpfs")
+        load_extension(connection, "httpfs", "a lake")
         connection.execute(statement)
     data = _data_path(connection)
     if "://" in data:
-        _load_extension(connection, "httpfs")
+        load_extension(connection, "httpfs", "a lake")
     return data
 
 
@@ -338,47 +339,11 @@ def _data_path(lake: duckdb.DuckDBPyConnection) -> str:
 
 def _try_lock(cursor: duckdb.DuckDBPyConnection, bucket: int | None) -> bool:
     key = LOCK if bucket is None else f"{LOCK}, {bucket}"
-    patience = {
-        "tcp_keepalives_idle": SILENT_SECONDS,
-        "tcp_keepalives_interval": ASK_SECONDS,
-        "tcp_keepalives_count": ASK_TIMES,
-        # Nobody is asked while an answer is on its way to who is gone.
-        "tcp_user_timeout": 1000 * (SILENT_SECONDS + ASK_SECONDS * ASK_TIMES),
-    }
     settings = "".join(
-        f", set_config('{name}', '{value}', true) AS {name}" for name, value in patience.items()
+        f", set_config('{name}', '{value}', true) AS {name}"
+        for name, value in session_settings().items()
     )
     query = literal(f"SELECT pg_try_advisory_xact_lock({key}) AS is_mine{settings}")
     metadata = literal(f"__ducklake_metadata_{NAME}")
     ((is_mine, *_),) = cursor.execute(f"FROM postgres_query({metadata}, {query})").fetchall()
     return bool(is_mine)
-
-
-def load_local_extension(connection: duckdb.DuckDBPyConnection, name: str) -> bool:
-    """Load an extension that is installed, or that pip has brought; False where there is none."""
-    try:
-        connection.execute(f"LOAD {name}")
-        return True
-    except duckdb.Error:
-        pass
-    package = importlib.util.find_spec(f"duckdb_extension_{name}")
-    folders = package.submodule_search_locations if package else None
-    for path in (path for f in folders or () for path in Path(f).rglob("*.duckdb_extension")):
-        with suppress(duckdb.Error):  # it is of another version of DuckDB
-            connection.execute(f"LOAD {literal(path)}")
-            return True
-    return False
-
-
-def _load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Load an extension from here, else from DuckDB's server."""
-    if load_local_extension(connection, name):
-        return
-    try:
-        connection.execute(f"INSTALL {name}; LOAD {name}")
-    except duckdb.Error as error:
-        raise QAgentError(
-            f"DuckDB {duckdb.__version__} cannot load its extension {name}, which a lake needs: "
-            f"{str(error).splitlines()[0]}; connect to the internet once, or install a DuckDB "
-            'whose extensions are packages: pip install "qagent-mlx[lake]"'
-        ) from error

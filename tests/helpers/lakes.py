@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from postgres_server import running_postgres
 
-from qagent_mlx.shop.lake_catalog import EXTENSIONS, load_local_extension
+from qagent_mlx.shop.lake_catalog import EXTENSIONS
 from qagent_mlx.utils.database import open_duckdb
+from qagent_mlx.utils.duckdb_extensions import load_local_extension
 
 
 @cache

@@ -8,10 +8,10 @@ import pytest
 from lakes import lakes
 from namespaces import seen_from
 
-from qagent_mlx.shop import lake_catalog
-from qagent_mlx.shop.lake_address import patient
+from qagent_mlx.shop import postgres_patience
 from qagent_mlx.shop.lake_catalog import LakeCatalog, LakeInUse
 from qagent_mlx.shop.moving import create_in
+from qagent_mlx.shop.postgres_patience import patient, session_settings
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,22 @@ def test_a_catalog_that_is_silent_is_given_up(place, expected):
     assert patient(patient(place)) == patient(place)
 
 
+def test_a_session_is_ended_as_soon_as_a_server_is_given_up(monkeypatch):
+    assert session_settings() == {
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 5,
+        "tcp_keepalives_count": 3,
+        "tcp_user_timeout": 25_000,
+    }
+    monkeypatch.setattr(postgres_patience, "SILENT_SECONDS", 1)
+    assert session_settings()["tcp_user_timeout"] == 16_000
+    assert "keepalives_idle=1 " in patient("host=db") and "=16000" in patient("host=db")
+
+
 def keep_lock(machine, address, held):
     machine.enter()
     for name, seconds in (("SILENT_SECONDS", 1), ("ASK_SECONDS", 1), ("ASK_TIMES", 2)):
-        setattr(lake_catalog, name, seconds)
+        setattr(postgres_patience, name, seconds)
     with LakeCatalog(address, "test").lock(5.0):
         held.set()
         time.sleep(600)
