@@ -85,18 +85,16 @@ class PublishedIndex:
         """The generation in force, if it is of the shop's encoder and can be read."""
         try:
             sizes = self._data.sizes()
-            if MANIFEST not in sizes:
+            found = self._data.read_record(MANIFEST, Generation, LARGEST_MANIFEST, sizes)
+            if found is None:
                 return None
-            if sizes[MANIFEST] > LARGEST_MANIFEST:
-                raise ValueError(f"{MANIFEST} has {sizes[MANIFEST]:,} bytes")
-            found = msgspec.json.decode(self._data.read(MANIFEST), type=Generation)
             stamps = found.index.files
             if found.files.keys() != stamps.keys() or not all(map(_FILE.fullmatch, stamps)):
-                raise ValueError("it names other files than those of an index")
+                raise QAgentError("it names other files than those of an index")
             if any(sizes.get(found.files[name]) != stamps[name].size for name in stamps):
-                raise ValueError("a file of it is not there, or not whole")
+                raise QAgentError("a file of it is not there, or not whole")
             found = msgspec.structs.replace(found, index=checked(found.index))
-        except (ValueError, RecursionError, QAgentError) as error:
+        except (ValueError, QAgentError) as error:
             self._refuse(error)
             return None
         if found.index.format != FORMAT or found.index.encoder != self._encoder:

@@ -76,15 +76,11 @@ class PublishedMemory:
         """What is published of a bucket, if it can be read."""
         name = f"{self._place}/{bucket}.json"
         try:
-            size = self._data.sizes(self._place).get(name)
-            if size is None:
-                return None
-            if size > LARGEST_MANIFEST:
-                raise ValueError(f"it has {size:,} bytes")
-            manifest = msgspec.json.decode(self._data.read(name), type=Manifest)
-            if not _FOLDER.fullmatch(manifest.folder):
-                raise ValueError("it names files elsewhere")
-        except (ValueError, RecursionError, QAgentError) as error:
+            sizes = self._data.sizes(self._place)
+            manifest = self._data.read_record(name, Manifest, LARGEST_MANIFEST, sizes)
+            if manifest is not None and not _FOLDER.fullmatch(manifest.folder):
+                raise QAgentError("it names files elsewhere")
+        except QAgentError as error:
             self._refuse(bucket, error)
             return None
         return manifest

@@ -10,17 +10,21 @@ import re
 import shutil
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
+import msgspec
 
 from ..errors import QAgentError
 from ..utils.atomic_files import clear_leftovers, link_or_copy, replacing
 from ..utils.database import literal
 from .lake_catalog import LakeCatalog
 from .lake_files import scratch
+
+T = TypeVar("T")
 
 GONE = "-"  # what a file holds that was removed where nothing can be deleted
 _NAME = re.compile(r"[0-9a-z][0-9a-z._-]*(/[0-9a-z][0-9a-z._-]*)*")
@@ -62,6 +66,29 @@ class LakeData(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Take a file back."""
+
+    def read_record(
+        self, name: str, record: type[T], limit: int, sizes: Mapping[str, int]
+    ) -> T | None:
+        """What a file of JSON says, as others wrote it; None where it is not there.
+
+        Args:
+            record: What it must be, see `msgspec.json.decode`.
+            limit: Of its size, in bytes.
+            sizes: As `sizes` has just told them.
+
+        Raises:
+            QAgentError: it is no such record, or cannot be read.
+        """
+        size = sizes.get(name)
+        if size is None:
+            return None
+        if size > limit:
+            raise QAgentError(f"{name} has {size:,} bytes")
+        try:
+            return msgspec.json.decode(self.read(name), type=record)
+        except (ValueError, RecursionError) as error:
+            raise QAgentError(str(error)) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Publish a content."""
