@@ -24,20 +24,17 @@ SIMILAR_SHARE, SIMILAR_QUERIES = 0.3, 5
 
 SPANS = 4096  # of engagements whose distinct rows are remembered
 
-CLICKS_SQL = """
-SELECT s.query_key, s.query, e.product_id, epoch(e.ts) AS ts,
-       CASE e.type WHEN 'click' THEN 1.0 WHEN 'cart' THEN 2.0 ELSE 3.0 END AS weight
-FROM events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
-WHERE e.type IN ('click', 'cart', 'purchase')
-ORDER BY s.query_key, e.ts, e.event_id
-"""
+_COLUMNS = """s.query_key, s.query, e.product_id, epoch(e.ts) AS ts,
+       CASE e.type WHEN 'click' THEN 1.0 WHEN 'cart' THEN 2.0 ELSE 3.0 END AS weight"""
+_ENGAGEMENTS = """events e JOIN events s ON s.event_id = e.search_id AND s.type = 'search'
+WHERE e.type IN ('click', 'cart', 'purchase')"""
 
+CLICKS_SQL = f"SELECT {_COLUMNS} FROM {_ENGAGEMENTS} ORDER BY s.query_key, e.ts, e.event_id"
 
 # The same with each text where it differs from the row before, or comes up first: as many texts as
 # there are different ones take a tenth of the memory of one for each engagement.
 _TOLD_ONCE = f"""
-WITH clicks AS MATERIALIZED (
-    {CLICKS_SQL.replace("SELECT", "SELECT e.event_id,").rpartition("ORDER BY")[0]}),
+WITH clicks AS MATERIALIZED (SELECT e.event_id, {_COLUMNS} FROM {_ENGAGEMENTS}),
 products AS MATERIALIZED (
     SELECT product_id, row_number() OVER () - 1 AS product, min(event_id) AS first
     FROM clicks GROUP BY product_id),
