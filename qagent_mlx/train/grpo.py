@@ -43,6 +43,7 @@ import numpy as np
 
 from ..agent.types import Rollout
 from ..distributed.world import current_world, gather_rollouts
+from ..environment.cases import evenly_spaced
 from ..environment.environment import Environment, Example, evaluate_policy
 from ..environment.rewards import COMPONENTS, Component, component_rewards
 from ..policy import scoring
@@ -271,7 +272,7 @@ class GrpoTrainer(Algorithm):
 
     def evaluate(self) -> dict[str, float]:
         """Means over greedy chains on validation cases, see `environment.evaluate_policy`."""
-        cases = self.environment.of_split("validation")[: self.config.measured]
+        cases = evenly_spaced(self.environment.of_split("validation"), self.config.measured)
         self.policy.model.eval()
         weights = self.config.weights_at(self.config.steps - 1)
         return evaluate_policy(self.environment, self.policy, cases, weights, self.components)

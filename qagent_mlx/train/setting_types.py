@@ -25,7 +25,9 @@ LearningRate = Annotated[
 Seed = Annotated[int, at_least(0, "Seed of everything random.")]
 SaveEvery = Annotated[int, at_least(1, "Steps between checkpoints.", "steps")]
 Keep = Annotated[int, at_least(1, "Last checkpoints that stay; the best one stays as well.")]
-Measured = Annotated[int, at_least(1, "Validation cases in an evaluation.", "cases")]
+Measured = Annotated[
+    int, at_least(1, "Validation cases in an evaluation, spread evenly over all.", "cases")
+]
 VocabSize = Annotated[int, at_least(256, "Tokens in the vocabulary of a new model.")]
 Disguise = Annotated[float, share("Share of demonstrations that are delexicalised.")]
 Words = Annotated[

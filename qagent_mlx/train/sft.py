@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..environment.cases import evenly_spaced
 from ..environment.config import SplitConfig
 from ..environment.environment import Environment, evaluate_policy
 from ..environment.rewards import WEIGHTS
@@ -81,7 +82,7 @@ class SftTrainer(LikelihoodTrainer):
     def evaluate(self) -> dict[str, float]:
         """Means over greedy chains on validation cases, see `environment.evaluate_policy`."""
         self.policy.model.eval()
-        validation = self.environment.of_split("validation")[: self.config.measured]
+        validation = evenly_spaced(self.environment.of_split("validation"), self.config.measured)
         return evaluate_policy(self.environment, self.policy, validation, WEIGHTS)
 
     def report(self, result: LoopResult) -> SftReport:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.types import Rollout
+from ..environment.cases import evenly_spaced
 from ..environment.rewards import weighted_reward
 from ..environment.text_environment import TextEnvironment
 from ..environment.text_rollouts import TextRollout, TextRunner, examples_of
@@ -87,7 +88,7 @@ class TextGrpoTrainer(GrpoTrainer):
         Empty where there are no such cases.
         """
         self.policy.model.eval()
-        cases = examples_of(self.environment, "validation")[: self.config.measured]
+        cases = evenly_spaced(examples_of(self.environment, "validation"), self.config.measured)
         if not cases:
             return {}
         steps = [r.step for r in self.runner.run([e.task for e in cases], 1, None)]  # type: ignore[attr-defined, misc]

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from itertools import count, pairwise
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from qagent_mlx.train.grpo_run import resume_grpo, train_grpo
 from qagent_mlx.train.monitors import FirstUpdateCheck
 from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.run_options import RunOptions
-from qagent_mlx.train.sft import SftConfig, train_sft
+from qagent_mlx.train.sft import SftConfig, SftTrainer, train_sft
 from qagent_mlx.train.step_credit import action_states
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
@@ -103,6 +104,24 @@ def test_a_row_s_share_of_the_reward_is_taken_from_a_chains_own():
     assert weights.tolist() == [0.75, 0.25]
     assert shaped[0, :, 0].tolist() == [3.0, 1.0, 0.0]  # each for itself
     assert shaped[0, 0, 1] > shaped[0, 2, 1]  # what the best adds to a row, and the worst
+
+
+@pytest.mark.parametrize(
+    ("module", "trainer", "config"),
+    [("grpo", GrpoTrainer, SMALL), ("sft", SftTrainer, SftConfig(measured=4))],
+)
+def test_an_evaluation_spreads_its_cases_over_the_whole_split(module, trainer, config, monkeypatch):
+    """The first ones are of the days that are most like those of training."""
+    module = import_module(f"qagent_mlx.train.{module}")
+    monkeypatch.setattr(module, "evaluate_policy", lambda environment, policy, cases, *_: cases)
+    model = SimpleNamespace(eval=lambda: None)
+    stand_in = SimpleNamespace(
+        config=config,
+        environment=SimpleNamespace(of_split=lambda name: list(range(40))),
+        policy=SimpleNamespace(model=model),
+        components=None,
+    )
+    assert trainer.evaluate(stand_in) == [0, 10, 20, 30]
 
 
 def test_a_trainer_refuses_a_reward_that_there_is_not():
