@@ -16,6 +16,7 @@ from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.options import Kind, ReadOptions
 from .inventory.index import InventoryIndex, build_index, clicked_queries, renewed_index
+from .inventory.published import tell_published
 from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
 from .memory.buckets import build_memory
@@ -121,6 +122,7 @@ def build_shop(
         ranker = fit_ranker(snapshot, index.clicks_until, retrieve, source, anew, known)
     with shop.transaction():
         ranker.keep(shop)
+        tell_published(shop, index.manifest)
     return BuildReport(
         len(index.catalog),
         index.clicks_until,

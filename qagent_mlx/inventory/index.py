@@ -142,6 +142,24 @@ def sync_index(shop: Shop) -> tuple[InventoryIndex, IndexChanges]:
         return index, IndexChanges()
 
 
+def built_index(shop: Shop) -> InventoryIndex:
+    """The index that is built already with the shop's encoder, here or by another machine.
+
+    It may be of an earlier catalog: for who cannot wait.
+
+    Raises:
+        QAgentError: there is none, it is damaged, or the encoder cannot be opened.
+    """
+    spec = EncoderSpec.of(shop.config.search)
+    take_published(shop, open_published(shop))
+    index = load_index(shop.path / "inventory")
+    if index.manifest.encoder != spec:
+        raise QAgentError(
+            f"no index is built yet with the encoder {shop.config.search.encoder}; {REMEDY}"
+        )
+    return index
+
+
 def load_index(folder: Path) -> InventoryIndex:
     """Open the index in ``folder``; vectors are mapped into memory.
 

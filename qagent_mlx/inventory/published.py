@@ -48,6 +48,7 @@ from .index_files import (
 log = logging.getLogger("qagent.inventory")
 
 FOLDER = "inventory"
+_META = "published_index"
 LARGEST_MANIFEST = 1 << 24  # bytes
 _FILE = re.compile(r"([a-z][a-z0-9_]*)-\d+\.([a-z]+)")  # of an index: stem, generation, suffix
 
@@ -200,6 +201,12 @@ def take_published(shop: Shop, published: PublishedIndex | None) -> None:
         return
     with writing(shop.path / "inventory") as writer:
         _take_newest(published, writer)
+
+
+def tell_published(shop: Shop, index: Manifest) -> None:
+    """Let the servers of other machines, which look at rows, look at an index that is published."""
+    if index.published:
+        shop.set_meta(_META, index.published)
 
 
 def _take_newest(published: PublishedIndex, writer: IndexWriter) -> Generation | None:

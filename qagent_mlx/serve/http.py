@@ -201,14 +201,15 @@ async def policy(service: Service, request: Request) -> Response:
 
 async def health(service: Service, _request: Request) -> Response:
     """Whether the server answers, and can store what clients post."""
-    worker = service.worker
-    storing = worker.responder.store.problem
+    worker, responder = service.worker, service.worker.responder
+    storing = responder.store.problem
+    problem = storing or responder.search_problem or responder.served.problem
     is_well = worker.alive and not storing
     reply = schema.HealthReply(
         status="ok" if is_well else "failed",
-        policy=worker.responder.served.name,
-        version=worker.responder.served.version,
-        problem=without_paths(storing or worker.responder.served.problem, worker.path),
+        policy=responder.served.name,
+        version=responder.served.version,
+        problem=without_paths(problem, worker.path),
         waiting=worker.waiting,
         read_only=service.config.read_only,
     )

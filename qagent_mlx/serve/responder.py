@@ -6,6 +6,7 @@ follow from, and keeps what was computed for as long as it is good.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,7 +20,6 @@ from ..ingest.ingest import register_functions
 from ..ingest.journal import apply_entries, apply_journal
 from ..ingest.report import IngestReport
 from ..inventory.index import open_index
-from ..inventory.product_search import open_shop_search
 from ..live.limits import Limits, LimitsBook
 from ..live.rules import Rule, rules_entry
 from ..live.wishes import Wish, wishes_entry
@@ -36,7 +36,7 @@ from .cache import UserCache
 from .config import ServeConfig
 from .decode_units import Asked
 from .metrics import Metrics
-from .next_shop import NextShop, current_search, open_next, store_memory, titles_of
+from .next_shop import NextShop, current_search, next_search, open_next, store_memory, titles_of
 from .policy_choice import PolicyChoice, SavedPolicy, load_saved
 from .requests import PendingRequest, RecommendResponse
 from .served_policy import ServedPolicy
@@ -46,6 +46,8 @@ from .thinking import ACTIVE_DAYS, Thinker
 from .timed_decoder import TimedDecoder
 from .user_readings import UserReadings
 from .worker_processes import WorkerPool
+
+log = logging.getLogger("qagent.serve")
 
 
 @contextmanager
@@ -101,6 +103,7 @@ class Responder:
         moment: The end of the log, as it was last looked at.
         experiment: The one that runs, where the server records what it shows; else None.
         titles: Title of each product id.
+        search_problem: Why the shop's search is the one from before; empty where it is the newest.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class Responder:
         self._arm_answers = ArmAnswers(self.arms, self.decoder, config.seed)
         self.experiment = self.arms.follow(self.recommender, self.shop)
         self.moment = self.shop.end_of_log()
+        self.search_problem = ""
         self.refresh_trending()
 
     def respond(self, pending: Sequence[PendingRequest]) -> None:
@@ -165,14 +169,21 @@ class Responder:
         before = store.state()
         apply_journal(shop)
         store.keep(before)
-        search = following.search or open_shop_search(shop)
+        search, problem = next_search(following, self.recommender.search)
+        self._note_search_problem(problem)
+        # The journal may change products of the snapshot.
         self.recommender.use_shop(shop, current_search(shop, search), following.memory)
         self.shop = self.store.shop = shop  # at once: posts are stored where answers look
-        if following.completer:
-            self.common.use_completer(following.completer, search)
+        if following.completer and following.search is not None:
+            self.common.use_completer(following.completer, following.search)
         self._know_catalog()  # and the journal, which came after that memory was opened
         self.reload_processes()
         return old
+
+    def _note_search_problem(self, problem: str) -> None:
+        if problem and problem != self.search_problem:
+            log.warning("%s; until then this server searches as before", problem)
+        self.search_problem = problem
 
     def change_catalog(self, entry: Entry) -> IngestReport:
         """Keep a change of products in the journal, and know it from now on."""

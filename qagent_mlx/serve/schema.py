@@ -435,8 +435,8 @@ class HealthReply(Struct):
     problem: Annotated[
         str,
         Meta(
-            description="Why nothing can be stored, or why a policy was not taken up that was "
-            "promoted or saved anew."
+            description="Why nothing can be stored, why the search is the one from before, or why "
+            "a policy was not taken up that was promoted or saved anew."
         ),
     ]
     waiting: Natural

@@ -48,6 +48,7 @@ STOP_WAIT_SECONDS = 10.0  # the same, when the server stops
 READ_ONLY = "this server is read only; to store events start it without read_only"
 
 _FileState = tuple[int, int, int]  # changes when the file does
+NO_STATE: _FileState = (0, 0, 0)
 
 
 class ShopStore:
@@ -346,7 +347,14 @@ class ShopStore:
         start = time.perf_counter()
         # Before the snapshot: what changes meanwhile is found at the next look.
         self._file_state, self._changes = _file_state(self.path), journal.changes(self.path)
-        shop = Shop.snapshot(self.path)
+        try:
+            self._use(Shop.snapshot(self.path))
+        except BaseException:
+            self._file_state = NO_STATE  # so that the next look tries again
+            raise
+        self._metrics.store.labels("snapshot").observe(time.perf_counter() - start)
+
+    def _use(self, shop: Shop) -> None:
         try:
             self._stored = stored_positions(shop)
             self._catalog_version = shop.catalog_version
@@ -358,7 +366,6 @@ class ShopStore:
         except BaseException:
             shop.close()
             raise
-        self._metrics.store.labels("snapshot").observe(time.perf_counter() - start)
 
 
 def _file_state(path: Path) -> _FileState:

@@ -1,5 +1,6 @@
 """Servers of several machines that share a lake."""
 
+import shutil
 import threading
 import time
 from concurrent.futures import Future
@@ -7,9 +8,15 @@ from contextlib import closing
 
 import pytest
 from lakes import require_lakes
+from starlette.testclient import TestClient
 
+from qagent_mlx.build import build, build_shop
 from qagent_mlx.errors import QAgentError
+from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.journal import events_entry
+from qagent_mlx.inventory.index import open_index
+from qagent_mlx.serve.config import ServeConfig
+from qagent_mlx.serve.http import create_app
 from qagent_mlx.serve.metrics import Metrics
 from qagent_mlx.serve.store import SHARED_LOOK_SECONDS, ShopStore
 from qagent_mlx.shop.lake import LakeStore
@@ -95,3 +102,32 @@ def test_an_event_that_one_server_takes_is_soon_in_anothers_answers(machines):
     for path in (a, b, a):
         with Shop.open(path) as shop:
             assert shop.counts()["events"] == 2
+
+
+def test_an_index_that_one_machine_learned_anew_reaches_the_servers_of_others(
+    own_folder, tiny_files, machines
+):
+    a, b = machines
+    shutil.copytree(own_folder / "policies", b / "policies")
+    with Shop.open(a, read_only=False) as shop:
+        for kind, name in (("products", "products.csv"), ("events", "events.jsonl")):
+            ingest_files(shop, kind, [tiny_files / name])
+    for path in machines:
+        build(path)
+    config = ServeConfig(policy="a", chains=2)
+    with TestClient(create_app(b, config), base_url="http://127.0.0.1") as client:
+        worker = client.app.state.service.worker
+
+        def generation():
+            recommender = worker.responder.recommender
+            return worker.call(lambda: recommender.search.index.manifest.published).result(30)
+
+        before = generation()
+        with Shop.open(a, read_only=False) as shop:
+            build_shop(shop, anew=True)
+            published = open_index(shop).manifest.published
+        assert published not in ("", before)
+        until = time.monotonic() + 60
+        while generation() != published:
+            assert time.monotonic() < until
+            time.sleep(0.1)
