@@ -159,6 +159,10 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return clean(f"{place}{error.strerror or error}; check the path, its rights and the disk")
+    if type(error).__name__ == "OutOfMemoryException":  # DuckDB's, which is imported late
+        from qagent_mlx.utils.database import more_memory
+
+        return f"the database needs more memory; {more_memory()}"
     text = str(error)
     # DuckDB adds lines with the place in the SQL, which says nothing to a user.
     line = clean(text if isinstance(error, QAgentError) else text.splitlines()[0])

@@ -22,7 +22,7 @@ import duckdb
 
 from ..errors import QAgentError
 from ..shop.shop import Shop
-from ..utils.database import append_rows, literal
+from ..utils.database import append_rows, literal, more_memory
 from ..utils.settings import check
 from ..utils.stamps import utc_now
 from ..utils.text import clean, query_key
@@ -105,8 +105,8 @@ def _ingest_location(
         return dry.report
     except (duckdb.OutOfMemoryException, MemoryError) as error:
         raise QAgentError(
-            f"{location.shown}: not enough memory; close other programs, or cut it into "
-            "smaller files"
+            f"{location.shown}: not enough memory; {more_memory()}, close other programs, or cut "
+            "it into smaller files"
         ) from error
     except duckdb.Error as error:
         raise QAgentError(f"{location.shown}: {str(error).splitlines()[0]}") from error

@@ -17,7 +17,7 @@ import duckdb
 from filelock import FileLock, Timeout
 
 from ..errors import QAgentError
-from ..utils.database import literal, open_duckdb
+from ..utils.database import literal, more_memory, open_duckdb
 from ..utils.duckdb_extensions import load_extension
 from ..utils.text import clean
 from ..utils.trust import require_address
@@ -217,6 +217,10 @@ class LakeCatalog:
         """What to say of an error of the lake; the next use attaches it anew."""
         with _attaching:
             _attached.pop(self.address, None)
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return LakeUnreachable(
+                f"the lake {self.address}: its transaction needs more memory; {more_memory()}"
+            )
         line = str(error).strip().splitlines()[0]
         keys = ""
         if isinstance(error, duckdb.HTTPException) or "s3://" in line:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from ..errors import QAgentError
 from .atomic_files import replacing
 
 ROWS_AT_ONCE = 10_000  # that `append_rows` hands over
+MEMORY_ENV = "QAGENT_DATABASE_MEMORY"
+MEMORY = "1GB"  # of each open database; DuckDB itself would take four fifths of the machine's
 
 
 def literal(value: Path | str) -> str:
@@ -32,14 +39,45 @@ def open_duckdb(
 ) -> duckdb.DuckDBPyConnection:
     """A connection, in memory by default.
 
+    It holds `MEMORY` of rows, or what ``QAGENT_DATABASE_MEMORY`` says, such as ``4GB``, and keeps
+    more in files: beside its own file, or in a temporary folder.
+
     DuckDB draws a progress bar on stdout while a query takes long; that is where `--json`
     prints its one document, so it is off.
+
+    Raises:
+        QAgentError: ``QAGENT_DATABASE_MEMORY`` is no amount of memory.
     """
-    connection = duckdb.connect(str(path), read_only=read_only)
+    config: dict[str, Any] = {"memory_limit": _memory_limit()}
+    if str(path) == ":memory:":  # DuckDB would use the working directory
+        config["temp_directory"] = str(Path(_spill_folder().name) / "spilled")
+    connection = duckdb.connect(str(path), read_only=read_only, config=config)
     # In a notebook without ipywidgets there is no bar, and no switch for it either.
     with suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
+
+
+def _memory_limit() -> str:
+    given = os.environ.get(MEMORY_ENV, "").strip() or MEMORY
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", given, re.IGNORECASE)
+    unit = "MGT".index(amount[2].upper()) + 2 if amount else 0
+    if not amount or float(amount[1]) * 1000**unit < 1e8:
+        raise QAgentError(
+            f"{MEMORY_ENV} is {given!r}; it is the memory of a database, 100MB or more, such as 4GB"
+        )
+    return given
+
+
+def more_memory() -> str:
+    """What to do when a database has too little memory (`duckdb.OutOfMemoryException`)."""
+    return f"set {MEMORY_ENV}, which is {_memory_limit()}, to more, such as 4GB"
+
+
+@cache
+def _spill_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where databases in memory keep what they have no memory for: others may not read it."""
+    return tempfile.TemporaryDirectory(prefix="qagent-duckdb-", ignore_cleanup_errors=True)
 
 
 def write_parquet(

@@ -102,6 +102,10 @@ def test_database_and_file_errors_are_one_line(cli, monkeypatch):
 
     for raised, expected in (
         (duckdb.InvalidInputException("Invalid Input Error: first\nLINE 1: second"), "first"),
+        (
+            duckdb.OutOfMemoryException("Out of Memory Error: failed to pin block\nsecond"),
+            "the database needs more memory; set QAGENT_DATABASE_MEMORY, which is 1GB, to more",
+        ),
         (PermissionError(13, "Permission denied", "/some/\x1b[31mfile"), "/some/ [31mfile"),
         (ModuleNotFoundError("No module named 'mlx'", name="mlx"), "mlx is not installed"),
     ):

@@ -197,9 +197,9 @@ def test_too_little_memory_is_one_clear_line_and_loses_nothing(base_folder, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (endless, endless))
     assert result.exit_code == 1, result.output
-    assert result.output.splitlines()[-1].endswith(
-        "not enough memory; close other programs, or cut it into smaller files"
-    )
+    said = result.output.splitlines()[-1]
+    assert "not enough memory; set QAGENT_DATABASE_MEMORY, which is 1GB, to more" in said
+    assert said.endswith("close other programs, or cut it into smaller files")
     with Shop.open(folder, read_only=False) as shop:
         assert shop.counts()["events"] == before
         assert append_events(shop, many(50)).accepted == 50

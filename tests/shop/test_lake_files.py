@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from duckdb import OutOfMemoryException
 from lakes import require_lakes
 
 from qagent_mlx.errors import QAgentError
@@ -177,3 +178,16 @@ def test_a_lake_that_is_joined_is_where_its_user_says(lake, tmp_path):
         create_in(tmp_path / "b", f"ducklake:sqlite:{catalog}", str(tmp_path / "else"))
     assert not (tmp_path / "b").exists()
     create_in(tmp_path / "b", f"ducklake:sqlite:{catalog}", str(tmp_path / "data"))
+
+
+def test_a_lake_s_connection_keeps_what_has_no_memory_in_a_file_of_its_own(lake, monkeypatch):
+    monkeypatch.setenv("QAGENT_DATABASE_MEMORY", "100MB")
+    _, catalog = lake
+    _attached.clear()
+    of_lake = LakeCatalog(f"ducklake:sqlite:{catalog}", "test")
+    with of_lake.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE t AS SELECT hash(range) a FROM range(30_000_000)")
+        kept = cursor.execute("SELECT sum(size) FROM duckdb_temporary_files()").fetchone()
+    assert kept[0] > 100e6
+    said = str(of_lake.unreachable(OutOfMemoryException()))
+    assert "set QAGENT_DATABASE_MEMORY, which is 100MB, to more" in said

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qagent_mlx
+from qagent_mlx.errors import QAgentError
 from qagent_mlx.utils import database
 from qagent_mlx.utils.database import epoch_seconds, fetch_dicts, open_duckdb
 
@@ -28,6 +29,39 @@ def test_connections_are_opened_in_one_place():
         if "duckdb.connect(" in path.read_text(encoding="utf-8")
     ]
     assert opening == ["utils/database.py"]
+
+
+def test_what_has_no_memory_is_kept_in_files_of_its_own(monkeypatch):
+    monkeypatch.setenv("QAGENT_DATABASE_MEMORY", "100MB")
+    with open_duckdb() as connection:
+        (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchone()
+        # 320 MB of numbers that do not compress
+        connection.execute(
+            "CREATE TABLE t AS SELECT hash(range) a, hash(range + 1) b FROM range(20_000_000)"
+        )
+        ((rows, kept),) = connection.execute(
+            "SELECT (SELECT count(DISTINCT a % 1000) FROM t), sum(size) FROM duckdb_temporary_files()"
+        ).fetchall()
+    assert rows == 1000
+    assert kept > 100e6
+    assert Path(folder).parent.stat().st_mode & 0o077 == 0  # rows of people: for nobody else
+    assert not list(Path(folder).glob("*"))
+
+
+@pytest.mark.parametrize("amount", ["much", "50%", "-1", "0", "50MB", "4 GB of it"])
+def test_an_amount_of_memory_is_one(monkeypatch, amount):
+    monkeypatch.setenv("QAGENT_DATABASE_MEMORY", amount)
+    with pytest.raises(QAgentError, match="QAGENT_DATABASE_MEMORY is .* such as 4GB"):
+        open_duckdb()
+
+
+@pytest.mark.parametrize(("amount", "shown"), [("", "953.6 MiB"), ("2GiB", "2.0 GiB")])
+def test_every_database_has_the_memory_that_was_given(monkeypatch, tmp_path, amount, shown):
+    monkeypatch.setenv("QAGENT_DATABASE_MEMORY", amount)
+    for path in (":memory:", tmp_path / "a.duckdb"):
+        with open_duckdb(path) as connection:
+            limit = connection.execute("SELECT current_setting('memory_limit')").fetchone()
+        assert limit == (shown,)
 
 
 def test_rows_come_as_dicts_and_moments_as_seconds():
