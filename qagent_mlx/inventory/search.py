@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .rerank import Reranker
 
 CACHED_QUERIES = 20_000
+QUERIES_AT_ONCE = 128  # the scores of thousands take gigabytes in a large shop
 CACHED_HITS = 4096  # queries at a moment; those of a batch repeat each other
 
 
@@ -152,9 +153,14 @@ class HybridSearch:
         self, queries: Iterable[str], allowed: np.ndarray | None
     ) -> dict[str, TextRankings]:
         """Rank the allowed rows by BM25 and by vectors, for distinct queries."""
-        queries = list(queries)
-        if not queries:
-            return {}
+        queries, found = list(queries), dict[str, TextRankings]()
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            found |= self._rank_block(queries[start : start + QUERIES_AT_ONCE], allowed)
+        return found
+
+    def _rank_block(
+        self, queries: Sequence[str], allowed: np.ndarray | None
+    ) -> Iterator[tuple[str, TextRankings]]:
         index, depth = self.index, self.config.pool
         vectors, lengths = encode_queries(index.encoder, queries)
         dense = index.vectors.search(vectors, depth, allowed)
@@ -165,15 +171,10 @@ class HybridSearch:
             similar = [[]] * len(queries)
         else:
             similar = self._similar_queries.search(vectors, self.config.similar_clicks)
-        return {
-            query: self._completed(
-                TextRankings(
-                    lexical[i], dense[i], tuple(s for s in similar[i] if s.key != query_key(query))
-                ),
-                float(lengths[i]),
-            )
-            for i, query in enumerate(queries)
-        }
+        for i, query in enumerate(queries):
+            others = tuple(s for s in similar[i] if s.key != query_key(query))
+            ranked = TextRankings(lexical[i], dense[i], others)
+            yield query, self._completed(ranked, float(lengths[i]))
 
     def _completed(self, texts: TextRankings, length: float) -> TextRankings:
         """The rankings of a query by the floor, with what they add to scores."""

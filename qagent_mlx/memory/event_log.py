@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 
@@ -184,6 +184,13 @@ def read_wordings(
         yield key, Wording(query, kind, modifier, tuple(dict.fromkeys(tokens(query))))
 
 
+def _with_texts_once(rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    """Rows whose equal texts are one: the database makes one for each cell."""
+    known: dict[str, str] = {}
+    for row in rows:
+        yield [known.setdefault(cell, cell) if type(cell) is str else cell for cell in row]
+
+
 class EventLog:
     """Reads the events of some users, from a database with the tables of `shop_tables`.
 
@@ -195,13 +202,17 @@ class EventLog:
         self.products: dict[str, ProductFacts] = {}
         self.wordings: dict[str, Wording] = {}
 
-    def read(self, users: Iterable[str]) -> dict[str, History]:
-        """The history of each user that has any; wordings of queries are not read yet."""
+    def read(self, users: Iterable[str], once: bool = False) -> dict[str, History]:
+        """The history of each user that has any; wordings of queries are not read yet.
+
+        ``once`` holds equal texts once, for many users of whom a part is kept for long.
+        """
         where, parameters = users_condition(list(users))
         events: dict[str, list[Event]] = defaultdict(list)
         products = set()
         query = sql("events", types=list(EVENT_TYPES), where=where)
-        for event in map(Event._make, self._connection.execute(query, parameters).fetchall()):
+        rows = self._connection.execute(query, parameters).fetchall()
+        for event in map(Event._make, _with_texts_once(rows) if once else rows):
             events[event.user_id].append(event)
             if event.type != SEARCH and event.product_id is not None:
                 products.add(event.product_id)

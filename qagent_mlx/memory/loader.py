@@ -78,6 +78,7 @@ class MemoryLoader:
             block += of_day
             if len(block) >= BLOCK:
                 yield self._block(moments, states, block)
+                self.statistics.forget()  # later blocks are of later days
                 block = []
         if block:
             yield self._block(moments, states, block)
@@ -148,10 +149,10 @@ class MemoryLoader:
             states.append(state.advance(days, self.config.half_life_days))
         return states
 
-    def _read_log(self, users: set[str]) -> tuple[EventLog, dict[str, History]]:
+    def _read_log(self, users: set[str], once: bool = False) -> tuple[EventLog, dict[str, History]]:
         """The users' whole histories, with how their queries are worded, and the log of these."""
         log = EventLog(self.connection)
-        histories = log.read(users)
+        histories = log.read(users, once)
         log.read_wordings(histories.values())
         return log, histories
 
@@ -160,7 +161,7 @@ class MemoryLoader:
         states: dict[int, UserState] = {}
         if not moments:
             return []
-        log, histories = self._read_log({moment.user_id for moment in moments})
+        log, histories = self._read_log({m.user_id for m in moments}, once=not whole)
         asked: dict[str, list[int]] = defaultdict(list)
         for number, moment in enumerate(moments):
             asked[moment.user_id].append(number)

@@ -11,9 +11,10 @@ by the last weights that were learned before it: so nothing that is evaluated wa
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -204,15 +205,13 @@ def fit_ranker(
         weights = dict(zip(sessions, session_weights(sessions, retrieve), strict=True))
         moments = list(dict.fromkeys(Moment(s.user_id, s.start) for s in sessions))
         number = {moment: i for i, moment in enumerate(moments)}
-        choices = Choices.of(MemoryLoader(connection, shop.config.memory).candidates(moments))
+        asked = [[number[Moment(s.user_id, s.start)] for s in part] for part in parts]
+        blocks = MemoryLoader(connection, shop.config.memory).candidates(moments)
         digests = log_digests(connection, cuts, source) if source else [""] * len(cuts)
-        for cut, part, digest in zip(cuts, parts, digests, strict=True):
+        learning = zip(cuts, parts, digests, choices_of_parts(blocks, asked), strict=True)
+        for cut, part, digest, choices in learning:
             fitted = fit_weights(
-                choices,
-                [number[Moment(s.user_id, s.start)] for s in part],
-                [s.query_key for s in part],
-                [weights[s] for s in part],
-                learned[-1],
+                choices, [s.query_key for s in part], [weights[s] for s in part], learned[-1]
             )
             learned.append(replace(fitted, until=cut, source=digest))
     ranker = MemoryRanker(tuple(learned))
@@ -257,57 +256,84 @@ def _cuts(since: datetime, end: datetime, before: Sequence[datetime]) -> list[da
     return cuts
 
 
-@dataclass(frozen=True)
-class Choices:
-    """The candidates of many moments: those of moment m are rows ``starts[m]:ends[m]``."""
+class Choices(NamedTuple):
+    """The candidates of some moments: those of moment m are rows ``starts[m]:ends[m]``."""
 
     table: sparse.csr_matrix  # their features
     keys: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
 
-    @classmethod
-    def of(cls, blocks: Iterable[tuple[Sequence[int], Candidates, np.ndarray]]) -> Choices:
-        """The choices of moments: their numbers, candidates, and the first row of each."""
-        tables, keys, rows = [sparse.csr_matrix((0, len(FEATURES)))], [np.empty(0, object)], 0
-        numbers: list[int] = []
-        starts: list[np.ndarray] = [np.empty(0, np.int64)]
-        ends: list[np.ndarray] = [np.empty(0, np.int64)]
-        for of_block, candidates, first in blocks:
-            for start in range(0, len(candidates), _BLOCK):
-                part = features(candidates[start : start + _BLOCK])
-                tables.append(sparse.csr_matrix(part))
-            keys.append(candidates.query_key)
-            numbers += of_block
-            starts.append(rows + first[:-1])
-            ends.append(rows + first[1:])
-            rows += len(candidates)
-        order = np.argsort(numbers)
-        return cls(
-            sparse.vstack(tables, format="csr"),
-            np.concatenate(keys),
-            np.concatenate(starts)[order],
-            np.concatenate(ends)[order],
-        )
+
+class _Block(NamedTuple):
+    """The choices of moments that were computed together; moment n is ``place[n]`` of them."""
+
+    place: dict[int, int]
+    choices: Choices
+
+
+def _block(numbers: Sequence[int], candidates: Candidates, first: np.ndarray) -> _Block:
+    tables = [
+        sparse.csr_matrix(features(candidates[start : start + _BLOCK]))
+        for start in range(0, len(candidates), _BLOCK)
+    ]
+    choices = Choices(_stacked(tables), candidates.query_key, first[:-1], first[1:])
+    return _Block({number: place for place, number in enumerate(numbers)}, choices)
+
+
+def choices_of_parts(
+    blocks: Iterable[tuple[Sequence[int], Candidates, np.ndarray]], parts: Sequence[Sequence[int]]
+) -> Iterator[Choices]:
+    """The choices of the moments of each part, in its order.
+
+    A block is read when a part needs it and held until the last one that does, so that what is
+    held does not grow with the log.
+
+    Args:
+        blocks: Of all moments, see `MemoryLoader.candidates`.
+        parts: Numbers of moments.
+    """
+    unread, held = iter(blocks), list[_Block]()
+    last_part = {moment: number for number, part in enumerate(parts) for moment in part}
+    for number, part in enumerate(parts):
+        missing = set(part).difference(*(block.place for block in held))
+        while missing:
+            held.append(_block(*next(unread)))
+            missing -= held[-1].place.keys()
+        yield _joined(held, part)
+        held = [b for b in held if any(last_part[moment] > number for moment in b.place)]
+
+
+def _joined(blocks: Sequence[_Block], moments: Sequence[int]) -> Choices:
+    """The choices of some moments, each of them in one of the blocks."""
+    first_row, spans = 0, dict[int, tuple[int, int]]()
+    for place, choices in blocks:
+        bounds = list(zip(choices.starts.tolist(), choices.ends.tolist(), strict=True))
+        spans |= {m: (first_row + bounds[p][0], first_row + bounds[p][1]) for m, p in place.items()}
+        first_row += len(choices.keys)
+    starts, ends = np.array([spans[m] for m in moments], np.int64).reshape(-1, 2).T
+    table = _stacked([choices.table for _, choices in blocks])
+    keys = [np.empty(0, object), *(choices.keys for _, choices in blocks)]
+    return Choices(table, np.concatenate(keys), starts, ends)
+
+
+def _stacked(tables: Sequence[sparse.csr_matrix]) -> sparse.csr_matrix:
+    return sparse.vstack([sparse.csr_matrix((0, len(FEATURES))), *tables], format="csr")
 
 
 def fit_weights(
-    choices: Choices,
-    moments: Sequence[int],
-    targets: Sequence[str],
-    weights: Sequence[float],
-    start: RankerWeights,
+    choices: Choices, targets: Sequence[str], weights: Sequence[float], start: RankerWeights
 ) -> RankerWeights:
     """Maximum a posteriori weights of the conditional logit; the optimiser begins at ``start``.
 
-    Each of the ``moments`` has a target, the key of its query, among the candidates or not, and a
-    weight; moments without candidates are left out.
+    Each moment has a target, the key of its query, among the candidates or not, and a weight;
+    moments without candidates are left out.
     """
-    filled = [i for i, m in enumerate(moments) if choices.starts[m] < choices.ends[m]]
+    filled = np.flatnonzero(choices.starts < choices.ends).tolist()
     prior = RankerWeights.default()
     if not filled:
         return prior
-    parts = [np.arange(choices.starts[moments[i]], choices.ends[moments[i]]) for i in filled]
+    parts = [np.arange(choices.starts[i], choices.ends[i]) for i in filled]
     moment_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     first = np.flatnonzero(np.diff(moment_of, prepend=-1))
     rows = np.concatenate(parts)

@@ -198,6 +198,11 @@ class StatisticsCache:
         if before.log_end != state.log_end:
             self.public.forget_private()
 
+    def forget(self) -> None:
+        """Drop days and hours that will not be asked for again."""
+        self._days.clear()
+        self._hours.clear()
+
     def _is_fresh(self, log_end: datetime | None, start: datetime) -> bool:
         """Whether nothing before ``start`` can have come since the log ended at ``log_end``."""
         return log_end == self._state.log_end or (log_end is not None and log_end >= start)

@@ -127,13 +127,15 @@ def test_a_moment_counts_by_what_its_query_retrieves():
 
 def test_a_moment_that_counts_twice_is_two_moments():
     table = sparse.csr_matrix(features(rows(OWN, TREND, NEXT, OWN)))
-    choices = Choices(table, np.array(["a", "b", "c", "a"]), np.array([0, 3]), np.array([3, 4]))
+    keys, starts, ends = np.array(["a", "b", "c", "a"]), np.array([0, 3]), np.array([3, 4])
+    choices = Choices(table, keys, starts, ends)
+    of_three = Choices(table, keys, starts[[0, 0, 1]], ends[[0, 0, 1]])
     default = RankerWeights.default()
-    twice = fit_weights(choices, [0, 1], ["b", "z"], [2.0, 1.0], default)
-    again = fit_weights(choices, [0, 0, 1], ["b", "b", "z"], [1.0] * 3, default)
+    twice = fit_weights(choices, ["b", "z"], [2.0, 1.0], default)
+    again = fit_weights(of_three, ["b", "b", "z"], [1.0] * 3, default)
     assert twice.values == pytest.approx(again.values, abs=1e-4)
     assert twice.outside == pytest.approx(again.outside, abs=1e-4)
-    once = fit_weights(choices, [0, 1], ["b", "z"], [1.0, 1.0], default)
+    once = fit_weights(choices, ["b", "z"], [1.0, 1.0], default)
     trend = FEATURES.index("trend")
     assert twice.values[trend] > once.values[trend] + 1e-2 > default.values[trend]
 
