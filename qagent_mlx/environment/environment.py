@@ -207,7 +207,7 @@ class Environment:
         """Write ``cases.parquet`` (profiles included), ``clicks.parquet``, and the scenario."""
         write_cases(folder / CASES, ((e.case, e.profile) for e in self.examples))
         if self.search.click_log is not None:
-            write_columns(folder / CLICKS, self.search.click_log.columns)
+            write_columns(folder / CLICKS, self.search.click_log.columns())
         if self.scenario:
             write_json(folder / SCENARIO, {"folder": self.scenario})
 

@@ -77,24 +77,40 @@ class ClickLog:
         Engagements with products that ``row_of`` (product id to row) lacks are left out; they
         count half at an age of ``half_life_days``.
         """
-        known = np.array([p in row_of for p in columns["product_id"]], dtype=bool)
-        # As given, without other products; kept to be stored with a run.
-        self.columns = {name: values[known] for name, values in columns.items()}
-        products = self.columns["product_id"].tolist()
-        self._rows = np.array([row_of[product] for product in products], dtype=np.int64)
-        self._times = self.columns["ts"].astype(float)
-        self._weights = self.columns["weight"].astype(float)
+        count, products = len(columns["product_id"]), columns["product_id"]
+        rows = np.fromiter((row_of.get(product, -1) for product in products), np.int64, count)
+        known = np.flatnonzero(rows >= 0)
+        self._rows, self._times = rows[known], columns["ts"][known].astype(float, copy=False)
+        self._weights = columns["weight"][known].astype(np.float32)  # 1, 2 or 3
         self._decay_rate = np.log(2) / (half_life_days * 86400)
         # Most moments are later than all engagements of a query.
         self._distinct = lru_cache(SPANS)(self._distinct_rows)
-        keys = self.columns["query_key"]
+        distinct, first = np.unique(self._rows, return_index=True)
+        self._product_of = dict(zip(distinct.tolist(), products[known[first]], strict=True))
+        keys = columns["query_key"][known]
         bounds = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]) if len(keys) else keys
         self._span_of_key = {keys[a]: (a, b) for a, b in pairwise(bounds.tolist())}
         # (key, text as it was first typed); stored runs of earlier versions lack the texts.
         self.queries: list[tuple[str, str]] = []
-        if "query" in self.columns:
-            texts = self.columns["query"]
-            self.queries = [(key, texts[a]) for key, (a, _) in self._span_of_key.items()]
+        if "query" in columns:
+            spans = self._span_of_key.items()
+            self.queries = [(key, columns["query"][known[a]]) for key, (a, _) in spans]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What makes this log again, to be stored with a run: columns as `read_clicks` has them.
+
+        Engagements with other products are left out, and ``query`` is the text first typed.
+        """
+        sizes = np.array([end - start for start, end in self._span_of_key.values()], np.int64)
+        texts = {"query_key": list(self._span_of_key), "query": [text for _, text in self.queries]}
+        columns = {
+            name: np.repeat(np.array(distinct, dtype=object), sizes)
+            for name, distinct in texts.items()
+            if len(distinct) == len(sizes)
+        }
+        products = [self._product_of[row] for row in self._rows.tolist()]
+        columns["product_id"] = np.array(products, dtype=object)
+        return columns | {"ts": self._times, "weight": self._weights}
 
     def ranking(self, key: str, as_of: datetime | None, limit: int = 50) -> Ranking:
         """Rank what was engaged with for a query before a moment, by decayed weight.

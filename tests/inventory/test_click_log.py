@@ -110,7 +110,7 @@ def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_searc
     assert (len(columns["ts"]),) == expected
     row_of = tiny_search.catalog.row_of
     whole = ClickLog(columns, row_of, 30.0)
-    again = ClickLog(whole.columns, row_of, 30.0)
+    again = ClickLog(whole.columns(), row_of, 30.0)
     some = {p: row for p, row in row_of.items() if row % 2}
     half = ClickLog(columns, some, 30.0)
     moment = datetime(2026, 3, 20)
@@ -120,3 +120,27 @@ def test_a_shops_log_comes_from_engagements_under_a_search(tiny_shop, tiny_searc
         assert again.ranking(key, moment).rows.tolist() == rows
         assert half.ranking(key, moment).rows.tolist() == [r for r in rows if r % 2]
         assert (np.diff(ranking.scores) <= 1e-9).all()
+
+
+def test_an_empty_log_and_one_without_texts_are_stored_as_they_are():
+    nothing = {"query_key": [], "query": [], "product_id": [], "ts": [], "weight": []}
+    empty = ClickLog({n: np.array(v, dtype=object) for n, v in nothing.items()}, {}, 30.0)
+    assert {name: len(values) for name, values in empty.columns().items()} == dict.fromkeys(
+        nothing, 0
+    )
+    old = ClickLog(
+        {
+            "query_key": np.array(["a", "a"], dtype=object),
+            "product_id": np.array(["p", "q"], dtype=object),
+            "ts": np.array([1.0, 2.0]),
+            "weight": np.array([1.0, 3.0]),
+        },
+        {"p": 0, "q": 1},
+        30.0,
+    )
+    assert {name: values.tolist() for name, values in old.columns().items()} == {
+        "query_key": ["a", "a"],
+        "product_id": ["p", "q"],
+        "ts": [1.0, 2.0],
+        "weight": [1.0, 3.0],
+    }
