@@ -94,7 +94,12 @@ class Tests:
         """The tests that run a mutant's line, until they would take more than the budget."""
         names = self.changed(mutant)
         contexts = self._contexts(mutant)
-        chosen = [t for t in self.tests if t in contexts or names & set(self._shared(t))]
+        chosen = [
+            test
+            for test in self.tests
+            if {test, f"file {test.partition('::')[0]}"} & contexts
+            or names & set(self._shared(test))
+        ]
         costs = {test: self._costs(test, mutant) for test in chosen if test not in without}
         spent, fixtures, taken = 0.0, set[str](), []
         for test in sorted(costs, key=lambda test: self._worth(test, mutant, costs[test])):
@@ -110,7 +115,7 @@ class Tests:
         return {c.split(" ")[1] for c in self._contexts(mutant) if c.startswith("fixture ")}
 
     def _contexts(self, mutant: Mutant) -> set[str]:
-        """The tests and shared fixtures that run its line."""
+        """The tests, shared fixtures and files of tests that run its line."""
         lines = self.lines.get(mutant.path, {})
         if contexts := lines.get(str(mutant.line)):
             return set(contexts)

@@ -3,11 +3,13 @@
     python -m pytest -p covering_tests --cover-into FILE --cover-rooms DIR,DIR tests/…
 
 What a fixture of several tests runs is noted under the fixture, once, and belongs to every test
-that uses it. FILE is JSON and is added to: see `CoverageByTest.write`.
+that uses it; what a file of tests runs when it is imported, under the file. FILE is JSON and is added to: see `CoverageByTest.write`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import time
 from collections import defaultdict
@@ -32,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class CoverageByTest:
-    """Lines by context, a context being a test or a shared fixture; seconds are the process's."""
+    """Lines by context: a test, a shared fixture or a file of tests. Seconds are the process's."""
 
     def __init__(self, path: Path, rooms: list[Path]) -> None:
         self.path, self.rooms = path, rooms
@@ -43,7 +45,6 @@ class CoverageByTest:
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: set[str] = set()
         self._contexts: list[tuple[str, float]] = []
-        self.coverage.start()
 
     def _enter(self, context: str) -> None:
         self._charge()
@@ -62,6 +63,26 @@ class CoverageByTest:
             context, since = self._contexts[-1]
             self.seconds[context] += now - since
         self._contexts = [(context, now) for context, _ in self._contexts]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """Begin, with all rooms imported: what a module runs at import is no test's."""
+        for room in self.rooms:
+            for path in sorted(room.rglob("*.py")):
+                parts = path.with_suffix("").relative_to(room.parents[1]).parts
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(".".join(parts).removesuffix(".__init__"))
+        self.coverage.start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Iterator[Any]:
+        if not isinstance(collector, pytest.Module):
+            return (yield)
+        self._enter(f"file {collector.nodeid}")
+        try:
+            return (yield)
+        finally:
+            self._leave()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
