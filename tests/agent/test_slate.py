@@ -161,6 +161,13 @@ def test_what_others_search_for_fills_up_what_a_user_s_own_queries_cannot():
     assert [(r.query, r.reason) for r in slate] == [("new", "trend")]
 
 
+def test_a_line_that_fills_up_says_that_none_of_the_chains_recommends_it():
+    ranked = aggregate_rollouts([chain(("tea", ["a"]), answer="tea")] * 3, profile("tea"))
+    (_, added) = with_lines(ranked, [Line("trending", "mug", 0.1, query="mug")])
+    assert added.evidence == Evidence(chains=3, line=0.1)
+    assert with_lines([], [Line("trending", "mug", 0.1, query="mug")])[0].evidence.chains == 0
+
+
 def test_no_more_is_searched_than_the_slate_needs():
     found = {f"q{i}": [f"p{i}"] for i in range(16)}
     shelf = Shelf(found, sold_out=["p0", "p2"])

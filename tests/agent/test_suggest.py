@@ -62,6 +62,11 @@ def test_a_typo_is_seen_through(typed, meant):
     assert texts(SHOP.complete(typed))[0] == meant
 
 
+def test_a_typo_costs_no_place():
+    shop = Completer({f"tent {n:02}": n for n in range(1, 41)}, [], Finds())
+    assert texts(shop.complete("tnet ", k=9)) == [f"tent {n}" for n in range(40, 31, -1)]
+
+
 def test_the_users_own_come_first_and_say_where_they_are_from():
     mine = profile(("latest", "tepid mug", 0.2), ("neighbours", "tent", 0.9), ("graph", "x", 0.1))
     found = SHOP.complete("te", mine, recommended=["teal sofa"])

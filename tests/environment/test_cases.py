@@ -188,6 +188,27 @@ def test_a_log_of_new_users_is_told_the_setting_that_lets_them_in(tmp_path):
         assert len(build_cases(shop.connection, SplitConfig(min_history=0))) == 30
 
 
+def test_three_cases_are_enough_for_three_splits(tmp_path):
+    found = {}
+    for count in (2, 3):
+        with Shop.create(tmp_path / f"shop{count}") as shop:
+            (tmp_path / "p.csv").write_text("product_id,title\np1,Lamp\n")
+            ingest_files(shop, "products", [tmp_path / "p.csv"])
+            asked = [
+                {"user_id": "u", "time": f"2026-01-{day:02}T10:00:{s:02}", "query": "x", **fields}
+                for day in range(1, count + 1)
+                for s, fields in ((0, {}), (9, {"type": "click", "product_id": "p1"}))
+            ]
+            append_events(shop, asked)
+            try:
+                made = build_cases(shop.connection, SplitConfig(min_history=0))
+                found[count] = [case.split for case in made]
+            except QAgentError as error:
+                found[count] = str(error)
+    assert found[3] == list(SPLITS)
+    assert "too few" in found[2]
+
+
 def test_a_log_without_clicks_is_told_how_views_become_clicks(tmp_path):
     with Shop.create(tmp_path / "shop") as shop:
         (tmp_path / "p.csv").write_text("product_id,title\np1,Lamp\n")

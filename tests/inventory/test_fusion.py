@@ -4,7 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qagent_mlx.inventory.fusion import click_side, fuse, text_scores, text_sides, vectors_alone
+from qagent_mlx.inventory.fusion import (
+    HALF_EVIDENCE,
+    click_side,
+    fuse,
+    text_scores,
+    text_sides,
+    vectors_alone,
+)
 from qagent_mlx.inventory.types import ClickRanking, Ranking, TextRankings
 from qagent_mlx.shop.config import SearchConfig
 
@@ -54,3 +61,27 @@ def test_what_vectors_alone_do_not_find_counts_where_it_was_clicked():
     best = fuse(text, clicks, 5)
     assert best.rows.tolist() == [4]
     assert best.scores[0] > clicks.scores[0]  # and then its vector adds to it
+
+
+def test_clicks_add_by_rank_and_by_share_the_more_there_are():
+    clicked = ranking([7, 3, 5], [3.0, 2.0, 1.0])
+    half = CONFIG.weight_clicks * 6 / (6 + HALF_EVIDENCE)
+    by_rank = [half / (CONFIG.rrf_k + rank) for rank in (1, 2, 3)]
+    shares = [CONFIG.weight_shares * score / (6 + HALF_EVIDENCE) for score in (3, 2, 1)]
+
+    own = click_side(ClickRanking(clicked), CONFIG, None)
+    assert own.rows.tolist() == [7, 3, 5]
+    np.testing.assert_allclose(own.scores, np.add(by_rank, shares), rtol=1e-12)
+    # How often a product was taken under other words says nothing of its share under these.
+    borrowed = click_side(ClickRanking(clicked, ("lamp",)), CONFIG, None)
+    np.testing.assert_allclose(borrowed.scores, by_rank, rtol=1e-12)
+
+
+def test_clicks_on_what_may_not_be_found_are_no_evidence():
+    clicked = ranking([7, 3], [3.0, 2.0])
+    allowed = np.zeros(10, dtype=bool)
+    assert not len(click_side(ClickRanking(clicked), CONFIG, allowed))
+    allowed[3] = True
+    some = click_side(ClickRanking(clicked), CONFIG, allowed)
+    alone = click_side(ClickRanking(ranking([3], [2.0])), CONFIG, None)
+    assert some.rows.tolist() == [3] and some.scores.tolist() == alone.scores.tolist()

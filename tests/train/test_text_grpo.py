@@ -9,6 +9,7 @@ from episodes import play
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qagent_mlx.environment.cases import SPLITS
 from qagent_mlx.environment.lookup_environment import TURNS, LookupEnvironment
 from qagent_mlx.environment.text_environment import Step
 from qagent_mlx.environment.text_rollouts import TextRunner
@@ -49,6 +50,12 @@ def test_episodes_repeat_exactly_and_end(actions, case):
         assert environment.give_up().rewards["exact"] == 0.0
     with pytest.raises(QAgentError, match="no episode runs"):
         environment.step("<fetch_memory/>")
+
+
+def test_no_question_is_asked_in_two_splits():
+    environment = LookupEnvironment()
+    cases = [case for split in SPLITS for case in environment.cases(split)]
+    assert len(set(cases)) == len(cases) > 200
 
 
 def test_calls_are_written_actions():

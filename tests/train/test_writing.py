@@ -14,6 +14,7 @@ from qagent_mlx.policy.lora import LoraConfig
 from qagent_mlx.policy.registry import derive, open_policy
 from qagent_mlx.protocol.actions import expand, parse_action
 from qagent_mlx.protocol.config import AgentConfig
+from qagent_mlx.protocol.query_automaton import QueryAutomaton
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator, Target
 from qagent_mlx.train.grpo import GrpoTrainer
@@ -120,6 +121,23 @@ def test_scoring_without_the_masks_disagrees(chains, policy):
         sampled = [v for i in item.sequences for v in rollouts[i].sampled_logprobs]
         worst = max(worst, float(np.abs(np.array(scores.logprobs) - np.array(sampled)).max()))
     assert worst > 0.01
+
+
+def test_what_may_be_written_hangs_on_what_stood_before_the_turn(environment, policy, monkeypatch):
+    """Not on its own beginning, which would be read as words of the shop."""
+    asked = set()
+    next_mask = QueryAutomaton.next_mask
+
+    def recorded(self, read, turn, references):
+        asked.add((tuple(read), tuple(turn)))
+        return next_mask(self, read, turn, references)
+
+    monkeypatch.setattr(QueryAutomaton, "next_mask", recorded)
+    runner = environment.rollout_runner(policy, policy.info.agent)
+    rollouts = runner.run([environment.of_split("test")[0].task], 4, (3,))
+    begun = {r.tokens[:end] for r in rollouts for end in range(len(r.tokens))}
+    assert asked and all(read + turn in begun for read, turn in asked)
+    assert max(len(turn) for _, turn in asked) > 1
 
 
 def test_grpo_begins_with_a_ratio_of_one_while_it_writes(shop, environment):
