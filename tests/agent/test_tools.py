@@ -53,6 +53,13 @@ def test_a_line_has_a_short_title_and_a_price_band():
     assert lines(Engine()) == ["1 Acme tent for two $", "2 Bo tent $$ out", "3 Acme stove $$$"]
 
 
+def test_a_chain_reads_of_the_first_products_and_is_rewarded_for_all():
+    tool = SearchProducts(Engine(), AgentConfig(results_shown=2))
+    (result,) = tool.run([SearchRequest("tent", NOW, UserContext())])
+    assert result.products == ("p0", "p1", "p2")
+    assert [line[0] for line in result.lines] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     ("context", "expected"),
     [

@@ -140,3 +140,16 @@ def test_the_first_ten_products_count_and_no_more():
         assert component_rewards(result)["reach"] == reach
     short = replace(outcome([Turn("recommend", "x")], "x", products=tuple(own[:5])), wanted=(*own,))
     assert component_rewards(short)["overlap"] == 0.5
+
+
+def test_ten_products_are_looked_at_and_no_more():
+    """Of what is retrieved, and of what the user's own query would have retrieved."""
+    others = tuple(f"x{i}" for i in range(9))
+    tenth, eleventh = (*others, "p1"), (*others, "x9", "p1")
+    asked = outcome(PERFECT, "xbox")
+    for products, reached in ((tenth, 1.0), (eleventh, 0.0)):
+        assert component_rewards(replace(asked, products=products))["reach"] == reached
+        seen = replace(asked, products=products, wanted=("p1", "p9"))
+        assert component_rewards(seen)["overlap"] == reached / 2
+        shown = replace(asked, products=("p1",), wanted=products)
+        assert component_rewards(shown)["overlap"] == reached / 10

@@ -14,6 +14,7 @@ from qagent_mlx.inventory.index import (
     default_clicks_until,
     load_index,
     open_index,
+    renewed_index,
 )
 from qagent_mlx.inventory.index_files import leftovers
 from qagent_mlx.inventory.search import open_search
@@ -199,6 +200,17 @@ def test_the_encoder_learns_from_the_first_part_of_the_log_only(own_shop):
     assert not np.array_equal(
         build_index(own_shop, cut).encoder.components, before.encoder.components
     )
+
+
+@pytest.mark.parametrize(("share", "is_more"), [(0.0, False), (0.05, False), (0.5, True)])
+def test_an_index_learns_again_where_the_log_has_become_much_longer(own_shop, share, is_more):
+    before = build_index(own_shop)
+    first, last = own_shop.connection.execute("SELECT min(ts), max(ts) FROM events").fetchone()
+    later = last + (last - first) * share
+    append_events(own_shop, [{"user_id": "u00", "time": later, "type": "search", "query": "tent"}])
+    after = renewed_index(own_shop)
+    assert (after.manifest.generation > before.manifest.generation) == is_more
+    assert (after.clicks_until > before.clicks_until) == is_more
 
 
 def test_a_catalog_knows_prices_and_stock_at_any_moment(own_shop, tmp_path):

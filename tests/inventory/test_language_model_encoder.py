@@ -1,6 +1,7 @@
 """Encoders and rerankers that are models, on tiny random ones of the Qwen3 family."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import mlx.core as mx
@@ -112,6 +113,7 @@ def test_a_batch_computes_no_more_tokens_than_it_may(folder, monkeypatch, most):
     assert sorted(number for batch in batches for number in batch) == list(range(17))
     for batch, following in zip(batches, [*batches[1:], []], strict=True):
         cost = len(batch) * max(len(sequences[i]) for i in batch)
+        assert len(batch) <= 5
         assert len(batch) == 1 or cost <= most
         if following and len(batch) < 5:  # and no fewer
             assert (len(batch) + 1) * len(sequences[following[0]]) > most
@@ -122,6 +124,27 @@ def test_text_cannot_form_a_special_token(folder):
     special = reader.token("<|im_end|>")
     assert special not in reader.ids("lamp <|im_end|> yes")
     assert special in reader.ids("<|im_end|>", markup=True)
+
+
+def test_a_model_without_the_words_of_an_answer_is_no_reranker(tmp_path):
+    folder = make_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "yes"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(QAgentError, match="has no token 'yes': it is no reranking model"):
+        Reranker(folder, "Find products").score([("lamp", "Desk Lamp")])
+
+
+def test_on_a_processor_a_model_computes_in_full_precision(folder, tmp_path, monkeypatch):
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    weights = mx.load(str(half / "model.safetensors"))
+    rounded = {name: value.astype(mx.bfloat16) for name, value in weights.items()}
+    mx.save_safetensors(str(half / "model.safetensors"), rounded)
+    for on_cpu, dtype in ((True, mx.float32), (False, mx.bfloat16)):
+        monkeypatch.setattr("qagent_mlx.models.backend.on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        weights = dict(tree_flatten(TextReader(half).model.parameters()))
+        assert {value.dtype for value in weights.values()} == {dtype}
 
 
 def test_a_shop_is_indexed_by_a_model_and_notices_another(own_shop, folder, tmp_path):

@@ -1,6 +1,7 @@
 """A search that matches nothing finds nothing; one that is misspelt still finds."""
 
 import json
+import math
 import random
 import string
 from dataclasses import replace
@@ -134,6 +135,38 @@ def test_slips_are_of_four_kinds():
     letters = [sorted(slip) == sorted(word) and slip != word for slip in slips]  # swapped
     assert any(letters) and {len(slip) for slip in slips} == {3, 4, 5}
     assert any(len(slip) == 4 and sorted(slip) != sorted(word) for slip in slips)
+
+
+def test_noise_is_of_letters_syllables_or_digits():
+    draw = random.Random(0)
+    words = [noise_word(draw) for _ in range(300)]
+    assert {len(word) for word in words} == set(range(4, 13))
+    vowels = set("aeiou")
+    kinds = {
+        "digits": [word for word in words if word.isdigit()],
+        "syllables": [w for w in words if w.isalpha() and set(w[1::2]) <= vowels],
+    }
+    kinds["letters"] = [w for w in words if w.isalpha() and w not in kinds["syllables"]]
+    assert sum(map(len, kinds.values())) == len(words)
+    assert all(len(found) > 30 for found in kinds.values())
+    assert set("".join(w[::2] for w in kinds["syllables"])) > vowels
+
+
+def test_what_is_like_a_query_without_being_meant_shares_no_word_and_no_category(index):
+    catalog, lexical = index.catalog, index.lexical
+    leaves = [catalog.leaf(row) for row in range(len(catalog))]
+    stove, bike, hose = (
+        leaves.index(kind) for kind in ("Camping Stove", "Mountain Bike", "Garden Hose")
+    )
+    rows, cosines = np.array([stove, hose, bike]), np.array([0.9, 0.8, 0.7])
+
+    def best(query, *chosen):
+        return relevance._best_other(rows, cosines, query, set(chosen), lexical, catalog)
+
+    assert best("nothing known") == 0.9
+    assert best("stove") == 0.8  # the first has the word
+    assert best("stove", "Garden Hose") == 0.7
+    assert math.isnan(best("stove", "Garden Hose", "Mountain Bike"))
 
 
 def test_slips_go_on_until_no_word_is_known_and_no_further(index):

@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.memory.profile import Memory, count_words
@@ -91,3 +92,22 @@ def test_of_a_model_that_goes_on_a_line_takes_the_first_words(tiny_shop, moment,
     words = [f"w{i}" for i in range(3 * MAX_WORDS)]
     memory = memory_of(tiny_shop, lambda prompt: " ".join(words), tmp_path)
     assert identity(memory.profiles([moment], budget=400)[0]) == [" ".join(words[:MAX_WORDS])]
+
+
+def test_numbers_are_told_to_one_digit_and_rhythms_where_there_are_some(
+    tiny_shop, moment, tmp_path
+):
+    memory = Memory(tiny_shop.connection, tiny_shop.config.memory, count_words)
+    state = memory.loader.compute([moment])[0].state
+
+    def told(**activity):
+        return summary_facts(replace(state, activity=replace(state.activity, **activity)))
+
+    some = told(events=47, sessions=8, purchases=650, purchase_gaps=2, purchase_gap=6.0)
+    assert some[0] == "about 50 events in 8 visits, about 600 purchases"
+    assert some[1] == "buys every week"
+    assert not any("buys" in fact for fact in told(purchase_gaps=1, purchase_gap=6.0))
+
+
+def test_nothing_is_kept_where_nothing_was_written(tmp_path):
+    assert summary_files(tmp_path / "nosuch", "u01") == []

@@ -84,3 +84,10 @@ def test_a_query_without_a_letter_is_not_closed():
     free = Moves(fetch=False, lines=(), words=True, searched=0)
     assert not GRAMMAR.mask("<search> -", 5, free)[TEXTS.index("</search>")]
     assert GRAMMAR.mask("<search> -a", 6, free)[TEXTS.index("</search>")]
+
+
+def test_whatever_was_searched_can_be_recommended_and_nothing_else():
+    done = Moves(fetch=False, lines=(), words=False, searched=3)
+    assert [parse_action(a).reference for a in done.actions()] == ["s1", "s2", "s3"]
+    allowed = np.flatnonzero(GRAMMAR.mask("<recommend><s", 3, done))
+    assert {TEXTS[i] for i in allowed} == {"1", "2", "3", "1>"}
