@@ -68,9 +68,11 @@ def index(
     A search that finds its index older than the catalog updates it by itself; searches that
     are under way go on meanwhile.
     """
-    from qagent_mlx.build import build_shop
+    from qagent_mlx.build import BuildReport, build_shop
     from qagent_mlx.inventory.updates import refresh_index, remove_products, set_encoder
     from qagent_mlx.policy.registry import policy_names
+
+    from .memory import say_title_kinds
 
     if anew and (only_update or remove):
         raise click.UsageError("--anew learns all again; give it without --update and --remove")
@@ -80,11 +82,14 @@ def index(
         if remove:
             remove_products(shop, remove)
         refreshes = only_update or bool(remove)
-        report = (refresh_index(shop) if refreshes else build_shop(shop, note, anew)).to_dict()
+        result = refresh_index(shop) if refreshes else build_shop(shop, note, anew)
+        report = result.to_dict()
         is_new = not policy_names(shop)
 
     def draw() -> None:
         _draw_index(report)
+        if isinstance(result, BuildReport):
+            say_title_kinds(result.title_kinds)
         if is_new:
             say("next: qagent recommend USER, or train a policy on this shop: qagent pretrain")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from qagent_mlx.memory.inspect import MemoryView
     from qagent_mlx.memory.interest_graph import InterestGraph
+    from qagent_mlx.memory.title_kinds import TitleKinds
 
 
 class UserFirst(Group):
@@ -248,8 +249,26 @@ def build(anew: bool, shop_path: Path) -> Output:
                 f"published {report.published} of {report.buckets} buckets, as of snapshot "
                 f"{report.snapshot} of the lake"
             )
+        say_title_kinds(report.title_kinds)
 
     return Output(asdict(report), draw)
+
+
+def say_title_kinds(told: TitleKinds | None) -> None:
+    """Say where memory guesses kinds of products, and what would be better."""
+    if told is None:
+        return
+    named = "by the beginning of their titles"
+    if told.from_titles:
+        rest = "" if told.from_titles == told.products else f", the rest {named}"
+        named = (
+            f"by {told.kinds:,} kinds from words of their titles "
+            f"({', '.join(told.examples)}{', …' if told.kinds > len(told.examples) else ''}){rest}"
+        )
+    say(
+        f"memory may name nobody else's queries; {told.products:,} products without a category are "
+        f"named {named}. Categories are better: qagent ingest products FILE --map category=COLUMN"
+    )
 
 
 def draw_memory(view: MemoryView) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .inventory.search import hybrid_search
 from .memory.buckets import build_memory
 from .memory.ranker import MemoryRanker, Retrieve, fit_ranker, learning_of
 from .memory.store import MemoryStore
+from .memory.title_kinds import TitleKinds, told_title_kinds
 from .shop.config import MemoryConfig, ShopConfig
 from .shop.sample import sample_data_folder
 from .shop.shop import Shop
@@ -51,11 +52,13 @@ class BuildReport:
     seconds: float
     taken: bool = False  # whether another machine of a lake had built the index
     relevance: FloorEffect | None = None  # what the relevance floor changes; None without one
+    title_kinds: TitleKinds | None = None  # how memory names products without a category
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "relevance": self.relevance.to_dict() if self.relevance else None,
+            "title_kinds": asdict(self.title_kinds) if self.title_kinds else None,
             "products": self.products,
             "clicks_until": self.clicks_until.isoformat() if self.clicks_until else None,
             "clicked_pairs": self.clicked_pairs,
@@ -123,6 +126,7 @@ def build_shop(
     with shop.transaction():
         ranker.keep(shop)
         tell_published(shop, index.manifest)
+        named = told_title_kinds(shop.connection, shop.config.memory)
     return BuildReport(
         len(index.catalog),
         index.clicks_until,
@@ -131,6 +135,7 @@ def build_shop(
         time.perf_counter() - start,
         index.manifest.taken,
         effect,
+        named,
     )
 
 

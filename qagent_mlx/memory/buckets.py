@@ -13,7 +13,7 @@ Who dies lets go of the bucket, which another one then builds.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -27,6 +27,7 @@ from ..shop.shop import Shop
 from ..utils.database import append_rows
 from .published import FOLDER, PUBLISHED, TABLES, Manifest, PublishedMemory, relation
 from .store import MemoryStore
+from .title_kinds import TitleKinds, told_title_kinds
 
 PATIENCE_SECONDS = 600.0  # for a bucket that another machine builds
 
@@ -41,6 +42,7 @@ class MemoryReport:
         buckets: Of a lake; 0 for a shop that is a file alone.
         published: Buckets that were published by this machine, now.
         snapshot: Of the lake; None for a file alone.
+        title_kinds: How products without a category are named; None where no kinds are.
     """
 
     users: int
@@ -48,6 +50,7 @@ class MemoryReport:
     buckets: int = 0
     published: int = 0
     snapshot: int | None = None
+    title_kinds: TitleKinds | None = None
 
 
 def build_memory(shop: Shop, anew: bool = False) -> MemoryReport:
@@ -66,9 +69,11 @@ def build_memory(shop: Shop, anew: bool = False) -> MemoryReport:
         store = MemoryStore(connection, shop.config.memory)
         if data is None:
             users = store.build()
-            return MemoryReport(users, users)
-        assert isinstance(shop.store, LakeStore)
-        return _Builder(shop, shop.store.catalog, data, connection, store).build(anew)
+            report = MemoryReport(users, users)
+        else:
+            assert isinstance(shop.store, LakeStore)
+            report = _Builder(shop, shop.store.catalog, data, connection, store).build(anew)
+        return replace(report, title_kinds=told_title_kinds(connection, shop.config.memory))
 
 
 class _Builder:

@@ -21,9 +21,9 @@ from ..shop.config import MemoryConfig
 from ..shop.price_bands import price_limits_sql
 from ..utils.database import append_rows
 from ..utils.text import tokens, vocabulary
-from ..utils.title_words import title_queries
 from .event_log import EventLog, History
 from .sql import ALL, sql
+from .title_kinds import create_title_kinds
 from .transitions import Transitions, transitions_of
 
 CHUNK = 4000  # users whose events are in memory at once
@@ -67,30 +67,6 @@ def create(
         create_title_kinds(connection, config)
     text = hourly_sql(config) if name == "hourly" else derived_sql(name)
     connection.execute(f"CREATE OR REPLACE {kind} {name} AS {text}")
-
-
-def create_title_kinds(connection: duckdb.DuckDBPyConnection, config: MemoryConfig) -> None:
-    """Create ``title_kinds``, which the SQL of ``goods`` reads, for this connection only.
-
-    Where a profile may hold nobody else's queries, memory names kinds of products instead. Products
-    without a category are of the kind that the words of their titles say. A catalog without brands
-    has none of these: there a title is a name (games, books).
-    """
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE title_kinds (product_id VARCHAR, kind VARCHAR)"
-    )
-    ((has_queries, has_brands),) = connection.execute(
-        """SELECT EXISTS (FROM events WHERE type = 'search'),
-            EXISTS (FROM products WHERE brand IS NOT NULL)"""
-    ).fetchall()
-    if (has_queries and not config.own_only) or not has_brands:
-        return
-    rows = connection.execute(
-        "SELECT product_id, title, brand FROM products WHERE category IS NULL ORDER BY product_id"
-    ).fetchall()
-    titles = {product: title for product, title, _ in rows}
-    kinds = title_queries(titles, {product: brand for product, _, brand in rows})
-    append_rows(connection, "title_kinds", kinds.items())
 
 
 def hourly_sql(config: MemoryConfig, after_id: int = ALL) -> str:

@@ -30,6 +30,7 @@ from .event_log import (
 )
 from .sql import ALL, sql
 from .state_builder import user_state
+from .title_kinds import create_title_kinds
 
 # The format of stored memory. Raise it in the commit that changes what a stored row holds or
 # means (a table's columns, a state's fields, how an event weighs): shops then store it anew.
@@ -160,7 +161,7 @@ class MemoryStore:
         if not self.is_current():
             return
         shop_tables.drop_temporary(self._connection)
-        shop_tables.create_title_kinds(self._connection, self._config)
+        create_title_kinds(self._connection, self._config)
         ((differences,),) = self._connection.execute(
             f"""WITH fresh AS ({shop_tables.derived_sql("goods")})
             SELECT count(*) FROM ((FROM goods EXCEPT FROM fresh) UNION ALL

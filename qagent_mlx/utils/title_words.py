@@ -15,6 +15,15 @@ STOP_WORDS = frozenset(
 )
 
 
+def title_kinds(titles: Mapping[str, str], brands: Mapping[str, str | None]) -> dict[str, str]:
+    """What kind of thing each product is, by words of its title (`title_queries`).
+
+    None in a catalog without brands: there a title is a name (games, books). ``brands`` are those
+    of the whole catalog.
+    """
+    return title_queries(titles, brands) if any(brands.values()) else {}
+
+
 def title_queries(titles: Mapping[str, str], brands: Mapping[str, str | None]) -> dict[str, str]:
     """Derive a query of one or two words from the title of each product.
 

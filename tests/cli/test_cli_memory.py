@@ -45,5 +45,26 @@ def test_memory_is_built_by_itself(cli, built, tmp_path):
     assert cli.json("memory", "ann", "--shop", path)["events"] == 40
 
 
+def test_kinds_of_products_that_were_taken_from_titles_are_said(cli, tmp_path):
+    titles = {"a": "Acme Gel Pen", "b": "Lexo Gel Pen", "c": "Orbi Copy Paper", "d": "Copy Paper"}
+    rows = [f"{p},{t},{t.split()[0] if p < 'd' else ''}" for p, t in titles.items()]
+    (tmp_path / "products.csv").write_text("\n".join(["product_id,title,brand", *rows]))
+    days = [f"ann,2026-01-0{day} 10:00:00,purchase,{p}" for day, p in enumerate("abcd", 1)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,time,type,product_id", *days]))
+    path = tmp_path / "shop"
+    cli.run("init", "--shop", path)
+    for kind in ("products", "events"):
+        cli.run("ingest", kind, tmp_path / f"{kind}.csv", "--shop", path)
+    told = "4 products without a category are named by 2 kinds from words of their titles"
+    for command in (("memory", "build"), ("index",)):
+        assert told in " ".join(cli.run(*command, "--shop", path).stdout.split())
+        assert cli.json(*command, "--shop", path)["title_kinds"] == {
+            "products": 4,
+            "from_titles": 4,
+            "kinds": 2,
+            "examples": ["copy paper", "gel pen"],
+        }
+
+
 def test_two_users_are_wrong_usage(cli, built):
     cli.run("memory", "ann", "bob", "--shop", built, code=2)

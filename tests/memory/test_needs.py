@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 import pytest
 
 from qagent_mlx.ingest.ingest import ingest_files
+from qagent_mlx.memory.buckets import build_memory
 from qagent_mlx.memory.profile import Memory, count_words
 from qagent_mlx.memory.sections import MAX_FILLED, need_lines, popular_lines, product_lines
 from qagent_mlx.memory.shop_tables import create
 from qagent_mlx.memory.store import MemoryStore
+from qagent_mlx.memory.title_kinds import TitleKinds
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.memory.user_state import Interest, RecentProduct
 from qagent_mlx.shop.shop import Shop
@@ -160,6 +162,20 @@ def test_a_catalog_whose_titles_are_names_has_no_kinds(plain_shop):
     assert profile(plain_shop, "new").references == (
         *("acme camera duo", "lexo memory card", "sora tea green"),
     )
+
+
+def test_what_was_taken_from_titles_is_told(shop, plain_shop, tmp_path):
+    assert build_memory(shop).title_kinds is None  # each product has a category
+    products = len(TITLES)
+    told = build_memory(plain_shop).title_kinds
+    assert told == TitleKinds(products, products, 3, ("camera", "memory card", "tea"))
+    plain_shop.connection.execute("UPDATE products SET category = 'Tea' WHERE product_id = 'tea1'")
+    assert build_memory(plain_shop).title_kinds.products == products - 1
+    plain_shop.connection.execute("UPDATE products SET brand = NULL")
+    assert build_memory(plain_shop).title_kinds == TitleKinds(products - 1, 0, 0, ())
+    search = {"user_id": "u1", "time": NOW - timedelta(days=1), "type": "search", "query": "bag"}
+    ingest_files(plain_shop, "events", [write(tmp_path / "more.jsonl", [search])])
+    assert build_memory(plain_shop).title_kinds is None  # memory names queries
 
 
 def test_new_prices_leave_a_memory_of_kinds_from_titles_as_it_is(plain_shop, tmp_path):

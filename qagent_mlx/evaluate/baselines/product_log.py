@@ -13,7 +13,7 @@ import numpy as np
 from ...inventory.catalog import narrowest_category
 from ...shop.shop import Shop
 from ...utils.text import query_key, title_head, words
-from ...utils.title_words import title_queries
+from ...utils.title_words import title_kinds
 from .search_log import WEIGHTS
 
 
@@ -73,7 +73,7 @@ def kind_queries(catalog: Mapping[str, list[str | None]]) -> dict[str, str]:
     titles = {product: title or "" for product, (title, _, _) in catalog.items()}
     brands = {product: brand for product, (_, brand, _) in catalog.items()}
     leaves = {product: narrowest_category(path) for product, (_, _, path) in catalog.items()}
-    shared = title_queries(titles, brands) if any(brands.values()) else {}
+    shared = title_kinds(titles, brands)
     return {
         product: leaf.lower()
         if query_key(leaf)
