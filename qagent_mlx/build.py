@@ -15,10 +15,11 @@ from .errors import QAgentError
 from .ingest.api import writable
 from .ingest.ingest import ingest_files
 from .ingest.options import Kind, ReadOptions
-from .inventory.index import InventoryIndex, build_index, clicked_queries, renewed_index
+from .inventory.index import build_index, clicked_queries, renewed_index
 from .inventory.published import tell_published
 from .inventory.relevance_effect import FloorEffect, floor_effect
 from .inventory.search import hybrid_search
+from .inventory.stored_index import InventoryIndex
 from .memory.buckets import build_memory
 from .memory.ranker import MemoryRanker, Retrieve, fit_ranker, learning_of
 from .memory.store import MemoryStore

@@ -7,7 +7,7 @@ import pytest
 
 from qagent_mlx.build import SAMPLE_MEMORY, build_shop, known_line_worth
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import load_index
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.memory import ranker
 from qagent_mlx.memory.ranker import MemoryRanker
 from qagent_mlx.shop.config import MemoryConfig, SearchConfig, ShopConfig

@@ -19,8 +19,8 @@ from ..agent.tools import RETRIEVED, SearchProducts
 from ..agent.types import Rollout, Task
 from ..errors import QAgentError
 from ..inventory.click_log import ClickLog
-from ..inventory.index import InventoryIndex, load_index
 from ..inventory.search import HybridSearch, open_search
+from ..inventory.stored_index import InventoryIndex, load_index
 from ..memory.profile import Memory
 from ..memory.ranker import MemoryRanker
 from ..memory.types import CountTokens, Moment

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from ..errors import QAgentError
-from ..inventory.index import InventoryIndex, open_index
+from ..inventory.index import open_index
 from ..inventory.search import HybridSearch, open_search
+from ..inventory.stored_index import InventoryIndex
 from ..memory.profile import Memory, count_words
 from ..memory.ranker import MemoryRanker
 from ..memory.sessions import engaged_sessions, successful_sessions

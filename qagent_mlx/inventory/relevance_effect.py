@@ -12,10 +12,10 @@ import numpy as np
 
 from ..shop.config import SearchConfig
 from .encoders.subword import ClickedQuery
-from .index import InventoryIndex
 from .ir_metrics import ndcg
 from .relevance import misspell, noise_word
 from .search import HybridSearch
+from .stored_index import InventoryIndex
 
 QUERIES = 200
 

@@ -26,8 +26,9 @@ from ..types import Hit
 from ..utils.text import query_key
 from .click_log import ClickLog, SimilarQueryIndex, read_clicks
 from .fusion import click_side, fuse, text_scores, text_sides, vectors_alone
-from .index import InventoryIndex, open_index
+from .index import open_index
 from .relevance import RelevanceFloor, encode_queries, is_address
+from .stored_index import InventoryIndex
 from .types import (
     EMPTY_RANKING,
     ClickRanking,

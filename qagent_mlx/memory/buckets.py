@@ -19,10 +19,11 @@ from pathlib import Path
 import duckdb
 
 from ..shop.copied import copied_snapshot
-from ..shop.lake import LakeStore, known_snapshots
+from ..shop.lake import LakeStore
 from ..shop.lake_catalog import NAME, LakeCatalog, LakeInUse
 from ..shop.lake_data import LakeData, open_lake_data
 from ..shop.lake_files import scratch
+from ..shop.lake_state import known_snapshots
 from ..shop.shop import Shop
 from ..utils.database import append_rows
 from .published import FOLDER, PUBLISHED, TABLES, Manifest, PublishedMemory, relation

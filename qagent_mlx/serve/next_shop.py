@@ -9,9 +9,10 @@ from ..agent.recommend import Recommender
 from ..agent.suggest import Completer
 from ..errors import QAgentError
 from ..inventory.encoders.registry import SUBWORD
-from ..inventory.index import InventoryIndex, built_index, open_index, updated_index
+from ..inventory.index import built_index, open_index, updated_index
 from ..inventory.product_search import open_shop_search
 from ..inventory.search import HybridSearch, hybrid_search, open_search
+from ..inventory.stored_index import InventoryIndex
 from ..inventory.types import ProductSearch
 from ..memory.profile import Memory
 from ..memory.store import MemoryStore

@@ -1,7 +1,7 @@
 """A shop in a lake: its rows in a DuckLake, and each machine's file a copy as of a snapshot.
 
     lake.main.<table>       the rows of the tables in `SHARED`
-    lake.main.lake_state    who wrote last, the shop's settings, the next event's number
+    lake.main.lake_state    who wrote last, settings, the next event's number (`lake_state`)
 
 A machine's ``shop.duckdb`` holds the same rows and, beside them, what only it needs: stored memory,
 and which snapshot the rows are of. Whoever opens it takes over what has changed in the lake since
@@ -13,38 +13,39 @@ machine writes at a time, under the lake's lock; the row ``writer`` refuses whoe
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from ..errors import QAgentError
-from ..utils.database import copy_parquet, literal
-from ..utils.settings import merge
 from . import journal
-from .config import PLACES, ShopConfig
 from .copied import Copied, copied_snapshot, keep_copied
 from .handed_over import refuse_times
 from .hooks import hooks
 from .lake_catalog import NAME, LakeCatalog
+from .lake_changes import continue_numbers, next_number, read_changes, shared_tables
 from .lake_data import open_lake_data
-from .lake_files import refuse_views, scratch
-from .row_changes import Before, Rows, Table, apply_rows, net_changes, read_table
-from .schema import OF_THIS_MACHINE, SHARED
+from .lake_files import scratch
+from .lake_state import (
+    head_of_lake,
+    newest_snapshot,
+    shared_settings,
+    state_of_lake,
+    take_settings,
+    write_state,
+)
+from .row_changes import Before, Rows, apply_rows
 from .store import OpenShop, Store
 
 log = logging.getLogger("qagent.shop")
 
-FORMAT = 1  # of what a lake holds
-STATE = f"{NAME}.main.lake_state"
 PUBLISHED = "memory"  # folder below the lake's data
 _PUBLISHED = re.compile(r"\.?\d+-[0-9a-f]{8}(\.writing-\w+)?")
 
@@ -243,159 +244,3 @@ def _clear_published(folder: Path) -> None:
         with suppress(OSError):  # something else is in it
             place.rmdir()
             folder.rmdir()
-
-
-def shared_tables(connection: duckdb.DuckDBPyConnection) -> list[Table]:
-    """The tables of a shop's file whose rows all machines share."""
-    own = ", ".join(map(literal, OF_THIS_MACHINE))
-    where = {"meta": f"key NOT IN ({own})"}
-    return [read_table(connection, name, where.get(name, "true")) for name in SHARED]
-
-
-def shared_settings(config: ShopConfig) -> str:
-    """A shop's settings as the lake keeps them: where it is, each machine knows itself."""
-    values: dict[str, Any] = asdict(config)
-    return json.dumps({name: value for name, value in values.items() if name not in PLACES})
-
-
-def take_settings(shop: OpenShop, state: dict[str, str], address: str) -> None:
-    """Give a shop the settings that a lake's state holds."""
-    values = json.loads(state["settings"])
-    if isinstance(values, dict):  # else `merge` says so
-        values = {name: value for name, value in values.items() if name not in PLACES}
-    own = ShopConfig(store=shop.config.store, data=shop.config.data)
-    config = merge(own, values, f"the lake {address}")
-    if config != shop.config:
-        shop.config = config
-        shop.write_config()
-
-
-def write_state(lake: duckdb.DuckDBPyConnection, values: dict[str, str]) -> None:
-    """Set values of the table ``lake_state``, inside a transaction."""
-    for key, value in values.items():
-        lake.execute(f"DELETE FROM {STATE} WHERE key = ?", [key])
-        lake.execute(f"INSERT INTO {STATE} VALUES (?, ?)", [key, value])
-
-
-def state_of_lake(lake: duckdb.DuckDBPyConnection, snapshot: int | None = None) -> dict[str, str]:
-    """The table ``lake_state``, as it is or as it was.
-
-    Raises:
-        QAgentError: the lake is of another format.
-    """
-    moment = "" if snapshot is None else f" AT (VERSION => {snapshot})"
-    refuse_views(lake, NAME)
-    values = dict(lake.execute(f"FROM {STATE}{moment}").fetchall())
-    if values.get("format") != str(FORMAT):
-        raise QAgentError(
-            f"the lake is of format {values.get('format')}, this program reads {FORMAT}; "
-            "use the same qagent-mlx on all machines"
-        )
-    return values
-
-
-def newest_snapshot(lake: duckdb.DuckDBPyConnection) -> int:
-    """The number of the lake's newest snapshot."""
-    ((snapshot,),) = lake.execute(f"FROM ducklake_current_snapshot('{NAME}')").fetchall()
-    return int(snapshot)
-
-
-def head_of_lake(lake: duckdb.DuckDBPyConnection) -> Copied:
-    """The lake's newest snapshot, and who wrote it last."""
-    snapshot = newest_snapshot(lake)
-    rows = lake.execute(f"SELECT value FROM {STATE} WHERE key = 'writer'").fetchall()
-    return Copied(snapshot, rows[0][0] if rows else "")
-
-
-def known_snapshots(lake: duckdb.DuckDBPyConnection, numbers: list[int]) -> int:
-    """How many of these snapshots the lake still has."""
-    ((count,),) = lake.execute(
-        f"""SELECT count(DISTINCT snapshot_id) FROM ducklake_snapshots('{NAME}')
-        WHERE list_contains(?, snapshot_id)""",
-        [numbers],
-    ).fetchall()
-    return int(count)
-
-
-def read_changes(
-    lake: duckdb.DuckDBPyConnection,
-    tables: list[Table],
-    copied: Copied,
-    head: Copied,
-    folder: Path,
-    file: duckdb.DuckDBPyConnection,
-) -> Iterator[Rows]:
-    """What has changed in the lake since the snapshot that a shop's file is a copy of.
-
-    Where the lake no longer knows that snapshot, all rows are compared.
-    """
-    ((oldest,),) = lake.execute(
-        f"SELECT min(snapshot_id) FROM ducklake_snapshots('{NAME}')"
-    ).fetchall()
-    is_known = copied.snapshot >= 0 and copied.snapshot + 1 >= oldest
-    touched = _touched_tables(lake, copied.snapshot + 1, head.snapshot) if is_known else None
-    for table in tables:
-        if touched is not None and table.name not in touched:
-            continue
-        _refuse_other_columns(lake, table)
-        names = ", ".join(table.names)
-        old, new = (folder / f"{table.name}-{kind}.parquet" for kind in ("old", "new"))
-        if not is_known:
-            ours = f"SELECT {table.plain} FROM {table.name} WHERE {table.where}"
-            theirs = f"SELECT {names} FROM {NAME}.main.{table.name} AT (VERSION => {head.snapshot})"
-        else:
-            changed = f"""SELECT {names} FROM {NAME}.table_changes({literal(table.name)},
-                {copied.snapshot + 1}, {head.snapshot}) WHERE change_type IN"""
-            ours = f"{changed} ('delete', 'update_preimage')"
-            theirs = f"{changed} ('insert', 'update_postimage')"
-        removed = copy_parquet(lake if is_known else file, ours, old)
-        added = copy_parquet(lake, theirs, new)
-        rows = Rows(table, old, new, removed, added)
-        if removed:
-            rows = net_changes(table, old, new, lake)
-        if rows.removed_rows or rows.added_rows:
-            yield rows
-
-
-def _touched_tables(lake: duckdb.DuckDBPyConnection, first: int, last: int) -> set[str] | None:
-    """The tables that snapshots have done anything to; None where one does not say.
-
-    Asking each table for its changes takes long beside that.
-    """
-    ((is_silent, named),) = lake.execute(
-        f"""SELECT bool_or(changes IS NULL), flatten(list(flatten(map_values(changes))))
-        FROM ducklake_snapshots('{NAME}') WHERE snapshot_id BETWEEN {first} AND {last}"""
-    ).fetchall()
-    if is_silent is not False:
-        return None
-    tables = lake.execute(f"SELECT table_name, table_id FROM ducklake_table_info('{NAME}')")
-    # By its number, or by its name where it was made.
-    return {
-        name
-        for name, number in tables.fetchall()
-        if str(number) in named or f"main.{name}" in named
-    }
-
-
-def _refuse_other_columns(lake: duckdb.DuckDBPyConnection, table: Table) -> None:
-    rows = lake.execute(f"SELECT column_name FROM (DESCRIBE {NAME}.main.{table.name})").fetchall()
-    if sorted(name for (name,) in rows) != sorted(name for name, _ in table.columns):
-        raise QAgentError(
-            f"the lake's table {table.name} has other columns than this program's; use the same "
-            "qagent-mlx on all machines"
-        )
-
-
-def next_number(connection: duckdb.DuckDBPyConnection) -> int:
-    """The number that the next event would get."""
-    ((last,),) = connection.execute(
-        "SELECT max(last_value) FROM duckdb_sequences() WHERE sequence_name = 'event_ids'"
-    ).fetchall()
-    ((largest,),) = connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchall()
-    return max(int(last or 0), int(largest)) + 1
-
-
-def continue_numbers(connection: duckdb.DuckDBPyConnection, number: int) -> None:
-    """Give events numbers from ``number`` on, if not larger ones already."""
-    start = max(number, next_number(connection))
-    connection.execute(f"CREATE OR REPLACE SEQUENCE event_ids START {start}")

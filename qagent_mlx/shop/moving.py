@@ -12,24 +12,21 @@ from ..errors import QAgentError
 from ..utils.database import copy_parquet, literal
 from .config import outside_lakes
 from .copied import KEY, Copied, copied_snapshot, keep_copied, keep_made_of
-from .lake import (
+from .lake import LakeStore
+from .lake_address import name_lake, normal_address
+from .lake_catalog import NAME, LakeCatalog
+from .lake_changes import continue_numbers, next_number, read_changes, shared_tables
+from .lake_files import scratch
+from .lake_state import (
     FORMAT,
     STATE,
-    LakeStore,
-    continue_numbers,
     head_of_lake,
     known_snapshots,
-    next_number,
-    read_changes,
     shared_settings,
-    shared_tables,
     state_of_lake,
     take_settings,
     write_state,
 )
-from .lake_address import name_lake, normal_address
-from .lake_catalog import NAME, LakeCatalog
-from .lake_files import scratch
 from .row_changes import Rows, Table, apply_rows, fingerprint
 from .shop import Shop
 

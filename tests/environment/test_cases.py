@@ -9,7 +9,7 @@ from qagent_mlx.environment.environment import Environment
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.options import ReadOptions
-from qagent_mlx.inventory.index import load_index
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.settings import SettingError
 from qagent_mlx.utils.text import query_key

@@ -40,8 +40,9 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.index import build_index, load_index, open_index
+from qagent_mlx.inventory.index import build_index, open_index
 from qagent_mlx.inventory.index_files import MANIFEST, leftovers
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.updates import refresh_index, remove_products
 from qagent_mlx.inventory.vector_index import to_half_precision
 from qagent_mlx.memory.profile import Memory, count_words

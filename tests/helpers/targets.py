@@ -33,7 +33,7 @@ from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest import parse_fields
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.report import IngestReport
-from qagent_mlx.inventory.index import load_index
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.policy.files import load_policy, read_info
 from qagent_mlx.protocol.actions import SLOTS, expand, parse_action, product_line, results_text
 from qagent_mlx.protocol.codec import load_codec

@@ -12,12 +12,12 @@ from qagent_mlx.inventory.index import (
     CLICK_SHARE,
     build_index,
     default_clicks_until,
-    load_index,
     open_index,
     renewed_index,
 )
 from qagent_mlx.inventory.index_files import leftovers
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.shop.shop import Shop
 
 STEMS = (
@@ -167,7 +167,7 @@ def test_the_index_in_place_survives_a_failed_build(own_shop, monkeypatch):
     def fails(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qagent_mlx.inventory.index.np.save", fails)
+    monkeypatch.setattr("qagent_mlx.inventory.stored_index.np.save", fails)
     with pytest.raises(QAgentError, match="cannot write the index in .*No space left"):
         build_index(own_shop)
     index = load_index(own_shop.path / "inventory")

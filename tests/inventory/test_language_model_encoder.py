@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.inventory.encoders.language_model import ModelEncoder, TextReader
 from qagent_mlx.inventory.encoders.registry import EncoderSpec, PythonEncoder
-from qagent_mlx.inventory.index import load_index, open_index
+from qagent_mlx.inventory.index import open_index
 from qagent_mlx.inventory.rerank import Reranker
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.updates import refresh_index, set_encoder
 from qagent_mlx.shop.config import SearchConfig
 

@@ -11,9 +11,10 @@ from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory import published as published_module
 from qagent_mlx.inventory.bm25 import BM25Index
 from qagent_mlx.inventory.encoders.subword import SubwordEncoder
-from qagent_mlx.inventory.index import build_index, load_index, open_index, renewed_index
+from qagent_mlx.inventory.index import build_index, open_index, renewed_index
 from qagent_mlx.inventory.published import PublishedIndex
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.vector_index import VectorIndex
 from qagent_mlx.shop.lake_catalog import INDEX
 from qagent_mlx.shop.lake_data import FilesOfLake

@@ -20,7 +20,6 @@ from qagent_mlx.inventory.catalog import Catalog
 from qagent_mlx.inventory.click_log import ClickLog
 from qagent_mlx.inventory.encoders.registry import EncoderSpec
 from qagent_mlx.inventory.encoders.subword import ClickedQuery, SubwordEncoder
-from qagent_mlx.inventory.index import InventoryIndex
 from qagent_mlx.inventory.index_files import MANIFEST, IndexWriter, Manifest, read_manifest
 from qagent_mlx.inventory.relevance import (
     LEAST_COSINE,
@@ -39,6 +38,7 @@ from qagent_mlx.inventory.relevance import (
 )
 from qagent_mlx.inventory.relevance_effect import floor_effect
 from qagent_mlx.inventory.search import HybridSearch
+from qagent_mlx.inventory.stored_index import InventoryIndex
 from qagent_mlx.inventory.types import EMPTY_RANKING
 from qagent_mlx.inventory.vector_index import VectorIndex
 from qagent_mlx.shop.config import SearchConfig

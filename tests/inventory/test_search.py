@@ -5,8 +5,9 @@ import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import append_events
-from qagent_mlx.inventory.index import build_index, load_index, open_index
+from qagent_mlx.inventory.index import build_index, open_index
 from qagent_mlx.inventory.search import open_search
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.types import Filters
 
 

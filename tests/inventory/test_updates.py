@@ -15,9 +15,10 @@ from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.inventory import index as index_module
 from qagent_mlx.inventory import vector_index as module
 from qagent_mlx.inventory.catalog import read_catalog
-from qagent_mlx.inventory.index import IndexChanges, load_index, open_index
+from qagent_mlx.inventory.index import IndexChanges, open_index
 from qagent_mlx.inventory.index_files import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.search import HybridSearch, open_search
+from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.types import Filters
 from qagent_mlx.inventory.updates import refresh_index, remove_products
 from qagent_mlx.inventory.vector_index import VectorIndex

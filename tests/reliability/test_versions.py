@@ -94,7 +94,7 @@ def test_an_index_names_no_file_outside_of_its_folder(old, name):
     manifest = read_json(old / "inventory" / "manifest.json", "it")
     manifest["files"][name] = [1, 1]
     (old / "inventory" / "manifest.json").write_text(json.dumps(manifest))
-    from qagent_mlx.inventory.index import load_index
+    from qagent_mlx.inventory.stored_index import load_index
 
     with pytest.raises(QAgentError, match=r"damaged \(manifest.json\); run: qagent index"):
         load_index(old / "inventory")

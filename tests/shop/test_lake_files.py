@@ -12,8 +12,8 @@ from lakes import require_lakes
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.privacy import erase_user
-from qagent_mlx.shop.lake import state_of_lake, write_state
 from qagent_mlx.shop.lake_catalog import NAME, LakeCatalog, _attached
+from qagent_mlx.shop.lake_state import state_of_lake, write_state
 from qagent_mlx.shop.moving import FILE, create_in, move
 from qagent_mlx.shop.shop import Shop
 from qagent_mlx.utils.database import open_duckdb
