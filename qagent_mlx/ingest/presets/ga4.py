@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ...utils.database import literal
 from ..parse_fields import text_or_null, user_or_null
-from ..sources.documents import json_compression
-from ..sources.source import MAX_LINE
 from .preset import Extract, Preset
-from .raw_files import RawFile, RawFiles, parquet_relation
+from .raw_files import RawFile, RawFiles, json_options, json_relation, parquet_relation
 from .sql import event_types, ignored_names, merge_searches, name_persons
 
 _TYPES = {
@@ -155,17 +152,12 @@ def _newest_exports(files: list[RawFile]) -> tuple[list[RawFile], tuple[str, ...
 
 def _relations(files: list[RawFile]) -> list[str]:
     """SQL: the columns of `_COLUMNS` of each form of file, in their types."""
-    relations = []
-    json_columns = ", ".join(f"{name}: {literal(kind)}" for name, kind in _COLUMNS.items())
-    for compression in dict.fromkeys(f.compression for f in files if f.form == "json"):
-        paths = [
-            literal(f.readable) for f in files if f.form == "json" and f.compression == compression
-        ]
-        relations.append(
-            f"SELECT * FROM read_json([{', '.join(paths)}], format='auto', "
-            f"compression='{json_compression(compression)}', columns={{{json_columns}}}, "
-            f"maximum_object_size={MAX_LINE}, hive_partitioning=false)"
-        )
+    relations: list[str] = []
+    alike: dict[str, list[RawFile]] = {}
+    for file in files:
+        if file.form == "json":
+            alike.setdefault(json_options(file), []).append(file)
+    relations += [f"SELECT * FROM {json_relation(group, _COLUMNS)}" for group in alike.values()]
     for file in files:
         if file.form == "parquet":
             columns = ", ".join(_parquet_column(file, name) for name in _COLUMNS)

@@ -23,8 +23,9 @@ from ..sources.locations import Location
 from .corrections import correct_events
 from .finding import find_files
 from .folder import Folder
+from .looking import in_utf8, look_at
 from .preset import Extract, Preset, PresetReport
-from .raw_files import RawFile, RawFiles, in_utf8, look_at
+from .raw_files import BrokenLines, RawFile, RawFiles
 from .registry import PRESETS, find_preset, recognise, recognise_all
 
 AUTO = "auto"
@@ -65,9 +66,12 @@ def load_preset(
             _check_new(shop, preset)
             raw = RawFiles(connection, recognised, Path(sources[0]), values)
             _load_known(shop, raw, Path(temporary))
-            extract = _extract(raw, preset, files)
             label = _label(preset, recognised)
-            parts = _write(shop, raw, extract, Path(temporary))
+            try:
+                extract, parts = _read(shop, raw, preset, files, Path(temporary))
+            except BrokenLines:
+                raw.skip_broken_lines()
+                extract, parts = _read(shop, raw, preset, files, Path(temporary))
         return _store(shop, preset, extract, parts, label)
 
 
@@ -171,18 +175,30 @@ def _choose(
     return PRESETS[name], recognised_files
 
 
+def _read(
+    shop: Shop, raw: RawFiles, preset: Preset, files: list[RawFile], folder: Path
+) -> tuple[Extract, dict[str, Path]]:
+    """What the preset reads, and the files that it was written to."""
+    extract = _extract(raw, preset, files)
+    return extract, _write(shop, raw, extract, folder)
+
+
 def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
     """What the preset reads, with what is left out."""
     assert preset.read is not None
     extract = preset.read(raw)
-    ignored, notes = dict(extract.ignored), list(extract.notes)
+    ignored, notes = dict(extract.ignored), [*extract.notes, *raw.notes]
     if raw.malformed:
         ignored["malformed row"] = raw.malformed
     read = {file.path for _, file in raw.files}
-    unread = [file.path.name for file in files if file.path not in read]
+    unread = [file for file in files if file.path not in read]
     if unread:
+        names = ", ".join(file.path.name for file in unread[:5])
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-        notes.append(f"not read, no files of {preset.name}: {', '.join(unread[:5])}{more}")
+        note = f"not read, no files of {preset.name}: {names}{more}"
+        if any(len(file.columns) > 1 for file in unread):  # perhaps a catalog
+            note += "; files with columns of their own: qagent ingest products FILE, or events FILE"
+        notes.append(note)
     return replace(extract, ignored=ignored, notes=tuple(notes))
 
 
@@ -235,7 +251,7 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
         try:
             raw.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
         except duckdb.Error as error:
-            raise QAgentError(f"{raw.folder}: {str(error).splitlines()[0]}") from error
+            raise raw.problem(error) from error
         ((count,),) = raw.rows(f"SELECT count(*) FROM read_parquet({literal(path)})")
         if count:
             paths[kind] = path

@@ -1,14 +1,9 @@
-"""The files that a preset reads: what each looks like, and SQL relations over them."""
+"""The files that a preset reads, and SQL relations over them."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +12,12 @@ import duckdb
 
 from ...errors import QAgentError
 from ...utils.database import identifier, literal
-from ..sources.archives import MAGIC, read_chunks
-from ..sources.documents import cut_out_list, json_compression, json_layout
+from ..sources.archives import read_chunks
+from ..sources.documents import explain_json, json_compression
 from ..sources.source import MAX_LINE
-from ..sources.text import TextFile, read_text
 
 Form = Literal["csv", "json", "parquet", "xml", "none"]
-# Lists of records that may be all that a file's one object holds, and keys of records that have
-# lists of their own.
-_LISTS = ("events", "batch", "data", "visits", "orders", "results", "rows", "hits.hits")
-_RECORDS = frozenset(("session", "event_name", "user_history", "idVisit", "messageId", "type"))
-_ACTIONS = ("index", "create", "update", "delete")  # of the _bulk form
+BULK_ACTIONS = ("index", "create", "update", "delete")  # of OpenSearch's _bulk form
 _SQL_ACTION = (
     "len(json_keys(d)) = 1 AND list_contains(['index', 'create', 'update', 'delete'], "
     "json_keys(d)[1])"
@@ -53,6 +43,8 @@ class RawFile:
     compression: str = "none"
     delimiter: str = ","
     readable: Path = Path()  # where its bytes are: unpacked, decoded, or the file itself
+    is_lines: bool = False  # a JSON object each
+    skips_broken: bool = False  # of these, those that are no JSON
 
     def has(self, *names: str) -> bool:
         """Whether the file has all these columns or keys, whatever their case."""
@@ -66,6 +58,10 @@ class RawFile:
             if name.lower() in by_name:
                 return identifier(by_name[name.lower()])
         return "NULL::VARCHAR"
+
+
+class BrokenLines(QAgentError):
+    """A file of JSON lines has some that are no JSON: see `RawFiles.skip_broken_lines`."""
 
 
 class RawFiles:
@@ -84,9 +80,10 @@ class RawFiles:
         folder: Path,
         meanings: Mapping[str, str] | None = None,
     ) -> None:
-        self.connection, self.files, self.folder = connection, files, folder
+        self.connection, self.files, self.folder = connection, list(files), folder
         self.meanings = {_letters(name): kind for name, kind in (meanings or {}).items()}
-        self.malformed = 0  # rows of CSV files that could not be split into columns
+        self.malformed = 0  # rows that could not be split into columns, or are no JSON
+        self.notes: list[str] = []  # on these
 
     def of(self, *roles: str) -> list[RawFile]:
         """The files with one of these roles."""
@@ -111,7 +108,12 @@ class RawFiles:
         return {str(name): number for name, number in self.rows(query) if number}
 
     def load(self, table: str, query: str) -> None:
-        """Make a table of a query over files; raises QAgentError where they cannot be read."""
+        """Make a table of a query over files.
+
+        Raises:
+            BrokenLines: see there.
+            QAgentError: they cannot be read.
+        """
         try:
             self.connection.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
         except duckdb.OutOfMemoryException as error:
@@ -120,8 +122,41 @@ class RawFiles:
                 "the other, or write its JSON values as one a line"
             ) from error
         except duckdb.Error as error:
-            names = ", ".join(sorted({file.path.name for _, file in self.files})[:3])
-            raise QAgentError(f"{self.folder} ({names}): {_first_line(error)}") from error
+            raise self.problem(error) from error
+
+    def problem(self, error: duckdb.Error) -> QAgentError:
+        """What to say of an error while files were read.
+
+        Raises:
+            QAgentError: a compressed file is damaged.
+        """
+        is_json = "Malformed JSON" in str(error)
+        if is_json and any(file.is_lines and not file.skips_broken for _, file in self.files):
+            return BrokenLines(_first_line(error))
+        for _, file in self.files:
+            check_whole(file)
+        names = ", ".join(sorted({file.path.name for _, file in self.files})[:3])
+        place = f"{self.folder} ({names})" if self.folder.name != names else str(self.folder)
+        return QAgentError(
+            f"{place}: {explain_json(str(error)) if is_json else _first_line(error)}"
+        )
+
+    def skip_broken_lines(self) -> None:
+        """Read files of JSON lines without those that are no JSON, which are counted."""
+        for number, (role, file) in enumerate(self.files):
+            if not file.is_lines:
+                continue
+            file = replace(file, skips_broken=True)
+            ((broken, first),) = self.rows(
+                f"""SELECT count(*), min(row) FROM (
+                    SELECT row_number() OVER () AS row, json FROM {json_objects(file)})
+                WHERE json IS NULL"""
+            )
+            if broken:
+                lines = "1 line is" if broken == 1 else f"{broken:,} lines are"
+                self.notes.append(f"{file.path.name}: {lines} no JSON, from row {first:,} on")
+            self.malformed += broken
+            self.files[number] = (role, file)
 
     def load_csv(
         self,
@@ -144,19 +179,40 @@ class RawFiles:
         self.malformed += malformed
 
 
+def check_whole(file: RawFile) -> None:
+    """Unpack a compressed file.
+
+    Raises:
+        QAgentError: it is damaged.
+    """
+    if file.compression != "none":
+        for _ in read_chunks(file.readable, file.compression, str(file.path)):
+            pass
+
+
+def json_options(file: RawFile) -> str:
+    """SQL: how DuckDB's readers of JSON read such a file."""
+    is_lines = file.is_lines or file.container == "bulk"
+    return (
+        f"format='{'newline_delimited' if is_lines else 'auto'}', "
+        f"compression='{json_compression(file.compression)}', "
+        f"ignore_errors={str(file.skips_broken).lower()}, "
+        f"maximum_object_size={MAX_LINE}, hive_partitioning=false"
+    )
+
+
+def json_objects(file: RawFile) -> str:
+    """SQL: a relation of a file's JSON values, one column ``json``; NULL for what is none."""
+    return f"read_json_objects({literal(file.readable)}, {json_options(file)})"
+
+
 def documents(files: Iterable[RawFile]) -> str:
     """SQL: a relation of the unwrapped JSON objects of files, one column ``d``."""
     selects = []
     for file in files:
-        reader = (
-            f"(SELECT json AS d FROM read_json_objects({literal(file.readable)}, "
-            f"format='{'newline_delimited' if file.container == 'bulk' else 'auto'}', "
-            f"compression='{json_compression(file.compression)}', "
-            f"maximum_object_size={MAX_LINE}, hive_partitioning=false))"
-        )
-        if file.container == "bulk":
-            reader += f" WHERE NOT ({_SQL_ACTION})"
-        selects.append(f"SELECT {_UNWRAPPED[file.container]} AS d FROM {reader}")
+        where = f"NOT ({_SQL_ACTION})" if file.container == "bulk" else "d IS NOT NULL"
+        reader = f"(SELECT json AS d FROM {json_objects(file)})"
+        selects.append(f"SELECT {_UNWRAPPED[file.container]} AS d FROM {reader} WHERE {where}")
     return "(" + " UNION ALL ".join(selects) + ")"
 
 
@@ -167,11 +223,18 @@ def parquet_relation(file: RawFile) -> str:
 
 def lines_relation(file: RawFile, columns: Mapping[str, str]) -> str:
     """SQL: a relation of a JSON lines file's keys in these types."""
+    return json_relation([file], columns)
+
+
+def json_relation(files: Sequence[RawFile], columns: Mapping[str, str]) -> str:
+    """SQL: a relation of the keys of JSON objects in these types; all files are read alike."""
     types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
-    return (
-        f"read_json({literal(file.readable)}, compression='{json_compression(file.compression)}', "
-        f"columns={{{types}}}, format='newline_delimited', hive_partitioning=false)"
-    )
+    paths = ", ".join(literal(file.readable) for file in files)
+    relation = f"read_json([{paths}], columns={{{types}}}, {json_options(files[0])})"
+    if not files[0].skips_broken:
+        return relation
+    holds_any = " OR ".join(f"{identifier(name)} IS NOT NULL" for name in columns)
+    return f"(SELECT * FROM {relation} WHERE {holds_any})"
 
 
 def csv_relation(file: RawFile, quote_character: str = '"', *, is_plain: bool = False) -> str:
@@ -188,144 +251,9 @@ def csv_relation(file: RawFile, quote_character: str = '"', *, is_plain: bool = 
     )
 
 
-def look_at(
-    connection: duckdb.DuckDBPyConnection, path: Path, readable: Path, folder: Path
-) -> RawFile:
-    """Tell a file's form, columns and first record from its beginning.
-
-    Args:
-        path: What the user calls it.
-        readable: Where its bytes are.
-        folder: For a copy in UTF-8, where it is in another encoding.
-
-    Raises:
-        QAgentError: it cannot be opened.
-    """
-    try:
-        with readable.open("rb") as opened:
-            head = opened.read(512)
-    except OSError as error:
-        raise QAgentError(f"{path}: {error.strerror or error}") from error
-    # DuckDB reads these two; zip and bz2 files were unpacked before.
-    compression = next((c for c in ("gzip", "zstd") if head.startswith(MAGIC[c])), "none")
-    file = RawFile(path, compression=compression, readable=readable)
-    try:
-        if head.startswith(b"PAR1"):
-            return _look_at_parquet(connection, file)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return _look_at_text(connection, in_utf8(file, folder), folder)
-        if b"\0" in head and compression == "none":
-            return file  # a database, a workbook, a picture
-        return _look_at_text(connection, file, folder)
-    except (duckdb.OutOfMemoryException, MemoryError) as error:
-        raise QAgentError(f"{path}: not enough memory to read one value of it; split it") from error
-    except UnicodeDecodeError:
-        with suppress(QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
-            return _look_at_text(connection, in_utf8(file, folder), folder)
-    except (QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
-        pass  # it is of no form that a preset reads
-    return file
-
-
-def in_utf8(file: RawFile, folder: Path) -> RawFile:
-    """The file, or a copy of it in UTF-8; Windows-1252 and UTF-16 are recognised.
-
-    Raises:
-        QAgentError: it is text of another encoding, or none.
-    """
-    own = Path(tempfile.mkdtemp(dir=folder))
-    text = read_text(
-        file.readable, file.compression, str(file.path), "utf-8", own, lines=file.form == "csv"
-    )
-    return replace(file, readable=text.path, compression=text.compression)
-
-
-def _look_at_parquet(connection: duckdb.DuckDBPyConnection, file: RawFile) -> RawFile:
-    described = connection.execute(f"DESCRIBE FROM {parquet_relation(file)}").fetchall()
-    types = {row[0]: row[1] for row in described}
-    return replace(file, form="parquet", columns=tuple(types), record=types)
-
-
-def _look_at_text(connection: duckdb.DuckDBPyConnection, file: RawFile, folder: Path) -> RawFile:
-    head = next(read_chunks(file.readable, file.compression, str(file.path)), b"")
-    text = codecs.getincrementaldecoder("utf-8")().decode(head).removeprefix("\ufeff")
-    if text.lstrip()[:1] in ("{", "["):
-        return _look_at_json(connection, file, text, folder)
-    text = text.lstrip()
-    if text[:1] == "<":
-        return replace(file, form="xml", record={"head": text[:4096]})
-    header = text.splitlines()[0]
-    delimiter = max(",\t;|", key=header.count)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-    columns = tuple(_unique([name or f"column{i}" for i, name in enumerate(names)]))
-    file = replace(file, form="csv", columns=columns, delimiter=delimiter)
-    first = None
-    with suppress(duckdb.InvalidInputException):  # said when it is read, as whose file it is
-        first = connection.execute(f"SELECT * FROM {csv_relation(file)} LIMIT 1").fetchone()
-    connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
-    return replace(file, record=dict(zip(columns, first or (), strict=False)))
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _letters(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names of columns, the second of two equal ones with a number behind."""
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name.lower()] = count = seen.get(name.lower(), 0) + 1
-        unique.append(name if count == 1 else f"{name} {count}")
-    return unique
-
-
-def _look_at_json(
-    connection: duckdb.DuckDBPyConnection, file: RawFile, head: str, folder: Path
-) -> RawFile:
-    layout = json_layout(head, lambda keys: not _RECORDS.isdisjoint(keys))
-    if layout.list_name in _LISTS:
-        text = TextFile(file.readable, file.compression, head)
-        own = Path(tempfile.mkdtemp(dir=folder))
-        text = cut_out_list(text, layout, str(file.path), own)
-        file = replace(file, readable=text.path, compression=text.compression)
-    texts = connection.execute(
-        f"""SELECT json FROM read_json_objects({literal(file.readable)}, format='auto',
-        compression='{json_compression(file.compression)}', maximum_object_size={MAX_LINE},
-        hive_partitioning=false) LIMIT 20"""
-    ).fetchall()
-    container, records = unwrap([json.loads(text) for (text,) in texts])
-    keys = dict.fromkeys(key for record in records for key in record)
-    first = records[0] if records else {}
-    return replace(file, form="json", columns=tuple(keys), record=first, container=container)
-
-
-def unwrap(values: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
-    """The container of a file's first JSON values, and the objects inside.
-
-    ``bulk`` is OpenSearch's ``_bulk`` form, ``elasticdump`` its documents with ``_source``.
-    """
-    records = [value for value in values if isinstance(value, dict)]
-    if not records:
-        return "", []
-    first = records[0]
-    if len(first) == 1 and next(iter(first)) in _ACTIONS:
-        action = next(iter(first.values()))
-        if isinstance(action, dict) and ("_index" in action or "_id" in action or not action):
-            inner = [r for r in records if not (len(r) == 1 and next(iter(r)) in _ACTIONS)]
-            return "bulk", [r["doc"] if isinstance(r.get("doc"), dict) else r for r in inner]
-    if isinstance(first.get("_source"), dict):
-        return "elasticdump", _sources(records)
-    return "", records
-
-
-def _sources(hits: Iterable[Any]) -> list[dict[str, Any]]:
-    return [
-        {"_id": hit.get("_id"), "_index": hit.get("_index"), **hit["_source"]}
-        for hit in hits
-        if isinstance(hit, dict) and isinstance(hit.get("_source"), dict)
-    ]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -52,7 +52,7 @@ def json_layout(head: str, is_row: Callable[[Collection[str]], bool]) -> Layout:
     if text[:1] not in ("[", "{"):
         return Layout("lines")
     first, newline, rest = text.partition("\n")
-    if newline and rest.strip() and _is_json(first):
+    if newline and rest.strip() and is_json(first):
         return Layout("lines")
     if text[0] == "[":
         return Layout("array")
@@ -67,7 +67,7 @@ def json_layout(head: str, is_row: Callable[[Collection[str]], bool]) -> Layout:
         if text[end:].strip():  # several objects, each over several lines
             return Layout("unstructured")
         keys = list(document)
-    elif _is_json(rest.partition("\n")[0]):  # the first line is broken
+    elif is_json(rest.partition("\n")[0]):  # the first line is broken
         return Layout("lines")
     if found is not None and not is_row(keys):
         name, start = found
@@ -100,11 +100,12 @@ def document_source(
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        raise QAgentError(f"{name}: {_explain(str(error))}") from error
+        raise QAgentError(f"{name}: {explain_json(str(error))}") from error
     return replace(objects_source(connection, f"{name}: it holds no JSON objects"), notes=notes)
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -182,7 +183,7 @@ def cut_out_list(file: TextFile, layout: Layout, name: str, folder: Path) -> Tex
     return replace(file, path=target, compression="none")
 
 
-def _explain(message: str) -> str:
+def explain_json(message: str) -> str:
     """DuckDB's error about a JSON file, without the path of a temporary one."""
     if "maximum_object_size" in message:
         return f"an object of over {MAX_LINE >> 20} MiB; is this the right file?"

@@ -1,8 +1,10 @@
 """Recognising formats, and what is said of files that are none."""
 
 import bz2
+import gzip
 import json
 import zipfile
+from random import Random
 
 import pytest
 
@@ -86,6 +88,81 @@ def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, writ
         assert command in str(error.value)
     with pytest.raises(QAgentError, match="ubi u.json: the only row is rejected"):
         load_preset(shop, "ubi", raw)  # it has no time
+
+
+def lines(texts):
+    return "".join(f"{text}\n" for text in texts)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 3, 400])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_that_are_no_json_are_left_out_and_told(shop, raw, stored, broken, packed):
+    """The other lines, and other files, go in: an export that was cut off holds most of a log."""
+    searches = [
+        json.dumps(
+            {
+                "user_query": f"shoes {n}",
+                "query_id": f"{n}",
+                "client_id": "u",
+                "timestamp": 10**12 + n * 86_400_000,
+            }
+        )
+        for n in range(500)
+    ]
+    searches[broken] = searches[broken][:30]
+    clicks = [
+        json.dumps(
+            {
+                "action_name": "click",
+                "query_id": "7",
+                "client_id": "u",
+                "timestamp": 10**12 + 7 * 86_400_000 + 5000,
+                "event_attributes": {"object": {"object_id": "p1"}},
+            }
+        )
+    ]
+    (raw / "e.ndjson").write_text(lines(clicks))
+    text = lines(searches).encode()
+    (raw / "q.ndjson").write_bytes(gzip.compress(text) if packed else text)
+    report = load_preset(shop, "auto", raw)
+    assert report.events.accepted == 500 == len(stored())
+    assert report.whole.ignored["malformed row"] == 1
+    note = f"q.ndjson: 1 line is no JSON, from row {broken + 1} on"
+    assert note in report.whole.notes
+
+
+def test_broken_lines_of_google_analytics_are_no_events_without_a_name(shop, raw, stored):
+    event = {
+        "event_name": "search",
+        "event_timestamp": "1767607200000000",
+        "event_params": [{"key": "search_term", "value": {"string_value": "shoes"}}],
+        "user_pseudo_id": "u",
+        "items": [],
+    }
+    (raw / "events.json").write_text(lines([json.dumps(event), '{"event_name": "se']))
+    report = load_preset(shop, "ga4", raw)
+    assert len(stored()) == 1
+    assert report.whole.ignored == {"malformed row": 1}
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.95])
+def test_a_packed_file_that_was_cut_short_is_named(shop, raw, kept):
+    random = Random(0)
+    queries = [random.randbytes(40).hex() for _ in range(30_000)]
+    rows = [json.dumps({"user_query": q, "query_id": q, "client_id": "u"}) for q in queries]
+    packed = gzip.compress(lines(rows).encode(), 1)
+    (raw / "q.ndjson.gz").write_bytes(packed[: int(len(packed) * kept)])
+    with pytest.raises(
+        QAgentError, match=r"q\.ndjson\.gz: the gzip file is cut short.*get it again"
+    ):
+        load_preset(shop, "auto", raw)
+
+
+def test_an_array_that_was_cut_short_is_named(shop, raw):
+    events = [{"user_query": "shoes", "query_id": f"{n}", "client_id": "u"} for n in range(300)]
+    (raw / "q.json").write_text(json.dumps(events)[:-100])
+    with pytest.raises(QAgentError, match=r"q\.json\): malformed JSON in object 2.*cut short"):
+        load_preset(shop, "auto", raw)
 
 
 def test_large_files_are_read_whatever_their_layout(shop, raw, stored, monkeypatch):
