@@ -118,12 +118,13 @@ def recommend(
     if strangers:  # perhaps a slip of the pen
         note(f"no events yet, so recommended to as a new user: {', '.join(strangers[:5])}")
     documents = [_document(recommender, result, chains) for result in results]
+    has_chances = recommender.policy.calibration_of(recommender.agent) is not None
     for document, answer in zip(documents, answers, strict=False):
         document["recommendation_id"] = answer.recommendation_id
 
     def draw() -> None:
         for document in documents:
-            draw_recommendations(document, f"policy {name}")
+            draw_recommendations(document, f"policy {name}", has_chances)
 
     return Output(documents[0] if len(documents) == 1 else {"users": documents}, draw)
 
@@ -212,14 +213,19 @@ def _document(
     return document
 
 
-def _about_chances(recommendations: list[dict[str, Any]]) -> str:
-    if all(r["chance"] is None for r in recommendations):
+def _about_chances(recommendations: list[dict[str, Any]], are_learned: bool) -> str:
+    if not are_learned:
         return "no chance was learned for this policy; see: qagent policies calibrate --help"
+    if all(r["chance"] is None for r in recommendations):
+        return "no chance: this policy's were learned of users with a history"
     return "chance: that the user's next search that leads to something is this very query"
 
 
-def draw_recommendations(document: dict[str, Any], by: str) -> None:
-    """Print one user's recommendations, and the chains when they are there."""
+def draw_recommendations(document: dict[str, Any], by: str, has_chances: bool) -> None:
+    """Print one user's recommendations, and the chains when they are there.
+
+    ``has_chances`` says whether chances were learned for the policy.
+    """
     from rich.text import Text
 
     console = out()
@@ -238,7 +244,9 @@ def draw_recommendations(document: dict[str, Any], by: str) -> None:
             rows.append((rank, safe(r["query"], "bold"), *cells, products))
         columns = ("#", "query", "chance", "votes", "top products and reason")
         print_table(columns, rows, numbers=("#", "chance"), wide=columns[4], widths={"query": 26})
-        console.print(safe(_about_chances(document["recommendations"]), "dim"), soft_wrap=True)
+        console.print(
+            safe(_about_chances(document["recommendations"], has_chances), "dim"), soft_wrap=True
+        )
     for number, chain in enumerate(document.get("chains", ()), 1):
         console.print()
         state = "validated" if chain["validated"] else chain["finish"]

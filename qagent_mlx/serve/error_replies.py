@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,19 @@ def _error(
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(request, error.status_code, error.detail, error.headers)
+    text = error.detail
+    if text == HTTPStatus(error.status_code).phrase:  # the router's
+        text = _what_there_is(request, error)
+    return _error(request, error.status_code, text, error.headers)
+
+
+def _what_there_is(request: Request, error: HTTPException) -> str:
+    """What to say of an address or a method that there is not."""
+    place = request.url.path[:100]
+    allowed = (error.headers or {}).get("Allow", "")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and allowed:
+        return f"{place} takes {allowed}, not {request.method}"
+    return f"there is nothing at {place}; GET /openapi.json lists all there is"
 
 
 async def _user_error(request: Request, error: Exception) -> Response:

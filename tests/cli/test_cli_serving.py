@@ -195,3 +195,12 @@ def test_the_options_of_every_example_exist(line):
         if isinstance(command, click.Group) and not words:
             return
     command.make_parser(click.Context(command)).parse_args(list(words))
+
+
+def test_a_policy_that_learned_chances_is_not_said_to_lack_them_of_a_new_user():
+    from cli.recommend import _about_chances
+
+    unknown, known = {"chance": None}, {"chance": 0.2}
+    assert "no chance was learned for this policy" in _about_chances([unknown], False)
+    assert "users with a history" in _about_chances([unknown, unknown], True)
+    assert _about_chances([unknown, known], True).startswith("chance: ")

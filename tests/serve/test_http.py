@@ -120,6 +120,18 @@ def test_events_that_come_together_are_stored_together_and_each_is_told_its_own(
     assert metric(client, "qagent_events_total", outcome="accepted") == 3
 
 
+def test_a_wrong_address_or_method_is_told_what_there_is(serving):
+    client = serving()
+    wrong = client.get("/health")
+    assert wrong.status_code == 404
+    assert wrong.json()["error"] == (
+        "there is nothing at /health; GET /openapi.json lists all there is"
+    )
+    method = client.get("/recommend")
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert method.json()["error"] == "/recommend takes POST, not GET"
+
+
 def test_what_is_posted_right_after_a_new_snapshot_is_stored_there(serving, own_folder):
     client = serving()
     worker = client.app.state.service.worker

@@ -196,7 +196,10 @@ def _extract(raw: RawFiles, preset: Preset, files: list[RawFile]) -> Extract:
         names = ", ".join(file.path.name for file in unread[:5])
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         note = f"not read, no files of {preset.name}: {names}{more}"
-        if any(len(file.columns) > 1 for file in unread):  # perhaps a catalog
+        others = recognise_all(unread)
+        if others:
+            note += f"; some are of {' and '.join(others)}, read them by that preset"
+        elif any(len(file.columns) > 1 for file in unread):  # perhaps a catalog
             note += "; files with columns of their own: qagent ingest products FILE, or events FILE"
         notes.append(note)
     return replace(extract, ignored=ignored, notes=tuple(notes))

@@ -88,6 +88,12 @@ def test_several_formats_in_one_folder_are_told_apart(shop, raw, write_csv, writ
         assert command in str(error.value)
     with pytest.raises(QAgentError, match="ubi u.json: the only row is rejected"):
         load_preset(shop, "ubi", raw)  # it has no time
+    write_csv("catalog.csv", ("sku", "name"), ("1", "Shoes"))
+    (note,) = [n for n in load_preset(shop, "algolia", raw).total.notes if "not read" in n]
+    assert note.endswith("catalog.csv, u.json; some are of ubi, read them by that preset")
+    (raw / "u.json").unlink()
+    (note,) = [n for n in load_preset(shop, "algolia", raw).total.notes if "not read" in n]
+    assert "catalog.csv; files with columns of their own: qagent ingest products FILE" in note
 
 
 def lines(texts):
