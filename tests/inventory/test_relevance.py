@@ -149,7 +149,7 @@ def test_noise_is_of_letters_syllables_or_digits():
     kinds["letters"] = [w for w in words if w.isalpha() and w not in kinds["syllables"]]
     assert sum(map(len, kinds.values())) == len(words)
     assert all(len(found) > 30 for found in kinds.values())
-    assert set("".join(w[::2] for w in kinds["syllables"])) > vowels
+    assert np.mean([w[0] in vowels for w in kinds["syllables"]]) < 0.5
 
 
 def test_what_is_like_a_query_without_being_meant_shares_no_word_and_no_category(index):

@@ -4,10 +4,13 @@ from hypothesis import strategies as st
 
 from qagent_mlx.protocol.actions import (
     ACTION_TAGS,
+    MAX_SEARCHES,
     OBSERVATION_TAGS,
     REFERENCES,
     SLOTS,
+    STOPS,
     Action,
+    Stopper,
     expand,
     parse_action,
     product_line,
@@ -86,3 +89,39 @@ def test_text_from_data_never_forms_a_tag(text):
     assert "<" not in inner
     assert ">" not in inner
     assert "\n" not in safe(text)
+
+
+class Letters:
+    """A codec with a token for each character; 0 ends an answer."""
+
+    eos_ids = frozenset({0})
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def fed(stopper, text):
+    """How much of a text is taken until the stopper stops; None where it never does."""
+    return next((i for i, letter in enumerate(text, 1) if stopper.feed(ord(letter))), None)
+
+
+@pytest.mark.parametrize("tag", [*STOPS, *OBSERVATION_TAGS])
+def test_a_turn_stops_where_an_action_ends_or_a_tool_s_tag_is_written(tag):
+    for before in ("", "<search>" + "so many words " * 9):
+        assert fed(Stopper(Letters(), None), f"{before}{tag} and on") == len(before + tag)
+    assert fed(Stopper(Letters(), None), f"a < b > {tag[:-1]} <search>x</searc> <r3>") is None
+
+
+def test_a_turn_stops_where_the_model_ends_its_answer():
+    assert fed(Stopper(Letters(), None), "words\0more") == 6
+    assert fed(Stopper(Letters(), frozenset({7, 9})), "words\0more") == 6
+
+
+def test_where_tags_are_tokens_the_tokens_decide():
+    stopper = Stopper(Letters(), frozenset({7, 9}))
+    assert [stopper.feed(token) for token in (8, ord(">"), 9)] == [False, False, True]
+    assert fed(Stopper(Letters(), frozenset({7})), "<search>x</search>") is None
+
+
+def test_each_search_of_a_chain_has_a_name_of_its_own():
+    assert SLOTS[0] == "<s1>" and len(set(SLOTS)) == len(SLOTS) == MAX_SEARCHES

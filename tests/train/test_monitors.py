@@ -182,3 +182,18 @@ def test_a_run_that_will_not_fit_stops_warns_or_goes_on():
         check_memory(int(9.5 * gib), AlarmConfig(), 10 * gib)
     assert "lower token_budget" in check_memory(20 * gib, AlarmConfig(memory="warn"), 10 * gib)
     assert check_memory(20 * gib, AlarmConfig(memory="off"), 10 * gib) == ""
+
+
+def test_what_stops_a_run_is_said_first():
+    bad = {**FINE, **TROUBLE["format"], **TROUBLE["kl"], **TROUBLE["distinct"]}
+    alerts = fired(
+        AlarmMonitor(replace(CONFIG, format="warn", kl="stop", distinct="warn")), *[bad] * 3
+    )
+    assert [(alert.name, alert.action) for alert in alerts] == [
+        *(("kl", "stop"), ("format", "warn"), ("distinct", "warn"))
+    ]
+
+
+def test_an_alarm_that_cannot_be_is_refused_before_the_first_step():
+    with pytest.raises(QAgentError, match="patience must be"):
+        AlarmMonitor(replace(CONFIG, patience=0))
