@@ -12,6 +12,7 @@ from qagent_mlx.inventory.encoders.subword import (
     SubwordEncoder,
     _term_features,
     _truncated_svd,
+    hashed_features,
 )
 
 # That people who type "office light" want a lamp is known from clicks only.
@@ -164,3 +165,12 @@ def test_a_function_that_is_not_there_is_named(tmp_path):
             load_function(place, "encoder")
     path.write_text("def encode(texts): return 7")
     assert load_function(f"{path}:encode", "encoder")([]) == 7
+
+
+def test_a_text_counts_each_word_once_and_its_letters_as_much_as_their_root():
+    """The sums are of words and their 3- and 4-grams, those of equal hash together."""
+    one = sum(weight for _, weight in _term_features("usb"))
+    assert one == pytest.approx(1 + 5**0.5)  # "#us", "usb", "sb#", "#usb" and "usb#"
+    two = sum(weight for _, weight in _term_features("lamp"))
+    table = hashed_features(["usb", "usb usb", "usb lamp", ""])
+    assert pytest.approx([one, 2 * one, one + two, 0], rel=1e-6) == table.sum(axis=1).A1

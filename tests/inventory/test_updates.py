@@ -20,7 +20,7 @@ from qagent_mlx.inventory.index_files import LOCK, MANIFEST, leftovers
 from qagent_mlx.inventory.search import HybridSearch, open_search
 from qagent_mlx.inventory.stored_index import load_index
 from qagent_mlx.inventory.types import Filters
-from qagent_mlx.inventory.updates import refresh_index, remove_products
+from qagent_mlx.inventory.updates import refresh_index, remove_products, set_encoder
 from qagent_mlx.inventory.vector_index import VectorIndex
 
 QUERIES = ["acme usb cable", "red running shoes", "zebra carpet", "desk lamp", "cofee beens"]
@@ -91,6 +91,14 @@ def test_removing_what_is_not_there_or_all_removes_nothing(own_shop):
     with pytest.raises(QAgentError, match="no product would be left"):
         remove_products(own_shop, read_catalog(own_shop).ids)
     assert own_shop.catalog_version == version and len(read_catalog(own_shop)) == 40
+
+
+def test_an_encoder_that_cannot_be_leaves_the_shop_as_it_is(own_shop):
+    before = own_shop.config
+    for encoder, dimensions, says in (("nosuch", None, "neither"), (None, 1, "dimensions must be")):
+        with pytest.raises(QAgentError, match=says):
+            set_encoder(own_shop, encoder, dimensions)
+    assert own_shop.config == before
 
 
 def test_a_search_under_way_is_not_disturbed_by_an_update(own_shop, tmp_path):

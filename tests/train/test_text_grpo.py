@@ -65,6 +65,11 @@ def test_calls_are_written_actions():
     arguments = [{}, {"query": "<r1>"}, {"query": "<s1>"}]
     called = [{"name": n, "arguments": a} for n, a in zip(names, arguments, strict=True)]
     assert play(environment, 3, called) == play(environment, 3, written)
+    for call in ({"name": "search", "arguments": "<r1>"}, {"name": "search"}, {"name": "pay"}, {}):
+        environment.reset(3)
+        environment.step("<fetch_memory/>")
+        step = environment.step(call)  # not a box: the answer that was none ends the episode
+        assert step.done and step.rewards == {"format": 0.0, "found": 0.0, "exact": 0.0}
 
 
 @pytest.fixture
