@@ -10,8 +10,10 @@ from qagent_mlx.agent.recommend import (
     GROUP,
     GRPO_GROUP,
     ProfileRecommender,
+    Recommender,
     RecommendRequest,
     UserRecommendations,
+    agent_answer,
     default_group_size,
 )
 from qagent_mlx.agent.types import Rollout, Turn
@@ -172,3 +174,20 @@ def test_the_time_of_an_answer_is_its_share_of_the_time_that_the_batch_took(
     spent = recommender.spent
     assert spent["searches"] == recommender.runner.tools.seconds
     assert spent["chains"] + spent["searches"] == pytest.approx(1) and spent["slates"] == 1
+
+
+def test_what_an_agent_shows_is_placed_there_for_certain(nano_policy):
+    shown = agent_answer(nano_policy, "r1", "u1", NOW, ["usb cable", "desk lamp"])
+    assert shown.queries == ("usb cable", "desk lamp") and shown.propensities == (1.0, 1.0)
+    assert (shown.recommendation_id, shown.user_id, shown.ts) == ("r1", "u1", NOW)
+    assert (shown.source, shown.policy) == ("agent", nano_policy.info.name)
+
+
+def test_the_next_memory_of_a_shop_knows_what_the_last_one_read(tiny_shop, own_shop, nano_policy):
+    recommender = Recommender(tiny_shop, nano_policy)
+    statistics = recommender.memory.loader.statistics
+    again = recommender.open_memory(tiny_shop, recommender.memory)
+    assert again.loader.statistics is statistics
+    # A shop that was closed and opened meanwhile may say otherwise.
+    for shop, previous in ((own_shop, recommender.memory), (tiny_shop, None)):
+        assert recommender.open_memory(shop, previous).loader.statistics is not statistics

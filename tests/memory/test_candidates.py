@@ -8,6 +8,7 @@ from candidate_rows import OWN, TREND, rows
 from qagent_mlx.ingest.ingest import append_events
 from qagent_mlx.memory.candidates import COLUMNS, TEXTS, Candidates
 from qagent_mlx.memory.loader import MemoryLoader
+from qagent_mlx.memory.shop_tables import query_wording
 from qagent_mlx.memory.types import Moment
 from qagent_mlx.shop.shop import Shop
 
@@ -192,3 +193,23 @@ def test_scripts_without_spaces_share_words_and_name_brands(tmp_path):
     assert found.echo_last[at["阿迪达斯跑鞋"]] == pytest.approx(2 / 6)
     assert found.echo_last[at["雨伞"]] == 0
     assert found.kind[[at["阿迪达斯跑鞋"], at["雨伞"]]].tolist() == ["brand", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wording"),
+    [
+        ("tent", ("plain", None)),
+        ("acme", ("brand", "Acme")),
+        ("red tent acme", ("brand", "Acme")),
+        ("acme outdoor tent", ("brand", "Acme Outdoor")),  # the longest name
+        ("tent of acme outdoor", ("brand", "Acme Outdoor")),
+        ("tent red", ("attribute", "red")),
+        ("red acme", ("brand", "Acme")),  # a brand before an attribute
+    ],
+)
+def test_a_query_names_a_brand_or_an_attribute_wherever_it_stands(text, wording):
+    names = {"brand": ("Acme", "Acme Outdoor"), "attribute": ("red",)}
+    modifiers = {
+        tuple(name.lower().split()): (kind, name) for kind, these in names.items() for name in these
+    }
+    assert query_wording(text, modifiers) == wording

@@ -1,16 +1,8 @@
 """What one user's history teaches, by hand."""
 
-from qagent_mlx.memory.event_log import (
-    CLICK,
-    DAY,
-    PURCHASE,
-    SEARCH,
-    Event,
-    EventLog,
-    History,
-    ProductFacts,
-    from_microseconds,
-)
+from histories import START, history
+
+from qagent_mlx.memory.event_log import DAY, from_microseconds
 from qagent_mlx.memory.transitions import (
     ADJACENT,
     MAX_STEPS,
@@ -20,28 +12,6 @@ from qagent_mlx.memory.transitions import (
     Step,
     transitions_of,
 )
-
-START = 20_000 * DAY
-
-
-def history(*sessions):
-    """Sessions of (day, search, …): a search is (query, product or None, bought or not)."""
-    log = EventLog(None)
-    events = []
-    for number, (day, *searches) in enumerate(sessions):
-        at = int(START + day * DAY)
-        for query, product, *bought in searches:
-            search = len(events)
-            events.append(Event("u", search, at, SEARCH, query, query, None, number, None))
-            if product:
-                kind = PURCHASE if bought else CLICK
-                row = (at + DAY // 48, kind, None, None, product, number, search)
-                events.append(Event("u", len(events), *row))
-                log.products[product] = ProductFacts(
-                    product, None, "home", f"of {product}", (), None, None, None
-                )
-            at += DAY // 24
-    return History(events, log)
 
 
 def steps(*sessions):

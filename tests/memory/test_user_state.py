@@ -1,6 +1,8 @@
 import msgspec
 import pytest
+from histories import history
 
+from qagent_mlx.memory.state_builder import MAX_ENGAGED, MAX_PRODUCTS, MAX_SOURCES, user_state
 from qagent_mlx.memory.user_state import (
     Activity,
     EngagedProduct,
@@ -10,6 +12,7 @@ from qagent_mlx.memory.user_state import (
     Source,
     UserState,
 )
+from qagent_mlx.shop.config import MemoryConfig
 
 
 def state():
@@ -40,3 +43,13 @@ def test_a_state_is_stored_as_json(before):
     packed = msgspec.json.encode(before)
     assert msgspec.json.decode(packed, type=UserState) == before
     assert b'"queries":[["tent","Tent",2,3,1,1.0]]' in packed or before == UserState()
+
+
+def test_of_what_a_user_saw_and_took_the_last_is_kept():
+    count = MAX_ENGAGED + 2
+    seen = [(day, (f"q{day}", f"p{day}")) for day in range(count)]
+    found = user_state(history(*seen), MemoryConfig())
+    latest = [f"p{day}" for day in reversed(range(count))]
+    assert [p.product_id for p in found.recent_products] == latest[:MAX_PRODUCTS]
+    assert [p.product_id for p in found.engaged_products] == latest[:MAX_ENGAGED]
+    assert len(found.sources) <= 3 * 2 * MAX_SOURCES

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from qagent_mlx.environment.environment import Environment
+from qagent_mlx.errors import QAgentError
 from qagent_mlx.policy.batches import TrainingSequence
 from qagent_mlx.policy.export import fuse
 from qagent_mlx.policy.files import load_policy
@@ -18,7 +20,7 @@ from qagent_mlx.policy.registry import derive
 from qagent_mlx.protocol.actions import parse_action
 from qagent_mlx.protocol.marks import MARK_WORDS
 from qagent_mlx.train.delexicalize import Delexicalizer
-from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator
+from qagent_mlx.train.demonstrations import DemoConfig, Demonstrator, training_examples
 from qagent_mlx.train.fit import FitConfig, LikelihoodTrainer
 from qagent_mlx.train.sft import MAX_PASSES, SftConfig, SftTrainer
 from qagent_mlx.utils.text import query_key
@@ -182,3 +184,9 @@ def test_a_fused_chat_model_stops_by_itself(own_shop, tmp_path):
     model, tokenizer = load(str(tmp_path / "fused"))
     *_, last = stream_generate(model, tokenizer, prompt, max_tokens=100)
     assert last.finish_reason == "stop" and last.generation_tokens == len(answer)
+
+
+def test_without_a_case_to_learn_from_grpo_says_how_to_get_some(nano_policy):
+    environment = SimpleNamespace(of_split=lambda split: [])
+    with pytest.raises(QAgentError, match="no training case to learn from; ingest a longer log"):
+        training_examples(environment, nano_policy, solvable=False)
