@@ -89,6 +89,17 @@ def test_a_batch_with_moments_and_filters_equals_single_questions(shop):
     assert open_search(shop).search([], 5) == []
 
 
+def test_thousands_of_queries_are_ranked_some_at_a_time(shop, monkeypatch):
+    queries = ["gears", "phone case", "hdtv", "red thing", "", "gears", "xbos"]
+    at_once = open_search(shop).search(queries, 3)
+    monkeypatch.setattr("qagent_mlx.inventory.search.QUERIES_AT_ONCE", 2)
+    sizes, search = [], open_search(shop)
+    rank = search._rank_block
+    monkeypatch.setattr(search, "_rank_block", lambda q, a: sizes.append(len(q)) or rank(q, a))
+    assert search.search(queries, 3) == at_once
+    assert sizes == [2, 2, 2]  # "gears" once
+
+
 def test_nothing_to_search_for_finds_nothing(search):
     assert search.search(["", "  ", "!!!"], 10) == [[], [], []]
     assert found(search, "xbox", 0) == []

@@ -1,5 +1,7 @@
 import json
 import math
+import weakref
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -15,6 +17,7 @@ from qagent_mlx.memory.ranker import (
     Choices,
     MemoryRanker,
     RankerWeights,
+    choices_of_parts,
     fit_ranker,
     fit_weights,
     session_weights,
@@ -138,6 +141,38 @@ def test_a_moment_that_counts_twice_is_two_moments():
     once = fit_weights(choices, ["b", "z"], [1.0, 1.0], default)
     trend = FEATURES.index("trend")
     assert twice.values[trend] > once.values[trend] + 1e-2 > default.values[trend]
+
+
+def test_choices_of_a_part_are_those_of_its_moments_and_blocks_are_held_while_needed():
+    kinds = {0: [OWN], 1: [TREND, NEXT], 2: [], 3: [NEXT, OWN, TREND], 4: [OWN, OWN], 5: [TREND]}
+    numbers_of_blocks, keys, read = [[1, 0], [2, 3], [5, 4]], [], []
+
+    def blocks():
+        for numbers in numbers_of_blocks:
+            candidates = rows(*(kind for n in numbers for kind in kinds[n]))
+            named = [f"{n} {i}" for n in numbers for i in range(len(kinds[n]))]
+            candidates = replace(candidates, query_key=np.array(named, dtype=object))
+            keys.append(weakref.ref(candidates.query_key))
+            read.append(numbers)
+            yield numbers, candidates, np.cumsum([0, *(len(kinds[n]) for n in numbers)])
+            del candidates
+
+    parts = [[], [0, 1], [3, 1, 2], [4, 3], [5]]
+    expected_reads, held = [0, 1, 2, 3, 3], [[], [0], [0, 1], [1, 2], [2]]
+    for part, reads, alive, choices in zip(
+        parts, expected_reads, held, choices_of_parts(blocks(), parts), strict=True
+    ):
+        assert len(read) == reads
+        assert len(choices.starts) == len(choices.ends) == len(part)
+        for moment, start, end in zip(part, choices.starts, choices.ends, strict=True):
+            names = [f"{moment} {i}" for i in range(len(kinds[moment]))]
+            assert choices.keys[start:end].tolist() == names
+            if names:
+                assert np.array_equal(
+                    choices.table[start:end].toarray(), features(rows(*kinds[moment]))
+                )
+        del choices
+        assert [n for n, key in enumerate(keys) if key() is not None] == alive
 
 
 def test_what_leads_to_something_teaches_most(tmp_path):
