@@ -198,7 +198,7 @@ def fit_ranker(
     cuts = _cuts(since, end, [step.until for step in learned[1:]])
     # A session that goes on beyond a cut counts with what it was by then.
     parts = [
-        successful_sessions(connection, before=cut, history=1, last=MAX_MOMENTS) for cut in cuts
+        successful_sessions(connection, before=cut, known=True, last=MAX_MOMENTS) for cut in cuts
     ]
     sessions = list(dict.fromkeys(s for part in parts for s in part))
     if sessions:

@@ -50,23 +50,23 @@ def successful_sessions(
     before: datetime | None = None,
     *,
     any_outcome: bool = False,
-    history: int = 0,
+    known: bool = False,
     last: int | None = None,
 ) -> list[SuccessfulSession]:
     """The sessions with success that began at ``after`` or later, in the log before ``before``.
 
     A session that goes on beyond ``before`` counts with its first part: what comes later
     changes nothing. With ``any_outcome``, a session stands for its first search, whatever came of
-    it. Those of users with fewer than ``history`` events before do not count, nor, of these, others
+    it. With ``known``, those of users without an earlier event do not count, nor, of these, others
     than the ``last`` ones.
     """
     query = sql(
         "successful_sessions",
-        join="LEFT JOIN" if any_outcome else "JOIN",
+        join="LEFT JOIN" if any_outcome else "SEMI JOIN",
         order="" if last is None else "DESC",
         limit="" if last is None else f"LIMIT {last}",
     )
-    sessions = _read_sessions(connection, query, after, before, history=history)
+    sessions = _read_sessions(connection, query, after, before, known=known)
     return sessions if last is None else sessions[::-1]
 
 

@@ -189,11 +189,11 @@ def test_what_comes_at_the_limit_or_later_changes_no_success(shop):
     assert (whole.query, whole.products) == ("a", ("p3",))
 
 
-@pytest.mark.parametrize(("history", "last"), [(1, 5), (3, 1), (0, 10_000)])
-def test_the_last_sessions_are_the_end_of_all(own_shop, history, last):
+@pytest.mark.parametrize(("known", "last"), [(True, 5), (True, 1), (False, 7), (True, 10_000)])
+def test_the_last_sessions_are_the_end_of_all(own_shop, known, last):
     connection = own_shop.connection
     moment = own_shop.end_of_log() - timedelta(days=5)
-    known = [s for s in successful_sessions(connection, before=moment) if s.history >= history]
-    assert len(known) > 5
-    found = successful_sessions(connection, before=moment, history=history, last=last)
-    assert found == known[-last:]
+    every = [s for s in successful_sessions(connection, before=moment) if s.history >= known]
+    assert len(every) > 7
+    found = successful_sessions(connection, before=moment, known=known, last=last)
+    assert found == every[-last:]
