@@ -5,9 +5,11 @@ WITH wanted AS ({wanted}),
 led AS (
     SELECT w.query_key, w.day, o.event_id, o.product_id, o.first_product
     FROM wanted w JOIN outcomes o ON o.query_key = w.query_key AND o.known < w.day),
-leafs AS (
-    SELECT query_key, day, mode(g.leaf ORDER BY l.event_id) AS leaf
-    FROM led l JOIN goods g ON g.product_id = l.first_product WHERE g.leaf <> '' GROUP BY ALL),
+leafs AS (      -- the most frequent; of equals the one that came first
+    SELECT query_key, day, arg_max(leaf, (n, -first)) AS leaf
+    FROM (SELECT l.query_key, l.day, g.leaf, count(*) AS n, min(l.event_id) AS first
+          FROM led l JOIN goods g ON g.product_id = l.first_product
+          WHERE g.leaf <> '' GROUP BY ALL) GROUP BY ALL),
 asked AS (
     SELECT w.query_key, w.day, sum(h.n) AS n
     FROM wanted w JOIN hourly h ON h.query_key = w.query_key AND h.hour < w.day GROUP BY ALL),
