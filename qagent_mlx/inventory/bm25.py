@@ -14,6 +14,7 @@ not change with this module, and the baseline's documents grow from case to case
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -88,16 +89,11 @@ class BM25Index:
         staying = documents >= 0
         staying_columns = np.repeat(np.arange(len(self.terms)), np.diff(self._offsets))[staying]
         column = dict(self._column)
-        text_terms = [product_terms(text) for text in texts]
-        initials = [initialisms(title) for title in titles]
-        fresh_columns = [
-            column.setdefault(term, len(column))
-            for term in chain.from_iterable(chain(text_terms, initials))
-        ]
-        text_lengths = [len(terms) for terms in text_terms]
-        fresh_documents = np.repeat(
-            np.concatenate([fresh, fresh]), text_lengths + [len(terms) for terms in initials]
-        )
+        fresh_columns, fresh_sizes = array("q"), list[int]()
+        for terms in chain(map(product_terms, texts), map(initialisms, titles)):
+            fresh_columns.extend([column.setdefault(term, len(column)) for term in terms])
+            fresh_sizes.append(len(terms))
+        fresh_documents = np.repeat(np.concatenate([fresh, fresh]), fresh_sizes)
         counts = np.concatenate(
             [self._frequencies[staying].astype(np.int32), np.ones(len(fresh_columns), np.int32)]
         )
@@ -110,7 +106,7 @@ class BM25Index:
         names = list(column)
         lengths = np.empty(len(source), dtype=np.int32)
         lengths[unchanged] = self._lengths[source[unchanged]]
-        lengths[fresh] = text_lengths
+        lengths[fresh] = fresh_sizes[: len(texts)]
         return BM25Index(
             [names[i] for i in np.flatnonzero(sizes).tolist()],
             np.minimum(matrix.data, 65535).astype(np.uint16),

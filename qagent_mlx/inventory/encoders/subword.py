@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from .encoder import unit_length
 
 BUCKETS = 1 << 16  # of the hashed words and n-grams
 MAX_FIT_PRODUCTS = 100_000  # a random sample of larger catalogs is enough
+TEXTS_AT_ONCE = 10_000  # that are encoded; each has some hundred features
 
 
 class ClickedQuery(NamedTuple):
@@ -62,7 +64,10 @@ class SubwordEncoder:
             dimensions: Length of the vectors; fewer when there are fewer products.
             seed: Of the randomised SVD (Halko et al., 2011).
         """
-        features = hashed_features(texts)
+        rng, sample = np.random.default_rng(seed), np.arange(len(texts))
+        if len(texts) > MAX_FIT_PRODUCTS:
+            sample = np.sort(rng.choice(len(texts), MAX_FIT_PRODUCTS, replace=False))
+        features = hashed_features([texts[row] for row in sample.tolist()])
         if clicked:
             queries = hashed_features([click.query for click in clicked])
             weights = np.array([click.weight for click in clicked], dtype=np.float32)
@@ -70,11 +75,7 @@ class SubwordEncoder:
                 (weights, ([click.row for click in clicked], np.arange(len(clicked)))),
                 shape=(len(texts), len(clicked)),
             )
-            features = (features + placement @ queries).tocsr()
-        rng = np.random.default_rng(seed)
-        if len(texts) > MAX_FIT_PRODUCTS:
-            sample = rng.choice(len(texts), MAX_FIT_PRODUCTS, replace=False)
-            features = features[np.sort(sample)]
+            features = (features + placement[sample] @ queries).tocsr()
         frequency = np.bincount(features.indices, minlength=BUCKETS)
         idf = np.log((1 + features.shape[0]) / (1 + frequency)).astype(np.float32)
         strength, directions = _truncated_svd(_tf_idf(features, idf), dimensions, rng)
@@ -93,7 +94,10 @@ class SubwordEncoder:
         The length says how much of a text was seen in learning: about 1 where all of it was, near
         0 where hardly any n-gram was.
         """
-        vectors = _tf_idf(hashed_features(texts), self.idf) @ self.components
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = slice(start, start + TEXTS_AT_ONCE)
+            vectors[part] = _tf_idf(hashed_features(texts[part]), self.idf) @ self.components
         return unit_length(vectors), np.linalg.norm(vectors, axis=1)
 
     def save(self, path: Path) -> None:
@@ -113,8 +117,8 @@ class SubwordEncoder:
 
 def hashed_features(texts: Sequence[str]) -> sparse.csr_matrix:
     """Counts of hashed words and character n-grams, (len(texts), BUCKETS)."""
-    offsets, buckets = [0], list[int]()
-    counts: list[float] = []
+    # Arrays: a million products have more than a hundred million features.
+    offsets, buckets, counts = [0], array("i"), array("f")
     for text in texts:
         features: dict[int, float] = {}
         for term in product_terms(text):
