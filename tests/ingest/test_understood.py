@@ -2,13 +2,14 @@
 
 import csv
 import itertools
+import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qagent_mlx.errors import QAgentError
-from qagent_mlx.ingest.columns import FIELDS
+from qagent_mlx.ingest.columns import FIELDS, parse_mapping
 from qagent_mlx.ingest.ingest import append_events, ingest_files
 from qagent_mlx.ingest.options import ReadOptions
 from qagent_mlx.shop.shop import Shop
@@ -504,3 +505,37 @@ def test_prices_in_two_currencies_are_not_chosen_between(shop):
         "SELECT price FROM products WHERE product_id = 'p9'"
     ).fetchone()
     assert price is None
+
+
+# ---------------------------------------------------------------- objects where a text belongs
+
+
+def test_objects_are_no_titles_and_no_ids(shop, tmp_path):
+    """They went in as JSON text, and an event's product was said to be unknown."""
+    shown = [
+        {"id": f"p{n}", "title": {"en": f"Tea {n}", "de": f"Tee {n}"}, "price": {"amount": n}}
+        for n in range(3)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, shown)))
+    with pytest.raises(QAgentError) as refused:
+        ingest_files(shop, "products", [tmp_path / "p.jsonl"])
+    assert "title and price are objects" in str(refused.value)
+    assert "title=title.en, price=price.amount" in str(refused.value)
+    paths = ("title=title.en", "price=price.amount")
+    options = ReadOptions(mapping=parse_mapping(paths, "products"))
+    assert ingest_files(shop, "products", [tmp_path / "p.jsonl"], options).accepted == 3
+    event = {"user": {"mail": "x", "id": 7}, "time": 1767225600, "type": "click", "product": {}}
+    events = [{**event, "product": {"name": "Tea", "id": f"p{n}"}} for n in range(3)]
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, events)))
+    with pytest.raises(QAgentError, match=r"user_id=user\.id, product_id=product\.id"):
+        ingest_files(shop, "events", [tmp_path / "e.jsonl"])
+
+
+def test_a_query_that_looks_like_an_object_is_a_query(shop, tmp_path):
+    queries = ["shoes", "boots", '{"a": 1}', "{limited} tee", "{"]
+    rows = [
+        json.dumps({"user_id": "u", "time": 1767225600 + n, "type": "search", "query": query})
+        for n, query in enumerate(queries)
+    ]
+    (tmp_path / "e.jsonl").write_text("\n".join(rows))
+    assert ingest_files(shop, "events", [tmp_path / "e.jsonl"]).accepted == 4  # "{" has no letter

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
+
+import duckdb
 
 from ...utils.database import identifier
 from ...utils.settings import SettingError
 from ..mapping import FieldPath, json_path, resolve_path
 from .source import Source
+
+LOOKED_AT = 1000  # rows, for objects where a text belongs
 
 
 def add_paths(source: Source, names: Iterable[str]) -> Source:
@@ -51,6 +58,50 @@ def add_paths(source: Source, names: Iterable[str]) -> Source:
     return replace(
         source, columns=columns, text=text, relation=relation, row="qa_row", broken="qa_broken"
     )
+
+
+def refuse_objects(
+    connection: duckdb.DuckDBPyConnection, table: str, chosen: Mapping[str, str], name: str
+) -> None:
+    """Refuse a file some of whose columns hold objects where a text belongs.
+
+    Args:
+        table: What was staged of it.
+        chosen: Columns by field.
+        name: Of the file, in errors.
+
+    Raises:
+        SettingError: with a mapping to parts of the objects.
+    """
+    fields = [field for field in chosen if not field.startswith(("attributes", "aliases"))]
+    # Few texts begin as an object does, and only those are read as JSON.
+    is_object = (
+        "json_type(try_cast(CASE WHEN starts_with({0}, '{{') THEN {0} END AS JSON)) = 'OBJECT'"
+    )
+    counts = ", ".join(
+        f"count({field}), any_value({field}) FILTER ({is_object.format(field)}), "
+        f"count(*) FILTER ({is_object.format(field)})"
+        for field in fields
+    )
+    (row,) = connection.execute(f"SELECT {counts} FROM (FROM {table} LIMIT {LOOKED_AT})").fetchall()
+    parts = {
+        field: f"{field}={chosen[field]}.{_main_part(field, json.loads(first))}"
+        for number, field in enumerate(fields)
+        for filled, first, objects in [row[3 * number : 3 * number + 3]]
+        if objects and 2 * objects >= filled  # a shopper may type anything
+    }
+    if parts:
+        what = f"{' and '.join(parts)} {'is an object' if len(parts) == 1 else 'are objects'}"
+        helps = f"map what counts of it, as in {', '.join(parts.values())}"
+        raise SettingError("mapping", f"{name}: {what}; {helps}")
+
+
+def _main_part(field: str, value: dict[str, Any]) -> str:
+    """The key of an object's id, else of its first number, else of its first text."""
+    plain = [key for key, part in value.items() if isinstance(part, (str, int, float))]
+    ids = [key for key in plain if field.endswith("_id") and key.lower().endswith(("id", "sku"))]
+    numbers = [key for key in plain if re.fullmatch(r"[\d.,]+", str(value[key]))]
+    return [*ids, *numbers, *plain, *value, "KEY"][0]
 
 
 def _nested_lists(paths: dict[str, FieldPath]) -> list[FieldPath]:

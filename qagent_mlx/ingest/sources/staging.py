@@ -24,7 +24,7 @@ from ..columns import (
 from ..mapping import changed_value, key_value, resolve_path
 from ..options import Kind, ReadOptions
 from .locations import Location
-from .nested import add_paths
+from .nested import add_paths, refuse_objects
 from .opening import open_source
 from .source import Reading, Source
 from .tabular import add_broken_rows
@@ -90,6 +90,7 @@ def stage_table(
         )
         chosen = selection.chosen
         _create_table(reading, source, chosen, table, key)
+        refuse_objects(connection, table, chosen, name)
     ignored = leave_out(connection, table, options) if kind == "events" else {}
     chosen = {field: column for field, column in chosen.items() if column not in lacking}
     nested = {f: c for f, c in chosen.items() if c not in plain.columns}
