@@ -45,7 +45,9 @@ class Target:
             return
         if click.get_current_context().params["as_json"]:
             raise click.UsageError("--json and - would both print on stdout; name a FILE")
-        with tempfile.TemporaryDirectory() as folder:
+        from qagent_mlx.utils.process_folder import process_folder
+
+        with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
             path = Path(folder) / f"export.{self.form or 'csv'}"
             yield path
             with path.open("rb") as file:

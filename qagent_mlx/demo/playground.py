@@ -29,6 +29,7 @@ from ..policy.registry import open_policy, policy_names
 from ..policy.shop_memory import inspect_memory
 from ..shop.shop import Shop
 from ..types import Profile
+from ..utils.process_folder import process_folder
 from ..utils.text import clean_id
 
 if TYPE_CHECKING:
@@ -329,7 +330,7 @@ def _left_out(_folder: str, names: list[str]) -> set[str]:
 @contextmanager
 def temporary_copy(path: Path) -> Iterator[Shop]:
     """A copy of a shop without its runs, open for writing; it is removed afterwards."""
-    with Shop.open(path) as shop, tempfile.TemporaryDirectory(prefix="qagent-") as folder:
+    with Shop.open(path) as shop, tempfile.TemporaryDirectory(dir=process_folder()) as folder:
         _ = shop.connection  # nobody writes while it is copied
         place = Path(folder) / path.resolve().name
         shutil.copytree(path, place, ignore=_left_out)

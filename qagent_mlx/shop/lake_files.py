@@ -9,13 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import duckdb
 
 from ..errors import QAgentError
 from ..utils.database import literal
+from ..utils.process_folder import process_folder
 from ..utils.text import clean
 
 
@@ -51,14 +51,9 @@ def refuse_views(lake: duckdb.DuckDBPyConnection, name: str) -> None:
         )
 
 
-@cache
-def _scratch_of_process() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="qagent-lake-")  # removed at the process's end
-
-
 def _scratch_base() -> Path:
-    base = Path(_scratch_of_process().name)
-    base.mkdir(mode=0o700, exist_ok=True)  # what clears old files away may have taken it
+    base = process_folder() / "lake"
+    base.mkdir(mode=0o700, exist_ok=True)
     return base
 
 

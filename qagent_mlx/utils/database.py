@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import duckdb
 
 from ..errors import QAgentError
 from .atomic_files import replacing
+from .process_folder import process_folder
 
 ROWS_AT_ONCE = 10_000  # that `append_rows` hands over
 MEMORY_ENV = "QAGENT_DATABASE_MEMORY"
@@ -50,7 +49,7 @@ def open_duckdb(
     """
     config: dict[str, Any] = {"memory_limit": _memory_limit()}
     if str(path) == ":memory:":  # DuckDB would use the working directory
-        config["temp_directory"] = str(Path(_spill_folder().name) / "spilled")
+        config["temp_directory"] = str(process_folder() / "spilled")
     connection = duckdb.connect(str(path), read_only=read_only, config=config)
     # In a notebook without ipywidgets there is no bar, and no switch for it either.
     with suppress(duckdb.InvalidInputException):
@@ -72,12 +71,6 @@ def _memory_limit() -> str:
 def more_memory() -> str:
     """What to do when a database has too little memory (`duckdb.OutOfMemoryException`)."""
     return f"set {MEMORY_ENV}, which is {_memory_limit()}, to more, such as 4GB"
-
-
-@cache
-def _spill_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where databases in memory keep what they have no memory for: others may not read it."""
-    return tempfile.TemporaryDirectory(prefix="qagent-duckdb-", ignore_cleanup_errors=True)
 
 
 def write_parquet(

@@ -15,6 +15,7 @@ import duckdb
 from ...errors import QAgentError
 from ...shop.shop import Shop
 from ...utils.database import literal, open_duckdb
+from ...utils.process_folder import process_folder
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
 from ..options import Kind, ReadOptions
@@ -83,7 +84,7 @@ def preview_preset(
     Raises:
         QAgentError: as `load_preset` does.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as folder:
         with Shop.open(shop_path) as shop:
             shop.counts()  # nobody writes to it
             for part in ("shop.json", "shop.duckdb", "shop.duckdb.wal"):

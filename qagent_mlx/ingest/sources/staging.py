@@ -11,6 +11,7 @@ import duckdb
 
 from ...errors import QAgentError
 from ...utils.database import identifier, literal
+from ...utils.process_folder import process_folder
 from ...utils.settings import SettingError
 from ..columns import (
     ATTRIBUTE,
@@ -62,7 +63,7 @@ def stage_table(
     Raises:
         QAgentError: the location cannot be read; the message names the remedy.
     """
-    with TemporaryDirectory(prefix="qagent-ingest-") as folder:
+    with TemporaryDirectory(dir=process_folder()) as folder:
         name = location.shown
         reading = Reading(connection, kind, options, Path(folder), name, location.table)
         source = _add_partitions(open_source(reading, location), location, reading)

@@ -8,6 +8,7 @@ from source_files import put, titles
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.ingest import ingest_files
 from qagent_mlx.ingest.sources.documents import json_layout
+from qagent_mlx.utils.process_folder import PREFIX
 
 ROWS = [{"id": "p1", "title": 'A "b" ]', "price": 2}, {"id": "p2", "title": "{[", "price": 3}]
 COMPLETE = {"id", "title"}
@@ -84,4 +85,4 @@ def test_what_holds_no_objects_is_refused_in_one_line(shop, tmp_path, text, says
     with pytest.raises(QAgentError, match=says) as error:
         ingest_files(shop, "products", [path])
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert "qagent-ingest-" not in str(error.value)
+    assert PREFIX not in str(error.value)
