@@ -55,9 +55,11 @@ def _hold(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return False
+    except OSError:  # a file system without locks, where nobody deletes it either
+        pass
     return (folder / LOCK).exists()
 
 

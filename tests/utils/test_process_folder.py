@@ -1,5 +1,6 @@
 """Temporary files with what users did end with their process, also with one that is killed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -83,3 +84,13 @@ def test_a_folder_without_a_lock_is_somebodys_for_a_while(tmp_path):
     (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "elsewhere")
     delete_abandoned()
     assert fresh.is_dir() and not old.exists() and (tmp_path / "elsewhere").is_dir()
+
+
+def test_where_there_are_no_locks_a_folder_is_used_and_never_deleted(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    folder = module.process_folder()
+    delete_abandoned()
+    assert module.process_folder() == folder and folder.is_dir()
