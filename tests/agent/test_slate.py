@@ -86,6 +86,13 @@ def test_votes_come_first_then_what_was_searched_then_memory():
     assert ranked[1].reason == "composed from your memory" and ranked[2].reason == "because tent"
 
 
+def test_what_was_only_searched_has_no_answer_to_be_sure_of():
+    rollouts = [chain(("mug", ["b"]), ("tea", ["a"]), answer="tea", logprob=-0.2)]
+    tea, mug = aggregate_rollouts(rollouts, profile())
+    assert tea.evidence == Evidence(chains=1, votes=1, logprob=-0.2)
+    assert mug.evidence == Evidence(chains=1, votes=0, logprob=0.0)
+
+
 def test_of_equal_votes_the_surest_answer_leads():
     tied = [
         chain(("tent", ["a"]), answer="tent", logprob=-0.7),

@@ -62,6 +62,13 @@ def test_a_typo_is_seen_through(typed, meant):
     assert texts(SHOP.complete(typed))[0] == meant
 
 
+def test_only_a_long_word_may_have_two_typos():
+    shop = completer(lamp=1, camping_stove=1)
+    assert texts(shop.complete("lapm")) == ["lamp"] and shop.complete("lpam") == []
+    assert texts(shop.complete("capming stvoe")) == ["camping stove"]
+    assert shop.complete("capmnig stvoe") == []
+
+
 def test_a_typo_costs_no_place():
     shop = Completer({f"tent {n:02}": n for n in range(1, 41)}, [], Finds())
     assert texts(shop.complete("tnet ", k=9)) == [f"tent {n}" for n in range(40, 31, -1)]

@@ -224,3 +224,11 @@ def test_clicks_on_products_that_are_gone_do_no_harm(own_shop):
     hits = open_search(own_shop).search([query], 40)[0]
     assert product not in {hit.product_id for hit in hits}
     assert np.isfinite([hit.score for hit in hits]).all()
+
+
+def test_past_clicks_may_rank_without_being_told(shop, search):
+    log = search.click_log
+    plain = HybridSearch(search.index, log, search.config)
+    silent = HybridSearch(search.index, log, search.config, tells_clicks=False)
+    assert plain.clicks is log and silent.clicks is None
+    assert found(plain, "red thing") == found(silent, "red thing") != []

@@ -10,6 +10,7 @@ from candidate_rows import NEXT, OWN, TREND, rows
 from scipy import sparse
 
 from qagent_mlx.ingest.ingest import append_events
+from qagent_mlx.memory import ranker
 from qagent_mlx.memory.ranker import (
     AMONG_TEN,
     FIRST,
@@ -24,6 +25,8 @@ from qagent_mlx.memory.ranker import (
 )
 from qagent_mlx.memory.ranking_features import FEATURES, features
 from qagent_mlx.memory.sessions import SuccessfulSession
+from qagent_mlx.memory.store import fingerprint
+from qagent_mlx.shop.config import MemoryConfig
 from qagent_mlx.shop.shop import Shop
 
 START = datetime(2026, 1, 1, 12)
@@ -212,3 +215,13 @@ def test_a_moment_is_served_by_what_was_learned_before_it(tmp_path, monkeypatch)
         first = whole.steps[1]
         assert part.steps[1].values == pytest.approx(first.values, abs=1e-9)
         assert part.steps[1].moments == first.moments
+
+
+def test_only_another_way_of_learning_makes_shops_learn_again(monkeypatch):
+    """Shops whose weights were learned before there was a number keep them."""
+    config = MemoryConfig()
+    monkeypatch.setattr(ranker, "LEARNING", 1)
+    first = ranker.learning_of(config)
+    assert first == f"{fingerprint(config)} {FEATURES} {ranker._DEFAULTS}"
+    monkeypatch.setattr(ranker, "LEARNING", 2)
+    assert ranker.learning_of(config) not in ("", first)

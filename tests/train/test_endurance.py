@@ -140,6 +140,8 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(shop, unbroken, numbe
     assert caught.value.signal_number == number
     assert (caught.value.run, caught.value.step) == ("grpo", 2)
     assert signal.getsignal(number) == before
+    with pytest.raises(QAgentError, match="was started with the rewards .*; give the same rewards"):
+        resume_grpo(shop, "grpo", components={"another": lambda outcome: 1.0})
     resume_grpo(shop, "grpo", components=COMPONENTS)
     assert_same(shop.path, unbroken, "grpo")
 
