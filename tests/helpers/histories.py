@@ -15,14 +15,19 @@ START = 20_000 * DAY
 
 
 def history(*sessions):
-    """Sessions of (day, search, …): a search is (query, product or None, bought or not)."""
+    """Sessions of (day, search, …): a search is (query, product or None, bought or not).
+
+    Without a query the product was found in another way.
+    """
     log = EventLog(None)
     events = []
     for number, (day, *searches) in enumerate(sessions):
         at = int(START + day * DAY)
         for query, product, *bought in searches:
-            search = len(events)
-            events.append(Event("u", search, at, SEARCH, query, query, None, number, None))
+            search = None
+            if query:
+                search = len(events)
+                events.append(Event("u", search, at, SEARCH, query, query, None, number, None))
             if product:
                 kind = PURCHASE if bought else CLICK
                 row = (at + DAY // 48, kind, None, None, product, number, search)

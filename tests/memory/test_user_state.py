@@ -1,3 +1,5 @@
+from collections import Counter
+
 import msgspec
 import pytest
 from histories import history
@@ -52,4 +54,12 @@ def test_of_what_a_user_saw_and_took_the_last_is_kept():
     latest = [f"p{day}" for day in reversed(range(count))]
     assert [p.product_id for p in found.recent_products] == latest[:MAX_PRODUCTS]
     assert [p.product_id for p in found.engaged_products] == latest[:MAX_ENGAGED]
-    assert len(found.sources) <= 3 * 2 * MAX_SOURCES
+    kinds = Counter(source.key[0] for source in found.sources)
+    assert kinds == dict.fromkeys("cqp", MAX_SOURCES)
+
+
+def test_who_never_searched_is_known_by_what_the_last_sessions_led_to():
+    count = MAX_SOURCES + 2
+    found = user_state(history(*((day, (None, f"p{day}")) for day in range(count))), MemoryConfig())
+    latest = {f"{kind}p{day}" for day in range(2, count) for kind in ("p:", "c:of ")}
+    assert {source.key for source in found.sources} == latest

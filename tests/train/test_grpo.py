@@ -28,6 +28,7 @@ from qagent_mlx.train.pretrain import PretrainConfig, pretrain
 from qagent_mlx.train.run_options import RunOptions
 from qagent_mlx.train.sft import SftConfig, SftTrainer, train_sft
 from qagent_mlx.train.step_credit import action_states
+from qagent_mlx.utils.settings import SettingError
 
 SPLIT = SplitConfig(test_share=0.2, validation_share=0.1)
 LORA = LoraConfig(rank=4)
@@ -82,6 +83,7 @@ def test_the_first_ratio_is_one_and_the_first_step_changes_the_adapter(shop):
     assert metrics["ratio_drift"] < 1e-3
     assert metrics["kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["grad_norm"] > 0
+    assert 0 < metrics["rollout_seconds"] < metrics["seconds"] < 3600
     assert any(
         not np.array_equal(before[k], np.array(v)) for k, v in trainer.policy.adapter().items()
     )
@@ -122,6 +124,16 @@ def test_an_evaluation_spreads_its_cases_over_the_whole_split(module, trainer, c
         components=None,
     )
     assert trainer.evaluate(stand_in) == [0, 10, 20, 30]
+
+
+def test_a_trainer_refuses_to_weigh_nothing():
+    """What has no weight weighs nothing; a weight that comes later is one."""
+    for weights in ({}, {"mine": 0.0}, {"format": 1.0}):
+        config = GrpoConfig(weights=weights)
+        with pytest.raises(SettingError, match="must not be 0 for all rewards"):
+            config.check_weights({"mine": lambda outcome: 1.0})
+        later = replace(config, curriculum={"mine": ((1, 0.0), (9, 0.5))})
+        later.check_weights({"mine": lambda outcome: 1.0})
 
 
 def test_a_trainer_refuses_a_reward_that_there_is_not():

@@ -52,6 +52,10 @@ def test_episodes_repeat_exactly_and_end(actions, case):
         environment.step("<fetch_memory/>")
 
 
+def test_a_step_that_says_nothing_else_goes_on_without_a_reward():
+    assert Step("higher") == Step("higher", 0.0, False, {})
+
+
 def test_no_question_is_asked_in_two_splits():
     environment = LookupEnvironment()
     cases = [case for split in SPLITS for case in environment.cases(split)]
