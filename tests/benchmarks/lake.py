@@ -89,7 +89,9 @@ def timed(*words: object) -> dict[str, Any]:
     """The same, with the seconds that have passed."""
     start = time.perf_counter()
     used = ended(started(*words, "--json"))
-    return {"passed_s": round(time.perf_counter() - start, 1), **used}
+    step = {"passed_s": round(time.perf_counter() - start, 1), **used}
+    print(*words[:2], json.dumps(step), file=sys.stderr, flush=True)  # if a later one fails
+    return step
 
 
 def machines(folder: Path, address: str, count: int) -> list[Path]:
