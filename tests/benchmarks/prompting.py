@@ -18,12 +18,14 @@ qagent_mlx.configure()  # before numpy and MLX are imported
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
+from qagent_mlx.environment.cases import evenly_spaced
 from qagent_mlx.environment.config import SplitConfig
 from qagent_mlx.environment.environment import Environment
 from qagent_mlx.environment.rewards import COMPONENTS, WEIGHTS, component_rewards, weighted_reward
@@ -65,7 +67,7 @@ def wording(name: str) -> mock._patch_dict:
 
 def reward(environment: Environment, policy: Policy, limit: int, seed: int) -> float:
     """Mean reward of one sampled chain for each of some validation cases."""
-    examples = environment.of_split("validation")[:limit]
+    examples = evenly_spaced(environment.of_split("validation"), limit)
     runner = environment.rollout_runner(policy, policy.info.agent, guided=True)
     total = []
     for example, rollout in zip(
@@ -74,6 +76,25 @@ def reward(environment: Environment, policy: Policy, limit: int, seed: int) -> f
         rewards = component_rewards(environment.outcome(rollout, example.case), COMPONENTS)
         total.append(weighted_reward(rewards, WEIGHTS))
     return float(np.mean(total))
+
+
+def measured(
+    shop: Shop, policies: list[str], config: EvaluationConfig, split: SplitConfig
+) -> dict[str, dict[str, float]]:
+    """Percent of each metric on test cases, by the system's name."""
+    suite = evaluation_suite(shop, policies, config, split)
+    examples = evaluated_cases(suite.environment.of_split("test"), config)
+    found = {}
+    for system in suite.systems:
+        rows = [
+            score_case(suite.environment, e.case, ranking, e.profile.references)
+            for e, ranking in zip(examples, system.rank(examples, config.k), strict=True)
+        ]
+        found[system.name] = {
+            name: round(100 * float(np.mean([row[name] for row in rows])), 2) for name in METRICS
+        }
+        print(system.name, found[system.name], file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
@@ -92,33 +113,22 @@ def main() -> None:
     config = EvaluationConfig("validation", limit=given.tune)
     with Shop.open(given.shop) as shop:
         environment = evaluation_suite(shop, [given.model], config, split).environment
-        policy = open_policy(shop, given.model)
-        tuned = {}
+        tuned, prompts = {}, set()
         for name in WORDINGS:
             with wording(name):
+                policy = open_policy(shop, given.model)  # keeps the prompt that it began with
+                prompts.add(tuple(policy.prompt))
                 tuned[name] = reward(environment, policy, given.tune, given.seed)
             print(f"{name}: {tuned[name]:.3f}", file=sys.stderr, flush=True)
+        assert len(prompts) == len(WORDINGS), "a wording did not reach the prompt"
         best = max(tuned, key=lambda name: tuned[name])
-        config = EvaluationConfig(
-            limit=given.limit, group=given.group, baselines=("top-line", "in-stock")
-        )
-        suite = evaluation_suite(shop, [given.model, *given.against], config, split)
-        environment = suite.environment
-        examples = evaluated_cases(environment.of_split("test"), config)
+        config = EvaluationConfig(limit=given.limit, group=given.group, baselines=())
         found: dict[str, Any] = {}
-        for system in suite.systems:
-            prompted = system.name == given.model
-            with wording(best if prompted else "writes"):
-                rankings = system.rank(examples, config.k)
-            rows = [
-                score_case(environment, e.case, r, e.profile.references)
-                for e, r in zip(examples, rankings, strict=True)
-            ]
-            name = f"{system.name}, prompted ({best})" if prompted else system.name
-            found[name] = {
-                m: round(100 * float(np.mean([row[m] for row in rows])), 2) for m in METRICS
-            }
-            print(name, found[name], file=sys.stderr, flush=True)
+        with wording(best):
+            name = f"{given.model}, prompted ({best})"
+            found[name] = measured(shop, [given.model], config, split)[given.model]
+        baselines = replace(config, baselines=("top-line", "in-stock"))
+        found |= measured(shop, given.against, baselines, split)
     print(json.dumps({"validation": tuned, "best": best, "test": found}))
 
 
