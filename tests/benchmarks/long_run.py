@@ -58,6 +58,7 @@ class Load:
         self.draw = random.Random(0)
         self.events = self.requests = self.steps = self.rounds = 0
         self.errors: list[str] = []
+        self.counting = threading.Lock()  # four clients do
         with Shop.open(path) as shop:
             self.first = shop.counts()["events"]
             rows = shop.connection.execute(
@@ -151,8 +152,11 @@ class Load:
                             },
                         )
                         if answer.status_code == 200:
-                            self.events += answer.json()["accepted"]
-                    self.requests += 1
+                            accepted = answer.json()["accepted"]
+                            with self.counting:
+                                self.events += accepted
+                    with self.counting:
+                        self.requests += 1
                     if answer.status_code != 200:
                         self.errors.append(f"{answer.status_code} {answer.text[:200]}")
 
