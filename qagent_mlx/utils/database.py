@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -39,7 +41,7 @@ def open_duckdb(
     """A connection, in memory by default.
 
     It holds `MEMORY` of rows, or what ``QAGENT_DATABASE_MEMORY`` says, such as ``4GB``, and keeps
-    more in files: beside its own file, or in a temporary folder.
+    more in a temporary folder of its own.
 
     DuckDB draws a progress bar on stdout while a query takes long; that is where `--json`
     prints its one document, so it is off.
@@ -47,14 +49,29 @@ def open_duckdb(
     Raises:
         QAgentError: ``QAGENT_DATABASE_MEMORY`` is no amount of memory.
     """
-    config: dict[str, Any] = {"memory_limit": _memory_limit()}
-    if str(path) == ":memory:":  # DuckDB would use the working directory
-        config["temp_directory"] = str(process_folder() / "spilled")
+    config: dict[str, Any] = {
+        "memory_limit": _memory_limit(),
+        "temp_directory": str(_spill_folder(path)),
+    }
     connection = duckdb.connect(str(path), read_only=read_only, config=config)
     # In a notebook without ipywidgets there is no bar, and no switch for it either.
     with suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
+
+
+def _spill_folder(path: Path | str) -> Path:
+    """Where a database keeps what it has no memory for.
+
+    Before 2.0, DuckDB's files there have the same names in all databases and processes: two that
+    share a folder read each other's rows. Connections to one file are of one database, and have to
+    name the same folder.
+    """
+    if str(path) == ":memory:":
+        name = secrets.token_hex(8)
+    else:
+        name = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]
+    return process_folder() / f"spilled-{name}"
 
 
 def _memory_limit() -> str:

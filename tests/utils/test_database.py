@@ -48,6 +48,35 @@ def test_what_has_no_memory_is_kept_in_files_of_its_own(monkeypatch):
     assert not list(Path(folder).glob("*"))
 
 
+def test_what_two_databases_keep_in_files_is_not_mixed(monkeypatch, tmp_path):
+    """DuckDB 1.5 gives such files of all databases and processes the same names."""
+    monkeypatch.setenv("QAGENT_DATABASE_MEMORY", "100MB")
+    with open_duckdb() as first, open_duckdb() as second, open_duckdb(tmp_path / "a") as file:
+        databases = {0: first, 1: second, 2: file}
+        for number, connection in databases.items():
+            connection.execute(
+                f"CREATE TEMP TABLE t AS SELECT hash(range + {number}) a FROM range(20_000_000)"
+            )
+        folders = set()
+        for number, connection in databases.items():
+            (kept,), (expected,) = (
+                connection.execute(f"SELECT sum({what}::HUGEINT) FROM {rows}").fetchone()
+                for what, rows in (("a", "t"), (f"hash(range + {number})", "range(20_000_000)"))
+            )
+            assert kept == expected
+            files = connection.execute("SELECT path FROM duckdb_temporary_files()").fetchall()
+            folders.add(Path(files[0][0]).parent)
+    assert len(folders) == 3
+    assert not any(folder.is_relative_to(tmp_path) for folder in folders)
+
+
+def test_connections_to_one_file_are_of_one_database(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with open_duckdb(tmp_path / "a") as first, open_duckdb(Path("a")) as second:
+        first.execute("CREATE TABLE t AS SELECT 1 AS x")
+        assert second.execute("FROM t").fetchall() == [(1,)]
+
+
 @pytest.mark.parametrize("amount", ["much", "50%", "-1", "0", "50MB", "4 GB of it"])
 def test_an_amount_of_memory_is_one(monkeypatch, amount):
     monkeypatch.setenv("QAGENT_DATABASE_MEMORY", amount)
