@@ -66,8 +66,7 @@ def successful_sessions(
         order="" if last is None else "DESC",
         limit="" if last is None else f"LIMIT {last}",
     )
-    sessions = _read_sessions(connection, query, after, before, known=known)
-    return sessions if last is None else sessions[::-1]
+    return _read_sessions(connection, query, after, before, known=known)
 
 
 def engaged_sessions(

@@ -24,7 +24,6 @@ def query_source(reading: Reading, query: str) -> Source:
     target = reading.folder / "query.parquet"
     with open_duckdb() as database:
         database.execute("SET TimeZone = 'UTC'")
-        database.execute(f"SET temp_directory = '{reading.folder}'")
         try:
             statements = database.extract_statements(query)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT] or _is_pragma(

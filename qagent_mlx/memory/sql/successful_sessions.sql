@@ -32,4 +32,4 @@ earlier AS (
 SELECT c.user_id, c.start, s.query, s.query_key, coalesce(r.products, []), h.n
 FROM chosen c JOIN log s ON s.event_id = c.event_id
 LEFT JOIN ranked r ON r.search_id = c.event_id JOIN earlier h ON h.session_id = c.session_id
-ORDER BY c.start {order}, c.event_id {order}
+ORDER BY c.start, c.event_id
