@@ -19,6 +19,7 @@ from pathlib import Path
 
 PREFIX = "qagent-process-"
 LOCK = "in-use"
+LARGE_FILES = Path("/var/tmp")
 UNLOCKED_SECONDS = 3600.0  # after which a folder without a lock is nobody's
 
 
@@ -35,11 +36,19 @@ def process_folder() -> Path:
 def _own_folder(process: int) -> Path:
     delete_abandoned()
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
         if _hold(folder):
             break
     atexit.register(_delete, folder, process)
     return folder
+
+
+def _parent() -> Path:
+    """``TMPDIR``, else ``/var/tmp``, which is for files too large for a ``/tmp`` in memory."""
+    chosen = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    if not chosen and os.access(LARGE_FILES, os.W_OK | os.X_OK):
+        return LARGE_FILES
+    return Path(tempfile.gettempdir())
 
 
 def _delete(folder: Path, process: int) -> None:
@@ -66,7 +75,7 @@ def _hold(folder: Path) -> bool:
 def delete_abandoned() -> None:
     """Delete the folders of this user's processes that have ended."""
     with suppress(OSError):
-        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        for folder in _parent().glob(f"{PREFIX}*"):
             with suppress(OSError):
                 if _is_abandoned(folder):
                     shutil.rmtree(folder, ignore_errors=True)

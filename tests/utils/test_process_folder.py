@@ -66,6 +66,22 @@ def test_a_process_that_ends_leaves_nothing(start):
     assert process.returncode == 0 and not folder.exists()
 
 
+def test_large_files_go_where_there_is_a_disk_unless_a_place_is_named(tmp_path, monkeypatch):
+    disk = tmp_path / "var"
+    disk.mkdir()
+    monkeypatch.setattr(module, "LARGE_FILES", disk)
+    assert module.process_folder().parent == tmp_path  # as TMPDIR says
+    monkeypatch.delenv("TMPDIR")
+    abandoned = disk / f"{PREFIX}killed"
+    abandoned.mkdir()
+    (abandoned / module.LOCK).touch()
+    module._own_folder.cache_clear()
+    assert module.process_folder().parent == disk and not abandoned.exists()
+    monkeypatch.setattr(module, "LARGE_FILES", tmp_path / "missing")
+    module._own_folder.cache_clear()
+    assert module.process_folder().parent == module.Path(tempfile.gettempdir())
+
+
 def test_a_folder_that_was_cleared_away_is_made_again_and_held(start):
     folder = module.process_folder()
     shutil.rmtree(folder)

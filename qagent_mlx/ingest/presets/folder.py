@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
 
 from ...errors import QAgentError
 from ...shop.shop import Shop
-from ...utils.database import literal
+from ...utils.database import copy_parquet, literal
+from ...utils.process_folder import process_folder
 from ..ingest import ingest_files
 from ..options import ReadOptions
 from ..report import IngestReport
@@ -71,9 +73,7 @@ class Folder:
         self, shop: Shop, query: str, options: ReadOptions | None = None
     ) -> IngestReport:
         """Products from a query; they go through a file, as all products do."""
-        path = shop.path / ".preset-products.parquet"
-        try:
-            self.rows(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
+        with TemporaryDirectory(dir=process_folder()) as folder:
+            path = Path(folder) / "products.parquet"
+            copy_parquet(self.connection, query, path)
             return ingest_files(shop, "products", [path], options)
-        finally:
-            path.unlink(missing_ok=True)

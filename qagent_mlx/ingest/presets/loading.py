@@ -30,7 +30,6 @@ from .raw_files import BrokenLines, RawFile, RawFiles
 from .registry import PRESETS, find_preset, recognise, recognise_all
 
 AUTO = "auto"
-MEMORY = "600MB"  # of the database that raw files are read into; the rest goes to disk
 _MENTIONED = "catalog_from_events"  # meta: the catalog's version that was made from events
 
 
@@ -52,9 +51,10 @@ def load_preset(
     preset = find_preset(name) if name != AUTO else None
     if preset is not None and preset.fill is not None:
         return _fill(shop, preset, sources)
-    folder = tempfile.TemporaryDirectory(prefix=".preset-", dir=shop.path)
+    folder = tempfile.TemporaryDirectory(dir=process_folder())
     with folder as temporary:
-        with _open_raw(Path(temporary)) as connection:
+        with open_duckdb() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
             files = [
                 look_at(connection, path, readable, Path(temporary))
                 for path, readable in find_files(sources, Path(temporary))
@@ -106,7 +106,7 @@ def suggest_command(path: str | Path) -> Suggestion | None:
     """How to read a file of a known format; None where it has none."""
     if not Path(path).is_file():
         return None
-    with tempfile.TemporaryDirectory() as folder, open_duckdb() as connection:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as folder, open_duckdb() as connection:
         try:
             found = recognise(look_at(connection, Path(path), Path(path), Path(folder)))
         except QAgentError:
@@ -136,15 +136,6 @@ def _check_new(shop: Shop, preset: Preset) -> None:
     counts = shop.counts() if preset.needs_new_shop else {}
     if counts.get("products") or counts.get("events"):
         raise QAgentError(f"{shop.path} holds data already; a preset fills a new shop: qagent init")
-
-
-def _open_raw(folder: Path) -> duckdb.DuckDBPyConnection:
-    connection = open_duckdb()
-    connection.execute(
-        f"""SET TimeZone = 'UTC'; SET memory_limit = '{MEMORY}';
-        SET temp_directory = {literal(folder / "spilled")}"""
-    )
-    return connection
 
 
 def _choose(

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from ...errors import QAgentError
+from ...utils.database import more_memory
 from ..sources.archives import MAGIC, read_chunks
 from ..sources.documents import cut_out_list, is_json, json_layout
 from ..sources.text import TextFile, read_text
@@ -63,7 +64,9 @@ def look_at(
             return file  # a database, a workbook, a picture
         return _look_at_text(connection, file, folder)
     except (duckdb.OutOfMemoryException, MemoryError) as error:
-        raise QAgentError(f"{path}: not enough memory to read one value of it; split it") from error
+        raise QAgentError(
+            f"{path}: not enough memory to read one value of it; {more_memory()}, or split it"
+        ) from error
     except UnicodeDecodeError:
         with suppress(QAgentError, duckdb.Error, csv.Error, ValueError, IndexError):
             return _look_at_text(connection, in_utf8(file, folder), folder)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import duckdb
 
 from ...errors import QAgentError
-from ...utils.database import identifier, literal
+from ...utils.database import identifier, literal, more_memory
 from ..sources.archives import read_chunks
 from ..sources.documents import explain_json, json_compression
 from ..sources.source import MAX_LINE
@@ -116,11 +116,6 @@ class RawFiles:
         """
         try:
             self.connection.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
-        except duckdb.OutOfMemoryException as error:
-            raise QAgentError(
-                f"{self.folder}: not enough memory to read it at once; read its parts one after "
-                "the other, or write its JSON values as one a line"
-            ) from error
         except duckdb.Error as error:
             raise self.problem(error) from error
 
@@ -130,6 +125,11 @@ class RawFiles:
         Raises:
             QAgentError: a compressed file is damaged.
         """
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return QAgentError(
+                f"{self.folder}: not enough memory to read it at once; {more_memory()}, read its "
+                "parts one after the other, or write its JSON values as one a line"
+            )
         is_json = "Malformed JSON" in str(error)
         if is_json and any(file.is_lines and not file.skips_broken for _, file in self.files):
             return BrokenLines(_first_line(error))

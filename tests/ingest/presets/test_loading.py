@@ -6,11 +6,13 @@ import json
 import zipfile
 from random import Random
 
+import duckdb
 import pytest
 
 from qagent_mlx.errors import QAgentError
 from qagent_mlx.ingest.presets.descriptions import DESCRIPTIONS
 from qagent_mlx.ingest.presets.loading import load_preset, suggest_command
+from qagent_mlx.ingest.presets.raw_files import RawFiles
 from qagent_mlx.ingest.presets.registry import PRESETS
 
 
@@ -43,7 +45,31 @@ def test_files_that_are_not_read_are_named(shop, raw, write_csv):
     (raw / "README.md").write_text("# Read me\n")
     report = load_preset(shop, "auto", raw)
     assert "not read, no files of algolia: README.md" in report.total.notes
-    assert not list(shop.path.glob(".preset-*"))
+
+
+def test_what_is_being_read_is_not_in_the_shop(shop, raw, write_csv, monkeypatch):
+    """A killed process would leave it there, where `privacy forget` does not look."""
+    write_csv("q.csv", ("query_id", "user_token", "query", "timestamp"), ("1", "u", "shoes", 1.7e9))
+    before = sorted(shop.path.rglob("*"))
+    seen = []
+    monkeypatch.setattr(
+        "qagent_mlx.ingest.presets.loading._store", lambda *_: seen.extend(shop.path.rglob("*"))
+    )
+    load_preset(shop, "auto", raw)
+    assert sorted(seen) == before
+
+
+@pytest.mark.parametrize("step", ["looking._look_at_text", "loading._extract"])
+def test_what_needs_more_memory_says_how_to_give_it(shop, raw, write_csv, monkeypatch, step):
+    write_csv("q.csv", ("query_id", "user_token", "query", "timestamp"), ("1", "u", "shoes", 1.7e9))
+
+    def too_large(*values):
+        error = duckdb.OutOfMemoryException("failed to allocate")
+        raise values[0].problem(error) if isinstance(values[0], RawFiles) else error
+
+    monkeypatch.setattr(f"qagent_mlx.ingest.presets.{step}", too_large)
+    with pytest.raises(QAgentError, match="set QAGENT_DATABASE_MEMORY, which is 1GB, to more"):
+        load_preset(shop, "auto", raw)
 
 
 SEARCHES = ("query_id", "user_token", "query", "timestamp")
