@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from ..utils.database import ROWS_AT_ONCE
 from .sql import sql
 
 if TYPE_CHECKING:
@@ -90,9 +92,14 @@ def _read_sessions(
     **limits: Any,
 ) -> list[SuccessfulSession]:
     limits |= {"after": after or datetime(1, 1, 1), "before": before or datetime(9999, 12, 31)}
-    return [
-        SuccessfulSession(user, start, query, key, tuple(products), history)
-        for user, start, query, key, products, history in connection.execute(
-            query, limits
-        ).fetchall()
-    ]
+    found = connection.execute(query, limits)
+    batches = iter(lambda: found.fetchmany(ROWS_AT_ONCE), [])
+    sessions = groupby(chain.from_iterable(batches), key=lambda row: row[0])
+    return [_session(list(rows)) for _, rows in sessions]
+
+
+def _session(rows: list[Any]) -> SuccessfulSession:
+    """A session of its rows, one for each product."""
+    _, user, start, query, key, history, _ = rows[0]
+    products = tuple(row[-1] for row in rows if row[-1] is not None)
+    return SuccessfulSession(user, start, query, key, products, history)

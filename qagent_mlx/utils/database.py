@@ -20,7 +20,7 @@ from ..errors import QAgentError
 from .atomic_files import replacing
 from .process_folder import process_folder
 
-ROWS_AT_ONCE = 10_000  # that `append_rows` hands over
+ROWS_AT_ONCE = 10_000  # that `append_rows` hands over, or a reader takes
 MEMORY_ENV = "QAGENT_DATABASE_MEMORY"
 MEMORY = "1GB"  # of each open database; DuckDB itself would take four fifths of the machine's
 
