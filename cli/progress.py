@@ -37,14 +37,17 @@ def _bar(console: Console) -> Progress:
 
 
 class TrainingProgress:
-    """Show the metrics of each of ``steps`` training steps; call it with a step's metrics."""
+    """Show the metrics of each of ``steps`` training steps; call it with a step's metrics.
 
-    def __init__(self, steps: int, title: str) -> None:
+    ``then`` says what goes on after the last step.
+    """
+
+    def __init__(self, steps: int, title: str, then: str = "") -> None:
         from rich.live import Live
 
         from qagent_mlx.utils.text import clean
 
-        self._steps, self._title = steps, clean(title)
+        self._steps, self._title, self._then = steps, clean(title), then
         self._console = err()
         self._start = self._first_step_start = time.perf_counter()
         self._first_step = 0
@@ -64,6 +67,8 @@ class TrainingProgress:
 
     def __exit__(self, *_error: object) -> None:
         if self._live is not None:
+            self._bar.update(self._task, description=self._title)
+            self._live.update(self._view())
             self._live.stop()
 
     def __call__(self, metrics: dict[str, Any]) -> None:
@@ -81,14 +86,17 @@ class TrainingProgress:
         self._metrics = {**metrics, "tokens_per_s": rate}
         left = seconds / (step - self._first_step) * (steps - step)
         remaining = f"{_clock(left)} left" if step < steps else _clock(now - self._start)
+        last = f"{self._title}: {self._then}" if step >= steps and self._then else ""
         self._bar.update(
-            self._task, completed=step, total=steps, description=self._title, left=remaining
+            self._task, completed=step, total=steps, description=last or self._title, left=remaining
         )
         if self._live is not None:
             self._live.update(self._view())
         elif step == 1 or step % LINE_STEPS == 0 or step == steps:
             described = "  ".join(describe_metrics(self._metrics))
             self._print(f"step {step}/{steps}  {described}  {remaining}")
+            if last:
+                self._print(last)
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(safe(text, style), soft_wrap=True)

@@ -349,7 +349,8 @@ def distil(
     with opened(shop_path, snapshot=True) as shop:
         teacher = teacher or serving_policy(shop)
         cases = merge(SplitConfig(), split)
-        with TrainingProgress(config.steps, f"distilling {teacher} -> {name}") as progress:
+        title = f"distilling {teacher} -> {name}"
+        with TrainingProgress(config.steps, title, training.MEASURING) as progress:
             report = distill(shop, teacher, student, name, config, cases, on_chains, progress)
     return Output(report.to_dict(), lambda: _draw_distilled(report))
 

@@ -38,6 +38,8 @@ LORA_FLAGS: dict[str, Any] = {
     "lora__dtype": {"flags": ("--dtype",), "type": DTYPE},
 }
 # Flags that a run that goes on may be given.
+# After the last step; of a chat model on a CPU it takes minutes.
+MEASURING = "measuring on validation cases"
 RESUME_FLAGS = frozenset({"--resume", "--run", "--workers", "--shop", "--json"})
 
 
@@ -134,7 +136,7 @@ def training_progress(
         return f"qagent train {kind} --resume --run {run} --shop {quote(str(shop_path))}"
 
     try:
-        with TrainingProgress(steps, title) as progress:
+        with TrainingProgress(steps, title, MEASURING) as progress:
             yield progress
     except Stopped as stopped:
         note(f"{stopped}; go on with: {resume_command(stopped.run)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -67,7 +68,10 @@ def test_a_run_from_a_file_is_stopped_and_goes_on(cli, shop):
     assert config["preset"] == "query-only" and config["train"]["lora"]["rank"] == 2
     assert config["split"]["learn_from"] == "searches"
     # Its own reward file comes along by itself.
-    report = cli.json("train", "grpo", "--resume", "--alarm", "kl=warn", "--shop", shop)
+    run = cli.run("train", "grpo", "--resume", "--alarm", "kl=warn", "--shop", shop, "--json")
+    # What takes a chat model minutes more is announced.
+    assert "GRPO mine: measuring on validation cases" in run.stderr
+    report = json.loads(run.stdout)
     assert (report["run"], report["policy"], report["steps"]) == ("mine", "mine", 1)
     chains = cli.json("runs", "rollouts", "mine", "-n", "99", "--shop", shop)["rollouts"]
     assert len(chains) == 4 and "varied" in chains[0]["rewards"]
