@@ -183,7 +183,8 @@ class GrpoOptions:
         tuple[str, ...],
         Meta(
             description="Action of an alarm: stop, warn or off for format, entropy, searches, "
-            "distinct, kl, gradient, dropped, ratio, memory; or a threshold, as in kl_ceiling=2."
+            "words, distinct, kl, gradient, dropped, ratio, memory; or a threshold, as in "
+            "kl_ceiling=2."
         ),
     ] = ()
     logs: Annotated[

@@ -114,6 +114,10 @@ class AlarmConfig:
     first_line_ceiling: Annotated[
         float, share("Share of chains that may search the first line of memory and nothing else.")
     ] = 0.98
+    words: Annotated[Action, alarm("chains of an agent that may write no longer do")] = "warn"
+    words_floor: Annotated[
+        float, share("Share of searches that must be in words, not a line of memory alone.")
+    ] = 0.01
     distinct: Annotated[Action, alarm("much the same is recommended to everybody")] = "warn"
     distinct_floor: Annotated[
         float, at_least(0, "Distinct recommendations that there must be, for each group.")

@@ -67,6 +67,17 @@ def _searches_collapse(recent: Sequence[Metrics], config: AlarmConfig) -> str:
     )
 
 
+def _writes_nothing(recent: Sequence[Metrics], config: AlarmConfig) -> str:
+    share = _last_of(recent, "words", lambda v: v < config.words_floor)
+    if share is None:
+        return ""
+    return (
+        f"nothing is written: {share:.1%} of the searches are in words (floor "
+        f"{config.words_floor:.0%}), the others point at a line of memory; that is right where the "
+        "lines hold what is wanted, else set row, raise beta, or lower learning_rate"
+    )
+
+
 def _recommends_the_same(recent: Sequence[Metrics], config: AlarmConfig) -> str:
     # Of one or two groups all may rightly be told the same.
     if any(metrics["groups"] < 4 for metrics in recent):
@@ -129,6 +140,7 @@ _CHECKS: dict[str, Callable[[Sequence[Metrics], AlarmConfig], str]] = {
     "format": _format_collapses,
     "entropy": _entropy_collapses,
     "searches": _searches_collapse,
+    "words": _writes_nothing,
     "distinct": _recommends_the_same,
     "kl": _kl_runs_away,
     "gradient": _gradient_explodes,
@@ -223,13 +235,14 @@ def most_drift(policy: Policy) -> float:
 
 
 def alarms_for(config: AlarmConfig, policy: Policy) -> AlarmConfig:
-    """The alarms as they make sense for a policy: its precision, and how much it may search."""
+    """The alarms as they make sense for a policy: its precision, and what its agent may do."""
     agent = policy.info.agent
     ceiling = config.ratio_ceiling
     return replace(
         config,
         ratio_ceiling=most_drift(policy) if ceiling is None else ceiling,
         searches=config.searches if agent.search and agent.max_searches > 1 else "off",
+        words=config.words if agent.search and agent.writes else "off",
     )
 
 

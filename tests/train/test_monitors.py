@@ -27,12 +27,14 @@ FINE = {
     "dropped_groups": 2,
     "ratio_drift": 1e-5,
     "first_line": 0.9,
+    "words": 0.2,
     "distinct": 1.1,
 }
 TROUBLE = {
     "format": {"recommended": 0.1},
     "entropy": {"entropy": 0.001},
     "searches": {"first_line": 0.998},
+    "words": {"words": 0.004},
     "distinct": {"distinct": 0.2},
     "kl": {"kl": 7.0},
     "dropped": {"dropped_groups": 8},
@@ -41,6 +43,7 @@ WORDS = {
     "format": "format collapse",
     "entropy": "entropy collapse",
     "searches": "search collapse: 99.8%",
+    "words": "nothing is written: 0.4% of the searches are in words (floor 1%)",
     "distinct": "the same for everybody",
     "kl": "KL runaway",
     "dropped": "all groups dropped",
@@ -131,6 +134,15 @@ def test_a_policy_that_may_search_once_is_no_search_collapse(new_nano):
     assert alarms_for(AlarmConfig(), policy).searches == "warn"
     policy.info = replace(policy.info, agent=replace(policy.info.agent, max_searches=1))
     assert alarms_for(AlarmConfig(), policy).searches == "off"
+
+
+def test_only_an_agent_that_may_write_can_cease_to(new_nano):
+    policy = new_nano()[0]
+    assert alarms_for(AlarmConfig(), policy).words == "off"
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, writes=True))
+    assert alarms_for(AlarmConfig(), policy).words == "warn"
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, search=False))
+    assert alarms_for(AlarmConfig(), policy).words == "off"
 
 
 def test_a_cosine_that_is_stretched_says_by_how_much_the_rate_jumps():
