@@ -7,8 +7,9 @@
 Every arm is a preset of ``qagent train grpo``, trained from the same SFT policy with the same
 steps, cases, group and seeds, and measured on the same test cases in the way that it was
 trained (its preset's agent). ``--set NAME:key=value`` makes further arms, for example
-``--arms gdpo --set gdpo:advantage=gdpo``. Each trained arm is written to ``--out`` at once, so
-a study that was ended goes on where it stopped.
+``--arms gdpo --set gdpo:advantage=gdpo``, or with the changes of a preset and with settings of the
+agent, ``--set blind:preset=typed --set blind:agent.search=false``. Each trained arm is written to
+``--out`` at once, so a study that was ended goes on where it stopped.
 
 The arm ``shuffled`` is a control: every group's rewards are dealt to its chains at random, so that
 nothing can be learned; what it gains over the policy that it began with is no merit of the reward.
@@ -75,9 +76,8 @@ class ShuffledRewards(GrpoTrainer):
 def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: int) -> Settings:
     """An arm's settings: its preset if it names one, then its ``--set`` changes."""
     settings = Settings(GrpoConfig())
-    if arm in PRESETS:
-        settings = with_preset(settings, arm)
-    values: dict[str, Any] = {"steps": steps, "seed": seed, "measured": measured}
+    values: dict[str, Any] = {"preset": arm if arm in PRESETS else ""}
+    values |= {"steps": steps, "seed": seed, "measured": measured}
     for change in changes:
         owner, _, pair = change.partition(":")
         if owner == arm:
@@ -86,7 +86,11 @@ def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: i
                 values[key] = json.loads(text)
             except json.JSONDecodeError:
                 values[key] = text
-    return replace(settings, train=merge(settings.train, values, arm))
+    if preset := values.pop("preset"):
+        settings = with_preset(settings, preset)
+    agent = {key[6:]: values.pop(key) for key in list(values) if key.startswith("agent.")}
+    train = merge(settings.train, values, arm)
+    return replace(settings, train=train, agent={**settings.agent, **agent})
 
 
 def run_arm(
