@@ -26,7 +26,7 @@ from .finding import find_files
 from .folder import Folder
 from .looking import in_utf8, look_at
 from .preset import Extract, Preset, PresetReport
-from .raw_files import BrokenLines, RawFile, RawFiles
+from .raw_files import BrokenLines, RawFile, RawFiles, check_whole
 from .registry import PRESETS, find_preset, recognise, recognise_all
 
 AUTO = "auto"
@@ -172,6 +172,8 @@ def _read(
 ) -> tuple[Extract, dict[str, Path]]:
     """What the preset reads, and the files that it was written to."""
     extract = _extract(raw, preset, files)
+    for _, file in raw.files:
+        check_whole(file)  # before 2.0, DuckDB reads one that was cut short as if it ended there
     return extract, _write(shop, raw, extract, folder)
 
 
