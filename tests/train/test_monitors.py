@@ -136,6 +136,15 @@ def test_a_policy_that_may_search_once_is_no_search_collapse(new_nano):
     assert alarms_for(AlarmConfig(), policy).searches == "off"
 
 
+def test_only_an_agent_that_may_write_can_cease_to(new_nano):
+    policy = new_nano()[0]
+    assert alarms_for(AlarmConfig(), policy).words == "off"
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, writes=True))
+    assert alarms_for(AlarmConfig(), policy).words == "warn"
+    policy.info = replace(policy.info, agent=replace(policy.info.agent, search=False))
+    assert alarms_for(AlarmConfig(), policy).words == "off"
+
+
 def test_a_cosine_that_is_stretched_says_by_how_much_the_rate_jumps():
     before = GrpoConfig(steps=100, schedule="cosine", learning_rate=1e-3)
     watch = StretchedSchedule(before, replace(before, steps=200))

@@ -36,8 +36,9 @@ def writing_folder(tiny_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("writing") / "shop"
     shutil.copytree(tiny_folder, path)
     with Shop.open(path) as shop:
+        # After 60 steps it depends on the processor's rounding whether chains search at all.
         config = PretrainConfig(
-            size="nano", vocab_size=512, steps=60, batch_size=16, learning_rate=3e-3
+            size="nano", vocab_size=512, steps=160, batch_size=16, learning_rate=3e-3
         )
         pretrain(shop, "base", config, WRITES, SPLIT)
     return path
