@@ -37,9 +37,9 @@ LORA_FLAGS: dict[str, Any] = {
     "lora__blocks": "--lora-blocks",
     "lora__dtype": {"flags": ("--dtype",), "type": DTYPE},
 }
-# Flags that a run that goes on may be given.
 # After the last step; of a chat model on a CPU it takes minutes.
 MEASURING = "measuring on validation cases"
+# Flags that a run that goes on may be given.
 RESUME_FLAGS = frozenset({"--resume", "--run", "--workers", "--shop", "--json"})
 
 

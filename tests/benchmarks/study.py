@@ -75,20 +75,25 @@ class ShuffledRewards(GrpoTrainer):
 
 def settings_of(arm: str, changes: list[str], steps: int, seed: int, measured: int) -> Settings:
     """An arm's settings: its preset if it names one, then its ``--set`` changes."""
-    settings = Settings(GrpoConfig())
-    values: dict[str, Any] = {"preset": arm if arm in PRESETS else ""}
-    values |= {"steps": steps, "seed": seed, "measured": measured}
+    preset, agent = arm if arm in PRESETS else "", {}
+    values: dict[str, Any] = {"steps": steps, "seed": seed, "measured": measured}
     for change in changes:
         owner, _, pair = change.partition(":")
         if owner == arm:
             key, _, text = pair.partition("=")
             try:
-                values[key] = json.loads(text)
+                value = json.loads(text)
             except json.JSONDecodeError:
-                values[key] = text
-    if preset := values.pop("preset"):
+                value = text
+            if key == "preset":
+                preset = value
+            elif key.startswith("agent."):
+                agent[key.removeprefix("agent.")] = value
+            else:
+                values[key] = value
+    settings = Settings(GrpoConfig())
+    if preset:
         settings = with_preset(settings, preset)
-    agent = {key[6:]: values.pop(key) for key in list(values) if key.startswith("agent.")}
     train = merge(settings.train, values, arm)
     return replace(settings, train=train, agent={**settings.agent, **agent})
 

@@ -14,7 +14,7 @@ import duckdb
 
 from ...errors import QAgentError
 from ...shop.shop import Shop
-from ...utils.database import literal, open_duckdb
+from ...utils.database import copy_parquet, literal, open_duckdb
 from ...utils.process_folder import process_folder
 from ..derived_queries import derive_queries
 from ..ingest import ingest_files
@@ -51,8 +51,7 @@ def load_preset(
     preset = find_preset(name) if name != AUTO else None
     if preset is not None and preset.fill is not None:
         return _fill(shop, preset, sources)
-    folder = tempfile.TemporaryDirectory(dir=process_folder())
-    with folder as temporary:
+    with tempfile.TemporaryDirectory(dir=process_folder()) as temporary:
         with open_duckdb() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             files = [
@@ -212,9 +211,9 @@ def _load_known(shop: Shop, raw: RawFiles, folder: Path) -> None:
         ),
         ("known_aliases", "SELECT alias, product_id FROM product_aliases"),
     ):
-        path = literal(folder / f"{table}.parquet")
-        shop.connection.execute(f"COPY ({query}) TO {path} (FORMAT parquet)")
-        raw.connection.execute(f"CREATE TABLE {table} AS FROM read_parquet({path})")
+        path = folder / f"{table}.parquet"
+        copy_parquet(shop.connection, query, path)
+        raw.connection.execute(f"CREATE TABLE {table} AS FROM read_parquet({literal(path)})")
 
 
 def _label(preset: Preset, files: Sequence[tuple[str, RawFile]]) -> str:
@@ -246,10 +245,9 @@ def _write(shop: Shop, raw: RawFiles, extract: Extract, folder: Path) -> dict[st
             continue
         path = folder / f"{kind}.parquet"
         try:
-            raw.connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet)")
+            count = copy_parquet(raw.connection, query, path)
         except duckdb.Error as error:
             raise raw.problem(error) from error
-        ((count,),) = raw.rows(f"SELECT count(*) FROM read_parquet({literal(path)})")
         if count:
             paths[kind] = path
     return paths
